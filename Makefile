@@ -1,0 +1,32 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint env train clean
+
+demo: env  ## the embedded study: scores, figures, report
+	$(BIN)/ldmprobe run tabletop
+
+test: env lint  ## everything that must hold
+	$(BIN)/python -m pytest -q --durations=10
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+env: $(VENV)/ready  ## one virtual environment for all of it
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	# torch and torchvision by their exact versions: everything else then finds them in place.
+	$(BIN)/pip install -q -c constraints.txt $$(grep -E '^(torch|torchvision)==' constraints.txt)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+train: env  ## make the embedded model from nothing (hours on two cores, minutes on a GPU)
+	$(BIN)/python -m ldmprobe_core.tabletop.train
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,177 @@
+"""Running a study by hand: on the Prefect server that is configured, or on one started for it.
+
+Prefect's in-process server may exit before it has stored what it was told, so a real server is
+started on loopback instead, and it is stopped only when every task run of the flow is recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
+from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_HOME,
+    get_current_settings,
+    temporary_settings,
+)
+
+from flows.study import runner_of, study_flow
+from ldmprobe_core.study import Study
+
+_START_LIMIT_S = 90.0
+_RECORD_LIMIT_S = 60.0
+_PAGE = 200
+_USUAL_PORT = 4200
+
+
+@contextmanager
+def prefect_server() -> Iterator[str]:
+    """The API's URL of the configured server, of one already on this machine, or of a new one.
+
+    Raises:
+        RuntimeError: a new server did not answer in time; its log is named.
+    """
+    configured = PREFECT_API_URL.value()
+    if configured:
+        yield configured
+        return
+    usual = f"http://127.0.0.1:{_USUAL_PORT}/api"
+    if _answers(usual):
+        with temporary_settings({PREFECT_API_URL: usual}):
+            yield usual
+        return
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    home = Path(PREFECT_HOME.value())
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "ldmprobe-server.log"
+    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    with log.open("w") as sink:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "prefect",
+                "server",
+                "start",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+            ],
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=os.environ | quiet,
+            start_new_session=True,  # Ctrl-C reaches the flow first, which then stops the server
+        )
+    try:
+        deadline = time.monotonic() + _START_LIMIT_S
+        while not _answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the local Prefect server did not start; its log is {log}")
+            time.sleep(0.2)
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def run_study(study: Study, store: str) -> dict[str, Any]:
+    """Run the study flow in this process and wait until the server has all of its task runs.
+
+    Call it inside `prefect_server`.
+
+    Raises:
+        whatever the flow raised.
+    """
+    flow = study_flow.with_options(task_runner=runner_of(study.execution))
+    begun: list[Any] = []
+    flow.on_running_hooks.append(lambda _flow, run, _state: begun.append(run.id))
+    _quiet_console()
+    try:
+        return flow(study, store)
+    finally:
+        for run_id in begun:
+            wait_for_records(run_id)
+
+
+def wait_for_records(flow_run_id: Any) -> int:
+    """Wait until no task run of a flow run is still changing on the server.
+
+    Returns:
+        how many task runs the server has.
+    """
+    deadline = time.monotonic() + _RECORD_LIMIT_S
+    last, quiet_since = -1, time.monotonic()
+    with get_client(sync_client=True) as client:
+        while True:
+            runs = task_runs(client, flow_run_id)
+            final = sum(bool(run.state and run.state.is_final()) for run in runs)
+            if (final, len(runs)) != (last, len(runs)):
+                last, quiet_since = final, time.monotonic()
+            settled = time.monotonic() - quiet_since > 1.5 and final == len(runs)
+            if settled or time.monotonic() > deadline:
+                return len(runs)
+            time.sleep(0.3)
+
+
+def task_runs(client: SyncPrefectClient, flow_run_id: Any) -> list[TaskRun]:
+    """Every task run of a flow run that the server has."""
+    found: list[TaskRun] = []
+    which = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    while True:
+        page = client.read_task_runs(flow_run_filter=which, limit=_PAGE, offset=len(found))
+        found += page
+        if len(page) < _PAGE:
+            return found
+
+
+def ui_url(api_url: str) -> str:
+    """Where the server's UI is."""
+    return get_current_settings().ui_url or api_url.removesuffix("/api")
+
+
+def _quiet_console() -> None:
+    """Leave the terminal to the progress bars; the server still gets every line."""
+    for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                handler.setLevel(logging.WARNING)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _free_port() -> int:
+    """The usual port where it is free, else any."""
+    for port in (_USUAL_PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise RuntimeError("no free port on 127.0.0.1")

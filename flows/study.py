@@ -1,0 +1,54 @@
+"""The study flow: generate, label, probe, summarise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from ldmprobe_core.study import Execution, Study
+from tasks.artifacts import publish
+from tasks.progress import follow
+from tasks.references import batches_of, cells_of
+from tasks.study import generate, label, prepare, probe, summarise
+
+
+@flow(name="study", flow_run_name="study {study.name}", validate_parameters=True)
+def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
+    """Carry a study out in ``store`` and return its summary.
+
+    Units of work fan out over the flow's task runner.  What is already complete in the store is
+    passed over, so the same call resumes an interrupted run.
+    """
+    run = prepare(study, store)
+    batches = batches_of(run, study)
+    made = [generate.submit(batch) for batch in batches]
+    labeled = [
+        label.submit(batch=batch, wait_for=[before], return_state=False)
+        for batch, before in zip(batches, made, strict=True)
+    ]
+    seconds = {"generate": follow("generate", made), "label": follow("label", labeled)}
+    seconds["probe"] = follow("probe", [probe.submit(cell) for cell in cells_of(run)])
+    summary = summarise(run, seconds)
+    publish(summary, run.url)
+    return summary
+
+
+def runner_of(execution: Execution) -> TaskRunner[Any]:
+    """The task runner that a study asks for."""
+    if execution.runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=execution.workers)
+    from prefect_dask import DaskTaskRunner
+
+    if execution.address:
+        return DaskTaskRunner(address=execution.address)
+    return DaskTaskRunner(
+        cluster_kwargs={
+            "n_workers": execution.workers,
+            "threads_per_worker": 1,
+            "processes": True,
+            "dashboard_address": None,
+            "host": "127.0.0.1",
+        }
+    )

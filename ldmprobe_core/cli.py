@@ -1,0 +1,133 @@
+"""The ``ldmprobe`` command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# Quiet defaults for whoever has not chosen otherwise: no telemetry, no bars inside our own.
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.report.text import best_rows, headline
+from ldmprobe_core.store import Run
+from ldmprobe_core.study import Study, load_study
+
+app = typer.Typer(
+    help="What a latent diffusion model knows, where, and how early.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+StudyArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a ready study")]
+StoreOption = Annotated[str, typer.Option(help="folder or s3://bucket/prefix that holds runs")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key, such as sampling.steps=20")
+]
+
+
+@app.command()
+def run(
+    study: StudyArgument = "tabletop",
+    store: StoreOption = "runs",
+    set_: SetOption = None,
+) -> None:
+    """Carry a study out, resume it, or show it where it is finished."""
+    chosen = load_study(study, set_)
+    target = Run(f"{store.rstrip('/')}/{chosen.run_name}")
+    if target.has("summary.json"):
+        console.print(f"{target.url} is finished already; here is what it found.\n")
+        _show(json.loads(target.read_text("summary.json")), target.url)
+        return
+    _check(chosen, store)
+    from flows.local import prefect_server, run_study, ui_url
+
+    with prefect_server() as api:
+        console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
+        summary = run_study(chosen, store)
+    _show(summary, target.url)
+
+
+@app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="folder or URL of a run")],
+    json_: Annotated[bool, typer.Option("--json", help="print summary.json")] = False,
+) -> None:
+    """Show what a finished run found."""
+    text = Run(run).read_text("summary.json")
+    if json_:
+        typer.echo(text, nl=False)
+    else:
+        _show(json.loads(text), run)
+
+
+@app.command()
+def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
+    """Check a study and print its sizes, without loading weights or generating anything."""
+    from ldmprobe_core.planning import make_plan
+
+    chosen = load_study(study, set_)
+    plan = make_plan(chosen)
+    console.print(f"{chosen.name}, run {chosen.run_name}", highlight=False)
+    console.print(
+        f"{chosen.prompts.samples} samples in {len(chosen.batches)} batches, "
+        f"{len(plan.steps)} steps, {len(plan.shapes)} layers, {plan.cells} cells",
+        highlight=False,
+    )
+    table = Table("layer", "height x width", "channels", box=None, pad_edge=False)
+    for name, shape in plan.shapes.items():
+        table.add_row(name, f"{shape.y} x {shape.x}", str(shape.channels))
+    console.print(table)
+    for kind, size in plan.bytes_of.items():
+        console.print(f"{kind}: {size / 1e6:.1f} MB", highlight=False)
+    console.print(f"about {plan.bytes / 1e9:.2f} GB before compression", highlight=False)
+
+
+def _check(study: Study, store: str) -> None:
+    """Find a user's mistake before a server is started for it."""
+    from ldmprobe_core.planning import check_space, make_plan
+
+    plan = make_plan(study)
+    if not Run(f"{store.rstrip('/')}/{study.run_name}").exists:
+        check_space(plan, store)
+
+
+def _show(summary: dict[str, Any], url: str) -> None:
+    """A column a property: three of them fit a narrow terminal."""
+    rows = best_rows(summary)
+    table = Table("", *(row["property"] for row in rows), box=None, pad_edge=False)
+    for key in rows[0]:
+        if key != "property":
+            table.add_row(key, *(row[key] for row in rows))
+    console.print(table, highlight=False)
+    console.print()
+    for line in headline(summary):
+        console.print(f"• {line}", highlight=False)
+    console.print(f"\nReport: {url.rstrip('/')}/report/index.html", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on standard error, exit code 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+    for name in ("diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"ldmprobe: {error}", style="red", highlight=False, markup=False)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The embedded labelers: small networks trained on the renderer's exact maps.
+
+They play TRACER (foreground), MiDaS (depth), Intrinsic (shading) and VGG-16 (class) for the
+tabletop model.  The three maps come from one network with three outputs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.tabletop import MODEL_FOLDER
+from ldmprobe_core.tabletop.networks import MAPS, ClassNetwork, MapNetwork
+from ldmprobe_core.tabletop.scenes import CATEGORIES
+
+_AT_ONCE = 64
+JUDGE_WIDTHS = (24, 48, 96, 160)
+"""Widths of the judge, the second classifier, which scores generated images outside studies."""
+
+
+class _Maps:
+    """The map network on a device; it keeps the last images' maps, which the next labeler asks for.
+
+    The three labelers see the same array one after the other: one forward pass serves them.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self.network, self.device = network, device
+        self._last: tuple[np.ndarray, Tensor] | None = None
+
+    def __call__(self, images: np.ndarray) -> Tensor:
+        if self._last is None or self._last[0] is not images:
+            self._last = images, _apply(self.network, images, self.device)
+        return self._last[1]
+
+
+class MapLabeler:
+    """One output of the map network, as foreground share, log depth or shading."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, prop: str, maps: _Maps) -> None:
+        self.channel = MAPS.index(prop)
+        self.maps = maps
+        self.units = {
+            "foreground": "probability of foreground",
+            "depth": "log of depth in scene units",
+            "shading": "light at the surface, 1 = fully lit",
+        }[prop]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `ldmprobe_core.labelers.Labeler`."""
+        output = self.maps(images)[:, self.channel]
+        if self.channel == 0:
+            output = torch.sigmoid(output)
+        return output.numpy()
+
+
+class ClassLabeler:
+    """Probabilities of the tabletop categories."""
+
+    units = "probability"
+    classes = CATEGORIES
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self.network, self.device = network, device
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `ldmprobe_core.labelers.Labeler`."""
+        return _apply(self.network, images, self.device).softmax(1).numpy()
+
+
+@torch.no_grad()
+def _apply(network: nn.Module, images: np.ndarray, device: torch.device) -> Tensor:
+    parts = []
+    for a in range(0, len(images), _AT_ONCE):
+        batch = torch.from_numpy(np.ascontiguousarray(images[a : a + _AT_ONCE])).to(device)
+        parts.append(network(batch.permute(0, 3, 1, 2).float() / 127.5 - 1).float().cpu())
+    return torch.cat(parts)
+
+
+def _weights(network: nn.Module, name: str, device: torch.device, folder: Path) -> nn.Module:
+    path = folder / "labelers" / f"{name}.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"the tabletop labeler's weights {path.name} are missing from {path.parent}: "
+            "reinstall ldmprobe, or train them with python -m ldmprobe_core.tabletop.train"
+        )
+    network.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return network.to(device).eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=1)
+def _maps(device: torch.device, folder: Path) -> _Maps:
+    return _Maps(_weights(MapNetwork(), "maps", device, folder), device)
+
+
+def load_foreground(device: torch.device, folder: Path = MODEL_FOLDER) -> MapLabeler:
+    """Share of each pixel that the object covers, 0..1."""
+    return MapLabeler("foreground", _maps(device, folder))
+
+
+def load_depth(device: torch.device, folder: Path = MODEL_FOLDER) -> MapLabeler:
+    """Log of depth along the camera's axis, larger is farther."""
+    return MapLabeler("depth", _maps(device, folder))
+
+
+def load_shading(device: torch.device, folder: Path = MODEL_FOLDER) -> MapLabeler:
+    """Light arriving at each surface, 0..1."""
+    return MapLabeler("shading", _maps(device, folder))
+
+
+def load_classes(device: torch.device, folder: Path = MODEL_FOLDER) -> ClassLabeler:
+    """Probabilities of the twelve categories."""
+    return ClassLabeler(_weights(ClassNetwork(len(CATEGORIES)), "class", device, folder), device)
+
+
+def load_judge(device: torch.device, folder: Path = MODEL_FOLDER) -> ClassLabeler:
+    """The second classifier, trained apart from the first."""
+    network = ClassNetwork(len(CATEGORIES), JUDGE_WIDTHS)
+    return ClassLabeler(_weights(network, "judge", device, folder), device)

@@ -1,0 +1,184 @@
+"""Agreement of a predicted map with a label map, one number an image.
+
+Every function takes maps (n, y, x) and gives float64 (n,).  Edge cases are defined: Dice and IoU of
+two empty masks are 1 (nothing was there and nothing was claimed); a correlation with a constant
+side is undefined, NaN.  Callers count both.
+
+`BlockTruth` computes the same scores for predictions that are constant on blocks of pixels (a
+token's prediction, upsampled by nearest) without building them at image size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import rankdata
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "foreground": ("dice", "iou"),
+    "depth": ("spearman", "pearson", "rmse", "spearman_residual", "pearson_residual"),
+    "shading": ("spearman", "pearson", "rmse", "spearman_residual", "pearson_residual"),
+}
+"""Metrics of each property; the first is its headline.  Residual: the training mean map is taken
+off label and prediction first, so that position alone scores nothing."""
+
+
+def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Twice the overlap over the sum of the areas of two bool masks; both empty = 1."""
+    overlap = (predicted & truth).sum((1, 2))
+    return _ratio(2.0 * overlap, predicted.sum((1, 2)) + truth.sum((1, 2)))
+
+
+def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Overlap over union of two bool masks; both empty = 1."""
+    overlap = (predicted & truth).sum((1, 2))
+    return _ratio(1.0 * overlap, (predicted | truth).sum((1, 2)))
+
+
+def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Linear correlation over pixels; NaN where a side is constant or not finite."""
+    return _correlation(_flat(predicted), _flat(truth))
+
+
+def spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Rank correlation over pixels, ties at their mean rank; NaN where a side is constant."""
+    return _correlation(_ranks(_flat(predicted)), _ranks(_flat(truth)))
+
+
+def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Root of the mean squared difference over pixels, in the label's units."""
+    return np.sqrt(np.square(_flat(predicted) - _flat(truth)).mean(1))
+
+
+def score_maps(
+    prop: str, predicted: np.ndarray, truth: np.ndarray, mean_map: np.ndarray
+) -> np.ndarray:
+    """Every metric of a property, (metric, n), for full-size maps.
+
+    Args:
+        predicted, truth: bool masks for foreground, else values.
+        mean_map: (y, x), the training images' mean label.
+    """
+    if prop == "foreground":
+        return np.stack([dice(predicted, truth), iou(predicted, truth)])
+    rest = predicted - mean_map, truth - mean_map
+    return np.stack(
+        [
+            spearman(predicted, truth),
+            pearson(predicted, truth),
+            rmse(predicted, truth),
+            spearman(*rest),
+            pearson(*rest),
+        ]
+    )
+
+
+def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Mean of each token's block of pixels, (n, *grid) float64.
+
+    Raises:
+        ValueError: the image does not divide into the grid.
+    """
+    n, height, width = maps.shape
+    y, x = grid
+    if height % y or width % x:
+        raise ValueError(f"maps of {height} x {width} do not divide into {y} x {x} tokens")
+    blocks = maps.reshape(n, y, height // y, x, width // x)
+    return blocks.mean((2, 4), dtype=np.float64)
+
+
+def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest upsampling of (n, y, x) by whole factors: each token fills its block."""
+    _, y, x = tokens.shape
+    return tokens.repeat(size[0] // y, 1).repeat(size[1] // x, 2)
+
+
+class BlockTruth:
+    """Label maps, prepared to score block-constant predictions exactly as `score_maps` would.
+
+    A prediction p constant on blocks of B pixels meets a full-size label t only through the
+    blocks' means: mean(p t) = mean over blocks of p times the block's mean of t; the same for the
+    ranks of t, and a block-constant map's pixel ranks are a linear function of its token ranks.
+
+    Args:
+        truth: bool masks for foreground, else values, (n, y, x).
+        mean_map: (y, x), the training images' mean label.
+        grid: tokens down and across.
+    """
+
+    def __init__(
+        self, prop: str, truth: np.ndarray, mean_map: np.ndarray, grid: tuple[int, int]
+    ) -> None:
+        self.prop, self.grid, self.size = prop, grid, truth.shape[1:]
+        self.means = _flat(block_means(truth, grid))
+        if prop == "foreground":
+            return
+        self.mean_map = mean_map
+        flat = _flat(truth).astype(np.float64)
+        self.square = np.square(flat).mean(1)
+        self.deviation = _deviation(flat)
+        ranks = _ranks(flat)
+        self.rank_deviation = _deviation(ranks)
+        self.rank_means = _flat(block_means(ranks.reshape(truth.shape), grid))
+        self.rest = flat - mean_map.ravel()
+        self.rest_ranks = _ranks(self.rest)
+
+    def scores(self, tokens: np.ndarray) -> np.ndarray:
+        """Every metric of the property, (metric, n).
+
+        Args:
+            tokens: predictions (n, *grid); bool for foreground, else values.
+        """
+        flat = _flat(tokens)
+        if self.prop == "foreground":
+            overlap = (flat * self.means).mean(1)
+            area, truth = flat.mean(1), self.means.mean(1)
+            return np.stack(
+                [_ratio(2 * overlap, area + truth), _ratio(overlap, area + truth - overlap)]
+            )
+        flat = flat.astype(np.float64)
+        squared = self.square - 2 * (flat * self.means).mean(1) + np.square(flat).mean(1)
+        rest = _flat(upsample(tokens, self.size)) - self.mean_map.ravel()
+        return np.stack(
+            [
+                _block_correlation(_ranks(flat), self.rank_means, self.rank_deviation),
+                _block_correlation(flat, self.means, self.deviation),
+                np.sqrt(np.maximum(squared, 0)),
+                _correlation(_ranks(rest), self.rest_ranks),
+                _correlation(rest, self.rest),
+            ]
+        )
+
+
+def _flat(maps: np.ndarray) -> np.ndarray:
+    return maps.reshape(len(maps), -1)
+
+
+def _ranks(flat: np.ndarray) -> np.ndarray:
+    """Mean ranks along each row; a row that is not finite becomes NaN."""
+    ranks = rankdata(flat, axis=1)
+    ranks[~np.isfinite(flat).all(1)] = np.nan
+    return ranks
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    empty = below == 0
+    return np.where(empty, 1.0, above / np.where(empty, 1, below))
+
+
+def _deviation(flat: np.ndarray) -> np.ndarray:
+    """Standard deviation of each row, NaN where the row is constant."""
+    constant = flat.min(1) == flat.max(1)
+    return np.where(constant, np.nan, flat.std(1, dtype=np.float64))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    both = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
+    return both / (_deviation(a) * _deviation(b))
+
+
+def _block_correlation(tokens: np.ndarray, means: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Correlation of a block-constant map with a map of these block means and deviation."""
+    centred = tokens - tokens.mean(1, keepdims=True)
+    both = (centred * (means - means.mean(1, keepdims=True))).mean(1)
+    return both / (_deviation(tokens) * deviation)

@@ -1,0 +1,81 @@
+"""A summary in words and rows, for terminals, artifacts and the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NAMES = {"spearman": "rank correlation", "dice": "Dice"}
+
+
+def short_layer(layer: str) -> str:
+    """A layer's name without the parts that all attention layers share."""
+    return layer.replace(".transformer_blocks.0", "")
+
+
+def number(interval: dict[str, Any] | None) -> str:
+    """An interval as ``0.83 [0.80, 0.86]``; a dash where it is undefined or absent."""
+    if interval is None or interval["mean"] is None:
+        return "–"
+    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+def step(value: dict[str, Any]) -> str:
+    """A step as ``3 [2, 4]``; a dash where it is undefined."""
+    if value["step"] is None:
+        return "–"
+    return f"{value['step']} [{value['low']}, {value['high']}]"
+
+
+def best_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """One row a property: best cell, the last step's, controls, emergence."""
+    rows = []
+    for name, found in summary["properties"].items():
+        best, controls, emergence = found["best"], found["controls"], found["emergence"]
+        rows.append(
+            {
+                "property": name,
+                "metric": NAMES[best["metric"]],
+                "best": number(best),
+                "at": f"step {best['step']}, {short_layer(best['layer'])}, {best['kind']}",
+                "last step": number(found["last"]),
+                "position": number(controls["position"]),
+                "shuffled": number(controls["shuffled"]),
+                "permuted": number(controls["permuted"]),
+                "onset": step(emergence["probe"]["onset"]),
+                "image onset": step(emergence["image"]["onset"]),
+                "settled": step(emergence["probe"]["settled"]),
+                "image settled": step(emergence["image"]["settled"]),
+            }
+        )
+    return rows
+
+
+def headline(summary: dict[str, Any]) -> list[str]:
+    """One sentence a property."""
+    lines = []
+    for name, found in summary["properties"].items():
+        best, last, emergence = found["best"], found["last"], found["emergence"]
+        position = found["controls"]["position"]
+        verdict = "above" if _above(best, position) else "not clearly above"
+        line = (
+            f"{name.capitalize()}: at the last step the best probe scores {number(last)} "
+            f"({NAMES[best['metric']]}); the best cell, {number(best)}, is {verdict} position "
+            f"alone, {number(position)}."
+        )
+        probe, image = emergence["probe"], emergence["image"]
+        if probe["onset"]["step"] is None:
+            line += " When it emerges is undefined: the probes do not clear the position baseline."
+        else:
+            line += f" Probes have half of it from step {step(probe['onset'])}"
+            if image["onset"]["step"] is None:
+                line += "; the labeler on the step's own image never clears the baseline."
+            else:
+                line += f", the labeler on the step's own image from step {step(image['onset'])}."
+        lines.append(line)
+    return lines
+
+
+def _above(one: dict[str, Any], other: dict[str, Any] | None) -> bool:
+    if other is None or one["low"] is None or other["high"] is None:
+        return False
+    return bool(one["low"] > other["high"])

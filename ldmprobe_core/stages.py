@@ -1,0 +1,282 @@
+"""The verbs of a run: prepare, generate, label, probe.  Each does one unit of work on the store.
+
+Arguments are small references (a run, a batch number, a cell), never arrays.  A unit that is marked
+complete is left alone, so any of these can be called again after any interruption.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import threading
+import time
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from ldmprobe_core.cells import LabelSet, probe_activations
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.generate import Activations, Generator
+from ldmprobe_core.labelers import Labeler, labelers_of, load_labeler
+from ldmprobe_core.models import fingerprint, load_pipeline, model_folder, pick_device
+from ldmprobe_core.planning import check_space, make_plan
+from ldmprobe_core.prompts import Sample, make_samples
+from ldmprobe_core.store import Run
+from ldmprobe_core.study import Study
+
+_PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", "xarray", "prefect")
+
+_device_lock = threading.Lock()
+"""One generation or labeling at a time in a process: they share one model and one device."""
+
+
+def prepare(study: Study, store: str) -> Run:
+    """Check the study, then lay its run out in ``store``, or find it there.
+
+    Raises:
+        UserError: a mistake in the study, a store that is too small or cannot be written to, or a
+            run there that another model made.
+    """
+    plan = make_plan(study)
+    run = Run(f"{store.rstrip('/')}/{study.run_name}")
+    mark = fingerprint(plan.folder)
+    if run.exists:
+        made_by = run.attributes().get("model_fingerprint")
+        if made_by != mark:
+            raise UserError(
+                f"{run.url} was made by a model with fingerprint {made_by}, and "
+                f"model.source {study.model.source!r} now has {mark}: move that run away or "
+                "choose another --store"
+            )
+        return run
+    check_space(plan, store)
+    labelers = _labelers(study)
+    run.create(
+        study,
+        make_samples(study),
+        plan.shapes,
+        plan.size,
+        plan.steps,
+        labelers["class"].classes if "class" in labelers else (),
+        {prop: labeler.units for prop, labeler in labelers.items()},
+        {"model_fingerprint": mark, "versions": versions()},
+    )
+    return run
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def generate_batch(url: str, batch: int) -> dict[str, Any]:
+    """Generate one batch and write images and activations.
+
+    Returns:
+        samples, seconds and bytes written; zero samples where it was done before.
+    """
+    run = Run(url)
+    if run.marks("generated")[batch]:
+        return {"samples": 0, "seconds": 0.0, "bytes": 0}
+    started = time.monotonic()
+    study = run.study()
+    members = study.batches[batch]
+    samples = samples_of(run)[members.start : members.stop]
+    with _device_lock:
+        made = _generator(study, run.attributes()["model_fingerprint"]).generate(samples)
+    region = slice(members.start, members.stop)
+    images = {"image": made.image, "trajectory": made.trajectory, "clean": made.clean}
+    run.write("images", images, sample=region)
+    written = sum(part.nbytes for part in images.values())
+    written += _write_activations(run, "activations", made.activations, region)
+    if made.permuted is not None:
+        written += _write_activations(run, "permuted", made.permuted, region)
+    run.mark("generated", batch)
+    return {"samples": len(members), "seconds": time.monotonic() - started, "bytes": written}
+
+
+def _write_activations(run: Run, group: str, made: Activations, region: slice) -> int:
+    for layer, values in made.values.items():
+        parts = {"activation": values, "nonfinite": made.nonfinite[layer]}
+        run.write(f"{group}/{layer}", parts, sample=region)
+    return sum(values.nbytes for values in made.values.values())
+
+
+def label_batch(url: str, batch: int) -> dict[str, Any]:
+    """Label one batch: finished images, decoded latents and predicted clean images.
+
+    Returns:
+        images and seconds; zero images where it was done before.
+    """
+    run = Run(url)
+    if run.marks("labeled")[batch]:
+        return {"images": 0, "seconds": 0.0}
+    started = time.monotonic()
+    study = run.study()
+    members = study.batches[batch]
+    region = slice(members.start, members.stop)
+    count = 0
+    for source, group in (
+        ("image", "labels"),
+        ("trajectory", "labels_trajectory"),
+        ("clean", "labels_clean"),
+    ):
+        images = run.read("images", source, sample=region)
+        leading = images.shape[:-3]
+        flat = images.reshape(-1, *images.shape[-3:])
+        count += len(flat)
+        with _device_lock:
+            torch.set_num_threads(study.sampling.threads)
+            labels = {
+                "class_score" if prop == "class" else prop: labeler(flat)
+                for prop, labeler in _labelers(study).items()
+            }
+        run.write(
+            group,
+            {
+                name: values.reshape(*leading, *values.shape[1:]).astype(
+                    np.float32 if source == "image" or name == "class_score" else np.float16
+                )
+                for name, values in labels.items()
+            },
+            sample=region,
+        )
+    run.mark("labeled", batch)
+    return {"images": count, "seconds": time.monotonic() - started}
+
+
+def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
+    """Train and score every probe and control of one cell.
+
+    Args:
+        step: from 1.
+
+    Returns:
+        seconds; zero where it was done before.
+    """
+    run = Run(url)
+    at, where = step - 1, run.layers.index(layer)
+    if run.marks("probed")[at, where]:
+        return {"seconds": 0.0}
+    started = time.monotonic()
+    study = run.study()
+    # Sums depend on the number of BLAS threads in their last bits; cells run side by side instead.
+    threadpool_limits(1, user_api="blas")
+    torch.set_num_threads(1)
+    labels = _label_set(url, study.hash, run.attributes()["model_fingerprint"])
+    real = run.read(f"activations/{layer}", "activation", step=at)
+    results = {"real": probe_activations(real, labels, study)}
+    if study.controls.shuffled:
+        results["shuffled"] = probe_activations(real, labels, study, shuffled=True)
+    if study.controls.permuted:
+        twin = run.read(f"permuted/{layer}", "activation", step=at)
+        results["permuted"] = probe_activations(twin, labels, study)
+
+    channels = real.shape[-1]
+    kinds, maps = study.probes.kinds, study.labels.maps
+    weight = np.full((len(kinds), len(maps), 1, channels), np.nan)
+    bias = np.full((len(kinds), len(maps), 1), np.nan)
+    penalty = bias.copy()
+    for (kind, prop), probe in results["real"].probes.items():
+        place = kinds.index(kind), maps.index(prop), 0
+        weight[place], bias[place], penalty[place] = probe.weight, probe.bias, probe.penalty
+    cell = {"step": slice(at, at + 1)}
+    run.write(f"probes/{layer}", {"weight": weight, "bias": bias, "penalty": penalty}, **cell)
+    nothing = {prop: np.full_like(score, np.nan) for prop, score in results["real"].scores.items()}
+    for prop in maps:
+        scores = [
+            results[v].scores[prop] if v in results else nothing[prop]
+            for v in ("real", "shuffled", "permuted")
+        ]
+        run.write(
+            f"scores/{prop}",
+            {"score": np.stack(scores)[:, :, :, None, None, :]},
+            layer=slice(where, where + 1),
+            **cell,
+        )
+    run.mark("probed", at, where)
+    return {"seconds": time.monotonic() - started}
+
+
+def samples_of(run: Run) -> list[Sample]:
+    """The run's samples, as they were laid down when it was created."""
+    table = run.open("samples").load()
+    return [
+        Sample(int(i), str(prompt), int(seed), str(category) or None, str(split))
+        for i, prompt, seed, category, split in zip(
+            table.sample.values,
+            table.prompt.values,
+            table.seed.values,
+            table.category.values,
+            table.split.values,
+            strict=True,
+        )
+    ]
+
+
+def label_set(run: Run) -> LabelSet:
+    """Labels of the finished images, with splits."""
+    study = run.study()
+    labels = run.open("labels")
+    maps = {}
+    for prop in study.labels.maps:
+        values = labels[prop].values
+        maps[prop] = values > study.labels.threshold if prop == "foreground" else values
+    split = np.array([sample.split for sample in samples_of(run)])
+    return LabelSet(
+        maps,
+        train=np.flatnonzero(split == "train"),
+        validation=np.flatnonzero(split == "validation"),
+        held=np.flatnonzero(split != "train"),
+    )
+
+
+@lru_cache(maxsize=2)
+def _label_set(url: str, study_hash: str, model: str) -> LabelSet:
+    """`label_set`, kept for the next cell; study and model decide the labels' bytes."""
+    return label_set(Run(url))
+
+
+_loaded: dict[str, Any] = {}
+
+
+def _once(key: str, load: Any) -> Any:
+    """What a worker process loads, it loads once; another study's model replaces the last."""
+    kind = key.partition(" ")[0]
+    if _loaded.get(kind, ("", None))[0] != key:
+        _loaded[kind] = (key, load())
+    return _loaded[kind][1]
+
+
+def _generator(study: Study, model: str) -> Generator:
+    """The worker's loaded model; call with the device lock held."""
+
+    def load() -> Generator:
+        found = fingerprint(model_folder(study.model))
+        if found != model:
+            raise UserError(
+                f"model.source {study.model.source!r} has fingerprint {found} on this worker, and "
+                f"the run was begun with {model}: give every worker the same weights"
+            )
+        device = pick_device(study.execution.device)
+        return Generator(load_pipeline(study, device), study)
+
+    return _once(f"generator {study.hash} {model} {study.execution.device}", load)
+
+
+def _labelers(study: Study) -> dict[str, Labeler]:
+    def load() -> dict[str, Labeler]:
+        device = pick_device(study.execution.device)
+        return {prop: load_labeler(prop, name, device) for prop, name in labelers_of(study).items()}
+
+    named = " ".join(f"{prop}={name}" for prop, name in labelers_of(study).items())
+    return _once(f"labelers {named} {study.execution.device}", load)

@@ -1,0 +1,215 @@
+"""Writing the model folder: a diffusers pipeline in float16, and the labelers beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPTokenizer
+
+from ldmprobe_core.labelers import Labeler
+from ldmprobe_core.labelers.tabletop import (
+    JUDGE_WIDTHS,
+    load_classes,
+    load_depth,
+    load_foreground,
+    load_judge,
+    load_shading,
+)
+from ldmprobe_core.tabletop import evaluation
+from ldmprobe_core.tabletop.dataset import Dataset
+from ldmprobe_core.tabletop.denoiser import Denoiser, new_scheduler
+from ldmprobe_core.tabletop.networks import ClassNetwork, MapNetwork
+from ldmprobe_core.tabletop.scenes import CATEGORIES, FLOOR_COLORS, OBJECT_COLORS, WALL_COLORS
+from ldmprobe_core.tabletop.tokenizer import new_tokenizer
+
+GENERATED = 480
+"""Images generated for the judge, balanced over the categories."""
+
+
+def save_pipeline(
+    out: Path, vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer
+) -> None:
+    """Write the pipeline in the ordinary diffusers layout, float16 safetensors."""
+    shutil.rmtree(out / "unet", ignore_errors=True)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=denoiser.text_encoder,
+        tokenizer=tokenizer,
+        unet=denoiser.unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+
+
+def save_labelers(out: Path, networks: dict[str, nn.Module]) -> None:
+    """Write each labeler's weights, float16 safetensors."""
+    (out / "labelers").mkdir(parents=True, exist_ok=True)
+    for name, network in networks.items():
+        state = {key: value.half().contiguous() for key, value in network.state_dict().items()}
+        save_file(state, out / "labelers" / f"{name}.safetensors")
+
+
+def new_labelers() -> dict[str, nn.Module]:
+    """The labelers' networks by file name, untrained."""
+    classes = len(CATEGORIES)
+    return {
+        "maps": MapNetwork(),
+        "class": ClassNetwork(classes),
+        "judge": ClassNetwork(classes, JUDGE_WIDTHS),
+    }
+
+
+def export(
+    data: Dataset,
+    work: Path,
+    out: Path,
+    device: torch.device,
+    vae: AutoencoderKL,
+    denoiser: Denoiser,
+    labelers: dict[str, nn.Module],
+) -> None:
+    """Write the model folder, measure it as shipped (from its float16 files), write its card.
+
+    Args:
+        work: the training folder, whose records tell samples and seconds.
+        labelers: trained networks by file name.
+    """
+    tokenizer = new_tokenizer()
+    save_pipeline(out, vae, denoiser, tokenizer)
+    save_labelers(out, labelers)
+    figures, images, pairs = measure(data, out, device)
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
+    figures["training"] = records
+    (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (out / "README.md").write_text(model_card(figures, data))
+    sheet = evaluation.contact_sheet(images[:64], [prompt for prompt, _ in pairs[:64]])
+    sheet.save(work / "contact-sheet.png")
+
+
+def measure(
+    data: Dataset, folder: Path, device: torch.device
+) -> tuple[dict[str, Any], np.ndarray, list[tuple[str, str]]]:
+    """All held-out figures of a model folder, with the generated images and their prompts."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    index = np.array(data.held_out)
+    foreground = data.foreground[index] > 127
+    named: dict[str, Labeler] = {
+        "foreground": load_foreground(device, folder),
+        "depth": load_depth(device, folder),
+        "shading": load_shading(device, folder),
+        "class": load_classes(device, folder),
+        "judge": load_judge(device, folder),
+    }
+    some = index[:600]
+    rebuilt = evaluation.reconstruct(pipeline.vae, data.rgb[some], device)
+    images, pairs = evaluation.generate_balanced(pipeline, GENERATED)
+    figures = {
+        "scenes": evaluation.scene_baselines(
+            foreground, data.depth[index].astype(np.float32), data.shading[index]
+        ),
+        "vae": evaluation.reconstruction_figures(
+            data.rgb[some], rebuilt, foreground[: len(some)], evaluation.colors_of(some)
+        ),
+        "labelers": evaluation.labeler_figures(data, some, named, rebuilt),
+        "generated": evaluation.class_accuracy(named["judge"], images, pairs),
+        "guidance": evaluation.GUIDANCE,
+    }
+    return figures, images, pairs
+
+
+def model_card(figures: dict[str, Any], data: Dataset) -> str:
+    """The model folder's README: what it is, how it was made, what it does on held-out data."""
+    generated, labelers, vae = figures["generated"], figures["labelers"], figures["vae"]
+    hours = {name: record["seconds"] / 3600 for name, record in figures["training"].items()}
+    rows = [
+        ("scenes: mean-map Dice", figures["scenes"]["dice"], "<= 0.40"),
+        ("scenes: mean-map depth rank correlation", figures["scenes"]["depth"], "<= 0.65"),
+        ("scenes: mean-map shading rank correlation", figures["scenes"]["shading"], "<= 0.65"),
+        ("VAE: PSNR, dB", vae["psnr"], ">= 28"),
+        (
+            "VAE: largest mean colour error of a named colour",
+            max(vae["color_error"].values()),
+            "<= 0.06",
+        ),
+        ("foreground labeler: Dice on renders", labelers["dice"], ">= 0.93"),
+        ("depth labeler: rank correlation on renders", labelers["depth"], ">= 0.90"),
+        ("shading labeler: rank correlation on renders", labelers["shading"], ">= 0.85"),
+        ("class labeler: accuracy on renders", labelers["class on renders"], ">= 0.90"),
+        (
+            "class labeler: accuracy on VAE reconstructions",
+            labelers["class on reconstructions"],
+            ">= 0.90",
+        ),
+        (f"judge: accuracy on {GENERATED} generated images", generated["all"], ">= 0.60"),
+    ]
+    lines = [
+        "# Tabletop: a small latent diffusion model of rendered objects",
+        "",
+        "An ordinary Stable Diffusion pipeline in small (64 x 64 pixels, 16 x 16 x 4 latents,",
+        "velocity prediction), trained from nothing on scenes that ldmprobe renders itself, with",
+        "the labelers that read foreground, depth, shading and class off its pictures. It exists",
+        "to be probed: on a laptop, and with exact truth at hand. Licence: Apache-2.0.",
+        "",
+        "```python",
+        "from diffusers import StableDiffusionPipeline",
+        'pipe = StableDiffusionPipeline.from_pretrained("ldmprobe_core/tabletop/model")',
+        'pipe("a red car on a gray floor, white wall", num_inference_steps=15,',
+        "     guidance_scale=3.0).images[0]",
+        "```",
+        "",
+        "Prompts: `a COLOR THING on a FLOOR floor[, WALL wall]`; lemons and oranges have no COLOR.",
+        f"Colours: {', '.join(OBJECT_COLORS)}. Things: {', '.join(CATEGORIES)}. Floors: "
+        f"{', '.join(FLOOR_COLORS)}. Walls: {', '.join(WALL_COLORS)}.",
+        "",
+        "## Figures",
+        "",
+        f"On {len(data.held_out)} held-out scenes (labelers and VAE: 600 of them), from the",
+        "float16 files in this folder.",
+        "",
+        "| what | figure | goal |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {value:.3f} | {goal} |" for name, value, goal in rows),
+        "",
+        "Judge's accuracy on generated images by class: "
+        + ", ".join(f"{c} {generated[c]:.2f}" for c in CATEGORIES)
+        + ".",
+        "",
+        "Mean colour error of the object through the VAE: "
+        + ", ".join(f"{c} {e:.3f}" for c, e in vae["color_error"].items())
+        + ".",
+        "",
+        "## Training",
+        "",
+        f"{len(data.train)} rendered scenes and their mirror images; nothing else. On "
+        f"{_machine()}, several trainings side by side; `python -m ldmprobe_core.tabletop.train` "
+        "repeats it.",
+        "",
+        "| network | samples seen | hours |",
+        "| --- | --- | --- |",
+        *(
+            f"| {name} | {record['samples']} | {hours[name]:.2f} |"
+            for name, record in figures["training"].items()
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"

@@ -1,0 +1,213 @@
+"""Ray casting a scene: the picture and its exact maps.
+
+Light is one directional lamp with hard shadows plus an ambient sky sampled in fixed directions, so
+a picture is free of noise and, sample by sample, ``rgb = albedo * shading`` holds exactly.  Rays
+are cast by Intel Embree through ``embreex``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore_scene import EmbreeScene
+
+from ldmprobe_core.tabletop import IMAGE_SIZE
+from ldmprobe_core.tabletop.meshes import object_parts
+from ldmprobe_core.tabletop.scenes import (
+    FLOOR_COLORS,
+    OBJECT_COLORS,
+    RGB,
+    WALL_COLORS,
+    Scene,
+)
+
+SAMPLES = 2
+"""Rays a pixel, along each axis."""
+NEAR, FAR = 1.0, 12.0
+"""Depth is clipped to this range, in scene units, before the logarithm."""
+SKY: RGB = (0.80, 0.86, 0.92)
+
+_AMBIENT_FLOOR, _AMBIENT_SKY, _LAMP = 0.12, 0.33, 0.55  # add up to 1: nothing overexposes
+_WALL_HEIGHT, _FLOOR_REACH = 6.0, 40.0
+_LIFT = 2e-3  # secondary rays start this far off the surface, against self-intersection
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A picture and its maps, every one (y, x) or (y, x, rgb), float32.
+
+    Attributes:
+        rgb: 0..1, display values (no gamma).
+        foreground: share of the pixel that the object covers, 0..1.
+        depth: mean of log z over the pixel, z along the camera's axis, clipped to `NEAR`..`FAR`;
+            larger is farther.
+        shading: light arriving at the surface, 0..1; 1 in the sky.
+        albedo: colour of the surface, 0..1.
+    """
+
+    rgb: np.ndarray
+    foreground: np.ndarray
+    depth: np.ndarray
+    shading: np.ndarray
+    albedo: np.ndarray
+
+
+def render(scene: Scene, size: int = IMAGE_SIZE, samples: int = SAMPLES) -> Rendering:
+    """Render a scene at ``size`` x ``size`` pixels with ``samples``² rays a pixel."""
+    world = _World(scene)
+    origin, rays, forward = world.camera_rays(size * samples)
+    hit = world.cast(origin, rays)
+    lit = np.ones(len(rays), np.float32)
+    lit[hit.valid] = world.light(hit, size * samples)
+    z = np.where(hit.valid, hit.distance * (rays @ forward), FAR)
+
+    def pixels(values: np.ndarray) -> np.ndarray:
+        grid = values.reshape(size, samples, size, samples, -1).astype(np.float64)
+        mean = grid.mean(axis=(1, 3)).astype(np.float32)
+        return mean[..., 0] if values.ndim == 1 else mean
+
+    return Rendering(
+        rgb=pixels(hit.albedo * lit[:, None]),
+        foreground=pixels(hit.is_object.astype(np.float32)),
+        depth=pixels(np.log(np.clip(z, NEAR, FAR))),
+        shading=pixels(lit),
+        albedo=pixels(hit.albedo),
+    )
+
+
+@dataclass
+class _Hit:
+    valid: np.ndarray  # (ray,) bool
+    point: np.ndarray  # (hit, 3), valid rays only
+    normal: np.ndarray  # (hit, 3), facing the ray
+    distance: np.ndarray  # (ray,)
+    albedo: np.ndarray  # (ray, rgb)
+    is_object: np.ndarray  # (ray,) bool
+
+
+class _World:
+    """A scene handed to Embree; the object's bounding sphere sits above the origin."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.embree = EmbreeScene()
+        self.albedo: list[RGB] = []
+        turn = _about_z(scene.yaw)
+        vertices = []
+        parts = object_parts(scene.category, scene.lying)
+        for part in parts:
+            vertices.append(part.vertices @ turn.T)
+            self._add(vertices[-1], part.triangles, part.color or OBJECT_COLORS[scene.color])
+        self.object_parts = len(parts)
+        everything = np.concatenate(vertices)
+        self.center = (everything.min(0) + everything.max(0)) / 2
+        self.radius = float(np.linalg.norm(everything - self.center, axis=1).max())
+        self._add_room()
+
+    def _add(self, vertices: np.ndarray, faces: np.ndarray, color: RGB) -> None:
+        TriangleMesh(self.embree, vertices.astype(np.float32), faces.astype(np.int32))
+        self.albedo.append(color)
+
+    def _add_room(self) -> None:
+        r = _FLOOR_REACH
+        square = np.array([[0, 1, 2], [0, 2, 3]])
+        floor = np.array([[-r, -r, 0], [r, -r, 0], [r, r, 0], [-r, r, 0]])
+        self._add(floor, square, FLOOR_COLORS[self.scene.floor])
+        for azimuth, distance in self.scene.walls:
+            h = _WALL_HEIGHT
+            panel = np.array([[0, -r, 0], [0, r, 0], [0, r, h], [0, -r, h]])
+            panel[:, 0] = -distance
+            wall = self.scene.wall
+            assert wall is not None, "a scene with walls names their colour"
+            self._add(panel @ _about_z(azimuth).T, square, WALL_COLORS[wall])
+
+    def camera_rays(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Origin (3,), unit directions (width², 3) and the camera's axis (3,)."""
+        s = self.scene
+        tangent = np.tan(np.radians(s.field_of_view) / 2)
+        elevation, roll = np.radians(s.elevation), np.radians(s.roll)
+        back = np.array([np.cos(elevation), 0.0, np.sin(elevation)])
+        up = np.array([-np.sin(elevation), 0.0, np.cos(elevation)])
+        right = np.cross(-back, up)
+        right, up = (
+            np.cos(roll) * right + np.sin(roll) * up,
+            -np.sin(roll) * right + np.cos(roll) * up,
+        )
+        origin = self.center + back * self.radius / (s.size * tangent)
+        # The lens is shifted, not the camera turned: the object keeps its shape off-centre.
+        ticks = (np.arange(width) + 0.5) / width * 2 - 1
+        across = (ticks - 2 * s.offset[0]) * tangent
+        above = (-ticks - 2 * s.offset[1]) * tangent
+        rays = -back + across[None, :, None] * right + above[:, None, None] * up
+        rays = rays.reshape(-1, 3)
+        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+        return origin.astype(np.float32), rays.astype(np.float32), (-back).astype(np.float32)
+
+    def cast(self, origin: np.ndarray, rays: np.ndarray) -> _Hit:
+        starts = np.tile(origin, (len(rays), 1))
+        found = self.embree.run(starts, rays, output=True)
+        valid = found["geomID"] >= 0
+        normal = found["Ng"][valid]
+        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+        facing = np.sign(-(normal * rays[valid]).sum(1, keepdims=True))
+        distance = np.where(valid, found["tfar"], np.inf).astype(np.float32)
+        albedo = np.array([*self.albedo, SKY], np.float32)[found["geomID"]]  # -1 is the sky
+        return _Hit(
+            valid=valid,
+            point=(starts + rays * np.where(valid, distance, 0)[:, None])[valid],
+            normal=normal * facing,
+            distance=distance,
+            albedo=albedo,
+            is_object=valid & (found["geomID"] < self.object_parts),
+        )
+
+    def light(self, hit: _Hit, width: int) -> np.ndarray:
+        """Shading (hit,) in 0..1: ambient floor + visible sky + visible lamp."""
+        azimuth, elevation = np.radians([self.scene.lamp_azimuth, self.scene.lamp_elevation])
+        lamp = np.array(
+            [
+                np.cos(elevation) * np.cos(azimuth),
+                np.cos(elevation) * np.sin(azimuth),
+                np.sin(elevation),
+            ],
+            np.float32,
+        )
+        total = _AMBIENT_FLOOR + _LAMP * self._visible(hit, np.arange(len(hit.point)), lamp)
+        # Neighbouring rays take different quarters of the sky; a pixel sees all of it.
+        row, column = np.divmod(np.flatnonzero(hit.valid), width)
+        quarter = (row % 2) * 2 + column % 2
+        for which, directions in enumerate(_sky_directions()):
+            mine = np.flatnonzero(quarter == which)
+            norm = directions[:, 2].sum()
+            for direction in directions:
+                total[mine] += _AMBIENT_SKY / norm * self._visible(hit, mine, direction)
+        return np.minimum(total, 1.0)
+
+    def _visible(self, hit: _Hit, which: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        """Cosine towards ``direction`` where nothing is in the way, else 0; (which,)."""
+        cosine = np.maximum(hit.normal[which] @ direction, 0).astype(np.float32)
+        ask = np.flatnonzero(cosine > 0)
+        points = hit.point[which[ask]] + _LIFT * hit.normal[which[ask]]
+        rays = np.tile(direction.astype(np.float32), (len(points), 1))
+        blocked = self.embree.run(points.astype(np.float32), rays, query="OCCLUDED") >= 0
+        cosine[ask[blocked]] = 0
+        return cosine
+
+
+@lru_cache(maxsize=1)
+def _sky_directions() -> list[np.ndarray]:
+    """24 directions spread over the upper hemisphere (a Fibonacci lattice), in four quarters."""
+    k = np.arange(24) + 0.5
+    z = k / 24
+    angle = np.pi * (1 + 5**0.5) * k
+    ring = np.sqrt(1 - z**2)
+    every = np.column_stack([ring * np.cos(angle), ring * np.sin(angle), z])
+    return [every[start::4] for start in range(4)]
+
+
+def _about_z(degrees: float) -> np.ndarray:
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])

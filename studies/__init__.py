@@ -1,0 +1,1 @@
+"""Ready studies, as YAML files; ``ldmprobe run NAME`` finds them by name."""

@@ -1,0 +1,1 @@
+"""Thin Prefect tasks, one a verb of `ldmprobe_core.stages`: names, retries, keys, no science."""

@@ -1,0 +1,61 @@
+"""Progress of a fan-out: a bar in the terminal, an artifact in the Prefect UI."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.futures import PrefectFuture, as_completed
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_UPDATE_EVERY_S = 2.0
+
+
+class StageError(RuntimeError):
+    """Some units of a stage failed; the others are done and stay done."""
+
+
+def follow(stage: str, futures: Sequence[PrefectFuture[Any]]) -> float:
+    """Wait for every future of a stage.
+
+    Returns:
+        seconds it took.
+
+    Raises:
+        StageError: some failed; the message names the first and counts the rest.
+    """
+    started = shown = time.monotonic()
+    artifact = create_progress_artifact(progress=0.0, key=f"progress-{stage}", description=stage)
+    assert isinstance(artifact, UUID), "this flow is synchronous"
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    failed: list[str] = []
+    with Progress(*columns) as bar:
+        line = bar.add_task(stage, total=len(futures))
+        for done, future in enumerate(as_completed(list(futures)), start=1):
+            result = future.result(raise_on_failure=False)
+            if isinstance(result, BaseException):
+                failed.append(f"{type(result).__name__}: {result}")
+            bar.advance(line)
+            now = time.monotonic()
+            if now - shown > _UPDATE_EVERY_S or done == len(futures):
+                shown = now
+                left = (now - started) / done * (len(futures) - done)
+                update_progress_artifact(
+                    artifact_id=artifact,
+                    progress=100.0 * done / len(futures),
+                    description=f"{stage}: {done} of {len(futures)}, {left:.0f} s left",
+                )
+    if failed:
+        raise StageError(
+            f"{len(failed)} of {len(futures)} units of {stage} failed, the first with: "
+            f"{failed[0]}; run the study again to redo just these"
+        )
+    return time.monotonic() - started

@@ -1,0 +1,59 @@
+"""What passes between tasks: small, JSON-able references; arrays go through the store."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from ldmprobe_core.store import Run
+from ldmprobe_core.study import Study
+
+
+class _Reference(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class RunRef(_Reference):
+    """A run: where it is, and the identity it was given when it was laid out.
+
+    The identity is part of every cache key, so that a run that was deleted and begun anew is not
+    taken for done.
+    """
+
+    url: str
+    identity: str
+
+
+class BatchRef(_Reference):
+    """One batch of a run, with its first and last sample."""
+
+    run: RunRef
+    number: int
+    first: int
+    last: int
+
+
+class CellRef(_Reference):
+    """One (step, layer) of a run; steps count from 1."""
+
+    run: RunRef
+    step: int
+    layer: str
+
+
+def batches_of(run: RunRef, study: Study) -> list[BatchRef]:
+    """References of every batch, in order."""
+    return [
+        BatchRef(run=run, number=i, first=members.start, last=members.stop - 1)
+        for i, members in enumerate(study.batches)
+    ]
+
+
+def cells_of(run: RunRef) -> list[CellRef]:
+    """References of every cell, step by step."""
+    store = Run(run.url)
+    steps = store.open("marks").sizes["step"]
+    return [
+        CellRef(run=run, step=step, layer=layer)
+        for step in range(1, steps + 1)
+        for layer in store.layers
+    ]

@@ -1,0 +1,107 @@
+"""The tasks of a study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import Task, task
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+from prefect.tasks import exponential_backoff
+
+from ldmprobe_core import stages
+from ldmprobe_core.report import build_report
+from ldmprobe_core.store import Run
+from ldmprobe_core.study import LAYOUT_VERSION, Study
+from tasks.references import BatchRef, CellRef, RunRef
+
+_UNITS = ("batch", "cell")
+
+
+def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
+    """Cache key of a unit of work: layout version, verb, run identity, and which unit.
+
+    Code is not part of it: `LAYOUT_VERSION` is raised when the same unit would come out otherwise.
+    """
+    unit = next(parameters[name] for name in _UNITS if name in parameters)
+    which = unit.number if isinstance(unit, BatchRef) else f"{unit.step}-{unit.layer}"
+    return f"ldmprobe-{LAYOUT_VERSION}-{context.task.name}-{unit.run.identity}-{which}"
+
+
+async def is_transient(_task: Task, _run: TaskRun, state: State) -> bool:
+    """Retry what a network or a disk can cause; a mistake stays a mistake."""
+    try:
+        await state.aresult()
+    except (OSError, TimeoutError):
+        return True
+    except Exception:
+        return False
+    return False
+
+
+_UNIT_OPTIONS: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=1),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": is_transient,
+    "cache_key_fn": unit_key,
+    "persist_result": True,
+    "result_serializer": "json",
+}
+
+
+@task(name="prepare", task_run_name="prepare {study.name}")
+def prepare(study: Study, store: str) -> RunRef:
+    """Check the study and lay its run out, or find it."""
+    run = stages.prepare(study, store)
+    get_run_logger().info("run at %s", run.url)
+    return RunRef(url=run.url, identity=run.read_text("identity").strip())
+
+
+@task(
+    name="generate",
+    task_run_name="batch {batch.number:04d} · samples {batch.first}-{batch.last}",
+    tags=["generate"],
+    **_UNIT_OPTIONS,
+)
+def generate(batch: BatchRef) -> dict[str, Any]:
+    """Generate one batch: images and activations into the store."""
+    done = stages.generate_batch(batch.run.url, batch.number)
+    get_run_logger().info(
+        "%d samples, %.1f s, %.1f MB", done["samples"], done["seconds"], done["bytes"] / 1e6
+    )
+    return done
+
+
+@task(
+    name="label",
+    task_run_name="label {batch.number:04d} · samples {batch.first}-{batch.last}",
+    tags=["label"],
+    **_UNIT_OPTIONS,
+)
+def label(batch: BatchRef) -> dict[str, Any]:
+    """Label one batch's finished images and step images."""
+    done = stages.label_batch(batch.run.url, batch.number)
+    get_run_logger().info("%d images, %.1f s", done["images"], done["seconds"])
+    return done
+
+
+@task(
+    name="probe",
+    task_run_name="cell step {cell.step:02d} · {cell.layer}",
+    tags=["probe"],
+    **_UNIT_OPTIONS,
+)
+def probe(cell: CellRef) -> dict[str, Any]:
+    """Train and score every probe and control of one cell."""
+    done = stages.probe_cell(cell.run.url, cell.step, cell.layer)
+    get_run_logger().info("%.2f s", done["seconds"])
+    return done
+
+
+@task(name="summarise", task_run_name="summarise {run.url}")
+def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
+    """Condense all scores, write summary.json and the report."""
+    summary = build_report(Run(run.url), seconds)
+    return summary.model_dump(mode="json", by_alias=True)

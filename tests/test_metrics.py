@@ -1,0 +1,99 @@
+"""Metrics against scipy and scikit-learn, their edge cases, and the block shortcut against both."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score, jaccard_score
+
+from ldmprobe_core import metrics
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+def test_masks_equal_scikit_learn(rng):
+    a, b = rng.random((6, 12, 8)) > 0.6, rng.random((6, 12, 8)) > 0.4
+    for i in range(6):
+        assert metrics.dice(a, b)[i] == pytest.approx(f1_score(b[i].ravel(), a[i].ravel()))
+        assert metrics.iou(a, b)[i] == pytest.approx(jaccard_score(b[i].ravel(), a[i].ravel()))
+
+
+def test_correlations_equal_scipy_with_ties(rng):
+    a = rng.integers(0, 7, (5, 9, 6)).astype(float)
+    b = a + rng.normal(0, 3, (5, 9, 6)).round()
+    for i in range(5):
+        x, y = a[i].ravel(), b[i].ravel()
+        assert metrics.spearman(a, b)[i] == pytest.approx(stats.spearmanr(x, y).statistic)
+        assert metrics.pearson(a, b)[i] == pytest.approx(stats.pearsonr(x, y).statistic)
+        assert metrics.rmse(a, b)[i] == pytest.approx(np.sqrt(((x - y) ** 2).mean()))
+
+
+def test_empty_masks():
+    empty, full = np.zeros((1, 4, 4), bool), np.ones((1, 4, 4), bool)
+    for score in (metrics.dice, metrics.iou):
+        assert score(empty, empty)[0] == 1
+        assert score(full, empty)[0] == 0
+        assert score(empty, full)[0] == 0
+        assert score(full, full)[0] == 1
+
+
+def test_constant_maps_are_undefined(rng):
+    constant, other = np.full((1, 4, 4), 0.1), rng.random((1, 4, 4))
+    for score in (metrics.pearson, metrics.spearman):
+        assert np.isnan(score(constant, other)[0])
+        assert np.isnan(score(other, constant)[0])
+        assert not np.isnan(score(other, other)[0])
+
+
+def test_not_finite_is_undefined_and_only_there(rng):
+    a, b = rng.random((3, 4, 4)), rng.random((3, 4, 4))
+    a[1, 2, 2] = np.nan
+    for score in (metrics.pearson, metrics.spearman):
+        assert np.isnan(score(a, b)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("prop", ["depth", "shading"])
+@pytest.mark.parametrize("grid", [(4, 3), (2, 6), (8, 12)])
+def test_block_scores_of_maps_equal_scores_at_full_size(prop, grid, rng):
+    truth = rng.random((5, 8, 12)).round(1)  # rounded, so that there are ties
+    mean_map = rng.random((8, 12))
+    tokens = rng.random((5, *grid)).round(1)
+    tokens[0] = 0.5  # a constant prediction
+    truth[1] = 0.25  # a constant label
+    big = tokens.repeat(8 // grid[0], 1).repeat(12 // grid[1], 2)
+    found = metrics.BlockTruth(prop, truth, mean_map, grid).scores(tokens)
+    for i in range(5):
+        p, t = big[i].ravel(), truth[i].ravel()
+        rest = p - mean_map.ravel(), t - mean_map.ravel()
+        expected = [
+            np.nan if i in (0, 1) else stats.spearmanr(p, t).statistic,
+            np.nan if i in (0, 1) else stats.pearsonr(p, t).statistic,
+            np.sqrt(((p - t) ** 2).mean()),
+            stats.spearmanr(*rest).statistic,
+            stats.pearsonr(*rest).statistic,
+        ]
+        np.testing.assert_allclose(found[:, i], expected, atol=1e-12)
+    np.testing.assert_allclose(found, metrics.score_maps(prop, big, truth, mean_map), atol=1e-12)
+
+
+def test_block_scores_of_masks_equal_scikit_learn(rng):
+    truth = rng.random((4, 6, 8)) > 0.5
+    tokens = rng.random((4, 3, 2)) > 0.5
+    truth[0], tokens[0] = False, False
+    truth[1], tokens[1] = False, True
+    found = metrics.BlockTruth("foreground", truth, truth.mean(0), (3, 2)).scores(tokens)
+    big = tokens.repeat(2, 1).repeat(4, 2)
+    assert found[:, 0].tolist() == [1, 1]
+    assert found[:, 1].tolist() == [0, 0]
+    for i in (2, 3):
+        assert found[0, i] == pytest.approx(f1_score(truth[i].ravel(), big[i].ravel()))
+        assert found[1, i] == pytest.approx(jaccard_score(truth[i].ravel(), big[i].ravel()))
+
+
+def test_block_means_of_a_known_map():
+    maps = np.arange(16.0).reshape(1, 4, 4)
+    assert metrics.block_means(maps, (2, 2))[0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    with pytest.raises(ValueError, match="do not divide"):
+        metrics.block_means(maps, (3, 2))
