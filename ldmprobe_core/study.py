@@ -218,12 +218,10 @@ class Study(_Part):
         distinct = self.prompts.samples
         if self.prompts.items is not None:
             distinct = min(distinct, len(set(self.prompts.items)))
-        split = self.probes.split
-        smallest = min(split.train, split.validation, split.test)
-        if distinct * smallest < 1:
+        if distinct < 3:
             raise ValueError(
                 f"prompts.samples gives {distinct} distinct prompts, too few for a split by prompt "
-                f"into train, validation and test: at least {int(1 / smallest) + 1} are needed"
+                "into train, validation and test: at least 3 are needed"
             )
         return self
 

@@ -1,0 +1,135 @@
+"""Captured activations against a forward pass written out by hand, and every way to go wrong."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldmprobe_core import models
+from ldmprobe_core.capture import Capture, layer_shapes, match_layers, to_grid
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models import permute_weights, skeleton
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
+
+
+@pytest.fixture
+def unet(tiny_model, tiny_study):
+    return models.load_pipeline(tiny_study(), torch.device("cpu")).unet
+
+
+def call(unet, batch, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return unet(
+        torch.randn(batch, 4, 8, 8, generator=generator),
+        torch.tensor(500),
+        torch.randn(batch, 24, 16, generator=generator),
+    )
+
+
+def test_self_attention_equals_softmax_of_queries_and_keys(unet):
+    """softmax(q k / sqrt(d)) v, written out head by head, on the module's own input."""
+    attention = dict(unet.named_modules())[LAYER]
+    seen = {}
+    hook = attention.register_forward_pre_hook(lambda m, args: seen.update(x=args[0]))
+    with torch.no_grad(), Capture(unet, [LAYER], 2, (8, 8)) as capture:
+        call(unet, 6)
+        values, bad = capture.take(3)[LAYER]
+    hook.remove()
+    x = seen["x"].double()
+    channels = x.shape[-1]
+    heads = attention.heads
+
+    def project(layer, data):
+        out = data @ layer.weight.double().T
+        return out if layer.bias is None else out + layer.bias.double()
+
+    expected = torch.zeros_like(x)
+    with torch.no_grad():
+        q, k, v = (project(getattr(attention, f"to_{name}"), x) for name in "qkv")
+        size = channels // heads
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            weight = (q[..., part] @ k[..., part].transpose(1, 2) / size**0.5).softmax(-1)
+            expected[..., part] = weight @ v[..., part]
+        expected = project(attention.to_out[0], expected)
+    conditional = expected[3:].reshape(3, 4, 4, channels).numpy()
+    assert values.dtype == np.float16
+    np.testing.assert_allclose(values, conditional, rtol=2e-3, atol=2e-3)
+    assert bad.tolist() == [0, 0, 0]
+
+
+def test_the_conditional_half_is_the_second(unet):
+    with torch.no_grad(), Capture(unet, [LAYER], 2, (8, 8)) as capture:
+        call(unet, 4)
+        pair = capture.take(2)[LAYER][0]
+    with torch.no_grad(), Capture(unet, [LAYER], 1, (8, 8)) as capture:
+        call(unet, 4)
+        every = capture.take(4)[LAYER][0]
+    np.testing.assert_array_equal(pair, every[2:])
+
+
+def test_a_batch_that_was_not_declared_is_an_error(unet):
+    with torch.no_grad(), Capture(unet, [LAYER], 1, (8, 8)) as capture:
+        call(unet, 4)
+        with pytest.raises(RuntimeError, match="guidance is not what was declared"):
+            capture.take(2)
+
+
+def test_a_hook_that_never_fires_is_an_error(unet):
+    with Capture(unet, [LAYER], 2, (8, 8)) as capture, pytest.raises(RuntimeError, match=LAYER):
+        capture.take(2)
+
+
+def test_what_overflows_float16_is_counted(unet):
+    with torch.no_grad():
+        for parameter in dict(unet.named_modules())[LAYER].to_out[0].parameters():
+            parameter.mul_(1e9)
+        with Capture(unet, [LAYER], 1, (8, 8)) as capture:
+            call(unet, 2)
+            values, bad = capture.take(2)[LAYER]
+    assert bad.tolist() == (~np.isfinite(values)).reshape(2, -1).sum(1).tolist()
+    assert bad.min() > 0
+
+
+def test_hooks_are_gone_afterwards(unet):
+    with Capture(unet, [LAYER], 1, (8, 8)):
+        pass
+    assert not any(module._forward_hooks for module in unet.modules())
+
+
+def test_globs_match_in_the_denoisers_order(unet):
+    names = match_layers(unet, ("up_blocks.*.attn1", "down_blocks.*.attn1"))
+    assert names[0].startswith("down_blocks")
+    assert names[-1].startswith("up_blocks")
+    with pytest.raises(UserError, match=r"mid_blok\.\*' matches no module.*mid_block"):
+        match_layers(unet, ("mid_blok.*",))
+
+
+def test_shapes_of_a_dry_run_equal_those_of_a_real_one(unet, tiny_model):
+    names = [*match_layers(unet, ("*.attn1",)), "mid_block.resnets.0"]
+    shapes = layer_shapes(skeleton(tiny_model), names, (8, 8), 24)
+    with torch.no_grad(), Capture(unet, names, 1, (8, 8)) as capture:
+        call(unet, 1)
+        for name, (values, _) in capture.take(1).items():
+            assert values.shape[1:] == shapes[name]
+
+
+def test_tokens_of_a_picture_that_is_not_square():
+    tokens = torch.arange(32.0).reshape(1, 32, 1)
+    grid = to_grid(tokens, (16, 8))
+    assert grid.shape == (1, 8, 4, 1)
+    assert grid[0, 1, 0, 0] == 4  # row by row
+    for wrong in (torch.zeros(1, 30, 1), torch.zeros(4), "text"):
+        with pytest.raises(ValueError, match=r"tile|not tokens"):
+            to_grid(wrong, (16, 8))
+
+
+def test_permuting_keeps_every_tensors_values():
+    torch.manual_seed(0)
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.load_state_dict(first.state_dict())
+    permute_weights(second)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert not torch.equal(a, b)
+        assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)

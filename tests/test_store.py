@@ -1,0 +1,130 @@
+"""The store: regions, marks, and what a stranger reads."""
+
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from ldmprobe_core import stages
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.store import Run
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
+
+
+@pytest.fixture
+def run(tiny_study, tmp_path):
+    return stages.prepare(tiny_study(prompts={"samples": 10}), str(tmp_path / "runs"))
+
+
+def test_a_region_that_cuts_a_chunk_is_refused(run):
+    for start, stop in ((0, 2), (2, 6), (1, 5), (4, 12), (4, 4)):
+        data = np.zeros((stop - start, 3), np.int32)
+        with pytest.raises(ValueError, match=f"sample {start}\\.\\.{stop}.*chunks of 4"):
+            run.write(f"activations/{LAYER}", {"nonfinite": data}, sample=slice(start, stop))
+
+
+def test_data_of_another_shape_is_refused(run):
+    with pytest.raises(ValueError, match=r"data of shape .* for a region"):
+        run.write(
+            f"activations/{LAYER}", {"nonfinite": np.zeros((4, 2), np.int32)}, sample=slice(0, 4)
+        )
+
+
+def test_regions_and_the_short_last_batch_come_back_as_written(run):
+    everything = np.random.default_rng(0).integers(1, 99, (10, 3)).astype(np.int32)
+    for part in (slice(4, 8), slice(0, 4), slice(8, 10)):
+        run.write(f"activations/{LAYER}", {"nonfinite": everything[part]}, sample=part)
+    np.testing.assert_array_equal(run.read(f"activations/{LAYER}", "nonfinite"), everything)
+
+
+def test_what_was_never_written_is_nan(run):
+    assert np.isnan(run.read(f"activations/{LAYER}", "activation")).all()
+    assert np.isnan(run.read("scores/depth", "score")).all()
+
+
+def test_zeros_are_written_not_skipped(run):
+    shape = run.open(f"activations/{LAYER}").activation.shape
+    run.write(
+        f"activations/{LAYER}",
+        {"activation": np.zeros((4, *shape[1:]), np.float16)},
+        sample=slice(0, 4),
+    )
+    assert (run.read(f"activations/{LAYER}", "activation", sample=slice(0, 4)) == 0).all()
+
+
+def test_marks(run):
+    assert run.marks("generated").tolist() == [False, False, False]
+    run.mark("generated", 1)
+    run.mark("probed", 2, 1)
+    assert run.marks("generated").tolist() == [False, True, False]
+    assert run.marks("probed").sum() == 1
+    assert run.marks("probed")[2, 1]
+
+
+def test_a_stranger_needs_xarray_alone(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tree = xr.open_datatree(run.url, engine="zarr")
+    group = tree[f"activations/{LAYER}"]
+    assert group.activation.dims == ("sample", "step", "y", "x", "channel")
+    for name in ("sample", "step", "timestep", "y", "x", "channel"):
+        assert name in group.coords
+        assert group[name].attrs["description"]
+        assert group[name].attrs["units"]
+    assert group.step.values.tolist() == [1, 2, 3]
+    assert group.y.values.tolist() == [2, 6, 10, 14]
+    scores = tree["scores/depth"]
+    assert list(scores.layer.values) == run.layers
+    assert set(scores.split.values) == {"validation", "test"}
+    for node in tree.subtree:
+        for name, array in node.ds.data_vars.items():
+            assert array.attrs["description"], name
+            assert array.attrs["units"], name
+    assert tree["labels/depth"].attrs["units"] == "log of depth in scene units"
+
+
+def test_a_run_is_not_there_before_it_is_whole(tiny_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "write_text", lambda *a: (_ for _ in ()).throw(OSError("cut off")))
+    with pytest.raises(OSError, match="cut off"):
+        stages.prepare(tiny_study(), str(tmp_path))
+    monkeypatch.undo()
+    url = f"{tmp_path}/{tiny_study().run_name}"
+    assert not Run(url).exists
+    stages.prepare(tiny_study(), str(tmp_path))
+    assert Run(url).exists
+
+
+def test_another_model_does_not_continue_a_run(tiny_study, tmp_path):
+    import shutil
+
+    study = tiny_study()
+    copy = tmp_path / "model"
+    shutil.copytree(study.model.source, copy)
+    moved = study.model_copy(update={"model": study.model.model_copy(update={"source": str(copy)})})
+    stages.prepare(moved, str(tmp_path / "runs"))
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(UserError, match="fingerprint"):
+        stages.prepare(moved, str(tmp_path / "runs"))
+
+
+def test_mistakes_of_stores(tmp_path, tiny_study):
+    with pytest.raises(UserError, match="local folder or s3://"):
+        Run("ftp://host/x")
+    with pytest.raises(UserError, match=r"holds no summary\.json"):
+        Run(str(tmp_path)).read_text("summary.json")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UserError, match="cannot be written to"):
+        stages.prepare(tiny_study(), str(file))
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path):
+    run = Run(str(tmp_path / "r"))
+    run.write_text("a/b.txt", "één")
+    assert run.read_text("a/b.txt") == "één"
+    assert [p.name for p in (tmp_path / "r" / "a").iterdir()] == ["b.txt"]
