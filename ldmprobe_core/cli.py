@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.report.text import best_rows, headline
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import Study, load_study
+from ldmprobe_core.study import load_study
 
 app = typer.Typer(
     help="What a latent diffusion model knows, where, and how early.",
@@ -45,12 +45,15 @@ def run(
 ) -> None:
     """Carry a study out, resume it, or show it where it is finished."""
     chosen = load_study(study, set_)
-    target = Run(f"{store.rstrip('/')}/{chosen.run_name}")
+    from ldmprobe_core.planning import check_store, make_plan
+    from ldmprobe_core.stages import run_in
+
+    target = run_in(store, chosen)
     if target.has("summary.json"):
         console.print(f"{target.url} is finished already; here is what it found.\n")
         _show(json.loads(target.read_text("summary.json")), target.url)
         return
-    _check(chosen, store)
+    check_store(make_plan(chosen), target)  # a mistake is found before a server is started for it
     from flows.local import prefect_server, run_study, ui_url
 
     with prefect_server() as api:
@@ -92,15 +95,6 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     for kind, size in plan.bytes_of.items():
         console.print(f"{kind}: {size / 1e6:.1f} MB", highlight=False)
     console.print(f"about {plan.bytes / 1e9:.2f} GB before compression", highlight=False)
-
-
-def _check(study: Study, store: str) -> None:
-    """Find a user's mistake before a server is started for it."""
-    from ldmprobe_core.planning import check_space, make_plan
-
-    plan = make_plan(study)
-    if not Run(f"{store.rstrip('/')}/{study.run_name}").exists:
-        check_space(plan, store)
 
 
 def _show(summary: dict[str, Any], url: str) -> None:

@@ -12,6 +12,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import check_labeler, labelers_of
 from ldmprobe_core.metrics import METRICS
 from ldmprobe_core.models import image_size, model_folder, pick_device, skeleton, timesteps
+from ldmprobe_core.store import Run
 from ldmprobe_core.study import Study
 
 
@@ -71,21 +72,22 @@ def make_plan(study: Study) -> Plan:
     return Plan(folder, size, shapes, steps, _bytes(study, shapes, size, len(steps)))
 
 
-def check_space(plan: Plan, store: str) -> None:
-    """Refuse a local store whose disk is too small; buckets are not asked.
+def check_store(plan: Plan, run: Run) -> None:
+    """Refuse a place that cannot be written to, or a local disk that is too small for a new run.
 
     Raises:
-        UserError: the study's estimate exceeds the free space.
+        UserError: one of the two.
     """
-    if "://" in store:
+    run.require_writable()
+    if run.remote or run.exists:
         return
-    place = Path(store).absolute()
+    place = Path(run.url).absolute()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if plan.bytes > free:
         raise UserError(
-            f"store {store!r} has {free / 1e9:.1f} GB free and the study needs about "
+            f"store {run.url!r} has {free / 1e9:.1f} GB free and the study needs about "
             f"{plan.bytes / 1e9:.1f} GB: lower prompts.samples, name fewer capture.layers, or "
             "choose another place with --store"
         )

@@ -22,7 +22,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.generate import Activations, Generator
 from ldmprobe_core.labelers import Labeler, labelers_of, load_labeler
 from ldmprobe_core.models import fingerprint, load_pipeline, model_folder, pick_device
-from ldmprobe_core.planning import check_space, make_plan
+from ldmprobe_core.planning import check_store, make_plan
 from ldmprobe_core.prompts import Sample, make_samples
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import Study
@@ -41,7 +41,7 @@ def prepare(study: Study, store: str) -> Run:
             run there that another model made.
     """
     plan = make_plan(study)
-    run = Run(f"{store.rstrip('/')}/{study.run_name}")
+    run = run_in(store, study)
     mark = fingerprint(plan.folder)
     if run.exists:
         made_by = run.attributes().get("model_fingerprint")
@@ -52,7 +52,7 @@ def prepare(study: Study, store: str) -> Run:
                 "choose another --store"
             )
         return run
-    check_space(plan, store)
+    check_store(plan, run)
     labelers = _labelers(study)
     run.create(
         study,
@@ -65,6 +65,11 @@ def prepare(study: Study, store: str) -> Run:
         {"model_fingerprint": mark, "versions": versions()},
     )
     return run
+
+
+def run_in(store: str, study: Study) -> Run:
+    """The study's run in a store, laid out or not."""
+    return Run(f"{store.rstrip('/')}/{study.run_name}")
 
 
 def versions() -> dict[str, str]:

@@ -21,9 +21,11 @@ Layout (dimensions in brackets)::
 from __future__ import annotations
 
 import json
+import os
 import uuid
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -75,6 +77,32 @@ class Run:
         files = self._files()
         return files.exists(self._path("study.json"))
 
+    def require_writable(self) -> None:
+        """Find out, before anything costs time, whether this place can be written to.
+
+        Raises:
+            UserError: it cannot; nothing is left behind either way.
+        """
+        try:
+            if self.remote:
+                probe = self._path("writable")
+                self._files().pipe_file(probe, b"")
+                self._files().rm_file(probe)
+                return
+            place = Path(self.url).absolute()
+            while not place.exists():
+                place = place.parent
+            if not place.is_dir() or not os.access(place, os.W_OK):
+                raise PermissionError(place)
+        except Exception as error:  # whatever the object store's client raises
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: Exception) -> UserError:
+        return UserError(
+            f"store {self.url!r} cannot be written to ({type(error).__name__}): choose another "
+            "place with --store, or mend its permissions or credentials"
+        )
+
     def create(
         self,
         study: Study,
@@ -110,10 +138,7 @@ class Run:
                 },
             )
         except (OSError, PermissionError) as error:
-            raise UserError(
-                f"store {self.url!r} cannot be written to: {type(error).__name__}; choose "
-                "another place with --store, or mend its permissions"
-            ) from error
+            raise self._unwritable(error) from error
         layout = _Layout(root, study, samples, shapes, size, timesteps, classes, units)
         layout.build()
         with warnings.catch_warnings():

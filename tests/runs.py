@@ -1,0 +1,43 @@
+"""Carrying out whole runs in tests: plainly, without Prefect, and comparing what they left."""
+
+from __future__ import annotations
+
+import numpy as np
+import zarr
+
+from ldmprobe_core import stages
+from ldmprobe_core.store import Run
+from ldmprobe_core.study import Study
+
+
+def carry_out(study: Study, store: str) -> Run:
+    """Every unit of a study in a plain loop."""
+    run = stages.prepare(study, store)
+    for batch in range(len(study.batches)):
+        stages.generate_batch(run.url, batch)
+        stages.label_batch(run.url, batch)
+    for step in range(1, run.open("marks").sizes["step"] + 1):
+        for layer in run.layers:
+            stages.probe_cell(run.url, step, layer)
+    return run
+
+
+def arrays(run: Run) -> dict[str, np.ndarray]:
+    """Every array of a run by path."""
+    root = zarr.open_group(run.store, mode="r", use_consolidated=True)
+    return {
+        path: member[...] for path, member in root.members(None) if isinstance(member, zarr.Array)
+    }
+
+
+def assert_same(one: Run, two: Run) -> None:
+    """Two runs hold the same arrays, bit for bit."""
+    a, b = arrays(one), arrays(two)
+    assert a.keys() == b.keys()
+    assert len(a) > 50
+    for path in a:
+        assert a[path].dtype == b[path].dtype, path
+        if a[path].dtype.kind == "T":
+            assert (a[path] == b[path]).all(), path
+        else:
+            assert a[path].tobytes() == b[path].tobytes(), path

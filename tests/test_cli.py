@@ -1,0 +1,85 @@
+"""Mistakes at the command line: one sentence, exit code 2, nothing begun."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+from typer.testing import CliRunner
+
+from ldmprobe_core import cli
+
+
+@pytest.fixture
+def complain(capfd, monkeypatch):
+    """Runs the command as its entry point does; gives what it said on standard error."""
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["ldmprobe", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capfd.readouterr()
+        return stop.value.code, " ".join(captured.err.split()), captured.out
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sampling.stepz=3"], ["sampling.stepz is not a key"]),
+        (["sampling.steps=0"], ["sampling.steps is 0"]),
+        (["sampling.steps=many"], ["sampling.steps is 'many'"]),
+        (["prompts.items=[]"], ["items is empty"]),
+        (["capture.layers=['nothing.*']"], ["capture.layers 'nothing.*' matches no module"]),
+        (["labels.depth=midas9"], ["labels.depth is 'midas9'", "there is tabletop"]),
+        (["model.source=/no/such/folder"], ["model.source '/no/such/folder'", "model_index.json"]),
+        (["execution.device=cuda"], ["execution.device is 'cuda'", "auto"]),
+    ],
+)
+def test_a_mistake_is_told_before_anything_begins(complain, tmp_path, overrides, words):
+    options = [part for override in overrides for part in ("--set", override)]
+    code, said, out = complain("run", "tabletop", "--store", str(tmp_path / "runs"), *options)
+    assert code == 2
+    assert said.startswith("ldmprobe: ")
+    assert "Traceback" not in said
+    for word in words:
+        assert word in said
+    assert "Prefect" not in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_study_and_missing_run(complain, tmp_path):
+    code, said, _ = complain("run", str(tmp_path / "none.yaml"))
+    assert code == 2
+    assert "no such file" in said
+    code, said, _ = complain("show", str(tmp_path))
+    assert code == 2
+    assert "no summary.json" in said
+
+
+def test_a_store_that_cannot_be_written_to(complain, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    code, said, out = complain("run", "tabletop", "--store", str(file / "runs"))
+    assert code == 2
+    assert "cannot be written to" in said
+    assert "Prefect" not in out
+
+
+def test_a_disk_that_is_too_small(complain, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
+    code, said, _ = complain("run", "tabletop", "--store", str(tmp_path / "runs"))
+    assert code == 2
+    assert "0.0 GB free" in said
+    assert "prompts.samples" in said
+
+
+def test_check_prints_sizes():
+    result = CliRunner().invoke(cli.app, ["check", "tabletop"])
+    assert result.exit_code == 0
+    assert "240 samples" in result.output
+    assert "15 steps, 7 layers, 105 cells" in result.output
+    # 76,800 values a step: 3 layers of 16 x 16 x 64, 3 of 8 x 8 x 128, 1 of 4 x 4 x 192
+    values = 3 * 16 * 16 * 64 + 3 * 8 * 8 * 128 + 4 * 4 * 192
+    assert f"activations: {240 * 15 * values * 2 * 2 / 1e6:.1f} MB" in result.output

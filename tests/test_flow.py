@@ -1,0 +1,153 @@
+"""The study as a user runs it: the command in its own process, real servers, real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from runs import assert_same, carry_out
+from servers import SECRET, object_store
+
+from flows.local import prefect_server, task_runs
+from ldmprobe_core.store import Run
+
+pytestmark = pytest.mark.slow
+
+COMMAND = Path(sys.executable).parent / "ldmprobe"
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model, tmp_path_factory):
+    """The study, and its run by a plain loop."""
+    from ldmprobe_core.study import parse_study
+
+    study = parse_study(
+        {
+            "name": "flow",
+            "model": {"source": str(tiny_model)},
+            "prompts": {"samples": 12},
+            "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
+            "capture": {"layers": ["down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1"]},
+            "statistics": {"resamples": 200},
+        }
+    )
+    folder = tmp_path_factory.mktemp("reference")
+    path = folder / "study.yaml"
+    path.write_text(study.to_json())  # JSON is YAML
+    return path, carry_out(study, str(folder / "runs"))
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_"))}
+    return kept | {"PREFECT_HOME": str(home), "COLUMNS": "160"} | more
+
+
+def ldmprobe(*words: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(COMMAND), *words],
+        env=environment(home, **more),
+        cwd=home.parent,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_one_command_and_every_task_run_is_recorded(reference, tmp_path):
+    path, plain = reference
+    store, home = tmp_path / "runs", tmp_path / "prefect"
+    done = ldmprobe("run", str(path), "--store", str(store), home=home)
+    assert done.returncode == 0, done.stderr
+    assert "Prefect UI: http://127.0.0.1:" in done.stdout
+    run = Run(f"{store}/{plain.study().run_name}")
+    assert_same(plain, run)
+    assert (store / plain.study().run_name / "report" / "index.html").is_file()
+
+    # The server that the command started is gone; what it stored is read by another one.
+    with temporary_settings({PREFECT_HOME: home, PREFECT_API_URL: None}):
+        os.environ["PREFECT_HOME"] = str(home)
+        try:
+            with prefect_server(), get_client(sync_client=True) as client:
+                (flow,) = client.read_flow_runs()
+                recorded = task_runs(client, flow.id)
+                artifacts = {a.key for a in client.read_artifacts()}
+        finally:
+            del os.environ["PREFECT_HOME"]
+    assert flow.name == "study flow"
+    assert flow.state.is_completed()
+    names = sorted(t.name for t in recorded)
+    assert all(t.state.is_completed() for t in recorded)
+    assert len([n for n in names if n.startswith("batch ")]) == 3
+    assert len([n for n in names if n.startswith("label ")]) == 3
+    assert len([n for n in names if n.startswith("cell step ")]) == 6
+    assert len(names) == 3 + 3 + 6 + 2
+    assert "batch 0001 · samples 4-7" in names
+    assert {"best-cells-flow", "summary-flow", "progress-generate"} <= artifacts
+
+    again = ldmprobe("run", str(path), "--store", str(store), home=home)
+    assert "finished already" in again.stdout
+    shown = ldmprobe("show", run.url, "--json", home=home)
+    assert json.loads(shown.stdout)["study_hash"] == plain.study().hash
+    assert "rank correlation" in ldmprobe("show", run.url, home=home).stdout
+
+
+def test_dask_workers_give_the_same_bytes(reference, tmp_path):
+    path, plain = reference
+    done = ldmprobe(
+        "run", str(path), "--store", str(tmp_path / "runs"),
+        "--set", "execution.runner=dask", "--set", "execution.workers=2",
+        home=tmp_path / "prefect",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_same(plain, Run(f"{tmp_path}/runs/{plain.study().run_name}"))
+
+
+def test_an_object_store_gives_the_same_bytes_and_no_secret_leaks(reference, tmp_path, monkeypatch):
+    path, plain = reference
+    with object_store(tmp_path / "weed") as keys:
+        home = tmp_path / "prefect"
+        done = ldmprobe("run", str(path), "--store", "s3://runs/here", home=home, **keys)
+        assert done.returncode == 0, done.stderr
+        for name, value in keys.items():
+            monkeypatch.setenv(name, value)
+        run = Run(f"s3://runs/here/{plain.study().run_name}")
+        assert_same(plain, run)
+        assert "<html" in run.read_text("report/index.html")
+        told = done.stdout + done.stderr + run.read_text("study.json")
+    assert SECRET not in told
+    for file in home.rglob("*"):
+        if file.is_file():
+            assert SECRET.encode() not in file.read_bytes(), file
+
+
+def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path):
+    path, plain = reference
+    store, home = tmp_path / "runs", tmp_path / "prefect"
+    run = Run(f"{store}/{plain.study().run_name}")
+    process = subprocess.Popen(
+        [str(COMMAND), "run", str(path), "--store", str(store)],
+        env=environment(home),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (run.exists and run.marks("generated").any()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)  # polling for the moment to kill, bounded by the deadline
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not run.has("summary.json")
+    done = ldmprobe("run", str(path), "--store", str(store), home=home)
+    assert done.returncode == 0, done.stderr
+    assert_same(plain, run)
