@@ -21,6 +21,7 @@ from ldmprobe_core.cells import LabelSet, probe_activations
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.generate import Activations, Generator
 from ldmprobe_core.labelers import Labeler, labelers_of, load_labeler
+from ldmprobe_core.layout import Blueprint
 from ldmprobe_core.models import fingerprint, load_pipeline, model_folder, pick_device
 from ldmprobe_core.planning import check_store, make_plan
 from ldmprobe_core.prompts import Sample, make_samples
@@ -54,7 +55,7 @@ def prepare(study: Study, store: str) -> Run:
         return run
     check_store(plan, run)
     labelers = _labelers(study)
-    run.create(
+    blueprint = Blueprint(
         study,
         make_samples(study),
         plan.shapes,
@@ -62,8 +63,8 @@ def prepare(study: Study, store: str) -> Run:
         plan.steps,
         labelers["class"].classes if "class" in labelers else (),
         {prop: labeler.units for prop, labeler in labelers.items()},
-        {"model_fingerprint": mark, "versions": versions()},
     )
+    run.create(blueprint, {"model_fingerprint": mark, "versions": versions()})
     return run
 
 

@@ -1,8 +1,8 @@
 """A run's data: one Zarr v3 group in a folder or a bucket, written by region, read with xarray.
 
-This is the only module that knows where things lie.  The whole hierarchy is laid out when a run is
-created; workers then fill regions that are whole chunks, so that no two writers ever share one.
-A unit of work is either complete or absent: its mark is written after its data.
+This module and `ldmprobe_core.layout` alone know where things lie.  The whole hierarchy is laid out
+when a run is created; workers then fill regions that are whole chunks, so that no two writers ever
+share one.  A unit of work is either complete or absent: its mark is written after its data.
 
 Layout (dimensions in brackets)::
 
@@ -32,17 +32,11 @@ import fsspec
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.codecs import ZstdCodec
 from zarr.storage import FsspecStore, LocalStore, StoreLike
 
-from ldmprobe_core.capture import LayerShape
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.metrics import METRICS
-from ldmprobe_core.prompts import SPLITS, Sample
+from ldmprobe_core.layout import Blueprint, Layout
 from ldmprobe_core.study import Study, parse_study
-
-VARIANTS = ("real", "shuffled", "permuted")
-"""Probes proper, probes on shuffled labels, probes on the permuted denoiser."""
 
 _S3_OPTIONS = {"use_listings_cache": False}  # another worker's chunk must not read as a hole
 
@@ -103,28 +97,16 @@ class Run:
             "place with --store, or mend its permissions or credentials"
         )
 
-    def create(
-        self,
-        study: Study,
-        samples: list[Sample],
-        shapes: dict[str, LayerShape],
-        size: int,
-        timesteps: list[float],
-        classes: tuple[str, ...],
-        units: dict[str, str],
-        record: dict[str, Any],
-    ) -> None:
+    def create(self, blueprint: Blueprint, record: dict[str, Any]) -> None:
         """Lay the run out: every array with its dimensions, coordinates and units, no data yet.
 
         Args:
-            size: height and width of the images in pixels.
-            classes: names of the classes, empty where none are labeled.
-            units: of each labeled property.
             record: versions, fingerprint and the like, kept with the run.
 
         Raises:
             UserError: the place cannot be written to.
         """
+        study = blueprint.study
         try:
             root = zarr.create_group(
                 self.store,
@@ -139,8 +121,7 @@ class Run:
             )
         except (OSError, PermissionError) as error:
             raise self._unwritable(error) from error
-        layout = _Layout(root, study, samples, shapes, size, timesteps, classes, units)
-        layout.build()
+        Layout(root, blueprint).build()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # consolidation is an extension of v3
             zarr.consolidate_metadata(self.store)
@@ -283,304 +264,3 @@ def _check_region(
         expected.append(stop - start)
     if tuple(expected) != given:
         raise ValueError(f"{name}: data of shape {given} for a region of {tuple(expected)}")
-
-
-class _Layout:
-    """Creates every array of a run."""
-
-    def __init__(
-        self,
-        root: zarr.Group,
-        study: Study,
-        samples: list[Sample],
-        shapes: dict[str, LayerShape],
-        size: int,
-        timesteps: list[float],
-        classes: tuple[str, ...],
-        units: dict[str, str],
-    ) -> None:
-        self.root, self.study, self.samples, self.shapes = root, study, samples, shapes
-        self.size, self.timesteps, self.classes, self.units = size, timesteps, classes, units
-        self.batch = min(study.sampling.batch, len(samples))
-        self.steps = len(timesteps)
-
-    def build(self) -> None:
-        """All groups; plain coordinates first, so that a stranger can read any group alone."""
-        self._samples()
-        self._images()
-        for variant, group in (("real", "activations"), ("permuted", "permuted")):
-            if variant == "real" or self.study.controls.permuted:
-                for name, shape in self.shapes.items():
-                    self._activations(f"{group}/{name}", name, shape)
-        self._labels("labels", None)
-        self._labels("labels_trajectory", "decoded latents after every step")
-        self._labels("labels_clean", "the predicted clean image at every step")
-        for name, shape in self.shapes.items():
-            self._probes(f"probes/{name}", shape)
-        for prop in self.study.labels.maps:
-            self._scores(prop)
-        self._marks()
-
-    def _group(self, path: str, description: str) -> zarr.Group:
-        return self.root.create_group(path, attributes={"description": description})
-
-    def _array(
-        self,
-        group: zarr.Group,
-        name: str,
-        sizes: dict[str, int],
-        chunks: dict[str, int],
-        dtype: str,
-        description: str,
-        units: str = "1",
-        compress: bool = True,
-    ) -> None:
-        floating = np.dtype(dtype).kind == "f"
-        group.create_array(
-            name,
-            shape=tuple(sizes.values()),
-            chunks=tuple(chunks.get(dim, size) for dim, size in sizes.items()),
-            dtype=dtype,
-            fill_value=np.nan if floating else 0,  # a hole in floats shows as NaN
-            compressors=ZstdCodec(level=1) if compress else None,
-            dimension_names=tuple(sizes),
-            attributes={"description": description, "units": units},
-            config={"write_empty_chunks": True},
-        )
-
-    def _table(
-        self,
-        group: zarr.Group,
-        name: str,
-        dim: str,
-        values: Any,
-        description: str,
-        units: str = "1",
-    ) -> None:
-        """A small array with its data, one chunk."""
-        data = np.asarray(values)
-        text = data.dtype.kind == "U"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # string dtypes are an extension of Zarr v3
-            array = group.create_array(
-                name,
-                shape=data.shape,
-                chunks=data.shape,
-                dtype=str if text else data.dtype,
-                dimension_names=(dim,),
-                attributes={"description": description, "units": units},
-            )
-            array[:] = data.astype(object) if text else data
-
-    def _coordinate(
-        self,
-        group: zarr.Group,
-        dim: str,
-        values: Any,
-        description: str,
-        units: str = "1",
-        name: str | None = None,
-    ) -> None:
-        """A coordinate of a dimension; one with a ``name`` of its own is a second one beside it."""
-        self._table(group, name or dim, dim, values, description, units)
-        if name:
-            known = str(group.attrs.get("coordinates", "")).split()
-            group.attrs["coordinates"] = " ".join([*known, name])
-
-    def _sample(self, group: zarr.Group) -> None:
-        self._coordinate(group, "sample", [s.index for s in self.samples], "index of the image")
-
-    def _step(self, group: zarr.Group) -> None:
-        self._coordinate(group, "step", range(1, self.steps + 1), "sampler step, from 1")
-        self._coordinate(
-            group,
-            "step",
-            self.timesteps,
-            "the scheduler's own number of the step",
-            name="timestep",
-        )
-
-    def _pixels(self, group: zarr.Group, y: int | None = None, x: int | None = None) -> None:
-        for dim, count in (("y", y or self.size), ("x", x or self.size)):
-            centers = (np.arange(count) + 0.5) * self.size / count
-            self._coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
-
-    def _samples(self) -> None:
-        group = self._group("samples", "Who was generated.")
-        self._sample(group)
-        for name, description in (
-            ("prompt", "text the image was generated from"),
-            ("category", "class that the prompt names; empty where unknown"),
-            ("split", "which part the sample belongs to: " + ", ".join(SPLITS)),
-        ):
-            values = [getattr(s, name) or "" for s in self.samples]
-            self._table(group, name, "sample", values, description)
-        seeds = [s.seed for s in self.samples]
-        self._table(group, "seed", "sample", seeds, "seed of the sample's own generator")
-
-    def _images(self) -> None:
-        group = self._group("images", "Finished images and what each step looked like.")
-        self._sample(group)
-        self._step(group)
-        self._pixels(group)
-        self._coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
-        n, pixels = len(self.samples), {"y": self.size, "x": self.size, "rgb": 3}
-        self._array(
-            group,
-            "image",
-            {"sample": n, **pixels},
-            {"sample": self.batch},
-            "uint8",
-            "finished image",
-            "0..255",
-        )
-        for name, description in (
-            ("trajectory", "decoded latents after the step"),
-            ("clean", "predicted clean image at the step, decoded"),
-        ):
-            self._array(
-                group,
-                name,
-                {"sample": n, "step": self.steps, **pixels},
-                {"sample": self.batch, "step": 1},
-                "uint8",
-                description,
-                "0..255",
-            )
-
-    def _activations(self, path: str, name: str, shape: LayerShape) -> None:
-        group = self._group(path, f"Output of {name}, conditional half.")
-        self._sample(group)
-        self._step(group)
-        self._pixels(group, shape.y, shape.x)
-        self._coordinate(group, "channel", range(shape.channels), "channel of the layer")
-        cells = {"sample": len(self.samples), "step": self.steps}
-        chunk = {"sample": self.batch, "step": 1}
-        grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
-        # Activations hardly compress: zstd gains 6..12%, less than it costs in time.
-        self._array(
-            group,
-            "activation",
-            {**cells, **grid},
-            chunk,
-            "float16",
-            f"output of {name}",
-            compress=False,
-        )
-        self._array(
-            group,
-            "nonfinite",
-            cells,
-            {"sample": self.batch},
-            "int32",
-            "values that are not finite in float16",
-        )
-
-    def _labels(self, path: str, source: str | None) -> None:
-        group = self._group(path, f"Labels of {source or 'the finished images'}.")
-        self._sample(group)
-        sizes = {"sample": len(self.samples)}
-        chunks = {"sample": self.batch}
-        if source:
-            self._step(group)
-            sizes["step"], chunks["step"] = self.steps, 1
-        self._pixels(group)
-        for prop in self.study.labels.maps:
-            self._array(
-                group,
-                prop,
-                {**sizes, "y": self.size, "x": self.size},
-                chunks,
-                "float16" if source else "float32",
-                f"{prop} of {source or 'the finished image'}",
-                self.units[prop],
-            )
-        if self.classes:
-            self._coordinate(group, "class", list(self.classes), "class name")
-            self._array(
-                group,
-                "class_score",
-                {**sizes, "class": len(self.classes)},
-                chunks,
-                "float32",
-                "probability of each class",
-                self.units["class"],
-            )
-
-    def _probes(self, path: str, shape: LayerShape) -> None:
-        group = self._group(path, "Linear probes: prediction = activation . weight + bias.")
-        kinds, maps = self.study.probes.kinds, self.study.labels.maps
-        self._coordinate(group, "kind", list(kinds), "how the probe was fitted")
-        self._coordinate(group, "property", list(maps), "what it reads")
-        self._step(group)
-        self._coordinate(group, "channel", range(shape.channels), "channel of the layer")
-        sizes = {"kind": len(kinds), "property": len(maps), "step": self.steps}
-        self._array(
-            group,
-            "weight",
-            {**sizes, "channel": shape.channels},
-            {"step": 1},
-            "float64",
-            "of each channel; a logistic probe gives a logit",
-        )
-        for name, description in (
-            ("bias", "added to every prediction"),
-            ("penalty", "L2 penalty that the validation part chose, in mean channel variances"),
-        ):
-            self._array(group, name, sizes, {"step": 1}, "float64", description)
-
-    def _scores(self, prop: str) -> None:
-        group = self._group(f"scores/{prop}", f"Scores of {prop} probes, held-out samples.")
-        held = [s for s in self.samples if s.split != "train"]
-        kinds, metrics = self.study.probes.kinds, METRICS[prop]
-        self._coordinate(group, "variant", list(VARIANTS), "the probe proper, and its controls")
-        self._coordinate(group, "kind", list(kinds), "how the probe was fitted")
-        self._coordinate(group, "metric", list(metrics), "agreement with the label")
-        self._step(group)
-        self._coordinate(group, "layer", list(self.shapes), "denoiser module")
-        self._coordinate(group, "sample", [s.index for s in held], "index of the image")
-        self._coordinate(
-            group, "sample", [s.split for s in held], "validation or test", name="split"
-        )
-        sizes = {
-            "variant": len(VARIANTS),
-            "kind": len(kinds),
-            "metric": len(metrics),
-            "step": self.steps,
-            "layer": len(self.shapes),
-            "sample": len(held),
-        }
-        self._array(
-            group,
-            "score",
-            sizes,
-            {"step": 1, "layer": 1},
-            "float32",
-            "score of one probe on one sample; NaN where undefined or not computed",
-        )
-
-    def _marks(self) -> None:
-        group = self._group("marks", "Which units of work are complete (1).")
-        batches = len(self.study.batches)
-        self._coordinate(group, "batch", range(batches), "batch of samples")
-        self._step(group)
-        self._coordinate(group, "layer", list(self.shapes), "denoiser module")
-        for name in ("generated", "labeled"):
-            self._array(
-                group,
-                name,
-                {"batch": batches},
-                {"batch": 1},
-                "uint8",
-                f"batch is {name}",
-                compress=False,
-            )
-        self._array(
-            group,
-            "probed",
-            {"step": self.steps, "layer": len(self.shapes)},
-            {"step": 1, "layer": 1},
-            "uint8",
-            "cell is probed",
-            compress=False,
-        )

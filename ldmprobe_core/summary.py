@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ldmprobe_core.controls import position_prediction
 from ldmprobe_core.emergence import Bootstrap, Emergence, Interval
+from ldmprobe_core.layout import VARIANTS
 from ldmprobe_core.metrics import METRICS, score_maps
 from ldmprobe_core.stages import label_set, samples_of
-from ldmprobe_core.store import VARIANTS, Run
+from ldmprobe_core.store import Run
 
 SOURCES = ("trajectory", "clean")
 """What the image labelers read at each step: decoded latents, and the predicted clean image."""

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import zarr
 
 from ldmprobe_core import stages
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import Study
+from ldmprobe_core.study import Study, parse_study
+
+
+def small_study(name: str, model: Path, samples: int) -> Study:
+    """Three steps and two layers of the tiny model."""
+    return parse_study(
+        {
+            "name": name,
+            "model": {"source": str(model)},
+            "prompts": {"samples": samples},
+            "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
+            "capture": {"layers": ["down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1"]},
+            "statistics": {"resamples": 200},
+        }
+    )
 
 
 def carry_out(study: Study, store: str) -> Run:

@@ -6,7 +6,7 @@ from collections import namedtuple
 import pytest
 from typer.testing import CliRunner
 
-from ldmprobe_core import cli
+from flows import cli
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-from runs import assert_same, carry_out
+from runs import assert_same, carry_out, small_study
 from servers import SECRET, object_store
 
 from flows.local import prefect_server, task_runs
@@ -27,18 +27,7 @@ COMMAND = Path(sys.executable).parent / "ldmprobe"
 @pytest.fixture(scope="module")
 def reference(tiny_model, tmp_path_factory):
     """The study, and its run by a plain loop."""
-    from ldmprobe_core.study import parse_study
-
-    study = parse_study(
-        {
-            "name": "flow",
-            "model": {"source": str(tiny_model)},
-            "prompts": {"samples": 12},
-            "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
-            "capture": {"layers": ["down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1"]},
-            "statistics": {"resamples": 200},
-        }
-    )
+    study = small_study("flow", tiny_model, 12)
     folder = tmp_path_factory.mktemp("reference")
     path = folder / "study.yaml"
     path.write_text(study.to_json())  # JSON is YAML

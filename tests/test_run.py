@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from runs import arrays, assert_same, carry_out
+from runs import arrays, assert_same, carry_out, small_study
 from scipy import stats
 from sklearn.linear_model import Ridge
 
@@ -25,18 +25,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def finished(tiny_model, tmp_path_factory):
     """One run of the tiny study with its report; tests only read it."""
-    from ldmprobe_core.study import parse_study
-
-    study = parse_study(
-        {
-            "name": "whole",
-            "model": {"source": str(tiny_model)},
-            "prompts": {"samples": 14},
-            "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
-            "capture": {"layers": ["down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1"]},
-            "statistics": {"resamples": 200},
-        }
-    )
+    study = small_study("whole", tiny_model, 14)
     run = carry_out(study, str(tmp_path_factory.mktemp("finished")))
     build_report(run, {"generate": 1.0})
     return run
