@@ -23,13 +23,14 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     """
     run = prepare(study, store)
     batches = batches_of(run, study)
-    made = [generate.submit(batch) for batch in batches]
-    labeled = [
-        label.submit(batch=batch, wait_for=[before], return_state=False)
-        for batch, before in zip(batches, made, strict=True)
-    ]
+    made = {f"batch {batch.number:04d}": generate.submit(batch) for batch in batches}
+    labeled = {
+        name: label.submit(batch=batch, wait_for=[before], return_state=False)
+        for batch, (name, before) in zip(batches, made.items(), strict=True)
+    }
     seconds = {"generate": follow("generate", made), "label": follow("label", labeled)}
-    seconds["probe"] = follow("probe", [probe.submit(cell) for cell in cells_of(run)])
+    probed = {f"step {c.step:02d} of {c.layer}": probe.submit(c) for c in cells_of(run)}
+    seconds["probe"] = follow("probe", probed)
     summary = summarise(run, seconds)
     publish(summary, run.url)
     return summary

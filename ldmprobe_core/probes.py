@@ -23,6 +23,11 @@ from torch.nn import functional as F
 _ROWS_AT_ONCE = 1 << 17
 
 
+def serves(kind: str, prop: str) -> bool:
+    """A kind of probe is fitted to this property: logistic to masks, the others to every map."""
+    return kind != "logistic" or prop == "foreground"
+
+
 @dataclass(frozen=True)
 class Probe:
     """prediction = activation . weight + bias.

@@ -16,6 +16,7 @@ from ldmprobe_core.controls import position_prediction
 from ldmprobe_core.emergence import Bootstrap, Emergence, Interval
 from ldmprobe_core.layout import VARIANTS
 from ldmprobe_core.metrics import METRICS, score_maps
+from ldmprobe_core.probes import serves
 from ldmprobe_core.stages import label_set, samples_of
 from ldmprobe_core.store import Run
 
@@ -235,9 +236,8 @@ class _Property:
         number = np.isfinite(validation).sum(-1)
         total = np.where(np.isfinite(validation), validation, 0).sum(-1)
         self.choice = np.where(number > 0, total / np.maximum(number, 1), -np.inf)
-        self.all_undefined = int(
-            np.isnan(scores[0, :, 0]).sum() - np.isneginf(self.choice).sum() * scores.shape[-1]
-        )
+        serving = [i for i, kind in enumerate(self.kinds) if serves(kind, prop)]
+        self.all_undefined = int(np.isnan(scores[0, serving, 0]).sum())
 
     def best(self) -> tuple[int, int, int]:
         """(kind, step, layer) with the best validation score."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +18,11 @@ class StageError(RuntimeError):
     """Some units of a stage failed; the others are done and stay done."""
 
 
-def follow(stage: str, futures: Sequence[PrefectFuture[Any]]) -> float:
-    """Wait for every future of a stage.
+def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
+    """Wait for every unit of a stage.
+
+    Args:
+        units: name of each unit to its future.
 
     Returns:
         seconds it took.
@@ -38,24 +41,25 @@ def follow(stage: str, futures: Sequence[PrefectFuture[Any]]) -> float:
     )
     failed: list[str] = []
     with Progress(*columns) as bar:
-        line = bar.add_task(stage, total=len(futures))
-        for done, future in enumerate(as_completed(list(futures)), start=1):
+        line = bar.add_task(stage, total=len(units))
+        names = {future: name for name, future in units.items()}
+        for done, future in enumerate(as_completed(list(names)), start=1):
             result = future.result(raise_on_failure=False)
             if isinstance(result, BaseException):
-                failed.append(f"{type(result).__name__}: {result}")
+                failed.append(f"{names[future]}, {type(result).__name__}: {result}")
             bar.advance(line)
             now = time.monotonic()
-            if now - shown > _UPDATE_EVERY_S or done == len(futures):
+            if now - shown > _UPDATE_EVERY_S or done == len(units):
                 shown = now
-                left = (now - started) / done * (len(futures) - done)
+                left = (now - started) / done * (len(units) - done)
                 update_progress_artifact(
                     artifact_id=artifact,
-                    progress=100.0 * done / len(futures),
-                    description=f"{stage}: {done} of {len(futures)}, {left:.0f} s left",
+                    progress=100.0 * done / len(units),
+                    description=f"{stage}: {done} of {len(units)}, {left:.0f} s left",
                 )
     if failed:
         raise StageError(
-            f"{len(failed)} of {len(futures)} units of {stage} failed, the first with: "
+            f"{len(failed)} of {len(units)} units of {stage} failed, the first being "
             f"{failed[0]}; run the study again to redo just these"
         )
     return time.monotonic() - started
