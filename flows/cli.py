@@ -49,6 +49,7 @@ def run(
     from ldmprobe_core.stages import run_in
 
     target = run_in(store, chosen)
+    target.require_reachable()
     if target.has("summary.json"):
         console.print(f"{target.url} is finished already; here is what it found.\n")
         _show(json.loads(target.read_text("summary.json")), target.url)
@@ -68,7 +69,9 @@ def show(
     json_: Annotated[bool, typer.Option("--json", help="print summary.json")] = False,
 ) -> None:
     """Show what a finished run found."""
-    text = Run(run).read_text("summary.json")
+    finished = Run(run)
+    finished.require_reachable()
+    text = finished.read_text("summary.json")
     if json_:
         typer.echo(text, nl=False)
     else:

@@ -71,6 +71,24 @@ class Run:
         files = self._files()
         return files.exists(self._path("study.json"))
 
+    def require_reachable(self) -> None:
+        """Find out whether an object store answers at all; local folders always do.
+
+        Raises:
+            UserError: it does not, or refuses the credentials.
+        """
+        if not self.remote:
+            return
+        try:
+            self._files().info(self._path("study.json"))
+        except FileNotFoundError:
+            return
+        except Exception as error:  # whatever the object store's client raises
+            raise UserError(
+                f"store {self.url!r} cannot be reached ({type(error).__name__}): check its "
+                "endpoint and credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...)"
+            ) from error
+
     def require_writable(self) -> None:
         """Find out, before anything costs time, whether this place can be written to.
 

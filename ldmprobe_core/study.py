@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -259,13 +260,17 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
         UserError: no such file, not YAML, or a key or value that a study does not have.
     """
     path = Path(source)
-    if not path.is_file():
-        ready = resources.files("studies") / f"{source}.yaml"
-        if re.fullmatch(r"[\w-]+", source) is None or not ready.is_file():
-            raise UserError(f"study {source!r}: no such file, and no ready study of that name")
-        text, path = ready.read_text("utf-8"), Path(f"{source}.yaml")
+    if os.path.isfile(source):  # unlike Path.is_file it takes any string, a hostile one too
+        data = path.read_bytes()
     else:
-        text = path.read_text("utf-8")
+        ready = resources.files("studies") / f"{source}.yaml"
+        if re.fullmatch(r"[\w-]{1,64}", source) is None or not ready.is_file():
+            raise UserError(f"study {source!r:.80}: no such file, and no ready study of that name")
+        data, path = ready.read_bytes(), Path(f"{source}.yaml")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: a study is a YAML file in UTF-8, and this is not") from None
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:

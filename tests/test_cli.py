@@ -57,6 +57,18 @@ def test_missing_study_and_missing_run(complain, tmp_path):
     assert "no summary.json" in said
 
 
+def test_an_object_store_that_does_not_answer(complain, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for words in (("show", "s3://bucket/run"), ("run", "tabletop", "--store", "s3://bucket/runs")):
+        code, said, out = complain(*words)
+        assert code == 2
+        assert "s3://bucket/run" in said
+        assert "cannot be reached" in said
+        assert "Prefect" not in out
+
+
 def test_a_store_that_cannot_be_written_to(complain, tmp_path):
     file = tmp_path / "file"
     file.write_text("")

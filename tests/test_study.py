@@ -90,12 +90,18 @@ def test_mistakes_of_files_and_overrides(tmp_path):
     broken, listed = tmp_path / "broken.yaml", tmp_path / "listed.yaml"
     broken.write_text("name: [\n")
     listed.write_text("- a\n")
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00name")
     for source, overrides, words in (
         ("no-such-study", [], ["no-such-study", "no such file"]),
         (str(tmp_path / "nothing.yaml"), [], ["no such file"]),
         ("../tabletop", [], ["no such file"]),
         (str(broken), [], ["line 2", "not valid YAML"]),
         (str(listed), [], ["list"]),
+        (str(binary), [], ["UTF-8"]),
+        (str(tmp_path), [], ["no such file"]),
+        ("x" * 10_000, [], ["no such file"]),
+        ("nul\0", [], ["no such file"]),
         ("tabletop", ["sampling.steps"], ["key=value"]),
         ("tabletop", ["sampling.steps.more=1"], ["holds a value"]),
         ("tabletop", ["name=[bad"], ["not a YAML value"]),

@@ -39,7 +39,10 @@ GENERATED = 480
 def save_pipeline(
     out: Path, vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer
 ) -> None:
-    """Write the pipeline in the ordinary diffusers layout, float16 safetensors."""
+    """Write the pipeline in the ordinary diffusers layout, float16 safetensors.
+
+    The modules themselves are float16 afterwards.
+    """
     shutil.rmtree(out / "unet", ignore_errors=True)
     pipeline = StableDiffusionPipeline(
         vae=vae,
@@ -80,12 +83,14 @@ def export(
     vae: AutoencoderKL,
     denoiser: Denoiser,
     labelers: dict[str, nn.Module],
+    contact_sheet: Path,
 ) -> None:
     """Write the model folder, measure it as shipped (from its float16 files), write its card.
 
     Args:
         work: the training folder, whose records tell samples and seconds.
         labelers: trained networks by file name.
+        contact_sheet: picture file of 64 generated images to write.
     """
     tokenizer = new_tokenizer()
     save_pipeline(out, vae, denoiser, tokenizer)
@@ -96,7 +101,7 @@ def export(
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     (out / "README.md").write_text(model_card(figures, data))
     sheet = evaluation.contact_sheet(images[:64], [prompt for prompt, _ in pairs[:64]])
-    sheet.save(work / "contact-sheet.png")
+    sheet.save(contact_sheet)
 
 
 def measure(

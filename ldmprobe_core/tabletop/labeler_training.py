@@ -21,7 +21,7 @@ from ldmprobe_core.tabletop.networks import ClassNetwork, MapNetwork
 from ldmprobe_core.tabletop.scenes import CATEGORIES
 from ldmprobe_core.tabletop.training import Recipe, Trainer, to_unit
 
-MAP_RECIPE = Recipe(samples=64_000, batch=32, learning_rate=2e-3, average=0.995, seed=11)
+MAP_RECIPE = Recipe(samples=96_000, batch=32, learning_rate=2e-3, average=0.995, seed=11)
 CLASS_RECIPE = Recipe(samples=80_000, batch=32, learning_rate=1.5e-3, average=0.995, seed=12)
 JUDGE_RECIPE = Recipe(samples=80_000, batch=32, learning_rate=1.5e-3, average=0.995, seed=13)
 

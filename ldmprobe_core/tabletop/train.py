@@ -64,13 +64,14 @@ def main() -> None:
         recipe = replace(denoiser.RECIPE, samples=args.denoiser_samples)
         model = denoiser.train_denoiser(data, vae, new_tokenizer(), work, device, recipe)
     if "export" in args.stages:
-        export(data, work, args.out, device, vae, model, trained)
+        export(data, work, args.out, device, vae, model, trained, args.contact_sheet)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and data")
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="the model folder to write")
+    parser.add_argument("--contact-sheet", type=Path, default=Path("docs/contact-sheet.png"))
     parser.add_argument("--scenes", type=int, default=38_000)
     parser.add_argument("--autoencoder-samples", type=int, default=autoencoder.RECIPE.samples)
     parser.add_argument("--denoiser-samples", type=int, default=denoiser.RECIPE.samples)
