@@ -154,8 +154,15 @@ def _flat(maps: np.ndarray) -> np.ndarray:
 
 
 def _ranks(flat: np.ndarray) -> np.ndarray:
-    """Mean ranks along each row; a row that is not finite becomes NaN."""
-    ranks = rankdata(flat, axis=1)
+    """Mean ranks along each row, float64; a row that is not finite becomes NaN."""
+    order = np.argsort(flat, axis=1)
+    ordered = np.take_along_axis(flat, order, axis=1)
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        ranks = rankdata(flat, axis=1)
+    else:  # without ties a rank is a place in the order, in a third of the time
+        ranks = np.empty(flat.shape)
+        places = np.broadcast_to(np.arange(1.0, flat.shape[1] + 1), flat.shape)
+        np.put_along_axis(ranks, order, places, axis=1)
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks
 

@@ -194,11 +194,12 @@ def solve_logistic(
         for rows, target in zip(_row_blocks(x), _row_blocks(share), strict=True):
             chance = expit(rows @ weight + bias)
             slope = chance - target
-            curve = chance * (1 - chance)
-            bent = rows * curve[:, None]
             gradient[:-1] += rows.T @ slope
             gradient[-1] += slope.sum()
-            hessian[:-1, :-1] += rows.T @ bent
+            # The Hessian only steers the step: in float32 it costs a third and moves no optimum.
+            single, curve = rows.astype(np.float32), (chance * (1 - chance)).astype(np.float32)
+            bent = single * curve[:, None]
+            hessian[:-1, :-1] += single.T @ bent
             hessian[:-1, -1] += bent.sum(0)
             hessian[-1, -1] += curve.sum()
         hessian[-1, :-1] = hessian[:-1, -1]

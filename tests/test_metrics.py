@@ -30,6 +30,12 @@ def test_correlations_equal_scipy_with_ties(rng):
         assert metrics.rmse(a, b)[i] == pytest.approx(np.sqrt(((x - y) ** 2).mean()))
 
 
+def test_ranks_without_ties_equal_scipys(rng):
+    values = rng.random((4, 5, 7))
+    expected = stats.rankdata(values.reshape(4, -1), axis=1)
+    np.testing.assert_array_equal(metrics._ranks(values.reshape(4, -1)), expected)
+
+
 def test_empty_masks():
     empty, full = np.zeros((1, 4, 4), bool), np.ones((1, 4, 4), bool)
     for score in (metrics.dice, metrics.iou):

@@ -82,7 +82,7 @@ def test_a_stranger_needs_xarray_alone(run):
         for name, array in node.ds.data_vars.items():
             assert array.attrs["description"], name
             assert array.attrs["units"], name
-    assert tree["labels/depth"].attrs["units"] == "log of depth in scene units"
+    assert tree["labels/depth"].attrs["units"] == "log of depth, relative to the image's mean"
 
 
 def test_a_run_is_not_there_before_it_is_whole(tiny_study, tmp_path, monkeypatch):

@@ -46,19 +46,22 @@ class MapLabeler:
     classes: tuple[str, ...] = ()
 
     def __init__(self, prop: str, maps: _Maps) -> None:
-        self.channel = MAPS.index(prop)
+        self.prop, self.channel = prop, MAPS.index(prop)
         self.maps = maps
         self.units = {
             "foreground": "probability of foreground",
-            "depth": "log of depth in scene units",
+            "depth": "log of depth, relative to the image's mean",
             "shading": "light at the surface, 1 = fully lit",
         }[prop]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `ldmprobe_core.labelers.Labeler`."""
         output = self.maps(images)[:, self.channel]
-        if self.channel == 0:
+        if self.prop == "foreground":
             output = torch.sigmoid(output)
+        if self.prop == "depth":
+            # One picture does not tell how large its world is: like MiDaS, relative depth only.
+            output = output - output.mean((1, 2), keepdim=True)
         return output.numpy()
 
 
@@ -107,7 +110,7 @@ def load_foreground(device: torch.device, folder: Path = MODEL_FOLDER) -> MapLab
 
 
 def load_depth(device: torch.device, folder: Path = MODEL_FOLDER) -> MapLabeler:
-    """Log of depth along the camera's axis, larger is farther."""
+    """Log of depth along the camera's axis, its image mean taken off; larger is farther."""
     return MapLabeler("depth", _maps(device, folder))
 
 

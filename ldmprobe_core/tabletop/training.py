@@ -78,6 +78,7 @@ class Trainer:
             lr=recipe.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
