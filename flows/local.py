@@ -59,7 +59,13 @@ def prefect_server() -> Iterator[str]:
     home = Path(PREFECT_HOME.value())
     home.mkdir(parents=True, exist_ok=True)
     log = home / "ldmprobe-server.log"
-    quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    settings = {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        # SQLite takes one writer at a time; on a busy machine the others had better wait than fail.
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+    }
     with log.open("w") as sink:
         process = subprocess.Popen(
             [
@@ -75,7 +81,7 @@ def prefect_server() -> Iterator[str]:
             ],
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env=os.environ | quiet,
+            env=os.environ | settings,
             start_new_session=True,  # Ctrl-C reaches the flow first, which then stops the server
         )
     try:

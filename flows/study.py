@@ -14,7 +14,30 @@ from tasks.references import batches_of, cells_of
 from tasks.study import generate, label, prepare, probe, summarise
 
 
-@flow(name="study", flow_run_name="study {study.name}", validate_parameters=True)
+def runner_of(execution: Execution) -> TaskRunner[Any]:
+    """The task runner that a study asks for."""
+    if execution.runner == "threads":
+        return ThreadPoolTaskRunner(max_workers=execution.workers)
+    from prefect_dask import DaskTaskRunner
+
+    if execution.address:
+        return DaskTaskRunner(address=execution.address)
+    return DaskTaskRunner(
+        cluster_kwargs={
+            "n_workers": execution.workers,
+            "threads_per_worker": 1,
+            "processes": True,
+            "dashboard_address": None,
+            "host": "127.0.0.1",
+        }
+    )
+
+
+@flow(
+    name="study",
+    flow_run_name="study {study.name}",
+    task_runner=runner_of(Execution()),
+)
 def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     """Carry a study out in ``store`` and return its summary.
 
@@ -34,22 +57,3 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     summary = summarise(run, seconds)
     publish(summary, run.url)
     return summary
-
-
-def runner_of(execution: Execution) -> TaskRunner[Any]:
-    """The task runner that a study asks for."""
-    if execution.runner == "threads":
-        return ThreadPoolTaskRunner(max_workers=execution.workers)
-    from prefect_dask import DaskTaskRunner
-
-    if execution.address:
-        return DaskTaskRunner(address=execution.address)
-    return DaskTaskRunner(
-        cluster_kwargs={
-            "n_workers": execution.workers,
-            "threads_per_worker": 1,
-            "processes": True,
-            "dashboard_address": None,
-            "host": "127.0.0.1",
-        }
-    )

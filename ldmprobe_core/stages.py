@@ -22,6 +22,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.generate import Activations, Generator
 from ldmprobe_core.labelers import Labeler, labelers_of, load_labeler
 from ldmprobe_core.layout import Blueprint
+from ldmprobe_core.memory import keep_freed_memory
 from ldmprobe_core.models import fingerprint, load_pipeline, model_folder, pick_device
 from ldmprobe_core.planning import check_store, make_plan
 from ldmprobe_core.prompts import Sample, make_samples
@@ -273,6 +274,7 @@ def _generator(study: Study, model: str) -> Generator:
                 f"model.source {study.model.source!r} has fingerprint {found} on this worker, and "
                 f"the run was begun with {model}: give every worker the same weights"
             )
+        keep_freed_memory()
         device = pick_device(study.execution.device)
         return Generator(load_pipeline(study, device), study)
 
