@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-from runs import assert_same, carry_out, small_study
+from run_helpers import assert_same, carry_out, small_study
 from servers import SECRET, object_store
 
 from flows.local import prefect_server, task_runs

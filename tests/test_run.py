@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from runs import arrays, assert_same, carry_out, small_study
+from run_helpers import arrays, assert_same, carry_out, small_study
 from scipy import stats
 from sklearn.linear_model import Ridge
 
@@ -218,7 +218,7 @@ from ldmprobe_core.store import Run
 from ldmprobe_core.study import parse_study
 import json
 sys.path.insert(0, "tests")
-from runs import carry_out
+from run_helpers import carry_out
 deaths = int(sys.argv[3])
 real = Run.write
 count = 0

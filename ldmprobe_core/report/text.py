@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 NAMES = {"spearman": "rank correlation", "dice": "Dice"}
+_CONTROLS = {
+    "position": "position alone",
+    "shuffled": "shuffled labels",
+    "permuted": "permuted weights",
+}
 
 
 def short_layer(layer: str) -> str:
@@ -55,12 +60,9 @@ def headline(summary: dict[str, Any]) -> list[str]:
     lines = []
     for name, found in summary["properties"].items():
         best, last, emergence = found["best"], found["last"], found["emergence"]
-        position = found["controls"]["position"]
-        verdict = "above" if _above(best, position) else "not clearly above"
         line = (
             f"{name.capitalize()}: at the last step the best probe scores {number(last)} "
-            f"({NAMES[best['metric']]}); the best cell, {number(best)}, is {verdict} position "
-            f"alone, {number(position)}."
+            f"({NAMES[best['metric']]}); the best cell, {number(best)}, {_against(best, found)}."
         )
         probe, image = emergence["probe"], emergence["image"]
         if probe["onset"]["step"] is None:
@@ -75,7 +77,22 @@ def headline(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _above(one: dict[str, Any], other: dict[str, Any] | None) -> bool:
-    if other is None or one["low"] is None or other["high"] is None:
+def _against(best: dict[str, Any], found: dict[str, Any]) -> str:
+    """How the best cell stands to its controls, intervals apart or not."""
+    controls = {name: c for name, c in found["controls"].items() if c is not None}
+    cleared = [name for name, c in controls.items() if _above(best, c)]
+    missed = [name for name in controls if name not in cleared]
+
+    def named(names: list[str]) -> str:
+        return ", ".join(f"{_CONTROLS[name]} ({number(controls[name])})" for name in names)
+
+    if not missed:
+        return f"is above {named(cleared)}"
+    above = f"is above {named(cleared)}, but " if cleared else "is "
+    return f"{above}not clearly above {named(missed)}"
+
+
+def _above(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    if one["low"] is None or other["high"] is None:
         return False
     return bool(one["low"] > other["high"])
