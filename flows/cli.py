@@ -46,11 +46,12 @@ def run(
     """Carry a study out, resume it, or show it where it is finished."""
     chosen = load_study(study, set_)
     from ldmprobe_core.planning import check_store, make_plan
-    from ldmprobe_core.stages import run_in
+    from ldmprobe_core.stages import check_model, run_in
 
     target = run_in(store, chosen)
     target.require_reachable()
     if target.has("summary.json"):
+        check_model(target, chosen)
         console.print(f"{target.url} is finished already; here is what it found.\n")
         _show(json.loads(target.read_text("summary.json")), target.url)
         return

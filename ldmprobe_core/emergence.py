@@ -60,6 +60,7 @@ class Bootstrap:
                 for _ in range(resamples)
             ]
         ).astype(np.float64)
+        self.level = level
         self.tails = (50 * (1 - level), 100 - 50 * (1 - level))
 
     def means(self, values: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.utils import logging
 from torch import nn
 
 from ldmprobe_core.errors import UserError
@@ -88,6 +89,7 @@ def load_pipeline(study: Study, device: torch.device) -> StableDiffusionPipeline
         UserError: the folder holds no pipeline that can be probed.
     """
     folder = model_folder(study.model)
+    logging.disable_progress_bar()  # the stage shows its own
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder,

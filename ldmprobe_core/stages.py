@@ -46,13 +46,7 @@ def prepare(study: Study, store: str) -> Run:
     run = run_in(store, study)
     mark = fingerprint(plan.folder)
     if run.exists:
-        made_by = run.attributes().get("model_fingerprint")
-        if made_by != mark:
-            raise UserError(
-                f"{run.url} was made by a model with fingerprint {made_by}, and "
-                f"model.source {study.model.source!r} now has {mark}: move that run away or "
-                "choose another --store"
-            )
+        check_model(run, study)
         return run
     check_store(plan, run)
     labelers = _labelers(study)
@@ -67,6 +61,22 @@ def prepare(study: Study, store: str) -> Run:
     )
     run.create(blueprint, {"model_fingerprint": mark, "versions": versions()})
     return run
+
+
+def check_model(run: Run, study: Study) -> None:
+    """Refuse to take a run that another model made for this study's.
+
+    Raises:
+        UserError: the model's files are not those that the run was begun with.
+    """
+    made_by = run.attributes().get("model_fingerprint")
+    mark = fingerprint(model_folder(study.model))
+    if made_by != mark:
+        raise UserError(
+            f"{run.url} was made by a model with fingerprint {made_by}, and "
+            f"model.source {study.model.source!r} now has {mark}: move that run away or "
+            "choose another --store"
+        )
 
 
 def run_in(store: str, study: Study) -> Run:

@@ -346,7 +346,7 @@ def _classes(run: Run, bootstrap: Bootstrap) -> dict[str, Any]:
     accuracy = None
     if known:
         right = np.array([names[top[i]] == samples[i].category for i in known], dtype=np.float64)
-        whole = Bootstrap(len(right), len(bootstrap.counts), 0.95, seed=0)
+        whole = Bootstrap(len(right), len(bootstrap.counts), bootstrap.level, seed=0)
         accuracy = whole.interval(right).model_dump()
     agreement = {}
     for source in SOURCES:

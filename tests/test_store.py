@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from flows import cli
 from ldmprobe_core import stages
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.store import Run
@@ -110,6 +111,13 @@ def test_another_model_does_not_continue_a_run(tiny_study, tmp_path):
     weights.write_bytes(bytes(data))
     with pytest.raises(UserError, match="fingerprint"):
         stages.prepare(moved, str(tmp_path / "runs"))
+    # A finished run is not shown as this model's either.
+    run = stages.run_in(str(tmp_path / "runs"), moved)
+    run.write_text("summary.json", "{}")
+    path = tmp_path / "moved.yaml"
+    path.write_text(moved.to_json())
+    with pytest.raises(UserError, match="fingerprint"):
+        cli.run(str(path), str(tmp_path / "runs"), None)
 
 
 def test_mistakes_of_stores(tmp_path, tiny_study):
