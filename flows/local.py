@@ -6,8 +6,10 @@ started on loopback instead, and it is stopped only when every task run of the f
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +37,6 @@ from ldmprobe_core.study import Study
 _START_LIMIT_S = 90.0
 _RECORD_LIMIT_S = 60.0
 _PAGE = 200
-_USUAL_PORT = 4200
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def prefect_server() -> Iterator[str]:
     if configured:
         yield configured
         return
-    usual = f"http://127.0.0.1:{_USUAL_PORT}/api"
+    usual = f"http://127.0.0.1:{_usual_port()}/api"
     if _answers(usual):
         with temporary_settings({PREFECT_API_URL: usual}):
             yield usual
@@ -83,6 +84,7 @@ def prefect_server() -> Iterator[str]:
             stderr=subprocess.STDOUT,
             env=os.environ | settings,
             start_new_session=True,  # Ctrl-C reaches the flow first, which then stops the server
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
     try:
         deadline = time.monotonic() + _START_LIMIT_S
@@ -155,6 +157,17 @@ def ui_url(api_url: str) -> str:
     return get_current_settings().ui_url or api_url.removesuffix("/api")
 
 
+def _die_with_parent() -> None:
+    """Ask Linux to end the server with the run: after kill -9 of the run nobody else would."""
+    set_parent_death_signal = 1  # from sys/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _usual_port() -> int:
+    """Prefect's own port, unless LDMPROBE_PREFECT_PORT names another."""
+    return int(os.environ.get("LDMPROBE_PREFECT_PORT", "4200"))
+
+
 def _quiet_console() -> None:
     """Leave the terminal to the progress bars; the server still gets every line."""
     for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
@@ -172,7 +185,7 @@ def _answers(url: str) -> bool:
 
 def _free_port() -> int:
     """The usual port where it is free, else any."""
-    for port in (_USUAL_PORT, 0):
+    for port in (_usual_port(), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

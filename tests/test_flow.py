@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from run_helpers import assert_same, carry_out, small_study
-from servers import SECRET, object_store
+from servers import SECRET, free_ports, object_store
 
 from flows.local import prefect_server, task_runs
 from ldmprobe_core.store import Run
@@ -34,9 +35,22 @@ def reference(tiny_model, tmp_path_factory):
     return path, carry_out(study, str(folder / "runs"))
 
 
+@pytest.fixture(autouse=True)
+def own_port(monkeypatch):
+    """No server that happens to run on this machine is taken for the test's own."""
+    (port,) = free_ports(1)
+    monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(port))
+    return port
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_"))}
     return kept | {"PREFECT_HOME": str(home), "COLUMNS": "160"} | more
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def ldmprobe(*words: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -117,7 +131,7 @@ def test_an_object_store_gives_the_same_bytes_and_no_secret_leaks(reference, tmp
             assert SECRET.encode() not in file.read_bytes(), file
 
 
-def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path):
+def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path, own_port):
     path, plain = reference
     store, home = tmp_path / "runs", tmp_path / "prefect"
     run = Run(f"{store}/{plain.study().run_name}")
@@ -137,6 +151,9 @@ def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not run.has("summary.json")
+    while answers(own_port):  # the server goes with the run that started it
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # polling for its end, bounded by the deadline
     done = ldmprobe("run", str(path), "--store", str(store), home=home)
     assert done.returncode == 0, done.stderr
     assert_same(plain, run)

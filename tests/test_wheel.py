@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from servers import free_ports
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,6 +24,7 @@ def test_a_wheel_runs_a_study_outside_the_clone(tmp_path):
     site = tmp_path / "site"
     call(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel)
     environment = os.environ | {"PYTHONPATH": str(site), "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment |= {"LDMPROBE_PREFECT_PORT": str(free_ports(1)[0])}
     environment.pop("PREFECT_API_URL", None)
     where = call(
         python, "-c", "import ldmprobe_core; print(ldmprobe_core.__file__)",
