@@ -38,7 +38,21 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.layout import Blueprint, Layout
 from ldmprobe_core.study import Study, parse_study
 
-_S3_OPTIONS = {"use_listings_cache": False}  # another worker's chunk must not read as a hole
+
+def _options(url: str) -> dict[str, Any]:
+    """What an S3 client is told beside what it reads from the environment itself.
+
+    fsspec keeps clients by these options: the endpoint is among them, so that a process that turns
+    to another one does not go on talking to the first.  Secrets are not: options can be pickled.
+    """
+    if not url.startswith("s3://"):
+        return {}
+    options: dict[str, Any] = {
+        "use_listings_cache": False  # another worker's chunk must not read as a hole
+    }
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        options["endpoint_url"] = endpoint
+    return options
 
 
 class Run:
@@ -61,7 +75,7 @@ class Run:
     def store(self) -> StoreLike:
         """The Zarr store of the run's group."""
         if self.remote:
-            options = _S3_OPTIONS if self.url.startswith("s3://") else {}
+            options = _options(self.url)
             return FsspecStore.from_url(self.url, storage_options={**options, "asynchronous": True})
         return LocalStore(self.url)
 
@@ -253,7 +267,7 @@ class Run:
     def _files(self) -> Any:
         return fsspec.filesystem(
             self.url.partition("://")[0] if self.remote else "file",
-            **(_S3_OPTIONS if self.url.startswith("s3://") else {}),
+            **_options(self.url),
         )
 
     def _path(self, name: str) -> str:

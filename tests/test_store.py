@@ -136,3 +136,14 @@ def test_text_is_written_whole_or_not_at_all(tmp_path):
     run.write_text("a/b.txt", "één")
     assert run.read_text("a/b.txt") == "één"
     assert [p.name for p in (tmp_path / "r" / "a").iterdir()] == ["b.txt"]
+
+
+def test_another_endpoint_is_another_client(monkeypatch):
+    clients = []
+    for endpoint in ("http://127.0.0.1:9", "http://127.0.0.1:7"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        clients.append(Run("s3://bucket/run")._files())
+    assert [client.endpoint_url for client in clients] == [
+        "http://127.0.0.1:9",
+        "http://127.0.0.1:7",
+    ]
