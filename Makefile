@@ -32,4 +32,4 @@ train: env  ## make the embedded model from nothing (hours on two cores, minutes
 		$(BIN)/python -m ldmprobe_core.tabletop.train
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -18,7 +18,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.report.text import best_rows, headline
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import load_study
@@ -70,13 +70,13 @@ def show(
     json_: Annotated[bool, typer.Option("--json", help="print summary.json")] = False,
 ) -> None:
     """Show what a finished run found."""
-    finished = Run(run)
+    finished = Run(run.removesuffix("/summary.json"))
     finished.require_reachable()
     text = finished.read_text("summary.json")
     if json_:
         typer.echo(text, nl=False)
     else:
-        _show(json.loads(text), run)
+        _show(json.loads(text), finished.url)
 
 
 @app.command()
@@ -116,15 +116,18 @@ def _show(summary: dict[str, Any], url: str) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence on standard error, exit code 2."""
+    """Entry point: what stops a run is one sentence on standard error.
+
+    Exit code 2 is a mistake that the user can mend, 1 a run that did not come to its end.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app()
-    except UserError as error:
+    except (UserError, RunError) as error:
         Console(stderr=True).print(f"ldmprobe: {error}", style="red", highlight=False, markup=False)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
 
 
 if __name__ == "__main__":

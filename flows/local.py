@@ -32,6 +32,7 @@ from prefect.settings import (
 )
 
 from flows.study import runner_of, study_flow
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.study import Study
 
 _START_LIMIT_S = 90.0
@@ -44,7 +45,7 @@ def prefect_server() -> Iterator[str]:
     """The API's URL of the configured server, of one already on this machine, or of a new one.
 
     Raises:
-        RuntimeError: a new server did not answer in time; its log is named.
+        RunError: a new server did not answer in time; its log is named.
     """
     configured = PREFECT_API_URL.value()
     if configured:
@@ -90,7 +91,7 @@ def prefect_server() -> Iterator[str]:
         deadline = time.monotonic() + _START_LIMIT_S
         while not _answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the local Prefect server did not start; its log is {log}")
+                raise RunError(f"the local Prefect server did not start; its log is {log}")
             time.sleep(0.2)
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
@@ -165,7 +166,10 @@ def _die_with_parent() -> None:
 
 def _usual_port() -> int:
     """Prefect's own port, unless LDMPROBE_PREFECT_PORT names another."""
-    return int(os.environ.get("LDMPROBE_PREFECT_PORT", "4200"))
+    text = os.environ.get("LDMPROBE_PREFECT_PORT", "4200")
+    if not (text.isdecimal() and 0 < int(text) < 65536):
+        raise UserError(f"LDMPROBE_PREFECT_PORT is {text!r}: give a port number, such as 4200")
+    return int(text)
 
 
 def _quiet_console() -> None:
@@ -184,13 +188,13 @@ def _answers(url: str) -> bool:
 
 
 def _free_port() -> int:
-    """The usual port where it is free, else any."""
-    for port in (_usual_port(), 0):
+    """Any free port, never the usual one: that is where a lasting server is looked for.
+
+    A run's own server ends with its run; another run that had found it there would lose it.
+    """
+    while True:
         with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise RuntimeError("no free port on 127.0.0.1")
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port != _usual_port():
+            return port

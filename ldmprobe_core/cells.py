@@ -16,6 +16,7 @@ from ldmprobe_core.probes import (
     fit_adam,
     fit_logistic,
     fit_ridge,
+    foreground_cut,
 )
 from ldmprobe_core.study import Study
 
@@ -104,7 +105,7 @@ def probe_activations(
                 rows.append(np.full((len(METRICS[prop]), len(held)), np.nan))
                 continue
             predicted = probe.predict(np.where(usable[:, None, None, None], held, 0))
-            tokens = predicted > probe.cut if prop == "foreground" else predicted
+            tokens = predicted > foreground_cut(kind) if prop == "foreground" else predicted
             rows.append(np.where(usable, truth.scores(tokens), np.nan))
         scores[prop] = np.stack(rows).astype(np.float32)
     return CellResult(probes, scores)

@@ -1,6 +1,7 @@
 """Bootstrap intervals over held-out samples, and the steps at which a property emerges.
 
-With score s(t) at step t, position baseline b and last step T, gain(t) = (s(t) - b) / (s(T) - b).
+With score s(t) at step t, position baseline b and last step T, gain(t) = (s(t) - b) / (s(T) - b),
+each mean over the samples for which all three are defined.
 *Onset* is the first step from which the gain stays at 0.5 or more, *settled* the same with 0.9.
 Without the baseline, a map that position already explains would "emerge" at step 1.
 """
@@ -22,10 +23,6 @@ class Interval(BaseModel):
     low: float | None
     high: float | None
 
-    def above(self, other: Interval) -> bool:
-        """This interval lies wholly above the other."""
-        return self.low is not None and other.high is not None and self.low > other.high
-
 
 class Step(BaseModel):
     """A step (from 1) and its bootstrap interval; None where it is undefined."""
@@ -43,23 +40,24 @@ class Emergence(BaseModel):
 
 
 class Bootstrap:
-    """Resamples of the held-out samples, drawn once and shared, so that comparisons are paired.
+    """Resamples of the held-out prompts, drawn once and shared, so that comparisons are paired.
+
+    Images of one prompt are not independent: they are drawn together (the cluster bootstrap).
 
     Args:
-        samples: how many there are.
+        groups: (sample,), what each sample belongs to; samples of a group are drawn together.
         resamples: how many times they are drawn anew, with replacement.
         level: of the intervals, such as 0.95.
         seed: of the drawing.
     """
 
-    def __init__(self, samples: int, resamples: int, level: float, seed: int) -> None:
+    def __init__(self, groups: np.ndarray, resamples: int, level: float, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        self.counts = np.stack(
-            [
-                np.bincount(rng.integers(samples, size=samples), minlength=samples)
-                for _ in range(resamples)
-            ]
-        ).astype(np.float64)
+        distinct, member = np.unique(groups, return_inverse=True)
+        n = len(distinct)
+        drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)]
+        self.groups = n
+        self.counts = np.stack(drawn).astype(np.float64)[:, member]
         self.level = level
         self.tails = (50 * (1 - level), 100 - 50 * (1 - level))
 
@@ -101,38 +99,53 @@ class Bootstrap:
         if lead.low is None or lead.low <= 0:
             nowhere = Step(step=None, low=None, high=None)
             return Emergence(onset=nowhere, settled=nowhere)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a step that no sample defines: NaN
-            curve = np.nanmean(scores, axis=-1)
-        whole = curve[None], np.array([np.nanmean(baseline)])
-        drawn = self.means(scores), self.means(baseline)
         return Emergence(
-            onset=self._step(whole, drawn, ONSET), settled=self._step(whole, drawn, SETTLED)
+            onset=self._step(scores, baseline, ONSET), settled=self._step(scores, baseline, SETTLED)
         )
 
-    def _step(
-        self,
-        whole: tuple[np.ndarray, np.ndarray],
-        drawn: tuple[np.ndarray, np.ndarray],
-        share: float,
-    ) -> Step:
-        low, high = np.percentile(stays_from(*drawn, share), self.tails, method="nearest")
-        return Step(step=int(stays_from(*whole, share)[0]), low=int(low), high=int(high))
+    def _step(self, scores: np.ndarray, baseline: np.ndarray, share: float) -> Step:
+        whole, drawn = self.steps(scores, baseline, share)
+        low, high = np.percentile(drawn, self.tails, method="nearest")
+        return Step(step=whole, low=int(low), high=int(high))
+
+    def steps(
+        self, scores: np.ndarray, baseline: np.ndarray, share: float
+    ) -> tuple[int, np.ndarray]:
+        """The step from which the gain stays at ``share``: of the samples, and of each resample.
+
+        Args:
+            scores: (step, sample).
+            baseline: (sample,).
+
+        Returns:
+            the step, from 1, and (resample,) the same of every resample.
+        """
+        gain, full = scores - baseline, scores[-1] - baseline
+        common = np.isfinite(gain) & np.isfinite(full)
+        pair = np.stack([np.where(common, gain, np.nan), np.where(common, full, np.nan)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a step that no sample defines: NaN
+            whole = np.nanmean(pair, axis=-1)
+        drawn = self.means(pair)
+        return (
+            int(stays_from(whole[:1], whole[1:], share)[0]),
+            stays_from(drawn[:, 0], drawn[:, 1], share),
+        )
 
 
-def stays_from(curves: np.ndarray, baseline: np.ndarray, share: float) -> np.ndarray:
-    """First step (from 1) from which each curve's gain stays at ``share`` or more.
+def stays_from(gains: np.ndarray, full: np.ndarray, share: float) -> np.ndarray:
+    """First step (from 1) from which each curve keeps ``share`` or more of its full gain.
 
     Args:
-        curves: (curve, step) scores, NaN where undefined (which counts as below).
-        baseline: (curve,).
+        gains: (curve, step) score less baseline, NaN where undefined (which counts as below).
+        full: (curve, step) the last step's gain over the same samples; a step whose full gain is
+            not positive counts as below.
 
     Returns:
         (curve,) int; the last step where a curve's own end does not clear its baseline.
     """
-    full = curves[:, -1:] - baseline[:, None]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        reached = (curves - baseline[:, None]) / full >= share
+    with np.errstate(invalid="ignore"):
+        reached = (full > 0) & (gains >= share * full)
     reached[:, -1] = True
     stays = np.logical_and.accumulate(reached[:, ::-1], axis=1)[:, ::-1]
     return stays.argmax(1) + 1

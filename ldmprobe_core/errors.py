@@ -1,4 +1,4 @@
-"""The one exception that is a user's to mend."""
+"""The exceptions whose message is all that the command line prints."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     Its message is one sentence that names the field, the value and what would be right; the
     command line prints it without a traceback.
     """
+
+
+class RunError(RuntimeError):
+    """A run did not come to its end, and its message says what failed and how to go on."""

@@ -28,6 +28,11 @@ def serves(kind: str, prop: str) -> bool:
     return kind != "logistic" or prop == "foreground"
 
 
+def foreground_cut(kind: str) -> float:
+    """Foreground is where a probe of this kind predicts more: half, of a share or as a logit."""
+    return 0.5 if kind == "ridge" else 0.0
+
+
 @dataclass(frozen=True)
 class Probe:
     """prediction = activation . weight + bias.
@@ -36,13 +41,11 @@ class Probe:
         weight: (channel,) float64.
         bias: scalar.
         penalty: the relative penalty it was fitted with; NaN where there is none.
-        cut: foreground is where the prediction is greater: 0.5 for a share, 0 for a logit.
     """
 
     weight: np.ndarray
     bias: float
     penalty: float
-    cut: float
 
     def predict(self, activations: np.ndarray) -> np.ndarray:
         """Predictions (n, y, x) float64 from activations (n, y, x, channel)."""
@@ -149,7 +152,7 @@ def fit_ridge(train: Moments, validation: Moments, penalties: tuple[float, ...])
     probes = []
     for label, best in enumerate(errors.argmin(0)):
         weight, bias = solutions[best]
-        probes.append(Probe(weight[:, label], float(bias[label]), penalties[best], cut=0.5))
+        probes.append(Probe(weight[:, label], float(bias[label]), penalties[best]))
     return probes
 
 
@@ -246,7 +249,7 @@ def fit_logistic(
         start = solve_logistic(x, share, penalty * path.unit, start)
         loss = logistic_loss(validation_x, validation_share, *start)
         if best is None or loss < best[0]:
-            best = loss, Probe(start[0], start[1], penalty, cut=0.0)
+            best = loss, Probe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:
             break  # weaker penalties only fit the training tokens further
     assert best is not None
@@ -296,8 +299,8 @@ def fit_adam(
             optimizer.step()
     fitted = weight.detach().double().numpy()
     if foreground:
-        return Probe(fitted[1] - fitted[0], 0.0, float("nan"), cut=0.0)
-    return Probe(fitted[0], float(bias.detach()), float("nan"), cut=0.5)
+        return Probe(fitted[1] - fitted[0], 0.0, float("nan"))
+    return Probe(fitted[0], float(bias.detach()), float("nan"))
 
 
 def _row_blocks(rows: np.ndarray) -> Iterator[np.ndarray]:

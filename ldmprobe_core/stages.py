@@ -24,7 +24,7 @@ from ldmprobe_core.labelers import Labeler, labelers_of, load_labeler
 from ldmprobe_core.layout import Blueprint
 from ldmprobe_core.memory import keep_freed_memory
 from ldmprobe_core.models import fingerprint, load_pipeline, model_folder, pick_device
-from ldmprobe_core.planning import check_store, make_plan
+from ldmprobe_core.planning import Plan, check_store, make_plan
 from ldmprobe_core.prompts import Sample, make_samples
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import Study
@@ -44,11 +44,17 @@ def prepare(study: Study, store: str) -> Run:
     """
     plan = make_plan(study)
     run = run_in(store, study)
-    mark = fingerprint(plan.folder)
-    if run.exists:
-        check_model(run, study)
-        return run
     check_store(plan, run)
+    with run.claim():
+        if run.exists:
+            check_model(run, study)
+            run.write_text("study.json", study.to_json())  # the same but for where it now runs
+        else:
+            _lay_out(run, study, plan)
+    return run
+
+
+def _lay_out(run: Run, study: Study, plan: Plan) -> None:
     labelers = _labelers(study)
     blueprint = Blueprint(
         study,
@@ -59,8 +65,8 @@ def prepare(study: Study, store: str) -> Run:
         labelers["class"].classes if "class" in labelers else (),
         {prop: labeler.units for prop, labeler in labelers.items()},
     )
-    run.create(blueprint, {"model_fingerprint": mark, "versions": versions()})
-    return run
+    record = {"model_fingerprint": fingerprint(plan.folder), "versions": versions()}
+    run.create(blueprint, record)
 
 
 def check_model(run: Run, study: Study) -> None:
@@ -102,7 +108,7 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
         samples, seconds and bytes written; zero samples where it was done before.
     """
     run = Run(url)
-    if run.marks("generated")[batch]:
+    if run.done("generated", batch):
         return {"samples": 0, "seconds": 0.0, "bytes": 0}
     started = time.monotonic()
     study = run.study()
@@ -135,8 +141,10 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         images and seconds; zero images where it was done before.
     """
     run = Run(url)
-    if run.marks("labeled")[batch]:
+    if run.done("labeled", batch):
         return {"images": 0, "seconds": 0.0}
+    if not run.done("generated", batch):
+        raise RuntimeError(f"{run.url}: batch {batch} cannot be labeled before it is generated")
     started = time.monotonic()
     study = run.study()
     members = study.batches[batch]
@@ -182,7 +190,7 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     """
     run = Run(url)
     at, where = step - 1, run.layers.index(layer)
-    if run.marks("probed")[at, where]:
+    if run.done("probed", at, where):
         return {"seconds": 0.0}
     started = time.monotonic()
     study = run.study()
@@ -241,7 +249,12 @@ def samples_of(run: Run) -> list[Sample]:
 
 
 def label_set(run: Run) -> LabelSet:
-    """Labels of the finished images, with splits."""
+    """Labels of the finished images, with splits.
+
+    Raises:
+        RuntimeError: some batch is not labeled.
+    """
+    run.require_all("labeled")
     study = run.study()
     labels = run.open("labels")
     maps = {}

@@ -22,9 +22,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ from zarr.storage import FsspecStore, LocalStore, StoreLike
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.layout import Blueprint, Layout
 from ldmprobe_core.study import Study, parse_study
+
+_CLAIM_STALE_S = 120.0
+"""Laying a run out takes seconds; a claim older than this has lost its owner."""
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -64,8 +69,8 @@ class Run:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self.remote = "://" in self.url
+        self.remote = "://" in url
+        self.url = (url if self.remote else os.path.expanduser(url)).rstrip("/")
         if self.remote and not self.url.startswith(("s3://", "memory://")):
             raise UserError(f"store {url!r}: give a local folder or s3://bucket/prefix")
 
@@ -160,6 +165,43 @@ class Run:
         self.write_text("identity", uuid.uuid4().hex)
         self.write_text("study.json", study.to_json())
 
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold this place while a run is laid out in it; whoever else claims it waits.
+
+        The claim is a file beside the run, made only where none is (an object store's conditional
+        put).  One whose owner died before the run was laid out is taken over when it is stale.
+
+        Raises:
+            UserError: another process has held the place for longer than laying out takes.
+        """
+        files, path = self._files(), self._path("").rstrip("/") + ".claim"
+        if not self.remote:
+            files.makedirs(path.rpartition("/")[0] or ".", exist_ok=True)
+        deadline = time.monotonic() + 2 * _CLAIM_STALE_S
+        while True:
+            try:
+                files.pipe_file(path, str(time.time()).encode(), mode="create")
+                break
+            except FileExistsError:
+                pass
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"store {self.url!r} is being laid out by another process: wait for it, or "
+                    f"remove {path} if there is none"
+                )
+            try:
+                if time.time() - float(files.cat_file(path)) > _CLAIM_STALE_S:
+                    files.rm_file(path)
+            except (FileNotFoundError, ValueError):  # just released, or just being written
+                pass
+            time.sleep(0.2)
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                files.rm_file(path)
+
     def study(self) -> Study:
         """The study that the run carries out."""
         return parse_study(json.loads(self.read_text("study.json")), "study.json")
@@ -220,6 +262,24 @@ class Run:
         node = zarr.open_group(self.store, path="marks", mode="r+", use_consolidated=False)
         node[name][index] = 1  # type: ignore[index]
 
+    def done(self, name: str, *index: int) -> bool:
+        """One unit of work is complete."""
+        node = zarr.open_group(self.store, path="marks", mode="r", use_consolidated=False)
+        return bool(node[name][index])  # type: ignore[index]
+
+    def require_all(self, name: str) -> None:
+        """Refuse to go on from work that is not there.
+
+        Raises:
+            RuntimeError: a unit of this kind has no mark.
+        """
+        missing = np.argwhere(~self.marks(name))
+        if len(missing):
+            raise RuntimeError(
+                f"{self.url}: {len(missing)} units are not {name} yet, the first being "
+                f"{tuple(int(i) for i in missing[0])}"
+            )
+
     def marks(self, name: str) -> np.ndarray:
         """Which units of a kind are complete, bool."""
         return self.read("marks", name).astype(bool)
@@ -251,7 +311,7 @@ class Run:
         """
         try:
             return self._files().cat_file(self._path(name)).decode()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.url} holds no {name}: it is no run, or an unfinished one"
             ) from None

@@ -49,7 +49,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(_Part):
@@ -64,10 +64,10 @@ class Prompts(_Part):
 
     Attributes:
         set: the built-in set, used where `items` is None.
-        items: prompts of your own, each generated once per seed.
-        samples: number of images; with `items` the prompts are gone through in turn, each round
-            with the next seed.
-        seed: the first sample's seed; also decides which captions of the set are drawn.
+        items: prompts of your own.
+        samples: number of images; `items` are gone through in turn.
+        seed: the first image's seed, from which they count up image by image; it also decides
+            which captions of the set are drawn, and how prompts are dealt into splits.
     """
 
     set: Literal["tabletop"] = "tabletop"
@@ -164,6 +164,14 @@ class Probes(_Part):
     )
     split: Split = Split()
 
+    @model_validator(mode="after")
+    def _distinct(self) -> Probes:
+        for name in ("kinds", "penalties"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} is {list(values)}: name each once")
+        return self
+
 
 class Controls(_Part):
     """The same fits where they should fail.  The position baseline is always computed.
@@ -185,7 +193,10 @@ class Statistics(_Part):
 
 
 class Execution(_Part):
-    """Where a study runs; not part of its hash, and changes none of its bytes.
+    """Where a study runs; not part of its hash.
+
+    The number of workers changes none of the result's bytes; another device, or another machine
+    type, changes last bits.
 
     Attributes:
         runner: ``threads`` in this process, or ``dask`` workers.
@@ -215,10 +226,19 @@ class Study(_Part):
     execution: Execution = Execution()
 
     @model_validator(mode="after")
+    def _served(self) -> Study:
+        if self.probes.kinds == ("logistic",) and self.labels.maps != ("foreground",):
+            raise ValueError(
+                "probes.kinds has logistic alone, which reads foreground only: add ridge, or "
+                "leave labels.depth and labels.shading out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _enough_prompts(self) -> Study:
         distinct = self.prompts.samples
         if self.prompts.items is not None:
-            distinct = min(distinct, len(set(self.prompts.items)))
+            distinct = len(set(self.prompts.items[:distinct]))
         if distinct < 3:
             raise ValueError(
                 f"prompts.samples gives {distinct} distinct prompts, too few for a split by prompt "

@@ -56,9 +56,14 @@ class EmergenceOf(_Record):
 
 
 class Control(Interval):
-    """A control's score in the best cell and, for maps, its residual score."""
+    """A control's score in the best cell and, for maps, its residual score.
+
+    Attributes:
+        undefined: test samples whose score is undefined, left out of the mean.
+    """
 
     residual: Interval | None = None
+    undefined: int = 0
 
 
 class Controls(_Record):
@@ -123,6 +128,7 @@ class Summary(_Record):
     properties: dict[str, Property]
     classes: Classes | None = Field(serialization_alias="class", validation_alias="class")
     nonfinite: int
+    nonfinite_permuted: int | None = None
     seconds: dict[str, float]
     bytes: int
     versions: dict[str, str]
@@ -164,14 +170,19 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
 
     Args:
         seconds: wall time of each stage.
+
+    Raises:
+        RuntimeError: the run is not finished.
     """
+    run.require_all("probed")
     study = run.study()
     labels = label_set(run)
     samples = samples_of(run)
     is_test = np.array([samples[i].split == "test" for i in labels.held])
     test = labels.held[is_test]
+    prompts = np.array([samples[i].prompt for i in test])
     bootstrap = Bootstrap(
-        len(test), study.statistics.resamples, study.statistics.level, seed=study.prompts.seed
+        prompts, study.statistics.resamples, study.statistics.level, seed=study.prompts.seed
     )
     properties, curves = {}, {}
     for prop in study.labels.maps:
@@ -197,10 +208,14 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
         curves[prop] = reader.curves(position[0], sources)
         properties[prop] = reader.condense(position, curves[prop], truth)
     attributes = run.attributes()
-    nonfinite = sum(int(run.read(f"activations/{name}", "nonfinite").sum()) for name in run.layers)
+    nonfinite = {
+        group: sum(int(run.read(f"{group}/{name}", "nonfinite").sum()) for name in run.layers)
+        for group in ("activations", *(("permuted",) if study.controls.permuted else ()))
+    }
     counts = {"total": len(samples)}
     for split in ("train", "validation", "test"):
         counts[split] = sum(sample.split == split for sample in samples)
+    counts["test_prompts"] = bootstrap.groups
     summary = Summary.model_validate(
         {
             "study": study.name,
@@ -211,7 +226,8 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
             "layers": len(run.layers),
             "properties": properties,
             "class": _classes(run, bootstrap) if study.labels.classes else None,
-            "nonfinite": nonfinite,
+            "nonfinite": nonfinite["activations"],
+            "nonfinite_permuted": nonfinite.get("permuted"),
             "seconds": {name: round(value, 1) for name, value in seconds.items()},
             "bytes": run.size(),
             "versions": attributes["versions"],
@@ -227,6 +243,7 @@ class _Property:
         self, run: Run, prop: str, scores: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
     ) -> None:
         self.prop, self.bootstrap = prop, bootstrap
+        self.controls = [name for name in VARIANTS[1:] if getattr(run.study().controls, name)]
         self.metrics = METRICS[prop]
         self.kinds = [str(k) for k in run.open(f"scores/{prop}").kind.values]
         self.layers = run.layers
@@ -268,7 +285,7 @@ class _Property:
             variants={
                 name: np.stack([self.of(cell, variant=i) for cell in path])
                 for i, name in enumerate(VARIANTS)
-                if i > 0 and np.isfinite(self.test[i]).any()
+                if name in self.controls
             },
             sources=sources,
             position=position,
@@ -309,7 +326,8 @@ class _Property:
     def _control(self, values: np.ndarray) -> dict[str, Any]:
         """Headline interval and residual of scores (metric, sample)."""
         found = self.bootstrap.interval(values[0]).model_dump()
-        return found | {"residual": self._residual(values)}
+        undefined = int(np.isnan(values[0]).sum())
+        return found | {"residual": self._residual(values), "undefined": undefined}
 
     def _residual(self, values: np.ndarray) -> dict[str, Any] | None:
         name = f"{self.metrics[0]}_residual"
@@ -346,7 +364,8 @@ def _classes(run: Run, bootstrap: Bootstrap) -> dict[str, Any]:
     accuracy = None
     if known:
         right = np.array([names[top[i]] == samples[i].category for i in known], dtype=np.float64)
-        whole = Bootstrap(len(right), len(bootstrap.counts), bootstrap.level, seed=0)
+        prompts = np.array([samples[i].prompt for i in known])
+        whole = Bootstrap(prompts, len(bootstrap.counts), bootstrap.level, seed=0)
         accuracy = whole.interval(right).model_dump()
     agreement = {}
     for source in SOURCES:

@@ -16,17 +16,27 @@ from ldmprobe_core.store import Run
 from ldmprobe_core.study import LAYOUT_VERSION, Study
 from tasks.references import BatchRef, CellRef, RunRef
 
-_UNITS = ("batch", "cell")
-
 
 def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     """Cache key of a unit of work: layout version, verb, run identity, and which unit.
 
     Code is not part of it: `LAYOUT_VERSION` is raised when the same unit would come out otherwise.
+    The store's mark decides what is done, never the cache: a unit without its mark has no key, so
+    it is carried out whatever Prefect remembers.
     """
-    unit = next(parameters[name] for name in _UNITS if name in parameters)
+    unit = parameters.get("batch") or parameters["cell"]
+    if not is_done(context.task.name, unit):
+        return None
     which = unit.number if isinstance(unit, BatchRef) else f"{unit.step}-{unit.layer}"
     return f"ldmprobe-{LAYOUT_VERSION}-{context.task.name}-{unit.run.identity}-{which}"
+
+
+def is_done(verb: str, unit: BatchRef | CellRef) -> bool:
+    """The store has the mark of this unit."""
+    run = Run(unit.run.url)
+    if isinstance(unit, CellRef):
+        return run.done("probed", unit.step - 1, run.layers.index(unit.layer))
+    return run.done({"generate": "generated", "label": "labeled"}[verb], unit.number)
 
 
 async def is_transient(_task: Task, _run: TaskRun, state: State) -> bool:

@@ -16,7 +16,7 @@ RISING = [0.2, 0.3, 0.55, 0.6, 0.9, 1.0, 1.0]  # gains 0, .125, .44, .5, .875, 1
 
 
 def test_steps_of_a_known_curve():
-    found = Bootstrap(80, 500, 0.95, 0).emergence(
+    found = Bootstrap(np.arange(80), 500, 0.95, 0).emergence(
         curve([0.2, 0.3, 0.5, 0.7, 0.85, 0.99, 1]), BASELINE
     )
     assert (found.onset.step, found.onset.low, found.onset.high) == (4, 4, 4)
@@ -24,34 +24,70 @@ def test_steps_of_a_known_curve():
 
 
 def test_a_step_on_the_edge_has_an_interval_around_it():
-    found = Bootstrap(80, 500, 0.95, 0).emergence(curve(RISING, noise=0.2), BASELINE)
+    found = Bootstrap(np.arange(80), 500, 0.95, 0).emergence(curve(RISING, noise=0.2), BASELINE)
     assert found.onset.low <= 4 <= found.onset.high
     assert found.onset.low < found.onset.high
 
 
 def test_a_gain_that_is_lost_again_does_not_count():
-    assert stays_from(np.array([[0.0, 0.9, 0.1, 0.8, 1.0]]), np.zeros(1), 0.5)[0] == 4
-    assert stays_from(np.array([[0.9, 0.9, 0.9, 0.8, 1.0]]), np.zeros(1), 0.5)[0] == 1
+    gains = np.array([[0.0, 0.9, 0.1, 0.8, 1.0], [0.9, 0.9, 0.9, 0.8, 1.0]])
+    np.testing.assert_array_equal(stays_from(gains, np.ones((2, 5)), 0.5), [4, 1])
 
 
 def test_an_undefined_step_counts_as_below():
-    assert stays_from(np.array([[0.9, np.nan, 0.9, 1.0]]), np.zeros(1), 0.5)[0] == 3
+    assert stays_from(np.array([[0.9, np.nan, 0.9, 1.0]]), np.ones((1, 4)), 0.5)[0] == 3
     scores = curve(RISING)
     scores[5] = np.nan
-    found = Bootstrap(80, 200, 0.95, 0).emergence(scores, BASELINE)
+    found = Bootstrap(np.arange(80), 200, 0.95, 0).emergence(scores, BASELINE)
     assert found.onset.step == 7
+
+
+def test_a_curve_that_ends_below_its_baseline_is_there_at_the_last_step_only():
+    """A gain divided by a negative one would look like a large share of it."""
+    falling = np.array([[-0.1, -0.9, -1.0], [0.5, 0.2, -0.1], [0.0, 0.0, 0.0]])
+    full = np.broadcast_to(falling[:, -1:], (3, 3))
+    np.testing.assert_array_equal(stays_from(falling, full, 0.5), [3, 3, 3])
+
+
+def test_a_gain_is_taken_over_samples_that_all_three_define():
+    """Two kinds of samples, easy and hard: leaving the hard ones out at a step is no gain."""
+    easy = np.arange(80) < 40
+    baseline = np.where(easy, 0.5, 0.0)
+    level = np.where(easy, 1.0, 0.5)
+    share = np.array([0.2, 0.4, 0.6, 1.0])  # of the gain: half of it from step 3
+    scores = baseline + share[:, None] * (level - baseline)
+    scores[1, ~easy] = np.nan  # the mean of what is left, 0.7, would be beyond half of 0.25..0.75
+    found = Bootstrap(np.arange(80), 200, 0.95, 0).emergence(scores, baseline)
+    assert found.onset.step == 3
+    assert found.onset.low == found.onset.high == 3
+
+
+def test_samples_of_a_prompt_are_drawn_together():
+    """16 prompts of 5 equal images: the interval is that of 16 samples, not of 80."""
+    rng = np.random.default_rng(4)
+    level = rng.normal(0, 1, 16)
+    prompts = np.repeat([f"prompt {i}" for i in range(16)], 5)
+    values = np.repeat(level, 5)
+    together = Bootstrap(prompts, 4000, 0.95, 0)
+    found = together.interval(values)
+    half = 1.96 * level.std() / 4
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.08)
+    assert together.groups == 16
+    for counts in together.counts[:20]:
+        assert (counts.reshape(16, 5) == counts[::5, None]).all()
+        assert counts.sum() == 80
 
 
 def test_a_curve_that_does_not_clear_the_baseline_has_no_steps():
     for flat in (curve([0.2] * 5, noise=0.1), curve([0.1] * 5)):
-        found = Bootstrap(80, 200, 0.95, 0).emergence(flat, BASELINE)
+        found = Bootstrap(np.arange(80), 200, 0.95, 0).emergence(flat, BASELINE)
         assert found.onset.step is None
         assert found.settled.high is None
 
 
 def test_intervals_are_the_means_of_resamples():
     values = np.random.default_rng(1).normal(3, 2, 60)
-    found = Bootstrap(60, 4000, 0.95, 0).interval(values)
+    found = Bootstrap(np.arange(60), 4000, 0.95, 0).interval(values)
     assert found.mean == pytest.approx(values.mean())
     half = 1.96 * values.std() / np.sqrt(60)  # the normal approximation of the same interval
     assert found.low == pytest.approx(values.mean() - half, abs=0.08)
@@ -60,7 +96,7 @@ def test_intervals_are_the_means_of_resamples():
 
 def test_undefined_samples_are_left_out_and_not_averaged_in():
     values = np.array([1.0, 2.0, 3.0, np.nan])
-    bootstrap = Bootstrap(4, 500, 0.95, 0)
+    bootstrap = Bootstrap(np.arange(4), 500, 0.95, 0)
     found = bootstrap.interval(values)
     assert found.mean == pytest.approx(2.0)
     assert 1.0 <= found.low <= found.high <= 3.0
@@ -70,7 +106,7 @@ def test_undefined_samples_are_left_out_and_not_averaged_in():
 
 
 def test_resample_means_equal_a_loop():
-    bootstrap = Bootstrap(6, 100, 0.95, 3)
+    bootstrap = Bootstrap(np.arange(6), 100, 0.95, 3)
     values = np.random.default_rng(2).random((2, 6))
     values[1, 2] = np.nan
     means = bootstrap.means(values)
@@ -87,6 +123,6 @@ def test_the_interval_covers_the_true_step():
         rng = np.random.default_rng(seed)
         level = rng.normal(0, 0.15, 80)  # samples differ, steps of a sample go together
         scores = truth[:, None] + level + rng.normal(0, 0.1, (7, 80))
-        found = Bootstrap(80, 200, 0.95, seed).emergence(scores, BASELINE)
+        found = Bootstrap(np.arange(80), 200, 0.95, seed).emergence(scores, BASELINE)
         covered += found.onset.low <= 4 <= found.onset.high
     assert covered >= 0.93 * 300

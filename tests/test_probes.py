@@ -152,7 +152,7 @@ def test_adam_repeats_the_papers_loop(data):
 
 
 def test_a_probe_predicts_by_hand():
-    probe = Probe(np.array([2.0, -1.0]), 0.5, 1.0, 0.5)
+    probe = Probe(np.array([2.0, -1.0]), 0.5, 1.0)
     activations = np.array([[[[1, 2], [3, 4]]]], dtype=np.float16)
     assert probe.predict(activations).tolist() == [[[0.5, 2.5]]]
 

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
@@ -154,6 +156,52 @@ def test_what_is_marked_is_left_alone(finished):
     assert stages.probe_cell(finished.url, 1, finished.layers[0])["seconds"] == 0
 
 
+def test_a_stage_does_not_go_on_from_what_is_not_there(finished, tmp_path):
+    run = stages.prepare(finished.study(), str(tmp_path))
+    with pytest.raises(RuntimeError, match="batch 0 cannot be labeled before it is generated"):
+        stages.label_batch(run.url, 0)
+    for batch in (0, 1, 3):
+        stages.generate_batch(run.url, batch)
+        stages.label_batch(run.url, batch)
+    with pytest.raises(RuntimeError, match=r"1 units are not labeled yet.*\(2,\)"):
+        stages.probe_cell(run.url, 1, run.layers[0])
+    stages.generate_batch(run.url, 2)
+    stages.label_batch(run.url, 2)
+    stages.probe_cell(run.url, 1, run.layers[0])
+    with pytest.raises(RuntimeError, match=r"5 units are not probed yet.*\(0, 1\)"):
+        build_report(run, {})
+    assert not run.has("summary.json")
+
+
+def test_many_starts_at_once_lay_one_run_out(finished, tmp_path):
+    study = finished.study()
+    with ThreadPoolExecutor(6) as pool:
+        runs = list(pool.map(lambda _: stages.prepare(study, str(tmp_path)), range(6)))
+    assert len({run.read_text("identity") for run in runs}) == 1
+    stages.generate_batch(runs[0].url, 0)
+    stages.prepare(study, str(tmp_path))
+    assert runs[0].done("generated", 0)
+    assert [path.name for path in tmp_path.iterdir()] == [study.run_name]
+
+
+def test_a_claim_whose_owner_died_is_taken_over(finished, tmp_path):
+    study = finished.study()
+    claim = tmp_path / f"{study.run_name}.claim"
+    claim.write_text(str(time.time() - 3600))
+    assert stages.prepare(study, str(tmp_path)).exists
+    assert not claim.exists()
+
+
+def test_a_run_that_is_resumed_is_carried_out_where_it_is_now_asked_for(finished, tmp_path):
+    study = finished.study()
+    run = stages.prepare(study, str(tmp_path))
+    elsewhere = study.model_copy(
+        update={"execution": study.execution.model_copy(update={"device": "cpu", "workers": 7})}
+    )
+    assert stages.prepare(elsewhere, str(tmp_path)).study().execution.workers == 7
+    assert run.study().execution.device == "cpu"
+
+
 def test_a_batch_without_its_mark_is_redone(finished, tmp_path):
     study = finished.study()
     run = stages.prepare(study, str(tmp_path))
@@ -181,6 +229,10 @@ def test_not_finite_activations_are_counted_and_leave_no_score(finished, tmp_pat
         values[sample, 0, 1, 1, 2] = np.inf
         bad[sample, 0] = 1
     run.write(f"activations/{layer}", {"activation": values, "nonfinite": bad})
+    twin = f"permuted/{layer}"
+    values = run.read(twin, "activation")
+    values[..., 0] = np.nan  # no cell of this layer can be probed on the permuted denoiser
+    run.write(twin, {"activation": values, "nonfinite": np.full_like(bad, 5)})
     for step in (1, 2, 3):
         for name in run.layers:
             stages.probe_cell(run.url, step, name)
@@ -191,7 +243,13 @@ def test_not_finite_activations_are_counted_and_leave_no_score(finished, tmp_pat
     assert np.isfinite(score.sel(step=2, layer=layer)).all()
     weights = run.open(f"probes/{layer}").weight.sel(kind="ridge", step=1)
     assert np.isfinite(weights).all()
-    assert summarise(run, {}).summary.nonfinite == 2
+    summary = summarise(run, {}).summary
+    assert summary.nonfinite == 2
+    assert summary.nonfinite_permuted == 5 * bad.size
+    for found in summary.properties.values():
+        if found.best.layer == layer:  # an undefined control is shown as undefined, not as absent
+            assert found.controls.permuted.mean is None
+            assert found.controls.permuted.undefined == summary.samples["test"]
 
 
 def test_report_shows_prompts_as_text(tiny_study, tmp_path):

@@ -1,13 +1,20 @@
 """Cache keys, retries and references of the tasks, without a server."""
 
 import asyncio
+import uuid
 from types import SimpleNamespace
 
 import pytest
+from prefect import flow, task
 from prefect.states import Completed, exception_to_failed_state
+from prefect.testing.utilities import prefect_test_harness
 
+import tasks.progress
+import tasks.study
+from ldmprobe_core import stages
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study import LAYOUT_VERSION
+from tasks.progress import StageError, follow
 from tasks.references import BatchRef, CellRef, RunRef
 from tasks.study import generate, is_transient, label, probe, unit_key
 
@@ -20,6 +27,12 @@ def key(task, **parameters):
     return unit_key(SimpleNamespace(task=SimpleNamespace(name=task)), parameters)
 
 
+@pytest.fixture
+def all_done(monkeypatch):
+    monkeypatch.setattr(tasks.study, "is_done", lambda verb, unit: True)
+
+
+@pytest.mark.usefixtures("all_done")
 def test_a_key_names_version_verb_run_and_unit():
     keys = {
         key("generate", batch=BATCH),
@@ -33,6 +46,41 @@ def test_a_key_names_version_verb_run_and_unit():
     assert len(keys) == 7
     assert all(f"-{LAYOUT_VERSION}-" in k for k in keys)
     assert key("generate", batch=BATCH) == key("generate", batch=BATCH)
+
+
+def test_what_the_store_has_no_mark_of_is_carried_out_whatever_prefect_remembers(
+    tiny_study, tmp_path
+):
+    run = stages.prepare(tiny_study(), str(tmp_path))
+    ref = RunRef(url=run.url, identity="one")
+    batch = BatchRef(run=ref, number=1, first=4, last=7)
+    cell = CellRef(run=ref, step=2, layer=run.layers[1])
+    for verb, mark, index, unit in (
+        ("generate", "generated", (1,), {"batch": batch}),
+        ("label", "labeled", (1,), {"batch": batch}),
+        ("probe", "probed", (1, 1), {"cell": cell}),
+    ):
+        assert key(verb, **unit) is None
+        run.mark(mark, *index)
+        assert key(verb, **unit) is not None
+
+
+def test_a_users_mistake_on_a_worker_comes_back_as_one(monkeypatch):
+    @flow
+    def stage(error):
+        @task
+        def unit():
+            raise error
+
+        return follow("stage", {"one": unit.submit()})
+
+    monkeypatch.setattr(tasks.progress, "create_progress_artifact", lambda **_: uuid.uuid4())
+    monkeypatch.setattr(tasks.progress, "update_progress_artifact", lambda **_: None)
+    with prefect_test_harness():
+        with pytest.raises(UserError, match=r"^model.source 'x' has fingerprint"):
+            stage(UserError("model.source 'x' has fingerprint a here"))
+        with pytest.raises(StageError, match=r"1 of 1 units of stage failed.*one, ValueError: bad"):
+            stage(ValueError("bad"))
 
 
 @pytest.mark.parametrize(
@@ -64,8 +112,8 @@ def test_run_names_say_what_is_done():
 
 
 def test_every_unit_task_retries_and_keeps_small_json_results():
-    for task in (generate, label, probe):
-        assert task.retries == 3
-        assert task.persist_result
-        assert task.result_serializer == "json"
-        assert task.cache_key_fn is unit_key
+    for unit in (generate, label, probe):
+        assert unit.retries == 3
+        assert unit.persist_result
+        assert unit.result_serializer == "json"
+        assert unit.cache_key_fn is unit_key

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from ldmprobe_core.cells import LabelSet
 from ldmprobe_core.metrics import upsample
+from ldmprobe_core.probes import foreground_cut
 from ldmprobe_core.report.text import NAMES, short_layer
 from ldmprobe_core.store import Run
 from ldmprobe_core.summary import Curves, Findings, Summary
@@ -114,7 +115,7 @@ def sample_grid(
             weight, bias = weights.weight.values[at], float(weights.bias.values[at])
             value = tokens.astype(np.float64) @ weight + bias
             if prop == "foreground":
-                value = value > (0.5 if best.kind == "ridge" else 0)
+                value = value > foreground_cut(best.kind)
             maps.append(upsample(value[None], truth.shape)[0].astype(float))
         rows.append((f"probe {prop}", maps, spread))
         finals.append(truth)
