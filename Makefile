@@ -23,6 +23,8 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	# torch and torchvision by their exact versions: everything else then finds them in place.
 	$(BIN)/pip install -q -c constraints.txt $$(grep -E '^(torch|torchvision)==' constraints.txt)
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	# TRACER's architecture; its declared dependencies would break Python (see docs/models.md).
+	$(BIN)/pip install -q -c constraints.txt --no-deps carvekit
 	touch $@
 
 train: env  ## make the embedded model from nothing (hours on two cores, minutes on a GPU)

@@ -46,16 +46,20 @@ def run(
     """Carry a study out, resume it, or show it where it is finished."""
     chosen = load_study(study, set_)
     from ldmprobe_core.planning import check_store, make_plan
-    from ldmprobe_core.stages import check_model, run_in
+    from ldmprobe_core.prompts import pin_inputs
+    from ldmprobe_core.stages import check_origin, run_in
 
+    chosen = pin_inputs(chosen)
     target = run_in(store, chosen)
     target.require_reachable()
     if target.has("summary.json"):
-        check_model(target, chosen)
+        check_origin(target, chosen)
         console.print(f"{target.url} is finished already; here is what it found.\n")
         _show(json.loads(target.read_text("summary.json")), target.url)
         return
-    check_store(make_plan(chosen), target)  # a mistake is found before a server is started for it
+    plan = make_plan(chosen)  # a mistake is found before a server is started for it
+    plan.require_complete()
+    check_store(plan, target)
     from flows.local import prefect_server, run_study, ui_url
 
     with prefect_server() as api:
@@ -81,14 +85,15 @@ def show(
 
 @app.command()
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
-    """Check a study and print its sizes, without loading weights or generating anything."""
+    """Check a study and print its sizes and what is missing here; no weights are loaded."""
     from ldmprobe_core.planning import make_plan
 
     chosen = load_study(study, set_)
     plan = make_plan(chosen)
     console.print(f"{chosen.name}, run {chosen.run_name}", highlight=False)
+    batches = -(-plan.count // chosen.sampling.batch)
     console.print(
-        f"{chosen.prompts.samples} samples in {len(chosen.batches)} batches, "
+        f"{plan.count} samples in {batches} batches, "
         f"{len(plan.steps)} steps, {len(plan.shapes)} layers, {plan.cells} cells",
         highlight=False,
     )
@@ -97,8 +102,18 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
         table.add_row(name, f"{shape.y} x {shape.x}", str(shape.channels))
     console.print(table)
     for kind, size in plan.bytes_of.items():
-        console.print(f"{kind}: {size / 1e6:.1f} MB", highlight=False)
+        each = f" ({size / plan.count / 1e6:.1f} MB an image)" if kind == "activations" else ""
+        console.print(f"{kind}: {size / 1e6:.1f} MB{each}", highlight=False)
     console.print(f"about {plan.bytes / 1e9:.2f} GB before compression", highlight=False)
+    parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan.memory.items())
+    console.print(
+        f"memory of a worker: about {sum(plan.memory.values()) / 1e9:.2f} GB ({parts}), and what "
+        "text encoders and computing take",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for sentence in plan.missing:
+        console.print(f"missing: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _show(summary: dict[str, Any], url: str) -> None:

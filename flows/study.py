@@ -45,7 +45,7 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     passed over, so the same call resumes an interrupted run.
     """
     run = prepare(study, store)
-    batches = batches_of(run, study)
+    batches = batches_of(run)
     made = {f"batch {batch.number:04d}": generate.submit(batch) for batch in batches}
     labeled = {
         name: label.submit(batch=batch, wait_for=[before], return_state=False)

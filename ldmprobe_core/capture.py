@@ -1,9 +1,10 @@
-"""Activations of named denoiser modules, by plain forward hooks; the conditional half only."""
+"""Activations of named modules, by plain forward hooks; the conditional half only."""
 
 from __future__ import annotations
 
 import difflib
-import math
+from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -12,6 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.families import PRESETS, Family, Grid, to_grid
+
+VAE = "vae."
+"""Prefix of the names of the decoder's modules; a denoiser's have none."""
 
 
 class LayerShape(NamedTuple):
@@ -22,67 +27,74 @@ class LayerShape(NamedTuple):
     channels: int
 
 
-def match_layers(denoiser: nn.Module, globs: tuple[str, ...]) -> list[str]:
-    """Names of the modules that any glob matches, in the denoiser's own order.
+def modules_of(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module]:
+    """Every module that can be captured, by name, in the networks' own order.
 
-    Raises:
-        UserError: a glob matches nothing; close names are listed.
+    Lists of modules are left out: nothing ever calls them.
     """
-    names = [name for name, _ in denoiser.named_modules() if name]
-    for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
-            near = difflib.get_close_matches(glob.replace("*", ""), names, n=3, cutoff=0.3)
-            hint = f"; close names are {', '.join(near)}" if near else ""
-            raise UserError(f"capture.layers {glob!r} matches no module of the denoiser{hint}")
-    return [name for name in names if any(fnmatchcase(name, glob) for glob in globs)]
+    named = dict(denoiser.named_modules())
+    named |= {
+        VAE + name: module for name, module in vae.named_modules() if name.startswith("decoder")
+    }
+    containers = (nn.ModuleList, nn.ModuleDict)
+    return {name: m for name, m in named.items() if name and not isinstance(m, containers)}
 
 
-def to_grid(output: Any, latent: tuple[int, int]) -> Tensor:
-    """A module's output as (n, y, x, channel).
+def match_layers(family: Family, names: list[str], layers: tuple[str, ...]) -> list[str]:
+    """Names that any of a study's ``capture.layers`` stands for, in the networks' own order.
 
     Args:
-        output: tokens (n, token, channel), row by row, or a feature map (n, channel, y, x); of a
-            tuple, its first item.
-        latent: height and width of the latents, whose aspect the tokens share.
+        names: of every module.
+        layers: globs, or names of presets.
 
     Raises:
-        ValueError: the output is neither.
+        UserError: one of them stands for nothing; close names are listed.
     """
-    tensor = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
-        raise ValueError(f"a captured module gave {type(tensor).__name__}, not tokens or a map")
-    if tensor.ndim == 4:
-        return tensor.permute(0, 2, 3, 1)
-    n, tokens, channels = tensor.shape
-    height, width = latent
-    across = round(math.sqrt(tokens * width / height))
-    if across == 0 or tokens % across or tokens // across * width != across * height:
-        raise ValueError(f"{tokens} tokens do not tile latents of {height} x {width}")
-    return tensor.reshape(n, tokens // across, across, channels)
+    presets = {**family.presets, "vae": (VAE + "decoder.mid_block.attentions.0",)}
+    chosen = set()
+    for layer in layers:
+        globs = presets.get(layer, (layer,))
+        found = {name for name in names if any(fnmatchcase(name, glob) for glob in globs)}
+        if not found:
+            if layer in PRESETS and layer not in presets:
+                remedy = f"; this model has {', '.join(presets)}"
+            else:
+                near = difflib.get_close_matches(layer.replace("*", ""), names, n=3, cutoff=0.3)
+                remedy = f"; close names are {', '.join(near)}" if near else ""
+            raise UserError(f"capture.layers {layer!r} matches no module of the denoiser{remedy}")
+        chosen |= found
+    return [name for name in names if name in chosen]
 
 
 class Capture:
-    """Hooks on ``layers`` of a denoiser, as a context manager; `take` after each denoiser call.
+    """Hooks on modules, as a context manager; `take` after each call of their network.
 
     Args:
-        layers: module names.
+        modules: layer name to module.
+        family: knows which modules return text beside the image.
         halves: how many copies of the batch one call holds: 2 under guidance (unconditional,
             then conditional), else 1.  It is declared, never inferred from shapes.
-        latent: height and width of the latents.
+        network: whose calls are watched; its text input tells how many tokens are text.
     """
 
     def __init__(
-        self, denoiser: nn.Module, layers: list[str], halves: int, latent: tuple[int, int]
+        self,
+        modules: dict[str, nn.Module],
+        family: Family,
+        halves: int = 1,
+        network: nn.Module | None = None,
     ) -> None:
-        self.denoiser, self.layers, self.halves, self.latent = denoiser, layers, halves, latent
+        self.modules, self.family, self.halves, self.network = modules, family, halves, network
+        self._grid = family.grid
         self._seen: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Capture:
-        modules = dict(self.denoiser.named_modules())
-        for name in self.layers:
-            hook = modules[name].register_forward_hook(self._hook(name))
+        if self.network is not None and self.family.joint:
+            hook = self.network.register_forward_pre_hook(self._count_text, with_kwargs=True)
             self._hooks.append(hook)
+        for name, module in self.modules.items():
+            self._hooks.append(module.register_forward_hook(self._hook(name)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,13 +102,23 @@ class Capture:
             hook.remove()
         self._hooks.clear()
 
-    def _hook(self, name: str) -> Any:
+    def _count_text(self, _network: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        text = kwargs["encoder_hidden_states"]
+        self._grid = replace(self._grid, text=text.shape[1])
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        item = image_item(self.family, self.modules[name])
+
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            grid = to_grid(output, self.latent)
+            grid = to_grid(output, self._grid, item)
             n = len(grid) // self.halves
             self._seen[name] = grid[-n:].detach()
 
         return keep
+
+    def forget(self) -> None:
+        """Drop what a call left, such as guidance's unconditional one."""
+        self._seen = {}
 
     def take(self, samples: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """What the last call left: per layer float16 (sample, y, x, channel) and non-finite counts.
@@ -107,54 +129,76 @@ class Capture:
         Raises:
             RuntimeError: a hook did not fire, or saw another batch than ``samples``.
         """
-        silent = [name for name in self.layers if name not in self._seen]
+        silent = [name for name in self.modules if name not in self._seen]
         if silent:
             raise RuntimeError(
                 f"no activations came from {', '.join(silent)}: the module was not called "
                 "(a compiled model bypasses hooks)"
             )
         taken = {}
-        for name in self.layers:
-            grid = self._seen[name]
-            if len(grid) != samples:
+        for name in self.modules:
+            values = self._seen[name]
+            if len(values) != samples:
                 raise RuntimeError(
-                    f"{name} saw a batch of {len(grid) * self.halves}, not {samples} x "
+                    f"{name} saw a batch of {len(values) * self.halves}, not {samples} x "
                     f"{self.halves}: the pipeline's guidance is not what was declared"
                 )
-            half = grid.to(torch.float16).cpu().numpy()
+            half = values.to(torch.float16).cpu().numpy()
             bad = (~np.isfinite(half)).reshape(samples, -1).sum(1).astype(np.int32)
             taken[name] = (half, bad)
         self._seen = {}
         return taken
 
 
+def image_item(family: Family, module: nn.Module) -> int:
+    """Which item of a module's output is the image's: joint blocks return the text first."""
+    return int(type(module).__name__ in family.joint)
+
+
 def layer_shapes(
-    skeleton: nn.Module, layers: list[str], latent: tuple[int, int], context: int
+    family: Family, denoiser: nn.Module, vae: Any, layers: list[str]
 ) -> dict[str, LayerShape]:
     """Shapes of layers by a dry run on the meta device: no weights, no memory, no arithmetic.
 
     Args:
-        skeleton: the denoiser on the meta device.
-        latent: height and width of the latents.
-        context: text tokens.
+        denoiser, vae: on the meta device.
+
+    Returns:
+        the layers in the order in which they are called.
+
+    Raises:
+        UserError: a layer is not called, or gives neither tokens nor a map.
     """
-    shapes: dict[str, LayerShape] = {}
+    outputs: dict[str, Any] = {}
 
-    def note(name: str) -> Any:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            shapes[name] = LayerShape(*to_grid(output, latent).shape[1:])
+    def note(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: outputs.__setitem__(name, output)
 
-        return keep
-
-    modules = dict(skeleton.named_modules())
+    modules = modules_of(denoiser, vae)
     hooks = [modules[name].register_forward_hook(note(name)) for name in layers]
-    config: Any = skeleton.config
     with torch.device("meta"), torch.no_grad():
-        skeleton(
-            torch.empty(1, config.in_channels, *latent),
-            torch.ones(1),
-            torch.empty(1, context, config.cross_attention_dim),
-        )
+        call = family.dry_call()
+        denoiser(**call)
+        if any(name.startswith(VAE) for name in layers):
+            vae.decode(torch.empty(1, family.vae["latent_channels"], *family.latent))
     for hook in hooks:
         hook.remove()
-    return shapes
+    text = call["encoder_hidden_states"].shape[1] if family.joint else 0
+    grid = replace(family.grid, text=text)
+    in_turn = sorted(layers, key=[*outputs, *layers].index)  # as they are called
+    return {
+        name: _shape_of(name, outputs, grid, image_item(family, modules[name])) for name in in_turn
+    }
+
+
+def _shape_of(name: str, outputs: dict[str, Any], grid: Grid, item: int) -> LayerShape:
+    if name not in outputs:
+        raise UserError(
+            f"capture.layers: {name} is never called by the denoiser: choose a narrower glob"
+        )
+    try:
+        return LayerShape(*to_grid(outputs[name], grid, item).shape[1:])
+    except ValueError as error:
+        raise UserError(
+            f"capture.layers: {name} cannot be probed, {error}: choose a narrower glob"
+        ) from error

@@ -1,27 +1,33 @@
-"""Seeded sampling of one batch, watched: images, step images, activations.
+"""One batch of samples, watched: images, step images, activations.
 
 The pipeline itself does the sampling; everything is read off through hooks on the denoiser and a
-wrapper around the scheduler's step, so what is probed is what diffusers computes.
+wrapper around the scheduler's step, so what is probed is what diffusers computes.  Pictures of
+one's own go the same way: the wrapper then hands the pipeline the picture's latents with the next
+step's noise, instead of what the step made.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from ldmprobe_core.capture import Capture, match_layers
+from ldmprobe_core.capture import VAE, Capture, match_layers, modules_of
+from ldmprobe_core.families import Family, Guidance
 from ldmprobe_core.models import permute_weights
 from ldmprobe_core.prompts import Sample
+from ldmprobe_core.schedulers import noised, predicted_clean
 from ldmprobe_core.study import Study
 
-_DECODE_AT_ONCE = 64
+_PIXELS_AT_ONCE = 1 << 18
+"""Pixels that are decoded together: one image of 512 x 512, or 64 of 64 x 64."""
 
 
 @dataclass
@@ -43,8 +49,8 @@ class Generated:
             step's are the finished images.
         clean: the predicted clean image at every step, decoded, same shape.
         timestep: the scheduler's number of every step.
-        activations: of the denoiser.
-        permuted: of the denoiser with permuted weights on the same inputs, where asked for.
+        activations: of the captured layers.
+        permuted: of the networks with permuted weights on the same inputs, where asked for.
     """
 
     image: np.ndarray
@@ -55,6 +61,9 @@ class Generated:
     permuted: Activations | None
 
 
+_Taken = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
 @dataclass
 class _Watch:
     """Collects what passes during one batch; one entry a step."""
@@ -62,136 +71,207 @@ class _Watch:
     after: list[Tensor] = field(default_factory=list)
     clean: list[Tensor] = field(default_factory=list)
     timestep: list[float] = field(default_factory=list)
-    layers: list[dict[str, tuple[np.ndarray, np.ndarray]]] = field(default_factory=list)
-    permuted: list[dict[str, tuple[np.ndarray, np.ndarray]]] = field(default_factory=list)
+    layers: list[_Taken] = field(default_factory=list)
+    permuted: list[_Taken] = field(default_factory=list)
+    calls: int = 0  # of the denoiser, since the last step
 
 
 class Generator:
-    """A loaded pipeline, ready to generate batches of one study.
+    """A loaded pipeline, ready for the batches of one study.
 
     Args:
         pipeline: in eval mode, with the study's scheduler.
+        family: what is known of its architecture.
         study: decides steps, guidance, layers and whether the permuted control runs.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, study: Study) -> None:
-        self.pipeline, self.study = pipeline, study
-        self.layers = match_layers(pipeline.unet, study.capture.layers)
+    def __init__(self, pipeline: Any, family: Family, study: Study) -> None:
+        self.pipeline, self.family, self.study = pipeline, family, study
+        self.denoiser: nn.Module = getattr(pipeline, family.denoiser)
+        modules = modules_of(self.denoiser, pipeline.vae)
+        self.layers = match_layers(family, list(modules), study.capture.layers)
+        self.of_vae = any(name.startswith(VAE) for name in self.layers)
         self.twin: nn.Module | None = None
+        self.twin_vae: nn.Module | None = None
         if study.controls.permuted:
-            self.twin = copy.deepcopy(pipeline.unet)
-            permute_weights(self.twin)
+            self.twin = _permuted(self.denoiser)
+            self.twin_vae = _permuted(pipeline.vae) if self.of_vae else None
+        scale = study.sampling.guidance if study.images is None else 1.0
+        self.scale = scale
+        self.guidance = family.guidance(scale, study.prompts.negative)
 
     @torch.no_grad()
-    def generate(self, samples: list[Sample]) -> Generated:
-        """Generate samples together; each has a generator of its own, seeded on the CPU."""
+    def generate(self, samples: list[Sample], pictures: np.ndarray | None = None) -> Generated:
+        """Carry samples through all steps together; each has its own generator, seeded on the CPU.
+
+        Args:
+            pictures: (sample, y, x, rgb) uint8, to be looked at instead of generating images.
+
+        Raises:
+            RuntimeError: the pipeline called the denoiser otherwise than was declared.
+        """
         pipeline, sampling = self.pipeline, self.study.sampling
         torch.set_num_threads(sampling.threads)  # a thread's own setting: repeated in every task
-        guided = sampling.guidance > 1
-        side = pipeline.unet.config.sample_size
-        latent, halves = (side, side), 2 if guided else 1
-        watch = _Watch()
-        capture = Capture(pipeline.unet, self.layers, halves, latent)
-        twin_capture = Capture(self.twin, self.layers, 1, latent) if self.twin else None
+        generators = [torch.Generator().manual_seed(sample.seed) for sample in samples]
+        watch, arguments = _Watch(), {}
+        replace = None
+        if pictures is not None:
+            replace, arguments["latents"] = self._looking_at(pictures, generators)
+        negative = self.study.prompts.negative
+        with ExitStack() as stack:
+            capture = self._capture(self.denoiser, self.guidance.halves, of_vae=False)
+            stack.enter_context(capture)
+            stack.enter_context(self._watched_denoiser(capture, watch, len(samples)))
+            stack.enter_context(_watched_step(pipeline.scheduler, watch, self.guidance, replace))
+            pipeline(
+                prompt=[sample.prompt for sample in samples],
+                num_inference_steps=sampling.steps,
+                generator=generators,
+                output_type="latent",
+                **self.family.arguments(
+                    self.scale, None if negative is None else [negative] * len(samples)
+                ),
+                **arguments,
+            )
 
-        def show_twin(_unet: nn.Module, args: tuple, kwargs: dict, _output: Any) -> None:
-            watch.layers.append(capture.take(len(samples)))
-            if self.twin is None or twin_capture is None:
-                return
-            half = _conditional(args, kwargs, halves)
-            with twin_capture:
-                self.twin(*half[0], **half[1])
-            watch.permuted.append(twin_capture.take(len(samples)))
-
-        with capture, _watched_step(pipeline.scheduler, watch):
-            hook = pipeline.unet.register_forward_hook(show_twin, with_kwargs=True)
-            try:
-                pipeline(
-                    prompt=[sample.prompt for sample in samples],
-                    num_inference_steps=sampling.steps,
-                    guidance_scale=sampling.guidance,
-                    generator=[torch.Generator().manual_seed(s.seed) for s in samples],
-                    output_type="latent",
-                )
-            finally:
-                hook.remove()
-
-        trajectory = self._decode(watch.after)
+        activations = _stack(watch.layers)
+        permuted = _stack(watch.permuted) if self.twin else None
+        after = self._latents(watch.after)
+        trajectory = self._decode(after, pipeline.vae, activations)
+        if permuted is not None and self.twin_vae is not None:
+            self._decode(after, self.twin_vae, permuted)
         return Generated(
-            image=trajectory[:, -1].copy(),
+            image=trajectory[:, -1].copy() if pictures is None else pictures,
             trajectory=trajectory,
-            clean=self._decode(watch.clean),
+            clean=self._decode(self._latents(watch.clean), pipeline.vae, None),
             timestep=watch.timestep,
-            activations=_stack(watch.layers),
-            permuted=_stack(watch.permuted) if self.twin else None,
+            activations=activations,
+            permuted=permuted,
         )
 
-    def _decode(self, steps: list[Tensor]) -> np.ndarray:
-        """Latents of every step to uint8 (sample, step, y, x, rgb)."""
-        vae = self.pipeline.vae
-        latents = torch.stack(steps, dim=1)
-        n, count = latents.shape[:2]
-        flat = latents.flatten(0, 1) / vae.config.scaling_factor
+    def _capture(self, network: nn.Module, halves: int, of_vae: bool) -> Capture:
+        modules = dict(network.named_modules())
+        prefix = VAE if of_vae else ""
+        names = [name for name in self.layers if name.startswith(VAE) == of_vae]
+        chosen = {name: modules[name.removeprefix(prefix)] for name in names}
+        return Capture(chosen, self.family, halves, None if of_vae else network)
+
+    def _watched_denoiser(self, capture: Capture, watch: _Watch, samples: int) -> Any:
+        """After each denoiser call: take what it left, and show the twin the same inputs."""
+        twin_capture = self._capture(self.twin, 1, of_vae=False) if self.twin else None
+
+        def look(_denoiser: nn.Module, args: tuple, kwargs: dict, _output: Any) -> None:
+            watch.calls += 1
+            if watch.calls > 1:  # guidance's unconditional call, which comes second
+                capture.forget()
+                return
+            watch.layers.append(capture.take(samples))
+            if self.twin is None or twin_capture is None:
+                return
+            half = _conditional(args, kwargs, self.guidance.halves)
+            with twin_capture:
+                self.twin(*half[0], **half[1])
+            watch.permuted.append(twin_capture.take(samples))
+
+        stack = ExitStack()
+        stack.callback(self.denoiser.register_forward_hook(look, with_kwargs=True).remove)
+        return stack
+
+    def _looking_at(
+        self, pictures: np.ndarray, generators: list[torch.Generator]
+    ) -> tuple[Callable[[int], Tensor], Tensor]:
+        """Latents of pictures with the noise of each step, and those to begin with."""
+        pipeline, family = self.pipeline, self.family
+        vae = pipeline.vae
+        images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
         parts = [
-            _to_images(vae.decode(flat[a : a + _DECODE_AT_ONCE]).sample)
-            for a in range(0, len(flat), _DECODE_AT_ONCE)
+            family.encode(vae, part.to(vae.device) / 127.5 - 1)
+            for part in images.split(self._at_once)
         ]
-        images = np.concatenate(parts)
-        return images.reshape(n, count, *images.shape[1:])
+        clean = torch.cat(parts)
+        noise = torch.cat([torch.randn(1, *clean.shape[1:], generator=g) for g in generators])
+        clean, noise = family.pack(clean), family.pack(noise.to(clean))
+        scheduler = pipeline.scheduler
+        family.set_steps(scheduler, self.study.sampling.steps)
 
+        def at(step: int) -> Tensor:
+            if step == len(scheduler.timesteps):
+                return clean
+            return noised(scheduler, clean, noise, step)
 
-def predicted_clean(
-    scheduler: Any, output: Tensor, timestep: float | Tensor, sample: Tensor
-) -> Tensor:
-    """The clean latents that the denoiser's output implies at a step.
+        # The pipeline takes unit noise and scales it itself.
+        return at, at(0) / float(getattr(scheduler, "init_noise_sigma", 1.0))
 
-    With sample = a x0 + s noise: x0 = (sample - s eps) / a for noise prediction, and
-    x0 = a sample - s v for velocity prediction (Salimans & Ho 2022, appendix D).  Schedulers that
-    count in sigma hold sample / a, with sigma = s / a.
+    @property
+    def _at_once(self) -> int:
+        height, width = self.family.size
+        return max(1, _PIXELS_AT_ONCE // (height * width))
 
-    Args:
-        output: the (guided) model output, (n, channel, y, x).
-        sample: latents before the step, same shape.
-    """
-    if hasattr(scheduler, "sigmas") and scheduler.config.get("_class_name", "").startswith(
-        ("LMS", "Euler", "Heun")
-    ):
-        index = scheduler.step_index
-        if index is None:
-            index = scheduler.index_for_timestep(timestep)
-        sigma = scheduler.sigmas[index].to(sample)
-        a = 1 / (1 + sigma**2).sqrt()
-        s, sample = sigma * a, sample * a
-    else:
-        alpha_bar = scheduler.alphas_cumprod[int(timestep)].to(sample)
-        a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return (sample - s * output) / a
-    if kind == "v_prediction":
-        return a * sample - s * output
-    if kind == "sample":
-        return output
-    raise ValueError(f"unknown prediction type {kind!r}")
+    def _latents(self, steps: list[Tensor]) -> Tensor:
+        """Latents of every step as (sample, step, channel, y, x)."""
+        return torch.stack([self.family.unpack(latents) for latents in steps], dim=1)
+
+    def _decode(self, latents: Tensor, vae: Any, into: Activations | None) -> np.ndarray:
+        """Latents (sample, step, ...) to uint8 (sample, step, y, x, rgb).
+
+        Args:
+            into: takes the activations of the decoder's captured layers.
+        """
+        n, steps = latents.shape[:2]
+        images, taken = [], []
+        of_vae = self.of_vae and into is not None
+        with ExitStack() as stack:
+            if of_vae:
+                capture = self._capture(vae, 1, of_vae=True)
+                stack.enter_context(capture)
+            for part in latents.flatten(0, 1).split(self._at_once):
+                images.append(_to_images(self.family.decode(vae, part)))
+                if of_vae:
+                    taken.append(capture.take(len(part)))
+        for name in taken[0] if taken else ():
+            values, bad = (np.concatenate([part[name][i] for part in taken]) for i in (0, 1))
+            assert into is not None
+            into.values[name] = values.reshape(n, steps, *values.shape[1:])
+            into.nonfinite[name] = bad.reshape(n, steps)
+        whole = np.concatenate(images)
+        return whole.reshape(n, steps, *whole.shape[1:])
 
 
 class _watched_step:  # noqa: N801  (a context manager used like a function)
-    """Replaces ``scheduler.step`` by itself plus a look at what comes in and goes out."""
+    """Replaces ``scheduler.step`` by itself plus a look at what comes in and goes out.
 
-    def __init__(self, scheduler: Any, watch: _Watch) -> None:
+    Args:
+        replace: step, from 1, to the latents that go on instead of what that step made.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        watch: _Watch,
+        guidance: Guidance,
+        replace: Callable[[int], Tensor] | None,
+    ) -> None:
         self.scheduler, self.watch = scheduler, watch
+        self.guidance, self.replace = guidance, replace
 
     def __enter__(self) -> None:
-        inner = self.scheduler.step
+        inner, watch = self.scheduler.step, self.watch
 
         @functools.wraps(inner)  # pipelines look at its signature
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
-            self.watch.clean.append(
-                predicted_clean(self.scheduler, model_output, timestep, sample).clone()
-            )
-            self.watch.timestep.append(float(timestep))
+            if watch.calls != self.guidance.calls:
+                raise RuntimeError(
+                    f"the denoiser was called {watch.calls} times in one step, not "
+                    f"{self.guidance.calls}: the pipeline's guidance is not what was declared, or "
+                    "the model was compiled, which bypasses hooks"
+                )
+            watch.calls = 0
+            watch.clean.append(predicted_clean(self.scheduler, model_output, timestep, sample))
+            watch.timestep.append(float(timestep))
             result = inner(model_output, timestep, sample, *args, **kw)
-            self.watch.after.append(result[0].clone())
+            if self.replace is not None:
+                result = (self.replace(len(watch.after) + 1).to(result[0]),)
+            watch.after.append(result[0].clone())
             return result
 
         self.scheduler.step = step
@@ -200,18 +280,26 @@ class _watched_step:  # noqa: N801  (a context manager used like a function)
         del self.scheduler.step  # the class's own method shows again
 
 
+def _permuted(network: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(network)
+    permute_weights(twin)
+    return twin
+
+
 def _conditional(args: tuple, kwargs: dict, halves: int) -> tuple[tuple, dict]:
-    """The same call with the conditional part of every batched argument."""
+    """The same call with the conditional part of every batched argument, dicts of them too."""
 
     def half(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim > 0 and halves > 1:
+        if isinstance(value, Tensor) and value.ndim > 0 and halves > 1 and len(value) > 1:
             return value[len(value) // halves * (halves - 1) :]
+        if isinstance(value, dict):
+            return {key: half(part) for key, part in value.items()}
         return value
 
     return tuple(half(a) for a in args), {k: half(v) for k, v in kwargs.items()}
 
 
-def _stack(steps: list[dict[str, tuple[np.ndarray, np.ndarray]]]) -> Activations:
+def _stack(steps: list[_Taken]) -> Activations:
     layers = list(steps[0])
     return Activations(
         values={name: np.stack([step[name][0] for step in steps], axis=1) for name in layers},

@@ -30,6 +30,7 @@ class Blueprint:
     Attributes:
         shapes: of every captured layer, in the denoiser's order.
         size: height and width of the images in pixels.
+        truth: properties of which every picture has an exact map; empty where images are generated.
         timesteps: the scheduler's number of every step.
         classes: names of the classes, empty where none are labeled.
         units: of each labeled property.
@@ -38,10 +39,11 @@ class Blueprint:
     study: Study
     samples: list[Sample]
     shapes: dict[str, LayerShape]
-    size: int
+    size: tuple[int, int]
     timesteps: list[float]
     classes: tuple[str, ...]
     units: dict[str, str]
+    truth: tuple[str, ...] = ()
 
 
 class Layout:
@@ -50,7 +52,8 @@ class Layout:
     def __init__(self, root: zarr.Group, blueprint: Blueprint) -> None:
         self.root = root
         self.study, self.samples = blueprint.study, blueprint.samples
-        self.shapes, self.size = blueprint.shapes, blueprint.size
+        self.shapes, (self.height, self.width) = blueprint.shapes, blueprint.size
+        self.truth = blueprint.truth
         self.timesteps, self.classes = blueprint.timesteps, blueprint.classes
         self.units = blueprint.units
         self.batch = min(self.study.sampling.batch, len(self.samples))
@@ -65,6 +68,8 @@ class Layout:
                 for name, shape in self.shapes.items():
                     self._activations(f"{group}/{name}", name, shape)
         self._labels("labels", None)
+        if self.truth:
+            self._truth()
         self._labels("labels_trajectory", "decoded latents after every step")
         self._labels("labels_clean", "the predicted clean image at every step")
         for name, shape in self.shapes.items():
@@ -153,8 +158,9 @@ class Layout:
         )
 
     def _pixels(self, group: zarr.Group, y: int | None = None, x: int | None = None) -> None:
-        for dim, count in (("y", y or self.size), ("x", x or self.size)):
-            centers = (np.arange(count) + 0.5) * self.size / count
+        for dim, whole, count in (("y", self.height, y), ("x", self.width, x)):
+            count = count or whole
+            centers = (np.arange(count) + 0.5) * whole / count
             self._coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
 
     def _samples(self) -> None:
@@ -164,6 +170,7 @@ class Layout:
             ("prompt", "text the image was generated from"),
             ("category", "class that the prompt names; empty where unknown"),
             ("split", "which part the sample belongs to: " + ", ".join(SPLITS)),
+            ("picture", "file of the picture; empty where it was generated"),
         ):
             values = [getattr(s, name) or "" for s in self.samples]
             self._table(group, name, "sample", values, description)
@@ -176,7 +183,7 @@ class Layout:
         self._step(group)
         self._pixels(group)
         self._coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
-        n, pixels = len(self.samples), {"y": self.size, "x": self.size, "rgb": 3}
+        n, pixels = len(self.samples), {"y": self.height, "x": self.width, "rgb": 3}
         self._array(
             group,
             "image",
@@ -241,7 +248,7 @@ class Layout:
             self._array(
                 group,
                 prop,
-                {**sizes, "y": self.size, "x": self.size},
+                {**sizes, "y": self.height, "x": self.width},
                 chunks,
                 "float16" if source else "float32",
                 f"{prop} of {source or 'the finished image'}",
@@ -257,6 +264,20 @@ class Layout:
                 "float32",
                 "probability of each class",
                 self.units["class"],
+            )
+
+    def _truth(self) -> None:
+        group = self._group("truth", "Exact maps of the pictures, as they were given.")
+        self._sample(group)
+        self._pixels(group)
+        for prop in self.truth:
+            self._array(
+                group,
+                prop,
+                {"sample": len(self.samples), "y": self.height, "x": self.width},
+                {"sample": self.batch},
+                "float32",
+                f"exact {prop} of the picture",
             )
 
     def _probes(self, path: str, shape: LayerShape) -> None:

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DiffusionPipeline,
-    LMSDiscreteScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import logging
+from huggingface_hub import snapshot_download
 from torch import nn
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.families import Family, family_of
+from ldmprobe_core.schedulers import new_scheduler
 from ldmprobe_core.study import Model, Study
 from ldmprobe_core.tabletop import MODEL_FOLDER
 
-SCHEDULERS = {"ddim": DDIMScheduler, "lms": LMSDiscreteScheduler}
+_KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}
+"""Hub ids whose configs ship with us, so that a study of them is sized without a network."""
+
+
+def config_folder(model: Model) -> Path:
+    """The folder of a model's JSON configs; its weights may be elsewhere, or not here at all.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    folder = _local_folder(model)
+    if folder is not None:
+        return folder
+    cached = _cached(model)
+    if cached is not None:
+        return cached
+    if model.source in _KNOWN:
+        return Path(__file__).parent / "configs" / _KNOWN[model.source]
+    return _from_hub(model, ["*.json"])
 
 
 def model_folder(model: Model) -> Path:
@@ -32,9 +46,20 @@ def model_folder(model: Model) -> Path:
     Raises:
         UserError: there is no such folder, or the hub cannot give it.
     """
+    return _local_folder(model) or _from_hub(model, None)
+
+
+def has_weights(folder: Path) -> bool:
+    """A model folder holds the weights of its denoiser and its VAE, as safetensors."""
+    parts = (family_of(folder).denoiser, "vae")
+    return all(any((folder / part).glob("*.safetensors")) for part in parts)
+
+
+def _local_folder(model: Model) -> Path | None:
+    """The model's folder; None for a hub id."""
     if model.source == "tabletop":
         return MODEL_FOLDER
-    folder = Path(model.source)
+    folder = Path(model.source).expanduser()
     if (folder / "model_index.json").is_file():
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
@@ -42,7 +67,23 @@ def model_folder(model: Model) -> Path:
             f"model.source {model.source!r}: no diffusers model there (model_index.json is "
             "missing); give 'tabletop', a folder written by save_pretrained, or a hub id"
         )
+    return None
+
+
+def _cached(model: Model) -> Path | None:
+    """A hub id's files as far as they were fetched before."""
     try:
+        return Path(snapshot_download(model.source, revision=model.revision, local_files_only=True))
+    except Exception:  # the hub's client has many ways to say that it is not there
+        return None
+
+
+def _from_hub(model: Model, patterns: list[str] | None) -> Path:
+    try:
+        if patterns is not None:
+            return Path(
+                snapshot_download(model.source, revision=model.revision, allow_patterns=patterns)
+            )
         return Path(
             DiffusionPipeline.download(model.source, revision=model.revision, use_safetensors=True)
         )
@@ -57,7 +98,7 @@ def fingerprint(folder: Path) -> str:
     """16 hex digits over every config and weight file of a model folder, names included."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in {".json", ".safetensors", ".txt"}:
+        if path.suffix in {".json", ".safetensors", ".txt", ".model"}:
             digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -82,59 +123,66 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_pipeline(study: Study, device: torch.device) -> StableDiffusionPipeline:
-    """The study's pipeline in float32, in eval mode, with the study's scheduler.
+def load_pipeline(study: Study, device: torch.device) -> Any:
+    """The study's pipeline, in eval mode, with the study's scheduler.
 
     Raises:
         UserError: the folder holds no pipeline that can be probed.
     """
-    folder = model_folder(study.model)
+    model = study.model
+    folder = model_folder(model)
+    family = family_of(folder)
     logging.disable_progress_bar()  # the stage shows its own
+    # Results are those of the study's dtype on every card: no hidden TF32.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    unwanted = {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline: Any = family.pipeline.from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=getattr(torch, model.dtype),
             use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
             local_files_only=True,
+            **(unwanted if (folder / "unet").is_dir() and type(family) is Family else {}),
         )
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model.source {study.model.source!r} does not load: {reason}") from error
-    pipeline.scheduler = new_scheduler(folder, study)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.source {model.source!r} does not load: {reason}") from error
+    pipeline.scheduler = new_scheduler(study.sampling.scheduler, family.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.eval().requires_grad_(False)
-    return pipeline.to(device)
+    pipeline.vae.to(torch.float32)  # in float16 some VAEs overflow; decoding is a small part
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    if model.attention_slicing:
+        pipeline.enable_attention_slicing()
+    if not model.cpu_offload:
+        return pipeline.to(device)
+    if device.type == "cpu":
+        raise UserError("model.cpu_offload is on, and the device is the CPU already: turn it off")
+    pipeline.enable_model_cpu_offload(device=device)
+    return pipeline
 
 
-def new_scheduler(folder: Path, study: Study) -> Any:
-    """The study's scheduler, on the noise schedule that the model was trained with."""
-    kind = SCHEDULERS[study.sampling.scheduler]
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    return kind.from_config(config)
+def skeletons(family: Family) -> tuple[nn.Module, nn.Module]:
+    """Denoiser and VAE without weights or memory: names of modules, and shapes by a dry run.
+
+    Raises:
+        UserError: the configs describe no network that diffusers can build.
+    """
+    try:
+        with torch.device("meta"):
+            denoiser = family.network.from_config(family.config).eval()
+            return denoiser, AutoencoderKL.from_config(family.vae).eval()
+    except (TypeError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model: {family.folder} has an unusable config: {reason}") from error
 
 
-def timesteps(folder: Path, study: Study) -> list[float]:
+def timesteps(family: Family, study: Study) -> list[float]:
     """The scheduler's own numbers of all steps, in sampling order."""
-    scheduler = new_scheduler(folder, study)
-    scheduler.set_timesteps(study.sampling.steps)
+    scheduler = new_scheduler(study.sampling.scheduler, family.scheduler)
+    family.set_steps(scheduler, study.sampling.steps)
     return [float(t) for t in scheduler.timesteps]
-
-
-def skeleton(folder: Path) -> UNet2DConditionModel:
-    """The denoiser without weights or memory: names of modules, and shapes by a dry run."""
-    config = json.loads((folder / "unet" / "config.json").read_text())
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(config).eval()
-
-
-def image_size(folder: Path) -> int:
-    """Height and width in pixels of the model's pictures."""
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def permute_weights(module: nn.Module, seed: int = 100) -> None:

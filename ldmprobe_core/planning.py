@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from ldmprobe_core.capture import LayerShape, layer_shapes, match_layers
+from torch import nn
+
+from ldmprobe_core.capture import LayerShape, layer_shapes, match_layers, modules_of
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers import check_labeler, labelers_of
+from ldmprobe_core.families import Family, family_of
+from ldmprobe_core.labelers import MAPS, check_labeler, labelers_of, require_known
 from ldmprobe_core.metrics import METRICS
-from ldmprobe_core.models import image_size, model_folder, pick_device, skeleton, timesteps
+from ldmprobe_core.models import config_folder, has_weights, pick_device, skeletons, timesteps
+from ldmprobe_core.pictures import maps_present, picture_names
+from ldmprobe_core.prompts import pin_inputs
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import Study
 
@@ -21,18 +28,28 @@ class Plan:
     """Sizes of a study, known from configs alone.
 
     Attributes:
-        folder: of the model.
+        folder: of the model's configs.
         size: height and width of the images in pixels.
         shapes: of every captured layer.
         steps: the scheduler's numbers of all steps.
+        count: number of images.
         bytes_of: stored bytes by kind of array, before compression.
+        memory: expected peak bytes of a worker that generates, by kind.
+        truth: properties of which every picture has an exact map.
+        labelers: digest of each labeler's weights.
+        missing: what a run needs and this machine does not have, a sentence each.
     """
 
     folder: Path
-    size: int
+    size: tuple[int, int]
     shapes: dict[str, LayerShape]
     steps: list[float]
+    count: int
     bytes_of: dict[str, int]
+    memory: dict[str, int]
+    truth: tuple[str, ...]
+    labelers: dict[str, str]
+    missing: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
@@ -44,32 +61,80 @@ class Plan:
         """Steps x layers."""
         return len(self.steps) * len(self.shapes)
 
+    def require_complete(self) -> None:
+        """Refuse a study that cannot be carried out here.
+
+        Raises:
+            UserError: something is missing; the first of it is named.
+        """
+        if self.missing:
+            raise UserError(self.missing[0])
+
 
 def make_plan(study: Study) -> Plan:
     """Check everything of a study that can be checked without loading weights, and size it.
 
     Raises:
-        UserError: no such model, layer, labeler or device.
+        UserError: a mistake, such as a layer or a labeler that does not exist.  What is merely not
+            on this machine is listed in the plan instead.
     """
-    pick_device(study.execution.device)
-    for prop, name in labelers_of(study).items():
-        check_labeler(prop, name)
-    folder = model_folder(study.model)
-    denoiser = skeleton(folder)
-    layers = match_layers(denoiser, study.capture.layers)
-    side = denoiser.config["sample_size"]
-    text = json.loads((folder / "text_encoder" / "config.json").read_text())
-    context = text.get("max_position_embeddings", 77)
-    shapes = layer_shapes(denoiser, layers, (side, side), context)
-    size = image_size(folder)
+    missing: list[str] = []
+
+    def attempt(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except UserError as error:
+            missing.append(str(error))
+            return None
+
+    attempt(lambda: pick_device(study.execution.device))
+    folder = config_folder(study.model)
+    if not has_weights(folder):
+        missing.append(
+            f"model.source {study.model.source!r}: its weights (safetensors) are not on this "
+            "machine: fetch them, or give the folder they are in"
+        )
+    family = family_of(folder)
+    denoiser, vae = skeletons(family)
+    names = list(modules_of(denoiser, vae))
+    layers = match_layers(family, names, study.capture.layers)
+    shapes = layer_shapes(family, denoiser, vae, layers)
+    height, width = size = family.size
     for name, shape in shapes.items():
-        if size % shape.y or size % shape.x:
+        if height % shape.y or width % shape.x:
             raise UserError(
                 f"capture.layers: {name} has {shape.y} x {shape.x} tokens, into which images of "
-                f"{size} x {size} do not divide: choose other layers"
+                f"{height} x {width} do not divide: choose other layers"
             )
-    steps = timesteps(folder, study)
-    return Plan(folder, size, shapes, steps, _bytes(study, shapes, size, len(steps)))
+    steps = timesteps(family, study)
+    labelers = {}
+    for prop, reader in labelers_of(study).items():
+        require_known(prop, reader)
+        labelers[prop] = attempt(partial(check_labeler, prop, reader))
+    pinned = attempt(lambda: pin_inputs(study)) or study
+    count = pinned.count
+    if count is None:
+        raise UserError(missing[-1])  # without the files nothing can be sized
+    truth = _truth(pinned, missing)
+    memory = _memory(study, family, denoiser, vae, shapes, len(steps))
+    return Plan(
+        folder, size, shapes, steps, count, _bytes(study, shapes, size, len(steps), count),
+        memory, truth, labelers, tuple(missing),
+    )  # fmt: skip
+
+
+def _truth(study: Study, missing: list[str]) -> tuple[str, ...]:
+    """Properties with exact maps; a study that asks for maps that are not there is told so."""
+    present: tuple[str, ...] = ()
+    if study.images is not None and not missing:
+        present = maps_present(study.images, picture_names(study.images))
+    for prop in study.labels.maps:
+        if getattr(study.labels, prop).name == MAPS and not missing and prop not in present:
+            raise UserError(
+                f"labels.{prop} is 'maps', and there are no {prop} maps beside the pictures: add "
+                f"them (name.{prop}.npy, .png or .exr; source must be images), or name a labeler"
+            )
+    return present
 
 
 def check_store(plan: Plan, run: Run) -> None:
@@ -93,15 +158,45 @@ def check_store(plan: Plan, run: Run) -> None:
         )
 
 
-def _bytes(study: Study, shapes: dict[str, LayerShape], size: int, steps: int) -> dict[str, int]:
-    n, pixels = study.prompts.samples, size * size
+def _bytes(
+    study: Study, shapes: dict[str, LayerShape], size: tuple[int, int], steps: int, count: int
+) -> dict[str, int]:
+    pixels = size[0] * size[1]
     values = sum(s.y * s.x * s.channels for s in shapes.values())
-    denoisers = 2 if study.controls.permuted else 1
     maps = study.labels.maps
     metrics = sum(len(METRICS[prop]) for prop in maps)
+    sizes = {
+        "activations": count * steps * values * 2,
+        "permuted": count * steps * values * 2 if study.controls.permuted else 0,
+        "images": count * pixels * 3 * (1 + 2 * steps),
+        "labels": count * pixels * len(maps) * (4 + 2 * 2 * steps),
+        "scores": count * steps * len(shapes) * metrics * 4 * 3 * len(study.probes.kinds),
+    }
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _memory(
+    study: Study,
+    family: Family,
+    denoiser: nn.Module,
+    vae: nn.Module,
+    shapes: dict[str, LayerShape],
+    steps: int,
+) -> dict[str, int]:
+    """Expected bytes a worker holds at once: weights, and one batch on its way to the store.
+
+    Text encoders and what the networks need while they compute come on top.
+    """
+    size = 4 if study.model.dtype == "float32" else 2
+    copies = 2 if study.controls.permuted else 1
+    height, width = family.size
+    values = sum(s.y * s.x * s.channels for s in shapes.values())
+    parts = {"denoiser": denoiser, "vae": vae}
+    number = {name: sum(p.numel() for p in m.parameters()) for name, m in parts.items()}
     return {
-        "activations": n * steps * values * 2 * denoisers,
-        "images": n * pixels * 3 * (1 + 2 * steps),
-        "labels": n * pixels * len(maps) * (4 + 2 * 2 * steps),
-        "scores": n * steps * len(shapes) * metrics * 4 * 3 * len(study.probes.kinds),
+        "denoiser": number["denoiser"] * size * copies,
+        "vae": number["vae"] * 4,
+        # Steps are stacked at the end, so a batch is there twice for a moment.
+        "activations": 2 * study.sampling.batch * steps * values * 2 * copies,
+        "images": study.sampling.batch * (1 + 2 * steps) * height * width * 3,
     }

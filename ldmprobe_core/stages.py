@@ -11,6 +11,7 @@ import platform
 import threading
 import time
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.cells import LabelSet, probe_activations
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.families import family_of
 from ldmprobe_core.generate import Activations, Generator
-from ldmprobe_core.labelers import Labeler, labelers_of, load_labeler
+from ldmprobe_core.labelers import Labeler, check_labeler, labelers_of, load_labeler
 from ldmprobe_core.layout import Blueprint
 from ldmprobe_core.memory import keep_freed_memory
 from ldmprobe_core.models import fingerprint, load_pipeline, model_folder, pick_device
+from ldmprobe_core.pictures import map_path, read_map, read_picture
 from ldmprobe_core.planning import Plan, check_store, make_plan
-from ldmprobe_core.prompts import Sample, make_samples
+from ldmprobe_core.prompts import Sample, make_samples, pin_inputs
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import Study
 
@@ -43,11 +46,13 @@ def prepare(study: Study, store: str) -> Run:
             run there that another model made.
     """
     plan = make_plan(study)
+    plan.require_complete()
+    study = pin_inputs(study)
     run = run_in(store, study)
     check_store(plan, run)
     with run.claim():
         if run.exists:
-            check_model(run, study)
+            check_origin(run, study)
             run.write_text("study.json", study.to_json())  # the same but for where it now runs
         else:
             _lay_out(run, study, plan)
@@ -56,6 +61,7 @@ def prepare(study: Study, store: str) -> Run:
 
 def _lay_out(run: Run, study: Study, plan: Plan) -> None:
     labelers = _labelers(study)
+    units = dict.fromkeys(study.labels.maps, "as the maps that were given")
     blueprint = Blueprint(
         study,
         make_samples(study),
@@ -63,19 +69,34 @@ def _lay_out(run: Run, study: Study, plan: Plan) -> None:
         plan.size,
         plan.steps,
         labelers["class"].classes if "class" in labelers else (),
-        {prop: labeler.units for prop, labeler in labelers.items()},
+        units | {prop: labeler.units for prop, labeler in labelers.items()},
+        plan.truth,
     )
-    record = {"model_fingerprint": fingerprint(plan.folder), "versions": versions()}
-    run.create(blueprint, record)
+    run.create(
+        blueprint,
+        {
+            "model_fingerprint": fingerprint(model_folder(study.model)),
+            "labeler_fingerprints": plan.labelers,
+            "versions": versions(),
+        },
+    )
 
 
-def check_model(run: Run, study: Study) -> None:
-    """Refuse to take a run that another model made for this study's.
+def check_origin(run: Run, study: Study) -> None:
+    """Refuse to take a run that another model or other labelers made for this study's.
 
     Raises:
-        UserError: the model's files are not those that the run was begun with.
+        UserError: their files are not those that the run was begun with.
     """
-    made_by = run.attributes().get("model_fingerprint")
+    attributes = run.attributes()
+    for prop, reader in labelers_of(study).items():
+        begun, now = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, reader)
+        if begun != now:
+            raise UserError(
+                f"{run.url} was labeled by weights of labels.{prop} with fingerprint {begun}, and "
+                f"they now have {now}: move that run away or choose another --store"
+            )
+    made_by = attributes["model_fingerprint"]
     mark = fingerprint(model_folder(study.model))
     if made_by != mark:
         raise UserError(
@@ -114,17 +135,37 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     study = run.study()
     members = study.batches[batch]
     samples = samples_of(run)[members.start : members.stop]
+    pictures, maps = _pictures(run, study, samples)
     with _device_lock:
-        made = _generator(study, run.attributes()["model_fingerprint"]).generate(samples)
+        generator = _generator(study, run.attributes()["model_fingerprint"])
+        made = generator.generate(samples, pictures)
     region = slice(members.start, members.stop)
     images = {"image": made.image, "trajectory": made.trajectory, "clean": made.clean}
     run.write("images", images, sample=region)
+    if maps:
+        run.write("truth", maps, sample=region)
     written = sum(part.nbytes for part in images.values())
     written += _write_activations(run, "activations", made.activations, region)
     if made.permuted is not None:
         written += _write_activations(run, "permuted", made.permuted, region)
     run.mark("generated", batch)
     return {"samples": len(members), "seconds": time.monotonic() - started, "bytes": written}
+
+
+def _pictures(
+    run: Run, study: Study, samples: list[Sample]
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """Pictures (sample, y, x, rgb) and exact maps of a batch; none where images are generated."""
+    if study.images is None:
+        return None, {}
+    folder, sizes = Path(study.images.folder), run.open("images").sizes
+    size = sizes["y"], sizes["x"]
+    names = [str(sample.picture) for sample in samples]
+    maps = {}
+    for prop in run.truth:
+        paths = [map_path(folder, name, prop) for name in names]
+        maps[prop] = np.stack([read_map(path, prop, size) for path in paths if path is not None])
+    return np.stack([read_picture(folder / name, size) for name in names]), maps
 
 
 def _write_activations(run: Run, group: str, made: Activations, region: slice) -> int:
@@ -165,6 +206,14 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
                 "class_score" if prop == "class" else prop: labeler(flat)
                 for prop, labeler in _labelers(study).items()
             }
+        for prop in study.labels.maps:
+            if prop not in labels:  # exact maps: of the picture they are known, of a step not
+                shape = flat.shape[:3]
+                labels[prop] = (
+                    run.read("truth", prop, sample=region)
+                    if source == "image"
+                    else np.full(shape, np.nan, np.float32)
+                )
         run.write(
             group,
             {
@@ -236,13 +285,16 @@ def samples_of(run: Run) -> list[Sample]:
     """The run's samples, as they were laid down when it was created."""
     table = run.open("samples").load()
     return [
-        Sample(int(i), str(prompt), int(seed), str(category) or None, str(split))
-        for i, prompt, seed, category, split in zip(
+        Sample(
+            int(i), str(prompt), int(seed), str(category) or None, str(split), str(picture) or None
+        )
+        for i, prompt, seed, category, split, picture in zip(
             table.sample.values,
             table.prompt.values,
             table.seed.values,
             table.category.values,
             table.split.values,
+            table.picture.values,
             strict=True,
         )
     ]
@@ -299,7 +351,8 @@ def _generator(study: Study, model: str) -> Generator:
             )
         keep_freed_memory()
         device = pick_device(study.execution.device)
-        return Generator(load_pipeline(study, device), study)
+        family = family_of(model_folder(study.model))
+        return Generator(load_pipeline(study, device), family, study)
 
     return _once(f"generator {study.hash} {model} {study.execution.device}", load)
 
@@ -307,7 +360,7 @@ def _generator(study: Study, model: str) -> Generator:
 def _labelers(study: Study) -> dict[str, Labeler]:
     def load() -> dict[str, Labeler]:
         device = pick_device(study.execution.device)
-        return {prop: load_labeler(prop, name, device) for prop, name in labelers_of(study).items()}
+        return {prop: load_labeler(prop, r, device) for prop, r in labelers_of(study).items()}
 
-    named = " ".join(f"{prop}={name}" for prop, name in labelers_of(study).items())
+    named = " ".join(f"{prop}={r.model_dump_json()}" for prop, r in labelers_of(study).items())
     return _once(f"labelers {named} {study.execution.device}", load)

@@ -6,11 +6,12 @@ share one.  A unit of work is either complete or absent: its mark is written aft
 
 Layout (dimensions in brackets)::
 
-    samples/                   prompt, seed, category, split [sample]
+    samples/                   prompt, seed, category, split, picture [sample]
     images/                    image [sample, y, x, rgb]; trajectory, clean [sample, step, ...]
     activations/<layer>/       activation [sample, step, y, x, channel]; nonfinite [sample, step]
     permuted/<layer>/          the same, of the denoiser with permuted weights
     labels/                    foreground, depth, shading [sample, y, x]; class [sample, class]
+    truth/                     exact maps of pictures that have them [sample, y, x]
     labels_trajectory/         the same labelers on the decoded latents [sample, step, ...]
     labels_clean/              and on the predicted clean images [sample, step, ...]
     probes/<layer>/            weight [kind, property, step, channel]; bias, penalty [kind, ...]
@@ -38,7 +39,7 @@ from zarr.storage import FsspecStore, LocalStore, StoreLike
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.layout import Blueprint, Layout
-from ldmprobe_core.study import Study, parse_study
+from ldmprobe_core.study import MAP_PROPERTIES, Study, parse_study
 
 _CLAIM_STALE_S = 120.0
 """Laying a run out takes seconds; a claim older than this has lost its owner."""
@@ -183,8 +184,9 @@ class Run:
             try:
                 files.pipe_file(path, str(time.time()).encode(), mode="create")
                 break
-            except FileExistsError:
-                pass
+            except OSError as error:
+                if not _is_taken(error):
+                    raise self._unwritable(error) from error
             if time.monotonic() > deadline:
                 raise UserError(
                     f"store {self.url!r} is being laid out by another process: wait for it, or "
@@ -218,6 +220,12 @@ class Run:
     def layers(self) -> list[str]:
         """Captured layers, in the denoiser's order."""
         return [str(name) for name in self.open("marks").layer.values]
+
+    @property
+    def truth(self) -> list[str]:
+        """Properties of which every picture has an exact map."""
+        root = zarr.open_group(self.store, mode="r", use_consolidated=False)
+        return [name for name in MAP_PROPERTIES if f"truth/{name}" in root]
 
     # --- writing and reading regions -----------------------------------------------------------
 
@@ -333,6 +341,13 @@ class Run:
     def _path(self, name: str) -> str:
         base = self.url.partition("://")[2] if self.remote else self.url
         return f"{base}/{name}" if name else base
+
+
+def _is_taken(error: OSError) -> bool:
+    """The file was there already; s3fs gives S3's own answer as the cause of a plain OSError."""
+    answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    taken = answer in {"PreconditionFailed", "ConditionalRequestConflict"}
+    return taken or isinstance(error, FileExistsError)
 
 
 def _check_region(

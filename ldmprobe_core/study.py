@@ -20,9 +20,11 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -31,7 +33,7 @@ from ldmprobe_core.errors import UserError
 MAP_PROPERTIES = ("foreground", "depth", "shading")
 """Properties that are maps, probed per pixel; `class` is a label an image."""
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Part of every hash: raised when the same study would give other bytes or another layout."""
 
 
@@ -53,30 +55,64 @@ class _Part(BaseModel):
 
 
 class Model(_Part):
-    """The latent diffusion model: ``tabletop`` (embedded), a diffusers folder, or a hub id."""
+    """The latent diffusion model: ``tabletop`` (embedded), a diffusers folder, or a hub id.
+
+    Attributes:
+        revision: of a hub id: a branch, tag or commit.
+        dtype: of the denoiser and the text encoders; the VAE always computes in float32.
+        attention_slicing: less memory for attention, a little slower.
+        cpu_offload: keep on the device only the part that computes; needs a GPU.
+    """
 
     source: str = Field("tabletop", min_length=1)
     revision: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    attention_slicing: bool = False
+    cpu_offload: bool = False
 
 
 class Prompts(_Part):
-    """What is generated: the built-in tabletop captions, or prompts of your own.
+    """What is generated: a built-in set, prompts of your own, or files of them.
 
     Attributes:
-        set: the built-in set, used where `items` is None.
+        set: the built-in set, used where there are neither `items` nor `files`.
         items: prompts of your own.
-        samples: number of images; `items` are gone through in turn.
+        files: CSV files with columns prompt, seed and optionally split and class (docs/models.md);
+            one path, or a path for each of the splits train and test.
+        samples: number of images; None takes all of `items` or `files`, or 240 of a set.  `items`
+            are gone through in turn.
+        negative: what guidance leads away from, for every image.
+        digest: of the files' contents, entered when they are read.
         seed: the first image's seed, from which they count up image by image; it also decides
             which captions of the set are drawn, and how prompts are dealt into splits.
     """
 
-    set: Literal["tabletop"] = "tabletop"
+    set: Literal["tabletop", "objects"] = "tabletop"
     items: tuple[str, ...] | None = Field(None, strict=False)
-    samples: PositiveInt = 240
+    files: dict[Literal["all", "train", "test"], str] | None = None
+    samples: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    negative: str | None = None
+    digest: str | None = None
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_file(cls, value: Any) -> Any:
+        return {"all": value} if isinstance(value, str) else value
+
+    @property
+    def count(self) -> int | None:
+        """Number of images; None before the files are read."""
+        if self.samples is not None or self.files is not None:
+            return self.samples
+        return len(self.items) if self.items is not None else 240
 
     @model_validator(mode="after")
     def _has_words(self) -> Prompts:
+        if self.items is not None and self.files is not None:
+            raise ValueError("items and files are both given: keep one")
+        if self.files is not None and set(self.files) not in ({"all"}, {"train", "test"}):
+            raise ValueError(f"files has {', '.join(self.files)}: give one file, or train and test")
         if self.items is not None:
             if not self.items:
                 raise ValueError("items is empty: give at least one prompt")
@@ -86,36 +122,81 @@ class Prompts(_Part):
         return self
 
 
+class Images(_Part):
+    """Pictures of your own, with the maps that lie beside them; nothing is generated.
+
+    ``a.png`` has its maps in ``a.foreground.*``, ``a.depth.*``, ``a.shading.*`` (PNG, NPY, EXR).
+
+    Attributes:
+        folder: of the pictures.
+        caption: what the denoiser is told of every picture.
+        samples: the first so many by name; None takes all.
+        seed: of the noise.
+        digest: of the files' contents, entered when they are read.
+    """
+
+    folder: str
+    caption: str = ""
+    samples: PositiveInt | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    digest: str | None = None
+
+
 class Sampling(_Part):
     """How images are generated.
 
     Attributes:
+        scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other.
         steps: sampler steps asked of the scheduler; it may make a few more calls.
         guidance: classifier-free guidance scale; 1 is none.
         batch: images generated together: the unit of writing and of resuming.
         threads: threads a worker computes with.
     """
 
-    scheduler: Literal["ddim", "lms"] = "ddim"
+    scheduler: Literal["lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow"] = "lms"
     steps: PositiveInt = 15
-    guidance: Annotated[float, Field(ge=1.0, strict=False)] = 3.0
+    guidance: Annotated[float, Field(ge=1.0, strict=False)] = 7.5
     batch: PositiveInt = 16
     threads: PositiveInt = 2
 
 
 class Capture(_Part):
-    """Which activations are kept: globs over the denoiser's module names."""
+    """Which activations are kept.
 
-    layers: tuple[str, ...] = Field(("*.attn1",), strict=False, min_length=1)
+    Attributes:
+        layers: globs over module names, or presets: self-attention, cross-attention, resnets,
+            blocks, and vae (the decoder's middle attention, the paper's control).
+    """
+
+    layers: tuple[str, ...] = Field(("self-attention",), strict=False, min_length=1)
+
+
+class Reader(_Part):
+    """A labeler by name, with its weights: a folder, a file or a hub id.
+
+    In YAML a name alone will do.
+    """
+
+    name: str
+    weights: str | None = None
+    revision: str | None = None
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+_Reader = Annotated[Reader | None, BeforeValidator(_named)]
+_TABLETOP = Reader(name="tabletop")
 
 
 class Labels(_Part):
-    """Who reads each property off an image, by name; None leaves the property out."""
+    """Who reads each property off an image; None leaves the property out."""
 
-    foreground: str | None = "tabletop"
-    depth: str | None = "tabletop"
-    shading: str | None = "tabletop"
-    classes: str | None = Field("tabletop", alias="class")
+    foreground: _Reader = _TABLETOP
+    depth: _Reader = _TABLETOP
+    shading: _Reader = _TABLETOP
+    classes: _Reader = Field(_TABLETOP, alias="class")
     threshold: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.5
     """A pixel is foreground where the labeler's map is greater than this."""
 
@@ -128,6 +209,8 @@ class Labels(_Part):
     def _something(self) -> Labels:
         if not self.maps:
             raise ValueError("foreground, depth and shading are all off: there is nothing to probe")
+        if self.classes is not None and self.classes.name == "maps":
+            raise ValueError("class is 'maps', and a class has none: name a labeler, or null")
         return self
 
 
@@ -216,7 +299,9 @@ class Study(_Part):
 
     name: Slug = "study"
     model: Model = Model()
+    source: Literal["prompts", "images"] = "prompts"
     prompts: Prompts = Prompts()
+    images: Images | None = None
     sampling: Sampling = Sampling()
     capture: Capture = Capture()
     labels: Labels = Labels()
@@ -236,20 +321,33 @@ class Study(_Part):
 
     @model_validator(mode="after")
     def _enough_prompts(self) -> Study:
-        distinct = self.prompts.samples
-        if self.prompts.items is not None:
-            distinct = len(set(self.prompts.items[:distinct]))
-        if distinct < 3:
+        if (self.source == "images") != (self.images is not None):
             raise ValueError(
-                f"prompts.samples gives {distinct} distinct prompts, too few for a split by prompt "
+                f"source is {self.source}, and images is "
+                f"{'missing: name their folder' if self.images is None else 'given: remove one'}"
+            )
+        distinct = self.count
+        if self.images is None and self.prompts.items is not None:
+            distinct = len(set(self.prompts.items[:distinct]))
+        if distinct is not None and distinct < 3:
+            field = "prompts.samples" if self.images is None else "images.samples"
+            raise ValueError(
+                f"{field} gives {distinct} distinct prompts, too few for a split by prompt "
                 "into train, validation and test: at least 3 are needed"
             )
         return self
 
     @property
+    def count(self) -> int | None:
+        """Number of images; None before the files that hold them are read."""
+        return self.prompts.count if self.images is None else self.images.samples
+
+    @property
     def hash(self) -> str:
         """16 hex digits of the content that decides the result."""
-        content = self.model_dump(mode="json", by_alias=True, exclude={"execution"})
+        # Where a file lies decides nothing: its digest stands for it.
+        elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
+        content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -261,7 +359,9 @@ class Study(_Part):
     @property
     def batches(self) -> list[range]:
         """Sample indices of every batch; the last may be shorter."""
-        n, size = self.prompts.samples, self.sampling.batch
+        n, size = self.count, self.sampling.batch
+        if n is None:
+            raise ValueError("the files that hold the samples are not read yet")
         return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
     def to_json(self) -> str:

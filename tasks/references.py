@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import Study
 
 
 class _Reference(BaseModel):
@@ -40,11 +39,11 @@ class CellRef(_Reference):
     layer: str
 
 
-def batches_of(run: RunRef, study: Study) -> list[BatchRef]:
+def batches_of(run: RunRef) -> list[BatchRef]:
     """References of every batch, in order."""
     return [
         BatchRef(run=run, number=i, first=members.start, last=members.stop - 1)
-        for i, members in enumerate(study.batches)
+        for i, members in enumerate(Run(run.url).study().batches)
     ]
 
 

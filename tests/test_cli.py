@@ -55,6 +55,30 @@ def test_missing_study_and_missing_run(complain, tmp_path):
     code, said, _ = complain("show", str(tmp_path))
     assert code == 2
     assert "no summary.json" in said
+    file = tmp_path / "a file"
+    file.write_text("")
+    for path in (file, file / "summary.json", tmp_path / "none"):
+        code, said, _ = complain("show", str(path))
+        assert (code, "no summary.json" in said) == (2, True)
+
+
+def test_a_home_folder_is_expanded(complain, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, said, _ = complain("show", "~/runs/x")
+    assert code == 2
+    assert str(tmp_path / "runs/x") in said
+
+
+def test_a_port_that_is_none_and_a_server_that_does_not_start(complain, tmp_path, monkeypatch):
+    monkeypatch.setenv("LDMPROBE_PREFECT_PORT", "many")
+    run = ("run", "tabletop", "--store", str(tmp_path / "runs"))
+    code, said, _ = complain(*run)
+    assert (code, "LDMPROBE_PREFECT_PORT is 'many'" in said) == (2, True)
+    monkeypatch.setenv("LDMPROBE_PREFECT_PORT", "9")
+    monkeypatch.setattr("sys.executable", "/bin/false")  # what the server would be started with
+    code, said, _ = complain(*run)
+    assert (code, "Prefect server did not start; its log is" in said) == (1, True)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_object_store_that_does_not_answer(complain, monkeypatch):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from run_helpers import assert_same, carry_out, small_study
 from servers import SECRET, free_ports, object_store
 
 from flows.local import prefect_server, task_runs
+from ldmprobe_core.stages import prepare
 from ldmprobe_core.store import Run
 
 pytestmark = pytest.mark.slow
@@ -124,6 +126,14 @@ def test_an_object_store_gives_the_same_bytes_and_no_secret_leaks(reference, tmp
         run = Run(f"s3://runs/here/{plain.study().run_name}")
         assert_same(plain, run)
         assert "<html" in run.read_text("report/index.html")
+        first = run.read_text("identity")
+        elsewhere = f"s3://runs/many/{plain.study().run_name}"
+        with ThreadPoolExecutor(4) as pool:  # a conditional put lets one of them lay it out
+            starts = [pool.submit(prepare, plain.study(), "s3://runs/many") for _ in range(4)]
+            assert {start.result().url for start in starts} == {elsewhere}
+        made = {start.result().read_text("identity") for start in starts}
+        assert len(made) == 1
+        assert made != {first}
         told = done.stdout + done.stderr + run.read_text("study.json")
     assert SECRET not in told
     for file in home.rglob("*"):

@@ -6,16 +6,22 @@ import torch
 from conftest import write_tiny_model
 
 from ldmprobe_core import models
-from ldmprobe_core.generate import Generator, predicted_clean
+from ldmprobe_core.families import family_of
+from ldmprobe_core.generate import Generator
 from ldmprobe_core.prompts import make_samples
+from ldmprobe_core.schedulers import new_scheduler, predicted_clean
 
 CPU = torch.device("cpu")
 
 
+def load(study):
+    family = family_of(models.model_folder(study.model))
+    return Generator(models.load_pipeline(study, CPU), family, study)
+
+
 @pytest.fixture
 def generator(tiny_study):
-    study = tiny_study()
-    return Generator(models.load_pipeline(study, CPU), study)
+    return load(tiny_study(sampling={"scheduler": "ddim"}))
 
 
 def test_images_are_the_pipelines_own(generator):
@@ -99,7 +105,7 @@ def test_the_same_batch_gives_the_same_bytes(generator):
 
 def test_without_guidance_there_is_one_half(tiny_study):
     study = tiny_study(sampling={"guidance": 1.0}, controls={"permuted": False})
-    made = Generator(models.load_pipeline(study, CPU), study).generate(make_samples(study)[:2])
+    made = load(study).generate(make_samples(study)[:2])
     assert made.permuted is None
     assert next(iter(made.activations.values.values())).shape[:2] == (2, 3)
 
@@ -108,8 +114,7 @@ def test_without_guidance_there_is_one_half(tiny_study):
 @pytest.mark.parametrize("scheduler", ["ddim", "lms"])
 def test_the_predicted_clean_image_is_the_schedulers(tmp_path, tiny_study, scheduler, prediction):
     folder = write_tiny_model(tmp_path / "model", prediction)
-    study = tiny_study(model={"source": str(folder)}, sampling={"scheduler": scheduler})
-    own = models.new_scheduler(folder, study)
+    own = new_scheduler(scheduler, family_of(folder).scheduler)
     own.set_timesteps(5)
     random = torch.Generator().manual_seed(1)
     latents = torch.randn(2, 4, 8, 8, generator=random) * own.init_noise_sigma

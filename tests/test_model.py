@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 
 from ldmprobe_core.labelers import tabletop
 from ldmprobe_core.metrics import dice, spearman
+from ldmprobe_core.study import Reader
 from ldmprobe_core.tabletop import MODEL_FOLDER, evaluation
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import CATEGORIES, sample_scene
@@ -16,6 +17,7 @@ from ldmprobe_core.tabletop.scenes import CATEGORIES, sample_scene
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+OWN = Reader(name="tabletop")
 UNSEEN = 5_000_000
 """Seeds from here on were never rendered for training."""
 
@@ -75,14 +77,14 @@ def test_the_vae_keeps_pictures_and_their_colors(pipeline, scenes, pictures):
 
 def test_labelers_agree_with_the_exact_maps(pipeline, scenes, pictures):
     drawn, maps = scenes
-    masks = tabletop.load_foreground(CPU)(pictures) > 0.5
+    masks = tabletop.load_foreground(OWN, CPU)(pictures) > 0.5
     assert dice(masks, np.stack([m.foreground > 0.5 for m in maps])).mean() >= 0.93
-    depth = tabletop.load_depth(CPU)(pictures)
+    depth = tabletop.load_depth(OWN, CPU)(pictures)
     assert np.nanmean(spearman(depth, np.stack([m.depth for m in maps]))) >= 0.90
-    shading = tabletop.load_shading(CPU)(pictures)
+    shading = tabletop.load_shading(OWN, CPU)(pictures)
     assert np.nanmean(spearman(shading, np.stack([m.shading for m in maps]))) >= 0.85
     truth = [CATEGORIES.index(scene.category) for scene in drawn]
-    classes = tabletop.load_classes(CPU)
+    classes = tabletop.load_classes(OWN, CPU)
     assert (classes(pictures).argmax(1) == truth).mean() >= 0.90
     rebuilt = evaluation.reconstruct(pipeline.vae, pictures, CPU)
     assert (classes(rebuilt).argmax(1) == truth).mean() >= 0.90
@@ -90,7 +92,7 @@ def test_labelers_agree_with_the_exact_maps(pipeline, scenes, pictures):
 
 def test_a_label_does_not_depend_on_its_batch(pictures):
     for load in (tabletop.load_foreground, tabletop.load_depth, tabletop.load_classes):
-        labeler = load(CPU)
+        labeler = load(OWN, CPU)
         together = labeler(pictures[:70])
         for i in (0, 63, 64, 69):
             alone = labeler(pictures[i : i + 1])[0]
@@ -101,7 +103,7 @@ def test_generated_pictures_show_what_was_asked_for(pipeline):
     """The judge took no part in training the denoiser, nor in any study."""
     images, pairs = evaluation.generate_balanced(pipeline, 120)
     assert images.shape == (120, 64, 64, 3)
-    found = evaluation.class_accuracy(tabletop.load_judge(CPU), images, pairs)
+    found = evaluation.class_accuracy(tabletop.load_judge(OWN, CPU), images, pairs)
     assert found["all"] >= 0.60
 
 

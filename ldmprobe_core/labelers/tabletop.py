@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study import Reader
 from ldmprobe_core.tabletop import MODEL_FOLDER
 from ldmprobe_core.tabletop.networks import MAPS, ClassNetwork, MapNetwork
 from ldmprobe_core.tabletop.scenes import CATEGORIES
@@ -88,14 +89,24 @@ def _apply(network: nn.Module, images: np.ndarray, device: torch.device) -> Tens
     return torch.cat(parts)
 
 
-def _weights(network: nn.Module, name: str, device: torch.device, folder: Path) -> nn.Module:
+def _folder(reader: Reader) -> Path:
+    """Where the labelers' weights are: those that ship, or others made by the same training."""
+    return Path(reader.weights).expanduser() if reader.weights else MODEL_FOLDER
+
+
+def _path(name: str, folder: Path) -> Path:
     path = folder / "labelers" / f"{name}.safetensors"
     if not path.is_file():
         raise UserError(
             f"the tabletop labeler's weights {path.name} are missing from {path.parent}: "
             "reinstall ldmprobe, or train them with python -m ldmprobe_core.tabletop.train"
         )
-    network.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return path
+
+
+def _weights(network: nn.Module, name: str, device: torch.device, folder: Path) -> nn.Module:
+    state = load_file(_path(name, folder))
+    network.load_state_dict({key: value.float() for key, value in state.items()})
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -104,27 +115,37 @@ def _maps(device: torch.device, folder: Path) -> _Maps:
     return _Maps(_weights(MapNetwork(), "maps", device, folder), device)
 
 
-def load_foreground(device: torch.device, folder: Path = MODEL_FOLDER) -> MapLabeler:
+def find(reader: Reader) -> list[Path]:
+    """The weights' files.
+
+    Raises:
+        UserError: they are missing.
+    """
+    return [_path(name, _folder(reader)) for name in ("maps", "class")]
+
+
+def load_foreground(reader: Reader, device: torch.device) -> MapLabeler:
     """Share of each pixel that the object covers, 0..1."""
-    return MapLabeler("foreground", _maps(device, folder))
+    return MapLabeler("foreground", _maps(device, _folder(reader)))
 
 
-def load_depth(device: torch.device, folder: Path = MODEL_FOLDER) -> MapLabeler:
+def load_depth(reader: Reader, device: torch.device) -> MapLabeler:
     """Log of depth along the camera's axis, its image mean taken off; larger is farther."""
-    return MapLabeler("depth", _maps(device, folder))
+    return MapLabeler("depth", _maps(device, _folder(reader)))
 
 
-def load_shading(device: torch.device, folder: Path = MODEL_FOLDER) -> MapLabeler:
+def load_shading(reader: Reader, device: torch.device) -> MapLabeler:
     """Light arriving at each surface, 0..1."""
-    return MapLabeler("shading", _maps(device, folder))
+    return MapLabeler("shading", _maps(device, _folder(reader)))
 
 
-def load_classes(device: torch.device, folder: Path = MODEL_FOLDER) -> ClassLabeler:
+def load_classes(reader: Reader, device: torch.device) -> ClassLabeler:
     """Probabilities of the twelve categories."""
-    return ClassLabeler(_weights(ClassNetwork(len(CATEGORIES)), "class", device, folder), device)
+    network = ClassNetwork(len(CATEGORIES))
+    return ClassLabeler(_weights(network, "class", device, _folder(reader)), device)
 
 
-def load_judge(device: torch.device, folder: Path = MODEL_FOLDER) -> ClassLabeler:
-    """The second classifier, trained apart from the first."""
+def load_judge(reader: Reader, device: torch.device) -> ClassLabeler:
+    """The second classifier, trained apart from the first; no study uses it."""
     network = ClassNetwork(len(CATEGORIES), JUDGE_WIDTHS)
-    return ClassLabeler(_weights(network, "judge", device, folder), device)
+    return ClassLabeler(_weights(network, "judge", device, _folder(reader)), device)

@@ -25,6 +25,7 @@ from ldmprobe_core.labelers.tabletop import (
     load_judge,
     load_shading,
 )
+from ldmprobe_core.study import Reader
 from ldmprobe_core.tabletop import evaluation
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.denoiser import Denoiser, new_scheduler
@@ -112,12 +113,13 @@ def measure(
     pipeline.set_progress_bar_config(disable=True)
     index = np.array(data.held_out)
     foreground = data.foreground[index] > 127
+    reader = Reader(name="tabletop", weights=str(folder))
     named: dict[str, Labeler] = {
-        "foreground": load_foreground(device, folder),
-        "depth": load_depth(device, folder),
-        "shading": load_shading(device, folder),
-        "class": load_classes(device, folder),
-        "judge": load_judge(device, folder),
+        "foreground": load_foreground(reader, device),
+        "depth": load_depth(reader, device),
+        "shading": load_shading(reader, device),
+        "class": load_classes(reader, device),
+        "judge": load_judge(reader, device),
     }
     some = index[:600]
     rebuilt = evaluation.reconstruct(pipeline.vae, data.rgb[some], device)

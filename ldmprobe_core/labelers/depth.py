@@ -1,0 +1,114 @@
+"""Depth from transformers' monocular estimators; stored so that larger is farther."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.batches import in_batches, resized
+from ldmprobe_core.labelers.weights import files_of, find_folder
+from ldmprobe_core.study import Reader
+
+_MIDAS = "Intel/dpt-large"
+_MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
+"""DPT-Large's inverse depth over the paper's images, as its code normalises it."""
+
+_INVERSE = {"dpt": True, "zoedepth": False, "glpn": False, "depth_pro": False}
+"""Model types that give inverse depth (nearer is larger), and those that give depth itself."""
+
+
+class DepthLabeler:
+    """A transformers depth model.
+
+    Attributes:
+        sign: -1 where the model gives inverse depth.
+        shift, scale: applied to the signed value: (value - shift) / scale.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(
+        self, model: Any, processor: Any, inverse: bool, shift: float = 0.0, scale: float = 1.0
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.sign, self.shift, self.scale = (-1 if inverse else 1), shift, scale
+        self.units = "inverse depth, negated, up to scale and shift" if inverse else "metre"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `ldmprobe_core.labelers.Labeler`."""
+        return in_batches(images, 8, self._label)
+
+    @torch.no_grad()
+    def _label(self, images: np.ndarray) -> np.ndarray:
+        inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
+        found = self.model(**inputs).predicted_depth
+        maps = resized(found, (images.shape[1], images.shape[2]), "bicubic")
+        return self.sign * (maps - self.shift) / self.scale
+
+
+def find(reader: Reader) -> list[Path]:
+    """Files of a folder or hub id."""
+    return _files(find_folder(reader))
+
+
+def find_midas(reader: Reader) -> list[Path]:
+    """The same, DPT-Large where none is named."""
+    return _files(find_folder(reader, _MIDAS))
+
+
+def _files(folder: Path) -> list[Path]:
+    _is_inverse(folder)
+    return files_of(folder)
+
+
+def load(reader: Reader, device: torch.device) -> DepthLabeler:
+    """Depth Anything V2, or any other model that transformers knows as a depth estimator."""
+    folder = find_folder(reader)
+    return DepthLabeler(*_load(folder, device), inverse=_is_inverse(folder))
+
+
+def load_midas(reader: Reader, device: torch.device) -> DepthLabeler:
+    """DPT (MiDaS 3), Large or Hybrid; its inverse depth normalised as the paper's code does."""
+    folder = find_folder(reader, _MIDAS)
+    parts = _load(folder, device)
+    return DepthLabeler(*parts, inverse=True, shift=_MIDAS_MEAN, scale=_MIDAS_DEVIATION)
+
+
+def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
+    try:
+        model = AutoModelForDepthEstimation.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True
+        )
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"weights {str(folder)!r} do not load: {reason}") from error
+    return model.to(device).eval().requires_grad_(False), processor
+
+
+def _is_inverse(folder: Path) -> bool:
+    """Whether the model of a folder gives inverse depth, as its config says.
+
+    Raises:
+        UserError: it is of a type whose sign we do not know.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"weights {str(folder)!r}: config.json cannot be read") from error
+    kind = config.get("model_type")
+    if kind in ("depth_anything", "prompt_depth_anything"):
+        return bool(config.get("depth_estimation_type", "relative") == "relative")
+    if kind not in _INVERSE:
+        known = ", ".join([*_INVERSE, "depth_anything"])
+        raise UserError(
+            f"weights {str(folder)!r} are of type {kind!r}, of which it is not known whether "
+            f"larger is nearer: take one of {known}"
+        )
+    return _INVERSE[kind]

@@ -1,0 +1,91 @@
+"""Foreground: saliency networks whose architecture comes from their authors' packages.
+
+Neither package's own loader is used: they unpickle, download, and resize in their own ways.  The
+networks are built here and filled from a safetensors file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.functional import InterpolationMode, resize
+
+from ldmprobe_core.labelers.batches import IMAGENET, in_batches, normalise, resized, to_tensor
+from ldmprobe_core.labelers.weights import find_file, load_state, require_package
+from ldmprobe_core.study import Reader
+
+_TRACER_SIDE = 640
+_INSPYRENET_SIDE = 384
+
+
+class SaliencyLabeler:
+    """A network that gives the probability of foreground.
+
+    Args:
+        side: height and width in pixels that the network is given.
+    """
+
+    units = "probability of foreground"
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, network: nn.Module, side: int, device: torch.device) -> None:
+        self.network, self.side, self.device = network, side, device
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `ldmprobe_core.labelers.Labeler`."""
+        return in_batches(images, 1, self._label)
+
+    @torch.no_grad()
+    def _label(self, images: np.ndarray) -> np.ndarray:
+        data = to_tensor(images, self.device)
+        square = [self.side, self.side]
+        data = resize(data, square, InterpolationMode.BILINEAR, antialias=True)
+        found: Tensor = self.network(normalise(data, **IMAGENET))
+        size = (images.shape[1], images.shape[2])
+        return np.clip(resized(found.reshape(len(images), *found.shape[-2:]), size), 0, 1)
+
+
+def find_tracer(reader: Reader) -> list[Path]:
+    """carvekit's architecture and its published weights."""
+    require_package(
+        "carvekit",
+        "pip install --no-deps carvekit (with its dependencies it would bring a package named "
+        "typing, which breaks today's Python)",
+    )
+    return [
+        find_file(reader, "TRACER-B7's weights (tracer_b7.pth, huggingface.co/Carve/tracer_b7)")
+    ]
+
+
+def load_tracer(reader: Reader, device: torch.device) -> SaliencyLabeler:
+    """TRACER with EfficientNet-B7 (Lee, Shin & Han 2022), as carvekit publishes it."""
+    (path,) = find_tracer(reader)
+    with torch.random.fork_rng():  # carvekit seeds the global generators when it is imported
+        from carvekit.ml.arch.tracerb7.efficientnet import EfficientEncoderB7
+        from carvekit.ml.arch.tracerb7.tracer import TracerDecoder
+
+        network = TracerDecoder(
+            encoder=EfficientEncoderB7(),
+            rfb_channel=[32, 64, 128],
+            features_channels=[48, 80, 224, 640],
+        )
+    return SaliencyLabeler(load_state(network, path, device), _TRACER_SIDE, device)
+
+
+def find_inspyrenet(reader: Reader) -> list[Path]:
+    """transparent-background's architecture and a local checkpoint."""
+    require_package("transparent_background", "pip install 'ldmprobe[inspyrenet]'")
+    return [find_file(reader, "InSPyReNet's weights (ckpt_fast.pth of transparent-background)")]
+
+
+def load_inspyrenet(reader: Reader, device: torch.device) -> SaliencyLabeler:
+    """InSPyReNet with Swin-B (Kim et al. 2022) at 384 pixels, the package's fast mode."""
+    (path,) = find_inspyrenet(reader)
+    from transparent_background.InSPyReNet import InSPyReNet_SwinB
+
+    side = [_INSPYRENET_SIDE, _INSPYRENET_SIDE]
+    network = InSPyReNet_SwinB(depth=64, pretrained=False, base_size=side, threshold=None)
+    return SaliencyLabeler(load_state(network, path, device), _INSPYRENET_SIDE, device)

@@ -1,0 +1,153 @@
+"""Shading: intrinsic decompositions, and a classical approximation that needs no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import MarigoldIntrinsicsPipeline
+from scipy.ndimage import gaussian_filter
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.weights import files_of, find_folder, require_package
+from ldmprobe_core.study import Reader
+
+_SCALES = (15 / 512, 80 / 512, 250 / 512)
+"""Jobson, Rahman & Woodell's (1997) 15, 80 and 250 pixels, as shares of the image's longer side."""
+_MARIGOLD = "prs-eth/marigold-iid-lighting-v1-1"
+
+
+class RetinexLabeler:
+    """Illumination as multi-scale retinex estimates it: an approximation, not a decomposition.
+
+    Retinex takes what varies smoothly in the luminance for light (Jobson, Rahman & Woodell 1997).
+    Here that is the geometric mean over scales of the blurred linear luminance; edges of shade and
+    of paint are not told apart.
+    """
+
+    units = "smoothed luminance (retinex illumination), 0..1"
+    classes: tuple[str, ...] = ()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `ldmprobe_core.labelers.Labeler`."""
+        return np.stack([self._label(image) for image in images]).astype(np.float32)
+
+    def _label(self, image: np.ndarray) -> np.ndarray:
+        srgb = image / 255.0
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        luminance = linear @ (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
+        side = max(luminance.shape)
+        blurred = [gaussian_filter(luminance, share * side, mode="nearest") for share in _SCALES]
+        return np.exp(np.mean(np.log(np.maximum(blurred, 1e-4)), axis=0))
+
+
+class MarigoldLabeler:
+    """Marigold's intrinsic images, lighting variant (Ke et al. 2025): luminance of its shading."""
+
+    units = "shading, luminance, linear, up to scale"
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.at = pipeline.target_properties["target_names"].index("shading")
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `ldmprobe_core.labelers.Labeler`; each image has the same noise, whoever is by it."""
+        return np.stack([self._label(image) for image in images]).astype(np.float32)
+
+    @torch.no_grad()
+    def _label(self, image: np.ndarray) -> np.ndarray:
+        found = self.pipeline(
+            (image / 255.0).astype(np.float32)[None],
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).prediction[self.at]
+        return np.maximum(found @ (0.2126, 0.7152, 0.0722), 0)
+
+
+class IntrinsicLabeler:
+    """Careaga & Aksoy's ordinal shading (2023), grey; its inverse shading 1 / (s + 1) undone."""
+
+    units = "shading, linear, up to scale"
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, models: Any, device: torch.device) -> None:
+        self.models, self.device = models, device
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `ldmprobe_core.labelers.Labeler`."""
+        return np.stack([self._label(image) for image in images]).astype(np.float32)
+
+    def _label(self, image: np.ndarray) -> np.ndarray:
+        from intrinsic.pipeline import run_gray_pipeline
+
+        inverse = run_gray_pipeline(
+            self.models,
+            (image / 255.0).astype(np.float32),
+            resize_conf=None,
+            maintain_size=True,
+            device=str(self.device),
+        )["gry_shd"]
+        inverse = np.clip(np.squeeze(inverse), 1e-4, 1)
+        return 1 / inverse - 1
+
+
+def find_retinex(reader: Reader) -> list[Path]:
+    """Nothing is needed."""
+    if reader.weights is not None:
+        raise UserError(f"it takes no weights, and weights is {reader.weights!r}: leave them out")
+    return []
+
+
+def load_retinex(reader: Reader, device: torch.device) -> RetinexLabeler:
+    """Multi-scale retinex; always on the CPU."""
+    return RetinexLabeler()
+
+
+def find_marigold(reader: Reader) -> list[Path]:
+    """Files of a Marigold pipeline."""
+    return files_of(find_folder(reader, _MARIGOLD))
+
+
+def load_marigold(reader: Reader, device: torch.device) -> MarigoldLabeler:
+    """Marigold from a folder or hub id."""
+    folder = find_folder(reader, _MARIGOLD)
+    try:
+        pipeline: Any = MarigoldIntrinsicsPipeline.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"weights {str(folder)!r} do not load: {reason}") from error
+    names = (pipeline.target_properties or {}).get("target_names", [])
+    if "shading" not in names:
+        raise UserError(
+            f"weights {str(folder)!r} predict {', '.join(names) or 'nothing named'}, not shading: "
+            "take the lighting variant"
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return MarigoldLabeler(pipeline.to(device))
+
+
+def find_intrinsic(reader: Reader) -> list[Path]:
+    """The package, which loads its own weights: ``paper_weights`` or ``v2``."""
+    require_package(
+        "intrinsic",
+        "pip install https://github.com/compphoto/Intrinsic/archive/main.zip (academic licence)",
+    )
+    if reader.weights not in (None, "paper_weights", "v2"):
+        raise UserError(
+            f"weights is {reader.weights!r}: the package loads its own, paper_weights or v2"
+        )
+    return []
+
+
+def load_intrinsic(reader: Reader, device: torch.device) -> IntrinsicLabeler:
+    """Intrinsic, by the package's own loader, from torch's cache or its release page."""
+    find_intrinsic(reader)
+    from intrinsic.pipeline import load_models
+
+    models = load_models(reader.weights or "paper_weights", stage="gray", device=str(device))
+    return IntrinsicLabeler(models, device)

@@ -1,0 +1,130 @@
+"""Where labelers' weights are: a file, a folder, or the hub's cache; safetensors only.
+
+Weights that are published as a pickled state dict are converted once, by their user::
+
+    python -m ldmprobe_core.labelers.weights model.pth      # writes model.safetensors beside it
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study import Reader
+
+CONVERT = "python -m ldmprobe_core.labelers.weights"
+
+
+def require_package(module: str, install: str) -> None:
+    """Raise `UserError` where a package is not installed; it is not imported."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"the package {module} is not installed: {install}")
+
+
+def find_folder(reader: Reader, default: str | None = None) -> Path:
+    """A folder written by ``save_pretrained``, or a hub id's copy in the hub's cache.
+
+    Raises:
+        UserError: there is none, or it holds no safetensors.
+    """
+    source = reader.weights or default
+    if source is None:
+        raise UserError("give weights: a folder written by save_pretrained, or a hub id")
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+            raise UserError(f"weights {source!r}: there is no such folder")
+        try:
+            folder = Path(
+                snapshot_download(source, revision=reader.revision, local_files_only=True)
+            )
+        except Exception as error:  # the hub's client has many ways to say that it is not there
+            raise UserError(
+                f"weights {source!r} are not in this machine's hub cache: fetch them with "
+                f"hf download {source}, or give a folder"
+            ) from error
+    if not files_of(folder):
+        raise UserError(f"weights {str(folder)!r}: the folder holds no safetensors file")
+    return folder
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every weight and config file of a folder."""
+    weights = list(folder.rglob("*.safetensors"))
+    return [*weights, *folder.rglob("*.json")] if weights else []
+
+
+def find_file(reader: Reader, published: str, cache: Path | None = None) -> Path:
+    """A state dict as one safetensors file.
+
+    Args:
+        published: what to fetch, in words, where no file is given.
+        cache: a file that is taken where none is given.
+
+    Raises:
+        UserError: there is none, or it is a pickle.
+    """
+    if reader.weights is None and cache is None:
+        raise UserError(f"give weights: a safetensors file of {published}")
+    path = Path(reader.weights).expanduser() if reader.weights else cache
+    assert path is not None
+    if path.suffix in {".pth", ".pt", ".bin", ".ckpt"} and path.exists():
+        raise UserError(
+            f"weights {str(path)!r} are a pickle, which is never opened in a run: convert them "
+            f"once with {CONVERT} {path}, then give the .safetensors file"
+        )
+    if not path.is_file():
+        pickled = path.with_suffix(".pth")
+        if pickled.is_file():
+            raise UserError(f"weights {str(path)!r} are missing: {CONVERT} {pickled} makes them")
+        raise UserError(f"weights {str(path)!r} are missing: fetch {published}")
+    return path
+
+
+def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Module:
+    """A network with the weights of a safetensors file, in eval mode, float32.
+
+    Raises:
+        UserError: the file does not fit the network.
+    """
+    try:
+        state = {name: value.float() if value.is_floating_point() else value
+                 for name, value in load_file(path).items()}  # fmt: skip
+        missing, _ = network.load_state_dict(state, strict=False)
+    except Exception as error:  # safetensors and torch each have their own
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"weights {str(path)!r} do not fit the network: {reason}") from error
+    # Some published files carry parts that inference does not need; none may be missing.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(
+            f"weights {str(path)!r} do not fit the network: {missing[0]} and {len(missing) - 1} "
+            "more are missing"
+        )
+    return network.to(device).eval().requires_grad_(False)
+
+
+def convert(path: Path) -> Path:
+    """Write a pickled state dict as safetensors beside it.
+
+    torch's restricted unpickler admits tensors and plain containers only; still, this is for files
+    whose origin one trusts.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state)
+    out = path.with_suffix(".safetensors")
+    save_file({name: value.contiguous().clone() for name, value in state.items()}, out)
+    return out
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(convert(Path(name)))
