@@ -91,7 +91,10 @@ class Family:
         """
         path = self.folder / part / name
         try:
-            return dict(json.loads(path.read_text("utf-8")))
+            config = json.loads(path.read_text("utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("a config is a mapping")
+            return config
         except (OSError, ValueError) as error:
             raise UserError(
                 f"model: {path} cannot be read ({type(error).__name__}): the folder is no whole "

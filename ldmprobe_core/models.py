@@ -139,17 +139,17 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
     try:
         pipeline: Any = family.pipeline.from_pretrained(
             folder,
-            dtype=getattr(torch, model.dtype),
+            # In float16 some VAEs overflow, and decoding is a small part of the time.
+            dtype={"vae": torch.float32, "default": getattr(torch, model.dtype)},
             use_safetensors=True,
             local_files_only=True,
-            **(unwanted if (folder / "unet").is_dir() and type(family) is Family else {}),
+            **(unwanted if type(family) is Family else {}),
         )
     except (OSError, ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model.source {model.source!r} does not load: {reason}") from error
     pipeline.scheduler = new_scheduler(study.sampling.scheduler, family.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.vae.to(torch.float32)  # in float16 some VAEs overflow; decoding is a small part
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)

@@ -165,7 +165,11 @@ def _pictures(
     for prop in run.truth:
         paths = [map_path(folder, name, prop) for name in names]
         maps[prop] = np.stack([read_map(path, prop, size) for path in paths if path is not None])
-    return np.stack([read_picture(folder / name, size) for name in names]), maps
+    return _pictures_of(folder, names, size), maps
+
+
+def _pictures_of(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndarray:
+    return np.stack([read_picture(folder / name, size) for name in names])
 
 
 def _write_activations(run: Run, group: str, made: Activations, region: slice) -> int:

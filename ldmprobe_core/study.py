@@ -14,7 +14,7 @@ import os
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -454,6 +454,8 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     part: Any = Study
     for name in location[:-1]:
         fields = {(f.alias or key): f for key, f in part.model_fields.items()}
-        part = fields[str(name)].annotation
+        found = fields[str(name)].annotation
+        # an optional part is a union with None
+        part = next((kind for kind in get_args(found) if kind is not type(None)), found)
     keys = ", ".join((f.alias or key) for key, f in part.model_fields.items())
     return f"{'.'.join(map(str, location[:-1])) or 'a study'} has: {keys}"

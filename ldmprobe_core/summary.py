@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from ldmprobe_core.cells import LabelSet
 from ldmprobe_core.controls import position_prediction
 from ldmprobe_core.emergence import Bootstrap, Emergence, Interval
+from ldmprobe_core.labelers import labelers_of
 from ldmprobe_core.layout import VARIANTS
 from ldmprobe_core.metrics import METRICS, score_maps
 from ldmprobe_core.probes import serves
@@ -117,7 +119,13 @@ class Classes(_Record):
 
 
 class Summary(_Record):
-    """The contents of ``summary.json``."""
+    """The contents of ``summary.json``.
+
+    Attributes:
+        labelers: by property, the labeler's score against the exact maps of the same test samples:
+            the ceiling of what probes trained on its labels can be shown to know.  None where no
+            exact maps are known.
+    """
 
     study: str
     study_hash: str
@@ -127,6 +135,7 @@ class Summary(_Record):
     layers: int
     properties: dict[str, Property]
     classes: Classes | None = Field(serialization_alias="class", validation_alias="class")
+    labelers: dict[str, Interval] | None = None
     nonfinite: int
     nonfinite_permuted: int | None = None
     seconds: dict[str, float]
@@ -226,6 +235,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
             "layers": len(run.layers),
             "properties": properties,
             "class": _classes(run, bootstrap) if study.labels.classes else None,
+            "labelers": _against_truth(run, test, labels, bootstrap),
             "nonfinite": nonfinite["activations"],
             "nonfinite_permuted": nonfinite.get("permuted"),
             "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -352,6 +362,22 @@ class _Property:
                 if i > 0
             },
         }
+
+
+def _against_truth(
+    run: Run, test: np.ndarray, labels: LabelSet, bootstrap: Bootstrap
+) -> dict[str, Any] | None:
+    """Headline score of each labeler's maps against the exact ones, where both exist."""
+    study = run.study()
+    read = [p for p in run.truth if p in study.labels.maps and p in labelers_of(study)]
+    found = {}
+    for prop in read:
+        truth = run.read("truth", prop, sample=test)
+        if prop == "foreground":
+            truth = truth > study.labels.threshold
+        scores = score_maps(prop, labels.maps[prop][test], truth, labels.mean_map(prop))[0]
+        found[prop] = bootstrap.interval(scores).model_dump()
+    return found or None
 
 
 def _classes(run: Run, bootstrap: Bootstrap) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def small_study(name: str, model: Path, samples: int) -> Study:
 def carry_out(study: Study, store: str) -> Run:
     """Every unit of a study in a plain loop."""
     run = stages.prepare(study, store)
-    for batch in range(len(study.batches)):
+    for batch in range(len(run.study().batches)):
         stages.generate_batch(run.url, batch)
         stages.label_batch(run.url, batch)
     for step in range(1, run.open("marks").sizes["step"] + 1):
