@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,9 +20,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.report.text import best_rows, headline
+from ldmprobe_core.report.text import best_rows, classes_line, headline
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import load_study
+from ldmprobe_core.study import Study, load_study
 
 app = typer.Typer(
     help="What a latent diffusion model knows, where, and how early.",
@@ -37,6 +38,10 @@ SetOption = Annotated[
 ]
 
 
+RunArgument = Annotated[str, typer.Argument(help="folder or URL of a run")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
+
+
 @app.command()
 def run(
     study: StudyArgument = "tabletop",
@@ -44,43 +49,149 @@ def run(
     set_: SetOption = None,
 ) -> None:
     """Carry a study out, resume it, or show it where it is finished."""
-    chosen = load_study(study, set_)
-    from ldmprobe_core.planning import check_store, make_plan
-    from ldmprobe_core.prompts import pin_inputs
-    from ldmprobe_core.stages import check_origin, run_in
+    from ldmprobe_core.stages import check_origin
 
-    chosen = pin_inputs(chosen)
-    target = run_in(store, chosen)
-    target.require_reachable()
+    chosen, target = _begin(study, store, set_)
     if target.has("summary.json"):
         check_origin(target, chosen)
         console.print(f"{target.url} is finished already; here is what it found.\n")
         _show(json.loads(target.read_text("summary.json")), target.url)
         return
-    plan = make_plan(chosen)  # a mistake is found before a server is started for it
-    plan.require_complete()
-    check_store(plan, target)
-    from flows.local import prefect_server, run_study, ui_url
+    _require_place(chosen, target)
+    from flows.local import prefect_server, run_flow, ui_url
+    from flows.study import study_flow
 
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
-        summary = run_study(chosen, store)
+        summary = run_flow(study_flow, chosen, store)
     _show(summary, target.url)
 
 
 @app.command()
-def show(
-    run: Annotated[str, typer.Argument(help="folder or URL of a run")],
-    json_: Annotated[bool, typer.Option("--json", help="print summary.json")] = False,
+def classify(
+    study: StudyArgument = "tabletop",
+    store: StoreOption = "runs",
+    set_: SetOption = None,
+    photographs: Annotated[
+        str | None, typer.Option(help="folder of real pictures for the same classifier")
+    ] = None,
 ) -> None:
+    """When is the object named? Generate and label only; a later run goes on from here."""
+    from ldmprobe_core.pictures import require_pictures
+
+    chosen, target = _begin(study, store, set_)
+    if chosen.labels.classes is None:
+        raise UserError("labels.class is null, and classify needs a class labeler: name one")
+    if photographs is not None:
+        require_pictures(photographs)
+    _require_place(chosen, target)
+    from flows.classify import classify_flow
+    from flows.local import prefect_server, run_flow, ui_url
+
+    with prefect_server() as api:
+        console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
+        found = run_flow(classify_flow, chosen, store, photographs=photographs)
+    console.print(classes_line(found), highlight=False)
+    if found["photographs"]:
+        real = found["photographs"]
+        console.print(
+            f"Of {real['count']} real pictures {real['confident']:.1%} have a top probability "
+            "above 90%.",
+            highlight=False,
+        )
+
+
+def _begin(study: str, store: str, overrides: list[str] | None) -> tuple[Study, Run]:
+    """The study, its inputs read, and its run, which may not exist yet."""
+    from ldmprobe_core.prompts import pin_inputs
+    from ldmprobe_core.stages import run_in
+
+    chosen = pin_inputs(load_study(study, overrides))
+    target = run_in(store, chosen)
+    target.require_reachable()
+    return chosen, target
+
+
+def _require_place(study: Study, target: Run) -> None:
+    """Find mistakes before a server is started for them."""
+    from ldmprobe_core.planning import check_store, make_plan
+
+    plan = make_plan(study)
+    plan.require_complete()
+    check_store(plan, target)
+
+
+@app.command()
+def show(run: RunArgument, json_: JsonOption = False) -> None:
     """Show what a finished run found."""
-    finished = Run(run.removesuffix("/summary.json"))
-    finished.require_reachable()
+    finished = _finished(run)
     text = finished.read_text("summary.json")
     if json_:
         typer.echo(text, nl=False)
     else:
         _show(json.loads(text), finished.url)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="runs; the first is the reference")],
+    json_: JsonOption = False,
+) -> None:
+    """Set finished runs side by side; paired where they hold the same samples."""
+    from ldmprobe_core.compare import compare as rows_of
+
+    rows = rows_of([_finished(run) for run in runs])
+    if json_:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table, highlight=False)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    samples: Annotated[
+        str | None, typer.Option(help="held-out samples to show, such as 3,17")
+    ] = None,
+) -> None:
+    """Build a finished run's report anew; nothing is generated, labeled or probed."""
+    from ldmprobe_core.report import rebuild_report
+
+    finished = _finished(run)
+    chosen = None
+    if samples is not None:
+        parts = samples.split(",")
+        if not all(part.strip().isdecimal() for part in parts):
+            raise UserError(f"--samples is {samples!r}: give whole numbers, such as 3,17")
+        chosen = tuple(int(part) for part in parts)
+    rebuild_report(finished, chosen)
+    console.print(f"{finished.url}/report/index.html", highlight=False, soft_wrap=True)
+
+
+@app.command(name="open")
+def open_(run: RunArgument) -> None:
+    """Open a finished run's report in the browser."""
+    finished = _finished(run)
+    if finished.remote:
+        raise UserError(f"{finished.url} is not a folder: fetch its report folder and open that")
+    page = Path(finished.url).absolute() / "report" / "index.html"
+    console.print(page.as_uri(), highlight=False, soft_wrap=True)
+    typer.launch(page.as_uri())
+
+
+def _finished(run: str) -> Run:
+    """A run that has a summary.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = Run(run.removesuffix("/summary.json"))
+    found.require_reachable()
+    found.read_text("summary.json")
+    return found
 
 
 @app.command()
@@ -94,7 +205,7 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     batches = -(-plan.count // chosen.sampling.batch)
     console.print(
         f"{plan.count} samples in {batches} batches, "
-        f"{len(plan.steps)} steps, {len(plan.shapes)} layers, {plan.cells} cells",
+        f"{len(plan.steps)} steps, {len(plan.layers)} layers, {plan.cells} cells",
         highlight=False,
     )
     table = Table("layer", "height x width", "channels", box=None, pad_edge=False)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
@@ -31,7 +32,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.study import runner_of, study_flow
+from flows.study import runner_of
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.study import Study
 
@@ -103,20 +104,23 @@ def prefect_server() -> Iterator[str]:
             process.kill()
 
 
-def run_study(study: Study, store: str) -> dict[str, Any]:
-    """Run the study flow in this process and wait until the server has all of its task runs.
+def run_flow(flow: Flow[..., Any], study: Study, store: str, **more: Any) -> dict[str, Any]:
+    """Run a flow of a study in this process and wait until the server has all of its task runs.
 
     Call it inside `prefect_server`.
+
+    Args:
+        more: further parameters of the flow.
 
     Raises:
         whatever the flow raised.
     """
-    flow = study_flow.with_options(task_runner=runner_of(study.execution))
+    flow = flow.with_options(task_runner=runner_of(study.execution))
     begun: list[Any] = []
     flow.on_running_hooks.append(lambda _flow, run, _state: begun.append(run.id))
     _quiet_console()
     try:
-        return flow(study, store)
+        return flow(study, store, **more)
     finally:
         for run_id in begun:
             wait_for_records(run_id)

@@ -10,7 +10,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from ldmprobe_core.study import Execution, Study
 from tasks.artifacts import publish
 from tasks.progress import follow
-from tasks.references import batches_of, cells_of
+from tasks.references import RunRef, batches_of, cells_of
 from tasks.study import generate, label, prepare, probe, summarise
 
 
@@ -45,15 +45,20 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     passed over, so the same call resumes an interrupted run.
     """
     run = prepare(study, store)
+    seconds = generate_and_label(run)
+    probed = {f"step {c.step:02d} of {c.layer}": probe.submit(c) for c in cells_of(run)}
+    seconds["probe"] = follow("probe", probed)
+    summary = summarise(run, seconds)
+    publish(summary, run.url)
+    return summary
+
+
+def generate_and_label(run: RunRef) -> dict[str, float]:
+    """Fan batches out: each is generated, then labeled.  Returns the seconds of both stages."""
     batches = batches_of(run)
     made = {f"batch {batch.number:04d}": generate.submit(batch) for batch in batches}
     labeled = {
         name: label.submit(batch=batch, wait_for=[before], return_state=False)
         for batch, (name, before) in zip(batches, made.items(), strict=True)
     }
-    seconds = {"generate": follow("generate", made), "label": follow("label", labeled)}
-    probed = {f"step {c.step:02d} of {c.layer}": probe.submit(c) for c in cells_of(run)}
-    seconds["probe"] = follow("probe", probed)
-    summary = summarise(run, seconds)
-    publish(summary, run.url)
-    return summary
+    return {"generate": follow("generate", made), "label": follow("label", labeled)}

@@ -18,7 +18,8 @@ from ldmprobe_core.probes import (
     fit_ridge,
     foreground_cut,
 )
-from ldmprobe_core.study import Study
+from ldmprobe_core.study import TWO_LAYER, Study
+from ldmprobe_core.two_layer import TwoLayerProbe, fit_two_layer
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class CellResult:
             serve the property or the score is undefined.
     """
 
-    probes: dict[tuple[str, str], Probe]
+    probes: dict[tuple[str, str], Probe | TwoLayerProbe]
     scores: dict[str, np.ndarray]
 
 
@@ -87,7 +88,7 @@ def probe_activations(
     maps = labels.maps.keys()
     if len(train) == 0 or len(validation) == 0:
         empty = {
-            p: np.full((len(study.probes.kinds), len(METRICS[p]), len(labels.held)), np.nan, "f4")
+            p: np.full((len(study.kinds), len(METRICS[p]), len(labels.held)), np.nan, "f4")
             for p in maps
         }
         return CellResult({}, empty)
@@ -99,7 +100,7 @@ def probe_activations(
     for prop in maps:
         truth = labels.truth(prop, activations.shape[1:3])
         rows = []
-        for kind in study.probes.kinds:
+        for kind in study.kinds:
             probe = probes.get((kind, prop))
             if probe is None:
                 rows.append(np.full((len(METRICS[prop]), len(held)), np.nan))
@@ -118,7 +119,7 @@ def _fit(
     validation: np.ndarray,
     study: Study,
     shuffled: bool,
-) -> dict[tuple[str, str], Probe]:
+) -> dict[tuple[str, str], Probe | TwoLayerProbe]:
     grid = (activations.shape[1], activations.shape[2])
     seed = study.prompts.seed
     donors = shuffle_within(train, seed) if shuffled else train
@@ -134,8 +135,8 @@ def _fit(
     x, y = rows(train, donors)
     validation_x, validation_y = rows(validation, validation_donors)
     moments = Moments.of(x, y)
-    probes: dict[tuple[str, str], Probe] = {}
-    for kind in study.probes.kinds:
+    probes: dict[tuple[str, str], Probe | TwoLayerProbe] = {}
+    for kind in study.kinds:
         if kind == "ridge":
             fitted = fit_ridge(
                 moments, Moments.of(validation_x, validation_y), study.probes.penalties
@@ -157,5 +158,10 @@ def _fit(
                 target = labels.maps[prop][donors]
                 probes["adam", prop] = fit_adam(
                     activations[train], target, prop == "foreground", seed
+                )
+        elif kind == TWO_LAYER and not shuffled:
+            for prop in maps:
+                probes[kind, prop] = fit_two_layer(
+                    activations[train], tokens[prop][donors], prop == "foreground", seed
                 )
     return probes

@@ -32,6 +32,21 @@ class Step(BaseModel):
     high: int | None
 
 
+class Lead(BaseModel):
+    """By how many steps one curve is there before another, paired; None where either never is."""
+
+    steps: int | None
+    low: int | None
+    high: int | None
+
+
+class Leads(BaseModel):
+    """Lead at half and at nine tenths of the gain."""
+
+    onset: Lead
+    settled: Lead
+
+
 class Emergence(BaseModel):
     """When a property is there: half of its gain over position, and nine tenths of it."""
 
@@ -102,6 +117,30 @@ class Bootstrap:
         return Emergence(
             onset=self._step(scores, baseline, ONSET), settled=self._step(scores, baseline, SETTLED)
         )
+
+    def lead(self, first: np.ndarray, other: np.ndarray, baseline: np.ndarray) -> Leads:
+        """How many steps the first curve is ahead of the other, in the same resamples.
+
+        Args:
+            first, other: (step, sample).
+            baseline: (sample,), of both.
+        """
+        ends = [self.emergence(curve, baseline).onset.step for curve in (first, other)]
+        if None in ends:
+            nowhere = Lead(steps=None, low=None, high=None)
+            return Leads(onset=nowhere, settled=nowhere)
+        return Leads(**{
+            name: self._lead(first, other, baseline, share)
+            for name, share in (("onset", ONSET), ("settled", SETTLED))
+        })  # fmt: skip
+
+    def _lead(
+        self, first: np.ndarray, other: np.ndarray, baseline: np.ndarray, share: float
+    ) -> Lead:
+        a, drawn_a = self.steps(first, baseline, share)
+        b, drawn_b = self.steps(other, baseline, share)
+        low, high = np.percentile(drawn_b - drawn_a, self.tails, method="nearest")
+        return Lead(steps=b - a, low=int(low), high=int(high))
 
     def _step(self, scores: np.ndarray, baseline: np.ndarray, share: float) -> Step:
         whole, drawn = self.steps(scores, baseline, share)

@@ -24,7 +24,7 @@ from ldmprobe_core.families import Family, Guidance
 from ldmprobe_core.models import permute_weights
 from ldmprobe_core.prompts import Sample
 from ldmprobe_core.schedulers import noised, predicted_clean
-from ldmprobe_core.study import Study
+from ldmprobe_core.study import LATENTS, Study
 
 _PIXELS_AT_ONCE = 1 << 18
 """Pixels that are decoded together: one image of 512 x 512, or 64 of 64 x 64."""
@@ -68,6 +68,7 @@ _Taken = dict[str, tuple[np.ndarray, np.ndarray]]
 class _Watch:
     """Collects what passes during one batch; one entry a step."""
 
+    before: list[Tensor] = field(default_factory=list)
     after: list[Tensor] = field(default_factory=list)
     clean: list[Tensor] = field(default_factory=list)
     timestep: list[float] = field(default_factory=list)
@@ -135,6 +136,9 @@ class Generator:
             )
 
         activations = _stack(watch.layers)
+        if self.study.controls.latents:
+            values, bad = _half(self._latents(watch.before).movedim(2, -1))
+            activations.values[LATENTS], activations.nonfinite[LATENTS] = values, bad
         permuted = _stack(watch.permuted) if self.twin else None
         after = self._latents(watch.after)
         trajectory = self._decode(after, pipeline.vae, activations)
@@ -266,6 +270,7 @@ class _watched_step:  # noqa: N801  (a context manager used like a function)
                     "the model was compiled, which bypasses hooks"
                 )
             watch.calls = 0
+            watch.before.append(sample.clone())
             watch.clean.append(predicted_clean(self.scheduler, model_output, timestep, sample))
             watch.timestep.append(float(timestep))
             result = inner(model_output, timestep, sample, *args, **kw)
@@ -297,6 +302,13 @@ def _conditional(args: tuple, kwargs: dict, halves: int) -> tuple[tuple, dict]:
         return value
 
     return tuple(half(a) for a in args), {k: half(v) for k, v in kwargs.items()}
+
+
+def _half(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(sample, step, ...) as float16, and counts (sample, step) of what is not finite in it."""
+    half = values.to(torch.float16).cpu().numpy()
+    bad = (~np.isfinite(half)).reshape(*half.shape[:2], -1).sum(-1)
+    return half, bad.astype(np.int32)
 
 
 def _stack(steps: list[_Taken]) -> Activations:

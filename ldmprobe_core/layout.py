@@ -17,7 +17,7 @@ from zarr.codecs import ZstdCodec
 from ldmprobe_core.capture import LayerShape
 from ldmprobe_core.metrics import METRICS
 from ldmprobe_core.prompts import SPLITS, Sample
-from ldmprobe_core.study import Study
+from ldmprobe_core.study import LATENTS, Study
 
 VARIANTS = ("real", "shuffled", "permuted")
 """Probes proper, probes on shuffled labels, probes on the permuted denoiser."""
@@ -66,7 +66,8 @@ class Layout:
         for variant, group in (("real", "activations"), ("permuted", "permuted")):
             if variant == "real" or self.study.controls.permuted:
                 for name, shape in self.shapes.items():
-                    self._activations(f"{group}/{name}", name, shape)
+                    if variant == "real" or name != LATENTS:
+                        self._activations(f"{group}/{name}", name, shape)
         self._labels("labels", None)
         if self.truth:
             self._truth()
@@ -208,7 +209,8 @@ class Layout:
             )
 
     def _activations(self, path: str, name: str, shape: LayerShape) -> None:
-        group = self._group(path, f"Output of {name}, conditional half.")
+        what = "the denoiser's input" if name == LATENTS else f"output of {name}"
+        group = self._group(path, f"{what.capitalize()}, conditional half.")
         self._sample(group)
         self._step(group)
         self._pixels(group, shape.y, shape.x)
@@ -223,7 +225,7 @@ class Layout:
             {**cells, **grid},
             chunk,
             "float16",
-            f"output of {name}",
+            what,
             compress=False,
         )
         self._array(
@@ -305,7 +307,7 @@ class Layout:
     def _scores(self, prop: str) -> None:
         group = self._group(f"scores/{prop}", f"Scores of {prop} probes, held-out samples.")
         held = [s for s in self.samples if s.split != "train"]
-        kinds, metrics = self.study.probes.kinds, METRICS[prop]
+        kinds, metrics = self.study.kinds, METRICS[prop]
         self._coordinate(group, "variant", list(VARIANTS), "the probe proper, and its controls")
         self._coordinate(group, "kind", list(kinds), "how the probe was fitted")
         self._coordinate(group, "metric", list(metrics), "agreement with the label")

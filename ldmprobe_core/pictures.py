@@ -20,25 +20,37 @@ _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 _MAPS = (".npy", ".png", ".exr")
 
 
+def require_pictures(folder: str, field: str = "photographs") -> list[str]:
+    """File names of a folder's pictures, in order; maps beside pictures are not among them.
+
+    Raises:
+        UserError: there is no such folder, or no picture in it.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise UserError(f"{field} {folder!r}: there is no such folder")
+    names = sorted(
+        path.name
+        for path in place.iterdir()
+        if path.suffix.lower() in _PICTURES and Path(path.stem).suffix[1:] not in MAP_PROPERTIES
+    )
+    if not names:
+        raise UserError(f"{field} {folder!r} holds 0 pictures: PNG, JPEG or WebP are read")
+    return names
+
+
 def picture_names(images: Images) -> list[str]:
-    """File names of the pictures, in order.
+    """File names of a study's pictures, in order.
 
     Raises:
         UserError: there is no such folder, or too few pictures in it.
     """
-    folder = Path(images.folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"images.folder {images.folder!r}: there is no such folder")
-    names = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in _PICTURES and Path(path.stem).suffix[1:] not in MAP_PROPERTIES
-    )
+    names = require_pictures(images.folder, "images.folder")
     wanted = images.samples or len(names)
     if len(names) < max(3, wanted):
         raise UserError(
-            f"images.folder {images.folder!r} holds {len(names)} pictures (PNG, JPEG, WebP), and "
-            f"{max(3, wanted)} are needed: one each for train, validation and test at least"
+            f"images.folder {images.folder!r} holds {len(names)} pictures, and {max(3, wanted)} "
+            "are needed: one each for train, validation and test at least"
         )
     return names[:wanted]
 

@@ -20,7 +20,7 @@ from ldmprobe_core.models import config_folder, has_weights, pick_device, skelet
 from ldmprobe_core.pictures import maps_present, picture_names
 from ldmprobe_core.prompts import pin_inputs
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import Study
+from ldmprobe_core.study import LATENTS, Study
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,13 @@ class Plan:
 
     @property
     def cells(self) -> int:
-        """Steps x layers."""
-        return len(self.steps) * len(self.shapes)
+        """Steps x layers, the latents not among them."""
+        return len(self.steps) * len(self.layers)
+
+    @property
+    def layers(self) -> list[str]:
+        """Captured layers, in the denoiser's order."""
+        return [name for name in self.shapes if name != LATENTS]
 
     def require_complete(self) -> None:
         """Refuse a study that cannot be carried out here.
@@ -106,6 +111,8 @@ def make_plan(study: Study) -> Plan:
                 f"capture.layers: {name} has {shape.y} x {shape.x} tokens, into which images of "
                 f"{height} x {width} do not divide: choose other layers"
             )
+    if study.controls.latents:
+        shapes[LATENTS] = LayerShape(*family.latent, int(family.vae["latent_channels"]))
     steps = timesteps(family, study)
     labelers = {}
     for prop, reader in labelers_of(study).items():
@@ -162,15 +169,17 @@ def _bytes(
     study: Study, shapes: dict[str, LayerShape], size: tuple[int, int], steps: int, count: int
 ) -> dict[str, int]:
     pixels = size[0] * size[1]
-    values = sum(s.y * s.x * s.channels for s in shapes.values())
+    values = sum(s.y * s.x * s.channels for name, s in shapes.items() if name != LATENTS)
+    latents = shapes.get(LATENTS, LayerShape(0, 0, 0))
     maps = study.labels.maps
     metrics = sum(len(METRICS[prop]) for prop in maps)
     sizes = {
         "activations": count * steps * values * 2,
         "permuted": count * steps * values * 2 if study.controls.permuted else 0,
+        "latents": count * steps * latents.y * latents.x * latents.channels * 2,
         "images": count * pixels * 3 * (1 + 2 * steps),
         "labels": count * pixels * len(maps) * (4 + 2 * 2 * steps),
-        "scores": count * steps * len(shapes) * metrics * 4 * 3 * len(study.probes.kinds),
+        "scores": count * steps * len(shapes) * metrics * 4 * 3 * len(study.kinds),
     }
     return {name: size for name, size in sizes.items() if size}
 

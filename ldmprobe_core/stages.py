@@ -30,7 +30,8 @@ from ldmprobe_core.pictures import map_path, read_map, read_picture
 from ldmprobe_core.planning import Plan, check_store, make_plan
 from ldmprobe_core.prompts import Sample, make_samples, pin_inputs
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import Study
+from ldmprobe_core.study import LATENTS, Study
+from ldmprobe_core.two_layer import TwoLayerProbe
 
 _PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", "xarray", "prefect")
 
@@ -242,7 +243,7 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
         seconds; zero where it was done before.
     """
     run = Run(url)
-    at, where = step - 1, run.layers.index(layer)
+    at, where = step - 1, run.probed.index(layer)
     if run.done("probed", at, where):
         return {"seconds": 0.0}
     started = time.monotonic()
@@ -255,7 +256,7 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     results = {"real": probe_activations(real, labels, study)}
     if study.controls.shuffled:
         results["shuffled"] = probe_activations(real, labels, study, shuffled=True)
-    if study.controls.permuted:
+    if study.controls.permuted and layer != LATENTS:
         twin = run.read(f"permuted/{layer}", "activation", step=at)
         results["permuted"] = probe_activations(twin, labels, study)
 
@@ -265,6 +266,8 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty = bias.copy()
     for (kind, prop), probe in results["real"].probes.items():
+        if isinstance(probe, TwoLayerProbe):  # a control: scored, not kept
+            continue
         place = kinds.index(kind), maps.index(prop), 0
         weight[place], bias[place], penalty[place] = probe.weight, probe.bias, probe.penalty
     cell = {"step": slice(at, at + 1)}

@@ -39,7 +39,10 @@ from zarr.storage import FsspecStore, LocalStore, StoreLike
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.layout import Blueprint, Layout
-from ldmprobe_core.study import MAP_PROPERTIES, Study, parse_study
+from ldmprobe_core.study import LATENTS, MAP_PROPERTIES, Study, parse_study
+
+SOURCES = ("trajectory", "clean")
+"""What the image labelers read at each step: decoded latents, and the predicted clean image."""
 
 _CLAIM_STALE_S = 120.0
 """Laying a run out takes seconds; a claim older than this has lost its owner."""
@@ -219,6 +222,11 @@ class Run:
     @property
     def layers(self) -> list[str]:
         """Captured layers, in the denoiser's order."""
+        return [name for name in self.probed if name != LATENTS]
+
+    @property
+    def probed(self) -> list[str]:
+        """Everything that is probed: the layers, and the latents where they are a control."""
         return [str(name) for name in self.open("marks").layer.values]
 
     @property
@@ -317,8 +325,16 @@ class Run:
         Raises:
             UserError: it is not there.
         """
+        return self.read_bytes(name).decode()
+
+    def read_bytes(self, name: str) -> bytes:
+        """A file of the run.
+
+        Raises:
+            UserError: it is not there.
+        """
         try:
-            return self._files().cat_file(self._path(name)).decode()
+            return bytes(self._files().cat_file(self._path(name)))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.url} holds no {name}: it is no run, or an unfinished one"

@@ -33,6 +33,12 @@ from ldmprobe_core.errors import UserError
 MAP_PROPERTIES = ("foreground", "depth", "shading")
 """Properties that are maps, probed per pixel; `class` is a label an image."""
 
+LATENTS = "latents"
+"""The denoiser's own input, probed like a layer as a control; no module has this name."""
+
+TWO_LAYER = "two-layer"
+"""The kind of the control with one hidden layer; it is scored, never chosen as the best."""
+
 LAYOUT_VERSION = 2
 """Part of every hash: raised when the same study would give other bytes or another layout."""
 
@@ -257,15 +263,19 @@ class Probes(_Part):
 
 
 class Controls(_Part):
-    """The same fits where they should fail.  The position baseline is always computed.
+    """The same fits where they should fail, or from less.  Position alone is always computed.
 
     Attributes:
+        latents: probes on the denoiser's own input at each step, the noisy latents.
+        two_layer: a probe with one hidden layer in each cell (slow).
         shuffled: labels dealt to other training images.
         permuted: a denoiser whose every weight tensor is permuted, shown the same latents.
     """
 
     shuffled: bool = True
     permuted: bool = True
+    latents: bool = True
+    two_layer: bool = False
 
 
 class Statistics(_Part):
@@ -341,6 +351,11 @@ class Study(_Part):
     def count(self) -> int | None:
         """Number of images; None before the files that hold them are read."""
         return self.prompts.count if self.images is None else self.images.samples
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Every kind of probe that is scored: those that may be chosen, then the control."""
+        return (*self.probes.kinds, *((TWO_LAYER,) if self.controls.two_layer else ()))
 
     @property
     def hash(self) -> str:

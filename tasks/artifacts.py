@@ -1,22 +1,67 @@
-"""The summary as Prefect artifacts, so that the UI shows results and their history."""
+"""Results as Prefect artifacts, so that the UI shows them and their history over scheduled runs."""
 
 from __future__ import annotations
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+import base64
+from pathlib import Path
+from typing import Any
 
-from ldmprobe_core.report.text import best_rows, headline
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+
+from ldmprobe_core.report.text import best_rows, classes_line, headline
+from ldmprobe_core.store import Run
 
 
-def publish(summary: dict, url: str) -> None:
-    """A table of the best cells and a short text; keys are stable over scheduled runs."""
-    name = summary["study"]
+def publish(summary: dict[str, Any], url: str) -> None:
+    """Best cells, a short text, a heatmap a property, and a link; keys are the study's own."""
+    name, run = summary["study"], Run(url)
     create_table_artifact(
         table=best_rows(summary),
         key=f"best-cells-{name}",
         description=f"Best cell of each property, run {summary['study_hash']}",
     )
+    report = f"{run.url}/report/index.html"
     lines = [f"# {name}", "", *(f"- {line}" for line in headline(summary))]
-    lines += ["", f"Full report: `{url}/report/index.html`"]
+    lines += ["", f"Full report: `{report}`"]
     create_markdown_artifact(
         markdown="\n".join(lines), key=f"summary-{name}", description="What the run found"
+    )
+    for prop in summary["properties"]:
+        picture = base64.b64encode(run.read_bytes(f"report/{prop}-heatmap.png")).decode()
+        create_image_artifact(
+            image_url=f"data:image/png;base64,{picture}",
+            key=f"heatmap-{prop}-{name}",
+            description=f"{prop}: score of every cell, step by layer",
+        )
+    create_link_artifact(
+        link=report if run.remote else Path(report).absolute().as_uri(),
+        link_text="report",
+        key=f"report-{name}",
+        description="The full report of the run",
+    )
+
+
+def publish_classes(found: dict[str, Any], name: str, url: str) -> None:
+    """Class curves in a sentence, and the share of named images by step."""
+    lines = [f"# {name}", "", classes_line(found), "", f"Run: `{url}`"]
+    if found["photographs"]:
+        real = found["photographs"]
+        lines.insert(3, f"Of {real['count']} real pictures {real['confident']:.1%} are above 90%.")
+    create_markdown_artifact(
+        markdown="\n".join(lines), key=f"classes-{name}", description="When the object is named"
+    )
+    table = [
+        {"step": step, **{source: round(shares[step - 1], 3) for source, shares in
+                          found["agreement"].items()}}
+        for step in range(1, len(found["agreement"]["trajectory"]) + 1)
+    ]  # fmt: skip
+    create_table_artifact(
+        table=table,
+        key=f"class-agreement-{name}",
+        description="Share of step images already given the finished image's class",
     )

@@ -50,9 +50,7 @@ def batches_of(run: RunRef) -> list[BatchRef]:
 def cells_of(run: RunRef) -> list[CellRef]:
     """References of every cell, step by step."""
     store = Run(run.url)
-    steps = store.open("marks").sizes["step"]
+    steps, layers = store.open("marks").sizes["step"], store.probed
     return [
-        CellRef(run=run, step=step, layer=layer)
-        for step in range(1, steps + 1)
-        for layer in store.layers
+        CellRef(run=run, step=step, layer=layer) for step in range(1, steps + 1) for layer in layers
     ]

@@ -11,9 +11,11 @@ from prefect.logging import get_run_logger
 from prefect.tasks import exponential_backoff
 
 from ldmprobe_core import stages
+from ldmprobe_core.classcurves import class_curves, classify_photographs
 from ldmprobe_core.report import build_report
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import LAYOUT_VERSION, Study
+from ldmprobe_core.summary import Classes
 from tasks.references import BatchRef, CellRef, RunRef
 
 
@@ -35,7 +37,7 @@ def is_done(verb: str, unit: BatchRef | CellRef) -> bool:
     """The store has the mark of this unit."""
     run = Run(unit.run.url)
     if isinstance(unit, CellRef):
-        return run.done("probed", unit.step - 1, run.layers.index(unit.layer))
+        return run.done("probed", unit.step - 1, run.probed.index(unit.layer))
     return run.done({"generate": "generated", "label": "labeled"}[verb], unit.number)
 
 
@@ -115,3 +117,14 @@ def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
     """Condense all scores, write summary.json and the report."""
     summary = build_report(Run(run.url), seconds)
     return summary.model_dump(mode="json", by_alias=True)
+
+
+@task(name="classify", task_run_name="classify {run.url}")
+def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
+    """Condense class scores over the steps; show real pictures to the same labeler, if any."""
+    store = Run(run.url)
+    if photographs is not None:
+        classify_photographs(store, photographs)
+    study = store.study()
+    found = class_curves(store, study.statistics.level, study.statistics.resamples)
+    return Classes.model_validate(found).model_dump(mode="json")

@@ -17,9 +17,10 @@ from scipy import stats
 from sklearn.linear_model import Ridge
 
 from ldmprobe_core import stages
+from ldmprobe_core.findings import summarise
 from ldmprobe_core.report import build_report
 from ldmprobe_core.store import Run
-from ldmprobe_core.summary import Summary, summarise
+from ldmprobe_core.summary import Summary
 
 ROOT = Path(__file__).parent.parent
 

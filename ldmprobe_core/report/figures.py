@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ldmprobe_core.cells import LabelSet
+from ldmprobe_core.findings import Curves, Findings
 from ldmprobe_core.metrics import upsample
 from ldmprobe_core.probes import foreground_cut
 from ldmprobe_core.report.text import NAMES, short_layer
-from ldmprobe_core.store import Run
-from ldmprobe_core.summary import Curves, Findings, Summary
+from ldmprobe_core.store import SOURCES, Run
+from ldmprobe_core.summary import Summary
 
 # Okabe & Ito's palette: distinguishable with every common colour blindness.
 _PROBE, _DECODED, _CLEAN, _CONTROLS = "#0072B2", "#D55E00", "#E69F00", ("#009E73", "#CC79A7")
@@ -72,6 +73,8 @@ def curves_figure(prop: str, findings: Findings) -> Figure:
     for (name, values), color in zip(curves.variants.items(), _CONTROLS, strict=False):
         text = {"shuffled": "shuffled labels", "permuted": "permuted weights"}[name]
         line(values, text, color, ":")
+    if curves.latents is not None:
+        line(curves.latents, "probe on the latents alone", "#56B4E9", "-.")
     position = bootstrap.interval(curves.position)
     if position.mean is not None and position.low is not None and position.high is not None:
         axes.axhline(position.mean, color="0.35", linewidth=1, label="position alone")
@@ -138,4 +141,43 @@ def sample_grid(
         panel.set_title(f"step {step}", fontsize=8)
     grid[0][-1].set_title("label of\nfinal image", fontsize=8)
     figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return figure
+
+
+def class_figure(run: Run, sample: int, right: int, from_step: float) -> Figure:
+    """One sample's class probabilities over steps, thumbnails of the steps above.
+
+    Args:
+        right: index of the right class.
+        from_step: step from which it leads and stays; NaN where it does not.
+    """
+    names = [str(name) for name in run.open("labels")["class"].values]
+    scores = {s: run.read(f"labels_{s}", "class_score", sample=sample) for s in SOURCES}
+    decoded = scores["trajectory"]
+    steps = np.arange(1, len(decoded) + 1)
+    top = [right, *(int(i) for i in np.argsort(-decoded.max(0)) if i != right)][:4]
+    shown = run.read("images", "trajectory", sample=sample)
+    columns = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
+    figure = Figure(figsize=(7.4, 3.4))
+    grid = figure.add_gridspec(2, len(columns), height_ratios=(1, 2.4), hspace=0.12, wspace=0.05)
+    for place, at in enumerate(columns):
+        panel = figure.add_subplot(grid[0, place])
+        panel.imshow(shown[at])
+        panel.set_title(f"step {at + 1}", fontsize=7)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    axes = figure.add_subplot(grid[1, :])
+    colors = (_PROBE, _DECODED, *_CONTROLS)
+    for name, color in zip(top, colors, strict=False):
+        axes.plot(steps, decoded[:, name], "o-", color=color, markersize=3, label=names[name])
+    clean = scores["clean"][:, right]
+    axes.plot(steps, clean, "--", color=_PROBE, label=f"{names[right]}, predicted clean image")
+    if np.isfinite(from_step):
+        axes.axvline(from_step, color="0.4", linewidth=1, linestyle=":")
+    axes.set_xlabel("step")
+    axes.set_ylabel("probability")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xticks(steps)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.grid(alpha=0.25)
     return figure

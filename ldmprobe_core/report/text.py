@@ -9,7 +9,11 @@ _CONTROLS = {
     "position": "position alone",
     "shuffled": "shuffled labels",
     "permuted": "permuted weights",
+    "latents": "the latents alone",
+    "two_layer": "a two-layer probe",
 }
+_RIVALS = ("position", "shuffled", "permuted", "latents")
+"""Controls that a score should clear; a two-layer probe may well read more."""
 
 
 def short_layer(layer: str) -> str:
@@ -31,6 +35,13 @@ def step(value: dict[str, Any]) -> str:
     return f"{value['step']} [{value['low']}, {value['high']}]"
 
 
+def lead(value: dict[str, Any]) -> str:
+    """A lead as ``7 [6, 8]``; a dash where it is undefined."""
+    if value["steps"] is None:
+        return "–"
+    return f"{value['steps']} [{value['low']}, {value['high']}]"
+
+
 def best_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
     """One row a property: best cell, the last step's, controls, emergence."""
     rows = []
@@ -46,10 +57,19 @@ def best_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
                 "position": number(controls["position"]),
                 "shuffled": number(controls["shuffled"]),
                 "permuted": number(controls["permuted"]),
+                "latents": number(controls.get("latents")),
+                **(
+                    {"two-layer": number(controls["two_layer"])}
+                    if controls.get("two_layer")
+                    else {}
+                ),
+                "above position": "yes" if _above(best, controls["position"]) else "not clearly",
                 "onset": step(emergence["probe"]["onset"]),
                 "image onset": step(emergence["image"]["onset"]),
                 "settled": step(emergence["probe"]["settled"]),
                 "image settled": step(emergence["image"]["settled"]),
+                "lead": lead(emergence["lead"]["image"]["onset"]),
+                "lead over clean": lead(emergence["lead"]["clean"]["onset"]),
             }
         )
     return rows
@@ -72,14 +92,39 @@ def headline(summary: dict[str, Any]) -> list[str]:
             if image["onset"]["step"] is None:
                 line += "; the labeler on the step's own image never clears the baseline."
             else:
-                line += f", the labeler on the step's own image from step {step(image['onset'])}."
+                line += f", the labeler on the step's own image from step {step(image['onset'])}"
+                line += _leading(emergence["lead"])
         lines.append(line)
+    if summary.get("class"):
+        lines.append(classes_line(summary["class"]))
     return lines
+
+
+def _leading(leads: dict[str, Any]) -> str:
+    """By how many steps probes lead, the stronger rival named as plainly."""
+    image, clean = leads["image"]["onset"], leads["clean"]["onset"]
+    said = f": a lead of {lead(image)} steps"
+    if clean["steps"] is None:
+        return f"{said}; the labeler on the predicted clean image never clears the baseline."
+    return f"{said}, and of {lead(clean)} over the labeler on the predicted clean image."
+
+
+def classes_line(found: dict[str, Any]) -> str:
+    """When the class labeler names the object, in a sentence."""
+    image, clean = found["named_from"]["trajectory"], found["named_from"]["clean"]
+    what = "prompt's class" if found["by_prompt"] else "finished image's class"
+    share, confident = found["named"] * 100, found["confident"] * 100
+    return (
+        f"Class: the {what} leads at the last step in {share:.1f}% of images, there on average "
+        f"from step {number(image)} on in the decoded latents and from step {number(clean)} in the "
+        f"predicted clean image; {confident:.1f}% of finished images have a top probability above "
+        "90%."
+    )
 
 
 def _against(best: dict[str, Any], found: dict[str, Any]) -> str:
     """How the best cell stands to its controls, intervals apart or not."""
-    controls = {name: c for name, c in found["controls"].items() if c is not None}
+    controls = {n: c for n, c in found["controls"].items() if c is not None and n in _RIVALS}
     cleared = [name for name, c in controls.items() if _above(best, c)]
     missed = [name for name in controls if name not in cleared]
 

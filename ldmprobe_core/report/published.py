@@ -1,0 +1,33 @@
+"""Figures that others published, beside which a report sets its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    """One published figure."""
+
+    what: str
+    figure: str
+    source: str
+
+
+PAPER = "Chen, Viégas & Wattenberg 2023, arXiv 2306.05720"
+POSTER = "poster of a capstone study that repeated the paper, Stable Diffusion 1.4, 617 images"
+
+SCORES = {
+    "foreground": Published("Dice, last step", "0.85", POSTER),
+    "depth": Published("rank correlation, last step", "0.71", POSTER),
+    "shading": Published("rank correlation, last step", "0.62", POSTER),
+}
+"""The best layer's score at the last step, by property."""
+
+STEPS = (
+    Published("properties emerge in the probes", "step 3 of 15", POSTER),
+    Published(
+        "MiDaS, TRACER and Intrinsic first work on the step's image", "step 10 of 15", POSTER
+    ),
+    Published("probes stop improving", "after step 5 of 15", PAPER),
+    Published("VGG-16 names the object", "step 11 of 15", POSTER),
+)

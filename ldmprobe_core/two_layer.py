@@ -1,0 +1,65 @@
+"""The paper's control of linearity: a probe with one hidden layer, on the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class TwoLayerProbe:
+    """prediction = relu(activation . first + offsets) . second + bias."""
+
+    network: nn.Sequential
+
+    @torch.no_grad()
+    def predict(self, activations: np.ndarray) -> np.ndarray:
+        """Predictions (n, y, x) float64 from activations (n, y, x, channel); logits for masks."""
+        parts = [self.network(torch.from_numpy(a.astype(np.float32)))[..., 0] for a in activations]
+        return torch.stack(parts).double().numpy()
+
+
+def fit_two_layer(
+    activations: np.ndarray,
+    target: np.ndarray,
+    foreground: bool,
+    seed: int = 0,
+    epochs: int = 30,
+    batch: int = 4,
+    learning_rate: float = 1e-3,
+) -> TwoLayerProbe:
+    """channels -> channels / 2 -> 1 with a ReLU between, by Adam (the paper's code, section 4).
+
+    Foreground under cross-entropy with each token's share of foreground, else Huber's loss with
+    delta 1: on block means, which for cross-entropy has the same optimum as on pixels.
+
+    Args:
+        activations: (n, y, x, channel).
+        target: (n, y, x), the labels' block means.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.from_numpy(activations.astype(np.float32))
+    y = torch.from_numpy(target.astype(np.float32))
+    channels = x.shape[-1]
+    inner, outer = nn.Linear(channels, channels // 2), nn.Linear(channels // 2, 1)
+    for layer in (inner, outer):
+        bound = layer.in_features**-0.5  # torch's own initialisation, from our generator
+        for parameter in layer.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    network = nn.Sequential(inner, nn.ReLU(), outer)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    for _ in range(epochs):
+        for index in torch.randperm(len(x), generator=generator).split(batch):
+            output = network(x[index])[..., 0]
+            if foreground:
+                loss = F.binary_cross_entropy_with_logits(output, y[index])
+            else:
+                loss = F.huber_loss(output, y[index], delta=1.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return TwoLayerProbe(network.requires_grad_(False))
