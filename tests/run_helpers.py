@@ -33,7 +33,7 @@ def carry_out(study: Study, store: str) -> Run:
         stages.generate_batch(run.url, batch)
         stages.label_batch(run.url, batch)
     for step in range(1, run.open("marks").sizes["step"] + 1):
-        for layer in run.layers:
+        for layer in run.probed:
             stages.probe_cell(run.url, step, layer)
     return run
 

@@ -31,7 +31,10 @@ def complain(capfd, monkeypatch):
         (["sampling.steps=many"], ["sampling.steps is 'many'"]),
         (["prompts.items=[]"], ["items is empty"]),
         (["capture.layers=['nothing.*']"], ["capture.layers 'nothing.*' matches no module"]),
-        (["labels.depth=midas9"], ["labels.depth is 'midas9'", "there is tabletop"]),
+        (
+            ["labels.depth=midas9"],
+            ["labels.depth is 'midas9'", "there is depth-anything, midas, tabletop, transformers"],
+        ),
         (["model.source=/no/such/folder"], ["model.source '/no/such/folder'", "model_index.json"]),
         (["execution.device=cuda"], ["execution.device is 'cuda'", "auto"]),
     ],
@@ -118,4 +121,34 @@ def test_check_prints_sizes():
     assert "15 steps, 7 layers, 105 cells" in result.output
     # 76,800 values a step: 3 layers of 16 x 16 x 64, 3 of 8 x 8 x 128, 1 of 4 x 4 x 192
     values = 3 * 16 * 16 * 64 + 3 * 8 * 8 * 128 + 4 * 4 * 192
-    assert f"activations: {240 * 15 * values * 2 * 2 / 1e6:.1f} MB" in result.output
+    assert f"activations: {240 * 15 * values * 2 / 1e6:.1f} MB" in result.output
+    assert f"latents: {240 * 15 * 16 * 16 * 4 * 2 / 1e6:.1f} MB" in result.output
+
+
+def test_check_sizes_the_published_study_from_configs_alone():
+    """16 layers x 15 steps of Stable Diffusion 1.4 over 617 images, as computed by hand."""
+    result = CliRunner().invoke(cli.app, ["check", "paper"])
+    assert result.exit_code == 0
+    told = " ".join(result.output.split())
+    assert "617 samples in 155 batches, 15 steps, 16 layers, 240 cells" in told
+    values = 5 * 4096 * 320 + 5 * 1024 * 640 + 5 * 256 * 1280 + 64 * 1280
+    assert values == 11_550_720
+    assert f"activations: {617 * 15 * values * 2 / 1e6:.1f} MB (346.5 MB an image)" in told
+    assert round(617 * 15 * values * 2 / 1e9) == 214
+    assert "memory of a worker: about" in told
+    for missing in ("CompVis/stable-diffusion-v1-4", "labels.foreground is 'tracer'",
+                    "labels.depth is 'midas'", "labels.shading is 'intrinsic'",
+                    "train_split_prompts_seeds.csv"):  # fmt: skip
+        assert (
+            f"missing: {missing}" in told
+            or f"missing: model.source '{missing}" in told
+            or ("missing: prompts.files: " in told and missing in told)
+        )
+
+
+def test_a_study_that_lacks_something_does_not_begin(complain, tmp_path):
+    code, said, out = complain("run", "poster", "--store", str(tmp_path / "runs"))
+    assert code == 2
+    assert "CompVis/stable-diffusion-v1-4" in said
+    assert "Prefect" not in out
+    assert not (tmp_path / "runs").exists()

@@ -86,6 +86,7 @@ def test_the_summary_is_what_a_loop_over_the_scores_finds(finished):
     record = json.loads(finished.read_text("summary.json"))
     for prop, head in (("foreground", "dice"), ("depth", "spearman"), ("shading", "spearman")):
         score = finished.open(f"scores/{prop}").score.sel(variant="real", metric=head).load()
+        score = score.drop_sel(layer="latents")  # a control, not a layer
         best, best_value = None, -np.inf
         for kind in score.kind.values:
             for step in score.step.values:
@@ -119,8 +120,9 @@ def test_the_summary_fits_the_schema_that_ships(finished):
         assert record[key]
     for found in record["properties"].values():
         assert set(found) == {"best", "last", "emergence", "controls", "undefined"}
-        assert set(found["emergence"]) == {"probe", "image", "clean"}
-        assert set(found["controls"]) == {"position", "shuffled", "permuted"}
+        assert set(found["emergence"]) == {"probe", "image", "clean", "lead"}
+        names = {"position", "shuffled", "permuted", "latents", "two_layer"}
+        assert set(found["controls"]) == names
     del record["properties"]["depth"]["best"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(record, shipped)
@@ -145,7 +147,7 @@ def test_order_of_batches_and_cells_changes_nothing(finished, tmp_path):
         stages.generate_batch(run.url, batch)
     for batch in reversed(range(len(study.batches))):
         stages.label_batch(run.url, batch)
-    for layer in reversed(run.layers):
+    for layer in reversed(run.probed):
         for step in (3, 1, 2):
             stages.probe_cell(run.url, step, layer)
     assert_same(finished, run)
@@ -169,7 +171,7 @@ def test_a_stage_does_not_go_on_from_what_is_not_there(finished, tmp_path):
     stages.generate_batch(run.url, 2)
     stages.label_batch(run.url, 2)
     stages.probe_cell(run.url, 1, run.layers[0])
-    with pytest.raises(RuntimeError, match=r"5 units are not probed yet.*\(0, 1\)"):
+    with pytest.raises(RuntimeError, match=r"8 units are not probed yet.*\(0, 1\)"):
         build_report(run, {})
     assert not run.has("summary.json")
 
@@ -235,7 +237,7 @@ def test_not_finite_activations_are_counted_and_leave_no_score(finished, tmp_pat
     values[..., 0] = np.nan  # no cell of this layer can be probed on the permuted denoiser
     run.write(twin, {"activation": values, "nonfinite": np.full_like(bad, 5)})
     for step in (1, 2, 3):
-        for name in run.layers:
+        for name in run.probed:
             stages.probe_cell(run.url, step, name)
     score = run.open("scores/depth").score.sel(variant="real", kind="ridge", metric="spearman")
     assert np.isnan(score.sel(step=1, layer=layer, sample=held))
@@ -261,9 +263,10 @@ def test_report_shows_prompts_as_text(tiny_study, tmp_path):
     run = carry_out(study, str(tmp_path))
     build_report(run, {})
     page = run.read_text("report/index.html")
-    assert "<script" not in page
+    assert "<script>alert(" not in page
+    assert page.count("<script") == 2  # plotly's own file, and what draws with it
     assert "&lt;script&gt;alert(" in page
-    assert "http" not in page.replace("http-equiv", "")
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     record = json.loads(run.read_text("summary.json"))
     assert record["properties"]["depth"]["controls"]["permuted"] is None
     for name in ("foreground-heatmap.png", "depth-curves.png"):

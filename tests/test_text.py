@@ -20,6 +20,10 @@ def summary(position, shuffled, permuted):
                 "emergence": {
                     "probe": {"onset": at, "settled": at},
                     "image": {"onset": nowhere, "settled": nowhere},
+                    "lead": {
+                        name: {"onset": {"steps": None, "low": None, "high": None}}
+                        for name in ("image", "clean")
+                    },
                 },
                 "controls": {
                     "position": interval(position),
