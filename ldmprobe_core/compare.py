@@ -44,7 +44,7 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
                     "property": prop,
                     "run": run.url.rpartition("/")[2],
                     "last step": number(found["last"]),
-                    "less the first": gap if run is not runs[0] else "",
+                    "difference": gap if run is not runs[0] else "",
                     "pairs": str(pairs) if run is not runs[0] else "",
                     "position": number(found["controls"]["position"]),
                     "onset": step(found["emergence"]["probe"]["onset"]),

@@ -14,7 +14,7 @@ class Published(NamedTuple):
 
 
 PAPER = "Chen, Viégas & Wattenberg 2023, arXiv 2306.05720"
-POSTER = "poster of a capstone study that repeated the paper, Stable Diffusion 1.4, 617 images"
+POSTER = "capstone poster after the paper (Stable Diffusion 1.4, 617 images)"
 
 SCORES = {
     "foreground": Published("Dice, last step", "0.85", POSTER),

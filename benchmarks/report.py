@@ -1,0 +1,87 @@
+"""How long a report of the published study's size takes, and what its page weighs.
+
+    python benchmarks/report.py
+
+15 steps x 16 layers x 3 properties, about 371 of 617 samples held out, 64 x 64 pixels.  Arrays are
+filled with random values: what is measured is reading, statistics, figures and page.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ldmprobe_core.capture import LayerShape
+from ldmprobe_core.labelers import labelers_of
+from ldmprobe_core.layout import Blueprint
+from ldmprobe_core.prompts import make_samples
+from ldmprobe_core.report import build_report
+from ldmprobe_core.store import Run
+from ldmprobe_core.study import parse_study
+from ldmprobe_core.tabletop.scenes import CATEGORIES
+
+STEPS, LAYERS, SAMPLES, SIDE = 15, 16, 617, 64
+
+
+def write(place: str) -> Run:
+    study = parse_study(
+        {
+            "name": "large",
+            "prompts": {"samples": SAMPLES},
+            "probes": {"split": {"train": 0.34, "validation": 0.06, "test": 0.6}},
+        }
+    )
+    shapes = {f"up_blocks.{i}.attn1": LayerShape(8, 8, 8) for i in range(LAYERS)}
+    shapes["latents"] = LayerShape(8, 8, 4)
+    blueprint = Blueprint(
+        study, make_samples(study), shapes, (SIDE, SIDE), [float(s) for s in range(STEPS)],
+        CATEGORIES, dict.fromkeys([*study.labels.maps, "class"], "1"),
+    )  # fmt: skip
+    run = Run(place)
+    run.create(blueprint, {
+        "model_fingerprint": "none", "versions": {},
+        "labeler_fingerprints": dict.fromkeys(labelers_of(study), "none"),
+    })  # fmt: skip
+    rng = np.random.default_rng(0)
+
+    def fill(group: str) -> None:
+        data = run.open(group)
+        values = {}
+        for name, array in data.data_vars.items():
+            if array.dtype.kind in "fiu":
+                high = 255 if array.dtype == np.uint8 else 1
+                values[str(name)] = (rng.random(array.shape) * high).astype(array.dtype)
+        run.write(group, values)
+
+    for group in ("labels", "labels_trajectory", "labels_clean", "images"):
+        fill(group)
+    for prop in study.labels.maps:
+        fill(f"scores/{prop}")
+    for name in shapes:
+        for group in (f"activations/{name}", f"probes/{name}"):
+            fill(group)
+        if name != "latents":
+            run.write(f"permuted/{name}", {"nonfinite": np.zeros((SAMPLES, STEPS), np.int32)})
+    marks = run.open("marks")
+    run.write("marks", {str(n): np.ones(a.shape, np.uint8) for n, a in marks.data_vars.items()})
+    return run
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        run = write(f"{place}/run")
+        started = time.perf_counter()
+        summary = build_report(run, {})
+        seconds = time.perf_counter() - started
+        weight = sum(p.stat().st_size for p in (Path(run.url) / "report").iterdir())
+        found = {"seconds": round(seconds, 1), "page_mb": round(weight / 1e6, 2),
+                 "test_samples": summary.samples["test"]}  # fmt: skip
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
