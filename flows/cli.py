@@ -20,7 +20,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.report.text import best_rows, classes_line, headline
+from ldmprobe_core.report.text import best_rows, classes_line, effect_rows, headline
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import Study, load_study
 
@@ -63,7 +63,7 @@ def run(
 
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
-        summary = run_flow(study_flow, chosen, store)
+        summary = run_flow(study_flow, chosen.execution, study=chosen, store=store)
     _show(summary, target.url)
 
 
@@ -90,7 +90,9 @@ def classify(
 
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
-        found = run_flow(classify_flow, chosen, store, photographs=photographs)
+        found = run_flow(
+            classify_flow, chosen.execution, study=chosen, store=store, photographs=photographs
+        )
     console.print(classes_line(found), highlight=False)
     if found["photographs"]:
         real = found["photographs"]
@@ -99,6 +101,71 @@ def classify(
             "above 90%.",
             highlight=False,
         )
+
+
+@app.command()
+def intervene(
+    run: RunArgument,
+    prop: Annotated[str, typer.Option("--property", help="foreground or depth")] = "foreground",
+    shift: Annotated[
+        list[str] | None,
+        typer.Option(help="dx,dy as shares of width and height, such as 0.2,0; may be repeated"),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="PNG or NPY map to aim for; may be repeated")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="how many test samples")] = 8,
+    method: Annotated[str, typer.Option(help="exact, or adam (the paper's)")] = "exact",
+    layers: Annotated[
+        list[str] | None, typer.Option(help="glob over the run's layers; may be repeated")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="how many of the first steps")] = None,
+    strength: Annotated[float, typer.Option(help="share of the way, 0 to 1")] = 1.0,
+    confidence: Annotated[
+        float, typer.Option(help="what a logistic probe is to read inside the mask")
+    ] = 0.98,
+    metric: Annotated[str, typer.Option(help="covariance or l2")] = "covariance",
+    controls: Annotated[bool, typer.Option(help="also edit at random and through shuffled")] = True,
+) -> None:
+    """Edit activations until probes read a target, denoise on, and score the images."""
+    from ldmprobe_core.intervening import lay_out
+    from ldmprobe_core.interventions import parse_intervention
+
+    finished = _finished(run)
+    content: dict[str, Any] = {
+        "prop": prop, "samples": samples, "method": method, "steps": steps, "strength": strength,
+        "confidence": confidence, "metric": metric, "controls": controls,
+        "layers": tuple(layers) if layers else None,
+    }  # fmt: skip
+    content["targets"] = tuple(
+        [_shift(text) for text in shift or ([] if target else ["0.2,0"])]
+        + [{"file": path} for path in target or []]
+    )
+    what = parse_intervention(content)
+    lay_out(finished, what)
+    from flows.intervene import intervene_flow
+    from flows.local import prefect_server, run_flow, ui_url
+
+    with prefect_server() as api:
+        console.print(f"Prefect UI: {ui_url(api)}\nRun: {finished.url}\n", highlight=False)
+        found = run_flow(intervene_flow, finished.study().execution, url=finished.url, what=what)
+    rows = effect_rows(found)
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table, highlight=False)
+    console.print(f"\nReport: {finished.url}/report/index.html", highlight=False, soft_wrap=True)
+
+
+def _shift(text: str) -> dict[str, float]:
+    parts = text.split(",")
+    try:
+        dx, dy = (float(part) for part in parts)
+    except ValueError:
+        raise UserError(
+            f"--shift is {text!r}: give dx,dy as shares of the image, such as 0.2,0"
+        ) from None
+    return {"dx": dx, "dy": dy}
 
 
 def _begin(study: str, store: str, overrides: list[str] | None) -> tuple[Study, Run]:

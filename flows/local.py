@@ -34,7 +34,7 @@ from prefect.settings import (
 
 from flows.study import runner_of
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.study import Study
+from ldmprobe_core.study import Execution
 
 _START_LIMIT_S = 90.0
 _RECORD_LIMIT_S = 60.0
@@ -104,23 +104,23 @@ def prefect_server() -> Iterator[str]:
             process.kill()
 
 
-def run_flow(flow: Flow[..., Any], study: Study, store: str, **more: Any) -> dict[str, Any]:
-    """Run a flow of a study in this process and wait until the server has all of its task runs.
+def run_flow(flow: Flow[..., Any], execution: Execution, **parameters: Any) -> dict[str, Any]:
+    """Run a flow in this process and wait until the server has all of its task runs.
 
     Call it inside `prefect_server`.
 
     Args:
-        more: further parameters of the flow.
+        execution: where its tasks run.
 
     Raises:
         whatever the flow raised.
     """
-    flow = flow.with_options(task_runner=runner_of(study.execution))
+    flow = flow.with_options(task_runner=runner_of(execution))
     begun: list[Any] = []
     flow.on_running_hooks.append(lambda _flow, run, _state: begun.append(run.id))
     _quiet_console()
     try:
-        return flow(study, store, **more)
+        return flow(**parameters)
     finally:
         for run_id in begun:
             wait_for_records(run_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -390,3 +391,27 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
     if across == 0 or tokens % across or tokens // across * grid.width != across * grid.height:
         raise ValueError(f"its {tokens} tokens do not tile {grid.height} x {grid.width}")
     return tensor.reshape(n, tokens // across, across, channels)
+
+
+def change_grid(
+    output: Any, grid: Grid, item: int, halves: int, change: Callable[[Tensor], Tensor]
+) -> Any:
+    """A module's output with the conditional half of its image tokens changed.
+
+    Args:
+        output, grid, item: as for `to_grid`.
+        halves: copies of the batch; the last one is the conditional.
+        change: tokens (n, y, x, channel) float32 to the same; what it leaves as it is stays bit for
+            bit.
+    """
+    parts = list(output) if isinstance(output, (tuple, list)) else [output]
+    tensor = parts[item if isinstance(output, (tuple, list)) else 0]
+    new = tensor.clone()
+    view = to_grid(new, grid)
+    n = len(view) // halves
+    old = view[-n:].float()
+    view[-n:] += (change(old) - old).to(new.dtype)
+    if not isinstance(output, (tuple, list)):
+        return new
+    parts[item] = new
+    return type(output)(parts)

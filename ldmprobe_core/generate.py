@@ -215,6 +215,11 @@ class Generator:
         """Latents of every step as (sample, step, channel, y, x)."""
         return torch.stack([self.family.unpack(latents) for latents in steps], dim=1)
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Images (sample, y, x, rgb) uint8 of latents as the pipeline hands them on."""
+        return self._decode(self._latents([latents]), self.pipeline.vae, None)[:, 0]
+
     def _decode(self, latents: Tensor, vae: Any, into: Activations | None) -> np.ndarray:
         """Latents (sample, step, ...) to uint8 (sample, step, y, x, rgb).
 

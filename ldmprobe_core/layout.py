@@ -6,14 +6,12 @@ region is always whole chunks and a cell reads no chunk that it does not need.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
 
+from ldmprobe_core.arrays import Arrays
 from ldmprobe_core.capture import LayerShape
 from ldmprobe_core.metrics import METRICS
 from ldmprobe_core.prompts import SPLITS, Sample
@@ -46,11 +44,11 @@ class Blueprint:
     truth: tuple[str, ...] = ()
 
 
-class Layout:
+class Layout(Arrays):
     """Creates every array of a run, empty."""
 
     def __init__(self, root: zarr.Group, blueprint: Blueprint) -> None:
-        self.root = root
+        super().__init__(root)
         self.study, self.samples = blueprint.study, blueprint.samples
         self.shapes, (self.height, self.width) = blueprint.shapes, blueprint.size
         self.truth = blueprint.truth
@@ -79,78 +77,12 @@ class Layout:
             self._scores(prop)
         self._marks()
 
-    def _group(self, path: str, description: str) -> zarr.Group:
-        return self.root.create_group(path, attributes={"description": description})
-
-    def _array(
-        self,
-        group: zarr.Group,
-        name: str,
-        sizes: dict[str, int],
-        chunks: dict[str, int],
-        dtype: str,
-        description: str,
-        units: str = "1",
-        compress: bool = True,
-    ) -> None:
-        floating = np.dtype(dtype).kind == "f"
-        group.create_array(
-            name,
-            shape=tuple(sizes.values()),
-            chunks=tuple(chunks.get(dim, size) for dim, size in sizes.items()),
-            dtype=dtype,
-            fill_value=np.nan if floating else 0,  # a hole in floats shows as NaN
-            compressors=ZstdCodec(level=1) if compress else None,
-            dimension_names=tuple(sizes),
-            attributes={"description": description, "units": units},
-            config={"write_empty_chunks": True},
-        )
-
-    def _table(
-        self,
-        group: zarr.Group,
-        name: str,
-        dim: str,
-        values: Any,
-        description: str,
-        units: str = "1",
-    ) -> None:
-        """A small array with its data, one chunk."""
-        data = np.asarray(values)
-        text = data.dtype.kind == "U"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # string dtypes are an extension of Zarr v3
-            array = group.create_array(
-                name,
-                shape=data.shape,
-                chunks=data.shape,
-                dtype=str if text else data.dtype,
-                dimension_names=(dim,),
-                attributes={"description": description, "units": units},
-            )
-            array[:] = data.astype(object) if text else data
-
-    def _coordinate(
-        self,
-        group: zarr.Group,
-        dim: str,
-        values: Any,
-        description: str,
-        units: str = "1",
-        name: str | None = None,
-    ) -> None:
-        """A coordinate of a dimension; one with a ``name`` of its own is a second one beside it."""
-        self._table(group, name or dim, dim, values, description, units)
-        if name:
-            known = str(group.attrs.get("coordinates", "")).split()
-            group.attrs["coordinates"] = " ".join([*known, name])
-
     def _sample(self, group: zarr.Group) -> None:
-        self._coordinate(group, "sample", [s.index for s in self.samples], "index of the image")
+        self.coordinate(group, "sample", [s.index for s in self.samples], "index of the image")
 
     def _step(self, group: zarr.Group) -> None:
-        self._coordinate(group, "step", range(1, self.steps + 1), "sampler step, from 1")
-        self._coordinate(
+        self.coordinate(group, "step", range(1, self.steps + 1), "sampler step, from 1")
+        self.coordinate(
             group,
             "step",
             self.timesteps,
@@ -162,10 +94,10 @@ class Layout:
         for dim, whole, count in (("y", self.height, y), ("x", self.width, x)):
             count = count or whole
             centers = (np.arange(count) + 0.5) * whole / count
-            self._coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
+            self.coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
 
     def _samples(self) -> None:
-        group = self._group("samples", "Who was generated.")
+        group = self.group("samples", "Who was generated.")
         self._sample(group)
         for name, description in (
             ("prompt", "text the image was generated from"),
@@ -174,18 +106,18 @@ class Layout:
             ("picture", "file of the picture; empty where it was generated"),
         ):
             values = [getattr(s, name) or "" for s in self.samples]
-            self._table(group, name, "sample", values, description)
+            self.table(group, name, "sample", values, description)
         seeds = [s.seed for s in self.samples]
-        self._table(group, "seed", "sample", seeds, "seed of the sample's own generator")
+        self.table(group, "seed", "sample", seeds, "seed of the sample's own generator")
 
     def _images(self) -> None:
-        group = self._group("images", "Finished images and what each step looked like.")
+        group = self.group("images", "Finished images and what each step looked like.")
         self._sample(group)
         self._step(group)
         self._pixels(group)
-        self._coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
+        self.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
         n, pixels = len(self.samples), {"y": self.height, "x": self.width, "rgb": 3}
-        self._array(
+        self.array(
             group,
             "image",
             {"sample": n, **pixels},
@@ -198,7 +130,7 @@ class Layout:
             ("trajectory", "decoded latents after the step"),
             ("clean", "predicted clean image at the step, decoded"),
         ):
-            self._array(
+            self.array(
                 group,
                 name,
                 {"sample": n, "step": self.steps, **pixels},
@@ -210,16 +142,16 @@ class Layout:
 
     def _activations(self, path: str, name: str, shape: LayerShape) -> None:
         what = "the denoiser's input" if name == LATENTS else f"output of {name}"
-        group = self._group(path, f"{what.capitalize()}, conditional half.")
+        group = self.group(path, f"{what.capitalize()}, conditional half.")
         self._sample(group)
         self._step(group)
         self._pixels(group, shape.y, shape.x)
-        self._coordinate(group, "channel", range(shape.channels), "channel of the layer")
+        self.coordinate(group, "channel", range(shape.channels), "channel of the layer")
         cells = {"sample": len(self.samples), "step": self.steps}
         chunk = {"sample": self.batch, "step": 1}
         grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
         # Activations hardly compress: zstd gains 6..12%, less than it costs in time.
-        self._array(
+        self.array(
             group,
             "activation",
             {**cells, **grid},
@@ -228,7 +160,7 @@ class Layout:
             what,
             compress=False,
         )
-        self._array(
+        self.array(
             group,
             "nonfinite",
             cells,
@@ -238,7 +170,7 @@ class Layout:
         )
 
     def _labels(self, path: str, source: str | None) -> None:
-        group = self._group(path, f"Labels of {source or 'the finished images'}.")
+        group = self.group(path, f"Labels of {source or 'the finished images'}.")
         self._sample(group)
         sizes = {"sample": len(self.samples)}
         chunks = {"sample": self.batch}
@@ -247,7 +179,7 @@ class Layout:
             sizes["step"], chunks["step"] = self.steps, 1
         self._pixels(group)
         for prop in self.study.labels.maps:
-            self._array(
+            self.array(
                 group,
                 prop,
                 {**sizes, "y": self.height, "x": self.width},
@@ -257,8 +189,8 @@ class Layout:
                 self.units[prop],
             )
         if self.classes:
-            self._coordinate(group, "class", list(self.classes), "class name")
-            self._array(
+            self.coordinate(group, "class", list(self.classes), "class name")
+            self.array(
                 group,
                 "class_score",
                 {**sizes, "class": len(self.classes)},
@@ -269,11 +201,11 @@ class Layout:
             )
 
     def _truth(self) -> None:
-        group = self._group("truth", "Exact maps of the pictures, as they were given.")
+        group = self.group("truth", "Exact maps of the pictures, as they were given.")
         self._sample(group)
         self._pixels(group)
         for prop in self.truth:
-            self._array(
+            self.array(
                 group,
                 prop,
                 {"sample": len(self.samples), "y": self.height, "x": self.width},
@@ -283,14 +215,14 @@ class Layout:
             )
 
     def _probes(self, path: str, shape: LayerShape) -> None:
-        group = self._group(path, "Linear probes: prediction = activation . weight + bias.")
+        group = self.group(path, "Linear probes: prediction = activation . weight + bias.")
         kinds, maps = self.study.probes.kinds, self.study.labels.maps
-        self._coordinate(group, "kind", list(kinds), "how the probe was fitted")
-        self._coordinate(group, "property", list(maps), "what it reads")
+        self.coordinate(group, "kind", list(kinds), "how the probe was fitted")
+        self.coordinate(group, "property", list(maps), "what it reads")
         self._step(group)
-        self._coordinate(group, "channel", range(shape.channels), "channel of the layer")
+        self.coordinate(group, "channel", range(shape.channels), "channel of the layer")
         sizes = {"kind": len(kinds), "property": len(maps), "step": self.steps}
-        self._array(
+        self.array(
             group,
             "weight",
             {**sizes, "channel": shape.channels},
@@ -302,19 +234,19 @@ class Layout:
             ("bias", "added to every prediction"),
             ("penalty", "L2 penalty that the validation part chose, in mean channel variances"),
         ):
-            self._array(group, name, sizes, {"step": 1}, "float64", description)
+            self.array(group, name, sizes, {"step": 1}, "float64", description)
 
     def _scores(self, prop: str) -> None:
-        group = self._group(f"scores/{prop}", f"Scores of {prop} probes, held-out samples.")
+        group = self.group(f"scores/{prop}", f"Scores of {prop} probes, held-out samples.")
         held = [s for s in self.samples if s.split != "train"]
         kinds, metrics = self.study.kinds, METRICS[prop]
-        self._coordinate(group, "variant", list(VARIANTS), "the probe proper, and its controls")
-        self._coordinate(group, "kind", list(kinds), "how the probe was fitted")
-        self._coordinate(group, "metric", list(metrics), "agreement with the label")
+        self.coordinate(group, "variant", list(VARIANTS), "the probe proper, and its controls")
+        self.coordinate(group, "kind", list(kinds), "how the probe was fitted")
+        self.coordinate(group, "metric", list(metrics), "agreement with the label")
         self._step(group)
-        self._coordinate(group, "layer", list(self.shapes), "denoiser module")
-        self._coordinate(group, "sample", [s.index for s in held], "index of the image")
-        self._coordinate(
+        self.coordinate(group, "layer", list(self.shapes), "denoiser module")
+        self.coordinate(group, "sample", [s.index for s in held], "index of the image")
+        self.coordinate(
             group, "sample", [s.split for s in held], "validation or test", name="split"
         )
         sizes = {
@@ -325,7 +257,7 @@ class Layout:
             "layer": len(self.shapes),
             "sample": len(held),
         }
-        self._array(
+        self.array(
             group,
             "score",
             sizes,
@@ -335,13 +267,13 @@ class Layout:
         )
 
     def _marks(self) -> None:
-        group = self._group("marks", "Which units of work are complete (1).")
+        group = self.group("marks", "Which units of work are complete (1).")
         batches = len(self.study.batches)
-        self._coordinate(group, "batch", range(batches), "batch of samples")
+        self.coordinate(group, "batch", range(batches), "batch of samples")
         self._step(group)
-        self._coordinate(group, "layer", list(self.shapes), "denoiser module")
+        self.coordinate(group, "layer", list(self.shapes), "denoiser module")
         for name in ("generated", "labeled"):
-            self._array(
+            self.array(
                 group,
                 name,
                 {"batch": batches},
@@ -350,7 +282,7 @@ class Layout:
                 f"batch is {name}",
                 compress=False,
             )
-        self._array(
+        self.array(
             group,
             "probed",
             {"step": self.steps, "layer": len(self.shapes)},

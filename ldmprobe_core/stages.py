@@ -10,6 +10,8 @@ import importlib.metadata
 import platform
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -333,6 +335,14 @@ def label_set(run: Run) -> LabelSet:
 def _label_set(url: str, study_hash: str, model: str) -> LabelSet:
     """`label_set`, kept for the next cell; study and model decide the labels' bytes."""
     return label_set(Run(url))
+
+
+@contextmanager
+def loaded(run: Run) -> Iterator[tuple[Generator, dict[str, Labeler]]]:
+    """This process's generator and labelers of a run, for one caller at a time."""
+    study = run.study()
+    with _device_lock:
+        yield _generator(study, run.attributes()["model_fingerprint"]), _labelers(study)
 
 
 _loaded: dict[str, Any] = {}

@@ -16,6 +16,7 @@ Layout (dimensions in brackets)::
     labels_clean/              and on the predicted clean images [sample, step, ...]
     probes/<layer>/            weight [kind, property, step, channel]; bias, penalty [kind, ...]
     scores/<property>/         score [variant, kind, metric, step, layer, sample]
+    interventions/<name>/      image, label, score [variant, target, sample, ...]; aim, unedited
     marks/                     generated, labeled [batch]; probed [step, layer]
 """
 
@@ -163,9 +164,7 @@ class Run:
         except (OSError, PermissionError) as error:
             raise self._unwritable(error) from error
         Layout(root, blueprint).build()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # consolidation is an extension of v3
-            zarr.consolidate_metadata(self.store)
+        self.consolidate()
         self.write_text("identity", uuid.uuid4().hex)
         self.write_text("study.json", study.to_json())
 
@@ -206,6 +205,12 @@ class Run:
         finally:
             with suppress(FileNotFoundError):
                 files.rm_file(path)
+
+    def consolidate(self) -> None:
+        """Gather the metadata of every group, so that one read shows a stranger all of them."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an extension of v3; and our own records
+            zarr.consolidate_metadata(self.store)
 
     def study(self) -> Study:
         """The study that the run carries out."""
@@ -339,6 +344,16 @@ class Run:
             raise UserError(
                 f"{self.url} holds no {name}: it is no run, or an unfinished one"
             ) from None
+
+    def folders(self, name: str) -> list[str]:
+        """Names of the folders in a folder of the run; none where it is not there."""
+        path = self._path(name)
+        try:
+            found = self._files().ls(path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        places = [item["name"].rstrip("/") for item in found if item["type"] == "directory"]
+        return sorted(place.rpartition("/")[2] for place in places)
 
     def has(self, name: str) -> bool:
         """A file of the run exists."""

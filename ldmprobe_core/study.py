@@ -432,7 +432,7 @@ def parse_study(content: dict[str, Any], where: str = "study") -> Study:
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(error)}") from None
+        raise UserError(f"{where}: {sentence(error)}") from None
 
 
 def _set(content: dict[str, Any], override: str) -> None:
@@ -451,7 +451,7 @@ def _set(content: dict[str, Any], override: str) -> None:
     content[last] = value
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError) -> str:
     """The first problem as a sentence: field, value, remedy."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "study"

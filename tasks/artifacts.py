@@ -13,7 +13,7 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from ldmprobe_core.report.text import best_rows, classes_line, headline
+from ldmprobe_core.report.text import best_rows, classes_line, effect_rows, headline
 from ldmprobe_core.store import Run
 
 
@@ -43,6 +43,16 @@ def publish(summary: dict[str, Any], url: str) -> None:
         link_text="report",
         key=f"report-{name}",
         description="The full report of the run",
+    )
+
+
+def publish_intervention(found: dict[str, Any], url: str) -> None:
+    """What an intervention did, beside its controls."""
+    what = found["intervention"]
+    create_table_artifact(
+        table=effect_rows(found),
+        key=f"intervention-{what['prop']}-{what['method']}",
+        description=f"{what['prop']} edited, {found['pairs']} pairs, run {url}",
     )
 
 

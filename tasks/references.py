@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from ldmprobe_core.intervening import units_of
 from ldmprobe_core.store import Run
 
 
@@ -37,6 +38,21 @@ class CellRef(_Reference):
     run: RunRef
     step: int
     layer: str
+
+
+class EditRef(_Reference):
+    """One batch of an intervention's samples, to be edited towards one of its targets."""
+
+    run: RunRef
+    name: str
+    target: int
+    batch: int
+
+
+def edits_of(run: RunRef, name: str) -> list[EditRef]:
+    """References of every unit of an intervention."""
+    units = units_of(Run(run.url), name)
+    return [EditRef(run=run, name=name, target=t, batch=b) for t, b in units]
 
 
 def batches_of(run: RunRef) -> list[BatchRef]:

@@ -52,7 +52,7 @@ def object_store(folder: Path) -> Iterator[dict[str, str]]:
         process = subprocess.Popen(
             [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
              f"-s3.config={folder}/s3.json", f"-master.port={master}", f"-volume.port={volume}",
-             f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0",
+             f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
              "-master.telemetry=false",
              "-volume.preStopSeconds=1", "-master.volumeSizeLimitMB=64"],
             stdout=log, stderr=subprocess.STDOUT,

@@ -92,10 +92,12 @@ def test_one_command_and_every_task_run_is_recorded(reference, tmp_path):
     assert all(t.state.is_completed() for t in recorded)
     assert len([n for n in names if n.startswith("batch ")]) == 3
     assert len([n for n in names if n.startswith("label ")]) == 3
-    assert len([n for n in names if n.startswith("cell step ")]) == 6
-    assert len(names) == 3 + 3 + 6 + 2
+    assert len([n for n in names if n.startswith("cell step ")]) == 9  # two layers, and the latents
+    assert len(names) == 3 + 3 + 9 + 2
     assert "batch 0001 · samples 4-7" in names
-    assert {"best-cells-flow", "summary-flow", "progress-generate"} <= artifacts
+    wanted = {"best-cells-flow", "summary-flow", "progress-generate", "report-flow"}
+    wanted |= {f"heatmap-{prop}-flow" for prop in ("foreground", "depth", "shading")}
+    assert wanted <= artifacts
 
     again = ldmprobe("run", str(path), "--store", str(store), home=home)
     assert "finished already" in again.stdout

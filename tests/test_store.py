@@ -77,7 +77,7 @@ def test_a_stranger_needs_xarray_alone(run):
     assert group.step.values.tolist() == [1, 2, 3]
     assert group.y.values.tolist() == [2, 6, 10, 14]
     scores = tree["scores/depth"]
-    assert list(scores.layer.values) == run.layers
+    assert list(scores.layer.values) == [*run.layers, "latents"]
     assert set(scores.split.values) == {"validation", "test"}
     for node in tree.subtree:
         for name, array in node.ds.data_vars.items():

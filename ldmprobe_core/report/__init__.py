@@ -14,8 +14,18 @@ from plotly.offline import get_plotlyjs
 from ldmprobe_core.classcurves import leads_from, right_classes
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.findings import Findings, summarise
-from ldmprobe_core.report import figures, published
-from ldmprobe_core.report.text import NAMES, best_rows, headline, lead, number, short_layer, step
+from ldmprobe_core.intervening import FOLDER, finished_interventions, read_findings
+from ldmprobe_core.report import edits, figures, published
+from ldmprobe_core.report.text import (
+    NAMES,
+    best_rows,
+    effect_rows,
+    headline,
+    lead,
+    number,
+    short_layer,
+    step,
+)
 from ldmprobe_core.stages import label_set, samples_of
 from ldmprobe_core.store import Run
 from ldmprobe_core.summary import Summary
@@ -81,7 +91,10 @@ def _shown(run: Run, findings: Findings, samples: tuple[int, ...] | None) -> lis
 def _pictures(run: Run, findings: Findings, shown: list[int]) -> dict[str, list[dict[str, Any]]]:
     """Draw every figure into the run; file names, alternatives and captions by section."""
     summary, labels, samples = findings.summary, label_set(run), samples_of(run)
-    pictures: dict[str, list[dict[str, Any]]] = {"properties": [], "samples": [], "classes": []}
+    pictures: dict[str, list[dict[str, Any]]] = {
+        "properties": [], "samples": [], "classes": [],
+        "interventions": [],
+    }  # fmt: skip
 
     def draw(section: str, name: str, figure: Any, alternative: str, **more: Any) -> None:
         run.write_bytes(f"report/{name}", figures.png(figure))
@@ -108,6 +121,25 @@ def _pictures(run: Run, findings: Findings, shown: list[int]) -> dict[str, list[
             figures.curves_figure(prop, findings),
             f"{prop} scores over steps for probes, image labelers and controls.",
         )
+    for name in finished_interventions(run):
+        draw(
+            "interventions",
+            f"{name}.png",
+            edits.before_and_after(run, name),
+            f"Samples before and after the intervention {name}, with its controls.",
+            found=read_findings(run, name).model_dump(mode="json"),
+        )
+        if run.open(f"{FOLDER}/{name}").sizes["target"] > 1:
+            draw(
+                "interventions",
+                f"{name}-strip.png",
+                edits.strip(run, name),
+                f"One sample, every target of {name} above and what came out of it below.",
+            )
+            run.write_bytes(f"report/{name}.gif", edits.animation(run, name))
+            pictures["interventions"].append(
+                {"file": f"{name}.gif", "alt": f"Animation of one sample over {name}'s targets."}
+            )
     steps = _columns(summary.steps)
     for index in shown:
         draw(
@@ -137,7 +169,9 @@ def _page(run: Run, findings: Findings, record: dict[str, Any], pictures: dict[s
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(number=number, step=step, lead=lead, names=NAMES)
+    environment.globals.update(
+        number=number, step=step, lead=lead, names=NAMES, effects=effect_rows
+    )
     study = run.study()
     content = yaml.safe_dump(
         json.loads(study.to_json()), sort_keys=False, allow_unicode=True, width=100

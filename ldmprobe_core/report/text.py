@@ -100,6 +100,40 @@ def headline(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+_EFFECTS = {
+    "edited": "edited",
+    "random": "random change of the same norm",
+    "shuffled": "through shuffled-label probes",
+}
+
+
+def effect_rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    """One row a variant of an intervention, the unedited image first."""
+    rows = [
+        {
+            "image": "unedited",
+            f"{NAMES[found['metric']]} with target": number(found["unedited"]),
+            "less unedited": "",
+            "improved": "",
+            "change elsewhere": "",
+            "class kept": "",
+        }
+    ]
+    for variant, effect in found["effects"].items():
+        kept = effect["kept"]
+        rows.append(
+            {
+                "image": _EFFECTS[variant],
+                f"{NAMES[found['metric']]} with target": number(effect["mean"]),
+                "less unedited": number(effect["less_unedited"]),
+                "improved": f"{effect['improved'] * 100:.0f}%",
+                "change elsewhere": number(effect["outside"]),
+                "class kept": "–" if kept is None else f"{kept * 100:.0f}%",
+            }
+        )
+    return rows
+
+
 def _leading(leads: dict[str, Any]) -> str:
     """By how many steps probes lead, the stronger rival named as plainly."""
     image, clean = leads["image"]["onset"], leads["clean"]["onset"]

@@ -1,0 +1,38 @@
+"""The intervene flow: edit activations, denoise on, score the images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.study import runner_of
+from ldmprobe_core.interventions import Intervention
+from ldmprobe_core.study import Execution
+from tasks.artifacts import publish_intervention
+from tasks.intervene import edit, plan_edits, summarise_edits
+from tasks.progress import follow
+from tasks.references import edits_of
+
+
+@flow(
+    name="intervene",
+    flow_run_name="intervene {what.prop}",
+    task_runner=runner_of(Execution()),
+)
+def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
+    """Carry an intervention out on a finished run, and return what it found.
+
+    Batches and targets fan out over the flow's task runner; what is complete is passed over.
+
+    Args:
+        url: of the run.
+    """
+    run = plan_edits(url, what)
+    units = {
+        f"target {unit.target}, batch {unit.batch:03d}": edit.submit(unit)
+        for unit in edits_of(run, what.name)
+    }
+    found = summarise_edits(run, what.name, follow("edit", units))
+    publish_intervention(found, run.url)
+    return found

@@ -1,0 +1,85 @@
+"""Arrays with names: every one has dimensions, a description and units, and shows its holes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+
+class Arrays:
+    """Creates groups and arrays below a root."""
+
+    def __init__(self, root: zarr.Group) -> None:
+        self.root = root
+
+    def group(self, path: str, description: str) -> zarr.Group:
+        """A group with what it holds, in words."""
+        return self.root.create_group(path, attributes={"description": description})
+
+    def array(
+        self,
+        group: zarr.Group,
+        name: str,
+        sizes: dict[str, int],
+        chunks: dict[str, int],
+        dtype: str,
+        description: str,
+        units: str = "1",
+        compress: bool = True,
+    ) -> None:
+        """An empty array with named dimensions; sizes and chunks are by dimension."""
+        floating = np.dtype(dtype).kind == "f"
+        group.create_array(
+            name,
+            shape=tuple(sizes.values()),
+            chunks=tuple(chunks.get(dim, size) for dim, size in sizes.items()),
+            dtype=dtype,
+            fill_value=np.nan if floating else 0,  # a hole in floats shows as NaN
+            compressors=ZstdCodec(level=1) if compress else None,
+            dimension_names=tuple(sizes),
+            attributes={"description": description, "units": units},
+            config={"write_empty_chunks": True},
+        )
+
+    def table(
+        self,
+        group: zarr.Group,
+        name: str,
+        dim: str,
+        values: Any,
+        description: str,
+        units: str = "1",
+    ) -> None:
+        """A small array with its data, one chunk."""
+        data = np.asarray(values)
+        text = data.dtype.kind == "U"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # string dtypes are an extension of Zarr v3
+            array = group.create_array(
+                name,
+                shape=data.shape,
+                chunks=data.shape,
+                dtype=str if text else data.dtype,
+                dimension_names=(dim,),
+                attributes={"description": description, "units": units},
+            )
+            array[:] = data.astype(object) if text else data
+
+    def coordinate(
+        self,
+        group: zarr.Group,
+        dim: str,
+        values: Any,
+        description: str,
+        units: str = "1",
+        name: str | None = None,
+    ) -> None:
+        """A coordinate of a dimension; one with a ``name`` of its own is a second one beside it."""
+        self.table(group, name or dim, dim, values, description, units)
+        if name:
+            known = str(group.attrs.get("coordinates", "")).split()
+            group.attrs["coordinates"] = " ".join([*known, name])

@@ -1,0 +1,50 @@
+"""The tasks of an intervention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.logging import get_run_logger
+from prefect.tasks import exponential_backoff
+
+from ldmprobe_core.intervening import edit_batch, lay_out, summarise_intervention
+from ldmprobe_core.interventions import Intervention
+from ldmprobe_core.report import rebuild_report
+from ldmprobe_core.store import Run
+from tasks.references import EditRef, RunRef
+from tasks.study import is_transient
+
+
+@task(name="plan edits", task_run_name="plan {what.prop} edits")
+def plan_edits(url: str, what: Intervention) -> RunRef:
+    """Check an intervention and lay its arrays out in the run, or find them."""
+    run = Run(url)
+    lay_out(run, what)
+    return RunRef(url=run.url, identity=run.read_text("identity").strip())
+
+
+@task(
+    name="edit",
+    task_run_name="edit {unit.name} · target {unit.target} · batch {unit.batch:03d}",
+    tags=["edit"],
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=1),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_transient,
+    result_serializer="json",
+)
+def edit(unit: EditRef) -> dict[str, Any]:
+    """Edit one batch towards one target, and score it."""
+    done = edit_batch(unit.run.url, unit.name, unit.target, unit.batch)
+    get_run_logger().info("%d images, %.1f s", done["images"], done["seconds"])
+    return done
+
+
+@task(name="summarise edits", task_run_name="summarise {name}")
+def summarise_edits(run: RunRef, name: str, seconds: float) -> dict[str, Any]:
+    """Condense an intervention, and show it in the run's report."""
+    store = Run(run.url)
+    findings = summarise_intervention(store, name, seconds)
+    rebuild_report(store)
+    return findings.model_dump(mode="json")
