@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import resources
 from typing import Any
 
@@ -140,6 +141,10 @@ def _pictures(run: Run, findings: Findings, shown: list[int]) -> dict[str, list[
             pictures["interventions"].append(
                 {"file": f"{name}.gif", "alt": f"Animation of one sample over {name}'s targets."}
             )
+            ffmpeg = shutil.which("ffmpeg")
+            if ffmpeg:
+                run.write_bytes(f"report/{name}.mp4", edits.film(run, name, ffmpeg))
+                pictures["interventions"][-1]["film"] = f"{name}.mp4"
     steps = _columns(summary.steps)
     for index in shown:
         draw(
