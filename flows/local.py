@@ -24,7 +24,7 @@ from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import TaskRun
-from prefect.logging.handlers import PrefectConsoleHandler
+from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -124,6 +124,7 @@ def run_flow(flow: Flow[..., Any], execution: Execution, **parameters: Any) -> d
     finally:
         for run_id in begun:
             wait_for_records(run_id)
+        APILogHandler().flush()  # the last lines too, while the server is there to take them
 
 
 def wait_for_records(flow_run_id: Any) -> int:
