@@ -60,8 +60,8 @@ def class_curves(run: Run, level: float, resamples: int) -> dict[str, Any]:
     final = run.read("labels", "class_score")
     top = final.argmax(1)
     right, by_prompt = right_classes(run)
-    prompts = np.array([sample.prompt for sample in samples_of(run)])
-    bootstrap = Bootstrap(prompts, resamples, level, seed=0)
+    groups = np.array([sample.group for sample in samples_of(run)])
+    bootstrap = Bootstrap(groups, resamples, level, seed=0)
     agreement, named_from = {}, {}
     named = 0.0
     for source in SOURCES:

@@ -83,5 +83,5 @@ def _difference(
     pairs = int(np.isfinite(gaps).sum())
     if pairs < 2:
         return "–", pairs
-    groups = np.array([key[0] + (key[2] or "") for key in shared])
+    groups = np.array([key[2] or key[0] for key in shared])
     return number(Bootstrap(groups, 1000, 0.95, seed=0).interval(gaps).model_dump()), pairs

@@ -70,9 +70,9 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
     samples = samples_of(run)
     is_test = np.array([samples[i].split == "test" for i in labels.held])
     test = labels.held[is_test]
-    prompts = np.array([samples[i].prompt for i in test])
+    groups = np.array([samples[i].group for i in test])
     bootstrap = Bootstrap(
-        prompts, study.statistics.resamples, study.statistics.level, seed=study.prompts.seed
+        groups, study.statistics.resamples, study.statistics.level, seed=study.prompts.seed
     )
     properties, curves = {}, {}
     for prop in study.labels.maps:
@@ -105,7 +105,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
     counts = {"total": len(samples)}
     for split in ("train", "validation", "test"):
         counts[split] = sum(sample.split == split for sample in samples)
-    counts["test_prompts"] = bootstrap.groups
+    counts["test_groups"] = bootstrap.groups
     summary = Summary.model_validate(
         {
             "study": study.name,

@@ -52,6 +52,11 @@ class Sample:
     split: str
     picture: str | None = None
 
+    @property
+    def group(self) -> str:
+        """What it shares with samples that are not independent of it: its prompt, or picture."""
+        return self.picture or self.prompt
+
 
 @dataclass(frozen=True)
 class _Draft:

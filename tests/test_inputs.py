@@ -193,6 +193,8 @@ def test_probes_against_exact_maps_and_against_labels(scenes, tmp_path):
     assert np.isnan(run.read("labels_trajectory", "depth")).all()
     summary = build_report(run, {})
     assert summary.samples["total"] == n
+    assert summary.samples["test_groups"] == summary.samples["test"]  # each picture by itself
+    assert summary.properties["depth"].best.low < summary.properties["depth"].best.high
     assert summary.properties["foreground"].best.mean > 0.5
     assert summary.labelers is None
     assert summary.properties["depth"].emergence.image.onset.step is None

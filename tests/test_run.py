@@ -255,6 +255,14 @@ def test_not_finite_activations_are_counted_and_leave_no_score(finished, tmp_pat
             assert found.controls.permuted.undefined == summary.samples["test"]
 
 
+def test_images_of_a_prompt_are_one_group(tiny_study, tmp_path):
+    study = tiny_study(prompts={"items": [f"a ball {i}" for i in range(4)], "samples": 12})
+    run = carry_out(study, str(tmp_path))
+    samples = summarise(run, {}).summary.samples
+    assert samples["total"] == 12
+    assert samples["test"] == 3 * samples["test_groups"]
+
+
 def test_report_shows_prompts_as_text(tiny_study, tmp_path):
     evil = [f"<script>alert({i})</script> ../../etc" for i in range(8)]
     study = tiny_study(
