@@ -265,9 +265,12 @@ def _finished(run: str) -> Run:
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Check a study and print its sizes and what is missing here; no weights are loaded."""
     from ldmprobe_core.planning import make_plan
+    from ldmprobe_core.prompts import pin_inputs
 
     chosen = load_study(study, set_)
     plan = make_plan(chosen)
+    if not plan.missing:
+        chosen = pin_inputs(chosen)  # as it will be called once it runs
     console.print(f"{chosen.name}, run {chosen.run_name}", highlight=False)
     batches = -(-plan.count // chosen.sampling.batch)
     console.print(

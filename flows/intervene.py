@@ -28,11 +28,11 @@ def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
     Args:
         url: of the run.
     """
-    run = plan_edits(url, what)
+    run, name = plan_edits(url, what)
     units = {
         f"target {unit.target}, batch {unit.batch:03d}": edit.submit(unit)
-        for unit in edits_of(run, what.name)
+        for unit in edits_of(run, name)
     }
-    found = summarise_edits(run, what.name, follow("edit", units))
+    found = summarise_edits(run, name, follow("edit", units))
     publish_intervention(found, run.url)
     return found

@@ -54,7 +54,7 @@ def match_layers(family: Family, names: list[str], layers: tuple[str, ...]) -> l
     chosen = set()
     for layer in layers:
         globs = presets.get(layer, (layer,))
-        found = {name for name in names if any(fnmatchcase(name, glob) for glob in globs)}
+        found = {name for name in names if any(_matches(name, glob) for glob in globs)}
         if not found:
             if layer in PRESETS and layer not in presets:
                 remedy = f"; this model has {', '.join(presets)}"
@@ -64,6 +64,11 @@ def match_layers(family: Family, names: list[str], layers: tuple[str, ...]) -> l
             raise UserError(f"capture.layers {layer!r} matches no module of the denoiser{remedy}")
         chosen |= found
     return [name for name in names if name in chosen]
+
+
+def _matches(name: str, glob: str) -> bool:
+    """The decoder's modules are meant only by globs that name it."""
+    return fnmatchcase(name, glob) and (glob.startswith(VAE) or not name.startswith(VAE))
 
 
 class Capture:

@@ -17,7 +17,10 @@ ONSET, SETTLED = 0.5, 0.9
 
 
 class Interval(BaseModel):
-    """A mean over samples and its bootstrap interval; None where every sample is undefined."""
+    """A mean over samples and its bootstrap interval; None where every sample is undefined.
+
+    Of fewer than two groups there is a mean and no interval.
+    """
 
     mean: float | None
     low: float | None
@@ -97,6 +100,8 @@ class Bootstrap:
         """Mean of values (sample,) and its percentile interval; NaN samples are left out."""
         if not np.isfinite(values).any():
             return Interval(mean=None, low=None, high=None)
+        if self.groups < 2:  # one prompt says nothing of how prompts differ
+            return Interval(mean=float(np.nanmean(values)), low=None, high=None)
         low, high = np.nanpercentile(self.means(values), self.tails)
         return Interval(mean=float(np.nanmean(values)), low=float(low), high=float(high))
 

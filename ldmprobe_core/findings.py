@@ -89,6 +89,9 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
         sources = {}
         for source in SOURCES:
             seen = run.read(f"labels_{source}", prop, sample=test)
+            if np.isnan(seen).all():  # exact maps: nobody looked at the steps' images
+                sources[source] = np.full(seen.shape[1::-1], np.nan)
+                continue
             if prop == "foreground":
                 seen = seen > study.labels.threshold
             by_step = [

@@ -204,7 +204,8 @@ class Generator:
             return noised(scheduler, clean, noise, step)
 
         # The pipeline takes unit noise and scales it itself.
-        return at, at(0) / float(getattr(scheduler, "init_noise_sigma", 1.0))
+        start = at(0) / float(getattr(scheduler, "init_noise_sigma", 1.0))
+        return at, start.to(next(self.denoiser.parameters()).dtype)
 
     @property
     def _at_once(self) -> int:

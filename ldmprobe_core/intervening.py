@@ -36,6 +36,7 @@ from ldmprobe_core.interventions import (
 from ldmprobe_core.labelers import labelers_of
 from ldmprobe_core.stages import check_origin, label_set, loaded, samples_of
 from ldmprobe_core.store import Run
+from ldmprobe_core.targets import pin
 
 FOLDER = "interventions"
 """Group of the arrays."""
@@ -76,13 +77,17 @@ class Findings(BaseModel):
     seconds: float
 
 
-def lay_out(run: Run, what: Intervention) -> Plan:
+def lay_out(run: Run, what: Intervention) -> str:
     """Check an intervention and create its arrays, or find them.
+
+    Returns:
+        the intervention's name, under which its results lie.
 
     Raises:
         UserError: the run does not hold what it needs, or was made by another model.
     """
     study = run.study()
+    what = what.model_copy(update={"targets": tuple(pin(target) for target in what.targets)})
     plan = plan_intervention(run, what)
     check_origin(run, study)
     if what.prop not in labelers_of(study):
@@ -91,11 +96,11 @@ def lay_out(run: Run, what: Intervention) -> Plan:
     wanted = aims_of(_as_maps(run, what, own), what.targets)
     with run.claim():
         if run.has(f"{RECORDS}/{what.name}/intervention.json"):
-            return plan
+            return what.name
         _create(run, what, plan, wanted)
         run.consolidate()  # so that a stranger's first look finds the new group too
         run.write_text(f"{RECORDS}/{what.name}/intervention.json", what.model_dump_json(indent=2))
-    return plan
+    return what.name
 
 
 def _as_maps(run: Run, what: Intervention, labels: np.ndarray) -> np.ndarray:
@@ -104,6 +109,8 @@ def _as_maps(run: Run, what: Intervention, labels: np.ndarray) -> np.ndarray:
 
 def _create(run: Run, what: Intervention, plan: Plan, wanted: np.ndarray) -> None:
     root = zarr.open_group(run.store, mode="r+", use_consolidated=False)
+    if f"{FOLDER}/{what.name}" in root:  # begun and cut off before its record was written
+        del root[f"{FOLDER}/{what.name}"]
     arrays = Arrays(root)
     group = arrays.group(f"{FOLDER}/{what.name}", f"{what.prop} edited, method {what.method}")
     sizes = run.open("images").sizes
@@ -175,10 +182,11 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
     own = _as_maps(run, what, run.read("labels", what.prop, sample=index))
     if what.prop == "foreground":
         wanted = wanted > 0.5
+    identity = run.read_text("identity")
     scores, maps, images, outside, kept = [], [], [], [], []
     with loaded(run) as (generator, labelers):
         for variant in _variants(what):
-            real = _directions(url, study.hash, what, variant == "shuffled")
+            real = _directions(url, identity, what, variant == "shuffled")
             seed = torch.Generator().manual_seed(what.seed + 1000 * target + batch)
             change = change_towards(what, plan.kind, wanted, seed if variant == "random" else None)
             edited = generate_edited(generator, samples, Editor(generator, real, change))
@@ -223,7 +231,7 @@ def _kept(run: Run, labelers: dict[str, Any], edited: np.ndarray, index: list[in
 
 @lru_cache(maxsize=4)
 def _directions(
-    url: str, study_hash: str, what: Intervention, shuffled: bool
+    url: str, identity: str, what: Intervention, shuffled: bool
 ) -> dict[tuple[int, str], Direction]:
     """Directions of an intervention, kept for the next batch."""
     run = Run(url)

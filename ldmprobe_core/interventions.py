@@ -36,6 +36,7 @@ VARIANTS = ("edited", "random", "shuffled")
 METRICS = {"foreground": ("dice",), "depth": ("spearman", "rmse")}
 DECODER = ("up_blocks.*",)
 
+_CONFIDENCE = 0.98
 _DEFAULT_STEPS = {"foreground": 5, "depth": 3}
 
 
@@ -67,7 +68,7 @@ class Intervention(BaseModel):
     steps: Annotated[int, Field(ge=1)] | None = None
     layers: tuple[str, ...] | None = None
     kind: Literal["ridge", "logistic", "adam"] | None = None
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.98
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = _CONFIDENCE
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
     metric: Literal["l2", "covariance"] = "covariance"
     iterations: Annotated[int, Field(ge=1)] = 128
@@ -80,6 +81,8 @@ class Intervention(BaseModel):
     def _distinct(self) -> Intervention:
         if len(set(self.targets)) < len(self.targets) or not self.targets:
             raise ValueError("targets: name at least one, and each once")
+        if self.method == "adam" and (self.strength, self.confidence) != (1.0, _CONFIDENCE):
+            raise ValueError("strength and confidence are of exact edits: leave them out with adam")
         return self
 
     @property
@@ -139,6 +142,9 @@ def plan_intervention(run: Run, what: Intervention) -> Plan:
     steps = what.steps or min(_DEFAULT_STEPS[what.prop], total)
     if steps > total:
         raise UserError(f"steps is {steps}, and the run has {total}: lower it")
+    for glob in what.layers or ():
+        if not any(fnmatchcase(name, glob) for name in run.layers):
+            raise UserError(f"layers {glob} match none of {', '.join(run.layers)}")
     globs = what.layers or (DECODER if what.prop == "foreground" else ("*",))
     layers = [
         name
@@ -163,6 +169,8 @@ def plan_intervention(run: Run, what: Intervention) -> Plan:
         wanted = kinds[0]
     if wanted not in kinds or (wanted == "logistic" and what.prop != "foreground"):
         raise UserError(f"kind is {wanted!r}, which no probe of {what.prop} in this run is")
+    if what.confidence != _CONFIDENCE and not (what.prop == "foreground" and wanted != "ridge"):
+        raise UserError(f"confidence is of logits of masks, and kind is {wanted}: leave it out")
     if what.method == "adam" and what.prop == "foreground" and wanted == "ridge":
         raise UserError("method adam needs logits of masks, which kind ridge lacks: use exact")
     return Plan(_samples(run, what), layers, steps, wanted)
@@ -294,14 +302,28 @@ def directions_of(
                 weight = here.weight.values.astype(np.float64)
                 probe = Probe(weight, float(here.bias), float(here.penalty))
             covariance = None
-            if what.metric == "covariance":
-                rows = tokens[labels.train].reshape(-1, tokens.shape[-1]).astype(np.float64)
-                covariance = np.cov(rows, rowvar=False, bias=True)
+            if what.method == "exact" and what.metric == "covariance":
+                trained = tokens[labels.train]
+                finite = np.isfinite(trained).reshape(len(trained), -1).all(1)
+                covariance = covariance_of(trained[finite])
             try:
                 found[step, layer] = Direction.of(probe, covariance)
             except ValueError as error:
                 raise UserError(f"{layer} at step {step} cannot be edited: {error}") from error
     return found
+
+
+def covariance_of(tokens: np.ndarray) -> np.ndarray:
+    """Covariance (channel, channel) of tokens (n, y, x, channel), in float64, sample by sample."""
+    channels = tokens.shape[-1]
+    count = tokens.size // channels
+    total, square = np.zeros(channels), np.zeros((channels, channels))
+    for sample in tokens:
+        rows = sample.reshape(-1, channels).astype(np.float64)
+        total += rows.sum(0)
+        square += rows.T @ rows
+    mean = total / count
+    return square / count - np.outer(mean, mean)
 
 
 def change_towards(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL
 from diffusers.utils import logging
 from huggingface_hub import snapshot_download
 from torch import nn
@@ -27,26 +27,29 @@ def config_folder(model: Model) -> Path:
     """The folder of a model's JSON configs; its weights may be elsewhere, or not here at all.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model on this machine.
     """
-    folder = _local_folder(model)
-    if folder is not None:
-        return folder
-    cached = _cached(model)
-    if cached is not None:
-        return cached
-    if model.source in _KNOWN:
-        return Path(__file__).parent / "configs" / _KNOWN[model.source]
-    return _from_hub(model, ["*.json"])
+    folder = _local_folder(model) or _cached(model)
+    if folder is None and model.source in _KNOWN:
+        folder = Path(__file__).parent / "configs" / _KNOWN[model.source]
+    return folder or _not_here(model)
 
 
 def model_folder(model: Model) -> Path:
-    """The folder a model's files lie in; a hub id is fetched into the hub's own cache.
+    """The folder a model's files lie in: given, or of the hub's own cache; nothing is fetched.
 
     Raises:
-        UserError: there is no such folder, or the hub cannot give it.
+        UserError: there is no such folder.
     """
-    return _local_folder(model) or _from_hub(model, None)
+    return _local_folder(model) or _cached(model) or _not_here(model)
+
+
+def _not_here(model: Model) -> NoReturn:
+    revision = f" --revision {model.revision}" if model.revision else ""
+    raise UserError(
+        f"model.source {model.source!r} is not on this machine: fetch it with hf download "
+        f"{model.source}{revision}, or give its folder"
+    )
 
 
 def has_weights(folder: Path) -> bool:
@@ -76,22 +79,6 @@ def _cached(model: Model) -> Path | None:
         return Path(snapshot_download(model.source, revision=model.revision, local_files_only=True))
     except Exception:  # the hub's client has many ways to say that it is not there
         return None
-
-
-def _from_hub(model: Model, patterns: list[str] | None) -> Path:
-    try:
-        if patterns is not None:
-            return Path(
-                snapshot_download(model.source, revision=model.revision, allow_patterns=patterns)
-            )
-        return Path(
-            DiffusionPipeline.download(model.source, revision=model.revision, use_safetensors=True)
-        )
-    except Exception as error:  # whatever the hub's client raises, offline or refused
-        raise UserError(
-            f"model.source {model.source!r}: cannot be fetched from the hub "
-            f"({type(error).__name__}); fetch it where there is a network, then give its folder"
-        ) from error
 
 
 def fingerprint(folder: Path) -> str:

@@ -11,7 +11,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study import MAP_PROPERTIES, Images
@@ -108,18 +108,23 @@ def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            picture = ImageOps.exif_transpose(image).convert("RGB")  # as it was held
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a picture ({type(error).__name__}): remove it") from error
     box = _middle(picture.height, picture.width, size)
     resized = picture.resize(size[::-1], Image.Resampling.LANCZOS, box=box)
     return np.asarray(resized, dtype=np.uint8)
 
 
-def read_map(path: Path, prop: str, size: tuple[int, int]) -> np.ndarray:
+def read_map(
+    path: Path, prop: str, size: tuple[int, int], picture: Path | None = None
+) -> np.ndarray:
     """A map as (y, x) float32, cut and resized as its picture is.
 
     Foreground is taken by nearest pixels, scaled to 0..1; the others bilinearly.
+
+    Args:
+        picture: that it belongs to, whose aspect it must have.
 
     Raises:
         UserError: it cannot be read, or holds values that a map of this property cannot.
@@ -127,12 +132,24 @@ def read_map(path: Path, prop: str, size: tuple[int, int]) -> np.ndarray:
     values = _load_map(path)
     if not np.isfinite(values).all():
         raise UserError(f"{path}: it holds values that are not finite: fill them in")
-    if prop == "foreground" and values.max(initial=0) > 1:
-        values = values / (65535 if values.max() > 255 else 255)
-    if prop == "foreground" and (values.min() < 0 or values.max() > 1):
-        raise UserError(f"{path}: a mask holds 0..1 or 0..255, not {values.min():g} or more")
+    if prop == "foreground":
+        high = float(values.max())
+        if values.min() < 0 or (high > 1 and high not in (255, 65535)):
+            raise UserError(
+                f"{path}: a mask holds 0 to 1, or 0 to 255, not {values.min():g} to {high:g}: of a "
+                "map of object numbers make a mask first"
+            )
+        values = values / max(high, 1)
     if prop == "shading" and values.min() < 0:
         raise UserError(f"{path}: shading is at least 0, not {values.min():g}")
+    if picture is not None:
+        with Image.open(picture) as beside:
+            width, height = ImageOps.exif_transpose(beside).size
+        if abs(values.shape[0] * width - values.shape[1] * height) > max(width, height):
+            raise UserError(
+                f"{path}: it is {values.shape[0]} x {values.shape[1]}, and its picture "
+                f"{height} x {width}: a map has its picture's aspect"
+            )
     box = _middle(values.shape[0], values.shape[1], size)
     nearest = prop == "foreground"
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
@@ -149,7 +166,7 @@ def _load_map(path: Path) -> np.ndarray:
         else:
             with Image.open(path) as image:
                 values = np.asarray(image)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, RuntimeError) as error:
         raise UserError(f"{path}: not a map ({type(error).__name__}): write it again") from error
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 3:
@@ -168,9 +185,7 @@ def _load_exr(path: Path) -> np.ndarray:
         ) from None
     with OpenEXR.File(str(path)) as file:
         channels = [channel.pixels for channel in file.channels().values()]
-    if len(channels) != 1:
-        channels = [part for c in channels for part in np.moveaxis(np.atleast_3d(c), -1, 0)]
-    return np.stack([np.squeeze(channel) for channel in channels], axis=-1)
+    return np.concatenate([np.atleast_3d(channel) for channel in channels], axis=-1)
 
 
 def _middle(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:

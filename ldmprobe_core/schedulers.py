@@ -68,7 +68,7 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
         raise UserError(
             f"sampling.scheduler is {name!r}, and this model is trained by {what}: use {remedy}"
         )
-    return _CLASSES[name].from_config({**config, **_OURS.get(name, {})})
+    return _CLASSES[name].from_config({**_OURS.get(name, {}), **config})
 
 
 def is_flow(config: dict[str, Any]) -> bool:

@@ -53,16 +53,19 @@ def prepare(study: Study, store: str) -> Run:
     study = pin_inputs(study)
     run = run_in(store, study)
     check_store(plan, run)
-    with run.claim():
-        if run.exists:
-            check_origin(run, study)
-            run.write_text("study.json", study.to_json())  # the same but for where it now runs
-        else:
-            _lay_out(run, study, plan)
+    if not run.exists:
+        blueprint, record = _blueprint(study, plan)  # takes long: before the place is claimed
+        with run.claim():
+            if not run.exists:
+                run.create(blueprint, record)
+                return run
+    check_origin(run, study)
+    run.write_text("study.json", study.to_json())  # the same but for where it now runs
     return run
 
 
-def _lay_out(run: Run, study: Study, plan: Plan) -> None:
+def _blueprint(study: Study, plan: Plan) -> tuple[Blueprint, dict[str, Any]]:
+    """The shape of a study's run, and what is recorded with it."""
     labelers = _labelers(study)
     units = dict.fromkeys(study.labels.maps, "as the maps that were given")
     blueprint = Blueprint(
@@ -75,14 +78,11 @@ def _lay_out(run: Run, study: Study, plan: Plan) -> None:
         units | {prop: labeler.units for prop, labeler in labelers.items()},
         plan.truth,
     )
-    run.create(
-        blueprint,
-        {
-            "model_fingerprint": fingerprint(model_folder(study.model)),
-            "labeler_fingerprints": plan.labelers,
-            "versions": versions(),
-        },
-    )
+    return blueprint, {
+        "model_fingerprint": fingerprint(model_folder(study.model)),
+        "labeler_fingerprints": plan.labelers,
+        "versions": versions(),
+    }
 
 
 def check_origin(run: Run, study: Study) -> None:
@@ -166,8 +166,8 @@ def _pictures(
     names = [str(sample.picture) for sample in samples]
     maps = {}
     for prop in run.truth:
-        paths = [map_path(folder, name, prop) for name in names]
-        maps[prop] = np.stack([read_map(path, prop, size) for path in paths if path is not None])
+        found = [(map_path(folder, name, prop), folder / name) for name in names]
+        maps[prop] = np.stack([read_map(m, prop, size, p) for m, p in found if m is not None])
     return _pictures_of(folder, names, size), maps
 
 
@@ -197,6 +197,7 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     study = run.study()
     members = study.batches[batch]
     region = slice(members.start, members.stop)
+    fingerprints = run.attributes()["labeler_fingerprints"]
     count = 0
     for source, group in (
         ("image", "labels"),
@@ -211,7 +212,7 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
             torch.set_num_threads(study.sampling.threads)
             labels = {
                 "class_score" if prop == "class" else prop: labeler(flat)
-                for prop, labeler in _labelers(study).items()
+                for prop, labeler in _labelers(study, fingerprints).items()
             }
         for prop in study.labels.maps:
             if prop not in labels:  # exact maps: of the picture they are known, of a step not
@@ -253,7 +254,7 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     # Sums depend on the number of BLAS threads in their last bits; cells run side by side instead.
     threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
-    labels = _label_set(url, study.hash, run.attributes()["model_fingerprint"])
+    labels = _label_set(url, run.read_text("identity"))
     real = run.read(f"activations/{layer}", "activation", step=at)
     results = {"real": probe_activations(real, labels, study)}
     if study.controls.shuffled:
@@ -332,8 +333,8 @@ def label_set(run: Run) -> LabelSet:
 
 
 @lru_cache(maxsize=2)
-def _label_set(url: str, study_hash: str, model: str) -> LabelSet:
-    """`label_set`, kept for the next cell; study and model decide the labels' bytes."""
+def _label_set(url: str, identity: str) -> LabelSet:
+    """`label_set`, kept for the next cell; a run that was begun anew has another identity."""
     return label_set(Run(url))
 
 
@@ -342,7 +343,9 @@ def loaded(run: Run) -> Iterator[tuple[Generator, dict[str, Labeler]]]:
     """This process's generator and labelers of a run, for one caller at a time."""
     study = run.study()
     with _device_lock:
-        yield _generator(study, run.attributes()["model_fingerprint"]), _labelers(study)
+        attributes = run.attributes()
+        labelers = _labelers(study, attributes["labeler_fingerprints"])
+        yield _generator(study, attributes["model_fingerprint"]), labelers
 
 
 _loaded: dict[str, Any] = {}
@@ -374,10 +377,24 @@ def _generator(study: Study, model: str) -> Generator:
     return _once(f"generator {study.hash} {model} {study.execution.device}", load)
 
 
-def _labelers(study: Study) -> dict[str, Labeler]:
+def _labelers(study: Study, fingerprints: dict[str, str] | None = None) -> dict[str, Labeler]:
+    """The worker's loaded labelers; call with the device lock held.
+
+    Args:
+        fingerprints: those that the run was begun with; None where it is only being begun.
+    """
+
     def load() -> dict[str, Labeler]:
+        for prop, reader in labelers_of(study).items():
+            found = check_labeler(prop, reader)
+            if fingerprints is not None and found != fingerprints[prop]:
+                raise UserError(
+                    f"labels.{prop} has weights with fingerprint {found} on this worker, and the "
+                    f"run was begun with {fingerprints[prop]}: give every worker the same"
+                )
         device = pick_device(study.execution.device)
         return {prop: load_labeler(prop, r, device) for prop, r in labelers_of(study).items()}
 
     named = " ".join(f"{prop}={r.model_dump_json()}" for prop, r in labelers_of(study).items())
-    return _once(f"labelers {named} {study.execution.device}", load)
+    known = " ".join((fingerprints or {}).values())
+    return _once(f"labelers {named} {known} {study.execution.device}", load)

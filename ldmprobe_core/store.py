@@ -46,7 +46,7 @@ SOURCES = ("trajectory", "clean")
 """What the image labelers read at each step: decoded latents, and the predicted clean image."""
 
 _CLAIM_STALE_S = 120.0
-"""Laying a run out takes seconds; a claim older than this has lost its owner."""
+"""Laying a run out takes seconds, and nothing is loaded meanwhile: an older claim is nobody's."""
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -178,33 +178,48 @@ class Run:
         Raises:
             UserError: another process has held the place for longer than laying out takes.
         """
-        files, path = self._files(), self._path("").rstrip("/") + ".claim"
-        if not self.remote:
-            files.makedirs(path.rpartition("/")[0] or ".", exist_ok=True)
+        path, mine = self._path("").rstrip("/") + ".claim", uuid.uuid4().hex
         deadline = time.monotonic() + 2 * _CLAIM_STALE_S
-        while True:
-            try:
-                files.pipe_file(path, str(time.time()).encode(), mode="create")
-                break
-            except OSError as error:
-                if not _is_taken(error):
-                    raise self._unwritable(error) from error
+        while not self._take(path, f"{mine} {time.time()}"):
             if time.monotonic() > deadline:
                 raise UserError(
                     f"store {self.url!r} is being laid out by another process: wait for it, or "
                     f"remove {path} if there is none"
                 )
-            try:
-                if time.time() - float(files.cat_file(path)) > _CLAIM_STALE_S:
-                    files.rm_file(path)
-            except (FileNotFoundError, ValueError):  # just released, or just being written
-                pass
+            _, stamp = self._claimed_by(path)
+            if time.time() - stamp > _CLAIM_STALE_S:
+                with suppress(FileNotFoundError):
+                    self._files().rm_file(path)
             time.sleep(0.2)
         try:
             yield
         finally:
-            with suppress(FileNotFoundError):
-                files.rm_file(path)
+            if self._claimed_by(path)[0] == mine:
+                with suppress(FileNotFoundError):
+                    self._files().rm_file(path)
+
+    def _take(self, path: str, text: str) -> bool:
+        """Make a file only where none is; says whether it did."""
+        try:
+            if self.remote:
+                self._files().pipe_file(path, text.encode(), mode="create")
+            else:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "x") as file:  # exclusive: the file system decides who is first
+                    file.write(text)
+        except OSError as error:
+            if not _is_taken(error):
+                raise self._unwritable(error) from error
+            return False
+        return True
+
+    def _claimed_by(self, path: str) -> tuple[str, float]:
+        """Whose a claim is, and since when; nobody's, and now, where it is just made or gone."""
+        try:
+            owner, stamp = self._files().cat_file(path).decode().split()
+            return owner, float(stamp)
+        except (FileNotFoundError, ValueError):
+            return "", time.time()
 
     def consolidate(self) -> None:
         """Gather the metadata of every group, so that one read shows a stranger all of them."""
@@ -314,8 +329,9 @@ class Run:
             files.pipe_file(path, text.encode())
             return
         files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        files.pipe_file(path + ".part", text.encode())
-        files.mv(path + ".part", path)
+        part = f"{path}.{uuid.uuid4().hex}.part"  # another writer has its own
+        files.pipe_file(part, text.encode())
+        os.replace(part, path)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a binary file of the run."""

@@ -330,6 +330,15 @@ class Study(_Part):
         return self
 
     @model_validator(mode="after")
+    def _guided(self) -> Study:
+        if self.prompts.negative is not None and (self.sampling.guidance == 1 or self.images):
+            raise ValueError(
+                "prompts.negative is given, and without guidance nothing leads away from it: leave "
+                "it out, or set sampling.guidance above 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _enough_prompts(self) -> Study:
         if (self.source == "images") != (self.images is not None):
             raise ValueError(
@@ -444,8 +453,12 @@ def _set(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
     *path, last = key.split(".")
+    labels = content.get("labels")
     for name in path:
-        content = content.setdefault(name, {})
+        below = content.setdefault(name, {})
+        if content is labels and isinstance(below, str):  # a labeler's name alone
+            below = content[name] = {"name": below}
+        content = below
         if not isinstance(content, dict):
             raise UserError(f"--set {override!r}: {name} holds a value, not keys")
     content[last] = value

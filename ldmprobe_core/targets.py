@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,9 @@ class Target(BaseModel):
         dx, dy: shift to the right and down, as shares of the image's width and height.
         scale: about the object's centre (the mask's, or the image's for a map), 1 leaves it.
         mirror: left for right, about the image's middle.
-        file: a PNG or NPY of the image's size, instead.
+        file: a map of the image's size instead: for a mask PNG or NPY, for a map NPY in the
+            labeler's units.
+        digest: of the file's contents, entered when it is read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -30,6 +33,7 @@ class Target(BaseModel):
     scale: Annotated[float, Field(gt=0.05, lt=20)] = 1.0
     mirror: bool = False
     file: str | None = None
+    digest: str | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Target:
@@ -54,6 +58,22 @@ class Target(BaseModel):
         if self.dx or self.dy or not parts:
             parts.append(f"shift {self.dx:g}, {self.dy:g}")
         return ", ".join(parts)
+
+
+def pin(target: Target) -> Target:
+    """The target with its file's whole path and the digest of its contents.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if target.file is None:
+        return target
+    path = Path(target.file).expanduser().absolute()
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"target {target.file!r}: there is no such file") from error
+    return target.model_copy(update={"file": str(path), "digest": digest})
 
 
 def aim(own: np.ndarray, target: Target) -> np.ndarray:
@@ -99,6 +119,11 @@ def _from_file(path: Path, own: np.ndarray) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"target {str(path)!r}: there is no such file")
     mask = own.dtype == bool
+    if not mask and path.suffix != ".npy":
+        raise UserError(
+            f"target {str(path)!r}: a map is given as .npy in the labeler's units; the grey levels "
+            "of a picture have none"
+        )
     shape = _shape_of(path)
     if shape != own.shape:
         raise UserError(

@@ -17,11 +17,11 @@ from tasks.study import is_transient
 
 
 @task(name="plan edits", task_run_name="plan {what.prop} edits")
-def plan_edits(url: str, what: Intervention) -> RunRef:
-    """Check an intervention and lay its arrays out in the run, or find them."""
+def plan_edits(url: str, what: Intervention) -> tuple[RunRef, str]:
+    """Check an intervention and lay its arrays out in the run, or find them; gives its name."""
     run = Run(url)
-    lay_out(run, what)
-    return RunRef(url=run.url, identity=run.read_text("identity").strip())
+    name = lay_out(run, what)
+    return RunRef(url=run.url, identity=run.read_text("identity").strip()), name
 
 
 @task(

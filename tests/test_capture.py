@@ -143,6 +143,8 @@ def test_presets_stand_for_the_familys_own_globs(dry):
         "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"
     ]  # fmt: skip
     assert "mid_block.resnets.1" in dry("resnets")
+    assert not any(name.startswith("vae.") for name in dry("resnets", "*conv1"))
+    assert any(name.startswith("vae.") for name in dry("vae.*conv1"))
     assert dry("vae") == {"vae.decoder.mid_block.attentions.0": (8, 8, 16)}
 
 

@@ -189,6 +189,8 @@ def test_a_target_from_a_file(tmp_path):
     np.testing.assert_allclose(depth, np.load(tmp_path / "m.npy"), atol=1e-6)
     with pytest.raises(UserError, match=r"m\.png' is 8 x 6, and the images are 8 x 8"):
         aim(np.ones((8, 8), bool), Target(file=str(tmp_path / "m.png")))
+    with pytest.raises(UserError, match=r"m\.png': a map is given as \.npy"):
+        aim(np.ones((8, 6), np.float32), Target(file=str(tmp_path / "m.png")))
     with pytest.raises(UserError, match="no such file"):
         aim(own, Target(file=str(tmp_path / "none.png")))
     (tmp_path / "t.png").write_text("text")

@@ -62,6 +62,11 @@ def test_a_gain_is_taken_over_samples_that_all_three_define():
     assert found.onset.low == found.onset.high == 3
 
 
+def test_one_prompt_has_a_mean_and_no_interval():
+    found = Bootstrap(np.array(["one"] * 5), 100, 0.95, 0).interval(np.arange(5.0))
+    assert (found.mean, found.low, found.high) == (2.0, None, None)
+
+
 def test_samples_of_a_prompt_are_drawn_together():
     """16 prompts of 5 equal images: the interval is that of 16 samples, not of 80."""
     rng = np.random.default_rng(4)

@@ -259,6 +259,35 @@ def test_a_picture_and_its_maps_are_cut_alike(tmp_path):
     np.testing.assert_array_equal(found, np.arange(16)[None].repeat(16, 0) >= 8)
 
 
+def test_a_colour_exr_and_a_turned_photograph(tmp_path):
+    rgb = np.random.default_rng(0).random((6, 4, 3)).astype(np.float32)
+    OpenEXR.File({}, {"RGB": rgb}).write(str(tmp_path / "c.exr"))
+    found = read_map(tmp_path / "c.exr", "shading", (6, 4))
+    np.testing.assert_allclose(found, rgb.mean(-1), rtol=1e-5)
+    picture = np.arange(24 * 3, dtype=np.uint8).reshape(6, 4, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held a quarter turn to the right
+    Image.fromarray(picture).save(tmp_path / "t.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(tmp_path / "t.png", (4, 6)), np.rot90(picture, k=-1))
+
+
+@pytest.mark.slow
+def test_pictures_in_half_precision(scenes):
+    study = pin_inputs(pictures_study(scenes[0], model={"dtype": "bfloat16"}))
+    import torch
+
+    from ldmprobe_core import models
+    from ldmprobe_core.families import family_of
+    from ldmprobe_core.generate import Generator
+
+    family = family_of(models.model_folder(study.model))
+    generator = Generator(models.load_pipeline(study, torch.device("cpu")), family, study)
+    samples = make_samples(study)[:2]
+    pictures = np.stack([read_picture(scenes[0] / s.picture, (64, 64)) for s in samples])
+    made = generator.generate(samples, pictures)
+    assert all(np.isfinite(v).all() for v in made.activations.values.values())
+
+
 def test_mistakes_of_pictures(tmp_path, scenes):
     def study(folder, **parts):
         return pictures_study(folder, **parts)
@@ -295,6 +324,19 @@ def test_mistakes_of_pictures(tmp_path, scenes):
         np.save(tmp_path / name, values)
         with pytest.raises(UserError, match=words):
             read_map(tmp_path / name, "shading", (4, 4))
+    numbers = np.zeros((4, 4), np.uint8)
+    numbers[1:3] = 2
+    Image.fromarray(numbers).save(tmp_path / "numbers.png")
+    with pytest.raises(UserError, match="not 0 to 2: of a map of object numbers"):
+        read_map(tmp_path / "numbers.png", "foreground", (4, 4))
+    for name, data in (("cut.exr", b"v/1\x01"), ("empty.npy", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match="not a map"):
+            read_map(tmp_path / name, "depth", (4, 4))
+    rgb.save(tmp_path / "square.png")
+    np.save(tmp_path / "wide.npy", np.ones((4, 8)))
+    with pytest.raises(UserError, match=r"wide\.npy: it is 4 x 8, and its picture 8 x 8"):
+        read_map(tmp_path / "wide.npy", "depth", (4, 4), tmp_path / "square.png")
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match="not a map"):
         read_map(tmp_path / "objects.npy", "depth", (4, 4))

@@ -26,8 +26,10 @@ from ldmprobe_core.interventions import (
     aims_of,
     change_outside,
     change_towards,
+    covariance_of,
     directions_of,
     generate_edited,
+    parse_intervention,
     plan_intervention,
 )
 from ldmprobe_core.metrics import dice
@@ -43,10 +45,10 @@ def run(tiny_model, tmp_path_factory):
 
 
 def carry(run, what):
-    lay_out(run, what)
-    for target, batch in units_of(run, what.name):
-        edit_batch(run.url, what.name, target, batch)
-    return summarise_intervention(run, what.name, 1.0)
+    name = lay_out(run, what)
+    for target, batch in units_of(run, name):
+        edit_batch(run.url, name, target, batch)
+    return summarise_intervention(run, name, 1.0)
 
 
 def loaded(run):
@@ -161,6 +163,36 @@ def test_a_batch_without_its_mark_is_edited_anew_and_comes_out_the_same(run):
     np.testing.assert_array_equal(run.read(group, "image"), before)
 
 
+def test_a_layout_that_was_cut_off_is_laid_out_anew(run, monkeypatch):
+    what = Intervention(samples=2, steps=1, seed=11)
+    real = type(run).write_text
+    monkeypatch.setattr(type(run), "write_text", lambda *a: (_ for _ in ()).throw(OSError("cut")))
+    with pytest.raises(OSError, match="cut"):
+        lay_out(run, what)
+    monkeypatch.setattr(type(run), "write_text", real)
+    assert carry(run, what).pairs == 2
+
+
+def test_a_target_file_is_known_by_its_contents(run, tmp_path):
+    path = tmp_path / "t.npy"
+    names = []
+    for i in (0, 1):
+        mask = np.zeros((16, 16), np.float32)
+        mask[4 * i : 8 + 4 * i, 3:9] = 1
+        np.save(path, mask)
+        names.append(lay_out(run, Intervention(samples=1, targets=(Target(file=str(path)),))))
+        aim = run.read(f"interventions/{names[-1]}", "aim")
+        np.testing.assert_array_equal(aim[0, 0], mask)
+    assert names[0] != names[1]
+
+
+def test_an_overflowed_sample_takes_no_part_in_the_covariance():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(5, 3, 3, 4)).astype(np.float16)
+    expected = np.cov(tokens.reshape(-1, 4).astype(float), rowvar=False, bias=True)
+    np.testing.assert_allclose(covariance_of(tokens), expected, rtol=1e-9)
+
+
 def test_samples_of_a_prompt_go_together_over_targets(run):
     """Two targets of a sample are not independent: the interval is over prompts."""
     what = Intervention(samples=5, targets=(Target(dx=0.25), Target(dx=0.2501)), steps=1)
@@ -218,6 +250,10 @@ def test_mistakes_are_told_before_any_work(run, monkeypatch, capsys):
     fails(r"layers nothing\.\* match none of", layers=("nothing.*",))
     fails("kind is 'adam', which no probe", kind="adam")
     fails("kind is 'logistic', which no probe of depth", prop="depth", kind="logistic")
+    fails("layers none.* match none of", layers=("*attn1", "none.*"))
+    fails("confidence is of logits", kind="ridge", confidence=0.9)
+    with pytest.raises(UserError, match="strength and confidence are of exact edits"):
+        parse_intervention({"method": "adam", "strength": 0.3})
     fails("method adam needs logits", method="adam", kind="ridge")
     fails("is not among the run's test samples", chosen=(999,))
     fails("there is no such file", samples=2, targets=(Target(file="/none.png"),))

@@ -17,6 +17,7 @@ from scipy import stats
 from sklearn.linear_model import Ridge
 
 from ldmprobe_core import stages
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.findings import summarise
 from ldmprobe_core.report import build_report
 from ldmprobe_core.store import Run
@@ -187,10 +188,28 @@ def test_many_starts_at_once_lay_one_run_out(finished, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [study.run_name]
 
 
+def test_one_of_many_threads_gets_the_claim(tmp_path):
+    """The file system decides: looking and then writing would let two in."""
+    run = Run(str(tmp_path / "run"))
+    path = f"{run.url}.claim"
+    for _ in range(50):
+        with ThreadPoolExecutor(4) as pool:
+            took = list(pool.map(lambda i: run._take(path, f"{i} 0"), range(4)))
+        assert sum(took) == 1
+        os.remove(path)
+
+
+def test_a_claim_that_was_taken_over_is_not_removed_by_its_first_owner(tmp_path):
+    run = Run(str(tmp_path / "run"))
+    with run.claim():
+        (tmp_path / "run.claim").write_text(f"another {time.time()}")
+    assert (tmp_path / "run.claim").exists()
+
+
 def test_a_claim_whose_owner_died_is_taken_over(finished, tmp_path):
     study = finished.study()
     claim = tmp_path / f"{study.run_name}.claim"
-    claim.write_text(str(time.time() - 3600))
+    claim.write_text(f"somebody {time.time() - 3600}")
     assert stages.prepare(study, str(tmp_path)).exists
     assert not claim.exists()
 
@@ -255,6 +274,13 @@ def test_not_finite_activations_are_counted_and_leave_no_score(finished, tmp_pat
             assert found.controls.permuted.undefined == summary.samples["test"]
 
 
+def test_a_worker_with_other_labeler_weights_is_refused(finished, monkeypatch):
+    monkeypatch.setattr(stages, "check_labeler", lambda prop, reader: "another")
+    monkeypatch.setattr(stages, "_loaded", {})
+    with pytest.raises(UserError, match=r"labels\.foreground has weights with fingerprint another"):
+        stages._labelers(finished.study(), finished.attributes()["labeler_fingerprints"])
+
+
 def test_images_of_a_prompt_are_one_group(tiny_study, tmp_path):
     study = tiny_study(prompts={"items": [f"a ball {i}" for i in range(4)], "samples": 12})
     run = carry_out(study, str(tmp_path))
@@ -284,6 +310,7 @@ def test_report_shows_prompts_as_text(tiny_study, tmp_path):
 KILLED = """
 import os, signal, sys
 from ldmprobe_core import stages
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import parse_study
 import json

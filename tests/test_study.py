@@ -71,6 +71,10 @@ def test_a_study_survives_its_own_json():
             {"prompts": {"items": ["a", "a", "b", "c", "d"], "samples": 3}},
             ["prompts.samples", "2 distinct prompts"],
         ),
+        (
+            {"prompts": {"negative": "x"}, "sampling": {"guidance": 1.0}},
+            ["prompts.negative", "sampling.guidance"],
+        ),
         ({"sampling": {"scheduler": "magic"}}, ["sampling.scheduler", "magic", "ddim"]),
         ({"prompts": {"items": []}}, ["prompts", "empty"]),
         ({"prompts": {"items": ["a", " "]}}, ["items[1]", "empty prompt"]),
@@ -119,6 +123,12 @@ def test_mistakes_of_files_and_overrides(tmp_path):
             load_study(source, overrides)
         for word in words:
             assert word in str(caught.value)
+
+
+def test_a_labelers_name_takes_keys_on_the_command_line():
+    study = load_study("poster", ["labels.depth.weights=/somewhere", "labels.class=vgg16"])
+    assert study.labels.depth.name == "midas"
+    assert study.labels.depth.weights == "/somewhere"
 
 
 def test_overrides_are_yaml():

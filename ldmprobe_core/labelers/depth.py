@@ -19,8 +19,11 @@ _MIDAS = "Intel/dpt-large"
 _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
 """DPT-Large's inverse depth over the paper's images, as its code normalises it."""
 
-_INVERSE = {"dpt": True, "zoedepth": False, "glpn": False, "depth_pro": False}
-"""Model types that give inverse depth (nearer is larger), and those that give depth itself."""
+_INVERSE = {"dpt": True, "glpn": False}
+"""Model types that give inverse depth (nearer is larger), and those that give depth itself.
+
+Others wait until somebody has looked at their sign and at what their processors pad or crop.
+"""
 
 
 class DepthLabeler:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from contextlib import suppress
 from importlib import resources
 from typing import Any
 
@@ -143,8 +145,9 @@ def _pictures(run: Run, findings: Findings, shown: list[int]) -> dict[str, list[
             )
             ffmpeg = shutil.which("ffmpeg")
             if ffmpeg:
-                run.write_bytes(f"report/{name}.mp4", edits.film(run, name, ffmpeg))
-                pictures["interventions"][-1]["film"] = f"{name}.mp4"
+                with suppress(OSError, subprocess.CalledProcessError):  # one without H.264, say
+                    run.write_bytes(f"report/{name}.mp4", edits.film(run, name, ffmpeg))
+                    pictures["interventions"][-1]["film"] = f"{name}.mp4"
     steps = _columns(summary.steps)
     for index in shown:
         draw(

@@ -22,9 +22,14 @@ def short_layer(layer: str) -> str:
 
 
 def number(interval: dict[str, Any] | None) -> str:
-    """An interval as ``0.83 [0.80, 0.86]``; a dash where it is undefined or absent."""
+    """An interval as ``0.83 [0.80, 0.86]``; a dash where it is undefined or absent.
+
+    Where the mean is of one prompt only there is no interval.
+    """
     if interval is None or interval["mean"] is None:
         return "–"
+    if interval["low"] is None:
+        return f"{interval['mean']:.2f}"
     return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
 
 
@@ -90,7 +95,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
         else:
             line += f" Probes have half of it from step {step(probe['onset'])}"
             if image["onset"]["step"] is None:
-                line += "; the labeler on the step's own image never clears the baseline."
+                line += "; when a labeler on the step's own image sees it is undefined."
             else:
                 line += f", the labeler on the step's own image from step {step(image['onset'])}"
                 line += _leading(emergence["lead"])
@@ -139,7 +144,7 @@ def _leading(leads: dict[str, Any]) -> str:
     image, clean = leads["image"]["onset"], leads["clean"]["onset"]
     said = f": a lead of {lead(image)} steps"
     if clean["steps"] is None:
-        return f"{said}; the labeler on the predicted clean image never clears the baseline."
+        return f"{said}; over the labeler on the predicted clean image it is undefined."
     return f"{said}, and of {lead(clean)} over the labeler on the predicted clean image."
 
 
