@@ -20,7 +20,7 @@ from PIL import Image
 from ldmprobe_core import stages
 from ldmprobe_core.report import build_report
 from ldmprobe_core.report.text import number
-from ldmprobe_core.study import parse_study
+from ldmprobe_core.study_file import parse_study
 from ldmprobe_core.summary import Summary
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene

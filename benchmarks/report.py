@@ -21,7 +21,7 @@ from ldmprobe_core.layout import Blueprint
 from ldmprobe_core.prompts import make_samples
 from ldmprobe_core.report import build_report
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import parse_study
+from ldmprobe_core.study_file import parse_study
 from ldmprobe_core.tabletop.scenes import CATEGORIES
 
 STEPS, LAYERS, SAMPLES, SIDE = 15, 16, 617, 64

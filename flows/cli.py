@@ -22,7 +22,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.report.text import best_rows, classes_line, effect_rows, headline
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import Study, load_study
+from ldmprobe_core.study import Study
+from ldmprobe_core.study_file import load_study
 
 app = typer.Typer(
     help="What a latent diffusion model knows, where, and how early.",

@@ -29,7 +29,7 @@ from ldmprobe_core.metrics import block_means, dice, rmse, spearman
 from ldmprobe_core.probes import Probe
 from ldmprobe_core.prompts import Sample
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import sentence
+from ldmprobe_core.study_file import sentence
 from ldmprobe_core.targets import Target, aim
 
 VARIANTS = ("edited", "random", "shuffled")

@@ -40,7 +40,8 @@ from zarr.storage import FsspecStore, LocalStore, StoreLike
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.layout import Blueprint, Layout
-from ldmprobe_core.study import LATENTS, MAP_PROPERTIES, Study, parse_study
+from ldmprobe_core.study import LATENTS, MAP_PROPERTIES, Study
+from ldmprobe_core.study_file import parse_study
 
 SOURCES = ("trajectory", "clean")
 """What the image labelers read at each step: decoded latents, and the predicted clean image."""

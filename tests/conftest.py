@@ -16,7 +16,8 @@ import tiny_models
 import torch
 from diffusers import DDIMScheduler
 
-from ldmprobe_core.study import Study, parse_study
+from ldmprobe_core.study import Study
+from ldmprobe_core.study_file import parse_study
 
 TINY_LAYERS = ("down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1")
 

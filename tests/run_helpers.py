@@ -9,7 +9,8 @@ import zarr
 
 from ldmprobe_core import stages
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import Study, parse_study
+from ldmprobe_core.study import Study
+from ldmprobe_core.study_file import parse_study
 
 
 def small_study(name: str, model: Path, samples: int) -> Study:

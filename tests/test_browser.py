@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def report(tiny_model, tmp_path_factory):
-    from ldmprobe_core.study import parse_study
+    from ldmprobe_core.study_file import parse_study
 
     evil = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }}"]
     study = parse_study(

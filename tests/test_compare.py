@@ -10,7 +10,7 @@ from flows import cli
 from ldmprobe_core.compare import compare
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.report import build_report
-from ldmprobe_core.study import parse_study
+from ldmprobe_core.study_file import parse_study
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from ldmprobe_core.planning import make_plan
 from ldmprobe_core.prompts import make_samples
 from ldmprobe_core.report import build_report
 from ldmprobe_core.schedulers import level_of, new_scheduler, noised, predicted_clean
-from ldmprobe_core.study import parse_study
+from ldmprobe_core.study_file import parse_study
 
 CPU = torch.device("cpu")
 FLOW = {"sd3", "flux"}

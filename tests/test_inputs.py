@@ -13,7 +13,7 @@ from ldmprobe_core.planning import make_plan
 from ldmprobe_core.promptfiles import read_rows
 from ldmprobe_core.prompts import make_samples, pin_inputs
 from ldmprobe_core.report import build_report
-from ldmprobe_core.study import parse_study
+from ldmprobe_core.study_file import parse_study
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 

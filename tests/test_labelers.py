@@ -31,7 +31,8 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import check_labeler, labelers_of, load_labeler
 from ldmprobe_core.labelers.shading import RetinexLabeler
 from ldmprobe_core.labelers.weights import convert
-from ldmprobe_core.study import Reader, parse_study
+from ldmprobe_core.study import Reader
+from ldmprobe_core.study_file import parse_study
 
 CPU = torch.device("cpu")
 

@@ -312,7 +312,7 @@ import os, signal, sys
 from ldmprobe_core import stages
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.store import Run
-from ldmprobe_core.study import parse_study
+from ldmprobe_core.study_file import parse_study
 import json
 sys.path.insert(0, "tests")
 from run_helpers import carry_out

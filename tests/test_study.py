@@ -4,7 +4,8 @@ import pytest
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.prompts import make_samples, tabletop_prompts
-from ldmprobe_core.study import Study, load_study, parse_study
+from ldmprobe_core.study import Study
+from ldmprobe_core.study_file import load_study, parse_study
 from ldmprobe_core.tabletop.scenes import CATEGORIES
 
 
