@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from run_helpers import assert_same, carry_out, small_study
 from servers import SECRET, free_ports, object_store
 
 from flows.local import prefect_server, task_runs
+from ldmprobe_core.intervening import finished_interventions, read_findings
 from ldmprobe_core.stages import prepare
 from ldmprobe_core.store import Run
 
@@ -128,6 +130,15 @@ def test_an_object_store_gives_the_same_bytes_and_no_secret_leaks(reference, tmp
         run = Run(f"s3://runs/here/{plain.study().run_name}")
         assert_same(plain, run)
         assert "<html" in run.read_text("report/index.html")
+        edited = ldmprobe(
+            "intervene", run.url, "--samples", "3", "--layers", "*", "--shift", "0.25,0",
+            home=home, **keys,
+        )  # fmt: skip
+        assert edited.returncode == 0, edited.stderr
+        assert "random change" in edited.stdout
+        (name,) = finished_interventions(run)
+        assert read_findings(run, name).pairs == 3
+        assert f"{name}.png" in run.read_text("report/index.html")
         first = run.read_text("identity")
         elsewhere = f"s3://runs/many/{plain.study().run_name}"
         with ThreadPoolExecutor(4) as pool:  # a conditional put lets one of them lay it out
@@ -141,6 +152,26 @@ def test_an_object_store_gives_the_same_bytes_and_no_secret_leaks(reference, tmp
     for file in home.rglob("*"):
         if file.is_file():
             assert SECRET.encode() not in file.read_bytes(), file
+
+
+def test_classify_goes_before_a_study_and_shows_photographs(reference, tmp_path):
+    path, plain = reference
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for i in range(3):
+        Image.new("RGB", (20, 16), (60 * i, 90, 30)).save(photographs / f"{i}.png")
+    store, home = tmp_path / "runs", tmp_path / "prefect"
+    words = (str(path), "--store", str(store))
+    done = ldmprobe("classify", *words, "--photographs", str(photographs), home=home)
+    assert done.returncode == 0, done.stderr
+    assert "Of 3 real pictures" in done.stdout
+    run = Run(f"{store}/{plain.study().run_name}")
+    assert run.marks("labeled").all()
+    assert not run.marks("probed").any()
+    done = ldmprobe("run", *words, home=home)
+    assert done.returncode == 0, done.stderr
+    assert_same(plain, run)
+    assert "on 3 real pictures" in run.read_text("report/index.html")
 
 
 def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path, own_port):
