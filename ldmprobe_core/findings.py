@@ -14,7 +14,7 @@ from ldmprobe_core.controls import position_prediction
 from ldmprobe_core.emergence import Bootstrap
 from ldmprobe_core.labelers import labelers_of
 from ldmprobe_core.layout import VARIANTS
-from ldmprobe_core.metrics import METRICS, score_maps
+from ldmprobe_core.metrics import METRICS, Headline, score_maps
 from ldmprobe_core.probes import serves
 from ldmprobe_core.stages import label_set, samples_of
 from ldmprobe_core.store import SOURCES, Run
@@ -74,12 +74,14 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
     bootstrap = Bootstrap(
         groups, study.statistics.resamples, study.statistics.level, seed=study.prompts.seed
     )
+    steps = run.open("marks").sizes["step"]
     properties, curves = {}, {}
     for prop in study.labels.maps:
         scores = run.read(f"scores/{prop}", "score").astype(np.float64)
         reader = _Property(run, prop, scores, is_test, bootstrap)
         truth = labels.maps[prop][test]
         mean_map = labels.mean_map(prop)
+        headline = Headline(prop, truth)
         position = score_maps(
             prop,
             position_prediction(prop, labels.maps[prop][labels.train], len(test)),
@@ -88,14 +90,8 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
         )
         sources = {}
         for source in SOURCES:
-            seen = run.read(f"labels_{source}", prop, sample=test)
-            if np.isnan(seen).all():  # exact maps: nobody looked at the steps' images
-                sources[source] = np.full(seen.shape[1::-1], np.nan)
-                continue
-            if prop == "foreground":
-                seen = seen > study.labels.threshold
             by_step = [
-                score_maps(prop, seen[:, t], truth, mean_map)[0] for t in range(seen.shape[1])
+                _headline_of(run, source, prop, test, step, headline) for step in range(steps)
             ]
             sources[source] = np.stack(by_step)
         curves[prop] = reader.curves(position[0], sources)
@@ -115,7 +111,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
             "study_hash": study.hash,
             "model_fingerprint": attributes["model_fingerprint"],
             "samples": counts,
-            "steps": run.open("marks").sizes["step"],
+            "steps": steps,
             "layers": len(run.layers),
             "properties": properties,
             "class": class_curves(run, bootstrap.level, len(bootstrap.counts))
@@ -130,6 +126,16 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
         }
     )
     return Findings(summary, curves, bootstrap, test)
+
+
+def _headline_of(
+    run: Run, source: str, prop: str, test: np.ndarray, step: int, headline: Headline
+) -> np.ndarray:
+    """Score of the labeler on one step's images, (n,); NaN where nobody looked at them."""
+    seen = run.read(f"labels_{source}", prop, sample=test, step=step)
+    if np.isnan(seen).all():  # exact maps
+        return np.full(len(test), np.nan)
+    return headline.score(seen > run.study().labels.threshold if prop == "foreground" else seen)
 
 
 class _Property:

@@ -36,6 +36,41 @@ def test_ranks_without_ties_equal_scipys(rng):
     np.testing.assert_array_equal(metrics._ranks(values.reshape(4, -1)), expected)
 
 
+@pytest.mark.parametrize("ranks", [metrics._ranks, metrics._ranks_of_halves])
+def test_ranks_of_halves_equal_scipys_at_the_ends_of_their_range_too(rng, ranks):
+    odd = [0.0, -0.0, 65504.0, -65504.0, 6e-8, -6e-8, 1.0, 1.001, -1.0, 0.0, 0.1, 0.1]
+    values = np.stack([
+        np.resize(odd, 600), rng.normal(0, 1, 600), rng.normal(0, 1e-6, 600),
+        rng.integers(-3, 3, 600), np.full(600, 7.0),
+    ]).astype(np.float16)  # fmt: skip
+    expected = stats.rankdata(values.astype(np.float64), axis=1)
+    np.testing.assert_array_equal(ranks(values), expected)
+    for bad in (np.nan, np.inf, -np.inf):
+        values[1, 3] = bad
+        assert np.isnan(ranks(values)).all(1).tolist() == [False, True] + [False] * 3
+
+
+def test_many_halves_are_counted(rng):
+    values = rng.normal(0, 1, (2, metrics._MANY)).astype(np.float16)
+    expected = stats.rankdata(values.astype(np.float64), axis=1)
+    np.testing.assert_array_equal(metrics._ranks(values), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_a_headline_is_what_scipy_and_scikit_learn_say(dtype, rng):
+    truth = rng.normal(0, 1, (5, 9, 6)).round(1)
+    seen = (truth + rng.normal(0, 1, truth.shape)).round(1).astype(dtype)
+    truth[1], seen[2], seen[3, 4, 4] = 0.5, 0.5, np.nan
+    found = metrics.Headline("depth", truth).score(seen)
+    assert np.isnan(found).tolist() == [False, True, True, True, False]
+    for i in (0, 4):
+        expected = stats.spearmanr(truth[i].ravel(), seen[i].ravel()).statistic
+        assert found[i] == pytest.approx(expected, abs=1e-12)
+    masks, own = seen > 0, truth > 0.2
+    for i, value in enumerate(metrics.Headline("foreground", own).score(masks)):
+        assert value == pytest.approx(f1_score(own[i].ravel(), masks[i].ravel(), zero_division=1))
+
+
 def test_empty_masks():
     empty, full = np.zeros((1, 4, 4), bool), np.ones((1, 4, 4), bool)
     for score in (metrics.dice, metrics.iou):
