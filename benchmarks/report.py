@@ -42,7 +42,7 @@ def write(place: str) -> Run:
         CATEGORIES, dict.fromkeys([*study.labels.maps, "class"], "1"),
     )  # fmt: skip
     run = Run(place)
-    run.create(blueprint, {
+    run.lay_out(blueprint, {
         "model_fingerprint": "none", "versions": {},
         "labeler_fingerprints": dict.fromkeys(labelers_of(study), "none"),
     })  # fmt: skip

@@ -1,4 +1,4 @@
-"""Arrays with names: every one has dimensions, a description and units, and shows its holes."""
+"""Arrays with names: dimensions, a description, units, and a checksum at the end of each chunk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 
 class Arrays:
@@ -39,7 +39,7 @@ class Arrays:
             chunks=tuple(chunks.get(dim, size) for dim, size in sizes.items()),
             dtype=dtype,
             fill_value=np.nan if floating else 0,  # a hole in floats shows as NaN
-            compressors=ZstdCodec(level=1) if compress else None,
+            compressors=(ZstdCodec(level=1), Crc32cCodec()) if compress else (Crc32cCodec(),),
             dimension_names=tuple(sizes),
             attributes={"description": description, "units": units},
             config={"write_empty_chunks": True},
@@ -64,8 +64,10 @@ class Arrays:
                 shape=data.shape,
                 chunks=data.shape,
                 dtype=str if text else data.dtype,
+                compressors=(ZstdCodec(level=1), Crc32cCodec()),
                 dimension_names=(dim,),
                 attributes={"description": description, "units": units},
+                config={"write_empty_chunks": True},  # what is not there is missing
             )
             array[:] = data.astype(object) if text else data
 

@@ -42,7 +42,7 @@ def right_classes(run: Run) -> tuple[np.ndarray, bool]:
     Where every prompt names one of the labeler's classes it is that; else, for all samples alike,
     the finished image's own top class.
     """
-    labels = run.open("labels").load()
+    labels = run.open("labels", whole=True).load()
     names = [str(name) for name in labels["class"].values]
     categories = [sample.category for sample in samples_of(run)]
     if all(category in names for category in categories):

@@ -59,7 +59,7 @@ def _last_scores(
 ) -> dict[tuple[str, int, str | None], float]:
     """Headline score of the last step's best cell, by test sample."""
     cell = summary["properties"][prop]["last"]
-    score = run.open(f"scores/{prop}").score.sel(
+    score = run.open(f"scores/{prop}", whole=True).score.sel(
         variant="real",
         kind=cell["kind"],
         metric=cell["metric"],

@@ -167,7 +167,7 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
     """
     run = Run(url)
     group = f"{FOLDER}/{name}"
-    if run.read(group, "done", target=target, batch=batch):
+    if run.open(group)["done"].values[target, batch]:
         return {"images": 0, "seconds": 0.0}
     started = time.monotonic()
     study, what = run.study(), read_intervention(run, name)

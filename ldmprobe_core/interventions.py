@@ -291,7 +291,7 @@ def directions_of(
     study = run.study()
     place = {"property": what.prop, "kind": plan.kind}
     for layer in plan.layers:
-        probes = run.open(f"probes/{layer}").sel(place).load()
+        probes = run.open(f"probes/{layer}", whole=True).sel(place).load()
         for step in range(1, plan.steps + 1):
             tokens = run.read(f"activations/{layer}", "activation", step=step - 1)
             if shuffled:

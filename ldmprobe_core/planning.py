@@ -92,7 +92,8 @@ def make_plan(study: Study) -> Plan:
             missing.append(str(error))
             return None
 
-    attempt(lambda: pick_device(study.execution.device))
+    if not study.execution.elsewhere:
+        attempt(lambda: pick_device(study.execution.device))
     folder = config_folder(study.model)
     if not has_weights(folder):
         missing.append(

@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -29,6 +30,7 @@ from ldmprobe_core.layout import Blueprint
 from ldmprobe_core.memory import keep_freed_memory
 from ldmprobe_core.models import fingerprint, load_pipeline, model_folder, pick_device
 from ldmprobe_core.pictures import map_path, read_map, read_picture
+from ldmprobe_core.places import Place
 from ldmprobe_core.planning import Plan, check_store, make_plan
 from ldmprobe_core.prompts import Sample, make_samples, pin_inputs
 from ldmprobe_core.store import Run
@@ -57,7 +59,7 @@ def prepare(study: Study, store: str) -> Run:
         blueprint, record = _blueprint(study, plan)  # takes long: before the place is claimed
         with run.claim():
             if not run.exists:
-                run.create(blueprint, record)
+                run.lay_out(blueprint, record)
                 return run
     check_origin(run, study)
     run.write_text("study.json", study.to_json())  # the same but for where it now runs
@@ -110,8 +112,12 @@ def check_origin(run: Run, study: Study) -> None:
 
 
 def run_in(store: str, study: Study) -> Run:
-    """The study's run in a store, laid out or not."""
-    return Run(f"{store.rstrip('/')}/{study.run_name}")
+    """The study's run in a store, laid out or not.
+
+    Raises:
+        UserError: the store is no place.
+    """
+    return Run(f"{Place(store).url}/{study.run_name}")
 
 
 def versions() -> dict[str, str]:
@@ -186,11 +192,11 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     """Label one batch: finished images, decoded latents and predicted clean images.
 
     Returns:
-        images and seconds; zero images where it was done before.
+        images, seconds and bytes written; zero images where it was done before.
     """
     run = Run(url)
     if run.done("labeled", batch):
-        return {"images": 0, "seconds": 0.0}
+        return {"images": 0, "seconds": 0.0, "bytes": 0}
     if not run.done("generated", batch):
         raise RuntimeError(f"{run.url}: batch {batch} cannot be labeled before it is generated")
     started = time.monotonic()
@@ -198,7 +204,7 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     members = study.batches[batch]
     region = slice(members.start, members.stop)
     fingerprints = run.attributes()["labeler_fingerprints"]
-    count = 0
+    count = written = 0
     for source, group in (
         ("image", "labels"),
         ("trajectory", "labels_trajectory"),
@@ -222,18 +228,16 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
                     if source == "image"
                     else np.full(shape, np.nan, np.float32)
                 )
-        run.write(
-            group,
-            {
-                name: values.reshape(*leading, *values.shape[1:]).astype(
-                    np.float32 if source == "image" or name == "class_score" else np.float16
-                )
-                for name, values in labels.items()
-            },
-            sample=region,
-        )
+        stored = {
+            name: values.reshape(*leading, *values.shape[1:]).astype(
+                np.float32 if source == "image" or name == "class_score" else np.float16
+            )
+            for name, values in labels.items()
+        }
+        run.write(group, stored, sample=region)
+        written += sum(values.nbytes for values in stored.values())
     run.mark("labeled", batch)
-    return {"images": count, "seconds": time.monotonic() - started}
+    return {"images": count, "seconds": time.monotonic() - started, "bytes": written}
 
 
 def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
@@ -243,12 +247,12 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
         step: from 1.
 
     Returns:
-        seconds; zero where it was done before.
+        seconds and bytes read; zero where it was done before.
     """
     run = Run(url)
     at, where = step - 1, run.probed.index(layer)
     if run.done("probed", at, where):
-        return {"seconds": 0.0}
+        return {"seconds": 0.0, "bytes": 0}
     started = time.monotonic()
     study = run.study()
     # Sums depend on the number of BLAS threads in their last bits; cells run side by side instead.
@@ -256,11 +260,13 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     labels = _label_set(url, run.read_text("identity"))
     real = run.read(f"activations/{layer}", "activation", step=at)
+    read = real.nbytes
     results = {"real": probe_activations(real, labels, study)}
     if study.controls.shuffled:
         results["shuffled"] = probe_activations(real, labels, study, shuffled=True)
     if study.controls.permuted and layer != LATENTS:
         twin = run.read(f"permuted/{layer}", "activation", step=at)
+        read += twin.nbytes
         results["permuted"] = probe_activations(twin, labels, study)
 
     channels = real.shape[-1]
@@ -288,7 +294,7 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
             **cell,
         )
     run.mark("probed", at, where)
-    return {"seconds": time.monotonic() - started}
+    return {"seconds": time.monotonic() - started, "bytes": read}
 
 
 def samples_of(run: Run) -> list[Sample]:
@@ -318,10 +324,9 @@ def label_set(run: Run) -> LabelSet:
     """
     run.require_all("labeled")
     study = run.study()
-    labels = run.open("labels")
     maps = {}
     for prop in study.labels.maps:
-        values = labels[prop].values
+        values = run.read("labels", prop)
         maps[prop] = values > study.labels.threshold if prop == "foreground" else values
     split = np.array([sample.split for sample in samples_of(run)])
     return LabelSet(
@@ -350,12 +355,16 @@ def loaded(run: Run) -> Iterator[tuple[Generator, dict[str, Labeler]]]:
 
 _loaded: dict[str, Any] = {}
 
+loads: Counter[str] = Counter()
+"""How often this process has loaded a generator and labelers."""
+
 
 def _once(key: str, load: Any) -> Any:
     """What a worker process loads, it loads once; another study's model replaces the last."""
     kind = key.partition(" ")[0]
     if _loaded.get(kind, ("", None))[0] != key:
         _loaded[kind] = (key, load())
+        loads[kind] += 1
     return _loaded[kind][1]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -32,7 +33,7 @@ LATENTS = "latents"
 TWO_LAYER = "two-layer"
 """The kind of the control with one hidden layer; it is scored, never chosen as the best."""
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Part of every hash: raised when the same study would give other bytes or another layout."""
 
 
@@ -285,16 +286,48 @@ class Execution(_Part):
     type, changes last bits.
 
     Attributes:
-        runner: ``threads`` in this process, or ``dask`` workers.
+        runner: ``local``, threads of the flow's process; or ``dask``, worker processes.
         workers: how many; with an `address` the cluster decides.
-        address: a running Dask scheduler; None starts local worker processes.
+        address: a running Dask scheduler.
+        cluster: a YAML file of a dask-kubernetes DaskCluster, made for the run.  With neither,
+            Dask workers are processes of this machine.
+        gpus_per_worker: generation and labeling go to Dask workers that declare a GPU, and local
+            ones get one each; 0 asks for none.
         device: ``auto`` takes CUDA, then MPS, then the CPU.
     """
 
-    runner: Literal["threads", "dask"] = "threads"
+    runner: Literal["local", "dask"] = "local"
     workers: PositiveInt = 2
     address: str | None = None
+    cluster: str | None = None
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @model_validator(mode="after")
+    def _of_dask(self) -> Execution:
+        given = [name for name in ("address", "cluster", "gpus_per_worker") if getattr(self, name)]
+        if given and self.runner == "local":
+            raise ValueError(f"{given[0]} is given, and runner is local: set runner to dask")
+        if self.address and self.cluster:
+            raise ValueError("address and cluster are both given: keep one")
+        return self
+
+    @property
+    def elsewhere(self) -> bool:
+        """Other machines compute: what this one has says nothing of them."""
+        return bool(self.address or self.cluster)
+
+
+def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a study's content, with the dotted name of its key."""
+    if isinstance(content, str):
+        yield name, content
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from _texts(value, f"{name}.{key}".lstrip("."))
+    elif isinstance(content, (list, tuple)):
+        for i, value in enumerate(content):
+            yield from _texts(value, f"{name}[{i}]")
 
 
 class Study(_Part):
@@ -312,6 +345,17 @@ class Study(_Part):
     controls: Controls = Controls()
     statistics: Statistics = Statistics()
     execution: Execution = Execution()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, content: Any) -> Any:
+        for name, text in _texts(content):
+            if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(
+                    f"{name} holds a character that neither files nor databases take (NUL, or "
+                    "half of a surrogate pair): remove it"
+                )
+        return content
 
     @model_validator(mode="after")
     def _served(self) -> Study:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -186,32 +185,6 @@ def test_many_starts_at_once_lay_one_run_out(finished, tmp_path):
     stages.prepare(study, str(tmp_path))
     assert runs[0].done("generated", 0)
     assert [path.name for path in tmp_path.iterdir()] == [study.run_name]
-
-
-def test_one_of_many_threads_gets_the_claim(tmp_path):
-    """The file system decides: looking and then writing would let two in."""
-    run = Run(str(tmp_path / "run"))
-    path = f"{run.url}.claim"
-    for _ in range(50):
-        with ThreadPoolExecutor(4) as pool:
-            took = list(pool.map(lambda i: run._take(path, f"{i} 0"), range(4)))
-        assert sum(took) == 1
-        os.remove(path)
-
-
-def test_a_claim_that_was_taken_over_is_not_removed_by_its_first_owner(tmp_path):
-    run = Run(str(tmp_path / "run"))
-    with run.claim():
-        (tmp_path / "run.claim").write_text(f"another {time.time()}")
-    assert (tmp_path / "run.claim").exists()
-
-
-def test_a_claim_whose_owner_died_is_taken_over(finished, tmp_path):
-    study = finished.study()
-    claim = tmp_path / f"{study.run_name}.claim"
-    claim.write_text(f"somebody {time.time() - 3600}")
-    assert stages.prepare(study, str(tmp_path)).exists
-    assert not claim.exists()
 
 
 def test_a_run_that_is_resumed_is_carried_out_where_it_is_now_asked_for(finished, tmp_path):

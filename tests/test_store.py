@@ -5,9 +5,11 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from flows import cli
 from ldmprobe_core import stages
+from ldmprobe_core.checked import DamageError
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.store import Run
 
@@ -40,9 +42,47 @@ def test_regions_and_the_short_last_batch_come_back_as_written(run):
     np.testing.assert_array_equal(run.read(f"activations/{LAYER}", "nonfinite"), everything)
 
 
-def test_what_was_never_written_is_nan(run):
-    assert np.isnan(run.read(f"activations/{LAYER}", "activation")).all()
-    assert np.isnan(run.read("scores/depth", "score")).all()
+def test_what_was_never_written_shows_as_nan_and_is_refused_where_it_matters(run):
+    assert np.isnan(run.open(f"activations/{LAYER}").activation.values).all()
+    assert np.isnan(run.open("scores/depth").score.values).all()
+    with pytest.raises(DamageError, match="is missing"):
+        run.read("scores/depth", "score")
+
+
+def test_reading_is_xarrays_isel(run):
+    values = np.random.default_rng(0).integers(0, 256, (10, 3, 16, 16, 3), np.uint8)
+    images = {"trajectory": values, "clean": values, "image": values[:, 0]}
+    run.write("images", images)
+    there = run.open("images").trajectory
+    for where in (
+        {},
+        {"step": 1},
+        {"sample": slice(2, 9), "rgb": 0},
+        {"sample": np.array([3, 7, 9]), "step": 2},
+        {"sample": np.array([1, 5]), "y": slice(4, 8), "x": np.array([2, 9])},
+    ):
+        assert (run.read("images", "trajectory", **where) == there.isel(where).values).all()
+        assert run.read("images", "trajectory", **where).dtype == np.uint8
+
+
+def test_metadata_that_changes_is_seen_by_whoever_had_read_it(run):
+    """What is remembered of a run's layout is forgotten when this process changes it."""
+    root = zarr.open_group(run.store, mode="r+", use_consolidated=False)
+    assert "extra" not in dict(root["labels"].members())
+    zarr.create_group(run.store, path="labels/extra", zarr_format=3)
+    assert "extra" in dict(
+        zarr.open_group(run.store, mode="r", use_consolidated=False)["labels"].members()
+    )
+    root["labels/extra"].attrs["a"] = 1
+    assert (
+        zarr.open_group(run.store, path="labels/extra", mode="r", use_consolidated=False).attrs["a"]
+        == 1
+    )
+    del root["labels/extra"]
+    assert "extra" not in zarr.open_group(run.store, mode="r", use_consolidated=False)["labels"]
+    assert "extra" not in dict(
+        zarr.open_group(run.store, mode="r", use_consolidated=False)["labels"].members()
+    )
 
 
 def test_zeros_are_written_not_skipped(run):

@@ -57,6 +57,15 @@ def test_a_study_survives_its_own_json():
     ("content", "words"),
     [
         ({"sampling": {"step": 3}}, ["sampling.step", "not a key", "steps"]),
+        ({"prompts": {"items": ["a", "b", "c\0d"]}}, ["prompts.items[2] holds a character"]),
+        ({"prompts": {"negative": "\ud800"}}, ["prompts.negative holds a character"]),
+        ({"images": {"folder": "a\0b"}}, ["images.folder holds a character"]),
+        ({"execution": {"address": "tcp://a:1"}}, ["address is given", "set runner to dask"]),
+        ({"execution": {"gpus_per_worker": 1}}, ["gpus_per_worker is given", "runner to dask"]),
+        (
+            {"execution": {"runner": "dask", "address": "tcp://a:1", "cluster": "b.yaml"}},
+            ["address and cluster are both given"],
+        ),
         ({"prompt": {}}, ["prompt", "not a key", "prompts"]),
         ({"sampling": {"steps": 0}}, ["sampling.steps", "0", "greater than or equal to 1"]),
         ({"sampling": {"steps": "many"}}, ["sampling.steps", "many", "integer"]),

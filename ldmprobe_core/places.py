@@ -1,0 +1,244 @@
+"""Places that hold files: a local folder, or a prefix of a bucket, with the same few verbs.
+
+Credentials and endpoint of an object store come from the environment or an AWS profile, as for any
+S3 client; no address or setting of ours ever holds them.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from ldmprobe_core.errors import UserError
+
+_S3_CLIENT = {
+    # What the object store cannot serve just now (500, 503, cut connections) is asked for again,
+    # later and later and with jitter; then the unit of work fails, and is retried as a whole.
+    "retries": {"mode": "standard", "max_attempts": 8},
+    "connect_timeout": 10,
+    "read_timeout": 60,
+}
+
+_IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
+"""For the first question of all, when somebody waits for the answer."""
+
+
+def client_options(url: str) -> dict[str, Any]:
+    """What an S3 client is told beside what it reads from the environment itself.
+
+    fsspec keeps clients by these options: the endpoint is among them, so that a process that turns
+    to another one does not go on talking to the first.  Secrets are not: options can be pickled.
+    """
+    if not url.startswith("s3://"):
+        return {}
+    options: dict[str, Any] = {
+        "use_listings_cache": False,  # another worker's chunk must not read as a hole
+        "config_kwargs": _S3_CLIENT,
+    }
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        options["endpoint_url"] = endpoint
+    return options
+
+
+class Place:
+    """A folder, or ``s3://bucket/prefix``, and the files in it, named with forward slashes.
+
+    Args:
+        url: a local folder, or an address in a bucket.
+
+    Raises:
+        UserError: it is neither.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not url.strip() or not url.isprintable():
+            raise UserError(f"store {url!r:.80}: a place is named in printable characters")
+        self.remote = "://" in url
+        self.url = (url if self.remote else os.path.expanduser(url)).rstrip("/")
+        if self.remote and not self.url.startswith(("s3://", "memory://")):
+            raise UserError(f"store {url!r:.80}: give a local folder or s3://bucket/prefix")
+
+    # --- can it be used --------------------------------------------------------------------------
+
+    def require_reachable(self) -> None:
+        """Find out whether an object store answers at all; local folders always do.
+
+        Raises:
+            UserError: it does not, or refuses the credentials.
+        """
+        if not self.remote:
+            return
+        try:
+            self._files(patient=False).info(self._path("study.json"))
+        except FileNotFoundError:
+            return
+        except Exception as error:  # whatever the object store's client raises
+            raise UserError(
+                f"store {self.url!r} cannot be reached ({type(error).__name__}): check its "
+                "endpoint and credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...)"
+            ) from error
+
+    def require_writable(self) -> None:
+        """Find out, before anything costs time, whether this place can be written to.
+
+        Raises:
+            UserError: it cannot; nothing is left behind either way.
+        """
+        try:
+            if self.remote:
+                probe = self._path("writable")
+                self._files().pipe_file(probe, b"")
+                self._files().rm_file(probe)
+                return
+            place = Path(self.url).absolute()
+            while not place.exists():
+                place = place.parent
+            if not place.is_dir() or not os.access(place, os.W_OK):
+                raise PermissionError(place)
+        except Exception as error:  # whatever the object store's client raises
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: Exception) -> UserError:
+        """What to tell whoever gave a place that cannot be written to."""
+        return UserError(
+            f"store {self.url!r} cannot be written to ({type(error).__name__}): choose another "
+            "place with --store, or mend its permissions or credentials"
+        )
+
+    # --- files -----------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        """A file is there."""
+        return bool(self._files().exists(self._path(name)))
+
+    def read_text(self, name: str) -> str:
+        """A text file.
+
+        Raises:
+            UserError: it is not there.
+        """
+        return self.read_bytes(name).decode()
+
+    def read_bytes(self, name: str) -> bytes:
+        """A file.
+
+        Raises:
+            UserError: it is not there.
+        """
+        try:
+            return bytes(self._files().cat_file(self._path(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{self.url} holds no {name}: it is no run, or an unfinished one"
+            ) from None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all."""
+        files, path = self._files(), self._path(name)
+        if self.remote:
+            files.pipe_file(path, data)
+            return
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        part = f"{path}.{uuid.uuid4().hex}.part"  # another writer has its own
+        try:
+            files.pipe_file(part, data)
+            os.replace(part, path)
+        except OSError:
+            with suppress(OSError):
+                os.remove(part)
+            raise
+
+    def write_many(self, files: dict[str, bytes]) -> None:
+        """Write files, many at a time; until it returns some may be there and others not."""
+        if not self.remote:
+            for folder in {os.path.dirname(self._path(name)) for name in files}:
+                os.makedirs(folder, exist_ok=True)
+        self._files().pipe({self._path(name): data for name, data in files.items()})
+
+    def create(self, name: str, text: str) -> bool:
+        """Make a file only where none is; says whether it did.
+
+        The file system or the object store (a conditional put) decides who of many is first.
+
+        Raises:
+            UserError: the place cannot be written to.
+        """
+        path = self._path(name)
+        try:
+            if self.remote:
+                self._files().pipe_file(path, text.encode(), mode="create")
+            else:
+                self.write_text(part := f"{name}.{uuid.uuid4().hex}", text)
+                try:
+                    os.link(self._path(part), path)  # with its text, or not at all
+                finally:
+                    self.remove(part)
+        except OSError as error:
+            if not _is_taken(error):
+                raise self.unwritable(error) from error
+            return self.remote and self._is_ours(name, text)
+        return True
+
+    def _is_ours(self, name: str, text: str) -> bool:
+        """What we were refused to make we had made: the answer to an earlier try was lost."""
+        try:
+            return self.read_text(name) == text
+        except UserError:
+            return False
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self._files().rm_file(self._path(name))
+
+    def remove_all(self) -> None:
+        """Remove the place with everything in it, if it is there."""
+        with suppress(FileNotFoundError):
+            self._files().rm(self._path(""), recursive=True)
+
+    def files(self, name: str = "") -> list[str]:
+        """Names of the files directly in a folder; none where it is not there."""
+        return self._listed(name, "file")
+
+    def folders(self, name: str) -> list[str]:
+        """Names of the folders directly in a folder; none where it is not there."""
+        return self._listed(name, "directory")
+
+    def size(self) -> int:
+        """Bytes that everything here takes."""
+        return int(self._files().du(self._path("")))
+
+    def _listed(self, name: str, kind: str) -> list[str]:
+        try:
+            found = self._files().ls(self._path(name), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        places = [item["name"].rstrip("/") for item in found if item["type"] == kind]
+        return sorted(place.rpartition("/")[2] for place in places)
+
+    def _files(self, patient: bool = True) -> Any:
+        options = client_options(self.url)
+        if options and not patient:
+            options["config_kwargs"] = _IMPATIENT
+        kind = self.url.partition("://")[0] if self.remote else "file"
+        return fsspec.filesystem(kind, **options)
+
+    def _path(self, name: str) -> str:
+        base = self.url.partition("://")[2] if self.remote else self.url
+        return f"{base}/{name}" if name else base
+
+
+def _is_taken(error: OSError) -> bool:
+    """The file was there already; s3fs gives S3's own answer as the cause of a plain OSError."""
+    answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    taken = answer in {"PreconditionFailed", "ConditionalRequestConflict"}
+    return taken or isinstance(error, FileExistsError)
