@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint env train clean
+.PHONY: demo test lint env train stack audit clean
 
 demo: env  ## the embedded study: scores, figures, report
 	$(BIN)/ldmprobe run tabletop
 
 test: env lint  ## everything that must hold
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .
@@ -32,6 +32,14 @@ train: env  ## make the embedded model from nothing (hours on two cores, minutes
 	# seventh of the time on CPUs: these two settings keep them.
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000 \
 		$(BIN)/python -m ldmprobe_core.tabletop.train
+
+stack: env  ## Postgres, Prefect with its UI, S3, Dask, a worker, on loopback; Ctrl-C stops all
+	$(BIN)/python -m infra.stack
+
+audit: env  ## known faults in the pinned versions (asks a database over the network)
+	test -x $(VENV)/audit/bin/pip-audit || $(BIN)/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install -q pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -6,18 +6,16 @@ from typing import Any
 
 from prefect import flow
 
-from flows.study import generate_and_label, runner_of
+from flows.holding import place_of, working_on
+from flows.study import generate_and_label
+from flows.workers import workers_of
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study import Execution, Study
+from ldmprobe_core.study import Study
 from tasks.artifacts import publish_classes
 from tasks.study import classify, prepare
 
 
-@flow(
-    name="classify",
-    flow_run_name="classify {study.name}",
-    task_runner=runner_of(Execution()),
-)
+@flow(name="classify", flow_run_name="classify {study.name}")
 def classify_flow(
     study: Study, store: str = "runs", photographs: str | None = None
 ) -> dict[str, Any]:
@@ -26,12 +24,16 @@ def classify_flow(
     The study flow of the same study goes on from here, and its report shows the photographs too.
 
     Args:
+        study: what to generate and label.
+        store: folder or ``s3://bucket/prefix`` that holds runs.
         photographs: a folder of real pictures to show to the same classifier.
     """
     if study.labels.classes is None:
         raise UserError("labels.class is null, and classify needs a class labeler: name one")
-    run = prepare(study, store)
-    generate_and_label(run)
-    found = classify(run, photographs)
+    with working_on(place_of(study, store)):
+        run = prepare(study, store)
+        with workers_of(study.execution):
+            generate_and_label(run, study.execution)
+            found = classify(run, photographs)
     publish_classes(found, study.name, run.url)
     return found

@@ -32,6 +32,9 @@ app = typer.Typer(
 )
 console = Console()
 
+_STUDY_LIMIT = 400_000
+"""Bytes; Prefect takes parameters of up to 512 KiB."""
+
 StudyArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a ready study")]
 StoreOption = Annotated[str, typer.Option(help="folder or s3://bucket/prefix that holds runs")]
 SetOption = Annotated[
@@ -64,7 +67,7 @@ def run(
 
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
-        summary = run_flow(study_flow, chosen.execution, study=chosen, store=store)
+        summary = run_flow(study_flow, study=chosen, store=store)
     _show(summary, target.url)
 
 
@@ -91,9 +94,7 @@ def classify(
 
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
-        found = run_flow(
-            classify_flow, chosen.execution, study=chosen, store=store, photographs=photographs
-        )
+        found = run_flow(classify_flow, study=chosen, store=store, photographs=photographs)
     console.print(classes_line(found), highlight=False)
     if found["photographs"]:
         real = found["photographs"]
@@ -149,7 +150,7 @@ def intervene(
 
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {finished.url}\n", highlight=False)
-        found = run_flow(intervene_flow, finished.study().execution, url=finished.url, what=what)
+        found = run_flow(intervene_flow, url=finished.url, what=what)
     rows = effect_rows(found)
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
@@ -175,6 +176,13 @@ def _begin(study: str, store: str, overrides: list[str] | None) -> tuple[Study, 
     from ldmprobe_core.stages import run_in
 
     chosen = pin_inputs(load_study(study, overrides))
+    size = len(chosen.to_json())
+    if size > _STUDY_LIMIT:
+        raise UserError(
+            f"prompts.items makes the study {size / 1000:.0f} kB, and a flow's parameters may be "
+            f"{_STUDY_LIMIT / 1000:.0f}: put the prompts into a CSV file, and name it in "
+            "prompts.files"
+        )
     target = run_in(store, chosen)
     target.require_reachable()
     return chosen, target
@@ -216,6 +224,37 @@ def compare(
     for row in rows:
         table.add_row(*row.values())
     console.print(table, highlight=False)
+
+
+@app.command()
+def verify(
+    run: RunArgument,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="have the next `run` make again what is damaged")
+    ] = False,
+) -> None:
+    """Read a run's every chunk, and name those that are missing or not as they were written."""
+    from ldmprobe_core.integrity import find_damage, take_back
+
+    target = Run(run)
+    target.require_reachable()
+    target.study()  # it is a run
+    damage = list(find_damage(target))
+    for chunk in damage:
+        console.print(f"{chunk.key}: {chunk.how}", highlight=False, markup=False, soft_wrap=True)
+    if not damage:
+        console.print("every chunk is as it was written", highlight=False)
+        return
+    if not redo:
+        raise RunError(f"{len(damage)} chunks are damaged: --redo has the next run make them again")
+    left = take_back(target, damage)
+    target.remove("summary.json")
+    if left:
+        raise RunError(
+            f"{left[0].key} cannot be made again from what is there: restore the run from a copy, "
+            "or move it away and begin anew"
+        )
+    console.print(f"{len(damage)} chunks will be made again by the next run", highlight=False)
 
 
 @app.command()

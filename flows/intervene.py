@@ -6,33 +6,34 @@ from typing import Any
 
 from prefect import flow
 
-from flows.study import runner_of
+from flows.holding import working_on
+from flows.workers import on_device, workers_of
 from ldmprobe_core.interventions import Intervention
-from ldmprobe_core.study import Execution
+from ldmprobe_core.store import Run
 from tasks.artifacts import publish_intervention
 from tasks.intervene import edit, plan_edits, summarise_edits
 from tasks.progress import follow
 from tasks.references import edits_of
 
 
-@flow(
-    name="intervene",
-    flow_run_name="intervene {what.prop}",
-    task_runner=runner_of(Execution()),
-)
+@flow(name="intervene", flow_run_name="intervene {what.prop}")
 def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
     """Carry an intervention out on a finished run, and return what it found.
 
-    Batches and targets fan out over the flow's task runner; what is complete is passed over.
+    Batches and targets fan out over the run's workers; what is complete is passed over.
 
     Args:
         url: of the run.
+        what: which property, which targets, and how.
     """
     run, name = plan_edits(url, what)
-    units = {
-        f"target {unit.target}, batch {unit.batch:03d}": edit.submit(unit)
-        for unit in edits_of(run, name)
-    }
-    found = summarise_edits(run, name, follow("edit", units))
+    execution = Run(run.url).study().execution
+    with working_on(f"{run.url}.{name}"), workers_of(execution):
+        with on_device(execution):
+            units = {
+                f"target {unit.target}, batch {unit.batch:03d}": edit.submit(unit)
+                for unit in edits_of(run, name)
+            }
+        found = summarise_edits(run, name, follow("edit", units))
     publish_intervention(found, run.url)
     return found

@@ -21,9 +21,7 @@ from typing import Any
 
 import httpx
 from prefect import Flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.orchestration import get_client
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.settings import (
     PREFECT_API_URL,
@@ -32,13 +30,11 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.study import runner_of
+from flows.holding import task_runs
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.study import Execution
 
 _START_LIMIT_S = 90.0
 _RECORD_LIMIT_S = 60.0
-_PAGE = 200
 
 
 @contextmanager
@@ -104,18 +100,15 @@ def prefect_server() -> Iterator[str]:
             process.kill()
 
 
-def run_flow(flow: Flow[..., Any], execution: Execution, **parameters: Any) -> dict[str, Any]:
+def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
     """Run a flow in this process and wait until the server has all of its task runs.
 
     Call it inside `prefect_server`.
 
-    Args:
-        execution: where its tasks run.
-
     Raises:
         whatever the flow raised.
     """
-    flow = flow.with_options(task_runner=runner_of(execution))
+    flow = flow.with_options()  # a copy, for a hook of our own
     begun: list[Any] = []
     flow.on_running_hooks.append(lambda _flow, run, _state: begun.append(run.id))
     _quiet_console()
@@ -145,17 +138,6 @@ def wait_for_records(flow_run_id: Any) -> int:
             if settled or time.monotonic() > deadline:
                 return len(runs)
             time.sleep(0.3)
-
-
-def task_runs(client: SyncPrefectClient, flow_run_id: Any) -> list[TaskRun]:
-    """Every task run of a flow run that the server has."""
-    found: list[TaskRun] = []
-    which = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-    while True:
-        page = client.read_task_runs(flow_run_filter=which, limit=_PAGE, offset=len(found))
-        found += page
-        if len(page) < _PAGE:
-            return found
 
 
 def ui_url(api_url: str) -> str:

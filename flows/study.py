@@ -5,60 +5,66 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.holding import place_of, working_on
+from flows.workers import on_device, workers_of
+from ldmprobe_core.checked import DamageError
+from ldmprobe_core.lease import Lease
 from ldmprobe_core.study import Execution, Study
 from tasks.artifacts import publish
 from tasks.progress import follow
 from tasks.references import RunRef, batches_of, cells_of
-from tasks.study import generate, label, prepare, probe, summarise
+from tasks.study import generate, label, prepare, probe, redo, summarise
+
+_REDOS = 5
+"""How often damaged data is made again before a run gives up: a disk may be dying."""
 
 
-def runner_of(execution: Execution) -> TaskRunner[Any]:
-    """The task runner that a study asks for."""
-    if execution.runner == "threads":
-        return ThreadPoolTaskRunner(max_workers=execution.workers)
-    from prefect_dask import DaskTaskRunner
-
-    if execution.address:
-        return DaskTaskRunner(address=execution.address)
-    return DaskTaskRunner(
-        cluster_kwargs={
-            "n_workers": execution.workers,
-            "threads_per_worker": 1,
-            "processes": True,
-            "dashboard_address": None,
-            "host": "127.0.0.1",
-        }
-    )
-
-
-@flow(
-    name="study",
-    flow_run_name="study {study.name}",
-    task_runner=runner_of(Execution()),
-)
+@flow(name="study", flow_run_name="study {study.name}")
 def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     """Carry a study out in ``store`` and return its summary.
 
-    Units of work fan out over the flow's task runner.  What is already complete in the store is
-    passed over, so the same call resumes an interrupted run.
+    Units of work fan out over the study's workers.  What is already complete in the store is
+    passed over, so the same call resumes an interrupted run; what is found damaged is made again.
+
+    Args:
+        study: what to carry out; every key has a default.
+        store: folder or ``s3://bucket/prefix`` that holds runs.
     """
-    run = prepare(study, store)
-    seconds = generate_and_label(run)
-    probed = {f"step {c.step:02d} of {c.layer}": probe.submit(c) for c in cells_of(run)}
-    seconds["probe"] = follow("probe", probed)
-    summary = summarise(run, seconds)
+    with working_on(place_of(study, store)) as lease:
+        run = prepare(study, store)
+        with workers_of(study.execution):
+            summary = _mended(run, study.execution, lease)
     publish(summary, run.url)
     return summary
 
 
-def generate_and_label(run: RunRef) -> dict[str, float]:
+def _mended(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
+    """Go to the summary; what is found damaged on the way is made again."""
+    for _ in range(_REDOS):
+        try:
+            return _to_the_summary(run, execution, lease)
+        except DamageError as damage:
+            redo(run, damage.array)
+    return _to_the_summary(run, execution, lease)
+
+
+def _to_the_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
+    seconds = generate_and_label(run, execution)
+    lease.require_held()
+    probed = {f"step {c.step:02d} of {c.layer}": probe.submit(c) for c in cells_of(run)}
+    seconds["probe"] = follow("probe", probed)
+    lease.require_held()
+    return summarise(run, seconds)
+
+
+def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
     """Fan batches out: each is generated, then labeled.  Returns the seconds of both stages."""
     batches = batches_of(run)
-    made = {f"batch {batch.number:04d}": generate.submit(batch) for batch in batches}
-    labeled = {
-        name: label.submit(batch=batch, wait_for=[before], return_state=False)
-        for batch, (name, before) in zip(batches, made.items(), strict=True)
-    }
+    with on_device(execution):
+        made = {f"batch {batch.number:04d}": generate.submit(batch) for batch in batches}
+        labeled = {
+            name: label.submit(batch=batch, wait_for=[before], return_state=False)
+            for batch, (name, before) in zip(batches, made.items(), strict=True)
+        }
     return {"generate": follow("generate", made), "label": follow("label", labeled)}

@@ -6,14 +6,13 @@ from typing import Any
 
 from prefect import task
 from prefect.logging import get_run_logger
-from prefect.tasks import exponential_backoff
 
 from ldmprobe_core.intervening import edit_batch, lay_out, summarise_intervention
 from ldmprobe_core.interventions import Intervention
 from ldmprobe_core.report import rebuild_report
 from ldmprobe_core.store import Run
 from tasks.references import EditRef, RunRef
-from tasks.study import is_transient
+from tasks.retries import RETRIES
 
 
 @task(name="plan edits", task_run_name="plan {what.prop} edits")
@@ -28,11 +27,8 @@ def plan_edits(url: str, what: Intervention) -> tuple[RunRef, str]:
     name="edit",
     task_run_name="edit {unit.name} · target {unit.target} · batch {unit.batch:03d}",
     tags=["edit"],
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=1),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=is_transient,
     result_serializer="json",
+    **RETRIES,
 )
 def edit(unit: EditRef) -> dict[str, Any]:
     """Edit one batch towards one target, and score it."""

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture, as_completed
+from prefect.logging import get_run_logger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ldmprobe_core.checked import DamageError
 from ldmprobe_core.errors import RunError, UserError
 
 _UPDATE_EVERY_S = 2.0
@@ -30,12 +34,12 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
         seconds it took.
 
     Raises:
+        DamageError: a unit met data that is not what was written.
         UserError: a unit failed by a mistake that the user can mend.
         StageError: some failed otherwise; the message names the first and counts the rest.
     """
     started = shown = time.monotonic()
-    artifact = create_progress_artifact(progress=0.0, key=f"progress-{stage}", description=stage)
-    assert isinstance(artifact, UUID), "this flow is synchronous"
+    artifact = _ProgressArtifact(stage)
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -54,19 +58,55 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
             now = time.monotonic()
             if now - shown > _UPDATE_EVERY_S or done == len(units):
                 shown = now
-                left = (now - started) / done * (len(units) - done)
-                update_progress_artifact(
-                    artifact_id=artifact,
-                    progress=100.0 * done / len(units),
-                    description=f"{stage}: {done} of {len(units)}, {left:.0f} s left",
-                )
+                artifact.show(done, len(units), now - started)
     if failed:
-        mistakes = [error for _, error in failed if isinstance(error, UserError)]
-        if mistakes:
-            raise UserError(str(mistakes[0]))
+        for name, error in failed:
+            get_run_logger().error("%s failed: %s: %s", name, type(error).__name__, error)
+        for kind in (DamageError, UserError):  # these say themselves what is to be done
+            for _, error in failed:
+                if isinstance(error, kind):
+                    raise error
         name, error = failed[0]
         raise StageError(
             f"{len(failed)} of {len(units)} units of {stage} failed, the first being "
             f"{name}, {type(error).__name__}: {error}; run the study again to redo just these"
         )
     return time.monotonic() - started
+
+
+class _ProgressArtifact:
+    """A stage's progress in the UI.  Showing is not the work: a server that is away stops nothing.
+
+    It is made at the first unit's end, and anew where the server had not answered before.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.id: UUID | None = None
+
+    def show(self, done: int, count: int, seconds: float) -> None:
+        rate, left = done / seconds, seconds / done * (count - done)
+        text = f"{self.stage}: {done} of {count}, {_pace(rate)}, {_duration(left)} left"
+        progress = 100.0 * done / count
+        try:
+            if self.id is None:
+                made = create_progress_artifact(
+                    progress=progress, key=f"progress-{self.stage}", description=text
+                )
+                assert isinstance(made, UUID), "this flow is synchronous"
+                self.id = made
+            else:
+                update_progress_artifact(self.id, description=text, progress=progress)
+        except (PrefectException, httpx.HTTPError) as error:
+            get_run_logger().warning("progress is not shown: %s", error)
+
+
+def _pace(rate: float) -> str:
+    return f"{rate:.1f} a second" if rate >= 1 else f"{rate * 60:.1f} a minute"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {round(seconds) % 60} s" if minutes else f"{round(seconds)} s"

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import Task, task
-from prefect.client.schemas.objects import State, TaskRun
+from prefect import task
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
-from prefect.tasks import exponential_backoff
 
 from ldmprobe_core import stages
 from ldmprobe_core.classcurves import class_curves, classify_photographs
+from ldmprobe_core.integrity import find_damage, take_back
 from ldmprobe_core.report import build_report
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import LAYOUT_VERSION, Study
 from ldmprobe_core.summary import Classes
 from tasks.references import BatchRef, CellRef, RunRef
+from tasks.retries import RETRIES
 
 
 def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
@@ -41,22 +41,8 @@ def is_done(verb: str, unit: BatchRef | CellRef) -> bool:
     return run.done({"generate": "generated", "label": "labeled"}[verb], unit.number)
 
 
-async def is_transient(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Retry what a network or a disk can cause; a mistake stays a mistake."""
-    try:
-        await state.aresult()
-    except (OSError, TimeoutError):
-        return True
-    except Exception:
-        return False
-    return False
-
-
 _UNIT_OPTIONS: dict[str, Any] = {
-    "retries": 3,
-    "retry_delay_seconds": exponential_backoff(backoff_factor=1),
-    "retry_jitter_factor": 0.5,
-    "retry_condition_fn": is_transient,
+    **RETRIES,
     "cache_key_fn": unit_key,
     "persist_result": True,
     "result_serializer": "json",
@@ -95,7 +81,9 @@ def generate(batch: BatchRef) -> dict[str, Any]:
 def label(batch: BatchRef) -> dict[str, Any]:
     """Label one batch's finished images and step images."""
     done = stages.label_batch(batch.run.url, batch.number)
-    get_run_logger().info("%d images, %.1f s", done["images"], done["seconds"])
+    get_run_logger().info(
+        "%d images, %.1f s, %.1f MB", done["images"], done["seconds"], done["bytes"] / 1e6
+    )
     return done
 
 
@@ -108,8 +96,24 @@ def label(batch: BatchRef) -> dict[str, Any]:
 def probe(cell: CellRef) -> dict[str, Any]:
     """Train and score every probe and control of one cell."""
     done = stages.probe_cell(cell.run.url, cell.step, cell.layer)
-    get_run_logger().info("%.2f s", done["seconds"])
+    get_run_logger().info("%.2f s, %.1f MB read", done["seconds"], done["bytes"] / 1e6)
     return done
+
+
+@task(name="redo", task_run_name="redo what is damaged in {array}")
+def redo(run: RunRef, array: str) -> None:
+    """Look through an array, and take back the marks of the units that made what is damaged.
+
+    Raises:
+        DamageError: no unit of work makes it.
+    """
+    store = Run(run.url)
+    damage = list(find_damage(store, array))
+    for chunk in damage:
+        get_run_logger().warning("%s is %s, and its unit is done again", chunk.key, chunk.how)
+    left = take_back(store, damage)
+    if left:
+        raise left[0]
 
 
 @task(name="summarise", task_run_name="summarise {run.url}")

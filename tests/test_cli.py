@@ -1,5 +1,6 @@
 """Mistakes at the command line: one sentence, exit code 2, nothing begun."""
 
+import json
 import shutil
 from collections import namedtuple
 
@@ -49,6 +50,22 @@ def test_a_mistake_is_told_before_anything_begins(complain, tmp_path, overrides,
         assert word in said
     assert "Prefect" not in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_more_prompts_than_a_flow_takes_as_parameters(complain, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps({"prompts": {"items": [f"{i}" * 10_000 for i in range(1, 61)]}}))
+    code, said, _ = complain("run", str(path), "--store", str(tmp_path / "runs"))
+    assert code == 2
+    assert "prompts.items makes the study 11" in said
+    assert "prompts.files" in said
+
+
+@pytest.mark.parametrize("store", ["", " ", "a\0b", "s3://b/\n", "ftp://a/b"])
+def test_a_store_that_is_no_place(complain, store):
+    code, said, _ = complain("run", "tabletop", "--store", store)
+    assert code == 2
+    assert said.startswith("ldmprobe: store ")
 
 
 def test_missing_study_and_missing_run(complain, tmp_path):

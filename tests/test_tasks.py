@@ -1,10 +1,13 @@
 """Cache keys, retries and references of the tasks, without a server."""
 
 import asyncio
+import errno
 import uuid
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
+from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 from prefect import flow, task
 from prefect.states import Completed, exception_to_failed_state
 from prefect.testing.utilities import prefect_test_harness
@@ -16,7 +19,8 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.study import LAYOUT_VERSION
 from tasks.progress import StageError, follow
 from tasks.references import BatchRef, CellRef, RunRef
-from tasks.study import generate, is_transient, label, probe, unit_key
+from tasks.retries import is_passing, is_transient
+from tasks.study import generate, label, probe, unit_key
 
 RUN = RunRef(url="/a", identity="one")
 BATCH = BatchRef(run=RUN, number=3, first=24, last=31)
@@ -83,12 +87,29 @@ def test_a_users_mistake_on_a_worker_comes_back_as_one(monkeypatch):
             stage(ValueError("bad"))
 
 
+def _answered(status):
+    return ClientError({"ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+
+
 @pytest.mark.parametrize(
     ("error", "again"),
     [
         (ConnectionResetError("cut"), True),
-        (OSError("disk"), True),
+        (OSError(errno.EIO, "disk"), True),
+        (OSError("an object store's server error"), True),
         (TimeoutError(), True),
+        (aiohttp.ClientPayloadError("cut within"), True),
+        (ReadTimeoutError(endpoint_url="http://here"), True),
+        (ConnectionClosedError(endpoint_url="http://here"), True),
+        (_answered(503), True),
+        (_answered(429), True),
+        (_answered(403), False),
+        (OSError(errno.ENOSPC, "full"), False),
+        (OSError(errno.EDQUOT, "quota"), False),
+        (OSError(errno.EROFS, "read-only"), False),
+        (PermissionError(errno.EACCES, "closed"), False),
+        (PermissionError("Forbidden"), False),
+        (FileNotFoundError("no such bucket"), False),
         (UserError("a mistake"), False),
         (ValueError("region"), False),
         (RuntimeError("hook"), False),
@@ -98,6 +119,7 @@ def test_only_what_may_pass_is_retried(error, again):
     async def ask():
         return await is_transient(None, None, await exception_to_failed_state(error))
 
+    assert is_passing(error) is again
     assert asyncio.run(ask()) is again
 
 
@@ -113,7 +135,7 @@ def test_run_names_say_what_is_done():
 
 def test_every_unit_task_retries_and_keeps_small_json_results():
     for unit in (generate, label, probe):
-        assert unit.retries == 3
+        assert unit.retries == 4
         assert unit.persist_result
         assert unit.result_serializer == "json"
         assert unit.cache_key_fn is unit_key

@@ -1,0 +1,74 @@
+"""What a study of a given size takes: bytes, objects, requests, hours and money; nothing is run.
+
+    python benchmarks/scaling_plan.py [study] [images] [seconds an image] [GPUs]
+
+The run is laid out in memory and its chunks are counted: each is one object, written by one PUT and
+read by the stage after.  Seconds an image are of one GPU, for generating with both variants and for
+labeling: measure them with a small run of your own (docs/scaling.md).  Prices are list prices of S3
+in us-east-1 (storage 0.023 $/GB and month, PUT 0.005 $ and GET 0.0004 $ for each thousand), and
+1.20 $/h for a spot A100, as of November 2026; change them here.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import zarr
+from zarr.storage import MemoryStore
+
+from ldmprobe_core.layout import Blueprint, Layout
+from ldmprobe_core.planning import make_plan
+from ldmprobe_core.prompts import make_samples
+from ldmprobe_core.study_file import load_study
+
+STORAGE, PUT, GET, GPU_HOUR = 0.023, 0.005 / 1000, 0.0004 / 1000, 1.20
+
+
+def chunks(name: str, images: int) -> dict[str, int]:
+    """Number of chunks of each group of a run."""
+    overrides = ["prompts.files=null", "prompts.set=objects", f"prompts.samples={images}"]
+    study = load_study(name, overrides)
+    plan = make_plan(study)
+    units = dict.fromkeys(study.labels.maps, "1")
+    blueprint = Blueprint(
+        study, make_samples(study), plan.shapes, plan.size, plan.steps, (), units, plan.truth
+    )
+    root = zarr.create_group(MemoryStore())
+    Layout(root, blueprint).build()
+    found: dict[str, int] = {}
+    for path, member in root.members(None):
+        if isinstance(member, zarr.Array):
+            group = path.partition("/")[0]
+            found[group] = found.get(group, 0) + member.nchunks
+    found["bytes"] = plan.bytes
+    found["cells"] = plan.cells
+    found["batches"] = len(study.batches)
+    return found
+
+
+def main(name: str, images: int, seconds: float, gpus: int) -> None:
+    sample = min(images, 600)  # chunks are counted on a part and scale with batches
+    part = chunks(name, sample)
+    scale = images / sample
+    by_batch = ("images", "activations", "permuted", "labels", "labels_trajectory", "labels_clean")
+    puts = sum(part.get(group, 0) for group in by_batch) * scale
+    puts += part["probes"] + part["scores"]
+    gets = (part["activations"] + part.get("permuted", 0)) * scale  # each cell reads its own once
+    gets += part["images"] * scale  # labeling reads pictures
+    total = part["bytes"] * scale
+    hours = images * seconds / 3600 / gpus
+    print(
+        f"{name}: {images} images, {part['cells']} cells, {round(part['batches'] * scale)} batches"
+    )
+    print(f"bytes              {total / 1e9:,.0f} GB")
+    print(f"objects, PUTs      {puts:,.0f}")
+    print(f"GETs               {gets:,.0f}")
+    print(f"hours              {hours:,.1f} on {gpus} GPUs at {seconds} s an image")
+    print(f"GPUs               {hours * gpus * GPU_HOUR:,.0f} $")
+    print(f"requests           {puts * PUT + gets * GET:,.2f} $")
+    print(f"storage            {total / 1e9 * STORAGE:,.0f} $ a month")
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:] + ["paper", "617", "6", "1"][len(sys.argv) - 1 :]
+    main(words[0], int(words[1]), float(words[2]), int(words[3]))

@@ -1,0 +1,76 @@
+"""One flow at a time works on a run, and what a dead one left behind on the server is set right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import httpx
+from prefect import runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.logging import get_run_logger
+from prefect.states import Crashed
+
+from ldmprobe_core.lease import Lease, leased
+from ldmprobe_core.prompts import pin_inputs
+from ldmprobe_core.stages import run_in
+from ldmprobe_core.study import Study
+
+_WHO = "flow run "
+_PAGE = 200
+
+
+@contextmanager
+def working_on(url: str) -> Iterator[Lease]:
+    """Hold a run, or a part of one, from within a flow.
+
+    Raises:
+        UserError: a living flow run holds it.
+    """
+    with leased(url, f"{_WHO}{runtime.flow_run.id}") as lease:
+        if lease.previous is not None and lease.previous.who.startswith(_WHO):
+            _reconcile(lease.previous.who.removeprefix(_WHO))
+        yield lease
+
+
+def place_of(study: Study, store: str) -> str:
+    """URL of a study's run, which need not exist: what is held before anything is done.
+
+    Raises:
+        UserError: files that the study names cannot be read.
+    """
+    return run_in(store, pin_inputs(study)).url
+
+
+def _reconcile(flow_run_id: str) -> None:
+    """Say of a dead flow run, and of its task runs, that they crashed: Prefect cannot know."""
+    logger = get_run_logger()
+    message = f"its process ended without a word; flow run {runtime.flow_run.id} goes on from there"
+    try:
+        with get_client(sync_client=True) as client:
+            run = client.read_flow_run(UUID(flow_run_id))
+            for task in task_runs(client, run.id):
+                if not (task.state and task.state.is_final()):
+                    client.set_task_run_state(task.id, Crashed(message=message), force=True)
+            if not (run.state and run.state.is_final()):
+                client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+    except (ObjectNotFound, PrefectHTTPStatusError, httpx.HTTPError, ValueError) as error:
+        # It may have run on another server.  The work itself does not depend on this.
+        logger.warning("flow run %s was not marked as crashed: %s", flow_run_id, error)
+        return
+    logger.info("flow run %s had died; this one goes on from where it was", flow_run_id)
+
+
+def task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> list[TaskRun]:
+    """Every task run of a flow run that the server has."""
+    found: list[TaskRun] = []
+    which = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    while True:
+        page = client.read_task_runs(flow_run_filter=which, limit=_PAGE, offset=len(found))
+        found += page
+        if len(page) < _PAGE:
+            return found

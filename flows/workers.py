@@ -1,0 +1,127 @@
+"""Where units of work run: on threads of the flow's own process, or on Dask workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import dask
+import yaml
+from distributed import Client, Nanny, Scheduler, SpecCluster
+from prefect.context import FlowRunContext
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study import Execution
+
+_ANSWER_LIMIT_S = 20.0
+
+
+@contextmanager
+def workers_of(execution: Execution) -> Iterator[None]:
+    """Inside, and inside a flow, tasks that are submitted run where a study asks for.
+
+    A deployed flow learns of its study only when it runs, when Prefect has given it a task runner
+    already: this one takes that one's place.
+
+    Raises:
+        UserError: a scheduler does not answer, or none of its workers has what tasks will ask for.
+    """
+    flow = FlowRunContext.get()
+    assert flow is not None, "called within a flow"
+    if execution.address:
+        _require_workers(execution.address, execution.gpus_per_worker)
+    with runner_of(execution) as runner, flow.model_copy(update={"task_runner": runner}):
+        yield
+
+
+def on_device(execution: Execution) -> AbstractContextManager[Any]:
+    """Inside, tasks that are submitted go to workers that have a GPU to spare, if GPUs are asked.
+
+    Only generation and labeling need one: probes are trained on any worker.
+    """
+    if execution.runner == "local" or not execution.gpus_per_worker:
+        return nullcontext()
+    return dask.annotate(resources={"GPU": execution.gpus_per_worker})
+
+
+def runner_of(execution: Execution) -> TaskRunner[Any]:
+    """The task runner that a study asks for."""
+    if execution.runner == "local":
+        return ThreadPoolTaskRunner(max_workers=execution.workers)
+    from prefect_dask import DaskTaskRunner
+
+    if execution.address:
+        return DaskTaskRunner(address=execution.address)
+    if execution.cluster:
+        return DaskTaskRunner(
+            cluster_class="dask_kubernetes.operator.KubeCluster",
+            cluster_kwargs={"custom_cluster_spec": cluster_spec(execution)},
+        )
+    return DaskTaskRunner(
+        cluster_class=local_cluster,
+        cluster_kwargs={"workers": execution.workers, "gpus": execution.gpus_per_worker},
+    )
+
+
+def local_cluster(workers: int, gpus: int) -> SpecCluster:
+    """Worker processes of one thread on this machine's loopback; worker i has GPU i for itself."""
+    home = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    return SpecCluster(
+        scheduler={"cls": Scheduler, "options": {**home, "port": 0}},
+        workers={
+            i: {
+                "cls": Nanny,
+                "options": {
+                    **home,
+                    "nthreads": 1,
+                    "resources": {"GPU": gpus} if gpus else {"CPU": 1},
+                    "env": {"CUDA_VISIBLE_DEVICES": str(i)} if gpus else {},
+                },
+            }
+            for i in range(workers)
+        },
+    )
+
+
+def cluster_spec(execution: Execution) -> dict[str, Any]:
+    """A DaskCluster resource of dask-kubernetes, with the study's number of workers.
+
+    Raises:
+        UserError: there is no such file, it is not YAML, or it describes something else.
+    """
+    try:
+        with open(str(execution.cluster), encoding="utf-8") as file:
+            spec = yaml.safe_load(file)
+        if spec["kind"] != "DaskCluster":
+            raise KeyError("kind")
+        spec["spec"]["worker"]["replicas"] = execution.workers
+    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(
+            f"execution.cluster is {execution.cluster!r:.80}: give a YAML file of one DaskCluster "
+            "resource, such as infra/kubernetes/dask-cluster.yaml"
+        ) from None
+    return spec
+
+
+def _require_workers(address: str, gpus: int) -> None:
+    """Find out before anything is submitted: a task that no worker may take would wait for ever."""
+    try:
+        with Client(address, timeout=_ANSWER_LIMIT_S, set_as_default=False) as client:
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    except (OSError, TimeoutError, ValueError):
+        raise UserError(
+            f"execution.address is {address!r}, and no Dask scheduler answers there: start one, or "
+            "leave the address out for workers on this machine"
+        ) from None
+    if not workers:
+        raise UserError(
+            f"execution.address is {address!r}, a scheduler without workers: start some with "
+            f"`dask worker {address} --nthreads 1`"
+        )
+    if gpus and not any(worker["resources"].get("GPU", 0) >= gpus for worker in workers):
+        raise UserError(
+            f"execution.gpus_per_worker is {gpus}, and no worker at {address} declares that many: "
+            f'start them with `dask worker {address} --nthreads 1 --resources "GPU={gpus}"`'
+        )

@@ -1,0 +1,1 @@
+"""The platform that studies run on: a local stack, container images, deployments, Kubernetes."""

@@ -1,0 +1,114 @@
+"""What a platform is given once its services are up: a bucket, a work pool, the deployments.
+
+``python -m infra.setup`` does it for the server and the object store that the environment names
+(PREFECT_API_URL, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...); doing it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import s3fs
+
+DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
+_LIMIT_S = 60.0
+_SILENCE = timedelta(seconds=600)
+"""A flow run beats every 180 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENCY)."""
+
+
+class SetupError(Exception):
+    """Something could not be set up; the message says what."""
+
+
+def main() -> None:
+    """Set everything up that the environment names."""
+    try:
+        make_bucket()
+        deploy()
+        watch_over_flow_runs()
+    except SetupError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def make_bucket() -> None:
+    """Make the bucket of LDMPROBE_STORE, and see that it takes files.
+
+    Raises:
+        SetupError: it does not within a minute.
+    """
+    bucket = os.environ["LDMPROBE_STORE"].removeprefix("s3://").partition("/")[0]
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    files = s3fs.S3FileSystem(
+        endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True
+    )
+    deadline = time.monotonic() + _LIMIT_S
+    while True:  # a gateway answers before what is behind it does
+        try:
+            if not files.exists(bucket):
+                files.mkdir(bucket)
+            files.pipe_file(f"{bucket}/.probe", b"there")
+            files.rm_file(f"{bucket}/.probe")
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise SetupError(f"bucket {bucket} does not take files: {error}") from None
+            time.sleep(0.3)
+
+
+def deploy() -> None:
+    """Make the work pool of LDMPROBE_POOL, and the deployments to it.
+
+    Raises:
+        SetupError: Prefect refuses; the message has the end of what it said.
+    """
+    pool = os.environ["LDMPROBE_POOL"]
+    _prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
+    _prefect("deploy", "--prefect-file", str(DEPLOYMENTS), "--name", "*/process")
+
+
+def watch_over_flow_runs() -> None:
+    """Have the server say of a flow run that has fallen silent that it crashed.
+
+    A flow that goes on from a dead one says so itself; this is for those that nobody resumes.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+    from prefect.states import StateType
+
+    name, beat = "ldmprobe: a silent flow run has crashed", "prefect.flow-run.heartbeat"
+    ends = ("Completed", "Failed", "Cancelled", "Crashed")
+    watch = AutomationCore(
+        name=name,
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            after={beat},
+            expect={beat, *(f"prefect.flow-run.{end}" for end in ends)},
+            threshold=1,
+            within=_SILENCE,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="it fell silent")],
+    )
+    with get_client(sync_client=True) as client:
+        if not client.read_automations_by_name(name):
+            client.create_automation(watch)
+
+
+def _prefect(*words: str) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        raise SetupError(f"prefect {words[0]} failed: {' '.join(said)}")
+
+
+if __name__ == "__main__":
+    main()

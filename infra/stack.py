@@ -1,0 +1,262 @@
+"""``make stack``: everything that a cluster has, on this machine's loopback, from packages.
+
+PostgreSQL, the Prefect server with its UI, an S3 object store, a Dask scheduler with workers, a
+Prefect worker, and the deployments.  Data is kept, and another start goes on with it.  Whatever was
+started here ends with it: on Ctrl-C, on SIGTERM, and on Linux when it is killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+from infra.services import (
+    BUCKET,
+    DATABASE,
+    DATABASE_USER,
+    HOST,
+    INNER_PORTS,
+    PUBLIC_PORTS,
+    Platform,
+    StackError,
+    postgres_program,
+    unprivileged_user,
+)
+from infra.supervisor import Supervisor, run_once
+
+
+def main() -> None:
+    """Start the stack, say where it is, and keep it running until it is told to stop."""
+    parser = argparse.ArgumentParser(description="Start the whole platform on loopback.")
+    parser.add_argument("--data", type=Path, default=Path(".stack"), help="folder that it keeps")
+    parser.add_argument("--workers", type=int, default=2, help="Dask workers, where no GPU is")
+    parser.add_argument(
+        "--free-ports", action="store_true", help="take free ports instead of the usual ones"
+    )
+    options = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    supervisor = None
+    try:
+        data = options.data.resolve()
+        lock = _alone(data)
+        platform = prepare(data, options.workers, options.free_ports)
+        supervisor = Supervisor(data / "logs", lambda text: print(text, flush=True))
+        start(platform, supervisor)
+        print(_welcome(platform), flush=True)
+        supervisor.watch()
+        lock.close()
+    except StackError as error:
+        print(f"stack: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("stopping", flush=True)
+    finally:
+        if supervisor is not None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # it is stopping already
+            supervisor.stop()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _alone(data: Path) -> TextIO:
+    """Two stacks on one folder would spoil each other's data."""
+    data.mkdir(parents=True, exist_ok=True)
+    lock = (data / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StackError(f"another stack runs on {data}: stop it, or give another --data") from None
+    return lock
+
+
+def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
+    """Lay the data folder out, or find it: secrets and ports are made once and kept.
+
+    Args:
+        anywhere: on free ports instead of the usual ones.
+
+    Raises:
+        StackError: a port is busy.
+    """
+    for name in ("logs", "prefect", "dask", "seaweedfs"):
+        (data / name).mkdir(exist_ok=True)
+    known = _kept(
+        data / "secrets.json",
+        lambda: {
+            "database": secrets.token_urlsafe(24),
+            "s3-key": secrets.token_hex(10),
+            "s3-secret": secrets.token_urlsafe(30),
+        },
+    )
+    names = (*PUBLIC_PORTS, *INNER_PORTS) if anywhere else INNER_PORTS
+    ports = _kept(
+        data / "ports.json", lambda: dict(zip(names, free_ports(len(names)), strict=True))
+    )
+    if not anywhere:
+        ports |= PUBLIC_PORTS
+    for name, port in ports.items():
+        if _is_busy(port):
+            raise StackError(
+                f"port {port} ({name}) is in use: stop what listens there, or start the stack with "
+                "--free-ports on another --data"
+            )
+    platform = Platform(data, ports, known, workers, _gpus())
+    exports = "".join(f"export {k}={v}\n" for k, v in platform.client_environment.items())
+    _private(data / "env", exports)
+    return platform
+
+
+def start(platform: Platform, supervisor: Supervisor) -> None:
+    """Start every service in turn, with what it needs before and after.
+
+    Raises:
+        StackError: one cannot be started.
+    """
+    services = platform.services()
+    independent = [s for s in services if s.name not in ("prefect-server", "prefect-worker")]
+    _make_database(platform)
+    for service in independent:  # all at once
+        supervisor.start(service)
+    for service in services:
+        if service not in independent:
+            if service.name == "prefect-worker":  # it wants its pool, and the pool a server
+                run_once((sys.executable, "-m", "infra.setup"), platform.client_environment)
+            supervisor.start(service)
+        supervisor.wait(service)
+        if service.name == "postgres":
+            _make_schema(platform)
+
+
+def _make_database(platform: Platform) -> None:
+    folder, user = platform.data / "postgres", unprivileged_user()
+    folder.mkdir(exist_ok=True)
+    if user is not None:
+        shutil.chown(folder, user)
+        if not _can_enter(folder, user):
+            raise StackError(
+                f"PostgreSQL runs as {user}, who cannot enter {folder}: start the stack as another "
+                "user than root, or give a --data folder that everybody may pass through"
+            )
+    if (folder / "PG_VERSION").exists():
+        return
+    for left in folder.iterdir():  # of a start that was cut off
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    password = platform.data / "database-password"
+    _private(password, platform.secrets["database"])
+    if user is not None:
+        shutil.chown(password, user)
+    try:
+        run_once(
+            (postgres_program("initdb"), "-D", str(folder), "-U", DATABASE_USER, "-E", "UTF8",
+             "--locale=C.UTF-8", "--auth=scram-sha-256", f"--pwfile={password}"),
+            {}, user,
+        )  # fmt: skip
+    finally:
+        password.unlink()
+
+
+def _can_enter(folder: Path, user: str) -> bool:
+    return subprocess.run(["test", "-x", str(folder)], user=user, check=False).returncode == 0
+
+
+def _make_schema(platform: Platform) -> None:
+    """The database itself; Prefect fills it."""
+    to_server = {
+        "PGHOST": HOST, "PGPORT": str(platform.ports["postgres"]), "PGUSER": DATABASE_USER,
+        "PGPASSWORD": platform.secrets["database"], "PGDATABASE": "postgres",
+    }  # fmt: skip
+    psql = (postgres_program("psql"), "-qtAc")
+    known = f"select 1 from pg_database where datname = '{DATABASE}'"
+    if not run_once((*psql, known), to_server).strip():
+        run_once((*psql, f"create database {DATABASE}"), to_server)
+
+
+def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Content of a JSON file of ours, made where there is none."""
+    if not path.exists():
+        _private(path, json.dumps(make()))
+    return json.loads(path.read_text())
+
+
+def _private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, from its first byte on."""
+    part = path.with_name(path.name + ".part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
+    part.replace(path)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports free a moment ago, each below 55,536: SeaweedFS adds 10,000 for its own traffic."""
+    held: list[socket.socket] = []
+    ports: list[int] = []
+    while len(ports) < count:
+        probe = socket.socket()
+        held.append(probe)
+        probe.bind((HOST, 0))
+        if probe.getsockname()[1] < 55_536:
+            ports.append(probe.getsockname()[1])
+    for probe in held:
+        probe.close()
+    return ports
+
+
+def _is_busy(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
+
+
+def _gpus() -> tuple[int, ...]:
+    """Numbers of this machine's NVIDIA GPUs."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    told = subprocess.run(
+        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
+    )
+    return tuple(range(sum(line.startswith("GPU ") for line in told.stdout.splitlines())))
+
+
+def _welcome(platform: Platform) -> str:
+    ports = platform.ports
+    return "\n".join(
+        [
+            "",
+            f"Prefect UI       http://{HOST}:{ports['prefect-server']}",
+            f"Dask dashboard   http://{HOST}:{ports['dask-dashboard']}",
+            f"Object store     http://{HOST}:{ports['s3']} (bucket {BUCKET})",
+            f"Data and logs    {platform.data}",
+            "",
+            "In another shell:",
+            f"  . {platform.data / 'env'}     # addresses and keys",
+            "  prefect deployment run study/process --watch",
+            "  ldmprobe run tabletop --store $LDMPROBE_STORE --set execution.runner=dask \\",
+            "      --set execution.address=$LDMPROBE_DASK",
+            "",
+            "The stack is ready. Ctrl-C stops it.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
