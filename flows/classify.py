@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from flows.holding import place_of, working_on
-from flows.study import generate_and_label
+from flows.study import generate_and_label, mended
 from flows.workers import workers_of
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study import Study
@@ -30,10 +30,15 @@ def classify_flow(
     """
     if study.labels.classes is None:
         raise UserError("labels.class is null, and classify needs a class labeler: name one")
-    with working_on(place_of(study, store)):
+    with working_on(place_of(study, store)) as lease:
         run = prepare(study, store)
-        with workers_of(study.execution):
+
+        def work() -> dict[str, Any]:
             generate_and_label(run, study.execution)
-            found = classify(run, photographs)
+            lease.require_held()
+            return classify(run, photographs)
+
+        with workers_of(study.execution):
+            found = mended(run, work)
     publish_classes(found, study.name, run.url)
     return found

@@ -56,7 +56,8 @@ def _reconcile(flow_run_id: str) -> None:
             for task in task_runs(client, run.id):
                 if not (task.state and task.state.is_final()):
                     client.set_task_run_state(task.id, Crashed(message=message), force=True)
-            if not (run.state and run.state.is_final()):
+            again = flow_run_id == str(runtime.flow_run.id)  # the UI's Retry: the same, alive
+            if not again and not (run.state and run.state.is_final()):
                 client.set_flow_run_state(run.id, Crashed(message=message), force=True)
     except (ObjectNotFound, PrefectHTTPStatusError, httpx.HTTPError, ValueError) as error:
         # It may have run on another server.  The work itself does not depend on this.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from prefect import flow
 
@@ -15,6 +16,8 @@ from tasks.artifacts import publish
 from tasks.progress import follow
 from tasks.references import RunRef, batches_of, cells_of
 from tasks.study import generate, label, prepare, probe, redo, summarise
+
+T = TypeVar("T")
 
 _REDOS = 5
 """How often damaged data is made again before a run gives up: a disk may be dying."""
@@ -34,19 +37,23 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     with working_on(place_of(study, store)) as lease:
         run = prepare(study, store)
         with workers_of(study.execution):
-            summary = _mended(run, study.execution, lease)
+            summary = mended(run, lambda: _to_the_summary(run, study.execution, lease))
     publish(summary, run.url)
     return summary
 
 
-def _mended(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
-    """Go to the summary; what is found damaged on the way is made again."""
+def mended(run: RunRef, work: Callable[[], T]) -> T:
+    """Do some work on a run; what is found damaged on the way is made again by doing it anew.
+
+    Raises:
+        DamageError: over and over.
+    """
     for _ in range(_REDOS):
         try:
-            return _to_the_summary(run, execution, lease)
+            return work()
         except DamageError as damage:
             redo(run, damage.array)
-    return _to_the_summary(run, execution, lease)
+    return work()
 
 
 def _to_the_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import dask
+import torch
 import yaml
 from distributed import Client, Nanny, Scheduler, SpecCluster
 from prefect.context import FlowRunContext
@@ -66,7 +69,17 @@ def runner_of(execution: Execution) -> TaskRunner[Any]:
 
 
 def local_cluster(workers: int, gpus: int) -> SpecCluster:
-    """Worker processes of one thread on this machine's loopback; worker i has GPU i for itself."""
+    """Worker processes of one thread on this machine's loopback; with GPUs, each has its own.
+
+    Raises:
+        UserError: there are fewer GPUs than workers.
+    """
+    visible = _visible_gpus() if gpus else []
+    if gpus and workers > len(visible):
+        raise UserError(
+            f"execution.workers is {workers}, and this machine has {len(visible)} GPUs: a worker "
+            "has one for itself"
+        )
     home = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     return SpecCluster(
         scheduler={"cls": Scheduler, "options": {**home, "port": 0}},
@@ -77,7 +90,7 @@ def local_cluster(workers: int, gpus: int) -> SpecCluster:
                     **home,
                     "nthreads": 1,
                     "resources": {"GPU": gpus} if gpus else {"CPU": 1},
-                    "env": {"CUDA_VISIBLE_DEVICES": str(i)} if gpus else {},
+                    "env": {"CUDA_VISIBLE_DEVICES": visible[i]} if gpus else {},
                 },
             }
             for i in range(workers)
@@ -85,8 +98,18 @@ def local_cluster(workers: int, gpus: int) -> SpecCluster:
     )
 
 
+def _visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, which may be a part of the machine's."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name.strip()]
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
 def cluster_spec(execution: Execution) -> dict[str, Any]:
     """A DaskCluster resource of dask-kubernetes, with the study's number of workers.
+
+    Its name gets a part of its own: clusters of one name are one, which the first flow would end.
 
     Raises:
         UserError: there is no such file, it is not YAML, or it describes something else.
@@ -97,6 +120,9 @@ def cluster_spec(execution: Execution) -> dict[str, Any]:
         if spec["kind"] != "DaskCluster":
             raise KeyError("kind")
         spec["spec"]["worker"]["replicas"] = execution.workers
+        name = f"{spec['metadata']['name']}-{uuid.uuid4().hex[:8]}"
+        spec["metadata"]["name"] = name
+        spec["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
     except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(
             f"execution.cluster is {execution.cluster!r:.80}: give a YAML file of one DaskCluster "

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -104,10 +105,12 @@ def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
             "s3-secret": secrets.token_urlsafe(30),
         },
     )
+    kept = data / "ports.json"  # those that were free once, for the next start on the same data
+    ports: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
     names = (*PUBLIC_PORTS, *INNER_PORTS) if anywhere else INNER_PORTS
-    ports = _kept(
-        data / "ports.json", lambda: dict(zip(names, free_ports(len(names)), strict=True))
-    )
+    missing = [name for name in names if name not in ports]
+    ports |= dict(zip(missing, free_ports(len(missing)), strict=True))
+    _private(kept, json.dumps(ports))
     if not anywhere:
         ports |= PUBLIC_PORTS
     for name, port in ports.items():
@@ -117,7 +120,10 @@ def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
                 "--free-ports on another --data"
             )
     platform = Platform(data, ports, known, workers, _gpus())
-    exports = "".join(f"export {k}={v}\n" for k, v in platform.client_environment.items())
+    exports = "".join(
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in platform.client_environment.items()
+    )
     _private(data / "env", exports)
     return platform
 
@@ -228,7 +234,10 @@ def _is_busy(port: int) -> bool:
 
 
 def _gpus() -> tuple[int, ...]:
-    """Numbers of this machine's NVIDIA GPUs."""
+    """Numbers of the NVIDIA GPUs that this process may use."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return tuple(int(number) for number in chosen.split(",") if number.strip().isdecimal())
     if shutil.which("nvidia-smi") is None:
         return ()
     told = subprocess.run(

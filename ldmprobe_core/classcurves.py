@@ -98,7 +98,7 @@ def classify_photographs(run: Run, folder: str) -> Photographs:
     assert reader is not None
     sizes = run.open("images").sizes
     size = sizes["y"], sizes["x"]
-    labeler = load_labeler("class", reader, pick_device(study.execution.device))
+    labeler = load_labeler("class", reader, pick_device(study.execution.wanted_device))
     pictures = np.stack([read_picture(Path(folder).expanduser() / name, size) for name in names])
     scores = labeler(pictures)
     counts = Counter(labeler.classes[i] for i in scores.argmax(1))

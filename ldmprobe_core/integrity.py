@@ -53,8 +53,10 @@ def find_damage(run: Run, array: str = "") -> Iterator[DamageError]:
     for name, member in members:
         group = name.partition("/")[0]
         if group != "marks":
-            # Interventions keep marks of their own: a hole in one may be work not done yet.
-            yield from _damaged(member, _never if group == "interventions" else expected)
+            if group == "interventions":
+                yield from _damaged_interventions(run, root, array)
+            else:
+                yield from _damaged(member, expected)
 
 
 def take_back(run: Run, damage: Iterable[DamageError]) -> list[DamageError]:
@@ -100,6 +102,16 @@ def unit_of(
         layer = at["layer"] if "layer" in at else layers.index(rest.rpartition("/")[0])
         return mark, (at["step"], layer)
     return mark, (at["sample"],)
+
+
+def _damaged_interventions(run: Run, root: zarr.Group, array: str) -> Iterator[DamageError]:
+    """Interventions keep marks of their own: a hole in one that is not done is no damage."""
+    for name in run.folders("interventions"):
+        path = f"interventions/{name}"
+        if array and not f"{array}/".startswith(f"{path}/"):
+            continue
+        done = bool(run.open(path)["done"].values.all())
+        yield from _damaged(root[array or path], (lambda *_: True) if done else _never)
 
 
 def _never(*_: object) -> bool:

@@ -248,6 +248,7 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> Findings:
     data = run.open(group)
     if not data["done"].values.all():
         raise RuntimeError(f"{run.url}: {name} is not finished")
+    data = run.open(group, whole=True)
     study, what = run.study(), read_intervention(run, name)
     plan = plan_intervention(run, what)
     prompts = [samples_of(run)[i].prompt for i in plan.samples]

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import psutil
 
@@ -35,7 +36,7 @@ class Holder:
         who: in words, such as a flow run's id.
         host: machine and process namespace, within which `pid` means something.
         pid: process that beats.
-        born: when it started, in its own machine's seconds; a pid may come back.
+        born: when it started, in a unit of its own machine's; a pid may come back.
         beat: counts up while the holder lives.
     """
 
@@ -49,8 +50,7 @@ class Holder:
     @classmethod
     def here(cls, who: str) -> Holder:
         """This process."""
-        me = psutil.Process()
-        return cls(uuid.uuid4().hex, who, _host(), me.pid, me.create_time())
+        return cls(uuid.uuid4().hex, who, _host(), os.getpid(), _born(os.getpid()))
 
     @property
     def is_dead(self) -> bool:
@@ -58,7 +58,7 @@ class Holder:
         if self.host != _host():
             return False
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.born) > 1
+            return _born(self.pid) != self.born
         except psutil.NoSuchProcess:
             return True
 
@@ -81,19 +81,28 @@ class Lease:
         """Stop a holder that was taken for dead, after a long sleep for example.
 
         Raises:
-            RunError: another one holds the place now.
+            RunError: another one holds the place now, or has held it since.
         """
+        if not self._is_mine():
+            self._lost = True
         if self._lost:
             raise RunError(
                 f"{self._place.url.removesuffix('.lease')} was taken over by another process while "
                 "this one did not answer: leave it to that one, or start again after it"
             )
 
+    def _is_mine(self) -> bool:
+        """No later number is there, and this one's file is the one that was made here."""
+        if max(_numbers(self._place), default=0) != self._number:
+            return False
+        held_by = _read(self._place, self._number)
+        return held_by is not None and held_by.key == self._holder.key
+
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
             self._holder = replace(self._holder, beat=self._holder.beat + 1)
             with suppress(Exception):  # the store may be away for a moment; the next beat counts
-                if max(_numbers(self._place), default=0) > self._number:
+                if not self._is_mine():
                     self._lost = True
                     return
                 self._place.write_text(_name(self._number), _text(self._holder))
@@ -102,11 +111,11 @@ class Lease:
         """Give the place back."""
         self._over.set()
         self._thread.join(timeout=60)
-        if not self._lost:
-            with suppress(OSError):  # a store that is away now: the lease stops beating
+        # Whatever a store that is away raises: then the lease just stops beating.
+        with suppress(Exception):
+            if not self._lost and self._is_mine():
                 for number in sorted(_numbers(self._place)):
-                    if number <= self._number:
-                        self._place.remove(_name(number))
+                    self._place.remove(_name(number))
                 if not self._place.remote:
                     os.rmdir(self._place.url)
 
@@ -125,13 +134,16 @@ def leased(url: str, who: str, patience_s: float = 0.0) -> Iterator[Lease]:
     """
     place, me = Place(f"{url.rstrip('/')}.lease"), Holder.here(who)
     deadline = time.monotonic() + patience_s
-    lease = None
+    lease, unreadable = None, (0, 0.0)
     while lease is None:
         number = max(_numbers(place), default=0)
         held_by = _read(place, number) if number else None
-        if number and held_by is None:
-            time.sleep(0.1)  # just given back, or not wholly written yet
-            continue
+        if number and held_by is None:  # just given back, or spoilt by a power cut
+            if unreadable[0] != number:
+                unreadable = number, time.monotonic()
+            if time.monotonic() - unreadable[1] < STALE_S:
+                time.sleep(0.1)
+                continue
         if held_by is None or held_by.is_dead or _stopped(place, number, held_by, deadline):
             lease = _take(place, number + 1, me, held_by)
         elif time.monotonic() >= deadline:
@@ -151,7 +163,8 @@ def _take(place: Place, number: int, me: Holder, previous: Holder | None) -> Lea
         return None
     numbers = _numbers(place)
     overtaken = max(numbers, default=0) != number
-    vanished = previous is not None and number - 1 not in numbers
+    before = _read(place, number - 1) if previous is not None else None
+    vanished = previous is not None and (before is None or before.key != previous.key)
     if overtaken or vanished:  # what we had looked at is long over
         place.remove(_name(number))
         return None
@@ -192,14 +205,26 @@ def _read(place: Place, number: int) -> Holder | None:
     """Who holds a number; None where it was given back or is not wholly written yet."""
     try:
         return Holder(**json.loads(place.read_text(_name(number))))
-    except (UserError, ValueError):
+    except (UserError, ValueError, TypeError):
         return None
 
 
 def _host() -> str:
-    """This machine and its process namespace (containers may share a name)."""
+    """This machine since it was started, and its process namespace: names alone are shared."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # Linux has both
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    return "/".join(parts)
+
+
+def _born(pid: int) -> float:
+    """When a process started, in ticks since the machine did, which no clock that is set changes.
+
+    Raises:
+        psutil.NoSuchProcess: there is none.
+    """
     try:
-        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except OSError:
-        namespace = ""
-    return f"{socket.gethostname()}/{namespace}"
+        return psutil.Process(pid).create_time()

@@ -147,15 +147,20 @@ class Place:
         if self.remote:
             files.pipe_file(path, data)
             return
-        files.makedirs(path.rpartition("/")[0], exist_ok=True)
         part = f"{path}.{uuid.uuid4().hex}.part"  # another writer has its own
-        try:
-            files.pipe_file(part, data)
-            os.replace(part, path)
-        except OSError:
-            with suppress(OSError):
-                os.remove(part)
-            raise
+        for left in (2, 1, 0):
+            files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                files.pipe_file(part, data)
+                os.replace(part, path)
+                return
+            except FileNotFoundError:  # somebody has just removed the empty folder
+                if not left:
+                    raise
+            except OSError:
+                with suppress(OSError):
+                    os.remove(part)
+                raise
 
     def write_many(self, files: dict[str, bytes]) -> None:
         """Write files, many at a time; until it returns some may be there and others not."""

@@ -93,7 +93,7 @@ def make_plan(study: Study) -> Plan:
             return None
 
     if not study.execution.elsewhere:
-        attempt(lambda: pick_device(study.execution.device))
+        attempt(lambda: pick_device(study.execution.wanted_device))
     folder = config_folder(study.model)
     if not has_weights(folder):
         missing.append(

@@ -57,8 +57,9 @@ def prepare(study: Study, store: str) -> Run:
     check_store(plan, run)
     if not run.exists:
         blueprint, record = _blueprint(study, plan)  # takes long: before the place is claimed
-        with run.claim():
+        with run.claim() as claim:
             if not run.exists:
+                claim.require_held()
                 run.lay_out(blueprint, record)
                 return run
     check_origin(run, study)
@@ -379,11 +380,11 @@ def _generator(study: Study, model: str) -> Generator:
                 f"the run was begun with {model}: give every worker the same weights"
             )
         keep_freed_memory()
-        device = pick_device(study.execution.device)
+        device = pick_device(study.execution.wanted_device)
         family = family_of(model_folder(study.model))
         return Generator(load_pipeline(study, device), family, study)
 
-    return _once(f"generator {study.hash} {model} {study.execution.device}", load)
+    return _once(f"generator {study.hash} {model} {study.execution.wanted_device}", load)
 
 
 def _labelers(study: Study, fingerprints: dict[str, str] | None = None) -> dict[str, Labeler]:
@@ -401,9 +402,9 @@ def _labelers(study: Study, fingerprints: dict[str, str] | None = None) -> dict[
                     f"labels.{prop} has weights with fingerprint {found} on this worker, and the "
                     f"run was begun with {fingerprints[prop]}: give every worker the same"
                 )
-        device = pick_device(study.execution.device)
+        device = pick_device(study.execution.wanted_device)
         return {prop: load_labeler(prop, r, device) for prop, r in labelers_of(study).items()}
 
     named = " ".join(f"{prop}={r.model_dump_json()}" for prop, r in labelers_of(study).items())
     known = " ".join((fingerprints or {}).values())
-    return _once(f"labelers {named} {known} {study.execution.device}", load)
+    return _once(f"labelers {named} {known} {study.execution.wanted_device}", load)

@@ -131,8 +131,19 @@ class Run(Place):
         _consolidate(self.store)
 
     def study(self) -> Study:
-        """The study that the run carries out."""
-        return parse_study(json.loads(self.read_text("study.json")), "study.json")
+        """The study that the run carries out.
+
+        Raises:
+            UserError: there is none, or it is one of another release.
+        """
+        content = json.loads(self.read_text("study.json"))
+        try:
+            return parse_study(content, "study.json")
+        except UserError as error:
+            raise UserError(
+                f"{self.url} was made by another release ({error}): read it with that release, or "
+                "with xarray alone"
+            ) from None
 
     def open(self, group: str, whole: bool = False) -> xr.Dataset:
         """One group, lazily; see the module's docstring for their names.

@@ -313,6 +313,11 @@ class Execution(_Part):
         return self
 
     @property
+    def wanted_device(self) -> str:
+        """A worker that takes a GPU's tasks computes on it, or says that it cannot."""
+        return "cuda" if self.device == "auto" and self.gpus_per_worker else self.device
+
+    @property
     def elsewhere(self) -> bool:
         """Other machines compute: what this one has says nothing of them."""
         return bool(self.address or self.cluster)

@@ -294,7 +294,12 @@ def test_a_cluster_of_its_own_has_the_studys_number_of_workers():
     execution = Execution(
         runner="dask", cluster=str(KUBERNETES / "dask-cluster.yaml"), workers=5, gpus_per_worker=1
     )
-    assert cluster_spec(execution)["spec"]["worker"]["replicas"] == 5
+    one, two = cluster_spec(execution), cluster_spec(execution)
+    assert one["spec"]["worker"]["replicas"] == 5
+    names = {spec["metadata"]["name"] for spec in (one, two)}
+    assert len(names) == 2  # one flow's end must not be another's
+    selector = one["spec"]["scheduler"]["service"]["selector"]
+    assert selector["dask.org/cluster-name"] == one["metadata"]["name"]
     runner = runner_of(execution)
     assert runner.resolved_cluster_class.__name__ == "KubeCluster"
     assert (
@@ -313,16 +318,19 @@ def test_a_cluster_file_that_is_none_is_refused_in_a_sentence(tmp_path, content)
 
 
 @pytest.mark.slow
-def test_local_workers_have_a_gpu_each_and_say_so():
+def test_local_workers_have_a_gpu_each_of_those_that_are_ours(monkeypatch):
     from distributed import Client
 
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with pytest.raises(UserError, match=r"execution.workers is 3.*has 2 GPUs"):
+        local_cluster(workers=3, gpus=1)
     with local_cluster(workers=2, gpus=1) as cluster, Client(cluster) as client:
         client.wait_for_workers(2, timeout=60)
         told = client.scheduler_info()["workers"].values()
         assert [w["resources"] for w in told] == [{"GPU": 1.0}] * 2
         assert {w["nthreads"] for w in told} == {1}
         seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
-        assert sorted(seen.values()) == ["0", "1"]
+        assert sorted(seen.values()) == ["4", "7"]
 
 
 def test_a_service_that_ends_is_started_again_and_all_are_stopped(tmp_path):

@@ -155,6 +155,38 @@ def test_a_holder_that_was_succeeded_while_it_slept_stops(tmp_path):
     assert Place(f"{url}.lease").files() == ["000001", "000002"]  # not its own to remove
 
 
+def test_a_sleeper_knows_that_others_came_and_went_meanwhile(tmp_path):
+    """Numbers begin at 1 again once all is given back: the key tells whose a file is."""
+    url = str(tmp_path / "run")
+    with leased(url, "sleeper") as lease:
+        lease._over.set()  # it sleeps: no beat
+        lease._thread.join()
+        Place(f"{url}.lease").remove("000001")
+        with pytest.raises(RunError, match="taken over"):
+            lease.require_held()
+    with leased(url, "sleeper") as lease:
+        lease._over.set()
+        lease._thread.join()
+        Place(f"{url}.lease").remove("000001")
+        lay(url, 1, elsewhere())
+        with pytest.raises(RunError, match="taken over"):
+            lease.require_held()
+    assert Place(f"{url}.lease").files() == ["000001"]  # another's, and it stays
+    me = Holder.here("late")
+    assert leases._take(Place(f"{url}.lease"), 2, me, replace(elsewhere(), key="older")) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": "k"}'])
+def test_a_spoilt_lease_is_succeeded_after_a_while(tmp_path, content):
+    place = Place(f"{tmp_path}/run.lease")
+    place.write_text("000003", content)
+    started = time.monotonic()
+    with leased(str(tmp_path / "run"), "next") as lease:
+        assert time.monotonic() - started >= 1.0
+        lease.require_held()
+    assert place.files() == []
+
+
 def test_a_late_maker_of_a_number_that_is_over_gives_it_back(tmp_path):
     place = Place(str(tmp_path / "run.lease"))
     me, dead = Holder.here("late"), elsewhere()
