@@ -32,9 +32,13 @@ def working_on(url: str) -> Iterator[Lease]:
         UserError: a living flow run holds it.
     """
     with leased(url, f"{_WHO}{runtime.flow_run.id}") as lease:
-        if lease.previous is not None and lease.previous.who.startswith(_WHO):
-            _reconcile(lease.previous.who.removeprefix(_WHO))
-        yield lease
+        dead = {holder.who.removeprefix(_WHO) for holder in lease.previous}
+        left = {run for run in dead if not _reconcile(run)}
+        try:
+            yield lease
+        finally:
+            for run in left:  # the server was away; maybe it is back
+                _reconcile(run)
 
 
 def place_of(study: Study, store: str) -> str:
@@ -46,8 +50,12 @@ def place_of(study: Study, store: str) -> str:
     return run_in(store, pin_inputs(study)).url
 
 
-def _reconcile(flow_run_id: str) -> None:
-    """Say of a dead flow run, and of its task runs, that they crashed: Prefect cannot know."""
+def _reconcile(flow_run_id: str) -> bool:
+    """Say of a dead flow run, and of its task runs, that they crashed: Prefect cannot know.
+
+    Returns:
+        whether the server took it.
+    """
     logger = get_run_logger()
     message = f"its process ended without a word; flow run {runtime.flow_run.id} goes on from there"
     try:
@@ -62,8 +70,9 @@ def _reconcile(flow_run_id: str) -> None:
     except (ObjectNotFound, PrefectHTTPStatusError, httpx.HTTPError, ValueError) as error:
         # It may have run on another server.  The work itself does not depend on this.
         logger.warning("flow run %s was not marked as crashed: %s", flow_run_id, error)
-        return
+        return False
     logger.info("flow run %s had died; this one goes on from where it was", flow_run_id)
+    return True
 
 
 def task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> list[TaskRun]:

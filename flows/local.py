@@ -160,11 +160,14 @@ def _usual_port() -> int:
 
 
 def _quiet_console() -> None:
-    """Leave the terminal to the progress bars; the server still gets every line."""
+    """Leave the terminal to the progress bars, and to the sentence that tells what stopped a run.
+
+    The server still gets every line, tracebacks too.
+    """
     for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, PrefectConsoleHandler):
-                handler.setLevel(logging.WARNING)
+                handler.setLevel(logging.CRITICAL)
 
 
 def _answers(url: str) -> bool:

@@ -67,10 +67,13 @@ class Lease:
     """A held lease.
 
     Attributes:
-        previous: the dead holder from whom it was taken over, if there was one.
+        previous: the dead holders before it, the last one last; several, where one that had just
+            taken over was killed before it could tell of the one before.
     """
 
-    def __init__(self, place: Place, number: int, holder: Holder, previous: Holder | None) -> None:
+    def __init__(
+        self, place: Place, number: int, holder: Holder, previous: tuple[Holder, ...]
+    ) -> None:
         self.previous = previous
         self._place, self._number, self._holder = place, number, holder
         self._over, self._lost = threading.Event(), False
@@ -168,7 +171,8 @@ def _take(place: Place, number: int, me: Holder, previous: Holder | None) -> Lea
     if overtaken or vanished:  # what we had looked at is long over
         place.remove(_name(number))
         return None
-    return Lease(place, number, me, previous)
+    found = (_read(place, earlier) for earlier in sorted(numbers) if earlier < number)
+    return Lease(place, number, me, tuple(holder for holder in found if holder is not None))
 
 
 def _stopped(place: Place, number: int, holder: Holder, deadline: float) -> bool:

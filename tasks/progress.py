@@ -44,18 +44,19 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
         TextColumn("{task.description:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
         TimeRemainingColumn(),
     )
     failed: list[tuple[str, BaseException]] = []
     with Progress(*columns) as bar:
-        line = bar.add_task(stage, total=len(units))
+        line = bar.add_task(stage, total=len(units), pace="")
         names = {future: name for name, future in units.items()}
         for done, future in enumerate(as_completed(list(names)), start=1):
             result = future.result(raise_on_failure=False)
             if isinstance(result, BaseException):
                 failed.append((names[future], result))
-            bar.advance(line)
             now = time.monotonic()
+            bar.update(line, advance=1, pace=_pace(done / (now - started)))
             if now - shown > _UPDATE_EVERY_S or done == len(units):
                 shown = now
                 artifact.show(done, len(units), now - started)

@@ -75,7 +75,7 @@ def test_a_living_holder_is_named_to_whoever_comes_second(tmp_path):
         pass
     assert "wait for it" in str(told.value)
     with leased(url, "flow run second") as lease:
-        assert lease.previous is None
+        assert lease.previous == ()
 
 
 def test_a_holder_killed_on_this_machine_is_succeeded_at_once(tmp_path, monkeypatch):
@@ -97,8 +97,7 @@ def test_a_holder_killed_on_this_machine_is_succeeded_at_once(tmp_path, monkeypa
     process.kill()
     process.wait()
     with leased(url, "flow run next") as lease:
-        assert lease.previous is not None
-        assert lease.previous.who == "flow run dead"
+        assert [holder.who for holder in lease.previous] == ["flow run dead"]
         assert Place(f"{url}.lease").files() == ["000001", "000002"]
     assert not (tmp_path / "run.lease").exists()
 
@@ -116,8 +115,18 @@ def test_a_silent_holder_elsewhere_is_succeeded_after_a_while(tmp_path):
     started = time.monotonic()
     with leased(url, "next") as lease:
         assert time.monotonic() - started >= 1.0
-        assert lease.previous == elsewhere()
+        assert lease.previous == (elsewhere(),)
         assert Place(f"{url}.lease").files() == ["000007", "000008"]
+
+
+def test_of_several_dead_holders_none_is_forgotten(tmp_path):
+    url = str(tmp_path / "run")
+    older = replace(elsewhere(), key="older", who="flow run 0")
+    lay(url, 6, older)  # the next one was killed before it could tell of this one
+    lay(url, 7, elsewhere())
+    with leased(url, "next") as lease:
+        assert lease.previous == (older, elsewhere())
+    assert Place(f"{url}.lease").files() == []
 
 
 def test_a_beating_holder_elsewhere_is_not(tmp_path):
