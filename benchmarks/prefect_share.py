@@ -32,7 +32,7 @@ def study_of(samples: int) -> Study:
 
 
 def plain(study: Study, store: str) -> Run:
-    """The flow's own calls in its own order, without Prefect."""
+    """The flow's own calls without Prefect; a batch is labeled by the thread that generated it."""
     run = stages.prepare(study, store)
     batches = range(len(run.study().batches))
     cells = [

@@ -257,7 +257,7 @@ def _welcome(platform: Platform) -> str:
             f"Data and logs    {platform.data}",
             "",
             "In another shell:",
-            f"  . {platform.data / 'env'}     # addresses and keys",
+            f"  . {Path(sys.prefix) / 'bin' / 'activate'}; . {platform.data / 'env'}",
             "  prefect deployment run study/process --watch",
             "  ldmprobe run tabletop --store $LDMPROBE_STORE --set execution.runner=dask \\",
             "      --set execution.address=$LDMPROBE_DASK",
