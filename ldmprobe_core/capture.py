@@ -1,4 +1,8 @@
-"""Activations of named modules, by plain forward hooks; the conditional half only."""
+"""Activations of named modules, by plain forward hooks; the conditional half only.
+
+What a call left goes to the host while the device computes on: a `Leaving` begins the copy, and
+its `arrive` ends it, which whoever keeps the values may call in a thread of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +19,9 @@ from torch import Tensor, nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.families import PRESETS, Family, Grid, to_grid
+
+Taken = dict[str, tuple[np.ndarray, np.ndarray]]
+"""By layer: float16 (sample, y, x, channel), and int32 counts (sample,) of what is not finite."""
 
 VAE = "vae."
 """Prefix of the names of the decoder's modules; a denoiser's have none."""
@@ -71,6 +79,63 @@ def _matches(name: str, glob: str) -> bool:
     return fnmatchcase(name, glob) and (glob.startswith(VAE) or not name.startswith(VAE))
 
 
+class Leaving:
+    """Values on their way from the device to the host.
+
+    Args:
+        values: layer name to float16 (sample, y, x, channel) on the device.
+    """
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        counted = {name: (half, _nonfinite(half)) for name, half in values.items()}
+        self._event: torch.cuda.Event | None = None
+        device = next((half.device for half in values.values()), torch.device("cpu"))
+        if device.type == "cuda":
+            side = _side_stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                counted = {
+                    name: (_to_pinned(half, side), _to_pinned(bad, side))
+                    for name, (half, bad) in counted.items()
+                }
+            self._event = side.record_event()
+        self._values = counted
+
+    @property
+    def nbytes(self) -> int:
+        """Of the values."""
+        return sum(half.nbytes for half, _ in self._values.values())
+
+    def arrive(self) -> Taken:
+        """Wait until they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return {
+            name: (half.cpu().numpy(), bad.cpu().numpy())
+            for name, (half, bad) in self._values.items()
+        }
+
+
+@lru_cache(maxsize=8)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that a device's copies go by, beside the one that it computes on."""
+    return torch.cuda.Stream(device)
+
+
+def _to_pinned(values: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    """A copy in page-locked memory, begun on a stream; torch lends such memory out again."""
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    values.record_stream(stream)  # its memory is not given away before the copy is done
+    return host
+
+
+def _nonfinite(half: Tensor) -> Tensor:
+    """Counts (sample,) int32 of values that are not finite: from the model, or from its cast, since
+    float16 ends at 65,504."""
+    return (~torch.isfinite(half)).flatten(1).sum(1, dtype=torch.int32)
+
+
 class Capture:
     """Hooks on modules, as a context manager; `take` after each call of their network.
 
@@ -125,11 +190,8 @@ class Capture:
         """Drop what a call left, such as guidance's unconditional one."""
         self._seen = {}
 
-    def take(self, samples: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """What the last call left: per layer float16 (sample, y, x, channel) and non-finite counts.
-
-        The counts (sample,) int32 are of values that are not finite in float16, be it from the
-        model or from its cast (float16 ends at 65,504).
+    def take(self, samples: int) -> dict[str, Tensor]:
+        """What the last call left, by layer: float16 (sample, y, x, channel) on the device.
 
         Raises:
             RuntimeError: a hook did not fire, or saw another batch than ``samples``.
@@ -148,9 +210,7 @@ class Capture:
                     f"{name} saw a batch of {len(values) * self.halves}, not {samples} x "
                     f"{self.halves}: the pipeline's guidance is not what was declared"
                 )
-            half = values.to(torch.float16).cpu().numpy()
-            bad = (~np.isfinite(half)).reshape(samples, -1).sum(1).astype(np.int32)
-            taken[name] = (half, bad)
+            taken[name] = values.to(torch.float16)
         self._seen = {}
         return taken
 

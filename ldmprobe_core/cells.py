@@ -8,16 +8,10 @@ from functools import lru_cache
 import numpy as np
 
 from ldmprobe_core.controls import shuffle_within
+from ldmprobe_core.logistic import fit_logistic
 from ldmprobe_core.metrics import METRICS, BlockTruth, block_means
-from ldmprobe_core.probes import (
-    Moments,
-    Probe,
-    RidgePath,
-    fit_adam,
-    fit_logistic,
-    fit_ridge,
-    foreground_cut,
-)
+from ldmprobe_core.probes import Probe, fit_adam, foreground_cut, predictions, serves
+from ldmprobe_core.ridge import Moments, RidgePath, fit_ridge
 from ldmprobe_core.study import TWO_LAYER, Study
 from ldmprobe_core.two_layer import TwoLayerProbe, fit_two_layer
 
@@ -40,6 +34,7 @@ class LabelSet:
         """The training samples' mean label, (y, x)."""
         return self.maps[prop][self.train].mean(0, dtype=np.float64)
 
+    @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
         """Block means of every label, (sample, *grid)."""
         return block_means(self.maps[prop], grid)
@@ -54,6 +49,9 @@ class LabelSet:
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+_Probes = dict[tuple[str, str], Probe | TwoLayerProbe]
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,8 @@ class CellResult:
 
 
 def probe_activations(
-    activations: np.ndarray, labels: LabelSet, study: Study, shuffled: bool = False
-) -> CellResult:
+    activations: np.ndarray, labels: LabelSet, study: Study, deals: tuple[str, ...] = ("real",)
+) -> dict[str, CellResult]:
     """Fit every probe of a cell and score it on the held-out samples.
 
     A sample with a non-finite activation takes no part: it is not trained on and its scores are
@@ -80,36 +78,15 @@ def probe_activations(
 
     Args:
         activations: (sample, y, x, channel) float16.
-        shuffled: train on labels dealt to other images (the control).
+        deals: of labels to samples: ``real``; or ``shuffled``, to other images, the control.
     """
     finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
     train = labels.train[finite[labels.train]]
     validation = labels.validation[finite[labels.validation]]
-    maps = labels.maps.keys()
-    if len(train) == 0 or len(validation) == 0:
-        empty = {
-            p: np.full((len(study.kinds), len(METRICS[p]), len(labels.held)), np.nan, "f4")
-            for p in maps
-        }
-        return CellResult({}, empty)
-    probes = _fit(activations, labels, train, validation, study, shuffled)
-
-    held = activations[labels.held]
-    usable = finite[labels.held]
-    scores = {}
-    for prop in maps:
-        truth = labels.truth(prop, activations.shape[1:3])
-        rows = []
-        for kind in study.kinds:
-            probe = probes.get((kind, prop))
-            if probe is None:
-                rows.append(np.full((len(METRICS[prop]), len(held)), np.nan))
-                continue
-            predicted = probe.predict(np.where(usable[:, None, None, None], held, 0))
-            tokens = predicted > foreground_cut(kind) if prop == "foreground" else predicted
-            rows.append(np.where(usable, truth.scores(tokens), np.nan))
-        scores[prop] = np.stack(rows).astype(np.float32)
-    return CellResult(probes, scores)
+    probes: dict[str, _Probes] = {deal: {} for deal in deals}
+    if len(train) and len(validation):
+        _fit(activations, labels, train, validation, study, probes)
+    return _scored(activations, finite, labels, study, probes)
 
 
 def _fit(
@@ -118,50 +95,77 @@ def _fit(
     train: np.ndarray,
     validation: np.ndarray,
     study: Study,
-    shuffled: bool,
-) -> dict[tuple[str, str], Probe | TwoLayerProbe]:
+    probes: dict[str, _Probes],
+) -> None:
+    """Enter every probe of every deal; one pass over the tokens serves all ridge probes."""
     grid = (activations.shape[1], activations.shape[2])
-    seed = study.prompts.seed
-    donors = shuffle_within(train, seed) if shuffled else train
-    validation_donors = shuffle_within(validation, seed) if shuffled else validation
+    seed, kinds, penalties = study.prompts.seed, study.kinds, study.probes.penalties
     maps = list(labels.maps)
-    tokens = {prop: labels.tokens(prop, grid) for prop in maps}
+    columns = [(deal, prop) for deal in probes for prop in maps]
 
-    def rows(samples: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = activations[samples].reshape(-1, activations.shape[-1])
-        y = np.stack([tokens[prop][owners].ravel() for prop in maps], axis=1)
-        return x, y
+    def owners(members: np.ndarray, deal: str) -> np.ndarray:
+        return shuffle_within(members, seed) if deal == "shuffled" else members
 
-    x, y = rows(train, donors)
-    validation_x, validation_y = rows(validation, validation_donors)
-    moments = Moments.of(x, y)
-    probes: dict[tuple[str, str], Probe | TwoLayerProbe] = {}
-    for kind in study.kinds:
-        if kind == "ridge":
-            fitted = fit_ridge(
-                moments, Moments.of(validation_x, validation_y), study.probes.penalties
+    def rows(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = activations[members].reshape(-1, activations.shape[-1])
+        y = [labels.tokens(prop, grid)[owners(members, deal)].ravel() for deal, prop in columns]
+        return x, np.stack(y, axis=1)
+
+    x, y = rows(train)
+    validation_x, validation_y = rows(validation)
+    path = RidgePath.of(Moments.of(x, y))
+    if "ridge" in kinds:
+        fitted = fit_ridge(path, Moments.of(validation_x, validation_y), penalties)
+        for (deal, prop), probe in zip(columns, fitted, strict=True):
+            probes[deal]["ridge", prop] = probe
+    for column, (deal, prop) in enumerate(columns):
+        if "logistic" in kinds and serves("logistic", prop):
+            probes[deal]["logistic", prop] = fit_logistic(
+                x, y[:, column], validation_x, validation_y[:, column], penalties, path, column
             )
-            probes.update({("ridge", prop): p for prop, p in zip(maps, fitted, strict=True)})
-        elif kind == "logistic" and "foreground" in maps:
-            label = maps.index("foreground")
-            probes["logistic", "foreground"] = fit_logistic(
-                x,
-                y[:, label],
-                validation_x,
-                validation_y[:, label],
-                study.probes.penalties,
-                RidgePath.of(moments),
-                label,
+        if "adam" in kinds:
+            target = labels.maps[prop][owners(train, deal)]
+            probes[deal]["adam", prop] = fit_adam(
+                activations[train], target, prop == "foreground", seed
             )
-        elif kind == "adam":
-            for prop in maps:
-                target = labels.maps[prop][donors]
-                probes["adam", prop] = fit_adam(
-                    activations[train], target, prop == "foreground", seed
-                )
-        elif kind == TWO_LAYER and not shuffled:
-            for prop in maps:
-                probes[kind, prop] = fit_two_layer(
-                    activations[train], tokens[prop][donors], prop == "foreground", seed
-                )
-    return probes
+        if TWO_LAYER in kinds and deal == "real":
+            target = labels.tokens(prop, grid)[train]
+            probes[deal][TWO_LAYER, prop] = fit_two_layer(
+                activations[train], target, prop == "foreground", seed
+            )
+
+
+def _scored(
+    activations: np.ndarray,
+    finite: np.ndarray,
+    labels: LabelSet,
+    study: Study,
+    probes: dict[str, _Probes],
+) -> dict[str, CellResult]:
+    """Every probe's scores on the held-out samples; all linear ones predict in one pass."""
+    held, usable = activations[labels.held], finite[labels.held]
+    held[~usable] = 0
+    names = [(deal, name) for deal, fitted in probes.items() for name in fitted]
+    linear = [(d, n) for d, n in names if isinstance(probes[d][n], Probe)]
+    predicted = {}
+    if linear:
+        together = predictions(held, [probes[d][n] for d, n in linear])  # type: ignore[misc]
+        predicted = {key: together[..., i] for i, key in enumerate(linear)}
+    results = {}
+    for deal, fitted in probes.items():
+        scores = {}
+        for prop in labels.maps:
+            truth = labels.truth(prop, activations.shape[1:3])
+            rows = np.full((len(study.kinds), len(METRICS[prop]), len(held)), np.nan, np.float32)
+            for row, kind in zip(rows, study.kinds, strict=True):
+                if (kind, prop) not in fitted:
+                    continue
+                tokens = predicted.get((deal, (kind, prop)))
+                if tokens is None:
+                    tokens = fitted[kind, prop].predict(held)
+                if prop == "foreground":
+                    tokens = tokens > foreground_cut(kind)
+                row[:] = np.where(usable, truth.scores(tokens), np.nan)
+            scores[prop] = rows
+        results[deal] = CellResult(fitted, scores)
+    return results

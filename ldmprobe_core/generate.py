@@ -1,9 +1,10 @@
 """One batch of samples, watched: images, step images, activations.
 
 The pipeline itself does the sampling; everything is read off through hooks on the denoiser and a
-wrapper around the scheduler's step, so what is probed is what diffusers computes.  Pictures of
-one's own go the same way: the wrapper then hands the pipeline the picture's latents with the next
-step's noise, instead of what the step made.
+wrapper around the scheduler's step, so what is probed is what diffusers computes.  Activations are
+handed on step by step, so that they never pile up here.  Pictures of one's own go the same way: the
+wrapper then hands the pipeline the picture's latents with the next step's noise, instead of what
+the step made.
 """
 
 from __future__ import annotations
@@ -13,30 +14,26 @@ import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldmprobe_core.capture import VAE, Capture, match_layers, modules_of
+from ldmprobe_core.capture import VAE, Capture, Leaving, match_layers, modules_of
 from ldmprobe_core.families import Family, Guidance
 from ldmprobe_core.models import permute_weights
 from ldmprobe_core.prompts import Sample
 from ldmprobe_core.schedulers import noised, predicted_clean
 from ldmprobe_core.study import LATENTS, Study
 
-_PIXELS_AT_ONCE = 1 << 18
-"""Pixels that are decoded together: one image of 512 x 512, or 64 of 64 x 64."""
+_PIXELS_AT_ONCE = 1 << 16
+"""Pixels that are decoded together: one image of 512 x 512, or 16 of 64 x 64.  More of them no
+longer fit a CPU's cache and take a quarter longer each."""
 
-
-@dataclass
-class Activations:
-    """What one denoiser showed: per layer (sample, step, y, x, channel) float16, and the counts of
-    non-finite values (sample, step) int32."""
-
-    values: dict[str, np.ndarray]
-    nonfinite: dict[str, np.ndarray]
+Keep = Callable[[str, int, Leaving], None]
+"""Takes what a network showed at a step: variant ("real", "permuted"), step from 0, layers."""
 
 
 @dataclass
@@ -46,34 +43,24 @@ class Generated:
     Attributes:
         image: finished images, (sample, y, x, rgb) uint8.
         trajectory: decoded latents after every step, (sample, step, y, x, rgb) uint8; the last
-            step's are the finished images.
+            step's are the finished images.  None where step images were not asked for.
         clean: the predicted clean image at every step, decoded, same shape.
         timestep: the scheduler's number of every step.
-        activations: of the captured layers.
-        permuted: of the networks with permuted weights on the same inputs, where asked for.
     """
 
     image: np.ndarray
-    trajectory: np.ndarray
-    clean: np.ndarray
+    trajectory: np.ndarray | None
+    clean: np.ndarray | None
     timestep: list[float]
-    activations: Activations
-    permuted: Activations | None
-
-
-_Taken = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
 class _Watch:
     """Collects what passes during one batch; one entry a step."""
 
-    before: list[Tensor] = field(default_factory=list)
     after: list[Tensor] = field(default_factory=list)
     clean: list[Tensor] = field(default_factory=list)
     timestep: list[float] = field(default_factory=list)
-    layers: list[_Taken] = field(default_factory=list)
-    permuted: list[_Taken] = field(default_factory=list)
     calls: int = 0  # of the denoiser, since the last step
 
 
@@ -102,11 +89,21 @@ class Generator:
         self.guidance = family.guidance(scale, study.prompts.negative)
 
     @torch.no_grad()
-    def generate(self, samples: list[Sample], pictures: np.ndarray | None = None) -> Generated:
+    def generate(
+        self,
+        samples: list[Sample],
+        keep: Keep,
+        pictures: np.ndarray | None = None,
+        step_images: bool = True,
+    ) -> Generated:
         """Carry samples through all steps together; each has its own generator, seeded on the CPU.
 
         Args:
+            keep: is handed what the networks show, as it comes: the denoisers' layers and the
+                latents while the samples are on their way, step by step, the decoder's afterwards.
             pictures: (sample, y, x, rgb) uint8, to be looked at instead of generating images.
+            step_images: also decode what each step looks like, twice a step; where only the
+                finished image counts they cost as much as the denoiser itself.
 
         Raises:
             RuntimeError: the pipeline called the denoiser otherwise than was declared.
@@ -122,8 +119,12 @@ class Generator:
         with ExitStack() as stack:
             capture = self._capture(self.denoiser, self.guidance.halves, of_vae=False)
             stack.enter_context(capture)
-            stack.enter_context(self._watched_denoiser(capture, watch, len(samples)))
-            stack.enter_context(_watched_step(pipeline.scheduler, watch, self.guidance, replace))
+            stack.enter_context(self._watched_denoiser(capture, watch, keep, len(samples)))
+            stack.enter_context(
+                _watched_step(
+                    pipeline.scheduler, watch, self.guidance, self._taken_latents(keep), replace
+                )
+            )
             pipeline(
                 prompt=[sample.prompt for sample in samples],
                 num_inference_steps=sampling.steps,
@@ -135,23 +136,31 @@ class Generator:
                 **arguments,
             )
 
-        activations = _stack(watch.layers)
-        if self.study.controls.latents:
-            values, bad = _half(self._latents(watch.before).movedim(2, -1))
-            activations.values[LATENTS], activations.nonfinite[LATENTS] = values, bad
-        permuted = _stack(watch.permuted) if self.twin else None
-        after = self._latents(watch.after)
-        trajectory = self._decode(after, pipeline.vae, activations)
-        if permuted is not None and self.twin_vae is not None:
-            self._decode(after, self.twin_vae, permuted)
+        last = len(watch.after) - 1
+        after = []
+        for step, latents in enumerate(watch.after):
+            if step_images or self.of_vae or step == last:
+                after.append(self._decode(latents, pipeline.vae, partial(keep, "real", step)))
+            if self.twin_vae is not None:
+                self._decode(latents, self.twin_vae, partial(keep, "permuted", step))
         return Generated(
-            image=trajectory[:, -1].copy() if pictures is None else pictures,
-            trajectory=trajectory,
-            clean=self._decode(self._latents(watch.clean), pipeline.vae, None),
+            image=after[-1] if pictures is None else pictures,
+            trajectory=np.stack(after, axis=1) if step_images else None,
+            clean=np.stack([self.decode(latents) for latents in watch.clean], axis=1)
+            if step_images
+            else None,
             timestep=watch.timestep,
-            activations=activations,
-            permuted=permuted,
         )
+
+    def _taken_latents(self, keep: Keep) -> Callable[[int, Tensor], None]:
+        """What to do with the denoiser's input at a step: keep it, where it is a control."""
+
+        def take(step: int, latents: Tensor) -> None:
+            if self.study.controls.latents:
+                grid = self.family.unpack(latents).movedim(1, -1)
+                keep("real", step, Leaving({LATENTS: grid.to(torch.float16, copy=True)}))
+
+        return take
 
     def _capture(self, network: nn.Module, halves: int, of_vae: bool) -> Capture:
         modules = dict(network.named_modules())
@@ -160,7 +169,7 @@ class Generator:
         chosen = {name: modules[name.removeprefix(prefix)] for name in names}
         return Capture(chosen, self.family, halves, None if of_vae else network)
 
-    def _watched_denoiser(self, capture: Capture, watch: _Watch, samples: int) -> Any:
+    def _watched_denoiser(self, capture: Capture, watch: _Watch, keep: Keep, samples: int) -> Any:
         """After each denoiser call: take what it left, and show the twin the same inputs."""
         twin_capture = self._capture(self.twin, 1, of_vae=False) if self.twin else None
 
@@ -169,13 +178,14 @@ class Generator:
             if watch.calls > 1:  # guidance's unconditional call, which comes second
                 capture.forget()
                 return
-            watch.layers.append(capture.take(samples))
+            step = len(watch.after)
+            keep("real", step, Leaving(capture.take(samples)))
             if self.twin is None or twin_capture is None:
                 return
             half = _conditional(args, kwargs, self.guidance.halves)
             with twin_capture:
                 self.twin(*half[0], **half[1])
-            watch.permuted.append(twin_capture.take(samples))
+            keep("permuted", step, Leaving(twin_capture.take(samples)))
 
         stack = ExitStack()
         stack.callback(self.denoiser.register_forward_hook(look, with_kwargs=True).remove)
@@ -212,45 +222,40 @@ class Generator:
         height, width = self.family.size
         return max(1, _PIXELS_AT_ONCE // (height * width))
 
-    def _latents(self, steps: list[Tensor]) -> Tensor:
-        """Latents of every step as (sample, step, channel, y, x)."""
-        return torch.stack([self.family.unpack(latents) for latents in steps], dim=1)
-
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
         """Images (sample, y, x, rgb) uint8 of latents as the pipeline hands them on."""
-        return self._decode(self._latents([latents]), self.pipeline.vae, None)[:, 0]
+        return self._decode(latents, self.pipeline.vae, None)
 
-    def _decode(self, latents: Tensor, vae: Any, into: Activations | None) -> np.ndarray:
-        """Latents (sample, step, ...) to uint8 (sample, step, y, x, rgb).
+    def _decode(
+        self, latents: Tensor, vae: Any, keep: Callable[[Leaving], None] | None
+    ) -> np.ndarray:
+        """Latents as the pipeline hands them on to uint8 (sample, y, x, rgb).
 
         Args:
-            into: takes the activations of the decoder's captured layers.
+            keep: is handed the activations of the decoder's captured layers.
         """
-        n, steps = latents.shape[:2]
         images, taken = [], []
-        of_vae = self.of_vae and into is not None
+        of_vae = self.of_vae and keep is not None
         with ExitStack() as stack:
             if of_vae:
                 capture = self._capture(vae, 1, of_vae=True)
                 stack.enter_context(capture)
-            for part in latents.flatten(0, 1).split(self._at_once):
+            for part in self.family.unpack(latents).split(self._at_once):
                 images.append(_to_images(self.family.decode(vae, part)))
                 if of_vae:
                     taken.append(capture.take(len(part)))
-        for name in taken[0] if taken else ():
-            values, bad = (np.concatenate([part[name][i] for part in taken]) for i in (0, 1))
-            assert into is not None
-            into.values[name] = values.reshape(n, steps, *values.shape[1:])
-            into.nonfinite[name] = bad.reshape(n, steps)
-        whole = np.concatenate(images)
-        return whole.reshape(n, steps, *whole.shape[1:])
+        if of_vae:
+            assert keep is not None
+            keep(Leaving({name: torch.cat([part[name] for part in taken]) for name in taken[0]}))
+        return np.concatenate(images)
 
 
 class _watched_step:  # noqa: N801  (a context manager used like a function)
     """Replaces ``scheduler.step`` by itself plus a look at what comes in and goes out.
 
     Args:
+        before: is shown the latents that a step begins from.
         replace: step, from 1, to the latents that go on instead of what that step made.
     """
 
@@ -259,9 +264,10 @@ class _watched_step:  # noqa: N801  (a context manager used like a function)
         scheduler: Any,
         watch: _Watch,
         guidance: Guidance,
+        before: Callable[[int, Tensor], None],
         replace: Callable[[int], Tensor] | None,
     ) -> None:
-        self.scheduler, self.watch = scheduler, watch
+        self.scheduler, self.watch, self.before = scheduler, watch, before
         self.guidance, self.replace = guidance, replace
 
     def __enter__(self) -> None:
@@ -276,7 +282,7 @@ class _watched_step:  # noqa: N801  (a context manager used like a function)
                     "the model was compiled, which bypasses hooks"
                 )
             watch.calls = 0
-            watch.before.append(sample.clone())
+            self.before(len(watch.after), sample)
             watch.clean.append(predicted_clean(self.scheduler, model_output, timestep, sample))
             watch.timestep.append(float(timestep))
             result = inner(model_output, timestep, sample, *args, **kw)
@@ -308,21 +314,6 @@ def _conditional(args: tuple, kwargs: dict, halves: int) -> tuple[tuple, dict]:
         return value
 
     return tuple(half(a) for a in args), {k: half(v) for k, v in kwargs.items()}
-
-
-def _half(values: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(sample, step, ...) as float16, and counts (sample, step) of what is not finite in it."""
-    half = values.to(torch.float16).cpu().numpy()
-    bad = (~np.isfinite(half)).reshape(*half.shape[:2], -1).sum(-1)
-    return half, bad.astype(np.int32)
-
-
-def _stack(steps: list[_Taken]) -> Activations:
-    layers = list(steps[0])
-    return Activations(
-        values={name: np.stack([step[name][0] for step in steps], axis=1) for name in layers},
-        nonfinite={name: np.stack([step[name][1] for step in steps], axis=1) for name in layers},
-    )
 
 
 def _to_images(tensor: Tensor) -> np.ndarray:

@@ -295,8 +295,8 @@ def directions_of(
         for step in range(1, plan.steps + 1):
             tokens = run.read(f"activations/{layer}", "activation", step=step - 1)
             if shuffled:
-                fitted = probe_activations(tokens, labels, study, shuffled=True)
-                probe: Any = fitted.probes[plan.kind, what.prop]
+                fitted = probe_activations(tokens, labels, study, ("shuffled",))
+                probe: Any = fitted["shuffled"].probes[plan.kind, what.prop]
             else:
                 here = probes.sel(step=step)
                 weight = here.weight.values.astype(np.float64)

@@ -54,17 +54,13 @@ class Headline:
     def __init__(self, prop: str, truth: np.ndarray) -> None:
         self.truth = truth if prop == "foreground" else None
         if self.truth is None:
-            ranks = _ranks(_flat(truth))
-            self.deviation = _deviation(ranks)
-            self.centred = ranks - ranks.mean(1, keepdims=True)
+            self.ranked = _Ranked(_flat(truth))
 
     def score(self, predicted: np.ndarray) -> np.ndarray:
         """Dice for foreground, else rank correlation, as `score_maps` gives first; (n,)."""
         if self.truth is not None:
             return dice(predicted, self.truth)
-        ranks = _ranks(_flat(predicted))
-        # The labels' ranks are centred, so the predictions' need not be.
-        return (ranks * self.centred).mean(1) / (_deviation(ranks) * self.deviation)
+        return self.ranked.correlation(_flat(predicted))
 
 
 def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -142,8 +138,10 @@ class BlockTruth:
         ranks = _ranks(flat)
         self.rank_deviation = _deviation(ranks)
         self.rank_means = _flat(block_means(ranks.reshape(truth.shape), grid))
-        self.rest = flat - mean_map.ravel()
-        self.rest_ranks = _ranks(self.rest)
+        rest = flat - mean_map.ravel()
+        self.rest_deviation = _deviation(rest)
+        self.rest_centred = rest - rest.mean(1, keepdims=True)
+        self.rest_ranked = _Ranked(rest)
 
     def scores(self, tokens: np.ndarray) -> np.ndarray:
         """Every metric of the property, (metric, n).
@@ -166,8 +164,8 @@ class BlockTruth:
                 _block_correlation(_ranks(flat), self.rank_means, self.rank_deviation),
                 _block_correlation(flat, self.means, self.deviation),
                 np.sqrt(np.maximum(squared, 0)),
-                _correlation(_ranks(rest), self.rest_ranks),
-                _correlation(rest, self.rest),
+                self.rest_ranked.correlation(rest),
+                (rest * self.rest_centred).mean(1) / (_deviation(rest) * self.rest_deviation),
             ]
         )
 
@@ -182,16 +180,55 @@ def _ranks(flat: np.ndarray) -> np.ndarray:
         if flat.shape[1] >= _MANY:
             return _ranks_of_halves(flat)
         flat = flat.astype(np.float32)  # which sorts several times faster
-    order = np.argsort(flat, axis=1)
-    ordered = np.take_along_axis(flat, order, axis=1)
-    if (ordered[:, 1:] == ordered[:, :-1]).any():
-        ranks = rankdata(flat, axis=1)
-    else:  # without ties a rank is a place in the order, in a third of the time
-        ranks = np.empty(flat.shape)
-        places = np.broadcast_to(np.arange(1.0, flat.shape[1] + 1), flat.shape)
-        np.put_along_axis(ranks, order, places, axis=1)
+    order, tied = _in_order(flat)
+    ranks = np.empty(flat.shape)  # without ties a rank is a place in the order
+    places = np.broadcast_to(np.arange(1.0, flat.shape[1] + 1), flat.shape)
+    np.put_along_axis(ranks, order, places, axis=1)
+    if tied.any():  # three times as slow
+        ranks[tied] = rankdata(flat[tied], axis=1)
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks
+
+
+def _in_order(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of each row's values in ascending order, and which rows have equal ones, (n,)."""
+    order = np.argsort(flat, axis=1)
+    ordered = np.take_along_axis(flat, order, axis=1)
+    return order, (ordered[:, 1:] == ordered[:, :-1]).any(1)
+
+
+class _Ranked:
+    """Maps whose ranks are taken once, to be correlated with the ranks of many others.
+
+    Args:
+        flat: (n, pixel).
+    """
+
+    def __init__(self, flat: np.ndarray) -> None:
+        ranks = _ranks(flat)
+        self.deviation = _deviation(ranks)
+        self.centred = ranks - ranks.mean(1, keepdims=True)
+
+    def correlation(self, flat: np.ndarray) -> np.ndarray:
+        """Rank correlation with other maps, (n,); as `spearman`."""
+        count = flat.shape[1]
+        if flat.dtype == np.float16 and count >= _MANY:
+            return self._with_ranks(_ranks(flat), slice(None))
+        flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
+        order, tied = _in_order(flat)
+        tied |= ~np.isfinite(flat).all(1)
+        # Without ties the other's ranks are 1..count: what meets them is gathered in their order.
+        places = np.arange(count) - (count - 1) / 2
+        both = np.take_along_axis(self.centred, order, axis=1) @ places / count
+        found = both / (np.sqrt((count**2 - 1) / 12) * self.deviation)
+        if tied.any():
+            found[tied] = self._with_ranks(_ranks(flat[tied]), tied)
+        return found
+
+    def _with_ranks(self, ranks: np.ndarray, which: np.ndarray | slice) -> np.ndarray:
+        """The same for ranks; the labels' are centred, so these need not be."""
+        both = (ranks * self.centred[which]).mean(1)
+        return both / (_deviation(ranks) * self.deviation[which])
 
 
 _MANY = 1 << 15

@@ -14,6 +14,7 @@ from torch import nn
 from ldmprobe_core.capture import LayerShape, layer_shapes, match_layers, modules_of
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.families import Family, family_of
+from ldmprobe_core.keeping import bytes_at_once
 from ldmprobe_core.labelers import MAPS, check_labeler, labelers_of, require_known
 from ldmprobe_core.metrics import METRICS
 from ldmprobe_core.models import config_folder, has_weights, pick_device, skeletons, timesteps
@@ -206,7 +207,6 @@ def _memory(
     return {
         "denoiser": number["denoiser"] * size * copies,
         "vae": number["vae"] * 4,
-        # Steps are stacked at the end, so a batch is there twice for a moment.
-        "activations": 2 * study.sampling.batch * steps * values * 2 * copies,
+        "activations": bytes_at_once(study.sampling.batch * values * 2 * copies, steps),
         "images": study.sampling.batch * (1 + 2 * steps) * height * width * 3,
     }

@@ -24,7 +24,8 @@ from threadpoolctl import threadpool_limits
 from ldmprobe_core.cells import LabelSet, probe_activations
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.families import family_of
-from ldmprobe_core.generate import Activations, Generator
+from ldmprobe_core.generate import Generator
+from ldmprobe_core.keeping import IntoStore
 from ldmprobe_core.labelers import Labeler, check_labeler, labelers_of, load_labeler
 from ldmprobe_core.layout import Blueprint
 from ldmprobe_core.memory import keep_freed_memory
@@ -146,18 +147,17 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     members = study.batches[batch]
     samples = samples_of(run)[members.start : members.stop]
     pictures, maps = _pictures(run, study, samples)
-    with _device_lock:
-        generator = _generator(study, run.attributes()["model_fingerprint"])
-        made = generator.generate(samples, pictures)
     region = slice(members.start, members.stop)
+    with IntoStore(run, region) as activations, _device_lock:
+        generator = _generator(study, run.attributes()["model_fingerprint"])
+        made = generator.generate(samples, activations, pictures)
+    assert made.trajectory is not None
+    assert made.clean is not None
     images = {"image": made.image, "trajectory": made.trajectory, "clean": made.clean}
     run.write("images", images, sample=region)
     if maps:
         run.write("truth", maps, sample=region)
-    written = sum(part.nbytes for part in images.values())
-    written += _write_activations(run, "activations", made.activations, region)
-    if made.permuted is not None:
-        written += _write_activations(run, "permuted", made.permuted, region)
+    written = activations.bytes + sum(part.nbytes for part in images.values())
     run.mark("generated", batch)
     return {"samples": len(members), "seconds": time.monotonic() - started, "bytes": written}
 
@@ -180,13 +180,6 @@ def _pictures(
 
 def _pictures_of(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndarray:
     return np.stack([read_picture(folder / name, size) for name in names])
-
-
-def _write_activations(run: Run, group: str, made: Activations, region: slice) -> int:
-    for layer, values in made.values.items():
-        parts = {"activation": values, "nonfinite": made.nonfinite[layer]}
-        run.write(f"{group}/{layer}", parts, sample=region)
-    return sum(values.nbytes for values in made.values.values())
 
 
 def label_batch(url: str, batch: int) -> dict[str, Any]:
@@ -262,13 +255,12 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     labels = _label_set(url, run.read_text("identity"))
     real = run.read(f"activations/{layer}", "activation", step=at)
     read = real.nbytes
-    results = {"real": probe_activations(real, labels, study)}
-    if study.controls.shuffled:
-        results["shuffled"] = probe_activations(real, labels, study, shuffled=True)
+    deals = ("real", "shuffled") if study.controls.shuffled else ("real",)
+    results = probe_activations(real, labels, study, deals)
     if study.controls.permuted and layer != LATENTS:
         twin = run.read(f"permuted/{layer}", "activation", step=at)
         read += twin.nbytes
-        results["permuted"] = probe_activations(twin, labels, study)
+        results["permuted"] = probe_activations(twin, labels, study)["real"]
 
     channels = real.shape[-1]
     kinds, maps = study.probes.kinds, study.labels.maps

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import zarr
 
 from ldmprobe_core import stages
+from ldmprobe_core.generate import Generator
+from ldmprobe_core.keeping import InMemory
+from ldmprobe_core.prompts import Sample
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import Study
 from ldmprobe_core.study_file import parse_study
@@ -25,6 +30,16 @@ def small_study(name: str, model: Path, samples: int) -> Study:
             "statistics": {"resamples": 200},
         }
     )
+
+
+def generated(
+    generator: Generator, samples: list[Sample], pictures: np.ndarray | None = None
+) -> Any:
+    """One batch with everything that the networks showed, in memory."""
+    kept = InMemory()
+    made = generator.generate(samples, kept, pictures)
+    shown = kept.take()
+    return SimpleNamespace(**vars(made), activations=shown["real"], permuted=shown.get("permuted"))
 
 
 def carry_out(study: Study, store: str) -> Run:

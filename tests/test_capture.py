@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ldmprobe_core import models
-from ldmprobe_core.capture import Capture, layer_shapes, match_layers, modules_of
+from ldmprobe_core.capture import Capture, Leaving, layer_shapes, match_layers, modules_of
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.families import Grid, family_of, to_grid
 from ldmprobe_core.models import permute_weights, skeletons
@@ -51,7 +51,7 @@ def test_self_attention_equals_softmax_of_queries_and_keys(unet, watch):
     hook = attention.register_forward_pre_hook(lambda m, args: seen.update(x=args[0]))
     with torch.no_grad(), watch([LAYER], 2) as capture:
         call(unet, 6)
-        values, bad = capture.take(3)[LAYER]
+        values, bad = Leaving(capture.take(3)).arrive()[LAYER]
     hook.remove()
     x = seen["x"].double()
     channels = x.shape[-1]
@@ -79,10 +79,10 @@ def test_self_attention_equals_softmax_of_queries_and_keys(unet, watch):
 def test_the_conditional_half_is_the_second(unet, watch):
     with torch.no_grad(), watch([LAYER], 2) as capture:
         call(unet, 4)
-        pair = capture.take(2)[LAYER][0]
+        pair = capture.take(2)[LAYER]
     with torch.no_grad(), watch([LAYER], 1) as capture:
         call(unet, 4)
-        every = capture.take(4)[LAYER][0]
+        every = capture.take(4)[LAYER]
     np.testing.assert_array_equal(pair, every[2:])
 
 
@@ -104,7 +104,7 @@ def test_what_overflows_float16_is_counted(unet, watch):
             parameter.mul_(1e9)
         with watch([LAYER], 1) as capture:
             call(unet, 2)
-            values, bad = capture.take(2)[LAYER]
+            values, bad = Leaving(capture.take(2)).arrive()[LAYER]
     assert bad.tolist() == (~np.isfinite(values)).reshape(2, -1).sum(1).tolist()
     assert bad.min() > 0
 
@@ -185,7 +185,7 @@ def test_shapes_of_a_dry_run_equal_those_of_a_real_one(unet, watch, dry):
     shapes = dry(*names)
     with torch.no_grad(), watch(names, 1) as capture:
         call(unet, 1)
-        for name, (values, _) in capture.take(1).items():
+        for name, values in capture.take(1).items():
             assert values.shape[1:] == shapes[name]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from run_helpers import carry_out
+from run_helpers import carry_out, generated
 
 from ldmprobe_core import models
 from ldmprobe_core.capture import image_item
@@ -80,7 +80,7 @@ def test_a_plan_of_each_family(folders, name):
 @pytest.mark.parametrize("name", tiny_models.FAMILIES)
 def test_generation_and_shapes_of_each_family(folders, name, layers):
     study = study_of(folders[name], name, capture={"layers": [layers]})
-    made = generator_of(study).generate(make_samples(study)[:2])
+    made = generated(generator_of(study), make_samples(study)[:2])
     plan = make_plan(study)
     assert made.activations.values.keys() == plan.shapes.keys()
     assert plan.shapes
@@ -101,7 +101,7 @@ def test_images_are_the_pipelines_own(folders, name):
     study = study_of(folders[name], name, controls={"permuted": False})
     generator = generator_of(study)
     samples = make_samples(study)[:2]
-    made = generator.generate(samples)
+    made = generated(generator, samples)
     images = generator.pipeline(
         prompt=[s.prompt for s in samples],
         num_inference_steps=3,
@@ -123,7 +123,7 @@ def test_an_activation_is_what_its_module_gives_on_the_same_input(folders, name)
     hook = module.register_forward_pre_hook(
         lambda m, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
-    made = generator.generate(make_samples(study)[:2])
+    made = generated(generator, make_samples(study)[:2])
     hook.remove()
     values = made.activations.values[layer]
     y, x = values.shape[2:4]
@@ -193,7 +193,7 @@ def test_the_step_axis_is_the_schedulers(folders, name, scheduler):
 @pytest.mark.parametrize("scheduler", DIFFUSION)
 def test_a_generated_batch_has_the_planned_steps(folders, scheduler):
     study = study_of(folders["sd1"], "sd1", sampling={"scheduler": scheduler, "steps": 4})
-    made = generator_of(study).generate(make_samples(study)[:2])
+    made = generated(generator_of(study), make_samples(study)[:2])
     assert made.timestep == pytest.approx(make_plan(study).steps)
     assert made.trajectory.shape[1] == len(made.timestep)
 
@@ -251,7 +251,7 @@ def test_the_conditional_half_is_kept_under_guidance(folders, name):
     guided = study_of(folders[name], name, controls={"permuted": False})
     free = study_of(folders[name], name, controls={"permuted": False}, sampling={"guidance": 1.0})
     samples = make_samples(guided)[:2]
-    a, b = (generator_of(study).generate(samples) for study in (guided, free))
+    a, b = (generated(generator_of(study), samples) for study in (guided, free))
     np.testing.assert_array_equal(
         a.activations.values["latents"][:, 0], b.activations.values["latents"][:, 0]
     )
@@ -270,7 +270,7 @@ def test_negative_prompts_change_the_image_and_leave_the_conditional_half(folder
         folders[name], name, controls={"permuted": False}, prompts={"negative": "a blue ring"}
     )
     samples = make_samples(plain)[:2]
-    a, b = (generator_of(study).generate(samples) for study in (plain, other))
+    a, b = (generated(generator_of(study), samples) for study in (plain, other))
     assert (a.activations.nonfinite[next(iter(a.activations.nonfinite))] == 0).all()
     for layer, values in a.activations.values.items():
         np.testing.assert_allclose(
@@ -288,7 +288,7 @@ def test_flux_with_a_negative_prompt_is_two_calls_and_the_first_is_kept(folders)
     generator.denoiser.register_forward_pre_hook(
         lambda m, a, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
     )
-    generator.generate(make_samples(study)[:2])
+    generated(generator, make_samples(study)[:2])
     assert len(seen) == 6
     assert not torch.equal(seen[0], seen[1])
 
@@ -298,11 +298,11 @@ def test_a_guidance_that_is_not_the_declared_one_is_an_error(folders):
     generator = generator_of(study)
     generator.scale = 1.0  # the pipeline will now send one half, where two were declared
     with pytest.raises(RuntimeError, match="guidance is not what was declared"):
-        generator.generate(make_samples(study)[:2])
+        generated(generator, make_samples(study)[:2])
     flux = generator_of(study_of(folders["flux"], "flux", prompts={"negative": "a car"}))
     flux.study = study_of(folders["flux"], "flux")
     with pytest.raises(RuntimeError, match="called 1 times in one step, not 2"):
-        flux.generate(make_samples(flux.study)[:2])
+        generated(flux, make_samples(flux.study)[:2])
 
 
 def test_a_compiled_model_is_an_error_that_names_the_layers(folders):
@@ -313,7 +313,7 @@ def test_a_compiled_model_is_an_error_that_names_the_layers(folders):
     module = dict(generator.denoiser.named_modules())[generator.layers[0]]
     module.__class__ = type("Compiled", (type(module),), {"__call__": type(module).forward})
     with pytest.raises(RuntimeError, match=rf"no activations came from {generator.layers[0]}"):
-        generator.generate(make_samples(study)[:2])
+        generated(generator, make_samples(study)[:2])
 
 
 # --- options and mistakes ------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def test_other_dtypes_are_close_to_float32(folders, dtype):
         for d in ("float32", dtype)
     )
     samples = make_samples(whole)[:2]
-    a, b = (generator_of(study).generate(samples) for study in (whole, half))
+    a, b = (generated(generator_of(study), samples) for study in (whole, half))
     layer = next(iter(a.activations.values))
     np.testing.assert_allclose(
         a.activations.values[layer][:, 0], b.activations.values[layer][:, 0], atol=0.05

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_tiny_model
+from run_helpers import generated
 
 from ldmprobe_core import models
 from ldmprobe_core.families import family_of
@@ -26,7 +27,7 @@ def generator(tiny_study):
 
 def test_images_are_the_pipelines_own(generator):
     samples = make_samples(generator.study)[:3]
-    made = generator.generate(samples)
+    made = generated(generator, samples)
     images = generator.pipeline(
         prompt=[s.prompt for s in samples],
         num_inference_steps=3,
@@ -45,7 +46,7 @@ def test_images_are_the_pipelines_own(generator):
 def test_activations_are_those_of_each_steps_call(generator):
     """The same steps by hand: encode the prompt, call the denoiser, guide, step."""
     samples = make_samples(generator.study)[:2]
-    made = generator.generate(samples)
+    made = generated(generator, samples)
     pipeline, layer = generator.pipeline, generator.layers[0]
     seen = []
     module = dict(pipeline.unet.named_modules())[layer]
@@ -80,7 +81,7 @@ def test_activations_are_those_of_each_steps_call(generator):
 def test_the_permuted_twin_sees_the_same_inputs(generator):
     """With its permutation undone, the twin must show what the denoiser shows."""
     generator.twin.load_state_dict(generator.pipeline.unet.state_dict())
-    made = generator.generate(make_samples(generator.study)[:2])
+    made = generated(generator, make_samples(generator.study)[:2])
     for layer in generator.layers:
         np.testing.assert_allclose(
             made.permuted.values[layer], made.activations.values[layer], rtol=5e-3, atol=5e-3
@@ -89,15 +90,15 @@ def test_the_permuted_twin_sees_the_same_inputs(generator):
 
 def test_a_sample_depends_on_its_seed_not_on_its_neighbours(generator):
     samples = make_samples(generator.study)
-    together = generator.generate(samples[:3]).image
-    apart = generator.generate(samples[2:4]).image
+    together = generated(generator, samples[:3]).image
+    apart = generated(generator, samples[2:4]).image
     assert np.abs(together[2].astype(int) - apart[0]).max() <= 1
     assert np.abs(together[1].astype(int) - together[2]).max() > 1
 
 
 def test_the_same_batch_gives_the_same_bytes(generator):
     samples = make_samples(generator.study)[:2]
-    one, two = generator.generate(samples), generator.generate(samples)
+    one, two = generated(generator, samples), generated(generator, samples)
     np.testing.assert_array_equal(one.trajectory, two.trajectory)
     for layer in generator.layers:
         np.testing.assert_array_equal(one.activations.values[layer], two.activations.values[layer])
@@ -105,7 +106,7 @@ def test_the_same_batch_gives_the_same_bytes(generator):
 
 def test_without_guidance_there_is_one_half(tiny_study):
     study = tiny_study(sampling={"guidance": 1.0}, controls={"permuted": False})
-    made = load(study).generate(make_samples(study)[:2])
+    made = generated(load(study), make_samples(study)[:2])
     assert made.permuted is None
     assert next(iter(made.activations.values.values())).shape[:2] == (2, 3)
 

@@ -4,7 +4,7 @@ import numpy as np
 import OpenEXR
 import pytest
 from PIL import Image
-from run_helpers import carry_out
+from run_helpers import carry_out, generated
 
 from ldmprobe_core import stages
 from ldmprobe_core.errors import UserError
@@ -224,7 +224,7 @@ def test_noise_and_latents_of_a_picture_are_what_the_schedule_says(scenes, tmp_p
     pictures = np.stack([read_picture(scenes[0] / s.picture, (64, 64)) for s in samples])
     seen = []
     generator.denoiser.register_forward_pre_hook(lambda m, args: seen.append((args[0], args[1])))
-    generator.generate(samples, pictures)
+    generated(generator, samples, pictures)
     vae = generator.pipeline.vae
     with torch.no_grad():
         data = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
@@ -284,7 +284,7 @@ def test_pictures_in_half_precision(scenes):
     generator = Generator(models.load_pipeline(study, torch.device("cpu")), family, study)
     samples = make_samples(study)[:2]
     pictures = np.stack([read_picture(scenes[0] / s.picture, (64, 64)) for s in samples])
-    made = generator.generate(samples, pictures)
+    made = generated(generator, samples, pictures)
     assert all(np.isfinite(v).all() for v in made.activations.values.values())
 
 

@@ -71,6 +71,20 @@ def test_a_headline_is_what_scipy_and_scikit_learn_say(dtype, rng):
         assert value == pytest.approx(f1_score(own[i].ravel(), masks[i].ravel(), zero_division=1))
 
 
+def test_rows_with_and_without_ties_side_by_side_equal_scipys(rng):
+    truth = rng.normal(size=(5, 8, 9))
+    predicted = rng.normal(size=(5, 8, 9))
+    predicted[1] = predicted[1].round(1)  # ties
+    predicted[2] = 0.5  # constant
+    predicted[3, 0, 0] = np.nan
+    found = metrics.Headline("depth", truth).score(predicted)
+    for row in (0, 1, 4):
+        expected = stats.spearmanr(predicted[row].ravel(), truth[row].ravel()).statistic
+        assert found[row] == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(found[[2, 3]]).all()
+    np.testing.assert_allclose(metrics.spearman(predicted, truth), found, atol=1e-12)
+
+
 def test_empty_masks():
     empty, full = np.zeros((1, 4, 4), bool), np.ones((1, 4, 4), bool)
     for score in (metrics.dice, metrics.iou):

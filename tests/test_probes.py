@@ -5,17 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from ldmprobe_core.logistic import LogisticPath, fit_logistic, logistic_loss
 from ldmprobe_core.metrics import block_means
-from ldmprobe_core.probes import (
-    Moments,
-    Probe,
-    RidgePath,
-    fit_adam,
-    fit_logistic,
-    fit_ridge,
-    logistic_loss,
-    solve_logistic,
-)
+from ldmprobe_core.probes import Probe, fit_adam
+from ldmprobe_core.ridge import Moments, RidgePath, fit_ridge
 
 N, GRID, SIZE, CHANNELS = 9, (3, 4), (6, 12), 5
 PIXELS = SIZE[0] * SIZE[1] // (GRID[0] * GRID[1])
@@ -59,7 +52,7 @@ def test_logistic_on_shares_equals_scikit_learn_on_pixels(data, penalty):
     activations, mask, _ = data
     share = block_means(mask, GRID).ravel()
     start = np.zeros(CHANNELS), 0.0
-    weight, bias = solve_logistic(token_rows(activations), share, penalty, start, 1e-14)
+    weight, bias = LogisticPath(token_rows(activations), share).solve(penalty, start, 1e-14)
     pixels = pixel_rows(activations)
     reference = LogisticRegression(C=1 / (penalty * len(pixels)), tol=1e-10, max_iter=10_000)
     reference.fit(pixels, mask.ravel())
@@ -84,7 +77,7 @@ def test_penalty_is_the_one_with_the_least_validation_error(data):
     cut = 4 * GRID[0] * GRID[1]
     penalties = (1e-4, 1e-2, 1.0, 10.0)
     train, validation = Moments.of(x[:cut], labels[:cut]), Moments.of(x[cut:], labels[cut:])
-    probes = fit_ridge(train, validation, penalties)
+    probes = fit_ridge(RidgePath.of(train), validation, penalties)
     unit = x[:cut].var(0).mean()
     for label, probe in enumerate(probes):
         errors = []
@@ -98,7 +91,9 @@ def test_penalty_is_the_one_with_the_least_validation_error(data):
     )
     losses = {}
     for penalty in (1e-3, 1e-1):
-        w, b = solve_logistic(x[:cut], labels[:cut, 0], penalty * unit, (np.zeros(CHANNELS), 0.0))
+        w, b = LogisticPath(x[:cut], labels[:cut, 0]).solve(
+            penalty * unit, (np.zeros(CHANNELS), 0.0)
+        )
         losses[penalty] = logistic_loss(x[cut:], labels[cut:, 0], w, b)
     assert probe.penalty == min(losses, key=losses.__getitem__)
 
@@ -113,7 +108,7 @@ def test_moments_add_up_and_tell_the_error(data):
     direct = ((y[:, 0] - x @ weight[:, 0] - 0.4) ** 2).mean()
     assert whole.error(weight, bias)[0] == pytest.approx(direct)
     with pytest.raises(ValueError, match="no tokens"):
-        Moments.of(x[:0], y[:0])
+        RidgePath.of(Moments.of(x[:0], y[:0]))
 
 
 def test_adam_repeats_the_papers_loop(data):
