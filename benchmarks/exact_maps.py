@@ -55,7 +55,7 @@ def carry_out(folder: Path, store: str, exact: bool) -> Summary:
         }
     )
     run = stages.prepare(study, store)
-    for batch in range(len(run.study().batches)):
+    for batch in range(len(run.study().batches(run.stored))):
         stages.generate_batch(run.url, batch)
         stages.label_batch(run.url, batch)
     for step in range(1, 16):

@@ -34,7 +34,7 @@ def study_of(samples: int) -> Study:
 def plain(study: Study, store: str) -> Run:
     """The flow's own calls without Prefect; a batch is labeled by the thread that generated it."""
     run = stages.prepare(study, store)
-    batches = range(len(run.study().batches))
+    batches = range(len(run.study().batches(run.stored)))
     cells = [
         (step, layer)
         for step in range(1, run.open("marks").sizes["step"] + 1)

@@ -42,7 +42,7 @@ def chunks(name: str, images: int) -> dict[str, int]:
             found[group] = found.get(group, 0) + member.nchunks
     found["bytes"] = plan.bytes
     found["cells"] = plan.cells
-    found["batches"] = len(study.batches)
+    found["batches"] = len(study.batches(plan.stored))
     return found
 
 

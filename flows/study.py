@@ -1,4 +1,4 @@
-"""The study flow: generate, label, probe, summarise."""
+"""The study flow: generate, label, tally where asked for, probe, summarise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from prefect import flow
+from prefect.futures import PrefectFuture
 
 from flows.holding import place_of, working_on
 from flows.workers import on_device, workers_of
@@ -14,8 +15,8 @@ from ldmprobe_core.lease import Lease
 from ldmprobe_core.study import Execution, Study
 from tasks.artifacts import publish
 from tasks.progress import follow
-from tasks.references import RunRef, batches_of, cells_of
-from tasks.study import generate, label, prepare, probe, redo, summarise
+from tasks.references import RunRef, TallyRef, batches_of, cells_of, tallies_of
+from tasks.study import generate, label, prepare, probe, redo, summarise, tally
 
 T = TypeVar("T")
 
@@ -66,7 +67,9 @@ def _to_the_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str
 
 
 def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
-    """Fan batches out: each is generated, then labeled.  Returns the seconds of both stages."""
+    """Fan batches out: each is generated, then labeled; statistics are added up where they are
+    asked for.  Returns the seconds of each stage.
+    """
     batches = batches_of(run)
     with on_device(execution):
         made = {f"batch {batch.number:04d}": generate.submit(batch) for batch in batches}
@@ -74,4 +77,21 @@ def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
             name: label.submit(batch=batch, wait_for=[before], return_state=False)
             for batch, (name, before) in zip(batches, made.items(), strict=True)
         }
-    return {"generate": follow("generate", made), "label": follow("label", labeled)}
+    seconds = {"generate": follow("generate", made), "label": follow("label", labeled)}
+    parts = tallies_of(run)
+    if parts:
+        with on_device(execution):
+            seconds["tally"] = follow("tally", _in_chains(parts))
+    return seconds
+
+
+def _in_chains(parts: list[list[TallyRef]]) -> dict[str, PrefectFuture[Any]]:
+    """Parts side by side; each unit of a part waits for the one before."""
+    units: dict[str, PrefectFuture[Any]] = {}
+    for part in parts:
+        before: list[PrefectFuture[Any]] = []
+        for unit in part:
+            future = tally.submit(unit=unit, wait_for=before, return_state=False)
+            units[f"part {unit.part}, unit {unit.number:04d}"] = future
+            before = [future]
+    return units

@@ -22,17 +22,15 @@ class LabelSet:
 
     Attributes:
         maps: property to (sample, y, x); foreground is bool.
+        means: property to the training samples' mean label, (y, x) float64.
         train, validation, held: sample indices; held is validation and test, in sample order.
     """
 
     maps: dict[str, np.ndarray]
+    means: dict[str, np.ndarray]
     train: np.ndarray
     validation: np.ndarray
     held: np.ndarray
-
-    def mean_map(self, prop: str) -> np.ndarray:
-        """The training samples' mean label, (y, x)."""
-        return self.maps[prop][self.train].mean(0, dtype=np.float64)
 
     @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
@@ -42,7 +40,7 @@ class LabelSet:
     @lru_cache(maxsize=32)  # noqa: B019  (one set lives as long as its run's worker)
     def truth(self, prop: str, grid: tuple[int, int]) -> BlockTruth:
         """Held-out labels, prepared for scoring predictions on this grid."""
-        return BlockTruth(prop, self.maps[prop][self.held], self.mean_map(prop), grid)
+        return BlockTruth(prop, self.maps[prop][self.held], self.means[prop], grid)
 
     def __hash__(self) -> int:
         return id(self)
@@ -69,7 +67,11 @@ class CellResult:
 
 
 def probe_activations(
-    activations: np.ndarray, labels: LabelSet, study: Study, deals: tuple[str, ...] = ("real",)
+    activations: np.ndarray,
+    labels: LabelSet,
+    study: Study,
+    deals: tuple[str, ...] = ("real",),
+    sums: Moments | None = None,
 ) -> dict[str, CellResult]:
     """Fit every probe of a cell and score it on the held-out samples.
 
@@ -79,13 +81,14 @@ def probe_activations(
     Args:
         activations: (sample, y, x, channel) float16.
         deals: of labels to samples: ``real``; or ``shuffled``, to other images, the control.
+        sums: what training samples left that are not among these; labels by deal and property.
     """
     finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
     train = labels.train[finite[labels.train]]
     validation = labels.validation[finite[labels.validation]]
     probes: dict[str, _Probes] = {deal: {} for deal in deals}
-    if len(train) and len(validation):
-        _fit(activations, labels, train, validation, study, probes)
+    if (sums.n if sums else len(train)) and len(validation):
+        _fit(activations, labels, train, validation, study, probes, sums)
     return _scored(activations, finite, labels, study, probes)
 
 
@@ -96,6 +99,7 @@ def _fit(
     validation: np.ndarray,
     study: Study,
     probes: dict[str, _Probes],
+    sums: Moments | None,
 ) -> None:
     """Enter every probe of every deal; one pass over the tokens serves all ridge probes."""
     grid = (activations.shape[1], activations.shape[2])
@@ -113,7 +117,7 @@ def _fit(
 
     x, y = rows(train)
     validation_x, validation_y = rows(validation)
-    path = RidgePath.of(Moments.of(x, y))
+    path = RidgePath.of(sums or Moments.of(x, y))
     if "ridge" in kinds:
         fitted = fit_ridge(path, Moments.of(validation_x, validation_y), penalties)
         for (deal, prop), probe in zip(columns, fitted, strict=True):

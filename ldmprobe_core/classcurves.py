@@ -44,14 +44,14 @@ def right_classes(run: Run) -> tuple[np.ndarray, bool]:
     """
     labels = run.open("labels", whole=True).load()
     names = [str(name) for name in labels["class"].values]
-    categories = [sample.category for sample in samples_of(run)]
+    categories = [sample.category for sample in samples_of(run)[: run.stored]]
     if all(category in names for category in categories):
         return np.array([names.index(str(category)) for category in categories]), True
     return labels.class_score.values.argmax(1), False
 
 
 def class_curves(run: Run, level: float, resamples: int) -> dict[str, Any]:
-    """The record `ldmprobe_core.summary.Classes` of a labeled run, over all samples.
+    """The record `ldmprobe_core.summary.Classes` of a labeled run, over all stored samples.
 
     Args:
         level, resamples: of the bootstrap over prompts.
@@ -60,7 +60,7 @@ def class_curves(run: Run, level: float, resamples: int) -> dict[str, Any]:
     final = run.read("labels", "class_score")
     top = final.argmax(1)
     right, by_prompt = right_classes(run)
-    groups = np.array([sample.group for sample in samples_of(run)])
+    groups = np.array([sample.group for sample in samples_of(run)[: run.stored]])
     bootstrap = Bootstrap(groups, resamples, level, seed=0)
     agreement, named_from = {}, {}
     named = 0.0

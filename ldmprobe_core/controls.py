@@ -18,15 +18,15 @@ def shuffle_within(index: np.ndarray, seed: int) -> np.ndarray:
     return partner
 
 
-def position_threshold(masks: np.ndarray) -> float:
-    """Threshold on the training mean mask that gives it the best mean Dice on those masks.
+def position_threshold(mean: np.ndarray, masks: np.ndarray) -> float:
+    """Threshold on the training mean mask that gives it the best mean Dice on some masks.
 
     The position baseline is given its best chance: at 0.5 a mean mask is often empty.
 
     Args:
-        masks: training masks (n, y, x) bool.
+        mean: training mean mask (y, x).
+        masks: (n, y, x) bool, the training masks or, where they are not kept, those of validation.
     """
-    mean = masks.mean(0)
     candidates = np.linspace(0, 0.95, 39) * float(mean.max() or 1.0)
     scores = [
         float(dice(np.broadcast_to(mean > cut, masks.shape), masks).mean()) for cut in candidates
@@ -34,12 +34,12 @@ def position_threshold(masks: np.ndarray) -> float:
     return float(candidates[int(np.argmax(scores))])
 
 
-def position_prediction(prop: str, training: np.ndarray, count: int) -> np.ndarray:
+def position_prediction(prop: str, mean: np.ndarray, maps: np.ndarray, count: int) -> np.ndarray:
     """The position baseline's map, the same for every image: (count, y, x).
 
     Args:
-        training: labels of the training samples, (n, y, x); bool for foreground.
+        mean: the training samples' mean label, (y, x).
+        maps: (n, y, x) labels that a mask's threshold is chosen by; bool for foreground.
     """
-    mean = training.mean(0, dtype=np.float64)
-    single = mean > position_threshold(training) if prop == "foreground" else mean
+    single = mean > position_threshold(mean, maps) if prop == "foreground" else mean
     return np.broadcast_to(single, (count, *single.shape))

@@ -12,6 +12,7 @@ from ldmprobe_core.cells import LabelSet
 from ldmprobe_core.classcurves import class_curves
 from ldmprobe_core.controls import position_prediction
 from ldmprobe_core.emergence import Bootstrap
+from ldmprobe_core.keeping import GROUPS
 from ldmprobe_core.labelers import labelers_of
 from ldmprobe_core.layout import VARIANTS
 from ldmprobe_core.metrics import METRICS, Headline, score_maps
@@ -20,6 +21,7 @@ from ldmprobe_core.stages import label_set, samples_of
 from ldmprobe_core.store import SOURCES, Run
 from ldmprobe_core.study import LATENTS, TWO_LAYER
 from ldmprobe_core.summary import Summary
+from ldmprobe_core.tallies import nonfinite_in
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,12 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
         scores = run.read(f"scores/{prop}", "score").astype(np.float64)
         reader = _Property(run, prop, scores, is_test, bootstrap)
         truth = labels.maps[prop][test]
-        mean_map = labels.mean_map(prop)
+        mean_map = labels.means[prop]
+        chosen_by = labels.train if len(labels.train) else labels.validation
         headline = Headline(prop, truth)
         position = score_maps(
             prop,
-            position_prediction(prop, labels.maps[prop][labels.train], len(test)),
+            position_prediction(prop, mean_map, labels.maps[prop][chosen_by], len(test)),
             truth,
             mean_map,
         )
@@ -101,6 +104,10 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
         group: sum(int(run.read(f"{group}/{name}", "nonfinite").sum()) for name in run.layers)
         for group in ("activations", *(("permuted",) if study.controls.permuted else ()))
     }
+    if study.capture.store == "statistics":
+        for variant, group in GROUPS.items():
+            if group in nonfinite:
+                nonfinite[group] += nonfinite_in(run, variant)
     counts = {"total": len(samples)}
     for split in ("train", "validation", "test"):
         counts[split] = sum(sample.split == split for sample in samples)
@@ -302,6 +309,6 @@ def _against_truth(
         truth = run.read("truth", prop, sample=test)
         if prop == "foreground":
             truth = truth > study.labels.threshold
-        scores = score_maps(prop, labels.maps[prop][test], truth, labels.mean_map(prop))[0]
+        scores = score_maps(prop, labels.maps[prop][test], truth, labels.means[prop])[0]
         found[prop] = bootstrap.interval(scores).model_dump()
     return found or None

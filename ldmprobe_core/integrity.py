@@ -13,12 +13,14 @@ import zarr
 
 from ldmprobe_core.checked import DamageError
 from ldmprobe_core.store import Run
+from ldmprobe_core.summing import SLOTS
 
 _MADE_BY = {
     "images": "generated",
     "activations": "generated",
     "permuted": "generated",
     "truth": "generated",
+    "statistics": "tallied",
     "labels": "labeled",
     "labels_trajectory": "labeled",
     "labels_clean": "labeled",
@@ -28,7 +30,8 @@ _MADE_BY = {
 """Group to the mark of the units that write it."""
 
 Unit = tuple[str, tuple[int, ...]]
-"""A mark's name and its place: ``("generated", (batch,))`` or ``("probed", (step, layer))``."""
+"""A mark's name and its place: ``("generated", (batch,))`` or ``("probed", (step, layer))``; all
+units of a part are one, ``("tallied", (part,))``, since each adds to what the last one left."""
 
 
 def find_damage(run: Run, array: str = "") -> Iterator[DamageError]:
@@ -42,12 +45,17 @@ def find_damage(run: Run, array: str = "") -> Iterator[DamageError]:
     yield from damaged_marks
     if damaged_marks:
         return  # what else should be there is not known
-    done = {name: run.marks(name) for name in ("generated", "labeled", "probed")}
+    done = {str(name): run.counts(str(name)) for name in run.open("marks").data_vars}
     layers = run.probed
 
     def expected(path: str, dims: tuple[str, ...], place: tuple[int, ...]) -> bool:
         unit = unit_of(path, dims, place, layers)
-        return unit is None or bool(done[unit[0]][unit[1]])
+        if unit is None:
+            return True
+        count = int(done[unit[0]][unit[1]])
+        if "slot" in dims and count % SLOTS != place[dims.index("slot")]:
+            return False  # of the two, the one that does not count
+        return count > 0
 
     members = [(array, root[array])] if array else root.members()
     for name, member in members:
@@ -69,8 +77,9 @@ def take_back(run: Run, damage: Iterable[DamageError]) -> list[DamageError]:
     root = zarr.open_group(run.store, mode="r", use_consolidated=False)
     layers: list[str] = []
     for chunk in damage:
-        if chunk.array in ("marks/generated", "marks/labeled", "marks/probed"):
-            run.unmark(chunk.array.partition("/")[2], *chunk.place)  # a mark is a chunk of its own
+        group, _, name = chunk.array.partition("/")
+        if group == "marks" and name in _MADE_BY.values():
+            run.mark(name, *chunk.place, count=0)  # a mark is a chunk of its own
             continue
         layers = layers or run.probed
         array = root[chunk.array]
@@ -79,7 +88,7 @@ def take_back(run: Run, damage: Iterable[DamageError]) -> list[DamageError]:
         if unit is None:
             left.append(chunk)
         else:
-            run.unmark(unit[0], *unit[1])
+            run.mark(unit[0], *unit[1], count=0)
     return left
 
 
@@ -101,7 +110,7 @@ def unit_of(
     if mark == "probed":
         layer = at["layer"] if "layer" in at else layers.index(rest.rpartition("/")[0])
         return mark, (at["step"], layer)
-    return mark, (at["sample"],)
+    return mark, (at["part"] if mark == "tallied" else at["sample"],)
 
 
 def _damaged_interventions(run: Run, root: zarr.Group, array: str) -> Iterator[DamageError]:

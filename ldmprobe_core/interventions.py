@@ -28,8 +28,11 @@ from ldmprobe_core.generate import Generator
 from ldmprobe_core.metrics import block_means, dice, rmse, spearman
 from ldmprobe_core.probes import Probe
 from ldmprobe_core.prompts import Sample
+from ldmprobe_core.ridge import Moments
 from ldmprobe_core.store import Run
 from ldmprobe_core.study_file import sentence
+from ldmprobe_core.summing import deals_of
+from ldmprobe_core.tallies import sums_of
 from ldmprobe_core.targets import Target, aim
 
 VARIANTS = ("edited", "random", "shuffled")
@@ -137,6 +140,11 @@ def plan_intervention(run: Run, what: Intervention) -> Plan:
             f"property is {what.prop!r}, and {run.url} has probes of "
             f"{', '.join(study.labels.maps)} only: choose one of them"
         )
+    if what.controls and study.capture.store == "statistics" and not study.controls.shuffled:
+        raise UserError(
+            f"controls is true, and the statistics of {run.url} hold no sums with shuffled labels "
+            "(its study has controls.shuffled false): set controls to false"
+        )
     marks = run.marks("probed")
     total = len(marks)
     steps = what.steps or min(_DEFAULT_STEPS[what.prop], total)
@@ -177,7 +185,7 @@ def plan_intervention(run: Run, what: Intervention) -> Plan:
 
 
 def _samples(run: Run, what: Intervention) -> list[int]:
-    split = run.open("samples").split.values
+    split = run.open("samples").split.values[: run.stored]
     part = [int(i) for i in np.flatnonzero(split == what.part)]
     if what.chosen is None:
         if what.samples > len(part):
@@ -294,8 +302,10 @@ def directions_of(
         probes = run.open(f"probes/{layer}", whole=True).sel(place).load()
         for step in range(1, plan.steps + 1):
             tokens = run.read(f"activations/{layer}", "activation", step=step - 1)
+            sums = sums_of(run, "real", step, layer)
             if shuffled:
-                fitted = probe_activations(tokens, labels, study, ("shuffled",))
+                deals = deals_of(study, "real") if sums else ("shuffled",)
+                fitted = probe_activations(tokens, labels, study, deals, sums)
                 probe: Any = fitted["shuffled"].probes[plan.kind, what.prop]
             else:
                 here = probes.sel(step=step)
@@ -303,9 +313,7 @@ def directions_of(
                 probe = Probe(weight, float(here.bias), float(here.penalty))
             covariance = None
             if what.method == "exact" and what.metric == "covariance":
-                trained = tokens[labels.train]
-                finite = np.isfinite(trained).reshape(len(trained), -1).all(1)
-                covariance = covariance_of(trained[finite])
+                covariance = (sums or training_moments(tokens, labels)).covariance
             try:
                 found[step, layer] = Direction.of(probe, covariance)
             except ValueError as error:
@@ -313,17 +321,12 @@ def directions_of(
     return found
 
 
-def covariance_of(tokens: np.ndarray) -> np.ndarray:
-    """Covariance (channel, channel) of tokens (n, y, x, channel), in float64, sample by sample."""
-    channels = tokens.shape[-1]
-    count = tokens.size // channels
-    total, square = np.zeros(channels), np.zeros((channels, channels))
-    for sample in tokens:
-        rows = sample.reshape(-1, channels).astype(np.float64)
-        total += rows.sum(0)
-        square += rows.T @ rows
-    mean = total / count
-    return square / count - np.outer(mean, mean)
+def training_moments(tokens: np.ndarray, labels: LabelSet) -> Moments:
+    """Sums over the training samples that are finite, of tokens (sample, y, x, channel) alone."""
+    trained = tokens[labels.train]
+    finite = np.isfinite(trained).reshape(len(trained), -1).all(1)
+    rows = trained[finite].reshape(-1, tokens.shape[-1])
+    return Moments.of(rows, np.empty((len(rows), 0)))
 
 
 def change_towards(

@@ -14,8 +14,9 @@ import zarr
 from ldmprobe_core.arrays import Arrays
 from ldmprobe_core.capture import LayerShape
 from ldmprobe_core.metrics import METRICS
-from ldmprobe_core.prompts import SPLITS, Sample
+from ldmprobe_core.prompts import SPLITS, Sample, stored_of
 from ldmprobe_core.study import LATENTS, Study
+from ldmprobe_core.summing import GROUP, SLOTS, deals_of, units_of, width_of
 
 VARIANTS = ("real", "shuffled", "permuted")
 """Probes proper, probes on shuffled labels, probes on the permuted denoiser."""
@@ -54,18 +55,26 @@ class Layout(Arrays):
         self.truth = blueprint.truth
         self.timesteps, self.classes = blueprint.timesteps, blueprint.classes
         self.units = blueprint.units
-        self.batch = min(self.study.sampling.batch, len(self.samples))
+        self.stored = self.samples[: stored_of(self.samples, self.study)]
+        first = len(self.stored) if self.study.capture.store == "statistics" else 0
+        self.parts = len(units_of(self.study, first, len(self.samples)))
+        self.batch = min(self.study.sampling.batch, len(self.stored))
         self.steps = len(self.timesteps)
 
     def build(self) -> None:
         """All groups; plain coordinates first, so that a stranger can read any group alone."""
         self._samples()
         self._images()
+        summed = self.study.capture.store != "activations"
         for variant, group in (("real", "activations"), ("permuted", "permuted")):
             if variant == "real" or self.study.controls.permuted:
                 for name, shape in self.shapes.items():
                     if variant == "real" or name != LATENTS:
                         self._activations(f"{group}/{name}", name, shape)
+                        if summed:
+                            self._sums(variant, name, shape)
+        if summed:
+            self._label_sums()
         self._labels("labels", None)
         if self.truth:
             self._truth()
@@ -77,8 +86,9 @@ class Layout(Arrays):
             self._scores(prop)
         self._marks()
 
-    def _sample(self, group: zarr.Group) -> None:
-        self.coordinate(group, "sample", [s.index for s in self.samples], "index of the image")
+    def _sample(self, group: zarr.Group, all_of_them: bool = False) -> None:
+        there = self.samples if all_of_them else self.stored
+        self.coordinate(group, "sample", [s.index for s in there], "index of the image")
 
     def _step(self, group: zarr.Group) -> None:
         self.coordinate(group, "step", range(1, self.steps + 1), "sampler step, from 1")
@@ -98,7 +108,7 @@ class Layout(Arrays):
 
     def _samples(self) -> None:
         group = self.group("samples", "Who was generated.")
-        self._sample(group)
+        self._sample(group, all_of_them=True)
         for name, description in (
             ("prompt", "text the image was generated from"),
             ("category", "class that the prompt names; empty where unknown"),
@@ -116,7 +126,7 @@ class Layout(Arrays):
         self._step(group)
         self._pixels(group)
         self.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
-        n, pixels = len(self.samples), {"y": self.height, "x": self.width, "rgb": 3}
+        n, pixels = len(self.stored), {"y": self.height, "x": self.width, "rgb": 3}
         self.array(
             group,
             "image",
@@ -147,7 +157,7 @@ class Layout(Arrays):
         self._step(group)
         self._pixels(group, shape.y, shape.x)
         self.coordinate(group, "channel", range(shape.channels), "channel of the layer")
-        cells = {"sample": len(self.samples), "step": self.steps}
+        cells = {"sample": len(self.stored), "step": self.steps}
         chunk = {"sample": self.batch, "step": 1}
         grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
         # Activations hardly compress: zstd gains 6..12%, less than it costs in time.
@@ -172,7 +182,7 @@ class Layout(Arrays):
     def _labels(self, path: str, source: str | None) -> None:
         group = self.group(path, f"Labels of {source or 'the finished images'}.")
         self._sample(group)
-        sizes = {"sample": len(self.samples)}
+        sizes = {"sample": len(self.stored)}
         chunks = {"sample": self.batch}
         if source:
             self._step(group)
@@ -208,11 +218,46 @@ class Layout(Arrays):
             self.array(
                 group,
                 prop,
-                {"sample": len(self.samples), "y": self.height, "x": self.width},
+                {"sample": len(self.stored), "y": self.height, "x": self.width},
                 {"sample": self.batch},
                 "float32",
                 f"exact {prop} of the picture",
             )
+
+    def _sums(self, variant: str, name: str, shape: LayerShape) -> None:
+        """Sums of one layer's cells; a part has two slots, of which `marks` says which counts."""
+        group = self.group(f"{GROUP}/{variant}/{name}", f"Sums over training samples of {name}.")
+        self._step(group)
+        sizes, chunk = {"part": self.parts, "slot": SLOTS}, {"part": 1, "slot": 1}
+        width = width_of(self.study, variant, shape.channels)
+        deals = " and again ".join(deals_of(self.study, variant))
+        self.array(
+            group,
+            "gram",
+            {**sizes, "step": self.steps, "entry": width * (width + 1) // 2},
+            {**chunk, "step": 1},
+            "float64",
+            "lower triangle, row by row, of Z'Z: Z has a row a token, of its channels, 1, and its "
+            f"block's mean {', '.join(self.study.labels.maps)} ({deals})",
+            compress=False,
+        )
+        self.array(
+            group,
+            "nonfinite",
+            {**sizes, "step": self.steps},
+            chunk,
+            "int64",
+            "values that are not finite in float16",
+        )
+
+    def _label_sums(self) -> None:
+        group = self.group(f"{GROUP}/labels", "Sums of the training samples' label maps.")
+        self._pixels(group)
+        sizes, chunk = {"part": self.parts, "slot": SLOTS}, {"part": 1, "slot": 1}
+        for prop in self.study.labels.maps:
+            maps = {**sizes, "y": self.height, "x": self.width}
+            self.array(group, prop, maps, chunk, "float64", f"sum of {prop}", self.units[prop])
+        self.array(group, "count", sizes, chunk, "int64", "training samples")
 
     def _probes(self, path: str, shape: LayerShape) -> None:
         group = self.group(path, "Linear probes: prediction = activation . weight + bias.")
@@ -268,7 +313,7 @@ class Layout(Arrays):
 
     def _marks(self) -> None:
         group = self.group("marks", "Which units of work are complete (1).")
-        batches = len(self.study.batches)
+        batches = len(self.study.batches(len(self.stored)))
         self.coordinate(group, "batch", range(batches), "batch of samples")
         self._step(group)
         self.coordinate(group, "layer", list(self.shapes), "denoiser module")
@@ -280,6 +325,16 @@ class Layout(Arrays):
                 {"batch": 1},
                 "uint8",
                 f"batch is {name}",
+                compress=False,
+            )
+        if self.study.capture.store != "activations":
+            self.array(
+                group,
+                "tallied",
+                {"part": self.parts},
+                {"part": 1},
+                "int64",
+                "units of the part that are added up",
                 compress=False,
             )
         self.array(

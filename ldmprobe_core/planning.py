@@ -19,9 +19,10 @@ from ldmprobe_core.labelers import MAPS, check_labeler, labelers_of, require_kno
 from ldmprobe_core.metrics import METRICS
 from ldmprobe_core.models import config_folder, has_weights, pick_device, skeletons, timesteps
 from ldmprobe_core.pictures import maps_present, picture_names
-from ldmprobe_core.prompts import pin_inputs
+from ldmprobe_core.prompts import make_samples, pin_inputs, stored_of
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import LATENTS, Study
+from ldmprobe_core.summing import SLOTS, width_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Plan:
         shapes: of every captured layer.
         steps: the scheduler's numbers of all steps.
         count: number of images.
+        stored: how many of them are stored, with their activations; the others leave statistics.
         bytes_of: stored bytes by kind of array, before compression.
         memory: expected peak bytes of a worker that generates, by kind.
         truth: properties of which every picture has an exact map.
@@ -46,6 +48,7 @@ class Plan:
     shapes: dict[str, LayerShape]
     steps: list[float]
     count: int
+    stored: int
     bytes_of: dict[str, int]
     memory: dict[str, int]
     truth: tuple[str, ...]
@@ -124,12 +127,18 @@ def make_plan(study: Study) -> Plan:
     count = pinned.count
     if count is None:
         raise UserError(missing[-1])  # without the files nothing can be sized
+    stored = count
+    if study.capture.store == "statistics" and not missing:
+        stored = stored_of(make_samples(pinned), study)
     truth = _truth(pinned, missing)
-    memory = _memory(study, family, denoiser, vae, shapes, len(steps))
+    sums = _sum_bytes(study, shapes, len(steps))
+    sizes = _bytes(study, shapes, size, len(steps), stored)
+    if sums:
+        sizes["statistics"] = SLOTS * min(study.capture.parts, count) * sums
+    memory = _memory(study, family, denoiser, vae, shapes, len(steps), sums)
     return Plan(
-        folder, size, shapes, steps, count, _bytes(study, shapes, size, len(steps), count),
-        memory, truth, labelers, tuple(missing),
-    )  # fmt: skip
+        folder, size, shapes, steps, count, stored, sizes, memory, truth, labelers, tuple(missing)
+    )
 
 
 def _truth(study: Study, missing: list[str]) -> tuple[str, ...]:
@@ -186,6 +195,19 @@ def _bytes(
     return {name: size for name, size in sizes.items() if size}
 
 
+def _sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
+    """Bytes of one part's sums over training samples; 0 where none are kept."""
+    if study.capture.store == "activations":
+        return 0
+    entries = 0
+    for variant in ("real", "permuted") if study.controls.permuted else ("real",):
+        for name, shape in shapes.items():
+            if variant == "real" or name != LATENTS:
+                width = width_of(study, variant, shape.channels)
+                entries += width * (width + 1) // 2
+    return entries * steps * 8
+
+
 def _memory(
     study: Study,
     family: Family,
@@ -193,6 +215,7 @@ def _memory(
     vae: nn.Module,
     shapes: dict[str, LayerShape],
     steps: int,
+    sums: int,
 ) -> dict[str, int]:
     """Expected bytes a worker holds at once: weights, and one batch on its way to the store.
 
@@ -204,9 +227,14 @@ def _memory(
     values = sum(s.y * s.x * s.channels for s in shapes.values())
     parts = {"denoiser": denoiser, "vae": vae}
     number = {name: sum(p.numel() for p in m.parameters()) for name, m in parts.items()}
-    return {
+    step = study.sampling.batch * values * 2 * copies
+    found = {
         "denoiser": number["denoiser"] * size * copies,
         "vae": number["vae"] * 4,
-        "activations": bytes_at_once(study.sampling.batch * values * 2 * copies, steps),
+        "activations": bytes_at_once(step, steps),
         "images": study.sampling.batch * (1 + 2 * steps) * height * width * 3,
     }
+    if sums:  # a whole batch waits for its labels, twice while its steps are joined
+        found["activations"] = 2 * step * steps
+        found["statistics"] = sums
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,13 +117,16 @@ def make_samples(study: Study) -> list[Sample]:
     """Every sample of a study, in order; the same study always gives the same samples.
 
     Splits go by prompt: all samples of a prompt are in one split.  Where files name splits, those
-    hold; a validation part is taken from the training prompts where they name none.
+    hold; a validation part is taken from the training prompts where they name none.  Where training
+    samples leave only statistics, those that are stored come first, in their order.
 
     Raises:
         UserError: a mistake in the files that hold them, or too few prompts for the splits.
     """
     drafts = _drafts_of_pictures(study.images) if study.images else _drafts(study.prompts)
-    split_of = _splits({draft.group: draft.split for draft in drafts}, study)
+    split_of = _splits(drafts, study)
+    if study.capture.store == "statistics":
+        drafts.sort(key=lambda draft: split_of[draft.group] == "train")  # a stable sort
     return [
         Sample(i, d.prompt, d.seed, d.category, split_of[d.group], d.picture)
         for i, d in enumerate(drafts)
@@ -193,13 +197,21 @@ def tabletop_prompts(count: int, seed: int) -> list[tuple[str, str]]:
     return pairs
 
 
-def _splits(given: dict[str, str | None], study: Study) -> dict[str, str]:
+def stored_of(samples: list[Sample], study: Study) -> int:
+    """How many samples are stored: the first so many."""
+    if study.capture.store != "statistics":
+        return len(samples)
+    return sum(sample.split != "train" for sample in samples)
+
+
+def _splits(drafts: list[_Draft], study: Study) -> dict[str, str]:
     """Split of every group: as given, the rest dealt out, shuffled; each split gets at least one.
 
-    Args:
-        given: group to the split that its file names, if any.
+    Raises:
+        UserError: the files name splits and leave one empty, or nothing is left to train on.
     """
     split = study.probes.split
+    given = {draft.group: draft.split for draft in drafts}
     shares = {"train": split.train, "validation": split.validation, "test": split.test}
     found = {group: name for group, name in given.items() if name is not None}
     loose, wanted = sorted(given), list(SPLITS)
@@ -209,8 +221,14 @@ def _splits(given: dict[str, str | None], study: Study) -> dict[str, str]:
         wanted = ["train", "validation"]
     if loose:
         order = np.random.default_rng([len(loose), study.prompts.seed]).permutation(len(loose))
-        names = _deal(len(loose), {name: shares[name] for name in wanted})
-        found |= {loose[i]: name for i, name in zip(order, names, strict=True)}
+        shuffled = [loose[i] for i in order]
+        if split.held is not None and not found:
+            held = _held_out(shuffled, Counter(draft.group for draft in drafts), split.held)
+            dealt = _deal(held, {name: shares[name] for name in ("validation", "test")})
+            names = dealt + ["train"] * (len(shuffled) - held)
+        else:
+            names = _deal(len(loose), {name: shares[name] for name in wanted})
+        found |= dict(zip(shuffled, names, strict=True))
     missing = [name for name in SPLITS if name not in found.values()]
     if missing:
         raise UserError(
@@ -218,6 +236,18 @@ def _splits(given: dict[str, str | None], study: Study) -> dict[str, str]:
             "the column split out"
         )
     return found
+
+
+def _held_out(groups: list[str], sizes: Counter[str], samples: int) -> int:
+    """How many of the groups, in order, hold so many samples; at least two, one for each split."""
+    held = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
+    held = max(held, 2)
+    if held >= len(groups):
+        raise UserError(
+            f"probes.split.held is {samples}, and of {sizes.total()} samples of {len(groups)} "
+            "prompts that leaves none to train on: lower it, or raise prompts.samples"
+        )
+    return held
 
 
 def _deal(count: int, shares: dict[str, float]) -> list[str]:

@@ -1,7 +1,8 @@
-"""The verbs of a run: prepare, generate, label, probe.  Each does one unit of work on the store.
+"""The verbs of a run: prepare, generate, label, tally, probe.
 
-Arguments are small references (a run, a batch number, a cell), never arrays.  A unit that is marked
-complete is left alone, so any of these can be called again after any interruption.
+Each does one unit of work on the store.  Arguments are small references (a run, a batch number, a
+cell), never arrays.  A unit that is marked complete is left alone, so any of these can be called
+again after any interruption.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ldmprobe_core.cells import LabelSet, probe_activations
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.families import family_of
 from ldmprobe_core.generate import Generator
-from ldmprobe_core.keeping import IntoStore
+from ldmprobe_core.keeping import GROUPS, Activations, InMemory, IntoStore
 from ldmprobe_core.labelers import Labeler, check_labeler, labelers_of, load_labeler
 from ldmprobe_core.layout import Blueprint
 from ldmprobe_core.memory import keep_freed_memory
@@ -36,6 +37,7 @@ from ldmprobe_core.planning import Plan, check_store, make_plan
 from ldmprobe_core.prompts import Sample, make_samples, pin_inputs
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import LATENTS, Study
+from ldmprobe_core.tallies import Tally, mean_maps, require_tallied, sums_of, units_in
 from ldmprobe_core.two_layer import TwoLayerProbe
 
 _PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", "xarray", "prefect")
@@ -144,7 +146,7 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
         return {"samples": 0, "seconds": 0.0, "bytes": 0}
     started = time.monotonic()
     study = run.study()
-    members = study.batches[batch]
+    members = study.batches(run.stored)[batch]
     samples = samples_of(run)[members.start : members.stop]
     pictures, maps = _pictures(run, study, samples)
     region = slice(members.start, members.stop)
@@ -195,7 +197,7 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         raise RuntimeError(f"{run.url}: batch {batch} cannot be labeled before it is generated")
     started = time.monotonic()
     study = run.study()
-    members = study.batches[batch]
+    members = study.batches(run.stored)[batch]
     region = slice(members.start, members.stop)
     fingerprints = run.attributes()["labeler_fingerprints"]
     count = written = 0
@@ -234,6 +236,77 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     return {"images": count, "seconds": time.monotonic() - started, "bytes": written}
 
 
+def tally_unit(url: str, part: int, number: int) -> dict[str, Any]:
+    """Add the training samples of a few batches to a part's sums; its units go one after another.
+
+    Where activations are stored they are read; else the batches are generated and labeled here,
+    held in memory, one batch at a time, and let go.
+
+    Returns:
+        samples, seconds and bytes written; zero samples where it was done before.
+    """
+    run = Run(url)
+    done = run.count("tallied", part)
+    if done > number:
+        return {"samples": 0, "seconds": 0.0, "bytes": 0}
+    if done < number:
+        raise RuntimeError(f"{run.url}: unit {number} of part {part} comes after unit {done}")
+    started = time.monotonic()
+    study = run.study()
+    tally = Tally.read(run, part, done)
+    before = tally.count
+    samples = samples_of(run)
+    show = _shown_anew if study.capture.store == "statistics" else _shown_in_store
+    for members in units_in(run)[part][number]:
+        training = [samples[i] for i in members if samples[i].split == "train"]
+        if training:
+            tally.add(*show(run, study, training), study)
+    written = tally.write(run, part, done + 1)
+    run.mark("tallied", part, count=done + 1)
+    seconds = time.monotonic() - started
+    return {"samples": tally.count - before, "seconds": seconds, "bytes": written}
+
+
+_Shown = tuple[dict[str, Activations], dict[str, np.ndarray]]
+
+
+def _shown_anew(run: Run, study: Study, samples: list[Sample]) -> _Shown:
+    """Activations and label maps of training samples that the store does not hold."""
+    kept = InMemory()
+    pictures, maps = _pictures(run, study, samples)
+    attributes = run.attributes()
+    with _device_lock:
+        generator = _generator(study, attributes["model_fingerprint"])
+        made = generator.generate(samples, kept, pictures, step_images=False)
+        labelers = _labelers(study, attributes["labeler_fingerprints"])
+        read = {p: labelers[p](made.image) for p in study.labels.maps if p in labelers}
+    return kept.take(), as_labels(study, {p: read.get(p, maps.get(p)) for p in study.labels.maps})
+
+
+def _shown_in_store(run: Run, study: Study, samples: list[Sample]) -> _Shown:
+    """The same, of samples that it holds."""
+    index = np.array([sample.index for sample in samples])
+    shown = {}
+    for variant, group in GROUPS.items():
+        if variant == "real" or study.controls.permuted:
+            layers = run.probed if variant == "real" else run.layers
+            parts = [
+                {n: run.read(f"{group}/{n}", name, sample=index) for n in layers}
+                for name in ("activation", "nonfinite")
+            ]
+            shown[variant] = Activations(*parts)
+    maps = {prop: run.read("labels", prop, sample=index) for prop in study.labels.maps}
+    return shown, as_labels(study, maps)
+
+
+def as_labels(study: Study, maps: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Label maps by property as probes meet them: foreground is a mask."""
+    return {
+        prop: values > study.labels.threshold if prop == "foreground" else values
+        for prop, values in maps.items()
+    }
+
+
 def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     """Train and score every probe and control of one cell.
 
@@ -256,11 +329,12 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     real = run.read(f"activations/{layer}", "activation", step=at)
     read = real.nbytes
     deals = ("real", "shuffled") if study.controls.shuffled else ("real",)
-    results = probe_activations(real, labels, study, deals)
+    results = probe_activations(real, labels, study, deals, sums_of(run, "real", step, layer))
     if study.controls.permuted and layer != LATENTS:
         twin = run.read(f"permuted/{layer}", "activation", step=at)
         read += twin.nbytes
-        results["permuted"] = probe_activations(twin, labels, study)["real"]
+        sums = sums_of(run, "permuted", step, layer)
+        results["permuted"] = probe_activations(twin, labels, study, sums=sums)["real"]
 
     channels = real.shape[-1]
     kinds, maps = study.probes.kinds, study.labels.maps
@@ -310,21 +384,25 @@ def samples_of(run: Run) -> list[Sample]:
 
 
 def label_set(run: Run) -> LabelSet:
-    """Labels of the finished images, with splits.
+    """Labels of the finished images that are stored, with splits.
 
     Raises:
-        RuntimeError: some batch is not labeled.
+        RuntimeError: some batch is not labeled, or not in the statistics.
     """
     run.require_all("labeled")
     study = run.study()
-    maps = {}
-    for prop in study.labels.maps:
-        values = run.read("labels", prop)
-        maps[prop] = values > study.labels.threshold if prop == "foreground" else values
-    split = np.array([sample.split for sample in samples_of(run)])
+    maps = as_labels(study, {prop: run.read("labels", prop) for prop in study.labels.maps})
+    split = np.array([sample.split for sample in samples_of(run)[: run.stored]])
+    train = np.flatnonzero(split == "train")
+    if study.capture.store == "statistics":
+        require_tallied(run)
+        means = mean_maps(run)
+    else:
+        means = {prop: values[train].mean(0, dtype=np.float64) for prop, values in maps.items()}
     return LabelSet(
         maps,
-        train=np.flatnonzero(split == "train"),
+        means,
+        train=train,
         validation=np.flatnonzero(split == "validation"),
         held=np.flatnonzero(split != "train"),
     )

@@ -16,8 +16,13 @@ Layout (dimensions in brackets)::
     labels_clean/              and on the predicted clean images [sample, step, ...]
     probes/<layer>/            weight [kind, property, step, channel]; bias, penalty [kind, ...]
     scores/<property>/         score [variant, kind, metric, step, layer, sample]
+    statistics/<variant>/<layer>/   sums over training samples: gram, nonfinite [part, slot, ...]
+    statistics/labels/         foreground, depth, shading [part, slot, y, x]; count [part, slot]
     interventions/<name>/      image, label, score [variant, target, sample, ...]; aim, unedited
-    marks/                     generated, labeled [batch]; probed [step, layer]
+    marks/                     generated, labeled [batch]; probed [step, layer]; tallied [part]
+
+With ``capture.store: statistics`` training samples leave nothing but those sums, and the dimension
+``sample`` of all groups but samples/ holds the others, which then come first.
 """
 
 from __future__ import annotations
@@ -171,6 +176,11 @@ class Run(Place):
         return [str(name) for name in self.open("marks").layer.values]
 
     @property
+    def stored(self) -> int:
+        """How many samples have images and activations here: all, or those that do not train."""
+        return self.open("images").sizes["sample"]
+
+    @property
     def truth(self) -> list[str]:
         """Properties of which every picture has an exact map."""
         root = zarr.open_group(self.store, mode="r", use_consolidated=False, zarr_format=3)
@@ -235,26 +245,27 @@ class Run(Place):
 
     # --- marks ---------------------------------------------------------------------------------
 
-    def mark(self, name: str, *index: int) -> None:
-        """Say that a unit of work is complete; call it after its data is written."""
+    def mark(self, name: str, *index: int, count: int = 1) -> None:
+        """Say that a unit of work is complete; call it after its data is written.
+
+        Args:
+            count: of units that are now complete there; 0 has all of them done again.
+        """
         node = zarr.open_group(
             self.store, path="marks", mode="r+", use_consolidated=False, zarr_format=3
         )
-        node[name][index] = 1  # type: ignore[index]
+        node[name][index] = count  # type: ignore[index]
 
-    def unmark(self, name: str, *index: int) -> None:
-        """Say that a unit of work is to be done again."""
-        node = zarr.open_group(
-            self.store, path="marks", mode="r+", use_consolidated=False, zarr_format=3
-        )
-        node[name][index] = 0  # type: ignore[index]
-
-    def done(self, name: str, *index: int) -> bool:
-        """One unit of work is complete."""
+    def count(self, name: str, *index: int) -> int:
+        """How many units are complete at one place."""
         node = zarr.open_group(
             self.store, path="marks", mode="r", use_consolidated=False, zarr_format=3
         )
-        return bool(node[name][index])  # type: ignore[index]
+        return int(node[name][index])  # type: ignore[index,arg-type]
+
+    def done(self, name: str, *index: int) -> bool:
+        """One unit of work is complete."""
+        return bool(self.count(name, *index))
 
     def require_all(self, name: str) -> None:
         """Refuse to go on from work that is not there.
@@ -270,8 +281,12 @@ class Run(Place):
             )
 
     def marks(self, name: str) -> np.ndarray:
-        """Which units of a kind are complete, bool."""
-        return self.open("marks")[name].values.astype(bool)  # no mark yet is no damage
+        """Which units of a kind are complete, bool; of parts of sums, which have any that are."""
+        return self.counts(name).astype(bool)
+
+    def counts(self, name: str) -> np.ndarray:
+        """How many units are complete at each place: 1 or 0, but for parts of sums."""
+        return self.open("marks")[name].values  # no mark yet is no damage
 
 
 def _consolidate(store: Store) -> None:

@@ -161,14 +161,19 @@ class Sampling(_Part):
 
 
 class Capture(_Part):
-    """Which activations are kept.
+    """Which activations are kept, and what of them.
 
     Attributes:
         layers: globs over module names, or presets: self-attention, cross-attention, resnets,
             blocks, and vae (the decoder's middle attention, the paper's control).
+        store: ``activations``; ``statistics``, with which training samples leave nothing but sums,
+            whose size does not grow with them, and only held-out samples are stored; or ``both``.
+        parts: in how many parts statistics are added up; so many workers can share the work.
     """
 
     layers: tuple[str, ...] = Field(("self-attention",), strict=False, min_length=1)
+    store: Literal["activations", "statistics", "both"] = "activations"
+    parts: PositiveInt = 4
 
 
 class Reader(_Part):
@@ -215,11 +220,17 @@ class Labels(_Part):
 
 
 class Split(_Part):
-    """Shares of the prompts that train probes, choose among them, and score them."""
+    """Shares of the prompts that train probes, choose among them, and score them.
+
+    Attributes:
+        held: hold out prompts of about so many samples, in the proportion of validation and test,
+            and train on all others; None holds out shares.
+    """
 
     train: Annotated[float, Field(gt=0, lt=1)] = 0.45
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
     test: Annotated[float, Field(gt=0, lt=1)] = 0.40
+    held: Annotated[int, Field(ge=2)] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Split:
@@ -372,6 +383,26 @@ class Study(_Part):
         return self
 
     @model_validator(mode="after")
+    def _from_sums(self) -> Study:
+        if self.capture.store != "statistics":
+            return self
+        beyond = [kind for kind in self.kinds if kind != "ridge"]
+        if beyond:
+            remedy = (
+                "controls.two_layer to false" if beyond[0] == TWO_LAYER else "probes.kinds to ridge"
+            )
+            raise ValueError(
+                f"capture.store is statistics, and sums cannot fit {beyond[0]} probes: set "
+                f"{remedy}, or capture.store to both"
+            )
+        if self.controls.shuffled and self.sampling.batch == 1:
+            raise ValueError(
+                "sampling.batch is 1, and with capture.store statistics labels are dealt to other "
+                "images of a batch: make it at least 2, or set controls.shuffled to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _guided(self) -> Study:
         if self.prompts.negative is not None and (self.sampling.guidance == 1 or self.images):
             raise ValueError(
@@ -422,13 +453,10 @@ class Study(_Part):
         """Folder of the run: the study's name and its hash."""
         return f"{self.name}-{self.hash[:10]}"
 
-    @property
-    def batches(self) -> list[range]:
-        """Sample indices of every batch; the last may be shorter."""
-        n, size = self.count, self.sampling.batch
-        if n is None:
-            raise ValueError("the files that hold the samples are not read yet")
-        return [range(start, min(start + size, n)) for start in range(0, n, size)]
+    def batches(self, stored: int) -> list[range]:
+        """Sample indices of every batch of the samples that are stored; the last may be shorter."""
+        size = self.sampling.batch
+        return [range(start, min(start + size, stored)) for start in range(0, stored, size)]
 
     def to_json(self) -> str:
         """The whole study, defaults included."""

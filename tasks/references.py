@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ldmprobe_core.intervening import units_of
 from ldmprobe_core.store import Run
+from ldmprobe_core.tallies import units_in
 
 
 class _Reference(BaseModel):
@@ -31,6 +32,26 @@ class BatchRef(_Reference):
     first: int
     last: int
 
+    @property
+    def place(self) -> tuple[int]:
+        """Which unit of work it is."""
+        return (self.number,)
+
+
+class TallyRef(_Reference):
+    """A few training batches to be added to a part's statistics, with first and last sample."""
+
+    run: RunRef
+    part: int
+    number: int
+    first: int
+    last: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Which unit of work it is."""
+        return self.part, self.number
+
 
 class CellRef(_Reference):
     """One (step, layer) of a run; steps count from 1."""
@@ -38,6 +59,11 @@ class CellRef(_Reference):
     run: RunRef
     step: int
     layer: str
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Which unit of work it is."""
+        return self.step, self.layer
 
 
 class EditRef(_Reference):
@@ -56,10 +82,22 @@ def edits_of(run: RunRef, name: str) -> list[EditRef]:
 
 
 def batches_of(run: RunRef) -> list[BatchRef]:
-    """References of every batch, in order."""
+    """References of every stored batch, in order."""
+    store = Run(run.url)
     return [
         BatchRef(run=run, number=i, first=members.start, last=members.stop - 1)
-        for i, members in enumerate(Run(run.url).study().batches)
+        for i, members in enumerate(store.study().batches(store.stored))
+    ]
+
+
+def tallies_of(run: RunRef) -> list[list[TallyRef]]:
+    """References of every unit of statistics, part by part; a part's go one after another."""
+    return [
+        [
+            TallyRef(run=run, part=p, number=i, first=unit[0].start, last=unit[-1].stop - 1)
+            for i, unit in enumerate(units)
+        ]
+        for p, units in enumerate(units_in(Run(run.url)))
     ]
 
 

@@ -15,7 +15,7 @@ from ldmprobe_core.report import build_report
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import LAYOUT_VERSION, Study
 from ldmprobe_core.summary import Classes
-from tasks.references import BatchRef, CellRef, RunRef
+from tasks.references import BatchRef, CellRef, RunRef, TallyRef
 from tasks.retries import RETRIES
 
 
@@ -26,18 +26,20 @@ def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     The store's mark decides what is done, never the cache: a unit without its mark has no key, so
     it is carried out whatever Prefect remembers.
     """
-    unit = parameters.get("batch") or parameters["cell"]
+    (unit,) = parameters.values()
     if not is_done(context.task.name, unit):
         return None
-    which = unit.number if isinstance(unit, BatchRef) else f"{unit.step}-{unit.layer}"
+    which = "-".join(str(part) for part in unit.place)
     return f"ldmprobe-{LAYOUT_VERSION}-{context.task.name}-{unit.run.identity}-{which}"
 
 
-def is_done(verb: str, unit: BatchRef | CellRef) -> bool:
+def is_done(verb: str, unit: BatchRef | TallyRef | CellRef) -> bool:
     """The store has the mark of this unit."""
     run = Run(unit.run.url)
     if isinstance(unit, CellRef):
         return run.done("probed", unit.step - 1, run.probed.index(unit.layer))
+    if isinstance(unit, TallyRef):
+        return run.count("tallied", unit.part) > unit.number
     return run.done({"generate": "generated", "label": "labeled"}[verb], unit.number)
 
 
@@ -83,6 +85,21 @@ def label(batch: BatchRef) -> dict[str, Any]:
     done = stages.label_batch(batch.run.url, batch.number)
     get_run_logger().info(
         "%d images, %.1f s, %.1f MB", done["images"], done["seconds"], done["bytes"] / 1e6
+    )
+    return done
+
+
+@task(
+    name="tally",
+    task_run_name="part {unit.part} unit {unit.number:04d} · samples {unit.first}-{unit.last}",
+    tags=["tally"],
+    **_UNIT_OPTIONS,
+)
+def tally(unit: TallyRef) -> dict[str, Any]:
+    """Add the training samples of a few batches to a part's statistics."""
+    done = stages.tally_unit(unit.run.url, unit.part, unit.number)
+    get_run_logger().info(
+        "%d samples, %.1f s, %.1f MB", done["samples"], done["seconds"], done["bytes"] / 1e6
     )
     return done
 

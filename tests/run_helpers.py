@@ -16,6 +16,7 @@ from ldmprobe_core.prompts import Sample
 from ldmprobe_core.store import Run
 from ldmprobe_core.study import Study
 from ldmprobe_core.study_file import parse_study
+from ldmprobe_core.tallies import units_in
 
 
 def small_study(name: str, model: Path, samples: int) -> Study:
@@ -45,9 +46,12 @@ def generated(
 def carry_out(study: Study, store: str) -> Run:
     """Every unit of a study in a plain loop."""
     run = stages.prepare(study, store)
-    for batch in range(len(run.study().batches)):
+    for batch in range(len(run.study().batches(run.stored))):
         stages.generate_batch(run.url, batch)
         stages.label_batch(run.url, batch)
+    for part, units in enumerate(units_in(run)):
+        for number in range(len(units)):
+            stages.tally_unit(run.url, part, number)
     for step in range(1, run.open("marks").sizes["step"] + 1):
         for layer in run.probed:
             stages.probe_cell(run.url, step, layer)

@@ -120,7 +120,7 @@ def test_what_no_unit_makes_is_left_to_its_owner(copy):
 
 
 def test_damage_stops_a_stage_before_it_is_averaged_in(whole, copy):
-    copy.unmark("probed", 1, 0)
+    copy.mark("probed", 1, 0, count=0)
     flip(Path(copy.url) / f"activations/{LAYER}/activation/c/1/1/0/0/0")
     with pytest.raises(DamageError, match=r"activation/c/1/1/0/0/0 is changed.*--redo"):
         stages.probe_cell(copy.url, 2, LAYER)

@@ -11,6 +11,7 @@ from run_helpers import carry_out, small_study
 
 from flows import cli
 from ldmprobe_core import stages
+from ldmprobe_core.cells import LabelSet
 from ldmprobe_core.emergence import Bootstrap
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.intervening import (
@@ -26,11 +27,11 @@ from ldmprobe_core.interventions import (
     aims_of,
     change_outside,
     change_towards,
-    covariance_of,
     directions_of,
     generate_edited,
     parse_intervention,
     plan_intervention,
+    training_moments,
 )
 from ldmprobe_core.metrics import dice
 from ldmprobe_core.report import build_report, edits
@@ -189,8 +190,11 @@ def test_a_target_file_is_known_by_its_contents(run, tmp_path):
 def test_an_overflowed_sample_takes_no_part_in_the_covariance():
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(5, 3, 3, 4)).astype(np.float16)
-    expected = np.cov(tokens.reshape(-1, 4).astype(float), rowvar=False, bias=True)
-    np.testing.assert_allclose(covariance_of(tokens), expected, rtol=1e-9)
+    tokens = np.concatenate([tokens, tokens[:2]])
+    tokens[2, 0, 0, 0] = np.inf  # that sample takes no part, and the last is not a training sample
+    labels = LabelSet({}, {}, train=np.arange(6), validation=np.array([6]), held=np.array([6]))
+    expected = np.cov(tokens[[0, 1, 3, 4, 5]].reshape(-1, 4).astype(float), rowvar=False, bias=True)
+    np.testing.assert_allclose(training_moments(tokens, labels).covariance, expected, rtol=1e-9)
 
 
 def test_samples_of_a_prompt_go_together_over_targets(run):

@@ -143,9 +143,9 @@ def test_two_runs_are_equal_bit_for_bit(finished, tmp_path):
 def test_order_of_batches_and_cells_changes_nothing(finished, tmp_path):
     study = finished.study()
     run = stages.prepare(study, str(tmp_path))
-    for batch in reversed(range(len(study.batches))):
+    for batch in reversed(range(len(study.batches(run.stored)))):
         stages.generate_batch(run.url, batch)
-    for batch in reversed(range(len(study.batches))):
+    for batch in reversed(range(len(study.batches(run.stored)))):
         stages.label_batch(run.url, batch)
     for layer in reversed(run.probed):
         for step in (3, 1, 2):
@@ -212,7 +212,7 @@ def test_a_batch_without_its_mark_is_redone(finished, tmp_path):
 def test_not_finite_activations_are_counted_and_leave_no_score(finished, tmp_path):
     study = finished.study()
     run = stages.prepare(study, str(tmp_path))
-    for batch in range(len(study.batches)):
+    for batch in range(len(study.batches(run.stored))):
         stages.generate_batch(run.url, batch)
         stages.label_batch(run.url, batch)
     layer = run.layers[0]

@@ -29,10 +29,10 @@ def scene_baselines(foreground: np.ndarray, depth: np.ndarray, shading: np.ndarr
     """
     half = len(foreground) // 2
     rest = len(foreground) - half
-    mask = position_prediction("foreground", foreground[:half], rest)
+    mask = position_prediction("foreground", foreground[:half].mean(0), foreground[:half], rest)
     found = {"dice": float(dice(mask, foreground[half:]).mean())}
     for name, maps in (("depth", depth), ("shading", shading)):
-        mean = position_prediction(name, maps[:half], rest)
+        mean = position_prediction(name, maps[:half].mean(0), maps[:half], rest)
         found[name] = float(np.nanmean(spearman(mean, maps[half:])))
     return found
 
