@@ -9,7 +9,7 @@ import numpy as np
 
 from ldmprobe_core.controls import shuffle_within
 from ldmprobe_core.logistic import fit_logistic
-from ldmprobe_core.metrics import METRICS, BlockTruth, block_means
+from ldmprobe_core.metrics import METRICS, BlockTruth, FullTruth, block_means
 from ldmprobe_core.probes import Probe, fit_adam, foreground_cut, predictions, serves
 from ldmprobe_core.ridge import Moments, RidgePath, fit_ridge
 from ldmprobe_core.study import TWO_LAYER, Study
@@ -37,10 +37,17 @@ class LabelSet:
         """Block means of every label, (sample, *grid)."""
         return block_means(self.maps[prop], grid)
 
-    @lru_cache(maxsize=32)  # noqa: B019  (one set lives as long as its run's worker)
+    @lru_cache(maxsize=8)  # noqa: B019  (one set lives as long as its run's worker)
+    def _full(self, prop: str) -> FullTruth:
+        return FullTruth(self.maps[prop][self.held], self.means[prop])
+
+    @lru_cache(maxsize=32)  # noqa: B019  (as above)
     def truth(self, prop: str, grid: tuple[int, int]) -> BlockTruth:
         """Held-out labels, prepared for scoring predictions on this grid."""
-        return BlockTruth(prop, self.maps[prop][self.held], self.means[prop], grid)
+        held, mean_map = self.maps[prop][self.held], self.means[prop]
+        if prop == "foreground":
+            return BlockTruth(prop, held, mean_map, grid)
+        return BlockTruth(prop, held, mean_map, grid, self._full(prop))
 
     def __hash__(self) -> int:
         return id(self)

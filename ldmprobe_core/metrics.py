@@ -10,6 +10,8 @@ token's prediction, upsampled by nearest) without building them at image size.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 from scipy.stats import rankdata
 
@@ -111,37 +113,67 @@ def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return tokens.repeat(size[0] // y, 1).repeat(size[1] // x, 2)
 
 
+class FullTruth:
+    """What scoring needs of full-size label maps whatever the grid: kept once a property.
+
+    Args:
+        truth: values (n, y, x).
+        mean_map: (y, x), the training images' mean label.
+    """
+
+    def __init__(self, truth: np.ndarray, mean_map: np.ndarray) -> None:
+        self.truth, self.mean_map = truth, mean_map
+        self.ranked = _Ranked(_flat(truth))
+        self.rest_ranked = _Ranked(_flat(truth), _flat(mean_map[None])[0])
+        moments = [self._moments(part) for part in _few(_flat(truth))]
+        self.square, self.deviation, self.rest_mean, self.rest_deviation, self.with_mean_map = (
+            np.concatenate([part[i] for part in moments]) for i in range(5)
+        )
+
+    def _moments(self, flat: np.ndarray) -> list[np.ndarray]:
+        flat, mean_map = flat.astype(np.float64), self.mean_map.ravel()
+        rest = flat - mean_map
+        centred = rest - rest.mean(1, keepdims=True)
+        return [
+            np.square(flat).mean(1),
+            _deviation(flat),
+            rest.mean(1),
+            _deviation(rest),
+            (centred * mean_map).mean(1),
+        ]
+
+
 class BlockTruth:
     """Label maps, prepared to score block-constant predictions exactly as `score_maps` would.
 
     A prediction p constant on blocks of B pixels meets a full-size label t only through the
     blocks' means: mean(p t) = mean over blocks of p times the block's mean of t; the same for the
     ranks of t, and a block-constant map's pixel ranks are a linear function of its token ranks.
+    Only the ranks of p less the mean map need every pixel; they are taken a few samples at a time.
 
     Args:
         truth: bool masks for foreground, else values, (n, y, x).
         mean_map: (y, x), the training images' mean label.
         grid: tokens down and across.
+        full: of the same maps, where it is there already.
     """
 
     def __init__(
-        self, prop: str, truth: np.ndarray, mean_map: np.ndarray, grid: tuple[int, int]
+        self,
+        prop: str,
+        truth: np.ndarray,
+        mean_map: np.ndarray,
+        grid: tuple[int, int],
+        full: FullTruth | None = None,
     ) -> None:
-        self.prop, self.grid, self.size = prop, grid, truth.shape[1:]
+        self.prop, self.size = prop, truth.shape[1:]
         self.means = _flat(block_means(truth, grid))
         if prop == "foreground":
             return
-        self.mean_map = mean_map
-        flat = _flat(truth).astype(np.float64)
-        self.square = np.square(flat).mean(1)
-        self.deviation = _deviation(flat)
-        ranks = _ranks(flat)
-        self.rank_deviation = _deviation(ranks)
-        self.rank_means = _flat(block_means(ranks.reshape(truth.shape), grid))
-        rest = flat - mean_map.ravel()
-        self.rest_deviation = _deviation(rest)
-        self.rest_centred = rest - rest.mean(1, keepdims=True)
-        self.rest_ranked = _Ranked(rest)
+        self.full = full or FullTruth(truth, mean_map)
+        ranks = self.full.ranked.centred.reshape(truth.shape)
+        self.rank_means = _flat(block_means(ranks, grid))
+        self.mean_map = _flat(block_means(mean_map[None], grid))
 
     def scores(self, tokens: np.ndarray) -> np.ndarray:
         """Every metric of the property, (metric, n).
@@ -156,18 +188,32 @@ class BlockTruth:
             return np.stack(
                 [_ratio(2 * overlap, area + truth), _ratio(overlap, area + truth - overlap)]
             )
-        flat = flat.astype(np.float64)
-        squared = self.square - 2 * (flat * self.means).mean(1) + np.square(flat).mean(1)
-        rest = _flat(upsample(tokens, self.size)) - self.mean_map.ravel()
+        full, flat = self.full, flat.astype(np.float64)
+        squared = full.square - 2 * (flat * self.means).mean(1) + np.square(flat).mean(1)
         return np.stack(
             [
-                _block_correlation(_ranks(flat), self.rank_means, self.rank_deviation),
-                _block_correlation(flat, self.means, self.deviation),
+                _block_correlation(_ranks(flat), self.rank_means, full.ranked.deviation),
+                _block_correlation(flat, self.means, full.deviation),
                 np.sqrt(np.maximum(squared, 0)),
-                self.rest_ranked.correlation(rest),
-                (rest * self.rest_centred).mean(1) / (_deviation(rest) * self.rest_deviation),
+                full.rest_ranked.correlation(
+                    flat,
+                    lambda part: _flat(upsample(part.reshape(-1, *tokens.shape[1:]), self.size)),
+                ),
+                self._pearson_residual(flat),
             ]
         )
+
+    def _pearson_residual(self, flat: np.ndarray) -> np.ndarray:
+        """Correlation of p - m with t - m, m the mean map, from block means alone."""
+        full, mean_map = self.full, self.full.mean_map
+        rest_means = self.means - self.mean_map - full.rest_mean[:, None]
+        both = (flat * rest_means).mean(1) - full.with_mean_map
+        centred = flat - flat.mean(1, keepdims=True)
+        own = np.square(centred).mean(1) + mean_map.var()
+        variance = own - 2 * (centred * self.mean_map).mean(1)
+        # Rounding leaves a trace where the prediction is the mean map itself.
+        deviation = np.sqrt(np.where(variance > 1e-12 * own, variance, np.nan))
+        return both / (deviation * full.rest_deviation)
 
 
 def _flat(maps: np.ndarray) -> np.ndarray:
@@ -202,34 +248,76 @@ class _Ranked:
 
     Args:
         flat: (n, pixel).
+        off: (pixel,), taken off these maps and off all others first.
+
+    Attributes:
+        deviation: of the ranks, (n,); NaN where a map is constant or not finite.
+        centred: ranks less their mean, (n, pixel): multiples of a half, which float32 holds exactly
+            up to eight million pixels.
     """
 
-    def __init__(self, flat: np.ndarray) -> None:
-        ranks = _ranks(flat)
-        self.deviation = _deviation(ranks)
-        self.centred = ranks - ranks.mean(1, keepdims=True)
+    def __init__(self, flat: np.ndarray, off: np.ndarray | None = None) -> None:
+        self.off = off
+        self.deviation = np.empty(len(flat))
+        self.centred: np.ndarray = np.empty(flat.shape, np.float32)
+        middle = (flat.shape[1] + 1) / 2
+        start = 0
+        for part in _few(flat):
+            ranks = _ranks(self._rest(part))
+            place = slice(start, start + len(part))
+            self.deviation[place], self.centred[place] = _deviation(ranks), ranks - middle
+            start += len(part)
 
-    def correlation(self, flat: np.ndarray) -> np.ndarray:
-        """Rank correlation with other maps, (n,); as `spearman`."""
+    def _rest(self, flat: np.ndarray) -> np.ndarray:
+        return flat if self.off is None else flat - self.off
+
+    def correlation(
+        self, flat: np.ndarray, grown: Callable[[np.ndarray], np.ndarray] = lambda part: part
+    ) -> np.ndarray:
+        """Rank correlation with other maps, (n,); as `spearman`.
+
+        Args:
+            flat: (n, pixel), or what `grown` makes so: a few samples at a time.
+        """
+        found, start = np.empty(len(flat)), 0
+        for part in _few(flat, self.centred.shape[1]):
+            place = slice(start, start + len(part))
+            found[place] = self._of_few(self._rest(grown(part)), place)
+            start += len(part)
+        return found
+
+    def _of_few(self, flat: np.ndarray, place: slice) -> np.ndarray:
         count = flat.shape[1]
+        centred, deviation = self.centred[place], self.deviation[place]
         if flat.dtype == np.float16 and count >= _MANY:
-            return self._with_ranks(_ranks(flat), slice(None))
+            return _with_ranks(_ranks(flat), centred, deviation)
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
         order, tied = _in_order(flat)
         tied |= ~np.isfinite(flat).all(1)
         # Without ties the other's ranks are 1..count: what meets them is gathered in their order.
         places = np.arange(count) - (count - 1) / 2
-        both = np.take_along_axis(self.centred, order, axis=1) @ places / count
-        found = both / (np.sqrt((count**2 - 1) / 12) * self.deviation)
+        both = np.take_along_axis(centred, order, axis=1) @ places / count
+        found = both / (np.sqrt((count**2 - 1) / 12) * deviation)
         if tied.any():
-            found[tied] = self._with_ranks(_ranks(flat[tied]), tied)
+            found[tied] = _with_ranks(_ranks(flat[tied]), centred[tied], deviation[tied])
         return found
 
-    def _with_ranks(self, ranks: np.ndarray, which: np.ndarray | slice) -> np.ndarray:
-        """The same for ranks; the labels' are centred, so these need not be."""
-        both = (ranks * self.centred[which]).mean(1)
-        return both / (_deviation(ranks) * self.deviation[which])
 
+def _with_ranks(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Correlation of ranks with centred ranks; with one side centred the other need not be."""
+    both = (ranks * centred).mean(1)
+    return both / (_deviation(ranks) * deviation)
+
+
+def _few(flat: np.ndarray, pixels: int | None = None) -> Iterator[np.ndarray]:
+    """So many maps at a time as a CPU's cache holds, or one."""
+    at_once = max(1, _AT_ONCE // (pixels or flat.shape[1]))
+    for a in range(0, len(flat), at_once):
+        yield flat[a : a + at_once]
+
+
+_AT_ONCE = 1 << 17
+"""Pixels that are ranked together, 1 MB of them."""
 
 _MANY = 1 << 15
 """Pixels from which counting float16 values is faster than sorting them."""

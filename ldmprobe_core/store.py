@@ -40,13 +40,14 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
-from zarr.storage import FsspecStore, LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 from ldmprobe_core.checked import CheckedStore, forget
+from ldmprobe_core.clients import zarr_store
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.layout import Blueprint, Layout
 from ldmprobe_core.lease import Lease, leased
-from ldmprobe_core.places import Place, client_options
+from ldmprobe_core.places import Place
 from ldmprobe_core.study import LATENTS, MAP_PROPERTIES, Study
 from ldmprobe_core.study_file import parse_study
 
@@ -78,11 +79,7 @@ class Run(Place):
         Args:
             whole: refuse chunks that are missing, too.
         """
-        store: Store = LocalStore(self.url)
-        if self.remote:
-            options = {**client_options(self.url), "asynchronous": True}
-            store = FsspecStore.from_url(self.url, storage_options=options)
-        return CheckedStore(store, self.url, whole)
+        return CheckedStore(zarr_store(self.url), self.url, whole)
 
     @property
     def exists(self) -> bool:

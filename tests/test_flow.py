@@ -16,9 +16,9 @@ from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from run_helpers import assert_same, carry_out, small_study
-from servers import free_ports
 
 from flows.local import prefect_server, task_runs
+from infra.stack import free_ports
 from ldmprobe_core.integrity import find_damage
 from ldmprobe_core.lease import leased
 from ldmprobe_core.store import Run

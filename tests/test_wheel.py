@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from servers import free_ports
+
+from infra.stack import free_ports
 
 ROOT = Path(__file__).parent.parent
 

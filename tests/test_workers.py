@@ -7,9 +7,9 @@ from distributed import LocalCluster
 from prefect import flow, task
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.testing.utilities import prefect_test_harness
-from servers import free_ports
 
 from flows.workers import on_device, runner_of, workers_of
+from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study import Execution
 

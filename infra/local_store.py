@@ -1,4 +1,4 @@
-"""Real servers for tests, on loopback, stopped when the test is over."""
+"""An object store on loopback for as long as a test or a benchmark takes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,154 @@
+"""What capture and writing cost: generation with both, against the pipeline alone.
+
+    python benchmarks/capture.py [images]
+
+The same images at the same batch size, the same threads, in one process: plain diffusers up to the
+finished images; the same with every self-attention layer captured; and captured and written, to a
+local disk and to an object store on this machine (SeaweedFS).  Each way goes round several times in
+turn, and the fastest round of each counts.  Memory is what the process held at most beyond what it
+held before, in a process of its own for each way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks.figures import Figure, plain_study, report, without_controls
+from infra.local_store import object_store
+from ldmprobe_core import stages
+from ldmprobe_core.keeping import IntoStore, bytes_at_once
+from ldmprobe_core.store import Run
+
+WAYS = ("plain", "captured", "local", "s3")
+ROUNDS = 3
+
+
+class Nowhere:
+    """Takes what is captured and lets it go."""
+
+    def __call__(self, _variant: str, _step: int, leaving: Any) -> None:
+        leaving.arrive()
+
+
+def once(way: str, run: Run) -> float:
+    """Seconds to generate all of a run's images in one way."""
+    study, samples = run.study(), stages.samples_of(run)
+    torch.set_num_threads(study.sampling.threads)
+    with stages.loaded(run) as (generator, _):
+        started = time.perf_counter()
+        for members in study.batches(len(samples)):
+            part = samples[members.start : members.stop]
+            if way == "plain":
+                generator.pipeline(
+                    prompt=[s.prompt for s in part],
+                    num_inference_steps=study.sampling.steps,
+                    guidance_scale=study.sampling.guidance,
+                    generator=[torch.Generator().manual_seed(s.seed) for s in part],
+                )
+            elif way == "captured":
+                generator.generate(part, Nowhere(), step_images=False)
+            else:
+                with IntoStore(run, slice(members.start, members.stop)) as into:
+                    generator.generate(part, into, step_images=False)
+        return time.perf_counter() - started
+
+
+@contextmanager
+def runs(images: int) -> Iterator[dict[str, Run]]:
+    """A run for each way, laid out, with the model loaded and warm."""
+    study = without_controls(plain_study(images, 15))
+    with tempfile.TemporaryDirectory() as folder, object_store(Path(folder) / "s3") as environment:
+        os.environ.update(environment)
+        local, remote = (stages.prepare(study, f"{place}/a") for place in (folder, "s3://runs"))
+        with stages.loaded(local) as (generator, _):
+            generator.pipeline.set_progress_bar_config(disable=True)
+        yield {"plain": local, "captured": local, "local": local, "s3": remote}
+
+
+def measure(images: int = 64) -> list[Figure]:
+    figures = []
+    fastest = dict.fromkeys(WAYS, float("inf"))
+    with runs(images) as of:
+        for way in WAYS:
+            once(way, of[way])
+        for _ in range(ROUNDS):
+            for way in WAYS:
+                fastest[way] = min(fastest[way], once(way, of[way]))
+        run = of["local"]
+        step = sum(
+            run.open(f"activations/{name}").activation.nbytes // 15 for name in run.probed
+        )  # of all images
+    batch = plain_study(images, 15).sampling.batch
+    note = f"{images} images, batch {batch}, 15 steps, guidance, 7 layers"
+    for way, name, goal in (
+        ("captured", "captured / plain generation", None),
+        ("local", "captured and written to disk / plain generation", 1.10),
+        ("s3", "captured and written to SeaweedFS / plain generation", 1.10),
+    ):
+        value = fastest[way] / fastest["plain"]
+        figures.append(Figure("capture", name, value, "x", at_most=goal, note=note))
+    memory = {
+        way: json.loads(
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.capture", "--memory", way, str(images)],
+                capture_output=True, text=True, check=True,
+            ).stdout.splitlines()[-1]
+        )
+        for way in ("plain", "local")
+    }  # fmt: skip
+    bound, beyond = bytes_at_once(step * batch // images, 15), memory["local"] - memory["plain"]
+    figures.append(
+        Figure("capture", "memory beyond plain generation", beyond / 1e6, "MB",
+               at_most=bound / 1e6, note="the goal is what `ldmprobe check` foretells")
+    )  # fmt: skip
+    return figures
+
+
+def peak_beyond(work: Callable[[], Any]) -> int:
+    """Most bytes that the process holds during some work, beyond what it held before."""
+    process, stop, most = psutil.Process(), threading.Event(), 0
+
+    def watch() -> None:
+        nonlocal most
+        while not stop.is_set():
+            most = max(most, process.memory_info().rss)
+            stop.wait(0.005)
+
+    before = process.memory_info().rss
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        work()
+    finally:
+        stop.set()
+        thread.join()
+    return most - before
+
+
+def memory_of(way: str, images: int) -> int:
+    study = without_controls(plain_study(images, 15))
+    with tempfile.TemporaryDirectory() as folder:
+        run = stages.prepare(study, folder)
+        with stages.loaded(run) as (generator, _):
+            generator.pipeline.set_progress_bar_config(disable=True)
+        return peak_beyond(lambda: once(way, run))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--memory"]:
+        print(memory_of(sys.argv[2], int(sys.argv[3])))
+    else:
+        report(measure(*(int(word) for word in sys.argv[1:])))

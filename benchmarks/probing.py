@@ -1,0 +1,208 @@
+"""What probing a cell costs: against the least that it could, and against scikit-learn.
+
+    python benchmarks/probing.py
+
+The least: read the cell's bytes from disk once, and one symmetric rank-k update in BLAS on them, as
+float64.  Against it stands every ridge probe of a cell, all properties and all penalties, from the
+store.  scikit-learn fits the same penalties to the same tokens; for a soft label each token stands
+twice in `LogisticRegression`, as foreground and as background, with its shares as weights.  One
+BLAS thread throughout.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.linalg.blas import dsyrk
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from threadpoolctl import threadpool_limits
+
+from benchmarks.figures import Figure, report
+from ldmprobe_core.logistic import LogisticPath, fit_logistic, logistic_loss
+from ldmprobe_core.metrics import BlockTruth, FullTruth, score_maps, upsample
+from ldmprobe_core.ridge import Moments, RidgePath, fit_ridge
+from ldmprobe_core.store import Run
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+CELLS = {
+    "64 channels": (108, 16, 64),
+    "320 channels": (64, 32, 320),
+    "1280 channels": (64, 16, 1280),
+}
+"""Training images, tokens across, channels: one of the embedded model, two of Stable Diffusion."""
+
+
+def fastest(work: Callable[[], object], rounds: int = 5) -> float:
+    work()
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def cell(images: int, side: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Activations (image, y, x, channel) float16, strong directions over noise, and labels."""
+    rng = np.random.default_rng(0)
+    strong = rng.normal(size=(images, side, side, 8)) * np.geomspace(4, 0.5, 8)
+    x = strong @ rng.normal(size=(8, channels)) + rng.normal(size=(images, side, side, channels))
+    signal = strong @ rng.normal(size=(8, 2)) + rng.normal(0, 2, (images, side, side, 2))
+    share = 1 / (1 + np.exp(-signal[..., 0] + 2))
+    return x.astype(np.float16), np.stack([share, signal[..., 0], signal[..., 1]], axis=-1)
+
+
+def measure() -> list[Figure]:
+    threadpool_limits(1, user_api="blas")
+    torch.set_num_threads(1)
+    figures = []
+    for name, shape in CELLS.items():
+        x, y = cell(*shape)
+        figures += _against_the_least(name, x, y)
+    x, y = cell(*CELLS["64 channels"])
+    figures += _against_scikit_learn(x, y)
+    figures += _scoring()
+    return figures
+
+
+def _against_the_least(name: str, x: np.ndarray, y: np.ndarray) -> list[Figure]:
+    labels, channels = y.reshape(-1, y.shape[-1]), x.shape[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        run, file = _stored(folder, x), Path(folder) / "cell.npy"
+        np.save(file, x)
+
+        def least() -> object:
+            rows = np.load(file).reshape(-1, channels).astype(np.float64)
+            return dsyrk(1.0, rows.T)
+
+        validation = Moments.of(x[:8].reshape(-1, channels), labels[: 8 * x.shape[1] * x.shape[2]])
+
+        def ours() -> object:
+            rows = run.read("activations/layer", "activation", step=0).reshape(-1, channels)
+            return fit_ridge(RidgePath.of(Moments.of(rows, labels)), validation, PENALTIES)
+
+        ratio = fastest(ours) / fastest(least)
+        rows = run.read("activations/layer", "activation", step=0).reshape(-1, channels)
+        moments = Moments.of(rows, labels)
+        eigen = fastest(lambda: RidgePath.of(moments)) / fastest(least)
+    note = f"{len(labels):,} tokens; of it {eigen:.2f} the eigendecomposition"
+    return [
+        Figure("probes", f"ridge of a cell, {name} / the least", ratio, "x", at_most=1.5, note=note)
+    ]
+
+
+def _stored(folder: str, x: np.ndarray) -> Run:
+    """The cell in a store, in chunks of 16 images, as a run has it."""
+    import zarr
+
+    from ldmprobe_core.arrays import Arrays
+
+    run = Run(f"{folder}/run")
+    arrays = Arrays(zarr.create_group(run.store))
+    group = arrays.group("activations/layer", "a cell")
+    sizes = dict(
+        zip(("sample", "step", "y", "x", "channel"), (len(x), 1, *x.shape[1:]), strict=True)
+    )
+    arrays.array(
+        group, "activation", sizes, {"sample": 16, "step": 1}, "float16", "values", compress=False
+    )
+    run.write("activations/layer", {"activation": x[:, None]})
+    return run
+
+
+def _against_scikit_learn(x: np.ndarray, y: np.ndarray) -> list[Figure]:
+    channels, cut = x.shape[-1], 36 * x.shape[1] * x.shape[2]
+    rows, labels = x.reshape(-1, channels), y.reshape(-1, y.shape[-1])
+    train, validation = rows[cut:], rows[:cut]
+    wide, held = train.astype(np.float64), validation.astype(np.float64)
+    path = RidgePath.of(Moments.of(train, labels[cut:]))
+
+    def ours() -> list:
+        here = RidgePath.of(Moments.of(train, labels[cut:]))
+        return fit_ridge(here, Moments.of(validation, labels[:cut]), PENALTIES)
+
+    def theirs() -> list[Ridge]:
+        best = []
+        for column in range(labels.shape[1]):
+            fits = [Ridge(alpha=p * path.unit * len(wide)).fit(wide, labels[cut:, column])
+                    for p in PENALTIES]  # fmt: skip
+            errors = [((f.predict(held) - labels[:cut, column]) ** 2).mean() for f in fits]
+            best.append(fits[int(np.argmin(errors))])
+        return best
+
+    gap = max(float(np.abs(a.weight - b.coef_).max() / np.abs(b.coef_).max())
+              for a, b in zip(ours(), theirs(), strict=True))  # fmt: skip
+    figures = [
+        Figure("probes", "ridge: scikit-learn / ours", fastest(theirs, 3) / fastest(ours, 3), "x",
+               note="3 labels, 6 penalties, arrays in memory"),
+        Figure("probes", "ridge: greatest difference of weights", gap, "", at_most=1e-4),
+    ]  # fmt: skip
+
+    share = labels[:, 0]
+
+    def our_logistic() -> object:
+        return fit_logistic(train, share[cut:], validation, share[:cut], PENALTIES, path, 0)
+
+    twice = np.concatenate([wide, wide])
+    target = np.repeat([1, 0], len(wide))
+    weight = np.concatenate([share[cut:], 1 - share[cut:]])
+
+    def one(penalty: float, tolerance: float) -> LogisticRegression:
+        model = LogisticRegression(
+            C=1 / (penalty * path.unit * len(wide)), tol=tolerance, max_iter=10_000
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return model.fit(twice, target, sample_weight=weight)
+
+    def their_logistic() -> object:
+        fits = [one(penalty, 1e-6) for penalty in PENALTIES]
+        return [logistic_loss(held, share[:cut], f.coef_[0], f.intercept_[0]) for f in fits]
+
+    start = np.zeros(channels), 0.0
+    fits = LogisticPath(train, share[cut:])
+    gaps = []
+    for penalty in PENALTIES:
+        w, _ = fits.solve(penalty * path.unit, start)
+        exact = one(penalty, 1e-10)
+        scale = np.abs(exact.coef_[0]).max()
+        gaps.append(float(np.abs(w - exact.coef_[0]).max() / scale))
+    figures += [
+        Figure("probes", "logistic: scikit-learn / ours",
+               fastest(their_logistic, 1) / fastest(our_logistic, 3), "x",
+               note="6 penalties; lbfgs, tolerance 1e-6"),
+        Figure("probes", "logistic: greatest difference of weights", max(gaps), "", at_most=1e-4,
+               note="against lbfgs at tolerance 1e-10"),
+        Figure("probes", "logistic: passes over the tokens a penalty",
+               fits.passes / len(PENALTIES), "", note="each from zero; along a path fewer"),
+    ]  # fmt: skip
+    return figures
+
+
+def _scoring() -> list[Figure]:
+    """Rank, linear correlation, RMSE and residuals at full size, by blocks and plainly."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(16, 512, 512)).astype(np.float32)
+    mean_map, tokens = truth.mean(0, dtype=np.float64), rng.normal(size=(16, 64, 64))
+    full = FullTruth(truth, mean_map)
+    blocks = BlockTruth("depth", truth, mean_map, (64, 64), full)
+    plain = lambda: score_maps("depth", upsample(tokens, (512, 512)), truth, mean_map)  # noqa: E731
+    gap = float(np.abs(blocks.scores(tokens) - plain()).max())
+    ratio = fastest(plain, 2) / fastest(lambda: blocks.scores(tokens), 2)
+    return [
+        Figure("scores", "at 512 x 512: plainly / by blocks", ratio, "x",
+               note="16 images, five metrics"),
+        Figure("scores", "greatest difference", gap, "", at_most=1e-9),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    report(measure())

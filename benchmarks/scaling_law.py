@@ -1,0 +1,139 @@
+"""How time and memory grow: with samples, steps, layers and workers, as exponents of a power law.
+
+    python benchmarks/scaling_law.py
+
+The embedded study without controls, stage by stage in one process, each size in a process of its
+own: generation with its writing, labels, and probes.  An exponent of 1 is linear; a stage that does
+not depend on what grows has one of 0.  Fixed costs (loading the model, laying the run out) are left
+out of times.  Workers are Dask processes of one BLAS thread each that probe a stage's cells.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.capture import peak_beyond
+from benchmarks.figures import Figure, exponent, plain_study, report, without_controls
+from ldmprobe_core import stages
+from ldmprobe_core.study import Study
+from ldmprobe_core.study_file import parse_study
+
+BASE = {"samples": 64, "steps": 5, "layers": 3}
+GROWING = {"samples": (64, 128, 256, 512), "steps": (3, 6, 12), "layers": (1, 2, 4)}
+LAYERS = (
+    "up_blocks.1.attentions.0.transformer_blocks.0.attn1",
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn1",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn1",
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn2",
+)
+"""All of one size, so that twice as many layers are twice as many values."""
+STAGES = ("generate", "label", "probe")
+
+
+def study_of(samples: int, steps: int, layers: int) -> Study:
+    study = without_controls(plain_study(samples, steps))
+    content = study.model_dump(mode="json", by_alias=True)
+    content["capture"]["layers"] = LAYERS[:layers]
+    return parse_study(content)
+
+
+def one(size: dict[str, int]) -> dict[str, float]:
+    """Seconds and bytes of memory of each stage."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = stages.prepare(study_of(**size), folder)
+        batches = range(len(run.study().batches(run.stored)))
+        cells = [(s, name) for s in range(1, size["steps"] + 1) for name in run.probed]
+        with stages.loaded(run):
+            pass  # the model is there
+        found: dict[str, float] = {}
+
+        def generate() -> None:
+            for batch in batches:
+                stages.generate_batch(run.url, batch)
+
+        def label() -> None:
+            for batch in batches:
+                stages.label_batch(run.url, batch)
+
+        def probe() -> None:
+            for cell in cells:
+                stages.probe_cell(run.url, *cell)
+
+        for work in (generate, label, probe):
+            started = time.perf_counter()
+            found[f"{work.__name__} memory"] = peak_beyond(work)
+            found[work.__name__] = time.perf_counter() - started
+        return found
+
+
+def in_a_process(size: dict[str, int]) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling_law", "--one", json.dumps(size)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure() -> list[Figure]:
+    figures = []
+    for what, sizes in GROWING.items():
+        found = [in_a_process(BASE | {what: size}) for size in sizes]
+        note = f"{what} {', '.join(str(size) for size in sizes)}"
+        for stage in STAGES:
+            slope = exponent(list(sizes), [f[stage] for f in found])
+            goal = 1.1 if what != "layers" or stage == "probe" else None
+            figures.append(
+                Figure("scaling", f"{stage}: time by {what}, exponent", slope, "", at_most=goal,
+                       note=note)
+            )  # fmt: skip
+        if what == "samples":
+            for stage in STAGES:
+                values = [f[f"{stage} memory"] / 1e6 for f in found]
+                text = ", ".join(f"{value:.0f}" for value in values)
+                slope = exponent(list(sizes), [max(value, 1) for value in values])
+                figures.append(
+                    Figure("scaling", f"{stage}: memory by samples, exponent", slope, "",
+                           at_most=1.1, note=f"{note}: {text} MB")
+                )  # fmt: skip
+    return [*figures, _workers()]
+
+
+def _workers() -> Figure:
+    """Cells a second of two Dask workers against one."""
+    from distributed import Client
+
+    from flows.workers import local_cluster
+
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run = stages.prepare(study_of(256, 6, 4), folder)
+        for batch in range(len(run.study().batches(run.stored))):
+            stages.generate_batch(run.url, batch)
+            stages.label_batch(run.url, batch)
+        cells = [(s, name) for s in range(1, 7) for name in run.probed]
+        for workers in (1, 2):
+            with local_cluster(workers, 0) as cluster, Client(cluster) as client:
+                client.wait_for_workers(workers)
+                first = [client.submit(stages.probe_cell, run.url, *cells[i], workers=[w])
+                         for i, w in enumerate(client.scheduler_info()["workers"])]  # fmt: skip
+                client.gather(first)  # labels are read, the code is imported
+                for step, name in cells:
+                    run.mark("probed", step - 1, run.probed.index(name), count=0)
+                started = time.perf_counter()
+                client.gather(
+                    client.map(lambda c: stages.probe_cell(run.url, *c), cells, pure=False)
+                )
+                seconds[workers] = time.perf_counter() - started
+    return Figure("scaling", "probes: one worker / two", seconds[1] / seconds[2], "x",
+                  note=f"{len(cells)} cells, 256 samples; 2 is linear")  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(one(json.loads(sys.argv[2]))))
+    else:
+        report(measure())

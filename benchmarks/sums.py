@@ -1,0 +1,110 @@
+"""Statistics instead of activations: what a run takes on disk and in memory as samples grow.
+
+    python benchmarks/sums.py [samples ...]
+
+The embedded model at two steps without guidance or controls, so that thousands of images are soon
+made; 32 samples held out.  The last lines project Stable Diffusion 1.4 from its configs alone.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+
+from benchmarks.capture import peak_beyond
+from benchmarks.figures import Figure, exponent, plain_study, report, without_controls
+from ldmprobe_core import stages
+from ldmprobe_core.planning import make_plan
+from ldmprobe_core.study import Study
+from ldmprobe_core.study_file import load_study, parse_study
+from ldmprobe_core.tallies import units_in
+
+SIZES = (256, 1024, 4096)
+HELD = 32
+
+
+def study_of(samples: int) -> Study:
+    changes = {
+        "sampling.guidance": "1.0",
+        "sampling.batch": "64",
+        "capture.store": "statistics",
+        "probes.kinds": "[ridge]",
+        "probes.split.held": str(HELD),
+    }
+    return without_controls(plain_study(samples, 2, **changes))
+
+
+def one(samples: int) -> dict[str, float]:
+    """Bytes on disk, peak memory while sums are added up, and what the probes score."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = stages.prepare(study_of(samples), folder)
+        for batch in range(len(run.study().batches(run.stored))):
+            stages.generate_batch(run.url, batch)
+            stages.label_batch(run.url, batch)
+
+        def tally() -> None:
+            for part, units in enumerate(units_in(run)):
+                for number in range(len(units)):
+                    stages.tally_unit(run.url, part, number)
+
+        memory = peak_beyond(tally)
+        layer = run.layers[-1]
+        stages.probe_cell(run.url, 2, layer)
+        scores = run.read("scores/foreground", "score")[0, 0, 0, 1, run.probed.index(layer)]
+        table = sum(len(s.prompt) + 32 for s in stages.samples_of(run))
+        return {"disk": run.size(), "memory": memory, "dice": float(scores.mean()), "table": table}
+
+
+def in_a_process(samples: int) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.sums", "--one", str(samples)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(sizes: tuple[int, ...] = SIZES) -> list[Figure]:
+    found = {samples: in_a_process(samples) for samples in sizes}
+    ends = f"{sizes[0]} to {sizes[-1]:,} samples"
+    figures = []
+    for kind, limit in (("disk", 0.05), ("memory", 0.1)):
+        values = [found[samples][kind] for samples in sizes]
+        text = ", ".join(f"{value / 1e6:.0f}" for value in values)
+        grows = exponent(list(sizes), values)
+        figures.append(
+            Figure("statistics", f"growth of {kind} with samples, exponent", grows, "",
+                   at_most=limit, note=f"{ends}: {text} MB")
+        )  # fmt: skip
+    gain = found[sizes[-1]]["dice"] - found[sizes[0]]["dice"]
+    figures.append(
+        Figure(
+            "statistics", "foreground, last cell: gained by more samples", gain, "Dice", note=ends
+        )
+    )
+    return figures + projected()
+
+
+def projected() -> list[Figure]:
+    """Stable Diffusion 1.4, 16 self-attention layers, 15 steps, by `ldmprobe check`'s own sizes."""
+    paper = load_study(
+        "paper", ["prompts.files=null", "prompts.set=objects", "prompts.samples=617"]
+    )
+    stored = make_plan(without_controls(paper)).bytes_of["activations"]
+    content = without_controls(paper).model_dump(mode="json", by_alias=True)
+    content["capture"] |= {"store": "statistics", "parts": 1}
+    content["probes"] = {"kinds": ["ridge"]}
+    sums = make_plan(parse_study(content)).bytes_of["statistics"]
+    return [
+        Figure("statistics", "SD 1.4, 617 images: activations stored", stored / 1e9, "GB"),
+        Figure("statistics", "SD 1.4, any number of images: sums, a part", sums / 1e9, "GB",
+               note="both slots of a part; so many parts as workers share the work"),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        print(json.dumps(one(int(sys.argv[2]))))
+    else:
+        report(measure(tuple(int(word) for word in sys.argv[1:]) or SIZES))
