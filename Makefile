@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint env train stack audit clean
+.PHONY: demo test lint env train stack bench audit clean
 
 demo: env  ## the embedded study: scores, figures, report
 	$(BIN)/ldmprobe run tabletop
@@ -35,6 +35,9 @@ train: env  ## make the embedded model from nothing (hours on two cores, minutes
 
 stack: env  ## Postgres, Prefect with its UI, S3, Dask, a worker, on loopback; Ctrl-C stops all
 	$(BIN)/python -m infra.stack
+
+bench: env  ## ratios against plain diffusers, scikit-learn, the published way, raw storage (15 min)
+	$(BIN)/python -m benchmarks.suite
 
 audit: env  ## known faults in the pinned versions (asks a database over the network)
 	test -x $(VENV)/audit/bin/pip-audit || $(BIN)/python -m venv $(VENV)/audit

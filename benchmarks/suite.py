@@ -1,0 +1,82 @@
+"""Every benchmark that takes minutes, one after another: `make bench`.
+
+    python -m benchmarks.suite [--out FILE] [part ...]
+
+Each part runs in a process of its own; one that fails is said so and stops none of the others.  It
+prints one table, beside the figures that were last committed (`benchmarks/figures.json`), and
+writes the new ones as JSON to FILE (build/bench.json).  Figures are ratios within one run, sizes,
+or differences of scores; seconds are left to the machine.  A quiet machine is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.figures import Figure, as_json, committed, report
+
+PARTS = ("paper_way", "capture", "probing", "sums", "store", "scaling_law", "gpu")
+
+
+def one(part: str) -> list[Figure]:
+    """Figures of a part, from a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it said is in ``stderr``.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.suite", "--part", part],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [Figure(**figure) for figure in json.loads(done.stdout.splitlines()[-1])]
+
+
+def of_part(part: str) -> list[Figure]:
+    """Measure a part here; a GPU's where there is one."""
+    import torch
+
+    if part == "gpu" and not torch.cuda.is_available():
+        return []
+    measured: list[Figure] = importlib.import_module(f"benchmarks.{part}").measure()
+    return measured
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", default="build/bench.json")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("parts", nargs="*", default=PARTS)
+    chosen = parser.parse_args()
+    if chosen.part:
+        print(json.dumps([asdict(figure) for figure in of_part(chosen.part)]))
+        return 0
+    figures, failed, seconds = [], [], {}
+    for part in chosen.parts:
+        started = time.monotonic()
+        try:
+            found = one(part)
+        except subprocess.CalledProcessError as error:
+            print(f"{part} failed:\n{error.stderr[-2000:]}", flush=True)
+            failed.append(part)
+            continue
+        seconds[part] = round(time.monotonic() - started)
+        print(f"{part}: {seconds[part]} s" + ("" if found else ", nothing to measure"), flush=True)
+        figures += found
+    report(figures, committed())
+    out = Path(chosen.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    date = datetime.now(UTC).date().isoformat()
+    out.write_text(as_json(figures, command="make bench", date=date, seconds=seconds))
+    print(f"written to {out}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
