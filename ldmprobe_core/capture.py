@@ -133,7 +133,13 @@ def _to_pinned(values: Tensor, stream: torch.cuda.Stream) -> Tensor:
 def _nonfinite(half: Tensor) -> Tensor:
     """Counts (sample,) int32 of values that are not finite: from the model, or from its cast, since
     float16 ends at 65,504."""
-    return (~torch.isfinite(half)).flatten(1).sum(1, dtype=torch.int32)
+    bits = half.view(torch.int16) & 0x7FFF  # integers, in whose order nothing finite is above
+    if half.device.type == "cpu" and (not bits.numel() or bits.max() < _INFINITE):
+        return torch.zeros(len(half), dtype=torch.int32)  # a third of the time; a GPU would wait
+    return (bits >= _INFINITE).flatten(1).sum(1, dtype=torch.int32)
+
+
+_INFINITE = 0x7C00  # float16's bits of infinity; NaNs are above
 
 
 class Capture:

@@ -16,7 +16,7 @@ from ldmprobe_core.store import Run
 GROUPS = {"real": "activations", "permuted": "permuted"}
 """Where the store keeps what the denoiser shows, and its twin with permuted weights."""
 
-_BLOCK_BYTES = 32 << 20
+_BLOCK_BYTES = 16 << 20
 """Steps are written together until they hold so much: small layers gain by it, large ones do not
 wait."""
 

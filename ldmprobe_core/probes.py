@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-_ROWS_AT_ONCE = 1 << 11
+ROWS_AT_ONCE = 1 << 11
 
 
 def serves(kind: str, prop: str) -> bool:
@@ -107,12 +107,12 @@ def fit_adam(
     return Probe(fitted[0], float(bias.detach()), float("nan"))
 
 
-def row_blocks(rows: np.ndarray, dtype: type[np.floating] = np.float64) -> Iterator[np.ndarray]:
-    """Rows in float64 (or float32), as many at a time as a CPU's cache holds."""
-    for a in range(0, len(rows), _ROWS_AT_ONCE):
-        block = rows[a : a + _ROWS_AT_ONCE]
+def row_blocks(
+    rows: np.ndarray, dtype: type[np.floating] | None = np.float64
+) -> Iterator[np.ndarray]:
+    """Rows as many at a time as a CPU's cache holds, in float64, float32, or at least float32."""
+    for a in range(0, len(rows), ROWS_AT_ONCE):
+        block = rows[a : a + ROWS_AT_ONCE]
         if block.dtype == np.float16:  # torch converts it with the CPU's own instruction
-            wide = torch.from_numpy(np.ascontiguousarray(block)).float().numpy()
-            yield wide.astype(dtype, copy=False)
-        else:
-            yield block.astype(dtype, copy=False)
+            block = torch.from_numpy(np.ascontiguousarray(block)).float().numpy()
+        yield block if dtype is None else block.astype(dtype, copy=False)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dsyrk
 
-from ldmprobe_core.probes import Probe, row_blocks
+from ldmprobe_core.probes import ROWS_AT_ONCE, Probe, row_blocks
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,15 @@ class Moments:
         """Of activations (token, channel) and labels (token, label), added up in float64."""
         channels, labels = x.shape[1], y.shape[1]
         width = channels + 1 + labels
-        gram = np.zeros((width, width))
-        rows = np.ones((0, width))
-        start = 0
-        for block in row_blocks(x):
-            if len(rows) < len(block):
-                rows = np.ones((len(block), width))
+        upper = np.zeros((width, width), order="F")
+        rows, start = np.ones((min(len(x), ROWS_AT_ONCE), width)), 0
+        for block in row_blocks(x, None):
             part = rows[: len(block)]
             part[:, :channels] = block
             part[:, channels + 1 :] = y[start : start + len(block)]
-            gram += part.T @ part  # which BLAS does as a symmetric update, in half the time
+            upper = dsyrk(1.0, part.T, beta=1.0, c=upper, overwrite_c=1)
             start += len(block)
-        return cls(gram, channels)
+        return cls(np.triu(upper) + np.triu(upper, 1).T, channels)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.gram + other.gram, self.channels)
@@ -92,21 +91,21 @@ class Moments:
 
 @dataclass(frozen=True)
 class RidgePath:
-    """Ridge solutions for every penalty, from one eigendecomposition.
+    """Ridge solutions for every penalty, from the same sums.
 
     Minimises mean (y - x.w - b)² + p v |w|² (bias unpenalised), v the mean channel variance.  The
-    same optimum as scikit-learn's ``Ridge(alpha=p v N)`` on N pixels.
+    same optimum as scikit-learn's ``Ridge(alpha=p v N)`` on N pixels.  A penalty costs one Cholesky
+    factorisation: six of them take half as long as one eigendecomposition that would serve any.
     """
 
     mean_x: np.ndarray
     mean_y: np.ndarray
-    values: np.ndarray
-    vectors: np.ndarray
-    turned_xy: np.ndarray
+    covariance: np.ndarray
+    cross: np.ndarray
 
     @classmethod
     def of(cls, moments: Moments) -> RidgePath:
-        """Decompose the channels' covariance.
+        """Centre the sums.
 
         Raises:
             ValueError: there are no tokens.
@@ -114,19 +113,26 @@ class RidgePath:
         if not moments.n:
             raise ValueError("no tokens to fit a probe to")
         mean_x, mean_y = moments.x / moments.n, moments.y / moments.n
-        values, vectors = np.linalg.eigh(moments.covariance)
         cross = moments.xy / moments.n - np.outer(mean_x, mean_y)
-        return cls(mean_x, mean_y, np.maximum(values, 0), vectors, vectors.T @ cross)
+        return cls(mean_x, mean_y, moments.covariance, cross)
 
     @property
     def unit(self) -> float:
         """Mean channel variance, the unit of penalties; 1 where the layer is constant."""
-        return float(self.values.mean()) or 1.0
+        return max(float(self.covariance.diagonal().mean()), 0.0) or 1.0
 
     def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         """Weight (channel, label) and bias (label,) at a relative penalty > 0."""
-        scale = self.values + penalty * self.unit
-        weight = self.vectors @ (self.turned_xy / scale[:, None])
+        system = self.covariance.copy()
+        system.flat[:: len(system) + 1] += penalty * self.unit
+        try:
+            factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
+            weight = cho_solve(factor, self.cross, check_finite=False)
+        except np.linalg.LinAlgError:  # rounding outweighs the penalty: leave out what is rounding
+            values, vectors = np.linalg.eigh(self.covariance)
+            real = values > len(values) * np.finfo(float).eps * values.max()
+            scale = values[real] + penalty * self.unit
+            weight = vectors[:, real] @ (vectors[:, real].T @ self.cross / scale[:, None])
         return weight, self.mean_y - self.mean_x @ weight
 
 

@@ -148,5 +148,5 @@ def test_the_store_holds_what_the_networks_showed(tiny_model, tmp_path, monkeypa
 
 def test_memory_is_bounded_by_blocks_not_by_steps():
     step = 185_000_000  # a step of Stable Diffusion at batch 4, with its twin
-    assert bytes_at_once(step, 15) == bytes_at_once(step, 1000) == 4 * ((32 << 20) + step)
+    assert bytes_at_once(step, 15) == bytes_at_once(step, 1000) == 4 * ((16 << 20) + step)
     assert bytes_at_once(1000, 15) == 2 * 15 * 1000  # small ones fit a block, twice while written

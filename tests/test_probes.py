@@ -152,6 +152,28 @@ def test_a_probe_predicts_by_hand():
     assert probe.predict(activations).tolist() == [[[0.5, 2.5]]]
 
 
+def test_a_penalty_too_weak_for_rounding_gives_the_least_squares_weights_of_least_norm():
+    """A layer of rank one: without a penalty to speak of, no Cholesky factor exists."""
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=400)
+    x = np.outer(signal, [3.0, 1.0, 2.0, 0.1])
+    weight, bias = RidgePath.of(Moments.of(x, signal[:, None])).solve(1e-30)
+    expected = np.linalg.pinv(x, rcond=1e-8) @ signal
+    np.testing.assert_allclose(x @ weight[:, 0] + bias[0], signal, atol=1e-4)
+    np.testing.assert_allclose(weight[:, 0], expected, atol=1e-4)
+
+
+def test_sums_of_many_blocks_of_half_precision_equal_numpys():
+    """More rows than go at once, in float16, with a mean far from zero."""
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(5000, 7)) * 0.5 + 20).astype(np.float16)
+    y = rng.normal(size=(5000, 2))
+    rows = np.column_stack([x.astype(float), np.ones(5000), y])
+    found = Moments.of(x, y)
+    np.testing.assert_allclose(found.gram, rows.T @ rows, rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(found.covariance, np.cov(x.astype(float).T, bias=True), rtol=1e-9)
+
+
 def test_a_constant_layer_gives_the_mean_label():
     x, y = np.ones((8, 3)), np.arange(8.0)[:, None]
     weight, bias = RidgePath.of(Moments.of(x, y)).solve(1e-3)
