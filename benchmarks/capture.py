@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.figures import Figure, plain_study, report, without_controls
 from infra.local_store import object_store
-from ldmprobe_core import stages
+from ldmprobe_core import stages, workbench
 from ldmprobe_core.keeping import IntoStore, bytes_at_once
 from ldmprobe_core.store import Run
 
@@ -48,7 +48,7 @@ def once(way: str, run: Run) -> float:
     """Seconds to generate all of a run's images in one way."""
     study, samples = run.study(), stages.samples_of(run)
     torch.set_num_threads(study.sampling.threads)
-    with stages.loaded(run) as (generator, _):
+    with workbench.loaded(run) as (generator, _):
         started = time.perf_counter()
         for members in study.batches(len(samples)):
             part = samples[members.start : members.stop]
@@ -74,7 +74,7 @@ def runs(images: int) -> Iterator[dict[str, Run]]:
     with tempfile.TemporaryDirectory() as folder, object_store(Path(folder) / "s3") as environment:
         os.environ.update(environment)
         local, remote = (stages.prepare(study, f"{place}/a") for place in (folder, "s3://runs"))
-        with stages.loaded(local) as (generator, _):
+        with workbench.loaded(local) as (generator, _):
             generator.pipeline.set_progress_bar_config(disable=True)
         yield {"plain": local, "captured": local, "local": local, "s3": remote}
 
@@ -153,7 +153,7 @@ def memory_of(way: str, images: int) -> int:
     study = without_controls(plain_study(images, 15))
     with tempfile.TemporaryDirectory() as folder:
         run = stages.prepare(study, folder)
-        with stages.loaded(run) as (generator, _):
+        with workbench.loaded(run) as (generator, _):
             generator.pipeline.set_progress_bar_config(disable=True)
         return peak_beyond(lambda: once(way, run))
 

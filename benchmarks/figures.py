@@ -18,6 +18,8 @@ from ldmprobe_core.study import Study
 from ldmprobe_core.study_file import load_study, parse_study
 
 COMMITTED = Path(__file__).parent / "figures.json"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+_BEGIN, _END = "<!-- figures -->", "<!-- /figures -->"
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,35 @@ def key(figure: Figure) -> str:
     return f"{figure.part}: {figure.name}"
 
 
-def committed() -> dict[str, float]:
-    """The figures of the last committed run, by `key`."""
+def committed() -> list[Figure]:
+    """The figures of the last committed run."""
     if not COMMITTED.exists():
-        return {}
-    found = [Figure(**figure) for figure in json.loads(COMMITTED.read_text())["figures"]]
-    return {key(figure): figure.value for figure in found}
+        return []
+    return [Figure(**figure) for figure in json.loads(COMMITTED.read_text())["figures"]]
+
+
+def documented(page: str, content: dict[str, Any]) -> str:
+    """A page with its table of figures made anew from the JSON of a run.
+
+    Args:
+        page: Markdown with the lines ``<!-- figures -->`` and ``<!-- /figures -->``.
+    """
+    before, _, rest = page.partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    shown = ", ".join(
+        f"{name} {content['versions'][name]}" for name in ("python", "torch", "numpy", "zarr")
+    )
+    lines = [
+        f"`{content['command']}`, {content['date']}, {content['machine']}; {shown}.",
+        "",
+        "| | figure | value | goal | depends on |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for one in content["figures"]:
+        figure = Figure(**one)
+        value = f"{_number(figure.value)} {figure.unit}".strip()
+        lines.append(f"| {figure.part} | {figure.name} | {value} | {figure.goal} | {figure.note} |")
+    return f"{before}{_BEGIN}\n{chr(10).join(lines)}\n{_END}{after}"
 
 
 def as_json(figures: Iterable[Figure], **more: Any) -> str:
@@ -104,8 +129,13 @@ def machine() -> str:
 
 
 def plain_study(images: int, steps: int, **changes: str) -> Study:
-    """The embedded study with so many images and steps; changes by dotted key, as in YAML."""
-    overrides = {"prompts.samples": images, "sampling.steps": steps, **changes}
+    """The embedded study with so many images and steps, on two threads, a batch at a time.
+
+    Args:
+        changes: by dotted key, as in YAML.
+    """
+    sizes = {"prompts.samples": images, "sampling.steps": steps, "sampling.threads": 2}
+    overrides = {**sizes, **changes}
     return load_study("tabletop", [f"{name}={value}" for name, value in overrides.items()])
 
 

@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.figures import Figure, plain_study, report, without_controls
-from ldmprobe_core import stages
+from ldmprobe_core import stages, workbench
 from ldmprobe_core.cells import LabelSet
 from ldmprobe_core.emergence import Bootstrap
 from ldmprobe_core.keeping import IntoStore
@@ -141,7 +141,7 @@ def our_way(run: Run) -> None:
     study, samples = run.study(), stages.samples_of(run)
     for number, members in enumerate(study.batches(run.stored)):
         region = slice(members.start, members.stop)
-        with IntoStore(run, region) as into, stages.loaded(run) as (generator, _):
+        with IntoStore(run, region) as into, workbench.loaded(run) as (generator, _):
             generator.generate(samples[region], into, step_images=False)
         run.mark("generated", number)
     cells = [(s, layer) for s in range(1, study.sampling.steps + 1) for layer in run.probed]
@@ -181,7 +181,7 @@ def _job(images: int, steps: int, layers: str, every_cell: bool) -> list[Figure]
         run.write("labels", {prop: first.read("labels", prop) for prop in study.labels.maps})
         for batch in range(len(study.batches(run.stored))):
             run.mark("labeled", batch)
-        with stages.loaded(run) as (generator, _):
+        with workbench.loaded(run) as (generator, _):
             pipeline = generator.pipeline
             pipeline.set_progress_bar_config(disable=True)
         torch.set_num_threads(os.cpu_count() or 1)

@@ -18,12 +18,12 @@ import time
 
 from benchmarks.capture import peak_beyond
 from benchmarks.figures import Figure, exponent, plain_study, report, without_controls
-from ldmprobe_core import stages
+from ldmprobe_core import stages, workbench
 from ldmprobe_core.study import Study
 from ldmprobe_core.study_file import parse_study
 
-BASE = {"samples": 64, "steps": 5, "layers": 3}
-GROWING = {"samples": (64, 128, 256, 512), "steps": (3, 6, 12), "layers": (1, 2, 4)}
+BASE = {"samples": 64, "steps": 2, "layers": 2}
+GROWING = {"samples": (64, 256, 1024), "steps": (3, 6, 12), "layers": (1, 2, 4)}
 LAYERS = (
     "up_blocks.1.attentions.0.transformer_blocks.0.attn1",
     "up_blocks.1.attentions.1.transformer_blocks.0.attn1",
@@ -47,7 +47,7 @@ def one(size: dict[str, int]) -> dict[str, float]:
         run = stages.prepare(study_of(**size), folder)
         batches = range(len(run.study().batches(run.stored)))
         cells = [(s, name) for s in range(1, size["steps"] + 1) for name in run.probed]
-        with stages.loaded(run):
+        with workbench.loaded(run):
             pass  # the model is there
         found: dict[str, float] = {}
 
@@ -110,11 +110,11 @@ def _workers() -> Figure:
 
     seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        run = stages.prepare(study_of(256, 6, 4), folder)
+        run = stages.prepare(study_of(256, 3, 4), folder)
         for batch in range(len(run.study().batches(run.stored))):
             stages.generate_batch(run.url, batch)
             stages.label_batch(run.url, batch)
-        cells = [(s, name) for s in range(1, 7) for name in run.probed]
+        cells = [(s, name) for s in range(1, 4) for name in run.probed]
         for workers in (1, 2):
             with local_cluster(workers, 0) as cluster, Client(cluster) as client:
                 client.wait_for_workers(workers)

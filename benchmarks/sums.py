@@ -37,24 +37,21 @@ def study_of(samples: int) -> Study:
 
 
 def one(samples: int) -> dict[str, float]:
-    """Bytes on disk, peak memory while sums are added up, and what the probes score."""
+    """Bytes on disk, and peak memory while sums are added up."""
     with tempfile.TemporaryDirectory() as folder:
         run = stages.prepare(study_of(samples), folder)
         for batch in range(len(run.study().batches(run.stored))):
             stages.generate_batch(run.url, batch)
             stages.label_batch(run.url, batch)
 
-        def tally() -> None:
-            for part, units in enumerate(units_in(run)):
-                for number in range(len(units)):
-                    stages.tally_unit(run.url, part, number)
+        units = [(p, i) for p, part in enumerate(units_in(run)) for i in range(len(part))]
+        stages.tally_unit(run.url, *units[0])  # what is loaded once, is loaded
 
-        memory = peak_beyond(tally)
-        layer = run.layers[-1]
-        stages.probe_cell(run.url, 2, layer)
-        scores = run.read("scores/foreground", "score")[0, 0, 0, 1, run.probed.index(layer)]
-        table = sum(len(s.prompt) + 32 for s in stages.samples_of(run))
-        return {"disk": run.size(), "memory": memory, "dice": float(scores.mean()), "table": table}
+        def tally() -> None:
+            for unit in units:
+                stages.tally_unit(run.url, *unit)
+
+        return {"memory": peak_beyond(tally), "disk": run.size()}
 
 
 def in_a_process(samples: int) -> dict[str, float]:
@@ -77,12 +74,6 @@ def measure(sizes: tuple[int, ...] = SIZES) -> list[Figure]:
             Figure("statistics", f"growth of {kind} with samples, exponent", grows, "",
                    at_most=limit, note=f"{ends}: {text} MB")
         )  # fmt: skip
-    gain = found[sizes[-1]]["dice"] - found[sizes[0]]["dice"]
-    figures.append(
-        Figure(
-            "statistics", "foreground, last cell: gained by more samples", gain, "Dice", note=ends
-        )
-    )
     return figures + projected()
 
 

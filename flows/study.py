@@ -60,6 +60,8 @@ def mended(run: RunRef, work: Callable[[], T]) -> T:
 def _to_the_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
     seconds = generate_and_label(run, execution)
     lease.require_held()
+    seconds |= _tally(run, execution)
+    lease.require_held()
     probed = {f"step {c.step:02d} of {c.layer}": probe.submit(c) for c in cells_of(run)}
     seconds["probe"] = follow("probe", probed)
     lease.require_held()
@@ -67,9 +69,7 @@ def _to_the_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str
 
 
 def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
-    """Fan batches out: each is generated, then labeled; statistics are added up where they are
-    asked for.  Returns the seconds of each stage.
-    """
+    """Fan batches out: each is generated, then labeled.  Returns the seconds of both stages."""
     batches = batches_of(run)
     with on_device(execution):
         made = {f"batch {batch.number:04d}": generate.submit(batch) for batch in batches}
@@ -77,12 +77,17 @@ def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
             name: label.submit(batch=batch, wait_for=[before], return_state=False)
             for batch, (name, before) in zip(batches, made.items(), strict=True)
         }
-    seconds = {"generate": follow("generate", made), "label": follow("label", labeled)}
+    return {"generate": follow("generate", made), "label": follow("label", labeled)}
+
+
+def _tally(run: RunRef, execution: Execution) -> dict[str, float]:
+    """Add statistics up, where the study asks for any.  Returns the stage's seconds."""
     parts = tallies_of(run)
-    if parts:
-        with on_device(execution):
-            seconds["tally"] = follow("tally", _in_chains(parts))
-    return seconds
+    if not parts:
+        return {}
+    with on_device(execution):
+        units = _in_chains(parts)
+    return {"tally": follow("tally", units)}
 
 
 def _in_chains(parts: list[list[TallyRef]]) -> dict[str, PrefectFuture[Any]]:

@@ -6,7 +6,7 @@ a network changed is found when it is read, and named, instead of being probed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import google_crc32c
@@ -23,6 +23,7 @@ _OLDER = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 _documents: dict[str, dict[str, Buffer]] = {}
 _members: dict[str, dict[str, tuple[str, ...]]] = {}
+_facts: dict[str, dict[str, Any]] = {}
 """What is laid out once and never changes, by the run's URL: an object store is asked for it once
 a process, not at every opening of an array (nine requests in ten).  The root's own attributes and
 all data are always asked for.
@@ -41,8 +42,16 @@ def _forget(url: str, node: str) -> None:
 
 def forget(url: str) -> None:
     """A run is laid out at this place, maybe anew: what was known of it is over."""
-    _documents.pop(url, None)
-    _members.pop(url, None)
+    for known in (_documents, _members, _facts):
+        known.pop(url, None)
+
+
+def known(url: str, fact: str, find: Callable[[], Any]) -> Any:
+    """What is laid out with a run and never changes, such as its layers: found once."""
+    facts = _facts.setdefault(url, {})
+    if fact not in facts:
+        facts[fact] = find()
+    return facts[fact]
 
 
 class DamageError(RunError):

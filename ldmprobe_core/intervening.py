@@ -34,9 +34,10 @@ from ldmprobe_core.interventions import (
     scores_of,
 )
 from ldmprobe_core.labelers import labelers_of
-from ldmprobe_core.stages import check_origin, label_set, loaded, samples_of
+from ldmprobe_core.stages import check_origin, label_set, samples_of
 from ldmprobe_core.store import Run
 from ldmprobe_core.targets import pin
+from ldmprobe_core.workbench import loaded
 
 FOLDER = "interventions"
 """Group of the arrays."""

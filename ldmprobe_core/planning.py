@@ -123,12 +123,13 @@ def make_plan(study: Study) -> Plan:
     for prop, reader in labelers_of(study).items():
         require_known(prop, reader)
         labelers[prop] = attempt(partial(check_labeler, prop, reader))
-    pinned = attempt(lambda: pin_inputs(study)) or study
+    found = attempt(lambda: pin_inputs(study))
+    pinned = found or study
     count = pinned.count
     if count is None:
         raise UserError(missing[-1])  # without the files nothing can be sized
     stored = count
-    if study.capture.store == "statistics" and not missing:
+    if study.capture.store == "statistics" and found:
         stored = stored_of(make_samples(pinned), study)
     truth = _truth(pinned, missing)
     sums = _sum_bytes(study, shapes, len(steps))

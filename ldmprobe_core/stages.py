@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,13 +20,10 @@ from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.cells import LabelSet, probe_activations
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.families import family_of
-from ldmprobe_core.generate import Generator
 from ldmprobe_core.keeping import GROUPS, Activations, InMemory, IntoStore
-from ldmprobe_core.labelers import Labeler, check_labeler, labelers_of, load_labeler
+from ldmprobe_core.labelers import check_labeler, labelers_of
 from ldmprobe_core.layout import Blueprint
-from ldmprobe_core.memory import keep_freed_memory
-from ldmprobe_core.models import fingerprint, load_pipeline, model_folder, pick_device
+from ldmprobe_core.models import fingerprint, model_folder
 from ldmprobe_core.pictures import map_path, read_map, read_picture
 from ldmprobe_core.places import Place
 from ldmprobe_core.planning import Plan, check_store, make_plan
@@ -39,11 +32,9 @@ from ldmprobe_core.store import Run
 from ldmprobe_core.study import LATENTS, Study
 from ldmprobe_core.tallies import Tally, mean_maps, require_tallied, sums_of, units_in
 from ldmprobe_core.two_layer import TwoLayerProbe
+from ldmprobe_core.workbench import generator_for, labelers_for, on_device
 
 _PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", "xarray", "prefect")
-
-_device_lock = threading.Lock()
-"""One generation or labeling at a time in a process: they share one model and one device."""
 
 
 def prepare(study: Study, store: str) -> Run:
@@ -72,7 +63,7 @@ def prepare(study: Study, store: str) -> Run:
 
 def _blueprint(study: Study, plan: Plan) -> tuple[Blueprint, dict[str, Any]]:
     """The shape of a study's run, and what is recorded with it."""
-    labelers = _labelers(study)
+    labelers = labelers_for(study)
     units = dict.fromkeys(study.labels.maps, "as the maps that were given")
     blueprint = Blueprint(
         study,
@@ -150,8 +141,8 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     samples = samples_of(run)[members.start : members.stop]
     pictures, maps = _pictures(run, study, samples)
     region = slice(members.start, members.stop)
-    with IntoStore(run, region) as activations, _device_lock:
-        generator = _generator(study, run.attributes()["model_fingerprint"])
+    with IntoStore(run, region) as activations, on_device(study):
+        generator = generator_for(study, run.attributes()["model_fingerprint"])
         made = generator.generate(samples, activations, pictures)
     assert made.trajectory is not None
     assert made.clean is not None
@@ -210,11 +201,11 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         leading = images.shape[:-3]
         flat = images.reshape(-1, *images.shape[-3:])
         count += len(flat)
-        with _device_lock:
+        with on_device(study):
             torch.set_num_threads(study.sampling.threads)
             labels = {
                 "class_score" if prop == "class" else prop: labeler(flat)
-                for prop, labeler in _labelers(study, fingerprints).items()
+                for prop, labeler in labelers_for(study, fingerprints).items()
             }
         for prop in study.labels.maps:
             if prop not in labels:  # exact maps: of the picture they are known, of a step not
@@ -275,10 +266,10 @@ def _shown_anew(run: Run, study: Study, samples: list[Sample]) -> _Shown:
     kept = InMemory()
     pictures, maps = _pictures(run, study, samples)
     attributes = run.attributes()
-    with _device_lock:
-        generator = _generator(study, attributes["model_fingerprint"])
+    with on_device(study):
+        generator = generator_for(study, attributes["model_fingerprint"])
         made = generator.generate(samples, kept, pictures, step_images=False)
-        labelers = _labelers(study, attributes["labeler_fingerprints"])
+        labelers = labelers_for(study, attributes["labeler_fingerprints"])
         read = {p: labelers[p](made.image) for p in study.labels.maps if p in labelers}
     return kept.take(), as_labels(study, {p: read.get(p, maps.get(p)) for p in study.labels.maps})
 
@@ -412,69 +403,3 @@ def label_set(run: Run) -> LabelSet:
 def _label_set(url: str, identity: str) -> LabelSet:
     """`label_set`, kept for the next cell; a run that was begun anew has another identity."""
     return label_set(Run(url))
-
-
-@contextmanager
-def loaded(run: Run) -> Iterator[tuple[Generator, dict[str, Labeler]]]:
-    """This process's generator and labelers of a run, for one caller at a time."""
-    study = run.study()
-    with _device_lock:
-        attributes = run.attributes()
-        labelers = _labelers(study, attributes["labeler_fingerprints"])
-        yield _generator(study, attributes["model_fingerprint"]), labelers
-
-
-_loaded: dict[str, Any] = {}
-
-loads: Counter[str] = Counter()
-"""How often this process has loaded a generator and labelers."""
-
-
-def _once(key: str, load: Any) -> Any:
-    """What a worker process loads, it loads once; another study's model replaces the last."""
-    kind = key.partition(" ")[0]
-    if _loaded.get(kind, ("", None))[0] != key:
-        _loaded[kind] = (key, load())
-        loads[kind] += 1
-    return _loaded[kind][1]
-
-
-def _generator(study: Study, model: str) -> Generator:
-    """The worker's loaded model; call with the device lock held."""
-
-    def load() -> Generator:
-        found = fingerprint(model_folder(study.model))
-        if found != model:
-            raise UserError(
-                f"model.source {study.model.source!r} has fingerprint {found} on this worker, and "
-                f"the run was begun with {model}: give every worker the same weights"
-            )
-        keep_freed_memory()
-        device = pick_device(study.execution.wanted_device)
-        family = family_of(model_folder(study.model))
-        return Generator(load_pipeline(study, device), family, study)
-
-    return _once(f"generator {study.hash} {model} {study.execution.wanted_device}", load)
-
-
-def _labelers(study: Study, fingerprints: dict[str, str] | None = None) -> dict[str, Labeler]:
-    """The worker's loaded labelers; call with the device lock held.
-
-    Args:
-        fingerprints: those that the run was begun with; None where it is only being begun.
-    """
-
-    def load() -> dict[str, Labeler]:
-        for prop, reader in labelers_of(study).items():
-            found = check_labeler(prop, reader)
-            if fingerprints is not None and found != fingerprints[prop]:
-                raise UserError(
-                    f"labels.{prop} has weights with fingerprint {found} on this worker, and the "
-                    f"run was begun with {fingerprints[prop]}: give every worker the same"
-                )
-        device = pick_device(study.execution.wanted_device)
-        return {prop: load_labeler(prop, r, device) for prop, r in labelers_of(study).items()}
-
-    named = " ".join(f"{prop}={r.model_dump_json()}" for prop, r in labelers_of(study).items())
-    known = " ".join((fingerprints or {}).values())
-    return _once(f"labelers {named} {known} {study.execution.wanted_device}", load)

@@ -33,6 +33,7 @@ import uuid
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from ldmprobe_core.checked import CheckedStore, forget
+from ldmprobe_core.checked import CheckedStore, forget, known
 from ldmprobe_core.clients import zarr_store
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.layout import Blueprint, Layout
@@ -138,9 +139,8 @@ class Run(Place):
         Raises:
             UserError: there is none, or it is one of another release.
         """
-        content = json.loads(self.read_text("study.json"))
         try:
-            return parse_study(content, "study.json")
+            return _parsed(self.read_text("study.json"))
         except UserError as error:
             raise UserError(
                 f"{self.url} was made by another release ({error}): read it with that release, or "
@@ -170,12 +170,14 @@ class Run(Place):
     @property
     def probed(self) -> list[str]:
         """Everything that is probed: the layers, and the latents where they are a control."""
-        return [str(name) for name in self.open("marks").layer.values]
+        return list(
+            known(self.url, "layers", lambda: [str(n) for n in self.read("marks", "layer")])
+        )
 
     @property
     def stored(self) -> int:
         """How many samples have images and activations here: all, or those that do not train."""
-        return self.open("images").sizes["sample"]
+        return int(known(self.url, "stored", lambda: self.open("images").sizes["sample"]))
 
     @property
     def truth(self) -> list[str]:
@@ -284,6 +286,11 @@ class Run(Place):
     def counts(self, name: str) -> np.ndarray:
         """How many units are complete at each place: 1 or 0, but for parts of sums."""
         return self.open("marks")[name].values  # no mark yet is no damage
+
+
+@lru_cache(maxsize=8)
+def _parsed(study: str) -> Study:
+    return parse_study(json.loads(study), "study.json")
 
 
 def _consolidate(store: Store) -> None:

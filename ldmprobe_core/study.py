@@ -150,14 +150,14 @@ class Sampling(_Part):
         steps: sampler steps asked of the scheduler; it may make a few more calls.
         guidance: classifier-free guidance scale; 1 is none.
         batch: images generated together: the unit of writing and of resuming.
-        threads: threads a worker computes with.
+        threads: threads a worker computes with; workers x threads should be the machine's cores.
     """
 
     scheduler: Literal["lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow"] = "lms"
     steps: PositiveInt = 15
     guidance: Annotated[float, Field(ge=1.0, strict=False)] = 7.5
     batch: PositiveInt = 16
-    threads: PositiveInt = 2
+    threads: PositiveInt = 1
 
 
 class Capture(_Part):

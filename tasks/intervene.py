@@ -26,7 +26,6 @@ def plan_edits(url: str, what: Intervention) -> tuple[RunRef, str]:
 @task(
     name="edit",
     task_run_name="edit {unit.name} · target {unit.target} · batch {unit.batch:03d}",
-    tags=["edit"],
     result_serializer="json",
     **RETRIES,
 )

@@ -62,7 +62,6 @@ def prepare(study: Study, store: str) -> RunRef:
 @task(
     name="generate",
     task_run_name="batch {batch.number:04d} · samples {batch.first}-{batch.last}",
-    tags=["generate"],
     **_UNIT_OPTIONS,
 )
 def generate(batch: BatchRef) -> dict[str, Any]:
@@ -77,7 +76,6 @@ def generate(batch: BatchRef) -> dict[str, Any]:
 @task(
     name="label",
     task_run_name="label {batch.number:04d} · samples {batch.first}-{batch.last}",
-    tags=["label"],
     **_UNIT_OPTIONS,
 )
 def label(batch: BatchRef) -> dict[str, Any]:
@@ -92,7 +90,6 @@ def label(batch: BatchRef) -> dict[str, Any]:
 @task(
     name="tally",
     task_run_name="part {unit.part} unit {unit.number:04d} · samples {unit.first}-{unit.last}",
-    tags=["tally"],
     **_UNIT_OPTIONS,
 )
 def tally(unit: TallyRef) -> dict[str, Any]:
@@ -107,7 +104,6 @@ def tally(unit: TallyRef) -> dict[str, Any]:
 @task(
     name="probe",
     task_run_name="cell step {cell.step:02d} · {cell.layer}",
-    tags=["probe"],
     **_UNIT_OPTIONS,
 )
 def probe(cell: CellRef) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the documentation shows is carried out as it stands."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from run_helpers import carry_out, small_study
 
+from benchmarks.figures import COMMITTED, DOCUMENT, documented
 from ldmprobe_core.probes import Probe
 
 ROOT = Path(__file__).parent.parent
@@ -51,3 +53,28 @@ def test_the_stores_example_reads_a_run(run):
     exec(code.replace('"runs/tabletop-..."', repr(run.url)), names)
     score = names["score"]
     assert set(np.unique(score.split)) == {"validation", "test"}
+
+
+def test_the_table_of_benchmarks_is_that_of_the_committed_figures():
+    page = DOCUMENT.read_text()
+    assert documented(page, json.loads(COMMITTED.read_text())) == page
+    assert len([line for line in page.splitlines() if line.startswith("| ")]) > 20
+
+
+def test_a_table_of_figures_by_hand():
+    figures = [
+        {"part": "p", "name": "n", "value": 1.234, "unit": "x", "at_most": 1.5},
+        {"part": "p", "name": "m", "value": 20.0, "unit": "", "at_least": 30, "note": "why"},
+    ]
+    content = {
+        "command": "make bench", "date": "2026-11-25", "machine": "1 x cpu",
+        "versions": {"python": "3", "torch": "2", "numpy": "1", "zarr": "4"}, "figures": figures,
+    }  # fmt: skip
+    page = documented("a\n<!-- figures -->\nold\n<!-- /figures -->\nb\n", content)
+    assert page.splitlines() == [
+        "a", "<!-- figures -->",
+        "`make bench`, 2026-11-25, 1 x cpu; python 3, torch 2, numpy 1, zarr 4.", "",
+        "| | figure | value | goal | depends on |", "| --- | --- | --- | --- | --- |",
+        "| p | n | 1.23 x | <= 1.5 met |  |", "| p | m | 20 | >= 30 MISSED | why |",
+        "<!-- /figures -->", "b",
+    ]  # fmt: skip

@@ -22,6 +22,7 @@ from infra.stack import free_ports
 from ldmprobe_core.integrity import find_damage
 from ldmprobe_core.lease import leased
 from ldmprobe_core.store import Run
+from ldmprobe_core.study_file import parse_study
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +106,24 @@ def test_one_command_and_every_task_run_is_recorded(reference, tmp_path):
     shown = ldmprobe("show", run.url, "--json", home=home)
     assert json.loads(shown.stdout)["study_hash"] == plain.study().hash
     assert "rank correlation" in ldmprobe("show", run.url, home=home).stdout
+
+
+def test_statistics_instead_of_activations_by_two_workers(tiny_model, tmp_path):
+    """Through the command: the sums and scores of a plain loop, and only held-out samples kept."""
+    content = small_study("sums", tiny_model, 40).model_dump(mode="json", by_alias=True)
+    content["capture"] |= {"store": "statistics", "parts": 3}
+    content["probes"] = {"kinds": ["ridge"], "split": {"held": 8}}
+    content["execution"] = {"runner": "dask", "workers": 2}
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(content))
+    plain = carry_out(parse_study(content), str(tmp_path / "plain"))
+    done = ldmprobe("run", str(path), "--store", str(tmp_path / "runs"), home=tmp_path / "prefect")
+    assert done.returncode == 0, done.stderr
+    run = Run(f"{tmp_path}/runs/{plain.study().run_name}")
+    assert_same(plain, run)
+    assert run.stored == 8
+    assert json.loads(run.read_text("summary.json"))["samples"]["train"] == 32
+    assert list(find_damage(run)) == []
 
 
 def test_classify_goes_before_a_study_and_shows_photographs(reference, tmp_path):

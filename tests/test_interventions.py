@@ -10,7 +10,7 @@ import xarray as xr
 from run_helpers import carry_out, small_study
 
 from flows import cli
-from ldmprobe_core import stages
+from ldmprobe_core import stages, workbench
 from ldmprobe_core.cells import LabelSet
 from ldmprobe_core.emergence import Bootstrap
 from ldmprobe_core.errors import UserError
@@ -54,7 +54,7 @@ def carry(run, what):
 
 def loaded(run):
     study = run.study()
-    return stages._generator(study, run.attributes()["model_fingerprint"])
+    return workbench.generator_for(study, run.attributes()["model_fingerprint"])
 
 
 def test_strength_zero_is_the_unedited_image_bit_for_bit(run):
@@ -119,7 +119,7 @@ def test_findings_are_what_a_loop_over_the_images_finds(run, prop):
     )
     found = carry(run, what)
     data = xr.open_zarr(run.url, group=f"interventions/{what.name}", chunks=None)
-    labelers = stages._labelers(run.study())
+    labelers = workbench.labelers_for(run.study())
     index = [int(i) for i in data.sample.values]
     own = run.read("labels", prop, sample=index)
     scores = {"unedited": []}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from run_helpers import generated, small_study
 
-from ldmprobe_core import keeping, stages
+from ldmprobe_core import keeping, stages, workbench
 from ldmprobe_core.capture import Leaving
 from ldmprobe_core.keeping import IntoStore, bytes_at_once
 
@@ -135,7 +135,7 @@ def test_the_store_holds_what_the_networks_showed(tiny_model, tmp_path, monkeypa
     monkeypatch.setattr(keeping, "_BLOCK_BYTES", 1)
     run = stages.prepare(small_study("kept", tiny_model, 6), str(tmp_path))
     stages.generate_batch(run.url, 0)
-    with stages.loaded(run) as (generator, _):
+    with workbench.loaded(run) as (generator, _):
         made = generated(generator, stages.samples_of(run)[:4])
     for group, kept in (("activations", made.activations), ("permuted", made.permuted)):
         for layer, values in kept.values.items():

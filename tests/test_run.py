@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from run_helpers import arrays, assert_same, carry_out, small_study
 from scipy import stats
 from sklearn.linear_model import Ridge
 
-from ldmprobe_core import stages
+from ldmprobe_core import stages, workbench
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.findings import summarise
 from ldmprobe_core.report import build_report
@@ -35,7 +36,7 @@ def finished(tiny_model, tmp_path_factory):
 
 
 def test_labels_are_the_labelers_of_the_stored_images(finished):
-    labelers = stages._labelers(finished.study())
+    labelers = workbench.labelers_for(finished.study())
     images = finished.read("images", "image")
     for prop in ("foreground", "depth", "shading"):
         np.testing.assert_allclose(
@@ -248,10 +249,53 @@ def test_not_finite_activations_are_counted_and_leave_no_score(finished, tmp_pat
 
 
 def test_a_worker_with_other_labeler_weights_is_refused(finished, monkeypatch):
-    monkeypatch.setattr(stages, "check_labeler", lambda prop, reader: "another")
-    monkeypatch.setattr(stages, "_loaded", {})
+    monkeypatch.setattr(workbench, "check_labeler", lambda prop, reader: "another")
+    monkeypatch.setattr(workbench, "_own", workbench._Own())
     with pytest.raises(UserError, match=r"labels\.foreground has weights with fingerprint another"):
-        stages._labelers(finished.study(), finished.attributes()["labeler_fingerprints"])
+        workbench.labelers_for(finished.study(), finished.attributes()["labeler_fingerprints"])
+
+
+def test_two_threads_of_a_worker_give_the_bytes_of_one(finished, tmp_path):
+    """Each has a model of its own on the CPU, and they generate and label at the same time."""
+    run = stages.prepare(finished.study(), str(tmp_path))
+    both = threading.Barrier(2, timeout=60)
+
+    def unit(batch):
+        both.wait()
+        stages.generate_batch(run.url, batch)
+        both.wait()
+        stages.label_batch(run.url, batch)
+        both.wait()
+        return threading.get_ident()
+
+    before = workbench.loads["generator"]
+    with ThreadPoolExecutor(2) as pool:
+        batches = range(len(run.study().batches(run.stored)) // 2 * 2)
+        assert len(set(pool.map(unit, batches))) == 2
+    assert workbench.loads["generator"] == before + 2
+    rest = {"sample": slice(0, 4 * len(batches))}
+    for group, name in (("images", "clean"), ("labels_clean", "depth"), ("labels", "foreground")):
+        np.testing.assert_array_equal(
+            run.read(group, name, **rest), finished.read(group, name, **rest)
+        )
+
+
+def test_on_a_gpu_threads_take_turns_with_one_model(finished, monkeypatch):
+    class Cuda:
+        type = "cuda"
+
+    monkeypatch.setattr(workbench, "pick_device", lambda wanted: Cuda)
+    monkeypatch.setattr(workbench, "_common", {})
+    study, made = finished.study(), []
+    for _ in range(2):
+        thread = threading.Thread(
+            target=lambda: made.append(workbench._once(study, "generator", "key", object))
+        )
+        thread.start()
+        thread.join(30)
+    assert made[0] is made[1]
+    with workbench.on_device(study):
+        assert not workbench._device.acquire(blocking=False)
 
 
 def test_images_of_a_prompt_are_one_group(tiny_study, tmp_path):
@@ -282,7 +326,7 @@ def test_report_shows_prompts_as_text(tiny_study, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from ldmprobe_core import stages
+from ldmprobe_core import stages, workbench
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.store import Run
 from ldmprobe_core.study_file import parse_study

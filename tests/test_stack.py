@@ -38,7 +38,7 @@ from run_helpers import assert_same, carry_out, small_study
 from flows.holding import task_runs
 from infra.services import postgres_program
 from infra.stack import free_ports
-from ldmprobe_core import stages
+from ldmprobe_core import stages, workbench
 from ldmprobe_core.intervening import finished_interventions, read_findings
 from ldmprobe_core.store import Run
 from ldmprobe_core.study_file import parse_study
@@ -243,7 +243,7 @@ def test_a_scheduled_run_is_picked_up_and_gives_the_same_bytes(connected, refere
 
 def test_a_model_is_loaded_once_a_worker_process(connected, scheduled):
     with Client(connected.env["LDMPROBE_DASK"], set_as_default=False) as client:
-        loads = client.run(lambda: dict(stages.loads))
+        loads = client.run(lambda: dict(workbench.loads))
     assert len(loads) == 2
     assert all(0 < count <= 1 for counts in loads.values() for count in counts.values())
     assert sum(counts["generator"] for counts in loads.values() if counts) >= 1

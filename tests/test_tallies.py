@@ -16,7 +16,7 @@ from ldmprobe_core.planning import make_plan
 from ldmprobe_core.prompts import make_samples
 from ldmprobe_core.report import build_report
 from ldmprobe_core.ridge import Moments, RidgePath
-from ldmprobe_core.study_file import parse_study
+from ldmprobe_core.study_file import load_study, parse_study
 from ldmprobe_core.summing import units_of
 from ldmprobe_core.tallies import (
     Tally,
@@ -132,6 +132,21 @@ def test_size_does_not_grow_with_training_samples(tiny_model):
     assert few.bytes_of["statistics"] == many.bytes_of["statistics"]
     assert few.stored <= many.stored <= 2 * few.stored  # prompts are held out whole
     assert few.memory == many.memory
+
+
+def test_a_plan_needs_no_weights_to_know_what_sums_take():
+    """Stable Diffusion 1.4 by its configs: 240 cells of 320 to 1,280 channels."""
+    study = load_study("paper", ["prompts.files=null", "prompts.set=objects", "prompts.samples=900",
+                                 "capture.store=statistics", "capture.parts=3",
+                                 "probes.kinds=[ridge]", "probes.split.held=120",
+                                 "controls.permuted=false", "controls.latents=false"])  # fmt: skip
+    plan = make_plan(study)
+    widths = [c + 1 + 6 for c, layers in ((320, 5), (640, 5), (1280, 6)) for _ in range(layers)]
+    cells = sum(w * (w + 1) // 2 for w in widths) * 8 * 15
+    assert plan.bytes_of["statistics"] == 3 * 2 * cells
+    assert plan.memory["statistics"] == cells
+    assert 120 <= plan.stored < 240
+    assert plan.bytes_of["activations"] == plan.stored * 15 * 11_550_720 * 2
 
 
 def test_a_unit_that_is_cut_off_or_comes_again_is_counted_once(

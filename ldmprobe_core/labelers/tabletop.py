@@ -6,6 +6,7 @@ tabletop model.  The three maps come from one network with three outputs.
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,17 +29,19 @@ JUDGE_WIDTHS = (24, 48, 96, 160)
 class _Maps:
     """The map network on a device; it keeps the last images' maps, which the next labeler asks for.
 
-    The three labelers see the same array one after the other: one forward pass serves them.
+    The three labelers see the same array one after the other: one forward pass serves them.  Every
+    thread has its own last images.
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.network, self.device = network, device
-        self._last: tuple[np.ndarray, Tensor] | None = None
+        self._own = threading.local()
 
     def __call__(self, images: np.ndarray) -> Tensor:
-        if self._last is None or self._last[0] is not images:
-            self._last = images, _apply(self.network, images, self.device)
-        return self._last[1]
+        last: tuple[np.ndarray, Tensor] | None = getattr(self._own, "last", None)
+        if last is None or last[0] is not images:
+            last = self._own.last = images, _apply(self.network, images, self.device)
+        return last[1]
 
 
 class MapLabeler:
