@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import numpy as np
 import psutil
 import pytest
 from distributed import Client
@@ -343,6 +344,22 @@ def test_everything_listens_on_loopback_only(connected):
             listening |= {c.laddr for c in connections if c.status == psutil.CONN_LISTEN}
     assert len(listening) >= 10
     assert {address.ip for address in listening} <= {"127.0.0.1", "::1"}
+
+
+def test_what_one_client_writes_the_other_reads(connected, tiny_model, monkeypatch):
+    run = stages.prepare(small_study("clients", tiny_model, 8), "s3://runs/clients")
+    group = f"activations/{run.layers[0]}"
+    shape = run.open(group).activation.shape
+    values = np.random.default_rng(0).normal(size=(4, *shape[1:])).astype(np.float16)
+    for writer, reader, part in (
+        ("obstore", "s3fs", slice(0, 4)),
+        ("s3fs", "obstore", slice(4, 8)),
+    ):
+        monkeypatch.setenv("LDMPROBE_CHUNKS", writer)
+        run.write(group, {"activation": values}, sample=part)
+        monkeypatch.setenv("LDMPROBE_CHUNKS", reader)
+        np.testing.assert_array_equal(run.read(group, "activation", sample=part), values)
+        assert not run.done("generated", 0)  # what is not there is no error
 
 
 def command(stack, study_file, store, **more):

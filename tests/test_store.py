@@ -1,5 +1,6 @@
 """The store: regions, marks, and what a stranger reads."""
 
+import os
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ import zarr
 from flows import cli
 from ldmprobe_core import stages
 from ldmprobe_core.checked import DamageError
+from ldmprobe_core.clients import zarr_store
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.store import Run
 
@@ -19,6 +21,30 @@ LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
 @pytest.fixture
 def run(tiny_study, tmp_path):
     return stages.prepare(tiny_study(prompts={"samples": 10}), str(tmp_path / "runs"))
+
+
+def test_a_client_that_there_is_not_is_said_so(monkeypatch):
+    monkeypatch.setenv("LDMPROBE_CHUNKS", "curl")
+    with pytest.raises(UserError, match="LDMPROBE_CHUNKS is 'curl': give obstore or s3fs"):
+        zarr_store("s3://bucket/prefix")
+
+
+def test_no_credentials_are_one_sentence(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(UserError, match="no credentials for the object store: set AWS_ACCESS"):
+        zarr_store("s3://bucket/prefix")
+
+
+def test_no_secret_is_in_what_a_store_shows_of_itself(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-nobody-sees")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    store = zarr_store("s3://bucket/prefix")
+    assert "a-secret" not in repr(store) + str(store) + repr(store.store.config)
 
 
 def test_a_region_that_cuts_a_chunk_is_refused(run):
