@@ -34,7 +34,7 @@ from ldmprobe_core.keeping import IntoStore, bytes_at_once
 from ldmprobe_core.store import Run
 
 WAYS = ("plain", "captured", "local", "s3")
-ROUNDS = 7
+ROUNDS = 5
 
 
 class Nowhere:

@@ -26,9 +26,10 @@ from ldmprobe_core.interventions import (
     plan_intervention,
     scores_of,
 )
-from ldmprobe_core.stages import label_set, loaded, samples_of
+from ldmprobe_core.stages import label_set, samples_of
 from ldmprobe_core.store import Run
 from ldmprobe_core.targets import Target
+from ldmprobe_core.workbench import loaded
 
 SETTINGS = {"layers": ("*",), "steps": 8, "confidence": 0.99999}
 ROUNDS = 5

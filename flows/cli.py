@@ -313,8 +313,9 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
         chosen = pin_inputs(chosen)  # as it will be called once it runs
     console.print(f"{chosen.name}, run {chosen.run_name}", highlight=False)
     batches = -(-plan.count // chosen.sampling.batch)
+    kept = f", {plan.stored} of them stored" if plan.stored < plan.count else ""
     console.print(
-        f"{plan.count} samples in {batches} batches, "
+        f"{plan.count} samples in {batches} batches{kept}, "
         f"{len(plan.steps)} steps, {len(plan.layers)} layers, {plan.cells} cells",
         highlight=False,
     )
@@ -323,7 +324,7 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
         table.add_row(name, f"{shape.y} x {shape.x}", str(shape.channels))
     console.print(table)
     for kind, size in plan.bytes_of.items():
-        each = f" ({size / plan.count / 1e6:.1f} MB an image)" if kind == "activations" else ""
+        each = f" ({size / plan.stored / 1e6:.1f} MB an image)" if kind == "activations" else ""
         console.print(f"{kind}: {size / 1e6:.1f} MB{each}", highlight=False)
     console.print(f"about {plan.bytes / 1e9:.2f} GB before compression", highlight=False)
     parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan.memory.items())

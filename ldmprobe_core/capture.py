@@ -216,7 +216,7 @@ class Capture:
                     f"{name} saw a batch of {len(values) * self.halves}, not {samples} x "
                     f"{self.halves}: the pipeline's guidance is not what was declared"
                 )
-            taken[name] = values.to(torch.float16)
+            taken[name] = values.to(torch.float16, copy=True)  # not a view of both halves
         self._seen = {}
         return taken
 

@@ -203,7 +203,9 @@ class Generator:
             for part in images.split(self._at_once)
         ]
         clean = torch.cat(parts)
-        noise = torch.cat([torch.randn(1, *clean.shape[1:], generator=g) for g in generators])
+        noise = torch.cat(
+            [torch.randn(1, *clean.shape[1:], generator=g, dtype=torch.float32) for g in generators]
+        )
         clean, noise = family.pack(clean), family.pack(noise.to(clean))
         scheduler = pipeline.scheduler
         family.set_steps(scheduler, self.study.sampling.steps)

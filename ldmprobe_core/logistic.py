@@ -68,7 +68,8 @@ class LogisticPath:
         Args:
             penalty: absolute, > 0.
             start: weight and bias to begin from.
-            tolerance: on the Newton decrement, half of which bounds the distance to the minimum.
+            tolerance: on the Newton decrement by the curvature that is kept; half of a true one is
+                the distance to the minimum, to second order.
         """
         place = np.append(start[0], start[1] + self.mean @ start[0])  # bias at the mean token
         tokens = _TOKENS_A_CHANNEL * len(place)

@@ -215,6 +215,11 @@ def _splits(drafts: list[_Draft], study: Study) -> dict[str, str]:
     shares = {"train": split.train, "validation": split.validation, "test": split.test}
     found = {group: name for group, name in given.items() if name is not None}
     loose, wanted = sorted(given), list(SPLITS)
+    if found and split.held is not None:
+        raise UserError(
+            f"probes.split.held is {split.held}, and prompts.files name splits, which hold: leave "
+            "one of them out"
+        )
     if found:  # the files name splits; all that may be missing is one to choose probes with
         unsplit = "validation" not in found.values()
         loose = sorted(g for g, name in found.items() if name == "train") if unsplit else []
@@ -222,7 +227,7 @@ def _splits(drafts: list[_Draft], study: Study) -> dict[str, str]:
     if loose:
         order = np.random.default_rng([len(loose), study.prompts.seed]).permutation(len(loose))
         shuffled = [loose[i] for i in order]
-        if split.held is not None and not found:
+        if split.held is not None:
             held = _held_out(shuffled, Counter(draft.group for draft in drafts), split.held)
             dealt = _deal(held, {name: shares[name] for name in ("validation", "test")})
             names = dealt + ["train"] * (len(shuffled) - held)

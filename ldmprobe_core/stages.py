@@ -63,7 +63,8 @@ def prepare(study: Study, store: str) -> Run:
 
 def _blueprint(study: Study, plan: Plan) -> tuple[Blueprint, dict[str, Any]]:
     """The shape of a study's run, and what is recorded with it."""
-    labelers = labelers_for(study)
+    with on_device(study):
+        labelers = labelers_for(study)
     units = dict.fromkeys(study.labels.maps, "as the maps that were given")
     blueprint = Blueprint(
         study,
@@ -243,6 +244,7 @@ def tally_unit(url: str, part: int, number: int) -> dict[str, Any]:
     if done < number:
         raise RuntimeError(f"{run.url}: unit {number} of part {part} comes after unit {done}")
     started = time.monotonic()
+    threadpool_limits(1, user_api="blas")  # as for cells
     study = run.study()
     tally = Tally.read(run, part, done)
     before = tally.count
@@ -252,10 +254,23 @@ def tally_unit(url: str, part: int, number: int) -> dict[str, Any]:
         training = [samples[i] for i in members if samples[i].split == "train"]
         if training:
             tally.add(*show(run, study, training), study)
+    _require_unit(run, part, done)
     written = tally.write(run, part, done + 1)
+    _require_unit(run, part, done)
     run.mark("tallied", part, count=done + 1)
     seconds = time.monotonic() - started
     return {"samples": tally.count - before, "seconds": seconds, "bytes": written}
+
+
+def _require_unit(run: Run, part: int, done: int) -> None:
+    """Nobody else has added this unit meanwhile, taking this worker for dead.
+
+    Raises:
+        RuntimeError: somebody has; the slot that would be filled may be the one that counts now.
+    """
+    now = run.count("tallied", part)
+    if now != done:
+        raise RuntimeError(f"{run.url}: part {part} went on from {done} units to {now} meanwhile")
 
 
 _Shown = tuple[dict[str, Activations], dict[str, np.ndarray]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ldmprobe_core.errors import UserError
@@ -26,11 +26,61 @@ class _Own(threading.local):
 
     def __init__(self) -> None:
         self.loaded: dict[str, tuple[str, Any]] = {}
+        self.inside = 0  # `_Turns.computing`
+
+
+class _Turns:
+    """Threads that compute do so side by side; one that loads is alone.
+
+    Libraries change what is global while they load, torch's default dtype among it, so that a
+    thread that computed meanwhile would come to other numbers.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._computing, self._waiting, self._loading = 0, 0, False
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Whoever waits to load goes first."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._loading or self._waiting))
+            self._computing += 1
+        _own.inside += 1
+        try:
+            yield
+        finally:
+            _own.inside -= 1
+            with self._changed:
+                self._computing -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Also for a thread that is about to compute: it steps back meanwhile."""
+        mine = min(_own.inside, 1)
+        with self._changed:
+            self._computing -= mine
+            self._waiting += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not (self._loading or self._computing))
+            self._waiting -= 1
+            self._loading = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._loading = False
+                self._changed.notify_all()
+                if mine:
+                    self._changed.wait_for(lambda: not (self._loading or self._waiting))
+                    self._computing += mine
 
 
 _own = _Own()
+_turns = _Turns()
 _common: dict[str, tuple[str, Any]] = {}
-_loading, _device = threading.Lock(), threading.Lock()
+_device = threading.Lock()
 
 
 def _shared(study: Study) -> bool:
@@ -43,8 +93,8 @@ def _shared(study: Study) -> bool:
 
 
 def on_device(study: Study) -> AbstractContextManager[Any]:
-    """Inside, what was loaded for a study is the caller's alone."""
-    return _device if _shared(study) else nullcontext()
+    """Inside, what was loaded for a study is the caller's alone, and nothing else is loading."""
+    return _device if _shared(study) else _turns.computing()
 
 
 @contextmanager
@@ -61,7 +111,7 @@ def _once(study: Study, kind: str, key: str, load: Callable[[], Any]) -> Any:
     """What a worker loads, it loads once; another study's model replaces the last."""
     mine = _common if _shared(study) else _own.loaded
     if mine.get(kind, ("", None))[0] != key:
-        with _loading:  # libraries change what is global while they load
+        with _turns.loading():
             mine[kind] = (key, load())
             loads[kind] += 1
     return mine[kind][1]

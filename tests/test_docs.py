@@ -1,5 +1,6 @@
 """What the documentation shows is carried out as it stands."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -59,6 +60,11 @@ def test_the_table_of_benchmarks_is_that_of_the_committed_figures():
     page = DOCUMENT.read_text()
     assert documented(page, json.loads(COMMITTED.read_text())) == page
     assert len([line for line in page.splitlines() if line.startswith("| ")]) > 20
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_every_benchmark_can_be_imported(path):
+    importlib.import_module(f"benchmarks.{path.stem}")
 
 
 def test_a_table_of_figures_by_hand():

@@ -1,19 +1,24 @@
 """The store: regions, marks, and what a stranger reads."""
 
+import asyncio
 import os
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from zarr.core.buffer import default_buffer_prototype
 
 from flows import cli
-from ldmprobe_core import stages
+from ldmprobe_core import clients, stages
 from ldmprobe_core.checked import DamageError
 from ldmprobe_core.clients import zarr_store
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.store import Run
+from tasks.retries import is_passing
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
 
@@ -37,6 +42,58 @@ def test_no_credentials_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(UserError, match="no credentials for the object store: set AWS_ACCESS"):
         zarr_store("s3://bucket/prefix")
+
+
+def test_endpoint_and_region_are_found_as_any_aws_client_does(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(
+        "[profile mine]\nregion = eu-west-3\nservices = there\n"
+        "[services there]\ns3 =\n  endpoint_url = http://127.0.0.1:2\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    config = zarr_store("s3://bucket/a").store.config
+    assert (config["region"], config["endpoint"]) == ("eu-west-3", "http://127.0.0.1:2")
+    monkeypatch.delenv("AWS_PROFILE")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    config = zarr_store("s3://bucket/a").store.config
+    assert config["region"] == "eu-central-1"
+    assert "endpoint" not in config
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:3")
+    assert zarr_store("s3://bucket/a").store.config["endpoint"] == "http://127.0.0.1:3"
+
+
+@pytest.mark.parametrize(("status", "passing"), [(503, True), (403, False)])
+def test_what_an_object_store_answers_is_an_error_of_the_system(monkeypatch, status, passing):
+    """The whole of Zarr, Prefect's retries and messages know those, and none of a client's own."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(clients, "_RETRIES", {"max_retries": 0})
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    try:
+        store = zarr_store("s3://bucket/prefix")
+        with pytest.raises(OSError, match="object store: ") as found:
+            asyncio.run(store.get("a/c/0", default_buffer_prototype()))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert is_passing(found.value) is passing
+    assert "\n" not in str(found.value)
 
 
 def test_no_secret_is_in_what_a_store_shows_of_itself(monkeypatch):

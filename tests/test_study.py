@@ -38,7 +38,7 @@ def test_the_hash_is_of_what_decides_the_result():
     assert study.hash == parse_study({"execution": {"workers": 7, "runner": "dask"}}).hash
     for other in (
         {"sampling": {"batch": 8}},
-        {"sampling": {"threads": 1}},
+        {"sampling": {"threads": 2}},
         {"prompts": {"seed": 1}},
         {"controls": {"permuted": False}},
         {"name": "other"},

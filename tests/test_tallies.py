@@ -34,7 +34,8 @@ HELD = 8
 def study_of(tiny_model, store, samples=24, **changes):
     content = small_study("sums", tiny_model, samples).model_dump(mode="json", by_alias=True)
     content["capture"] |= {"store": store, "parts": 2}
-    content["probes"] = {"kinds": ["ridge"], "split": {"held": HELD}}
+    held = None if samples is None else HELD
+    content["probes"] = {"kinds": ["ridge"], "split": {"held": held}}
     content["controls"] = {"two_layer": False}
     for key, value in changes.items():
         content[key] = {**content[key], **value}
@@ -272,6 +273,39 @@ def test_held_out_prompts_hold_about_the_samples_that_were_asked_for(tiny_model)
 def test_what_sums_cannot_do_is_said_at_once(tiny_model, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         study_of(tiny_model, "statistics", **changes)
+
+
+def test_a_unit_that_others_went_past_meanwhile_leaves_their_sums_alone(
+    tiny_model, tmp_path, monkeypatch
+):
+    """A worker that was taken for dead comes back when its part is further on."""
+    monkeypatch.setattr("ldmprobe_core.summing._BATCHES_A_UNIT", 1)
+    run = stages.prepare(study_of(tiny_model, "statistics"), str(tmp_path))
+    real_read = Tally.read
+
+    def slow(run, part, done):
+        found = real_read(run, part, done)
+        if done == 0:
+            monkeypatch.setattr(Tally, "read", real_read)
+            for number in range(2):
+                stages.tally_unit(run.url, part, number)
+        return found
+
+    monkeypatch.setattr(Tally, "read", slow)
+    with pytest.raises(RuntimeError, match="part 0 went on from 0 units to 2 meanwhile"):
+        stages.tally_unit(run.url, 0, 0)
+    assert run.count("tallied", 0) == 2
+    assert Tally.read(run, 0, 2).count == sum(len(unit[0]) for unit in units_in(run)[0])
+
+
+def test_files_that_name_splits_and_a_number_held_out_are_one_too_many(tiny_model, tmp_path):
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt,seed,split\na,1,train\nb,2,validation\nc,3,test\n")
+    study = study_of(tiny_model, "activations", None, prompts={"files": str(file)})
+    content = study.model_dump(mode="json", by_alias=True)
+    content["probes"]["split"]["held"] = 2
+    with pytest.raises(UserError, match=r"probes.split.held is 2, and prompts.files name splits"):
+        make_samples(parse_study(content))
 
 
 def test_a_held_out_part_that_leaves_nothing_to_train_on_is_refused(tiny_model):
