@@ -26,7 +26,7 @@ class _Own(threading.local):
 
     def __init__(self) -> None:
         self.loaded: dict[str, tuple[str, Any]] = {}
-        self.inside = 0  # `_Turns.computing`
+        self.inside = False  # `_Turns.computing`
 
 
 class _Turns:
@@ -42,15 +42,18 @@ class _Turns:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Whoever waits to load goes first."""
+        """Whoever waits to load goes first, but for a thread that is inside already."""
+        if _own.inside:
+            yield
+            return
         with self._changed:
             self._changed.wait_for(lambda: not (self._loading or self._waiting))
             self._computing += 1
-        _own.inside += 1
+        _own.inside = True
         try:
             yield
         finally:
-            _own.inside -= 1
+            _own.inside = False
             with self._changed:
                 self._computing -= 1
                 self._changed.notify_all()
@@ -58,7 +61,7 @@ class _Turns:
     @contextmanager
     def loading(self) -> Iterator[None]:
         """Also for a thread that is about to compute: it steps back meanwhile."""
-        mine = min(_own.inside, 1)
+        mine = int(_own.inside)
         with self._changed:
             self._computing -= mine
             self._waiting += 1
