@@ -158,8 +158,8 @@ def our_scores(run: Run) -> Scores:
         for step in scores.step.values:
             for layer in scores.layer.values:
                 cell = {"step": step, "layer": layer}
-                kind = chosen.sel(cell).idxmax("kind")
-                found[int(step), str(layer), prop] = scores.sel(cell).sel(kind=kind).values
+                kind = int(chosen.sel(cell).argmax("kind"))
+                found[int(step), str(layer), prop] = scores.sel(cell).isel(kind=kind).values
     return found
 
 
