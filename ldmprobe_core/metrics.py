@@ -122,7 +122,7 @@ class FullTruth:
     """
 
     def __init__(self, truth: np.ndarray, mean_map: np.ndarray) -> None:
-        self.truth, self.mean_map = truth, mean_map
+        self.mean_map = mean_map
         self.ranked = _Ranked(_flat(truth))
         self.rest_ranked = _Ranked(_flat(truth), _flat(mean_map[None])[0])
         moments = [self._moments(part) for part in _few(_flat(truth))]
