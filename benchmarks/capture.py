@@ -29,9 +29,11 @@ import torch
 
 from benchmarks.figures import Figure, plain_study, report, without_controls
 from infra.local_store import object_store
-from ldmprobe_core import stages, workbench
-from ldmprobe_core.keeping import IntoStore, bytes_at_once
-from ldmprobe_core.store import Run
+from ldmprobe_core.pipeline import model_cache
+from ldmprobe_core.pipeline.activation_sinks import IntoStore, bytes_at_once
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.sample_table import samples_of
 
 WAYS = ("plain", "captured", "local", "s3")
 ROUNDS = 5
@@ -46,9 +48,9 @@ class Nowhere:
 
 def once(way: str, run: Run) -> float:
     """Seconds to generate all of a run's images in one way."""
-    study, samples = run.study(), stages.samples_of(run)
+    study, samples = run.study(), samples_of(run)
     torch.set_num_threads(study.sampling.threads)
-    with workbench.loaded(run) as (generator, _):
+    with model_cache.loaded(run) as (generator, _):
         started = time.perf_counter()
         for members in study.batches(len(samples)):
             part = samples[members.start : members.stop]
@@ -73,8 +75,8 @@ def runs(images: int) -> Iterator[dict[str, Run]]:
     study = without_controls(plain_study(images, 15))
     with tempfile.TemporaryDirectory() as folder, object_store(Path(folder) / "s3") as environment:
         os.environ.update(environment)
-        local, remote = (stages.prepare(study, f"{place}/a") for place in (folder, "s3://runs"))
-        with workbench.loaded(local) as (generator, _):
+        local, remote = (prepare_run(study, f"{place}/a") for place in (folder, "s3://runs"))
+        with model_cache.loaded(local) as (generator, _):
             generator.pipeline.set_progress_bar_config(disable=True)
         yield {"plain": local, "captured": local, "local": local, "s3": remote}
 
@@ -152,8 +154,8 @@ def peak_beyond(work: Callable[[], Any]) -> int:
 def memory_of(way: str, images: int) -> int:
     study = without_controls(plain_study(images, 15))
     with tempfile.TemporaryDirectory() as folder:
-        run = stages.prepare(study, folder)
-        with workbench.loaded(run) as (generator, _):
+        run = prepare_run(study, folder)
+        with model_cache.loaded(run) as (generator, _):
             generator.pipeline.set_progress_bar_config(disable=True)
         return peak_beyond(lambda: once(way, run))
 

@@ -17,11 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ldmprobe_core import stages
-from ldmprobe_core.report import build_report
-from ldmprobe_core.report.text import number
-from ldmprobe_core.study_file import parse_study
-from ldmprobe_core.summary import Summary
+from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.analysis.report.text import number
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 
@@ -54,13 +57,13 @@ def carry_out(folder: Path, store: str, exact: bool) -> Summary:
             "controls": {"permuted": False},
         }
     )
-    run = stages.prepare(study, store)
+    run = prepare_run(study, store)
     for batch in range(len(run.study().batches(run.stored))):
-        stages.generate_batch(run.url, batch)
-        stages.label_batch(run.url, batch)
+        generate_batch(run.url, batch)
+        label_batch(run.url, batch)
     for step in range(1, 16):
         for layer in run.probed:
-            stages.probe_cell(run.url, step, layer)
+            probe_cell(run.url, step, layer)
     return build_report(run, {})
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ldmprobe_core.stages import versions
-from ldmprobe_core.study import Study
-from ldmprobe_core.study_file import load_study, parse_study
+from ldmprobe_core.pipeline.prepare import versions
+from ldmprobe_core.study.loading import load_study, parse_study
+from ldmprobe_core.study.schema import Study
 
 COMMITTED = Path(__file__).parent / "figures.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"

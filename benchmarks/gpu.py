@@ -14,18 +14,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-import ldmprobe_core
 from benchmarks.figures import Figure, report
-from ldmprobe_core.capture import Capture, Leaving
-from ldmprobe_core.families import family_of
+from ldmprobe_core.assets import CONFIGS
+from ldmprobe_core.models.architectures.registry import family_of
+from ldmprobe_core.models.capture import Capture
+from ldmprobe_core.models.host_transfer import Leaving
 
-FOLDER = Path(ldmprobe_core.__file__).parent / "configs" / "stable-diffusion-v1-4"
+FOLDER = CONFIGS / "stable-diffusion-v1-4"
 STEPS, GUIDANCE = 15, 7.5
 
 

@@ -15,21 +15,17 @@ import time
 
 import numpy as np
 
-from ldmprobe_core.intervening import _as_maps
-from ldmprobe_core.interventions import (
-    Editor,
-    Intervention,
-    aims_of,
-    change_towards,
-    directions_of,
-    generate_edited,
-    plan_intervention,
-    scores_of,
-)
-from ldmprobe_core.stages import label_set, samples_of
-from ldmprobe_core.store import Run
-from ldmprobe_core.targets import Target
-from ldmprobe_core.workbench import loaded
+from ldmprobe_core.interventions.directions import directions_of
+from ldmprobe_core.interventions.editor import Editor, change_towards, generate_edited
+from ldmprobe_core.interventions.plan import plan_intervention
+from ldmprobe_core.interventions.scores import scores_of
+from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.interventions.stages import _as_maps
+from ldmprobe_core.interventions.targets import Target, aims_of
+from ldmprobe_core.pipeline.labels import label_set
+from ldmprobe_core.pipeline.model_cache import loaded
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.sample_table import samples_of
 
 SETTINGS = {"layers": ("*",), "steps": 8, "confidence": 0.99999}
 ROUNDS = 5

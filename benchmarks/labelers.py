@@ -26,8 +26,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from ldmprobe_core.labelers import load_labeler
-from ldmprobe_core.study import Reader
+from ldmprobe_core.labelers.registry import load_labeler
+from ldmprobe_core.study.sections import Reader
 
 CPU = torch.device("cpu")
 IMAGES, ROUNDS = 24, 5

@@ -33,13 +33,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.figures import Figure, plain_study, report, without_controls
-from ldmprobe_core import stages, workbench
-from ldmprobe_core.cells import LabelSet
-from ldmprobe_core.emergence import Bootstrap
-from ldmprobe_core.keeping import IntoStore
-from ldmprobe_core.metrics import METRICS, score_maps
-from ldmprobe_core.prompts import Sample
-from ldmprobe_core.store import Run
+from ldmprobe_core.pipeline import model_cache
+from ldmprobe_core.pipeline.activation_sinks import IntoStore
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.labels import label_set
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.probing.bootstrap import Bootstrap
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.metrics import score_maps
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.sample_table import samples_of
+from ldmprobe_core.study.properties import METRICS
+from ldmprobe_core.study.samples import Sample
 
 EPOCHS, BATCH, RATE = 30, 4, 1e-3
 
@@ -138,15 +145,15 @@ def _probe(x: torch.Tensor, labels: LabelSet, prop: str) -> np.ndarray:
 
 def our_way(run: Run) -> None:
     """Generate once, write every layer at every step, fit and score every cell."""
-    study, samples = run.study(), stages.samples_of(run)
+    study, samples = run.study(), samples_of(run)
     for number, members in enumerate(study.batches(run.stored)):
         region = slice(members.start, members.stop)
-        with IntoStore(run, region) as into, workbench.loaded(run) as (generator, _):
+        with IntoStore(run, region) as into, model_cache.loaded(run) as (generator, _):
             generator.generate(samples[region], into, step_images=False)
         run.mark("generated", number)
     cells = [(s, layer) for s in range(1, study.sampling.steps + 1) for layer in run.probed]
     with ThreadPoolExecutor(study.execution.workers) as pool:
-        list(pool.map(lambda cell: stages.probe_cell(run.url, *cell), cells))
+        list(pool.map(lambda cell: probe_cell(run.url, *cell), cells))
 
 
 def our_scores(run: Run) -> Scores:
@@ -172,16 +179,16 @@ def measure(images: int = 64, steps: int = 5, every_cell: bool = False) -> list[
 def _job(images: int, steps: int, layers: str, every_cell: bool) -> list[Figure]:
     study = without_controls(plain_study(images, steps, **{"capture.layers": layers}))
     with tempfile.TemporaryDirectory() as folder:
-        first = stages.prepare(study, f"{folder}/labels")
+        first = prepare_run(study, f"{folder}/labels")
         for batch in range(len(study.batches(first.stored))):
-            stages.generate_batch(first.url, batch)
-            stages.label_batch(first.url, batch)
-        labels, samples = stages.label_set(first), stages.samples_of(first)
-        run = stages.prepare(study, f"{folder}/ours")
+            generate_batch(first.url, batch)
+            label_batch(first.url, batch)
+        labels, samples = label_set(first), samples_of(first)
+        run = prepare_run(study, f"{folder}/ours")
         run.write("labels", {prop: first.read("labels", prop) for prop in study.labels.maps})
         for batch in range(len(study.batches(run.stored))):
             run.mark("labeled", batch)
-        with workbench.loaded(run) as (generator, _):
+        with model_cache.loaded(run) as (generator, _):
             pipeline = generator.pipeline
             pipeline.set_progress_bar_config(disable=True)
         torch.set_num_threads(os.cpu_count() or 1)

@@ -17,11 +17,14 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from ldmprobe_core import stages
-from ldmprobe_core.report import build_report
-from ldmprobe_core.store import Run
-from ldmprobe_core.study import Study
-from ldmprobe_core.study_file import load_study
+from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.loading import load_study
+from ldmprobe_core.study.schema import Study
 
 PARTS = ("flow", "threads")
 THREADS = 2
@@ -33,7 +36,7 @@ def study_of(samples: int) -> Study:
 
 def plain(study: Study, store: str) -> Run:
     """The flow's own calls without Prefect; a batch is labeled by the thread that generated it."""
-    run = stages.prepare(study, store)
+    run = prepare_run(study, store)
     batches = range(len(run.study().batches(run.stored)))
     cells = [
         (step, layer)
@@ -42,12 +45,12 @@ def plain(study: Study, store: str) -> Run:
     ]
 
     def batch(number: int) -> None:
-        stages.generate_batch(run.url, number)
-        stages.label_batch(run.url, number)
+        generate_batch(run.url, number)
+        label_batch(run.url, number)
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(batch, batches))
-        list(pool.map(lambda cell: stages.probe_cell(run.url, *cell), cells))
+        list(pool.map(lambda cell: probe_cell(run.url, *cell), cells))
     build_report(run, {})
     return run
 

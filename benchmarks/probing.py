@@ -26,10 +26,12 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.capture import peak_beyond
 from benchmarks.figures import Figure, report
-from ldmprobe_core.logistic import LogisticPath, fit_logistic, logistic_loss
-from ldmprobe_core.metrics import BlockTruth, FullTruth, score_maps, upsample
-from ldmprobe_core.ridge import Moments, RidgePath, fit_ridge
-from ldmprobe_core.store import Run
+from ldmprobe_core.probing.block_scores import BlockTruth, FullTruth, upsample
+from ldmprobe_core.probing.fitters.logistic import LogisticPath, fit_logistic, logistic_loss
+from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
+from ldmprobe_core.probing.metrics import score_maps
+from ldmprobe_core.probing.statistics import Moments
+from ldmprobe_core.storage.run import Run
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -105,7 +107,7 @@ def _stored(folder: str, x: np.ndarray) -> Run:
     """The cell in a store, in chunks of 16 images, as a run has it."""
     import zarr
 
-    from ldmprobe_core.arrays import Arrays
+    from ldmprobe_core.storage.group_builder import Arrays
 
     run = Run(f"{folder}/run")
     arrays = Arrays(zarr.create_group(run.store))

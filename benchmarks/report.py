@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ldmprobe_core.capture import LayerShape
-from ldmprobe_core.labelers import labelers_of
-from ldmprobe_core.layout import Blueprint
-from ldmprobe_core.prompts import make_samples
-from ldmprobe_core.report import build_report
-from ldmprobe_core.store import Run
-from ldmprobe_core.study_file import parse_study
-from ldmprobe_core.tabletop.scenes import CATEGORIES
+from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.labelers.registry import labelers_of
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.schema import Blueprint
+from ldmprobe_core.study.layers import LayerShape
+from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.prompt_sets import CATEGORIES
+from ldmprobe_core.study.samples import make_samples
 
 STEPS, LAYERS, SAMPLES, SIDE = 15, 16, 617, 64
 

@@ -18,9 +18,13 @@ import time
 
 from benchmarks.capture import peak_beyond
 from benchmarks.figures import Figure, exponent, plain_study, report, without_controls
-from ldmprobe_core import stages, workbench
-from ldmprobe_core.study import Study
-from ldmprobe_core.study_file import parse_study
+from ldmprobe_core.pipeline import model_cache
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.schema import Study
 
 BASE = {"samples": 64, "steps": 2, "layers": 2}
 GROWING = {"samples": (64, 256, 1024), "steps": (3, 6, 12), "layers": (1, 2, 4)}
@@ -44,24 +48,24 @@ def study_of(samples: int, steps: int, layers: int) -> Study:
 def one(size: dict[str, int]) -> dict[str, float]:
     """Seconds and bytes of memory of each stage."""
     with tempfile.TemporaryDirectory() as folder:
-        run = stages.prepare(study_of(**size), folder)
+        run = prepare_run(study_of(**size), folder)
         batches = range(len(run.study().batches(run.stored)))
         cells = [(s, name) for s in range(1, size["steps"] + 1) for name in run.probed]
-        with workbench.loaded(run):
+        with model_cache.loaded(run):
             pass  # the model is there
         found: dict[str, float] = {}
 
         def generate() -> None:
             for batch in batches:
-                stages.generate_batch(run.url, batch)
+                generate_batch(run.url, batch)
 
         def label() -> None:
             for batch in batches:
-                stages.label_batch(run.url, batch)
+                label_batch(run.url, batch)
 
         def probe() -> None:
             for cell in cells:
-                stages.probe_cell(run.url, *cell)
+                probe_cell(run.url, *cell)
 
         for work in (generate, label, probe):
             started = time.perf_counter()
@@ -110,23 +114,21 @@ def _workers() -> Figure:
 
     seconds = {}
     with tempfile.TemporaryDirectory() as folder:
-        run = stages.prepare(study_of(256, 3, 4), folder)
+        run = prepare_run(study_of(256, 3, 4), folder)
         for batch in range(len(run.study().batches(run.stored))):
-            stages.generate_batch(run.url, batch)
-            stages.label_batch(run.url, batch)
+            generate_batch(run.url, batch)
+            label_batch(run.url, batch)
         cells = [(s, name) for s in range(1, 4) for name in run.probed]
         for workers in (1, 2):
             with local_cluster(workers, 0) as cluster, Client(cluster) as client:
                 client.wait_for_workers(workers)
-                first = [client.submit(stages.probe_cell, run.url, *cells[i], workers=[w])
+                first = [client.submit(probe_cell, run.url, *cells[i], workers=[w])
                          for i, w in enumerate(client.scheduler_info()["workers"])]  # fmt: skip
                 client.gather(first)  # labels are read, the code is imported
                 for step, name in cells:
                     run.mark("probed", step - 1, run.probed.index(name), count=0)
                 started = time.perf_counter()
-                client.gather(
-                    client.map(lambda c: stages.probe_cell(run.url, *c), cells, pure=False)
-                )
+                client.gather(client.map(lambda c: probe_cell(run.url, *c), cells, pure=False))
                 seconds[workers] = time.perf_counter() - started
     return Figure("scaling", "probes: one worker / two", seconds[1] / seconds[2], "x",
                   note=f"{len(cells)} cells, 256 samples; 2 is linear")  # fmt: skip

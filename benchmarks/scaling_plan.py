@@ -16,10 +16,10 @@ import sys
 import zarr
 from zarr.storage import MemoryStore
 
-from ldmprobe_core.layout import Blueprint, Layout
-from ldmprobe_core.planning import make_plan
-from ldmprobe_core.prompts import make_samples
-from ldmprobe_core.study_file import load_study
+from ldmprobe_core.pipeline.plan import make_plan
+from ldmprobe_core.storage.schema import Blueprint, Layout
+from ldmprobe_core.study.loading import load_study
+from ldmprobe_core.study.samples import make_samples
 
 STORAGE, PUT, GET, GPU_HOUR = 0.023, 0.005 / 1000, 0.0004 / 1000, 1.20
 

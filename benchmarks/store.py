@@ -30,9 +30,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from benchmarks.figures import Figure, plain_study, report, without_controls
 from infra.local_store import object_store
-from ldmprobe_core import stages
-from ldmprobe_core.clients import CLIENT, zarr_store
-from ldmprobe_core.store import Run
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.object_store import CLIENT, zarr_store
+from ldmprobe_core.storage.run import Run
 
 SHAPE = (64, 15, 16, 16, 64)  # sample, step, y, x, channel
 BATCH, ROUNDS = 16, 3
@@ -166,7 +166,7 @@ def _clients() -> list[Figure]:
     seconds = {}
     for client in ("s3fs", "obstore"):
         with mock.patch.dict(os.environ, {CLIENT: client}):
-            run = stages.prepare(study, f"s3://runs/{client}")
+            run = prepare_run(study, f"s3://runs/{client}")
             seconds[client] = _fastest(lambda run=run: _through(run))
     return [
         Figure("store", "S3, a study's activations written and read: s3fs / obstore",

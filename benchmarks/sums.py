@@ -15,11 +15,14 @@ import tempfile
 
 from benchmarks.capture import peak_beyond
 from benchmarks.figures import Figure, exponent, plain_study, report, without_controls
-from ldmprobe_core import stages
-from ldmprobe_core.planning import make_plan
-from ldmprobe_core.study import Study
-from ldmprobe_core.study_file import load_study, parse_study
-from ldmprobe_core.tallies import units_in
+from ldmprobe_core.pipeline.accumulate import tally_unit
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.plan import make_plan
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.statistics import units_in
+from ldmprobe_core.study.loading import load_study, parse_study
+from ldmprobe_core.study.schema import Study
 
 SIZES = (256, 1024, 4096)
 HELD = 32
@@ -39,17 +42,17 @@ def study_of(samples: int) -> Study:
 def one(samples: int) -> dict[str, float]:
     """Bytes on disk, and peak memory while sums are added up."""
     with tempfile.TemporaryDirectory() as folder:
-        run = stages.prepare(study_of(samples), folder)
+        run = prepare_run(study_of(samples), folder)
         for batch in range(len(run.study().batches(run.stored))):
-            stages.generate_batch(run.url, batch)
-            stages.label_batch(run.url, batch)
+            generate_batch(run.url, batch)
+            label_batch(run.url, batch)
 
         units = [(p, i) for p, part in enumerate(units_in(run)) for i in range(len(part))]
-        stages.tally_unit(run.url, *units[0])  # what is loaded once, is loaded
+        tally_unit(run.url, *units[0])  # what is loaded once, is loaded
 
         def tally() -> None:
             for unit in units:
-                stages.tally_unit(run.url, *unit)
+                tally_unit(run.url, *unit)
 
         return {"memory": peak_beyond(tally), "disk": run.size()}
 

@@ -10,7 +10,7 @@ from flows.holding import place_of, working_on
 from flows.study import generate_and_label, mended
 from flows.workers import workers_of
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study import Study
+from ldmprobe_core.study.schema import Study
 from tasks.artifacts import publish_classes
 from tasks.study import classify, prepare
 

@@ -19,11 +19,11 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+from ldmprobe_core.analysis.report.text import best_rows, classes_line, effect_rows, headline
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.report.text import best_rows, classes_line, effect_rows, headline
-from ldmprobe_core.store import Run
-from ldmprobe_core.study import Study
-from ldmprobe_core.study_file import load_study
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.loading import load_study
+from ldmprobe_core.study.schema import Study
 
 app = typer.Typer(
     help="What a latent diffusion model knows, where, and how early.",
@@ -53,7 +53,7 @@ def run(
     set_: SetOption = None,
 ) -> None:
     """Carry a study out, resume it, or show it where it is finished."""
-    from ldmprobe_core.stages import check_origin
+    from ldmprobe_core.pipeline.prepare import check_origin
 
     chosen, target = _begin(study, store, set_)
     if target.has("summary.json"):
@@ -81,7 +81,7 @@ def classify(
     ] = None,
 ) -> None:
     """When is the object named? Generate and label only; a later run goes on from here."""
-    from ldmprobe_core.pictures import require_pictures
+    from ldmprobe_core.study.image_folder import require_pictures
 
     chosen, target = _begin(study, store, set_)
     if chosen.labels.classes is None:
@@ -130,8 +130,8 @@ def intervene(
     controls: Annotated[bool, typer.Option(help="also edit at random and through shuffled")] = True,
 ) -> None:
     """Edit activations until probes read a target, denoise on, and score the images."""
-    from ldmprobe_core.intervening import lay_out
-    from ldmprobe_core.interventions import parse_intervention
+    from ldmprobe_core.interventions.spec import parse_intervention
+    from ldmprobe_core.interventions.stages import lay_out
 
     finished = _finished(run)
     content: dict[str, Any] = {
@@ -172,8 +172,8 @@ def _shift(text: str) -> dict[str, float]:
 
 def _begin(study: str, store: str, overrides: list[str] | None) -> tuple[Study, Run]:
     """The study, its inputs read, and its run, which may not exist yet."""
-    from ldmprobe_core.prompts import pin_inputs
-    from ldmprobe_core.stages import run_in
+    from ldmprobe_core.pipeline.prepare import run_in
+    from ldmprobe_core.study.samples import pin_inputs
 
     chosen = pin_inputs(load_study(study, overrides))
     size = len(chosen.to_json())
@@ -190,7 +190,7 @@ def _begin(study: str, store: str, overrides: list[str] | None) -> tuple[Study, 
 
 def _require_place(study: Study, target: Run) -> None:
     """Find mistakes before a server is started for them."""
-    from ldmprobe_core.planning import check_store, make_plan
+    from ldmprobe_core.pipeline.plan import check_store, make_plan
 
     plan = make_plan(study)
     plan.require_complete()
@@ -214,7 +214,7 @@ def compare(
     json_: JsonOption = False,
 ) -> None:
     """Set finished runs side by side; paired where they hold the same samples."""
-    from ldmprobe_core.compare import compare as rows_of
+    from ldmprobe_core.analysis.compare import compare as rows_of
 
     rows = rows_of([_finished(run) for run in runs])
     if json_:
@@ -234,7 +234,7 @@ def verify(
     ] = False,
 ) -> None:
     """Read a run's every chunk, and name those that are missing or not as they were written."""
-    from ldmprobe_core.integrity import find_damage, take_back
+    from ldmprobe_core.storage.verify import find_damage, take_back
 
     target = Run(run)
     target.require_reachable()
@@ -265,7 +265,7 @@ def report(
     ] = None,
 ) -> None:
     """Build a finished run's report anew; nothing is generated, labeled or probed."""
-    from ldmprobe_core.report import rebuild_report
+    from ldmprobe_core.analysis.report.build import rebuild_report
 
     finished = _finished(run)
     chosen = None
@@ -304,8 +304,8 @@ def _finished(run: str) -> Run:
 @app.command()
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Check a study and print its sizes and what is missing here; no weights are loaded."""
-    from ldmprobe_core.planning import make_plan
-    from ldmprobe_core.prompts import pin_inputs
+    from ldmprobe_core.pipeline.plan import make_plan
+    from ldmprobe_core.study.samples import pin_inputs
 
     chosen = load_study(study, set_)
     plan = make_plan(chosen)

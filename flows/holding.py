@@ -15,10 +15,10 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.states import Crashed
 
-from ldmprobe_core.lease import Lease, leased
-from ldmprobe_core.prompts import pin_inputs
-from ldmprobe_core.stages import run_in
-from ldmprobe_core.study import Study
+from ldmprobe_core.pipeline.prepare import run_in
+from ldmprobe_core.storage.lease import Lease, leased
+from ldmprobe_core.study.samples import pin_inputs
+from ldmprobe_core.study.schema import Study
 
 _WHO = "flow run "
 _PAGE = 200

@@ -8,8 +8,8 @@ from prefect import flow
 
 from flows.holding import working_on
 from flows.workers import on_device, workers_of
-from ldmprobe_core.interventions import Intervention
-from ldmprobe_core.store import Run
+from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.storage.run import Run
 from tasks.artifacts import publish_intervention
 from tasks.intervene import edit, plan_edits, summarise_edits
 from tasks.progress import follow

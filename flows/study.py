@@ -10,9 +10,10 @@ from prefect.futures import PrefectFuture
 
 from flows.holding import place_of, working_on
 from flows.workers import on_device, workers_of
-from ldmprobe_core.checked import DamageError
-from ldmprobe_core.lease import Lease
-from ldmprobe_core.study import Execution, Study
+from ldmprobe_core.storage.checksum_store import DamageError
+from ldmprobe_core.storage.lease import Lease
+from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.sections import Execution
 from tasks.artifacts import publish
 from tasks.progress import follow
 from tasks.references import RunRef, TallyRef, batches_of, cells_of, tallies_of

@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study import Execution
+from ldmprobe_core.study.sections import Execution
 
 _ANSWER_LIMIT_S = 20.0
 

@@ -1,1 +1,1 @@
-"""Thin Prefect tasks, one a verb of `ldmprobe_core.stages`: names, retries, keys, no science."""
+"""Thin Prefect tasks, one for each unit of `ldmprobe_core.pipeline`; no science."""

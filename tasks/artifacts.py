@@ -13,8 +13,8 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from ldmprobe_core.report.text import best_rows, classes_line, effect_rows, headline
-from ldmprobe_core.store import Run
+from ldmprobe_core.analysis.report.text import best_rows, classes_line, effect_rows, headline
+from ldmprobe_core.storage.run import Run
 
 
 def publish(summary: dict[str, Any], url: str) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 from prefect import task
 from prefect.logging import get_run_logger
 
-from ldmprobe_core.intervening import edit_batch, lay_out, summarise_intervention
-from ldmprobe_core.interventions import Intervention
-from ldmprobe_core.report import rebuild_report
-from ldmprobe_core.store import Run
+from ldmprobe_core.analysis.report.build import rebuild_report
+from ldmprobe_core.interventions.results import summarise_intervention
+from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.interventions.stages import edit_batch, lay_out
+from ldmprobe_core.storage.run import Run
 from tasks.references import EditRef, RunRef
 from tasks.retries import RETRIES
 

@@ -14,8 +14,8 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ldmprobe_core.checked import DamageError
 from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.storage.checksum_store import DamageError
 
 _UPDATE_EVERY_S = 2.0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from ldmprobe_core.intervening import units_of
-from ldmprobe_core.store import Run
-from ldmprobe_core.tallies import units_in
+from ldmprobe_core.interventions.stages import units_of
+from ldmprobe_core.pipeline.statistics import units_in
+from ldmprobe_core.storage.run import Run
 
 
 class _Reference(BaseModel):

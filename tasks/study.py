@@ -8,13 +8,17 @@ from prefect import task
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
-from ldmprobe_core import stages
-from ldmprobe_core.classcurves import class_curves, classify_photographs
-from ldmprobe_core.integrity import find_damage, take_back
-from ldmprobe_core.report import build_report
-from ldmprobe_core.store import Run
-from ldmprobe_core.study import LAYOUT_VERSION, Study
-from ldmprobe_core.summary import Classes
+from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs
+from ldmprobe_core.analysis.records import Classes
+from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.pipeline.accumulate import tally_unit
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.verify import find_damage, take_back
+from ldmprobe_core.study.schema import LAYOUT_VERSION, Study
 from tasks.references import BatchRef, CellRef, RunRef, TallyRef
 from tasks.retries import RETRIES
 
@@ -54,7 +58,7 @@ _UNIT_OPTIONS: dict[str, Any] = {
 @task(name="prepare", task_run_name="prepare {study.name}")
 def prepare(study: Study, store: str) -> RunRef:
     """Check the study and lay its run out, or find it."""
-    run = stages.prepare(study, store)
+    run = prepare_run(study, store)
     get_run_logger().info("run at %s", run.url)
     return RunRef(url=run.url, identity=run.read_text("identity").strip())
 
@@ -66,7 +70,7 @@ def prepare(study: Study, store: str) -> RunRef:
 )
 def generate(batch: BatchRef) -> dict[str, Any]:
     """Generate one batch: images and activations into the store."""
-    done = stages.generate_batch(batch.run.url, batch.number)
+    done = generate_batch(batch.run.url, batch.number)
     get_run_logger().info(
         "%d samples, %.1f s, %.1f MB", done["samples"], done["seconds"], done["bytes"] / 1e6
     )
@@ -80,7 +84,7 @@ def generate(batch: BatchRef) -> dict[str, Any]:
 )
 def label(batch: BatchRef) -> dict[str, Any]:
     """Label one batch's finished images and step images."""
-    done = stages.label_batch(batch.run.url, batch.number)
+    done = label_batch(batch.run.url, batch.number)
     get_run_logger().info(
         "%d images, %.1f s, %.1f MB", done["images"], done["seconds"], done["bytes"] / 1e6
     )
@@ -94,7 +98,7 @@ def label(batch: BatchRef) -> dict[str, Any]:
 )
 def tally(unit: TallyRef) -> dict[str, Any]:
     """Add the training samples of a few batches to a part's statistics."""
-    done = stages.tally_unit(unit.run.url, unit.part, unit.number)
+    done = tally_unit(unit.run.url, unit.part, unit.number)
     get_run_logger().info(
         "%d samples, %.1f s, %.1f MB", done["samples"], done["seconds"], done["bytes"] / 1e6
     )
@@ -108,7 +112,7 @@ def tally(unit: TallyRef) -> dict[str, Any]:
 )
 def probe(cell: CellRef) -> dict[str, Any]:
     """Train and score every probe and control of one cell."""
-    done = stages.probe_cell(cell.run.url, cell.step, cell.layer)
+    done = probe_cell(cell.run.url, cell.step, cell.layer)
     get_run_logger().info("%.2f s, %.1f MB read", done["seconds"], done["bytes"] / 1e6)
     return done
 

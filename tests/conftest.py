@@ -12,31 +12,12 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
 import pytest
-import tiny_models
-import torch
-from diffusers import DDIMScheduler
+from tiny_models import write_tiny_model
 
-from ldmprobe_core.study import Study
-from ldmprobe_core.study_file import parse_study
+from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.schema import Study
 
 TINY_LAYERS = ("down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1")
-
-
-def write_tiny_model(folder: Path, prediction: str = "epsilon") -> Path:
-    """A Stable Diffusion pipeline of a few thousand random weights, 16 x 16 pixels."""
-    torch.manual_seed(0)
-    pipeline = tiny_models.stable_diffusion_1()
-    pipeline.register_modules(
-        scheduler=DDIMScheduler(
-            **tiny_models.NOISE,
-            prediction_type=prediction,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        )
-    )
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from torchvision.models import VGG16_Weights, vgg16
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.batches import in_batches, to_tensor
+from ldmprobe_core.labelers.image_batches import in_batches, to_tensor
 from ldmprobe_core.labelers.weights import files_of, find_file, find_folder, load_state
-from ldmprobe_core.study import Reader
+from ldmprobe_core.study.sections import Reader
 
 _AT_ONCE = 16
 
@@ -30,7 +30,7 @@ class VggLabeler:
         self.transform = VGG16_Weights.IMAGENET1K_V1.transforms()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.Labeler`."""
+        """See `ldmprobe_core.labelers.base.Labeler`."""
         return in_batches(images, _AT_ONCE, self._label)
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ class TransformersClassLabeler:
         self.classes = _unique([str(names[i]) for i in range(len(names))])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.Labeler`."""
+        """See `ldmprobe_core.labelers.base.Labeler`."""
         return in_batches(images, _AT_ONCE, self._label)
 
     @torch.no_grad()

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.batches import in_batches, resized
+from ldmprobe_core.labelers.image_batches import in_batches, resized
 from ldmprobe_core.labelers.weights import files_of, find_folder
-from ldmprobe_core.study import Reader
+from ldmprobe_core.study.sections import Reader
 
 _MIDAS = "Intel/dpt-large"
 _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
@@ -44,7 +44,7 @@ class DepthLabeler:
         self.units = "inverse depth, negated, up to scale and shift" if inverse else "metre"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.Labeler`."""
+        """See `ldmprobe_core.labelers.base.Labeler`."""
         return in_batches(images, 8, self._label)
 
     @torch.no_grad()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import InterpolationMode, resize
 
-from ldmprobe_core.labelers.batches import IMAGENET, in_batches, normalise, resized, to_tensor
+from ldmprobe_core.labelers.image_batches import IMAGENET, in_batches, normalise, resized, to_tensor
 from ldmprobe_core.labelers.weights import find_file, load_state, require_package
-from ldmprobe_core.study import Reader
+from ldmprobe_core.study.sections import Reader
 
 _TRACER_SIDE = 640
 _INSPYRENET_SIDE = 384
@@ -35,7 +35,7 @@ class SaliencyLabeler:
         self.network, self.side, self.device = network, side, device
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.Labeler`."""
+        """See `ldmprobe_core.labelers.base.Labeler`."""
         return in_batches(images, 1, self._label)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.weights import files_of, find_folder, require_package
-from ldmprobe_core.study import Reader
+from ldmprobe_core.study.sections import Reader
 
 _SCALES = (15 / 512, 80 / 512, 250 / 512)
 """Jobson, Rahman & Woodell's (1997) 15, 80 and 250 pixels, as shares of the image's longer side."""
@@ -31,7 +31,7 @@ class RetinexLabeler:
     classes: tuple[str, ...] = ()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.Labeler`."""
+        """See `ldmprobe_core.labelers.base.Labeler`."""
         return np.stack([self._label(image) for image in images]).astype(np.float32)
 
     def _label(self, image: np.ndarray) -> np.ndarray:
@@ -54,7 +54,7 @@ class MarigoldLabeler:
         self.at = pipeline.target_properties["target_names"].index("shading")
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.Labeler`; each image has the same noise, whoever is by it."""
+        """See `Labeler`; each image has the same noise, whatever its batch."""
         return np.stack([self._label(image) for image in images]).astype(np.float32)
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class IntrinsicLabeler:
         self.models, self.device = models, device
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.Labeler`."""
+        """See `ldmprobe_core.labelers.base.Labeler`."""
         return np.stack([self._label(image) for image in images]).astype(np.float32)
 
     def _label(self, image: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study import Reader
-from ldmprobe_core.tabletop import MODEL_FOLDER
-from ldmprobe_core.tabletop.networks import MAPS, ClassNetwork, MapNetwork
-from ldmprobe_core.tabletop.scenes import CATEGORIES
+from ldmprobe_core.labelers.tabletop_networks import MAPS, ClassNetwork, MapNetwork
+from ldmprobe_core.study.prompt_sets import CATEGORIES
+from ldmprobe_core.study.sections import Reader
 
 _AT_ONCE = 64
 JUDGE_WIDTHS = (24, 48, 96, 160)
@@ -59,7 +59,7 @@ class MapLabeler:
         }[prop]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.Labeler`."""
+        """See `ldmprobe_core.labelers.base.Labeler`."""
         output = self.maps(images)[:, self.channel]
         if self.prop == "foreground":
             output = torch.sigmoid(output)
@@ -79,7 +79,7 @@ class ClassLabeler:
         self.network, self.device = network, device
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.Labeler`."""
+        """See `ldmprobe_core.labelers.base.Labeler`."""
         return _apply(self.network, images, self.device).softmax(1).numpy()
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study import Reader
+from ldmprobe_core.study.sections import Reader
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
 

@@ -6,10 +6,7 @@ diffusion model trained on those pictures.  A study of it takes minutes on a lap
 the renderer knows the truth, the error of every labeler is known too.
 """
 
-from pathlib import Path
-
-MODEL_FOLDER = Path(__file__).parent / "model"
-"""The shipped model: an ordinary diffusers folder, plus ``labelers/`` beside the usual parts."""
+from __future__ import annotations
 
 IMAGE_SIZE = 64
 """Height and width of every tabletop picture, in pixels."""

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.tabletop import IMAGE_SIZE
 from ldmprobe_core.tabletop.render import Rendering, render
-from ldmprobe_core.tabletop.scenes import CATEGORIES, sample_scene, scene_caption
+from ldmprobe_core.tabletop.scenes import sample_scene, scene_caption
 
 BLOCK = 500
 """Scenes rendered between two completion marks."""

@@ -9,13 +9,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
-from ldmprobe_core.controls import position_prediction
-from ldmprobe_core.labelers import Labeler
-from ldmprobe_core.metrics import dice, spearman
-from ldmprobe_core.prompts import tabletop_prompts
+from ldmprobe_core.labelers.base import Labeler
+from ldmprobe_core.probing.baselines import position_prediction
+from ldmprobe_core.probing.metrics import dice, spearman
+from ldmprobe_core.study.prompt_sets import CATEGORIES, tabletop_prompts
 from ldmprobe_core.tabletop.autoencoder import decode, encode
 from ldmprobe_core.tabletop.dataset import Dataset
-from ldmprobe_core.tabletop.scenes import CATEGORIES, sample_scene
+from ldmprobe_core.tabletop.scenes import sample_scene
 
 GUIDANCE = 3.0
 STEPS = 15

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTokenizer
 
-from ldmprobe_core.labelers import Labeler
+from ldmprobe_core.labelers.base import Labeler
 from ldmprobe_core.labelers.tabletop import (
     JUDGE_WIDTHS,
     load_classes,
@@ -25,12 +25,12 @@ from ldmprobe_core.labelers.tabletop import (
     load_judge,
     load_shading,
 )
-from ldmprobe_core.study import Reader
+from ldmprobe_core.labelers.tabletop_networks import ClassNetwork, MapNetwork
+from ldmprobe_core.study.prompt_sets import CATEGORIES, FLOOR_COLORS, OBJECT_COLORS, WALL_COLORS
+from ldmprobe_core.study.sections import Reader
 from ldmprobe_core.tabletop import evaluation
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.denoiser import Denoiser, new_scheduler
-from ldmprobe_core.tabletop.networks import ClassNetwork, MapNetwork
-from ldmprobe_core.tabletop.scenes import CATEGORIES, FLOOR_COLORS, OBJECT_COLORS, WALL_COLORS
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
 GENERATED = 480
@@ -173,7 +173,7 @@ def model_card(figures: dict[str, Any], data: Dataset) -> str:
         "",
         "```python",
         "from diffusers import StableDiffusionPipeline",
-        'pipe = StableDiffusionPipeline.from_pretrained("ldmprobe_core/tabletop/model")',
+        'pipe = StableDiffusionPipeline.from_pretrained("ldmprobe_core/assets/tabletop")',
         'pipe("a red car on a gray floor, white wall", num_inference_steps=15,',
         "     guidance_scale=3.0).images[0]",
         "```",

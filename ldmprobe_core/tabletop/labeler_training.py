@@ -15,10 +15,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldmprobe_core.labelers.tabletop_networks import ClassNetwork, MapNetwork
+from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.tabletop.autoencoder import decode
 from ldmprobe_core.tabletop.dataset import Dataset
-from ldmprobe_core.tabletop.networks import ClassNetwork, MapNetwork
-from ldmprobe_core.tabletop.scenes import CATEGORIES
 from ldmprobe_core.tabletop.training import Recipe, Trainer, to_unit
 
 MAP_RECIPE = Recipe(samples=96_000, batch=32, learning_rate=2e-3, average=0.995, seed=11)

@@ -13,7 +13,7 @@ import numpy as np
 import trimesh
 from trimesh.creation import box, cylinder, icosphere, revolve, torus
 
-from ldmprobe_core.tabletop.scenes import RGB
+from ldmprobe_core.study.prompt_sets import RGB
 
 _Colored = tuple[trimesh.Trimesh, RGB | None]
 

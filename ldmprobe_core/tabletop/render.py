@@ -14,15 +14,10 @@ import numpy as np
 from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
+from ldmprobe_core.study.prompt_sets import FLOOR_COLORS, OBJECT_COLORS, RGB, WALL_COLORS
 from ldmprobe_core.tabletop import IMAGE_SIZE
 from ldmprobe_core.tabletop.meshes import object_parts
-from ldmprobe_core.tabletop.scenes import (
-    FLOOR_COLORS,
-    OBJECT_COLORS,
-    RGB,
-    WALL_COLORS,
-    Scene,
-)
+from ldmprobe_core.tabletop.scenes import Scene
 
 SAMPLES = 2
 """Rays a pixel, along each axis."""

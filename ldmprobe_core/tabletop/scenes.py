@@ -6,47 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RGB = tuple[float, float, float]
-
-OBJECT_COLORS: dict[str, RGB] = {
-    "red": (0.85, 0.12, 0.12),
-    "green": (0.13, 0.65, 0.20),
-    "blue": (0.15, 0.28, 0.85),
-    "yellow": (0.93, 0.83, 0.12),
-    "orange": (0.95, 0.50, 0.08),
-    "purple": (0.50, 0.15, 0.68),
-    "pink": (0.95, 0.50, 0.68),
-    "cyan": (0.10, 0.70, 0.75),
-}
-FLOOR_COLORS: dict[str, RGB] = {
-    "gray": (0.55, 0.55, 0.55),
-    "brown": (0.55, 0.38, 0.26),
-    "beige": (0.82, 0.74, 0.58),
-    "black": (0.16, 0.16, 0.18),
-}
-WALL_COLORS: dict[str, RGB] = {
-    "white": (0.90, 0.90, 0.90),
-    "gray": (0.50, 0.50, 0.50),
-    "beige": (0.80, 0.71, 0.56),
-    "blue": (0.45, 0.55, 0.72),
-}
-FRUIT_COLORS: dict[str, str] = {"lemon": "yellow", "orange": "orange"}
-"""Categories whose colour goes without saying, and the named colour they have."""
-
-CATEGORIES: tuple[str, ...] = (
-    "ball",
-    "cube",
-    "cone",
-    "cylinder",
-    "ring",
-    "armchair",
-    "table",
-    "mug",
-    "car",
-    "house",
-    "lemon",
-    "orange",
+from ldmprobe_core.study.prompt_sets import (
+    CATEGORIES,
+    FLOOR_COLORS,
+    FRUIT_COLORS,
+    OBJECT_COLORS,
+    WALL_COLORS,
+    caption,
 )
+
 WALL_KINDS = {"none": 0.03, "back": 0.15, "oblique": 0.47, "corner": 0.35}
 """Share of each wall layout; oblique walls and corners keep position from giving depth away."""
 
@@ -85,18 +53,6 @@ class Scene:
     field_of_view: float
     lamp_azimuth: float
     lamp_elevation: float
-
-
-def caption(category: str, color: str, floor: str, wall: str | None) -> str:
-    """The scene in words, such as ``a red cube on a gray floor, white wall``."""
-    if category in FRUIT_COLORS:
-        article = "an" if category[0] in "aeiou" else "a"
-        thing = f"{article} {category}"
-    else:
-        article = "an" if color[0] in "aeiou" else "a"
-        thing = f"{article} {color} {category}"
-    behind = f", {wall} wall" if wall else ""
-    return f"{thing} on a {floor} floor{behind}"
 
 
 def scene_caption(scene: Scene) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.labelers.tabletop import JUDGE_WIDTHS
-from ldmprobe_core.tabletop import MODEL_FOLDER, autoencoder, denoiser, labeler_training
+from ldmprobe_core.tabletop import autoencoder, denoiser, labeler_training
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 from ldmprobe_core.tabletop.export import export
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer

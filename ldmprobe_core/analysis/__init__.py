@@ -1,0 +1,1 @@
+"""From scores to intervals, emergence, summary, comparison and report."""

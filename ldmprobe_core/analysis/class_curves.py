@@ -1,0 +1,112 @@
+"""When a classifier names the object: class probabilities over the steps (the poster's curves)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldmprobe_core.analysis.records import Photographs
+from ldmprobe_core.labelers.registry import load_labeler
+from ldmprobe_core.models.devices import pick_device
+from ldmprobe_core.probing.bootstrap import Bootstrap
+from ldmprobe_core.storage.run import SOURCES, Run
+from ldmprobe_core.storage.sample_table import samples_of
+from ldmprobe_core.study.image_folder import read_picture, require_pictures
+
+CONFIDENT = 0.9
+PHOTOGRAPHS = "photographs.json"
+
+
+def leads_from(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Step (from 1) from which the right class has the highest score and keeps it.
+
+    Args:
+        scores: (sample, step, class).
+        right: (sample,), index of each sample's right class.
+
+    Returns:
+        (sample,) float64; NaN where another class leads at the last step.
+    """
+    leads = scores.argmax(-1) == right[:, None]
+    stays = np.logical_and.accumulate(leads[:, ::-1], axis=1)[:, ::-1]
+    return np.where(stays[:, -1], stays.argmax(1) + 1.0, np.nan)
+
+
+def right_classes(run: Run) -> tuple[np.ndarray, bool]:
+    """Index of each sample's right class, and whether prompts name it.
+
+    Where every prompt names one of the labeler's classes it is that; else, for all samples alike,
+    the finished image's own top class.
+    """
+    labels = run.open("labels", whole=True).load()
+    names = [str(name) for name in labels["class"].values]
+    categories = [sample.category for sample in samples_of(run)[: run.stored]]
+    if all(category in names for category in categories):
+        return np.array([names.index(str(category)) for category in categories]), True
+    return labels.class_score.values.argmax(1), False
+
+
+def class_curves(run: Run, level: float, resamples: int) -> dict[str, Any]:
+    """The `Classes` record of a labeled run, over all stored samples.
+
+    Args:
+        level, resamples: of the bootstrap over prompts.
+    """
+    run.require_all("labeled")
+    final = run.read("labels", "class_score")
+    top = final.argmax(1)
+    right, by_prompt = right_classes(run)
+    groups = np.array([sample.group for sample in samples_of(run)[: run.stored]])
+    bootstrap = Bootstrap(groups, resamples, level, seed=0)
+    agreement, named_from = {}, {}
+    named = 0.0
+    for source in SOURCES:
+        scores = run.read(f"labels_{source}", "class_score")
+        agreement[source] = [float(x) for x in (scores.argmax(2) == top[:, None]).mean(0)]
+        steps = leads_from(scores, right)
+        named_from[source] = bootstrap.interval(steps).model_dump()
+        if source == "trajectory":
+            named = float(np.isfinite(steps).mean())
+    correct = (top == right).astype(np.float64)
+    return {
+        "accuracy": bootstrap.interval(correct).model_dump() if by_prompt else None,
+        "confident": float((final.max(1) > CONFIDENT).mean()),
+        "by_prompt": by_prompt,
+        "named": named,
+        "named_from": named_from,
+        "agreement": agreement,
+        "photographs": json.loads(run.read_text(PHOTOGRAPHS)) if run.has(PHOTOGRAPHS) else None,
+    }
+
+
+def classify_photographs(run: Run, folder: str) -> Photographs:
+    """Show real pictures to the run's class labeler, and keep what it says with the run.
+
+    Args:
+        folder: of PNG, JPEG or WebP files; they are cut to the aspect of the run's images.
+
+    Raises:
+        UserError: no such folder, no pictures in it, or the run labels no class.
+    """
+    study = run.study()
+    names = require_pictures(folder)
+    reader = study.labels.classes
+    assert reader is not None
+    sizes = run.open("images").sizes
+    size = sizes["y"], sizes["x"]
+    labeler = load_labeler("class", reader, pick_device(study.execution.wanted_device))
+    pictures = np.stack([read_picture(Path(folder).expanduser() / name, size) for name in names])
+    scores = labeler(pictures)
+    counts = Counter(labeler.classes[i] for i in scores.argmax(1))
+    found = Photographs(
+        count=len(names),
+        confident=float((scores.max(1) > CONFIDENT).mean()),
+        top=float(scores.max(1).mean()),
+        classes=dict(counts.most_common()),
+    )
+    run.write_text(PHOTOGRAPHS, found.model_dump_json(indent=2) + "\n")
+    return found

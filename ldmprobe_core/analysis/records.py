@@ -1,0 +1,172 @@
+"""What a run found, in numbers: the records of ``summary.json``.
+
+Everything that is chosen (best cell, layer at each step, kind of probe) is chosen on validation
+samples; everything that is reported is measured on test samples, with bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ldmprobe_core.probing.bootstrap import Interval
+from ldmprobe_core.probing.emergence import Emergence, Leads
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Cell(_Record):
+    """One cell with its score on the test samples.
+
+    Attributes:
+        residual: the same probe's residual score (position taken off); None for masks.
+        other: the remaining metrics.
+    """
+
+    step: int
+    layer: str
+    kind: str
+    metric: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    residual: Interval | None = None
+    other: dict[str, Interval] = Field(default_factory=dict)
+
+
+class EmergenceOf(_Record):
+    """Emergence in the probes, in labelers on decoded latents, and on predicted clean images.
+
+    Attributes:
+        lead: of the probes over each labeler, paired over samples.
+    """
+
+    probe: Emergence
+    image: Emergence
+    clean: Emergence
+    lead: LeadOver
+
+
+class LeadOver(_Record):
+    """By how many steps probes are ahead of the labeler on decoded latents, and on clean images."""
+
+    image: Leads
+    clean: Leads
+
+
+class Control(Interval):
+    """A control's score in the best cell and, for maps, its residual score.
+
+    Attributes:
+        undefined: test samples whose score is undefined, left out of the mean.
+    """
+
+    residual: Interval | None = None
+    undefined: int = 0
+
+
+class Controls(_Record):
+    """The best cell's metric where it should be lower; None where a control was switched off.
+
+    Attributes:
+        latents: a linear probe on the denoiser's input at the best cell's step.
+        two_layer: a probe with a hidden layer in the best cell; it may well be higher.
+    """
+
+    position: Control
+    shuffled: Control | None
+    permuted: Control | None
+    latents: Control | None = None
+    two_layer: Control | None = None
+
+
+class Undefined(_Record):
+    """Samples without a defined score.
+
+    Attributes:
+        best: test samples undefined in the best cell's headline metric.
+        any: scores undefined over all cells and held-out samples, headline metric.
+        both_empty: test samples whose mask is empty in label and best prediction, scored 1.
+        truth_empty: test samples whose label mask is empty.
+    """
+
+    best: int
+    any: int
+    both_empty: int = 0
+    truth_empty: int = 0
+
+
+class Property(_Record):
+    """What was found of one property."""
+
+    best: Cell
+    last: Cell
+    emergence: EmergenceOf
+    controls: Controls
+    undefined: Undefined
+
+
+class Photographs(_Record):
+    """The class labeler on real pictures that the user gave, for comparison.
+
+    Attributes:
+        confident: share with a top probability above 0.9.
+        top: mean top probability.
+        classes: how many pictures were given each class.
+    """
+
+    count: int
+    confident: float
+    top: float
+    classes: dict[str, int]
+
+
+class Classes(_Record):
+    """The class labeler on finished images, and on each step's image.
+
+    Attributes:
+        accuracy: share of all samples whose finished image is given the class of its prompt; None
+            where prompts name no class.
+        confident: share of finished images with a top probability above 0.9.
+        by_prompt: the right class is the prompt's; else it is the finished image's own.
+        named: share of images that the right class leads at the last step.
+        named_from: by source, the mean step from which the right class leads and stays, over the
+            images that it leads in the end.
+        agreement: by source, for each step the share of images already given the class of the
+            finished image.
+        photographs: real pictures, where some were classified.
+    """
+
+    accuracy: Interval | None
+    confident: float
+    by_prompt: bool
+    named: float
+    named_from: dict[str, Interval]
+    agreement: dict[str, list[float]]
+    photographs: Photographs | None = None
+
+
+class Summary(_Record):
+    """The contents of ``summary.json``.
+
+    Attributes:
+        labelers: by property, the labeler's score against the exact maps of the same test samples:
+            the ceiling of what probes trained on its labels can be shown to know.  None where no
+            exact maps are known.
+    """
+
+    study: str
+    study_hash: str
+    model_fingerprint: str
+    samples: dict[str, int]
+    steps: int
+    layers: int
+    properties: dict[str, Property]
+    classes: Classes | None = Field(serialization_alias="class", validation_alias="class")
+    labelers: dict[str, Interval] | None = None
+    nonfinite: int
+    nonfinite_permuted: int | None = None
+    seconds: dict[str, float]
+    bytes: int
+    versions: dict[str, str]

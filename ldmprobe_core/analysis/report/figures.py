@@ -1,0 +1,183 @@
+"""The figures of a report, drawn with matplotlib on colour scales that colour-blind people read."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.report.text import NAMES, short_layer
+from ldmprobe_core.analysis.summarize import Curves, Findings
+from ldmprobe_core.probing.block_scores import upsample
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.linear import foreground_cut
+from ldmprobe_core.storage.run import SOURCES, Run
+
+# Okabe & Ito's palette: distinguishable with every common colour blindness.
+_PROBE, _DECODED, _CLEAN, _CONTROLS = "#0072B2", "#D55E00", "#E69F00", ("#009E73", "#CC79A7")
+_LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicted clean image"}
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG; no date or version in it, so the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def heatmap(prop: str, curves: Curves, layers: list[str], summary: Summary) -> Figure:
+    """Score of every cell, step x layer, the best cell framed."""
+    found = summary.properties[prop]
+    steps = curves.cells.shape[0]
+    figure = Figure(figsize=(1.8 + 0.42 * steps, 1.2 + 0.36 * len(layers)))
+    axes = figure.subplots()
+    image = axes.imshow(curves.cells.T, aspect="auto", cmap="cividis")
+    axes.set_xticks(range(steps), [str(s + 1) for s in range(steps)])
+    axes.set_yticks(range(len(layers)), [short_layer(name) for name in layers], fontsize=8)
+    axes.set_xlabel("step")
+    metric = NAMES[found.best.metric]
+    axes.set_title(f"{prop}: {metric} of {curves.kind} probes on test samples", fontsize=10)
+    figure.colorbar(image, ax=axes, pad=0.02)
+    where = found.best.step - 1, layers.index(found.best.layer)
+    axes.add_patch(
+        Rectangle(
+            (where[0] - 0.5, where[1] - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=2.5
+        )
+    )
+    return figure
+
+
+def curves_figure(prop: str, findings: Findings) -> Figure:
+    """Scores over steps: probes, image labelers and controls, with intervals."""
+    curves, bootstrap = findings.curves[prop], findings.bootstrap
+    found = findings.summary.properties[prop]
+    figure = Figure(figsize=(6.4, 3.6))
+    axes = figure.subplots()
+    steps = np.arange(1, len(curves.probe) + 1)
+
+    def line(values: np.ndarray, label: str, color: str, style: str) -> None:
+        intervals = [bootstrap.interval(row) for row in values]
+        low = [np.nan if i.low is None else i.low for i in intervals]
+        high = [np.nan if i.high is None else i.high for i in intervals]
+        mean = [np.nan if i.mean is None else i.mean for i in intervals]
+        axes.plot(steps, mean, style, color=color, label=label, markersize=4)
+        axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+
+    line(curves.probe, "probe, best layer", _PROBE, "o-")
+    for (source, values), color in zip(curves.sources.items(), (_DECODED, _CLEAN), strict=True):
+        line(values, _LABELS[source], color, "s--")
+    for (name, values), color in zip(curves.variants.items(), _CONTROLS, strict=False):
+        text = {"shuffled": "shuffled labels", "permuted": "permuted weights"}[name]
+        line(values, text, color, ":")
+    if curves.latents is not None:
+        line(curves.latents, "probe on the latents alone", "#56B4E9", "-.")
+    position = bootstrap.interval(curves.position)
+    if position.mean is not None and position.low is not None and position.high is not None:
+        axes.axhline(position.mean, color="0.35", linewidth=1, label="position alone")
+        axes.axhspan(position.low, position.high, color="0.35", alpha=0.12, linewidth=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel(NAMES[found.best.metric])
+    axes.set_xticks(steps)
+    axes.set_title(f"{prop}: when is it there?", fontsize=10)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def sample_grid(
+    run: Run, labels: LabelSet, summary: Summary, sample: int, steps: list[int]
+) -> Figure:
+    """One sample over steps: what the step looks like, and every property by probe and by labeler.
+
+    The poster's figure 4.
+
+    Args:
+        sample: index of a held-out sample.
+        steps: from 1, the columns.
+    """
+    columns = [step - 1 for step in steps]
+    shown = run.read("images", "trajectory", sample=sample)[columns]
+    rows: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
+        ("decoded latents", list(shown), {})
+    ]
+    finals: list[np.ndarray | None] = [run.read("images", "image", sample=sample)]
+    for prop, found in summary.properties.items():
+        truth = labels.maps[prop][sample].astype(float)
+        spread = {"cmap": "gray", "vmin": 0, "vmax": 1}
+        if prop != "foreground":
+            spread = {"cmap": "viridis", "vmin": truth.min(), "vmax": truth.max()}
+        best = found.best
+        weights = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
+        maps = []
+        for at in columns:
+            tokens = run.read(f"activations/{best.layer}", "activation", sample=sample, step=at)
+            weight, bias = weights.weight.values[at], float(weights.bias.values[at])
+            value = tokens.astype(np.float64) @ weight + bias
+            if prop == "foreground":
+                value = value > foreground_cut(best.kind)
+            maps.append(upsample(value[None], truth.shape)[0].astype(float))
+        rows.append((f"probe {prop}", maps, spread))
+        finals.append(truth)
+        seen = run.read("labels_trajectory", prop, sample=sample)[columns].astype(float)
+        if prop == "foreground":
+            seen = (seen > run.study().labels.threshold).astype(float)
+        rows.append((f"image {prop}", list(seen), spread))
+        finals.append(truth)
+
+    width = len(columns) + 1
+    figure = Figure(figsize=(1.15 * width + 1.2, 1.15 * len(rows) + 0.5))
+    grid = figure.subplots(len(rows), width, squeeze=False)
+    for (name, maps, spread), final, axes in zip(rows, finals, grid, strict=True):
+        for panel, picture in zip(axes, [*maps, final], strict=True):
+            panel.imshow(picture, interpolation="nearest", **spread)
+            panel.set_xticks([])
+            panel.set_yticks([])
+        axes[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for panel, step in zip(grid[0], steps, strict=False):
+        panel.set_title(f"step {step}", fontsize=8)
+    grid[0][-1].set_title("label of\nfinal image", fontsize=8)
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return figure
+
+
+def class_figure(run: Run, sample: int, right: int, from_step: float) -> Figure:
+    """One sample's class probabilities over steps, thumbnails of the steps above.
+
+    Args:
+        right: index of the right class.
+        from_step: step from which it leads and stays; NaN where it does not.
+    """
+    names = [str(name) for name in run.open("labels")["class"].values]
+    scores = {s: run.read(f"labels_{s}", "class_score", sample=sample) for s in SOURCES}
+    decoded = scores["trajectory"]
+    steps = np.arange(1, len(decoded) + 1)
+    top = [right, *(int(i) for i in np.argsort(-decoded.max(0)) if i != right)][:4]
+    shown = run.read("images", "trajectory", sample=sample)
+    columns = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
+    figure = Figure(figsize=(7.4, 3.4))
+    grid = figure.add_gridspec(2, len(columns), height_ratios=(1, 2.4), hspace=0.12, wspace=0.05)
+    for place, at in enumerate(columns):
+        panel = figure.add_subplot(grid[0, place])
+        panel.imshow(shown[at])
+        panel.set_title(f"step {at + 1}", fontsize=7)
+        panel.set_xticks([])
+        panel.set_yticks([])
+    axes = figure.add_subplot(grid[1, :])
+    colors = (_PROBE, _DECODED, *_CONTROLS)
+    for name, color in zip(top, colors, strict=False):
+        axes.plot(steps, decoded[:, name], "o-", color=color, markersize=3, label=names[name])
+    clean = scores["clean"][:, right]
+    axes.plot(steps, clean, "--", color=_PROBE, label=f"{names[right]}, predicted clean image")
+    if np.isfinite(from_step):
+        axes.axvline(from_step, color="0.4", linewidth=1, linestyle=":")
+    axes.set_xlabel("step")
+    axes.set_ylabel("probability")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xticks(steps)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.grid(alpha=0.25)
+    return figure

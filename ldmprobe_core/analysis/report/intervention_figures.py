@@ -1,0 +1,108 @@
+"""Figures of interventions: before and after, and the poster's strip of a moving object."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ldmprobe_core.interventions.results import FOLDER
+from ldmprobe_core.storage.run import Run
+
+_TITLES = {"edited": "edited", "random": "random change", "shuffled": "shuffled-label\nprobes"}
+_SHOWN = 4
+
+
+def before_and_after(run: Run, name: str) -> Figure:
+    """Samples in rows: unedited, map aimed at, edited with its map, and the controls' images."""
+    data = run.open(f"{FOLDER}/{name}")
+    index = [int(i) for i in data.sample.values[:_SHOWN]]
+    unedited = run.read("images", "image", sample=index)
+    variants = [str(v) for v in data.variant.values]
+    first = data.isel(target=0, sample=slice(0, _SHOWN)).load()
+    titles = ["unedited", f"target\n{first.target.values}", "edited", "its map",
+              *(_TITLES[v] for v in variants[1:])]  # fmt: skip
+    figure = Figure(figsize=(1.3 * len(titles), 1.3 * len(index) + 0.5))
+    grid = figure.subplots(len(index), len(titles), squeeze=False)
+    for i, axes in enumerate(grid):
+        images = first.image.values[:, i]
+        pictures = [
+            unedited[i],
+            first.aim.values[i],
+            images[0],
+            first.label.values[0, i],
+            *images[1:],
+        ]
+        for panel, picture in zip(axes, pictures, strict=True):
+            panel.imshow(picture, cmap="gray" if name.startswith("foreground") else "viridis")
+            panel.set_xticks([])
+            panel.set_yticks([])
+        axes[0].set_ylabel(f"sample {index[i]}", fontsize=7)
+    for panel, title in zip(grid[0], titles, strict=True):
+        panel.set_title(title, fontsize=8)
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return figure
+
+
+def strip(run: Run, name: str) -> Figure:
+    """One sample: every target above, what came out of it below."""
+    data = run.open(f"{FOLDER}/{name}").isel(sample=0).load()
+    count = data.sizes["target"]
+    figure = Figure(figsize=(1.3 * count, 3.0))
+    grid = figure.subplots(2, count, squeeze=False)
+    for t in range(count):
+        grid[0, t].imshow(data.aim.values[t], cmap="gray")
+        grid[0, t].set_title(str(data.target.values[t]), fontsize=7)
+        grid[1, t].imshow(data.image.values[0, t])
+    for panel in grid.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+    grid[0, 0].set_ylabel("target", fontsize=8)
+    grid[1, 0].set_ylabel("edited", fontsize=8)
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return figure
+
+
+def _frames(run: Run, name: str) -> list[np.ndarray]:
+    """The first sample's edited images, target by target, there and back; at least 256 wide."""
+    images = run.read(f"{FOLDER}/{name}", "image", variant=0, sample=0)
+    grow = max(1, 256 // images.shape[2])
+    frames = [image.repeat(grow, 0).repeat(grow, 1) for image in images]
+    return frames + frames[-2:0:-1]
+
+
+def animation(run: Run, name: str, milliseconds: int = 200) -> bytes:
+    """A GIF of one sample's edited images, target by target, there and back."""
+    frames = [Image.fromarray(frame) for frame in _frames(run, name)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:],
+                   duration=milliseconds, loop=0)  # fmt: skip
+    return buffer.getvalue()
+
+
+def film(run: Run, name: str, ffmpeg: str, milliseconds: int = 200) -> bytes:
+    """The same as MP4 (H.264, plays in every browser), by the ffmpeg of this path.
+
+    Raises:
+        subprocess.CalledProcessError: ffmpeg refused.
+    """
+    frames = np.stack(_frames(run, name) * 3)
+    height, width = frames.shape[1:3]
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "film.mp4"
+        subprocess.run(
+            [
+                ffmpeg, "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24",
+                "-s", f"{width}x{height}", "-r", f"{1000 / milliseconds:g}", "-i", "-",
+                "-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(path),
+            ],
+            input=frames.tobytes(),
+            check=True,
+            capture_output=True,
+        )  # fmt: skip
+        return path.read_bytes()

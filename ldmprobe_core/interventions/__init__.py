@@ -1,0 +1,1 @@
+"""Edit activations towards a target map, denoise on, and score the images."""

@@ -1,0 +1,143 @@
+"""None"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldmprobe_core.interventions.edit import Direction, by_adam, random_like, reading_of
+from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.models.layers import image_item
+from ldmprobe_core.models.sampling import Generator
+from ldmprobe_core.models.token_grid import Grid, change_grid
+from ldmprobe_core.probing.block_scores import block_means
+from ldmprobe_core.study.samples import Sample
+
+
+class Editor:
+    """Edits the outputs of layers while a pipeline runs: cells of the first steps, in their turn.
+
+    Args:
+        generator: holds the pipeline, and knows how its guidance is called.
+        directions: (step, layer) to the cell's direction; steps from 1.
+        aims: layer's grid to the readings aimed at (n, y, x), or the full-size target for Adam.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        directions: dict[tuple[int, str], Direction],
+        change: Any,
+    ) -> None:
+        self.generator, self.directions, self.change = generator, directions, change
+        self._calls = 0
+        self._grid: Grid = generator.family.grid
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Hook the denoiser for one pipeline call."""
+        modules = dict(self.generator.denoiser.named_modules())
+        denoiser = self.generator.denoiser
+        hooks = [denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        for name in {name for _, name in self.directions}:
+            hooks.append(modules[name].register_forward_hook(self._hook(name, modules[name])))
+        self._calls = 0
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _begin(self, _denoiser: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        self._calls += 1
+        if self.generator.family.joint:
+            self._grid = replace(self._grid, text=kwargs["encoder_hidden_states"].shape[1])
+
+    def _hook(self, name: str, module: nn.Module) -> Any:
+        item = image_item(self.generator.family, module)
+        guidance = self.generator.guidance
+
+        def edit(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            step, call = divmod(self._calls - 1, guidance.calls)
+            direction = self.directions.get((step + 1, name))
+            if direction is None or call > 0:  # of two calls the first is the conditional one
+                return None
+            return change_grid(
+                output,
+                self._grid,
+                item,
+                guidance.halves,
+                lambda tokens: self.change(step + 1, name, direction, tokens),
+            )
+
+        return edit
+
+
+@torch.no_grad()
+def generate_edited(
+    generator: Generator, samples: list[Sample], editor: Editor | None
+) -> np.ndarray:
+    """Finished images (sample, y, x, rgb) uint8 of samples, edited on the way."""
+    pipeline, study = generator.pipeline, generator.study
+    torch.set_num_threads(study.sampling.threads)
+    negative = study.prompts.negative
+    arguments = generator.family.arguments(
+        generator.scale, None if negative is None else [negative] * len(samples)
+    )
+    call = {
+        "prompt": [sample.prompt for sample in samples],
+        "num_inference_steps": study.sampling.steps,
+        "generator": [torch.Generator().manual_seed(sample.seed) for sample in samples],
+        "output_type": "latent",
+        **arguments,
+    }
+    if editor is None:
+        latents = pipeline(**call).images
+    else:
+        with editor():
+            latents = pipeline(**call).images
+    return generator.decode(latents)
+
+
+def change_towards(
+    what: Intervention, kind: str, targets: np.ndarray, random: torch.Generator | None
+) -> Any:
+    """How tokens of a cell are changed.
+
+    Args:
+        targets: (n, Y, X) maps aimed at, at the image's size.
+        random: makes the change a random one of the same norm.
+    """
+    foreground = what.prop == "foreground"
+    maps = targets.astype(np.float64)
+    whole = torch.from_numpy(maps).float()
+    readings: dict[tuple[int, int], Tensor] = {}
+
+    def change(_step: int, _layer: str, direction: Direction, tokens: Tensor) -> Tensor:
+        grid = (tokens.shape[1], tokens.shape[2])
+        direction = Direction(
+            direction.weight.to(tokens.device), direction.bias, direction.along.to(tokens.device)
+        )
+        if what.method == "adam":
+            edited = by_adam(
+                tokens, whole.to(tokens.device), direction, foreground,
+                what.iterations, what.learning_rate,
+            )  # fmt: skip
+        else:
+            if grid not in readings:
+                share = block_means(maps, grid)
+                readings[grid] = torch.from_numpy(
+                    reading_of(share, kind, foreground, what.confidence)
+                ).float()
+            edited = direction.exact(tokens, readings[grid].to(tokens.device), what.strength)
+        if random is None:
+            return edited
+        return tokens + random_like(edited - tokens, random)
+
+    return change

@@ -1,0 +1,30 @@
+"""Scores of edited images against their targets."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldmprobe_core.probing.metrics import dice, rmse, spearman
+
+
+def scores_of(prop: str, maps: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Scores (metric, sample) of labelers' maps against those aimed at."""
+    if prop == "foreground":
+        return dice(maps, wanted)[None]
+    return np.stack([spearman(maps, wanted), rmse(maps, wanted)])
+
+
+def change_outside(
+    before: np.ndarray, after: np.ndarray, own: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
+    """Mean absolute change of pixels (sample,), in 0..1, where neither mask is; NaN where none is.
+
+    Args:
+        before, after: images (sample, y, x, rgb) uint8.
+        own, wanted: masks (sample, y, x): where the object was, and where it is aimed.
+    """
+    gap = np.abs(before.astype(np.float64) - after).mean(-1) / 255
+    outside = ~(own | wanted)
+    number = outside.sum((1, 2))
+    with np.errstate(invalid="ignore"):
+        return np.where(number > 0, (gap * outside).sum((1, 2)) / number, np.nan)

@@ -1,0 +1,1 @@
+"""One diffusers pipeline: load it, sample from it, capture and edit its activations."""

@@ -1,0 +1,93 @@
+"""Flux: joint and single blocks over text and image tokens, packed latents."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import (
+    FluxTransformer2DModel,
+)
+from torch import Tensor
+
+from ldmprobe_core.models.architectures.base import Guidance, _Transformer
+from ldmprobe_core.models.token_grid import Grid
+
+
+class Flux(_Transformer):
+    """Flux: joint, then single blocks on text and image tokens in one row; packed latents.
+
+    Guidance is an input of the distilled denoiser, one call a step.  With a negative prompt it is
+    classifier-free guidance proper instead, in two calls: conditional, then unconditional.
+    """
+
+    network = FluxTransformer2DModel
+    presets: ClassVar = {
+        "self-attention": ("*transformer_blocks.*.attn",),
+        "blocks": (
+            "*transformer_blocks.[0-9]",
+            "*transformer_blocks.[0-9][0-9]",
+        ),
+    }
+    joint = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+    _TEXT = 77  # tokens of the dry run; the real number is read off each call
+
+    @property
+    def latent(self) -> tuple[int, int]:
+        """The transformer takes any size: the VAE's, or 1024 pixels as Flux was trained."""
+        pixels = int(self.vae.get("sample_size") or 1024)
+        side = 2 * (pixels // (2 * self.reduction))
+        return side, side
+
+    @property
+    def grid(self) -> Grid:
+        """Tokens are 2 x 2 latents, whatever the transformer's own patch size."""
+        return Grid(self.latent[0] // 2, self.latent[1] // 2)
+
+    def guidance(self, scale: float, negative: str | None) -> Guidance:
+        """One call, or two with a negative prompt."""
+        return Guidance(calls=2 if negative is not None and scale > 1 else 1)
+
+    def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
+        """See the class."""
+        said = super().arguments(scale, negative)
+        if "negative_prompt" in said:
+            said |= {"true_cfg_scale": scale, "guidance_scale": 1.0}
+        return said
+
+    def set_steps(self, scheduler: Any, steps: int) -> None:
+        """Flux's schedule is shifted by the number of image tokens (Esser et al. 2024, 5.3.2)."""
+        config = scheduler.config
+        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        tokens = self.grid.height * self.grid.width
+        mu = low + (high - low) * (tokens - few) / (many - few)
+        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
+
+    def dry_call(self) -> dict[str, Any]:
+        """See `Family.dry_call`."""
+        tokens = self.grid.height * self.grid.width
+        call = {
+            "hidden_states": torch.empty(1, tokens, self.config["in_channels"]),
+            "timestep": torch.ones(1),
+            "encoder_hidden_states": torch.empty(1, self._TEXT, self.config["joint_attention_dim"]),
+            "pooled_projections": torch.empty(1, self.config["pooled_projection_dim"]),
+            "img_ids": torch.zeros(tokens, 3),
+            "txt_ids": torch.zeros(self._TEXT, 3),
+        }
+        if self.config.get("guidance_embeds"):
+            call["guidance"] = torch.ones(1)
+        return call
+
+    def unpack(self, latents: Tensor) -> Tensor:
+        """Each token's channels are (channel, 2, 2)."""
+        n, _, packed = latents.shape
+        rows, columns = self.grid.height, self.grid.width
+        parts = latents.reshape(n, rows, columns, packed // 4, 2, 2)
+        return parts.permute(0, 3, 1, 4, 2, 5).reshape(n, packed // 4, 2 * rows, 2 * columns)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """See `Family.pack`."""
+        n, channels, height, width = latents.shape
+        parts = latents.reshape(n, channels, height // 2, 2, width // 2, 2)
+        return parts.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, 4 * channels)

@@ -1,0 +1,32 @@
+"""Stable Diffusion 3: joint attention over text and image tokens."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import (
+    SD3Transformer2DModel,
+)
+
+from ldmprobe_core.models.architectures.base import _Transformer
+
+
+class StableDiffusion3(_Transformer):
+    """Stable Diffusion 3: joint blocks, image and text tokens side by side; flow matching."""
+
+    network = SD3Transformer2DModel
+    presets: ClassVar = {
+        "self-attention": ("transformer_blocks.*.attn",),
+        "blocks": ("transformer_blocks.[0-9]", "transformer_blocks.[0-9][0-9]"),
+    }
+    joint = ("JointTransformerBlock",)
+
+    def dry_call(self) -> dict[str, Any]:
+        """See `Family.dry_call`."""
+        return {
+            "hidden_states": torch.empty(1, self.config["in_channels"], *self.latent),
+            "timestep": torch.ones(1),
+            "encoder_hidden_states": torch.empty(1, 77, self.config["joint_attention_dim"]),
+            "pooled_projections": torch.empty(1, self.config["pooled_projection_dim"]),
+        }

@@ -1,0 +1,97 @@
+"""Activations of named modules, by plain forward hooks; the conditional half only.
+
+What a call left goes to the host while the device computes on: a `Leaving` begins the copy, and
+its `arrive` ends it, which whoever keeps the values may call in a thread of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe_core.models.architectures.base import Family
+from ldmprobe_core.models.layers import image_item
+from ldmprobe_core.models.token_grid import to_grid
+
+
+class Capture:
+    """Hooks on modules, as a context manager; `take` after each call of their network.
+
+    Args:
+        modules: layer name to module.
+        family: knows which modules return text beside the image.
+        halves: how many copies of the batch one call holds: 2 under guidance (unconditional,
+            then conditional), else 1.  It is declared, never inferred from shapes.
+        network: whose calls are watched; its text input tells how many tokens are text.
+    """
+
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        family: Family,
+        halves: int = 1,
+        network: nn.Module | None = None,
+    ) -> None:
+        self.modules, self.family, self.halves, self.network = modules, family, halves, network
+        self._grid = family.grid
+        self._seen: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Capture:
+        if self.network is not None and self.family.joint:
+            hook = self.network.register_forward_pre_hook(self._count_text, with_kwargs=True)
+            self._hooks.append(hook)
+        for name, module in self.modules.items():
+            self._hooks.append(module.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _count_text(self, _network: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        text = kwargs["encoder_hidden_states"]
+        self._grid = replace(self._grid, text=text.shape[1])
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        item = image_item(self.family, self.modules[name])
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            grid = to_grid(output, self._grid, item)
+            n = len(grid) // self.halves
+            self._seen[name] = grid[-n:].detach()
+
+        return keep
+
+    def forget(self) -> None:
+        """Drop what a call left, such as guidance's unconditional one."""
+        self._seen = {}
+
+    def take(self, samples: int) -> dict[str, Tensor]:
+        """What the last call left, by layer: float16 (sample, y, x, channel) on the device.
+
+        Raises:
+            RuntimeError: a hook did not fire, or saw another batch than ``samples``.
+        """
+        silent = [name for name in self.modules if name not in self._seen]
+        if silent:
+            raise RuntimeError(
+                f"no activations came from {', '.join(silent)}: the module was not called "
+                "(a compiled model bypasses hooks)"
+            )
+        taken = {}
+        for name in self.modules:
+            values = self._seen[name]
+            if len(values) != samples:
+                raise RuntimeError(
+                    f"{name} saw a batch of {len(values) * self.halves}, not {samples} x "
+                    f"{self.halves}: the pipeline's guidance is not what was declared"
+                )
+            taken[name] = values.to(torch.float16, copy=True)  # not a view of both halves
+        self._seen = {}
+        return taken

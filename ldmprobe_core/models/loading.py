@@ -1,0 +1,94 @@
+"""A diffusers pipeline from the embedded model, a folder, or a hub id; safetensors only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.utils import logging
+from torch import nn
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.architectures.base import Family
+from ldmprobe_core.models.architectures.registry import family_of
+from ldmprobe_core.models.schedulers import new_scheduler
+from ldmprobe_core.models.weights import model_folder
+from ldmprobe_core.study.schema import Study
+
+
+def load_pipeline(study: Study, device: torch.device) -> Any:
+    """The study's pipeline, in eval mode, with the study's scheduler.
+
+    Raises:
+        UserError: the folder holds no pipeline that can be probed.
+    """
+    model = study.model
+    folder = model_folder(model)
+    family = family_of(folder)
+    logging.disable_progress_bar()  # the stage shows its own
+    # Results are those of the study's dtype on every card: no hidden TF32.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    unwanted = {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        pipeline: Any = family.pipeline.from_pretrained(
+            folder,
+            # In float16 some VAEs overflow, and decoding is a small part of the time.
+            dtype={"vae": torch.float32, "default": getattr(torch, model.dtype)},
+            use_safetensors=True,
+            local_files_only=True,
+            **(unwanted if type(family) is Family else {}),
+        )
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.source {model.source!r} does not load: {reason}") from error
+    pipeline.scheduler = new_scheduler(study.sampling.scheduler, family.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    if model.attention_slicing:
+        pipeline.enable_attention_slicing()
+    if not model.cpu_offload:
+        return pipeline.to(device)
+    if device.type == "cpu":
+        raise UserError("model.cpu_offload is on, and the device is the CPU already: turn it off")
+    pipeline.enable_model_cpu_offload(device=device)
+    return pipeline
+
+
+def skeletons(family: Family) -> tuple[nn.Module, nn.Module]:
+    """Denoiser and VAE without weights or memory: names of modules, and shapes by a dry run.
+
+    Raises:
+        UserError: the configs describe no network that diffusers can build.
+    """
+    try:
+        with torch.device("meta"):
+            denoiser = family.network.from_config(family.config).eval()
+            return denoiser, AutoencoderKL.from_config(family.vae).eval()
+    except (TypeError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model: {family.folder} has an unusable config: {reason}") from error
+
+
+def timesteps(family: Family, study: Study) -> list[float]:
+    """The scheduler's own numbers of all steps, in sampling order."""
+    scheduler = new_scheduler(study.sampling.scheduler, family.scheduler)
+    family.set_steps(scheduler, study.sampling.steps)
+    return [float(t) for t in scheduler.timesteps]
+
+
+def permute_weights(module: nn.Module, seed: int = 100) -> None:
+    """Permute the entries of every parameter tensor, in place.
+
+    The paper's control (section 4): each tensor keeps its values and loses what was learned.
+
+    Args:
+        seed: of the permutation; the paper's code takes 100.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))

@@ -1,0 +1,271 @@
+"""One batch of samples, watched: images, step images, activations.
+
+The pipeline itself does the sampling; everything is read off through hooks on the denoiser and a
+wrapper around the scheduler's step, so what is probed is what diffusers computes.  Activations are
+handed on step by step, so that they never pile up here.  Pictures of one's own go the same way: the
+wrapper then hands the pipeline the picture's latents with the next step's noise, instead of what
+the step made.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldmprobe_core.models.architectures.base import Family
+from ldmprobe_core.models.capture import Capture
+from ldmprobe_core.models.host_transfer import Leaving
+from ldmprobe_core.models.layers import VAE, match_layers, modules_of
+from ldmprobe_core.models.loading import permute_weights
+from ldmprobe_core.models.scheduler_tap import _Watch, _watched_step
+from ldmprobe_core.models.schedulers import noised
+from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.samples import Sample
+from ldmprobe_core.study.schema import Study
+
+_PIXELS_AT_ONCE = 1 << 16
+"""Pixels that are decoded together: one image of 512 x 512, or 16 of 64 x 64.  More of them no
+longer fit a CPU's cache and take a quarter longer each."""
+
+Keep = Callable[[str, int, Leaving], None]
+"""Takes what a network showed at a step: variant ("real", "permuted"), step from 0, layers."""
+
+
+@dataclass
+class Generated:
+    """One batch of samples.
+
+    Attributes:
+        image: finished images, (sample, y, x, rgb) uint8.
+        trajectory: decoded latents after every step, (sample, step, y, x, rgb) uint8; the last
+            step's are the finished images.  None where step images were not asked for.
+        clean: the predicted clean image at every step, decoded, same shape.
+        timestep: the scheduler's number of every step.
+    """
+
+    image: np.ndarray
+    trajectory: np.ndarray | None
+    clean: np.ndarray | None
+    timestep: list[float]
+
+
+class Generator:
+    """A loaded pipeline, ready for the batches of one study.
+
+    Args:
+        pipeline: in eval mode, with the study's scheduler.
+        family: what is known of its architecture.
+        study: decides steps, guidance, layers and whether the permuted control runs.
+    """
+
+    def __init__(self, pipeline: Any, family: Family, study: Study) -> None:
+        self.pipeline, self.family, self.study = pipeline, family, study
+        self.denoiser: nn.Module = getattr(pipeline, family.denoiser)
+        modules = modules_of(self.denoiser, pipeline.vae)
+        self.layers = match_layers(family, list(modules), study.capture.layers)
+        self.of_vae = any(name.startswith(VAE) for name in self.layers)
+        self.twin: nn.Module | None = None
+        self.twin_vae: nn.Module | None = None
+        if study.controls.permuted:
+            self.twin = _permuted(self.denoiser)
+            self.twin_vae = _permuted(pipeline.vae) if self.of_vae else None
+        scale = study.sampling.guidance if study.images is None else 1.0
+        self.scale = scale
+        self.guidance = family.guidance(scale, study.prompts.negative)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        samples: list[Sample],
+        keep: Keep,
+        pictures: np.ndarray | None = None,
+        step_images: bool = True,
+    ) -> Generated:
+        """Carry samples through all steps together; each has its own generator, seeded on the CPU.
+
+        Args:
+            keep: is handed what the networks show, as it comes: the denoisers' layers and the
+                latents while the samples are on their way, step by step, the decoder's afterwards.
+            pictures: (sample, y, x, rgb) uint8, to be looked at instead of generating images.
+            step_images: also decode what each step looks like, twice a step; where only the
+                finished image counts they cost as much as the denoiser itself.
+
+        Raises:
+            RuntimeError: the pipeline called the denoiser otherwise than was declared.
+        """
+        pipeline, sampling = self.pipeline, self.study.sampling
+        torch.set_num_threads(sampling.threads)  # a thread's own setting: repeated in every task
+        generators = [torch.Generator().manual_seed(sample.seed) for sample in samples]
+        watch, arguments = _Watch(), {}
+        replace = None
+        if pictures is not None:
+            replace, arguments["latents"] = self._looking_at(pictures, generators)
+        negative = self.study.prompts.negative
+        with ExitStack() as stack:
+            capture = self._capture(self.denoiser, self.guidance.halves, of_vae=False)
+            stack.enter_context(capture)
+            stack.enter_context(self._watched_denoiser(capture, watch, keep, len(samples)))
+            stack.enter_context(
+                _watched_step(
+                    pipeline.scheduler, watch, self.guidance, self._taken_latents(keep), replace
+                )
+            )
+            pipeline(
+                prompt=[sample.prompt for sample in samples],
+                num_inference_steps=sampling.steps,
+                generator=generators,
+                output_type="latent",
+                **self.family.arguments(
+                    self.scale, None if negative is None else [negative] * len(samples)
+                ),
+                **arguments,
+            )
+
+        last = len(watch.after) - 1
+        after = []
+        for step, latents in enumerate(watch.after):
+            if step_images or self.of_vae or step == last:
+                after.append(self._decode(latents, pipeline.vae, partial(keep, "real", step)))
+            if self.twin_vae is not None:
+                self._decode(latents, self.twin_vae, partial(keep, "permuted", step))
+        return Generated(
+            image=after[-1] if pictures is None else pictures,
+            trajectory=np.stack(after, axis=1) if step_images else None,
+            clean=np.stack([self.decode(latents) for latents in watch.clean], axis=1)
+            if step_images
+            else None,
+            timestep=watch.timestep,
+        )
+
+    def _taken_latents(self, keep: Keep) -> Callable[[int, Tensor], None]:
+        """What to do with the denoiser's input at a step: keep it, where it is a control."""
+
+        def take(step: int, latents: Tensor) -> None:
+            if self.study.controls.latents:
+                grid = self.family.unpack(latents).movedim(1, -1)
+                keep("real", step, Leaving({LATENTS: grid.to(torch.float16, copy=True)}))
+
+        return take
+
+    def _capture(self, network: nn.Module, halves: int, of_vae: bool) -> Capture:
+        modules = dict(network.named_modules())
+        prefix = VAE if of_vae else ""
+        names = [name for name in self.layers if name.startswith(VAE) == of_vae]
+        chosen = {name: modules[name.removeprefix(prefix)] for name in names}
+        return Capture(chosen, self.family, halves, None if of_vae else network)
+
+    def _watched_denoiser(self, capture: Capture, watch: _Watch, keep: Keep, samples: int) -> Any:
+        """After each denoiser call: take what it left, and show the twin the same inputs."""
+        twin_capture = self._capture(self.twin, 1, of_vae=False) if self.twin else None
+
+        def look(_denoiser: nn.Module, args: tuple, kwargs: dict, _output: Any) -> None:
+            watch.calls += 1
+            if watch.calls > 1:  # guidance's unconditional call, which comes second
+                capture.forget()
+                return
+            step = len(watch.after)
+            keep("real", step, Leaving(capture.take(samples)))
+            if self.twin is None or twin_capture is None:
+                return
+            half = _conditional(args, kwargs, self.guidance.halves)
+            with twin_capture:
+                self.twin(*half[0], **half[1])
+            keep("permuted", step, Leaving(twin_capture.take(samples)))
+
+        stack = ExitStack()
+        stack.callback(self.denoiser.register_forward_hook(look, with_kwargs=True).remove)
+        return stack
+
+    def _looking_at(
+        self, pictures: np.ndarray, generators: list[torch.Generator]
+    ) -> tuple[Callable[[int], Tensor], Tensor]:
+        """Latents of pictures with the noise of each step, and those to begin with."""
+        pipeline, family = self.pipeline, self.family
+        vae = pipeline.vae
+        images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
+        parts = [
+            family.encode(vae, part.to(vae.device) / 127.5 - 1)
+            for part in images.split(self._at_once)
+        ]
+        clean = torch.cat(parts)
+        noise = torch.cat(
+            [torch.randn(1, *clean.shape[1:], generator=g, dtype=torch.float32) for g in generators]
+        )
+        clean, noise = family.pack(clean), family.pack(noise.to(clean))
+        scheduler = pipeline.scheduler
+        family.set_steps(scheduler, self.study.sampling.steps)
+
+        def at(step: int) -> Tensor:
+            if step == len(scheduler.timesteps):
+                return clean
+            return noised(scheduler, clean, noise, step)
+
+        # The pipeline takes unit noise and scales it itself.
+        start = at(0) / float(getattr(scheduler, "init_noise_sigma", 1.0))
+        return at, start.to(next(self.denoiser.parameters()).dtype)
+
+    @property
+    def _at_once(self) -> int:
+        height, width = self.family.size
+        return max(1, _PIXELS_AT_ONCE // (height * width))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Images (sample, y, x, rgb) uint8 of latents as the pipeline hands them on."""
+        return self._decode(latents, self.pipeline.vae, None)
+
+    def _decode(
+        self, latents: Tensor, vae: Any, keep: Callable[[Leaving], None] | None
+    ) -> np.ndarray:
+        """Latents as the pipeline hands them on to uint8 (sample, y, x, rgb).
+
+        Args:
+            keep: is handed the activations of the decoder's captured layers.
+        """
+        images, taken = [], []
+        of_vae = self.of_vae and keep is not None
+        with ExitStack() as stack:
+            if of_vae:
+                capture = self._capture(vae, 1, of_vae=True)
+                stack.enter_context(capture)
+            for part in self.family.unpack(latents).split(self._at_once):
+                images.append(_to_images(self.family.decode(vae, part)))
+                if of_vae:
+                    taken.append(capture.take(len(part)))
+        if of_vae:
+            assert keep is not None
+            keep(Leaving({name: torch.cat([part[name] for part in taken]) for name in taken[0]}))
+        return np.concatenate(images)
+
+
+def _permuted(network: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(network)
+    permute_weights(twin)
+    return twin
+
+
+def _conditional(args: tuple, kwargs: dict, halves: int) -> tuple[tuple, dict]:
+    """The same call with the conditional part of every batched argument, dicts of them too."""
+
+    def half(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim > 0 and halves > 1 and len(value) > 1:
+            return value[len(value) // halves * (halves - 1) :]
+        if isinstance(value, dict):
+            return {key: half(part) for key, part in value.items()}
+        return value
+
+    return tuple(half(a) for a in args), {k: half(v) for k, v in kwargs.items()}
+
+
+def _to_images(tensor: Tensor) -> np.ndarray:
+    """float (n, rgb, y, x) in -1..1 to uint8 (n, y, x, rgb), as diffusers' image processor does."""
+    unit = (tensor / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+    return (unit * 255).round().astype(np.uint8)

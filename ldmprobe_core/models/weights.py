@@ -1,0 +1,87 @@
+"""Where a model's configs and weights lie on this machine; nothing is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from huggingface_hub import snapshot_download
+
+from ldmprobe_core.assets import CONFIGS, MODEL_FOLDER
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.architectures.registry import family_of
+from ldmprobe_core.study.sections import Model
+
+_KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}
+"""Hub ids whose configs ship with us, so that a study of them is sized without a network."""
+
+
+def config_folder(model: Model) -> Path:
+    """The folder of a model's JSON configs; its weights may be elsewhere, or not here at all.
+
+    Raises:
+        UserError: there is no such model on this machine.
+    """
+    folder = _local_folder(model) or _cached(model)
+    if folder is None and model.source in _KNOWN:
+        folder = CONFIGS / _KNOWN[model.source]
+    return folder or _not_here(model)
+
+
+def model_folder(model: Model) -> Path:
+    """The folder a model's files lie in: given, or of the hub's own cache; nothing is fetched.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    return _local_folder(model) or _cached(model) or _not_here(model)
+
+
+def _not_here(model: Model) -> NoReturn:
+    revision = f" --revision {model.revision}" if model.revision else ""
+    raise UserError(
+        f"model.source {model.source!r} is not on this machine: fetch it with hf download "
+        f"{model.source}{revision}, or give its folder"
+    )
+
+
+def has_weights(folder: Path) -> bool:
+    """A model folder holds the weights of its denoiser and its VAE, as safetensors."""
+    parts = (family_of(folder).denoiser, "vae")
+    return all(any((folder / part).glob("*.safetensors")) for part in parts)
+
+
+def _local_folder(model: Model) -> Path | None:
+    """The model's folder; None for a hub id."""
+    if model.source == "tabletop":
+        return MODEL_FOLDER
+    folder = Path(model.source).expanduser()
+    if (folder / "model_index.json").is_file():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
+        raise UserError(
+            f"model.source {model.source!r}: no diffusers model there (model_index.json is "
+            "missing); give 'tabletop', a folder written by save_pretrained, or a hub id"
+        )
+    return None
+
+
+def _cached(model: Model) -> Path | None:
+    """A hub id's files as far as they were fetched before."""
+    try:
+        return Path(snapshot_download(model.source, revision=model.revision, local_files_only=True))
+    except Exception:  # the hub's client has many ways to say that it is not there
+        return None
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hex digits over every config and weight file of a model folder, names included."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".json", ".safetensors", ".txt", ".model"}:
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,64 @@
+"""Labeling of one batch: finished images, decoded latents, predicted clean images."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldmprobe_core.pipeline.model_cache import labelers_for, on_device
+from ldmprobe_core.storage.run import Run
+
+
+def label_batch(url: str, batch: int) -> dict[str, Any]:
+    """Label one batch: finished images, decoded latents and predicted clean images.
+
+    Returns:
+        images, seconds and bytes written; zero images where it was done before.
+    """
+    run = Run(url)
+    if run.done("labeled", batch):
+        return {"images": 0, "seconds": 0.0, "bytes": 0}
+    if not run.done("generated", batch):
+        raise RuntimeError(f"{run.url}: batch {batch} cannot be labeled before it is generated")
+    started = time.monotonic()
+    study = run.study()
+    members = study.batches(run.stored)[batch]
+    region = slice(members.start, members.stop)
+    fingerprints = run.attributes()["labeler_fingerprints"]
+    count = written = 0
+    for source, group in (
+        ("image", "labels"),
+        ("trajectory", "labels_trajectory"),
+        ("clean", "labels_clean"),
+    ):
+        images = run.read("images", source, sample=region)
+        leading = images.shape[:-3]
+        flat = images.reshape(-1, *images.shape[-3:])
+        count += len(flat)
+        with on_device(study):
+            torch.set_num_threads(study.sampling.threads)
+            labels = {
+                "class_score" if prop == "class" else prop: labeler(flat)
+                for prop, labeler in labelers_for(study, fingerprints).items()
+            }
+        for prop in study.labels.maps:
+            if prop not in labels:  # exact maps: of the picture they are known, of a step not
+                shape = flat.shape[:3]
+                labels[prop] = (
+                    run.read("truth", prop, sample=region)
+                    if source == "image"
+                    else np.full(shape, np.nan, np.float32)
+                )
+        stored = {
+            name: values.reshape(*leading, *values.shape[1:]).astype(
+                np.float32 if source == "image" or name == "class_score" else np.float16
+            )
+            for name, values in labels.items()
+        }
+        run.write(group, stored, sample=region)
+        written += sum(values.nbytes for values in stored.values())
+    run.mark("labeled", batch)
+    return {"images": count, "seconds": time.monotonic() - started, "bytes": written}

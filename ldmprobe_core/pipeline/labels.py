@@ -1,0 +1,53 @@
+"""A run's labels as probes use them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ldmprobe_core.pipeline.statistics import mean_maps, require_tallied
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.sample_table import samples_of
+from ldmprobe_core.study.schema import Study
+
+
+def as_labels(study: Study, maps: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Label maps by property as probes meet them: foreground is a mask."""
+    return {
+        prop: values > study.labels.threshold if prop == "foreground" else values
+        for prop, values in maps.items()
+    }
+
+
+def label_set(run: Run) -> LabelSet:
+    """Labels of the finished images that are stored, with splits.
+
+    Raises:
+        RuntimeError: some batch is not labeled, or not in the statistics.
+    """
+    run.require_all("labeled")
+    study = run.study()
+    maps = as_labels(study, {prop: run.read("labels", prop) for prop in study.labels.maps})
+    split = np.array([sample.split for sample in samples_of(run)[: run.stored]])
+    train = np.flatnonzero(split == "train")
+    if study.capture.store == "statistics":
+        require_tallied(run)
+        means = mean_maps(run)
+    else:
+        means = {prop: values[train].mean(0, dtype=np.float64) for prop, values in maps.items()}
+    return LabelSet(
+        maps,
+        means,
+        train=train,
+        validation=np.flatnonzero(split == "validation"),
+        held=np.flatnonzero(split != "train"),
+    )
+
+
+@lru_cache(maxsize=2)
+def _label_set(url: str, identity: str) -> LabelSet:
+    """`label_set`, kept for the next cell; a run that was begun anew has another identity."""
+    return label_set(Run(url))

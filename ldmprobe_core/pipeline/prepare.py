@@ -1,0 +1,110 @@
+"""Creation of a study's run, and checks of an existing one's origin."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.registry import check_labeler, labelers_of
+from ldmprobe_core.models.weights import fingerprint, model_folder
+from ldmprobe_core.pipeline.model_cache import labelers_for, on_device
+from ldmprobe_core.pipeline.plan import Plan, check_store, make_plan
+from ldmprobe_core.storage.filesystem import Place
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.schema import Blueprint
+from ldmprobe_core.study.samples import make_samples, pin_inputs
+from ldmprobe_core.study.schema import Study
+
+_PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", "xarray", "prefect")
+
+
+def prepare_run(study: Study, store: str) -> Run:
+    """Check the study, then lay its run out in ``store``, or find it there.
+
+    Raises:
+        UserError: a mistake in the study, a store that is too small or cannot be written to, or a
+            run there that another model made.
+    """
+    plan = make_plan(study)
+    plan.require_complete()
+    study = pin_inputs(study)
+    run = run_in(store, study)
+    check_store(plan, run)
+    if not run.exists:
+        blueprint, record = _blueprint(study, plan)  # takes long: before the place is claimed
+        with run.claim() as claim:
+            if not run.exists:
+                claim.require_held()
+                run.lay_out(blueprint, record)
+                return run
+    check_origin(run, study)
+    run.write_text("study.json", study.to_json())  # the same but for where it now runs
+    return run
+
+
+def _blueprint(study: Study, plan: Plan) -> tuple[Blueprint, dict[str, Any]]:
+    """The shape of a study's run, and what is recorded with it."""
+    with on_device(study):
+        labelers = labelers_for(study)
+    units = dict.fromkeys(study.labels.maps, "as the maps that were given")
+    blueprint = Blueprint(
+        study,
+        make_samples(study),
+        plan.shapes,
+        plan.size,
+        plan.steps,
+        labelers["class"].classes if "class" in labelers else (),
+        units | {prop: labeler.units for prop, labeler in labelers.items()},
+        plan.truth,
+    )
+    return blueprint, {
+        "model_fingerprint": fingerprint(model_folder(study.model)),
+        "labeler_fingerprints": plan.labelers,
+        "versions": versions(),
+    }
+
+
+def check_origin(run: Run, study: Study) -> None:
+    """Refuse to take a run that another model or other labelers made for this study's.
+
+    Raises:
+        UserError: their files are not those that the run was begun with.
+    """
+    attributes = run.attributes()
+    for prop, reader in labelers_of(study).items():
+        begun, now = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, reader)
+        if begun != now:
+            raise UserError(
+                f"{run.url} was labeled by weights of labels.{prop} with fingerprint {begun}, and "
+                f"they now have {now}: move that run away or choose another --store"
+            )
+    made_by = attributes["model_fingerprint"]
+    mark = fingerprint(model_folder(study.model))
+    if made_by != mark:
+        raise UserError(
+            f"{run.url} was made by a model with fingerprint {made_by}, and "
+            f"model.source {study.model.source!r} now has {mark}: move that run away or "
+            "choose another --store"
+        )
+
+
+def run_in(store: str, study: Study) -> Run:
+    """The study's run in a store, laid out or not.
+
+    Raises:
+        UserError: the store is no place.
+    """
+    return Run(f"{Place(store).url}/{study.run_name}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,74 @@
+"""Training and scoring of every probe and control of one cell."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from ldmprobe_core.pipeline.labels import _label_set
+from ldmprobe_core.pipeline.statistics import sums_of
+from ldmprobe_core.probing.cell import probe_activations
+from ldmprobe_core.probing.fitters.mlp import TwoLayerProbe
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.layers import LATENTS
+
+
+def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
+    """Train and score every probe and control of one cell.
+
+    Args:
+        step: from 1.
+
+    Returns:
+        seconds and bytes read; zero where it was done before.
+    """
+    run = Run(url)
+    at, where = step - 1, run.probed.index(layer)
+    if run.done("probed", at, where):
+        return {"seconds": 0.0, "bytes": 0}
+    started = time.monotonic()
+    study = run.study()
+    # Sums depend on the number of BLAS threads in their last bits; cells run side by side instead.
+    threadpool_limits(1, user_api="blas")
+    torch.set_num_threads(1)
+    labels = _label_set(url, run.read_text("identity"))
+    real = run.read(f"activations/{layer}", "activation", step=at)
+    read = real.nbytes
+    deals = ("real", "shuffled") if study.controls.shuffled else ("real",)
+    results = probe_activations(real, labels, study, deals, sums_of(run, "real", step, layer))
+    if study.controls.permuted and layer != LATENTS:
+        twin = run.read(f"permuted/{layer}", "activation", step=at)
+        read += twin.nbytes
+        sums = sums_of(run, "permuted", step, layer)
+        results["permuted"] = probe_activations(twin, labels, study, sums=sums)["real"]
+
+    channels = real.shape[-1]
+    kinds, maps = study.probes.kinds, study.labels.maps
+    weight = np.full((len(kinds), len(maps), 1, channels), np.nan)
+    bias = np.full((len(kinds), len(maps), 1), np.nan)
+    penalty = bias.copy()
+    for (kind, prop), probe in results["real"].probes.items():
+        if isinstance(probe, TwoLayerProbe):  # a control: scored, not kept
+            continue
+        place = kinds.index(kind), maps.index(prop), 0
+        weight[place], bias[place], penalty[place] = probe.weight, probe.bias, probe.penalty
+    cell = {"step": slice(at, at + 1)}
+    run.write(f"probes/{layer}", {"weight": weight, "bias": bias, "penalty": penalty}, **cell)
+    nothing = {prop: np.full_like(score, np.nan) for prop, score in results["real"].scores.items()}
+    for prop in maps:
+        scores = [
+            results[v].scores[prop] if v in results else nothing[prop]
+            for v in ("real", "shuffled", "permuted")
+        ]
+        run.write(
+            f"scores/{prop}",
+            {"score": np.stack(scores)[:, :, :, None, None, :]},
+            layer=slice(where, where + 1),
+            **cell,
+        )
+    run.mark("probed", at, where)
+    return {"seconds": time.monotonic() - started, "bytes": read}

@@ -1,0 +1,76 @@
+"""Expected bytes of a study: in the store, and in a worker's memory."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ldmprobe_core.models.architectures.base import Family
+from ldmprobe_core.pipeline.activation_sinks import bytes_at_once
+from ldmprobe_core.study.batching import width_of
+from ldmprobe_core.study.layers import LATENTS, LayerShape
+from ldmprobe_core.study.properties import METRICS
+from ldmprobe_core.study.schema import Study
+
+
+def _bytes(
+    study: Study, shapes: dict[str, LayerShape], size: tuple[int, int], steps: int, count: int
+) -> dict[str, int]:
+    pixels = size[0] * size[1]
+    values = sum(s.y * s.x * s.channels for name, s in shapes.items() if name != LATENTS)
+    latents = shapes.get(LATENTS, LayerShape(0, 0, 0))
+    maps = study.labels.maps
+    metrics = sum(len(METRICS[prop]) for prop in maps)
+    sizes = {
+        "activations": count * steps * values * 2,
+        "permuted": count * steps * values * 2 if study.controls.permuted else 0,
+        "latents": count * steps * latents.y * latents.x * latents.channels * 2,
+        "images": count * pixels * 3 * (1 + 2 * steps),
+        "labels": count * pixels * len(maps) * (4 + 2 * 2 * steps),
+        "scores": count * steps * len(shapes) * metrics * 4 * 3 * len(study.kinds),
+    }
+    return {name: size for name, size in sizes.items() if size}
+
+
+def _sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
+    """Bytes of one part's sums over training samples; 0 where none are kept."""
+    if study.capture.store == "activations":
+        return 0
+    entries = 0
+    for variant in ("real", "permuted") if study.controls.permuted else ("real",):
+        for name, shape in shapes.items():
+            if variant == "real" or name != LATENTS:
+                width = width_of(study, variant, shape.channels)
+                entries += width * (width + 1) // 2
+    return entries * steps * 8
+
+
+def _memory(
+    study: Study,
+    family: Family,
+    denoiser: nn.Module,
+    vae: nn.Module,
+    shapes: dict[str, LayerShape],
+    steps: int,
+    sums: int,
+) -> dict[str, int]:
+    """Expected bytes a worker holds at once: weights, and one batch on its way to the store.
+
+    Text encoders and what the networks need while they compute come on top.
+    """
+    size = 4 if study.model.dtype == "float32" else 2
+    copies = 2 if study.controls.permuted else 1
+    height, width = family.size
+    values = sum(s.y * s.x * s.channels for s in shapes.values())
+    parts = {"denoiser": denoiser, "vae": vae}
+    number = {name: sum(p.numel() for p in m.parameters()) for name, m in parts.items()}
+    step = study.sampling.batch * values * 2 * copies
+    found = {
+        "denoiser": number["denoiser"] * size * copies,
+        "vae": number["vae"] * 4,
+        "activations": bytes_at_once(step, steps),
+        "images": study.sampling.batch * (1 + 2 * steps) * height * width * 3,
+    }
+    if sums:  # a whole batch waits for its labels, twice while its steps are joined
+        found["activations"] = 2 * step * steps
+        found["statistics"] = sums
+    return found

@@ -1,0 +1,1 @@
+"""Arrays in, probes and scores out; no disk, no network, no pipeline."""

@@ -1,0 +1,1 @@
+"""Kinds of probes: how each is fitted."""

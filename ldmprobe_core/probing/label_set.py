@@ -1,0 +1,50 @@
+"""Labels of a run's images with their splits, prepared for every token grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ldmprobe_core.probing.block_scores import BlockTruth, FullTruth, block_means
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Labels of the finished images and who is in which split.
+
+    Attributes:
+        maps: property to (sample, y, x); foreground is bool.
+        means: property to the training samples' mean label, (y, x) float64.
+        train, validation, held: sample indices; held is validation and test, in sample order.
+    """
+
+    maps: dict[str, np.ndarray]
+    means: dict[str, np.ndarray]
+    train: np.ndarray
+    validation: np.ndarray
+    held: np.ndarray
+
+    @lru_cache(maxsize=32)  # noqa: B019  (as below)
+    def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
+        """Block means of every label, (sample, *grid)."""
+        return block_means(self.maps[prop], grid)
+
+    @lru_cache(maxsize=8)  # noqa: B019  (one set lives as long as its run's worker)
+    def _full(self, prop: str) -> FullTruth:
+        return FullTruth(self.maps[prop][self.held], self.means[prop])
+
+    @lru_cache(maxsize=32)  # noqa: B019  (as above)
+    def truth(self, prop: str, grid: tuple[int, int]) -> BlockTruth:
+        """Held-out labels, prepared for scoring predictions on this grid."""
+        held, mean_map = self.maps[prop][self.held], self.means[prop]
+        if prop == "foreground":
+            return BlockTruth(prop, held, mean_map, grid)
+        return BlockTruth(prop, held, mean_map, grid, self._full(prop))
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other

@@ -1,0 +1,70 @@
+"""Linear probes, and the paper's protocol of fitting them by Adam.
+
+A probe maps a token's channels to a property of the token's block of pixels.  Its prediction,
+upsampled by nearest, is constant on the block; so squared error against the full-size map differs
+from squared error against the block's mean label only by a factor and a constant, and
+cross-entropy against the full-size mask equals cross-entropy against the block's foreground share.
+Both fits are therefore exact on tokens, with as many rows fewer as a block has pixels.
+
+Penalties are relative: an L2 penalty p means ``p x v``, v the mean variance of a channel over the
+training tokens, in an objective that is a *mean* over pixels.  So one list serves every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+ROWS_AT_ONCE = 1 << 11
+
+
+def serves(kind: str, prop: str) -> bool:
+    """A kind of probe is fitted to this property: logistic to masks, the others to every map."""
+    return kind != "logistic" or prop == "foreground"
+
+
+def foreground_cut(kind: str) -> float:
+    """Foreground is where a probe of this kind predicts more: half, of a share or as a logit."""
+    return 0.5 if kind == "ridge" else 0.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """prediction = activation . weight + bias.
+
+    Attributes:
+        weight: (channel,) float64.
+        bias: scalar.
+        penalty: the relative penalty it was fitted with; NaN where there is none.
+    """
+
+    weight: np.ndarray
+    bias: float
+    penalty: float
+
+    def predict(self, activations: np.ndarray) -> np.ndarray:
+        """Predictions (n, y, x) float64 from activations (n, y, x, channel)."""
+        return predictions(activations, [self])[..., 0]
+
+
+def predictions(activations: np.ndarray, probes: list[Probe]) -> np.ndarray:
+    """Of several probes from one pass: (n, y, x, probe) float64 from (n, y, x, channel)."""
+    weight = np.stack([probe.weight for probe in probes], axis=1)
+    bias = np.array([probe.bias for probe in probes])
+    rows = activations.reshape(-1, activations.shape[-1])
+    found = np.concatenate([block @ weight for block in row_blocks(rows)]) + bias
+    return found.reshape(*activations.shape[:-1], len(probes))
+
+
+def row_blocks(
+    rows: np.ndarray, dtype: type[np.floating] | None = np.float64
+) -> Iterator[np.ndarray]:
+    """Rows as many at a time as a CPU's cache holds, in float64, float32, or at least float32."""
+    for a in range(0, len(rows), ROWS_AT_ONCE):
+        block = rows[a : a + ROWS_AT_ONCE]
+        if block.dtype == np.float16:  # torch converts it with the CPU's own instruction
+            block = torch.from_numpy(np.ascontiguousarray(block)).float().numpy()
+        yield block if dtype is None else block.astype(dtype, copy=False)

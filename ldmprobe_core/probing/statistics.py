@@ -1,0 +1,84 @@
+"""Sufficient statistics of linear regression, which add up over samples and workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg.blas import dsyrk
+
+from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums of products of tokens with themselves and with their labels; they add up.
+
+    Attributes:
+        gram: Z'Z of rows Z = [activation, 1, label] (channel + 1 + label), symmetric, float64: one
+            symmetric rank-k update a block of tokens.
+        channels: how many of its columns are activations.
+    """
+
+    gram: np.ndarray
+    channels: int
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray) -> Moments:
+        """Of activations (token, channel) and labels (token, label), added up in float64."""
+        channels, labels = x.shape[1], y.shape[1]
+        width = channels + 1 + labels
+        upper = np.zeros((width, width), order="F")
+        rows, start = np.ones((min(len(x), ROWS_AT_ONCE), width)), 0
+        for block in row_blocks(x, None):
+            part = rows[: len(block)]
+            part[:, :channels] = block
+            part[:, channels + 1 :] = y[start : start + len(block)]
+            upper = dsyrk(1.0, part.T, beta=1.0, c=upper, overwrite_c=1)
+            start += len(block)
+        return cls(np.triu(upper) + np.triu(upper, 1).T, channels)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.gram + other.gram, self.channels)
+
+    @property
+    def n(self) -> int:
+        """Tokens."""
+        return round(self.gram[self.channels, self.channels])
+
+    @property
+    def x(self) -> np.ndarray:
+        """Sums of activations, (channel,)."""
+        return self.gram[: self.channels, self.channels]
+
+    @property
+    def y(self) -> np.ndarray:
+        """Sums of labels, (label,)."""
+        return self.gram[self.channels, self.channels + 1 :]
+
+    @property
+    def xx(self) -> np.ndarray:
+        """Sums of products of activations, (channel, channel)."""
+        return self.gram[: self.channels, : self.channels]
+
+    @property
+    def xy(self) -> np.ndarray:
+        """Sums of products of activations and labels, (channel, label)."""
+        return self.gram[: self.channels, self.channels + 1 :]
+
+    @property
+    def yy(self) -> np.ndarray:
+        """Sums of squared labels, (label,)."""
+        return self.gram.diagonal()[self.channels + 1 :]
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Of the activations, (channel, channel)."""
+        mean = self.x / self.n
+        return self.xx / self.n - np.outer(mean, mean)
+
+    def error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Mean squared error (label,) of predictions x . weight + bias; weight (channel, label)."""
+        squared = self.yy + (weight * (self.xx @ weight)).sum(0) + self.n * bias**2
+        cross = (weight * self.xy).sum(0) + bias * self.y
+        return (squared - 2 * cross + 2 * bias * (self.x @ weight)) / self.n

@@ -1,0 +1,348 @@
+"""The hierarchy of a run: every group and array, with dimensions, coordinates and units.
+
+Chunks follow the units of work: a batch of samples at one step, or one cell, so that a worker's
+region is always whole chunks and a cell reads no chunk that it does not need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import zarr
+
+from ldmprobe_core.storage.group_builder import Arrays
+from ldmprobe_core.study.batching import GROUP, SLOTS, deals_of, units_of, width_of
+from ldmprobe_core.study.layers import LATENTS, LayerShape
+from ldmprobe_core.study.properties import METRICS
+from ldmprobe_core.study.samples import SPLITS, Sample, stored_of
+from ldmprobe_core.study.schema import Study
+
+VARIANTS = ("real", "shuffled", "permuted")
+"""Probes proper, probes on shuffled labels, probes on the permuted denoiser."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What decides the shape of a run.
+
+    Attributes:
+        shapes: of every captured layer, in the denoiser's order.
+        size: height and width of the images in pixels.
+        truth: properties of which every picture has an exact map; empty where images are generated.
+        timesteps: the scheduler's number of every step.
+        classes: names of the classes, empty where none are labeled.
+        units: of each labeled property.
+    """
+
+    study: Study
+    samples: list[Sample]
+    shapes: dict[str, LayerShape]
+    size: tuple[int, int]
+    timesteps: list[float]
+    classes: tuple[str, ...]
+    units: dict[str, str]
+    truth: tuple[str, ...] = ()
+
+
+class Layout(Arrays):
+    """Creates every array of a run, empty."""
+
+    def __init__(self, root: zarr.Group, blueprint: Blueprint) -> None:
+        super().__init__(root)
+        self.study, self.samples = blueprint.study, blueprint.samples
+        self.shapes, (self.height, self.width) = blueprint.shapes, blueprint.size
+        self.truth = blueprint.truth
+        self.timesteps, self.classes = blueprint.timesteps, blueprint.classes
+        self.units = blueprint.units
+        self.stored = self.samples[: stored_of(self.samples, self.study)]
+        first = len(self.stored) if self.study.capture.store == "statistics" else 0
+        self.parts = len(units_of(self.study, first, len(self.samples)))
+        self.batch = min(self.study.sampling.batch, len(self.stored))
+        self.steps = len(self.timesteps)
+
+    def build(self) -> None:
+        """All groups; plain coordinates first, so that a stranger can read any group alone."""
+        self._samples()
+        self._images()
+        summed = self.study.capture.store != "activations"
+        for variant, group in (("real", "activations"), ("permuted", "permuted")):
+            if variant == "real" or self.study.controls.permuted:
+                for name, shape in self.shapes.items():
+                    if variant == "real" or name != LATENTS:
+                        self._activations(f"{group}/{name}", name, shape)
+                        if summed:
+                            self._sums(variant, name, shape)
+        if summed:
+            self._label_sums()
+        self._labels("labels", None)
+        if self.truth:
+            self._truth()
+        self._labels("labels_trajectory", "decoded latents after every step")
+        self._labels("labels_clean", "the predicted clean image at every step")
+        for name, shape in self.shapes.items():
+            self._probes(f"probes/{name}", shape)
+        for prop in self.study.labels.maps:
+            self._scores(prop)
+        self._marks()
+
+    def _sample(self, group: zarr.Group, all_of_them: bool = False) -> None:
+        there = self.samples if all_of_them else self.stored
+        self.coordinate(group, "sample", [s.index for s in there], "index of the image")
+
+    def _step(self, group: zarr.Group) -> None:
+        self.coordinate(group, "step", range(1, self.steps + 1), "sampler step, from 1")
+        self.coordinate(
+            group,
+            "step",
+            self.timesteps,
+            "the scheduler's own number of the step",
+            name="timestep",
+        )
+
+    def _pixels(self, group: zarr.Group, y: int | None = None, x: int | None = None) -> None:
+        for dim, whole, count in (("y", self.height, y), ("x", self.width, x)):
+            count = count or whole
+            centers = (np.arange(count) + 0.5) * whole / count
+            self.coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
+
+    def _samples(self) -> None:
+        group = self.group("samples", "Who was generated.")
+        self._sample(group, all_of_them=True)
+        for name, description in (
+            ("prompt", "text the image was generated from"),
+            ("category", "class that the prompt names; empty where unknown"),
+            ("split", "which part the sample belongs to: " + ", ".join(SPLITS)),
+            ("picture", "file of the picture; empty where it was generated"),
+        ):
+            values = [getattr(s, name) or "" for s in self.samples]
+            self.table(group, name, "sample", values, description)
+        seeds = [s.seed for s in self.samples]
+        self.table(group, "seed", "sample", seeds, "seed of the sample's own generator")
+
+    def _images(self) -> None:
+        group = self.group("images", "Finished images and what each step looked like.")
+        self._sample(group)
+        self._step(group)
+        self._pixels(group)
+        self.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
+        n, pixels = len(self.stored), {"y": self.height, "x": self.width, "rgb": 3}
+        self.array(
+            group,
+            "image",
+            {"sample": n, **pixels},
+            {"sample": self.batch},
+            "uint8",
+            "finished image",
+            "0..255",
+        )
+        for name, description in (
+            ("trajectory", "decoded latents after the step"),
+            ("clean", "predicted clean image at the step, decoded"),
+        ):
+            self.array(
+                group,
+                name,
+                {"sample": n, "step": self.steps, **pixels},
+                {"sample": self.batch, "step": 1},
+                "uint8",
+                description,
+                "0..255",
+            )
+
+    def _activations(self, path: str, name: str, shape: LayerShape) -> None:
+        what = "the denoiser's input" if name == LATENTS else f"output of {name}"
+        group = self.group(path, f"{what.capitalize()}, conditional half.")
+        self._sample(group)
+        self._step(group)
+        self._pixels(group, shape.y, shape.x)
+        self.coordinate(group, "channel", range(shape.channels), "channel of the layer")
+        cells = {"sample": len(self.stored), "step": self.steps}
+        chunk = {"sample": self.batch, "step": 1}
+        grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
+        # Activations hardly compress: zstd gains 6..12%, less than it costs in time.
+        self.array(
+            group,
+            "activation",
+            {**cells, **grid},
+            chunk,
+            "float16",
+            what,
+            compress=False,
+        )
+        self.array(
+            group,
+            "nonfinite",
+            cells,
+            {"sample": self.batch},
+            "int32",
+            "values that are not finite in float16",
+        )
+
+    def _labels(self, path: str, source: str | None) -> None:
+        group = self.group(path, f"Labels of {source or 'the finished images'}.")
+        self._sample(group)
+        sizes = {"sample": len(self.stored)}
+        chunks = {"sample": self.batch}
+        if source:
+            self._step(group)
+            sizes["step"], chunks["step"] = self.steps, 1
+        self._pixels(group)
+        for prop in self.study.labels.maps:
+            self.array(
+                group,
+                prop,
+                {**sizes, "y": self.height, "x": self.width},
+                chunks,
+                "float16" if source else "float32",
+                f"{prop} of {source or 'the finished image'}",
+                self.units[prop],
+            )
+        if self.classes:
+            self.coordinate(group, "class", list(self.classes), "class name")
+            self.array(
+                group,
+                "class_score",
+                {**sizes, "class": len(self.classes)},
+                chunks,
+                "float32",
+                "probability of each class",
+                self.units["class"],
+            )
+
+    def _truth(self) -> None:
+        group = self.group("truth", "Exact maps of the pictures, as they were given.")
+        self._sample(group)
+        self._pixels(group)
+        for prop in self.truth:
+            self.array(
+                group,
+                prop,
+                {"sample": len(self.stored), "y": self.height, "x": self.width},
+                {"sample": self.batch},
+                "float32",
+                f"exact {prop} of the picture",
+            )
+
+    def _sums(self, variant: str, name: str, shape: LayerShape) -> None:
+        """Sums of one layer's cells; a part has two slots, of which `marks` says which counts."""
+        group = self.group(f"{GROUP}/{variant}/{name}", f"Sums over training samples of {name}.")
+        self._step(group)
+        sizes, chunk = {"part": self.parts, "slot": SLOTS}, {"part": 1, "slot": 1}
+        width = width_of(self.study, variant, shape.channels)
+        deals = " and again ".join(deals_of(self.study, variant))
+        self.array(
+            group,
+            "gram",
+            {**sizes, "step": self.steps, "entry": width * (width + 1) // 2},
+            {**chunk, "step": 1},
+            "float64",
+            "lower triangle, row by row, of Z'Z: Z has a row a token, of its channels, 1, and its "
+            f"block's mean {', '.join(self.study.labels.maps)} ({deals})",
+            compress=False,
+        )
+        self.array(
+            group,
+            "nonfinite",
+            {**sizes, "step": self.steps},
+            chunk,
+            "int64",
+            "values that are not finite in float16",
+        )
+
+    def _label_sums(self) -> None:
+        group = self.group(f"{GROUP}/labels", "Sums of the training samples' label maps.")
+        self._pixels(group)
+        sizes, chunk = {"part": self.parts, "slot": SLOTS}, {"part": 1, "slot": 1}
+        for prop in self.study.labels.maps:
+            maps = {**sizes, "y": self.height, "x": self.width}
+            self.array(group, prop, maps, chunk, "float64", f"sum of {prop}", self.units[prop])
+        self.array(group, "count", sizes, chunk, "int64", "training samples")
+
+    def _probes(self, path: str, shape: LayerShape) -> None:
+        group = self.group(path, "Linear probes: prediction = activation . weight + bias.")
+        kinds, maps = self.study.probes.kinds, self.study.labels.maps
+        self.coordinate(group, "kind", list(kinds), "how the probe was fitted")
+        self.coordinate(group, "property", list(maps), "what it reads")
+        self._step(group)
+        self.coordinate(group, "channel", range(shape.channels), "channel of the layer")
+        sizes = {"kind": len(kinds), "property": len(maps), "step": self.steps}
+        self.array(
+            group,
+            "weight",
+            {**sizes, "channel": shape.channels},
+            {"step": 1},
+            "float64",
+            "of each channel; a logistic probe gives a logit",
+        )
+        for name, description in (
+            ("bias", "added to every prediction"),
+            ("penalty", "L2 penalty that the validation part chose, in mean channel variances"),
+        ):
+            self.array(group, name, sizes, {"step": 1}, "float64", description)
+
+    def _scores(self, prop: str) -> None:
+        group = self.group(f"scores/{prop}", f"Scores of {prop} probes, held-out samples.")
+        held = [s for s in self.samples if s.split != "train"]
+        kinds, metrics = self.study.kinds, METRICS[prop]
+        self.coordinate(group, "variant", list(VARIANTS), "the probe proper, and its controls")
+        self.coordinate(group, "kind", list(kinds), "how the probe was fitted")
+        self.coordinate(group, "metric", list(metrics), "agreement with the label")
+        self._step(group)
+        self.coordinate(group, "layer", list(self.shapes), "denoiser module")
+        self.coordinate(group, "sample", [s.index for s in held], "index of the image")
+        self.coordinate(
+            group, "sample", [s.split for s in held], "validation or test", name="split"
+        )
+        sizes = {
+            "variant": len(VARIANTS),
+            "kind": len(kinds),
+            "metric": len(metrics),
+            "step": self.steps,
+            "layer": len(self.shapes),
+            "sample": len(held),
+        }
+        self.array(
+            group,
+            "score",
+            sizes,
+            {"step": 1, "layer": 1},
+            "float32",
+            "score of one probe on one sample; NaN where undefined or not computed",
+        )
+
+    def _marks(self) -> None:
+        group = self.group("marks", "Which units of work are complete (1).")
+        batches = len(self.study.batches(len(self.stored)))
+        self.coordinate(group, "batch", range(batches), "batch of samples")
+        self._step(group)
+        self.coordinate(group, "layer", list(self.shapes), "denoiser module")
+        for name in ("generated", "labeled"):
+            self.array(
+                group,
+                name,
+                {"batch": batches},
+                {"batch": 1},
+                "uint8",
+                f"batch is {name}",
+                compress=False,
+            )
+        if self.study.capture.store != "activations":
+            self.array(
+                group,
+                "tallied",
+                {"part": self.parts},
+                {"part": 1},
+                "int64",
+                "units of the part that are added up",
+                compress=False,
+            )
+        self.array(
+            group,
+            "probed",
+            {"step": self.steps, "layer": len(self.shapes)},
+            {"step": 1, "layer": 1},
+            "uint8",
+            "cell is probed",
+            compress=False,
+        )

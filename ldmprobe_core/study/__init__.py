@@ -1,0 +1,1 @@
+"""What is asked for: YAML to `Study`, to samples, to units of work."""

@@ -1,0 +1,197 @@
+"""Pictures of one's own, with the maps of what they show beside them.
+
+``lemon.png`` is a picture; ``lemon.depth.npy``, ``lemon.foreground.png`` and ``lemon.shading.exr``
+are its maps.  Depth may be in any unit, larger is farther; foreground is 0 or white; shading is at
+least 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.properties import MAP_PROPERTIES
+from ldmprobe_core.study.sections import Images
+
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+_MAPS = (".npy", ".png", ".exr")
+
+
+def require_pictures(folder: str, field: str = "photographs") -> list[str]:
+    """File names of a folder's pictures, in order; maps beside pictures are not among them.
+
+    Raises:
+        UserError: there is no such folder, or no picture in it.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        raise UserError(f"{field} {folder!r}: there is no such folder")
+    names = sorted(
+        path.name
+        for path in place.iterdir()
+        if path.suffix.lower() in _PICTURES and Path(path.stem).suffix[1:] not in MAP_PROPERTIES
+    )
+    if not names:
+        raise UserError(f"{field} {folder!r} holds 0 pictures: PNG, JPEG or WebP are read")
+    return names
+
+
+def picture_names(images: Images) -> list[str]:
+    """File names of a study's pictures, in order.
+
+    Raises:
+        UserError: there is no such folder, or too few pictures in it.
+    """
+    names = require_pictures(images.folder, "images.folder")
+    wanted = images.samples or len(names)
+    if len(names) < max(3, wanted):
+        raise UserError(
+            f"images.folder {images.folder!r} holds {len(names)} pictures, and {max(3, wanted)} "
+            "are needed: one each for train, validation and test at least"
+        )
+    return names[:wanted]
+
+
+def pictures_digest(images: Images, names: list[str]) -> str:
+    """16 hex digits of the pictures and of all their maps."""
+    folder = Path(images.folder).expanduser()
+    digest = hashlib.sha256()
+    for name in names:
+        beside = [map_path(folder, name, prop) for prop in MAP_PROPERTIES]
+        for path in (folder / name, *(p for p in beside if p is not None)):
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def map_path(folder: Path, picture: str, prop: str) -> Path | None:
+    """The map of a property that lies beside a picture; None where there is none."""
+    stem = Path(picture).stem
+    for suffix in _MAPS:
+        path = folder / f"{stem}.{prop}{suffix}"
+        if path.is_file():
+            return path
+    return None
+
+
+def maps_present(images: Images, names: list[str]) -> tuple[str, ...]:
+    """Properties of which every picture has a map.
+
+    Raises:
+        UserError: some pictures have one and others have none.
+    """
+    folder = Path(images.folder).expanduser()
+    present = []
+    for prop in MAP_PROPERTIES:
+        missing = [name for name in names if map_path(folder, name, prop) is None]
+        if not missing:
+            present.append(prop)
+        elif len(missing) < len(names):
+            raise UserError(
+                f"images.folder {images.folder!r}: {missing[0]} has no {prop} map beside it, as "
+                f"other pictures have ({Path(missing[0]).stem}.{prop}.npy, .png or .exr): add it"
+            )
+    return tuple(present)
+
+
+def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture as (y, x, rgb) uint8: its middle, cut to the model's aspect, resized.
+
+    Args:
+        size: height and width in pixels.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            picture = ImageOps.exif_transpose(image).convert("RGB")  # as it was held
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a picture ({type(error).__name__}): remove it") from error
+    box = _middle(picture.height, picture.width, size)
+    resized = picture.resize(size[::-1], Image.Resampling.LANCZOS, box=box)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def read_map(
+    path: Path, prop: str, size: tuple[int, int], picture: Path | None = None
+) -> np.ndarray:
+    """A map as (y, x) float32, cut and resized as its picture is.
+
+    Foreground is taken by nearest pixels, scaled to 0..1; the others bilinearly.
+
+    Args:
+        picture: that it belongs to, whose aspect it must have.
+
+    Raises:
+        UserError: it cannot be read, or holds values that a map of this property cannot.
+    """
+    values = _load_map(path)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: it holds values that are not finite: fill them in")
+    if prop == "foreground":
+        high = float(values.max())
+        if values.min() < 0 or (high > 1 and high not in (255, 65535)):
+            raise UserError(
+                f"{path}: a mask holds 0 to 1, or 0 to 255, not {values.min():g} to {high:g}: of a "
+                "map of object numbers make a mask first"
+            )
+        values = values / max(high, 1)
+    if prop == "shading" and values.min() < 0:
+        raise UserError(f"{path}: shading is at least 0, not {values.min():g}")
+    if picture is not None:
+        with Image.open(picture) as beside:
+            width, height = ImageOps.exif_transpose(beside).size
+        if abs(values.shape[0] * width - values.shape[1] * height) > max(width, height):
+            raise UserError(
+                f"{path}: it is {values.shape[0]} x {values.shape[1]}, and its picture "
+                f"{height} x {width}: a map has its picture's aspect"
+            )
+    box = _middle(values.shape[0], values.shape[1], size)
+    nearest = prop == "foreground"
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    image = Image.fromarray(values.astype(np.float32))
+    return np.asarray(image.resize(size[::-1], how, box=box), dtype=np.float32)
+
+
+def _load_map(path: Path) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        elif path.suffix == ".exr":
+            values = _load_exr(path)
+        else:
+            with Image.open(path) as image:
+                values = np.asarray(image)
+    except (OSError, ValueError, EOFError, RuntimeError) as error:
+        raise UserError(f"{path}: not a map ({type(error).__name__}): write it again") from error
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim == 3:
+        values = values[..., : min(3, values.shape[2])].mean(-1)
+    if values.ndim != 2 or values.size == 0:
+        raise UserError(f"{path}: a map has height and width, not shape {values.shape}")
+    return values
+
+
+def _load_exr(path: Path) -> np.ndarray:
+    try:
+        import OpenEXR
+    except ImportError:
+        raise UserError(
+            f"{path}: reading EXR needs a package: pip install 'ldmprobe[exr]', or save it as .npy"
+        ) from None
+    with OpenEXR.File(str(path)) as file:
+        channels = [channel.pixels for channel in file.channels().values()]
+    return np.concatenate([np.atleast_3d(channel) for channel in channels], axis=-1)
+
+
+def _middle(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest box of ``size``'s aspect in the middle: left, top, right, bottom."""
+    scale = min(height / size[0], width / size[1])
+    across, down = size[1] * scale, size[0] * scale
+    left, top = (width - across) / 2, (height - down) / 2
+    return left, top, left + across, top + down

@@ -1,0 +1,111 @@
+"""Reading a study: a YAML file, overrides, and mistakes told in one sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from ldmprobe_core.assets import STUDIES
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.schema import Study
+
+
+def load_study(source: str, overrides: list[str] | None = None) -> Study:
+    """Read a study.
+
+    Args:
+        source: path of a YAML file, or the name of a ready study such as ``tabletop``.
+        overrides: ``key=value`` with dotted keys, such as ``sampling.steps=20``; values are YAML.
+
+    Raises:
+        UserError: no such file, not YAML, or a key or value that a study does not have.
+    """
+    path = Path(source)
+    if os.path.isfile(source):  # unlike Path.is_file it takes any string, a hostile one too
+        data = path.read_bytes()
+    else:
+        ready = STUDIES / f"{source}.yaml"
+        if re.fullmatch(r"[\w-]{1,64}", source) is None or not ready.is_file():
+            raise UserError(f"study {source!r:.80}: no such file, and no ready study of that name")
+        data, path = ready.read_bytes(), Path(f"{source}.yaml")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: a study is a YAML file in UTF-8, and this is not") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise UserError(f"{path}{line}: this is not valid YAML") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: a study is a mapping of keys to values, not a {type(content).__name__}"
+        )
+    for override in overrides or []:
+        _set(content, override)
+    return parse_study(content, str(path))
+
+
+def parse_study(content: dict[str, Any], where: str = "study") -> Study:
+    """Validate a mapping.
+
+    Raises:
+        UserError: one sentence naming the first wrong field and its value.
+    """
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{where}: {sentence(error)}") from None
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override!r}: write it as key=value, such as sampling.steps=20")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
+    *path, last = key.split(".")
+    labels = content.get("labels")
+    for name in path:
+        below = content.setdefault(name, {})
+        if content is labels and isinstance(below, str):  # a labeler's name alone
+            below = content[name] = {"name": below}
+        content = below
+        if not isinstance(content, dict):
+            raise UserError(f"--set {override!r}: {name} holds a value, not keys")
+    content[last] = value
+
+
+def sentence(error: ValidationError) -> str:
+    """The first problem as a sentence: field, value, remedy."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "study"
+    if first["type"] == "extra_forbidden":
+        return f"{field} is not a key of a study; {_known_keys(first['loc'])}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{field}: {message}"
+    value = repr(first["input"])
+    value = value if len(value) <= 60 else value[:57] + "..."
+    return f"{field} is {value}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    part: Any = Study
+    for name in location[:-1]:
+        fields = {(f.alias or key): f for key, f in part.model_fields.items()}
+        found = fields[str(name)].annotation
+        # an optional part is a union with None
+        part = next((kind for kind in get_args(found) if kind is not type(None)), found)
+    keys = ", ".join((f.alias or key) for key, f in part.model_fields.items())
+    return f"{'.'.join(map(str, location[:-1])) or 'a study'} has: {keys}"

@@ -1,0 +1,139 @@
+"""From a study to its samples: who is generated, with which seed, in which split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.image_folder import maps_present, picture_names, pictures_digest
+from ldmprobe_core.study.prompt_files import Row, digest_of, read_rows
+from ldmprobe_core.study.prompt_sets import (
+    object_prompts,
+    tabletop_prompts,
+)
+from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.sections import Images, Prompts
+from ldmprobe_core.study.splits import SPLITS, _Draft, _splits
+
+__all__ = ["SPLITS", "Sample", "make_samples", "pin_inputs", "tabletop_prompts"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image to be generated, or one picture to be looked at.
+
+    Attributes:
+        index: position along the run's ``sample`` dimension.
+        category: the class its prompt names, where that is known.
+        picture: file name of the picture; None where it is generated.
+    """
+
+    index: int
+    prompt: str
+    seed: int
+    category: str | None
+    split: str
+    picture: str | None = None
+
+    @property
+    def group(self) -> str:
+        """What it shares with samples that are not independent of it: its prompt, or picture."""
+        return self.picture or self.prompt
+
+
+def pin_inputs(study: Study) -> Study:
+    """The study with the number of samples and the digest of the files that hold them.
+
+    From here on its hash stands for the files' contents, wherever they lie.
+
+    Raises:
+        UserError: a mistake in the files, or files that have changed since they were pinned.
+    """
+    if study.images is not None:
+        images = study.images.model_copy(
+            update={"folder": str(Path(study.images.folder).expanduser().absolute())}
+        )
+        names = picture_names(images)
+        maps_present(images, names)
+        digest = _unchanged("images.folder", images.digest, pictures_digest(images, names))
+        pinned = images.model_copy(update={"samples": len(names), "digest": digest})
+        return study.model_copy(update={"images": pinned})
+    prompts = study.prompts
+    if prompts.files is None:
+        return study
+    files = {
+        split: str(Path(path).expanduser().absolute()) for split, path in prompts.files.items()
+    }
+    count = len(read_rows(files))
+    if prompts.samples not in (None, count):
+        raise UserError(
+            f"prompts.samples is {prompts.samples}, and prompts.files hold {count} rows: leave "
+            "samples out, or give the files that it was written for"
+        )
+    digest = _unchanged("prompts.files", prompts.digest, digest_of(files))
+    update = {"files": files, "samples": count, "digest": digest}
+    return study.model_copy(update={"prompts": prompts.model_copy(update=update)})
+
+
+def _unchanged(field: str, before: str | None, now: str) -> str:
+    if before not in (None, now):
+        raise UserError(
+            f"{field} has changed since the study was begun (digest {before}, now {now}): put the "
+            "files back, or begin a study of the new ones without the digest"
+        )
+    return now
+
+
+def make_samples(study: Study) -> list[Sample]:
+    """Every sample of a study, in order; the same study always gives the same samples.
+
+    Splits go by prompt: all samples of a prompt are in one split.  Where files name splits, those
+    hold; a validation part is taken from the training prompts where they name none.  Where training
+    samples leave only statistics, those that are stored come first, in their order.
+
+    Raises:
+        UserError: a mistake in the files that hold them, or too few prompts for the splits.
+    """
+    drafts = _drafts_of_pictures(study.images) if study.images else _drafts(study.prompts)
+    split_of = _splits(drafts, study)
+    if study.capture.store == "statistics":
+        drafts.sort(key=lambda draft: split_of[draft.group] == "train")  # a stable sort
+    return [
+        Sample(i, d.prompt, d.seed, d.category, split_of[d.group], d.picture)
+        for i, d in enumerate(drafts)
+    ]
+
+
+def _drafts_of_pictures(images: Images) -> list[_Draft]:
+    return [
+        _Draft(images.caption, images.seed + i, None, None, name, name)
+        for i, name in enumerate(picture_names(images))
+    ]
+
+
+def _drafts(prompts: Prompts) -> list[_Draft]:
+    if prompts.files is not None:
+        rows: list[Row] = read_rows(prompts.files)
+        return [_Draft(r.prompt, r.seed, r.category, r.split, r.prompt) for r in rows]
+    count = prompts.count
+    assert count is not None
+    named: list[tuple[str, str | None]]
+    if prompts.items is not None:
+        named = [(prompts.items[i % len(prompts.items)], None) for i in range(count)]
+    elif prompts.set == "objects":
+        named = list(object_prompts(count, prompts.seed))
+    else:
+        named = list(tabletop_prompts(count, prompts.seed))
+    # Seeds count up over all samples, so that a prompt that returns gets another one each time.
+    return [
+        _Draft(prompt, prompts.seed + i, category, None, prompt)
+        for i, (prompt, category) in enumerate(named)
+    ]
+
+
+def stored_of(samples: list[Sample], study: Study) -> int:
+    """How many samples are stored: the first so many."""
+    if study.capture.store != "statistics":
+        return len(samples)
+    return sum(sample.split != "train" for sample in samples)

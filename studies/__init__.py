@@ -1,1 +1,0 @@
-"""Ready studies, as YAML files; ``ldmprobe run NAME`` finds them by name."""

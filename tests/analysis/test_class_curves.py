@@ -1,0 +1,83 @@
+"""Class curves against a loop, and photographs against the labeler itself."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from run_helpers import carry_out, small_study
+
+from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs, leads_from
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers import tabletop
+from ldmprobe_core.study.prompt_sets import CATEGORIES
+from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.tabletop.render import render
+from ldmprobe_core.tabletop.scenes import sample_scene
+
+
+def test_the_first_step_from_which_a_class_leads_and_stays():
+    a, b = [0.9, 0.1], [0.2, 0.8]
+    scores = np.array([[a, a, a, a], [b, a, b, a], [b, b, b, a], [a, a, a, b], [b, b, b, b]])
+    found = leads_from(scores, np.zeros(5, int))
+    np.testing.assert_array_equal(found, [1, 4, 4, np.nan, np.nan])
+    np.testing.assert_array_equal(
+        leads_from(scores[:, :1], np.ones(5, int)), [np.nan, 1, 1, np.nan, 1]
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model, tmp_path_factory):
+    return carry_out(small_study("classes", tiny_model, 12), str(tmp_path_factory.mktemp("c")))
+
+
+def test_curves_equal_a_slow_loop(run):
+    found = class_curves(run, 0.95, 200)
+    final = run.read("labels", "class_score")
+    categories = [str(c) for c in run.open("samples").category.values]
+    assert found["by_prompt"]
+    right = [CATEGORIES.index(c) for c in categories]
+    assert found["accuracy"]["mean"] == pytest.approx(np.mean(final.argmax(1) == right))
+    assert found["confident"] == pytest.approx(np.mean([row.max() > 0.9 for row in final]))
+    for source in ("trajectory", "clean"):
+        scores = run.read(f"labels_{source}", "class_score")
+        steps = []
+        for curve, wanted in zip(scores, right, strict=True):
+            step = None
+            for t in reversed(range(len(curve))):
+                if curve[t].argmax() != wanted:
+                    break
+                step = t + 1
+            steps.append(np.nan if step is None else step)
+        if np.isfinite(steps).any():
+            assert found["named_from"][source]["mean"] == pytest.approx(np.nanmean(steps))
+        else:
+            assert found["named_from"][source]["mean"] is None
+        agree = [(scores[:, t].argmax(1) == final.argmax(1)).mean() for t in range(3)]
+        assert found["agreement"][source] == pytest.approx(agree)
+
+
+def test_without_classes_in_prompts_the_finished_image_names_itself(tiny_study, tmp_path):
+    study = tiny_study(prompts={"items": [f"a thing {i}" for i in range(6)], "samples": 6})
+    run = carry_out(study, str(tmp_path))
+    found = class_curves(run, 0.95, 200)
+    assert not found["by_prompt"]
+    assert found["accuracy"] is None
+    assert found["named"] == 1.0
+
+
+def test_photographs_are_shown_to_the_same_labeler(run, tmp_path):
+    pictures = []
+    for i in range(5):
+        rgb = np.rint(render(sample_scene(8_000_000 + i)).rgb * 255).astype(np.uint8)
+        Image.fromarray(rgb).resize((16, 16), Image.Resampling.LANCZOS).save(tmp_path / f"{i}.png")
+        pictures.append(np.asarray(Image.open(tmp_path / f"{i}.png")))
+    found = classify_photographs(run, str(tmp_path))
+    import torch
+
+    scores = tabletop.load_classes(Reader(name="tabletop"), torch.device("cpu"))(np.stack(pictures))
+    assert found.count == 5
+    assert found.top == pytest.approx(scores.max(1).mean(), rel=1e-5)
+    assert found.confident == pytest.approx((scores.max(1) > 0.9).mean())
+    assert sum(found.classes.values()) == 5
+    assert class_curves(run, 0.95, 200)["photographs"]["count"] == 5
+    with pytest.raises(UserError, match="there is no such folder"):
+        classify_photographs(run, str(tmp_path / "none"))

@@ -1,0 +1,96 @@
+"""Runs side by side: paired differences against a loop; the commands that read finished runs."""
+
+import json
+
+import numpy as np
+import pytest
+from run_helpers import carry_out, small_study
+
+from flows import cli
+from ldmprobe_core.analysis.compare import compare
+from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.loading import parse_study
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model, tmp_path_factory):
+    """Two settings of one study, and one of other prompts."""
+    place = str(tmp_path_factory.mktemp("compare"))
+    studies = [small_study("one", tiny_model, 16)]
+    for name, change in (
+        ("two", {"sampling": {"guidance": 4.0}}),
+        ("three", {"prompts": {"seed": 9}}),
+    ):
+        content = json.loads(studies[0].to_json())
+        for key, parts in change.items():
+            content[key] |= parts
+        studies.append(parse_study({**content, "name": name}))
+    made = []
+    for study in studies:
+        run = carry_out(study, place)
+        build_report(run, {"generate": 2.0})
+        made.append(run)
+    return made
+
+
+def test_differences_are_paired_over_common_samples(runs):
+    rows = [row for row in compare(runs[:2]) if row["property"] == "depth"]
+    scores = []
+    for run in runs[:2]:
+        last = json.loads(run.read_text("summary.json"))["properties"]["depth"]["last"]
+        score = run.open("scores/depth").score.sel(variant="real", metric="spearman", step=3)
+        score = score.sel(kind=last["kind"], layer=last["layer"])
+        scores.append(score.values[score.split.values == "test"])
+    gaps = scores[1] - scores[0]
+    assert rows[1]["difference"].startswith(f"{np.nanmean(gaps):.2f} [")
+    assert rows[1]["pairs"] == str(np.isfinite(gaps).sum())
+    assert rows[0]["difference"] == ""
+
+
+def test_runs_without_common_samples_are_set_side_by_side(runs):
+    for row in compare([runs[0], runs[2]]):
+        assert row["difference"] in ("", "–")
+    with pytest.raises(UserError, match="two runs or more"):
+        compare(runs[:1])
+
+
+def test_the_commands_that_read_finished_runs(runs, capsys, monkeypatch):
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["ldmprobe", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    code, out, _ = call("compare", runs[0].url, runs[1].url, "--json")
+    assert code == 0
+    assert len(json.loads(out)) == 6
+    code, out, _ = call("compare", runs[0].url, runs[1].url)
+    assert code == 0
+    assert "difference" in " ".join(out.split())
+    before = json.loads(runs[0].read_text("summary.json"))
+    held = int(runs[0].open("scores/depth").sample.values[0])
+    code, out, _ = call("report", runs[0].url, "--samples", str(held))
+    assert code == 0
+    after = json.loads(runs[0].read_text("summary.json"))
+    assert after.pop("bytes") > 0
+    del before["bytes"]
+    assert after == before
+    assert f"sample-{held:05d}.png" in runs[0].read_text("report/index.html")
+    opened = []
+    monkeypatch.setattr("typer.launch", opened.append)
+    assert call("open", runs[0].url)[0] == 0
+    assert opened[0].startswith("file://")
+    assert opened[0].endswith("report/index.html")
+    trained = int(np.flatnonzero(runs[0].open("samples").split.values == "train")[0])
+    for words, told in (
+        (("report", runs[0].url, "--samples", str(trained)), "was trained on"),
+        (("report", runs[0].url, "--samples", "three"), "--samples is 'three'"),
+        (("compare", runs[0].url), "two runs or more"),
+        (("compare", runs[0].url, runs[0].url + "-none"), "holds no summary.json"),
+        (("open", runs[0].url + "-none"), "holds no summary.json"),
+    ):
+        code, _, err = call(*words)
+        assert code == 2
+        assert told in " ".join(err.split())

@@ -1,0 +1,105 @@
+"""The report in a real browser: no errors, every figure has a size, hover shows a value."""
+
+import os
+import shutil
+
+import pytest
+from playwright.sync_api import sync_playwright
+from run_helpers import carry_out
+
+from ldmprobe_core.analysis.report.build import build_report
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BROWSER is None and not os.environ.get("LDMPROBE_BROWSER_REQUIRED"),
+        reason="no Chromium on this machine; .ci/run installs one and requires it",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def report(tiny_model, tmp_path_factory):
+    from ldmprobe_core.study.loading import parse_study
+
+    evil = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }}"]
+    study = parse_study(
+        {
+            "name": "browser",
+            "model": {"source": str(tiny_model)},
+            "prompts": {"items": [*evil, *(f"a ball {i}" for i in range(9))]},
+            "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
+            "statistics": {"resamples": 200},
+        }
+    )
+    run = carry_out(study, str(tmp_path_factory.mktemp("browser")))
+    held = [int(i) for i in run.open("scores/depth").sample.values]
+    prompts = [str(p) for p in run.open("samples").prompt.values]
+    build_report(run, {"generate": 1.0}, tuple(held))
+    return run, [prompts[i] for i in held]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    assert BROWSER, "LDMPROBE_BROWSER_REQUIRED is set, and there is no Chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER,
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_works_at_this_width(report, browser, width):
+    run, prompts = report
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    told, asked, alerts = [], [], []
+    page.on("console", lambda m: told.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda r: asked.append(r.url))
+    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+    page.goto(f"file://{run.url}/report/index.html")
+    page.wait_for_selector(".plot .hoverlayer", state="attached")
+    assert told == []
+    assert alerts == []
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    sizes = page.eval_on_selector_all(
+        "img", "all => all.map(i => [i.naturalWidth, i.getBoundingClientRect().width])"
+    )
+    assert len(sizes) >= 3 + 2 * len(prompts)
+    assert all(natural > 100 and shown > 50 for natural, shown in sizes)
+    plots = page.query_selector_all(".plot")
+    assert len(plots) == 3
+    for plot in plots:
+        box = plot.bounding_box()
+        assert box["width"] > 200
+        assert box["height"] > 100
+    body = page.inner_text("body")
+    for prompt in prompts:
+        assert prompt in body
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= width  # only tables scroll sideways, in their own boxes
+    plots[0].scroll_into_view_if_needed()
+    area = plots[0].query_selector(".nsewdrag").bounding_box()
+    page.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+    page.mouse.move(area["x"] + area["width"] / 2 + 2, area["y"] + area["height"] / 2)
+    text = page.wait_for_selector(".hoverlayer .hovertext").text_content()
+    assert "step" in text
+    assert any(character.isdigit() for character in text)
+    page.close()
+
+
+def test_without_scripts_the_pictures_stay(report, browser):
+    run, _ = report
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"file://{run.url}/report/index.html")
+    assert page.locator("img").count() >= 6
+    assert page.locator("img:not([alt])").count() == 0
+    assert page.locator('img[alt^="Heatmap of depth"]').count() == 1
+    context.close()

@@ -1,0 +1,191 @@
+"""The study as a user runs it: the command in its own process, real servers, real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from run_helpers import assert_same, carry_out, small_study
+
+from flows.local import prefect_server, task_runs
+from infra.stack import free_ports
+from ldmprobe_core.storage.lease import leased
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.verify import find_damage
+from ldmprobe_core.study.loading import parse_study
+
+pytestmark = pytest.mark.slow
+
+COMMAND = Path(sys.executable).parent / "ldmprobe"
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model, tmp_path_factory):
+    """The study, and its run by a plain loop."""
+    study = small_study("flow", tiny_model, 12)
+    folder = tmp_path_factory.mktemp("reference")
+    path = folder / "study.yaml"
+    path.write_text(study.to_json())  # JSON is YAML
+    return path, carry_out(study, str(folder / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def own_port(monkeypatch):
+    """No server that happens to run on this machine is taken for the test's own."""
+    (port,) = free_ports(1)
+    monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(port))
+    return port
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_"))}
+    return kept | {"PREFECT_HOME": str(home), "COLUMNS": "160"} | more
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def ldmprobe(*words: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(COMMAND), *words],
+        env=environment(home, **more),
+        cwd=home.parent,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_one_command_and_every_task_run_is_recorded(reference, tmp_path):
+    path, plain = reference
+    store, home = tmp_path / "runs", tmp_path / "prefect"
+    done = ldmprobe("run", str(path), "--store", str(store), home=home)
+    assert done.returncode == 0, done.stderr
+    assert "Prefect UI: http://127.0.0.1:" in done.stdout
+    run = Run(f"{store}/{plain.study().run_name}")
+    assert_same(plain, run)
+    assert (store / plain.study().run_name / "report" / "index.html").is_file()
+
+    # The server that the command started is gone; what it stored is read by another one.
+    with temporary_settings({PREFECT_HOME: home, PREFECT_API_URL: None}):
+        os.environ["PREFECT_HOME"] = str(home)
+        try:
+            with prefect_server(), get_client(sync_client=True) as client:
+                (flow,) = client.read_flow_runs()
+                recorded = task_runs(client, flow.id)
+                artifacts = {a.key for a in client.read_artifacts()}
+        finally:
+            del os.environ["PREFECT_HOME"]
+    assert flow.name == "study flow"
+    assert flow.state.is_completed()
+    names = sorted(t.name for t in recorded)
+    assert all(t.state.is_completed() for t in recorded)
+    assert len([n for n in names if n.startswith("batch ")]) == 3
+    assert len([n for n in names if n.startswith("label ")]) == 3
+    assert len([n for n in names if n.startswith("cell step ")]) == 9  # two layers, and the latents
+    assert len(names) == 3 + 3 + 9 + 2
+    assert "batch 0001 · samples 4-7" in names
+    wanted = {"best-cells-flow", "summary-flow", "progress-generate", "report-flow"}
+    wanted |= {f"heatmap-{prop}-flow" for prop in ("foreground", "depth", "shading")}
+    assert wanted <= artifacts
+
+    again = ldmprobe("run", str(path), "--store", str(store), home=home)
+    assert "finished already" in again.stdout
+    shown = ldmprobe("show", run.url, "--json", home=home)
+    assert json.loads(shown.stdout)["study_hash"] == plain.study().hash
+    assert "rank correlation" in ldmprobe("show", run.url, home=home).stdout
+
+
+def test_statistics_instead_of_activations_by_two_workers(tiny_model, tmp_path):
+    """Through the command: the sums and scores of a plain loop, and only held-out samples kept."""
+    content = small_study("sums", tiny_model, 40).model_dump(mode="json", by_alias=True)
+    content["capture"] |= {"store": "statistics", "parts": 3}
+    content["probes"] = {"kinds": ["ridge"], "split": {"held": 8}}
+    content["execution"] = {"runner": "dask", "workers": 2}
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(content))
+    plain = carry_out(parse_study(content), str(tmp_path / "plain"))
+    done = ldmprobe("run", str(path), "--store", str(tmp_path / "runs"), home=tmp_path / "prefect")
+    assert done.returncode == 0, done.stderr
+    run = Run(f"{tmp_path}/runs/{plain.study().run_name}")
+    assert_same(plain, run)
+    assert run.stored == 8
+    assert json.loads(run.read_text("summary.json"))["samples"]["train"] == 32
+    assert list(find_damage(run)) == []
+
+
+def test_classify_goes_before_a_study_and_shows_photographs(reference, tmp_path):
+    path, plain = reference
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for i in range(3):
+        Image.new("RGB", (20, 16), (60 * i, 90, 30)).save(photographs / f"{i}.png")
+    store, home = tmp_path / "runs", tmp_path / "prefect"
+    words = (str(path), "--store", str(store))
+    done = ldmprobe("classify", *words, "--photographs", str(photographs), home=home)
+    assert done.returncode == 0, done.stderr
+    assert "Of 3 real pictures" in done.stdout
+    run = Run(f"{store}/{plain.study().run_name}")
+    assert run.marks("labeled").all()
+    assert not run.marks("probed").any()
+    done = ldmprobe("run", *words, home=home)
+    assert done.returncode == 0, done.stderr
+    assert_same(plain, run)
+    assert "on 3 real pictures" in run.read_text("report/index.html")
+
+
+def test_a_second_start_is_refused_and_told_by_whom(reference, tmp_path):
+    path, plain = reference
+    place = f"{tmp_path}/runs/{plain.study().run_name}"
+    with leased(place, "flow run 0815"):
+        done = ldmprobe("run", str(path), "--store", f"{tmp_path}/runs", home=tmp_path / "prefect")
+    assert done.returncode == 2
+    assert "is being worked on by flow run 0815" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path(place).exists()
+
+
+def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path, own_port):
+    path, plain = reference
+    store, home = tmp_path / "runs", tmp_path / "prefect"
+    run = Run(f"{store}/{plain.study().run_name}")
+    process = subprocess.Popen(
+        [str(COMMAND), "run", str(path), "--store", str(store)],
+        env=environment(home),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (run.exists and run.marks("generated").any()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)  # polling for the moment to kill, bounded by the deadline
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not run.has("summary.json")
+    # What is more, the disk has changed a bit of what was written.
+    done = int(run.marks("generated").argmax())
+    layer = run.layers[0]
+    chunk = Path(run.url) / f"activations/{layer}/activation/c/{done}/1/0/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:-9] + b"\x07" + chunk.read_bytes()[-8:])
+    while answers(own_port):  # the server goes with the run that started it
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # polling for its end, bounded by the deadline
+    done = ldmprobe("run", str(path), "--store", str(store), home=home)
+    assert done.returncode == 0, done.stderr
+    assert_same(plain, run)
+    assert list(find_damage(run)) == []

@@ -1,0 +1,83 @@
+"""Carrying out whole runs in tests: plainly, without Prefect, and comparing what they left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import zarr
+
+from ldmprobe_core.models.sampling import Generator
+from ldmprobe_core.pipeline.accumulate import tally_unit
+from ldmprobe_core.pipeline.activation_sinks import InMemory
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.pipeline.statistics import units_in
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.samples import Sample
+from ldmprobe_core.study.schema import Study
+
+
+def small_study(name: str, model: Path, samples: int) -> Study:
+    """Three steps and two layers of the tiny model."""
+    return parse_study(
+        {
+            "name": name,
+            "model": {"source": str(model)},
+            "prompts": {"samples": samples},
+            "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
+            "capture": {"layers": ["down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1"]},
+            "statistics": {"resamples": 200},
+        }
+    )
+
+
+def generated(
+    generator: Generator, samples: list[Sample], pictures: np.ndarray | None = None
+) -> Any:
+    """One batch with everything that the networks showed, in memory."""
+    kept = InMemory()
+    made = generator.generate(samples, kept, pictures)
+    shown = kept.take()
+    return SimpleNamespace(**vars(made), activations=shown["real"], permuted=shown.get("permuted"))
+
+
+def carry_out(study: Study, store: str) -> Run:
+    """Every unit of a study in a plain loop."""
+    run = prepare_run(study, store)
+    for batch in range(len(run.study().batches(run.stored))):
+        generate_batch(run.url, batch)
+        label_batch(run.url, batch)
+    for part, units in enumerate(units_in(run)):
+        for number in range(len(units)):
+            tally_unit(run.url, part, number)
+    for step in range(1, run.open("marks").sizes["step"] + 1):
+        for layer in run.probed:
+            probe_cell(run.url, step, layer)
+    return run
+
+
+def arrays(run: Run) -> dict[str, np.ndarray]:
+    """Every array of a run by path."""
+    root = zarr.open_group(run.store, mode="r", use_consolidated=True)
+    return {
+        path: member[...] for path, member in root.members(None) if isinstance(member, zarr.Array)
+    }
+
+
+def assert_same(one: Run, two: Run) -> None:
+    """Two runs hold the same arrays, bit for bit."""
+    a, b = arrays(one), arrays(two)
+    assert a.keys() == b.keys()
+    assert len(a) > 50
+    for path in a:
+        assert a[path].dtype == b[path].dtype, path
+        if a[path].dtype.kind == "T":
+            assert (a[path] == b[path]).all(), path
+        else:
+            assert a[path].tobytes() == b[path].tobytes(), path

@@ -1,0 +1,503 @@
+"""The whole platform on one machine, with real components: scheduled, watched, broken, resumed."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import psutil
+import pytest
+from distributed import Client
+from faults import Faults, proxy
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from run_helpers import assert_same, carry_out, small_study
+
+from flows.holding import task_runs
+from infra.services import postgres_program
+from infra.stack import free_ports
+from ldmprobe_core.interventions.results import finished_interventions, read_findings
+from ldmprobe_core.pipeline import model_cache
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.sample_table import samples_of
+from ldmprobe_core.study.loading import parse_study
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("postgres") is None
+        and not list(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+        and "LDMPROBE_STACK_REQUIRED" not in os.environ,
+        reason="needs PostgreSQL; .ci/run installs it and insists",
+    ),
+]
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+HOSTILE = [
+    "<script>document.title = 'owned'; alert(1)</script>",
+    "<img src=x onerror=\"document.title = 'owned'\">",
+    "../../../../etc/passwd",
+    "{{ prefect.blocks.secret.anything }} {{ $HOME }}",
+    '{"__prefect_kind": "jinja", "template": "{{ 7 * 7 }}"}',
+    "line one\nline two\ttab \x1b[31mred\x07",
+    "'; DROP TABLE flow_run; --",
+    "w" * 10_000,
+    "\N{RIGHT-TO-LEFT OVERRIDE}drawkcab \N{PILE OF POO}",
+]
+"""Prompts are anybody's text: they are shown, and do nothing else."""
+
+
+class Stack:
+    """A running `make stack`, and what it told of itself."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.log = data.parent / "stack.log"
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("wb") as sink:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "infra.stack", "--free-ports", "--data", str(self.data)],
+                cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        deadline = time.monotonic() + 180
+        while "The stack is ready" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.3)  # polling for its start, bounded by the deadline
+        lines = (self.data / "env").read_text().splitlines()
+        self.env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+
+    def stop(self) -> list[psutil.Process]:
+        """End it as a user would, and give what is still alive of all that it had started."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(120)
+        return psutil.wait_procs(children, timeout=10)[1]
+
+    def service(self, name: str) -> psutil.Process:
+        """The process of a service."""
+        words = {
+            "server": "server start", "postgres": "postgres -D", "nanny": "dask_worker",
+        }[name]  # fmt: skip
+        deadline = time.monotonic() + 60
+        while True:
+            for process in psutil.Process(self.process.pid).children():
+                try:
+                    if words in " ".join(process.cmdline()):
+                        return process
+                except (psutil.ZombieProcess, psutil.NoSuchProcess):
+                    continue  # just killed, and soon started again
+            assert time.monotonic() < deadline, f"no {name}"
+            time.sleep(0.1)  # polling for its restart, bounded by the deadline
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return os.environ | self.env | {"COLUMNS": "160"} | more
+
+
+@pytest.fixture(scope="module")
+def stack():
+    folder = Path(tempfile.mkdtemp(prefix="ldmprobe-stack-"))
+    folder.chmod(0o755)  # PostgreSQL runs as another user where we are root
+    running = Stack(folder / "data")
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def connected(stack, monkeypatch):
+    """This process is a client of the stack."""
+    for name, value in stack.env.items():
+        monkeypatch.setenv(name, value)
+    with temporary_settings({PREFECT_API_URL: stack.env["PREFECT_API_URL"]}):
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model, tmp_path_factory):
+    """A study, with prompts of ill will among its own, and its run by a plain loop."""
+    content = small_study("stacked", tiny_model, 22).model_dump(mode="json", by_alias=True)
+    content["prompts"]["items"] = [*HOSTILE, "a red cube", "a dog"]
+    study = parse_study(content)
+    return study, carry_out(study, str(tmp_path_factory.mktemp("reference")))
+
+
+def on_dask(study, stack):
+    """Parameters of the study flow, on the stack's workers."""
+    content = study.model_dump(mode="json", by_alias=True)
+    content["execution"] = {"runner": "dask", "address": stack.env["LDMPROBE_DASK"]}
+    return content
+
+
+def finished(client, flow_run_id, limit_s=180):
+    deadline = time.monotonic() + limit_s
+    while True:
+        run = client.read_flow_run(flow_run_id)
+        if run.state.is_final():
+            return run
+        assert time.monotonic() < deadline, run.state
+        time.sleep(0.5)  # polling for its end, bounded by the deadline
+
+
+def logs_of(client, flow_run_id):
+    found = []
+    which = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+    while page := client.read_logs(log_filter=which, limit=200, offset=len(found)):
+        found += [entry.message for entry in page]
+    return found
+
+
+@pytest.fixture(scope="module")
+def scheduled(stack, reference):
+    """The reference's study, carried out by the schedule of a deployment."""
+    study, _ = reference
+    with (
+        temporary_settings({PREFECT_API_URL: stack.env["PREFECT_API_URL"]}),
+        get_client(sync_client=True) as client,
+    ):
+        deployment = client.read_deployment_by_name("study/process")
+        (nightly,) = deployment.schedules
+        assert not nightly.active
+        assert nightly.schedule.cron == "0 3 * * *"
+        month, soon = timedelta(days=30), datetime.now(UTC) + timedelta(seconds=15)
+        schedule = IntervalSchedule(interval=month, anchor_date=soon - month)
+        parameters = {"study": on_dask(study, stack), "store": "s3://runs/scheduled"}
+        made = client._client.post(
+            f"/deployments/{deployment.id}/schedules",
+            json=[{
+                "schedule": schedule.model_dump(mode="json"),
+                "active": True,
+                "parameters": parameters,
+            }],
+        ).raise_for_status()  # fmt: skip
+        # Prefect's scheduler looks at deployments that changed every 5 seconds, at all every 60.
+        touched = DeploymentUpdate(description=deployment.description)
+        client.update_deployment(deployment.id, touched)
+        deadline = time.monotonic() + 90
+        while not (runs := [r for r in client.read_flow_runs() if r.auto_scheduled]):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)  # polling for Prefect's scheduler, bounded by the deadline
+        run = finished(client, min(runs, key=lambda r: r.expected_start_time).id)
+        client.delete_deployment_schedule(deployment.id, UUID(made.json()[0]["id"]))
+    return run
+
+
+def test_a_scheduled_run_is_picked_up_and_gives_the_same_bytes(connected, reference, scheduled):
+    study, plain = reference
+    assert scheduled.state.is_completed(), scheduled.state.message
+    assert scheduled.name == "study stacked"
+    assert scheduled.work_pool_name == "ldmprobe"
+    run = Run(f"s3://runs/scheduled/{study.run_name}")
+    assert_same(plain, run)
+    assert [sample.prompt for sample in samples_of(run)][: len(HOSTILE)] == HOSTILE
+    assert "<html" in run.read_text("report/index.html")
+    top = {path.rpartition("/")[2] for path in run._files().ls("runs/scheduled")}
+    # No prompt made a place of its own; SeaweedFS keeps the empty folders of leases.
+    assert {name for name in top if not name.endswith(".lease")} == {study.run_name}
+
+    with get_client(sync_client=True) as client:
+        recorded = task_runs(client, scheduled.id)
+        artifacts = [a for a in client.read_artifacts() if a.flow_run_id == scheduled.id]
+        logs = logs_of(client, scheduled.id)
+    assert all(t.state.is_completed() for t in recorded)
+    names = sorted(t.name for t in recorded)
+    assert len([n for n in names if n.startswith("batch ")]) == 6
+    assert len([n for n in names if n.startswith("label ")]) == 6
+    assert len([n for n in names if n.startswith("cell step ")]) == 9
+    assert len(names) == 6 + 6 + 9 + 2
+    keys = {a.key for a in artifacts}
+    assert {"best-cells-stacked", "summary-stacked", "report-stacked"} <= keys
+    progress = {a.key: a for a in artifacts if a.key.startswith("progress-")}
+    assert set(progress) == {f"progress-{stage}" for stage in ("generate", "label", "probe")}
+    assert all(a.data == 100 for a in progress.values())
+    assert "6 of 6" in progress["progress-generate"].description
+    assert any(re.fullmatch(r"4 samples, \d+\.\d s, \d+\.\d MB", line) for line in logs)
+
+
+def test_a_model_is_loaded_once_a_worker_process(connected, scheduled):
+    with Client(connected.env["LDMPROBE_DASK"], set_as_default=False) as client:
+        loads = client.run(lambda: dict(model_cache.loads))
+    assert len(loads) == 2
+    assert all(0 < count <= 1 for counts in loads.values() for count in counts.values())
+    assert sum(counts["generator"] for counts in loads.values() if counts) >= 1
+
+
+def test_the_form_of_the_ui_knows_every_key(connected):
+    with get_client(sync_client=True) as client:
+        schema = client.read_deployment_by_name("study/process").parameter_openapi_schema
+        assert {"study", "store"} <= schema["properties"].keys()
+        execution = schema["definitions"]["Execution"]["properties"]
+        assert {"runner", "address", "cluster", "workers", "gpus_per_worker"} <= execution.keys()
+        deployment = client.read_deployment_by_name("study/process")
+        mistake = {"study": {"name": "x", "sampling": {"steps": "many"}}}
+        with pytest.raises(PrefectHTTPStatusError, match="many"):
+            client.create_flow_run_from_deployment(deployment.id, parameters=mistake)
+
+
+@pytest.mark.skipif(
+    shutil.which("chromium") is None and "LDMPROBE_BROWSER_REQUIRED" not in os.environ,
+    reason="needs Chromium; .ci/run installs it and insists",
+)
+def test_the_page_of_a_run_shows_what_its_tasks_do(connected, scheduled, tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    ui = connected.env["PREFECT_API_URL"].removesuffix("/api")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        page.on("dialog", lambda dialog: pytest.fail(f"a prompt was run: {dialog.message}"))
+        page.goto(f"{ui}/runs/flow-run/{scheduled.id}?tab=Task+Runs")
+        for name in ("study stacked", "batch 0005 · samples 20-21", "label 0000 · samples 0-3"):
+            expect(page.get_by_text(name).first).to_be_visible(timeout=60_000)
+        page.screenshot(path=str(tmp_path / "run.png"))
+        page.goto(f"{ui}/runs/flow-run/{scheduled.id}?tab=Parameters")
+        expect(page.get_by_text("onerror").first).to_be_visible(timeout=60_000)  # as text
+        assert "owned" not in page.title()
+        browser.close()
+    assert (tmp_path / "run.png").stat().st_size > 20_000
+
+
+def test_an_intervention_runs_as_a_deployment(connected, reference, scheduled):
+    url = f"s3://runs/scheduled/{reference[0].run_name}"
+    what = {"prop": "foreground", "targets": [{"dx": 0.25, "dy": 0.0}], "samples": 3,
+            "layers": ["*"]}  # fmt: skip
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("intervene/process")
+        run = client.create_flow_run_from_deployment(
+            deployment.id, parameters={"url": url, "what": what}
+        )
+        done = finished(client, run.id)
+    assert done.state.is_completed(), done.state.message
+    run = Run(url)
+    (name,) = finished_interventions(run)
+    assert read_findings(run, name).pairs == 3
+    assert f"{name}.png" in run.read_text("report/index.html")
+
+
+def test_no_key_is_in_the_database_the_logs_or_the_run(connected, scheduled, tmp_path):
+    secrets = [connected.env["AWS_SECRET_ACCESS_KEY"], connected.env["AWS_ACCESS_KEY_ID"]]
+    ports = connected.data / "ports.json"
+    port = re.search(r'"postgres": (\d+)', ports.read_text())
+    kept = re.search(r'"database": "([^"]+)"', (connected.data / "secrets.json").read_text())
+    assert port is not None
+    assert kept is not None
+    dump = subprocess.run(
+        [postgres_program("pg_dump"), "-h", "127.0.0.1", "-p", port[1], "-U", "prefect", "prefect"],
+        env=os.environ | {"PGPASSWORD": kept[1]}, capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    assert b"study stacked" in dump  # it is the right database
+    places = {"dump": dump}
+    for folder in ("logs", "prefect", "dask"):
+        for file in (connected.data / folder).rglob("*"):
+            if file.is_file():
+                places[str(file)] = file.read_bytes()
+    run = Run("s3://runs/scheduled")
+    files = run._files()
+    for path in files.find(run._path("")):
+        places[path] = files.cat_file(path)
+    assert len(places) > 300
+    for place, content in places.items():
+        for secret in (*secrets, kept[1]):
+            if not (place.endswith("seaweedfs.log") and secret == secrets[1]):
+                # SeaweedFS tells its own log, which is ours alone to read, the id of its identity.
+                assert secret.encode() not in content, place
+    for name in ("secrets.json", "env"):
+        assert (connected.data / name).stat().st_mode & 0o077 == 0, name
+
+
+def test_everything_listens_on_loopback_only(connected):
+    listening = set()
+    for process in psutil.Process(connected.process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # a flow's process has just ended
+            connections = process.net_connections("inet")
+            listening |= {c.laddr for c in connections if c.status == psutil.CONN_LISTEN}
+    assert len(listening) >= 10
+    assert {address.ip for address in listening} <= {"127.0.0.1", "::1"}
+
+
+def test_what_one_client_writes_the_other_reads(connected, tiny_model, monkeypatch):
+    run = prepare_run(small_study("clients", tiny_model, 8), "s3://runs/clients")
+    group = f"activations/{run.layers[0]}"
+    shape = run.open(group).activation.shape
+    values = np.random.default_rng(0).normal(size=(4, *shape[1:])).astype(np.float16)
+    for writer, reader, part in (
+        ("obstore", "s3fs", slice(0, 4)),
+        ("s3fs", "obstore", slice(4, 8)),
+    ):
+        monkeypatch.setenv("LDMPROBE_CHUNKS", writer)
+        run.write(group, {"activation": values}, sample=part)
+        monkeypatch.setenv("LDMPROBE_CHUNKS", reader)
+        np.testing.assert_array_equal(run.read(group, "activation", sample=part), values)
+        assert not run.done("generated", 0)  # what is not there is no error
+
+
+def command(stack, study_file, store, **more):
+    return subprocess.Popen(
+        [str(BIN / "ldmprobe"), "run", str(study_file), "--store", store,
+         "--set", "execution.runner=dask",
+         "--set", f"execution.address={stack.env['LDMPROBE_DASK']}"],
+        env=stack.environment(**more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_an_object_store_that_fails_and_dawdles_gives_the_same_bytes(
+    connected, tiny_model, tmp_path
+):
+    study = small_study("faulty", tiny_model, 10)
+    plain = carry_out(study, str(tmp_path))
+    path = tmp_path / "study.yaml"
+    path.write_text(study.to_json())
+    keys = {n: connected.env[n] for n in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    profile = tmp_path / "credentials"  # as they are kept for other S3 clients
+    profile.write_text("[lab]\n" + "".join(f"{k.lower()} = {v}\n" for k, v in keys.items()))
+    environment = {k: v for k, v in connected.environment().items() if k not in keys}
+    (port,) = free_ports(1)
+    faults = Faults(failing=0.05, slow=0.05, seed=7)
+    with proxy(connected.env["AWS_ENDPOINT_URL"], faults, port) as endpoint:
+        done = subprocess.run(
+            [str(BIN / "ldmprobe"), "run", str(path), "--store", "s3://runs/faulty"],
+            env=environment | {"AWS_ENDPOINT_URL": endpoint, "AWS_PROFILE": "lab",
+                               "AWS_SHARED_CREDENTIALS_FILE": str(profile)},
+            capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert keys["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
+    assert_same(plain, Run(f"s3://runs/faulty/{study.run_name}"))
+    assert sum(faults.done[kind] for kind in ("500", "503", "cut before", "lost answer")) > 20
+    assert faults.done["slow"] > 20
+
+
+def test_of_many_starts_at_once_one_lays_a_run_out(connected, tiny_model):
+    """A conditional put decides, between processes of different machines too."""
+    study = small_study("many", tiny_model, 10)
+    with ThreadPoolExecutor(4) as pool:
+        starts = [pool.submit(prepare_run, study, "s3://runs/many") for _ in range(4)]
+        runs = [start.result() for start in starts]
+    assert {run.url for run in runs} == {f"s3://runs/many/{study.run_name}"}
+    assert len({run.read_text("identity") for run in runs}) == 1
+
+
+KILLS = ["flow"] * 9 + ["worker"] * 4 + ["nanny"] * 2 + ["server"] * 3 + ["postgres"] * 2
+
+
+def kill(stack, what, flow):
+    if what == "flow":
+        flow.kill()
+        return
+    if what == "worker":  # the process that computes, below its nanny
+        nanny = stack.service("nanny")
+        children = [c for c in nanny.children() if c.status() != psutil.STATUS_ZOMBIE]
+        target = children[-1] if children else nanny
+    else:
+        target = stack.service(what)
+    target.kill()
+
+
+def test_twenty_kills_at_any_moment_change_no_bit(connected, tiny_model, tmp_path):
+    """Studies one after the other until twenty kills are through; each is resumed to its end."""
+    lot = random.Random(20)
+    kills = KILLS.copy()
+    lot.shuffle(kills)
+    (port,) = free_ports(1)
+    record = Faults()
+    number = 0
+    with proxy(connected.env["AWS_ENDPOINT_URL"], record, port) as endpoint:
+        while kills:
+            number += 1
+            study = small_study(f"killed-{number}", tiny_model, 22)
+            path = tmp_path / f"{number}.yaml"
+            path.write_text(study.to_json())
+            run = Run(f"s3://runs/killed/{study.run_name}")
+            complete = False
+            while not complete:
+                before = run.marks("generated") if run.exists else []
+                seen = len(record.puts)
+                flow = command(connected, path, "s3://runs/killed", AWS_ENDPOINT_URL=endpoint)
+                _strike(connected, kills, flow, lot, lambda seen=seen: len(record.puts) > seen)
+                out, _ = flow.communicate(timeout=200)
+                complete = run.has("summary.json")
+                assert complete or kills or flow.returncode, out[-3000:]
+                again = {
+                    int(key.split("/c/")[1].split("/")[0])
+                    for key in record.puts[seen:]
+                    if "/images/image/c/" in key
+                }
+                assert not again & {i for i, done in enumerate(before) if done}
+            assert flow.returncode == 0, out[-3000:]
+            assert_same(carry_out(study, str(tmp_path / "plain")), run)
+    with get_client(sync_client=True) as client:
+        named = FlowRunFilter(name=FlowRunFilterName(like_="study killed"))
+        runs = client.read_flow_runs(flow_run_filter=named)
+        states = Counter(run.state.name for run in runs)
+        assert states["Completed"] == number
+        assert states["Crashed"] >= 1, states
+        # What was killed before it held anything, nobody can know of until it has been silent for
+        # long (infra.setup).
+        silent = [run.id for run in runs if not run.state.is_final()]
+    assert len(silent) <= 2
+
+
+def _strike(stack, kills, flow, lot, at_work):
+    """Kill things while a flow works, each after a while, until it ends.
+
+    Some are killed while the flow still starts: every fourth time.
+    """
+    if lot.random() < 0.75:
+        deadline = time.monotonic() + 60
+        while flow.poll() is None and not at_work() and time.monotonic() < deadline:
+            time.sleep(0.05)  # polling for its first write, bounded by the deadline
+    while kills and flow.poll() is None:
+        try:
+            flow.wait(lot.uniform(0.0, 4.0))
+        except subprocess.TimeoutExpired:
+            kill(stack, kills.pop(), flow)
+
+
+def test_it_stops_wholly_and_starts_again_on_the_same_data(stack, reference, scheduled):
+    assert stack.stop() == []
+    assert stack.process.returncode == 0
+    stack.start()
+    with (
+        temporary_settings({PREFECT_API_URL: stack.env["PREFECT_API_URL"]}),
+        get_client(sync_client=True) as client,
+    ):
+        assert client.read_flow_run(scheduled.id).state.is_completed()
+    second = subprocess.run(
+        [sys.executable, "-m", "infra.stack", "--data", str(stack.data)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert "another stack runs on" in second.stderr

@@ -1,0 +1,155 @@
+"""Activations on their way to the store: what is written, what is held, and what goes wrong."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from run_helpers import generated, small_study
+
+from ldmprobe_core.models.host_transfer import Leaving
+from ldmprobe_core.pipeline import activation_sinks, model_cache
+from ldmprobe_core.pipeline.activation_sinks import IntoStore, bytes_at_once
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.sample_table import samples_of
+
+BYTES = 2 * 4 * 4 * 8  # of one layer at one step: two samples, 4 x 4 tokens, 8 channels, float16
+
+
+def shown(rng, layers=("a", "b"), samples=2):
+    return Leaving(
+        {
+            name: torch.from_numpy(rng.normal(size=(samples, 4, 4, 8)).astype(np.float16))
+            for name in layers
+        }
+    )
+
+
+class Recorder:
+    """A run that notes what it is asked to write, and can be held up or fail."""
+
+    def __init__(self):
+        self.written, self.fails = [], False
+        self.may_go = threading.Event()
+        self.may_go.set()
+
+    def write(self, group, values, **region):
+        assert self.may_go.wait(30)
+        if self.fails:
+            raise OSError("the disk is gone")
+        self.written.append((group, values, region))
+
+
+@pytest.mark.parametrize("block", [1, 3 * 2 * BYTES, 1 << 30], ids=["each", "three", "all"])
+def test_every_step_of_every_layer_is_written_once(monkeypatch, block):
+    monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", block)
+    rng, run, expected = np.random.default_rng(0), Recorder(), {}
+    with IntoStore(run, slice(0, 2)) as into:
+        for step in range(7):
+            for variant in ("real", "permuted"):
+                leaving = shown(rng)
+                for layer, (values, _) in leaving.arrive().items():
+                    expected[f"{activation_sinks.GROUPS[variant]}/{layer}", step] = values
+                into(variant, step, leaving)
+    found = {}
+    for group, values, region in run.written:
+        assert region["sample"] == slice(0, 2)
+        if "nonfinite" in values:
+            assert values["nonfinite"].shape == (2, 7)
+            continue
+        for i, step in enumerate(range(region["step"].start, region["step"].stop)):
+            assert (group, step) not in found
+            found[group, step] = values["activation"][:, i]
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        np.testing.assert_array_equal(found[key], values)
+    assert into.bytes == sum(values.nbytes for values in expected.values())
+
+
+def test_what_is_not_finite_is_counted_by_sample_and_step():
+    run = Recorder()
+    values = torch.zeros(2, 4, 4, 8, dtype=torch.float16)
+    values[1, 0, 0, :3] = float("nan")
+    values[1, 2, 2, 0] = float("inf")
+    with IntoStore(run, slice(0, 2)) as into:
+        into("real", 0, Leaving({"a": torch.zeros_like(values)}))
+        into("real", 1, Leaving({"a": values}))
+    (counts,) = [v["nonfinite"] for _, v, _ in run.written if "nonfinite" in v]
+    assert counts.tolist() == [[0, 0], [0, 4]]
+
+
+def test_generation_waits_rather_than_pile_up_blocks(monkeypatch):
+    """With the store held up, no more than two blocks leave; the third step has to wait."""
+    monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
+    rng, run, passed = np.random.default_rng(0), Recorder(), []
+    run.may_go.clear()
+    reached = threading.Semaphore(0)
+
+    def generate():
+        with IntoStore(run, slice(0, 2)) as into:
+            for step in range(5):
+                into("real", step, shown(rng))
+                passed.append(step)
+                reached.release()
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    for _ in range(2):
+        assert reached.acquire(timeout=30)
+    assert not reached.acquire(timeout=0.3)  # the third is not through while nothing is written
+    assert passed == [0, 1]
+    run.may_go.set()
+    thread.join(30)
+    assert passed == [0, 1, 2, 3, 4]
+
+
+def test_what_cannot_be_written_stops_the_batch(monkeypatch):
+    monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
+    rng, run = np.random.default_rng(0), Recorder()
+    run.fails = True
+
+    def generate():
+        with IntoStore(run, slice(0, 2)) as into:
+            for step in range(5):
+                into("real", step, shown(rng))
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        generate()
+    assert not run.written
+
+
+def test_a_batch_that_fails_keeps_its_own_error_and_leaves_no_thread(monkeypatch):
+    rng, run, before = np.random.default_rng(0), Recorder(), threading.active_count()
+
+    def generate():
+        with IntoStore(run, slice(0, 2)) as into:
+            into("real", 0, shown(rng))
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        generate()
+    assert not run.written
+    assert threading.active_count() == before
+
+
+def test_the_store_holds_what_the_networks_showed(tiny_model, tmp_path, monkeypatch):
+    """Written step by step, read back whole: the bytes of the same batch kept in memory."""
+    monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
+    run = prepare_run(small_study("kept", tiny_model, 6), str(tmp_path))
+    generate_batch(run.url, 0)
+    with model_cache.loaded(run) as (generator, _):
+        made = generated(generator, samples_of(run)[:4])
+    for group, kept in (("activations", made.activations), ("permuted", made.permuted)):
+        for layer, values in kept.values.items():
+            stored = run.read(f"{group}/{layer}", "activation", sample=slice(0, 4))
+            np.testing.assert_array_equal(stored, values)
+            bad = run.read(f"{group}/{layer}", "nonfinite", sample=slice(0, 4))
+            np.testing.assert_array_equal(bad, kept.nonfinite[layer])
+    np.testing.assert_array_equal(run.read("images", "image", sample=slice(0, 4)), made.image)
+
+
+def test_memory_is_bounded_by_blocks_not_by_steps():
+    step = 185_000_000  # a step of Stable Diffusion at batch 4, with its twin
+    assert bytes_at_once(step, 15) == bytes_at_once(step, 1000) == 4 * ((16 << 20) + step)
+    assert bytes_at_once(1000, 15) == 2 * 15 * 1000  # small ones fit a block, twice while written

@@ -1,0 +1,180 @@
+"""Damage to a run's data: found when read, named, and made again bit for bit."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import shutil
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from run_helpers import assert_same, carry_out, small_study
+from zarr.storage import LocalStore
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.storage.checksum_store import DamageError
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.verify import find_damage, take_back
+
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, tmp_path_factory):
+    study = small_study("whole", tiny_model, 10)
+    return carry_out(study, str(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """The same run elsewhere, to be damaged."""
+    target = tmp_path / Path(whole.url).name
+    shutil.copytree(whole.url, target)
+    return Run(str(target))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0x10
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+WAYS = {"flip": (flip, "changed"), "cut": (cut, "changed"), "empty": (empty, "changed"),
+        "delete": (delete, "missing")}  # fmt: skip
+
+CHUNKS = {
+    "images/image/c/1/0/0/0": ("generated", (1,)),
+    "images/trajectory/c/2/1/0/0/0": ("generated", (2,)),
+    f"activations/{LAYER}/activation/c/0/2/0/0/0": ("generated", (0,)),
+    f"activations/{LAYER}/nonfinite/c/0/0": ("generated", (0,)),
+    f"permuted/{LAYER}/activation/c/1/0/0/0/0": ("generated", (1,)),
+    "labels/depth/c/2/0/0": ("labeled", (2,)),
+    "labels/class_score/c/0/0": ("labeled", (0,)),
+    "labels_clean/shading/c/1/2/0/0": ("labeled", (1,)),
+    f"probes/{LAYER}/weight/c/0/0/1/0": ("probed", (1, 0)),
+    "scores/foreground/score/c/0/0/0/2/1/0": ("probed", (2, 1)),
+}
+
+
+@pytest.mark.parametrize(("key", "way"), zip(CHUNKS, cycle(WAYS), strict=False))
+def test_each_kind_of_damage_is_named_and_made_again(whole, copy, key, way):
+    damage, how = WAYS[way]
+    damage(Path(copy.url) / key)
+    found = list(find_damage(copy))
+    assert [(d.key, d.how) for d in found] == [(key, how)]
+    assert take_back(copy, found) == []
+    name, place = CHUNKS[key]
+    assert not copy.done(name, *place)
+    assert sum((~copy.marks(n)).sum() for n in ("generated", "labeled", "probed")) == 1
+    carry_out(copy.study(), str(Path(copy.url).parent))
+    assert_same(whole, copy)
+    assert list(find_damage(copy)) == []
+
+
+def test_every_array_ends_its_chunks_with_a_checksum_and_every_one_is_looked_at(whole, copy):
+    """Not just those of the list above: any one of a run's chunks, when flipped, is found."""
+    root = zarr.open_group(whole.store, mode="r", use_consolidated=False)
+    paths = [path for path, member in root.members(None) if isinstance(member, zarr.Array)]
+    keys = []
+    for path in paths:
+        chunks = sorted(p for p in (Path(copy.url) / path / "c").rglob("*") if p.is_file())
+        assert chunks, path
+        flip(chunks[-1])
+        keys.append(str(chunks[-1].relative_to(copy.url)))
+    marks = {key for key in keys if key.startswith("marks/")}
+    assert {d.key for d in find_damage(copy)} == marks  # what should be there they would say
+    for key in marks:
+        shutil.copy(Path(whole.url) / key, Path(copy.url) / key)
+    assert {d.key for d in find_damage(copy)} == set(keys) - marks
+
+
+def test_a_damaged_mark_is_taken_back_without_reading_it(whole, copy):
+    flip(Path(copy.url) / "marks/probed/c/1/0")
+    found = list(find_damage(copy))
+    assert take_back(copy, found) == []
+    assert not copy.done("probed", 1, 0)
+    carry_out(copy.study(), str(Path(copy.url).parent))
+    assert_same(whole, copy)
+
+
+def test_what_no_unit_makes_is_left_to_its_owner(copy):
+    flip(Path(copy.url) / "samples/prompt/c/0")
+    (left,) = take_back(copy, list(find_damage(copy)))
+    assert left.key == "samples/prompt/c/0"
+
+
+def test_damage_stops_a_stage_before_it_is_averaged_in(whole, copy):
+    copy.mark("probed", 1, 0, count=0)
+    flip(Path(copy.url) / f"activations/{LAYER}/activation/c/1/1/0/0/0")
+    with pytest.raises(DamageError, match=r"activation/c/1/1/0/0/0 is changed.*--redo"):
+        probe_cell(copy.url, 2, LAYER)
+    assert not copy.done("probed", 1, 0)
+    (Path(copy.url) / f"activations/{LAYER}/activation/c/1/1/0/0/0").unlink()
+    with pytest.raises(DamageError, match="is missing"):
+        probe_cell(copy.url, 2, LAYER)
+
+
+def test_it_reaches_the_flow_whole_from_another_process():
+    error = DamageError("runs/a", "images/image/c/3/0/0/0", "changed")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301, our own bytes
+    assert (str(again), again.array, again.place) == (str(error), "images/image", (3, 0, 0, 0))
+
+
+def test_work_that_is_not_done_yet_is_no_damage(tiny_model, tmp_path):
+    run = prepare_run(small_study("begun", tiny_model, 10), str(tmp_path))
+    generate_batch(run.url, 1)
+    assert list(find_damage(run)) == []
+
+
+def test_a_full_disk_is_told_and_nothing_is_marked(whole, tiny_model, tmp_path, monkeypatch):
+    """The disk has room for some chunks of a batch; the same call goes on when there is room."""
+    run = prepare_run(small_study("whole", tiny_model, 10), str(tmp_path))
+    room = 5
+    write = LocalStore.set
+
+    async def until_full(self, key, value):
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", key)
+        await write(self, key, value)
+
+    monkeypatch.setattr(LocalStore, "set", until_full)
+    with pytest.raises(UserError, match="is full: make room"):
+        generate_batch(run.url, 0)
+    monkeypatch.undo()
+    assert not run.marks("generated").any()
+    assert_same(whole, carry_out(run.study(), str(tmp_path)))
+
+
+def test_checksums_are_crc_32c_of_what_the_chunk_holds(whole):
+    """Against a table-driven CRC written out here, on a chunk that is stored plainly."""
+    table = []
+    for i in range(256):
+        for _ in range(8):
+            i = i >> 1 ^ 0x82F63B78 * (i & 1)
+        table.append(i)
+    data = (Path(whole.url) / "marks/generated/c/0").read_bytes()
+    value = np.uint32(0xFFFFFFFF)
+    for byte in data[:-4]:
+        value = np.uint32(table[(int(value) ^ byte) & 0xFF] ^ (int(value) >> 8))
+    assert data[:-4] == b"\x01"
+    assert int(value) ^ 0xFFFFFFFF == int.from_bytes(data[-4:], "little")

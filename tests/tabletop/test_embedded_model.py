@@ -1,0 +1,117 @@
+"""The shipped weights, as a stranger loads them, measured on scenes and prompts not trained on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from ldmprobe_core.assets import MODEL_FOLDER
+from ldmprobe_core.labelers import tabletop
+from ldmprobe_core.probing.metrics import dice, spearman
+from ldmprobe_core.study.prompt_sets import CATEGORIES
+from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.tabletop import evaluation
+from ldmprobe_core.tabletop.render import render
+from ldmprobe_core.tabletop.scenes import sample_scene
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+OWN = Reader(name="tabletop")
+UNSEEN = 5_000_000
+"""Seeds from here on were never rendered for training."""
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipeline = StableDiffusionPipeline.from_pretrained(MODEL_FOLDER, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Renderings of 160 unseen scenes, with the scenes."""
+    drawn = [sample_scene(UNSEEN + i) for i in range(160)]
+    return drawn, [render(scene) for scene in drawn]
+
+
+@pytest.fixture(scope="module")
+def pictures(scenes):
+    return np.stack([np.rint(r.rgb * 255).astype(np.uint8) for r in scenes[1]])
+
+
+def test_the_folder_is_small_and_safe():
+    files = [path for path in MODEL_FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    weights = [path for path in files if path.stat().st_size > 200_000]
+    assert all(path.suffix == ".safetensors" for path in weights)
+    assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
+
+
+def test_position_alone_does_not_give_the_maps_away(scenes):
+    maps = scenes[1]
+    found = evaluation.scene_baselines(
+        np.stack([m.foreground > 0.5 for m in maps]),
+        np.stack([m.depth for m in maps]),
+        np.stack([m.shading for m in maps]),
+    )
+    assert found["dice"] <= 0.40
+    assert found["depth"] <= 0.65
+    assert found["shading"] <= 0.65
+
+
+def test_the_vae_keeps_pictures_and_their_colors(pipeline, scenes, pictures):
+    rebuilt = evaluation.reconstruct(pipeline.vae, pictures, CPU)
+    error = np.square(pictures / 255.0 - rebuilt / 255.0).mean((1, 2, 3))
+    assert (-10 * np.log10(error)).mean() >= 28
+    gaps = {}
+    for before, after, scene, r in zip(pictures, rebuilt, *scenes, strict=True):
+        mask = r.foreground > 0.5
+        if mask.sum() >= 20:
+            gap = np.abs(before[mask].mean(0) - after[mask].mean(0)).max() / 255
+            gaps.setdefault(scene.color, []).append(gap)
+    assert len(gaps) == 8
+    assert max(np.mean(g) for g in gaps.values()) <= 0.06
+
+
+def test_labelers_agree_with_the_exact_maps(pipeline, scenes, pictures):
+    drawn, maps = scenes
+    masks = tabletop.load_foreground(OWN, CPU)(pictures) > 0.5
+    assert dice(masks, np.stack([m.foreground > 0.5 for m in maps])).mean() >= 0.93
+    depth = tabletop.load_depth(OWN, CPU)(pictures)
+    assert np.nanmean(spearman(depth, np.stack([m.depth for m in maps]))) >= 0.90
+    shading = tabletop.load_shading(OWN, CPU)(pictures)
+    assert np.nanmean(spearman(shading, np.stack([m.shading for m in maps]))) >= 0.85
+    truth = [CATEGORIES.index(scene.category) for scene in drawn]
+    classes = tabletop.load_classes(OWN, CPU)
+    assert (classes(pictures).argmax(1) == truth).mean() >= 0.90
+    rebuilt = evaluation.reconstruct(pipeline.vae, pictures, CPU)
+    assert (classes(rebuilt).argmax(1) == truth).mean() >= 0.90
+
+
+def test_a_label_does_not_depend_on_its_batch(pictures):
+    for load in (tabletop.load_foreground, tabletop.load_depth, tabletop.load_classes):
+        labeler = load(OWN, CPU)
+        together = labeler(pictures[:70])
+        for i in (0, 63, 64, 69):
+            alone = labeler(pictures[i : i + 1])[0]
+            np.testing.assert_allclose(together[i], alone, atol=1e-4 * np.ptp(together))
+
+
+def test_generated_pictures_show_what_was_asked_for(pipeline):
+    """The judge took no part in training the denoiser, nor in any study."""
+    images, pairs = evaluation.generate_balanced(pipeline, 120)
+    assert images.shape == (120, 64, 64, 3)
+    found = evaluation.class_accuracy(tabletop.load_judge(OWN, CPU), images, pairs)
+    assert found["all"] >= 0.60
+
+
+def test_the_card_tells_the_figures_of_these_weights():
+    figures = json.loads((MODEL_FOLDER / "figures.json").read_text())
+    card = (MODEL_FOLDER / "README.md").read_text()
+    assert f"{figures['generated']['all']:.3f}" in card
+    assert f"{figures['vae']['psnr']:.3f}" in card
+    assert figures["training"]["denoiser"]["samples"] > 0
