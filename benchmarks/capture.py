@@ -30,10 +30,9 @@ import torch
 from benchmarks.figures import Figure, plain_study, report, without_controls
 from infra.local_store import object_store
 from ldmprobe_core.pipeline import model_cache
-from ldmprobe_core.pipeline.activation_sinks import IntoStore, bytes_at_once
+from ldmprobe_core.pipeline.activation_sinks import ActivationWriter, peak_activation_bytes
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
 
 WAYS = ("plain", "captured", "local", "s3")
 ROUNDS = 5
@@ -42,30 +41,30 @@ ROUNDS = 5
 class Nowhere:
     """Takes what is captured and lets it go."""
 
-    def __call__(self, _variant: str, _step: int, leaving: Any) -> None:
-        leaving.arrive()
+    def __call__(self, _variant: str, _step: int, transfer: Any) -> None:
+        transfer.result()
 
 
 def once(way: str, run: Run) -> float:
     """Seconds to generate all of a run's images in one way."""
-    study, samples = run.study(), samples_of(run)
+    study, samples = run.study, run.samples
     torch.set_num_threads(study.sampling.threads)
-    with model_cache.loaded(run) as (generator, _):
+    with model_cache.loaded(run) as (sampler, _):
         started = time.perf_counter()
         for members in study.batches(len(samples)):
             part = samples[members.start : members.stop]
             if way == "plain":
-                generator.pipeline(
+                sampler.pipeline(
                     prompt=[s.prompt for s in part],
                     num_inference_steps=study.sampling.steps,
                     guidance_scale=study.sampling.guidance,
-                    generator=[torch.Generator().manual_seed(s.seed) for s in part],
+                    sampler=[torch.Generator().manual_seed(s.seed) for s in part],
                 )
             elif way == "captured":
-                generator.generate(part, Nowhere(), step_images=False)
+                sampler.sample(part, Nowhere(), step_images=False)
             else:
-                with IntoStore(run, slice(members.start, members.stop)) as into:
-                    generator.generate(part, into, step_images=False)
+                with ActivationWriter(run, slice(members.start, members.stop)) as into:
+                    sampler.sample(part, into, step_images=False)
         return time.perf_counter() - started
 
 
@@ -76,8 +75,8 @@ def runs(images: int) -> Iterator[dict[str, Run]]:
     with tempfile.TemporaryDirectory() as folder, object_store(Path(folder) / "s3") as environment:
         os.environ.update(environment)
         local, remote = (prepare_run(study, f"{place}/a") for place in (folder, "s3://runs"))
-        with model_cache.loaded(local) as (generator, _):
-            generator.pipeline.set_progress_bar_config(disable=True)
+        with model_cache.loaded(local) as (sampler, _):
+            sampler.pipeline.set_progress_bar_config(disable=True)
         yield {"plain": local, "captured": local, "local": local, "s3": remote}
 
 
@@ -98,7 +97,7 @@ def measure(images: int = 16) -> list[Figure]:
         served /= seconds["s3"] * (os.cpu_count() or 1)
         run = of["local"]
         step = sum(
-            run.open(f"activations/{name}").activation.nbytes // 15 for name in run.probed
+            run.open(f"activations/{name}").activation.nbytes // 15 for name in run.probe_inputs
         )  # of all images
     batch = plain_study(images, 15).sampling.batch
     note = f"{images} images, batch {batch}, 15 steps, guidance, 7 layers"
@@ -122,7 +121,10 @@ def measure(images: int = 16) -> list[Figure]:
         )
         for way in ("plain", "local")
     }  # fmt: skip
-    bound, beyond = bytes_at_once(step * batch // images, 15), memory["local"] - memory["plain"]
+    bound, beyond = (
+        peak_activation_bytes(step * batch // images, 15),
+        memory["local"] - memory["plain"],
+    )
     figures.append(
         Figure("capture", "memory beyond plain generation", beyond / 1e6, "MB",
                at_most=bound / 1e6, note="the goal is what `ldmprobe check` foretells")
@@ -155,8 +157,8 @@ def memory_of(way: str, images: int) -> int:
     study = without_controls(plain_study(images, 15))
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(study, folder)
-        with model_cache.loaded(run) as (generator, _):
-            generator.pipeline.set_progress_bar_config(disable=True)
+        with model_cache.loaded(run) as (sampler, _):
+            sampler.pipeline.set_progress_bar_config(disable=True)
         return peak_beyond(lambda: once(way, run))
 
 

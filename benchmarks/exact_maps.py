@@ -54,15 +54,15 @@ def carry_out(folder: Path, store: str, exact: bool) -> Summary:
             "images": {"folder": str(folder)},
             "sampling": {"steps": 15, "scheduler": "ddim", "batch": 16},
             "labels": {"foreground": who, "depth": who, "shading": who, "class": None},
-            "controls": {"permuted": False},
+            "controls": {"permuted_weights": False},
         }
     )
     run = prepare_run(study, store)
-    for batch in range(len(run.study().batches(run.stored))):
+    for batch in range(len(run.study.batches(run.n_stored))):
         generate_batch(run.url, batch)
         label_batch(run.url, batch)
     for step in range(1, 16):
-        for layer in run.probed:
+        for layer in run.probe_inputs:
             probe_cell(run.url, step, layer)
     return build_report(run, {})
 

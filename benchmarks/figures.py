@@ -56,7 +56,7 @@ class Figure:
 def report(figures: Iterable[Figure], before: dict[str, float] | None = None) -> None:
     """Print figures as one table; ``before`` are those last committed, by `key`."""
     table = Table()
-    for column in ("part", "figure", "value", "before", "goal", "note"):
+    for column in ("accumulator", "figure", "value", "before", "goal", "note"):
         table.add_column(column, overflow="fold")
     for figure in figures:
         old = (before or {}).get(key(figure))

@@ -21,9 +21,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
 from benchmarks.figures import Figure, report
 from ldmprobe_core.assets import CONFIGS
-from ldmprobe_core.models.architectures.registry import family_of
-from ldmprobe_core.models.capture import Capture
-from ldmprobe_core.models.host_transfer import Leaving
+from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.capture import ActivationCapture
+from ldmprobe_core.models.host_transfer import HostTransfer
 
 FOLDER = CONFIGS / "stable-diffusion-v1-4"
 STEPS, GUIDANCE = 15, 7.5
@@ -35,7 +35,7 @@ class Denoising:
     def __init__(self, device: torch.device) -> None:
         config = UNet2DConditionModel.load_config(FOLDER / "unet")
         self.unet = UNet2DConditionModel.from_config(config).half().to(device).eval()
-        self.device, self.family = device, family_of(FOLDER)
+        self.device, self.architecture = device, detect_architecture(FOLDER)
         self.layers = {
             name: module for name, module in self.unet.named_modules() if name.endswith("attn1")
         }
@@ -48,12 +48,12 @@ class Denoising:
         size = {"device": self.device, "dtype": torch.float16}
         latents = torch.randn(batch, 4, 64, 64, **size)
         words = torch.randn(2 * batch, 77, 768, **size)
-        capture = Capture(self.layers if after else {}, self.family, 2, self.unet)
+        capture = ActivationCapture(self.layers if after else {}, self.architecture, 2, self.unet)
         with capture:
             for t in scheduler.timesteps:
                 free, bound = self.unet(torch.cat([latents] * 2), t, words).sample.chunk(2)
                 if after:
-                    after(capture.take(batch))
+                    after(capture.pop_activations(batch))
                 guided = free + GUIDANCE * (bound - free)
                 latents = scheduler.step(guided, t, latents).prev_sample
 
@@ -81,14 +81,14 @@ def measure(images: int = 16, batch: int = 4) -> list[Figure]:
             denoising.run(batch, make())
 
     def to_host() -> Callable[[dict[str, torch.Tensor]], None]:
-        before: list[Leaving] = []
+        before: list[HostTransfer] = []
 
         def after(layers: dict[str, torch.Tensor]) -> None:
             nonlocal captured
             captured = sum(values.nbytes for values in layers.values())
             if before:
-                before.pop().arrive()  # the last step's, while this one's is on its way
-            before.append(Leaving(layers))
+                before.pop().result()  # the last step's, while this one's is on its way
+            before.append(HostTransfer(layers))
 
         return after
 

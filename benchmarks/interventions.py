@@ -16,16 +16,15 @@ import time
 import numpy as np
 
 from ldmprobe_core.interventions.directions import directions_of
-from ldmprobe_core.interventions.editor import Editor, change_towards, generate_edited
+from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
 from ldmprobe_core.interventions.plan import plan_intervention
-from ldmprobe_core.interventions.scores import scores_of
+from ldmprobe_core.interventions.scores import score_maps_against_targets
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import _as_maps
-from ldmprobe_core.interventions.targets import Target, aims_of
+from ldmprobe_core.interventions.targets import Target, target_maps
 from ldmprobe_core.pipeline.labels import label_set
-from ldmprobe_core.pipeline.model_cache import loaded
+from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
 
 SETTINGS = {"layers": ("*",), "steps": 8, "confidence": 0.99999}
 ROUNDS = 5
@@ -34,22 +33,22 @@ ROUNDS = 5
 def main(url: str, count: int) -> None:
     run = Run(url)
     labels = label_set(run)
-    with loaded(run) as (generator, labelers):
+    with use_models(run) as (sampler, labelers):
         base = Intervention(samples=count, part="validation", targets=(Target(dx=0.2),), **SETTINGS)
         index = plan_intervention(run, base).samples
-        samples = [samples_of(run)[i] for i in index]
+        samples = [run.samples[i] for i in index]
         own = labels.maps["foreground"][index]
-        aim = aims_of(own, base.targets)[0]
+        aim = target_maps(own, base.targets)[0]
         editors: dict[str, Editor | None] = {"plain": None}
         for method in ("exact", "adam"):
             what = base.model_copy(update={"method": method})
             plan = plan_intervention(run, what)
             editors[method] = Editor(
-                generator,
+                sampler,
                 directions_of(run, what, plan, labels),
-                change_towards(what, plan.kind, aim, None),
+                make_edit(what, plan.kind, aim, None),
             )
-        generate_edited(generator, samples, None)  # the first call allocates
+        sample_edited(sampler, samples, None)  # the first call allocates
         seconds: dict[str, list[float]] = {name: [] for name in editors}
         after: dict[str, float] = {}
         for round_ in range(ROUNDS):  # in turns, so that what else the machine does meets all
@@ -57,10 +56,10 @@ def main(url: str, count: int) -> None:
                 if name == "adam" and round_ > 0:
                     continue
                 started = time.perf_counter()
-                images = generate_edited(generator, samples, editor)
+                images = sample_edited(sampler, samples, editor)
                 seconds[name].append(time.perf_counter() - started)
                 maps = _as_maps(run, base, labelers["foreground"](images))
-                after[name] = float(np.mean(scores_of("foreground", maps, aim)[0]))
+                after[name] = float(np.mean(score_maps_against_targets("foreground", maps, aim)[0]))
     plain = statistics.median(seconds["plain"])
     found = {
         name: {"time_ratio": round(statistics.median(values) / plain, 3),

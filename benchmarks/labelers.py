@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ldmprobe_core.labelers.registry import load_labeler
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
 CPU = torch.device("cpu")
 IMAGES, ROUNDS = 24, 5
@@ -95,7 +95,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / name
             write(folder)
-            ours = load_labeler(prop, Reader(name=name, weights=str(folder)), CPU)
+            ours = load_labeler(prop, LabelerSpec(name=name, weights=str(folder)), CPU)
             theirs = by_hand(folder)
             ours(images[:8]), theirs(images[:8])  # the first call allocates
             # in turns, so that whatever else the machine does meets both

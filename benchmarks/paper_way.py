@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from benchmarks.figures import Figure, plain_study, report, without_controls
 from ldmprobe_core.pipeline import model_cache
-from ldmprobe_core.pipeline.activation_sinks import IntoStore
+from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.labels import label_set
@@ -44,7 +44,6 @@ from ldmprobe_core.probing.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import score_maps
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
 from ldmprobe_core.study.properties import METRICS
 from ldmprobe_core.study.samples import Sample
 
@@ -98,7 +97,7 @@ def _generate(
             prompt=[s.prompt for s in members],
             num_inference_steps=study.sampling.steps,
             guidance_scale=study.sampling.guidance,
-            generator=[torch.Generator().manual_seed(s.seed) for s in members],
+            sampler=[torch.Generator().manual_seed(s.seed) for s in members],
         )
         output = seen[layer][step - 1]
         output = output if isinstance(output, torch.Tensor) else output[0]
@@ -137,21 +136,21 @@ def _probe(x: torch.Tensor, labels: LabelSet, prop: str) -> np.ndarray:
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        output = predicted(labels.held)
+        output = predicted(labels.heldout)
     guess = (output.argmax(1) == 1 if foreground else output[:, 0]).numpy()
-    truth = labels.maps[prop][labels.held]
+    truth = labels.maps[prop][labels.heldout]
     return score_maps(prop, guess, truth, labels.means[prop])[0]
 
 
 def our_way(run: Run) -> None:
     """Generate once, write every layer at every step, fit and score every cell."""
-    study, samples = run.study(), samples_of(run)
-    for number, members in enumerate(study.batches(run.stored)):
+    study, samples = run.study, run.samples
+    for number, members in enumerate(study.batches(run.n_stored)):
         region = slice(members.start, members.stop)
-        with IntoStore(run, region) as into, model_cache.loaded(run) as (generator, _):
-            generator.generate(samples[region], into, step_images=False)
-        run.mark("generated", number)
-    cells = [(s, layer) for s in range(1, study.sampling.steps + 1) for layer in run.probed]
+        with ActivationWriter(run, region) as into, model_cache.loaded(run) as (sampler, _):
+            sampler.sample(samples[region], into, step_images=False)
+        run.progress.mark_done("generated", number)
+    cells = [(s, layer) for s in range(1, study.sampling.steps + 1) for layer in run.probe_inputs]
     with ThreadPoolExecutor(study.execution.workers) as pool:
         list(pool.map(lambda cell: probe_cell(run.url, *cell), cells))
 
@@ -159,8 +158,8 @@ def our_way(run: Run) -> None:
 def our_scores(run: Run) -> Scores:
     """Of the kind of probe that the validation part chooses in each cell."""
     found: Scores = {}
-    for prop in run.study().labels.maps:
-        scores = run.open(f"scores/{prop}").score.sel(variant="real", metric=METRICS[prop][0])
+    for prop in run.study.labels.maps:
+        scores = run.open(f"scores/{prop}").score.sel(condition="probe", metric=METRICS[prop][0])
         chosen = scores.sel(sample=scores.split == "validation").mean("sample").fillna(-1)
         for step in scores.step.values:
             for layer in scores.layer.values:
@@ -180,16 +179,16 @@ def _job(images: int, steps: int, layers: str, every_cell: bool) -> list[Figure]
     study = without_controls(plain_study(images, steps, **{"capture.layers": layers}))
     with tempfile.TemporaryDirectory() as folder:
         first = prepare_run(study, f"{folder}/labels")
-        for batch in range(len(study.batches(first.stored))):
+        for batch in range(len(study.batches(first.n_stored))):
             generate_batch(first.url, batch)
             label_batch(first.url, batch)
-        labels, samples = label_set(first), samples_of(first)
+        labels, samples = label_set(first), first.samples
         run = prepare_run(study, f"{folder}/ours")
         run.write("labels", {prop: first.read("labels", prop) for prop in study.labels.maps})
-        for batch in range(len(study.batches(run.stored))):
-            run.mark("labeled", batch)
-        with model_cache.loaded(run) as (generator, _):
-            pipeline = generator.pipeline
+        for batch in range(len(study.batches(run.n_stored))):
+            run.progress.mark_done("labeled", batch)
+        with model_cache.loaded(run) as (sampler, _):
+            pipeline = sampler.pipeline
             pipeline.set_progress_bar_config(disable=True)
         torch.set_num_threads(os.cpu_count() or 1)
 
@@ -203,7 +202,7 @@ def _job(images: int, steps: int, layers: str, every_cell: bool) -> list[Figure]
         ours = time.perf_counter() - started
         mine = our_scores(run)
     differences = {key: mine[key] - value for key, value in theirs.items()}
-    groups = np.array([samples[i].group for i in labels.held])
+    groups = np.array([samples[i].group for i in labels.heldout])
     bootstrap = Bootstrap(groups, 1000, 0.95, seed=0)
     highest = {key: bootstrap.interval(values).high for key, values in differences.items()}
     worse = [key for key, high in highest.items() if high is not None and high < 0]
@@ -212,7 +211,7 @@ def _job(images: int, steps: int, layers: str, every_cell: bool) -> list[Figure]
         Figure("paper_way", "time: published way / ours", published / ours, "x", at_least=50,
                note=f"{note}; ours {ours:.0f} s"),
         Figure("paper_way", "cells where it scores higher, beyond the 95% interval", len(worse), "",
-               at_most=0, note=f"of {len(theirs)}; {len(labels.held)} held-out images, paired; "
+               at_most=0, note=f"of {len(theirs)}; {len(labels.heldout)} held-out images, paired; "
                + ", ".join(f"{prop} at step {s} of {layer}" for s, layer, prop in worse[:3])),
     ]  # fmt: skip
     for prop in labels.maps:

@@ -37,11 +37,11 @@ def study_of(samples: int) -> Study:
 def plain(study: Study, store: str) -> Run:
     """The flow's own calls without Prefect; a batch is labeled by the thread that generated it."""
     run = prepare_run(study, store)
-    batches = range(len(run.study().batches(run.stored)))
+    batches = range(len(run.study.batches(run.n_stored)))
     cells = [
         (step, layer)
-        for step in range(1, run.open("marks").sizes["step"] + 1)
-        for layer in run.probed
+        for step in range(1, run.open("progress").sizes["step"] + 1)
+        for layer in run.probe_inputs
     ]
 
     def batch(number: int) -> None:

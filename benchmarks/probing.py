@@ -26,11 +26,11 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.capture import peak_beyond
 from benchmarks.figures import Figure, report
-from ldmprobe_core.probing.block_scores import BlockTruth, FullTruth, upsample
+from ldmprobe_core.probing.block_scores import BlockScorer, FullResolutionLabels, upsample
 from ldmprobe_core.probing.fitters.logistic import LogisticPath, fit_logistic, logistic_loss
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.metrics import score_maps
-from ldmprobe_core.probing.statistics import Moments
+from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -86,16 +86,24 @@ def _against_the_least(name: str, x: np.ndarray, y: np.ndarray) -> list[Figure]:
             rows = np.load(file).reshape(-1, channels).astype(np.float64)
             return dsyrk(1.0, rows.T)
 
-        validation = Moments.of(x[:8].reshape(-1, channels), labels[: 8 * x.shape[1] * x.shape[2]])
+        validation = SufficientStatistics.from_tokens(
+            x[:8].reshape(-1, channels), labels[: 8 * x.shape[1] * x.shape[2]]
+        )
 
         def ours() -> object:
             rows = run.read("activations/layer", "activation", step=0).reshape(-1, channels)
-            return fit_ridge(RidgePath.of(Moments.of(rows, labels)), validation, PENALTIES)
+            return fit_ridge(
+                RidgePath.from_statistics(SufficientStatistics.from_tokens(rows, labels)),
+                validation,
+                PENALTIES,
+            )
 
         ratio = fastest(ours) / fastest(least)
         rows = run.read("activations/layer", "activation", step=0).reshape(-1, channels)
-        moments = Moments.of(rows, labels)
-        penalties = fastest(lambda: fit_ridge(RidgePath.of(moments), validation, PENALTIES))
+        moments = SufficientStatistics.from_tokens(rows, labels)
+        penalties = fastest(
+            lambda: fit_ridge(RidgePath.from_statistics(moments), validation, PENALTIES)
+        )
         share = penalties / fastest(least)
     note = f"{len(labels):,} tokens; of it {share:.2f} solving for six penalties"
     return [
@@ -107,10 +115,10 @@ def _stored(folder: str, x: np.ndarray) -> Run:
     """The cell in a store, in chunks of 16 images, as a run has it."""
     import zarr
 
-    from ldmprobe_core.storage.group_builder import Arrays
+    from ldmprobe_core.storage.group_builder import GroupBuilder
 
     run = Run(f"{folder}/run")
-    arrays = Arrays(zarr.create_group(run.store))
+    arrays = GroupBuilder(zarr.create_group(run.store))
     group = arrays.group("activations/layer", "a cell")
     sizes = dict(
         zip(("sample", "step", "y", "x", "channel"), (len(x), 1, *x.shape[1:]), strict=True)
@@ -126,19 +134,21 @@ def _against_scikit_learn(x: np.ndarray, y: np.ndarray) -> list[Figure]:
     channels, cut = x.shape[-1], 36 * x.shape[1] * x.shape[2]
     rows, labels = x.reshape(-1, channels), y.reshape(-1, y.shape[-1])
     train, validation = rows[cut:], rows[:cut]
-    wide, held = train.astype(np.float64), validation.astype(np.float64)
-    path = RidgePath.of(Moments.of(train, labels[cut:]))
+    wide, heldout = train.astype(np.float64), validation.astype(np.float64)
+    path = RidgePath.from_statistics(SufficientStatistics.from_tokens(train, labels[cut:]))
 
     def ours() -> list:
-        here = RidgePath.of(Moments.of(train, labels[cut:]))
-        return fit_ridge(here, Moments.of(validation, labels[:cut]), PENALTIES)
+        here = RidgePath.from_statistics(SufficientStatistics.from_tokens(train, labels[cut:]))
+        return fit_ridge(
+            here, SufficientStatistics.from_tokens(validation, labels[:cut]), PENALTIES
+        )
 
     def theirs() -> list[Ridge]:
         best = []
         for column in range(labels.shape[1]):
             fits = [Ridge(alpha=p * path.unit * len(wide)).fit(wide, labels[cut:, column])
                     for p in PENALTIES]  # fmt: skip
-            errors = [((f.predict(held) - labels[:cut, column]) ** 2).mean() for f in fits]
+            errors = [((f.predict(heldout) - labels[:cut, column]) ** 2).mean() for f in fits]
             best.append(fits[int(np.argmin(errors))])
         return best
 
@@ -169,7 +179,7 @@ def _against_scikit_learn(x: np.ndarray, y: np.ndarray) -> list[Figure]:
 
     def their_logistic() -> object:
         fits = [one(penalty, 1e-6) for penalty in PENALTIES]
-        return [logistic_loss(held, share[:cut], f.coef_[0], f.intercept_[0]) for f in fits]
+        return [logistic_loss(heldout, share[:cut], f.coef_[0], f.intercept_[0]) for f in fits]
 
     start = np.zeros(channels), 0.0
     fits = LogisticPath(train, share[cut:])
@@ -196,8 +206,8 @@ def _scoring() -> list[Figure]:
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(16, 512, 512)).astype(np.float32)
     mean_map, tokens = truth.mean(0, dtype=np.float64), rng.normal(size=(16, 64, 64))
-    full = FullTruth(truth, mean_map)
-    blocks = BlockTruth("depth", truth, mean_map, (64, 64), full)
+    full = FullResolutionLabels(truth, mean_map)
+    blocks = BlockScorer("depth", truth, mean_map, (64, 64), full)
     plain = lambda: score_maps("depth", upsample(tokens, (512, 512)), truth, mean_map)  # noqa: E731
     gap = float(np.abs(blocks.scores(tokens) - plain()).max())
     ratio = fastest(plain, 2) / fastest(lambda: blocks.scores(tokens), 2)
@@ -215,8 +225,8 @@ def _many_held_out() -> list[Figure]:
     count, grid = 371, (64, 64)
     truth = rng.normal(size=(count, 512, 512)).astype(np.float32)
     mean_map = truth.mean(0, dtype=np.float64)
-    kept: list[BlockTruth] = []
-    preparing = peak_beyond(lambda: kept.append(BlockTruth("depth", truth, mean_map, grid)))
+    kept: list[BlockScorer] = []
+    preparing = peak_beyond(lambda: kept.append(BlockScorer("depth", truth, mean_map, grid)))
     scoring = peak_beyond(lambda: kept[0].scores(rng.normal(size=(count, *grid))))
     note = "371 images of 512 x 512, one property, 64 x 64 tokens"
     return [

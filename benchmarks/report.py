@@ -18,7 +18,7 @@ import numpy as np
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.schema import Blueprint
+from ldmprobe_core.storage.schema import RunShape
 from ldmprobe_core.study.layers import LayerShape
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.prompt_sets import CATEGORIES
@@ -37,12 +37,12 @@ def write(place: str) -> Run:
     )
     shapes = {f"up_blocks.{i}.attn1": LayerShape(8, 8, 8) for i in range(LAYERS)}
     shapes["latents"] = LayerShape(8, 8, 4)
-    blueprint = Blueprint(
+    shape = RunShape(
         study, make_samples(study), shapes, (SIDE, SIDE), [float(s) for s in range(STEPS)],
         CATEGORIES, dict.fromkeys([*study.labels.maps, "class"], "1"),
     )  # fmt: skip
     run = Run(place)
-    run.lay_out(blueprint, {
+    run.create(shape, {
         "model_fingerprint": "none", "versions": {},
         "labeler_fingerprints": dict.fromkeys(labelers_of(study), "none"),
     })  # fmt: skip
@@ -65,9 +65,11 @@ def write(place: str) -> Run:
         for group in (f"activations/{name}", f"probes/{name}"):
             fill(group)
         if name != "latents":
-            run.write(f"permuted/{name}", {"nonfinite": np.zeros((SAMPLES, STEPS), np.int32)})
-    marks = run.open("marks")
-    run.write("marks", {str(n): np.ones(a.shape, np.uint8) for n, a in marks.data_vars.items()})
+            run.write(
+                f"activations_permuted/{name}", {"nonfinite": np.zeros((SAMPLES, STEPS), np.int32)}
+            )
+    marks = run.open("progress")
+    run.write("progress", {str(n): np.ones(a.shape, np.uint8) for n, a in marks.data_vars.items()})
     return run
 
 

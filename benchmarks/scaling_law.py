@@ -49,8 +49,8 @@ def one(size: dict[str, int]) -> dict[str, float]:
     """Seconds and bytes of memory of each stage."""
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(study_of(**size), folder)
-        batches = range(len(run.study().batches(run.stored)))
-        cells = [(s, name) for s in range(1, size["steps"] + 1) for name in run.probed]
+        batches = range(len(run.study.batches(run.n_stored)))
+        cells = [(s, name) for s in range(1, size["steps"] + 1) for name in run.probe_inputs]
         with model_cache.loaded(run):
             pass  # the model is there
         found: dict[str, float] = {}
@@ -115,10 +115,10 @@ def _workers() -> Figure:
     seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(study_of(256, 3, 4), folder)
-        for batch in range(len(run.study().batches(run.stored))):
+        for batch in range(len(run.study.batches(run.n_stored))):
             generate_batch(run.url, batch)
             label_batch(run.url, batch)
-        cells = [(s, name) for s in range(1, 4) for name in run.probed]
+        cells = [(s, name) for s in range(1, 4) for name in run.probe_inputs]
         for workers in (1, 2):
             with local_cluster(workers, 0) as cluster, Client(cluster) as client:
                 client.wait_for_workers(workers)
@@ -126,7 +126,9 @@ def _workers() -> Figure:
                          for i, w in enumerate(client.scheduler_info()["workers"])]  # fmt: skip
                 client.gather(first)  # labels are read, the code is imported
                 for step, name in cells:
-                    run.mark("probed", step - 1, run.probed.index(name), count=0)
+                    run.progress.mark_done(
+                        "probed", step - 1, run.probe_inputs.index(name), count=0
+                    )
                 started = time.perf_counter()
                 client.gather(client.map(lambda c: probe_cell(run.url, *c), cells, pure=False))
                 seconds[workers] = time.perf_counter() - started

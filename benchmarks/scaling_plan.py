@@ -16,8 +16,8 @@ import sys
 import zarr
 from zarr.storage import MemoryStore
 
-from ldmprobe_core.pipeline.plan import make_plan
-from ldmprobe_core.storage.schema import Blueprint, Layout
+from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.storage.schema import RunSchema, RunShape
 from ldmprobe_core.study.loading import load_study
 from ldmprobe_core.study.samples import make_samples
 
@@ -28,13 +28,20 @@ def chunks(name: str, images: int) -> dict[str, int]:
     """Number of chunks of each group of a run."""
     overrides = ["prompts.files=null", "prompts.set=objects", f"prompts.samples={images}"]
     study = load_study(name, overrides)
-    plan = make_plan(study)
+    plan = plan_study(study)
     units = dict.fromkeys(study.labels.maps, "1")
-    blueprint = Blueprint(
-        study, make_samples(study), plan.shapes, plan.size, plan.steps, (), units, plan.truth
+    shape = RunShape(
+        study,
+        make_samples(study),
+        plan.shapes,
+        plan.size,
+        plan.steps,
+        (),
+        units,
+        plan.exact_properties,
     )
     root = zarr.create_group(MemoryStore())
-    Layout(root, blueprint).build()
+    RunSchema(root, shape).build()
     found: dict[str, int] = {}
     for path, member in root.members(None):
         if isinstance(member, zarr.Array):
@@ -42,7 +49,7 @@ def chunks(name: str, images: int) -> dict[str, int]:
             found[group] = found.get(group, 0) + member.nchunks
     found["bytes"] = plan.bytes
     found["cells"] = plan.cells
-    found["batches"] = len(study.batches(plan.stored))
+    found["batches"] = len(study.batches(plan.n_stored))
     return found
 
 
@@ -50,10 +57,19 @@ def main(name: str, images: int, seconds: float, gpus: int) -> None:
     sample = min(images, 600)  # chunks are counted on a part and scale with batches
     part = chunks(name, sample)
     scale = images / sample
-    by_batch = ("images", "activations", "permuted", "labels", "labels_trajectory", "labels_clean")
+    by_batch = (
+        "images",
+        "activations",
+        "activations_permuted",
+        "labels",
+        "labels_trajectory",
+        "labels_clean",
+    )
     puts = sum(part.get(group, 0) for group in by_batch) * scale
     puts += part["probes"] + part["scores"]
-    gets = (part["activations"] + part.get("permuted", 0)) * scale  # each cell reads its own once
+    gets = (
+        part["activations"] + part.get("activations_permuted", 0)
+    ) * scale  # each cell reads its own once
     gets += part["images"] * scale  # labeling reads pictures
     total = part["bytes"] * scale
     hours = images * seconds / 3600 / gpus

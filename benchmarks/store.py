@@ -31,7 +31,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from benchmarks.figures import Figure, plain_study, report, without_controls
 from infra.local_store import object_store
 from ldmprobe_core.pipeline.prepare import prepare_run
-from ldmprobe_core.storage.object_store import CLIENT, zarr_store
+from ldmprobe_core.storage.object_store import CLIENT, open_store
 from ldmprobe_core.storage.run import Run
 
 SHAPE = (64, 15, 16, 16, 64)  # sample, step, y, x, channel
@@ -39,7 +39,7 @@ BATCH, ROUNDS = 16, 3
 
 
 @dataclass(frozen=True)
-class Layout:
+class RunSchema:
     """Chunks (and shards) over samples and steps."""
 
     name: str
@@ -63,11 +63,11 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout("batch x step (ours)", (BATCH, 1)),
-    Layout("the same, zstd", (BATCH, 1), zstd=True),
-    Layout("sample x step", (1, 1)),
-    Layout("batch x 5 steps", (BATCH, 5)),
-    Layout("batch x step in shards of a batch", (BATCH, 1), (BATCH, 15)),
+    RunSchema("batch x step (ours)", (BATCH, 1)),
+    RunSchema("the same, zstd", (BATCH, 1), zstd=True),
+    RunSchema("sample x step", (1, 1)),
+    RunSchema("batch x 5 steps", (BATCH, 5)),
+    RunSchema("batch x step in shards of a batch", (BATCH, 1), (BATCH, 15)),
 )
 
 
@@ -77,11 +77,11 @@ def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         plain = _plain_files(Path(folder) / "plain", data)
         for layout in LAYOUTS:
-            figures += _of_layout("disk", layout, zarr_store(f"{folder}/zarr"), data, plain)
+            figures += _of_layout("disk", layout, open_store(f"{folder}/zarr"), data, plain)
         with _object_store(Path(folder) / "s3"):
             raw = _raw_client(data)
             for layout in LAYOUTS:
-                figures += _of_layout("S3", layout, zarr_store("s3://runs/zarr"), data, raw)
+                figures += _of_layout("S3", layout, open_store("s3://runs/zarr"), data, raw)
             figures += _clients()
     return figures
 
@@ -134,7 +134,7 @@ def _raw_client(data: np.ndarray) -> tuple[float, float]:
 
 
 def _of_layout(
-    where: str, layout: Layout, store: Store, data: np.ndarray, raw: tuple[float, float]
+    where: str, layout: RunSchema, store: Store, data: np.ndarray, raw: tuple[float, float]
 ) -> list[Figure]:
     array = layout.create(store, layout.name.replace(" ", "-"))
 

@@ -15,12 +15,12 @@ import tempfile
 
 from benchmarks.capture import peak_beyond
 from benchmarks.figures import Figure, exponent, plain_study, report, without_controls
-from ldmprobe_core.pipeline.accumulate import tally_unit
+from ldmprobe_core.pipeline.accumulate import accumulate_unit
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
-from ldmprobe_core.pipeline.plan import make_plan
+from ldmprobe_core.pipeline.plan import plan_study
 from ldmprobe_core.pipeline.prepare import prepare_run
-from ldmprobe_core.pipeline.statistics import units_in
+from ldmprobe_core.pipeline.statistics import run_accumulation_units
 from ldmprobe_core.study.loading import load_study, parse_study
 from ldmprobe_core.study.schema import Study
 
@@ -32,9 +32,9 @@ def study_of(samples: int) -> Study:
     changes = {
         "sampling.guidance": "1.0",
         "sampling.batch": "64",
-        "capture.store": "statistics",
+        "capture.keep": "statistics",
         "probes.kinds": "[ridge]",
-        "probes.split.held": str(HELD),
+        "probes.split.heldout": str(HELD),
     }
     return without_controls(plain_study(samples, 2, **changes))
 
@@ -43,18 +43,20 @@ def one(samples: int) -> dict[str, float]:
     """Bytes on disk, and peak memory while sums are added up."""
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(study_of(samples), folder)
-        for batch in range(len(run.study().batches(run.stored))):
+        for batch in range(len(run.study.batches(run.n_stored))):
             generate_batch(run.url, batch)
             label_batch(run.url, batch)
 
-        units = [(p, i) for p, part in enumerate(units_in(run)) for i in range(len(part))]
-        tally_unit(run.url, *units[0])  # what is loaded once, is loaded
+        units = [
+            (p, i) for p, part in enumerate(run_accumulation_units(run)) for i in range(len(part))
+        ]
+        accumulate_unit(run.url, *units[0])  # what is loaded once, is loaded
 
         def tally() -> None:
             for unit in units:
-                tally_unit(run.url, *unit)
+                accumulate_unit(run.url, *unit)
 
-        return {"memory": peak_beyond(tally), "disk": run.size()}
+        return {"memory": peak_beyond(tally), "disk": run.location.size()}
 
 
 def in_a_process(samples: int) -> dict[str, float]:
@@ -85,11 +87,11 @@ def projected() -> list[Figure]:
     paper = load_study(
         "paper", ["prompts.files=null", "prompts.set=objects", "prompts.samples=617"]
     )
-    stored = make_plan(without_controls(paper)).bytes_of["activations"]
+    stored = plan_study(without_controls(paper)).bytes_of["activations"]
     content = without_controls(paper).model_dump(mode="json", by_alias=True)
-    content["capture"] |= {"store": "statistics", "parts": 1}
+    content["capture"] |= {"keep": "statistics", "accumulators": 1}
     content["probes"] = {"kinds": ["ridge"]}
-    sums = make_plan(parse_study(content)).bytes_of["statistics"]
+    sums = plan_study(parse_study(content)).bytes_of["statistics"]
     return [
         Figure("statistics", "SD 1.4, 617 images: activations stored", stored / 1e9, "GB"),
         Figure("statistics", "SD 1.4, any number of images: sums, a part", sums / 1e9, "GB",

@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows.holding import place_of, working_on
-from flows.study import generate_and_label, mended
+from flows.holding import hold_run, run_url
+from flows.study import generate_and_label, with_repair
 from flows.workers import workers_of
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.schema import Study
@@ -30,7 +30,7 @@ def classify_flow(
     """
     if study.labels.classes is None:
         raise UserError("labels.class is null, and classify needs a class labeler: name one")
-    with working_on(place_of(study, store)) as lease:
+    with hold_run(run_url(study, store)) as lease:
         run = prepare(study, store)
 
         def work() -> dict[str, Any]:
@@ -39,6 +39,6 @@ def classify_flow(
             return classify(run, photographs)
 
         with workers_of(study.execution):
-            found = mended(run, work)
+            found = with_repair(run, work)
     publish_classes(found, study.name, run.url)
     return found

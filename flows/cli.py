@@ -56,10 +56,10 @@ def run(
     from ldmprobe_core.pipeline.prepare import check_origin
 
     chosen, target = _begin(study, store, set_)
-    if target.has("summary.json"):
+    if target.location.has("summary.json"):
         check_origin(target, chosen)
         console.print(f"{target.url} is finished already; here is what it found.\n")
-        _show(json.loads(target.read_text("summary.json")), target.url)
+        _show(json.loads(target.location.read_text("summary.json")), target.url)
         return
     _require_place(chosen, target)
     from flows.local import prefect_server, run_flow, ui_url
@@ -81,13 +81,13 @@ def classify(
     ] = None,
 ) -> None:
     """When is the object named? Generate and label only; a later run goes on from here."""
-    from ldmprobe_core.study.image_folder import require_pictures
+    from ldmprobe_core.study.image_folder import list_images
 
     chosen, target = _begin(study, store, set_)
     if chosen.labels.classes is None:
         raise UserError("labels.class is null, and classify needs a class labeler: name one")
     if photographs is not None:
-        require_pictures(photographs)
+        list_images(photographs)
     _require_place(chosen, target)
     from flows.classify import classify_flow
     from flows.local import prefect_server, run_flow, ui_url
@@ -131,7 +131,7 @@ def intervene(
 ) -> None:
     """Edit activations until probes read a target, denoise on, and score the images."""
     from ldmprobe_core.interventions.spec import parse_intervention
-    from ldmprobe_core.interventions.stages import lay_out
+    from ldmprobe_core.interventions.stages import create_intervention
 
     finished = _finished(run)
     content: dict[str, Any] = {
@@ -144,7 +144,7 @@ def intervene(
         + [{"file": path} for path in target or []]
     )
     what = parse_intervention(content)
-    lay_out(finished, what)
+    create_intervention(finished, what)
     from flows.intervene import intervene_flow
     from flows.local import prefect_server, run_flow, ui_url
 
@@ -173,9 +173,9 @@ def _shift(text: str) -> dict[str, float]:
 def _begin(study: str, store: str, overrides: list[str] | None) -> tuple[Study, Run]:
     """The study, its inputs read, and its run, which may not exist yet."""
     from ldmprobe_core.pipeline.prepare import run_in
-    from ldmprobe_core.study.samples import pin_inputs
+    from ldmprobe_core.study.samples import resolve_inputs
 
-    chosen = pin_inputs(load_study(study, overrides))
+    chosen = resolve_inputs(load_study(study, overrides))
     size = len(chosen.to_json())
     if size > _STUDY_LIMIT:
         raise UserError(
@@ -184,15 +184,15 @@ def _begin(study: str, store: str, overrides: list[str] | None) -> tuple[Study, 
             "prompts.files"
         )
     target = run_in(store, chosen)
-    target.require_reachable()
+    target.location.require_reachable()
     return chosen, target
 
 
 def _require_place(study: Study, target: Run) -> None:
     """Find mistakes before a server is started for them."""
-    from ldmprobe_core.pipeline.plan import check_store, make_plan
+    from ldmprobe_core.pipeline.plan import check_store, plan_study
 
-    plan = make_plan(study)
+    plan = plan_study(study)
     plan.require_complete()
     check_store(plan, target)
 
@@ -201,7 +201,7 @@ def _require_place(study: Study, target: Run) -> None:
 def show(run: RunArgument, json_: JsonOption = False) -> None:
     """Show what a finished run found."""
     finished = _finished(run)
-    text = finished.read_text("summary.json")
+    text = finished.location.read_text("summary.json")
     if json_:
         typer.echo(text, nl=False)
     else:
@@ -234,21 +234,21 @@ def verify(
     ] = False,
 ) -> None:
     """Read a run's every chunk, and name those that are missing or not as they were written."""
-    from ldmprobe_core.storage.verify import find_damage, take_back
+    from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
     target = Run(run)
-    target.require_reachable()
-    target.study()  # it is a run
-    damage = list(find_damage(target))
+    target.location.require_reachable()
+    target.study  # noqa: B018  (raises if there is no run)
+    damage = list(find_corrupt_chunks(target))
     for chunk in damage:
-        console.print(f"{chunk.key}: {chunk.how}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{chunk.key}: {chunk.reason}", highlight=False, markup=False, soft_wrap=True)
     if not damage:
         console.print("every chunk is as it was written", highlight=False)
         return
     if not redo:
         raise RunError(f"{len(damage)} chunks are damaged: --redo has the next run make them again")
-    left = take_back(target, damage)
-    target.remove("summary.json")
+    left = clear_progress(target, damage)
+    target.location.remove("summary.json")
     if left:
         raise RunError(
             f"{left[0].key} cannot be made again from what is there: restore the run from a copy, "
@@ -282,7 +282,7 @@ def report(
 def open_(run: RunArgument) -> None:
     """Open a finished run's report in the browser."""
     finished = _finished(run)
-    if finished.remote:
+    if finished.location.remote:
         raise UserError(f"{finished.url} is not a folder: fetch its report folder and open that")
     page = Path(finished.url).absolute() / "report" / "index.html"
     console.print(page.as_uri(), highlight=False, soft_wrap=True)
@@ -296,24 +296,24 @@ def _finished(run: str) -> Run:
         UserError: there is none.
     """
     found = Run(run.removesuffix("/summary.json"))
-    found.require_reachable()
-    found.read_text("summary.json")
+    found.location.require_reachable()
+    found.location.read_text("summary.json")
     return found
 
 
 @app.command()
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Check a study and print its sizes and what is missing here; no weights are loaded."""
-    from ldmprobe_core.pipeline.plan import make_plan
-    from ldmprobe_core.study.samples import pin_inputs
+    from ldmprobe_core.pipeline.plan import plan_study
+    from ldmprobe_core.study.samples import resolve_inputs
 
     chosen = load_study(study, set_)
-    plan = make_plan(chosen)
+    plan = plan_study(chosen)
     if not plan.missing:
-        chosen = pin_inputs(chosen)  # as it will be called once it runs
+        chosen = resolve_inputs(chosen)  # as it will be called once it runs
     console.print(f"{chosen.name}, run {chosen.run_name}", highlight=False)
     batches = -(-plan.count // chosen.sampling.batch)
-    kept = f", {plan.stored} of them stored" if plan.stored < plan.count else ""
+    kept = f", {plan.n_stored} of them stored" if plan.n_stored < plan.count else ""
     console.print(
         f"{plan.count} samples in {batches} batches{kept}, "
         f"{len(plan.steps)} steps, {len(plan.layers)} layers, {plan.cells} cells",
@@ -324,7 +324,7 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
         table.add_row(name, f"{shape.y} x {shape.x}", str(shape.channels))
     console.print(table)
     for kind, size in plan.bytes_of.items():
-        each = f" ({size / plan.stored / 1e6:.1f} MB an image)" if kind == "activations" else ""
+        each = f" ({size / plan.n_stored / 1e6:.1f} MB an image)" if kind == "activations" else ""
         console.print(f"{kind}: {size / 1e6:.1f} MB{each}", highlight=False)
     console.print(f"about {plan.bytes / 1e9:.2f} GB before compression", highlight=False)
     parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan.memory.items())

@@ -16,8 +16,8 @@ from prefect.logging import get_run_logger
 from prefect.states import Crashed
 
 from ldmprobe_core.pipeline.prepare import run_in
-from ldmprobe_core.storage.lease import Lease, leased
-from ldmprobe_core.study.samples import pin_inputs
+from ldmprobe_core.storage.lease import Lease, hold_lease
+from ldmprobe_core.study.samples import resolve_inputs
 from ldmprobe_core.study.schema import Study
 
 _WHO = "flow run "
@@ -25,14 +25,14 @@ _PAGE = 200
 
 
 @contextmanager
-def working_on(url: str) -> Iterator[Lease]:
+def hold_run(url: str) -> Iterator[Lease]:
     """Hold a run, or a part of one, from within a flow.
 
     Raises:
         UserError: a living flow run holds it.
     """
-    with leased(url, f"{_WHO}{runtime.flow_run.id}") as lease:
-        dead = {holder.who.removeprefix(_WHO) for holder in lease.previous}
+    with hold_lease(url, f"{_WHO}{runtime.flow_run.id}") as lease:
+        dead = {holder.description.removeprefix(_WHO) for holder in lease.previous}
         left = {run for run in dead if not _reconcile(run)}
         try:
             yield lease
@@ -41,13 +41,13 @@ def working_on(url: str) -> Iterator[Lease]:
                 _reconcile(run)
 
 
-def place_of(study: Study, store: str) -> str:
+def run_url(study: Study, store: str) -> str:
     """URL of a study's run, which need not exist: what is held before anything is done.
 
     Raises:
         UserError: files that the study names cannot be read.
     """
-    return run_in(store, pin_inputs(study)).url
+    return run_in(store, resolve_inputs(study)).url
 
 
 def _reconcile(flow_run_id: str) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows.holding import working_on
-from flows.workers import on_device, workers_of
+from flows.holding import hold_run
+from flows.workers import gpu_resources, workers_of
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.storage.run import Run
 from tasks.artifacts import publish_intervention
@@ -27,9 +27,9 @@ def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
         what: which property, which targets, and how.
     """
     run, name = plan_edits(url, what)
-    execution = Run(run.url).study().execution
-    with working_on(f"{run.url}.{name}"), workers_of(execution):
-        with on_device(execution):
+    execution = Run(run.url).study.execution
+    with hold_run(f"{run.url}.{name}"), workers_of(execution):
+        with gpu_resources(execution):
             units = {
                 f"target {unit.target}, batch {unit.batch:03d}": edit.submit(unit)
                 for unit in edits_of(run, name)

@@ -8,15 +8,15 @@ from typing import Any, TypeVar
 from prefect import flow
 from prefect.futures import PrefectFuture
 
-from flows.holding import place_of, working_on
-from flows.workers import on_device, workers_of
-from ldmprobe_core.storage.checksum_store import DamageError
+from flows.holding import hold_run, run_url
+from flows.workers import gpu_resources, workers_of
+from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.lease import Lease
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Execution
 from tasks.artifacts import publish
 from tasks.progress import follow
-from tasks.references import RunRef, TallyRef, batches_of, cells_of, tallies_of
+from tasks.references import AccumulationRef, RunRef, accumulations_of, batches_of, cells_of
 from tasks.study import generate, label, prepare, probe, redo, summarise, tally
 
 T = TypeVar("T")
@@ -36,15 +36,15 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
         study: what to carry out; every key has a default.
         store: folder or ``s3://bucket/prefix`` that holds runs.
     """
-    with working_on(place_of(study, store)) as lease:
+    with hold_run(run_url(study, store)) as lease:
         run = prepare(study, store)
         with workers_of(study.execution):
-            summary = mended(run, lambda: _to_the_summary(run, study.execution, lease))
+            summary = with_repair(run, lambda: _to_the_summary(run, study.execution, lease))
     publish(summary, run.url)
     return summary
 
 
-def mended(run: RunRef, work: Callable[[], T]) -> T:
+def with_repair(run: RunRef, work: Callable[[], T]) -> T:
     """Do some work on a run; what is found damaged on the way is made again by doing it anew.
 
     Raises:
@@ -53,7 +53,7 @@ def mended(run: RunRef, work: Callable[[], T]) -> T:
     for _ in range(_REDOS):
         try:
             return work()
-        except DamageError as damage:
+        except CorruptChunkError as damage:
             redo(run, damage.array)
     return work()
 
@@ -72,7 +72,7 @@ def _to_the_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str
 def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
     """Fan batches out: each is generated, then labeled.  Returns the seconds of both stages."""
     batches = batches_of(run)
-    with on_device(execution):
+    with gpu_resources(execution):
         made = {f"batch {batch.number:04d}": generate.submit(batch) for batch in batches}
         labeled = {
             name: label.submit(batch=batch, wait_for=[before], return_state=False)
@@ -83,15 +83,15 @@ def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
 
 def _tally(run: RunRef, execution: Execution) -> dict[str, float]:
     """Add statistics up, where the study asks for any.  Returns the stage's seconds."""
-    parts = tallies_of(run)
+    parts = accumulations_of(run)
     if not parts:
         return {}
-    with on_device(execution):
+    with gpu_resources(execution):
         units = _in_chains(parts)
     return {"tally": follow("tally", units)}
 
 
-def _in_chains(parts: list[list[TallyRef]]) -> dict[str, PrefectFuture[Any]]:
+def _in_chains(parts: list[list[AccumulationRef]]) -> dict[str, PrefectFuture[Any]]:
     """Parts side by side; each unit of a part waits for the one before."""
     units: dict[str, PrefectFuture[Any]] = {}
     for part in parts:

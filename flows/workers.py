@@ -39,7 +39,7 @@ def workers_of(execution: Execution) -> Iterator[None]:
         yield
 
 
-def on_device(execution: Execution) -> AbstractContextManager[Any]:
+def gpu_resources(execution: Execution) -> AbstractContextManager[Any]:
     """Inside, tasks that are submitted go to workers that have a GPU to spare, if GPUs are asked.
 
     Only generation and labeling need one: probes are trained on any worker.

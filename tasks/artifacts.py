@@ -32,14 +32,14 @@ def publish(summary: dict[str, Any], url: str) -> None:
         markdown="\n".join(lines), key=f"summary-{name}", description="What the run found"
     )
     for prop in summary["properties"]:
-        picture = base64.b64encode(run.read_bytes(f"report/{prop}-heatmap.png")).decode()
+        picture = base64.b64encode(run.location.read_bytes(f"report/{prop}-heatmap.png")).decode()
         create_image_artifact(
             image_url=f"data:image/png;base64,{picture}",
             key=f"heatmap-{prop}-{name}",
             description=f"{prop}: score of every cell, step by layer",
         )
     create_link_artifact(
-        link=report if run.remote else Path(report).absolute().as_uri(),
+        link=report if run.location.remote else Path(report).absolute().as_uri(),
         link_text="report",
         key=f"report-{name}",
         description="The full report of the run",

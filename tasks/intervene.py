@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 from ldmprobe_core.analysis.report.build import rebuild_report
 from ldmprobe_core.interventions.results import summarise_intervention
 from ldmprobe_core.interventions.spec import Intervention
-from ldmprobe_core.interventions.stages import edit_batch, lay_out
+from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.storage.run import Run
 from tasks.references import EditRef, RunRef
 from tasks.retries import RETRIES
@@ -20,8 +20,8 @@ from tasks.retries import RETRIES
 def plan_edits(url: str, what: Intervention) -> tuple[RunRef, str]:
     """Check an intervention and lay its arrays out in the run, or find them; gives its name."""
     run = Run(url)
-    name = lay_out(run, what)
-    return RunRef(url=run.url, identity=run.read_text("identity").strip()), name
+    name = create_intervention(run, what)
+    return RunRef(url=run.url, identity=run.location.read_text("identity").strip()), name
 
 
 @task(

@@ -15,7 +15,7 @@ from prefect.logging import get_run_logger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.storage.checksum_store import DamageError
+from ldmprobe_core.storage.checksum_store import CorruptChunkError
 
 _UPDATE_EVERY_S = 2.0
 
@@ -63,7 +63,7 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
     if failed:
         for name, error in failed:
             get_run_logger().error("%s failed: %s: %s", name, type(error).__name__, error)
-        for kind in (DamageError, UserError):  # these say themselves what is to be done
+        for kind in (CorruptChunkError, UserError):  # these say themselves what is to be done
             for _, error in failed:
                 if isinstance(error, kind):
                     raise error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from ldmprobe_core.interventions.stages import units_of
-from ldmprobe_core.pipeline.statistics import units_in
+from ldmprobe_core.interventions.stages import edit_units
+from ldmprobe_core.pipeline.statistics import run_accumulation_units
 from ldmprobe_core.storage.run import Run
 
 
@@ -38,7 +38,7 @@ class BatchRef(_Reference):
         return (self.number,)
 
 
-class TallyRef(_Reference):
+class AccumulationRef(_Reference):
     """A few training batches to be added to a part's statistics, with first and last sample."""
 
     run: RunRef
@@ -77,7 +77,7 @@ class EditRef(_Reference):
 
 def edits_of(run: RunRef, name: str) -> list[EditRef]:
     """References of every unit of an intervention."""
-    units = units_of(Run(run.url), name)
+    units = edit_units(Run(run.url), name)
     return [EditRef(run=run, name=name, target=t, batch=b) for t, b in units]
 
 
@@ -86,25 +86,25 @@ def batches_of(run: RunRef) -> list[BatchRef]:
     store = Run(run.url)
     return [
         BatchRef(run=run, number=i, first=members.start, last=members.stop - 1)
-        for i, members in enumerate(store.study().batches(store.stored))
+        for i, members in enumerate(store.study.batches(store.n_stored))
     ]
 
 
-def tallies_of(run: RunRef) -> list[list[TallyRef]]:
+def accumulations_of(run: RunRef) -> list[list[AccumulationRef]]:
     """References of every unit of statistics, part by part; a part's go one after another."""
     return [
         [
-            TallyRef(run=run, part=p, number=i, first=unit[0].start, last=unit[-1].stop - 1)
+            AccumulationRef(run=run, part=p, number=i, first=unit[0].start, last=unit[-1].stop - 1)
             for i, unit in enumerate(units)
         ]
-        for p, units in enumerate(units_in(Run(run.url)))
+        for p, units in enumerate(run_accumulation_units(Run(run.url)))
     ]
 
 
 def cells_of(run: RunRef) -> list[CellRef]:
     """References of every cell, step by step."""
     store = Run(run.url)
-    steps, layers = store.open("marks").sizes["step"], store.probed
+    steps, layers = store.open("progress").sizes["step"], store.probe_inputs
     return [
         CellRef(run=run, step=step, layer=layer) for step in range(1, steps + 1) for layer in layers
     ]

@@ -9,17 +9,17 @@ from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
 from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs
-from ldmprobe_core.analysis.records import Classes
+from ldmprobe_core.analysis.records import ClassesRecord
 from ldmprobe_core.analysis.report.build import build_report
-from ldmprobe_core.pipeline.accumulate import tally_unit
+from ldmprobe_core.pipeline.accumulate import accumulate_unit
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.probe import probe_cell
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.verify import find_damage, take_back
+from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 from ldmprobe_core.study.schema import LAYOUT_VERSION, Study
-from tasks.references import BatchRef, CellRef, RunRef, TallyRef
+from tasks.references import AccumulationRef, BatchRef, CellRef, RunRef
 from tasks.retries import RETRIES
 
 
@@ -37,14 +37,14 @@ def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     return f"ldmprobe-{LAYOUT_VERSION}-{context.task.name}-{unit.run.identity}-{which}"
 
 
-def is_done(verb: str, unit: BatchRef | TallyRef | CellRef) -> bool:
+def is_done(verb: str, unit: BatchRef | AccumulationRef | CellRef) -> bool:
     """The store has the mark of this unit."""
     run = Run(unit.run.url)
     if isinstance(unit, CellRef):
-        return run.done("probed", unit.step - 1, run.probed.index(unit.layer))
-    if isinstance(unit, TallyRef):
-        return run.count("tallied", unit.part) > unit.number
-    return run.done({"generate": "generated", "label": "labeled"}[verb], unit.number)
+        return run.progress.is_done("probed", unit.step - 1, run.probe_inputs.index(unit.layer))
+    if isinstance(unit, AccumulationRef):
+        return run.progress.count("accumulated", unit.part) > unit.number
+    return run.progress.is_done({"generate": "generated", "label": "labeled"}[verb], unit.number)
 
 
 _UNIT_OPTIONS: dict[str, Any] = {
@@ -60,7 +60,7 @@ def prepare(study: Study, store: str) -> RunRef:
     """Check the study and lay its run out, or find it."""
     run = prepare_run(study, store)
     get_run_logger().info("run at %s", run.url)
-    return RunRef(url=run.url, identity=run.read_text("identity").strip())
+    return RunRef(url=run.url, identity=run.location.read_text("identity").strip())
 
 
 @task(
@@ -96,9 +96,9 @@ def label(batch: BatchRef) -> dict[str, Any]:
     task_run_name="part {unit.part} unit {unit.number:04d} · samples {unit.first}-{unit.last}",
     **_UNIT_OPTIONS,
 )
-def tally(unit: TallyRef) -> dict[str, Any]:
+def tally(unit: AccumulationRef) -> dict[str, Any]:
     """Add the training samples of a few batches to a part's statistics."""
-    done = tally_unit(unit.run.url, unit.part, unit.number)
+    done = accumulate_unit(unit.run.url, unit.part, unit.number)
     get_run_logger().info(
         "%d samples, %.1f s, %.1f MB", done["samples"], done["seconds"], done["bytes"] / 1e6
     )
@@ -125,10 +125,10 @@ def redo(run: RunRef, array: str) -> None:
         DamageError: no unit of work makes it.
     """
     store = Run(run.url)
-    damage = list(find_damage(store, array))
+    damage = list(find_corrupt_chunks(store, array))
     for chunk in damage:
-        get_run_logger().warning("%s is %s, and its unit is done again", chunk.key, chunk.how)
-    left = take_back(store, damage)
+        get_run_logger().warning("%s is %s, and its unit is done again", chunk.key, chunk.reason)
+    left = clear_progress(store, damage)
     if left:
         raise left[0]
 
@@ -146,6 +146,6 @@ def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
     store = Run(run.url)
     if photographs is not None:
         classify_photographs(store, photographs)
-    study = store.study()
-    found = class_curves(store, study.statistics.level, study.statistics.resamples)
-    return Classes.model_validate(found).model_dump(mode="json")
+    study = store.study
+    found = class_curves(store, study.bootstrap.level, study.bootstrap.resamples)
+    return ClassesRecord.model_validate(found).model_dump(mode="json")

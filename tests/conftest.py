@@ -36,7 +36,7 @@ def tiny_study(tiny_model: Path) -> Callable[..., Study]:
             "prompts": {"samples": 12},
             "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
             "capture": {"layers": list(TINY_LAYERS)},
-            "statistics": {"resamples": 200},
+            "bootstrap": {"resamples": 200},
         }
         for key, value in parts.items():
             old = content.get(key)

@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ldmprobe_core.analysis.records import Photographs
+from ldmprobe_core.analysis.records import PhotographsRecord
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.probing.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import SOURCES, Run
-from ldmprobe_core.storage.sample_table import samples_of
-from ldmprobe_core.study.image_folder import read_picture, require_pictures
+from ldmprobe_core.study.image_folder import list_images, read_image
 
 CONFIDENT = 0.9
 PHOTOGRAPHS = "photographs.json"
 
 
-def leads_from(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+def first_stable_step(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Step (from 1) from which the right class has the highest score and keeps it.
 
     Args:
@@ -36,54 +35,56 @@ def leads_from(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.where(stays[:, -1], stays.argmax(1) + 1.0, np.nan)
 
 
-def right_classes(run: Run) -> tuple[np.ndarray, bool]:
+def target_classes(run: Run) -> tuple[np.ndarray, bool]:
     """Index of each sample's right class, and whether prompts name it.
 
     Where every prompt names one of the labeler's classes it is that; else, for all samples alike,
     the finished image's own top class.
     """
-    labels = run.open("labels", whole=True).load()
+    labels = run.open("labels", require_complete=True).load()
     names = [str(name) for name in labels["class"].values]
-    categories = [sample.category for sample in samples_of(run)[: run.stored]]
+    categories = [sample.category for sample in run.samples[: run.n_stored]]
     if all(category in names for category in categories):
         return np.array([names.index(str(category)) for category in categories]), True
     return labels.class_score.values.argmax(1), False
 
 
 def class_curves(run: Run, level: float, resamples: int) -> dict[str, Any]:
-    """The `Classes` record of a labeled run, over all stored samples.
+    """The `ClassesRecord` record of a labeled run, over all stored samples.
 
     Args:
         level, resamples: of the bootstrap over prompts.
     """
-    run.require_all("labeled")
+    run.progress.require_complete("labeled")
     final = run.read("labels", "class_score")
     top = final.argmax(1)
-    right, by_prompt = right_classes(run)
-    groups = np.array([sample.group for sample in samples_of(run)[: run.stored]])
+    right, by_prompt = target_classes(run)
+    groups = np.array([sample.group for sample in run.samples[: run.n_stored]])
     bootstrap = Bootstrap(groups, resamples, level, seed=0)
-    agreement, named_from = {}, {}
-    named = 0.0
+    agreement, recognition_step = {}, {}
+    recognized = 0.0
     for source in SOURCES:
         scores = run.read(f"labels_{source}", "class_score")
         agreement[source] = [float(x) for x in (scores.argmax(2) == top[:, None]).mean(0)]
-        steps = leads_from(scores, right)
-        named_from[source] = bootstrap.interval(steps).model_dump()
+        steps = first_stable_step(scores, right)
+        recognition_step[source] = bootstrap.interval(steps).model_dump()
         if source == "trajectory":
-            named = float(np.isfinite(steps).mean())
+            recognized = float(np.isfinite(steps).mean())
     correct = (top == right).astype(np.float64)
     return {
         "accuracy": bootstrap.interval(correct).model_dump() if by_prompt else None,
         "confident": float((final.max(1) > CONFIDENT).mean()),
         "by_prompt": by_prompt,
-        "named": named,
-        "named_from": named_from,
+        "recognized": recognized,
+        "recognition_step": recognition_step,
         "agreement": agreement,
-        "photographs": json.loads(run.read_text(PHOTOGRAPHS)) if run.has(PHOTOGRAPHS) else None,
+        "photographs": json.loads(run.location.read_text(PHOTOGRAPHS))
+        if run.location.has(PHOTOGRAPHS)
+        else None,
     }
 
 
-def classify_photographs(run: Run, folder: str) -> Photographs:
+def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
     """Show real pictures to the run's class labeler, and keep what it says with the run.
 
     Args:
@@ -92,21 +93,21 @@ def classify_photographs(run: Run, folder: str) -> Photographs:
     Raises:
         UserError: no such folder, no pictures in it, or the run labels no class.
     """
-    study = run.study()
-    names = require_pictures(folder)
-    reader = study.labels.classes
-    assert reader is not None
+    study = run.study
+    names = list_images(folder)
+    spec = study.labels.classes
+    assert spec is not None
     sizes = run.open("images").sizes
     size = sizes["y"], sizes["x"]
-    labeler = load_labeler("class", reader, pick_device(study.execution.wanted_device))
-    pictures = np.stack([read_picture(Path(folder).expanduser() / name, size) for name in names])
+    labeler = load_labeler("class", spec, pick_device(study.execution.wanted_device))
+    pictures = np.stack([read_image(Path(folder).expanduser() / name, size) for name in names])
     scores = labeler(pictures)
     counts = Counter(labeler.classes[i] for i in scores.argmax(1))
-    found = Photographs(
+    found = PhotographsRecord(
         count=len(names),
         confident=float((scores.max(1) > CONFIDENT).mean()),
         top=float(scores.max(1).mean()),
         classes=dict(counts.most_common()),
     )
-    run.write_text(PHOTOGRAPHS, found.model_dump_json(indent=2) + "\n")
+    run.location.write_text(PHOTOGRAPHS, found.model_dump_json(indent=2) + "\n")
     return found

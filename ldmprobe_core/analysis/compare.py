@@ -11,7 +11,6 @@ from ldmprobe_core.analysis.report.text import number, step
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
 
 
 def compare(runs: list[Run]) -> list[dict[str, str]]:
@@ -25,7 +24,7 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
     """
     if len(runs) < 2:
         raise UserError("compare needs two runs or more: name their folders")
-    summaries = [json.loads(run.read_text("summary.json")) for run in runs]
+    summaries = [json.loads(run.location.read_text("summary.json")) for run in runs]
     common = [
         prop
         for prop in summaries[0]["properties"]
@@ -59,17 +58,17 @@ def _last_scores(
 ) -> dict[tuple[str, int, str | None], float]:
     """Headline score of the last step's best cell, by test sample."""
     cell = summary["properties"][prop]["last"]
-    score = run.open(f"scores/{prop}", whole=True).score.sel(
-        variant="real",
+    score = run.open(f"scores/{prop}", require_complete=True).score.sel(
+        condition="probe",
         kind=cell["kind"],
         metric=cell["metric"],
         step=cell["step"],
         layer=cell["layer"],
     )
-    samples = samples_of(run)
+    samples = run.samples
     values = zip(score.sample.values, score.split.values, score.values, strict=True)
     return {
-        (samples[i].prompt, samples[i].seed, samples[i].picture): float(value)
+        (samples[i].prompt, samples[i].seed, samples[i].source_image): float(value)
         for i, split, value in values
         if split == "test"
     }

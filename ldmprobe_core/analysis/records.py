@@ -16,7 +16,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Cell(_Record):
+class CellRecord(_Record):
     """One cell with its score on the test samples.
 
     Attributes:
@@ -35,7 +35,7 @@ class Cell(_Record):
     other: dict[str, Interval] = Field(default_factory=dict)
 
 
-class EmergenceOf(_Record):
+class EmergenceRecord(_Record):
     """Emergence in the probes, in labelers on decoded latents, and on predicted clean images.
 
     Attributes:
@@ -43,19 +43,19 @@ class EmergenceOf(_Record):
     """
 
     probe: Emergence
-    image: Emergence
+    decoded: Emergence
     clean: Emergence
-    lead: LeadOver
+    lead: LeadRecord
 
 
-class LeadOver(_Record):
+class LeadRecord(_Record):
     """By how many steps probes are ahead of the labeler on decoded latents, and on clean images."""
 
-    image: Leads
+    decoded: Leads
     clean: Leads
 
 
-class Control(Interval):
+class ControlRecord(Interval):
     """A control's score in the best cell and, for maps, its residual score.
 
     Attributes:
@@ -66,22 +66,22 @@ class Control(Interval):
     undefined: int = 0
 
 
-class Controls(_Record):
+class ControlsRecord(_Record):
     """The best cell's metric where it should be lower; None where a control was switched off.
 
     Attributes:
         latents: a linear probe on the denoiser's input at the best cell's step.
-        two_layer: a probe with a hidden layer in the best cell; it may well be higher.
+        mlp: a probe with a hidden layer in the best cell; it may well be higher.
     """
 
-    position: Control
-    shuffled: Control | None
-    permuted: Control | None
-    latents: Control | None = None
-    two_layer: Control | None = None
+    position: ControlRecord
+    shuffled_labels: ControlRecord | None
+    permuted_weights: ControlRecord | None
+    latents: ControlRecord | None = None
+    mlp: ControlRecord | None = None
 
 
-class Undefined(_Record):
+class UndefinedRecord(_Record):
     """Samples without a defined score.
 
     Attributes:
@@ -97,17 +97,17 @@ class Undefined(_Record):
     truth_empty: int = 0
 
 
-class Property(_Record):
+class PropertyRecord(_Record):
     """What was found of one property."""
 
-    best: Cell
-    last: Cell
-    emergence: EmergenceOf
-    controls: Controls
-    undefined: Undefined
+    best: CellRecord
+    last: CellRecord
+    emergence: EmergenceRecord
+    controls: ControlsRecord
+    undefined: UndefinedRecord
 
 
-class Photographs(_Record):
+class PhotographsRecord(_Record):
     """The class labeler on real pictures that the user gave, for comparison.
 
     Attributes:
@@ -122,7 +122,7 @@ class Photographs(_Record):
     classes: dict[str, int]
 
 
-class Classes(_Record):
+class ClassesRecord(_Record):
     """The class labeler on finished images, and on each step's image.
 
     Attributes:
@@ -130,9 +130,9 @@ class Classes(_Record):
             where prompts name no class.
         confident: share of finished images with a top probability above 0.9.
         by_prompt: the right class is the prompt's; else it is the finished image's own.
-        named: share of images that the right class leads at the last step.
-        named_from: by source, the mean step from which the right class leads and stays, over the
-            images that it leads in the end.
+        recognized: share of images that the right class leads at the last step.
+        recognition_step: by source, the mean step from which the right class leads and stays, over
+            the images that it leads in the end.
         agreement: by source, for each step the share of images already given the class of the
             finished image.
         photographs: real pictures, where some were classified.
@@ -141,10 +141,10 @@ class Classes(_Record):
     accuracy: Interval | None
     confident: float
     by_prompt: bool
-    named: float
-    named_from: dict[str, Interval]
+    recognized: float
+    recognition_step: dict[str, Interval]
     agreement: dict[str, list[float]]
-    photographs: Photographs | None = None
+    photographs: PhotographsRecord | None = None
 
 
 class Summary(_Record):
@@ -162,8 +162,8 @@ class Summary(_Record):
     samples: dict[str, int]
     steps: int
     layers: int
-    properties: dict[str, Property]
-    classes: Classes | None = Field(serialization_alias="class", validation_alias="class")
+    properties: dict[str, PropertyRecord]
+    classes: ClassesRecord | None = Field(serialization_alias="class", validation_alias="class")
     labelers: dict[str, Interval] | None = None
     nonfinite: int
     nonfinite_permuted: int | None = None

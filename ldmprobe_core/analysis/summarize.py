@@ -11,20 +11,19 @@ import numpy as np
 from ldmprobe_core.analysis.class_curves import class_curves
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.labelers.registry import labelers_of
-from ldmprobe_core.pipeline.activation_sinks import GROUPS
+from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.probing.baselines import position_prediction
 from ldmprobe_core.probing.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import serves
-from ldmprobe_core.probing.metrics import Headline, score_maps
+from ldmprobe_core.probing.linear import supports
+from ldmprobe_core.probing.metrics import HeadlineScorer, score_maps
 from ldmprobe_core.storage.run import SOURCES, Run
-from ldmprobe_core.storage.sample_table import samples_of
-from ldmprobe_core.storage.schema import VARIANTS
+from ldmprobe_core.storage.schema import CONDITIONS
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.properties import METRICS
-from ldmprobe_core.study.sections import TWO_LAYER
+from ldmprobe_core.study.sections import MLP
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Curves:
     Attributes:
         probe: best layer of each step, (step, sample).
         latents: the same of probes on the denoiser's input; None where switched off.
-        variants: controls in the same cells, name to (step, sample).
+        conditions: controls in the same cells, name to (step, sample).
         sources: image labelers, source to (step, sample).
         position: (sample,).
         cells: (step, layer) mean of the best kind over test samples.
@@ -42,7 +41,7 @@ class Curves:
     """
 
     probe: np.ndarray
-    variants: dict[str, np.ndarray]
+    conditions: dict[str, np.ndarray]
     sources: dict[str, np.ndarray]
     position: np.ndarray
     latents: np.ndarray | None
@@ -51,7 +50,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Findings:
+class RunAnalysis:
     """A run's scores, read once, with the choices made on validation samples."""
 
     summary: Summary
@@ -60,8 +59,8 @@ class Findings:
     test: np.ndarray  # sample indices
 
 
-def summarise(run: Run, seconds: dict[str, float]) -> Findings:
-    """Read all scores of a finished run and condense them.
+def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
+    """Read all scores of a finished run and to_record them.
 
     Args:
         seconds: wall time of each stage.
@@ -69,25 +68,25 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
     Raises:
         RuntimeError: the run is not finished.
     """
-    run.require_all("probed")
-    study = run.study()
+    run.progress.require_complete("probed")
+    study = run.study
     labels = label_set(run)
-    samples = samples_of(run)
-    is_test = np.array([samples[i].split == "test" for i in labels.held])
-    test = labels.held[is_test]
+    samples = run.samples
+    is_test = np.array([samples[i].split == "test" for i in labels.heldout])
+    test = labels.heldout[is_test]
     groups = np.array([samples[i].group for i in test])
     bootstrap = Bootstrap(
-        groups, study.statistics.resamples, study.statistics.level, seed=study.prompts.seed
+        groups, study.bootstrap.resamples, study.bootstrap.level, seed=study.prompts.seed
     )
-    steps = run.open("marks").sizes["step"]
+    steps = run.open("progress").sizes["step"]
     properties, curves = {}, {}
     for prop in study.labels.maps:
         scores = run.read(f"scores/{prop}", "score").astype(np.float64)
-        reader = _Property(run, prop, scores, is_test, bootstrap)
+        spec = PropertyScores(run, prop, scores, is_test, bootstrap)
         truth = labels.maps[prop][test]
         mean_map = labels.means[prop]
         chosen_by = labels.train if len(labels.train) else labels.validation
-        headline = Headline(prop, truth)
+        headline = HeadlineScorer(prop, truth)
         position = score_maps(
             prop,
             position_prediction(prop, mean_map, labels.maps[prop][chosen_by], len(test)),
@@ -100,17 +99,20 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
                 _headline_of(run, source, prop, test, step, headline) for step in range(steps)
             ]
             sources[source] = np.stack(by_step)
-        curves[prop] = reader.curves(position[0], sources)
-        properties[prop] = reader.condense(position, curves[prop], truth)
+        curves[prop] = spec.curves(position[0], sources)
+        properties[prop] = spec.to_record(position, curves[prop], truth)
     attributes = run.attributes()
     nonfinite = {
         group: sum(int(run.read(f"{group}/{name}", "nonfinite").sum()) for name in run.layers)
-        for group in ("activations", *(("permuted",) if study.controls.permuted else ()))
+        for group in (
+            "activations",
+            *(("activations_permuted",) if study.controls.permuted_weights else ()),
+        )
     }
-    if study.capture.store == "statistics":
-        for variant, group in GROUPS.items():
+    if study.capture.keep == "statistics":
+        for network, group in ACTIVATION_GROUPS.items():
             if group in nonfinite:
-                nonfinite[group] += nonfinite_in(run, variant)
+                nonfinite[group] += nonfinite_in(run, network)
     counts = {"total": len(samples)}
     for split in ("train", "validation", "test"):
         counts[split] = sum(sample.split == split for sample in samples)
@@ -129,36 +131,36 @@ def summarise(run: Run, seconds: dict[str, float]) -> Findings:
             else None,
             "labelers": _against_truth(run, test, labels, bootstrap),
             "nonfinite": nonfinite["activations"],
-            "nonfinite_permuted": nonfinite.get("permuted"),
+            "nonfinite_permuted": nonfinite.get("activations_permuted"),
             "seconds": {name: round(value, 1) for name, value in seconds.items()},
-            "bytes": run.size(),
+            "bytes": run.location.size(),
             "versions": attributes["versions"],
         }
     )
-    return Findings(summary, curves, bootstrap, test)
+    return RunAnalysis(summary, curves, bootstrap, test)
 
 
 def _headline_of(
-    run: Run, source: str, prop: str, test: np.ndarray, step: int, headline: Headline
+    run: Run, source: str, prop: str, test: np.ndarray, step: int, headline: HeadlineScorer
 ) -> np.ndarray:
     """Score of the labeler on one step's images, (n,); NaN where nobody looked at them."""
     seen = run.read(f"labels_{source}", prop, sample=test, step=step)
     if np.isnan(seen).all():  # exact maps
         return np.full(len(test), np.nan)
-    return headline.score(seen > run.study().labels.threshold if prop == "foreground" else seen)
+    return headline.score(seen > run.study.labels.threshold if prop == "foreground" else seen)
 
 
-class _Property:
-    """One property's scores: (variant, kind, metric, step, layer, held sample)."""
+class PropertyScores:
+    """One property's scores: (condition, kind, metric, step, layer, held sample)."""
 
     def __init__(
         self, run: Run, prop: str, scores: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
     ) -> None:
         self.prop, self.bootstrap = prop, bootstrap
-        self.controls = [name for name in VARIANTS[1:] if getattr(run.study().controls, name)]
+        self.controls = [name for name in CONDITIONS[1:] if getattr(run.study.controls, name)]
         self.metrics = METRICS[prop]
         self.kinds = [str(k) for k in run.open(f"scores/{prop}").kind.values]
-        self.layers, probed = run.layers, run.probed
+        self.layers, probed = run.layers, run.probe_inputs
         self.latents = None
         if LATENTS in probed:
             self.latents = scores[0, :, :, :, probed.index(LATENTS)]  # (kind, metric, step, held)
@@ -168,12 +170,12 @@ class _Property:
         self.test = scores[..., is_test]
         # Choices are made here, on validation samples: (kind, step, layer), headline metric, and
         # among linear probes only.
-        linear = [i for i, kind in enumerate(self.kinds) if kind != TWO_LAYER]
+        linear = [i for i, kind in enumerate(self.kinds) if kind != MLP]
         validation = scores[0, linear, 0][..., ~is_test]
         number = np.isfinite(validation).sum(-1)
         total = np.where(np.isfinite(validation), validation, 0).sum(-1)
         self.choice = np.where(number > 0, total / np.maximum(number, 1), -np.inf)
-        serving = [i for i in linear if serves(self.kinds[i], prop)]
+        serving = [i for i in linear if supports(self.kinds[i], prop)]
         self.all_undefined = int(np.isnan(scores[0, serving, 0]).sum())
 
     def best(self) -> tuple[int, int, int]:
@@ -187,12 +189,13 @@ class _Property:
         kind, layer = np.unravel_index(at.argmax(), at.shape)
         return int(kind), step, int(layer)
 
-    def of(self, cell: tuple[int, int, int], variant: int = 0, metric: int = 0) -> np.ndarray:
+    def of(self, cell: tuple[int, int, int], condition: int = 0, metric: int = 0) -> np.ndarray:
         """Scores (test sample,) of a cell."""
         kind, step, layer = cell
-        return self.test[variant, kind, metric, step, layer]
+        return self.test[condition, kind, metric, step, layer]
 
     def curves(self, position: np.ndarray, sources: dict[str, np.ndarray]) -> Curves:
+        """Scores over steps, of the best layer of each step."""
         steps = range(self.test.shape[3])
         path = [self.best_at(step) for step in steps]
         kind = self.best()[0]
@@ -202,9 +205,9 @@ class _Property:
             cells = total / defined.sum(-1)
         return Curves(
             probe=np.stack([self.of(cell) for cell in path]),
-            variants={
-                name: np.stack([self.of(cell, variant=i) for cell in path])
-                for i, name in enumerate(VARIANTS)
+            conditions={
+                name: np.stack([self.of(cell, condition=i) for cell in path])
+                for i, name in enumerate(CONDITIONS)
                 if name in self.controls
             },
             sources=sources,
@@ -226,26 +229,27 @@ class _Property:
         best = int(np.argmax(np.where(np.isfinite(validation), validation, -np.inf)))
         return linear[best][:, self.is_test]
 
-    def condense(self, position: np.ndarray, curves: Curves, truth: np.ndarray) -> dict[str, Any]:
+    def to_record(self, position: np.ndarray, curves: Curves, truth: np.ndarray) -> dict[str, Any]:
+        """The property's part of ``summary.json``."""
         best = self.best()
         controls: dict[str, Any] = {
             "position": self._control(position),
-            "shuffled": None,
-            "permuted": None,
+            "shuffled_labels": None,
+            "permuted_weights": None,
         }
         if self.latents is not None:
             controls["latents"] = self._control(self._of_latents(best[1]))
-        if TWO_LAYER in self.kinds:
-            cell = (self.kinds.index(TWO_LAYER), *best[1:])
+        if MLP in self.kinds:
+            cell = (self.kinds.index(MLP), *best[1:])
             values = np.stack([self.of(cell, metric=m) for m in range(len(self.metrics))])
-            controls["two_layer"] = self._control(values)
-        for i, name in enumerate(VARIANTS):
-            if name in curves.variants:
+            controls["mlp"] = self._control(values)
+        for i, name in enumerate(CONDITIONS):
+            if name in curves.conditions:
                 values = np.stack([self.of(best, i, m) for m in range(len(self.metrics))])
                 controls[name] = self._control(values)
         emergence = {
             "probe": self.bootstrap.emergence(curves.probe, curves.position),
-            "image": self.bootstrap.emergence(curves.sources["trajectory"], curves.position),
+            "decoded": self.bootstrap.emergence(curves.sources["trajectory"], curves.position),
             "clean": self.bootstrap.emergence(curves.sources["clean"], curves.position),
         }
         undefined = {"best": int(np.isnan(self.of(best)).sum()), "any": self.all_undefined}
@@ -263,7 +267,7 @@ class _Property:
                     name: self.bootstrap.lead(
                         curves.probe, curves.sources[source], curves.position
                     ).model_dump()
-                    for name, source in (("image", "trajectory"), ("clean", "clean"))
+                    for name, source in (("decoded", "trajectory"), ("clean", "clean"))
                 },
             },
             "controls": controls,
@@ -305,11 +309,11 @@ def _against_truth(
     run: Run, test: np.ndarray, labels: LabelSet, bootstrap: Bootstrap
 ) -> dict[str, Any] | None:
     """Headline score of each labeler's maps against the exact ones, where both exist."""
-    study = run.study()
-    read = [p for p in run.truth if p in study.labels.maps and p in labelers_of(study)]
+    study = run.study
+    read = [p for p in run.exact_properties if p in study.labels.maps and p in labelers_of(study)]
     found = {}
     for prop in read:
-        truth = run.read("truth", prop, sample=test)
+        truth = run.read("exact_maps", prop, sample=test)
         if prop == "foreground":
             truth = truth > study.labels.threshold
         scores = score_maps(prop, labels.maps[prop][test], truth, labels.means[prop])[0]

@@ -19,22 +19,22 @@ from ldmprobe_core.probing.linear import Probe
 
 
 @dataclass(frozen=True)
-class Direction:
+class EditDirection:
     """The edit of one cell.
 
     Attributes:
         weight: (channel,) of the probe.
         bias: of the probe.
-        along: (channel,), scaled so that ``weight . along`` is 1: a step of it raises the reading
+        step: (channel,), scaled so that ``weight . step`` is 1: a step of it raises the reading
             by one.
     """
 
     weight: Tensor
     bias: float
-    along: Tensor
+    step: Tensor
 
     @classmethod
-    def of(cls, probe: Probe, covariance: np.ndarray | None = None) -> Direction:
+    def of_probe(cls, probe: Probe, covariance: np.ndarray | None = None) -> EditDirection:
         """The cheapest direction for a probe.
 
         Args:
@@ -64,10 +64,10 @@ class Direction:
             strength: 0 changes nothing, 1 reaches the target.
         """
         gap = torch.nan_to_num(target - self.read(tokens))
-        return tokens + (strength * gap)[..., None] * self.along
+        return tokens + (strength * gap)[..., None] * self.step
 
 
-def reading_of(
+def target_reading(
     share: np.ndarray, kind: str, foreground: bool, confidence: float = 0.98
 ) -> np.ndarray:
     """What a probe of this kind has to read for a map.
@@ -83,10 +83,10 @@ def reading_of(
     return share
 
 
-def by_adam(
+def edit_by_gradient_descent(
     tokens: Tensor,
     target: Tensor,
-    direction: Direction,
+    direction: EditDirection,
     foreground: bool,
     iterations: int = 128,
     learning_rate: float = 5e-3,
@@ -118,7 +118,7 @@ def by_adam(
     return edited.detach()
 
 
-def random_like(change: Tensor, generator: torch.Generator) -> Tensor:
+def random_change_like(change: Tensor, generator: torch.Generator) -> Tensor:
     """A change of the same norm at every token, in a random direction.
 
     Args:

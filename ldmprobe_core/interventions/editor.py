@@ -11,10 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldmprobe_core.interventions.edit import Direction, by_adam, random_like, reading_of
+from ldmprobe_core.interventions.edit import (
+    EditDirection,
+    edit_by_gradient_descent,
+    random_change_like,
+    target_reading,
+)
 from ldmprobe_core.interventions.spec import Intervention
-from ldmprobe_core.models.layers import image_item
-from ldmprobe_core.models.sampling import Generator
+from ldmprobe_core.models.layers import image_output_index
+from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.models.token_grid import Grid, change_grid
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.study.samples import Sample
@@ -31,19 +36,19 @@ class Editor:
 
     def __init__(
         self,
-        generator: Generator,
-        directions: dict[tuple[int, str], Direction],
+        sampler: PipelineSampler,
+        directions: dict[tuple[int, str], EditDirection],
         change: Any,
     ) -> None:
-        self.generator, self.directions, self.change = generator, directions, change
+        self.sampler, self.directions, self.change = sampler, directions, change
         self._calls = 0
-        self._grid: Grid = generator.family.grid
+        self._grid: Grid = sampler.architecture.grid
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Hook the denoiser for one pipeline call."""
-        modules = dict(self.generator.denoiser.named_modules())
-        denoiser = self.generator.denoiser
+        modules = dict(self.sampler.denoiser.named_modules())
+        denoiser = self.sampler.denoiser
         hooks = [denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for name in {name for _, name in self.directions}:
             hooks.append(modules[name].register_forward_hook(self._hook(name, modules[name])))
@@ -56,15 +61,15 @@ class Editor:
 
     def _begin(self, _denoiser: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         self._calls += 1
-        if self.generator.family.joint:
+        if self.sampler.architecture.joint_block_classes:
             self._grid = replace(self._grid, text=kwargs["encoder_hidden_states"].shape[1])
 
     def _hook(self, name: str, module: nn.Module) -> Any:
-        item = image_item(self.generator.family, module)
-        guidance = self.generator.guidance
+        item = image_output_index(self.sampler.architecture, module)
+        guidance = self.sampler.guidance
 
         def edit(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            step, call = divmod(self._calls - 1, guidance.calls)
+            step, call = divmod(self._calls - 1, guidance.calls_per_step)
             direction = self.directions.get((step + 1, name))
             if direction is None or call > 0:  # of two calls the first is the conditional one
                 return None
@@ -72,7 +77,7 @@ class Editor:
                 output,
                 self._grid,
                 item,
-                guidance.halves,
+                guidance.batch_copies,
                 lambda tokens: self.change(step + 1, name, direction, tokens),
             )
 
@@ -80,15 +85,15 @@ class Editor:
 
 
 @torch.no_grad()
-def generate_edited(
-    generator: Generator, samples: list[Sample], editor: Editor | None
+def sample_edited(
+    sampler: PipelineSampler, samples: list[Sample], editor: Editor | None
 ) -> np.ndarray:
     """Finished images (sample, y, x, rgb) uint8 of samples, edited on the way."""
-    pipeline, study = generator.pipeline, generator.study
+    pipeline, study = sampler.pipeline, sampler.study
     torch.set_num_threads(study.sampling.threads)
     negative = study.prompts.negative
-    arguments = generator.family.arguments(
-        generator.scale, None if negative is None else [negative] * len(samples)
+    arguments = sampler.architecture.arguments(
+        sampler.scale, None if negative is None else [negative] * len(samples)
     )
     call = {
         "prompt": [sample.prompt for sample in samples],
@@ -102,10 +107,10 @@ def generate_edited(
     else:
         with editor():
             latents = pipeline(**call).images
-    return generator.decode(latents)
+    return sampler.decode(latents)
 
 
-def change_towards(
+def make_edit(
     what: Intervention, kind: str, targets: np.ndarray, random: torch.Generator | None
 ) -> Any:
     """How tokens of a cell are changed.
@@ -119,13 +124,13 @@ def change_towards(
     whole = torch.from_numpy(maps).float()
     readings: dict[tuple[int, int], Tensor] = {}
 
-    def change(_step: int, _layer: str, direction: Direction, tokens: Tensor) -> Tensor:
+    def change(_step: int, _layer: str, direction: EditDirection, tokens: Tensor) -> Tensor:
         grid = (tokens.shape[1], tokens.shape[2])
-        direction = Direction(
-            direction.weight.to(tokens.device), direction.bias, direction.along.to(tokens.device)
+        direction = EditDirection(
+            direction.weight.to(tokens.device), direction.bias, direction.step.to(tokens.device)
         )
         if what.method == "adam":
-            edited = by_adam(
+            edited = edit_by_gradient_descent(
                 tokens, whole.to(tokens.device), direction, foreground,
                 what.iterations, what.learning_rate,
             )  # fmt: skip
@@ -133,11 +138,11 @@ def change_towards(
             if grid not in readings:
                 share = block_means(maps, grid)
                 readings[grid] = torch.from_numpy(
-                    reading_of(share, kind, foreground, what.confidence)
+                    target_reading(share, kind, foreground, what.confidence)
                 ).float()
             edited = direction.exact(tokens, readings[grid].to(tokens.device), what.strength)
         if random is None:
             return edited
-        return tokens + random_like(edited - tokens, random)
+        return tokens + random_change_like(edited - tokens, random)
 
     return change

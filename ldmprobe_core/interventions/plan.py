@@ -8,13 +8,18 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.spec import _CONFIDENCE, _DEFAULT_STEPS, DECODER, Intervention
+from ldmprobe_core.interventions.spec import (
+    DECODER,
+    DEFAULT_CONFIDENCE,
+    DEFAULT_STEPS,
+    Intervention,
+)
 from ldmprobe_core.models.layers import VAE
 from ldmprobe_core.storage.run import Run
 
 
 @dataclass(frozen=True)
-class Plan:
+class InterventionPlan:
     """An intervention on a run, checked.
 
     Attributes:
@@ -30,13 +35,13 @@ class Plan:
     kind: str
 
 
-def plan_intervention(run: Run, what: Intervention) -> Plan:
+def plan_intervention(run: Run, what: Intervention) -> InterventionPlan:
     """Check an intervention against a run, before anything is loaded.
 
     Raises:
         UserError: the run does not hold what it needs.
     """
-    study = run.study()
+    study = run.study
     if study.source == "images":
         raise UserError(
             f"{run.url} looked at pictures and generated none: there is nothing to edit"
@@ -46,14 +51,14 @@ def plan_intervention(run: Run, what: Intervention) -> Plan:
             f"property is {what.prop!r}, and {run.url} has probes of "
             f"{', '.join(study.labels.maps)} only: choose one of them"
         )
-    if what.controls and study.capture.store == "statistics" and not study.controls.shuffled:
+    if what.controls and study.capture.keep == "statistics" and not study.controls.shuffled_labels:
         raise UserError(
             f"controls is true, and the statistics of {run.url} hold no sums with shuffled labels "
-            "(its study has controls.shuffled false): set controls to false"
+            "(its study has controls.shuffled_labels false): set controls to false"
         )
-    marks = run.marks("probed")
+    marks = run.progress.completed("probed")
     total = len(marks)
-    steps = what.steps or min(_DEFAULT_STEPS[what.prop], total)
+    steps = what.steps or min(DEFAULT_STEPS[what.prop], total)
     if steps > total:
         raise UserError(f"steps is {steps}, and the run has {total}: lower it")
     for glob in what.layers or ():
@@ -69,7 +74,7 @@ def plan_intervention(run: Run, what: Intervention) -> Plan:
         layers = [name for name in run.layers if not name.startswith(VAE)]
     if not layers:
         raise UserError(f"layers {', '.join(globs)} match none of {', '.join(run.layers)}")
-    columns = [run.probed.index(name) for name in layers]
+    columns = [run.probe_inputs.index(name) for name in layers]
     for step in range(steps):
         missing = [name for name, c in zip(layers, columns, strict=True) if not marks[step, c]]
         if missing:
@@ -83,15 +88,17 @@ def plan_intervention(run: Run, what: Intervention) -> Plan:
         wanted = kinds[0]
     if wanted not in kinds or (wanted == "logistic" and what.prop != "foreground"):
         raise UserError(f"kind is {wanted!r}, which no probe of {what.prop} in this run is")
-    if what.confidence != _CONFIDENCE and not (what.prop == "foreground" and wanted != "ridge"):
+    if what.confidence != DEFAULT_CONFIDENCE and not (
+        what.prop == "foreground" and wanted != "ridge"
+    ):
         raise UserError(f"confidence is of logits of masks, and kind is {wanted}: leave it out")
     if what.method == "adam" and what.prop == "foreground" and wanted == "ridge":
         raise UserError("method adam needs logits of masks, which kind ridge lacks: use exact")
-    return Plan(_samples(run, what), layers, steps, wanted)
+    return InterventionPlan(_samples(run, what), layers, steps, wanted)
 
 
 def _samples(run: Run, what: Intervention) -> list[int]:
-    split = run.open("samples").split.values[: run.stored]
+    split = run.open("samples").split.values[: run.n_stored]
     part = [int(i) for i in np.flatnonzero(split == what.part)]
     if what.chosen is None:
         if what.samples > len(part):

@@ -6,10 +6,9 @@ import numpy as np
 from pydantic import BaseModel
 
 from ldmprobe_core.interventions.plan import plan_intervention
-from ldmprobe_core.interventions.spec import METRICS, VARIANTS, Intervention
+from ldmprobe_core.interventions.spec import EDIT_CONDITIONS, EDIT_METRICS, Intervention
 from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
 
 FOLDER = "interventions"
 """Group of the arrays."""
@@ -17,7 +16,7 @@ RECORDS = "edits"
 """Folder of what is written beside them; no file lies among arrays, where Zarr would warn."""
 
 
-class Effect(BaseModel):
+class EffectRecord(BaseModel):
     """What an edit did, by metric, over samples and targets.
 
     Attributes:
@@ -35,8 +34,8 @@ class Effect(BaseModel):
     kept: float | None
 
 
-class Findings(BaseModel):
-    """The record ``findings.json`` of an intervention."""
+class InterventionSummary(BaseModel):
+    """The record ``summary.json`` of an intervention."""
 
     intervention: Intervention
     steps: int
@@ -46,12 +45,13 @@ class Findings(BaseModel):
     pairs: int
     undefined: int
     unedited: Interval
-    effects: dict[str, Effect]
+    effects: dict[str, EffectRecord]
     seconds: float
 
 
-def _variants(what: Intervention) -> tuple[str, ...]:
-    return VARIANTS if what.controls else VARIANTS[:1]
+def edit_conditions(what: Intervention) -> tuple[str, ...]:
+    """Names of the edits that an intervention makes: the edit itself, then its controls."""
+    return EDIT_CONDITIONS if what.controls else EDIT_CONDITIONS[:1]
 
 
 def read_intervention(run: Run, name: str) -> Intervention:
@@ -60,11 +60,13 @@ def read_intervention(run: Run, name: str) -> Intervention:
     Raises:
         UserError: there is none.
     """
-    return Intervention.model_validate_json(run.read_text(f"{RECORDS}/{name}/intervention.json"))
+    return Intervention.model_validate_json(
+        run.location.read_text(f"{RECORDS}/{name}/intervention.json")
+    )
 
 
-def summarise_intervention(run: Run, name: str, seconds: float) -> Findings:
-    """Condense an intervention and write its ``findings.json``.
+def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionSummary:
+    """Condense an intervention and write its ``summary.json``.
 
     Raises:
         RuntimeError: it is not finished.
@@ -73,51 +75,55 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> Findings:
     data = run.open(group)
     if not data["done"].values.all():
         raise RuntimeError(f"{run.url}: {name} is not finished")
-    data = run.open(group, whole=True)
-    study, what = run.study(), read_intervention(run, name)
+    data = run.open(group, require_complete=True)
+    study, what = run.study, read_intervention(run, name)
     plan = plan_intervention(run, what)
-    prompts = [samples_of(run)[i].prompt for i in plan.samples]
+    prompts = [run.samples[i].prompt for i in plan.samples]
     groups = np.array(prompts * len(what.targets))  # (target, sample), as the arrays are read
-    bootstrap = Bootstrap(groups, study.statistics.resamples, study.statistics.level, seed=0)
+    bootstrap = Bootstrap(groups, study.bootstrap.resamples, study.bootstrap.level, seed=0)
     unedited = data.unedited.values[0].ravel().astype(float)
     effects = {}
     undefined = 0
-    for i, variant in enumerate(_variants(what)):
+    for i, condition in enumerate(edit_conditions(what)):
         score = data.score.values[i, 0].ravel().astype(float)
         gap = score - unedited
         defined = np.isfinite(gap)
         undefined += int((~defined).sum())
         kept = data.kept.values[i].ravel()
-        effects[variant] = Effect(
+        effects[condition] = EffectRecord(
             mean=bootstrap.interval(np.where(defined, score, np.nan)),
             less_unedited=bootstrap.interval(gap),
             improved=float((gap[defined] > 0).mean()) if defined.any() else 0.0,
             outside=bootstrap.interval(data.outside.values[i].ravel().astype(float)),
             kept=float(kept.mean()) if np.isfinite(kept).all() else None,
         )
-    findings = Findings(
+    findings = InterventionSummary(
         intervention=what, steps=plan.steps, layers=plan.layers, kind=plan.kind,
-        metric=METRICS[what.prop][0], pairs=len(groups), undefined=undefined,
+        metric=EDIT_METRICS[what.prop][0], pairs=len(groups), undefined=undefined,
         unedited=bootstrap.interval(unedited), effects=effects, seconds=round(seconds, 1),
     )  # fmt: skip
-    run.write_text(f"{RECORDS}/{name}/findings.json", findings.model_dump_json(indent=2) + "\n")
+    run.location.write_text(
+        f"{RECORDS}/{name}/summary.json", findings.model_dump_json(indent=2) + "\n"
+    )
     return findings
 
 
-def has_findings(run: Run, name: str) -> bool:
+def has_intervention_summary(run: Run, name: str) -> bool:
     """The intervention is finished."""
-    return run.has(f"{RECORDS}/{name}/findings.json")
+    return run.location.has(f"{RECORDS}/{name}/summary.json")
 
 
-def read_findings(run: Run, name: str) -> Findings:
+def read_intervention_summary(run: Run, name: str) -> InterventionSummary:
     """What a finished intervention found.
 
     Raises:
         UserError: it is not finished.
     """
-    return Findings.model_validate_json(run.read_text(f"{RECORDS}/{name}/findings.json"))
+    return InterventionSummary.model_validate_json(
+        run.location.read_text(f"{RECORDS}/{name}/summary.json")
+    )
 
 
-def finished_interventions(run: Run) -> list[str]:
+def completed_interventions(run: Run) -> list[str]:
     """Names of the run's interventions that have findings."""
-    return [name for name in run.folders(RECORDS) if has_findings(run, name)]
+    return [name for name in run.location.folders(RECORDS) if has_intervention_summary(run, name)]

@@ -7,14 +7,14 @@ import numpy as np
 from ldmprobe_core.probing.metrics import dice, rmse, spearman
 
 
-def scores_of(prop: str, maps: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def score_maps_against_targets(prop: str, maps: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Scores (metric, sample) of labelers' maps against those aimed at."""
     if prop == "foreground":
         return dice(maps, wanted)[None]
     return np.stack([spearman(maps, wanted), rmse(maps, wanted)])
 
 
-def change_outside(
+def background_change(
     before: np.ndarray, after: np.ndarray, own: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
     """Mean absolute change of pixels (sample,), in 0..1, where neither mask is; NaN where none is.

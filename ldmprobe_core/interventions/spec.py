@@ -11,12 +11,12 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.study.loading import sentence
 
-VARIANTS = ("edited", "random", "shuffled")
-METRICS = {"foreground": ("dice",), "depth": ("spearman", "rmse")}
+EDIT_CONDITIONS = ("edited", "random", "shuffled")
+EDIT_METRICS = {"foreground": ("dice",), "depth": ("spearman", "rmse")}
 DECODER = ("up_blocks.*",)
 
-_CONFIDENCE = 0.98
-_DEFAULT_STEPS = {"foreground": 5, "depth": 3}
+DEFAULT_CONFIDENCE = 0.98
+DEFAULT_STEPS = {"foreground": 5, "depth": 3}
 
 
 class Intervention(BaseModel):
@@ -47,7 +47,7 @@ class Intervention(BaseModel):
     steps: Annotated[int, Field(ge=1)] | None = None
     layers: tuple[str, ...] | None = None
     kind: Literal["ridge", "logistic", "adam"] | None = None
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = _CONFIDENCE
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = DEFAULT_CONFIDENCE
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
     metric: Literal["l2", "covariance"] = "covariance"
     iterations: Annotated[int, Field(ge=1)] = 128
@@ -60,7 +60,7 @@ class Intervention(BaseModel):
     def _distinct(self) -> Intervention:
         if len(set(self.targets)) < len(self.targets) or not self.targets:
             raise ValueError("targets: name at least one, and each once")
-        if self.method == "adam" and (self.strength, self.confidence) != (1.0, _CONFIDENCE):
+        if self.method == "adam" and (self.strength, self.confidence) != (1.0, DEFAULT_CONFIDENCE):
             raise ValueError("strength and confidence are of exact edits: leave them out with adam")
         return self
 

@@ -16,23 +16,22 @@ import zarr
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.directions import directions_of
-from ldmprobe_core.interventions.edit import Direction
-from ldmprobe_core.interventions.editor import Editor, change_towards, generate_edited
-from ldmprobe_core.interventions.plan import Plan, plan_intervention
-from ldmprobe_core.interventions.results import FOLDER, RECORDS, _variants, read_intervention
-from ldmprobe_core.interventions.scores import change_outside, scores_of
-from ldmprobe_core.interventions.spec import METRICS, Intervention
-from ldmprobe_core.interventions.targets import aims_of, pin
+from ldmprobe_core.interventions.edit import EditDirection
+from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
+from ldmprobe_core.interventions.plan import InterventionPlan, plan_intervention
+from ldmprobe_core.interventions.results import FOLDER, RECORDS, edit_conditions, read_intervention
+from ldmprobe_core.interventions.scores import background_change, score_maps_against_targets
+from ldmprobe_core.interventions.spec import EDIT_METRICS, Intervention
+from ldmprobe_core.interventions.targets import resolve_target, target_maps
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import label_set
-from ldmprobe_core.pipeline.model_cache import loaded
+from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.pipeline.prepare import check_origin
-from ldmprobe_core.storage.group_builder import Arrays
+from ldmprobe_core.storage.group_builder import GroupBuilder
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
 
 
-def lay_out(run: Run, what: Intervention) -> str:
+def create_intervention(run: Run, what: Intervention) -> str:
     """Check an intervention and create its arrays, or find them.
 
     Returns:
@@ -41,68 +40,72 @@ def lay_out(run: Run, what: Intervention) -> str:
     Raises:
         UserError: the run does not hold what it needs, or was made by another model.
     """
-    study = run.study()
-    what = what.model_copy(update={"targets": tuple(pin(target) for target in what.targets)})
+    study = run.study
+    what = what.model_copy(
+        update={"targets": tuple(resolve_target(target) for target in what.targets)}
+    )
     plan = plan_intervention(run, what)
     check_origin(run, study)
     if what.prop not in labelers_of(study):
         raise UserError(f"labels.{what.prop} are maps, and edited images need a labeler: name one")
     own = run.read("labels", what.prop, sample=plan.samples)
-    wanted = aims_of(_as_maps(run, what, own), what.targets)
-    with run.claim():
-        if run.has(f"{RECORDS}/{what.name}/intervention.json"):
+    wanted = target_maps(_as_maps(run, what, own), what.targets)
+    with run.creation_lock():
+        if run.location.has(f"{RECORDS}/{what.name}/intervention.json"):
             return what.name
         _create(run, what, plan, wanted)
         run.consolidate()  # so that a stranger's first look finds the new group too
-        run.write_text(f"{RECORDS}/{what.name}/intervention.json", what.model_dump_json(indent=2))
+        run.location.write_text(
+            f"{RECORDS}/{what.name}/intervention.json", what.model_dump_json(indent=2)
+        )
     return what.name
 
 
 def _as_maps(run: Run, what: Intervention, labels: np.ndarray) -> np.ndarray:
-    return labels > run.study().labels.threshold if what.prop == "foreground" else labels
+    return labels > run.study.labels.threshold if what.prop == "foreground" else labels
 
 
-def _create(run: Run, what: Intervention, plan: Plan, wanted: np.ndarray) -> None:
+def _create(run: Run, what: Intervention, plan: InterventionPlan, wanted: np.ndarray) -> None:
     root = zarr.open_group(run.store, mode="r+", use_consolidated=False)
     if f"{FOLDER}/{what.name}" in root:  # begun and cut off before its record was written
         del root[f"{FOLDER}/{what.name}"]
-    arrays = Arrays(root)
+    arrays = GroupBuilder(root)
     group = arrays.group(f"{FOLDER}/{what.name}", f"{what.prop} edited, method {what.method}")
     sizes = run.open("images").sizes
-    variants = _variants(what)
+    conditions = edit_conditions(what)
     targets, n = len(what.targets), len(plan.samples)
-    batch = min(run.study().sampling.batch, n)
-    arrays.coordinate(group, "variant", list(variants), "the edit proper, and its controls")
+    batch = min(run.study.sampling.batch, n)
+    arrays.coordinate(group, "condition", list(conditions), "the edit proper, and its controls")
     arrays.coordinate(group, "target", [str(t) for t in what.targets], "what is aimed at")
     arrays.coordinate(group, "sample", plan.samples, "index of the image")
     arrays.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
-    arrays.coordinate(group, "metric", list(METRICS[what.prop]), "agreement with the target")
+    arrays.coordinate(group, "metric", list(EDIT_METRICS[what.prop]), "agreement with the target")
     where = {"target": targets, "sample": n}
     chunk = {"target": 1, "sample": batch}
-    each = {"variant": len(variants), **where}
+    each = {"condition": len(conditions), **where}
     pixels = {"y": sizes["y"], "x": sizes["x"]}
     arrays.array(group, "image", {**each, **pixels, "rgb": 3}, chunk, "uint8", "image", "0..255")
     arrays.array(group, "label", {**each, **pixels}, chunk, "float32", f"labeler's {what.prop}")
-    arrays.array(group, "aim", {**where, **pixels}, chunk, "float32", "map aimed at")
-    scores = {"metric": len(METRICS[what.prop]), **where}
+    arrays.array(group, "target_map", {**where, **pixels}, chunk, "float32", "map aimed at")
+    scores = {"metric": len(EDIT_METRICS[what.prop]), **where}
     text = "agreement with the target"
     arrays.array(group, "unedited", scores, chunk, "float32", f"{text}, of the unedited image")
-    arrays.array(group, "score", {"variant": len(variants), **scores}, chunk, "float32", text)
+    arrays.array(group, "score", {"condition": len(conditions), **scores}, chunk, "float32", text)
     arrays.array(group, "outside", each, chunk, "float32", "change off the object and its target")
     arrays.array(group, "kept", each, chunk, "float32", "1 where the class stays")
     arrays.array(group, "done", {"target": targets, "batch": -(-n // batch)},
                  {"target": 1, "batch": 1}, "uint8", "batch is edited", compress=False)  # fmt: skip
-    run.write(f"{FOLDER}/{what.name}", {"aim": wanted.astype(np.float32)})
+    run.write(f"{FOLDER}/{what.name}", {"target_map": wanted.astype(np.float32)})
 
 
-def units_of(run: Run, name: str) -> list[tuple[int, int]]:
+def edit_units(run: Run, name: str) -> list[tuple[int, int]]:
     """Every (target, batch) of an intervention."""
     shape = run.open(f"{FOLDER}/{name}")["done"].shape
     return [(t, b) for t in range(shape[0]) for b in range(shape[1])]
 
 
 def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
-    """Edit one batch of samples towards one target, all variants, and score the images.
+    """Edit one batch of samples towards one target, all conditions, and score the images.
 
     Returns:
         images and seconds; zero images where it was done before.
@@ -112,30 +115,30 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
     if run.open(group)["done"].values[target, batch]:
         return {"images": 0, "seconds": 0.0}
     started = time.monotonic()
-    study, what = run.study(), read_intervention(run, name)
+    study, what = run.study, read_intervention(run, name)
     plan = plan_intervention(run, what)
     size = study.sampling.batch
     index = plan.samples[batch * size : (batch + 1) * size]
     where = {"target": slice(target, target + 1),
              "sample": slice(batch * size, batch * size + len(index))}  # fmt: skip
-    samples = [samples_of(run)[i] for i in index]
-    wanted = run.read(group, "aim", **where)[0]
+    samples = [run.samples[i] for i in index]
+    wanted = run.read(group, "target_map", **where)[0]
     before = run.read("images", "image", sample=index)
     own = _as_maps(run, what, run.read("labels", what.prop, sample=index))
     if what.prop == "foreground":
         wanted = wanted > 0.5
-    identity = run.read_text("identity")
+    identity = run.location.read_text("identity")
     scores, maps, images, outside, kept = [], [], [], [], []
-    with loaded(run) as (generator, labelers):
-        for variant in _variants(what):
-            real = _directions(url, identity, what, variant == "shuffled")
+    with use_models(run) as (sampler, labelers):
+        for condition in edit_conditions(what):
+            real = _directions(url, identity, what, condition == "shuffled")
             seed = torch.Generator().manual_seed(what.seed + 1000 * target + batch)
-            change = change_towards(what, plan.kind, wanted, seed if variant == "random" else None)
-            edited = generate_edited(generator, samples, Editor(generator, real, change))
+            change = make_edit(what, plan.kind, wanted, seed if condition == "random" else None)
+            edited = sample_edited(sampler, samples, Editor(sampler, real, change))
             found = labelers[what.prop](edited)
             images.append(edited)
             maps.append(found)
-            scores.append(scores_of(what.prop, _as_maps(run, what, found), wanted))
+            scores.append(score_maps_against_targets(what.prop, _as_maps(run, what, found), wanted))
             outside.append(_outside(before, edited, own, wanted))
             kept.append(_kept(run, labelers, edited, index))
     stacked = {
@@ -148,7 +151,9 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
         {
             **{n: np.expand_dims(v, axis.get(n, 1)).astype(np.uint8 if n == "image" else np.float32)
                for n, v in stacked.items()},
-            "unedited": scores_of(what.prop, own, wanted)[:, None].astype(np.float32),
+            "unedited": score_maps_against_targets(what.prop, own, wanted)[:, None].astype(
+                np.float32
+            ),
         },
         **where,
     )  # fmt: skip
@@ -161,7 +166,7 @@ def _outside(before: np.ndarray, after: np.ndarray, own: np.ndarray, aim: np.nda
     """Change off both masks; a map has none, so there the whole image counts."""
     if own.dtype != bool:
         own = aim = np.zeros(own.shape, bool)
-    return change_outside(before, after, own, aim)
+    return background_change(before, after, own, aim)
 
 
 def _kept(run: Run, labelers: dict[str, Any], edited: np.ndarray, index: list[int]) -> np.ndarray:
@@ -174,7 +179,7 @@ def _kept(run: Run, labelers: dict[str, Any], edited: np.ndarray, index: list[in
 @lru_cache(maxsize=4)
 def _directions(
     url: str, identity: str, what: Intervention, shuffled: bool
-) -> dict[tuple[int, str], Direction]:
+) -> dict[tuple[int, str], EditDirection]:
     """Directions of an intervention, kept for the next batch."""
     run = Run(url)
     return directions_of(run, what, plan_intervention(run, what), label_set(run), shuffled)

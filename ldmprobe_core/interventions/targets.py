@@ -14,9 +14,9 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.image_folder import read_map
 
 
-def aims_of(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:
+def target_maps(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:
     """Maps aimed at, (target, sample, y, x), of the samples' own labels (sample, y, x)."""
-    return np.stack([np.stack([aim(own, target) for own in labels]) for target in targets])
+    return np.stack([np.stack([target_map(own, target) for own in labels]) for target in targets])
 
 
 class Target(BaseModel):
@@ -28,7 +28,7 @@ class Target(BaseModel):
         mirror: left for right, about the image's middle.
         file: a map of the image's size instead: for a mask PNG or NPY, for a map NPY in the
             labeler's units.
-        digest: of the file's contents, entered when it is read.
+        content_hash: of the file's contents, entered when it is read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -38,7 +38,7 @@ class Target(BaseModel):
     scale: Annotated[float, Field(gt=0.05, lt=20)] = 1.0
     mirror: bool = False
     file: str | None = None
-    digest: str | None = None
+    content_hash: str | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Target:
@@ -65,7 +65,7 @@ class Target(BaseModel):
         return ", ".join(parts)
 
 
-def pin(target: Target) -> Target:
+def resolve_target(target: Target) -> Target:
     """The target with its file's whole path and the digest of its contents.
 
     Raises:
@@ -78,10 +78,10 @@ def pin(target: Target) -> Target:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
         raise UserError(f"target {target.file!r}: there is no such file") from error
-    return target.model_copy(update={"file": str(path), "digest": digest})
+    return target.model_copy(update={"file": str(path), "content_hash": digest})
 
 
-def aim(own: np.ndarray, target: Target) -> np.ndarray:
+def target_map(own: np.ndarray, target: Target) -> np.ndarray:
     """The map that a sample is to show.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
 
 class Labeler(Protocol):
@@ -35,14 +35,14 @@ class Labeler(Protocol):
 
 
 @dataclass(frozen=True)
-class Kind:
+class LabelerEntry:
     """How a labeler is found and loaded.
 
     Attributes:
-        find: checks packages and weights without loading them; gives the files of the weights, by
-            which results of other weights are told apart, none where there are none.
+        locate_weights: checks packages and weights without loading them; gives the files of the
+            weights, by which results of other weights are told apart, none where there are none.
         load: loads it onto a device.
     """
 
-    find: Callable[[Reader], list[Path]]
-    load: Callable[[Reader, torch.device], Labeler]
+    locate_weights: Callable[[LabelerSpec], list[Path]]
+    load: Callable[[LabelerSpec, torch.device], Labeler]

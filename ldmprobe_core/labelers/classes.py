@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.image_batches import in_batches, to_tensor
 from ldmprobe_core.labelers.weights import files_of, find_file, find_folder, load_state
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
 _AT_ONCE = 16
 
@@ -69,29 +69,29 @@ def _unique(names: list[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def find_vgg16(reader: Reader) -> list[Path]:
+def locate_vgg16(spec: LabelerSpec) -> list[Path]:
     """A file, or torchvision's cache."""
     published = Path(VGG16_Weights.IMAGENET1K_V1.url).name
     cache = Path(torch.hub.get_dir()) / "checkpoints" / published
-    return [find_file(reader, f"torchvision's {published}", cache.with_suffix(".safetensors"))]
+    return [find_file(spec, f"torchvision's {published}", cache.with_suffix(".safetensors"))]
 
 
-def load_vgg16(reader: Reader, device: torch.device) -> VggLabeler:
+def load_vgg16(spec: LabelerSpec, device: torch.device) -> VggLabeler:
     """VGG-16 (Simonyan & Zisserman 2015), ImageNet-1k."""
-    (path,) = find_vgg16(reader)
+    (path,) = locate_vgg16(spec)
     with torch.device("meta"):  # 138 million weights that need not be drawn first
         network = vgg16()
     return VggLabeler(load_state(network.to_empty(device="cpu"), path, device), device)
 
 
-def find(reader: Reader) -> list[Path]:
+def locate_transformers_classes(spec: LabelerSpec) -> list[Path]:
     """Files of a folder or hub id."""
-    return files_of(find_folder(reader))
+    return files_of(find_folder(spec))
 
 
-def load(reader: Reader, device: torch.device) -> TransformersClassLabeler:
+def load_transformers_classes(spec: LabelerSpec, device: torch.device) -> TransformersClassLabeler:
     """An image classifier from a folder or hub id."""
-    folder = find_folder(reader)
+    folder = find_folder(spec)
     try:
         model = AutoModelForImageClassification.from_pretrained(
             folder, use_safetensors=True, local_files_only=True

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.image_batches import in_batches, resized
 from ldmprobe_core.labelers.weights import files_of, find_folder
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
 _MIDAS = "Intel/dpt-large"
 _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
@@ -55,14 +55,14 @@ class DepthLabeler:
         return self.sign * (maps - self.shift) / self.scale
 
 
-def find(reader: Reader) -> list[Path]:
+def locate_transformers_depth(spec: LabelerSpec) -> list[Path]:
     """Files of a folder or hub id."""
-    return _files(find_folder(reader))
+    return _files(find_folder(spec))
 
 
-def find_midas(reader: Reader) -> list[Path]:
+def locate_midas(spec: LabelerSpec) -> list[Path]:
     """The same, DPT-Large where none is named."""
-    return _files(find_folder(reader, _MIDAS))
+    return _files(find_folder(spec, _MIDAS))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -70,15 +70,15 @@ def _files(folder: Path) -> list[Path]:
     return files_of(folder)
 
 
-def load(reader: Reader, device: torch.device) -> DepthLabeler:
+def load_transformers_depth(spec: LabelerSpec, device: torch.device) -> DepthLabeler:
     """Depth Anything V2, or any other model that transformers knows as a depth estimator."""
-    folder = find_folder(reader)
+    folder = find_folder(spec)
     return DepthLabeler(*_load(folder, device), inverse=_is_inverse(folder))
 
 
-def load_midas(reader: Reader, device: torch.device) -> DepthLabeler:
+def load_midas(spec: LabelerSpec, device: torch.device) -> DepthLabeler:
     """DPT (MiDaS 3), Large or Hybrid; its inverse depth normalised as the paper's code does."""
-    folder = find_folder(reader, _MIDAS)
+    folder = find_folder(spec, _MIDAS)
     parts = _load(folder, device)
     return DepthLabeler(*parts, inverse=True, shift=_MIDAS_MEAN, scale=_MIDAS_DEVIATION)
 

@@ -15,7 +15,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from ldmprobe_core.labelers.image_batches import IMAGENET, in_batches, normalise, resized, to_tensor
 from ldmprobe_core.labelers.weights import find_file, load_state, require_package
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
 _TRACER_SIDE = 640
 _INSPYRENET_SIDE = 384
@@ -48,21 +48,19 @@ class SaliencyLabeler:
         return np.clip(resized(found.reshape(len(images), *found.shape[-2:]), size), 0, 1)
 
 
-def find_tracer(reader: Reader) -> list[Path]:
+def locate_tracer(spec: LabelerSpec) -> list[Path]:
     """carvekit's architecture and its published weights."""
     require_package(
         "carvekit",
         "pip install --no-deps carvekit (with its dependencies it would bring a package named "
         "typing, which breaks today's Python)",
     )
-    return [
-        find_file(reader, "TRACER-B7's weights (tracer_b7.pth, huggingface.co/Carve/tracer_b7)")
-    ]
+    return [find_file(spec, "TRACER-B7's weights (tracer_b7.pth, huggingface.co/Carve/tracer_b7)")]
 
 
-def load_tracer(reader: Reader, device: torch.device) -> SaliencyLabeler:
+def load_tracer(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
     """TRACER with EfficientNet-B7 (Lee, Shin & Han 2022), as carvekit publishes it."""
-    (path,) = find_tracer(reader)
+    (path,) = locate_tracer(spec)
     with torch.random.fork_rng():  # carvekit seeds the global generators when it is imported
         from carvekit.ml.arch.tracerb7.efficientnet import EfficientEncoderB7
         from carvekit.ml.arch.tracerb7.tracer import TracerDecoder
@@ -75,15 +73,15 @@ def load_tracer(reader: Reader, device: torch.device) -> SaliencyLabeler:
     return SaliencyLabeler(load_state(network, path, device), _TRACER_SIDE, device)
 
 
-def find_inspyrenet(reader: Reader) -> list[Path]:
+def locate_inspyrenet(spec: LabelerSpec) -> list[Path]:
     """transparent-background's architecture and a local checkpoint."""
     require_package("transparent_background", "pip install 'ldmprobe[inspyrenet]'")
-    return [find_file(reader, "InSPyReNet's weights (ckpt_fast.pth of transparent-background)")]
+    return [find_file(spec, "InSPyReNet's weights (ckpt_fast.pth of transparent-background)")]
 
 
-def load_inspyrenet(reader: Reader, device: torch.device) -> SaliencyLabeler:
+def load_inspyrenet(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
     """InSPyReNet with Swin-B (Kim et al. 2022) at 384 pixels, the package's fast mode."""
-    (path,) = find_inspyrenet(reader)
+    (path,) = locate_inspyrenet(spec)
     from transparent_background.InSPyReNet import InSPyReNet_SwinB
 
     side = [_INSPYRENET_SIDE, _INSPYRENET_SIDE]

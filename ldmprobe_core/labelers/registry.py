@@ -1,8 +1,8 @@
 """Labelers: what reads a property off an image.
 
 A `Labeler` takes uint8 images and gives one map an image, or class scores.  Labelers are known by
-name; `load_labeler` finds them.  To add one, write a class with this protocol and a `Kind` that
-checks and loads it, and enter the kind in `_KINDS`.
+name; `load_labeler` finds them.  To add one, write a class with this protocol and a `LabelerEntry`
+that checks and loads it, and enter the kind in `_LABELERS`.
 """
 
 from __future__ import annotations
@@ -13,59 +13,65 @@ import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, foreground, shading, tabletop
-from ldmprobe_core.labelers.base import Kind, Labeler
+from ldmprobe_core.labelers.base import Labeler, LabelerEntry
 from ldmprobe_core.study.properties import MAP_PROPERTIES
 from ldmprobe_core.study.schema import Study
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
-MAPS = "maps"
+EXACT_MAPS = "maps"
 """Not a labeler: the exact maps that lie beside pictures of one's own."""
 
 
-_KINDS: dict[str, dict[str, Kind]] = {
+_LABELERS: dict[str, dict[str, LabelerEntry]] = {
     "foreground": {
-        "tabletop": Kind(tabletop.find, tabletop.load_foreground),
-        "tracer": Kind(foreground.find_tracer, foreground.load_tracer),
-        "inspyrenet": Kind(foreground.find_inspyrenet, foreground.load_inspyrenet),
+        "tabletop": LabelerEntry(tabletop.locate_weights, tabletop.load_foreground),
+        "tracer": LabelerEntry(foreground.locate_tracer, foreground.load_tracer),
+        "inspyrenet": LabelerEntry(foreground.locate_inspyrenet, foreground.load_inspyrenet),
     },
     "depth": {
-        "tabletop": Kind(tabletop.find, tabletop.load_depth),
-        "midas": Kind(depth.find_midas, depth.load_midas),
-        "depth-anything": Kind(depth.find, depth.load),
-        "transformers": Kind(depth.find, depth.load),
+        "tabletop": LabelerEntry(tabletop.locate_weights, tabletop.load_depth),
+        "midas": LabelerEntry(depth.locate_midas, depth.load_midas),
+        "depth-anything": LabelerEntry(
+            depth.locate_transformers_depth, depth.load_transformers_depth
+        ),
+        "transformers": LabelerEntry(
+            depth.locate_transformers_depth, depth.load_transformers_depth
+        ),
     },
     "shading": {
-        "tabletop": Kind(tabletop.find, tabletop.load_shading),
-        "retinex": Kind(shading.find_retinex, shading.load_retinex),
-        "marigold": Kind(shading.find_marigold, shading.load_marigold),
-        "intrinsic": Kind(shading.find_intrinsic, shading.load_intrinsic),
+        "tabletop": LabelerEntry(tabletop.locate_weights, tabletop.load_shading),
+        "retinex": LabelerEntry(shading.locate_retinex, shading.load_retinex),
+        "marigold": LabelerEntry(shading.locate_marigold, shading.load_marigold),
+        "intrinsic": LabelerEntry(shading.locate_intrinsic, shading.load_intrinsic),
     },
     "class": {
-        "tabletop": Kind(tabletop.find, tabletop.load_classes),
-        "vgg16": Kind(classes.find_vgg16, classes.load_vgg16),
-        "transformers": Kind(classes.find, classes.load),
+        "tabletop": LabelerEntry(tabletop.locate_weights, tabletop.load_classes),
+        "vgg16": LabelerEntry(classes.locate_vgg16, classes.load_vgg16),
+        "transformers": LabelerEntry(
+            classes.locate_transformers_classes, classes.load_transformers_classes
+        ),
     },
 }
 
 
-def load_labeler(prop: str, reader: Reader, device: torch.device) -> Labeler:
+def load_labeler(prop: str, spec: LabelerSpec, device: torch.device) -> Labeler:
     """The labeler of this name for this property.
 
     Raises:
         UserError: there is no such labeler, or its package or weights are missing.
     """
-    require_known(prop, reader)
-    return _KINDS[prop][reader.name].load(reader, device)
+    require_known(prop, spec)
+    return _LABELERS[prop][spec.name].load(spec, device)
 
 
-def require_known(prop: str, reader: Reader) -> None:
+def require_known(prop: str, spec: LabelerSpec) -> None:
     """Raise `UserError` where the property has no labeler of this name."""
-    if reader.name not in _KINDS[prop]:
-        known = ", ".join(sorted(_KINDS[prop]))
-        raise UserError(f"labels.{prop} is {reader.name!r}: no such labeler; there is {known}")
+    if spec.name not in _LABELERS[prop]:
+        known = ", ".join(sorted(_LABELERS[prop]))
+        raise UserError(f"labels.{prop} is {spec.name!r}: no such labeler; there is {known}")
 
 
-def check_labeler(prop: str, reader: Reader) -> str:
+def check_labeler(prop: str, spec: LabelerSpec) -> str:
     """Check that a labeler can be loaded here, without loading it.
 
     Returns:
@@ -75,18 +81,18 @@ def check_labeler(prop: str, reader: Reader) -> str:
         UserError: its package or weights are missing.
     """
     try:
-        files = _KINDS[prop][reader.name].find(reader)
+        files = _LABELERS[prop][spec.name].locate_weights(spec)
     except UserError as error:
-        raise UserError(f"labels.{prop} is {reader.name!r}: {error}") from error
-    digest = hashlib.sha256(reader.name.encode())
+        raise UserError(f"labels.{prop} is {spec.name!r}: {error}") from error
+    digest = hashlib.sha256(spec.name.encode())
     for path in sorted(files):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
-def labelers_of(study: Study) -> dict[str, Reader]:
+def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     """Property to labeler, for every property that a labeler reads."""
     named = {prop: getattr(study.labels, prop) for prop in MAP_PROPERTIES}
     named["class"] = study.labels.classes
-    return {prop: r for prop, r in named.items() if r is not None and r.name != MAPS}
+    return {prop: r for prop, r in named.items() if r is not None and r.name != EXACT_MAPS}

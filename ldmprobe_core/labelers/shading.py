@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.weights import files_of, find_folder, require_package
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
 _SCALES = (15 / 512, 80 / 512, 250 / 512)
 """Jobson, Rahman & Woodell's (1997) 15, 80 and 250 pixels, as shares of the image's longer side."""
@@ -94,26 +94,26 @@ class IntrinsicLabeler:
         return 1 / inverse - 1
 
 
-def find_retinex(reader: Reader) -> list[Path]:
+def locate_retinex(spec: LabelerSpec) -> list[Path]:
     """Nothing is needed."""
-    if reader.weights is not None:
-        raise UserError(f"it takes no weights, and weights is {reader.weights!r}: leave them out")
+    if spec.weights is not None:
+        raise UserError(f"it takes no weights, and weights is {spec.weights!r}: leave them out")
     return []
 
 
-def load_retinex(reader: Reader, device: torch.device) -> RetinexLabeler:
+def load_retinex(spec: LabelerSpec, device: torch.device) -> RetinexLabeler:
     """Multi-scale retinex; always on the CPU."""
     return RetinexLabeler()
 
 
-def find_marigold(reader: Reader) -> list[Path]:
+def locate_marigold(spec: LabelerSpec) -> list[Path]:
     """Files of a Marigold pipeline."""
-    return files_of(find_folder(reader, _MARIGOLD))
+    return files_of(find_folder(spec, _MARIGOLD))
 
 
-def load_marigold(reader: Reader, device: torch.device) -> MarigoldLabeler:
+def load_marigold(spec: LabelerSpec, device: torch.device) -> MarigoldLabeler:
     """Marigold from a folder or hub id."""
-    folder = find_folder(reader, _MARIGOLD)
+    folder = find_folder(spec, _MARIGOLD)
     try:
         pipeline: Any = MarigoldIntrinsicsPipeline.from_pretrained(
             folder, use_safetensors=True, local_files_only=True
@@ -131,23 +131,23 @@ def load_marigold(reader: Reader, device: torch.device) -> MarigoldLabeler:
     return MarigoldLabeler(pipeline.to(device))
 
 
-def find_intrinsic(reader: Reader) -> list[Path]:
+def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
     """The package, which loads its own weights: ``paper_weights`` or ``v2``."""
     require_package(
         "intrinsic",
         "pip install https://github.com/compphoto/Intrinsic/archive/main.zip (academic licence)",
     )
-    if reader.weights not in (None, "paper_weights", "v2"):
+    if spec.weights not in (None, "paper_weights", "v2"):
         raise UserError(
-            f"weights is {reader.weights!r}: the package loads its own, paper_weights or v2"
+            f"weights is {spec.weights!r}: the package loads its own, paper_weights or v2"
         )
     return []
 
 
-def load_intrinsic(reader: Reader, device: torch.device) -> IntrinsicLabeler:
+def load_intrinsic(spec: LabelerSpec, device: torch.device) -> IntrinsicLabeler:
     """Intrinsic, by the package's own loader, from torch's cache or its release page."""
-    find_intrinsic(reader)
+    locate_intrinsic(spec)
     from intrinsic.pipeline import load_models
 
-    models = load_models(reader.weights or "paper_weights", stage="gray", device=str(device))
+    models = load_models(spec.weights or "paper_weights", stage="gray", device=str(device))
     return IntrinsicLabeler(models, device)

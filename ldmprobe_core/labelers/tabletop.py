@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.tabletop_networks import MAPS, ClassNetwork, MapNetwork
+from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
 from ldmprobe_core.study.prompt_sets import CATEGORIES
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
 _AT_ONCE = 64
 JUDGE_WIDTHS = (24, 48, 96, 160)
 """Widths of the judge, the second classifier, which scores generated images outside studies."""
 
 
-class _Maps:
+class _MapNetworkCache:
     """The map network on a device; it keeps the last images' maps, which the next labeler asks for.
 
     The three labelers see the same array one after the other: one forward pass serves them.  Every
@@ -35,12 +35,12 @@ class _Maps:
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.network, self.device = network, device
-        self._own = threading.local()
+        self.thread_local_models = threading.local()
 
     def __call__(self, images: np.ndarray) -> Tensor:
-        last: tuple[np.ndarray, Tensor] | None = getattr(self._own, "last", None)
+        last: tuple[np.ndarray, Tensor] | None = getattr(self.thread_local_models, "last", None)
         if last is None or last[0] is not images:
-            last = self._own.last = images, _apply(self.network, images, self.device)
+            last = self.thread_local_models.last = images, _apply(self.network, images, self.device)
         return last[1]
 
 
@@ -49,8 +49,8 @@ class MapLabeler:
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, prop: str, maps: _Maps) -> None:
-        self.prop, self.channel = prop, MAPS.index(prop)
+    def __init__(self, prop: str, maps: _MapNetworkCache) -> None:
+        self.prop, self.channel = prop, MAP_CHANNELS.index(prop)
         self.maps = maps
         self.units = {
             "foreground": "probability of foreground",
@@ -92,9 +92,9 @@ def _apply(network: nn.Module, images: np.ndarray, device: torch.device) -> Tens
     return torch.cat(parts)
 
 
-def _folder(reader: Reader) -> Path:
+def _folder(spec: LabelerSpec) -> Path:
     """Where the labelers' weights are: those that ship, or others made by the same training."""
-    return Path(reader.weights).expanduser() if reader.weights else MODEL_FOLDER
+    return Path(spec.weights).expanduser() if spec.weights else MODEL_FOLDER
 
 
 def _path(name: str, folder: Path) -> Path:
@@ -114,41 +114,41 @@ def _weights(network: nn.Module, name: str, device: torch.device, folder: Path) 
 
 
 @lru_cache(maxsize=1)
-def _maps(device: torch.device, folder: Path) -> _Maps:
-    return _Maps(_weights(MapNetwork(), "maps", device, folder), device)
+def _maps(device: torch.device, folder: Path) -> _MapNetworkCache:
+    return _MapNetworkCache(_weights(MapNetwork(), "maps", device, folder), device)
 
 
-def find(reader: Reader) -> list[Path]:
+def locate_weights(spec: LabelerSpec) -> list[Path]:
     """The weights' files.
 
     Raises:
         UserError: they are missing.
     """
-    return [_path(name, _folder(reader)) for name in ("maps", "class")]
+    return [_path(name, _folder(spec)) for name in ("maps", "class")]
 
 
-def load_foreground(reader: Reader, device: torch.device) -> MapLabeler:
+def load_foreground(spec: LabelerSpec, device: torch.device) -> MapLabeler:
     """Share of each pixel that the object covers, 0..1."""
-    return MapLabeler("foreground", _maps(device, _folder(reader)))
+    return MapLabeler("foreground", _maps(device, _folder(spec)))
 
 
-def load_depth(reader: Reader, device: torch.device) -> MapLabeler:
+def load_depth(spec: LabelerSpec, device: torch.device) -> MapLabeler:
     """Log of depth along the camera's axis, its image mean taken off; larger is farther."""
-    return MapLabeler("depth", _maps(device, _folder(reader)))
+    return MapLabeler("depth", _maps(device, _folder(spec)))
 
 
-def load_shading(reader: Reader, device: torch.device) -> MapLabeler:
+def load_shading(spec: LabelerSpec, device: torch.device) -> MapLabeler:
     """Light arriving at each surface, 0..1."""
-    return MapLabeler("shading", _maps(device, _folder(reader)))
+    return MapLabeler("shading", _maps(device, _folder(spec)))
 
 
-def load_classes(reader: Reader, device: torch.device) -> ClassLabeler:
+def load_classes(spec: LabelerSpec, device: torch.device) -> ClassLabeler:
     """Probabilities of the twelve categories."""
     network = ClassNetwork(len(CATEGORIES))
-    return ClassLabeler(_weights(network, "class", device, _folder(reader)), device)
+    return ClassLabeler(_weights(network, "class", device, _folder(spec)), device)
 
 
-def load_judge(reader: Reader, device: torch.device) -> ClassLabeler:
+def load_judge(spec: LabelerSpec, device: torch.device) -> ClassLabeler:
     """The second classifier, trained apart from the first; no study uses it."""
     network = ClassNetwork(len(CATEGORIES), JUDGE_WIDTHS)
-    return ClassLabeler(_weights(network, "judge", device, _folder(reader)), device)
+    return ClassLabeler(_weights(network, "judge", device, _folder(spec)), device)

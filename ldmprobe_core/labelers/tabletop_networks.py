@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MAPS = ("foreground", "depth", "shading")
+MAP_CHANNELS = ("foreground", "depth", "shading")
 """Channels of `MapNetwork`, in order."""
 
 
@@ -60,7 +60,9 @@ class MapNetwork(nn.Module):
         self.decoders = nn.ModuleList([_Block(d + c, c), _Block(c + b, b), _Block(b + a, a)])
         self.expand = nn.Conv2d(a, 4 * 16, 3, padding=1)
         self.head = nn.Sequential(
-            nn.Conv2d(16 + 3, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, len(MAPS), 3, padding=1)
+            nn.Conv2d(16 + 3, 16, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(16, len(MAP_CHANNELS), 3, padding=1),
         )
 
     def forward(self, image: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
 
@@ -29,13 +29,13 @@ def require_package(module: str, install: str) -> None:
         raise UserError(f"the package {module} is not installed: {install}")
 
 
-def find_folder(reader: Reader, default: str | None = None) -> Path:
+def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     """A folder written by ``save_pretrained``, or a hub id's copy in the hub's cache.
 
     Raises:
         UserError: there is none, or it holds no safetensors.
     """
-    source = reader.weights or default
+    source = spec.weights or default
     if source is None:
         raise UserError("give weights: a folder written by save_pretrained, or a hub id")
     folder = Path(source).expanduser()
@@ -43,9 +43,7 @@ def find_folder(reader: Reader, default: str | None = None) -> Path:
         if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             raise UserError(f"weights {source!r}: there is no such folder")
         try:
-            folder = Path(
-                snapshot_download(source, revision=reader.revision, local_files_only=True)
-            )
+            folder = Path(snapshot_download(source, revision=spec.revision, local_files_only=True))
         except Exception as error:  # the hub's client has many ways to say that it is not there
             raise UserError(
                 f"weights {source!r} are not in this machine's hub cache: fetch them with "
@@ -62,7 +60,7 @@ def files_of(folder: Path) -> list[Path]:
     return [*weights, *folder.rglob("*.json")] if weights else []
 
 
-def find_file(reader: Reader, published: str, cache: Path | None = None) -> Path:
+def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> Path:
     """A state dict as one safetensors file.
 
     Args:
@@ -72,9 +70,9 @@ def find_file(reader: Reader, published: str, cache: Path | None = None) -> Path
     Raises:
         UserError: there is none, or it is a pickle.
     """
-    if reader.weights is None and cache is None:
+    if spec.weights is None and cache is None:
         raise UserError(f"give weights: a safetensors file of {published}")
-    path = Path(reader.weights).expanduser() if reader.weights else cache
+    path = Path(spec.weights).expanduser() if spec.weights else cache
     assert path is not None
     if path.suffix in {".pth", ".pt", ".bin", ".ckpt"} and path.exists():
         raise UserError(

@@ -1,7 +1,7 @@
 """Activations of named modules, by plain forward hooks; the conditional half only.
 
-What a call left goes to the host while the device computes on: a `Leaving` begins the copy, and
-its `arrive` ends it, which whoever keeps the values may call in a thread of its own.
+What a call left goes to the host while the device computes on: a `HostTransfer` begins the copy,
+and its `arrive` ends it, which whoever keeps the values may call in a thread of its own.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldmprobe_core.models.architectures.base import Family
-from ldmprobe_core.models.layers import image_item
+from ldmprobe_core.models.architectures.base import Architecture
+from ldmprobe_core.models.layers import image_output_index
 from ldmprobe_core.models.token_grid import to_grid
 
 
-class Capture:
-    """Hooks on modules, as a context manager; `take` after each call of their network.
+class ActivationCapture:
+    """Hooks on modules, as a context manager; `pop_activations` after each call of their network.
 
     Args:
         modules: layer name to module.
@@ -32,17 +32,22 @@ class Capture:
     def __init__(
         self,
         modules: dict[str, nn.Module],
-        family: Family,
-        halves: int = 1,
+        architecture: Architecture,
+        batch_copies: int = 1,
         network: nn.Module | None = None,
     ) -> None:
-        self.modules, self.family, self.halves, self.network = modules, family, halves, network
-        self._grid = family.grid
+        self.modules, self.architecture, self.batch_copies, self.network = (
+            modules,
+            architecture,
+            batch_copies,
+            network,
+        )
+        self._grid = architecture.grid
         self._seen: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
 
-    def __enter__(self) -> Capture:
-        if self.network is not None and self.family.joint:
+    def __enter__(self) -> ActivationCapture:
+        if self.network is not None and self.architecture.joint_block_classes:
             hook = self.network.register_forward_pre_hook(self._count_text, with_kwargs=True)
             self._hooks.append(hook)
         for name, module in self.modules.items():
@@ -59,20 +64,20 @@ class Capture:
         self._grid = replace(self._grid, text=text.shape[1])
 
     def _hook(self, name: str) -> Callable[..., None]:
-        item = image_item(self.family, self.modules[name])
+        item = image_output_index(self.architecture, self.modules[name])
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             grid = to_grid(output, self._grid, item)
-            n = len(grid) // self.halves
+            n = len(grid) // self.batch_copies
             self._seen[name] = grid[-n:].detach()
 
         return keep
 
-    def forget(self) -> None:
+    def discard(self) -> None:
         """Drop what a call left, such as guidance's unconditional one."""
         self._seen = {}
 
-    def take(self, samples: int) -> dict[str, Tensor]:
+    def pop_activations(self, samples: int) -> dict[str, Tensor]:
         """What the last call left, by layer: float16 (sample, y, x, channel) on the device.
 
         Raises:
@@ -89,8 +94,8 @@ class Capture:
             values = self._seen[name]
             if len(values) != samples:
                 raise RuntimeError(
-                    f"{name} saw a batch of {len(values) * self.halves}, not {samples} x "
-                    f"{self.halves}: the pipeline's guidance is not what was declared"
+                    f"{name} saw a batch of {len(values) * self.batch_copies}, not {samples} x "
+                    f"{self.batch_copies}: the pipeline's guidance is not what was declared"
                 )
             taken[name] = values.to(torch.float16, copy=True)  # not a view of both halves
         self._seen = {}

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Taken = dict[str, tuple[np.ndarray, np.ndarray]]
+HostActivations = dict[str, tuple[np.ndarray, np.ndarray]]
 """By layer: float16 (sample, y, x, channel), and int32 counts (sample,) of what is not finite."""
 
 
-class Leaving:
+class HostTransfer:
     """Values on their way from the device to the host.
 
     Args:
@@ -39,7 +39,7 @@ class Leaving:
         """Of the values."""
         return sum(half.nbytes for half, _ in self._values.values())
 
-    def arrive(self) -> Taken:
+    def result(self) -> HostActivations:
         """Wait until they are there."""
         if self._event is not None:
             self._event.synchronize()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.base import PRESETS, Family
+from ldmprobe_core.models.architectures.base import PRESETS, Architecture
 from ldmprobe_core.models.token_grid import Grid, to_grid
 from ldmprobe_core.study.layers import LayerShape
 
@@ -20,7 +20,7 @@ VAE = "vae."
 """Prefix of the names of the decoder's modules; a denoiser's have none."""
 
 
-def modules_of(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module]:
+def capturable_modules(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module]:
     """Every module that can be captured, by name, in the networks' own order.
 
     Lists of modules are left out: nothing ever calls them.
@@ -33,7 +33,9 @@ def modules_of(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in named.items() if name and not isinstance(m, containers)}
 
 
-def match_layers(family: Family, names: list[str], layers: tuple[str, ...]) -> list[str]:
+def match_layers(
+    architecture: Architecture, names: list[str], layers: tuple[str, ...]
+) -> list[str]:
     """Names that any of a study's ``capture.layers`` stands for, in the networks' own order.
 
     Args:
@@ -43,7 +45,7 @@ def match_layers(family: Family, names: list[str], layers: tuple[str, ...]) -> l
     Raises:
         UserError: one of them stands for nothing; close names are listed.
     """
-    presets = {**family.presets, "vae": (VAE + "decoder.mid_block.attentions.0",)}
+    presets = {**architecture.presets, "vae": (VAE + "decoder.mid_block.attentions.0",)}
     chosen = set()
     for layer in layers:
         globs = presets.get(layer, (layer,))
@@ -64,13 +66,13 @@ def _matches(name: str, glob: str) -> bool:
     return fnmatchcase(name, glob) and (glob.startswith(VAE) or not name.startswith(VAE))
 
 
-def image_item(family: Family, module: nn.Module) -> int:
+def image_output_index(architecture: Architecture, module: nn.Module) -> int:
     """Which item of a module's output is the image's: joint blocks return the text first."""
-    return int(type(module).__name__ in family.joint)
+    return int(type(module).__name__ in architecture.joint_block_classes)
 
 
 def layer_shapes(
-    family: Family, denoiser: nn.Module, vae: Any, layers: list[str]
+    architecture: Architecture, denoiser: nn.Module, vae: Any, layers: list[str]
 ) -> dict[str, LayerShape]:
     """Shapes of layers by a dry run on the meta device: no weights, no memory, no arithmetic.
 
@@ -88,20 +90,21 @@ def layer_shapes(
     def note(name: str) -> Callable[..., None]:
         return lambda _module, _inputs, output: outputs.__setitem__(name, output)
 
-    modules = modules_of(denoiser, vae)
+    modules = capturable_modules(denoiser, vae)
     hooks = [modules[name].register_forward_hook(note(name)) for name in layers]
     with torch.device("meta"), torch.no_grad():
-        call = family.dry_call()
+        call = architecture.dummy_inputs()
         denoiser(**call)
         if any(name.startswith(VAE) for name in layers):
-            vae.decode(torch.empty(1, family.vae["latent_channels"], *family.latent))
+            vae.decode(torch.empty(1, architecture.vae["latent_channels"], *architecture.latent))
     for hook in hooks:
         hook.remove()
-    text = call["encoder_hidden_states"].shape[1] if family.joint else 0
-    grid = replace(family.grid, text=text)
+    text = call["encoder_hidden_states"].shape[1] if architecture.joint_block_classes else 0
+    grid = replace(architecture.grid, text=text)
     in_turn = sorted(layers, key=[*outputs, *layers].index)  # as they are called
     return {
-        name: _shape_of(name, outputs, grid, image_item(family, modules[name])) for name in in_turn
+        name: _shape_of(name, outputs, grid, image_output_index(architecture, modules[name]))
+        for name in in_turn
     }
 
 

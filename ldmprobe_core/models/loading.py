@@ -10,8 +10,8 @@ from diffusers.utils import logging
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.base import Family
-from ldmprobe_core.models.architectures.registry import family_of
+from ldmprobe_core.models.architectures.base import Architecture
+from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.schedulers import new_scheduler
 from ldmprobe_core.models.weights import model_folder
 from ldmprobe_core.study.schema import Study
@@ -25,24 +25,24 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
     """
     model = study.model
     folder = model_folder(model)
-    family = family_of(folder)
+    architecture = detect_architecture(folder)
     logging.disable_progress_bar()  # the stage shows its own
     # Results are those of the study's dtype on every card: no hidden TF32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     unwanted = {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipeline: Any = family.pipeline.from_pretrained(
+        pipeline: Any = architecture.pipeline.from_pretrained(
             folder,
             # In float16 some VAEs overflow, and decoding is a small part of the time.
             dtype={"vae": torch.float32, "default": getattr(torch, model.dtype)},
             use_safetensors=True,
             local_files_only=True,
-            **(unwanted if type(family) is Family else {}),
+            **(unwanted if type(architecture) is Architecture else {}),
         )
     except (OSError, ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model.source {model.source!r} does not load: {reason}") from error
-    pipeline.scheduler = new_scheduler(study.sampling.scheduler, family.scheduler)
+    pipeline.scheduler = new_scheduler(study.sampling.scheduler, architecture.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -57,7 +57,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
     return pipeline
 
 
-def skeletons(family: Family) -> tuple[nn.Module, nn.Module]:
+def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     """Denoiser and VAE without weights or memory: names of modules, and shapes by a dry run.
 
     Raises:
@@ -65,17 +65,17 @@ def skeletons(family: Family) -> tuple[nn.Module, nn.Module]:
     """
     try:
         with torch.device("meta"):
-            denoiser = family.network.from_config(family.config).eval()
-            return denoiser, AutoencoderKL.from_config(family.vae).eval()
+            denoiser = architecture.network.from_config(architecture.config).eval()
+            return denoiser, AutoencoderKL.from_config(architecture.vae).eval()
     except (TypeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model: {family.folder} has an unusable config: {reason}") from error
+        raise UserError(f"model: {architecture.folder} has an unusable config: {reason}") from error
 
 
-def timesteps(family: Family, study: Study) -> list[float]:
+def timesteps(architecture: Architecture, study: Study) -> list[float]:
     """The scheduler's own numbers of all steps, in sampling order."""
-    scheduler = new_scheduler(study.sampling.scheduler, family.scheduler)
-    family.set_steps(scheduler, study.sampling.steps)
+    scheduler = new_scheduler(study.sampling.scheduler, architecture.scheduler)
+    architecture.set_steps(scheduler, study.sampling.steps)
     return [float(t) for t in scheduler.timesteps]
 
 

@@ -20,27 +20,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldmprobe_core.models.architectures.base import Family
-from ldmprobe_core.models.capture import Capture
-from ldmprobe_core.models.host_transfer import Leaving
-from ldmprobe_core.models.layers import VAE, match_layers, modules_of
+from ldmprobe_core.models.architectures.base import Architecture
+from ldmprobe_core.models.capture import ActivationCapture
+from ldmprobe_core.models.host_transfer import HostTransfer
+from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers
 from ldmprobe_core.models.loading import permute_weights
-from ldmprobe_core.models.scheduler_tap import _Watch, _watched_step
+from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
-_PIXELS_AT_ONCE = 1 << 16
+_PIXELS_PER_DECODE = 1 << 16
 """Pixels that are decoded together: one image of 512 x 512, or 16 of 64 x 64.  More of them no
 longer fit a CPU's cache and take a quarter longer each."""
 
-Keep = Callable[[str, int, Leaving], None]
-"""Takes what a network showed at a step: variant ("real", "permuted"), step from 0, layers."""
+ActivationSink = Callable[[str, int, HostTransfer], None]
+"""Takes what a network showed at a step: network ("trained", "permuted"), step from 0, layers."""
 
 
 @dataclass
-class Generated:
+class SampledBatch:
     """One batch of samples.
 
     Attributes:
@@ -57,7 +57,7 @@ class Generated:
     timestep: list[float]
 
 
-class Generator:
+class PipelineSampler:
     """A loaded pipeline, ready for the batches of one study.
 
     Args:
@@ -66,29 +66,29 @@ class Generator:
         study: decides steps, guidance, layers and whether the permuted control runs.
     """
 
-    def __init__(self, pipeline: Any, family: Family, study: Study) -> None:
-        self.pipeline, self.family, self.study = pipeline, family, study
-        self.denoiser: nn.Module = getattr(pipeline, family.denoiser)
-        modules = modules_of(self.denoiser, pipeline.vae)
-        self.layers = match_layers(family, list(modules), study.capture.layers)
-        self.of_vae = any(name.startswith(VAE) for name in self.layers)
-        self.twin: nn.Module | None = None
-        self.twin_vae: nn.Module | None = None
-        if study.controls.permuted:
-            self.twin = _permuted(self.denoiser)
-            self.twin_vae = _permuted(pipeline.vae) if self.of_vae else None
+    def __init__(self, pipeline: Any, architecture: Architecture, study: Study) -> None:
+        self.pipeline, self.architecture, self.study = pipeline, architecture, study
+        self.denoiser: nn.Module = getattr(pipeline, architecture.denoiser)
+        modules = capturable_modules(self.denoiser, pipeline.vae)
+        self.layers = match_layers(architecture, list(modules), study.capture.layers)
+        self.captures_vae = any(name.startswith(VAE) for name in self.layers)
+        self.permuted_denoiser: nn.Module | None = None
+        self.permuted_vae: nn.Module | None = None
+        if study.controls.permuted_weights:
+            self.permuted_denoiser = _permuted(self.denoiser)
+            self.permuted_vae = _permuted(pipeline.vae) if self.captures_vae else None
         scale = study.sampling.guidance if study.images is None else 1.0
         self.scale = scale
-        self.guidance = family.guidance(scale, study.prompts.negative)
+        self.guidance = architecture.guidance(scale, study.prompts.negative)
 
     @torch.no_grad()
-    def generate(
+    def sample(
         self,
         samples: list[Sample],
-        keep: Keep,
+        sink: ActivationSink,
         pictures: np.ndarray | None = None,
         step_images: bool = True,
-    ) -> Generated:
+    ) -> SampledBatch:
         """Carry samples through all steps together; each has its own generator, seeded on the CPU.
 
         Args:
@@ -104,18 +104,18 @@ class Generator:
         pipeline, sampling = self.pipeline, self.study.sampling
         torch.set_num_threads(sampling.threads)  # a thread's own setting: repeated in every task
         generators = [torch.Generator().manual_seed(sample.seed) for sample in samples]
-        watch, arguments = _Watch(), {}
+        watch, arguments = StepRecorder(), {}
         replace = None
         if pictures is not None:
-            replace, arguments["latents"] = self._looking_at(pictures, generators)
+            replace, arguments["latents"] = self._noised_images(pictures, generators)
         negative = self.study.prompts.negative
         with ExitStack() as stack:
-            capture = self._capture(self.denoiser, self.guidance.halves, of_vae=False)
+            capture = self._capture(self.denoiser, self.guidance.batch_copies, captures_vae=False)
             stack.enter_context(capture)
-            stack.enter_context(self._watched_denoiser(capture, watch, keep, len(samples)))
+            stack.enter_context(self._tap_denoiser(capture, watch, sink, len(samples)))
             stack.enter_context(
-                _watched_step(
-                    pipeline.scheduler, watch, self.guidance, self._taken_latents(keep), replace
+                SchedulerTap(
+                    pipeline.scheduler, watch, self.guidance, self._latents_sink(sink), replace
                 )
             )
             pipeline(
@@ -123,7 +123,7 @@ class Generator:
                 num_inference_steps=sampling.steps,
                 generator=generators,
                 output_type="latent",
-                **self.family.arguments(
+                **self.architecture.arguments(
                     self.scale, None if negative is None else [negative] * len(samples)
                 ),
                 **arguments,
@@ -132,11 +132,11 @@ class Generator:
         last = len(watch.after) - 1
         after = []
         for step, latents in enumerate(watch.after):
-            if step_images or self.of_vae or step == last:
-                after.append(self._decode(latents, pipeline.vae, partial(keep, "real", step)))
-            if self.twin_vae is not None:
-                self._decode(latents, self.twin_vae, partial(keep, "permuted", step))
-        return Generated(
+            if step_images or self.captures_vae or step == last:
+                after.append(self._decode(latents, pipeline.vae, partial(sink, "trained", step)))
+            if self.permuted_vae is not None:
+                self._decode(latents, self.permuted_vae, partial(sink, "permuted", step))
+        return SampledBatch(
             image=after[-1] if pictures is None else pictures,
             trajectory=np.stack(after, axis=1) if step_images else None,
             clean=np.stack([self.decode(latents) for latents in watch.clean], axis=1)
@@ -145,63 +145,73 @@ class Generator:
             timestep=watch.timestep,
         )
 
-    def _taken_latents(self, keep: Keep) -> Callable[[int, Tensor], None]:
+    def _latents_sink(self, sink: ActivationSink) -> Callable[[int, Tensor], None]:
         """What to do with the denoiser's input at a step: keep it, where it is a control."""
 
         def take(step: int, latents: Tensor) -> None:
             if self.study.controls.latents:
-                grid = self.family.unpack(latents).movedim(1, -1)
-                keep("real", step, Leaving({LATENTS: grid.to(torch.float16, copy=True)}))
+                grid = self.architecture.unpack(latents).movedim(1, -1)
+                sink("trained", step, HostTransfer({LATENTS: grid.to(torch.float16, copy=True)}))
 
         return take
 
-    def _capture(self, network: nn.Module, halves: int, of_vae: bool) -> Capture:
+    def _capture(
+        self, network: nn.Module, batch_copies: int, captures_vae: bool
+    ) -> ActivationCapture:
         modules = dict(network.named_modules())
-        prefix = VAE if of_vae else ""
-        names = [name for name in self.layers if name.startswith(VAE) == of_vae]
+        prefix = VAE if captures_vae else ""
+        names = [name for name in self.layers if name.startswith(VAE) == captures_vae]
         chosen = {name: modules[name.removeprefix(prefix)] for name in names}
-        return Capture(chosen, self.family, halves, None if of_vae else network)
+        return ActivationCapture(
+            chosen, self.architecture, batch_copies, None if captures_vae else network
+        )
 
-    def _watched_denoiser(self, capture: Capture, watch: _Watch, keep: Keep, samples: int) -> Any:
+    def _tap_denoiser(
+        self, capture: ActivationCapture, watch: StepRecorder, sink: ActivationSink, samples: int
+    ) -> Any:
         """After each denoiser call: take what it left, and show the twin the same inputs."""
-        twin_capture = self._capture(self.twin, 1, of_vae=False) if self.twin else None
+        permuted_capture = (
+            self._capture(self.permuted_denoiser, 1, captures_vae=False)
+            if self.permuted_denoiser
+            else None
+        )
 
         def look(_denoiser: nn.Module, args: tuple, kwargs: dict, _output: Any) -> None:
             watch.calls += 1
             if watch.calls > 1:  # guidance's unconditional call, which comes second
-                capture.forget()
+                capture.discard()
                 return
             step = len(watch.after)
-            keep("real", step, Leaving(capture.take(samples)))
-            if self.twin is None or twin_capture is None:
+            sink("trained", step, HostTransfer(capture.pop_activations(samples)))
+            if self.permuted_denoiser is None or permuted_capture is None:
                 return
-            half = _conditional(args, kwargs, self.guidance.halves)
-            with twin_capture:
-                self.twin(*half[0], **half[1])
-            keep("permuted", step, Leaving(twin_capture.take(samples)))
+            half = _conditional_call(args, kwargs, self.guidance.batch_copies)
+            with permuted_capture:
+                self.permuted_denoiser(*half[0], **half[1])
+            sink("permuted", step, HostTransfer(permuted_capture.pop_activations(samples)))
 
         stack = ExitStack()
         stack.callback(self.denoiser.register_forward_hook(look, with_kwargs=True).remove)
         return stack
 
-    def _looking_at(
+    def _noised_images(
         self, pictures: np.ndarray, generators: list[torch.Generator]
     ) -> tuple[Callable[[int], Tensor], Tensor]:
         """Latents of pictures with the noise of each step, and those to begin with."""
-        pipeline, family = self.pipeline, self.family
+        pipeline, architecture = self.pipeline, self.architecture
         vae = pipeline.vae
         images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
         parts = [
-            family.encode(vae, part.to(vae.device) / 127.5 - 1)
-            for part in images.split(self._at_once)
+            architecture.encode(vae, part.to(vae.device) / 127.5 - 1)
+            for part in images.split(self._decode_batch)
         ]
         clean = torch.cat(parts)
         noise = torch.cat(
             [torch.randn(1, *clean.shape[1:], generator=g, dtype=torch.float32) for g in generators]
         )
-        clean, noise = family.pack(clean), family.pack(noise.to(clean))
+        clean, noise = architecture.pack(clean), architecture.pack(noise.to(clean))
         scheduler = pipeline.scheduler
-        family.set_steps(scheduler, self.study.sampling.steps)
+        architecture.set_steps(scheduler, self.study.sampling.steps)
 
         def at(step: int) -> Tensor:
             if step == len(scheduler.timesteps):
@@ -213,9 +223,9 @@ class Generator:
         return at, start.to(next(self.denoiser.parameters()).dtype)
 
     @property
-    def _at_once(self) -> int:
-        height, width = self.family.size
-        return max(1, _PIXELS_AT_ONCE // (height * width))
+    def _decode_batch(self) -> int:
+        height, width = self.architecture.size
+        return max(1, _PIXELS_PER_DECODE // (height * width))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -223,7 +233,7 @@ class Generator:
         return self._decode(latents, self.pipeline.vae, None)
 
     def _decode(
-        self, latents: Tensor, vae: Any, keep: Callable[[Leaving], None] | None
+        self, latents: Tensor, vae: Any, sink: Callable[[HostTransfer], None] | None
     ) -> np.ndarray:
         """Latents as the pipeline hands them on to uint8 (sample, y, x, rgb).
 
@@ -231,33 +241,35 @@ class Generator:
             keep: is handed the activations of the decoder's captured layers.
         """
         images, taken = [], []
-        of_vae = self.of_vae and keep is not None
+        captures_vae = self.captures_vae and sink is not None
         with ExitStack() as stack:
-            if of_vae:
-                capture = self._capture(vae, 1, of_vae=True)
+            if captures_vae:
+                capture = self._capture(vae, 1, captures_vae=True)
                 stack.enter_context(capture)
-            for part in self.family.unpack(latents).split(self._at_once):
-                images.append(_to_images(self.family.decode(vae, part)))
-                if of_vae:
-                    taken.append(capture.take(len(part)))
-        if of_vae:
-            assert keep is not None
-            keep(Leaving({name: torch.cat([part[name] for part in taken]) for name in taken[0]}))
+            for part in self.architecture.unpack(latents).split(self._decode_batch):
+                images.append(_to_images(self.architecture.decode(vae, part)))
+                if captures_vae:
+                    taken.append(capture.pop_activations(len(part)))
+        if captures_vae:
+            assert sink is not None
+            sink(
+                HostTransfer({name: torch.cat([part[name] for part in taken]) for name in taken[0]})
+            )
         return np.concatenate(images)
 
 
 def _permuted(network: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(network)
-    permute_weights(twin)
-    return twin
+    permuted_denoiser = copy.deepcopy(network)
+    permute_weights(permuted_denoiser)
+    return permuted_denoiser
 
 
-def _conditional(args: tuple, kwargs: dict, halves: int) -> tuple[tuple, dict]:
+def _conditional_call(args: tuple, kwargs: dict, batch_copies: int) -> tuple[tuple, dict]:
     """The same call with the conditional part of every batched argument, dicts of them too."""
 
     def half(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim > 0 and halves > 1 and len(value) > 1:
-            return value[len(value) // halves * (halves - 1) :]
+        if isinstance(value, Tensor) and value.ndim > 0 and batch_copies > 1 and len(value) > 1:
+            return value[len(value) // batch_copies * (batch_copies - 1) :]
         if isinstance(value, dict):
             return {key: half(part) for key, part in value.items()}
         return value

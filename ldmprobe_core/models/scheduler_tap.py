@@ -14,7 +14,7 @@ from ldmprobe_core.models.schedulers import predicted_clean
 
 
 @dataclass
-class _Watch:
+class StepRecorder:
     """Collects what passes during one batch; one entry a step."""
 
     after: list[Tensor] = field(default_factory=list)
@@ -23,7 +23,7 @@ class _Watch:
     calls: int = 0  # of the denoiser, since the last step
 
 
-class _watched_step:  # noqa: N801  (a context manager used like a function)
+class SchedulerTap:
     """Replaces ``scheduler.step`` by itself plus a look at what comes in and goes out.
 
     Args:
@@ -34,7 +34,7 @@ class _watched_step:  # noqa: N801  (a context manager used like a function)
     def __init__(
         self,
         scheduler: Any,
-        watch: _Watch,
+        watch: StepRecorder,
         guidance: Guidance,
         before: Callable[[int, Tensor], None],
         replace: Callable[[int], Tensor] | None,
@@ -47,10 +47,11 @@ class _watched_step:  # noqa: N801  (a context manager used like a function)
 
         @functools.wraps(inner)  # pipelines look at its signature
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
-            if watch.calls != self.guidance.calls:
+            if watch.calls != self.guidance.calls_per_step:
                 raise RuntimeError(
                     f"the denoiser was called {watch.calls} times in one step, not "
-                    f"{self.guidance.calls}: the pipeline's guidance is not what was declared, or "
+                    f"{self.guidance.calls_per_step}: the pipeline's guidance is not what was "
+                    "declared, or "
                     "the model was compiled, which bypasses hooks"
                 )
             watch.calls = 0

@@ -48,7 +48,7 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
 
 
 def change_grid(
-    output: Any, grid: Grid, item: int, halves: int, change: Callable[[Tensor], Tensor]
+    output: Any, grid: Grid, item: int, batch_copies: int, change: Callable[[Tensor], Tensor]
 ) -> Any:
     """A module's output with the conditional half of its image tokens changed.
 
@@ -62,7 +62,7 @@ def change_grid(
     tensor = parts[item if isinstance(output, (tuple, list)) else 0]
     new = tensor.clone()
     view = to_grid(new, grid)
-    n = len(view) // halves
+    n = len(view) // batch_copies
     old = view[-n:].float()
     view[-n:] += (change(old) - old).to(new.dtype)
     if not isinstance(output, (tuple, list)):

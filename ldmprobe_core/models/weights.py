@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 
 from ldmprobe_core.assets import CONFIGS, MODEL_FOLDER
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.registry import family_of
+from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.study.sections import Model
 
 _KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}
@@ -49,7 +49,7 @@ def _not_here(model: Model) -> NoReturn:
 
 def has_weights(folder: Path) -> bool:
     """A model folder holds the weights of its denoiser and its VAE, as safetensors."""
-    parts = (family_of(folder).denoiser, "vae")
+    parts = (detect_architecture(folder).denoiser, "vae")
     return all(any((folder / part).glob("*.safetensors")) for part in parts)
 
 

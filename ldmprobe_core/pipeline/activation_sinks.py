@@ -10,10 +10,10 @@ from types import TracebackType
 
 import numpy as np
 
-from ldmprobe_core.models.host_transfer import Leaving
+from ldmprobe_core.models.host_transfer import HostTransfer
 from ldmprobe_core.storage.run import Run
 
-GROUPS = {"real": "activations", "permuted": "permuted"}
+ACTIVATION_GROUPS = {"trained": "activations", "permuted": "activations_permuted"}
 """Where the store keeps what the denoiser shows, and its twin with permuted weights."""
 
 _BLOCK_BYTES = 16 << 20
@@ -35,28 +35,28 @@ class Activations:
     nonfinite: dict[str, np.ndarray]
 
 
-class InMemory:
+class ActivationBuffer:
     """Keeps a whole batch: (sample, step) of every layer, of the denoiser and of its twin."""
 
     def __init__(self) -> None:
-        self._left: list[tuple[str, int, Leaving]] = []
+        self._left: list[tuple[str, int, HostTransfer]] = []
 
-    def __call__(self, variant: str, step: int, leaving: Leaving) -> None:
+    def __call__(self, network: str, step: int, transfer: HostTransfer) -> None:
         """Keep what a network showed at a step, from 0."""
-        self._left.append((variant, step, leaving))
+        self._left.append((network, step, transfer))
 
-    def take(self) -> dict[str, Activations]:
-        """All of it, by variant, and keep it no longer."""
+    def pop(self) -> dict[str, Activations]:
+        """All of it, by network, and keep it no longer."""
         found: dict[str, Activations] = {}
-        for (variant, layer), pieces in _sorted_out(self._left).items():
-            made = found.setdefault(variant, Activations({}, {}))
+        for (network, layer), pieces in _by_layer(self._left).items():
+            made = found.setdefault(network, Activations({}, {}))
             made.values[layer] = np.stack([values for _, values, _ in pieces], axis=1)
             made.nonfinite[layer] = np.stack([bad for _, _, bad in pieces], axis=1)
         self._left = []
         return found
 
 
-class IntoStore:
+class ActivationWriter:
     """Writes a batch into a run while its next steps are computed; a context manager.
 
     Memory is bounded: one block fills, `_AHEAD` are handed over, and the one that is being written
@@ -72,23 +72,23 @@ class IntoStore:
     def __init__(self, run: Run, region: slice) -> None:
         self.run, self.region = run, region
         self.bytes = 0
-        self._block: list[tuple[str, int, Leaving]] = []
+        self._block: list[tuple[str, int, HostTransfer]] = []
         self._filled = 0
         self._bad: dict[tuple[str, str], list[np.ndarray]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="into-store")
         self._under_way: deque[Future[None]] = deque()
 
-    def __enter__(self) -> IntoStore:
+    def __enter__(self) -> ActivationWriter:
         return self
 
-    def __call__(self, variant: str, step: int, leaving: Leaving) -> None:
+    def __call__(self, network: str, step: int, transfer: HostTransfer) -> None:
         """Take what a network showed at a step, from 0.
 
         Raises:
             whatever writing an earlier block raised.
         """
-        self._block.append((variant, step, leaving))
-        self._filled += leaving.nbytes
+        self._block.append((network, step, transfer))
+        self._filled += transfer.nbytes
         if self._filled >= _BLOCK_BYTES:
             self._hand_over()
 
@@ -101,9 +101,9 @@ class IntoStore:
                 return
             self._hand_over()
             self._wait_for(0)
-            for (variant, layer), counts in self._bad.items():
+            for (network, layer), counts in self._bad.items():
                 stacked = {"nonfinite": np.stack(counts, axis=1)}
-                self.run.write(f"{GROUPS[variant]}/{layer}", stacked, sample=self.region)
+                self.run.write(f"{ACTIVATION_GROUPS[network]}/{layer}", stacked, sample=self.region)
 
     def _hand_over(self) -> None:
         self._wait_for(_AHEAD - 1)
@@ -116,15 +116,17 @@ class IntoStore:
         while len(self._under_way) > left:
             self._under_way.popleft().result()
 
-    def _write(self, block: list[tuple[str, int, Leaving]]) -> None:
-        for (variant, layer), pieces in _sorted_out(block).items():
+    def _write(self, block: list[tuple[str, int, HostTransfer]]) -> None:
+        for (network, layer), pieces in _by_layer(block).items():
             steps = slice(pieces[0][0], pieces[-1][0] + 1)
             stacked = {"activation": np.stack([values for _, values, _ in pieces], axis=1)}
-            self.run.write(f"{GROUPS[variant]}/{layer}", stacked, sample=self.region, step=steps)
-            self._bad.setdefault((variant, layer), []).extend(bad for _, _, bad in pieces)
+            self.run.write(
+                f"{ACTIVATION_GROUPS[network]}/{layer}", stacked, sample=self.region, step=steps
+            )
+            self._bad.setdefault((network, layer), []).extend(bad for _, _, bad in pieces)
 
 
-def bytes_at_once(step: int, steps: int) -> int:
+def peak_activation_bytes(step: int, steps: int) -> int:
     """The most bytes of activations that writing a batch holds at once.
 
     Args:
@@ -133,10 +135,10 @@ def bytes_at_once(step: int, steps: int) -> int:
     return min((2 + _AHEAD) * (_BLOCK_BYTES + step), 2 * steps * step)
 
 
-def _sorted_out(left: Iterable[tuple[str, int, Leaving]]) -> _Pieces:
-    """By variant and layer: its steps in order, each with its values and counts."""
+def _by_layer(left: Iterable[tuple[str, int, HostTransfer]]) -> _Pieces:
+    """By network and layer: its steps in order, each with its values and counts."""
     pieces: _Pieces = {}
-    for variant, step, leaving in left:
-        for layer, (values, bad) in leaving.arrive().items():
-            pieces.setdefault((variant, layer), []).append((step, values, bad))
+    for network, step, transfer in left:
+        for layer, (values, bad) in transfer.result().items():
+            pieces.setdefault((network, layer), []).append((step, values, bad))
     return pieces

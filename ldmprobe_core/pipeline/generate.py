@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ldmprobe_core.pipeline.activation_sinks import IntoStore
-from ldmprobe_core.pipeline.model_cache import generator_for, on_device
+from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
+from ldmprobe_core.pipeline.model_cache import get_sampler, model_access
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
-from ldmprobe_core.study.image_folder import map_path, read_map, read_picture
+from ldmprobe_core.study.image_folder import map_path, read_image, read_map
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
@@ -24,25 +23,25 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
         samples, seconds and bytes written; zero samples where it was done before.
     """
     run = Run(url)
-    if run.done("generated", batch):
+    if run.progress.is_done("generated", batch):
         return {"samples": 0, "seconds": 0.0, "bytes": 0}
     started = time.monotonic()
-    study = run.study()
-    members = study.batches(run.stored)[batch]
-    samples = samples_of(run)[members.start : members.stop]
+    study = run.study
+    members = study.batches(run.n_stored)[batch]
+    samples = run.samples[members.start : members.stop]
     pictures, maps = _pictures(run, study, samples)
     region = slice(members.start, members.stop)
-    with IntoStore(run, region) as activations, on_device(study):
-        generator = generator_for(study, run.attributes()["model_fingerprint"])
-        made = generator.generate(samples, activations, pictures)
+    with ActivationWriter(run, region) as activations, model_access(study):
+        sampler = get_sampler(study, run.attributes()["model_fingerprint"])
+        made = sampler.sample(samples, activations, pictures)
     assert made.trajectory is not None
     assert made.clean is not None
     images = {"image": made.image, "trajectory": made.trajectory, "clean": made.clean}
     run.write("images", images, sample=region)
     if maps:
-        run.write("truth", maps, sample=region)
+        run.write("exact_maps", maps, sample=region)
     written = activations.bytes + sum(part.nbytes for part in images.values())
-    run.mark("generated", batch)
+    run.progress.mark_done("generated", batch)
     return {"samples": len(members), "seconds": time.monotonic() - started, "bytes": written}
 
 
@@ -54,13 +53,13 @@ def _pictures(
         return None, {}
     folder, sizes = Path(study.images.folder), run.open("images").sizes
     size = sizes["y"], sizes["x"]
-    names = [str(sample.picture) for sample in samples]
+    names = [str(sample.source_image) for sample in samples]
     maps = {}
-    for prop in run.truth:
+    for prop in run.exact_properties:
         found = [(map_path(folder, name, prop), folder / name) for name in names]
         maps[prop] = np.stack([read_map(m, prop, size, p) for m, p in found if m is not None])
-    return _pictures_of(folder, names, size), maps
+    return _read_images(folder, names, size), maps
 
 
-def _pictures_of(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndarray:
-    return np.stack([read_picture(folder / name, size) for name in names])
+def _read_images(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndarray:
+    return np.stack([read_image(folder / name, size) for name in names])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldmprobe_core.pipeline.model_cache import labelers_for, on_device
+from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.storage.run import Run
 
 
@@ -19,13 +19,13 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         images, seconds and bytes written; zero images where it was done before.
     """
     run = Run(url)
-    if run.done("labeled", batch):
+    if run.progress.is_done("labeled", batch):
         return {"images": 0, "seconds": 0.0, "bytes": 0}
-    if not run.done("generated", batch):
+    if not run.progress.is_done("generated", batch):
         raise RuntimeError(f"{run.url}: batch {batch} cannot be labeled before it is generated")
     started = time.monotonic()
-    study = run.study()
-    members = study.batches(run.stored)[batch]
+    study = run.study
+    members = study.batches(run.n_stored)[batch]
     region = slice(members.start, members.stop)
     fingerprints = run.attributes()["labeler_fingerprints"]
     count = written = 0
@@ -38,17 +38,17 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         leading = images.shape[:-3]
         flat = images.reshape(-1, *images.shape[-3:])
         count += len(flat)
-        with on_device(study):
+        with model_access(study):
             torch.set_num_threads(study.sampling.threads)
             labels = {
                 "class_score" if prop == "class" else prop: labeler(flat)
-                for prop, labeler in labelers_for(study, fingerprints).items()
+                for prop, labeler in get_labelers(study, fingerprints).items()
             }
         for prop in study.labels.maps:
             if prop not in labels:  # exact maps: of the picture they are known, of a step not
                 shape = flat.shape[:3]
                 labels[prop] = (
-                    run.read("truth", prop, sample=region)
+                    run.read("exact_maps", prop, sample=region)
                     if source == "image"
                     else np.full(shape, np.nan, np.float32)
                 )
@@ -60,5 +60,5 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         }
         run.write(group, stored, sample=region)
         written += sum(values.nbytes for values in stored.values())
-    run.mark("labeled", batch)
+    run.progress.mark_done("labeled", batch)
     return {"images": count, "seconds": time.monotonic() - started, "bytes": written}

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ldmprobe_core.pipeline.statistics import mean_maps, require_tallied
+from ldmprobe_core.pipeline.statistics import mean_maps, require_accumulated
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
 from ldmprobe_core.study.schema import Study
 
 
@@ -28,13 +27,13 @@ def label_set(run: Run) -> LabelSet:
     Raises:
         RuntimeError: some batch is not labeled, or not in the statistics.
     """
-    run.require_all("labeled")
-    study = run.study()
+    run.progress.require_complete("labeled")
+    study = run.study
     maps = as_labels(study, {prop: run.read("labels", prop) for prop in study.labels.maps})
-    split = np.array([sample.split for sample in samples_of(run)[: run.stored]])
+    split = np.array([sample.split for sample in run.samples[: run.n_stored]])
     train = np.flatnonzero(split == "train")
-    if study.capture.store == "statistics":
-        require_tallied(run)
+    if study.capture.keep == "statistics":
+        require_accumulated(run)
         means = mean_maps(run)
     else:
         means = {prop: values[train].mean(0, dtype=np.float64) for prop, values in maps.items()}
@@ -43,7 +42,7 @@ def label_set(run: Run) -> LabelSet:
         means,
         train=train,
         validation=np.flatnonzero(split == "validation"),
-        held=np.flatnonzero(split != "train"),
+        heldout=np.flatnonzero(split != "train"),
     )
 
 

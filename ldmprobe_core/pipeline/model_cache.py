@@ -12,27 +12,27 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import Labeler
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of, load_labeler
 from ldmprobe_core.models.allocator import keep_freed_memory
-from ldmprobe_core.models.architectures.registry import family_of
+from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.models.loading import load_pipeline
-from ldmprobe_core.models.sampling import Generator
+from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.models.weights import fingerprint, model_folder
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.schema import Study
 
-loads: Counter[str] = Counter()
+load_counts: Counter[str] = Counter()
 """How often this process has loaded a generator and labelers."""
 
 
-class _Own(threading.local):
+class ThreadLocalModels(threading.local):
     """What a thread has loaded for itself."""
 
     def __init__(self) -> None:
         self.loaded: dict[str, tuple[str, Any]] = {}
-        self.inside = False  # `_Turns.computing`
+        self.inside = False  # `SharedExclusiveLock.computing`
 
 
-class _Turns:
+class SharedExclusiveLock:
     """Threads that compute do so side by side; one that loads is alone.
 
     Libraries change what is global while they load, torch's default dtype among it, so that a
@@ -46,17 +46,17 @@ class _Turns:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Whoever waits to load goes first, but for a thread that is inside already."""
-        if _own.inside:
+        if thread_local_models.inside:
             yield
             return
         with self._changed:
             self._changed.wait_for(lambda: not (self._loading or self._waiting))
             self._computing += 1
-        _own.inside = True
+        thread_local_models.inside = True
         try:
             yield
         finally:
-            _own.inside = False
+            thread_local_models.inside = False
             with self._changed:
                 self._computing -= 1
                 self._changed.notify_all()
@@ -64,7 +64,7 @@ class _Turns:
     @contextmanager
     def loading(self) -> Iterator[None]:
         """Also for a thread that is about to compute: it steps back meanwhile."""
-        mine = int(_own.inside)
+        mine = int(thread_local_models.inside)
         with self._changed:
             self._computing -= mine
             self._waiting += 1
@@ -83,9 +83,9 @@ class _Turns:
                     self._computing += mine
 
 
-_own = _Own()
-_turns = _Turns()
-_common: dict[str, tuple[str, Any]] = {}
+thread_local_models = ThreadLocalModels()
+_model_lock = SharedExclusiveLock()
+shared_models: dict[str, tuple[str, Any]] = {}
 _device = threading.Lock()
 
 
@@ -98,33 +98,33 @@ def _shared(study: Study) -> bool:
     return pick_device(study.execution.wanted_device).type != "cpu"
 
 
-def on_device(study: Study) -> AbstractContextManager[Any]:
+def model_access(study: Study) -> AbstractContextManager[Any]:
     """Inside, what was loaded for a study is the caller's alone, and nothing else is loading."""
-    return _device if _shared(study) else _turns.computing()
+    return _device if _shared(study) else _model_lock.computing()
 
 
 @contextmanager
-def loaded(run: Run) -> Iterator[tuple[Generator, dict[str, Labeler]]]:
+def use_models(run: Run) -> Iterator[tuple[PipelineSampler, dict[str, Labeler]]]:
     """The generator and labelers of a run, for one caller at a time."""
-    study = run.study()
-    with on_device(study):
+    study = run.study
+    with model_access(study):
         attributes = run.attributes()
-        labelers = labelers_for(study, attributes["labeler_fingerprints"])
-        yield generator_for(study, attributes["model_fingerprint"]), labelers
+        labelers = get_labelers(study, attributes["labeler_fingerprints"])
+        yield get_sampler(study, attributes["model_fingerprint"]), labelers
 
 
-def _once(study: Study, kind: str, key: str, load: Callable[[], Any]) -> Any:
+def _get_or_load(study: Study, kind: str, key: str, load: Callable[[], Any]) -> Any:
     """What a worker loads, it loads once; another study's model replaces the last."""
-    mine = _common if _shared(study) else _own.loaded
+    mine = shared_models if _shared(study) else thread_local_models.loaded
     if mine.get(kind, ("", None))[0] != key:
-        with _turns.loading():
+        with _model_lock.loading():
             mine[kind] = (key, load())
-            loads[kind] += 1
+            load_counts[kind] += 1
     return mine[kind][1]
 
 
-def generator_for(study: Study, model: str) -> Generator:
-    """The worker's loaded model; call it inside `on_device`.
+def get_sampler(study: Study, model: str) -> PipelineSampler:
+    """The worker's loaded model; call it inside `model_access`.
 
     Args:
         model: fingerprint that the run was begun with.
@@ -133,7 +133,7 @@ def generator_for(study: Study, model: str) -> Generator:
         UserError: the model's files here have another.
     """
 
-    def load() -> Generator:
+    def load() -> PipelineSampler:
         found = fingerprint(model_folder(study.model))
         if found != model:
             raise UserError(
@@ -142,14 +142,16 @@ def generator_for(study: Study, model: str) -> Generator:
             )
         keep_freed_memory()
         device = pick_device(study.execution.wanted_device)
-        family = family_of(model_folder(study.model))
-        return Generator(load_pipeline(study, device), family, study)
+        architecture = detect_architecture(model_folder(study.model))
+        return PipelineSampler(load_pipeline(study, device), architecture, study)
 
-    return _once(study, "generator", f"{study.hash} {model} {study.execution.wanted_device}", load)
+    return _get_or_load(
+        study, "generator", f"{study.hash} {model} {study.execution.wanted_device}", load
+    )
 
 
-def labelers_for(study: Study, fingerprints: dict[str, str] | None = None) -> dict[str, Labeler]:
-    """The worker's loaded labelers; call it inside `on_device`.
+def get_labelers(study: Study, fingerprints: dict[str, str] | None = None) -> dict[str, Labeler]:
+    """The worker's loaded labelers; call it inside `model_access`.
 
     Args:
         fingerprints: those that the run was begun with; None where it is only being begun.
@@ -159,8 +161,8 @@ def labelers_for(study: Study, fingerprints: dict[str, str] | None = None) -> di
     """
 
     def load() -> dict[str, Labeler]:
-        for prop, reader in labelers_of(study).items():
-            found = check_labeler(prop, reader)
+        for prop, spec in labelers_of(study).items():
+            found = check_labeler(prop, spec)
             if fingerprints is not None and found != fingerprints[prop]:
                 raise UserError(
                     f"labels.{prop} has weights with fingerprint {found} on this worker, and the "
@@ -171,4 +173,4 @@ def labelers_for(study: Study, fingerprints: dict[str, str] | None = None) -> di
 
     named = " ".join(f"{prop}={r.model_dump_json()}" for prop, r in labelers_of(study).items())
     known = " ".join((fingerprints or {}).values())
-    return _once(study, "labelers", f"{named} {known} {study.execution.wanted_device}", load)
+    return _get_or_load(study, "labelers", f"{named} {known} {study.execution.wanted_device}", load)

@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.registry import MAPS, check_labeler, labelers_of, require_known
-from ldmprobe_core.models.architectures.registry import family_of
+from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
+from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import pick_device
-from ldmprobe_core.models.layers import layer_shapes, match_layers, modules_of
-from ldmprobe_core.models.loading import skeletons, timesteps
+from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
+from ldmprobe_core.models.loading import meta_modules, timesteps
 from ldmprobe_core.models.weights import config_folder, has_weights
 from ldmprobe_core.pipeline.sizes import _bytes, _memory, _sum_bytes
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.batching import SLOTS
-from ldmprobe_core.study.image_folder import maps_present, picture_names
+from ldmprobe_core.study.batching import BUFFERS
+from ldmprobe_core.study.image_folder import exact_map_properties, image_names
 from ldmprobe_core.study.layers import LATENTS, LayerShape
-from ldmprobe_core.study.samples import make_samples, pin_inputs, stored_of
+from ldmprobe_core.study.samples import make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """Sizes of a study, known from configs alone.
 
     Attributes:
@@ -35,10 +35,10 @@ class Plan:
         shapes: of every captured layer.
         steps: the scheduler's numbers of all steps.
         count: number of images.
-        stored: how many of them are stored, with their activations; the others leave statistics.
+        n_stored: how many of them are stored, with their activations; the others leave statistics.
         bytes_of: stored bytes by kind of array, before compression.
         memory: expected peak bytes of a worker that generates, by kind.
-        truth: properties of which every picture has an exact map.
+        exact_properties: properties of which every picture has an exact map.
         labelers: digest of each labeler's weights.
         missing: what a run needs and this machine does not have, a sentence each.
     """
@@ -48,10 +48,10 @@ class Plan:
     shapes: dict[str, LayerShape]
     steps: list[float]
     count: int
-    stored: int
+    n_stored: int
     bytes_of: dict[str, int]
     memory: dict[str, int]
-    truth: tuple[str, ...]
+    exact_properties: tuple[str, ...]
     labelers: dict[str, str]
     missing: tuple[str, ...]
 
@@ -80,7 +80,7 @@ class Plan:
             raise UserError(self.missing[0])
 
 
-def make_plan(study: Study) -> Plan:
+def plan_study(study: Study) -> StudyPlan:
     """Check everything of a study that can be checked without loading weights, and size it.
 
     Raises:
@@ -104,12 +104,12 @@ def make_plan(study: Study) -> Plan:
             f"model.source {study.model.source!r}: its weights (safetensors) are not on this "
             "machine: fetch them, or give the folder they are in"
         )
-    family = family_of(folder)
-    denoiser, vae = skeletons(family)
-    names = list(modules_of(denoiser, vae))
-    layers = match_layers(family, names, study.capture.layers)
-    shapes = layer_shapes(family, denoiser, vae, layers)
-    height, width = size = family.size
+    architecture = detect_architecture(folder)
+    denoiser, vae = meta_modules(architecture)
+    names = list(capturable_modules(denoiser, vae))
+    layers = match_layers(architecture, names, study.capture.layers)
+    shapes = layer_shapes(architecture, denoiser, vae, layers)
+    height, width = size = architecture.size
     for name, shape in shapes.items():
         if height % shape.y or width % shape.x:
             raise UserError(
@@ -117,27 +117,27 @@ def make_plan(study: Study) -> Plan:
                 f"{height} x {width} do not divide: choose other layers"
             )
     if study.controls.latents:
-        shapes[LATENTS] = LayerShape(*family.latent, int(family.vae["latent_channels"]))
-    steps = timesteps(family, study)
+        shapes[LATENTS] = LayerShape(*architecture.latent, int(architecture.vae["latent_channels"]))
+    steps = timesteps(architecture, study)
     labelers = {}
-    for prop, reader in labelers_of(study).items():
-        require_known(prop, reader)
-        labelers[prop] = attempt(partial(check_labeler, prop, reader))
-    found = attempt(lambda: pin_inputs(study))
+    for prop, spec in labelers_of(study).items():
+        require_known(prop, spec)
+        labelers[prop] = attempt(partial(check_labeler, prop, spec))
+    found = attempt(lambda: resolve_inputs(study))
     pinned = found or study
     count = pinned.count
     if count is None:
         raise UserError(missing[-1])  # without the files nothing can be sized
     stored = count
-    if study.capture.store == "statistics" and found:
-        stored = stored_of(make_samples(pinned), study)
+    if study.capture.keep == "statistics" and found:
+        stored = n_stored_samples(make_samples(pinned), study)
     truth = _truth(pinned, missing)
     sums = _sum_bytes(study, shapes, len(steps))
     sizes = _bytes(study, shapes, size, len(steps), stored)
     if sums:
-        sizes["statistics"] = SLOTS * min(study.capture.parts, count) * sums
-    memory = _memory(study, family, denoiser, vae, shapes, len(steps), sums)
-    return Plan(
+        sizes["statistics"] = BUFFERS * min(study.capture.accumulators, count) * sums
+    memory = _memory(study, architecture, denoiser, vae, shapes, len(steps), sums)
+    return StudyPlan(
         folder, size, shapes, steps, count, stored, sizes, memory, truth, labelers, tuple(missing)
     )
 
@@ -146,9 +146,9 @@ def _truth(study: Study, missing: list[str]) -> tuple[str, ...]:
     """Properties with exact maps; a study that asks for maps that are not there is told so."""
     present: tuple[str, ...] = ()
     if study.images is not None and not missing:
-        present = maps_present(study.images, picture_names(study.images))
+        present = exact_map_properties(study.images, image_names(study.images))
     for prop in study.labels.maps:
-        if getattr(study.labels, prop).name == MAPS and not missing and prop not in present:
+        if getattr(study.labels, prop).name == EXACT_MAPS and not missing and prop not in present:
             raise UserError(
                 f"labels.{prop} is 'maps', and there are no {prop} maps beside the pictures: add "
                 f"them (name.{prop}.npy, .png or .exr; source must be images), or name a labeler"
@@ -156,14 +156,14 @@ def _truth(study: Study, missing: list[str]) -> tuple[str, ...]:
     return present
 
 
-def check_store(plan: Plan, run: Run) -> None:
+def check_store(plan: StudyPlan, run: Run) -> None:
     """Refuse a place that cannot be written to, or a local disk that is too small for a new run.
 
     Raises:
         UserError: one of the two.
     """
-    run.require_writable()
-    if run.remote or run.exists:
+    run.location.require_writable()
+    if run.location.remote or run.exists:
         return
     place = Path(run.url).absolute()
     while not place.exists():

@@ -9,12 +9,12 @@ from typing import Any
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of
 from ldmprobe_core.models.weights import fingerprint, model_folder
-from ldmprobe_core.pipeline.model_cache import labelers_for, on_device
-from ldmprobe_core.pipeline.plan import Plan, check_store, make_plan
-from ldmprobe_core.storage.filesystem import Place
+from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
+from ldmprobe_core.pipeline.plan import StudyPlan, check_store, plan_study
+from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.schema import Blueprint
-from ldmprobe_core.study.samples import make_samples, pin_inputs
+from ldmprobe_core.storage.schema import RunShape
+from ldmprobe_core.study.samples import make_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
 
 _PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", "xarray", "prefect")
@@ -27,29 +27,29 @@ def prepare_run(study: Study, store: str) -> Run:
         UserError: a mistake in the study, a store that is too small or cannot be written to, or a
             run there that another model made.
     """
-    plan = make_plan(study)
+    plan = plan_study(study)
     plan.require_complete()
-    study = pin_inputs(study)
+    study = resolve_inputs(study)
     run = run_in(store, study)
     check_store(plan, run)
     if not run.exists:
-        blueprint, record = _blueprint(study, plan)  # takes long: before the place is claimed
-        with run.claim() as claim:
+        shape, record = _run_shape(study, plan)  # takes long: before the place is claimed
+        with run.creation_lock() as lock:
             if not run.exists:
-                claim.require_held()
-                run.lay_out(blueprint, record)
+                lock.require_held()
+                run.create(shape, record)
                 return run
     check_origin(run, study)
-    run.write_text("study.json", study.to_json())  # the same but for where it now runs
+    run.location.write_text("study.json", study.to_json())  # the same but for where it now runs
     return run
 
 
-def _blueprint(study: Study, plan: Plan) -> tuple[Blueprint, dict[str, Any]]:
+def _run_shape(study: Study, plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
     """The shape of a study's run, and what is recorded with it."""
-    with on_device(study):
-        labelers = labelers_for(study)
+    with model_access(study):
+        labelers = get_labelers(study)
     units = dict.fromkeys(study.labels.maps, "as the maps that were given")
-    blueprint = Blueprint(
+    shape = RunShape(
         study,
         make_samples(study),
         plan.shapes,
@@ -57,9 +57,9 @@ def _blueprint(study: Study, plan: Plan) -> tuple[Blueprint, dict[str, Any]]:
         plan.steps,
         labelers["class"].classes if "class" in labelers else (),
         units | {prop: labeler.units for prop, labeler in labelers.items()},
-        plan.truth,
+        plan.exact_properties,
     )
-    return blueprint, {
+    return shape, {
         "model_fingerprint": fingerprint(model_folder(study.model)),
         "labeler_fingerprints": plan.labelers,
         "versions": versions(),
@@ -73,8 +73,8 @@ def check_origin(run: Run, study: Study) -> None:
         UserError: their files are not those that the run was begun with.
     """
     attributes = run.attributes()
-    for prop, reader in labelers_of(study).items():
-        begun, now = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, reader)
+    for prop, spec in labelers_of(study).items():
+        begun, now = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, spec)
         if begun != now:
             raise UserError(
                 f"{run.url} was labeled by weights of labels.{prop} with fingerprint {begun}, and "
@@ -96,7 +96,7 @@ def run_in(store: str, study: Study) -> Run:
     Raises:
         UserError: the store is no place.
     """
-    return Run(f"{Place(store).url}/{study.run_name}")
+    return Run(f"{Location(store).url}/{study.run_name}")
 
 
 def versions() -> dict[str, str]:

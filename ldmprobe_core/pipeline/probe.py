@@ -10,9 +10,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.pipeline.labels import _label_set
-from ldmprobe_core.pipeline.statistics import sums_of
+from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import probe_activations
-from ldmprobe_core.probing.fitters.mlp import TwoLayerProbe
+from ldmprobe_core.probing.fitters.mlp import MlpProbe
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.layers import LATENTS
 
@@ -27,42 +27,44 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
         seconds and bytes read; zero where it was done before.
     """
     run = Run(url)
-    at, where = step - 1, run.probed.index(layer)
-    if run.done("probed", at, where):
+    at, where = step - 1, run.probe_inputs.index(layer)
+    if run.progress.is_done("probed", at, where):
         return {"seconds": 0.0, "bytes": 0}
     started = time.monotonic()
-    study = run.study()
+    study = run.study
     # Sums depend on the number of BLAS threads in their last bits; cells run side by side instead.
     threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
-    labels = _label_set(url, run.read_text("identity"))
+    labels = _label_set(url, run.location.read_text("identity"))
     real = run.read(f"activations/{layer}", "activation", step=at)
     read = real.nbytes
-    deals = ("real", "shuffled") if study.controls.shuffled else ("real",)
-    results = probe_activations(real, labels, study, deals, sums_of(run, "real", step, layer))
-    if study.controls.permuted and layer != LATENTS:
-        twin = run.read(f"permuted/{layer}", "activation", step=at)
-        read += twin.nbytes
-        sums = sums_of(run, "permuted", step, layer)
-        results["permuted"] = probe_activations(twin, labels, study, sums=sums)["real"]
+    assignments = ("true", "shuffled") if study.controls.shuffled_labels else ("true",)
+    results = probe_activations(
+        real, labels, study, assignments, unstored_statistics(run, "trained", step, layer)
+    )
+    if study.controls.permuted_weights and layer != LATENTS:
+        permuted_denoiser = run.read(f"activations_permuted/{layer}", "activation", step=at)
+        read += permuted_denoiser.nbytes
+        sums = unstored_statistics(run, "permuted", step, layer)
+        results["permuted"] = probe_activations(permuted_denoiser, labels, study, sums=sums)["true"]
 
     channels = real.shape[-1]
     kinds, maps = study.probes.kinds, study.labels.maps
     weight = np.full((len(kinds), len(maps), 1, channels), np.nan)
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty = bias.copy()
-    for (kind, prop), probe in results["real"].probes.items():
-        if isinstance(probe, TwoLayerProbe):  # a control: scored, not kept
+    for (kind, prop), probe in results["true"].probes.items():
+        if isinstance(probe, MlpProbe):  # a control: scored, not kept
             continue
         place = kinds.index(kind), maps.index(prop), 0
         weight[place], bias[place], penalty[place] = probe.weight, probe.bias, probe.penalty
     cell = {"step": slice(at, at + 1)}
     run.write(f"probes/{layer}", {"weight": weight, "bias": bias, "penalty": penalty}, **cell)
-    nothing = {prop: np.full_like(score, np.nan) for prop, score in results["real"].scores.items()}
+    nothing = {prop: np.full_like(score, np.nan) for prop, score in results["true"].scores.items()}
     for prop in maps:
         scores = [
             results[v].scores[prop] if v in results else nothing[prop]
-            for v in ("real", "shuffled", "permuted")
+            for v in ("true", "shuffled", "permuted")
         ]
         run.write(
             f"scores/{prop}",
@@ -70,5 +72,5 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
             layer=slice(where, where + 1),
             **cell,
         )
-    run.mark("probed", at, where)
+    run.progress.mark_done("probed", at, where)
     return {"seconds": time.monotonic() - started, "bytes": read}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from ldmprobe_core.models.architectures.base import Family
-from ldmprobe_core.pipeline.activation_sinks import bytes_at_once
-from ldmprobe_core.study.batching import width_of
+from ldmprobe_core.models.architectures.base import Architecture
+from ldmprobe_core.pipeline.activation_sinks import peak_activation_bytes
+from ldmprobe_core.study.batching import gram_width
 from ldmprobe_core.study.layers import LATENTS, LayerShape
 from ldmprobe_core.study.properties import METRICS
 from ldmprobe_core.study.schema import Study
@@ -22,7 +22,9 @@ def _bytes(
     metrics = sum(len(METRICS[prop]) for prop in maps)
     sizes = {
         "activations": count * steps * values * 2,
-        "permuted": count * steps * values * 2 if study.controls.permuted else 0,
+        "activations_permuted": count * steps * values * 2
+        if study.controls.permuted_weights
+        else 0,
         "latents": count * steps * latents.y * latents.x * latents.channels * 2,
         "images": count * pixels * 3 * (1 + 2 * steps),
         "labels": count * pixels * len(maps) * (4 + 2 * 2 * steps),
@@ -33,20 +35,20 @@ def _bytes(
 
 def _sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
     """Bytes of one part's sums over training samples; 0 where none are kept."""
-    if study.capture.store == "activations":
+    if study.capture.keep == "activations":
         return 0
     entries = 0
-    for variant in ("real", "permuted") if study.controls.permuted else ("real",):
+    for network in ("trained", "permuted") if study.controls.permuted_weights else ("trained",):
         for name, shape in shapes.items():
-            if variant == "real" or name != LATENTS:
-                width = width_of(study, variant, shape.channels)
+            if network == "trained" or name != LATENTS:
+                width = gram_width(study, network, shape.channels)
                 entries += width * (width + 1) // 2
     return entries * steps * 8
 
 
 def _memory(
     study: Study,
-    family: Family,
+    architecture: Architecture,
     denoiser: nn.Module,
     vae: nn.Module,
     shapes: dict[str, LayerShape],
@@ -58,8 +60,8 @@ def _memory(
     Text encoders and what the networks need while they compute come on top.
     """
     size = 4 if study.model.dtype == "float32" else 2
-    copies = 2 if study.controls.permuted else 1
-    height, width = family.size
+    copies = 2 if study.controls.permuted_weights else 1
+    height, width = architecture.size
     values = sum(s.y * s.x * s.channels for s in shapes.values())
     parts = {"denoiser": denoiser, "vae": vae}
     number = {name: sum(p.numel() for p in m.parameters()) for name, m in parts.items()}
@@ -67,7 +69,7 @@ def _memory(
     found = {
         "denoiser": number["denoiser"] * size * copies,
         "vae": number["vae"] * 4,
-        "activations": bytes_at_once(step, steps),
+        "activations": peak_activation_bytes(step, steps),
         "images": study.sampling.batch * (1 + 2 * steps) * height * width * 3,
     }
     if sums:  # a whole batch waits for its labels, twice while its steps are joined

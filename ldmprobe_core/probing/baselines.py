@@ -7,7 +7,7 @@ import numpy as np
 from ldmprobe_core.probing.metrics import dice
 
 
-def shuffle_within(index: np.ndarray, seed: int) -> np.ndarray:
+def derange(index: np.ndarray, seed: int) -> np.ndarray:
     """The same sample indices in another order, none left in its own place where avoidable.
 
     A cyclic shift of a random order: every sample gets another one's label.

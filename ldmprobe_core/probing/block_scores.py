@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe_core.probing.metrics import _ratio
-from ldmprobe_core.probing.ranks import _deviation, _few, _flat, _Ranked, _ranks
+from ldmprobe_core.probing.ranks import (
+    RankedMaps,
+    deviation_or_nan,
+    flatten_maps,
+    iter_chunks,
+    mean_ranks,
+)
 
 
 def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -28,7 +34,7 @@ def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return tokens.repeat(size[0] // y, 1).repeat(size[1] // x, 2)
 
 
-class FullTruth:
+class FullResolutionLabels:
     """What scoring needs of full-size label maps whatever the grid: kept once a property.
 
     Args:
@@ -38,9 +44,9 @@ class FullTruth:
 
     def __init__(self, truth: np.ndarray, mean_map: np.ndarray) -> None:
         self.mean_map = mean_map
-        self.ranked = _Ranked(_flat(truth))
-        self.rest_ranked = _Ranked(_flat(truth), _flat(mean_map[None])[0])
-        moments = [self._moments(part) for part in _few(_flat(truth))]
+        self.ranked = RankedMaps(flatten_maps(truth))
+        self.rest_ranked = RankedMaps(flatten_maps(truth), flatten_maps(mean_map[None])[0])
+        moments = [self._moments(part) for part in iter_chunks(flatten_maps(truth))]
         self.square, self.deviation, self.rest_mean, self.rest_deviation, self.with_mean_map = (
             np.concatenate([part[i] for part in moments]) for i in range(5)
         )
@@ -51,14 +57,14 @@ class FullTruth:
         centred = rest - rest.mean(1, keepdims=True)
         return [
             np.square(flat).mean(1),
-            _deviation(flat),
+            deviation_or_nan(flat),
             rest.mean(1),
-            _deviation(rest),
+            deviation_or_nan(rest),
             (centred * mean_map).mean(1),
         ]
 
 
-class BlockTruth:
+class BlockScorer:
     """Label maps, prepared to score block-constant predictions exactly as `score_maps` would.
 
     A prediction p constant on blocks of B pixels meets a full-size label t only through the
@@ -79,16 +85,16 @@ class BlockTruth:
         truth: np.ndarray,
         mean_map: np.ndarray,
         grid: tuple[int, int],
-        full: FullTruth | None = None,
+        full: FullResolutionLabels | None = None,
     ) -> None:
         self.prop, self.size = prop, truth.shape[1:]
-        self.means = _flat(block_means(truth, grid))
+        self.means = flatten_maps(block_means(truth, grid))
         if prop == "foreground":
             return
-        self.full = full or FullTruth(truth, mean_map)
+        self.full = full or FullResolutionLabels(truth, mean_map)
         ranks = self.full.ranked.centred.reshape(truth.shape)
-        self.rank_means = _flat(block_means(ranks, grid))
-        self.mean_map = _flat(block_means(mean_map[None], grid))
+        self.rank_means = flatten_maps(block_means(ranks, grid))
+        self.mean_map = flatten_maps(block_means(mean_map[None], grid))
 
     def scores(self, tokens: np.ndarray) -> np.ndarray:
         """Every metric of the property, (metric, n).
@@ -96,7 +102,7 @@ class BlockTruth:
         Args:
             tokens: predictions (n, *grid); bool for foreground, else values.
         """
-        flat = _flat(tokens)
+        flat = flatten_maps(tokens)
         if self.prop == "foreground":
             overlap = (flat * self.means).mean(1)
             area, truth = flat.mean(1), self.means.mean(1)
@@ -107,12 +113,14 @@ class BlockTruth:
         squared = full.square - 2 * (flat * self.means).mean(1) + np.square(flat).mean(1)
         return np.stack(
             [
-                _block_correlation(_ranks(flat), self.rank_means, full.ranked.deviation),
+                _block_correlation(mean_ranks(flat), self.rank_means, full.ranked.deviation),
                 _block_correlation(flat, self.means, full.deviation),
                 np.sqrt(np.maximum(squared, 0)),
                 full.rest_ranked.correlation(
                     flat,
-                    lambda part: _flat(upsample(part.reshape(-1, *tokens.shape[1:]), self.size)),
+                    lambda part: flatten_maps(
+                        upsample(part.reshape(-1, *tokens.shape[1:]), self.size)
+                    ),
                 ),
                 self._pearson_residual(flat),
             ]
@@ -135,4 +143,4 @@ def _block_correlation(tokens: np.ndarray, means: np.ndarray, deviation: np.ndar
     """Correlation of a block-constant map with a map of these block means and deviation."""
     centred = tokens - tokens.mean(1, keepdims=True)
     both = (centred * (means - means.mean(1, keepdims=True))).mean(1)
-    return both / (_deviation(tokens) * deviation)
+    return both / (deviation_or_nan(tokens) * deviation)

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldmprobe_core.probing.baselines import shuffle_within
+from ldmprobe_core.probing.baselines import derange
 from ldmprobe_core.probing.fitters.adam import fit_adam
 from ldmprobe_core.probing.fitters.logistic import fit_logistic
-from ldmprobe_core.probing.fitters.mlp import TwoLayerProbe, fit_two_layer
+from ldmprobe_core.probing.fitters.mlp import MlpProbe, fit_mlp
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import Probe, foreground_cut, predictions, serves
-from ldmprobe_core.probing.statistics import Moments
+from ldmprobe_core.probing.linear import Probe, decision_threshold, predictions, supports
+from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.study.properties import METRICS
 from ldmprobe_core.study.schema import Study
-from ldmprobe_core.study.sections import TWO_LAYER
+from ldmprobe_core.study.sections import MLP
 
-_Probes = dict[tuple[str, str], Probe | TwoLayerProbe]
+_Probes = dict[tuple[str, str], Probe | MlpProbe]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CellResult:
             serve the property or the score is undefined.
     """
 
-    probes: dict[tuple[str, str], Probe | TwoLayerProbe]
+    probes: dict[tuple[str, str], Probe | MlpProbe]
     scores: dict[str, np.ndarray]
 
 
@@ -39,8 +39,8 @@ def probe_activations(
     activations: np.ndarray,
     labels: LabelSet,
     study: Study,
-    deals: tuple[str, ...] = ("real",),
-    sums: Moments | None = None,
+    assignments: tuple[str, ...] = ("true",),
+    sums: SufficientStatistics | None = None,
 ) -> dict[str, CellResult]:
     """Fit every probe of a cell and score it on the held-out samples.
 
@@ -49,13 +49,14 @@ def probe_activations(
 
     Args:
         activations: (sample, y, x, channel) float16.
-        deals: of labels to samples: ``real``; or ``shuffled``, to other images, the control.
-        sums: what training samples left that are not among these; labels by deal and property.
+        assignments: of labels to samples: ``true``; or ``shuffled``, to other images, the control.
+        sums: what training samples left that are not among these; labels by assignment and
+            property.
     """
     finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
     train = labels.train[finite[labels.train]]
     validation = labels.validation[finite[labels.validation]]
-    probes: dict[str, _Probes] = {deal: {} for deal in deals}
+    probes: dict[str, _Probes] = {assignment: {} for assignment in assignments}
     if (sums.n if sums else len(train)) and len(validation):
         _fit(activations, labels, train, validation, study, probes, sums)
     return _scored(activations, finite, labels, study, probes)
@@ -68,42 +69,47 @@ def _fit(
     validation: np.ndarray,
     study: Study,
     probes: dict[str, _Probes],
-    sums: Moments | None,
+    sums: SufficientStatistics | None,
 ) -> None:
-    """Enter every probe of every deal; one pass over the tokens serves all ridge probes."""
+    """Enter every probe of every assignment; one pass over the tokens serves all ridge probes."""
     grid = (activations.shape[1], activations.shape[2])
     seed, kinds, penalties = study.prompts.seed, study.kinds, study.probes.penalties
     maps = list(labels.maps)
-    columns = [(deal, prop) for deal in probes for prop in maps]
+    columns = [(assignment, prop) for assignment in probes for prop in maps]
 
-    def owners(members: np.ndarray, deal: str) -> np.ndarray:
-        return shuffle_within(members, seed) if deal == "shuffled" else members
+    def owners(members: np.ndarray, assignment: str) -> np.ndarray:
+        return derange(members, seed) if assignment == "shuffled" else members
 
     def rows(members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = activations[members].reshape(-1, activations.shape[-1])
-        y = [labels.tokens(prop, grid)[owners(members, deal)].ravel() for deal, prop in columns]
+        y = [
+            labels.tokens(prop, grid)[owners(members, assignment)].ravel()
+            for assignment, prop in columns
+        ]
         return x, np.stack(y, axis=1)
 
     x, y = rows(train)
     validation_x, validation_y = rows(validation)
-    path = RidgePath.of(sums or Moments.of(x, y))
+    path = RidgePath.from_statistics(sums or SufficientStatistics.from_tokens(x, y))
     if "ridge" in kinds:
-        fitted = fit_ridge(path, Moments.of(validation_x, validation_y), penalties)
-        for (deal, prop), probe in zip(columns, fitted, strict=True):
-            probes[deal]["ridge", prop] = probe
-    for column, (deal, prop) in enumerate(columns):
-        if "logistic" in kinds and serves("logistic", prop):
-            probes[deal]["logistic", prop] = fit_logistic(
+        fitted = fit_ridge(
+            path, SufficientStatistics.from_tokens(validation_x, validation_y), penalties
+        )
+        for (assignment, prop), probe in zip(columns, fitted, strict=True):
+            probes[assignment]["ridge", prop] = probe
+    for column, (assignment, prop) in enumerate(columns):
+        if "logistic" in kinds and supports("logistic", prop):
+            probes[assignment]["logistic", prop] = fit_logistic(
                 x, y[:, column], validation_x, validation_y[:, column], penalties, path, column
             )
         if "adam" in kinds:
-            target = labels.maps[prop][owners(train, deal)]
-            probes[deal]["adam", prop] = fit_adam(
+            target = labels.maps[prop][owners(train, assignment)]
+            probes[assignment]["adam", prop] = fit_adam(
                 activations[train], target, prop == "foreground", seed
             )
-        if TWO_LAYER in kinds and deal == "real":
+        if MLP in kinds and assignment == "true":
             target = labels.tokens(prop, grid)[train]
-            probes[deal][TWO_LAYER, prop] = fit_two_layer(
+            probes[assignment][MLP, prop] = fit_mlp(
                 activations[train], target, prop == "foreground", seed
             )
 
@@ -116,29 +122,29 @@ def _scored(
     probes: dict[str, _Probes],
 ) -> dict[str, CellResult]:
     """Every probe's scores on the held-out samples; all linear ones predict in one pass."""
-    held, usable = activations[labels.held], finite[labels.held]
-    held[~usable] = 0
-    names = [(deal, name) for deal, fitted in probes.items() for name in fitted]
+    heldout, usable = activations[labels.heldout], finite[labels.heldout]
+    heldout[~usable] = 0
+    names = [(assignment, name) for assignment, fitted in probes.items() for name in fitted]
     linear = [(d, n) for d, n in names if isinstance(probes[d][n], Probe)]
     predicted = {}
     if linear:
-        together = predictions(held, [probes[d][n] for d, n in linear])  # type: ignore[misc]
+        together = predictions(heldout, [probes[d][n] for d, n in linear])  # type: ignore[misc]
         predicted = {key: together[..., i] for i, key in enumerate(linear)}
     results = {}
-    for deal, fitted in probes.items():
+    for assignment, fitted in probes.items():
         scores = {}
         for prop in labels.maps:
-            truth = labels.truth(prop, activations.shape[1:3])
-            rows = np.full((len(study.kinds), len(METRICS[prop]), len(held)), np.nan, np.float32)
+            truth = labels.scorer(prop, activations.shape[1:3])
+            rows = np.full((len(study.kinds), len(METRICS[prop]), len(heldout)), np.nan, np.float32)
             for row, kind in zip(rows, study.kinds, strict=True):
                 if (kind, prop) not in fitted:
                     continue
-                tokens = predicted.get((deal, (kind, prop)))
+                tokens = predicted.get((assignment, (kind, prop)))
                 if tokens is None:
-                    tokens = fitted[kind, prop].predict(held)
+                    tokens = fitted[kind, prop].predict(heldout)
                 if prop == "foreground":
-                    tokens = tokens > foreground_cut(kind)
+                    tokens = tokens > decision_threshold(kind)
                 row[:] = np.where(usable, truth.scores(tokens), np.nan)
             scores[prop] = rows
-        results[deal] = CellResult(fitted, scores)
+        results[assignment] = CellResult(fitted, scores)
     return results

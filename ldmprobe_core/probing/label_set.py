@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ldmprobe_core.probing.block_scores import BlockTruth, FullTruth, block_means
+from ldmprobe_core.probing.block_scores import BlockScorer, FullResolutionLabels, block_means
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LabelSet:
     means: dict[str, np.ndarray]
     train: np.ndarray
     validation: np.ndarray
-    held: np.ndarray
+    heldout: np.ndarray
 
     @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
@@ -32,16 +32,16 @@ class LabelSet:
         return block_means(self.maps[prop], grid)
 
     @lru_cache(maxsize=8)  # noqa: B019  (one set lives as long as its run's worker)
-    def _full(self, prop: str) -> FullTruth:
-        return FullTruth(self.maps[prop][self.held], self.means[prop])
+    def _full(self, prop: str) -> FullResolutionLabels:
+        return FullResolutionLabels(self.maps[prop][self.heldout], self.means[prop])
 
     @lru_cache(maxsize=32)  # noqa: B019  (as above)
-    def truth(self, prop: str, grid: tuple[int, int]) -> BlockTruth:
+    def scorer(self, prop: str, grid: tuple[int, int]) -> BlockScorer:
         """Held-out labels, prepared for scoring predictions on this grid."""
-        held, mean_map = self.maps[prop][self.held], self.means[prop]
+        heldout, mean_map = self.maps[prop][self.heldout], self.means[prop]
         if prop == "foreground":
-            return BlockTruth(prop, held, mean_map, grid)
-        return BlockTruth(prop, held, mean_map, grid, self._full(prop))
+            return BlockScorer(prop, heldout, mean_map, grid)
+        return BlockScorer(prop, heldout, mean_map, grid, self._full(prop))
 
     def __hash__(self) -> int:
         return id(self)

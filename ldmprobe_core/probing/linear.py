@@ -21,12 +21,12 @@ import torch
 ROWS_AT_ONCE = 1 << 11
 
 
-def serves(kind: str, prop: str) -> bool:
+def supports(kind: str, prop: str) -> bool:
     """A kind of probe is fitted to this property: logistic to masks, the others to every map."""
     return kind != "logistic" or prop == "foreground"
 
 
-def foreground_cut(kind: str) -> float:
+def decision_threshold(kind: str) -> float:
     """Foreground is where a probe of this kind predicts more: half, of a share or as a logit."""
     return 0.5 if kind == "ridge" else 0.0
 

@@ -4,7 +4,7 @@ Every function takes maps (n, y, x) and gives float64 (n,).  Edge cases are defi
 two empty masks are 1 (nothing was there and nothing was claimed); a correlation with a constant
 side is undefined, NaN.  Callers count both.
 
-`BlockTruth` computes the same scores for predictions that are constant on blocks of pixels (a
+`BlockScorer` computes the same scores for predictions that are constant on blocks of pixels (a
 token's prediction, upsampled by nearest) without building them at image size.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.probing.ranks import _deviation, _flat, _Ranked, _ranks
+from ldmprobe_core.probing.ranks import RankedMaps, deviation_or_nan, flatten_maps, mean_ranks
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -29,15 +29,15 @@ def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Linear correlation over pixels; NaN where a side is constant or not finite."""
-    return _correlation(_flat(predicted), _flat(truth))
+    return _correlation(flatten_maps(predicted), flatten_maps(truth))
 
 
 def spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Rank correlation over pixels, ties at their mean rank; NaN where a side is constant."""
-    return _correlation(_ranks(_flat(predicted)), _ranks(_flat(truth)))
+    return _correlation(mean_ranks(flatten_maps(predicted)), mean_ranks(flatten_maps(truth)))
 
 
-class Headline:
+class HeadlineScorer:
     """The headline score of many predictions against the same labels, whose ranks are taken once.
 
     Args:
@@ -47,18 +47,18 @@ class Headline:
     def __init__(self, prop: str, truth: np.ndarray) -> None:
         self.truth = truth if prop == "foreground" else None
         if self.truth is None:
-            self.ranked = _Ranked(_flat(truth))
+            self.ranked = RankedMaps(flatten_maps(truth))
 
     def score(self, predicted: np.ndarray) -> np.ndarray:
         """Dice for foreground, else rank correlation, as `score_maps` gives first; (n,)."""
         if self.truth is not None:
             return dice(predicted, self.truth)
-        return self.ranked.correlation(_flat(predicted))
+        return self.ranked.correlation(flatten_maps(predicted))
 
 
 def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Root of the mean squared difference over pixels, in the label's units."""
-    return np.sqrt(np.square(_flat(predicted) - _flat(truth)).mean(1))
+    return np.sqrt(np.square(flatten_maps(predicted) - flatten_maps(truth)).mean(1))
 
 
 def score_maps(
@@ -92,4 +92,4 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a.astype(np.float64), b.astype(np.float64)
     both = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
-    return both / (_deviation(a) * _deviation(b))
+    return both / (deviation_or_nan(a) * deviation_or_nan(b))

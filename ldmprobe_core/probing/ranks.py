@@ -8,15 +8,16 @@ import numpy as np
 from scipy.stats import rankdata
 
 
-def _flat(maps: np.ndarray) -> np.ndarray:
+def flatten_maps(maps: np.ndarray) -> np.ndarray:
+    """Maps (n, y, x) as rows of pixels, (n, pixel)."""
     return maps.reshape(len(maps), -1)
 
 
-def _ranks(flat: np.ndarray) -> np.ndarray:
+def mean_ranks(flat: np.ndarray) -> np.ndarray:
     """Mean ranks along each row, float64; a row that is not finite becomes NaN."""
     if flat.dtype == np.float16:
-        if flat.shape[1] >= _MANY:
-            return _ranks_of_halves(flat)
+        if flat.shape[1] >= COUNTING_SORT_PIXELS:
+            return _ranks_of_float16(flat)
         flat = flat.astype(np.float32)  # which sorts several times faster
     order, tied = _in_order(flat)
     ranks = np.empty(flat.shape)  # without ties a rank is a place in the order
@@ -35,7 +36,7 @@ def _in_order(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, (ordered[:, 1:] == ordered[:, :-1]).any(1)
 
 
-class _Ranked:
+class RankedMaps:
     """Maps whose ranks are taken once, to be correlated with the ranks of many others.
 
     Args:
@@ -54,10 +55,10 @@ class _Ranked:
         self.centred: np.ndarray = np.empty(flat.shape, np.float32)
         middle = (flat.shape[1] + 1) / 2
         start = 0
-        for part in _few(flat):
-            ranks = _ranks(self._rest(part))
+        for part in iter_chunks(flat):
+            ranks = mean_ranks(self._rest(part))
             place = slice(start, start + len(part))
-            self.deviation[place], self.centred[place] = _deviation(ranks), ranks - middle
+            self.deviation[place], self.centred[place] = deviation_or_nan(ranks), ranks - middle
             start += len(part)
 
     def _rest(self, flat: np.ndarray) -> np.ndarray:
@@ -72,7 +73,7 @@ class _Ranked:
             flat: (n, pixel), or what `grown` makes so: a few samples at a time.
         """
         found, start = np.empty(len(flat)), 0
-        for part in _few(flat, self.centred.shape[1]):
+        for part in iter_chunks(flat, self.centred.shape[1]):
             place = slice(start, start + len(part))
             found[place] = self._of_few(self._rest(grown(part)), place)
             start += len(part)
@@ -81,8 +82,8 @@ class _Ranked:
     def _of_few(self, flat: np.ndarray, place: slice) -> np.ndarray:
         count = flat.shape[1]
         centred, deviation = self.centred[place], self.deviation[place]
-        if flat.dtype == np.float16 and count >= _MANY:
-            return _with_ranks(_ranks(flat), centred, deviation)
+        if flat.dtype == np.float16 and count >= COUNTING_SORT_PIXELS:
+            return _with_ranks(mean_ranks(flat), centred, deviation)
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
         order, tied = _in_order(flat)
         tied |= ~np.isfinite(flat).all(1)
@@ -91,17 +92,17 @@ class _Ranked:
         both = np.take_along_axis(centred, order, axis=1) @ places / count
         found = both / (np.sqrt((count**2 - 1) / 12) * deviation)
         if tied.any():
-            found[tied] = _with_ranks(_ranks(flat[tied]), centred[tied], deviation[tied])
+            found[tied] = _with_ranks(mean_ranks(flat[tied]), centred[tied], deviation[tied])
         return found
 
 
 def _with_ranks(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     """Correlation of ranks with centred ranks; with one side centred the other need not be."""
     both = (ranks * centred).mean(1)
-    return both / (_deviation(ranks) * deviation)
+    return both / (deviation_or_nan(ranks) * deviation)
 
 
-def _few(flat: np.ndarray, pixels: int | None = None) -> Iterator[np.ndarray]:
+def iter_chunks(flat: np.ndarray, pixels: int | None = None) -> Iterator[np.ndarray]:
     """So many maps at a time as a CPU's cache holds, or one."""
     at_once = max(1, _AT_ONCE // (pixels or flat.shape[1]))
     for a in range(0, len(flat), at_once):
@@ -111,12 +112,12 @@ def _few(flat: np.ndarray, pixels: int | None = None) -> Iterator[np.ndarray]:
 _AT_ONCE = 1 << 17
 """Pixels that are ranked together, 1 MB of them."""
 
-_MANY = 1 << 15
+COUNTING_SORT_PIXELS = 1 << 15
 """Pixels from which counting float16 values is faster than sorting them."""
 
 
-def _ranks_of_halves(flat: np.ndarray) -> np.ndarray:
-    """`_ranks` of float16 by counting: there are only 65,536 values, and nothing is sorted."""
+def _ranks_of_float16(flat: np.ndarray) -> np.ndarray:
+    """`mean_ranks` of float16 by counting: there are only 65,536 values, and nothing is sorted."""
     bits = (flat + np.float16(0)).view(np.uint16)  # -0 and 0 are one value
     ordered = np.where(bits >> 15, ~bits, bits | 0x8000)  # integers in the order of the floats
     ranks = np.empty(flat.shape)
@@ -127,7 +128,7 @@ def _ranks_of_halves(flat: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _deviation(flat: np.ndarray) -> np.ndarray:
+def deviation_or_nan(flat: np.ndarray) -> np.ndarray:
     """Standard deviation of each row, NaN where the row is constant."""
     constant = flat.min(1) == flat.max(1)
     return np.where(constant, np.nan, flat.std(1, dtype=np.float64))

@@ -11,7 +11,7 @@ from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
 
 
 @dataclass(frozen=True)
-class Moments:
+class SufficientStatistics:
     """Sums of products of tokens with themselves and with their labels; they add up.
 
     Attributes:
@@ -24,7 +24,7 @@ class Moments:
     channels: int
 
     @classmethod
-    def of(cls, x: np.ndarray, y: np.ndarray) -> Moments:
+    def from_tokens(cls, x: np.ndarray, y: np.ndarray) -> SufficientStatistics:
         """Of activations (token, channel) and labels (token, label), added up in float64."""
         channels, labels = x.shape[1], y.shape[1]
         width = channels + 1 + labels
@@ -38,8 +38,8 @@ class Moments:
             start += len(block)
         return cls(np.triu(upper) + np.triu(upper, 1).T, channels)
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.gram + other.gram, self.channels)
+    def __add__(self, other: SufficientStatistics) -> SufficientStatistics:
+        return SufficientStatistics(self.gram + other.gram, self.channels)
 
     @property
     def n(self) -> int:

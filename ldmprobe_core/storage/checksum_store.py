@@ -15,7 +15,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from ldmprobe_core.errors import RunError
-from ldmprobe_core.storage.metadata_cache import _documents, _forget, _members
+from ldmprobe_core.storage.metadata_cache import documents, invalidate_node, members
 
 _CRC_BYTES = 4
 
@@ -23,21 +23,21 @@ _OLDER = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
 """Keys of Zarr's older format, which Zarr asks for, and no run has."""
 
 
-class DamageError(RunError):
+class CorruptChunkError(RunError):
     """A chunk of a run that is not what was written, or not there.
 
     Attributes:
         key: path of the chunk in the run, such as ``images/image/c/0/0/0/0``.
-        how: ``missing``, or ``changed``.
+        reason: ``missing``, or ``changed``.
     """
 
-    def __init__(self, url: str, key: str, how: str) -> None:
-        super().__init__(url, key, how)  # all of them, so that a worker's error arrives whole
-        self.url, self.key, self.how = url, key, how
+    def __init__(self, url: str, key: str, reason: str) -> None:
+        super().__init__(url, key, reason)  # all of them, so that a worker's error arrives whole
+        self.url, self.key, self.reason = url, key, reason
 
     def __str__(self) -> str:
         return (
-            f"{self.url}/{self.key} is {self.how}, not as it was written: run `ldmprobe verify "
+            f"{self.url}/{self.key} is {self.reason}, not as it was written: run `ldmprobe verify "
             f"{self.url} --redo`, and the study again to redo just what is damaged"
         )
 
@@ -47,25 +47,26 @@ class DamageError(RunError):
         return self.key.partition("/c/")[0]
 
     @property
-    def place(self) -> tuple[int, ...]:
+    def chunk_index(self) -> tuple[int, ...]:
         """Where it lies in the array's grid of chunks."""
         return tuple(int(i) for i in self.key.partition("/c/")[2].split("/"))
 
 
-class CheckedStore(WrapperStore[Store]):
+class ChecksumStore(WrapperStore[Store]):
     """A Zarr store of a run that refuses damaged chunks.
 
     Args:
         url: of the run, for messages.
-        whole: also refuse chunks that are not there, where nothing may be missing any more.
+        require_complete: also refuse chunks that are not there, where nothing may be missing any
+            more.
     """
 
-    def __init__(self, store: Store, url: str = "", whole: bool = False) -> None:
+    def __init__(self, store: Store, url: str = "", require_complete: bool = False) -> None:
         super().__init__(store)
-        self.url, self.whole = url, whole
+        self.url, self.require_complete = url, require_complete
 
-    def _with_store(self, store: Store) -> CheckedStore:
-        return type(self)(store, self.url, self.whole)
+    def _with_store(self, store: Store) -> ChecksumStore:
+        return type(self)(store, self.url, self.require_complete)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -83,18 +84,18 @@ class CheckedStore(WrapperStore[Store]):
         if "/c/" not in key or byte_range is not None:
             return found
         if found is None:
-            if self.whole:
-                raise DamageError(self.url, key, "missing")
+            if self.require_complete:
+                raise CorruptChunkError(self.url, key, "missing")
             return None
         data = found.as_numpy_array()
         kept = data[-_CRC_BYTES:].tobytes()
         if google_crc32c.value(data[:-_CRC_BYTES]).to_bytes(_CRC_BYTES, "little") != kept:
-            raise DamageError(self.url, key, "changed")
+            raise CorruptChunkError(self.url, key, "changed")
         return found
 
     async def _document(self, key: str, prototype: BufferPrototype) -> Buffer | None:
         """Metadata of a group or an array, asked for once."""
-        known = _documents.setdefault(self.url, {})
+        known = documents.setdefault(self.url, {})
         if key not in known:
             found = await self._store.get(key, prototype)
             if found is None:
@@ -105,34 +106,34 @@ class CheckedStore(WrapperStore[Store]):
     async def set(self, key: str, value: Buffer) -> None:
         """Write a value; new metadata is asked for anew."""
         if key.endswith("/zarr.json"):
-            _forget(self.url, key.removesuffix("/zarr.json"))
+            invalidate_node(self.url, key.removesuffix("/zarr.json"))
         await self._store.set(key, value)
 
     async def delete(self, key: str) -> None:
         """Remove a value."""
         if key.endswith("/zarr.json"):
-            _forget(self.url, key.removesuffix("/zarr.json"))
+            invalidate_node(self.url, key.removesuffix("/zarr.json"))
         await self._store.delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Remove everything below a prefix."""
-        _forget(self.url, prefix.strip("/"))
+        invalidate_node(self.url, prefix.strip("/"))
         await self._store.delete_dir(prefix)
 
     async def exists(self, key: str) -> bool:
         """A key is there; those of Zarr's older format never are."""
         if key.rpartition("/")[2] in _OLDER:
             return False
-        return key in _documents.get(self.url, {}) or await self._store.exists(key)
+        return key in documents.get(self.url, {}) or await self._store.exists(key)
 
     async def is_empty(self, prefix: str) -> bool:
         """Nothing is there; a group whose metadata was read is something."""
-        known = f"{prefix.strip('/')}/zarr.json" in _documents.get(self.url, {})
+        known = f"{prefix.strip('/')}/zarr.json" in documents.get(self.url, {})
         return not known and await self._store.is_empty(prefix)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names in a group, asked for once: only `interventions` gets new ones."""
-        known, place = _members.setdefault(self.url, {}), prefix.strip("/")
+        known, place = members.setdefault(self.url, {}), prefix.strip("/")
         if place not in known:
             names = tuple([name async for name in self._store.list_dir(prefix)])
             if place.partition("/")[0] in ("", "interventions"):
@@ -144,4 +145,4 @@ class CheckedStore(WrapperStore[Store]):
             yield name
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, CheckedStore) and self._store == other._store
+        return isinstance(other, ChecksumStore) and self._store == other._store

@@ -45,7 +45,7 @@ def client_options(url: str) -> dict[str, Any]:
     return options
 
 
-class Place:
+class Location:
     """A folder, or ``s3://bucket/prefix``, and the files in it, named with forward slashes.
 
     Args:

@@ -10,7 +10,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 
-class Arrays:
+class GroupBuilder:
     """Creates groups and arrays below a root."""
 
     def __init__(self, root: zarr.Group) -> None:

@@ -1,6 +1,6 @@
 """One at a time: a lease on a place, which survives its holder's death without anybody's help.
 
-Leases are numbered files, ``<place>.lease/000001`` and so on, each made only where none is.  The
+Leases are numbered files, ``<location>.lease/000001`` and so on, each made only where none is.  The
 highest number holds.  Its holder writes a new beat into it every few seconds; whoever finds a lease
 that has stopped beating makes the next number, and of several that try one succeeds.  No clock is
 compared with another machine's: that a lease is dead is watched for, not computed.
@@ -22,9 +22,9 @@ from pathlib import Path
 import psutil
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.storage.filesystem import Place
+from ldmprobe_core.storage.filesystem import Location
 
-BEAT_S = 5.0
+HEARTBEAT_S = 5.0
 STALE_S = 30.0
 
 
@@ -41,16 +41,18 @@ class Holder:
     """
 
     key: str
-    who: str
+    description: str
     host: str
     pid: int
-    born: float
-    beat: int = 0
+    started_at: float
+    heartbeat: int = 0
 
     @classmethod
-    def here(cls, who: str) -> Holder:
+    def here(cls, description: str) -> Holder:
         """This process."""
-        return cls(uuid.uuid4().hex, who, _host(), os.getpid(), _born(os.getpid()))
+        return cls(
+            uuid.uuid4().hex, description, _host(), os.getpid(), _process_start_time(os.getpid())
+        )
 
     @property
     def is_dead(self) -> bool:
@@ -58,7 +60,7 @@ class Holder:
         if self.host != _host():
             return False
         try:
-            return _born(self.pid) != self.born
+            return _process_start_time(self.pid) != self.started_at
         except psutil.NoSuchProcess:
             return True
 
@@ -72,12 +74,12 @@ class Lease:
     """
 
     def __init__(
-        self, place: Place, number: int, holder: Holder, previous: tuple[Holder, ...]
+        self, location: Location, number: int, holder: Holder, previous: tuple[Holder, ...]
     ) -> None:
         self.previous = previous
-        self._place, self._number, self._holder = place, number, holder
-        self._over, self._lost = threading.Event(), False
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._location, self._number, self._holder = location, number, holder
+        self._released, self._lost = threading.Event(), False
+        self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
         self._thread.start()
 
     def require_held(self) -> None:
@@ -90,41 +92,42 @@ class Lease:
             self._lost = True
         if self._lost:
             raise RunError(
-                f"{self._place.url.removesuffix('.lease')} was taken over by another process while "
+                f"{self._location.url.removesuffix('.lease')} was taken over by another process "
+                "while "
                 "this one did not answer: leave it to that one, or start again after it"
             )
 
     def _is_mine(self) -> bool:
         """No later number is there, and this one's file is the one that was made here."""
-        if max(_numbers(self._place), default=0) != self._number:
+        if max(_numbers(self._location), default=0) != self._number:
             return False
-        held_by = _read(self._place, self._number)
+        held_by = _read(self._location, self._number)
         return held_by is not None and held_by.key == self._holder.key
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT_S):
-            self._holder = replace(self._holder, beat=self._holder.beat + 1)
+    def _keep_alive(self) -> None:
+        while not self._released.wait(HEARTBEAT_S):
+            self._holder = replace(self._holder, heartbeat=self._holder.heartbeat + 1)
             with suppress(Exception):  # the store may be away for a moment; the next beat counts
                 if not self._is_mine():
                     self._lost = True
                     return
-                self._place.write_text(_name(self._number), _text(self._holder))
+                self._location.write_text(_name(self._number), _text(self._holder))
 
     def release(self) -> None:
         """Give the place back."""
-        self._over.set()
+        self._released.set()
         self._thread.join(timeout=60)
         # Whatever a store that is away raises: then the lease just stops beating.
         with suppress(Exception):
             if not self._lost and self._is_mine():
-                for number in sorted(_numbers(self._place)):
-                    self._place.remove(_name(number))
-                if not self._place.remote:
-                    os.rmdir(self._place.url)
+                for number in sorted(_numbers(self._location)):
+                    self._location.remove(_name(number))
+                if not self._location.remote:
+                    os.rmdir(self._location.url)
 
 
 @contextmanager
-def leased(url: str, who: str, patience_s: float = 0.0) -> Iterator[Lease]:
+def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[Lease]:
     """Hold a place; whoever else wants it waits or is refused.
 
     Args:
@@ -135,23 +138,23 @@ def leased(url: str, who: str, patience_s: float = 0.0) -> Iterator[Lease]:
     Raises:
         UserError: another process holds it, and lives.
     """
-    place, me = Place(f"{url.rstrip('/')}.lease"), Holder.here(who)
+    location, holder_here = Location(f"{url.rstrip('/')}.lease"), Holder.here(description)
     deadline = time.monotonic() + patience_s
     lease, unreadable = None, (0, 0.0)
     while lease is None:
-        number = max(_numbers(place), default=0)
-        held_by = _read(place, number) if number else None
+        number = max(_numbers(location), default=0)
+        held_by = _read(location, number) if number else None
         if number and held_by is None:  # just given back, or spoilt by a power cut
             if unreadable[0] != number:
                 unreadable = number, time.monotonic()
             if time.monotonic() - unreadable[1] < STALE_S:
                 time.sleep(0.1)
                 continue
-        if held_by is None or held_by.is_dead or _stopped(place, number, held_by, deadline):
-            lease = _take(place, number + 1, me, held_by)
+        if held_by is None or held_by.is_dead or _stopped(location, number, held_by, deadline):
+            lease = _take(location, number + 1, holder_here, held_by)
         elif time.monotonic() >= deadline:
             raise UserError(
-                f"{url} is being worked on by {held_by.who} (process {held_by.pid} on "
+                f"{url} is being worked on by {held_by.description} (process {held_by.pid} on "
                 f"{held_by.host.partition('/')[0]}): wait for it, or stop it"
             )
     try:
@@ -160,22 +163,26 @@ def leased(url: str, who: str, patience_s: float = 0.0) -> Iterator[Lease]:
         lease.release()
 
 
-def _take(place: Place, number: int, me: Holder, previous: Holder | None) -> Lease | None:
+def _take(
+    location: Location, number: int, holder_here: Holder, previous: Holder | None
+) -> Lease | None:
     """Make the next lease, unless somebody else does."""
-    if not place.create(_name(number), _text(me)):
+    if not location.create(_name(number), _text(holder_here)):
         return None
-    numbers = _numbers(place)
+    numbers = _numbers(location)
     overtaken = max(numbers, default=0) != number
-    before = _read(place, number - 1) if previous is not None else None
+    before = _read(location, number - 1) if previous is not None else None
     vanished = previous is not None and (before is None or before.key != previous.key)
     if overtaken or vanished:  # what we had looked at is long over
-        place.remove(_name(number))
+        location.remove(_name(number))
         return None
-    found = (_read(place, earlier) for earlier in sorted(numbers) if earlier < number)
-    return Lease(place, number, me, tuple(holder for holder in found if holder is not None))
+    found = (_read(location, earlier) for earlier in sorted(numbers) if earlier < number)
+    return Lease(
+        location, number, holder_here, tuple(holder for holder in found if holder is not None)
+    )
 
 
-def _stopped(place: Place, number: int, holder: Holder, deadline: float) -> bool:
+def _stopped(location: Location, number: int, holder: Holder, deadline: float) -> bool:
     """Watch a lease: it has stopped beating, or waiting for it is over.
 
     A living holder is known by its next beat, which comes long before `STALE_S` is over.
@@ -183,18 +190,18 @@ def _stopped(place: Place, number: int, holder: Holder, deadline: float) -> bool
     since = time.monotonic()
     while time.monotonic() - since < STALE_S:
         time.sleep(0.2)
-        now = _read(place, number)
+        now = _read(location, number)
         if now is None or holder.is_dead:
             return False  # look anew
-        if now.beat != holder.beat:
+        if now.heartbeat != holder.heartbeat:
             holder, since = now, time.monotonic()
             if since >= deadline:
                 return False
     return True
 
 
-def _numbers(place: Place) -> set[int]:
-    return {int(name) for name in place.files() if name.isdecimal()}
+def _numbers(location: Location) -> set[int]:
+    return {int(name) for name in location.files() if name.isdecimal()}
 
 
 def _name(number: int) -> str:
@@ -205,10 +212,10 @@ def _text(holder: Holder) -> str:
     return json.dumps(asdict(holder))
 
 
-def _read(place: Place, number: int) -> Holder | None:
+def _read(location: Location, number: int) -> Holder | None:
     """Who holds a number; None where it was given back or is not wholly written yet."""
     try:
-        return Holder(**json.loads(place.read_text(_name(number))))
+        return Holder(**json.loads(location.read_text(_name(number))))
     except (UserError, ValueError, TypeError):
         return None
 
@@ -222,7 +229,7 @@ def _host() -> str:
     return "/".join(parts)
 
 
-def _born(pid: int) -> float:
+def _process_start_time(pid: int) -> float:
     """When a process started, in ticks since the machine did, which no clock that is set changes.
 
     Raises:

@@ -41,7 +41,7 @@ _RETRIES: Any = {
 }
 
 
-def zarr_store(url: str) -> Store:
+def open_store(url: str) -> Store:
     """The Zarr store at a place: a folder, or a prefix of a bucket.
 
     Raises:
@@ -73,19 +73,19 @@ class Bucket(ObjectStore[S3Store]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """A value, or a part of it; None where there is none."""
-        return await _patiently(lambda: super(Bucket, self).get(key, prototype, byte_range))
+        return await _with_retries(lambda: super(Bucket, self).get(key, prototype, byte_range))
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a value."""
-        await _patiently(lambda: super(Bucket, self).set(key, value))
+        await _with_retries(lambda: super(Bucket, self).set(key, value))
 
     async def exists(self, key: str) -> bool:
         """A key is there."""
-        return await _patiently(lambda: super(Bucket, self).exists(key))
+        return await _with_retries(lambda: super(Bucket, self).exists(key))
 
     async def delete(self, key: str) -> None:
         """Remove a value."""
-        await _patiently(lambda: super(Bucket, self).delete(key))
+        await _with_retries(lambda: super(Bucket, self).delete(key))
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
         """Names in a group."""
@@ -93,11 +93,11 @@ class Bucket(ObjectStore[S3Store]):
         async def names() -> list[str]:
             return [name async for name in super(Bucket, self).list_dir(prefix)]
 
-        for name in await _patiently(names):
+        for name in await _with_retries(names):
             yield name
 
 
-async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+async def _with_retries(ask: Callable[[], Awaitable[T]]) -> T:
     """Ask, and again where the answer broke off; in the end, an error of the system, in a line."""
     for wait in (*_WAITS, None):
         try:

@@ -7,22 +7,25 @@ data.
 
 Layout (dimensions in brackets)::
 
-    samples/                   prompt, seed, category, split, picture [sample]
+    samples/                   prompt, seed, category, split, source_image [sample]
     images/                    image [sample, y, x, rgb]; trajectory, clean [sample, step, ...]
     activations/<layer>/       activation [sample, step, y, x, channel]; nonfinite [sample, step]
-    permuted/<layer>/          the same, of the denoiser with permuted weights
+    activations_permuted/<layer>/  the same, of the denoiser with permuted weights
     labels/                    foreground, depth, shading [sample, y, x]; class [sample, class]
-    truth/                     exact maps of pictures that have them [sample, y, x]
+    exact_maps/                   exact maps of pictures that have them [sample, y, x]
     labels_trajectory/         the same labelers on the decoded latents [sample, step, ...]
     labels_clean/              and on the predicted clean images [sample, step, ...]
     probes/<layer>/            weight [kind, property, step, channel]; bias, penalty [kind, ...]
-    scores/<property>/         score [variant, kind, metric, step, layer, sample]
-    statistics/<variant>/<layer>/   sums over training samples: gram, nonfinite [part, slot, ...]
-    statistics/labels/         foreground, depth, shading [part, slot, y, x]; count [part, slot]
-    interventions/<name>/      image, label, score [variant, target, sample, ...]; aim, unedited
-    marks/                     generated, labeled [batch]; probed [step, layer]; tallied [part]
+    scores/<property>/         score [condition, kind, metric, step, layer, sample]
+    statistics/<network>/<layer>/  sums over training samples: gram, nonfinite [accumulator,
+                                   buffer, ...]
+    statistics/labels/         foreground, depth, shading [accumulator, buffer, y, x]; count
+    interventions/<name>/      image, label, score [condition, target, sample, ...]; target_map,
+                                   unedited
+    progress/                  generated, labeled [batch]; probed [step, layer]; accumulated
+                                   [accumulator]
 
-With ``capture.store: statistics`` training samples leave nothing but those sums, and the dimension
+With ``capture.keep: statistics`` training samples leave nothing but those sums, and the dimension
 ``sample`` of all groups but samples/ holds the others, which then come first.
 """
 
@@ -34,7 +37,7 @@ import uuid
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,15 +48,17 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.storage.checksum_store import CheckedStore
-from ldmprobe_core.storage.filesystem import Place
-from ldmprobe_core.storage.lease import Lease, leased
-from ldmprobe_core.storage.metadata_cache import forget, known
-from ldmprobe_core.storage.object_store import zarr_store
-from ldmprobe_core.storage.schema import Blueprint, Layout
+from ldmprobe_core.storage.checksum_store import ChecksumStore
+from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.lease import Lease, hold_lease
+from ldmprobe_core.storage.metadata_cache import cached_fact, invalidate_cache
+from ldmprobe_core.storage.object_store import open_store
+from ldmprobe_core.storage.progress import Progress
+from ldmprobe_core.storage.schema import RunSchema, RunShape
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.properties import MAP_PROPERTIES
+from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 SOURCES = ("trajectory", "clean")
@@ -63,35 +68,48 @@ _LAYING_OUT_S = 120.0
 """How long laying a run out may take another process; it takes seconds."""
 
 
-class Run(Place):
+class Run:
     """A study carried out, addressed by its URL.
 
     Args:
         url: a local folder, or ``s3://bucket/prefix``; credentials and endpoint come from the
             environment, as for any S3 client.
+
+    Attributes:
+        location: the files of the run's folder or prefix.
+        progress: which units of work are complete.
     """
+
+    def __init__(self, url: str) -> None:
+        self.location = Location(url)
+        self.progress = Progress(self.location.url, lambda: self.store)
+
+    @property
+    def url(self) -> str:
+        """Address of the run's folder or prefix."""
+        return self.location.url
 
     # --- the hierarchy -----------------------------------------------------------------------
 
     @property
-    def store(self) -> CheckedStore:
+    def store(self) -> ChecksumStore:
         """The Zarr store of the run's group; chunks that were changed are refused."""
-        return self.checked(whole=False)
+        return self.zarr_store(require_complete=False)
 
-    def checked(self, whole: bool) -> CheckedStore:
+    def zarr_store(self, require_complete: bool) -> ChecksumStore:
         """The Zarr store of the run's group.
 
         Args:
-            whole: refuse chunks that are missing, too.
+            require_complete: refuse chunks that are missing, too.
         """
-        return CheckedStore(zarr_store(self.url), self.url, whole)
+        return ChecksumStore(open_store(self.url), self.url, require_complete)
 
     @property
     def exists(self) -> bool:
         """A run has been laid out here, wholly: study.json is written last."""
-        return self.has("study.json")
+        return self.location.has("study.json")
 
-    def lay_out(self, blueprint: Blueprint, record: dict[str, Any]) -> None:
+    def create(self, shape: RunShape, record: dict[str, Any]) -> None:
         """Lay the run out: every array with its dimensions, coordinates and units, no data yet.
 
         Args:
@@ -100,7 +118,7 @@ class Run(Place):
         Raises:
             UserError: the place cannot be written to.
         """
-        study = blueprint.study
+        study = shape.study
         laid_out: dict[
             str, Buffer
         ] = {}  # in memory first: array by array takes an object store long
@@ -114,29 +132,30 @@ class Run(Place):
                 **record,
             },
         )
-        Layout(root, blueprint).build()
+        RunSchema(root, shape).build()
         _consolidate(root.store)
-        forget(self.url)
+        invalidate_cache(self.url)
         try:
-            self.remove_all()
-            self.write_many({key: value.to_bytes() for key, value in laid_out.items()})
+            self.location.remove_all()
+            self.location.write_many({key: value.to_bytes() for key, value in laid_out.items()})
         except OSError as error:
-            raise self.unwritable(error) from error
-        self.write_text("identity", uuid.uuid4().hex)
-        self.write_text("study.json", study.to_json())
+            raise self.location.unwritable(error) from error
+        self.location.write_text("identity", uuid.uuid4().hex)
+        self.location.write_text("study.json", study.to_json())
 
-    def claim(self) -> AbstractContextManager[Lease]:
+    def creation_lock(self) -> AbstractContextManager[Lease]:
         """Hold this place while something is laid out in it; whoever else claims it waits.
 
         Raises:
             UserError: another process has held the place for longer than laying out takes.
         """
-        return leased(f"{self.url}.laying-out", "another start", patience_s=_LAYING_OUT_S)
+        return hold_lease(f"{self.url}.laying-out", "another start", patience_s=_LAYING_OUT_S)
 
     def consolidate(self) -> None:
         """Gather the metadata of every group, so that one read shows a stranger all of them."""
         _consolidate(self.store)
 
+    @cached_property
     def study(self) -> Study:
         """The study that the run carries out.
 
@@ -144,21 +163,39 @@ class Run(Place):
             UserError: there is none, or it is one of another release.
         """
         try:
-            return _parsed(self.read_text("study.json"))
+            return parse_study(json.loads(self.location.read_text("study.json")), "study.json")
         except UserError as error:
             raise UserError(
                 f"{self.url} was made by another release ({error}): read it with that release, or "
                 "with xarray alone"
             ) from None
 
-    def open(self, group: str, whole: bool = False) -> xr.Dataset:
+    def open(self, group: str, require_complete: bool = False) -> xr.Dataset:
         """One group, lazily; see the module's docstring for their names.
 
         Args:
-            whole: nothing may be missing in what is read of it; else a hole reads as NaN or 0.
+            require_complete: nothing may be missing in what is read of it; else a hole reads as
+                NaN or 0.
         """
-        store = self.checked(whole)
+        store = self.zarr_store(require_complete)
         return xr.open_zarr(store, group=group, consolidated=False, chunks=None, zarr_format=3)
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """Every sample of the run, in the order of their indices."""
+        table = self.open("samples").load()
+        columns = [
+            table[name].values for name in ("prompt", "seed", "category", "split", "source_image")
+        ]
+        return [
+            Sample(
+                int(index), str(prompt), int(seed), str(category) or None, str(split),
+                str(picture) or None,
+            )
+            for index, prompt, seed, category, split, picture in zip(
+                table.sample.values, *columns, strict=True
+            )
+        ]  # fmt: skip
 
     def attributes(self) -> dict[str, Any]:
         """What was recorded when the run was created."""
@@ -169,25 +206,27 @@ class Run(Place):
     @property
     def layers(self) -> list[str]:
         """Captured layers, in the denoiser's order."""
-        return [name for name in self.probed if name != LATENTS]
+        return [name for name in self.probe_inputs if name != LATENTS]
 
     @property
-    def probed(self) -> list[str]:
+    def probe_inputs(self) -> list[str]:
         """Everything that is probed: the layers, and the latents where they are a control."""
         return list(
-            known(self.url, "layers", lambda: [str(n) for n in self.read("marks", "layer")])
+            cached_fact(
+                self.url, "layers", lambda: [str(n) for n in self.read("progress", "layer")]
+            )
         )
 
     @property
-    def stored(self) -> int:
+    def n_stored(self) -> int:
         """How many samples have images and activations here: all, or those that do not train."""
-        return int(known(self.url, "stored", lambda: self.open("images").sizes["sample"]))
+        return int(cached_fact(self.url, "stored", lambda: self.open("images").sizes["sample"]))
 
     @property
-    def truth(self) -> list[str]:
+    def exact_properties(self) -> list[str]:
         """Properties of which every picture has an exact map."""
         root = zarr.open_group(self.store, mode="r", use_consolidated=False, zarr_format=3)
-        return [name for name in MAP_PROPERTIES if f"truth/{name}" in root]
+        return [name for name in MAP_PROPERTIES if f"exact_maps/{name}" in root]
 
     # --- writing and reading regions -----------------------------------------------------------
 
@@ -240,61 +279,11 @@ class Run(Place):
         Raises:
             DamageError: some of them are not there, or are not what was written.
         """
-        store = self.checked(whole=True)
+        store = self.zarr_store(require_complete=True)
         array = zarr.open_array(store, path=f"{group}/{name}", mode="r", zarr_format=3)
         dims = array.metadata.dimension_names  # type: ignore[union-attr]
         assert dims is not None
         return np.asarray(array.oindex[tuple(where.get(str(dim), slice(None)) for dim in dims)])
-
-    # --- marks ---------------------------------------------------------------------------------
-
-    def mark(self, name: str, *index: int, count: int = 1) -> None:
-        """Say that a unit of work is complete; call it after its data is written.
-
-        Args:
-            count: of units that are now complete there; 0 has all of them done again.
-        """
-        node = zarr.open_group(
-            self.store, path="marks", mode="r+", use_consolidated=False, zarr_format=3
-        )
-        node[name][index] = count  # type: ignore[index]
-
-    def count(self, name: str, *index: int) -> int:
-        """How many units are complete at one place."""
-        node = zarr.open_group(
-            self.store, path="marks", mode="r", use_consolidated=False, zarr_format=3
-        )
-        return int(node[name][index])  # type: ignore[index,arg-type]
-
-    def done(self, name: str, *index: int) -> bool:
-        """One unit of work is complete."""
-        return bool(self.count(name, *index))
-
-    def require_all(self, name: str) -> None:
-        """Refuse to go on from work that is not there.
-
-        Raises:
-            RuntimeError: a unit of this kind has no mark.
-        """
-        missing = np.argwhere(~self.marks(name))
-        if len(missing):
-            raise RuntimeError(
-                f"{self.url}: {len(missing)} units are not {name} yet, the first being "
-                f"{tuple(int(i) for i in missing[0])}"
-            )
-
-    def marks(self, name: str) -> np.ndarray:
-        """Which units of a kind are complete, bool; of parts of sums, which have any that are."""
-        return self.counts(name).astype(bool)
-
-    def counts(self, name: str) -> np.ndarray:
-        """How many units are complete at each place: 1 or 0, but for parts of sums."""
-        return self.open("marks")[name].values  # no mark yet is no damage
-
-
-@lru_cache(maxsize=8)
-def _parsed(study: str) -> Study:
-    return parse_study(json.loads(study), "study.json")
 
 
 def _consolidate(store: Store) -> None:

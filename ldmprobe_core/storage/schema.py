@@ -11,25 +11,33 @@ from dataclasses import dataclass
 import numpy as np
 import zarr
 
-from ldmprobe_core.storage.group_builder import Arrays
-from ldmprobe_core.study.batching import GROUP, SLOTS, deals_of, units_of, width_of
+from ldmprobe_core.storage.group_builder import GroupBuilder
+from ldmprobe_core.study.batching import (
+    BUFFERS,
+    STATISTICS_GROUP,
+    accumulation_units,
+    gram_width,
+    label_assignments,
+)
 from ldmprobe_core.study.layers import LATENTS, LayerShape
 from ldmprobe_core.study.properties import METRICS
-from ldmprobe_core.study.samples import SPLITS, Sample, stored_of
+from ldmprobe_core.study.samples import Sample, n_stored_samples
 from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.splits import SPLITS
 
-VARIANTS = ("real", "shuffled", "permuted")
+CONDITIONS = ("probe", "shuffled_labels", "permuted_weights")
 """Probes proper, probes on shuffled labels, probes on the permuted denoiser."""
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class RunShape:
     """What decides the shape of a run.
 
     Attributes:
         shapes: of every captured layer, in the denoiser's order.
         size: height and width of the images in pixels.
-        truth: properties of which every picture has an exact map; empty where images are generated.
+        exact_properties: properties of which every picture has an exact map; empty where images
+            are generated.
         timesteps: the scheduler's number of every step.
         classes: names of the classes, empty where none are labeled.
         units: of each labeled property.
@@ -42,41 +50,41 @@ class Blueprint:
     timesteps: list[float]
     classes: tuple[str, ...]
     units: dict[str, str]
-    truth: tuple[str, ...] = ()
+    exact_properties: tuple[str, ...] = ()
 
 
-class Layout(Arrays):
+class RunSchema(GroupBuilder):
     """Creates every array of a run, empty."""
 
-    def __init__(self, root: zarr.Group, blueprint: Blueprint) -> None:
+    def __init__(self, root: zarr.Group, shape: RunShape) -> None:
         super().__init__(root)
-        self.study, self.samples = blueprint.study, blueprint.samples
-        self.shapes, (self.height, self.width) = blueprint.shapes, blueprint.size
-        self.truth = blueprint.truth
-        self.timesteps, self.classes = blueprint.timesteps, blueprint.classes
-        self.units = blueprint.units
-        self.stored = self.samples[: stored_of(self.samples, self.study)]
-        first = len(self.stored) if self.study.capture.store == "statistics" else 0
-        self.parts = len(units_of(self.study, first, len(self.samples)))
-        self.batch = min(self.study.sampling.batch, len(self.stored))
+        self.study, self.samples = shape.study, shape.samples
+        self.shapes, (self.height, self.width) = shape.shapes, shape.size
+        self.exact_properties = shape.exact_properties
+        self.timesteps, self.classes = shape.timesteps, shape.classes
+        self.units = shape.units
+        self.stored_samples = self.samples[: n_stored_samples(self.samples, self.study)]
+        first = len(self.stored_samples) if self.study.capture.keep == "statistics" else 0
+        self.parts = len(accumulation_units(self.study, first, len(self.samples)))
+        self.batch = min(self.study.sampling.batch, len(self.stored_samples))
         self.steps = len(self.timesteps)
 
     def build(self) -> None:
         """All groups; plain coordinates first, so that a stranger can read any group alone."""
         self._samples()
         self._images()
-        summed = self.study.capture.store != "activations"
-        for variant, group in (("real", "activations"), ("permuted", "permuted")):
-            if variant == "real" or self.study.controls.permuted:
+        summed = self.study.capture.keep != "activations"
+        for network, group in (("trained", "activations"), ("permuted", "activations_permuted")):
+            if network == "trained" or self.study.controls.permuted_weights:
                 for name, shape in self.shapes.items():
-                    if variant == "real" or name != LATENTS:
+                    if network == "trained" or name != LATENTS:
                         self._activations(f"{group}/{name}", name, shape)
                         if summed:
-                            self._sums(variant, name, shape)
+                            self._sums(network, name, shape)
         if summed:
             self._label_sums()
         self._labels("labels", None)
-        if self.truth:
+        if self.exact_properties:
             self._truth()
         self._labels("labels_trajectory", "decoded latents after every step")
         self._labels("labels_clean", "the predicted clean image at every step")
@@ -87,7 +95,7 @@ class Layout(Arrays):
         self._marks()
 
     def _sample(self, group: zarr.Group, all_of_them: bool = False) -> None:
-        there = self.samples if all_of_them else self.stored
+        there = self.samples if all_of_them else self.stored_samples
         self.coordinate(group, "sample", [s.index for s in there], "index of the image")
 
     def _step(self, group: zarr.Group) -> None:
@@ -113,7 +121,7 @@ class Layout(Arrays):
             ("prompt", "text the image was generated from"),
             ("category", "class that the prompt names; empty where unknown"),
             ("split", "which part the sample belongs to: " + ", ".join(SPLITS)),
-            ("picture", "file of the picture; empty where it was generated"),
+            ("source_image", "file of the picture; empty where it was generated"),
         ):
             values = [getattr(s, name) or "" for s in self.samples]
             self.table(group, name, "sample", values, description)
@@ -126,7 +134,7 @@ class Layout(Arrays):
         self._step(group)
         self._pixels(group)
         self.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
-        n, pixels = len(self.stored), {"y": self.height, "x": self.width, "rgb": 3}
+        n, pixels = len(self.stored_samples), {"y": self.height, "x": self.width, "rgb": 3}
         self.array(
             group,
             "image",
@@ -157,7 +165,7 @@ class Layout(Arrays):
         self._step(group)
         self._pixels(group, shape.y, shape.x)
         self.coordinate(group, "channel", range(shape.channels), "channel of the layer")
-        cells = {"sample": len(self.stored), "step": self.steps}
+        cells = {"sample": len(self.stored_samples), "step": self.steps}
         chunk = {"sample": self.batch, "step": 1}
         grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
         # Activations hardly compress: zstd gains 6..12%, less than it costs in time.
@@ -182,7 +190,7 @@ class Layout(Arrays):
     def _labels(self, path: str, source: str | None) -> None:
         group = self.group(path, f"Labels of {source or 'the finished images'}.")
         self._sample(group)
-        sizes = {"sample": len(self.stored)}
+        sizes = {"sample": len(self.stored_samples)}
         chunks = {"sample": self.batch}
         if source:
             self._step(group)
@@ -211,26 +219,31 @@ class Layout(Arrays):
             )
 
     def _truth(self) -> None:
-        group = self.group("truth", "Exact maps of the pictures, as they were given.")
+        group = self.group("exact_maps", "Exact maps of the pictures, as they were given.")
         self._sample(group)
         self._pixels(group)
-        for prop in self.truth:
+        for prop in self.exact_properties:
             self.array(
                 group,
                 prop,
-                {"sample": len(self.stored), "y": self.height, "x": self.width},
+                {"sample": len(self.stored_samples), "y": self.height, "x": self.width},
                 {"sample": self.batch},
                 "float32",
                 f"exact {prop} of the picture",
             )
 
-    def _sums(self, variant: str, name: str, shape: LayerShape) -> None:
+    def _sums(self, network: str, name: str, shape: LayerShape) -> None:
         """Sums of one layer's cells; a part has two slots, of which `marks` says which counts."""
-        group = self.group(f"{GROUP}/{variant}/{name}", f"Sums over training samples of {name}.")
+        group = self.group(
+            f"{STATISTICS_GROUP}/{network}/{name}", f"Sums over training samples of {name}."
+        )
         self._step(group)
-        sizes, chunk = {"part": self.parts, "slot": SLOTS}, {"part": 1, "slot": 1}
-        width = width_of(self.study, variant, shape.channels)
-        deals = " and again ".join(deals_of(self.study, variant))
+        sizes, chunk = (
+            {"accumulator": self.parts, "buffer": BUFFERS},
+            {"accumulator": 1, "buffer": 1},
+        )
+        width = gram_width(self.study, network, shape.channels)
+        assignments = " and again ".join(label_assignments(self.study, network))
         self.array(
             group,
             "gram",
@@ -238,7 +251,7 @@ class Layout(Arrays):
             {**chunk, "step": 1},
             "float64",
             "lower triangle, row by row, of Z'Z: Z has a row a token, of its channels, 1, and its "
-            f"block's mean {', '.join(self.study.labels.maps)} ({deals})",
+            f"block's mean {', '.join(self.study.labels.maps)} ({assignments})",
             compress=False,
         )
         self.array(
@@ -251,9 +264,14 @@ class Layout(Arrays):
         )
 
     def _label_sums(self) -> None:
-        group = self.group(f"{GROUP}/labels", "Sums of the training samples' label maps.")
+        group = self.group(
+            f"{STATISTICS_GROUP}/labels", "Sums of the training samples' label maps."
+        )
         self._pixels(group)
-        sizes, chunk = {"part": self.parts, "slot": SLOTS}, {"part": 1, "slot": 1}
+        sizes, chunk = (
+            {"accumulator": self.parts, "buffer": BUFFERS},
+            {"accumulator": 1, "buffer": 1},
+        )
         for prop in self.study.labels.maps:
             maps = {**sizes, "y": self.height, "x": self.width}
             self.array(group, prop, maps, chunk, "float64", f"sum of {prop}", self.units[prop])
@@ -285,7 +303,7 @@ class Layout(Arrays):
         group = self.group(f"scores/{prop}", f"Scores of {prop} probes, held-out samples.")
         held = [s for s in self.samples if s.split != "train"]
         kinds, metrics = self.study.kinds, METRICS[prop]
-        self.coordinate(group, "variant", list(VARIANTS), "the probe proper, and its controls")
+        self.coordinate(group, "condition", list(CONDITIONS), "the probe proper, and its controls")
         self.coordinate(group, "kind", list(kinds), "how the probe was fitted")
         self.coordinate(group, "metric", list(metrics), "agreement with the label")
         self._step(group)
@@ -295,7 +313,7 @@ class Layout(Arrays):
             group, "sample", [s.split for s in held], "validation or test", name="split"
         )
         sizes = {
-            "variant": len(VARIANTS),
+            "condition": len(CONDITIONS),
             "kind": len(kinds),
             "metric": len(metrics),
             "step": self.steps,
@@ -312,8 +330,8 @@ class Layout(Arrays):
         )
 
     def _marks(self) -> None:
-        group = self.group("marks", "Which units of work are complete (1).")
-        batches = len(self.study.batches(len(self.stored)))
+        group = self.group("progress", "Which units of work are complete (1).")
+        batches = len(self.study.batches(len(self.stored_samples)))
         self.coordinate(group, "batch", range(batches), "batch of samples")
         self._step(group)
         self.coordinate(group, "layer", list(self.shapes), "denoiser module")
@@ -327,12 +345,12 @@ class Layout(Arrays):
                 f"batch is {name}",
                 compress=False,
             )
-        if self.study.capture.store != "activations":
+        if self.study.capture.keep != "activations":
             self.array(
                 group,
-                "tallied",
-                {"part": self.parts},
-                {"part": 1},
+                "accumulated",
+                {"accumulator": self.parts},
+                {"accumulator": 1},
                 "int64",
                 "units of the part that are added up",
                 compress=False,

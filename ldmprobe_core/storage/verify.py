@@ -11,16 +11,16 @@ from itertools import product
 
 import zarr
 
-from ldmprobe_core.storage.checksum_store import DamageError
+from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.batching import SLOTS
+from ldmprobe_core.study.batching import BUFFERS
 
-_MADE_BY = {
+_PROGRESS_OF_GROUP = {
     "images": "generated",
     "activations": "generated",
-    "permuted": "generated",
-    "truth": "generated",
-    "statistics": "tallied",
+    "activations_permuted": "generated",
+    "exact_maps": "generated",
+    "statistics": "accumulated",
     "labels": "labeled",
     "labels_trajectory": "labeled",
     "labels_clean": "labeled",
@@ -31,43 +31,43 @@ _MADE_BY = {
 
 Unit = tuple[str, tuple[int, ...]]
 """A mark's name and its place: ``("generated", (batch,))`` or ``("probed", (step, layer))``; all
-units of a part are one, ``("tallied", (part,))``, since each adds to what the last one left."""
+units of a part are one, ``("accumulated", (part,))``, since each adds to what the last one left."""
 
 
-def find_damage(run: Run, array: str = "") -> Iterator[DamageError]:
+def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError]:
     """Read every chunk that should be there, and give those that are not what was written.
 
     Args:
         array: path of one array or group to look at; everything, if empty.
     """
-    root = zarr.open_group(run.checked(whole=True), mode="r", use_consolidated=False)
-    damaged_marks = list(_damaged(root["marks"], _never))
+    root = zarr.open_group(run.zarr_store(require_complete=True), mode="r", use_consolidated=False)
+    damaged_marks = list(_damaged(root["progress"], _never))
     yield from damaged_marks
     if damaged_marks:
         return  # what else should be there is not known
-    done = {str(name): run.counts(str(name)) for name in run.open("marks").data_vars}
-    layers = run.probed
+    done = {str(name): run.progress.counts(str(name)) for name in run.open("progress").data_vars}
+    layers = run.probe_inputs
 
     def expected(path: str, dims: tuple[str, ...], place: tuple[int, ...]) -> bool:
         unit = unit_of(path, dims, place, layers)
         if unit is None:
             return True
         count = int(done[unit[0]][unit[1]])
-        if "slot" in dims and count % SLOTS != place[dims.index("slot")]:
+        if "buffer" in dims and count % BUFFERS != place[dims.index("buffer")]:
             return False  # of the two, the one that does not count
         return count > 0
 
     members = [(array, root[array])] if array else root.members()
     for name, member in members:
         group = name.partition("/")[0]
-        if group != "marks":
+        if group != "progress":
             if group == "interventions":
                 yield from _damaged_interventions(run, root, array)
             else:
                 yield from _damaged(member, expected)
 
 
-def take_back(run: Run, damage: Iterable[DamageError]) -> list[DamageError]:
+def clear_progress(run: Run, damage: Iterable[CorruptChunkError]) -> list[CorruptChunkError]:
     """Take away the marks of the units that made damaged chunks, so that they are done again.
 
     Returns:
@@ -78,17 +78,19 @@ def take_back(run: Run, damage: Iterable[DamageError]) -> list[DamageError]:
     layers: list[str] = []
     for chunk in damage:
         group, _, name = chunk.array.partition("/")
-        if group == "marks" and name in _MADE_BY.values():
-            run.mark(name, *chunk.place, count=0)  # a mark is a chunk of its own
+        if group == "progress" and name in _PROGRESS_OF_GROUP.values():
+            run.progress.set_count(
+                name, *chunk.chunk_index, count=0
+            )  # a mark is a chunk of its own
             continue
-        layers = layers or run.probed
+        layers = layers or run.probe_inputs
         array = root[chunk.array]
         assert isinstance(array, zarr.Array)
-        unit = unit_of(chunk.array, _dims(array), chunk.place, layers)
+        unit = unit_of(chunk.array, _dims(array), chunk.chunk_index, layers)
         if unit is None:
             left.append(chunk)
         else:
-            run.mark(unit[0], *unit[1], count=0)
+            run.progress.clear(unit[0], *unit[1])
     return left
 
 
@@ -104,18 +106,18 @@ def unit_of(
         layers: everything that is probed, in order.
     """
     group, _, rest = path.partition("/")
-    mark, at = _MADE_BY.get(group), dict(zip(dims, place, strict=True))
+    mark, at = _PROGRESS_OF_GROUP.get(group), dict(zip(dims, place, strict=True))
     if mark is None or len(dims) < 2:  # one-dimensional ones are coordinates
         return None
     if mark == "probed":
         layer = at["layer"] if "layer" in at else layers.index(rest.rpartition("/")[0])
         return mark, (at["step"], layer)
-    return mark, (at["part"] if mark == "tallied" else at["sample"],)
+    return mark, (at["accumulator"] if mark == "accumulated" else at["sample"],)
 
 
-def _damaged_interventions(run: Run, root: zarr.Group, array: str) -> Iterator[DamageError]:
+def _damaged_interventions(run: Run, root: zarr.Group, array: str) -> Iterator[CorruptChunkError]:
     """Interventions keep marks of their own: a hole in one that is not done is no damage."""
-    for name in run.folders("interventions"):
+    for name in run.location.folders("interventions"):
         path = f"interventions/{name}"
         if array and not f"{array}/".startswith(f"{path}/"):
             continue
@@ -129,7 +131,7 @@ def _never(*_: object) -> bool:
 
 def _damaged(
     node: zarr.Group | zarr.Array, expected: Callable[[str, tuple[str, ...], tuple[int, ...]], bool]
-) -> Iterator[DamageError]:
+) -> Iterator[CorruptChunkError]:
     """Damage below a node; what is missing counts only where it is expected."""
     if isinstance(node, zarr.Group):
         for _, member in node.members():
@@ -137,12 +139,12 @@ def _damaged(
         return
     for place in product(*(range(count) for count in node.cdata_shape)):
         here = expected(node.path, _dims(node), place)
-        if not here and "slot" in _dims(node):
+        if not here and "buffer" in _dims(node):
             continue  # nobody reads it, and the next unit of its part writes it anew
         try:
             node.blocks[place]
-        except DamageError as damage:
-            if damage.how == "changed" or here:
+        except CorruptChunkError as damage:
+            if damage.reason == "changed" or here:
                 yield damage
 
 

@@ -6,26 +6,26 @@ import numpy as np
 
 from ldmprobe_core.study.schema import Study
 
-GROUP = "statistics"
-SLOTS = 2
+STATISTICS_GROUP = "statistics"
+BUFFERS = 2
 _BATCHES_A_UNIT = 16
 
 
-def deals_of(study: Study, variant: str) -> tuple[str, ...]:
-    """To whom labels are dealt in a variant's sums: to their own images, and to others'.
+def label_assignments(study: Study, network: str) -> tuple[str, ...]:
+    """To whom labels are dealt in a network's sums: to their own images, and to others'.
 
     Where activations are stored as well, the control is fitted to those.
     """
-    shuffled = study.controls.shuffled and study.capture.store == "statistics"
-    return ("real", "shuffled") if shuffled and variant == "real" else ("real",)
+    shuffled = study.controls.shuffled_labels and study.capture.keep == "statistics"
+    return ("true", "shuffled") if shuffled and network == "trained" else ("true",)
 
 
-def width_of(study: Study, variant: str, channels: int) -> int:
-    """Columns of a cell's sums: activations, the constant, and each deal's labels."""
-    return channels + 1 + len(deals_of(study, variant)) * len(study.labels.maps)
+def gram_width(study: Study, network: str, channels: int) -> int:
+    """Columns of a cell's sums: activations, the constant, and each assignment's labels."""
+    return channels + 1 + len(label_assignments(study, network)) * len(study.labels.maps)
 
 
-def units_of(study: Study, first: int, count: int) -> list[list[list[range]]]:
+def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
     """Training batches of samples ``first`` to ``count``, by part and unit.
 
     No batch has a single sample unless there is no other: its labels could not be dealt to
@@ -36,7 +36,9 @@ def units_of(study: Study, first: int, count: int) -> list[list[list[range]]]:
     if len(starts) > 1 and count - starts[-1] == 1:
         starts.pop()
     batches = [range(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True)]
-    parts = np.array_split(np.arange(len(batches)), min(study.capture.parts, len(batches)) or 1)
+    parts = np.array_split(
+        np.arange(len(batches)), min(study.capture.accumulators, len(batches)) or 1
+    )
     return [
         [
             [batches[i] for i in part[a : a + _BATCHES_A_UNIT]]

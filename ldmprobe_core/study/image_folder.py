@@ -21,7 +21,7 @@ _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 _MAPS = (".npy", ".png", ".exr")
 
 
-def require_pictures(folder: str, field: str = "photographs") -> list[str]:
+def list_images(folder: str, field: str = "photographs") -> list[str]:
     """File names of a folder's pictures, in order; maps beside pictures are not among them.
 
     Raises:
@@ -40,13 +40,13 @@ def require_pictures(folder: str, field: str = "photographs") -> list[str]:
     return names
 
 
-def picture_names(images: Images) -> list[str]:
+def image_names(images: Images) -> list[str]:
     """File names of a study's pictures, in order.
 
     Raises:
         UserError: there is no such folder, or too few pictures in it.
     """
-    names = require_pictures(images.folder, "images.folder")
+    names = list_images(images.folder, "images.folder")
     wanted = images.samples or len(names)
     if len(names) < max(3, wanted):
         raise UserError(
@@ -56,7 +56,7 @@ def picture_names(images: Images) -> list[str]:
     return names[:wanted]
 
 
-def pictures_digest(images: Images, names: list[str]) -> str:
+def images_hash(images: Images, names: list[str]) -> str:
     """16 hex digits of the pictures and of all their maps."""
     folder = Path(images.folder).expanduser()
     digest = hashlib.sha256()
@@ -78,7 +78,7 @@ def map_path(folder: Path, picture: str, prop: str) -> Path | None:
     return None
 
 
-def maps_present(images: Images, names: list[str]) -> tuple[str, ...]:
+def exact_map_properties(images: Images, names: list[str]) -> tuple[str, ...]:
     """Properties of which every picture has a map.
 
     Raises:
@@ -98,7 +98,7 @@ def maps_present(images: Images, names: list[str]) -> tuple[str, ...]:
     return tuple(present)
 
 
-def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     """A picture as (y, x, rgb) uint8: its middle, cut to the model's aspect, resized.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.image_folder import maps_present, picture_names, pictures_digest
+from ldmprobe_core.study.image_folder import exact_map_properties, image_names, images_hash
 from ldmprobe_core.study.prompt_files import Row, digest_of, read_rows
 from ldmprobe_core.study.prompt_sets import (
     object_prompts,
@@ -14,9 +14,7 @@ from ldmprobe_core.study.prompt_sets import (
 )
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Images, Prompts
-from ldmprobe_core.study.splits import SPLITS, _Draft, _splits
-
-__all__ = ["SPLITS", "Sample", "make_samples", "pin_inputs", "tabletop_prompts"]
+from ldmprobe_core.study.splits import SampleDraft, assign_splits
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Sample:
     Attributes:
         index: position along the run's ``sample`` dimension.
         category: the class its prompt names, where that is known.
-        picture: file name of the picture; None where it is generated.
+        source_image: file name of the picture; None where it is generated.
     """
 
     index: int
@@ -34,15 +32,15 @@ class Sample:
     seed: int
     category: str | None
     split: str
-    picture: str | None = None
+    source_image: str | None = None
 
     @property
     def group(self) -> str:
         """What it shares with samples that are not independent of it: its prompt, or picture."""
-        return self.picture or self.prompt
+        return self.source_image or self.prompt
 
 
-def pin_inputs(study: Study) -> Study:
+def resolve_inputs(study: Study) -> Study:
     """The study with the number of samples and the digest of the files that hold them.
 
     From here on its hash stands for the files' contents, wherever they lie.
@@ -54,10 +52,10 @@ def pin_inputs(study: Study) -> Study:
         images = study.images.model_copy(
             update={"folder": str(Path(study.images.folder).expanduser().absolute())}
         )
-        names = picture_names(images)
-        maps_present(images, names)
-        digest = _unchanged("images.folder", images.digest, pictures_digest(images, names))
-        pinned = images.model_copy(update={"samples": len(names), "digest": digest})
+        names = image_names(images)
+        exact_map_properties(images, names)
+        digest = _unchanged("images.folder", images.content_hash, images_hash(images, names))
+        pinned = images.model_copy(update={"samples": len(names), "content_hash": digest})
         return study.model_copy(update={"images": pinned})
     prompts = study.prompts
     if prompts.files is None:
@@ -71,16 +69,17 @@ def pin_inputs(study: Study) -> Study:
             f"prompts.samples is {prompts.samples}, and prompts.files hold {count} rows: leave "
             "samples out, or give the files that it was written for"
         )
-    digest = _unchanged("prompts.files", prompts.digest, digest_of(files))
-    update = {"files": files, "samples": count, "digest": digest}
+    digest = _unchanged("prompts.files", prompts.content_hash, digest_of(files))
+    update = {"files": files, "samples": count, "content_hash": digest}
     return study.model_copy(update={"prompts": prompts.model_copy(update=update)})
 
 
 def _unchanged(field: str, before: str | None, now: str) -> str:
     if before not in (None, now):
         raise UserError(
-            f"{field} has changed since the study was begun (digest {before}, now {now}): put the "
-            "files back, or begin a study of the new ones without the digest"
+            f"{field} has changed since the study was begun (content hash {before}, now {now}): "
+            "put the "
+            "files back, or begin a study of the new ones without the content_hash"
         )
     return now
 
@@ -95,27 +94,27 @@ def make_samples(study: Study) -> list[Sample]:
     Raises:
         UserError: a mistake in the files that hold them, or too few prompts for the splits.
     """
-    drafts = _drafts_of_pictures(study.images) if study.images else _drafts(study.prompts)
-    split_of = _splits(drafts, study)
-    if study.capture.store == "statistics":
+    drafts = _drafts_of_images(study.images) if study.images else _drafts(study.prompts)
+    split_of = assign_splits(drafts, study)
+    if study.capture.keep == "statistics":
         drafts.sort(key=lambda draft: split_of[draft.group] == "train")  # a stable sort
     return [
-        Sample(i, d.prompt, d.seed, d.category, split_of[d.group], d.picture)
+        Sample(i, d.prompt, d.seed, d.category, split_of[d.group], d.source_image)
         for i, d in enumerate(drafts)
     ]
 
 
-def _drafts_of_pictures(images: Images) -> list[_Draft]:
+def _drafts_of_images(images: Images) -> list[SampleDraft]:
     return [
-        _Draft(images.caption, images.seed + i, None, None, name, name)
-        for i, name in enumerate(picture_names(images))
+        SampleDraft(images.caption, images.seed + i, None, None, name, name)
+        for i, name in enumerate(image_names(images))
     ]
 
 
-def _drafts(prompts: Prompts) -> list[_Draft]:
+def _drafts(prompts: Prompts) -> list[SampleDraft]:
     if prompts.files is not None:
         rows: list[Row] = read_rows(prompts.files)
-        return [_Draft(r.prompt, r.seed, r.category, r.split, r.prompt) for r in rows]
+        return [SampleDraft(r.prompt, r.seed, r.category, r.split, r.prompt) for r in rows]
     count = prompts.count
     assert count is not None
     named: list[tuple[str, str | None]]
@@ -127,13 +126,13 @@ def _drafts(prompts: Prompts) -> list[_Draft]:
         named = list(tabletop_prompts(count, prompts.seed))
     # Seeds count up over all samples, so that a prompt that returns gets another one each time.
     return [
-        _Draft(prompt, prompts.seed + i, category, None, prompt)
+        SampleDraft(prompt, prompts.seed + i, category, None, prompt)
         for i, (prompt, category) in enumerate(named)
     ]
 
 
-def stored_of(samples: list[Sample], study: Study) -> int:
+def n_stored_samples(samples: list[Sample], study: Study) -> int:
     """How many samples are stored: the first so many."""
-    if study.capture.store != "statistics":
+    if study.capture.keep != "statistics":
         return len(samples)
     return sum(sample.split != "train" for sample in samples)

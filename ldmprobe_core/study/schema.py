@@ -18,7 +18,8 @@ from pydantic import (
 )
 
 from ldmprobe_core.study.sections import (
-    TWO_LAYER,
+    MLP,
+    BootstrapSettings,
     Capture,
     Controls,
     Execution,
@@ -28,12 +29,11 @@ from ldmprobe_core.study.sections import (
     Probes,
     Prompts,
     Sampling,
+    Section,
     Slug,
-    Statistics,
-    _Part,
 )
 
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 """Part of every hash: raised when the same study would give other bytes or another layout."""
 
 
@@ -49,7 +49,7 @@ def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, f"{name}[{i}]")
 
 
-class Study(_Part):
+class Study(Section):
     """One experiment; see the module's docstring."""
 
     name: Slug = "study"
@@ -62,7 +62,7 @@ class Study(_Part):
     labels: Labels = Labels()
     probes: Probes = Probes()
     controls: Controls = Controls()
-    statistics: Statistics = Statistics()
+    bootstrap: BootstrapSettings = BootstrapSettings()
     execution: Execution = Execution()
 
     @model_validator(mode="before")
@@ -87,21 +87,19 @@ class Study(_Part):
 
     @model_validator(mode="after")
     def _from_sums(self) -> Study:
-        if self.capture.store != "statistics":
+        if self.capture.keep != "statistics":
             return self
         beyond = [kind for kind in self.kinds if kind != "ridge"]
         if beyond:
-            remedy = (
-                "controls.two_layer to false" if beyond[0] == TWO_LAYER else "probes.kinds to ridge"
-            )
+            remedy = "controls.mlp to false" if beyond[0] == MLP else "probes.kinds to ridge"
             raise ValueError(
-                f"capture.store is statistics, and sums cannot fit {beyond[0]} probes: set "
-                f"{remedy}, or capture.store to both"
+                f"capture.keep is statistics, and sums cannot fit {beyond[0]} probes: set "
+                f"{remedy}, or capture.keep to both"
             )
-        if self.controls.shuffled and self.sampling.batch == 1:
+        if self.controls.shuffled_labels and self.sampling.batch == 1:
             raise ValueError(
-                "sampling.batch is 1, and with capture.store statistics labels are dealt to other "
-                "images of a batch: make it at least 2, or set controls.shuffled to false"
+                "sampling.batch is 1, and with capture.keep statistics labels are dealt to other "
+                "images of a batch: make it at least 2, or set controls.shuffled_labels to false"
             )
         return self
 
@@ -140,7 +138,7 @@ class Study(_Part):
     @property
     def kinds(self) -> tuple[str, ...]:
         """Every kind of probe that is scored: those that may be chosen, then the control."""
-        return (*self.probes.kinds, *((TWO_LAYER,) if self.controls.two_layer else ()))
+        return (*self.probes.kinds, *((MLP,) if self.controls.mlp else ()))
 
     @property
     def hash(self) -> str:

@@ -17,7 +17,7 @@ from pydantic import (
 
 from ldmprobe_core.study.properties import MAP_PROPERTIES
 
-TWO_LAYER = "two-layer"
+MLP = "mlp"
 """The kind of the control with one hidden layer; it is scored, never chosen as the best."""
 
 
@@ -34,11 +34,13 @@ Slug = Annotated[str, AfterValidator(_slug)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class _Part(BaseModel):
+class Section(BaseModel):
+    """Base class of a study's sections: frozen, strict, unknown keys refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class Model(_Part):
+class Model(Section):
     """The latent diffusion model: ``tabletop`` (embedded), a diffusers folder, or a hub id.
 
     Attributes:
@@ -55,7 +57,7 @@ class Model(_Part):
     cpu_offload: bool = False
 
 
-class Prompts(_Part):
+class Prompts(Section):
     """What is generated: a built-in set, prompts of your own, or files of them.
 
     Attributes:
@@ -66,7 +68,7 @@ class Prompts(_Part):
         samples: number of images; None takes all of `items` or `files`, or 240 of a set.  `items`
             are gone through in turn.
         negative: what guidance leads away from, for every image.
-        digest: of the files' contents, entered when they are read.
+        content_hash: of the files' contents, entered when they are read.
         seed: the first image's seed, from which they count up image by image; it also decides
             which captions of the set are drawn, and how prompts are dealt into splits.
     """
@@ -77,7 +79,7 @@ class Prompts(_Part):
     samples: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     negative: str | None = None
-    digest: str | None = None
+    content_hash: str | None = None
 
     @field_validator("files", mode="before")
     @classmethod
@@ -106,7 +108,7 @@ class Prompts(_Part):
         return self
 
 
-class Images(_Part):
+class Images(Section):
     """Pictures of your own, with the maps that lie beside them; nothing is generated.
 
     ``a.png`` has its maps in ``a.foreground.*``, ``a.depth.*``, ``a.shading.*`` (PNG, NPY, EXR).
@@ -116,17 +118,17 @@ class Images(_Part):
         caption: what the denoiser is told of every picture.
         samples: the first so many by name; None takes all.
         seed: of the noise.
-        digest: of the files' contents, entered when they are read.
+        content_hash: of the files' contents, entered when they are read.
     """
 
     folder: str
     caption: str = ""
     samples: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
-    digest: str | None = None
+    content_hash: str | None = None
 
 
-class Sampling(_Part):
+class Sampling(Section):
     """How images are generated.
 
     Attributes:
@@ -144,23 +146,23 @@ class Sampling(_Part):
     threads: PositiveInt = 1
 
 
-class Capture(_Part):
+class Capture(Section):
     """Which activations are kept, and what of them.
 
     Attributes:
         layers: globs over module names, or presets: self-attention, cross-attention, resnets,
             blocks, and vae (the decoder's middle attention, the paper's control).
-        store: ``activations``; ``statistics``, with which training samples leave nothing but sums,
+        keep: ``activations``; ``statistics``, with which training samples leave nothing but sums,
             whose size does not grow with them, and only held-out samples are stored; or ``both``.
-        parts: in how many parts statistics are added up; so many workers can share the work.
+        accumulators: in how many parts statistics are added up; so many workers can share the work.
     """
 
     layers: tuple[str, ...] = Field(("self-attention",), strict=False, min_length=1)
-    store: Literal["activations", "statistics", "both"] = "activations"
-    parts: PositiveInt = 4
+    keep: Literal["activations", "statistics", "both"] = "activations"
+    accumulators: PositiveInt = 4
 
 
-class Reader(_Part):
+class LabelerSpec(Section):
     """A labeler by name, with its weights: a folder, a file or a hub id.
 
     In YAML a name alone will do.
@@ -175,11 +177,11 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-_Reader = Annotated[Reader | None, BeforeValidator(_named)]
-_TABLETOP = Reader(name="tabletop")
+_Reader = Annotated[LabelerSpec | None, BeforeValidator(_named)]
+_TABLETOP = LabelerSpec(name="tabletop")
 
 
-class Labels(_Part):
+class Labels(Section):
     """Who reads each property off an image; None leaves the property out."""
 
     foreground: _Reader = _TABLETOP
@@ -203,18 +205,18 @@ class Labels(_Part):
         return self
 
 
-class Split(_Part):
+class Split(Section):
     """Shares of the prompts that train probes, choose among them, and score them.
 
     Attributes:
-        held: hold out prompts of about so many samples, in the proportion of validation and test,
-            and train on all others; None holds out shares.
+        heldout: hold out prompts of about so many samples, in the proportion of validation and
+            test, and train on all others; None holds out shares.
     """
 
     train: Annotated[float, Field(gt=0, lt=1)] = 0.45
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
     test: Annotated[float, Field(gt=0, lt=1)] = 0.40
-    held: Annotated[int, Field(ge=2)] | None = None
+    heldout: Annotated[int, Field(ge=2)] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Split:
@@ -224,7 +226,7 @@ class Split(_Part):
         return self
 
 
-class Probes(_Part):
+class Probes(Section):
     """Which linear probes are trained in each cell.
 
     Attributes:
@@ -251,30 +253,30 @@ class Probes(_Part):
         return self
 
 
-class Controls(_Part):
+class Controls(Section):
     """The same fits where they should fail, or from less.  Position alone is always computed.
 
     Attributes:
         latents: probes on the denoiser's own input at each step, the noisy latents.
-        two_layer: a probe with one hidden layer in each cell (slow).
-        shuffled: labels dealt to other training images.
-        permuted: a denoiser whose every weight tensor is permuted, shown the same latents.
+        mlp: a probe with one hidden layer in each cell (slow).
+        shuffled_labels: labels dealt to other training images.
+        permuted_weights: a denoiser whose every weight tensor is permuted, shown the same latents.
     """
 
-    shuffled: bool = True
-    permuted: bool = True
+    shuffled_labels: bool = True
+    permuted_weights: bool = True
     latents: bool = True
-    two_layer: bool = False
+    mlp: bool = False
 
 
-class Statistics(_Part):
+class BootstrapSettings(Section):
     """Bootstrap over held-out samples: number of resamples and the interval's level."""
 
     resamples: Annotated[int, Field(ge=100)] = 1000
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
-class Execution(_Part):
+class Execution(Section):
     """Where a study runs; not part of its hash.
 
     The number of workers changes none of the result's bytes; another device, or another machine

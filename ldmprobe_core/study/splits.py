@@ -12,17 +12,19 @@ from ldmprobe_core.study.schema import Study
 
 
 @dataclass(frozen=True)
-class _Draft:
+class SampleDraft:
+    """One image before its split is known; see `Sample`."""
+
     prompt: str
     seed: int
     category: str | None
     split: str | None
     group: str
     """What goes into one split together: the prompt, or the picture."""
-    picture: str | None = None
+    source_image: str | None = None
 
 
-def _splits(drafts: list[_Draft], study: Study) -> dict[str, str]:
+def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
     """Split of every group: as given, the rest dealt out, shuffled; each split gets at least one.
 
     Raises:
@@ -33,9 +35,10 @@ def _splits(drafts: list[_Draft], study: Study) -> dict[str, str]:
     shares = {"train": split.train, "validation": split.validation, "test": split.test}
     found = {group: name for group, name in given.items() if name is not None}
     loose, wanted = sorted(given), list(SPLITS)
-    if found and split.held is not None:
+    if found and split.heldout is not None:
         raise UserError(
-            f"probes.split.held is {split.held}, and prompts.files name splits, which hold: leave "
+            f"probes.split.heldout is {split.heldout}, and prompts.files name splits, which hold: "
+            "leave "
             "one of them out"
         )
     if found:  # the files name splits; all that may be missing is one to choose probes with
@@ -45,12 +48,14 @@ def _splits(drafts: list[_Draft], study: Study) -> dict[str, str]:
     if loose:
         order = np.random.default_rng([len(loose), study.prompts.seed]).permutation(len(loose))
         shuffled = [loose[i] for i in order]
-        if split.held is not None:
-            held = _held_out(shuffled, Counter(draft.group for draft in drafts), split.held)
-            dealt = _deal(held, {name: shares[name] for name in ("validation", "test")})
+        if split.heldout is not None:
+            held = _n_heldout_groups(
+                shuffled, Counter(draft.group for draft in drafts), split.heldout
+            )
+            dealt = _apportion(held, {name: shares[name] for name in ("validation", "test")})
             names = dealt + ["train"] * (len(shuffled) - held)
         else:
-            names = _deal(len(loose), {name: shares[name] for name in wanted})
+            names = _apportion(len(loose), {name: shares[name] for name in wanted})
         found |= dict(zip(shuffled, names, strict=True))
     missing = [name for name in SPLITS if name not in found.values()]
     if missing:
@@ -61,19 +66,19 @@ def _splits(drafts: list[_Draft], study: Study) -> dict[str, str]:
     return found
 
 
-def _held_out(groups: list[str], sizes: Counter[str], samples: int) -> int:
+def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> int:
     """How many of the groups, in order, hold so many samples; at least two, one for each split."""
     held = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
     held = max(held, 2)
     if held >= len(groups):
         raise UserError(
-            f"probes.split.held is {samples}, and of {sizes.total()} samples of {len(groups)} "
+            f"probes.split.heldout is {samples}, and of {sizes.total()} samples of {len(groups)} "
             "prompts that leaves none to train on: lower it, or raise prompts.samples"
         )
     return held
 
 
-def _deal(count: int, shares: dict[str, float]) -> list[str]:
+def _apportion(count: int, shares: dict[str, float]) -> list[str]:
     """Names of splits for so many groups, in proportion; every name at least once if it can be."""
     whole, names, left = sum(shares.values()), list(shares), count
     dealt: list[str] = []

@@ -27,7 +27,7 @@ from ldmprobe_core.labelers.tabletop import (
 )
 from ldmprobe_core.labelers.tabletop_networks import ClassNetwork, MapNetwork
 from ldmprobe_core.study.prompt_sets import CATEGORIES, FLOOR_COLORS, OBJECT_COLORS, WALL_COLORS
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 from ldmprobe_core.tabletop import evaluation
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.denoiser import Denoiser, new_scheduler
@@ -113,13 +113,13 @@ def measure(
     pipeline.set_progress_bar_config(disable=True)
     index = np.array(data.held_out)
     foreground = data.foreground[index] > 127
-    reader = Reader(name="tabletop", weights=str(folder))
+    spec = LabelerSpec(name="tabletop", weights=str(folder))
     named: dict[str, Labeler] = {
-        "foreground": load_foreground(reader, device),
-        "depth": load_depth(reader, device),
-        "shading": load_shading(reader, device),
-        "class": load_classes(reader, device),
-        "judge": load_judge(reader, device),
+        "foreground": load_foreground(spec, device),
+        "depth": load_depth(spec, device),
+        "shading": load_shading(spec, device),
+        "class": load_classes(spec, device),
+        "judge": load_judge(spec, device),
     }
     some = index[:600]
     rebuilt = evaluation.reconstruct(pipeline.vae, data.rgb[some], device)

@@ -5,11 +5,15 @@ import pytest
 from PIL import Image
 from run_helpers import carry_out, small_study
 
-from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs, leads_from
+from ldmprobe_core.analysis.class_curves import (
+    class_curves,
+    classify_photographs,
+    first_stable_step,
+)
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import tabletop
 from ldmprobe_core.study.prompt_sets import CATEGORIES
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 
@@ -17,10 +21,10 @@ from ldmprobe_core.tabletop.scenes import sample_scene
 def test_the_first_step_from_which_a_class_leads_and_stays():
     a, b = [0.9, 0.1], [0.2, 0.8]
     scores = np.array([[a, a, a, a], [b, a, b, a], [b, b, b, a], [a, a, a, b], [b, b, b, b]])
-    found = leads_from(scores, np.zeros(5, int))
+    found = first_stable_step(scores, np.zeros(5, int))
     np.testing.assert_array_equal(found, [1, 4, 4, np.nan, np.nan])
     np.testing.assert_array_equal(
-        leads_from(scores[:, :1], np.ones(5, int)), [np.nan, 1, 1, np.nan, 1]
+        first_stable_step(scores[:, :1], np.ones(5, int)), [np.nan, 1, 1, np.nan, 1]
     )
 
 
@@ -48,9 +52,9 @@ def test_curves_equal_a_slow_loop(run):
                 step = t + 1
             steps.append(np.nan if step is None else step)
         if np.isfinite(steps).any():
-            assert found["named_from"][source]["mean"] == pytest.approx(np.nanmean(steps))
+            assert found["recognition_step"][source]["mean"] == pytest.approx(np.nanmean(steps))
         else:
-            assert found["named_from"][source]["mean"] is None
+            assert found["recognition_step"][source]["mean"] is None
         agree = [(scores[:, t].argmax(1) == final.argmax(1)).mean() for t in range(3)]
         assert found["agreement"][source] == pytest.approx(agree)
 
@@ -61,7 +65,7 @@ def test_without_classes_in_prompts_the_finished_image_names_itself(tiny_study, 
     found = class_curves(run, 0.95, 200)
     assert not found["by_prompt"]
     assert found["accuracy"] is None
-    assert found["named"] == 1.0
+    assert found["recognized"] == 1.0
 
 
 def test_photographs_are_shown_to_the_same_labeler(run, tmp_path):
@@ -73,7 +77,9 @@ def test_photographs_are_shown_to_the_same_labeler(run, tmp_path):
     found = classify_photographs(run, str(tmp_path))
     import torch
 
-    scores = tabletop.load_classes(Reader(name="tabletop"), torch.device("cpu"))(np.stack(pictures))
+    scores = tabletop.load_classes(LabelerSpec(name="tabletop"), torch.device("cpu"))(
+        np.stack(pictures)
+    )
     assert found.count == 5
     assert found.top == pytest.approx(scores.max(1).mean(), rel=1e-5)
     assert found.confident == pytest.approx((scores.max(1) > 0.9).mean())

@@ -38,8 +38,8 @@ def test_differences_are_paired_over_common_samples(runs):
     rows = [row for row in compare(runs[:2]) if row["property"] == "depth"]
     scores = []
     for run in runs[:2]:
-        last = json.loads(run.read_text("summary.json"))["properties"]["depth"]["last"]
-        score = run.open("scores/depth").score.sel(variant="real", metric="spearman", step=3)
+        last = json.loads(run.location.read_text("summary.json"))["properties"]["depth"]["last"]
+        score = run.open("scores/depth").score.sel(condition="probe", metric="spearman", step=3)
         score = score.sel(kind=last["kind"], layer=last["layer"])
         scores.append(score.values[score.split.values == "test"])
     gaps = scores[1] - scores[0]
@@ -70,14 +70,14 @@ def test_the_commands_that_read_finished_runs(runs, capsys, monkeypatch):
     assert code == 0
     assert "difference" in " ".join(out.split())
     before = json.loads(runs[0].read_text("summary.json"))
-    held = int(runs[0].open("scores/depth").sample.values[0])
-    code, out, _ = call("report", runs[0].url, "--samples", str(held))
+    heldout = int(runs[0].open("scores/depth").sample.values[0])
+    code, out, _ = call("report", runs[0].url, "--samples", str(heldout))
     assert code == 0
     after = json.loads(runs[0].read_text("summary.json"))
     assert after.pop("bytes") > 0
     del before["bytes"]
     assert after == before
-    assert f"sample-{held:05d}.png" in runs[0].read_text("report/index.html")
+    assert f"sample-{heldout:05d}.png" in runs[0].read_text("report/index.html")
     opened = []
     monkeypatch.setattr("typer.launch", opened.append)
     assert call("open", runs[0].url)[0] == 0

@@ -32,14 +32,14 @@ def report(tiny_model, tmp_path_factory):
             "model": {"source": str(tiny_model)},
             "prompts": {"items": [*evil, *(f"a ball {i}" for i in range(9))]},
             "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
-            "statistics": {"resamples": 200},
+            "bootstrap": {"resamples": 200},
         }
     )
     run = carry_out(study, str(tmp_path_factory.mktemp("browser")))
-    held = [int(i) for i in run.open("scores/depth").sample.values]
+    heldout = [int(i) for i in run.open("scores/depth").sample.values]
     prompts = [str(p) for p in run.open("samples").prompt.values]
-    build_report(run, {"generate": 1.0}, tuple(held))
-    return run, [prompts[i] for i in held]
+    build_report(run, {"generate": 1.0}, tuple(heldout))
+    return run, [prompts[i] for i in heldout]
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ def summary(position, shuffled, permuted):
                 },
                 "controls": {
                     "position": interval(position),
-                    "shuffled": interval(shuffled),
-                    "permuted": permuted and interval(permuted),
+                    "shuffled_labels": interval(shuffled),
+                    "permuted_weights": permuted and interval(permuted),
                 },
             }
         }

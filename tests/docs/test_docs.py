@@ -69,8 +69,8 @@ def test_every_benchmark_can_be_imported(path):
 
 def test_a_table_of_figures_by_hand():
     figures = [
-        {"part": "p", "name": "n", "value": 1.234, "unit": "x", "at_most": 1.5},
-        {"part": "p", "name": "m", "value": 20.0, "unit": "", "at_least": 30, "note": "why"},
+        {"accumulator": "p", "name": "n", "value": 1.234, "unit": "x", "at_most": 1.5},
+        {"accumulator": "p", "name": "m", "value": 20.0, "unit": "", "at_least": 30, "note": "why"},
     ]
     content = {
         "command": "make bench", "date": "2026-11-25", "machine": "1 x cpu",

@@ -19,9 +19,9 @@ from run_helpers import assert_same, carry_out, small_study
 
 from flows.local import prefect_server, task_runs
 from infra.stack import free_ports
-from ldmprobe_core.storage.lease import leased
+from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.verify import find_damage
+from ldmprobe_core.storage.verify import find_corrupt_chunks
 from ldmprobe_core.study.loading import parse_study
 
 pytestmark = pytest.mark.slow
@@ -74,9 +74,9 @@ def test_one_command_and_every_task_run_is_recorded(reference, tmp_path):
     done = ldmprobe("run", str(path), "--store", str(store), home=home)
     assert done.returncode == 0, done.stderr
     assert "Prefect UI: http://127.0.0.1:" in done.stdout
-    run = Run(f"{store}/{plain.study().run_name}")
+    run = Run(f"{store}/{plain.study.run_name}")
     assert_same(plain, run)
-    assert (store / plain.study().run_name / "report" / "index.html").is_file()
+    assert (store / plain.study.run_name / "report" / "index.html").is_file()
 
     # The server that the command started is gone; what it stored is read by another one.
     with temporary_settings({PREFECT_HOME: home, PREFECT_API_URL: None}):
@@ -104,26 +104,26 @@ def test_one_command_and_every_task_run_is_recorded(reference, tmp_path):
     again = ldmprobe("run", str(path), "--store", str(store), home=home)
     assert "finished already" in again.stdout
     shown = ldmprobe("show", run.url, "--json", home=home)
-    assert json.loads(shown.stdout)["study_hash"] == plain.study().hash
+    assert json.loads(shown.stdout)["study_hash"] == plain.study.hash
     assert "rank correlation" in ldmprobe("show", run.url, home=home).stdout
 
 
 def test_statistics_instead_of_activations_by_two_workers(tiny_model, tmp_path):
     """Through the command: the sums and scores of a plain loop, and only held-out samples kept."""
     content = small_study("sums", tiny_model, 40).model_dump(mode="json", by_alias=True)
-    content["capture"] |= {"store": "statistics", "parts": 3}
-    content["probes"] = {"kinds": ["ridge"], "split": {"held": 8}}
+    content["capture"] |= {"keep": "statistics", "accumulators": 3}
+    content["probes"] = {"kinds": ["ridge"], "split": {"heldout": 8}}
     content["execution"] = {"runner": "dask", "workers": 2}
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(content))
     plain = carry_out(parse_study(content), str(tmp_path / "plain"))
     done = ldmprobe("run", str(path), "--store", str(tmp_path / "runs"), home=tmp_path / "prefect")
     assert done.returncode == 0, done.stderr
-    run = Run(f"{tmp_path}/runs/{plain.study().run_name}")
+    run = Run(f"{tmp_path}/runs/{plain.study.run_name}")
     assert_same(plain, run)
-    assert run.stored == 8
-    assert json.loads(run.read_text("summary.json"))["samples"]["train"] == 32
-    assert list(find_damage(run)) == []
+    assert run.n_stored == 8
+    assert json.loads(run.location.read_text("summary.json"))["samples"]["train"] == 32
+    assert list(find_corrupt_chunks(run)) == []
 
 
 def test_classify_goes_before_a_study_and_shows_photographs(reference, tmp_path):
@@ -137,19 +137,19 @@ def test_classify_goes_before_a_study_and_shows_photographs(reference, tmp_path)
     done = ldmprobe("classify", *words, "--photographs", str(photographs), home=home)
     assert done.returncode == 0, done.stderr
     assert "Of 3 real pictures" in done.stdout
-    run = Run(f"{store}/{plain.study().run_name}")
-    assert run.marks("labeled").all()
-    assert not run.marks("probed").any()
+    run = Run(f"{store}/{plain.study.run_name}")
+    assert run.progress.completed("labeled").all()
+    assert not run.progress.completed("probed").any()
     done = ldmprobe("run", *words, home=home)
     assert done.returncode == 0, done.stderr
     assert_same(plain, run)
-    assert "on 3 real pictures" in run.read_text("report/index.html")
+    assert "on 3 real pictures" in run.location.read_text("report/index.html")
 
 
 def test_a_second_start_is_refused_and_told_by_whom(reference, tmp_path):
     path, plain = reference
-    place = f"{tmp_path}/runs/{plain.study().run_name}"
-    with leased(place, "flow run 0815"):
+    place = f"{tmp_path}/runs/{plain.study.run_name}"
+    with hold_lease(place, "flow run 0815"):
         done = ldmprobe("run", str(path), "--store", f"{tmp_path}/runs", home=tmp_path / "prefect")
     assert done.returncode == 2
     assert "is being worked on by flow run 0815" in done.stderr
@@ -160,7 +160,7 @@ def test_a_second_start_is_refused_and_told_by_whom(reference, tmp_path):
 def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path, own_port):
     path, plain = reference
     store, home = tmp_path / "runs", tmp_path / "prefect"
-    run = Run(f"{store}/{plain.study().run_name}")
+    run = Run(f"{store}/{plain.study.run_name}")
     process = subprocess.Popen(
         [str(COMMAND), "run", str(path), "--store", str(store)],
         env=environment(home),
@@ -170,15 +170,15 @@ def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path, own_port)
         start_new_session=True,
     )
     deadline = time.monotonic() + 200
-    while not (run.exists and run.marks("generated").any()):
+    while not (run.exists and run.progress.completed("generated").any()):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)  # polling for the moment to kill, bounded by the deadline
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not run.has("summary.json")
+    assert not run.location.has("summary.json")
     # What is more, the disk has changed a bit of what was written.
-    done = int(run.marks("generated").argmax())
+    done = int(run.progress.completed("generated").argmax())
     layer = run.layers[0]
     chunk = Path(run.url) / f"activations/{layer}/activation/c/{done}/1/0/0/0"
     chunk.write_bytes(chunk.read_bytes()[:-9] + b"\x07" + chunk.read_bytes()[-8:])
@@ -188,4 +188,4 @@ def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path, own_port)
     done = ldmprobe("run", str(path), "--store", str(store), home=home)
     assert done.returncode == 0, done.stderr
     assert_same(plain, run)
-    assert list(find_damage(run)) == []
+    assert list(find_corrupt_chunks(run)) == []

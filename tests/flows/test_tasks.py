@@ -19,7 +19,7 @@ from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.study.schema import LAYOUT_VERSION
 from tasks.progress import StageError, follow
 from tasks.references import BatchRef, CellRef, RunRef
-from tasks.retries import is_passing, is_transient
+from tasks.retries import is_transient, should_retry
 from tasks.study import generate, label, probe, unit_key
 
 RUN = RunRef(url="/a", identity="one")
@@ -65,7 +65,7 @@ def test_what_the_store_has_no_mark_of_is_carried_out_whatever_prefect_remembers
         ("probe", "probed", (1, 1), {"cell": cell}),
     ):
         assert key(verb, **unit) is None
-        run.mark(mark, *index)
+        run.progress.mark_done(mark, *index)
         assert key(verb, **unit) is not None
 
 
@@ -117,14 +117,14 @@ def _answered(status):
 )
 def test_only_what_may_pass_is_retried(error, again):
     async def ask():
-        return await is_transient(None, None, await exception_to_failed_state(error))
+        return await should_retry(None, None, await exception_to_failed_state(error))
 
-    assert is_passing(error) is again
+    assert is_transient(error) is again
     assert asyncio.run(ask()) is again
 
 
 def test_what_did_not_fail_is_not_retried():
-    assert asyncio.run(is_transient(None, None, Completed(data=1))) is False
+    assert asyncio.run(should_retry(None, None, Completed(data=1))) is False
 
 
 def test_run_names_say_what_is_done():

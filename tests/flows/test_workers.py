@@ -8,7 +8,7 @@ from prefect import flow, task
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.workers import on_device, runner_of, workers_of
+from flows.workers import gpu_resources, runner_of, workers_of
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.sections import Execution
@@ -24,7 +24,7 @@ def whose() -> str:
 @flow
 def asking(execution: Execution) -> list[str]:
     with workers_of(execution):
-        with on_device(execution):
+        with gpu_resources(execution):
             first = whose.submit()
         return [first.result(), whose.submit().result()]
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from ldmprobe_core.models.sampling import Generator
-from ldmprobe_core.pipeline.accumulate import tally_unit
-from ldmprobe_core.pipeline.activation_sinks import InMemory
+from ldmprobe_core.models.sampling import PipelineSampler
+from ldmprobe_core.pipeline.accumulate import accumulate_unit
+from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.probe import probe_cell
-from ldmprobe_core.pipeline.statistics import units_in
+from ldmprobe_core.pipeline.statistics import run_accumulation_units
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.samples import Sample
@@ -32,32 +32,34 @@ def small_study(name: str, model: Path, samples: int) -> Study:
             "prompts": {"samples": samples},
             "sampling": {"steps": 3, "batch": 4, "guidance": 2.0, "threads": 1},
             "capture": {"layers": ["down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1"]},
-            "statistics": {"resamples": 200},
+            "bootstrap": {"resamples": 200},
         }
     )
 
 
 def generated(
-    generator: Generator, samples: list[Sample], pictures: np.ndarray | None = None
+    sampler: PipelineSampler, samples: list[Sample], pictures: np.ndarray | None = None
 ) -> Any:
     """One batch with everything that the networks showed, in memory."""
-    kept = InMemory()
-    made = generator.generate(samples, kept, pictures)
-    shown = kept.take()
-    return SimpleNamespace(**vars(made), activations=shown["real"], permuted=shown.get("permuted"))
+    kept = ActivationBuffer()
+    made = sampler.sample(samples, kept, pictures)
+    shown = kept.pop()
+    return SimpleNamespace(
+        **vars(made), activations=shown["trained"], permuted=shown.get("permuted")
+    )
 
 
 def carry_out(study: Study, store: str) -> Run:
     """Every unit of a study in a plain loop."""
     run = prepare_run(study, store)
-    for batch in range(len(run.study().batches(run.stored))):
+    for batch in range(len(run.study.batches(run.n_stored))):
         generate_batch(run.url, batch)
         label_batch(run.url, batch)
-    for part, units in enumerate(units_in(run)):
+    for part, units in enumerate(run_accumulation_units(run)):
         for number in range(len(units)):
-            tally_unit(run.url, part, number)
-    for step in range(1, run.open("marks").sizes["step"] + 1):
-        for layer in run.probed:
+            accumulate_unit(run.url, part, number)
+    for step in range(1, run.open("progress").sizes["step"] + 1):
+        for layer in run.probe_inputs:
             probe_cell(run.url, step, layer)
     return run
 

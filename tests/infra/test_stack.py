@@ -39,11 +39,10 @@ from run_helpers import assert_same, carry_out, small_study
 from flows.holding import task_runs
 from infra.services import postgres_program
 from infra.stack import free_ports
-from ldmprobe_core.interventions.results import finished_interventions, read_findings
+from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
 from ldmprobe_core.pipeline import model_cache
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
 from ldmprobe_core.study.loading import parse_study
 
 pytestmark = [
@@ -219,8 +218,8 @@ def test_a_scheduled_run_is_picked_up_and_gives_the_same_bytes(connected, refere
     assert scheduled.work_pool_name == "ldmprobe"
     run = Run(f"s3://runs/scheduled/{study.run_name}")
     assert_same(plain, run)
-    assert [sample.prompt for sample in samples_of(run)][: len(HOSTILE)] == HOSTILE
-    assert "<html" in run.read_text("report/index.html")
+    assert [sample.prompt for sample in run.samples][: len(HOSTILE)] == HOSTILE
+    assert "<html" in run.location.read_text("report/index.html")
     top = {path.rpartition("/")[2] for path in run._files().ls("runs/scheduled")}
     # No prompt made a place of its own; SeaweedFS keeps the empty folders of leases.
     assert {name for name in top if not name.endswith(".lease")} == {study.run_name}
@@ -246,7 +245,7 @@ def test_a_scheduled_run_is_picked_up_and_gives_the_same_bytes(connected, refere
 
 def test_a_model_is_loaded_once_a_worker_process(connected, scheduled):
     with Client(connected.env["LDMPROBE_DASK"], set_as_default=False) as client:
-        loads = client.run(lambda: dict(model_cache.loads))
+        loads = client.run(lambda: dict(model_cache.load_counts))
     assert len(loads) == 2
     assert all(0 < count <= 1 for counts in loads.values() for count in counts.values())
     assert sum(counts["generator"] for counts in loads.values() if counts) >= 1
@@ -302,9 +301,9 @@ def test_an_intervention_runs_as_a_deployment(connected, reference, scheduled):
         done = finished(client, run.id)
     assert done.state.is_completed(), done.state.message
     run = Run(url)
-    (name,) = finished_interventions(run)
-    assert read_findings(run, name).pairs == 3
-    assert f"{name}.png" in run.read_text("report/index.html")
+    (name,) = completed_interventions(run)
+    assert read_intervention_summary(run, name).pairs == 3
+    assert f"{name}.png" in run.location.read_text("report/index.html")
 
 
 def test_no_key_is_in_the_database_the_logs_or_the_run(connected, scheduled, tmp_path):
@@ -353,15 +352,15 @@ def test_what_one_client_writes_the_other_reads(connected, tiny_model, monkeypat
     group = f"activations/{run.layers[0]}"
     shape = run.open(group).activation.shape
     values = np.random.default_rng(0).normal(size=(4, *shape[1:])).astype(np.float16)
-    for writer, reader, part in (
+    for writer, spec, part in (
         ("obstore", "s3fs", slice(0, 4)),
         ("s3fs", "obstore", slice(4, 8)),
     ):
         monkeypatch.setenv("LDMPROBE_CHUNKS", writer)
         run.write(group, {"activation": values}, sample=part)
-        monkeypatch.setenv("LDMPROBE_CHUNKS", reader)
+        monkeypatch.setenv("LDMPROBE_CHUNKS", spec)
         np.testing.assert_array_equal(run.read(group, "activation", sample=part), values)
-        assert not run.done("generated", 0)  # what is not there is no error
+        assert not run.progress.is_done("generated", 0)  # what is not there is no error
 
 
 def command(stack, study_file, store, **more):
@@ -407,7 +406,7 @@ def test_of_many_starts_at_once_one_lays_a_run_out(connected, tiny_model):
         starts = [pool.submit(prepare_run, study, "s3://runs/many") for _ in range(4)]
         runs = [start.result() for start in starts]
     assert {run.url for run in runs} == {f"s3://runs/many/{study.run_name}"}
-    assert len({run.read_text("identity") for run in runs}) == 1
+    assert len({run.location.read_text("identity") for run in runs}) == 1
 
 
 KILLS = ["flow"] * 9 + ["worker"] * 4 + ["nanny"] * 2 + ["server"] * 3 + ["postgres"] * 2
@@ -443,12 +442,12 @@ def test_twenty_kills_at_any_moment_change_no_bit(connected, tiny_model, tmp_pat
             run = Run(f"s3://runs/killed/{study.run_name}")
             complete = False
             while not complete:
-                before = run.marks("generated") if run.exists else []
+                before = run.progress.completed("generated") if run.exists else []
                 seen = len(record.puts)
                 flow = command(connected, path, "s3://runs/killed", AWS_ENDPOINT_URL=endpoint)
                 _strike(connected, kills, flow, lot, lambda seen=seen: len(record.puts) > seen)
                 out, _ = flow.communicate(timeout=200)
-                complete = run.has("summary.json")
+                complete = run.location.has("summary.json")
                 assert complete or kills or flow.returncode, out[-3000:]
                 again = {
                     int(key.split("/c/")[1].split("/")[0])

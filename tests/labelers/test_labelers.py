@@ -32,7 +32,7 @@ from ldmprobe_core.labelers.registry import check_labeler, labelers_of, load_lab
 from ldmprobe_core.labelers.shading import RetinexLabeler
 from ldmprobe_core.labelers.weights import convert
 from ldmprobe_core.study.loading import parse_study
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 
 CPU = torch.device("cpu")
 
@@ -151,7 +151,7 @@ IN_ONE_FILE = {"tracer", "inspyrenet", "vgg16"}
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
+def use_models(tmp_path_factory):
     """Labelers by property and name, each made once."""
     made = {}
 
@@ -162,8 +162,8 @@ def loaded(tmp_path_factory):
                 folder = tmp_path_factory.mktemp("labelers") / name
                 WRITERS[prop, name](folder)
                 weights = str(folder / "weights.safetensors" if name in IN_ONE_FILE else folder)
-            reader = Reader(name=name, weights=weights)
-            made[prop, name] = reader, load_labeler(prop, reader, CPU)
+            spec = LabelerSpec(name=name, weights=weights)
+            made[prop, name] = spec, load_labeler(prop, spec, CPU)
         return made[prop, name]
 
     return get
@@ -172,8 +172,8 @@ def loaded(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(("prop", "name"), WRITERS)
 def test_size_range_and_independence_of_the_batch(loaded, pictures, prop, name):
-    reader, labeler = loaded(prop, name)
-    assert len(check_labeler(prop, reader)) == 16
+    spec, labeler = use_models(prop, name)
+    assert len(check_labeler(prop, spec)) == 16
     found = labeler(pictures)
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
@@ -198,9 +198,9 @@ def test_size_range_and_independence_of_the_batch(loaded, pictures, prop, name):
 
 
 def test_midas_is_the_networks_inverse_depth_negated_and_normalised(loaded, pictures):
-    reader, labeler = loaded("depth", "midas")
-    model = DPTForDepthEstimation.from_pretrained(reader.weights).eval()
-    processor = DPTImageProcessor.from_pretrained(reader.weights)
+    spec, labeler = use_models("depth", "midas")
+    model = DPTForDepthEstimation.from_pretrained(spec.weights).eval()
+    processor = DPTImageProcessor.from_pretrained(spec.weights)
     with torch.no_grad():
         raw = model(**processor(list(pictures), return_tensors="pt")).predicted_depth
         big = torch.nn.functional.interpolate(
@@ -215,13 +215,13 @@ def test_the_sign_of_depth_follows_the_models_convention(pictures, tmp_path):
     depth_anything(tmp_path / "metric", "metric")
     signs = {}
     for kind in ("relative", "metric"):
-        reader = Reader(name="depth-anything", weights=str(tmp_path / kind))
-        signs[kind] = load_labeler("depth", reader, CPU)
+        spec = LabelerSpec(name="depth-anything", weights=str(tmp_path / kind))
+        signs[kind] = load_labeler("depth", spec, CPU)
     assert signs["relative"].sign == -1
     assert signs["metric"].sign == 1
     glpn(tmp_path / "glpn")
-    reader = Reader(name="transformers", weights=str(tmp_path / "glpn"))
-    assert load_labeler("depth", reader, CPU).sign == 1
+    spec = LabelerSpec(name="transformers", weights=str(tmp_path / "glpn"))
+    assert load_labeler("depth", spec, CPU).sign == 1
 
 
 def test_a_depth_model_whose_sign_is_not_known_is_refused(tmp_path):
@@ -229,7 +229,7 @@ def test_a_depth_model_whose_sign_is_not_known_is_refused(tmp_path):
     path = tmp_path / "new" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "marvel"}))
     with pytest.raises(UserError, match=r"labels\.depth.*'marvel'.*take one of dpt"):
-        check_labeler("depth", Reader(name="transformers", weights=str(tmp_path / "new")))
+        check_labeler("depth", LabelerSpec(name="transformers", weights=str(tmp_path / "new")))
 
 
 def test_retinex_follows_the_light_and_not_the_paint():
@@ -249,12 +249,12 @@ def test_retinex_follows_the_light_and_not_the_paint():
 def test_vgg_uses_torchvisions_own_transforms(loaded, pictures):
     from PIL import Image
 
-    reader, labeler = loaded("class", "vgg16")
+    spec, labeler = use_models("class", "vgg16")
     transform = VGG16_Weights.IMAGENET1K_V1.transforms()
     network = vgg16()
     from safetensors.torch import load_file
 
-    network.load_state_dict({k: v.float() for k, v in load_file(reader.weights).items()})
+    network.load_state_dict({k: v.float() for k, v in load_file(spec.weights).items()})
     with torch.no_grad():
         data = torch.stack([transform(Image.fromarray(p)) for p in pictures])
         expected = network.eval()(data).softmax(1).numpy()
@@ -266,15 +266,17 @@ def test_vgg_uses_torchvisions_own_transforms(loaded, pictures):
 
 
 def test_repeated_class_names_are_told_apart(loaded):
-    assert loaded("class", "transformers")[1].classes == ("lemon", "orange", "lemon (2)")
+    assert use_models("class", "transformers")[1].classes == ("lemon", "orange", "lemon (2)")
 
 
 def test_marigold_takes_the_shading_among_its_targets(loaded, tmp_path):
-    _, labeler = loaded("shading", "marigold")
+    _, labeler = use_models("shading", "marigold")
     assert labeler.at == 1
     marigold(tmp_path / "appearance", ("albedo", "material"))
     with pytest.raises(UserError, match="albedo, material, not shading"):
-        load_labeler("shading", Reader(name="marigold", weights=str(tmp_path / "appearance")), CPU)
+        load_labeler(
+            "shading", LabelerSpec(name="marigold", weights=str(tmp_path / "appearance")), CPU
+        )
 
 
 def test_intrinsics_inverse_shading_is_undone(monkeypatch, pictures):
@@ -294,7 +296,7 @@ def test_intrinsics_inverse_shading_is_undone(monkeypatch, pictures):
     module.load_models = lambda path, stage, device: (path, stage, device)
     monkeypatch.setitem(sys.modules, "intrinsic", package)
     monkeypatch.setitem(sys.modules, "intrinsic.pipeline", module)
-    labeler = load_labeler("shading", Reader(name="intrinsic"), CPU)
+    labeler = load_labeler("shading", LabelerSpec(name="intrinsic"), CPU)
     found = labeler(pictures)
     np.testing.assert_allclose(found, np.stack([shading] * 3), rtol=1e-5, atol=1e-6)
     assert calls[0][0] == ("paper_weights", "gray", "cpu")
@@ -319,11 +321,11 @@ def test_intrinsics_inverse_shading_is_undone(monkeypatch, pictures):
         ("class", {"name": "vgg16", "weights": "/none.safetensors"}, ["vgg16-397923af.pth"]),
     ],
 )
-def test_what_is_missing_is_said_with_its_remedy(prop, reader, words):
+def test_what_is_missing_is_said_with_its_remedy(prop, spec, words):
     with pytest.raises(UserError) as caught:
-        check_labeler(prop, Reader(**reader))
+        check_labeler(prop, LabelerSpec(**spec))
     message = str(caught.value)
-    assert message.startswith(f"labels.{prop} is '{reader['name']}': ")
+    assert message.startswith(f"labels.{prop} is '{spec['name']}': ")
     for word in words:
         assert word in message
 
@@ -339,17 +341,17 @@ def test_a_package_that_is_missing_is_said(monkeypatch):
         ("inspyrenet", r"pip install 'ldmprobe\[inspyrenet\]'"),
     ):
         with pytest.raises(UserError, match=words):
-            check_labeler("foreground", Reader(name=name))
+            check_labeler("foreground", LabelerSpec(name=name))
 
 
 def test_pickled_weights_are_not_opened_but_can_be_converted(tmp_path):
     torch.save({"state_dict": {"a": torch.arange(3.0), "b": torch.ones(2)}}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"are a pickle.*labelers\.weights .*w\.pth"):
-        check_labeler("foreground", Reader(name="tracer", weights=str(tmp_path / "w.pth")))
+        check_labeler("foreground", LabelerSpec(name="tracer", weights=str(tmp_path / "w.pth")))
     out = convert(tmp_path / "w.pth")
     assert out == tmp_path / "w.safetensors"
     with pytest.raises(UserError, match="do not fit the network"):
-        load_labeler("class", Reader(name="vgg16", weights=str(out)), CPU)
+        load_labeler("class", LabelerSpec(name="vgg16", weights=str(out)), CPU)
 
 
 def test_a_folder_of_pickles_is_refused(tmp_path):
@@ -357,13 +359,13 @@ def test_a_folder_of_pickles_is_refused(tmp_path):
     weights = tmp_path / "g" / "model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(UserError, match="holds no safetensors"):
-        check_labeler("depth", Reader(name="transformers", weights=str(tmp_path / "g")))
+        check_labeler("depth", LabelerSpec(name="transformers", weights=str(tmp_path / "g")))
 
 
 def test_the_short_and_the_long_form_of_a_name_are_one():
     short = parse_study({"labels": {"depth": "midas", "class": None}})
     long = parse_study({"labels": {"depth": {"name": "midas"}, "class": None}})
     assert short == long
-    assert labelers_of(short)["depth"] == Reader(name="midas")
+    assert labelers_of(short)["depth"] == LabelerSpec(name="midas")
     with pytest.raises(UserError, match=r"labels\.depth.*weightz"):
         parse_study({"labels": {"depth": {"name": "midas", "weightz": "x"}}})

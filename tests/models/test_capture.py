@@ -7,11 +7,11 @@ from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models import loading
-from ldmprobe_core.models.architectures.registry import family_of
-from ldmprobe_core.models.capture import Capture
-from ldmprobe_core.models.host_transfer import Leaving
-from ldmprobe_core.models.layers import layer_shapes, match_layers, modules_of
-from ldmprobe_core.models.loading import permute_weights, skeletons
+from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.capture import ActivationCapture
+from ldmprobe_core.models.host_transfer import HostTransfer
+from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
+from ldmprobe_core.models.loading import meta_modules, permute_weights
 from ldmprobe_core.models.token_grid import Grid, to_grid
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
@@ -23,17 +23,19 @@ def unet(tiny_model, tiny_study):
 
 
 @pytest.fixture
-def family(tiny_model):
-    return family_of(tiny_model)
+def architecture(tiny_model):
+    return detect_architecture(tiny_model)
 
 
 @pytest.fixture
-def watch(unet, family):
+def watch(unet, architecture):
     """Captures named layers of the tiny denoiser."""
 
-    def capture(layers, halves):
+    def capture(layers, batch_copies):
         modules = dict(unet.named_modules())
-        return Capture({name: modules[name] for name in layers}, family, halves, unet)
+        return ActivationCapture(
+            {name: modules[name] for name in layers}, architecture, batch_copies, unet
+        )
 
     return capture
 
@@ -54,7 +56,7 @@ def test_self_attention_equals_softmax_of_queries_and_keys(unet, watch):
     hook = attention.register_forward_pre_hook(lambda m, args: seen.update(x=args[0]))
     with torch.no_grad(), watch([LAYER], 2) as capture:
         call(unet, 6)
-        values, bad = Leaving(capture.take(3)).arrive()[LAYER]
+        values, bad = HostTransfer(capture.pop_activations(3)).result()[LAYER]
     hook.remove()
     x = seen["x"].double()
     channels = x.shape[-1]
@@ -82,10 +84,10 @@ def test_self_attention_equals_softmax_of_queries_and_keys(unet, watch):
 def test_the_conditional_half_is_the_second(unet, watch):
     with torch.no_grad(), watch([LAYER], 2) as capture:
         call(unet, 4)
-        pair = capture.take(2)[LAYER]
+        pair = capture.pop_activations(2)[LAYER]
     with torch.no_grad(), watch([LAYER], 1) as capture:
         call(unet, 4)
-        every = capture.take(4)[LAYER]
+        every = capture.pop_activations(4)[LAYER]
     np.testing.assert_array_equal(pair, every[2:])
 
 
@@ -93,12 +95,12 @@ def test_a_batch_that_was_not_declared_is_an_error(unet, watch):
     with torch.no_grad(), watch([LAYER], 1) as capture:
         call(unet, 4)
         with pytest.raises(RuntimeError, match="guidance is not what was declared"):
-            capture.take(2)
+            capture.pop_activations(2)
 
 
 def test_a_hook_that_never_fires_is_an_error(unet, watch):
     with watch([LAYER], 2) as capture, pytest.raises(RuntimeError, match=LAYER):
-        capture.take(2)
+        capture.pop_activations(2)
 
 
 def test_what_overflows_float16_is_counted(unet, watch):
@@ -107,7 +109,7 @@ def test_what_overflows_float16_is_counted(unet, watch):
             parameter.mul_(1e9)
         with watch([LAYER], 1) as capture:
             call(unet, 2)
-            values, bad = Leaving(capture.take(2)).arrive()[LAYER]
+            values, bad = HostTransfer(capture.pop_activations(2)).result()[LAYER]
     assert bad.tolist() == (~np.isfinite(values)).reshape(2, -1).sum(1).tolist()
     assert bad.min() > 0
 
@@ -119,14 +121,14 @@ def test_hooks_are_gone_afterwards(unet, watch):
 
 
 @pytest.fixture
-def dry(family):
+def dry(architecture):
     """The tiny networks on the meta device, and what `layer_shapes` finds."""
-    denoiser, vae = skeletons(family)
-    names = list(modules_of(denoiser, vae))
+    denoiser, vae = meta_modules(architecture)
+    names = list(capturable_modules(denoiser, vae))
 
     def shapes(*layers):
-        found = match_layers(family, names, layers)
-        return layer_shapes(family, denoiser, vae, found)
+        found = match_layers(architecture, names, layers)
+        return layer_shapes(architecture, denoiser, vae, found)
 
     return shapes
 
@@ -171,16 +173,16 @@ def test_what_cannot_be_probed_is_said_before_anything_is_generated(dry, layer, 
         assert word in str(caught.value)
 
 
-def test_lists_of_modules_are_no_layers_and_what_is_never_called_is_named(family):
-    denoiser, vae = skeletons(family)
-    names = list(modules_of(denoiser, vae))
-    found = match_layers(family, names, ("*attn1*",))
+def test_lists_of_modules_are_no_layers_and_what_is_never_called_is_named(architecture):
+    denoiser, vae = meta_modules(architecture)
+    names = list(capturable_modules(denoiser, vae))
+    found = match_layers(architecture, names, ("*attn1*",))
     assert not any(name.endswith(".to_out") for name in found)
     assert any(name.endswith(".to_out.0") for name in found)
-    assert layer_shapes(family, denoiser, vae, found)
+    assert layer_shapes(architecture, denoiser, vae, found)
     denoiser.idle = nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"idle is never called"):
-        layer_shapes(family, denoiser, vae, ["idle"])
+        layer_shapes(architecture, denoiser, vae, ["idle"])
 
 
 def test_shapes_of_a_dry_run_equal_those_of_a_real_one(unet, watch, dry):
@@ -188,7 +190,7 @@ def test_shapes_of_a_dry_run_equal_those_of_a_real_one(unet, watch, dry):
     shapes = dry(*names)
     with torch.no_grad(), watch(names, 1) as capture:
         call(unet, 1)
-        for name, values in capture.take(1).items():
+        for name, values in capture.pop_activations(1).items():
             assert values.shape[1:] == shapes[name]
 
 

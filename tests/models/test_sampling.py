@@ -7,8 +7,8 @@ from run_helpers import generated
 from tiny_models import write_tiny_model
 
 from ldmprobe_core.models import loading, weights
-from ldmprobe_core.models.architectures.registry import family_of
-from ldmprobe_core.models.sampling import Generator
+from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.models.schedulers import new_scheduler, predicted_clean
 from ldmprobe_core.study.samples import make_samples
 
@@ -16,38 +16,38 @@ CPU = torch.device("cpu")
 
 
 def load(study):
-    family = family_of(weights.model_folder(study.model))
-    return Generator(loading.load_pipeline(study, CPU), family, study)
+    architecture = detect_architecture(weights.model_folder(study.model))
+    return PipelineSampler(loading.load_pipeline(study, CPU), architecture, study)
 
 
 @pytest.fixture
-def generator(tiny_study):
+def sampler(tiny_study):
     return load(tiny_study(sampling={"scheduler": "ddim"}))
 
 
-def test_images_are_the_pipelines_own(generator):
-    samples = make_samples(generator.study)[:3]
-    made = generated(generator, samples)
-    images = generator.pipeline(
+def test_images_are_the_pipelines_own(sampler):
+    samples = make_samples(sampler.study)[:3]
+    made = generated(sampler, samples)
+    images = sampler.pipeline(
         prompt=[s.prompt for s in samples],
         num_inference_steps=3,
         guidance_scale=2.0,
-        generator=[torch.Generator().manual_seed(s.seed) for s in samples],
+        sampler=[torch.Generator().manual_seed(s.seed) for s in samples],
         output_type="np",
     ).images
     expected = (images * 255).round().astype(np.uint8)
     assert np.abs(made.image.astype(int) - expected).max() <= 1  # decoded in other batches
     np.testing.assert_array_equal(made.image, made.trajectory[:, -1])
     assert made.trajectory.shape == made.clean.shape == (3, 3, 16, 16, 3)
-    scheduler = generator.pipeline.scheduler
+    scheduler = sampler.pipeline.scheduler
     assert made.timestep == [float(t) for t in scheduler.timesteps]
 
 
-def test_activations_are_those_of_each_steps_call(generator):
+def test_activations_are_those_of_each_steps_call(sampler):
     """The same steps by hand: encode the prompt, call the denoiser, guide, step."""
-    samples = make_samples(generator.study)[:2]
-    made = generated(generator, samples)
-    pipeline, layer = generator.pipeline, generator.layers[0]
+    samples = make_samples(sampler.study)[:2]
+    made = generated(sampler, samples)
+    pipeline, layer = sampler.pipeline, sampler.layers[0]
     seen = []
     module = dict(pipeline.unet.named_modules())[layer]
     hook = module.register_forward_hook(lambda m, i, output: seen.append(output.clone()))
@@ -62,7 +62,7 @@ def test_activations_are_those_of_each_steps_call(generator):
         )
         latents = torch.cat(
             [
-                torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(s.seed))
+                torch.randn(1, 4, 8, 8, sampler=torch.Generator().manual_seed(s.seed))
                 for s in samples
             ]
         )
@@ -78,34 +78,34 @@ def test_activations_are_those_of_each_steps_call(generator):
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_the_permuted_twin_sees_the_same_inputs(generator):
+def test_the_permuted_twin_sees_the_same_inputs(sampler):
     """With its permutation undone, the twin must show what the denoiser shows."""
-    generator.twin.load_state_dict(generator.pipeline.unet.state_dict())
-    made = generated(generator, make_samples(generator.study)[:2])
-    for layer in generator.layers:
+    sampler.permuted_denoiser.load_state_dict(sampler.pipeline.unet.state_dict())
+    made = generated(sampler, make_samples(sampler.study)[:2])
+    for layer in sampler.layers:
         np.testing.assert_allclose(
             made.permuted.values[layer], made.activations.values[layer], rtol=5e-3, atol=5e-3
         )
 
 
-def test_a_sample_depends_on_its_seed_not_on_its_neighbours(generator):
-    samples = make_samples(generator.study)
-    together = generated(generator, samples[:3]).image
-    apart = generated(generator, samples[2:4]).image
+def test_a_sample_depends_on_its_seed_not_on_its_neighbours(sampler):
+    samples = make_samples(sampler.study)
+    together = generated(sampler, samples[:3]).image
+    apart = generated(sampler, samples[2:4]).image
     assert np.abs(together[2].astype(int) - apart[0]).max() <= 1
     assert np.abs(together[1].astype(int) - together[2]).max() > 1
 
 
-def test_the_same_batch_gives_the_same_bytes(generator):
-    samples = make_samples(generator.study)[:2]
-    one, two = generated(generator, samples), generated(generator, samples)
+def test_the_same_batch_gives_the_same_bytes(sampler):
+    samples = make_samples(sampler.study)[:2]
+    one, two = generated(sampler, samples), generated(sampler, samples)
     np.testing.assert_array_equal(one.trajectory, two.trajectory)
-    for layer in generator.layers:
+    for layer in sampler.layers:
         np.testing.assert_array_equal(one.activations.values[layer], two.activations.values[layer])
 
 
 def test_without_guidance_there_is_one_half(tiny_study):
-    study = tiny_study(sampling={"guidance": 1.0}, controls={"permuted": False})
+    study = tiny_study(sampling={"guidance": 1.0}, controls={"permuted_weights": False})
     made = generated(load(study), make_samples(study)[:2])
     assert made.permuted is None
     assert next(iter(made.activations.values.values())).shape[:2] == (2, 3)
@@ -115,12 +115,12 @@ def test_without_guidance_there_is_one_half(tiny_study):
 @pytest.mark.parametrize("scheduler", ["ddim", "lms"])
 def test_the_predicted_clean_image_is_the_schedulers(tmp_path, tiny_study, scheduler, prediction):
     folder = write_tiny_model(tmp_path / "model", prediction)
-    own = new_scheduler(scheduler, family_of(folder).scheduler)
+    own = new_scheduler(scheduler, detect_architecture(folder).scheduler)
     own.set_timesteps(5)
     random = torch.Generator().manual_seed(1)
-    latents = torch.randn(2, 4, 8, 8, generator=random) * own.init_noise_sigma
+    latents = torch.randn(2, 4, 8, 8, sampler=random) * own.init_noise_sigma
     for t in own.timesteps:
-        output = torch.randn(2, 4, 8, 8, generator=random)
+        output = torch.randn(2, 4, 8, 8, sampler=random)
         own.scale_model_input(latents, t)
         found = predicted_clean(own, output, t, latents)
         step = own.step(output, t, latents)

@@ -7,18 +7,17 @@ import pytest
 import torch
 from run_helpers import generated, small_study
 
-from ldmprobe_core.models.host_transfer import Leaving
+from ldmprobe_core.models.host_transfer import HostTransfer
 from ldmprobe_core.pipeline import activation_sinks, model_cache
-from ldmprobe_core.pipeline.activation_sinks import IntoStore, bytes_at_once
+from ldmprobe_core.pipeline.activation_sinks import ActivationWriter, peak_activation_bytes
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
-from ldmprobe_core.storage.sample_table import samples_of
 
 BYTES = 2 * 4 * 4 * 8  # of one layer at one step: two samples, 4 x 4 tokens, 8 channels, float16
 
 
 def shown(rng, layers=("a", "b"), samples=2):
-    return Leaving(
+    return HostTransfer(
         {
             name: torch.from_numpy(rng.normal(size=(samples, 4, 4, 8)).astype(np.float16))
             for name in layers
@@ -45,13 +44,15 @@ class Recorder:
 def test_every_step_of_every_layer_is_written_once(monkeypatch, block):
     monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", block)
     rng, run, expected = np.random.default_rng(0), Recorder(), {}
-    with IntoStore(run, slice(0, 2)) as into:
+    with ActivationWriter(run, slice(0, 2)) as into:
         for step in range(7):
-            for variant in ("real", "permuted"):
-                leaving = shown(rng)
-                for layer, (values, _) in leaving.arrive().items():
-                    expected[f"{activation_sinks.GROUPS[variant]}/{layer}", step] = values
-                into(variant, step, leaving)
+            for network in ("trained", "permuted"):
+                transfer = shown(rng)
+                for layer, (values, _) in transfer.result().items():
+                    expected[f"{activation_sinks.ACTIVATION_GROUPS[network]}/{layer}", step] = (
+                        values
+                    )
+                into(network, step, transfer)
     found = {}
     for group, values, region in run.written:
         assert region["sample"] == slice(0, 2)
@@ -72,9 +73,9 @@ def test_what_is_not_finite_is_counted_by_sample_and_step():
     values = torch.zeros(2, 4, 4, 8, dtype=torch.float16)
     values[1, 0, 0, :3] = float("nan")
     values[1, 2, 2, 0] = float("inf")
-    with IntoStore(run, slice(0, 2)) as into:
-        into("real", 0, Leaving({"a": torch.zeros_like(values)}))
-        into("real", 1, Leaving({"a": values}))
+    with ActivationWriter(run, slice(0, 2)) as into:
+        into("trained", 0, HostTransfer({"a": torch.zeros_like(values)}))
+        into("trained", 1, HostTransfer({"a": values}))
     (counts,) = [v["nonfinite"] for _, v, _ in run.written if "nonfinite" in v]
     assert counts.tolist() == [[0, 0], [0, 4]]
 
@@ -87,9 +88,9 @@ def test_generation_waits_rather_than_pile_up_blocks(monkeypatch):
     reached = threading.Semaphore(0)
 
     def generate():
-        with IntoStore(run, slice(0, 2)) as into:
+        with ActivationWriter(run, slice(0, 2)) as into:
             for step in range(5):
-                into("real", step, shown(rng))
+                into("trained", step, shown(rng))
                 passed.append(step)
                 reached.release()
 
@@ -110,9 +111,9 @@ def test_what_cannot_be_written_stops_the_batch(monkeypatch):
     run.fails = True
 
     def generate():
-        with IntoStore(run, slice(0, 2)) as into:
+        with ActivationWriter(run, slice(0, 2)) as into:
             for step in range(5):
-                into("real", step, shown(rng))
+                into("trained", step, shown(rng))
 
     with pytest.raises(OSError, match="the disk is gone"):
         generate()
@@ -123,8 +124,8 @@ def test_a_batch_that_fails_keeps_its_own_error_and_leaves_no_thread(monkeypatch
     rng, run, before = np.random.default_rng(0), Recorder(), threading.active_count()
 
     def generate():
-        with IntoStore(run, slice(0, 2)) as into:
-            into("real", 0, shown(rng))
+        with ActivationWriter(run, slice(0, 2)) as into:
+            into("trained", 0, shown(rng))
             raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
@@ -138,9 +139,9 @@ def test_the_store_holds_what_the_networks_showed(tiny_model, tmp_path, monkeypa
     monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
     run = prepare_run(small_study("kept", tiny_model, 6), str(tmp_path))
     generate_batch(run.url, 0)
-    with model_cache.loaded(run) as (generator, _):
-        made = generated(generator, samples_of(run)[:4])
-    for group, kept in (("activations", made.activations), ("permuted", made.permuted)):
+    with model_cache.loaded(run) as (sampler, _):
+        made = generated(sampler, run.samples[:4])
+    for group, kept in (("activations", made.activations), ("activations_permuted", made.permuted)):
         for layer, values in kept.values.items():
             stored = run.read(f"{group}/{layer}", "activation", sample=slice(0, 4))
             np.testing.assert_array_equal(stored, values)
@@ -151,5 +152,11 @@ def test_the_store_holds_what_the_networks_showed(tiny_model, tmp_path, monkeypa
 
 def test_memory_is_bounded_by_blocks_not_by_steps():
     step = 185_000_000  # a step of Stable Diffusion at batch 4, with its twin
-    assert bytes_at_once(step, 15) == bytes_at_once(step, 1000) == 4 * ((16 << 20) + step)
-    assert bytes_at_once(1000, 15) == 2 * 15 * 1000  # small ones fit a block, twice while written
+    assert (
+        peak_activation_bytes(step, 15)
+        == peak_activation_bytes(step, 1000)
+        == 4 * ((16 << 20) + step)
+    )
+    assert (
+        peak_activation_bytes(1000, 15) == 2 * 15 * 1000
+    )  # small ones fit a block, twice while written

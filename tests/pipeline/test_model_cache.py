@@ -5,15 +5,15 @@ import threading
 import pytest
 
 from ldmprobe_core.pipeline import model_cache
-from ldmprobe_core.pipeline.model_cache import _Turns
+from ldmprobe_core.pipeline.model_cache import SharedExclusiveLock
 
 LIMIT_S = 30
 
 
 @pytest.fixture
 def turns(monkeypatch):
-    turns = _Turns()
-    monkeypatch.setattr(model_cache, "_own", model_cache._Own())
+    turns = SharedExclusiveLock()
+    monkeypatch.setattr(model_cache, "thread_local_models", model_cache.ThreadLocalModels())
     return turns
 
 

@@ -41,7 +41,7 @@ def finished(tiny_model, tmp_path_factory):
 
 
 def test_labels_are_the_labelers_of_the_stored_images(finished):
-    labelers = model_cache.labelers_for(finished.study())
+    labelers = model_cache.get_labelers(finished.study)
     images = finished.read("images", "image")
     for prop in ("foreground", "depth", "shading"):
         np.testing.assert_allclose(
@@ -70,7 +70,7 @@ def test_a_cells_depth_scores_equal_scikit_learns(finished):
     np.testing.assert_allclose(probes.weight.values, model.coef_, rtol=1e-4, atol=1e-7)
     scores = (
         finished.open("scores/depth")
-        .score.sel(variant="real", kind="ridge", layer=layer)
+        .score.sel(condition="probe", kind="ridge", layer=layer)
         .isel(step=step)
     )
     mean_map = depth[train].mean(0)
@@ -89,9 +89,9 @@ def test_a_cells_depth_scores_equal_scikit_learns(finished):
 
 
 def test_the_summary_is_what_a_loop_over_the_scores_finds(finished):
-    record = json.loads(finished.read_text("summary.json"))
+    record = json.loads(finished.location.read_text("summary.json"))
     for prop, head in (("foreground", "dice"), ("depth", "spearman"), ("shading", "spearman")):
-        score = finished.open(f"scores/{prop}").score.sel(variant="real", metric=head).load()
+        score = finished.open(f"scores/{prop}").score.sel(condition="probe", metric=head).load()
         score = score.drop_sel(layer="latents")  # a control, not a layer
         best, best_value = None, -np.inf
         for kind in score.kind.values:
@@ -120,14 +120,14 @@ def test_the_summary_is_what_a_loop_over_the_scores_finds(finished):
 def test_the_summary_fits_the_schema_that_ships(finished):
     shipped = json.loads(SUMMARY_SCHEMA.read_text())
     assert shipped == Summary.model_json_schema(by_alias=True, mode="serialization")
-    record = json.loads(finished.read_text("summary.json"))
+    record = json.loads(finished.location.read_text("summary.json"))
     jsonschema.validate(record, shipped)
     for key in ("seconds", "bytes", "samples", "versions", "study_hash"):
         assert record[key]
     for found in record["properties"].values():
         assert set(found) == {"best", "last", "emergence", "controls", "undefined"}
-        assert set(found["emergence"]) == {"probe", "image", "clean", "lead"}
-        names = {"position", "shuffled", "permuted", "latents", "two_layer"}
+        assert set(found["emergence"]) == {"probe", "decoded", "clean", "lead"}
+        names = {"position", "shuffled_labels", "permuted_weights", "latents", "mlp"}
         assert set(found["controls"]) == names
     del record["properties"]["depth"]["best"]
     with pytest.raises(jsonschema.ValidationError):
@@ -143,17 +143,17 @@ def test_the_labeler_agrees_with_itself_at_the_last_step(finished):
 
 
 def test_two_runs_are_equal_bit_for_bit(finished, tmp_path):
-    assert_same(finished, carry_out(finished.study(), str(tmp_path)))
+    assert_same(finished, carry_out(finished.study, str(tmp_path)))
 
 
 def test_order_of_batches_and_cells_changes_nothing(finished, tmp_path):
-    study = finished.study()
+    study = finished.study
     run = prepare_run(study, str(tmp_path))
-    for batch in reversed(range(len(study.batches(run.stored)))):
+    for batch in reversed(range(len(study.batches(run.n_stored)))):
         generate_batch(run.url, batch)
-    for batch in reversed(range(len(study.batches(run.stored)))):
+    for batch in reversed(range(len(study.batches(run.n_stored)))):
         label_batch(run.url, batch)
-    for layer in reversed(run.probed):
+    for layer in reversed(run.probe_inputs):
         for step in (3, 1, 2):
             probe_cell(run.url, step, layer)
     assert_same(finished, run)
@@ -166,7 +166,7 @@ def test_what_is_marked_is_left_alone(finished):
 
 
 def test_a_stage_does_not_go_on_from_what_is_not_there(finished, tmp_path):
-    run = prepare_run(finished.study(), str(tmp_path))
+    run = prepare_run(finished.study, str(tmp_path))
     with pytest.raises(RuntimeError, match="batch 0 cannot be labeled before it is generated"):
         label_batch(run.url, 0)
     for batch in (0, 1, 3):
@@ -179,32 +179,32 @@ def test_a_stage_does_not_go_on_from_what_is_not_there(finished, tmp_path):
     probe_cell(run.url, 1, run.layers[0])
     with pytest.raises(RuntimeError, match=r"8 units are not probed yet.*\(0, 1\)"):
         build_report(run, {})
-    assert not run.has("summary.json")
+    assert not run.location.has("summary.json")
 
 
 def test_many_starts_at_once_lay_one_run_out(finished, tmp_path):
-    study = finished.study()
+    study = finished.study
     with ThreadPoolExecutor(6) as pool:
         runs = list(pool.map(lambda _: prepare_run(study, str(tmp_path)), range(6)))
-    assert len({run.read_text("identity") for run in runs}) == 1
+    assert len({run.location.read_text("identity") for run in runs}) == 1
     generate_batch(runs[0].url, 0)
     prepare_run(study, str(tmp_path))
-    assert runs[0].done("generated", 0)
+    assert runs[0].progress.is_done("generated", 0)
     assert [path.name for path in tmp_path.iterdir()] == [study.run_name]
 
 
 def test_a_run_that_is_resumed_is_carried_out_where_it_is_now_asked_for(finished, tmp_path):
-    study = finished.study()
+    study = finished.study
     run = prepare_run(study, str(tmp_path))
     elsewhere = study.model_copy(
         update={"execution": study.execution.model_copy(update={"device": "cpu", "workers": 7})}
     )
-    assert prepare_run(elsewhere, str(tmp_path)).study().execution.workers == 7
-    assert run.study().execution.device == "cpu"
+    assert prepare_run(elsewhere, str(tmp_path)).study.execution.workers == 7
+    assert run.study.execution.device == "cpu"
 
 
 def test_a_batch_without_its_mark_is_redone(finished, tmp_path):
-    study = finished.study()
+    study = finished.study
     run = prepare_run(study, str(tmp_path))
     generate_batch(run.url, 1)
     garbage = {"nonfinite": np.full((4, 3), 77, np.int32)}
@@ -216,30 +216,30 @@ def test_a_batch_without_its_mark_is_redone(finished, tmp_path):
 
 
 def test_not_finite_activations_are_counted_and_leave_no_score(finished, tmp_path):
-    study = finished.study()
+    study = finished.study
     run = prepare_run(study, str(tmp_path))
-    for batch in range(len(study.batches(run.stored))):
+    for batch in range(len(study.batches(run.n_stored))):
         generate_batch(run.url, batch)
         label_batch(run.url, batch)
     layer = run.layers[0]
-    held = int(run.open("scores/depth").sample.values[0])
+    heldout = int(run.open("scores/depth").sample.values[0])
     trained = int(np.flatnonzero(run.open("samples").split.values == "train")[0])
     values = run.read(f"activations/{layer}", "activation")
     bad = run.read(f"activations/{layer}", "nonfinite")
-    for sample in (held, trained):
+    for sample in (heldout, trained):
         values[sample, 0, 1, 1, 2] = np.inf
         bad[sample, 0] = 1
     run.write(f"activations/{layer}", {"activation": values, "nonfinite": bad})
-    twin = f"permuted/{layer}"
-    values = run.read(twin, "activation")
+    permuted_denoiser = f"activations_permuted/{layer}"
+    values = run.read(permuted_denoiser, "activation")
     values[..., 0] = np.nan  # no cell of this layer can be probed on the permuted denoiser
-    run.write(twin, {"activation": values, "nonfinite": np.full_like(bad, 5)})
+    run.write(permuted_denoiser, {"activation": values, "nonfinite": np.full_like(bad, 5)})
     for step in (1, 2, 3):
-        for name in run.probed:
+        for name in run.probe_inputs:
             probe_cell(run.url, step, name)
-    score = run.open("scores/depth").score.sel(variant="real", kind="ridge", metric="spearman")
-    assert np.isnan(score.sel(step=1, layer=layer, sample=held))
-    rest = score.sel(step=1, layer=layer).drop_sel(sample=held)
+    score = run.open("scores/depth").score.sel(condition="probe", kind="ridge", metric="spearman")
+    assert np.isnan(score.sel(step=1, layer=layer, sample=heldout))
+    rest = score.sel(step=1, layer=layer).drop_sel(sample=heldout)
     assert np.isfinite(rest).all()
     assert np.isfinite(score.sel(step=2, layer=layer)).all()
     weights = run.open(f"probes/{layer}").weight.sel(kind="ridge", step=1)
@@ -249,20 +249,20 @@ def test_not_finite_activations_are_counted_and_leave_no_score(finished, tmp_pat
     assert summary.nonfinite_permuted == 5 * bad.size
     for found in summary.properties.values():
         if found.best.layer == layer:  # an undefined control is shown as undefined, not as absent
-            assert found.controls.permuted.mean is None
-            assert found.controls.permuted.undefined == summary.samples["test"]
+            assert found.controls.permuted_weights.mean is None
+            assert found.controls.permuted_weights.undefined == summary.samples["test"]
 
 
 def test_a_worker_with_other_labeler_weights_is_refused(finished, monkeypatch):
-    monkeypatch.setattr(model_cache, "check_labeler", lambda prop, reader: "another")
-    monkeypatch.setattr(model_cache, "_own", model_cache._Own())
+    monkeypatch.setattr(model_cache, "check_labeler", lambda prop, spec: "another")
+    monkeypatch.setattr(model_cache, "thread_local_models", model_cache.ThreadLocalModels())
     with pytest.raises(UserError, match=r"labels\.foreground has weights with fingerprint another"):
-        model_cache.labelers_for(finished.study(), finished.attributes()["labeler_fingerprints"])
+        model_cache.get_labelers(finished.study, finished.attributes()["labeler_fingerprints"])
 
 
 def test_two_threads_of_a_worker_give_the_bytes_of_one(finished, tmp_path):
     """Each has a model of its own on the CPU, and they generate and label at the same time."""
-    run = prepare_run(finished.study(), str(tmp_path))
+    run = prepare_run(finished.study, str(tmp_path))
     both = threading.Barrier(2, timeout=60)
 
     def unit(batch):
@@ -273,11 +273,11 @@ def test_two_threads_of_a_worker_give_the_bytes_of_one(finished, tmp_path):
         both.wait()
         return threading.get_ident()
 
-    before = model_cache.loads["generator"]
+    before = model_cache.load_counts["generator"]
     with ThreadPoolExecutor(2) as pool:
-        batches = range(len(run.study().batches(run.stored)) // 2 * 2)
+        batches = range(len(run.study.batches(run.n_stored)) // 2 * 2)
         assert len(set(pool.map(unit, batches))) == 2
-    assert model_cache.loads["generator"] == before + 2
+    assert model_cache.load_counts["generator"] == before + 2
     rest = {"sample": slice(0, 4 * len(batches))}
     for group, name in (("images", "clean"), ("labels_clean", "depth"), ("labels", "foreground")):
         np.testing.assert_array_equal(
@@ -290,16 +290,16 @@ def test_on_a_gpu_threads_take_turns_with_one_model(finished, monkeypatch):
         type = "cuda"
 
     monkeypatch.setattr(model_cache, "pick_device", lambda wanted: Cuda)
-    monkeypatch.setattr(model_cache, "_common", {})
-    study, made = finished.study(), []
+    monkeypatch.setattr(model_cache, "shared_models", {})
+    study, made = finished.study, []
     for _ in range(2):
         thread = threading.Thread(
-            target=lambda: made.append(model_cache._once(study, "generator", "key", object))
+            target=lambda: made.append(model_cache._get_or_load(study, "generator", "key", object))
         )
         thread.start()
         thread.join(30)
     assert made[0] is made[1]
-    with model_cache.on_device(study):
+    with model_cache.model_access(study):
         assert not model_cache._device.acquire(blocking=False)
 
 
@@ -314,17 +314,18 @@ def test_images_of_a_prompt_are_one_group(tiny_study, tmp_path):
 def test_report_shows_prompts_as_text(tiny_study, tmp_path):
     evil = [f"<script>alert({i})</script> ../../etc" for i in range(8)]
     study = tiny_study(
-        prompts={"items": evil, "samples": 8}, controls={"shuffled": False, "permuted": False}
+        prompts={"items": evil, "samples": 8},
+        controls={"shuffled_labels": False, "permuted_weights": False},
     )
     run = carry_out(study, str(tmp_path))
     build_report(run, {})
-    page = run.read_text("report/index.html")
+    page = run.location.read_text("report/index.html")
     assert "<script>alert(" not in page
     assert page.count("<script") == 2  # plotly's own file, and what draws with it
     assert "&lt;script&gt;alert(" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
-    record = json.loads(run.read_text("summary.json"))
-    assert record["properties"]["depth"]["controls"]["permuted"] is None
+    record = json.loads(run.location.read_text("summary.json"))
+    assert record["properties"]["depth"]["controls"]["permuted_weights"] is None
     for name in ("foreground-heatmap.png", "depth-curves.png"):
         assert (Path(run.url) / "report" / name).stat().st_size > 5_000
 
@@ -354,7 +355,7 @@ carry_out(parse_study(json.load(open(sys.argv[1]))), sys.argv[2])
 def test_kill_nine_at_many_moments_then_resume_is_equal(finished, tmp_path):
     """Killed in the middle of writing, again and again; what is resumed ends up the same."""
     path = tmp_path / "study.json"
-    path.write_text(finished.study().to_json())
+    path.write_text(finished.study.to_json())
     codes = []
     for deaths in (2, 5, 9, 4, 17):
         done = subprocess.run(
@@ -365,21 +366,21 @@ def test_kill_nine_at_many_moments_then_resume_is_equal(finished, tmp_path):
         )
         codes.append(done.returncode)
     assert codes == [-signal.SIGKILL] * 5
-    run = carry_out(finished.study(), str(tmp_path / "runs"))
+    run = carry_out(finished.study, str(tmp_path / "runs"))
     assert_same(finished, run)
 
 
 def test_every_array_of_a_finished_run_is_filled(finished):
     for path, values in arrays(finished).items():
-        if path.startswith(("activations", "permuted", "labels")) and values.dtype.kind == "f":
+        if path.startswith(("activations", "labels")) and values.dtype.kind == "f":
             assert np.isfinite(values).all(), path
         if path.startswith("marks/") and values.dtype == np.uint8:
             assert (values == 1).all(), path
 
 
 def test_a_run_is_its_own_record(finished):
-    again = Run(finished.url).study()
-    assert again.hash == finished.study().hash
+    again = Run(finished.url).study
+    assert again.hash == finished.study.hash
     attributes = finished.attributes()
     assert attributes["study_hash"] == again.hash
     assert {"torch", "diffusers", "zarr", "python"} <= set(attributes["versions"])

@@ -10,7 +10,7 @@ from ldmprobe_core.probing.fitters.adam import fit_adam
 from ldmprobe_core.probing.fitters.logistic import LogisticPath, fit_logistic, logistic_loss
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.linear import Probe
-from ldmprobe_core.probing.statistics import Moments
+from ldmprobe_core.probing.statistics import SufficientStatistics
 
 N, GRID, SIZE, CHANNELS = 9, (3, 4), (6, 12), 5
 PIXELS = SIZE[0] * SIZE[1] // (GRID[0] * GRID[1])
@@ -39,7 +39,7 @@ def token_rows(activations):
 def test_ridge_on_block_means_equals_scikit_learn_on_pixels(data, penalty):
     activations, _, depth = data
     x, y = token_rows(activations), block_means(depth, GRID).reshape(-1, 1)
-    path = RidgePath.of(Moments.of(x, y))
+    path = RidgePath.from_statistics(SufficientStatistics.from_tokens(x, y))
     weight, bias = path.solve(penalty)
     pixels = pixel_rows(activations)
     unit = token_rows(activations).var(0).mean()
@@ -78,8 +78,11 @@ def test_penalty_is_the_one_with_the_least_validation_error(data):
     x = token_rows(activations)
     cut = 4 * GRID[0] * GRID[1]
     penalties = (1e-4, 1e-2, 1.0, 10.0)
-    train, validation = Moments.of(x[:cut], labels[:cut]), Moments.of(x[cut:], labels[cut:])
-    probes = fit_ridge(RidgePath.of(train), validation, penalties)
+    train, validation = (
+        SufficientStatistics.from_tokens(x[:cut], labels[:cut]),
+        SufficientStatistics.from_tokens(x[cut:], labels[cut:]),
+    )
+    probes = fit_ridge(RidgePath.from_statistics(train), validation, penalties)
     unit = x[:cut].var(0).mean()
     for label, probe in enumerate(probes):
         errors = []
@@ -89,7 +92,13 @@ def test_penalty_is_the_one_with_the_least_validation_error(data):
         assert probe.penalty == penalties[int(np.argmin(errors))]
 
     probe = fit_logistic(
-        x[:cut], labels[:cut, 0], x[cut:], labels[cut:, 0], (1e-3, 1e-1), RidgePath.of(train), 0
+        x[:cut],
+        labels[:cut, 0],
+        x[cut:],
+        labels[cut:, 0],
+        (1e-3, 1e-1),
+        RidgePath.from_statistics(train),
+        0,
     )
     losses = {}
     for penalty in (1e-3, 1e-1):
@@ -103,14 +112,18 @@ def test_penalty_is_the_one_with_the_least_validation_error(data):
 def test_moments_add_up_and_tell_the_error(data):
     activations, _, depth = data
     x, y = token_rows(activations), block_means(depth, GRID).reshape(-1, 1)
-    whole, parts = Moments.of(x, y), Moments.of(x[:40], y[:40]) + Moments.of(x[40:], y[40:])
+    whole, parts = (
+        SufficientStatistics.from_tokens(x, y),
+        SufficientStatistics.from_tokens(x[:40], y[:40])
+        + SufficientStatistics.from_tokens(x[40:], y[40:]),
+    )
     for name in ("n", "x", "y", "xx", "xy", "yy"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
     weight, bias = np.linspace(-1, 1, CHANNELS)[:, None], np.array([0.4])
     direct = ((y[:, 0] - x @ weight[:, 0] - 0.4) ** 2).mean()
     assert whole.error(weight, bias)[0] == pytest.approx(direct)
     with pytest.raises(ValueError, match="no tokens"):
-        RidgePath.of(Moments.of(x[:0], y[:0]))
+        RidgePath.from_statistics(SufficientStatistics.from_tokens(x[:0], y[:0]))
 
 
 def test_adam_repeats_the_papers_loop(data):
@@ -159,7 +172,9 @@ def test_a_penalty_too_weak_for_rounding_gives_the_least_squares_weights_of_leas
     rng = np.random.default_rng(0)
     signal = rng.normal(size=400)
     x = np.outer(signal, [3.0, 1.0, 2.0, 0.1])
-    weight, bias = RidgePath.of(Moments.of(x, signal[:, None])).solve(1e-30)
+    weight, bias = RidgePath.from_statistics(
+        SufficientStatistics.from_tokens(x, signal[:, None])
+    ).solve(1e-30)
     expected = np.linalg.pinv(x, rcond=1e-8) @ signal
     np.testing.assert_allclose(x @ weight[:, 0] + bias[0], signal, atol=1e-4)
     np.testing.assert_allclose(weight[:, 0], expected, atol=1e-4)
@@ -171,13 +186,13 @@ def test_sums_of_many_blocks_of_half_precision_equal_numpys():
     x = (rng.normal(size=(5000, 7)) * 0.5 + 20).astype(np.float16)
     y = rng.normal(size=(5000, 2))
     rows = np.column_stack([x.astype(float), np.ones(5000), y])
-    found = Moments.of(x, y)
+    found = SufficientStatistics.from_tokens(x, y)
     np.testing.assert_allclose(found.gram, rows.T @ rows, rtol=1e-12, atol=1e-9)
     np.testing.assert_allclose(found.covariance, np.cov(x.astype(float).T, bias=True), rtol=1e-9)
 
 
 def test_a_constant_layer_gives_the_mean_label():
     x, y = np.ones((8, 3)), np.arange(8.0)[:, None]
-    weight, bias = RidgePath.of(Moments.of(x, y)).solve(1e-3)
+    weight, bias = RidgePath.from_statistics(SufficientStatistics.from_tokens(x, y)).solve(1e-3)
     np.testing.assert_allclose(weight, 0, atol=1e-12)
     assert bias[0] == pytest.approx(3.5)

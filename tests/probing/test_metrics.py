@@ -33,10 +33,10 @@ def test_correlations_equal_scipy_with_ties(rng):
 def test_ranks_without_ties_equal_scipys(rng):
     values = rng.random((4, 5, 7))
     expected = stats.rankdata(values.reshape(4, -1), axis=1)
-    np.testing.assert_array_equal(ranks._ranks(values.reshape(4, -1)), expected)
+    np.testing.assert_array_equal(ranks.mean_ranks(values.reshape(4, -1)), expected)
 
 
-@pytest.mark.parametrize("ranks", [ranks._ranks, ranks._ranks_of_halves])
+@pytest.mark.parametrize("ranks", [ranks.mean_ranks, ranks._ranks_of_float16])
 def test_ranks_of_halves_equal_scipys_at_the_ends_of_their_range_too(rng, ranks):
     odd = [0.0, -0.0, 65504.0, -65504.0, 6e-8, -6e-8, 1.0, 1.001, -1.0, 0.0, 0.1, 0.1]
     values = np.stack([
@@ -51,9 +51,9 @@ def test_ranks_of_halves_equal_scipys_at_the_ends_of_their_range_too(rng, ranks)
 
 
 def test_many_halves_are_counted(rng):
-    values = rng.normal(0, 1, (2, ranks._MANY)).astype(np.float16)
+    values = rng.normal(0, 1, (2, ranks.COUNTING_SORT_PIXELS)).astype(np.float16)
     expected = stats.rankdata(values.astype(np.float64), axis=1)
-    np.testing.assert_array_equal(ranks._ranks(values), expected)
+    np.testing.assert_array_equal(ranks.mean_ranks(values), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])
@@ -61,13 +61,13 @@ def test_a_headline_is_what_scipy_and_scikit_learn_say(dtype, rng):
     truth = rng.normal(0, 1, (5, 9, 6)).round(1)
     seen = (truth + rng.normal(0, 1, truth.shape)).round(1).astype(dtype)
     truth[1], seen[2], seen[3, 4, 4] = 0.5, 0.5, np.nan
-    found = metrics.Headline("depth", truth).score(seen)
+    found = metrics.HeadlineScorer("depth", truth).score(seen)
     assert np.isnan(found).tolist() == [False, True, True, True, False]
     for i in (0, 4):
         expected = stats.spearmanr(truth[i].ravel(), seen[i].ravel()).statistic
         assert found[i] == pytest.approx(expected, abs=1e-12)
     masks, own = seen > 0, truth > 0.2
-    for i, value in enumerate(metrics.Headline("foreground", own).score(masks)):
+    for i, value in enumerate(metrics.HeadlineScorer("foreground", own).score(masks)):
         assert value == pytest.approx(f1_score(own[i].ravel(), masks[i].ravel(), zero_division=1))
 
 
@@ -77,7 +77,7 @@ def test_rows_with_and_without_ties_side_by_side_equal_scipys(rng):
     predicted[1] = predicted[1].round(1)  # ties
     predicted[2] = 0.5  # constant
     predicted[3, 0, 0] = np.nan
-    found = metrics.Headline("depth", truth).score(predicted)
+    found = metrics.HeadlineScorer("depth", truth).score(predicted)
     for row in (0, 1, 4):
         expected = stats.spearmanr(predicted[row].ravel(), truth[row].ravel()).statistic
         assert found[row] == pytest.approx(expected, abs=1e-12)
@@ -118,7 +118,7 @@ def test_block_scores_of_maps_equal_scores_at_full_size(prop, grid, rng):
     tokens[0] = 0.5  # a constant prediction
     truth[1] = 0.25  # a constant label
     big = tokens.repeat(8 // grid[0], 1).repeat(12 // grid[1], 2)
-    found = block_scores.BlockTruth(prop, truth, mean_map, grid).scores(tokens)
+    found = block_scores.BlockScorer(prop, truth, mean_map, grid).scores(tokens)
     for i in range(5):
         p, t = big[i].ravel(), truth[i].ravel()
         rest = p - mean_map.ravel(), t - mean_map.ravel()
@@ -138,7 +138,7 @@ def test_block_scores_of_masks_equal_scikit_learn(rng):
     tokens = rng.random((4, 3, 2)) > 0.5
     truth[0], tokens[0] = False, False
     truth[1], tokens[1] = False, True
-    found = block_scores.BlockTruth("foreground", truth, truth.mean(0), (3, 2)).scores(tokens)
+    found = block_scores.BlockScorer("foreground", truth, truth.mean(0), (3, 2)).scores(tokens)
     big = tokens.repeat(2, 1).repeat(4, 2)
     assert found[:, 0].tolist() == [1, 1]
     assert found[:, 1].tolist() == [0, 0]

@@ -4,7 +4,7 @@ import numpy as np
 from run_helpers import carry_out
 
 from ldmprobe_core.analysis.summarize import summarise
-from ldmprobe_core.probing.fitters.mlp import fit_two_layer
+from ldmprobe_core.probing.fitters.mlp import fit_mlp
 
 
 def test_it_reads_a_product_that_no_linear_probe_can():
@@ -13,15 +13,15 @@ def test_it_reads_a_product_that_no_linear_probe_can():
     target = (x[..., 0] * x[..., 1]).astype(float)  # exclusive or
     linear = np.linalg.lstsq(x.reshape(-1, 16).astype(float), target.ravel(), rcond=None)[0]
     assert np.abs(linear).max() < 0.15
-    maps = fit_two_layer(x[:40], target[:40], False, epochs=400, learning_rate=3e-3)
+    maps = fit_mlp(x[:40], target[:40], False, epochs=400, learning_rate=3e-3)
     assert np.corrcoef(maps.predict(x[40:]).ravel(), target[40:].ravel())[0, 1] > 0.95
-    masks = fit_two_layer(x[:40], target[:40] > 0, True, epochs=400, learning_rate=3e-3)
+    masks = fit_mlp(x[:40], target[:40] > 0, True, epochs=400, learning_rate=3e-3)
     assert ((masks.predict(x[40:]) > 0) == (target[40:] > 0)).mean() > 0.95
 
 
 def test_its_prediction_is_written_out_by_hand():
     x = np.random.default_rng(1).normal(size=(6, 2, 2, 4)).astype(np.float16)
-    probe = fit_two_layer(x, np.ones((6, 2, 2)), False, epochs=1)
+    probe = fit_mlp(x, np.ones((6, 2, 2)), False, epochs=1)
     first, _, second = probe.network
     hidden = np.maximum(x.astype(float) @ first.weight.numpy().T + first.bias.numpy(), 0)
     expected = hidden @ second.weight.numpy()[0] + float(second.bias)
@@ -29,18 +29,18 @@ def test_its_prediction_is_written_out_by_hand():
 
 
 def test_a_run_with_it_scores_it_and_does_not_choose_it(tiny_study, tmp_path):
-    study = tiny_study(controls={"two_layer": True, "permuted": False, "shuffled": True})
+    study = tiny_study(controls={"mlp": True, "permuted_weights": False, "shuffled_labels": True})
     run = carry_out(study, str(tmp_path))
     summary = summarise(run, {}).summary
     for prop, found in summary.properties.items():
-        assert found.best.kind != "two-layer"
-        score = run.open(f"scores/{prop}").score.sel(kind="two-layer")
-        here = score.sel(variant="real", step=found.best.step, layer=found.best.layer)
+        assert found.best.kind != "mlp"
+        score = run.open(f"scores/{prop}").score.sel(kind="mlp")
+        here = score.sel(condition="probe", step=found.best.step, layer=found.best.layer)
         head = here.sel(metric=found.best.metric).values[here.split.values == "test"]
         if np.isfinite(head).any():
-            assert np.isclose(found.controls.two_layer.mean, np.nanmean(head))
-        assert np.isnan(score.sel(variant="shuffled")).all()
+            assert np.isclose(found.controls.mlp.mean, np.nanmean(head))
+        assert np.isnan(score.sel(condition="shuffled_labels")).all()
         latents = run.open(f"scores/{prop}").score.sel(layer="latents", step=found.best.step)
-        assert np.isfinite(latents.sel(variant="real", kind="ridge")).any()
+        assert np.isfinite(latents.sel(condition="probe", kind="ridge")).any()
         assert found.controls.latents is not None
     assert "latents" not in run.layers

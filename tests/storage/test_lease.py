@@ -15,33 +15,33 @@ import pytest
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage import lease as leases
-from ldmprobe_core.storage.filesystem import Place
-from ldmprobe_core.storage.lease import Holder, leased
+from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.lease import Holder, hold_lease
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(leases, "BEAT_S", 0.1)
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(leases, "STALE_S", 1.0)
 
 
 def lay(url: str, number: int, holder: Holder) -> None:
-    place = Place(f"{url}.lease")
-    assert place.create(f"{number:06d}", json.dumps(vars(holder)))
+    location = Location(f"{url}.lease")
+    assert location.create(f"{number:06d}", json.dumps(vars(holder)))
 
 
-def elsewhere(beat: int = 0) -> Holder:
-    return Holder("k", "flow run 1", "another-machine/1", 77, 0.0, beat)
+def elsewhere(heartbeat: int = 0) -> Holder:
+    return Holder("k", "flow run 1", "another-machine/1", 77, 0.0, heartbeat)
 
 
 def test_files_are_made_once_whoever_tries(tmp_path):
-    place = Place(str(tmp_path / "place"))
+    location = Location(str(tmp_path / "place"))
     for i in range(50):
         with ThreadPoolExecutor(4) as pool:
-            took = list(pool.map(lambda k, i=i: place.create(f"{i}", f"by {k}"), range(4)))
+            took = list(pool.map(lambda k, i=i: location.create(f"{i}", f"by {k}"), range(4)))
         assert sum(took) == 1
-        assert place.read_text(f"{i}") == f"by {took.index(True)}"
-    assert len(place.files()) == 50
+        assert location.read_text(f"{i}") == f"by {took.index(True)}"
+    assert len(location.files()) == 50
 
 
 def test_only_one_of_many_is_inside_at_a_time(tmp_path):
@@ -50,7 +50,7 @@ def test_only_one_of_many_is_inside_at_a_time(tmp_path):
 
     def work(_: int) -> None:
         nonlocal inside, most, entries
-        with leased(str(tmp_path / "run"), "a thread", patience_s=60):
+        with hold_lease(str(tmp_path / "run"), "a thread", patience_s=60):
             with lock:
                 inside += 1
                 entries += 1
@@ -68,13 +68,13 @@ def test_only_one_of_many_is_inside_at_a_time(tmp_path):
 def test_a_living_holder_is_named_to_whoever_comes_second(tmp_path):
     url = str(tmp_path / "run")
     with (
-        leased(url, "flow run first"),
+        hold_lease(url, "flow run first"),
         pytest.raises(UserError, match="flow run first") as told,
-        leased(url, "flow run second"),
+        hold_lease(url, "flow run second"),
     ):
         pass
     assert "wait for it" in str(told.value)
-    with leased(url, "flow run second") as lease:
+    with hold_lease(url, "flow run second") as lease:
         assert lease.previous == ()
 
 
@@ -83,8 +83,8 @@ def test_a_holder_killed_on_this_machine_is_succeeded_at_once(tmp_path, monkeypa
     url = str(tmp_path / "run")
     script = (
         "import sys, time\n"
-        "from ldmprobe_core.storage.lease import leased\n"
-        "with leased(sys.argv[1], 'flow run dead'):\n"
+        "from ldmprobe_core.storage.lease import hold_lease\n"
+        "with hold_lease(sys.argv[1], 'flow run dead'):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(600)\n"
     )
@@ -96,54 +96,59 @@ def test_a_holder_killed_on_this_machine_is_succeeded_at_once(tmp_path, monkeypa
     assert process.stdout.readline() == "held\n"
     process.kill()
     process.wait()
-    with leased(url, "flow run next") as lease:
-        assert [holder.who for holder in lease.previous] == ["flow run dead"]
-        assert Place(f"{url}.lease").files() == ["000001", "000002"]
+    with hold_lease(url, "flow run next") as lease:
+        assert [holder.description for holder in lease.previous] == ["flow run dead"]
+        assert Location(f"{url}.lease").files() == ["000001", "000002"]
     assert not (tmp_path / "run.lease").exists()
 
 
 def test_a_pid_that_came_back_as_another_process_is_not_its_holder():
-    me = Holder.here("me")
-    assert not me.is_dead
-    assert replace(me, born=me.born - 100).is_dead
-    assert not replace(me, born=me.born - 100, host="another/1").is_dead  # cannot be known
+    holder_here = Holder.here("me")
+    assert not holder_here.is_dead
+    assert replace(holder_here, started_at=holder_here.started_at - 100).is_dead
+    assert not replace(
+        holder_here, started_at=holder_here.started_at - 100, host="another/1"
+    ).is_dead  # cannot be known
 
 
 def test_a_silent_holder_elsewhere_is_succeeded_after_a_while(tmp_path):
     url = str(tmp_path / "run")
     lay(url, 7, elsewhere())
     started = time.monotonic()
-    with leased(url, "next") as lease:
+    with hold_lease(url, "next") as lease:
         assert time.monotonic() - started >= 1.0
         assert lease.previous == (elsewhere(),)
-        assert Place(f"{url}.lease").files() == ["000007", "000008"]
+        assert Location(f"{url}.lease").files() == ["000007", "000008"]
 
 
 def test_of_several_dead_holders_none_is_forgotten(tmp_path):
     url = str(tmp_path / "run")
-    older = replace(elsewhere(), key="older", who="flow run 0")
+    older = replace(elsewhere(), key="older", description="flow run 0")
     lay(url, 6, older)  # the next one was killed before it could tell of this one
     lay(url, 7, elsewhere())
-    with leased(url, "next") as lease:
+    with hold_lease(url, "next") as lease:
         assert lease.previous == (older, elsewhere())
-    assert Place(f"{url}.lease").files() == []
+    assert Location(f"{url}.lease").files() == []
 
 
 def test_a_beating_holder_elsewhere_is_not(tmp_path):
     url, over = str(tmp_path / "run"), threading.Event()
     lay(url, 1, elsewhere())
 
-    def beat() -> None:
+    def heartbeat() -> None:
         count = 0
         while not over.wait(0.1):
             count += 1
             text = json.dumps(vars(elsewhere(count)))
-            Place(f"{url}.lease").write_text("000001", text)
+            Location(f"{url}.lease").write_text("000001", text)
 
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=heartbeat)
     thread.start()
     try:
-        with pytest.raises(UserError, match="another-machine"), leased(url, "next", patience_s=2.0):
+        with (
+            pytest.raises(UserError, match="another-machine"),
+            hold_lease(url, "next", patience_s=2.0),
+        ):
             pass
     finally:
         over.set()
@@ -152,7 +157,7 @@ def test_a_beating_holder_elsewhere_is_not(tmp_path):
 
 def test_a_holder_that_was_succeeded_while_it_slept_stops(tmp_path):
     url = str(tmp_path / "run")
-    with leased(url, "sleeper") as lease:
+    with hold_lease(url, "sleeper") as lease:
         lease.require_held()
         lay(url, 2, elsewhere())  # somebody took it for dead
         deadline = time.monotonic() + 20
@@ -161,47 +166,50 @@ def test_a_holder_that_was_succeeded_while_it_slept_stops(tmp_path):
             time.sleep(0.02)  # polling for its next beat, bounded by the deadline
         with pytest.raises(RunError, match="taken over"):
             lease.require_held()
-    assert Place(f"{url}.lease").files() == ["000001", "000002"]  # not its own to remove
+    assert Location(f"{url}.lease").files() == ["000001", "000002"]  # not its own to remove
 
 
 def test_a_sleeper_knows_that_others_came_and_went_meanwhile(tmp_path):
     """Numbers begin at 1 again once all is given back: the key tells whose a file is."""
     url = str(tmp_path / "run")
-    with leased(url, "sleeper") as lease:
-        lease._over.set()  # it sleeps: no beat
+    with hold_lease(url, "sleeper") as lease:
+        lease._released.set()  # it sleeps: no beat
         lease._thread.join()
-        Place(f"{url}.lease").remove("000001")
+        Location(f"{url}.lease").remove("000001")
         with pytest.raises(RunError, match="taken over"):
             lease.require_held()
-    with leased(url, "sleeper") as lease:
-        lease._over.set()
+    with hold_lease(url, "sleeper") as lease:
+        lease._released.set()
         lease._thread.join()
-        Place(f"{url}.lease").remove("000001")
+        Location(f"{url}.lease").remove("000001")
         lay(url, 1, elsewhere())
         with pytest.raises(RunError, match="taken over"):
             lease.require_held()
-    assert Place(f"{url}.lease").files() == ["000001"]  # another's, and it stays
-    me = Holder.here("late")
-    assert leases._take(Place(f"{url}.lease"), 2, me, replace(elsewhere(), key="older")) is None
+    assert Location(f"{url}.lease").files() == ["000001"]  # another's, and it stays
+    holder_here = Holder.here("late")
+    assert (
+        leases._take(Location(f"{url}.lease"), 2, holder_here, replace(elsewhere(), key="older"))
+        is None
+    )
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": "k"}'])
 def test_a_spoilt_lease_is_succeeded_after_a_while(tmp_path, content):
-    place = Place(f"{tmp_path}/run.lease")
-    place.write_text("000003", content)
+    location = Location(f"{tmp_path}/run.lease")
+    location.write_text("000003", content)
     started = time.monotonic()
-    with leased(str(tmp_path / "run"), "next") as lease:
+    with hold_lease(str(tmp_path / "run"), "next") as lease:
         assert time.monotonic() - started >= 1.0
         lease.require_held()
-    assert place.files() == []
+    assert location.files() == []
 
 
 def test_a_late_maker_of_a_number_that_is_over_gives_it_back(tmp_path):
-    place = Place(str(tmp_path / "run.lease"))
-    me, dead = Holder.here("late"), elsewhere()
+    location = Location(str(tmp_path / "run.lease"))
+    holder_here, dead = Holder.here("late"), elsewhere()
     lay(str(tmp_path / "run"), 9, elsewhere())  # while it slept others went from 3 to 9
-    assert leases._take(place, 4, me, dead) is None
-    assert place.files() == ["000009"]
-    place.remove("000009")  # or came to an end and began anew
-    assert leases._take(place, 4, me, dead) is None
-    assert place.files() == []
+    assert leases._take(location, 4, holder_here, dead) is None
+    assert location.files() == ["000009"]
+    location.remove("000009")  # or came to an end and began anew
+    assert leases._take(location, 4, holder_here, dead) is None
+    assert location.files() == []

@@ -16,10 +16,11 @@ from flows import cli
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.prepare import prepare_run, run_in
 from ldmprobe_core.storage import object_store
-from ldmprobe_core.storage.checksum_store import DamageError
-from ldmprobe_core.storage.object_store import zarr_store
+from ldmprobe_core.storage.checksum_store import CorruptChunkError
+from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.object_store import open_store
 from ldmprobe_core.storage.run import Run
-from tasks.retries import is_passing
+from tasks.retries import is_transient
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
 
@@ -32,7 +33,7 @@ def run(tiny_study, tmp_path):
 def test_a_client_that_there_is_not_is_said_so(monkeypatch):
     monkeypatch.setenv("LDMPROBE_CHUNKS", "curl")
     with pytest.raises(UserError, match="LDMPROBE_CHUNKS is 'curl': give obstore or s3fs"):
-        zarr_store("s3://bucket/prefix")
+        open_store("s3://bucket/prefix")
 
 
 def test_no_credentials_are_one_sentence(monkeypatch, tmp_path):
@@ -42,7 +43,7 @@ def test_no_credentials_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(UserError, match="no credentials for the object store: set AWS_ACCESS"):
-        zarr_store("s3://bucket/prefix")
+        open_store("s3://bucket/prefix")
 
 
 def test_endpoint_and_region_are_found_as_any_aws_client_does(monkeypatch, tmp_path):
@@ -56,15 +57,15 @@ def test_endpoint_and_region_are_found_as_any_aws_client_does(monkeypatch, tmp_p
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setenv("AWS_PROFILE", "mine")
-    config = zarr_store("s3://bucket/a").store.config
+    config = open_store("s3://bucket/a").store.config
     assert (config["region"], config["endpoint"]) == ("eu-west-3", "http://127.0.0.1:2")
     monkeypatch.delenv("AWS_PROFILE")
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
-    config = zarr_store("s3://bucket/a").store.config
+    config = open_store("s3://bucket/a").store.config
     assert config["region"] == "eu-central-1"
     assert "endpoint" not in config
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:3")
-    assert zarr_store("s3://bucket/a").store.config["endpoint"] == "http://127.0.0.1:3"
+    assert open_store("s3://bucket/a").store.config["endpoint"] == "http://127.0.0.1:3"
 
 
 @pytest.mark.parametrize(("status", "passing"), [(503, True), (403, False)])
@@ -87,13 +88,13 @@ def test_what_an_object_store_answers_is_an_error_of_the_system(monkeypatch, sta
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     try:
-        store = zarr_store("s3://bucket/prefix")
+        store = open_store("s3://bucket/prefix")
         with pytest.raises(OSError, match="object store: ") as found:
             asyncio.run(store.get("a/c/0", default_buffer_prototype()))
     finally:
         server.shutdown()
         server.server_close()
-    assert is_passing(found.value) is passing
+    assert is_transient(found.value) is passing
     assert "\n" not in str(found.value)
 
 
@@ -101,7 +102,7 @@ def test_no_secret_is_in_what_a_store_shows_of_itself(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-id")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-nobody-sees")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    store = zarr_store("s3://bucket/prefix")
+    store = open_store("s3://bucket/prefix")
     assert "a-secret" not in repr(store) + str(store) + repr(store.store.config)
 
 
@@ -129,7 +130,7 @@ def test_regions_and_the_short_last_batch_come_back_as_written(run):
 def test_what_was_never_written_shows_as_nan_and_is_refused_where_it_matters(run):
     assert np.isnan(run.open(f"activations/{LAYER}").activation.values).all()
     assert np.isnan(run.open("scores/depth").score.values).all()
-    with pytest.raises(DamageError, match="is missing"):
+    with pytest.raises(CorruptChunkError, match="is missing"):
         run.read("scores/depth", "score")
 
 
@@ -180,12 +181,12 @@ def test_zeros_are_written_not_skipped(run):
 
 
 def test_marks(run):
-    assert run.marks("generated").tolist() == [False, False, False]
-    run.mark("generated", 1)
-    run.mark("probed", 2, 1)
-    assert run.marks("generated").tolist() == [False, True, False]
-    assert run.marks("probed").sum() == 1
-    assert run.marks("probed")[2, 1]
+    assert run.progress.completed("generated").tolist() == [False, False, False]
+    run.progress.mark_done("generated", 1)
+    run.progress.mark_done("probed", 2, 1)
+    assert run.progress.completed("generated").tolist() == [False, True, False]
+    assert run.progress.completed("probed").sum() == 1
+    assert run.progress.completed("probed")[2, 1]
 
 
 def test_a_stranger_needs_xarray_alone(run):
@@ -211,7 +212,9 @@ def test_a_stranger_needs_xarray_alone(run):
 
 
 def test_a_run_is_not_there_before_it_is_whole(tiny_study, tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "write_text", lambda *a: (_ for _ in ()).throw(OSError("cut off")))
+    monkeypatch.setattr(
+        Location, "write_text", lambda *a: (_ for _ in ()).throw(OSError("cut off"))
+    )
     with pytest.raises(OSError, match="cut off"):
         prepare_run(tiny_study(), str(tmp_path))
     monkeypatch.undo()
@@ -237,7 +240,7 @@ def test_another_model_does_not_continue_a_run(tiny_study, tmp_path):
         prepare_run(moved, str(tmp_path / "runs"))
     # A finished run is not shown as this model's either.
     run = run_in(str(tmp_path / "runs"), moved)
-    run.write_text("summary.json", "{}")
+    run.location.write_text("summary.json", "{}")
     path = tmp_path / "moved.yaml"
     path.write_text(moved.to_json())
     with pytest.raises(UserError, match="fingerprint"):
@@ -257,8 +260,8 @@ def test_mistakes_of_stores(tmp_path, tiny_study):
 
 def test_text_is_written_whole_or_not_at_all(tmp_path):
     run = Run(str(tmp_path / "r"))
-    run.write_text("a/b.txt", "één")
-    assert run.read_text("a/b.txt") == "één"
+    run.location.write_text("a/b.txt", "één")
+    assert run.location.read_text("a/b.txt") == "één"
     assert [p.name for p in (tmp_path / "r" / "a").iterdir()] == ["b.txt"]
 
 
@@ -266,7 +269,7 @@ def test_another_endpoint_is_another_client(monkeypatch):
     clients = []
     for endpoint in ("http://127.0.0.1:9", "http://127.0.0.1:7"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        clients.append(Run("s3://bucket/run")._files())
+        clients.append(Run("s3://bucket/run").location._files())
     assert [client.endpoint_url for client in clients] == [
         "http://127.0.0.1:9",
         "http://127.0.0.1:7",

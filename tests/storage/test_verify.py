@@ -18,9 +18,9 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.probe import probe_cell
-from ldmprobe_core.storage.checksum_store import DamageError
+from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.verify import find_damage, take_back
+from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 
@@ -65,7 +65,7 @@ CHUNKS = {
     "images/trajectory/c/2/1/0/0/0": ("generated", (2,)),
     f"activations/{LAYER}/activation/c/0/2/0/0/0": ("generated", (0,)),
     f"activations/{LAYER}/nonfinite/c/0/0": ("generated", (0,)),
-    f"permuted/{LAYER}/activation/c/1/0/0/0/0": ("generated", (1,)),
+    f"activations_permuted/{LAYER}/activation/c/1/0/0/0/0": ("generated", (1,)),
     "labels/depth/c/2/0/0": ("labeled", (2,)),
     "labels/class_score/c/0/0": ("labeled", (0,)),
     "labels_clean/shading/c/1/2/0/0": ("labeled", (1,)),
@@ -78,15 +78,15 @@ CHUNKS = {
 def test_each_kind_of_damage_is_named_and_made_again(whole, copy, key, way):
     damage, how = WAYS[way]
     damage(Path(copy.url) / key)
-    found = list(find_damage(copy))
-    assert [(d.key, d.how) for d in found] == [(key, how)]
-    assert take_back(copy, found) == []
+    found = list(find_corrupt_chunks(copy))
+    assert [(d.key, d.reason) for d in found] == [(key, how)]
+    assert clear_progress(copy, found) == []
     name, place = CHUNKS[key]
-    assert not copy.done(name, *place)
-    assert sum((~copy.marks(n)).sum() for n in ("generated", "labeled", "probed")) == 1
-    carry_out(copy.study(), str(Path(copy.url).parent))
+    assert not copy.progress.is_done(name, *place)
+    assert sum((~copy.progress.completed(n)).sum() for n in ("generated", "labeled", "probed")) == 1
+    carry_out(copy.study, str(Path(copy.url).parent))
     assert_same(whole, copy)
-    assert list(find_damage(copy)) == []
+    assert list(find_corrupt_chunks(copy)) == []
 
 
 def test_every_array_ends_its_chunks_with_a_checksum_and_every_one_is_looked_at(whole, copy):
@@ -100,40 +100,42 @@ def test_every_array_ends_its_chunks_with_a_checksum_and_every_one_is_looked_at(
         flip(chunks[-1])
         keys.append(str(chunks[-1].relative_to(copy.url)))
     marks = {key for key in keys if key.startswith("marks/")}
-    assert {d.key for d in find_damage(copy)} == marks  # what should be there they would say
+    assert {
+        d.key for d in find_corrupt_chunks(copy)
+    } == marks  # what should be there they would say
     for key in marks:
         shutil.copy(Path(whole.url) / key, Path(copy.url) / key)
-    assert {d.key for d in find_damage(copy)} == set(keys) - marks
+    assert {d.key for d in find_corrupt_chunks(copy)} == set(keys) - marks
 
 
 def test_a_damaged_mark_is_taken_back_without_reading_it(whole, copy):
     flip(Path(copy.url) / "marks/probed/c/1/0")
-    found = list(find_damage(copy))
-    assert take_back(copy, found) == []
-    assert not copy.done("probed", 1, 0)
-    carry_out(copy.study(), str(Path(copy.url).parent))
+    found = list(find_corrupt_chunks(copy))
+    assert clear_progress(copy, found) == []
+    assert not copy.progress.is_done("probed", 1, 0)
+    carry_out(copy.study, str(Path(copy.url).parent))
     assert_same(whole, copy)
 
 
 def test_what_no_unit_makes_is_left_to_its_owner(copy):
     flip(Path(copy.url) / "samples/prompt/c/0")
-    (left,) = take_back(copy, list(find_damage(copy)))
+    (left,) = clear_progress(copy, list(find_corrupt_chunks(copy)))
     assert left.key == "samples/prompt/c/0"
 
 
 def test_damage_stops_a_stage_before_it_is_averaged_in(whole, copy):
-    copy.mark("probed", 1, 0, count=0)
+    copy.progress.clear("probed", 1, 0)
     flip(Path(copy.url) / f"activations/{LAYER}/activation/c/1/1/0/0/0")
-    with pytest.raises(DamageError, match=r"activation/c/1/1/0/0/0 is changed.*--redo"):
+    with pytest.raises(CorruptChunkError, match=r"activation/c/1/1/0/0/0 is changed.*--redo"):
         probe_cell(copy.url, 2, LAYER)
-    assert not copy.done("probed", 1, 0)
+    assert not copy.progress.is_done("probed", 1, 0)
     (Path(copy.url) / f"activations/{LAYER}/activation/c/1/1/0/0/0").unlink()
-    with pytest.raises(DamageError, match="is missing"):
+    with pytest.raises(CorruptChunkError, match="is missing"):
         probe_cell(copy.url, 2, LAYER)
 
 
 def test_it_reaches_the_flow_whole_from_another_process():
-    error = DamageError("runs/a", "images/image/c/3/0/0/0", "changed")
+    error = CorruptChunkError("runs/a", "images/image/c/3/0/0/0", "changed")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301, our own bytes
     assert (str(again), again.array, again.place) == (str(error), "images/image", (3, 0, 0, 0))
 
@@ -141,7 +143,7 @@ def test_it_reaches_the_flow_whole_from_another_process():
 def test_work_that_is_not_done_yet_is_no_damage(tiny_model, tmp_path):
     run = prepare_run(small_study("begun", tiny_model, 10), str(tmp_path))
     generate_batch(run.url, 1)
-    assert list(find_damage(run)) == []
+    assert list(find_corrupt_chunks(run)) == []
 
 
 def test_a_full_disk_is_told_and_nothing_is_marked(whole, tiny_model, tmp_path, monkeypatch):
@@ -161,8 +163,8 @@ def test_a_full_disk_is_told_and_nothing_is_marked(whole, tiny_model, tmp_path, 
     with pytest.raises(UserError, match="is full: make room"):
         generate_batch(run.url, 0)
     monkeypatch.undo()
-    assert not run.marks("generated").any()
-    assert_same(whole, carry_out(run.study(), str(tmp_path)))
+    assert not run.progress.completed("generated").any()
+    assert_same(whole, carry_out(run.study, str(tmp_path)))
 
 
 def test_checksums_are_crc_32c_of_what_the_chunk_holds(whole):

@@ -8,18 +8,18 @@ from run_helpers import carry_out, generated
 
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.pipeline.generate import _pictures_of
-from ldmprobe_core.pipeline.plan import make_plan
-from ldmprobe_core.study.image_folder import read_map, read_picture
+from ldmprobe_core.pipeline.generate import _read_images
+from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.study.image_folder import read_image, read_map
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.prompt_files import read_rows
-from ldmprobe_core.study.samples import make_samples, pin_inputs
+from ldmprobe_core.study.samples import make_samples, resolve_inputs
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 
 
 def samples_of(files, **parts):
-    study = pin_inputs(parse_study({"prompts": {"files": files, **parts}}))
+    study = resolve_inputs(parse_study({"prompts": {"files": files, **parts}}))
     return make_samples(study)
 
 
@@ -123,13 +123,15 @@ def test_the_hash_is_of_the_files_contents_not_their_place(tmp_path):
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     for path in (one, two):
         path.write_text("prompt,seed\na,1\nb,2\nc,3\n")
-    first, second = (pin_inputs(parse_study({"prompts": {"files": str(p)}})) for p in (one, two))
+    first, second = (
+        resolve_inputs(parse_study({"prompts": {"files": str(p)}})) for p in (one, two)
+    )
     assert first.hash == second.hash
-    assert pin_inputs(first) == first
+    assert resolve_inputs(first) == first
     one.write_text("prompt,seed\na,1\nb,2\nc,4\n")
     with pytest.raises(UserError, match=r"prompts\.files has changed"):
-        pin_inputs(first)
-    assert pin_inputs(parse_study({"prompts": {"files": str(one)}})).hash != second.hash
+        resolve_inputs(first)
+    assert resolve_inputs(parse_study({"prompts": {"files": str(one)}})).hash != second.hash
     assert read_rows({"all": str(one)})[2].seed == 4
 
 
@@ -161,8 +163,8 @@ def pictures_study(folder, **parts):
         "images": {"folder": str(folder)},
         "sampling": {"steps": 3, "batch": 6, "threads": 1, "scheduler": "ddim"},
         "capture": {"layers": ["up_blocks.2.*.attn1"]},
-        "controls": {"permuted": False, "shuffled": False},
-        "statistics": {"resamples": 200},
+        "controls": {"permuted_weights": False, "shuffled_labels": False},
+        "bootstrap": {"resamples": 200},
     }
     return parse_study({**content, **parts})
 
@@ -197,10 +199,10 @@ def test_probes_against_exact_maps_and_against_labels(scenes, tmp_path):
     assert summary.properties["depth"].best.low < summary.properties["depth"].best.high
     assert summary.properties["foreground"].best.mean > 0.5
     assert summary.labelers is None
-    assert summary.properties["depth"].emergence.image.onset.step is None
+    assert summary.properties["depth"].emergence.decoded.onset.step is None
 
     labeled = carry_out(pictures_study(folder), str(tmp_path))
-    np.testing.assert_array_equal(labeled.read("truth", "depth"), run.read("labels", "depth"))
+    np.testing.assert_array_equal(labeled.read("exact_maps", "depth"), run.read("labels", "depth"))
     error = build_report(labeled, {}).labelers
     assert set(error) == {"foreground", "depth", "shading"}
     assert error["foreground"].mean > 0.9
@@ -214,14 +216,16 @@ def test_noise_and_latents_of_a_picture_are_what_the_schedule_says(scenes, tmp_p
     import torch
 
     from ldmprobe_core.models import loading, weights
-    from ldmprobe_core.models.architectures.registry import family_of
-    from ldmprobe_core.models.sampling import Generator
+    from ldmprobe_core.models.architectures.registry import detect_architecture
+    from ldmprobe_core.models.sampling import PipelineSampler
 
-    study = pin_inputs(pictures_study(scenes[0]))
-    family = family_of(weights.model_folder(study.model))
-    generator = Generator(loading.load_pipeline(study, torch.device("cpu")), family, study)
+    study = resolve_inputs(pictures_study(scenes[0]))
+    architecture = detect_architecture(weights.model_folder(study.model))
+    generator = PipelineSampler(
+        loading.load_pipeline(study, torch.device("cpu")), architecture, study
+    )
     samples = make_samples(study)[:2]
-    pictures = np.stack([read_picture(scenes[0] / s.picture, (64, 64)) for s in samples])
+    pictures = np.stack([read_image(scenes[0] / s.source_image, (64, 64)) for s in samples])
     seen = []
     generator.denoiser.register_forward_pre_hook(lambda m, args: seen.append((args[0], args[1])))
     generated(generator, samples, pictures)
@@ -233,7 +237,7 @@ def test_noise_and_latents_of_a_picture_are_what_the_schedule_says(scenes, tmp_p
         torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(s.seed))
         for s in samples
     ])  # fmt: skip
-    config = family.scheduler
+    config = architecture.scheduler
     betas = torch.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, 1000) ** 2
     alpha_bar = (1 - betas).cumprod(0)
     assert len(seen) == 3
@@ -247,7 +251,7 @@ def test_a_picture_and_its_maps_are_cut_alike(tmp_path):
     y, x = np.mgrid[0:40, 0:80].astype(np.float32)
     Image.fromarray(np.stack([y, x, x], -1).astype(np.uint8)).save(tmp_path / "p.png")
     np.save(tmp_path / "p.depth.npy", x)
-    picture = read_picture(tmp_path / "p.png", (16, 16))
+    picture = read_image(tmp_path / "p.png", (16, 16))
     depth = read_map(tmp_path / "p.depth.npy", "depth", (16, 16))
     expected = 20 + (np.arange(16) + 0.5) * 2.5 - 0.5
     np.testing.assert_allclose(depth[8], expected, atol=0.3)
@@ -268,22 +272,24 @@ def test_a_colour_exr_and_a_turned_photograph(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # held a quarter turn to the right
     Image.fromarray(picture).save(tmp_path / "t.png", exif=exif)
-    np.testing.assert_array_equal(read_picture(tmp_path / "t.png", (4, 6)), np.rot90(picture, k=-1))
+    np.testing.assert_array_equal(read_image(tmp_path / "t.png", (4, 6)), np.rot90(picture, k=-1))
 
 
 @pytest.mark.slow
 def test_pictures_in_half_precision(scenes):
-    study = pin_inputs(pictures_study(scenes[0], model={"dtype": "bfloat16"}))
+    study = resolve_inputs(pictures_study(scenes[0], model={"dtype": "bfloat16"}))
     import torch
 
     from ldmprobe_core.models import loading, weights
-    from ldmprobe_core.models.architectures.registry import family_of
-    from ldmprobe_core.models.sampling import Generator
+    from ldmprobe_core.models.architectures.registry import detect_architecture
+    from ldmprobe_core.models.sampling import PipelineSampler
 
-    family = family_of(weights.model_folder(study.model))
-    generator = Generator(loading.load_pipeline(study, torch.device("cpu")), family, study)
+    architecture = detect_architecture(weights.model_folder(study.model))
+    generator = PipelineSampler(
+        loading.load_pipeline(study, torch.device("cpu")), architecture, study
+    )
     samples = make_samples(study)[:2]
-    pictures = np.stack([read_picture(scenes[0] / s.picture, (64, 64)) for s in samples])
+    pictures = np.stack([read_image(scenes[0] / s.source_image, (64, 64)) for s in samples])
     made = generated(generator, samples, pictures)
     assert all(np.isfinite(v).all() for v in made.activations.values.values())
 
@@ -293,20 +299,20 @@ def test_mistakes_of_pictures(tmp_path, scenes):
         return pictures_study(folder, **parts)
 
     with pytest.raises(UserError, match="there is no such folder"):
-        pin_inputs(study(tmp_path / "none"))
+        resolve_inputs(study(tmp_path / "none"))
     with pytest.raises(UserError, match="holds 0 pictures"):
-        pin_inputs(study(tmp_path))
+        resolve_inputs(study(tmp_path))
     rgb = Image.new("RGB", (8, 8))
     for i in range(3):
         rgb.save(tmp_path / f"{i}.png")
     np.save(tmp_path / "0.depth.npy", np.ones((8, 8)))
     with pytest.raises(UserError, match=r"1\.png has no depth map beside it"):
-        pin_inputs(study(tmp_path))
+        resolve_inputs(study(tmp_path))
     (tmp_path / "0.depth.npy").unlink()
     with pytest.raises(UserError, match=r"labels\.depth is 'maps'.*no depth maps"):
-        make_plan(study(tmp_path, labels={"depth": "maps"}))
+        plan_study(study(tmp_path, labels={"depth": "maps"}))
     with pytest.raises(UserError, match=r"labels\.depth is 'maps'.*source must be images"):
-        make_plan(parse_study({"labels": {"depth": "maps"}}))
+        plan_study(parse_study({"labels": {"depth": "maps"}}))
     with pytest.raises(UserError, match="class is 'maps'"):
         parse_study({"labels": {"class": "maps"}})
     with pytest.raises(UserError, match="source is images, and images is missing"):
@@ -315,7 +321,7 @@ def test_mistakes_of_pictures(tmp_path, scenes):
         parse_study({"images": {"folder": "x"}})
     (tmp_path / "1.png").write_text("no picture")
     with pytest.raises(UserError, match=r"1\.png: not a picture"):
-        _pictures_of(tmp_path, ["1.png"], (8, 8))
+        _read_images(tmp_path, ["1.png"], (8, 8))
     for name, values, words in (
         ("bad.npy", np.full((4, 4), np.nan), "not finite"),
         ("deep.npy", np.ones((2, 4, 4, 3)), "a map has height and width"),
@@ -340,4 +346,4 @@ def test_mistakes_of_pictures(tmp_path, scenes):
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match="not a map"):
         read_map(tmp_path / "objects.npy", "depth", (4, 4))
-    assert pin_inputs(study(scenes[0])).images.samples == 18
+    assert resolve_inputs(study(scenes[0])).images.samples == 18

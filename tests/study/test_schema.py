@@ -40,7 +40,7 @@ def test_the_hash_is_of_what_decides_the_result():
         {"sampling": {"batch": 8}},
         {"sampling": {"threads": 2}},
         {"prompts": {"seed": 1}},
-        {"controls": {"permuted": False}},
+        {"controls": {"permuted_weights": False}},
         {"name": "other"},
     ):
         assert parse_study(other).hash != study.hash

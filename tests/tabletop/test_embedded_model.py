@@ -11,7 +11,7 @@ from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.labelers import tabletop
 from ldmprobe_core.probing.metrics import dice, spearman
 from ldmprobe_core.study.prompt_sets import CATEGORIES
-from ldmprobe_core.study.sections import Reader
+from ldmprobe_core.study.sections import LabelerSpec
 from ldmprobe_core.tabletop import evaluation
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
@@ -19,7 +19,7 @@ from ldmprobe_core.tabletop.scenes import sample_scene
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-OWN = Reader(name="tabletop")
+OWN = LabelerSpec(name="tabletop")
 UNSEEN = 5_000_000
 """Seeds from here on were never rendered for training."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from plotly.offline import get_plotlyjs
 
-from ldmprobe_core.analysis.class_curves import leads_from, right_classes
+from ldmprobe_core.analysis.class_curves import first_stable_step, target_classes
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
 from ldmprobe_core.analysis.report.text import (
@@ -27,12 +27,15 @@ from ldmprobe_core.analysis.report.text import (
     short_layer,
     step,
 )
-from ldmprobe_core.analysis.summarize import Findings, summarise
+from ldmprobe_core.analysis.summarize import RunAnalysis, summarise
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.results import FOLDER, finished_interventions, read_findings
+from ldmprobe_core.interventions.results import (
+    FOLDER,
+    completed_interventions,
+    read_intervention_summary,
+)
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.sample_table import samples_of
 
 GRID_SAMPLES = 4
 
@@ -55,10 +58,10 @@ def build_report(
     shown = _shown(run, findings, samples)
     pictures = _pictures(run, findings, shown)
     record = findings.summary.model_dump(mode="json", by_alias=True)
-    run.write_text("report/index.html", _page(run, findings, record, pictures))
-    run.write_text("report/plotly.min.js", get_plotlyjs())
+    run.location.write_text("report/index.html", _page(run, findings, record, pictures))
+    run.location.write_text("report/plotly.min.js", get_plotlyjs())
     # Last, and whole: a run that has a summary is a finished run.
-    run.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     return findings.summary
 
 
@@ -68,22 +71,23 @@ def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
     Raises:
         UserError: the run is not finished, or a sample is not among those held out.
     """
-    before = json.loads(run.read_text("summary.json"))
+    before = json.loads(run.location.read_text("summary.json"))
     return build_report(run, before["seconds"], samples)
 
 
-def _shown(run: Run, findings: Findings, samples: tuple[int, ...] | None) -> list[int]:
+def _shown(run: Run, findings: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
     """Samples for the grids: as asked for, or test samples of as many classes as possible."""
-    held = {int(i) for i in label_set(run).held}
+    heldout = {int(i) for i in label_set(run).heldout}
     for sample in samples or ():
-        if sample not in held:
+        if sample not in heldout:
             raise UserError(
-                f"sample {sample} was trained on, or is none: held out are {min(held)}..{max(held)}"
+                f"sample {sample} was trained on, or is none: held out are "
+                f"{min(heldout)}..{max(heldout)}"
                 f" without the training samples, such as {int(findings.test[0])}"
             )
     if samples:
         return list(samples)
-    everyone = samples_of(run)
+    everyone = run.samples
     seen: dict[str, list[int]] = {}
     for index in findings.test:
         sample = everyone[index]
@@ -92,16 +96,16 @@ def _shown(run: Run, findings: Findings, samples: tuple[int, ...] | None) -> lis
     return sorted(rounds[:GRID_SAMPLES])
 
 
-def _pictures(run: Run, findings: Findings, shown: list[int]) -> dict[str, list[dict[str, Any]]]:
+def _pictures(run: Run, findings: RunAnalysis, shown: list[int]) -> dict[str, list[dict[str, Any]]]:
     """Draw every figure into the run; file names, alternatives and captions by section."""
-    summary, labels, samples = findings.summary, label_set(run), samples_of(run)
+    summary, labels, samples = findings.summary, label_set(run), run.samples
     pictures: dict[str, list[dict[str, Any]]] = {
         "properties": [], "samples": [], "classes": [],
         "interventions": [],
     }  # fmt: skip
 
     def draw(section: str, name: str, figure: Any, alternative: str, **more: Any) -> None:
-        run.write_bytes(f"report/{name}", figures.png(figure))
+        run.location.write_bytes(f"report/{name}", figures.png(figure))
         pictures[section].append({"file": name, "alt": alternative, **more})
 
     for prop, curves in findings.curves.items():
@@ -125,13 +129,13 @@ def _pictures(run: Run, findings: Findings, shown: list[int]) -> dict[str, list[
             figures.curves_figure(prop, findings),
             f"{prop} scores over steps for probes, image labelers and controls.",
         )
-    for name in finished_interventions(run):
+    for name in completed_interventions(run):
         draw(
             "interventions",
             f"{name}.png",
             intervention_figures.before_and_after(run, name),
             f"Samples before and after the intervention {name}, with its controls.",
-            found=read_findings(run, name).model_dump(mode="json"),
+            found=read_intervention_summary(run, name).model_dump(mode="json"),
         )
         if run.open(f"{FOLDER}/{name}").sizes["target"] > 1:
             draw(
@@ -140,14 +144,16 @@ def _pictures(run: Run, findings: Findings, shown: list[int]) -> dict[str, list[
                 intervention_figures.strip(run, name),
                 f"One sample, every target of {name} above and what came out of it below.",
             )
-            run.write_bytes(f"report/{name}.gif", intervention_figures.animation(run, name))
+            run.location.write_bytes(
+                f"report/{name}.gif", intervention_figures.animation(run, name)
+            )
             pictures["interventions"].append(
                 {"file": f"{name}.gif", "alt": f"Animation of one sample over {name}'s targets."}
             )
             ffmpeg = shutil.which("ffmpeg")
             if ffmpeg:
                 with suppress(OSError, subprocess.CalledProcessError):  # one without H.264, say
-                    run.write_bytes(
+                    run.location.write_bytes(
                         f"report/{name}.mp4", intervention_figures.film(run, name, ffmpeg)
                     )
                     pictures["interventions"][-1]["film"] = f"{name}.mp4"
@@ -158,24 +164,24 @@ def _pictures(run: Run, findings: Findings, shown: list[int]) -> dict[str, list[
             f"sample-{index:05d}.png",
             figures.sample_grid(run, labels, summary, index, steps),
             f"Step images, probe maps and labeler maps of sample {index}.",
-            caption=samples[index].prompt or samples[index].picture,
+            caption=samples[index].prompt or samples[index].source_image,
         )
     if summary.classes is not None:
-        right, _ = right_classes(run)
+        right, _ = target_classes(run)
         scores = run.read("labels_trajectory", "class_score", sample=shown)
-        leading = leads_from(scores, right[shown])
+        leading = first_stable_step(scores, right[shown])
         for index, leads in zip(shown, leading, strict=True):
             draw(
                 "classes",
                 f"class-{index:05d}.png",
                 figures.class_figure(run, index, int(right[index]), float(leads)),
                 f"Class probabilities over steps of sample {index}.",
-                caption=samples[index].prompt or samples[index].picture,
+                caption=samples[index].prompt or samples[index].source_image,
             )
     return pictures
 
 
-def _page(run: Run, findings: Findings, record: dict[str, Any], pictures: dict[str, Any]) -> str:
+def _page(run: Run, findings: RunAnalysis, record: dict[str, Any], pictures: dict[str, Any]) -> str:
     template = resources.files(__package__) / "page.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -183,7 +189,7 @@ def _page(run: Run, findings: Findings, record: dict[str, Any], pictures: dict[s
     environment.globals.update(
         number=number, step=step, lead=lead, names=NAMES, effects=effect_rows
     )
-    study = run.study()
+    study = run.study
     content = yaml.safe_dump(
         json.loads(study.to_json()), sort_keys=False, allow_unicode=True, width=100
     )

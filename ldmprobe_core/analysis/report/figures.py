@@ -11,10 +11,10 @@ from matplotlib.patches import Rectangle
 
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.text import NAMES, short_layer
-from ldmprobe_core.analysis.summarize import Curves, Findings
+from ldmprobe_core.analysis.summarize import Curves, RunAnalysis
 from ldmprobe_core.probing.block_scores import upsample
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import foreground_cut
+from ldmprobe_core.probing.linear import decision_threshold
 from ldmprobe_core.storage.run import SOURCES, Run
 
 # Okabe & Ito's palette: distinguishable with every common colour blindness.
@@ -51,7 +51,7 @@ def heatmap(prop: str, curves: Curves, layers: list[str], summary: Summary) -> F
     return figure
 
 
-def curves_figure(prop: str, findings: Findings) -> Figure:
+def curves_figure(prop: str, findings: RunAnalysis) -> Figure:
     """Scores over steps: probes, image labelers and controls, with intervals."""
     curves, bootstrap = findings.curves[prop], findings.bootstrap
     found = findings.summary.properties[prop]
@@ -70,8 +70,8 @@ def curves_figure(prop: str, findings: Findings) -> Figure:
     line(curves.probe, "probe, best layer", _PROBE, "o-")
     for (source, values), color in zip(curves.sources.items(), (_DECODED, _CLEAN), strict=True):
         line(values, _LABELS[source], color, "s--")
-    for (name, values), color in zip(curves.variants.items(), _CONTROLS, strict=False):
-        text = {"shuffled": "shuffled labels", "permuted": "permuted weights"}[name]
+    for (name, values), color in zip(curves.conditions.items(), _CONTROLS, strict=False):
+        text = {"shuffled_labels": "shuffled labels", "permuted_weights": "permuted weights"}[name]
         line(values, text, color, ":")
     if curves.latents is not None:
         line(curves.latents, "probe on the latents alone", "#56B4E9", "-.")
@@ -118,13 +118,13 @@ def sample_grid(
             weight, bias = weights.weight.values[at], float(weights.bias.values[at])
             value = tokens.astype(np.float64) @ weight + bias
             if prop == "foreground":
-                value = value > foreground_cut(best.kind)
+                value = value > decision_threshold(best.kind)
             maps.append(upsample(value[None], truth.shape)[0].astype(float))
         rows.append((f"probe {prop}", maps, spread))
         finals.append(truth)
         seen = run.read("labels_trajectory", prop, sample=sample)[columns].astype(float)
         if prop == "foreground":
-            seen = (seen > run.study().labels.threshold).astype(float)
+            seen = (seen > run.study.labels.threshold).astype(float)
         rows.append((f"image {prop}", list(seen), spread))
         finals.append(truth)
 

@@ -23,17 +23,17 @@ def before_and_after(run: Run, name: str) -> Figure:
     data = run.open(f"{FOLDER}/{name}")
     index = [int(i) for i in data.sample.values[:_SHOWN]]
     unedited = run.read("images", "image", sample=index)
-    variants = [str(v) for v in data.variant.values]
+    conditions = [str(v) for v in data.condition.values]
     first = data.isel(target=0, sample=slice(0, _SHOWN)).load()
     titles = ["unedited", f"target\n{first.target.values}", "edited", "its map",
-              *(_TITLES[v] for v in variants[1:])]  # fmt: skip
+              *(_TITLES[v] for v in conditions[1:])]  # fmt: skip
     figure = Figure(figsize=(1.3 * len(titles), 1.3 * len(index) + 0.5))
     grid = figure.subplots(len(index), len(titles), squeeze=False)
     for i, axes in enumerate(grid):
         images = first.image.values[:, i]
         pictures = [
             unedited[i],
-            first.aim.values[i],
+            first.target_map.values[i],
             images[0],
             first.label.values[0, i],
             *images[1:],
@@ -56,7 +56,7 @@ def strip(run: Run, name: str) -> Figure:
     figure = Figure(figsize=(1.3 * count, 3.0))
     grid = figure.subplots(2, count, squeeze=False)
     for t in range(count):
-        grid[0, t].imshow(data.aim.values[t], cmap="gray")
+        grid[0, t].imshow(data.target_map.values[t], cmap="gray")
         grid[0, t].set_title(str(data.target.values[t]), fontsize=7)
         grid[1, t].imshow(data.image.values[0, t])
     for panel in grid.flat:
@@ -70,7 +70,7 @@ def strip(run: Run, name: str) -> Figure:
 
 def _frames(run: Run, name: str) -> list[np.ndarray]:
     """The first sample's edited images, target by target, there and back; at least 256 wide."""
-    images = run.read(f"{FOLDER}/{name}", "image", variant=0, sample=0)
+    images = run.read(f"{FOLDER}/{name}", "image", condition=0, sample=0)
     grow = max(1, 256 // images.shape[2])
     frames = [image.repeat(grow, 0).repeat(grow, 1) for image in images]
     return frames + frames[-2:0:-1]

@@ -7,12 +7,12 @@ from typing import Any
 NAMES = {"spearman": "rank correlation", "dice": "Dice"}
 _CONTROLS = {
     "position": "position alone",
-    "shuffled": "shuffled labels",
-    "permuted": "permuted weights",
+    "shuffled_labels": "shuffled labels",
+    "permuted_weights": "permuted weights",
     "latents": "the latents alone",
-    "two_layer": "a two-layer probe",
+    "mlp": "a two-layer probe",
 }
-_RIVALS = ("position", "shuffled", "permuted", "latents")
+_RIVALS = ("position", "shuffled_labels", "permuted_weights", "latents")
 """Controls that a score should clear; a two-layer probe may well read more."""
 
 
@@ -60,20 +60,16 @@ def best_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
                 "at": f"step {best['step']}, {short_layer(best['layer'])}, {best['kind']}",
                 "last step": number(found["last"]),
                 "position": number(controls["position"]),
-                "shuffled": number(controls["shuffled"]),
-                "permuted": number(controls["permuted"]),
+                "shuffled": number(controls["shuffled_labels"]),
+                "permuted": number(controls["permuted_weights"]),
                 "latents": number(controls.get("latents")),
-                **(
-                    {"two-layer": number(controls["two_layer"])}
-                    if controls.get("two_layer")
-                    else {}
-                ),
+                **({"mlp": number(controls["mlp"])} if controls.get("mlp") else {}),
                 "above position": "yes" if _above(best, controls["position"]) else "not clearly",
                 "onset": step(emergence["probe"]["onset"]),
                 "image onset": step(emergence["image"]["onset"]),
                 "settled": step(emergence["probe"]["settled"]),
                 "image settled": step(emergence["image"]["settled"]),
-                "lead": lead(emergence["lead"]["image"]["onset"]),
+                "lead": lead(emergence["lead"]["decoded"]["onset"]),
                 "lead over clean": lead(emergence["lead"]["clean"]["onset"]),
             }
         )
@@ -113,7 +109,7 @@ _EFFECTS = {
 
 
 def effect_rows(found: dict[str, Any]) -> list[dict[str, str]]:
-    """One row a variant of an intervention, the unedited image first."""
+    """One row a condition of an intervention, the unedited image first."""
     rows = [
         {
             "image": "unedited",
@@ -124,11 +120,11 @@ def effect_rows(found: dict[str, Any]) -> list[dict[str, str]]:
             "class kept": "",
         }
     ]
-    for variant, effect in found["effects"].items():
+    for condition, effect in found["effects"].items():
         kept = effect["kept"]
         rows.append(
             {
-                "image": _EFFECTS[variant],
+                "image": _EFFECTS[condition],
                 f"{NAMES[found['metric']]} with target": number(effect["mean"]),
                 "less unedited": number(effect["less_unedited"]),
                 "improved": f"{effect['improved'] * 100:.0f}%",
@@ -150,9 +146,9 @@ def _leading(leads: dict[str, Any]) -> str:
 
 def classes_line(found: dict[str, Any]) -> str:
     """When the class labeler names the object, in a sentence."""
-    image, clean = found["named_from"]["trajectory"], found["named_from"]["clean"]
+    image, clean = found["recognition_step"]["trajectory"], found["recognition_step"]["clean"]
     what = "prompt's class" if found["by_prompt"] else "finished image's class"
-    share, confident = found["named"] * 100, found["confident"] * 100
+    share, confident = found["recognized"] * 100, found["confident"] * 100
     return (
         f"Class: the {what} leads at the last step in {share:.1f}% of images, there on average "
         f"from step {number(image)} on in the decoded latents and from step {number(clean)} in the "

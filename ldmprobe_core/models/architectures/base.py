@@ -16,13 +16,13 @@ from torch import Tensor
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.token_grid import Grid
 
-_UNET_PRESETS = {
+UNET_PRESETS = {
     "self-attention": ("*.attn1",),
     "cross-attention": ("*.attn2",),
     "resnets": ("*.resnets.[0-9]",),
     "blocks": ("down_blocks.[0-9]", "mid_block", "up_blocks.[0-9]"),
 }
-PRESETS = (*_UNET_PRESETS, "vae")
+PRESETS = (*UNET_PRESETS, "vae")
 """Names that stand for a family's own globs in ``capture.layers``."""
 
 
@@ -32,14 +32,14 @@ class Guidance:
 
     Attributes:
         halves: copies of the batch in one call; of two, the second is the conditional one.
-        calls: denoiser calls a step; of two, the first is the conditional one.
+        calls_per_step: denoiser calls a step; of two, the first is the conditional one.
     """
 
-    halves: int = 1
-    calls: int = 1
+    batch_copies: int = 1
+    calls_per_step: int = 1
 
 
-class Family:
+class Architecture:
     """One architecture, on one model folder's configs.
 
     Attributes:
@@ -51,8 +51,8 @@ class Family:
 
     denoiser = "unet"
     network: Any = UNet2DConditionModel
-    presets: ClassVar[dict[str, tuple[str, ...]]] = _UNET_PRESETS
-    joint: tuple[str, ...] = ()
+    presets: ClassVar[dict[str, tuple[str, ...]]] = UNET_PRESETS
+    joint_block_classes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, pipeline: Any) -> None:
         self.folder, self.pipeline = folder, pipeline
@@ -106,7 +106,7 @@ class Family:
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
         """What the pipeline does with a guidance scale: both halves in one call, above 1."""
-        return Guidance(halves=2 if scale > 1 else 1)
+        return Guidance(batch_copies=2 if scale > 1 else 1)
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
         """Keyword arguments of the pipeline's call, beside prompts, steps and generators."""
@@ -120,7 +120,7 @@ class Family:
         """Set the scheduler's timesteps as the pipeline will."""
         scheduler.set_timesteps(steps)
 
-    def dry_call(self) -> dict[str, Any]:
+    def dummy_inputs(self) -> dict[str, Any]:
         """Keyword arguments of a denoiser call on the meta device, one sample."""
         return {
             "sample": torch.empty(1, self.config["in_channels"], *self.latent),
@@ -151,7 +151,9 @@ class Family:
         return (mode - shift) * vae.config.scaling_factor
 
 
-class _Transformer(Family):
+class TransformerArchitecture(Architecture):
+    """Base class of diffusion transformers: the probed component is ``transformer``."""
+
     denoiser = "transformer"
 
     @property

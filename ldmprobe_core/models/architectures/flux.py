@@ -10,11 +10,11 @@ from diffusers import (
 )
 from torch import Tensor
 
-from ldmprobe_core.models.architectures.base import Guidance, _Transformer
+from ldmprobe_core.models.architectures.base import Guidance, TransformerArchitecture
 from ldmprobe_core.models.token_grid import Grid
 
 
-class Flux(_Transformer):
+class Flux(TransformerArchitecture):
     """Flux: joint, then single blocks on text and image tokens in one row; packed latents.
 
     Guidance is an input of the distilled denoiser, one call a step.  With a negative prompt it is
@@ -29,7 +29,7 @@ class Flux(_Transformer):
             "*transformer_blocks.[0-9][0-9]",
         ),
     }
-    joint = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+    joint_block_classes = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
     _TEXT = 77  # tokens of the dry run; the real number is read off each call
 
     @property
@@ -46,7 +46,7 @@ class Flux(_Transformer):
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
         """One call, or two with a negative prompt."""
-        return Guidance(calls=2 if negative is not None and scale > 1 else 1)
+        return Guidance(calls_per_step=2 if negative is not None and scale > 1 else 1)
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
         """See the class."""
@@ -64,8 +64,8 @@ class Flux(_Transformer):
         mu = low + (high - low) * (tokens - few) / (many - few)
         scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
 
-    def dry_call(self) -> dict[str, Any]:
-        """See `Family.dry_call`."""
+    def dummy_inputs(self) -> dict[str, Any]:
+        """See `Architecture.dummy_inputs`."""
         tokens = self.grid.height * self.grid.width
         call = {
             "hidden_states": torch.empty(1, tokens, self.config["in_channels"]),
@@ -87,7 +87,7 @@ class Flux(_Transformer):
         return parts.permute(0, 3, 1, 4, 2, 5).reshape(n, packed // 4, 2 * rows, 2 * columns)
 
     def pack(self, latents: Tensor) -> Tensor:
-        """See `Family.pack`."""
+        """See `Architecture.pack`."""
         n, channels, height, width = latents.shape
         parts = latents.reshape(n, channels, height // 2, 2, width // 2, 2)
         return parts.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, 4 * channels)

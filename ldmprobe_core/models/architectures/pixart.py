@@ -9,10 +9,10 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 
-from ldmprobe_core.models.architectures.base import _Transformer
+from ldmprobe_core.models.architectures.base import TransformerArchitecture
 
 
-class PixArt(_Transformer):
+class PixArt(TransformerArchitecture):
     """PixArt alpha and sigma: a transformer with cross-attention to the text."""
 
     network = PixArtTransformer2DModel
@@ -30,8 +30,8 @@ class PixArt(_Transformer):
             "clean_caption": False,
         }
 
-    def dry_call(self) -> dict[str, Any]:
-        """See `Family.dry_call`."""
+    def dummy_inputs(self) -> dict[str, Any]:
+        """See `Architecture.dummy_inputs`."""
         added: dict[str, Any]
         extra = self.config.get("use_additional_conditions")
         if extra or (extra is None and self.config["sample_size"] == 128):

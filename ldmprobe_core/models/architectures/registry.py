@@ -16,14 +16,14 @@ from diffusers import (
 )
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.base import Family
+from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.flux import Flux
 from ldmprobe_core.models.architectures.pixart import PixArt
 from ldmprobe_core.models.architectures.stable_diffusion import StableDiffusionXL
 from ldmprobe_core.models.architectures.stable_diffusion_3 import StableDiffusion3
 
-_FAMILIES: dict[str, tuple[type[Family], type[DiffusionPipeline]]] = {
-    "StableDiffusionPipeline": (Family, StableDiffusionPipeline),
+ARCHITECTURES: dict[str, tuple[type[Architecture], type[DiffusionPipeline]]] = {
+    "StableDiffusionPipeline": (Architecture, StableDiffusionPipeline),
     "StableDiffusionXLPipeline": (StableDiffusionXL, StableDiffusionXLPipeline),
     "StableDiffusion3Pipeline": (StableDiffusion3, StableDiffusion3Pipeline),
     "PixArtAlphaPipeline": (PixArt, PixArtAlphaPipeline),
@@ -32,7 +32,7 @@ _FAMILIES: dict[str, tuple[type[Family], type[DiffusionPipeline]]] = {
 }
 
 
-def family_of(folder: Path) -> Family:
+def detect_architecture(folder: Path) -> Architecture:
     """The family of a model folder.
 
     Raises:
@@ -46,9 +46,10 @@ def family_of(folder: Path) -> Family:
             f"model.source: {folder / 'model_index.json'} does not name a pipeline "
             f"({type(error).__name__}): give a folder written by save_pretrained"
         ) from error
-    if name not in _FAMILIES:
+    if name not in ARCHITECTURES:
         raise UserError(
-            f"model.source: a {name!s:.60} cannot be probed; supported are {', '.join(_FAMILIES)}"
+            f"model.source: a {name!s:.60} cannot be probed; supported are "
+            f"{', '.join(ARCHITECTURES)}"
         )
-    kind, pipeline = _FAMILIES[name]
+    kind, pipeline = ARCHITECTURES[name]
     return kind(folder, pipeline)

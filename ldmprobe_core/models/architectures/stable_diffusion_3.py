@@ -9,10 +9,10 @@ from diffusers import (
     SD3Transformer2DModel,
 )
 
-from ldmprobe_core.models.architectures.base import _Transformer
+from ldmprobe_core.models.architectures.base import TransformerArchitecture
 
 
-class StableDiffusion3(_Transformer):
+class StableDiffusion3(TransformerArchitecture):
     """Stable Diffusion 3: joint blocks, image and text tokens side by side; flow matching."""
 
     network = SD3Transformer2DModel
@@ -20,10 +20,10 @@ class StableDiffusion3(_Transformer):
         "self-attention": ("transformer_blocks.*.attn",),
         "blocks": ("transformer_blocks.[0-9]", "transformer_blocks.[0-9][0-9]"),
     }
-    joint = ("JointTransformerBlock",)
+    joint_block_classes = ("JointTransformerBlock",)
 
-    def dry_call(self) -> dict[str, Any]:
-        """See `Family.dry_call`."""
+    def dummy_inputs(self) -> dict[str, Any]:
+        """See `Architecture.dummy_inputs`."""
         return {
             "hidden_states": torch.empty(1, self.config["in_channels"], *self.latent),
             "timestep": torch.ones(1),

@@ -73,10 +73,10 @@ class LogisticPath:
         """
         place = np.append(start[0], start[1] + self.mean @ start[0])  # bias at the mean token
         tokens = _TOKENS_A_CHANNEL * len(place)
-        value, gradient = self._look(place, penalty)
+        value, gradient = self._value_and_gradient(place, penalty)
         current = self._curvature is None
         if current:
-            self._bend(place, tokens)
+            self._update_hessian(place, tokens)
         factor = self._factor(penalty)
         before = np.inf
         for _ in range(_MOST_STEPS):
@@ -88,7 +88,7 @@ class LogisticPath:
             size = 1.0
             while not slow or current:
                 trial = place - size * step
-                trial_value, trial_gradient = self._look(trial, penalty)
+                trial_value, trial_gradient = self._value_and_gradient(trial, penalty)
                 if trial_value <= value - 1e-4 * size * decrement + _ROUNDING:
                     place, value, gradient = trial, trial_value, trial_gradient
                     before, current = decrement, False
@@ -100,7 +100,7 @@ class LogisticPath:
                 if size < 1e-8:  # rounding is all that is left to gain
                     return self._uncentred(place)
             else:
-                self._bend(place, tokens)
+                self._update_hessian(place, tokens)
                 factor, before, current = self._factor(penalty), np.inf, True
                 tokens *= 2  # whoever needs it again needs it better
         return self._uncentred(place)
@@ -108,7 +108,7 @@ class LogisticPath:
     def _uncentred(self, place: np.ndarray) -> tuple[np.ndarray, float]:
         return place[:-1], float(place[-1] - self.mean @ place[:-1])
 
-    def _look(self, place: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+    def _value_and_gradient(self, place: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
         """Objective and gradient, in one pass."""
         self.passes += 1
         weight = place[:-1]
@@ -128,13 +128,13 @@ class LogisticPath:
         gradient[:-1] += penalty * weight
         return total / len(self.x) + penalty / 2 * float(weight @ weight), gradient
 
-    def _bend(self, place: np.ndarray, tokens: int) -> None:
+    def _update_hessian(self, place: np.ndarray, tokens: int) -> None:
         """Take the curvature of the cross-entropy at a place, of so many tokens."""
         chosen = self.x
         if tokens < len(self.x):
             chosen = self.x[np.sort(self._order[:tokens])]
         mean, weight = self.mean.astype(np.float32), place[:-1].astype(np.float32)
-        curvature = np.zeros((len(place), len(place)))
+        hessian = np.zeros((len(place), len(place)))
         for rows in row_blocks(chosen, np.float32):
             centred = rows - mean
             chance = expit(centred @ weight + np.float32(place[-1]))
@@ -142,8 +142,8 @@ class LogisticPath:
             bent = np.empty((len(rows), len(place)), np.float32)
             np.multiply(centred, root[:, None], out=bent[:, :-1])
             bent[:, -1] = root
-            curvature += bent.T @ bent
-        self._curvature = curvature / len(chosen)
+            hessian += bent.T @ bent
+        self._curvature = hessian / len(chosen)
 
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
         """Curvature with the penalty, factorised; damped where float32 left it indefinite."""

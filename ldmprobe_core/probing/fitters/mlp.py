@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class TwoLayerProbe:
+class MlpProbe:
     """prediction = relu(activation . first + offsets) . second + bias."""
 
     network: nn.Sequential
@@ -23,7 +23,7 @@ class TwoLayerProbe:
         return torch.stack(parts).double().numpy()
 
 
-def fit_two_layer(
+def fit_mlp(
     activations: np.ndarray,
     target: np.ndarray,
     foreground: bool,
@@ -31,7 +31,7 @@ def fit_two_layer(
     epochs: int = 30,
     batch: int = 4,
     learning_rate: float = 1e-3,
-) -> TwoLayerProbe:
+) -> MlpProbe:
     """channels -> channels / 2 -> 1 with a ReLU between, by Adam (the paper's code, section 4).
 
     Foreground under cross-entropy with each token's share of foreground, else Huber's loss with
@@ -62,4 +62,4 @@ def fit_two_layer(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return TwoLayerProbe(network.requires_grad_(False))
+    return MlpProbe(network.requires_grad_(False))

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from ldmprobe_core.probing.linear import Probe
-from ldmprobe_core.probing.statistics import Moments
+from ldmprobe_core.probing.statistics import SufficientStatistics
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class RidgePath:
     cross: np.ndarray
 
     @classmethod
-    def of(cls, moments: Moments) -> RidgePath:
+    def from_statistics(cls, statistics: SufficientStatistics) -> RidgePath:
         """Centre the sums.
 
         Raises:
             ValueError: there are no tokens.
         """
-        if not moments.n:
+        if not statistics.n:
             raise ValueError("no tokens to fit a probe to")
-        mean_x, mean_y = moments.x / moments.n, moments.y / moments.n
-        cross = moments.xy / moments.n - np.outer(mean_x, mean_y)
-        return cls(mean_x, mean_y, moments.covariance, cross)
+        mean_x, mean_y = statistics.x / statistics.n, statistics.y / statistics.n
+        cross = statistics.xy / statistics.n - np.outer(mean_x, mean_y)
+        return cls(mean_x, mean_y, statistics.covariance, cross)
 
     @property
     def unit(self) -> float:
@@ -62,7 +62,9 @@ class RidgePath:
         return weight, self.mean_y - self.mean_x @ weight
 
 
-def fit_ridge(path: RidgePath, validation: Moments, penalties: tuple[float, ...]) -> list[Probe]:
+def fit_ridge(
+    path: RidgePath, validation: SufficientStatistics, penalties: tuple[float, ...]
+) -> list[Probe]:
     """One ridge probe a label, each at the penalty with the least validation error."""
     solutions = [path.solve(penalty) for penalty in penalties]
     errors = np.stack([validation.error(*solution) for solution in solutions])
