@@ -49,7 +49,7 @@ def once(way: str, run: Run) -> float:
     """Seconds to generate all of a run's images in one way."""
     study, samples = run.study, run.samples
     torch.set_num_threads(study.sampling.threads)
-    with model_cache.loaded(run) as (sampler, _):
+    with model_cache.use_models(run) as (sampler, _):
         started = time.perf_counter()
         for members in study.batches(len(samples)):
             part = samples[members.start : members.stop]
@@ -58,7 +58,7 @@ def once(way: str, run: Run) -> float:
                     prompt=[s.prompt for s in part],
                     num_inference_steps=study.sampling.steps,
                     guidance_scale=study.sampling.guidance,
-                    sampler=[torch.Generator().manual_seed(s.seed) for s in part],
+                    generator=[torch.Generator().manual_seed(s.seed) for s in part],
                 )
             elif way == "captured":
                 sampler.sample(part, Nowhere(), step_images=False)
@@ -75,7 +75,7 @@ def runs(images: int) -> Iterator[dict[str, Run]]:
     with tempfile.TemporaryDirectory() as folder, object_store(Path(folder) / "s3") as environment:
         os.environ.update(environment)
         local, remote = (prepare_run(study, f"{place}/a") for place in (folder, "s3://runs"))
-        with model_cache.loaded(local) as (sampler, _):
+        with model_cache.use_models(local) as (sampler, _):
             sampler.pipeline.set_progress_bar_config(disable=True)
         yield {"plain": local, "captured": local, "local": local, "s3": remote}
 
@@ -157,7 +157,7 @@ def memory_of(way: str, images: int) -> int:
     study = without_controls(plain_study(images, 15))
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(study, folder)
-        with model_cache.loaded(run) as (sampler, _):
+        with model_cache.use_models(run) as (sampler, _):
             sampler.pipeline.set_progress_bar_config(disable=True)
         return peak_beyond(lambda: once(way, run))
 

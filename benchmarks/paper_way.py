@@ -97,7 +97,7 @@ def _generate(
             prompt=[s.prompt for s in members],
             num_inference_steps=study.sampling.steps,
             guidance_scale=study.sampling.guidance,
-            sampler=[torch.Generator().manual_seed(s.seed) for s in members],
+            generator=[torch.Generator().manual_seed(s.seed) for s in members],
         )
         output = seen[layer][step - 1]
         output = output if isinstance(output, torch.Tensor) else output[0]
@@ -147,7 +147,7 @@ def our_way(run: Run) -> None:
     study, samples = run.study, run.samples
     for number, members in enumerate(study.batches(run.n_stored)):
         region = slice(members.start, members.stop)
-        with ActivationWriter(run, region) as into, model_cache.loaded(run) as (sampler, _):
+        with ActivationWriter(run, region) as into, model_cache.use_models(run) as (sampler, _):
             sampler.sample(samples[region], into, step_images=False)
         run.progress.mark_done("generated", number)
     cells = [(s, layer) for s in range(1, study.sampling.steps + 1) for layer in run.probe_inputs]
@@ -187,7 +187,7 @@ def _job(images: int, steps: int, layers: str, every_cell: bool) -> list[Figure]
         run.write("labels", {prop: first.read("labels", prop) for prop in study.labels.maps})
         for batch in range(len(study.batches(run.n_stored))):
             run.progress.mark_done("labeled", batch)
-        with model_cache.loaded(run) as (sampler, _):
+        with model_cache.use_models(run) as (sampler, _):
             pipeline = sampler.pipeline
             pipeline.set_progress_bar_config(disable=True)
         torch.set_num_threads(os.cpu_count() or 1)

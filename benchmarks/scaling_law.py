@@ -51,7 +51,7 @@ def one(size: dict[str, int]) -> dict[str, float]:
         run = prepare_run(study_of(**size), folder)
         batches = range(len(run.study.batches(run.n_stored)))
         cells = [(s, name) for s in range(1, size["steps"] + 1) for name in run.probe_inputs]
-        with model_cache.loaded(run):
+        with model_cache.use_models(run):
             pass  # the model is there
         found: dict[str, float] = {}
 

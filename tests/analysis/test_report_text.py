@@ -19,10 +19,10 @@ def summary(position, shuffled, permuted):
                 "last": best,
                 "emergence": {
                     "probe": {"onset": at, "settled": at},
-                    "image": {"onset": nowhere, "settled": nowhere},
+                    "decoded": {"onset": nowhere, "settled": nowhere},
                     "lead": {
                         name: {"onset": {"steps": None, "low": None, "high": None}}
-                        for name in ("image", "clean")
+                        for name in ("decoded", "clean")
                     },
                 },
                 "controls": {

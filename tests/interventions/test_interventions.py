@@ -89,7 +89,7 @@ def test_after_the_edit_the_probe_reads_the_target_in_the_first_steps_only(run):
                 prompt=[s.prompt for s in samples],
                 num_inference_steps=3,
                 guidance_scale=2.0,
-                sampler=[torch.Generator().manual_seed(s.seed) for s in samples],
+                generator=[torch.Generator().manual_seed(s.seed) for s in samples],
                 output_type="latent",
             )
     module._forward_hooks.clear()
@@ -159,7 +159,13 @@ def test_a_batch_without_its_mark_is_edited_anew_and_comes_out_the_same(run):
 def test_a_layout_that_was_cut_off_is_laid_out_anew(run, monkeypatch):
     what = Intervention(samples=2, steps=1, seed=11)
     real = Location.write_text
-    monkeypatch.setattr(Location, "write_text", lambda *a: (_ for _ in ()).throw(OSError("cut")))
+
+    def cut_off(self, name, text):
+        if name.endswith("intervention.json"):
+            raise OSError("cut")
+        real(self, name, text)
+
+    monkeypatch.setattr(Location, "write_text", cut_off)
     with pytest.raises(OSError, match="cut"):
         create_intervention(run, what)
     monkeypatch.setattr(Location, "write_text", real)

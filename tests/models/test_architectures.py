@@ -106,7 +106,7 @@ def test_images_are_the_pipelines_own(folders, name):
     images = sampler.pipeline(
         prompt=[s.prompt for s in samples],
         num_inference_steps=3,
-        sampler=[torch.Generator().manual_seed(s.seed) for s in samples],
+        generator=[torch.Generator().manual_seed(s.seed) for s in samples],
         output_type="np",
         **sampler.architecture.arguments(2.0, None),
     ).images
@@ -209,7 +209,7 @@ def test_a_perfect_denoiser_gives_the_clean_latents_at_every_step(folders, sched
     own = new_scheduler(scheduler, {**config, "prediction_type": prediction})
     own.set_timesteps(6)
     random = torch.Generator().manual_seed(1)
-    clean, noise = (torch.randn(2, 4, 8, 8, sampler=random) for _ in range(2))
+    clean, noise = (torch.randn(2, 4, 8, 8, generator=random) for _ in range(2))
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alpha_bar = (1 - betas).cumprod(0)
     for i, t in enumerate(own.timesteps):

@@ -32,7 +32,7 @@ def test_images_are_the_pipelines_own(sampler):
         prompt=[s.prompt for s in samples],
         num_inference_steps=3,
         guidance_scale=2.0,
-        sampler=[torch.Generator().manual_seed(s.seed) for s in samples],
+        generator=[torch.Generator().manual_seed(s.seed) for s in samples],
         output_type="np",
     ).images
     expected = (images * 255).round().astype(np.uint8)
@@ -62,7 +62,7 @@ def test_activations_are_those_of_each_steps_call(sampler):
         )
         latents = torch.cat(
             [
-                torch.randn(1, 4, 8, 8, sampler=torch.Generator().manual_seed(s.seed))
+                torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(s.seed))
                 for s in samples
             ]
         )
@@ -118,9 +118,9 @@ def test_the_predicted_clean_image_is_the_schedulers(tmp_path, tiny_study, sched
     own = new_scheduler(scheduler, detect_architecture(folder).scheduler)
     own.set_timesteps(5)
     random = torch.Generator().manual_seed(1)
-    latents = torch.randn(2, 4, 8, 8, sampler=random) * own.init_noise_sigma
+    latents = torch.randn(2, 4, 8, 8, generator=random) * own.init_noise_sigma
     for t in own.timesteps:
-        output = torch.randn(2, 4, 8, 8, sampler=random)
+        output = torch.randn(2, 4, 8, 8, generator=random)
         own.scale_model_input(latents, t)
         found = predicted_clean(own, output, t, latents)
         step = own.step(output, t, latents)

@@ -139,7 +139,7 @@ def test_the_store_holds_what_the_networks_showed(tiny_model, tmp_path, monkeypa
     monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
     run = prepare_run(small_study("kept", tiny_model, 6), str(tmp_path))
     generate_batch(run.url, 0)
-    with model_cache.loaded(run) as (sampler, _):
+    with model_cache.use_models(run) as (sampler, _):
         made = generated(sampler, run.samples[:4])
     for group, kept in (("activations", made.activations), ("activations_permuted", made.permuted)):
         for layer, values in kept.values.items():

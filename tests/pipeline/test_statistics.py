@@ -195,7 +195,7 @@ def test_a_unit_that_is_cut_off_or_comes_again_is_counted_once(
 
 def test_damaged_sums_are_found_and_their_part_is_done_again(tiny_model, tmp_path):
     run = carry_out(study_of(tiny_model, "statistics"), str(tmp_path))
-    array = f"statistics/real/{run.layers[0]}/gram"
+    array = f"statistics/trained/{run.layers[0]}/gram"
     counting = run.progress.count("accumulated", 1) % 2
     chunk = tmp_path / run.url.rpartition("/")[2] / array / "c" / "1" / str(counting) / "2" / "0"
     content = bytearray(chunk.read_bytes())
@@ -274,7 +274,7 @@ def test_held_out_prompts_hold_about_the_samples_that_were_asked_for(tiny_model)
         ({"probes": {"kinds": ["adam"]}}, "cannot fit adam probes"),
         (
             {"controls": {"mlp": True}},
-            "set controls.mlp to false, or capture.s",
+            "set controls.mlp to false, or capture.keep",
         ),
         ({"sampling": {"batch": 1}}, "sampling.batch is 1.*make it at least 2"),
         ({"capture": {"keep": "sums"}}, "capture.keep"),

@@ -212,9 +212,14 @@ def test_a_stranger_needs_xarray_alone(run):
 
 
 def test_a_run_is_not_there_before_it_is_whole(tiny_study, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        Location, "write_text", lambda *a: (_ for _ in ()).throw(OSError("cut off"))
-    )
+    write_text = Location.write_text
+
+    def cut_off(self, name, text):
+        if name == "study.json":
+            raise OSError("cut off")
+        write_text(self, name, text)
+
+    monkeypatch.setattr(Location, "write_text", cut_off)
     with pytest.raises(OSError, match="cut off"):
         prepare_run(tiny_study(), str(tmp_path))
     monkeypatch.undo()
@@ -251,7 +256,7 @@ def test_mistakes_of_stores(tmp_path, tiny_study):
     with pytest.raises(UserError, match="local folder or s3://"):
         Run("ftp://host/x")
     with pytest.raises(UserError, match=r"holds no summary\.json"):
-        Run(str(tmp_path)).read_text("summary.json")
+        Run(str(tmp_path)).location.read_text("summary.json")
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(UserError, match="cannot be written to"):

@@ -66,9 +66,9 @@ def best_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
                 **({"mlp": number(controls["mlp"])} if controls.get("mlp") else {}),
                 "above position": "yes" if _above(best, controls["position"]) else "not clearly",
                 "onset": step(emergence["probe"]["onset"]),
-                "image onset": step(emergence["image"]["onset"]),
+                "image onset": step(emergence["decoded"]["onset"]),
                 "settled": step(emergence["probe"]["settled"]),
-                "image settled": step(emergence["image"]["settled"]),
+                "image settled": step(emergence["decoded"]["settled"]),
                 "lead": lead(emergence["lead"]["decoded"]["onset"]),
                 "lead over clean": lead(emergence["lead"]["clean"]["onset"]),
             }
@@ -85,7 +85,7 @@ def headline(summary: dict[str, Any]) -> list[str]:
             f"{name.capitalize()}: at the last step the best probe scores {number(last)} "
             f"({NAMES[best['metric']]}); the best cell, {number(best)}, {_against(best, found)}."
         )
-        probe, image = emergence["probe"], emergence["image"]
+        probe, image = emergence["probe"], emergence["decoded"]
         if probe["onset"]["step"] is None:
             line += " When it emerges is undefined: the probes do not clear the position baseline."
         else:
@@ -137,7 +137,7 @@ def effect_rows(found: dict[str, Any]) -> list[dict[str, str]]:
 
 def _leading(leads: dict[str, Any]) -> str:
     """By how many steps probes lead, the stronger rival named as plainly."""
-    image, clean = leads["image"]["onset"], leads["clean"]["onset"]
+    image, clean = leads["decoded"]["onset"], leads["clean"]["onset"]
     said = f": a lead of {lead(image)} steps"
     if clean["steps"] is None:
         return f"{said}; over the labeler on the predicted clean image it is undefined."
