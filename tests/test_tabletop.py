@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ldmprobe_core.tabletop import autoencoder, render
-from ldmprobe_core.tabletop.dataset import Dataset, render_dataset, shuffled_batches
+from ldmprobe_core.tabletop.dataset import Dataset, quantize, render_dataset, shuffled_batches
 from ldmprobe_core.tabletop.denoiser import velocity_loss
 from ldmprobe_core.tabletop.scenes import (
     CATEGORIES,
@@ -55,6 +55,69 @@ def test_depth_of_the_floor_is_its_planes():
         falls = np.sin(elevation) - up * np.cos(elevation)  # of a ray of unit length along the axis
         assert np.exp(picture.depth[row, 1]) == pytest.approx(height / falls, rel=1e-3)
         assert picture.foreground[row, 1] == 0
+
+
+def camera_axes(scene):
+    """Right, up and back (towards the camera) of a camera without roll, in the room's axes."""
+    e = np.radians(scene.elevation)
+    right, back = np.array([0.0, 1.0, 0.0]), np.array([np.cos(e), 0.0, np.sin(e)])
+    return np.stack([right, np.cross(back, right), back])
+
+
+def degrees_between(a, b):
+    return np.degrees(np.arccos(np.clip((a * b).sum(-1), -1, 1)))
+
+
+def test_normals_of_floor_and_wall_are_their_planes():
+    """The floor faces up; a wall at azimuth a faces (cos a, sin a, 0); seen in camera axes."""
+    scene = replace(BALL, size=0.2, wall="white", walls=((30.0, 0.8),), roll=0)
+    picture = render.render(scene, size=33)
+    axes = camera_axes(scene)
+    np.testing.assert_allclose(axes[1] @ (0, 0, 1), np.cos(np.radians(40)))
+    np.testing.assert_allclose(picture.normal[32, 30], axes @ (0, 0, 1), atol=1e-5)
+    wall = np.array([np.cos(np.radians(30)), np.sin(np.radians(30)), 0])
+    np.testing.assert_allclose(picture.normal[0, 2], axes @ wall, atol=1e-5)
+    assert picture.normal[0, 2, 0] == pytest.approx(0.5)  # it faces the right of the picture
+    # A camera rolled by r turns the picture's right towards up: y of the floor grows to x.
+    rolled = render.render(replace(scene, roll=20), size=33)
+    c, s = np.cos(np.radians(20)), np.sin(np.radians(20))
+    floor = axes @ (0, 0, 1)
+    turned = (c * floor[0] + s * floor[1], -s * floor[0] + c * floor[1], floor[2])
+    np.testing.assert_allclose(rolled.normal[32, 30], turned, atol=1e-5)
+
+
+def test_normals_of_a_ball_are_a_spheres():
+    """(point - centre) / radius where each pixel's ray meets the sphere."""
+    size = 65
+    picture = render.render(BALL, size=size, samples=1)
+    distance, tangent = camera_of(BALL), np.tan(np.radians(20))
+    ticks = ((np.arange(size) + 0.5) / size * 2 - 1) * tangent
+    rays = np.stack(
+        [np.tile(ticks, (size, 1)), np.tile(-ticks[:, None], size), np.full((size, size), -1.0)], -1
+    )
+    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+    along = -rays[..., 2] * distance  # from the camera to the point of the ray nearest the centre
+    inside = RADIUS**2 - (distance**2 - along**2)
+    seen = inside > 0.05 * RADIUS**2
+    t = along - np.sqrt(np.where(seen, inside, 0))
+    normal = (t[..., None] * rays + (0, 0, distance)) / RADIUS
+    off = degrees_between(picture.normal, normal)[seen]
+    assert off.max() < 3  # the mesh's triangles are flat
+    assert off.mean() < 1.5
+    np.testing.assert_allclose(normal[32, 32], (0, 0, 1), atol=1e-9)
+
+
+def test_normals_are_unit_vectors_or_sky_and_keep_within_a_degree_as_int8():
+    for seed in range(12):
+        picture = render.render(sample_scene(seed))
+        length = np.linalg.norm(picture.normal, axis=-1)
+        sky = length == 0
+        np.testing.assert_allclose(length[~sky], 1, atol=1e-5)
+        assert (picture.depth[sky] == np.float32(np.log(render.FAR))).all()
+        stored = quantize(picture)["normal"]
+        assert stored.dtype == np.int8
+        back = stored / np.linalg.norm(stored, axis=-1, keepdims=True).clip(1)
+        assert degrees_between(back, picture.normal)[~sky].max() < 0.5
 
 
 def test_the_balls_outline_has_the_size_it_was_given():
@@ -148,6 +211,9 @@ def test_a_dataset_resumes_by_block(tmp_path, monkeypatch):
     assert done == [4]
     with pytest.raises(ValueError, match="another number of scenes"):
         render_dataset(tmp_path, 11, processes=1)
+    (tmp_path / "normal.npy").unlink()
+    with pytest.raises(ValueError, match=r"normal\.npy is missing"):
+        render_dataset(tmp_path, 10, processes=1)
 
 
 def test_batches_cover_every_pass_and_can_be_joined_midway():

@@ -37,7 +37,7 @@ _LIFT = 2e-3  # secondary rays start this far off the surface, against self-inte
 
 @dataclass(frozen=True)
 class Rendering:
-    """A picture and its maps, every one (y, x) or (y, x, rgb), float32.
+    """A picture and its maps, every one (y, x), (y, x, rgb) or (y, x, axis), float32.
 
     Attributes:
         rgb: 0..1, display values (no gamma).
@@ -46,6 +46,12 @@ class Rendering:
             larger is farther.
         shading: light arriving at the surface, 0..1; 1 in the sky.
         albedo: colour of the surface, 0..1.
+        normal: unit vector perpendicular to the visible side of the surface, in the camera's axes:
+            x to the right of the picture, y up, z from the scene towards the camera (right-handed,
+            as in OpenGL; a surface seen head-on has (0, 0, 1)).  The mean over the pixel's rays
+            that hit a surface, brought back to unit length; (0, 0, 0) where all see the sky.  Round
+            objects have the normals of their mesh's triangles: a ball's are within 3 degrees of a
+            sphere's.
     """
 
     rgb: np.ndarray
@@ -53,16 +59,19 @@ class Rendering:
     depth: np.ndarray
     shading: np.ndarray
     albedo: np.ndarray
+    normal: np.ndarray
 
 
 def render(scene: Scene, size: int = IMAGE_SIZE, samples: int = SAMPLES) -> Rendering:
     """Render a scene at ``size`` x ``size`` pixels with ``samples``² rays a pixel."""
     world = _World(scene)
-    origin, rays, forward = world.camera_rays(size * samples)
+    origin, rays, axes = world.camera_rays(size * samples)
     hit = world.cast(origin, rays)
     lit = np.ones(len(rays), np.float32)
     lit[hit.valid] = world.light(hit, size * samples)
-    z = np.where(hit.valid, hit.distance * (rays @ forward), FAR)
+    z = np.where(hit.valid, hit.distance * (rays @ -axes[2]), FAR)
+    normal = np.zeros_like(rays)
+    normal[hit.valid] = hit.normal @ axes.T
 
     def pixels(values: np.ndarray) -> np.ndarray:
         grid = values.reshape(size, samples, size, samples, -1).astype(np.float64)
@@ -75,7 +84,14 @@ def render(scene: Scene, size: int = IMAGE_SIZE, samples: int = SAMPLES) -> Rend
         depth=pixels(np.log(np.clip(z, NEAR, FAR))),
         shading=pixels(lit),
         albedo=pixels(hit.albedo),
+        normal=_unit(pixels(normal)),
     )
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., axis) at length 1; zero vectors stay zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
 
 
 @dataclass
@@ -125,7 +141,7 @@ class _World:
             self._add(panel @ _about_z(azimuth).T, square, WALL_COLORS[wall])
 
     def camera_rays(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Origin (3,), unit directions (width², 3) and the camera's axis (3,)."""
+        """Origin (3,), unit directions (width², 3) and the camera's axes, rows right, up, back."""
         s = self.scene
         tangent = np.tan(np.radians(s.field_of_view) / 2)
         elevation, roll = np.radians(s.elevation), np.radians(s.roll)
@@ -144,7 +160,8 @@ class _World:
         rays = -back + across[None, :, None] * right + above[:, None, None] * up
         rays = rays.reshape(-1, 3)
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-        return origin.astype(np.float32), rays.astype(np.float32), (-back).astype(np.float32)
+        axes = np.stack([right, up, back])
+        return origin.astype(np.float32), rays.astype(np.float32), axes.astype(np.float32)
 
     def cast(self, origin: np.ndarray, rays: np.ndarray) -> _Hit:
         starts = np.tile(origin, (len(rays), 1))
