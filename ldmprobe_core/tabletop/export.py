@@ -42,7 +42,9 @@ def save_pipeline(
 ) -> None:
     """Write the pipeline in the ordinary diffusers layout, float16 safetensors.
 
-    The modules themselves are float16 afterwards.
+    Loaded without a dtype, every part is float32: diffusers' parts always are, and the text
+    encoder, to which transformers gives the dtype that its config names, by that name.  The modules
+    themselves are float16 afterwards.
     """
     shutil.rmtree(out / "unet", ignore_errors=True)
     pipeline = StableDiffusionPipeline(
@@ -56,6 +58,9 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    config = out / "text_encoder" / "config.json"
+    text = json.loads(config.read_text()) | {"dtype": "float32"}
+    config.write_text(json.dumps(text, indent=2, sort_keys=True) + "\n")
 
 
 def save_labelers(out: Path, networks: dict[str, nn.Module]) -> None:
