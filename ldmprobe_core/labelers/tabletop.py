@@ -7,8 +7,10 @@ tabletop model.  The three maps come from one network with three outputs.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from ldmprobe_core.study import Reader
 from ldmprobe_core.tabletop import MODEL_FOLDER
 from ldmprobe_core.tabletop.networks import MAPS, ClassNetwork, MapNetwork
 from ldmprobe_core.tabletop.scenes import CATEGORIES
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _AT_ONCE = 64
 JUDGE_WIDTHS = (24, 48, 96, 160)
@@ -75,16 +79,20 @@ class ClassLabeler:
     units = "probability"
     classes = CATEGORIES
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: ClassNetwork, device: torch.device) -> None:
         self.network, self.device = network, device
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `ldmprobe_core.labelers.Labeler`."""
         return _apply(self.network, images, self.device).softmax(1).numpy()
 
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """The penultimate layer, (n, d) float32, of uint8 images (n, y, x, rgb)."""
+        return _apply(self.network.features, images, self.device).numpy()
+
 
 @torch.no_grad()
-def _apply(network: nn.Module, images: np.ndarray, device: torch.device) -> Tensor:
+def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device) -> Tensor:
     parts = []
     for a in range(0, len(images), _AT_ONCE):
         batch = torch.from_numpy(np.ascontiguousarray(images[a : a + _AT_ONCE])).to(device)
@@ -107,7 +115,7 @@ def _path(name: str, folder: Path) -> Path:
     return path
 
 
-def _weights(network: nn.Module, name: str, device: torch.device, folder: Path) -> nn.Module:
+def _weights(network: Network, name: str, device: torch.device, folder: Path) -> Network:
     state = load_file(_path(name, folder))
     network.load_state_dict({key: value.float() for key, value in state.items()})
     return network.to(device).eval().requires_grad_(False)
@@ -116,6 +124,21 @@ def _weights(network: nn.Module, name: str, device: torch.device, folder: Path) 
 @lru_cache(maxsize=1)
 def _maps(device: torch.device, folder: Path) -> _Maps:
     return _Maps(_weights(MapNetwork(), "maps", device, folder), device)
+
+
+def map_labeler(prop: str, network: MapNetwork, device: torch.device) -> MapLabeler:
+    """One property's labeler from a map network at hand."""
+    return MapLabeler(prop, _Maps(network, device))
+
+
+def load_networks(folder: Path, device: torch.device) -> dict[str, Any]:
+    """The networks of a model folder's labelers by file name: maps, class, judge."""
+    classes = len(CATEGORIES)
+    return {
+        "maps": _weights(MapNetwork(), "maps", device, folder),
+        "class": _weights(ClassNetwork(classes), "class", device, folder),
+        "judge": _weights(ClassNetwork(classes, JUDGE_WIDTHS), "judge", device, folder),
+    }
 
 
 def find(reader: Reader) -> list[Path]:

@@ -120,6 +120,21 @@ def class_accuracy(
     return found | {c: float(right[kinds == c].mean()) for c in CATEGORIES}
 
 
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Frechet distance of the normal distributions fitted to two sets of features (n, d).
+
+    As in Heusel et al. 2017 (arXiv 1706.08500), whose features are another network's: compare
+    distances of the same features only.  Few samples make it larger than it is: the distance
+    between two sets of the same sizes from one distribution is what chance alone gives.
+    """
+    gap = a.mean(0, dtype=np.float64) - b.mean(0, dtype=np.float64)
+    first, second = np.cov(a.T.astype(np.float64)), np.cov(b.T.astype(np.float64))
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    between = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
+    return float(gap @ gap + np.trace(first) + np.trace(second) - 2 * between)
+
+
 def contact_sheet(images: np.ndarray, captions: list[str], columns: int = 8) -> Image.Image:
     """Pictures in a grid at twice their size, each with its prompt below."""
     side, text = images.shape[1] * 2, 34

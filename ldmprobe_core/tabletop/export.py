@@ -28,7 +28,7 @@ from ldmprobe_core.labelers.tabletop import (
 from ldmprobe_core.study import Reader
 from ldmprobe_core.tabletop import evaluation
 from ldmprobe_core.tabletop.dataset import Dataset
-from ldmprobe_core.tabletop.denoiser import Denoiser, new_scheduler
+from ldmprobe_core.tabletop.denoiser import Denoiser, new_pipeline
 from ldmprobe_core.tabletop.networks import ClassNetwork, MapNetwork
 from ldmprobe_core.tabletop.scenes import CATEGORIES, FLOOR_COLORS, OBJECT_COLORS, WALL_COLORS
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
@@ -47,16 +47,7 @@ def save_pipeline(
     themselves are float16 afterwards.
     """
     shutil.rmtree(out / "unet", ignore_errors=True)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=denoiser.text_encoder,
-        tokenizer=tokenizer,
-        unet=denoiser.unet,
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = new_pipeline(vae, denoiser, tokenizer)
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
     config = out / "text_encoder" / "config.json"
     text = json.loads(config.read_text()) | {"dtype": "float32"}
@@ -90,6 +81,7 @@ def export(
     denoiser: Denoiser,
     labelers: dict[str, nn.Module],
     contact_sheet: Path,
+    before: dict[str, dict[str, int]] | None = None,
 ) -> None:
     """Write the model folder, measure it as shipped (from its float16 files), write its card.
 
@@ -97,17 +89,34 @@ def export(
         work: the training folder, whose records tell samples and seconds.
         labelers: trained networks by file name.
         contact_sheet: picture file of 64 generated images to write.
+        before: `training_records` of the model that this one was trained further from.
     """
     tokenizer = new_tokenizer()
     save_pipeline(out, vae, denoiser, tokenizer)
     save_labelers(out, labelers)
     figures, images, pairs = measure(data, out, device)
     records = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-    figures["training"] = records
+    figures["training"] = add_records(before or {}, records)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     (out / "README.md").write_text(model_card(figures, data))
     sheet = evaluation.contact_sheet(images[:64], [prompt for prompt, _ in pairs[:64]])
     sheet.save(contact_sheet)
+
+
+def training_records(folder: Path) -> dict[str, dict[str, int]]:
+    """Steps, samples and seconds of each network of a model folder, by its name."""
+    return json.loads((folder / "figures.json").read_text())["training"]
+
+
+def add_records(
+    before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
+) -> dict[str, dict[str, int]]:
+    """Training records of two trainings, one after the other, added up by network."""
+    both = {name: dict(record) for name, record in before.items()}
+    for name, record in after.items():
+        old = both.get(name, {})
+        both[name] = {key: value + old.get(key, 0) for key, value in record.items()}
+    return both
 
 
 def measure(

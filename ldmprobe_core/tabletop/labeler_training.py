@@ -19,7 +19,7 @@ from ldmprobe_core.tabletop.autoencoder import decode
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.networks import ClassNetwork, MapNetwork
 from ldmprobe_core.tabletop.scenes import CATEGORIES
-from ldmprobe_core.tabletop.training import Recipe, Trainer, to_unit
+from ldmprobe_core.tabletop.training import Recipe, Trainer, autocast, to_unit
 
 MAP_RECIPE = Recipe(samples=96_000, batch=32, learning_rate=2e-3, average=0.995, seed=11)
 CLASS_RECIPE = Recipe(samples=80_000, batch=32, learning_rate=1.5e-3, average=0.995, seed=12)
@@ -42,7 +42,7 @@ def reconstructions(
         out = np.lib.format.open_memmap(fresh, "w+", dtype=np.uint8, shape=shape)
         for a in range(0, count, 512):
             part = torch.from_numpy(latents[0, a : min(a + 512, count)].astype(np.float32))
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with autocast(device):
                 out[a : a + len(part)] = decode(vae, part, device)
         out.flush()
         fresh.replace(path)
@@ -112,7 +112,7 @@ def train_maps(
         )
         maps = torch.from_numpy(truth).to(device)
         maps = maps.flip(3) if step % 2 else maps
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device):
             output = model(images)
         return map_loss(output.float(), *maps)
 
@@ -138,7 +138,7 @@ def train_classifier(
     def loss(index: np.ndarray, step: int) -> Tensor:
         index, images = pictures.batch(index, step)
         truth = torch.from_numpy(data.category[np.asarray(index)].astype(np.int64)).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device):
             output = model(images)
         return F.cross_entropy(output.float(), truth, label_smoothing=0.02)
 

@@ -81,7 +81,11 @@ class ClassNetwork(nn.Module):
         self.norm = nn.GroupNorm(8, widths[-1])
         self.head = nn.Linear(widths[-1], classes)
 
+    def features(self, image: Tensor) -> Tensor:
+        """What the class is read from: the last block's output, its mean over positions, (n, d)."""
+        last = self.encoder(image)[-1]
+        return F.silu(self.norm(last)).mean((2, 3))
+
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
-        last = self.encoder(image)[-1]
-        return self.head(F.silu(self.norm(last)).mean((2, 3)))
+        return self.head(self.features(image))
