@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,30 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from ldmprobe_core.labelers.tabletop import ClassLabeler, load_networks, map_labeler
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.tabletop import (
+    ClassLabeler,
+    load_depth,
+    load_networks,
+    load_normals,
+    map_labeler,
+)
+from ldmprobe_core.metrics import spearman
+from ldmprobe_core.study import Reader
 from ldmprobe_core.tabletop import MODEL_FOLDER, denoiser, evaluation, export
 from ldmprobe_core.tabletop.autoencoder import load_autoencoder
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 from ldmprobe_core.tabletop.denoiser import channel_effects, load_denoiser, velocity_loss
 from ldmprobe_core.tabletop.edges import edge_colors, edge_residuals, floor_edge, line_residual
+from ldmprobe_core.tabletop.labeler_training import (
+    mirrored,
+    normal_loss,
+    reconstructions,
+    relief_loss,
+    train_maps,
+)
 from ldmprobe_core.tabletop.milestones import Milestones
+from ldmprobe_core.tabletop.networks import MapNetwork
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import FLOOR_COLORS, WALL_COLORS, sample_scene, scene_caption
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
@@ -262,6 +280,102 @@ def test_an_exported_pipeline_loads_in_one_dtype_and_as_it_was(tmp_path):
     shipped = {path.relative_to(MODEL_FOLDER) for path in Path(MODEL_FOLDER).rglob("*.json")}
     written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.json")}
     assert written == shipped - {Path("figures.json")}
+
+
+def test_relief_counts_depth_less_the_objects_mean():
+    truth = torch.zeros(1, 4, 4)
+    truth[0, :2] = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    inside = torch.zeros(1, 4, 4)
+    inside[0, :2] = 1
+    assert relief_loss(truth + 7 * inside + 3, truth, inside) == pytest.approx(0, abs=1e-5)
+    spread = np.std([0.1, 0.2, 0.3, 0.4])
+    flat = relief_loss(torch.zeros(1, 4, 4), truth, inside)
+    assert float(flat) == pytest.approx(0.1 / spread, rel=1e-5)  # mean |deviation| is 0.1
+    assert relief_loss(truth, truth + 1, torch.zeros(1, 4, 4)) == 0
+
+
+def test_normal_loss_is_one_minus_the_cosine_where_there_is_a_surface():
+    truth = torch.zeros(1, 3, 1, 4)
+    truth[0, 2, 0, :3] = 1  # the last pixel is sky
+    vectors = torch.zeros(1, 3, 1, 4)
+    vectors[0, :, 0, 0] = torch.tensor([0, 0, 5.0])
+    vectors[0, :, 0, 1] = torch.tensor([2.0, 0, 2.0])
+    vectors[0, :, 0, 2] = torch.tensor([0, 1.0, 0])
+    everywhere = torch.ones(1, 1, 4)
+    expected = (0 + 1 - np.sqrt(0.5) + 1) / 3
+    assert float(normal_loss(vectors, truth, everywhere)) == pytest.approx(expected, rel=1e-5)
+    first = torch.tensor([[[1.0, 0, 0, 1]]])
+    assert float(normal_loss(vectors, truth, first)) == pytest.approx(0, abs=1e-6)
+
+
+def test_normals_of_a_mirror_image_are_those_of_the_mirrored_scene():
+    scene = replace(sample_scene(3), roll=0.0)
+    flipped = replace(
+        scene,
+        category="ball",
+        offset=(-scene.offset[0], scene.offset[1]),
+        walls=tuple((-azimuth, distance) for azimuth, distance in scene.walls),
+    )
+    scene = replace(scene, category="ball")
+    a, b = (torch.from_numpy(render(s).normal).permute(2, 0, 1)[None] for s in (scene, flipped))
+    off = evaluation.degrees_off(
+        mirrored(a)[0].permute(1, 2, 0).numpy(), b[0].permute(1, 2, 0).numpy()
+    )
+    assert np.median(off) < 1
+    assert np.mean(off < 5) > 0.98
+
+
+def test_agreement_inside_objects_and_of_directions():
+    truth = np.arange(64.0).reshape(1, 8, 8)
+    inside = np.zeros((1, 8, 8), bool)
+    inside[0, :5, :5] = True
+    outside_wrong = np.where(inside, truth * 2 + 5, -truth)
+    assert evaluation.correlation_inside(outside_wrong, truth, inside) == pytest.approx(1)
+    assert evaluation.correlation_inside(-truth, truth, inside) == pytest.approx(-1)
+    a = np.array([[[[1, 0, 0], [2, 2, 0], [0, 0, 0]]]])
+    b = np.array([[[[3, 0, 0], [0, 1, 0], [1, 0, 0]]]])
+    np.testing.assert_allclose(evaluation.degrees_off(a, b), [[[0, 45, np.nan]]], atol=1e-6)
+
+
+def test_a_map_network_with_normals_keeps_the_maps_of_one_without(tmp_path):
+    torch.manual_seed(0)
+    old, new = MapNetwork(outputs=3).eval(), MapNetwork().eval()
+    new.load_fewer(old.state_dict())
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
+    with torch.no_grad():
+        given = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+        torch.testing.assert_close(new(given)[:, :3], old(given))
+    again = MapNetwork()
+    again.load_fewer(new.state_dict())
+    assert all(torch.equal(a, new.state_dict()[key]) for key, a in again.state_dict().items())
+    for name, network in (("old", old), ("new", new)):
+        export.save_labelers(tmp_path / name, {"maps": network})
+    found = {}
+    for name in ("old", "new"):
+        reader = Reader(name="tabletop", weights=str(tmp_path / name))
+        found[name] = load_depth(reader, CPU)(images)
+    np.testing.assert_array_equal(found["old"], found["new"])
+    normals = load_normals(Reader(name="tabletop", weights=str(tmp_path / "new")), CPU)(images)
+    assert normals.shape == (2, 64, 64, 3)
+    assert normals.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
+    with pytest.raises(UserError, match="tell no normals"):
+        load_normals(Reader(name="tabletop", weights=str(tmp_path / "old")), CPU)
+
+
+@pytest.mark.slow
+def test_the_map_network_trains_further_from_the_shipped_one(tiny):
+    folder, data, vae, latents = tiny
+    rebuilt = reconstructions(data, vae, latents, folder, CPU)
+    assert rebuilt.shape == (16, 64, 64, 3)
+    shipped = load_networks(MODEL_FOLDER, CPU)["maps"]
+    recipe = Recipe(samples=48, batch=8, learning_rate=1e-3, warmup=2)
+    trained = train_maps(data, rebuilt, folder, CPU, recipe, shipped)
+    images = data.rgb[np.array(data.held_out)]
+    depth = data.depth[np.array(data.held_out)]
+    for network in (shipped, trained):
+        found = map_labeler("depth", network, CPU)(images)
+        assert np.nanmean(spearman(found, depth)) > 0.7
 
 
 def test_records_of_two_trainings_add_up():

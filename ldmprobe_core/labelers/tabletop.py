@@ -1,7 +1,7 @@
 """The embedded labelers: small networks trained on the renderer's exact maps.
 
 They play TRACER (foreground), MiDaS (depth), Intrinsic (shading) and VGG-16 (class) for the
-tabletop model.  The three maps come from one network with three outputs.
+tabletop model.  The maps, surface normals among them, come from one network.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study import Reader
@@ -37,7 +38,7 @@ class _Maps:
     thread has its own last images.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: MapNetwork, device: torch.device) -> None:
         self.network, self.device = network, device
         self._own = threading.local()
 
@@ -71,6 +72,21 @@ class MapLabeler:
             # One picture does not tell how large its world is: like MiDaS, relative depth only.
             output = output - output.mean((1, 2), keepdim=True)
         return output.numpy()
+
+
+class NormalLabeler:
+    """Surface normals by the map network, in the axes of `tabletop.render.Rendering.normal`."""
+
+    units = "unit vector in the camera's axes: right, up, towards the camera"
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, maps: _Maps) -> None:
+        self.maps = maps
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Unit vectors (n, y, x, axis) float32 of uint8 images (n, y, x, rgb)."""
+        vectors = self.maps(images)[:, MAPS.index("normal x") :].permute(0, 2, 3, 1)
+        return normalize(vectors, dim=-1).contiguous().numpy()
 
 
 class ClassLabeler:
@@ -115,6 +131,12 @@ def _path(name: str, folder: Path) -> Path:
     return path
 
 
+def _map_network(device: torch.device, folder: Path) -> MapNetwork:
+    """The map network, with as many outputs as its weights have."""
+    outputs = len(load_file(_path("maps", folder))["head.2.bias"])
+    return _weights(MapNetwork(outputs=outputs), "maps", device, folder)
+
+
 def _weights(network: Network, name: str, device: torch.device, folder: Path) -> Network:
     state = load_file(_path(name, folder))
     network.load_state_dict({key: value.float() for key, value in state.items()})
@@ -123,7 +145,7 @@ def _weights(network: Network, name: str, device: torch.device, folder: Path) ->
 
 @lru_cache(maxsize=1)
 def _maps(device: torch.device, folder: Path) -> _Maps:
-    return _Maps(_weights(MapNetwork(), "maps", device, folder), device)
+    return _Maps(_map_network(device, folder), device)
 
 
 def map_labeler(prop: str, network: MapNetwork, device: torch.device) -> MapLabeler:
@@ -135,7 +157,7 @@ def load_networks(folder: Path, device: torch.device) -> dict[str, Any]:
     """The networks of a model folder's labelers by file name: maps, class, judge."""
     classes = len(CATEGORIES)
     return {
-        "maps": _weights(MapNetwork(), "maps", device, folder),
+        "maps": _map_network(device, folder),
         "class": _weights(ClassNetwork(classes), "class", device, folder),
         "judge": _weights(ClassNetwork(classes, JUDGE_WIDTHS), "judge", device, folder),
     }
@@ -163,6 +185,22 @@ def load_depth(reader: Reader, device: torch.device) -> MapLabeler:
 def load_shading(reader: Reader, device: torch.device) -> MapLabeler:
     """Light arriving at each surface, 0..1."""
     return MapLabeler("shading", _maps(device, _folder(reader)))
+
+
+def load_normals(reader: Reader, device: torch.device) -> NormalLabeler:
+    """Unit vectors perpendicular to the surfaces, in the camera's axes.
+
+    Raises:
+        UserError: the weights are of a network trained before there were normals.
+    """
+    folder = _folder(reader)
+    maps = _maps(device, folder)
+    if maps.network.outputs < len(MAPS):
+        raise UserError(
+            f"the tabletop labeler's weights {_path('maps', folder)} tell no normals: train them "
+            f"further with python -m ldmprobe_core.tabletop.train --from {folder}"
+        )
+    return NormalLabeler(maps)
 
 
 def load_classes(reader: Reader, device: torch.device) -> ClassLabeler:

@@ -23,6 +23,7 @@ from ldmprobe_core.labelers.tabletop import (
     load_depth,
     load_foreground,
     load_judge,
+    load_normals,
     load_shading,
 )
 from ldmprobe_core.study import Reader
@@ -132,6 +133,7 @@ def measure(
         "foreground": load_foreground(reader, device),
         "depth": load_depth(reader, device),
         "shading": load_shading(reader, device),
+        "normal": load_normals(reader, device),
         "class": load_classes(reader, device),
         "judge": load_judge(reader, device),
     }
@@ -169,6 +171,16 @@ def model_card(figures: dict[str, Any], data: Dataset) -> str:
         ("foreground labeler: Dice on renders", labelers["dice"], ">= 0.93"),
         ("depth labeler: rank correlation on renders", labelers["depth"], ">= 0.90"),
         ("shading labeler: rank correlation on renders", labelers["shading"], ">= 0.85"),
+        (
+            "depth labeler: rank correlation inside objects",
+            labelers["depth inside objects"],
+            ">= 0.85",
+        ),
+        (
+            "normal labeler: mean angle error on renders, degrees",
+            labelers["normal, degrees off"],
+            "<= 12",
+        ),
         ("class labeler: accuracy on renders", labelers["class on renders"], ">= 0.90"),
         (
             "class labeler: accuracy on VAE reconstructions",
@@ -182,8 +194,8 @@ def model_card(figures: dict[str, Any], data: Dataset) -> str:
         "",
         "An ordinary Stable Diffusion pipeline in small (64 x 64 pixels, 16 x 16 x 4 latents,",
         "velocity prediction), trained from nothing on scenes that ldmprobe renders itself, with",
-        "the labelers that read foreground, depth, shading and class off its pictures. It exists",
-        "to be probed: on a laptop, and with exact truth at hand. Licence: Apache-2.0.",
+        "the labelers that read foreground, depth, shading, normals and class off its pictures. It",
+        "exists to be probed: on a laptop, and with exact truth at hand. Licence: Apache-2.0.",
         "",
         "```python",
         "from diffusers import StableDiffusionPipeline",

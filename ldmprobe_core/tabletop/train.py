@@ -4,8 +4,9 @@ Stages, each resumed from its checkpoint in the working folder: render scenes, t
 the labelers, train UNet and text encoder, measure everything on held-out scenes, write the model
 folder and its card.  Needs ``ldmprobe[tabletop]`` for rendering; uses CUDA when present.
 
-With ``--from FOLDER`` the VAE and the labelers are those of a model folder, as they are, and UNet
-and text encoder are trained further from its weights.
+With ``--from FOLDER`` VAE and classifiers are those of a model folder, as they are, and the map
+network, the UNet and the text encoder are trained further from its weights, each if its stage
+(labelers, denoiser) is named.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ def main() -> None:
     trained: dict[str, Any] = {}
     if begin:
         trained = load_networks(begin, device)
+        if "labelers" in args.stages:
+            rebuilt = labeler_training.reconstructions(data, vae, latents, work, device)
+            trained["maps"] = labeler_training.train_maps(
+                data, rebuilt, work, device, labeler_training.MAP_CONTINUED, trained["maps"]
+            )
     elif "labelers" in args.stages or "export" in args.stages:
         rebuilt = labeler_training.reconstructions(data, vae, latents, work, device)
         trained["maps"] = labeler_training.train_maps(data, rebuilt, work, device)
@@ -106,7 +112,7 @@ def _arguments() -> argparse.Namespace:
         dest="begin",
         type=Path,
         metavar="FOLDER",
-        help="a model folder: keep its VAE and labelers, train its UNet and text encoder further",
+        help="a model folder: keep its VAE and classifiers, train its other networks further",
     )
     parser.add_argument("--contact-sheet", type=Path, default=Path("docs/contact-sheet.png"))
     parser.add_argument("--scenes", type=int, default=38_000)
