@@ -117,12 +117,10 @@ def line_residual(points: np.ndarray) -> float:
         return float("nan")
     points = points[np.argsort(points[:, 0])]
     off = _off_line(points)
-    least = _truncated(off)
+    least = _CORNER_GAIN * _truncated(off)
     for cut in range(10, len(points) - 9, 2):
         sides = np.concatenate([_off_line(points[:cut]), _off_line(points[cut:])])
-        if _truncated(sides) < _CORNER_GAIN * _truncated(_off_line(points)) and (
-            _truncated(sides) < least
-        ):
+        if _truncated(sides) < least:
             off, least = sides, _truncated(sides)
     near = off[np.abs(off) < _TOLERANCE]
     return float(np.sqrt(np.square(near).mean()))

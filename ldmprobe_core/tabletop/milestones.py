@@ -73,8 +73,11 @@ class Milestones:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, samples: int, average: dict[str, Tensor]) -> None:
-        """Measure and keep the averaged weights."""
+        """Measure and keep the averaged weights, unless a run that was cut off has done so."""
         name = f"{samples:07d}"
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            return
         self.model.load_state_dict(average)
         self.model.eval()
         if samples % KEPT_EVERY < 100:  # a milestone falls on the first whole batch past it
@@ -82,7 +85,6 @@ class Milestones:
             save_file(state, self.folder / f"{name}.safetensors")
         figures, images, captions = self.measure()
         contact_sheet(images[:64], captions[:64]).save(self.folder / f"{name}.png")
-        path = self.folder / f"{name}.json"
         path.write_text(json.dumps({"samples": samples} | figures, indent=2) + "\n")
         accuracy = figures["accuracy"]
         print(

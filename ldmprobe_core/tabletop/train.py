@@ -96,7 +96,15 @@ def main() -> None:
             map_labeler("foreground", trained["maps"], device),
         )
         denoiser.train_denoiser(
-            data, vae, tokenizer, work, device, recipe, model, milestone=milestones or None
+            data,
+            vae,
+            tokenizer,
+            work,
+            device,
+            recipe,
+            model,
+            denoiser.CONTINUED_OBJECTIVE if begin else denoiser.Objective(),
+            milestones or None,
         )
     if "export" in args.stages:
         before = training_records(begin) if begin else {}
