@@ -1,25 +1,30 @@
 """The embedded labelers: small networks trained on the renderer's exact maps.
 
 They play TRACER (foreground), MiDaS (depth), Intrinsic (shading) and VGG-16 (class) for the
-tabletop model.  The three maps come from one network with three outputs.
+tabletop model.  The maps, surface normals among them, come from one network.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
 from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.study.sections import LabelerSpec
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _AT_ONCE = 64
 JUDGE_WIDTHS = (24, 48, 96, 160)
@@ -33,7 +38,7 @@ class _MapNetworkCache:
     thread has its own last images.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: MapNetwork, device: torch.device) -> None:
         self.network, self.device = network, device
         self.thread_local_models = threading.local()
 
@@ -69,22 +74,41 @@ class MapLabeler:
         return output.numpy()
 
 
+class NormalLabeler:
+    """Surface normals by the map network, in the axes of `tabletop.render.Rendering.normal`."""
+
+    units = "unit vector in the camera's axes: right, up, towards the camera"
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, maps: _MapNetworkCache) -> None:
+        self.maps = maps
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Unit vectors (n, y, x, axis) float32 of uint8 images (n, y, x, rgb)."""
+        vectors = self.maps(images)[:, MAP_CHANNELS.index("normal x") :].permute(0, 2, 3, 1)
+        return normalize(vectors, dim=-1).contiguous().numpy()
+
+
 class ClassLabeler:
     """Probabilities of the tabletop categories."""
 
     units = "probability"
     classes = CATEGORIES
 
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
+    def __init__(self, network: ClassNetwork, device: torch.device) -> None:
         self.network, self.device = network, device
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `ldmprobe_core.labelers.base.Labeler`."""
         return _apply(self.network, images, self.device).softmax(1).numpy()
 
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """The penultimate layer, (n, d) float32, of uint8 images (n, y, x, rgb)."""
+        return _apply(self.network.features, images, self.device).numpy()
+
 
 @torch.no_grad()
-def _apply(network: nn.Module, images: np.ndarray, device: torch.device) -> Tensor:
+def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device) -> Tensor:
     parts = []
     for a in range(0, len(images), _AT_ONCE):
         batch = torch.from_numpy(np.ascontiguousarray(images[a : a + _AT_ONCE])).to(device)
@@ -107,7 +131,13 @@ def _path(name: str, folder: Path) -> Path:
     return path
 
 
-def _weights(network: nn.Module, name: str, device: torch.device, folder: Path) -> nn.Module:
+def _map_network(device: torch.device, folder: Path) -> MapNetwork:
+    """The map network, with as many outputs as its weights have."""
+    outputs = len(load_file(_path("maps", folder))["head.2.bias"])
+    return _weights(MapNetwork(outputs=outputs), "maps", device, folder)
+
+
+def _weights(network: Network, name: str, device: torch.device, folder: Path) -> Network:
     state = load_file(_path(name, folder))
     network.load_state_dict({key: value.float() for key, value in state.items()})
     return network.to(device).eval().requires_grad_(False)
@@ -115,7 +145,22 @@ def _weights(network: nn.Module, name: str, device: torch.device, folder: Path) 
 
 @lru_cache(maxsize=1)
 def _maps(device: torch.device, folder: Path) -> _MapNetworkCache:
-    return _MapNetworkCache(_weights(MapNetwork(), "maps", device, folder), device)
+    return _MapNetworkCache(_map_network(device, folder), device)
+
+
+def map_labeler(prop: str, network: MapNetwork, device: torch.device) -> MapLabeler:
+    """One property's labeler from a map network at hand."""
+    return MapLabeler(prop, _MapNetworkCache(network, device))
+
+
+def load_networks(folder: Path, device: torch.device) -> dict[str, Any]:
+    """The networks of a model folder's labelers by file name: maps, class, judge."""
+    classes = len(CATEGORIES)
+    return {
+        "maps": _map_network(device, folder),
+        "class": _weights(ClassNetwork(classes), "class", device, folder),
+        "judge": _weights(ClassNetwork(classes, JUDGE_WIDTHS), "judge", device, folder),
+    }
 
 
 def locate_weights(spec: LabelerSpec) -> list[Path]:
@@ -140,6 +185,22 @@ def load_depth(spec: LabelerSpec, device: torch.device) -> MapLabeler:
 def load_shading(spec: LabelerSpec, device: torch.device) -> MapLabeler:
     """Light arriving at each surface, 0..1."""
     return MapLabeler("shading", _maps(device, _folder(spec)))
+
+
+def load_normals(spec: LabelerSpec, device: torch.device) -> NormalLabeler:
+    """Unit vectors perpendicular to the surfaces, in the camera's axes.
+
+    Raises:
+        UserError: the weights are of a network trained before there were normals.
+    """
+    folder = _folder(spec)
+    maps = _maps(device, folder)
+    if maps.network.outputs < len(MAP_CHANNELS):
+        raise UserError(
+            f"the tabletop labeler's weights {_path('maps', folder)} tell no normals: train them "
+            f"further with python -m ldmprobe_core.tabletop.train --from {folder}"
+        )
+    return NormalLabeler(maps)
 
 
 def load_classes(spec: LabelerSpec, device: torch.device) -> ClassLabeler:

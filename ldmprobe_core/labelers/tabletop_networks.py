@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MAP_CHANNELS = ("foreground", "depth", "shading")
-"""Channels of `MapNetwork`, in order."""
+MAP_CHANNELS = ("foreground", "depth", "shading", "normal x", "normal y", "normal z")
+"""Channels of `MapNetwork`, in order; networks trained before there were normals have three."""
 
 
 class _Block(nn.Module):
@@ -51,19 +51,34 @@ class _Encoder(nn.Module):
 
 
 class MapNetwork(nn.Module):
-    """Image (n, rgb, y, x) in -1..1 to (n, map, y, x): foreground logit, log depth, shading."""
+    """Image (n, rgb, y, x) in -1..1 to the maps named in `MAP_CHANNELS`, (n, map, y, x).
 
-    def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 128, 128)) -> None:
+    Foreground is a logit, depth a logarithm, shading as it is; the normal is a vector of any length
+    in the camera's axes (`Rendering.normal`).
+    """
+
+    def __init__(
+        self,
+        widths: tuple[int, int, int, int] = (32, 64, 128, 128),
+        outputs: int = len(MAP_CHANNELS),
+    ) -> None:
         super().__init__()
+        self.outputs = outputs
         a, b, c, d = widths
         self.encoder = _Encoder(widths)
         self.decoders = nn.ModuleList([_Block(d + c, c), _Block(c + b, b), _Block(b + a, a)])
         self.expand = nn.Conv2d(a, 4 * 16, 3, padding=1)
         self.head = nn.Sequential(
-            nn.Conv2d(16 + 3, 16, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(16, len(MAP_CHANNELS), 3, padding=1),
+            nn.Conv2d(16 + 3, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, outputs, 3, padding=1)
         )
+
+    def load_fewer(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of a network with fewer outputs; the others stay as they are."""
+        own = self.state_dict()
+        for key in ("head.2.weight", "head.2.bias"):
+            given = state[key]
+            state = state | {key: torch.cat([given, own[key][len(given) :].to(given)])}
+        self.load_state_dict(state)
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
@@ -83,7 +98,11 @@ class ClassNetwork(nn.Module):
         self.norm = nn.GroupNorm(8, widths[-1])
         self.head = nn.Linear(widths[-1], classes)
 
+    def features(self, image: Tensor) -> Tensor:
+        """What the class is read from: the last block's output, its mean over positions, (n, d)."""
+        last = self.encoder(image)[-1]
+        return F.silu(self.norm(last)).mean((2, 3))
+
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
-        last = self.encoder(image)[-1]
-        return self.head(F.silu(self.norm(last)).mean((2, 3)))
+        return self.head(self.features(image))

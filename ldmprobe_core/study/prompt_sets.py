@@ -99,11 +99,16 @@ CATEGORIES: tuple[str, ...] = (
 
 def caption(category: str, color: str, floor: str, wall: str | None) -> str:
     """The scene in words, such as ``a red cube on a gray floor, white wall``."""
-    if category in FRUIT_COLORS:
-        article = "an" if category[0] in "aeiou" else "a"
-        thing = f"{article} {category}"
-    else:
-        article = "an" if color[0] in "aeiou" else "a"
-        thing = f"{article} {color} {category}"
+    return f"{thing_phrase(category, color)} {place_phrase(floor, wall)}"
+
+
+def thing_phrase(category: str, color: str) -> str:
+    """An object in words, such as ``a red cube``; a fruit has no colour word."""
+    name = category if category in FRUIT_COLORS else f"{color} {category}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def place_phrase(floor: str, wall: str | None) -> str:
+    """Floor and wall in words, such as ``on a gray floor, white wall``."""
     behind = f", {wall} wall" if wall else ""
-    return f"{thing} on a {floor} floor{behind}"
+    return f"on a {floor} floor{behind}"

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ldmprobe_core.tabletop import IMAGE_SIZE
 from ldmprobe_core.tabletop.dataset import Dataset
-from ldmprobe_core.tabletop.training import Recipe, Trainer, to_images, to_unit
+from ldmprobe_core.tabletop.training import Recipe, Trainer, autocast, to_images, to_unit
 
 RECIPE = Recipe(samples=44_000, batch=16, learning_rate=1e-3, average=0.995, weight_decay=0.0)
 
@@ -34,6 +34,12 @@ def new_autoencoder() -> AutoencoderKL:
         scaling_factor=1.0,
         force_upcast=False,
     )
+
+
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """The VAE of a model folder, float32, not to be trained."""
+    model = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
+    return model.eval().requires_grad_(False)
 
 
 def reconstruction_loss(output: Tensor, image: Tensor, foreground: Tensor) -> Tensor:
@@ -66,7 +72,7 @@ def train_autoencoder(
         mask = torch.from_numpy(data.foreground[np.sort(index)]).to(device)[:, None].float() / 255
         if step % 2:
             image, mask = image.flip(3), mask.flip(3)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device):
             posterior = model.encode(image).latent_dist
             output = model.decode(posterior.sample()).sample
         error = reconstruction_loss(output.float(), image, mask)

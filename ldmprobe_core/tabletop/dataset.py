@@ -2,8 +2,10 @@
 
 One ``.npy`` file an array under the dataset's folder, readable by memory map: ``rgb`` uint8
 (scene, y, x, rgb); ``foreground`` uint8 (scene, y, x), share of the pixel x 255; ``depth`` float16
-(scene, y, x), log z; ``shading`` uint8 (scene, y, x), x 255; ``category`` uint8 (scene,), an index
-into `CATEGORIES`.  Scene i has seed i; captions follow from the seed.
+(scene, y, x), log z; ``shading`` uint8 (scene, y, x), x 255; ``normal`` int8 (scene, y, x, axis),
+x 127, axes and antialiasing as in `Rendering.normal` (unit vectors before rounding, zero in the
+sky); ``category`` uint8 (scene,), an index into `CATEGORIES`.  Scene i has seed i; captions follow
+from the seed.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ _ARRAYS: dict[str, tuple[tuple[int, ...], type]] = {
     "foreground": (_PIXELS, np.uint8),
     "depth": (_PIXELS, np.float16),
     "shading": (_PIXELS, np.uint8),
+    "normal": ((*_PIXELS, 3), np.int8),
     "category": ((), np.uint8),
 }
 
@@ -41,6 +44,7 @@ def quantize(rendering: Rendering) -> dict[str, np.ndarray]:
         "foreground": np.rint(rendering.foreground * 255).astype(np.uint8),
         "depth": rendering.depth.astype(np.float16),
         "shading": np.rint(rendering.shading * 255).astype(np.uint8),
+        "normal": np.rint(rendering.normal * 127).astype(np.int8),
     }
 
 
@@ -66,10 +70,16 @@ def render_dataset(
 
     Args:
         progress: called with the number of scenes finished by this call, after each block.
+
+    Raises:
+        ValueError: ``folder`` holds a dataset of another size or without one of the arrays.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    begun = any(folder.glob("done-*"))
     for name, (shape, dtype) in _ARRAYS.items():
         path = folder / f"{name}.npy"
+        if begun and not path.exists():
+            raise ValueError(f"{path} is missing from a dataset made earlier: remove the folder")
         if not path.exists():
             np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=(scenes, *shape)).flush()
         elif len(np.load(path, mmap_mode="r")) != scenes:
@@ -91,7 +101,7 @@ class Dataset:
     apart from training."""
 
     def __init__(self, folder: Path, held_out: int) -> None:
-        self.rgb, self.foreground, self.depth, self.shading, self.category = (
+        self.rgb, self.foreground, self.depth, self.shading, self.normal, self.category = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
         )
         self.scenes = len(self.category)

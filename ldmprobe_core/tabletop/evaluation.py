@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def reconstruction_figures(
 
 
 def labeler_figures(
-    data: Dataset, index: np.ndarray, labelers: dict[str, Labeler], rebuilt: np.ndarray
+    data: Dataset, index: np.ndarray, labelers: Mapping[str, Labeler], rebuilt: np.ndarray
 ) -> dict[str, float]:
     """Agreement of the labelers with the renderer's exact maps; class accuracy also on
     reconstructions.
@@ -79,7 +80,14 @@ def labeler_figures(
         "dice": float(dice(labelers["foreground"](images) > 0.5, truth).mean()),
         "depth": float(np.nanmean(spearman(labelers["depth"](images), data.depth[index]))),
         "shading": float(np.nanmean(spearman(labelers["shading"](images), data.shading[index]))),
+        "depth inside objects": correlation_inside(
+            labelers["depth"](images), data.depth[index], truth
+        ),
     }
+    if "normal" in labelers:
+        angles = degrees_off(labelers["normal"](images), data.normal[index])
+        found["normal, degrees off"] = float(np.nanmean(angles))
+        found["normal inside objects, degrees off"] = float(np.nanmean(angles[truth]))
     for name in ("class", "judge"):
         for kind, pictures in (("renders", images), ("reconstructions", rebuilt)):
             right = labelers[name](pictures).argmax(1) == category
@@ -118,6 +126,44 @@ def class_accuracy(
     kinds = np.array([category for _, category in pairs])
     found = {"all": float(right.mean())}
     return found | {c: float(right[kinds == c].mean()) for c in CATEGORIES}
+
+
+def correlation_inside(predicted: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> float:
+    """Rank correlation of two maps over each object's own pixels, its mean over the objects.
+
+    Args:
+        predicted, truth: (n, y, x).
+        inside: (n, y, x) bool; an object of less than 20 pixels is left out.
+    """
+    found = [
+        spearman(a[mask][None, None], b[mask].astype(np.float64)[None, None])[0]
+        for a, b, mask in zip(predicted, truth, inside, strict=True)
+        if mask.sum() >= 20
+    ]
+    return float(np.nanmean(found))
+
+
+def degrees_off(vectors: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Angle in degrees (n, y, x) between vectors (n, y, x, axis); NaN where one has no length."""
+    a, b = vectors.astype(np.float64), truth.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = (a * b).sum(-1) / np.where(lengths > 0, lengths, np.nan)
+    return np.degrees(np.arccos(cosine.clip(-1, 1)))
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Frechet distance of the normal distributions fitted to two sets of features (n, d).
+
+    As in Heusel et al. 2017 (arXiv 1706.08500), whose features are another network's: compare
+    distances of the same features only.  Few samples make it larger than it is: the distance
+    between two sets of the same sizes from one distribution is what chance alone gives.
+    """
+    gap = a.mean(0, dtype=np.float64) - b.mean(0, dtype=np.float64)
+    first, second = np.cov(a.T.astype(np.float64)), np.cov(b.T.astype(np.float64))
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    between = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
+    return float(gap @ gap + np.trace(first) + np.trace(second) - 2 * between)
 
 
 def contact_sheet(images: np.ndarray, captions: list[str], columns: int = 8) -> Image.Image:

@@ -23,6 +23,7 @@ from ldmprobe_core.labelers.tabletop import (
     load_depth,
     load_foreground,
     load_judge,
+    load_normals,
     load_shading,
 )
 from ldmprobe_core.labelers.tabletop_networks import ClassNetwork, MapNetwork
@@ -30,7 +31,7 @@ from ldmprobe_core.study.prompt_sets import CATEGORIES, FLOOR_COLORS, OBJECT_COL
 from ldmprobe_core.study.sections import LabelerSpec
 from ldmprobe_core.tabletop import evaluation
 from ldmprobe_core.tabletop.dataset import Dataset
-from ldmprobe_core.tabletop.denoiser import Denoiser, new_scheduler
+from ldmprobe_core.tabletop.denoiser import Denoiser, new_pipeline
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
 GENERATED = 480
@@ -42,20 +43,16 @@ def save_pipeline(
 ) -> None:
     """Write the pipeline in the ordinary diffusers layout, float16 safetensors.
 
-    The modules themselves are float16 afterwards.
+    Loaded without a dtype, every part is float32: diffusers' parts always are, and the text
+    encoder, to which transformers gives the dtype that its config names, by that name.  The modules
+    themselves are float16 afterwards.
     """
     shutil.rmtree(out / "unet", ignore_errors=True)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=denoiser.text_encoder,
-        tokenizer=tokenizer,
-        unet=denoiser.unet,
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = new_pipeline(vae, denoiser, tokenizer)
     pipeline.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    config = out / "text_encoder" / "config.json"
+    text = json.loads(config.read_text()) | {"dtype": "float32"}
+    config.write_text(json.dumps(text, indent=2, sort_keys=True) + "\n")
 
 
 def save_labelers(out: Path, networks: dict[str, nn.Module]) -> None:
@@ -85,6 +82,7 @@ def export(
     denoiser: Denoiser,
     labelers: dict[str, nn.Module],
     contact_sheet: Path,
+    before: dict[str, dict[str, int]] | None = None,
 ) -> None:
     """Write the model folder, measure it as shipped (from its float16 files), write its card.
 
@@ -92,17 +90,34 @@ def export(
         work: the training folder, whose records tell samples and seconds.
         labelers: trained networks by file name.
         contact_sheet: picture file of 64 generated images to write.
+        before: `training_records` of the model that this one was trained further from.
     """
     tokenizer = new_tokenizer()
     save_pipeline(out, vae, denoiser, tokenizer)
     save_labelers(out, labelers)
     figures, images, pairs = measure(data, out, device)
     records = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-    figures["training"] = records
+    figures["training"] = add_records(before or {}, records)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     (out / "README.md").write_text(model_card(figures, data))
     sheet = evaluation.contact_sheet(images[:64], [prompt for prompt, _ in pairs[:64]])
     sheet.save(contact_sheet)
+
+
+def training_records(folder: Path) -> dict[str, dict[str, int]]:
+    """Steps, samples and seconds of each network of a model folder, by its name."""
+    return json.loads((folder / "figures.json").read_text())["training"]
+
+
+def add_records(
+    before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
+) -> dict[str, dict[str, int]]:
+    """Training records of two trainings, one after the other, added up by network."""
+    both = {name: dict(record) for name, record in before.items()}
+    for name, record in after.items():
+        old = both.get(name, {})
+        both[name] = {key: value + old.get(key, 0) for key, value in record.items()}
+    return both
 
 
 def measure(
@@ -118,6 +133,7 @@ def measure(
         "foreground": load_foreground(spec, device),
         "depth": load_depth(spec, device),
         "shading": load_shading(spec, device),
+        "normal": load_normals(spec, device),
         "class": load_classes(spec, device),
         "judge": load_judge(spec, device),
     }
@@ -155,6 +171,16 @@ def model_card(figures: dict[str, Any], data: Dataset) -> str:
         ("foreground labeler: Dice on renders", labelers["dice"], ">= 0.93"),
         ("depth labeler: rank correlation on renders", labelers["depth"], ">= 0.90"),
         ("shading labeler: rank correlation on renders", labelers["shading"], ">= 0.85"),
+        (
+            "depth labeler: rank correlation inside objects",
+            labelers["depth inside objects"],
+            ">= 0.85",
+        ),
+        (
+            "normal labeler: mean angle error on renders, degrees",
+            labelers["normal, degrees off"],
+            "<= 12",
+        ),
         ("class labeler: accuracy on renders", labelers["class on renders"], ">= 0.90"),
         (
             "class labeler: accuracy on VAE reconstructions",
@@ -168,8 +194,8 @@ def model_card(figures: dict[str, Any], data: Dataset) -> str:
         "",
         "An ordinary Stable Diffusion pipeline in small (64 x 64 pixels, 16 x 16 x 4 latents,",
         "velocity prediction), trained from nothing on scenes that ldmprobe renders itself, with",
-        "the labelers that read foreground, depth, shading and class off its pictures. It exists",
-        "to be probed: on a laptop, and with exact truth at hand. Licence: Apache-2.0.",
+        "the labelers that read foreground, depth, shading, normals and class off its pictures. It",
+        "exists to be probed: on a laptop, and with exact truth at hand. Licence: Apache-2.0.",
         "",
         "```python",
         "from diffusers import StableDiffusionPipeline",

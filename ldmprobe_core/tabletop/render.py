@@ -17,7 +17,7 @@ from embreex.rtcore_scene import EmbreeScene
 from ldmprobe_core.study.prompt_sets import FLOOR_COLORS, OBJECT_COLORS, RGB, WALL_COLORS
 from ldmprobe_core.tabletop import IMAGE_SIZE
 from ldmprobe_core.tabletop.meshes import object_parts
-from ldmprobe_core.tabletop.scenes import Scene
+from ldmprobe_core.tabletop.scenes import LOOK_AT, Arrangement, Item, Scene, camera_axes
 
 SAMPLES = 2
 """Rays a pixel, along each axis."""
@@ -32,32 +32,43 @@ _LIFT = 2e-3  # secondary rays start this far off the surface, against self-inte
 
 @dataclass(frozen=True)
 class Rendering:
-    """A picture and its maps, every one (y, x) or (y, x, rgb), float32.
+    """A picture and its maps, every one (y, x), (y, x, rgb) or (y, x, axis), float32.
 
     Attributes:
         rgb: 0..1, display values (no gamma).
-        foreground: share of the pixel that the object covers, 0..1.
+        foreground: share of the pixel that objects cover, 0..1.
+        objects: (object, y, x), share of the pixel that each object covers, 0..1.
         depth: mean of log z over the pixel, z along the camera's axis, clipped to `NEAR`..`FAR`;
             larger is farther.
         shading: light arriving at the surface, 0..1; 1 in the sky.
         albedo: colour of the surface, 0..1.
+        normal: unit vector perpendicular to the visible side of the surface, in the camera's axes:
+            x to the right of the picture, y up, z from the scene towards the camera (right-handed,
+            as in OpenGL; a surface seen head-on has (0, 0, 1)).  The mean over the pixel's rays
+            that hit a surface, brought back to unit length; (0, 0, 0) where all see the sky.  Round
+            objects have the normals of their mesh's triangles: a ball's are within 3 degrees of a
+            sphere's.
     """
 
     rgb: np.ndarray
     foreground: np.ndarray
+    objects: np.ndarray
     depth: np.ndarray
     shading: np.ndarray
     albedo: np.ndarray
+    normal: np.ndarray
 
 
-def render(scene: Scene, size: int = IMAGE_SIZE, samples: int = SAMPLES) -> Rendering:
+def render(scene: Scene | Arrangement, size: int = IMAGE_SIZE, samples: int = SAMPLES) -> Rendering:
     """Render a scene at ``size`` x ``size`` pixels with ``samples``² rays a pixel."""
     world = _World(scene)
-    origin, rays, forward = world.camera_rays(size * samples)
+    origin, rays, axes = world.camera_rays(size * samples)
     hit = world.cast(origin, rays)
     lit = np.ones(len(rays), np.float32)
     lit[hit.valid] = world.light(hit, size * samples)
-    z = np.where(hit.valid, hit.distance * (rays @ forward), FAR)
+    z = np.where(hit.valid, hit.distance * (rays @ -axes[2]), FAR)
+    normal = np.zeros_like(rays)
+    normal[hit.valid] = hit.normal @ axes.T
 
     def pixels(values: np.ndarray) -> np.ndarray:
         grid = values.reshape(size, samples, size, samples, -1).astype(np.float64)
@@ -66,11 +77,19 @@ def render(scene: Scene, size: int = IMAGE_SIZE, samples: int = SAMPLES) -> Rend
 
     return Rendering(
         rgb=pixels(hit.albedo * lit[:, None]),
-        foreground=pixels(hit.is_object.astype(np.float32)),
+        foreground=pixels((hit.item >= 0).astype(np.float32)),
+        objects=np.stack([pixels((hit.item == i).astype(np.float32)) for i in range(world.items)]),
         depth=pixels(np.log(np.clip(z, NEAR, FAR))),
         shading=pixels(lit),
         albedo=pixels(hit.albedo),
+        normal=_unit(pixels(normal)),
     )
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., axis) at length 1; zero vectors stay zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
 
 
 @dataclass
@@ -80,31 +99,38 @@ class _Hit:
     normal: np.ndarray  # (hit, 3), facing the ray
     distance: np.ndarray  # (ray,)
     albedo: np.ndarray  # (ray, rgb)
-    is_object: np.ndarray  # (ray,) bool
+    item: np.ndarray  # (ray,) int, which object; -1 where none
 
 
 class _World:
-    """A scene handed to Embree; the object's bounding sphere sits above the origin."""
+    """A scene handed to Embree; a single object's bounding sphere sits above the origin."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene | Arrangement) -> None:
         self.scene = scene
         self.embree = EmbreeScene()
         self.albedo: list[RGB] = []
-        turn = _about_z(scene.yaw)
+        self.owner: list[int] = []  # of each mesh, the object it is a part of
+        if isinstance(scene, Arrangement):
+            items = scene.items
+        else:
+            place = (0.0, 0.0, 0.0)
+            items = (Item(scene.category, scene.color, scene.yaw, scene.lying, 1.0, place),)
+        self.items = len(items)
         vertices = []
-        parts = object_parts(scene.category, scene.lying)
-        for part in parts:
-            vertices.append(part.vertices @ turn.T)
-            self._add(vertices[-1], part.triangles, part.color or OBJECT_COLORS[scene.color])
-        self.object_parts = len(parts)
+        for i, item in enumerate(items):
+            turn = item.scale * _about_z(item.yaw)
+            for part in object_parts(item.category, item.lying):
+                vertices.append(part.vertices @ turn.T + item.place)
+                self._add(vertices[-1], part.triangles, part.color or OBJECT_COLORS[item.color], i)
         everything = np.concatenate(vertices)
         self.center = (everything.min(0) + everything.max(0)) / 2
         self.radius = float(np.linalg.norm(everything - self.center, axis=1).max())
         self._add_room()
 
-    def _add(self, vertices: np.ndarray, faces: np.ndarray, color: RGB) -> None:
+    def _add(self, vertices: np.ndarray, faces: np.ndarray, color: RGB, owner: int = -1) -> None:
         TriangleMesh(self.embree, vertices.astype(np.float32), faces.astype(np.int32))
         self.albedo.append(color)
+        self.owner.append(owner)
 
     def _add_room(self) -> None:
         r = _FLOOR_REACH
@@ -120,26 +146,23 @@ class _World:
             self._add(panel @ _about_z(azimuth).T, square, WALL_COLORS[wall])
 
     def camera_rays(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Origin (3,), unit directions (width², 3) and the camera's axis (3,)."""
+        """Origin (3,), unit directions (width², 3) and the camera's axes, rows right, up, back."""
         s = self.scene
         tangent = np.tan(np.radians(s.field_of_view) / 2)
-        elevation, roll = np.radians(s.elevation), np.radians(s.roll)
-        back = np.array([np.cos(elevation), 0.0, np.sin(elevation)])
-        up = np.array([-np.sin(elevation), 0.0, np.cos(elevation)])
-        right = np.cross(-back, up)
-        right, up = (
-            np.cos(roll) * right + np.sin(roll) * up,
-            -np.sin(roll) * right + np.cos(roll) * up,
-        )
-        origin = self.center + back * self.radius / (s.size * tangent)
+        right, up, back = camera_axes(s.elevation, s.roll)
+        if isinstance(s, Arrangement):
+            origin, offset = np.array(LOOK_AT) + back * s.distance, (0.0, 0.0)
+        else:
+            origin, offset = self.center + back * self.radius / (s.size * tangent), s.offset
         # The lens is shifted, not the camera turned: the object keeps its shape off-centre.
         ticks = (np.arange(width) + 0.5) / width * 2 - 1
-        across = (ticks - 2 * s.offset[0]) * tangent
-        above = (-ticks - 2 * s.offset[1]) * tangent
+        across = (ticks - 2 * offset[0]) * tangent
+        above = (-ticks - 2 * offset[1]) * tangent
         rays = -back + across[None, :, None] * right + above[:, None, None] * up
         rays = rays.reshape(-1, 3)
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-        return origin.astype(np.float32), rays.astype(np.float32), (-back).astype(np.float32)
+        axes = np.stack([right, up, back])
+        return origin.astype(np.float32), rays.astype(np.float32), axes.astype(np.float32)
 
     def cast(self, origin: np.ndarray, rays: np.ndarray) -> _Hit:
         starts = np.tile(origin, (len(rays), 1))
@@ -156,7 +179,7 @@ class _World:
             normal=normal * facing,
             distance=distance,
             albedo=albedo,
-            is_object=valid & (found["geomID"] < self.object_parts),
+            item=np.array([*self.owner, -1])[found["geomID"]],
         )
 
     def light(self, hit: _Hit, width: int) -> np.ndarray:

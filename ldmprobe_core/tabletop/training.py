@@ -62,10 +62,12 @@ class Trainer:
     Args:
         folder: where checkpoints and ``NAME.json`` (steps, seconds) are kept.
         name: of this training, for the files and the progress lines.
-        model: float32 parameters; the forward pass may run in autocast.
+        model: float32 parameters, which the training begins from unless there is a checkpoint; the
+            forward pass may run in autocast.
     """
 
     CHECKPOINT_EVERY_S = 120.0
+    PROGRESS_EVERY_S = 30.0
 
     def __init__(
         self, folder: Path, name: str, model: nn.Module, recipe: Recipe, device: torch.device
@@ -81,7 +83,7 @@ class Trainer:
             fused=True,
         )
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.cpu_seconds = 0, 0.0, 0.0
         if self.path.exists():
             self._resume()
 
@@ -90,19 +92,39 @@ class Trainer:
         """All steps of the recipe are done."""
         return self.step >= self.recipe.steps
 
-    def fit(self, scenes: int, loss: Callable[[np.ndarray, int], Tensor]) -> None:
+    @property
+    def samples(self) -> int:
+        """Training samples seen."""
+        return self.step * self.recipe.batch
+
+    def fit(
+        self,
+        scenes: int,
+        loss: Callable[[np.ndarray, int], Tensor],
+        milestone: Callable[[int, dict[str, Tensor]], None] | None = None,
+        milestone_every: int = 100_000,
+        cpu_limit: float = math.inf,
+    ) -> None:
         """Run to the recipe's end.
 
         Args:
             scenes: indices are drawn below this.
             loss: maps (indices of a batch, step) to a scalar.
+            milestone: called with the samples seen and the averaged weights (state dict) before
+                the first step and whenever another ``milestone_every`` samples have been seen.  A
+                training that was killed calls it again for what came after its last checkpoint.
+            cpu_limit: stop after this much CPU time of the process, in seconds, whatever the
+                recipe says; to compare recipes at equal cost on a machine that others use.
         """
         recipe = self.recipe
         batches = shuffled_batches(scenes, recipe.batch, recipe.seed, self.step)
+        if milestone and self.step == 0:
+            milestone(0, self.average)
         self.model.train()
         saved = shown = begun = time.monotonic()
         first, smooth, before = self.step, 0.0, self.seconds
-        while not self.finished:
+        shown_step, cpu_before = self.step, self.cpu_seconds - time.process_time()
+        while not self.finished and self.cpu_seconds < cpu_limit:
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.rate(self.step)
             torch.manual_seed(recipe.seed * 1_000_003 + self.step)  # resuming repeats the noise
@@ -115,19 +137,28 @@ class Trainer:
             self.step += 1
             now = time.monotonic()
             self.seconds = before + now - begun
+            self.cpu_seconds = cpu_before + time.process_time()
             now_value = value.item()
             smooth = now_value if smooth == 0 else 0.98 * smooth + 0.02 * now_value
-            if now - shown > 20:
-                shown = now
-                speed = (self.step - first) * recipe.batch / (now - begun)
+            if now - shown > self.PROGRESS_EVERY_S:
+                rate = (self.step - shown_step) * recipe.batch / (now - shown)
+                left = (recipe.steps * recipe.batch - self.samples) / rate
                 print(
-                    f"{self.name}: step {self.step}/{recipe.steps}, loss {smooth:.4f}, "
-                    f"{speed:.0f} samples/s, "
-                    f"{(recipe.steps - self.step) * recipe.batch / speed / 60:.1f} min left",
+                    f"{self.name}: {self.samples:,} of {recipe.samples:,} samples, "
+                    f"loss {smooth:.4f}, {rate:.0f} samples/s, {left / 3600:.2f} h left",
                     flush=True,
                 )
+                shown, shown_step = now, self.step
+            if milestone and self.samples // milestone_every > (
+                (self.samples - recipe.batch) // milestone_every
+            ):
+                milestone(self.samples, self.average)
+                self.model.train()
+                took = time.monotonic() - now  # which is no training time
+                begun, shown, saved = begun + took, shown + took, 0.0
+                cpu_before = self.cpu_seconds - time.process_time()
             if now - saved > self.CHECKPOINT_EVERY_S:
-                saved = now
+                saved = time.monotonic()
                 self._save()
         if self.step > first:
             self._save()
@@ -154,17 +185,22 @@ class Trainer:
         save_file(
             {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
             fresh,
-            metadata={"step": str(self.step), "seconds": str(self.seconds)},
+            metadata={
+                "step": str(self.step),
+                "seconds": str(self.seconds),
+                "cpu_seconds": str(self.cpu_seconds),
+            },
         )
         fresh.replace(self.path)
-        record = {"step": self.step, "samples": self.step * self.recipe.batch}
-        self.record.write_text(json.dumps(record | {"seconds": round(self.seconds)}))
+        record = {"step": self.step, "samples": self.samples, "seconds": round(self.seconds)}
+        self.record.write_text(json.dumps(record | {"cpu_seconds": round(self.cpu_seconds)}))
 
     def _resume(self) -> None:
         with safe_open(self.path, framework="pt", device=str(self.device)) as file:
             stored = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a dict)
             self.step = int(file.metadata()["step"])
             self.seconds = float(file.metadata()["seconds"])
+            self.cpu_seconds = float(file.metadata().get("cpu_seconds", 0.0))
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
@@ -172,11 +208,24 @@ class Trainer:
         self.model.load_state_dict(part("model."))
         self.average = part("average.")
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.model.parameters())
         for key, tensor in part("optimizer.").items():
             i, name = key.split(".")
-            state.setdefault(int(i), {"step": torch.tensor(float(self.step))})[name] = tensor
+            # In the parameter's memory format, which the fused optimiser takes for granted.
+            moment = torch.empty_like(parameters[int(i)]).copy_(tensor).detach()
+            state.setdefault(int(i), {"step": torch.tensor(float(self.step))})[name] = moment
         fresh = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is worth while: not on CPUs without AVX-512, which are 16 times slower."""
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision in bfloat16 where the device computes in it, else float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_bfloat16(device))
 
 
 def to_unit(images: np.ndarray, device: torch.device) -> Tensor:

@@ -308,7 +308,7 @@ def test_intrinsics_inverse_shading_is_undone(monkeypatch, pictures):
 
 
 @pytest.mark.parametrize(
-    ("prop", "reader", "words"),
+    ("prop", "spec", "words"),
     [
         ("shading", {"name": "intrinsic"}, ["intrinsic is not installed", "compphoto"]),
         ("shading", {"name": "retinex", "weights": "x"}, ["takes no weights"]),

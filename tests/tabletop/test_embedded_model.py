@@ -1,6 +1,7 @@
 """The shipped weights, as a stranger loads them, measured on scenes and prompts not trained on."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -49,6 +50,22 @@ def test_the_folder_is_small_and_safe():
     weights = [path for path in files if path.stat().st_size > 200_000]
     assert all(path.suffix == ".safetensors" for path in weights)
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
+
+
+def test_the_cards_snippet_runs_as_printed(monkeypatch):
+    """No dtype is given: all parts must load in one."""
+    card = (MODEL_FOLDER / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
+    before, _, last = code.rstrip().rpartition("\npipe(")
+    assert last.endswith(".images[0]")
+    monkeypatch.chdir(MODEL_FOLDER.parents[2])
+    names: dict = {}
+    exec(before, names)
+    parts = [names["pipe"].unet, names["pipe"].vae, names["pipe"].text_encoder]
+    assert {part.dtype for part in parts} == {torch.float32}
+    image = np.asarray(eval(f"pipe({last}", names))
+    assert image.shape == (64, 64, 3)
+    assert image.std() > 10
 
 
 def test_position_alone_does_not_give_the_maps_away(scenes):

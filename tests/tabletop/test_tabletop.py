@@ -15,9 +15,20 @@ from ldmprobe_core.study.prompt_sets import (
     caption,
 )
 from ldmprobe_core.tabletop import autoencoder, render
-from ldmprobe_core.tabletop.dataset import Dataset, render_dataset, shuffled_batches
+from ldmprobe_core.tabletop.dataset import Dataset, quantize, render_dataset, shuffled_batches
 from ldmprobe_core.tabletop.denoiser import velocity_loss
-from ldmprobe_core.tabletop.scenes import Scene, caption_words, sample_scene, scene_caption
+from ldmprobe_core.tabletop.scenes import (
+    LOOK_AT,
+    Arrangement,
+    Item,
+    Scene,
+    arrangement_caption,
+    camera_axes,
+    caption_words,
+    sample_arrangement,
+    sample_scene,
+    scene_caption,
+)
 from ldmprobe_core.tabletop.tokenizer import CAPTION_LENGTH, new_tokenizer
 from ldmprobe_core.tabletop.training import Recipe, Trainer
 
@@ -54,6 +65,69 @@ def test_depth_of_the_floor_is_its_planes():
         assert picture.foreground[row, 1] == 0
 
 
+def axes_of(scene):
+    """Right, up and back (towards the camera) of a camera without roll, in the room's axes."""
+    e = np.radians(scene.elevation)
+    right, back = np.array([0.0, 1.0, 0.0]), np.array([np.cos(e), 0.0, np.sin(e)])
+    return np.stack([right, np.cross(back, right), back])
+
+
+def degrees_between(a, b):
+    return np.degrees(np.arccos(np.clip((a * b).sum(-1), -1, 1)))
+
+
+def test_normals_of_floor_and_wall_are_their_planes():
+    """The floor faces up; a wall at azimuth a faces (cos a, sin a, 0); seen in camera axes."""
+    scene = replace(BALL, size=0.2, wall="white", walls=((30.0, 0.8),), roll=0)
+    picture = render.render(scene, size=33)
+    axes = axes_of(scene)
+    np.testing.assert_allclose(axes[1] @ (0, 0, 1), np.cos(np.radians(40)))
+    np.testing.assert_allclose(picture.normal[32, 30], axes @ (0, 0, 1), atol=1e-5)
+    wall = np.array([np.cos(np.radians(30)), np.sin(np.radians(30)), 0])
+    np.testing.assert_allclose(picture.normal[0, 2], axes @ wall, atol=1e-5)
+    assert picture.normal[0, 2, 0] == pytest.approx(0.5)  # it faces the right of the picture
+    # A camera rolled by r turns the picture's right towards up: y of the floor grows to x.
+    rolled = render.render(replace(scene, roll=20), size=33)
+    c, s = np.cos(np.radians(20)), np.sin(np.radians(20))
+    floor = axes @ (0, 0, 1)
+    turned = (c * floor[0] + s * floor[1], -s * floor[0] + c * floor[1], floor[2])
+    np.testing.assert_allclose(rolled.normal[32, 30], turned, atol=1e-5)
+
+
+def test_normals_of_a_ball_are_a_spheres():
+    """(point - centre) / radius where each pixel's ray meets the sphere."""
+    size = 65
+    picture = render.render(BALL, size=size, samples=1)
+    distance, tangent = camera_of(BALL), np.tan(np.radians(20))
+    ticks = ((np.arange(size) + 0.5) / size * 2 - 1) * tangent
+    rays = np.stack(
+        [np.tile(ticks, (size, 1)), np.tile(-ticks[:, None], size), np.full((size, size), -1.0)], -1
+    )
+    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+    along = -rays[..., 2] * distance  # from the camera to the point of the ray nearest the centre
+    inside = RADIUS**2 - (distance**2 - along**2)
+    seen = inside > 0.05 * RADIUS**2
+    t = along - np.sqrt(np.where(seen, inside, 0))
+    normal = (t[..., None] * rays + (0, 0, distance)) / RADIUS
+    off = degrees_between(picture.normal, normal)[seen]
+    assert off.max() < 3  # the mesh's triangles are flat
+    assert off.mean() < 1.5
+    np.testing.assert_allclose(normal[32, 32], (0, 0, 1), atol=1e-9)
+
+
+def test_normals_are_unit_vectors_or_sky_and_keep_within_a_degree_as_int8():
+    for seed in range(12):
+        picture = render.render(sample_scene(seed))
+        length = np.linalg.norm(picture.normal, axis=-1)
+        sky = length == 0
+        np.testing.assert_allclose(length[~sky], 1, atol=1e-5)
+        assert (picture.depth[sky] == np.float32(np.log(render.FAR))).all()
+        stored = quantize(picture)["normal"]
+        assert stored.dtype == np.int8
+        back = stored / np.linalg.norm(stored, axis=-1, keepdims=True).clip(1)
+        assert degrees_between(back, picture.normal)[~sky].max() < 0.5
+
+
 def test_the_balls_outline_has_the_size_it_was_given():
     picture = render.render(replace(BALL, size=0.4), size=128, samples=2)
     # A sphere's outline is the tangent cone: a little wider than the sphere at its centre's depth.
@@ -87,6 +161,71 @@ def test_a_picture_is_albedo_times_shading(seed):
     assert picture.shading.max() <= 1
     colors = np.unique(picture.albedo.reshape(-1, 3).round(4), axis=0)
     assert len(colors) <= 8
+
+
+TWO_BALLS = Arrangement(
+    items=(
+        Item("ball", "red", 0, False, 1.0, (0.0, -0.8, 0.0)),
+        Item("ball", "blue", 0, False, 0.5, (1.0, 0.8, 0.6)),
+    ),
+    floor="gray", wall=None, walls=(), distance=5.0, elevation=30, roll=0, field_of_view=40,
+    lamp_azimuth=0, lamp_elevation=50,
+)  # fmt: skip
+
+
+def test_two_objects_are_where_they_were_put():
+    """Outline's middle and nearest depth of each ball, worked out from its centre alone."""
+    size = 129
+    picture = render.render(TWO_BALLS, size=size, samples=1)
+    np.testing.assert_array_equal(picture.objects.sum(0), picture.foreground)
+    right, up, back = camera_axes(30, 0)
+    camera = np.array(LOOK_AT) + 5 * back
+    for item, mask in zip(TWO_BALLS.items, picture.objects, strict=True):
+        radius = RADIUS * item.scale
+        center = np.array(item.place) + np.array([0, 0, radius]) - camera
+        depth = -center @ back
+        column = (1 + center @ right / depth / np.tan(np.radians(20))) / 2 * size
+        row = (1 - center @ up / depth / np.tan(np.radians(20))) / 2 * size
+        rows, columns = np.nonzero(mask)
+        assert columns.mean() + 0.5 == pytest.approx(column, abs=0.6)
+        assert rows.mean() + 0.5 == pytest.approx(row, abs=0.6)
+        nearest = np.linalg.norm(center) - radius
+        seen = np.exp(picture.depth[int(row), int(column)])
+        assert seen == pytest.approx(nearest * depth / np.linalg.norm(center), rel=3e-3)
+
+
+def test_the_nearer_object_hides_the_other():
+    near = replace(TWO_BALLS.items[1], place=(1.5, -0.8, 0.9))
+    both = render.render(replace(TWO_BALLS, items=(TWO_BALLS.items[0], near)))
+    swapped = render.render(replace(TWO_BALLS, items=(near, TWO_BALLS.items[0])))
+    alone = render.render(replace(TWO_BALLS, items=TWO_BALLS.items[:1]))
+    assert (both.objects[0] <= alone.objects[0]).all()
+    assert both.objects[0].sum() < 0.9 * alone.objects[0].sum()
+    np.testing.assert_array_equal(both.objects, swapped.objects[::-1])
+    np.testing.assert_array_equal(both.rgb, swapped.rgb)
+
+
+def test_arrangements_leave_every_object_in_sight_and_depth_to_be_seen():
+    ordered = []
+    for seed in range(60):
+        drawn = sample_arrangement(seed)
+        assert drawn == sample_arrangement(seed)
+        assert len({item.category for item in drawn.items}) == len(drawn.items)
+        assert min(item.place[2] for item in drawn.items) >= 0
+        picture = render.render(drawn)
+        areas = (picture.objects > 0.5).sum((1, 2))
+        assert areas.min() >= 12, drawn
+        depths = [picture.depth[mask > 0.5].mean() for mask in picture.objects]
+        ordered += [
+            (areas[i] < areas[j]) == (depths[i] > depths[j])
+            for i in range(len(depths))
+            for j in range(i)
+        ]
+    assert 0.4 < np.mean(ordered) < 0.7  # size alone hardly tells
+    assert arrangement_caption(TWO_BALLS) == "a red ball and a blue ball on a gray floor"
+    three = (*TWO_BALLS.items, Item("orange", "orange", 0, False, 1, (0, 0, 0)))
+    words = arrangement_caption(replace(TWO_BALLS, items=three, wall="white"))
+    assert words == "a red ball, a blue ball and an orange on a gray floor, white wall"
 
 
 def test_a_scene_is_its_seed():
@@ -145,6 +284,9 @@ def test_a_dataset_resumes_by_block(tmp_path, monkeypatch):
     assert done == [4]
     with pytest.raises(ValueError, match="another number of scenes"):
         render_dataset(tmp_path, 11, processes=1)
+    (tmp_path / "normal.npy").unlink()
+    with pytest.raises(ValueError, match=r"normal\.npy is missing"):
+        render_dataset(tmp_path, 10, processes=1)
 
 
 def test_batches_cover_every_pass_and_can_be_joined_midway():
