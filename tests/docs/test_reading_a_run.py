@@ -1,0 +1,24 @@
+"""docs/reading_a_run.md, executed as it stands."""
+
+import numpy as np
+from PIL import Image
+
+
+def test_reading_a_run_redraws_heatmap_and_row(documented_run, code_blocks, tmp_path, monkeypatch):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    blocks = code_blocks("docs/reading_a_run.md")
+    code = [line for block in blocks[1:] for line in block.splitlines() if line.strip()]
+    assert len(code) < 20
+    names = {"url": documented_run.url}
+    for block in blocks:
+        exec(block, names)  # our own documentation
+    for figure in ("heatmap.png", "row.png"):
+        pixels = np.asarray(Image.open(tmp_path / figure).convert("L"))
+        assert pixels.std() > 5  # something is drawn
+    tokens = names["tokens"].isel(step=0).values  # (y, x, channel)
+    weight, bias = names["probe"].weight.values[0], names["probe"].bias.values[0]
+    expected = np.einsum("yxc,c->yx", tokens, weight) + bias
+    np.testing.assert_allclose(names["depth"].isel(step=0).values, expected, rtol=1e-6)
