@@ -374,7 +374,7 @@ def test_every_array_of_a_finished_run_is_filled(finished):
     for path, values in arrays(finished).items():
         if path.startswith(("activations", "labels")) and values.dtype.kind == "f":
             assert np.isfinite(values).all(), path
-        if path.startswith("marks/") and values.dtype == np.uint8:
+        if path.startswith("progress/") and values.dtype == np.uint8:
             assert (values == 1).all(), path
 
 

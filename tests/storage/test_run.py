@@ -251,7 +251,7 @@ def test_mistakes_of_stores(tmp_path, tiny_study):
     with pytest.raises(UserError, match="local folder or s3://"):
         Run("ftp://host/x")
     with pytest.raises(UserError, match=r"holds no summary\.json"):
-        Run(str(tmp_path)).read_text("summary.json")
+        Run(str(tmp_path)).location.read_text("summary.json")
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(UserError, match="cannot be written to"):

@@ -99,7 +99,7 @@ def test_every_array_ends_its_chunks_with_a_checksum_and_every_one_is_looked_at(
         assert chunks, path
         flip(chunks[-1])
         keys.append(str(chunks[-1].relative_to(copy.url)))
-    marks = {key for key in keys if key.startswith("marks/")}
+    marks = {key for key in keys if key.startswith("progress/")}
     assert {
         d.key for d in find_corrupt_chunks(copy)
     } == marks  # what should be there they would say
@@ -109,7 +109,7 @@ def test_every_array_ends_its_chunks_with_a_checksum_and_every_one_is_looked_at(
 
 
 def test_a_damaged_mark_is_taken_back_without_reading_it(whole, copy):
-    flip(Path(copy.url) / "marks/probed/c/1/0")
+    flip(Path(copy.url) / "progress/probed/c/1/0")
     found = list(find_corrupt_chunks(copy))
     assert clear_progress(copy, found) == []
     assert not copy.progress.is_done("probed", 1, 0)
@@ -137,7 +137,11 @@ def test_damage_stops_a_stage_before_it_is_averaged_in(whole, copy):
 def test_it_reaches_the_flow_whole_from_another_process():
     error = CorruptChunkError("runs/a", "images/image/c/3/0/0/0", "changed")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301, our own bytes
-    assert (str(again), again.array, again.place) == (str(error), "images/image", (3, 0, 0, 0))
+    assert (str(again), again.array, again.chunk_index) == (
+        str(error),
+        "images/image",
+        (3, 0, 0, 0),
+    )
 
 
 def test_work_that_is_not_done_yet_is_no_damage(tiny_model, tmp_path):
@@ -174,7 +178,7 @@ def test_checksums_are_crc_32c_of_what_the_chunk_holds(whole):
         for _ in range(8):
             i = i >> 1 ^ 0x82F63B78 * (i & 1)
         table.append(i)
-    data = (Path(whole.url) / "marks/generated/c/0").read_bytes()
+    data = (Path(whole.url) / "progress/generated/c/0").read_bytes()
     value = np.uint32(0xFFFFFFFF)
     for byte in data[:-4]:
         value = np.uint32(table[(int(value) ^ byte) & 0xFF] ^ (int(value) >> 8))
