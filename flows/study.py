@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from prefect import flow
 
-from flows.holding import hold_run, run_url
+from flows.holding import hold_study
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.lease import Lease
@@ -35,8 +35,8 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
         study: what to carry out; every key has a default.
         store: folder or ``s3://bucket/prefix`` that holds runs.
     """
-    with hold_run(run_url(study, store)) as lease:
-        run = prepare(study, store)
+    with hold_study(study, store) as (plan, lease):
+        run = prepare(plan.study, store)
         with workers_of(study.execution):
             summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
     publish(summary, run.url)

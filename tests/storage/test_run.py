@@ -189,6 +189,22 @@ def test_marks(run):
     assert run.progress.completed("probed")[2, 1]
 
 
+def test_study_json_is_read_once_a_run(run, monkeypatch):
+    names = []
+    read = Location.read_bytes
+
+    def counted(self, name):
+        names.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Location, "read_bytes", counted)
+    opened = Run(run.url)
+    assert opened.study is opened.study
+    assert opened.n_stored == len(opened.samples) == 10
+    assert opened.probe_inputs
+    assert names.count("study.json") == 1
+
+
 def test_a_stranger_needs_xarray_alone(run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -212,9 +228,14 @@ def test_a_stranger_needs_xarray_alone(run):
 
 
 def test_a_run_is_not_there_before_it_is_whole(tiny_study, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        Location, "write_text", lambda *a: (_ for _ in ()).throw(OSError("cut off"))
-    )
+    write_text = Location.write_text
+
+    def cut_off(self, name, text):
+        if name == "study.json":
+            raise OSError("cut off")
+        write_text(self, name, text)
+
+    monkeypatch.setattr(Location, "write_text", cut_off)
     with pytest.raises(OSError, match="cut off"):
         prepare_run(tiny_study(), str(tmp_path))
     monkeypatch.undo()
