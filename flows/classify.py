@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.holding import hold_study
+from flows.run_lock import hold_study
 from flows.study import generate_and_label, with_repair
 from flows.workers import workers_of
 from ldmprobe_core.errors import UserError

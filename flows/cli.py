@@ -64,7 +64,7 @@ def run(
         _show(json.loads(target.location.read_text("summary.json")), target.url)
         return
     _require_ready(plan, target)
-    from flows.local import prefect_server, run_flow, ui_url
+    from flows.server import prefect_server, run_flow, ui_url
     from flows.study import study_flow
 
     with prefect_server() as api, plan.in_use():
@@ -92,7 +92,7 @@ def classify(
         list_images(photographs)
     _require_ready(plan, target)
     from flows.classify import classify_flow
-    from flows.local import prefect_server, run_flow, ui_url
+    from flows.server import prefect_server, run_flow, ui_url
 
     with prefect_server() as api, plan.in_use():
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
@@ -148,7 +148,7 @@ def intervene(
     what = parse_intervention(content)
     create_intervention(finished, what)
     from flows.intervene import intervene_flow
-    from flows.local import prefect_server, run_flow, ui_url
+    from flows.server import prefect_server, run_flow, ui_url
 
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {finished.url}\n", highlight=False)

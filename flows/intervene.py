@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.holding import hold_run
+from flows.run_lock import hold_run
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.storage.run import Run

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from prefect import flow
 
-from flows.holding import hold_study
+from flows.run_lock import hold_study
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.lease import Lease

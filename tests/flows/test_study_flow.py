@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from run_helpers import assert_same, carry_out, small_study
 
 from flows import cli
-from flows.local import prefect_server, task_runs
+from flows.server import prefect_server, task_runs
 from infra.stack import free_ports
 from ldmprobe_core.pipeline import plan
 from ldmprobe_core.storage.lease import hold_lease
