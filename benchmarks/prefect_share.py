@@ -63,7 +63,7 @@ def measure(part: str, samples: int) -> dict[str, float]:
             return {"study": time.monotonic() - started, "server": 0.0}
         os.environ["PREFECT_HOME"] = f"{folder}/prefect"
         os.environ["LDMPROBE_PREFECT_PORT"] = "4999"  # a server of its own, as on a fresh machine
-        from flows.local import prefect_server, run_flow
+        from flows.server import prefect_server, run_flow
         from flows.study import study_flow
 
         with prefect_server():

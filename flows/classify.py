@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.holding import hold_run, run_url
+from flows.run_lock import hold_study
 from flows.study import generate_and_label, with_repair
 from flows.workers import workers_of
 from ldmprobe_core.errors import UserError
@@ -30,8 +30,8 @@ def classify_flow(
     """
     if study.labels.classes is None:
         raise UserError("labels.class is null, and classify needs a class labeler: name one")
-    with hold_run(run_url(study, store)) as lease:
-        run = prepare(study, store)
+    with hold_study(study, store) as (plan, lease):
+        run = prepare(plan.study, store)
 
         def work() -> dict[str, Any]:
             generate_and_label(run, study.execution)

@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,7 +23,9 @@ from ldmprobe_core.analysis.report.text import best_rows, classes_line, effect_r
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import load_study
-from ldmprobe_core.study.schema import Study
+
+if TYPE_CHECKING:
+    from ldmprobe_core.pipeline.plan import StudyPlan
 
 app = typer.Typer(
     help="What a latent diffusion model knows, where, and how early.",
@@ -55,19 +57,19 @@ def run(
     """Carry a study out, resume it, or show it where it is finished."""
     from ldmprobe_core.pipeline.prepare import check_origin
 
-    chosen, target = _begin(study, store, set_)
+    plan, target = _plan(study, store, set_)
     if target.location.has("summary.json"):
-        check_origin(target, chosen)
+        check_origin(target, plan.study)
         console.print(f"{target.url} is finished already; here is what it found.\n")
         _show(json.loads(target.location.read_text("summary.json")), target.url)
         return
-    _require_place(chosen, target)
-    from flows.local import prefect_server, run_flow, ui_url
+    _require_ready(plan, target)
+    from flows.server import prefect_server, run_flow, ui_url
     from flows.study import study_flow
 
-    with prefect_server() as api:
+    with prefect_server() as api, plan.in_use():
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
-        summary = run_flow(study_flow, study=chosen, store=store)
+        summary = run_flow(study_flow, study=plan.study, store=store)
     _show(summary, target.url)
 
 
@@ -83,18 +85,18 @@ def classify(
     """When is the object named? Generate and label only; a later run goes on from here."""
     from ldmprobe_core.study.image_folder import list_images
 
-    chosen, target = _begin(study, store, set_)
-    if chosen.labels.classes is None:
+    plan, target = _plan(study, store, set_)
+    if plan.study.labels.classes is None:
         raise UserError("labels.class is null, and classify needs a class labeler: name one")
     if photographs is not None:
         list_images(photographs)
-    _require_place(chosen, target)
+    _require_ready(plan, target)
     from flows.classify import classify_flow
-    from flows.local import prefect_server, run_flow, ui_url
+    from flows.server import prefect_server, run_flow, ui_url
 
-    with prefect_server() as api:
+    with prefect_server() as api, plan.in_use():
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
-        found = run_flow(classify_flow, study=chosen, store=store, photographs=photographs)
+        found = run_flow(classify_flow, study=plan.study, store=store, photographs=photographs)
     console.print(classes_line(found), highlight=False)
     if found["photographs"]:
         real = found["photographs"]
@@ -146,7 +148,7 @@ def intervene(
     what = parse_intervention(content)
     create_intervention(finished, what)
     from flows.intervene import intervene_flow
-    from flows.local import prefect_server, run_flow, ui_url
+    from flows.server import prefect_server, run_flow, ui_url
 
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {finished.url}\n", highlight=False)
@@ -170,29 +172,30 @@ def _shift(text: str) -> dict[str, float]:
     return {"dx": dx, "dy": dy}
 
 
-def _begin(study: str, store: str, overrides: list[str] | None) -> tuple[Study, Run]:
-    """The study, its inputs read, and its run, which may not exist yet."""
+def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
+    """Plan a study, and give the handle of its run, which may not exist yet."""
+    from ldmprobe_core.pipeline.plan import plan_study
     from ldmprobe_core.pipeline.prepare import run_in
-    from ldmprobe_core.study.samples import resolve_inputs
 
-    chosen = resolve_inputs(load_study(study, overrides))
-    size = len(chosen.to_json())
+    plan = plan_study(load_study(study, overrides))
+    if not plan.samples:
+        plan.require_complete()  # its input files are not here
+    size = len(plan.study.to_json())
     if size > _STUDY_LIMIT:
         raise UserError(
             f"prompts.items makes the study {size / 1000:.0f} kB, and a flow's parameters may be "
             f"{_STUDY_LIMIT / 1000:.0f}: put the prompts into a CSV file, and name it in "
             "prompts.files"
         )
-    target = run_in(store, chosen)
+    target = run_in(store, plan.study)
     target.location.require_reachable()
-    return chosen, target
+    return plan, target
 
 
-def _require_place(study: Study, target: Run) -> None:
-    """Find mistakes before a server is started for them."""
-    from ldmprobe_core.pipeline.plan import check_store, plan_study
+def _require_ready(plan: StudyPlan, target: Run) -> None:
+    """Report mistakes before a server is started."""
+    from ldmprobe_core.pipeline.plan import check_store
 
-    plan = plan_study(study)
     plan.require_complete()
     check_store(plan, target)
 
@@ -305,12 +308,9 @@ def _finished(run: str) -> Run:
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Check a study and print its sizes and what is missing here; no weights are loaded."""
     from ldmprobe_core.pipeline.plan import plan_study
-    from ldmprobe_core.study.samples import resolve_inputs
 
-    chosen = load_study(study, set_)
-    plan = plan_study(chosen)
-    if not plan.missing:
-        chosen = resolve_inputs(chosen)  # as it will be called once it runs
+    plan = plan_study(load_study(study, set_))
+    chosen = plan.study
     console.print(f"{chosen.name}, run {chosen.run_name}", highlight=False)
     batches = -(-plan.count // chosen.sampling.batch)
     kept = f", {plan.n_stored} of them stored" if plan.n_stored < plan.count else ""

@@ -6,14 +6,14 @@ from typing import Any
 
 from prefect import flow
 
-from flows.holding import hold_run
-from flows.workers import gpu_resources, workers_of
+from flows.run_lock import hold_run
+from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.storage.run import Run
 from tasks.artifacts import publish_intervention
 from tasks.intervene import edit, plan_edits, summarise_edits
 from tasks.progress import follow
-from tasks.references import edits_of
+from tasks.references import units_of
 
 
 @flow(name="intervene", flow_run_name="intervene {what.prop}")
@@ -30,10 +30,7 @@ def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
     execution = Run(run.url).study.execution
     with hold_run(f"{run.url}.{name}"), workers_of(execution):
         with gpu_resources(execution):
-            units = {
-                f"target {unit.target}, batch {unit.batch:03d}": edit.submit(unit)
-                for unit in edits_of(run, name)
-            }
+            units = submit_units(edit, units_of(run, "edit", name))
         found = summarise_edits(run, name, follow("edit", units))
     publish_intervention(found, run.url)
     return found

@@ -6,18 +6,17 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from prefect import flow
-from prefect.futures import PrefectFuture
 
-from flows.holding import hold_run, run_url
-from flows.workers import gpu_resources, workers_of
+from flows.run_lock import hold_study
+from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.lease import Lease
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Execution
 from tasks.artifacts import publish
 from tasks.progress import follow
-from tasks.references import AccumulationRef, RunRef, accumulations_of, batches_of, cells_of
-from tasks.study import generate, label, prepare, probe, redo, summarise, tally
+from tasks.references import RunRef, units_of
+from tasks.study import accumulate, generate, label, prepare, probe, redo, summarise
 
 T = TypeVar("T")
 
@@ -36,10 +35,10 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
         study: what to carry out; every key has a default.
         store: folder or ``s3://bucket/prefix`` that holds runs.
     """
-    with hold_run(run_url(study, store)) as lease:
-        run = prepare(study, store)
+    with hold_study(study, store) as (plan, lease):
+        run = prepare(plan.study, store)
         with workers_of(study.execution):
-            summary = with_repair(run, lambda: _to_the_summary(run, study.execution, lease))
+            summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
     publish(summary, run.url)
     return summary
 
@@ -58,46 +57,32 @@ def with_repair(run: RunRef, work: Callable[[], T]) -> T:
     return work()
 
 
-def _to_the_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
+def _run_to_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
     seconds = generate_and_label(run, execution)
     lease.require_held()
-    seconds |= _tally(run, execution)
+    seconds |= _accumulate(run, execution)
     lease.require_held()
-    probed = {f"step {c.step:02d} of {c.layer}": probe.submit(c) for c in cells_of(run)}
-    seconds["probe"] = follow("probe", probed)
+    seconds["probe"] = follow("probe", submit_units(probe, units_of(run, "probe")))
     lease.require_held()
     return summarise(run, seconds)
 
 
 def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
-    """Fan batches out: each is generated, then labeled.  Returns the seconds of both stages."""
-    batches = batches_of(run)
+    """Generate every batch, and label each once it is generated; returns seconds by stage."""
     with gpu_resources(execution):
-        made = {f"batch {batch.number:04d}": generate.submit(batch) for batch in batches}
-        labeled = {
-            name: label.submit(batch=batch, wait_for=[before], return_state=False)
-            for batch, (name, before) in zip(batches, made.items(), strict=True)
-        }
-    return {"generate": follow("generate", made), "label": follow("label", labeled)}
+        generated = submit_units(generate, units_of(run, "generate"))
+        labeled = submit_units(label, units_of(run, "label"), after=list(generated.values()))
+    return {"generate": follow("generate", generated), "label": follow("label", labeled)}
 
 
-def _tally(run: RunRef, execution: Execution) -> dict[str, float]:
-    """Add statistics up, where the study asks for any.  Returns the stage's seconds."""
-    parts = accumulations_of(run)
-    if not parts:
+def _accumulate(run: RunRef, execution: Execution) -> dict[str, float]:
+    """Accumulate statistics if the study keeps any; returns seconds by stage.
+
+    Accumulators are filled side by side, the units of one in sequence.
+    """
+    units = units_of(run, "accumulate")
+    if not units:
         return {}
     with gpu_resources(execution):
-        units = _in_chains(parts)
-    return {"tally": follow("tally", units)}
-
-
-def _in_chains(parts: list[list[AccumulationRef]]) -> dict[str, PrefectFuture[Any]]:
-    """Parts side by side; each unit of a part waits for the one before."""
-    units: dict[str, PrefectFuture[Any]] = {}
-    for part in parts:
-        before: list[PrefectFuture[Any]] = []
-        for unit in part:
-            future = tally.submit(unit=unit, wait_for=before, return_state=False)
-            units[f"part {unit.part}, unit {unit.number:04d}"] = future
-            before = [future]
-    return units
+        futures = submit_units(accumulate, units)
+    return {"tally": follow("tally", futures)}

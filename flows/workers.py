@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -12,11 +12,15 @@ import dask
 import torch
 import yaml
 from distributed import Client, Nanny, Scheduler, SpecCluster
+from prefect import Task
 from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.pipeline.units import UNITS
 from ldmprobe_core.study.sections import Execution
+from tasks.references import UnitRef
 
 _ANSWER_LIMIT_S = 20.0
 
@@ -37,6 +41,29 @@ def workers_of(execution: Execution) -> Iterator[None]:
         _require_workers(execution.address, execution.gpus_per_worker)
     with runner_of(execution) as runner, flow.model_copy(update={"task_runner": runner}):
         yield
+
+
+def submit_units(
+    unit_task: Task[..., Any],
+    units: list[UnitRef],
+    after: Sequence[PrefectFuture[Any]] = (),
+) -> dict[str, PrefectFuture[Any]]:
+    """Submit a task for every unit; returns futures by the units' titles.
+
+    Units of a sequential kind wait for the unit before with the same first number in their index.
+
+    Args:
+        after: for each unit, another future that it waits for; empty for none.
+    """
+    futures: dict[str, PrefectFuture[Any]] = {}
+    last: dict[int | str, PrefectFuture[Any]] = {}
+    for number, unit in enumerate(units):
+        awaited = [after[number]] if after else []
+        if UNITS[unit.verb].kind.sequential and unit.index[0] in last:
+            awaited.append(last[unit.index[0]])
+        future = unit_task.submit(unit=unit, wait_for=awaited, return_state=False)
+        futures[unit.title] = last[unit.index[0]] = future
+    return futures
 
 
 def gpu_resources(execution: Execution) -> AbstractContextManager[Any]:

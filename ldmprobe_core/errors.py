@@ -1,13 +1,17 @@
-"""The exceptions whose message is all that the command line prints."""
+"""Exceptions whose message is all that the command line prints."""
 
 
-class UserError(Exception):
+class LdmprobeError(Exception):
+    """Root of every exception that this package raises on purpose."""
+
+
+class UserError(LdmprobeError):
     """A mistake in a study, a file or the environment.
 
-    Its message is one sentence that names the field, the value and what would be right; the
-    command line prints it without a traceback.
+    The message is one sentence with the field, its value and the remedy; the command line prints
+    it without a traceback.
     """
 
 
-class RunError(RuntimeError):
-    """A run did not come to its end, and its message says what failed and how to go on."""
+class RunError(LdmprobeError, RuntimeError):
+    """A run that stopped early; the message says what failed and how to continue."""

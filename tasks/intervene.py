@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import task
-from prefect.logging import get_run_logger
 
 from ldmprobe_core.analysis.report.build import rebuild_report
 from ldmprobe_core.interventions.results import summarise_intervention
 from ldmprobe_core.interventions.spec import Intervention
-from ldmprobe_core.interventions.stages import create_intervention, edit_batch
+from ldmprobe_core.interventions.stages import create_intervention
 from ldmprobe_core.storage.run import Run
-from tasks.references import EditRef, RunRef
+from tasks.references import RunRef, UnitRef
 from tasks.retries import RETRIES
+from tasks.study import carry_out
 
 
 @task(name="plan edits", task_run_name="plan {what.prop} edits")
@@ -26,15 +26,13 @@ def plan_edits(url: str, what: Intervention) -> tuple[RunRef, str]:
 
 @task(
     name="edit",
-    task_run_name="edit {unit.name} · target {unit.target} · batch {unit.batch:03d}",
+    task_run_name="{unit.title}",
     result_serializer="json",
     **RETRIES,
 )
-def edit(unit: EditRef) -> dict[str, Any]:
+def edit(unit: UnitRef) -> dict[str, Any]:
     """Edit one batch towards one target, and score it."""
-    done = edit_batch(unit.run.url, unit.name, unit.target, unit.batch)
-    get_run_logger().info("%d images, %.1f s", done["images"], done["seconds"])
-    return done
+    return carry_out(unit)
 
 
 @task(name="summarise edits", task_run_name="summarise {name}")

@@ -10,6 +10,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach out
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+# A loaded machine takes longer than Prefect's 20 s to start the server of its test harness.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 import pytest
 from tiny_models import write_tiny_model

@@ -16,6 +16,7 @@ from ldmprobe_core.interventions.spec import (
 )
 from ldmprobe_core.models.layers import VAE
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import PROBE
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def plan_intervention(run: Run, what: Intervention) -> InterventionPlan:
             f"controls is true, and the statistics of {run.url} hold no sums with shuffled labels "
             "(its study has controls.shuffled_labels false): set controls to false"
         )
-    marks = run.progress.completed("probed")
+    marks = run.progress.completed(PROBE)
     total = len(marks)
     steps = what.steps or min(DEFAULT_STEPS[what.prop], total)
     if steps > total:

@@ -9,6 +9,7 @@ from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import EDIT_CONDITIONS, EDIT_METRICS, Intervention
 from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import EDIT
 
 FOLDER = "interventions"
 """Group of the arrays."""
@@ -72,8 +73,7 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
         RuntimeError: it is not finished.
     """
     group = f"{FOLDER}/{name}"
-    data = run.open(group)
-    if not data["done"].values.all():
+    if not run.progress_of(group).completed(EDIT).all():
         raise RuntimeError(f"{run.url}: {name} is not finished")
     data = run.open(group, require_complete=True)
     study, what = run.study, read_intervention(run, name)

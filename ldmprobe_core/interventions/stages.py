@@ -27,8 +27,10 @@ from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.pipeline.prepare import check_origin
+from ldmprobe_core.pipeline.units import Unit, UnitOperations, register_units
 from ldmprobe_core.storage.group_builder import GroupBuilder
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import EDIT
 
 
 def create_intervention(run: Run, what: Intervention) -> str:
@@ -93,14 +95,15 @@ def _create(run: Run, what: Intervention, plan: InterventionPlan, wanted: np.nda
     arrays.array(group, "score", {"condition": len(conditions), **scores}, chunk, "float32", text)
     arrays.array(group, "outside", each, chunk, "float32", "change off the object and its target")
     arrays.array(group, "kept", each, chunk, "float32", "1 where the class stays")
-    arrays.array(group, "done", {"target": targets, "batch": -(-n // batch)},
-                 {"target": 1, "batch": 1}, "uint8", "batch is edited", compress=False)  # fmt: skip
+    units = {"target": targets, "batch": -(-n // batch)}
+    one = dict.fromkeys(units, 1)
+    arrays.array(group, EDIT.progress, units, one, EDIT.dtype, EDIT.description, compress=False)
     run.write(f"{FOLDER}/{what.name}", {"target_map": wanted.astype(np.float32)})
 
 
 def edit_units(run: Run, name: str) -> list[tuple[int, int]]:
     """Every (target, batch) of an intervention."""
-    shape = run.open(f"{FOLDER}/{name}")["done"].shape
+    shape = run.progress_of(f"{FOLDER}/{name}").counts(EDIT).shape
     return [(t, b) for t in range(shape[0]) for b in range(shape[1])]
 
 
@@ -112,7 +115,8 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
     """
     run = Run(url)
     group = f"{FOLDER}/{name}"
-    if run.open(group)["done"].values[target, batch]:
+    progress = run.progress_of(group)
+    if progress.is_done(EDIT, target, batch):
         return {"images": 0, "seconds": 0.0}
     started = time.monotonic()
     study, what = run.study, read_intervention(run, name)
@@ -157,8 +161,7 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
         },
         **where,
     )  # fmt: skip
-    done = zarr.open_group(run.store, path=group, mode="r+", use_consolidated=False)["done"]
-    done[target, batch] = 1  # type: ignore[index]
+    progress.mark_done(EDIT, target, batch)
     return {"images": len(index) * len(images), "seconds": time.monotonic() - started}
 
 
@@ -183,3 +186,16 @@ def _directions(
     """Directions of an intervention, kept for the next batch."""
     run = Run(url)
     return directions_of(run, what, plan_intervention(run, what), label_set(run), shuffled)
+
+
+register_units(
+    UnitOperations(
+        kind=EDIT,
+        list_units=lambda run, name: [
+            Unit((name, t, b), f"edit {name} · target {t} · batch {b:03d}")
+            for t, b in edit_units(run, name)
+        ],
+        carry_out=edit_batch,
+        is_done=lambda run, name, *unit: run.progress_of(f"{FOLDER}/{name}").is_done(EDIT, *unit),
+    )
+)

@@ -14,6 +14,7 @@ from ldmprobe_core.pipeline.labels import as_labels
 from ldmprobe_core.pipeline.model_cache import get_labelers, get_sampler, model_access
 from ldmprobe_core.pipeline.statistics import Accumulator, run_accumulation_units
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import ACCUMULATE
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
@@ -28,7 +29,7 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
         samples, seconds and bytes written; zero samples where it was done before.
     """
     run = Run(url)
-    done = run.progress.count("accumulated", part)
+    done = run.progress.count(ACCUMULATE, part)
     if done > number:
         return {"samples": 0, "seconds": 0.0, "bytes": 0}
     if done < number:
@@ -47,7 +48,7 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
     _require_unit(run, part, done)
     written = tally.write(run, part, done + 1)
     _require_unit(run, part, done)
-    run.progress.set_count("accumulated", part, count=done + 1)
+    run.progress.set_count(ACCUMULATE, part, count=done + 1)
     seconds = time.monotonic() - started
     return {"samples": tally.count - before, "seconds": seconds, "bytes": written}
 
@@ -58,7 +59,7 @@ def _require_unit(run: Run, part: int, done: int) -> None:
     Raises:
         RuntimeError: somebody has; the slot that would be filled may be the one that counts now.
     """
-    now = run.progress.count("accumulated", part)
+    now = run.progress.count(ACCUMULATE, part)
     if now != done:
         raise RuntimeError(f"{run.url}: part {part} went on from {done} units to {now} meanwhile")
 

@@ -11,6 +11,7 @@ import numpy as np
 from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
 from ldmprobe_core.pipeline.model_cache import get_sampler, model_access
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import GENERATE
 from ldmprobe_core.study.image_folder import map_path, read_image, read_map
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
@@ -23,7 +24,7 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
         samples, seconds and bytes written; zero samples where it was done before.
     """
     run = Run(url)
-    if run.progress.is_done("generated", batch):
+    if run.progress.is_done(GENERATE, batch):
         return {"samples": 0, "seconds": 0.0, "bytes": 0}
     started = time.monotonic()
     study = run.study
@@ -41,7 +42,7 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     if maps:
         run.write("exact_maps", maps, sample=region)
     written = activations.bytes + sum(part.nbytes for part in images.values())
-    run.progress.mark_done("generated", batch)
+    run.progress.mark_done(GENERATE, batch)
     return {"samples": len(members), "seconds": time.monotonic() - started, "bytes": written}
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import GENERATE, LABEL
 
 
 def label_batch(url: str, batch: int) -> dict[str, Any]:
@@ -19,9 +20,9 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         images, seconds and bytes written; zero images where it was done before.
     """
     run = Run(url)
-    if run.progress.is_done("labeled", batch):
+    if run.progress.is_done(LABEL, batch):
         return {"images": 0, "seconds": 0.0, "bytes": 0}
-    if not run.progress.is_done("generated", batch):
+    if not run.progress.is_done(GENERATE, batch):
         raise RuntimeError(f"{run.url}: batch {batch} cannot be labeled before it is generated")
     started = time.monotonic()
     study = run.study
@@ -60,5 +61,5 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         }
         run.write(group, stored, sample=region)
         written += sum(values.nbytes for values in stored.values())
-    run.progress.mark_done("labeled", batch)
+    run.progress.mark_done(LABEL, batch)
     return {"images": count, "seconds": time.monotonic() - started, "bytes": written}

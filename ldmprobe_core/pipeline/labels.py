@@ -10,6 +10,7 @@ import numpy as np
 from ldmprobe_core.pipeline.statistics import mean_maps, require_accumulated
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import LABEL
 from ldmprobe_core.study.schema import Study
 
 
@@ -27,7 +28,7 @@ def label_set(run: Run) -> LabelSet:
     Raises:
         RuntimeError: some batch is not labeled, or not in the statistics.
     """
-    run.progress.require_complete("labeled")
+    run.progress.require_complete(LABEL)
     study = run.study
     maps = as_labels(study, {prop: run.read("labels", prop) for prop in study.labels.maps})
     split = np.array([sample.split for sample in run.samples[: run.n_stored]])

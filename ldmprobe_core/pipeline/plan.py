@@ -1,9 +1,11 @@
-"""Before anything costs time: what a study needs, and whether machine and store can give it."""
+"""Plan of a study: its resolved inputs, samples, layer shapes, sizes, and what is missing here."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,28 +23,33 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
 from ldmprobe_core.study.image_folder import exact_map_properties, image_names
 from ldmprobe_core.study.layers import LATENTS, LayerShape
-from ldmprobe_core.study.samples import make_samples, n_stored_samples, resolve_inputs
+from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """Sizes of a study, known from configs alone.
+    """A study resolved, checked and sized, from configs and input files alone.
 
     Attributes:
+        study: the study with its inputs read and hashed, if they are on this machine.
+        samples: every sample of the study, in order; empty if its inputs cannot be read.
         folder: of the model's configs.
         size: height and width of the images in pixels.
-        shapes: of every captured layer.
-        steps: the scheduler's numbers of all steps.
+        shapes: of every captured layer, and of the latents if they are a control.
+        steps: timesteps of the scheduler, one a step.
         count: number of images.
-        n_stored: how many of them are stored, with their activations; the others leave statistics.
+        n_stored: number of images that are stored with their activations; the others contribute
+            to statistics only.
         bytes_of: stored bytes by kind of array, before compression.
         memory: expected peak bytes of a worker that generates, by kind.
-        exact_properties: properties of which every picture has an exact map.
-        labelers: digest of each labeler's weights.
+        exact_properties: properties of which every source image has an exact map.
+        labelers: fingerprint of each labeler's weights.
         missing: what a run needs and this machine does not have, a sentence each.
     """
 
+    study: Study
+    samples: tuple[Sample, ...]
     folder: Path
     size: tuple[int, int]
     shapes: dict[str, LayerShape]
@@ -54,6 +61,19 @@ class StudyPlan:
     exact_properties: tuple[str, ...]
     labelers: dict[str, str]
     missing: tuple[str, ...]
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside, `plan_of` gives this plan for its study instead of making another one.
+
+        It holds for this thread and the tasks that it starts, and ends with the block: a later
+        run in the same process reads the user's files again.
+        """
+        token = _in_use.set(self)
+        try:
+            yield
+        finally:
+            _in_use.reset(token)
 
     @property
     def bytes(self) -> int:
@@ -71,17 +91,30 @@ class StudyPlan:
         return [name for name in self.shapes if name != LATENTS]
 
     def require_complete(self) -> None:
-        """Refuse a study that cannot be carried out here.
+        """Refuse a study that cannot be carried out on this machine.
 
         Raises:
-            UserError: something is missing; the first of it is named.
+            UserError: the first of what is missing.
         """
         if self.missing:
             raise UserError(self.missing[0])
 
 
+_in_use: ContextVar[StudyPlan | None] = ContextVar("ldmprobe_plan", default=None)
+
+
+def plan_of(study: Study) -> StudyPlan:
+    """The plan in use if it is this very study's, resolved; else a new plan.
+
+    Raises:
+        UserError: a mistake in the study.
+    """
+    plan = _in_use.get()
+    return plan if plan is not None and plan.study == study else plan_study(study)
+
+
 def plan_study(study: Study) -> StudyPlan:
-    """Check everything of a study that can be checked without loading weights, and size it.
+    """Resolve a study, check all that can be checked without loading weights, and size it.
 
     Raises:
         UserError: a mistake, such as a layer or a labeler that does not exist.  What is merely not
@@ -123,27 +156,41 @@ def plan_study(study: Study) -> StudyPlan:
     for prop, spec in labelers_of(study).items():
         require_known(prop, spec)
         labelers[prop] = attempt(partial(check_labeler, prop, spec))
-    found = attempt(lambda: resolve_inputs(study))
-    pinned = found or study
-    count = pinned.count
+    resolved: Study | None = attempt(lambda: resolve_inputs(study))
+    count = (resolved or study).count
     if count is None:
         raise UserError(missing[-1])  # without the files nothing can be sized
-    stored = count
-    if study.capture.keep == "statistics" and found:
-        stored = n_stored_samples(make_samples(pinned), study)
-    truth = _truth(pinned, missing)
+    samples = make_samples(resolved) if resolved else []
+    stored = n_stored_samples(samples, resolved) if resolved else count
+    exact_properties = _exact_properties(resolved or study, missing)
     sums = _sum_bytes(study, shapes, len(steps))
     sizes = _bytes(study, shapes, size, len(steps), stored)
     if sums:
         sizes["statistics"] = BUFFERS * min(study.capture.accumulators, count) * sums
     memory = _memory(study, architecture, denoiser, vae, shapes, len(steps), sums)
     return StudyPlan(
-        folder, size, shapes, steps, count, stored, sizes, memory, truth, labelers, tuple(missing)
+        study=resolved or study,
+        samples=tuple(samples),
+        folder=folder,
+        size=size,
+        shapes=shapes,
+        steps=steps,
+        count=count,
+        n_stored=stored,
+        bytes_of=sizes,
+        memory=memory,
+        exact_properties=exact_properties,
+        labelers=labelers,
+        missing=tuple(missing),
     )
 
 
-def _truth(study: Study, missing: list[str]) -> tuple[str, ...]:
-    """Properties with exact maps; a study that asks for maps that are not there is told so."""
+def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
+    """Properties of which every source image has an exact map.
+
+    Raises:
+        UserError: the study takes labels from exact maps that do not exist.
+    """
     present: tuple[str, ...] = ()
     if study.images is not None and not missing:
         present = exact_map_properties(study.images, image_names(study.images))
@@ -157,7 +204,7 @@ def _truth(study: Study, missing: list[str]) -> tuple[str, ...]:
 
 
 def check_store(plan: StudyPlan, run: Run) -> None:
-    """Refuse a place that cannot be written to, or a local disk that is too small for a new run.
+    """Refuse a store that is not writable, or a local disk that is too small for a new run.
 
     Raises:
         UserError: one of the two.
@@ -165,13 +212,13 @@ def check_store(plan: StudyPlan, run: Run) -> None:
     run.location.require_writable()
     if run.location.remote or run.exists:
         return
-    place = Path(run.url).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    folder = Path(run.url).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     if plan.bytes > free:
         raise UserError(
             f"store {run.url!r} has {free / 1e9:.1f} GB free and the study needs about "
-            f"{plan.bytes / 1e9:.1f} GB: lower prompts.samples, name fewer capture.layers, or "
-            "choose another place with --store"
+            f"{plan.bytes / 1e9:.1f} GB. Fix: lower prompts.samples, name fewer capture.layers, or "
+            "choose another store"
         )

@@ -10,30 +10,31 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of
 from ldmprobe_core.models.weights import fingerprint, model_folder
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
-from ldmprobe_core.pipeline.plan import StudyPlan, check_store, plan_study
+from ldmprobe_core.pipeline.plan import StudyPlan, check_store, plan_of
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.schema import RunShape
-from ldmprobe_core.study.samples import make_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
 
 _PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", "xarray", "prefect")
 
 
 def prepare_run(study: Study, store: str) -> Run:
-    """Check the study, then lay its run out in ``store``, or find it there.
+    """Check the study, then create its run in ``store``, or open the one that exists.
+
+    The plan in use (`StudyPlan.in_use`) is taken if it is this study's.
 
     Raises:
         UserError: a mistake in the study, a store that is too small or cannot be written to, or a
             run there that another model made.
     """
-    plan = plan_study(study)
+    plan = plan_of(study)
     plan.require_complete()
-    study = resolve_inputs(study)
+    study = plan.study
     run = run_in(store, study)
     check_store(plan, run)
     if not run.exists:
-        shape, record = _run_shape(study, plan)  # takes long: before the place is claimed
+        shape, record = _run_shape(plan)  # loads labelers, so it comes before the lock is taken
         with run.creation_lock() as lock:
             if not run.exists:
                 lock.require_held()
@@ -44,14 +45,15 @@ def prepare_run(study: Study, store: str) -> Run:
     return run
 
 
-def _run_shape(study: Study, plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
-    """The shape of a study's run, and what is recorded with it."""
+def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
+    """The shape of a study's run, and the metadata that is recorded with it."""
+    study = plan.study
     with model_access(study):
         labelers = get_labelers(study)
     units = dict.fromkeys(study.labels.maps, "as the maps that were given")
     shape = RunShape(
         study,
-        make_samples(study),
+        list(plan.samples),
         plan.shapes,
         plan.size,
         plan.steps,
@@ -78,7 +80,7 @@ def check_origin(run: Run, study: Study) -> None:
         if begun != now:
             raise UserError(
                 f"{run.url} was labeled by weights of labels.{prop} with fingerprint {begun}, and "
-                f"they now have {now}: move that run away or choose another --store"
+                f"they now have {now}: move that run away or choose another store"
             )
     made_by = attributes["model_fingerprint"]
     mark = fingerprint(model_folder(study.model))
@@ -86,15 +88,15 @@ def check_origin(run: Run, study: Study) -> None:
         raise UserError(
             f"{run.url} was made by a model with fingerprint {made_by}, and "
             f"model.source {study.model.source!r} now has {mark}: move that run away or "
-            "choose another --store"
+            "choose another store"
         )
 
 
 def run_in(store: str, study: Study) -> Run:
-    """The study's run in a store, laid out or not.
+    """Handle of a resolved study's run in a store, whether or not it exists yet.
 
     Raises:
-        UserError: the store is no place.
+        UserError: ``store`` is not a path or URL.
     """
     return Run(f"{Location(store).url}/{study.run_name}")
 

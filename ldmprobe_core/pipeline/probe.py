@@ -14,6 +14,7 @@ from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import probe_activations
 from ldmprobe_core.probing.fitters.mlp import MlpProbe
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import PROBE
 from ldmprobe_core.study.layers import LATENTS
 
 
@@ -28,7 +29,7 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     """
     run = Run(url)
     at, where = step - 1, run.probe_inputs.index(layer)
-    if run.progress.is_done("probed", at, where):
+    if run.progress.is_done(PROBE, at, where):
         return {"seconds": 0.0, "bytes": 0}
     started = time.monotonic()
     study = run.study
@@ -72,5 +73,5 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
             layer=slice(where, where + 1),
             **cell,
         )
-    run.progress.mark_done("probed", at, where)
+    run.progress.mark_done(PROBE, at, where)
     return {"seconds": time.monotonic() - started, "bytes": read}

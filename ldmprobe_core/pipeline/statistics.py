@@ -20,6 +20,7 @@ from ldmprobe_core.probing.baselines import derange
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.units import ACCUMULATE
 from ldmprobe_core.study.batching import (
     BUFFERS,
     STATISTICS_GROUP,
@@ -143,7 +144,7 @@ def require_accumulated(run: Run) -> None:
     Raises:
         RuntimeError: some training batch is not in them.
     """
-    done = run.progress.counts("accumulated")
+    done = run.progress.counts(ACCUMULATE)
     for part, units in enumerate(run_accumulation_units(run)):
         if done[part] != len(units):
             raise RuntimeError(
@@ -185,7 +186,7 @@ def nonfinite_in(run: Run, network: str) -> int:
 
 def _merged(run: Run, group: str, name: str, **where: int) -> np.ndarray:
     """The sum of what counts of every part, added pairwise, which keeps rounding small."""
-    done = run.progress.counts("accumulated")
+    done = run.progress.counts(ACCUMULATE)
     parts = [
         run.read(group, name, accumulator=part, buffer=int(units) % BUFFERS, **where)
         for part, units in enumerate(done)

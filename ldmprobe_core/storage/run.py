@@ -84,6 +84,10 @@ class Run:
         self.location = Location(url)
         self.progress = Progress(self.location.url, lambda: self.store)
 
+    def progress_of(self, group: str) -> Progress:
+        """Progress record of units whose array lies in a group of its own, such as an edit's."""
+        return Progress(self.url, lambda: self.store, group)
+
     @property
     def url(self) -> str:
         """Address of the run's folder or prefix."""

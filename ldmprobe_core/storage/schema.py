@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 
 from ldmprobe_core.storage.group_builder import GroupBuilder
+from ldmprobe_core.storage.units import kinds_in
 from ldmprobe_core.study.batching import (
     BUFFERS,
     STATISTICS_GROUP,
@@ -92,7 +93,10 @@ class RunSchema(GroupBuilder):
             self._probes(f"probes/{name}", shape)
         for prop in self.study.labels.maps:
             self._scores(prop)
-        self._marks()
+        for kind in kinds_in(self.study):
+            if kind.create_groups is not None:
+                kind.create_groups(self)
+        self._progress()
 
     def _sample(self, group: zarr.Group, all_of_them: bool = False) -> None:
         there = self.samples if all_of_them else self.stored_samples
@@ -329,38 +333,25 @@ class RunSchema(GroupBuilder):
             "score of one probe on one sample; NaN where undefined or not computed",
         )
 
-    def _marks(self) -> None:
+    def _progress(self) -> None:
         group = self.group("progress", "Which units of work are complete (1).")
         batches = len(self.study.batches(len(self.stored_samples)))
         self.coordinate(group, "batch", range(batches), "batch of samples")
         self._step(group)
         self.coordinate(group, "layer", list(self.shapes), "denoiser module")
-        for name in ("generated", "labeled"):
+        sizes = {
+            "batch": batches,
+            "step": self.steps,
+            "layer": len(self.shapes),
+            "accumulator": self.parts,
+        }
+        for kind in kinds_in(self.study):
             self.array(
                 group,
-                name,
-                {"batch": batches},
-                {"batch": 1},
-                "uint8",
-                f"batch is {name}",
+                kind.progress,
+                {dim: sizes[dim] for dim in kind.dims},
+                dict.fromkeys(kind.dims, 1),
+                kind.dtype,
+                kind.description,
                 compress=False,
             )
-        if self.study.capture.keep != "activations":
-            self.array(
-                group,
-                "accumulated",
-                {"accumulator": self.parts},
-                {"accumulator": 1},
-                "int64",
-                "units of the part that are added up",
-                compress=False,
-            )
-        self.array(
-            group,
-            "probed",
-            {"step": self.steps, "layer": len(self.shapes)},
-            {"step": 1, "layer": 1},
-            "uint8",
-            "cell is probed",
-            compress=False,
-        )

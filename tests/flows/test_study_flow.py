@@ -17,8 +17,10 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from run_helpers import assert_same, carry_out, small_study
 
-from flows.local import prefect_server, task_runs
+from flows import cli
+from flows.server import prefect_server, task_runs
 from infra.stack import free_ports
+from ldmprobe_core.pipeline import plan
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.verify import find_corrupt_chunks
@@ -106,6 +108,37 @@ def test_one_command_and_every_task_run_is_recorded(reference, tmp_path):
     shown = ldmprobe("show", run.url, "--json", home=home)
     assert json.loads(shown.stdout)["study_hash"] == plain.study.hash
     assert "rank correlation" in ldmprobe("show", run.url, home=home).stdout
+
+
+def test_run_plans_and_resolves_a_study_once(tiny_model, tmp_path, monkeypatch):
+    """The command plans before a server is started; the flow in the same process takes that."""
+    calls = []
+
+    def counted(name):
+        function = getattr(plan, name)
+
+        def call(study):
+            calls.append(name)
+            return function(study)
+
+        monkeypatch.setattr(plan, name, call)
+
+    counted("plan_study")
+    counted("resolve_inputs")
+    (tmp_path / "p.csv").write_text(
+        "prompt,seed\n" + "".join(f"a ball {i},{i}\n" for i in range(8))
+    )
+    content = small_study("once", tiny_model, 8).model_dump(mode="json", by_alias=True)
+    content["prompts"] = {"files": str(tmp_path / "p.csv")}
+    content["probes"] = {"kinds": ["ridge"]}
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(content))
+    with temporary_settings({PREFECT_HOME: tmp_path / "prefect", PREFECT_API_URL: None}):
+        monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+        cli.run(str(path), str(tmp_path / "runs"), None)
+    assert calls == ["plan_study", "resolve_inputs"]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "summary.json").is_file()
 
 
 def test_statistics_instead_of_activations_by_two_workers(tiny_model, tmp_path):

@@ -10,13 +10,9 @@ import numpy as np
 import zarr
 
 from ldmprobe_core.models.sampling import PipelineSampler
-from ldmprobe_core.pipeline.accumulate import accumulate_unit
 from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer
-from ldmprobe_core.pipeline.generate import generate_batch
-from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
-from ldmprobe_core.pipeline.probe import probe_cell
-from ldmprobe_core.pipeline.statistics import run_accumulation_units
+from ldmprobe_core.pipeline.units import carry_out_units
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.samples import Sample
@@ -52,15 +48,7 @@ def generated(
 def carry_out(study: Study, store: str) -> Run:
     """Every unit of a study in a plain loop."""
     run = prepare_run(study, store)
-    for batch in range(len(run.study.batches(run.n_stored))):
-        generate_batch(run.url, batch)
-        label_batch(run.url, batch)
-    for part, units in enumerate(run_accumulation_units(run)):
-        for number in range(len(units)):
-            accumulate_unit(run.url, part, number)
-    for step in range(1, run.open("progress").sizes["step"] + 1):
-        for layer in run.probe_inputs:
-            probe_cell(run.url, step, layer)
+    carry_out_units(run)
     return run
 
 

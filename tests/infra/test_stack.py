@@ -36,7 +36,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from run_helpers import assert_same, carry_out, small_study
 
-from flows.holding import task_runs
+from flows.run_lock import task_runs
 from infra.services import postgres_program
 from infra.stack import free_ports
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary

@@ -189,6 +189,22 @@ def test_marks(run):
     assert run.progress.completed("probed")[2, 1]
 
 
+def test_study_json_is_read_once_a_run(run, monkeypatch):
+    names = []
+    read = Location.read_bytes
+
+    def counted(self, name):
+        names.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Location, "read_bytes", counted)
+    opened = Run(run.url)
+    assert opened.study is opened.study
+    assert opened.n_stored == len(opened.samples) == 10
+    assert opened.probe_inputs
+    assert names.count("study.json") == 1
+
+
 def test_a_stranger_needs_xarray_alone(run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,20 +1,25 @@
-"""Threads of a worker: they compute side by side, and load alone."""
+"""`SharedExclusiveLock`: threads compute side by side and load alone."""
 
 import threading
+import time
 
 import pytest
 
-from ldmprobe_core.pipeline import model_cache
-from ldmprobe_core.pipeline.model_cache import SharedExclusiveLock
+from ldmprobe_core.pipeline.shared_lock import SharedExclusiveLock
 
 LIMIT_S = 30
 
 
 @pytest.fixture
-def turns(monkeypatch):
-    turns = SharedExclusiveLock()
-    monkeypatch.setattr(model_cache, "thread_local_models", model_cache.ThreadLocalModels())
-    return turns
+def lock():
+    return SharedExclusiveLock()
+
+
+def wait_until_one_waits(lock):
+    deadline = time.monotonic() + LIMIT_S
+    while lock.waiting != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # polling for the other thread, bounded by the deadline
 
 
 def in_thread(work):
@@ -23,11 +28,11 @@ def in_thread(work):
     return thread
 
 
-def test_threads_compute_side_by_side(turns):
+def test_computing_is_shared(lock):
     both = threading.Barrier(2, timeout=LIMIT_S)
 
     def compute():
-        with turns.computing():
+        with lock.computing():
             both.wait()  # neither comes past here alone
 
     threads = [in_thread(compute) for _ in range(2)]
@@ -36,28 +41,27 @@ def test_threads_compute_side_by_side(turns):
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_one_that_loads_waits_for_those_that_compute_and_holds_others_up(turns):
+def test_loading_waits_for_computing_and_has_priority(lock):
     computing, let_go, order = threading.Event(), threading.Event(), []
 
     def compute():
-        with turns.computing():
+        with lock.computing():
             computing.set()
             assert let_go.wait(LIMIT_S)
             order.append("computed")
 
     def load():
-        with turns.loading():
+        with lock.loading():
             order.append("loaded")
 
     def compute_later():
-        with turns.computing():
+        with lock.computing():
             order.append("computed later")
 
     threads = [in_thread(compute)]
     assert computing.wait(LIMIT_S)
     threads.append(in_thread(load))
-    with turns._changed:
-        assert turns._changed.wait_for(lambda: turns._waiting == 1, LIMIT_S)
+    wait_until_one_waits(lock)
     threads.append(in_thread(compute_later))  # after the one that waits to load
     let_go.set()
     for thread in threads:
@@ -65,15 +69,15 @@ def test_one_that_loads_waits_for_those_that_compute_and_holds_others_up(turns):
     assert order == ["computed", "loaded", "computed later"]
 
 
-def test_two_that_are_about_to_compute_load_one_after_the_other(turns):
+def test_loading_is_exclusive_among_computing_threads(lock):
     inside, most = 0, 0
     started = threading.Barrier(2, timeout=LIMIT_S)
 
     def work():
         nonlocal inside, most
-        with turns.computing():
+        with lock.computing():
             started.wait()
-            with turns.loading():
+            with lock.loading():
                 inside += 1
                 most = max(most, inside)
                 inside -= 1
@@ -83,22 +87,21 @@ def test_two_that_are_about_to_compute_load_one_after_the_other(turns):
         thread.join(LIMIT_S)
     assert not any(thread.is_alive() for thread in threads)
     assert most == 1
-    assert turns._computing == 0
+    assert lock.n_computing == 0
 
 
-def test_a_thread_that_is_inside_goes_in_again_though_somebody_waits_to_load(turns):
+def test_computing_is_reentrant_while_another_thread_waits_to_load(lock):
     inside, again = threading.Event(), threading.Event()
 
     def compute():
-        with turns.computing():
+        with lock.computing():
             inside.set()
-            with turns._changed:
-                assert turns._changed.wait_for(lambda: turns._waiting == 1, LIMIT_S)
-            with turns.computing():
+            wait_until_one_waits(lock)
+            with lock.computing():
                 again.set()
 
     def load():
-        with turns.loading():
+        with lock.loading():
             assert again.is_set()
 
     threads = [in_thread(compute)]

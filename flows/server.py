@@ -30,7 +30,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.holding import task_runs
+from flows.run_lock import task_runs
 from ldmprobe_core.errors import RunError, UserError
 
 _START_LIMIT_S = 90.0

@@ -15,9 +15,9 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.states import Crashed
 
+from ldmprobe_core.pipeline.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.prepare import run_in
 from ldmprobe_core.storage.lease import Lease, hold_lease
-from ldmprobe_core.study.samples import resolve_inputs
 from ldmprobe_core.study.schema import Study
 
 _WHO = "flow run "
@@ -41,13 +41,18 @@ def hold_run(url: str) -> Iterator[Lease]:
                 _reconcile(run)
 
 
-def run_url(study: Study, store: str) -> str:
-    """URL of a study's run, which need not exist: what is held before anything is done.
+@contextmanager
+def hold_study(study: Study, store: str) -> Iterator[tuple[StudyPlan, Lease]]:
+    """Plan a study unless its plan is in use already, and hold its run, which need not exist.
 
     Raises:
-        UserError: files that the study names cannot be read.
+        UserError: a mistake in the study, something that this machine lacks, or a living flow run
+            that holds the run.
     """
-    return run_in(store, resolve_inputs(study)).url
+    plan = plan_of(study)
+    plan.require_complete()
+    with plan.in_use(), hold_run(run_in(store, plan.study).url) as lease:
+        yield plan, lease
 
 
 def _reconcile(flow_run_id: str) -> bool:

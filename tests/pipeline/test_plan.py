@@ -1,0 +1,50 @@
+"""The plan of a study: resolved once, in use where a caller says so, never kept beyond that."""
+
+from __future__ import annotations
+
+import pytest
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.pipeline.plan import plan_of, plan_study
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.study.samples import make_samples, resolve_inputs
+
+
+def prompts_file(path, n):
+    path.write_text("prompt,seed\n" + "".join(f"a ball {i},{i}\n" for i in range(n)))
+    return path
+
+
+def test_plan_carries_the_resolved_study_and_its_samples(tiny_study, tmp_path):
+    study = tiny_study(prompts={"files": str(prompts_file(tmp_path / "p.csv", 9)), "samples": None})
+    plan = plan_study(study)
+    assert plan.study == resolve_inputs(study)
+    assert plan.study.prompts.content_hash is not None
+    assert list(plan.samples) == make_samples(plan.study)
+    assert (plan.count, plan.n_stored) == (9, 9)
+
+
+def test_plan_in_use_is_taken_for_its_own_study_only(tiny_study):
+    plan, other = plan_study(tiny_study()), tiny_study(prompts={"samples": 15})
+    with plan.in_use():
+        assert plan_of(plan.study) is plan
+        assert plan_of(other).count == 15
+    assert plan_of(plan.study) is not plan
+
+
+def test_plan_is_made_again_after_a_file_changed(tiny_study, tmp_path):
+    path = prompts_file(tmp_path / "p.csv", 9)
+    study = tiny_study(prompts={"files": str(path), "samples": None})
+    first = prepare_run(study, str(tmp_path / "runs"))
+    prompts_file(path, 12)
+    second = prepare_run(study, str(tmp_path / "runs"))
+    assert first.url != second.url
+    assert len(second.samples) == 12
+
+
+def test_plan_without_its_input_files_is_refused(tiny_study, tmp_path):
+    study = tiny_study(prompts={"files": str(tmp_path / "none.csv"), "samples": 9})
+    plan = plan_study(study)
+    assert plan.samples == ()
+    with pytest.raises(UserError, match=r"none\.csv"):
+        plan.require_complete()
