@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.checkpoint import require_weights
 from ldmprobe_core.models.schedulers import new_scheduler
 from ldmprobe_core.models.weights import model_folder
 from ldmprobe_core.study.schema import Study
@@ -92,3 +96,47 @@ def permute_weights(module: nn.Module, seed: int = 100) -> None:
         for parameter in module.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def check_weights(architecture: Architecture) -> None:
+    """Check that a model folder holds every tensor of every network; no weights are loaded.
+
+    Raises:
+        UserError: a tensor, a shard or a file is missing, cut, or of another shape.
+    """
+    folder = architecture.folder
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    for name, entry in index.items():
+        network = None
+        if isinstance(entry, list) and len(entry) == 2 and name not in _NOT_LOADED:
+            network = _meta_network(folder / name, *entry)
+        if network is not None:
+            require_weights(folder / name, network)
+
+
+_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components of a pipeline that a study does without."""
+
+
+def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Module | None:
+    """A component on the meta device; None for what is no network, such as a tokenizer.
+
+    Raises:
+        UserError: its config describes no network that the library can build.
+    """
+    if library not in ("diffusers", "transformers"):
+        return None
+    kind = getattr(importlib.import_module(library), str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        return None
+    network: Any = kind
+    try:
+        with torch.device("meta"):
+            if library == "diffusers":
+                return network.from_config(network.load_config(folder))
+            return network(network.config_class.from_pretrained(folder, local_files_only=True))
+    except (OSError, TypeError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"model: {folder} has an unusable config ({reason:.120}). Fix: fetch it again"
+        ) from error
