@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint env train stack bench audit clean
+.PHONY: help demo test lint env train stack bench audit clean
+
+help:  ## this list
+	@grep -hE "^[a-z]+:.*##" $(MAKEFILE_LIST) | sed -E "s/:.*## /\t/" | expand -t 12
 
 demo: env  ## the embedded study: scores, figures, report
 	$(BIN)/ldmprobe run tabletop
@@ -11,10 +14,11 @@ demo: env  ## the embedded study: scores, figures, report
 test: env lint  ## everything that must hold
 	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile
 
-lint: env
+lint: env  ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 env: $(VENV)/ready  ## one virtual environment for all of it
 

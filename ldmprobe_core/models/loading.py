@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +17,7 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.checkpoint import require_weights
 from ldmprobe_core.models.schedulers import new_scheduler
 from ldmprobe_core.models.weights import model_folder
 from ldmprobe_core.study.schema import Study
@@ -73,10 +79,66 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
 
 
 def timesteps(architecture: Architecture, study: Study) -> list[float]:
-    """The scheduler's own numbers of all steps, in sampling order."""
-    scheduler = new_scheduler(study.sampling.scheduler, architecture.scheduler)
-    architecture.set_steps(scheduler, study.sampling.steps)
-    return [float(t) for t in scheduler.timesteps]
+    """The scheduler's own numbers of all steps, in sampling order.
+
+    Raises:
+        UserError: the scheduler cannot make this many steps, or makes steps that no model can use:
+            repeated, rising, outside its training schedule, or not finite.
+    """
+    steps = study.sampling.steps
+    try:
+        scheduler = new_scheduler(study.sampling.scheduler, architecture.scheduler)
+        architecture.set_steps(scheduler, steps)
+        values = [float(t) for t in scheduler.timesteps]
+    except UserError:
+        raise
+    except Exception as error:  # each scheduler has its own way to fail on a config
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"sampling.scheduler: {study.sampling.scheduler} cannot make {steps} steps with the "
+            f"model's config ({type(error).__name__}: {reason:.100}). Fix: change sampling.steps "
+            "or sampling.scheduler, or mend the model's scheduler_config.json"
+        ) from error
+    trained = int(scheduler.config.get("num_train_timesteps", 1000))
+    problem = _timestep_problem(values, steps, trained) or _noise_problem(scheduler, values)
+    if problem:
+        raise UserError(
+            f"sampling.steps: {problem} (scheduler {study.sampling.scheduler}, {steps} steps). "
+            f"Fix: ask for fewer than {trained} steps, or choose another sampling.scheduler"
+        )
+    return values
+
+
+def _timestep_problem(values: list[float], steps: int, trained: int) -> str | None:
+    """What makes a list of timesteps unusable; None where nothing does.
+
+    Some schedulers visit a timestep twice (PNDM once, Heun each but the last), which is no defect.
+    """
+    if not all(math.isfinite(value) for value in values):
+        return "timesteps are not finite"
+    if len(set(values)) != steps:
+        return f"{len(set(values))} of {steps} timesteps are distinct"
+    if any(later > earlier for earlier, later in itertools.pairwise(values)):
+        return "timesteps do not fall"
+    if min(values) < 0 or max(values) > trained:
+        return f"timesteps {min(values):g} to {max(values):g} leave the schedule 0 to {trained}"
+    return None
+
+
+def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
+    """What makes a schedule's noise levels unusable; None where nothing does."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and not bool(torch.as_tensor(sigmas).isfinite().all()):
+        return "noise levels are not finite"
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None:
+        return None
+    if not bool(alphas.isfinite().all()):
+        return "noise levels are not finite"
+    used = alphas[torch.tensor(values).round().long().clamp(0, len(alphas) - 1)]
+    if scheduler.config.get("prediction_type") == "epsilon" and bool((used <= 0).any()):
+        return "a step has no signal at all, from which predicted noise gives no image"
+    return None
 
 
 def permute_weights(module: nn.Module, seed: int = 100) -> None:
@@ -92,3 +154,47 @@ def permute_weights(module: nn.Module, seed: int = 100) -> None:
         for parameter in module.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def check_weights(architecture: Architecture) -> None:
+    """Check that a model folder holds every tensor of every network; no weights are loaded.
+
+    Raises:
+        UserError: a tensor, a shard or a file is missing, cut, or of another shape.
+    """
+    folder = architecture.folder
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    for name, entry in index.items():
+        network = None
+        if isinstance(entry, list) and len(entry) == 2 and name not in _NOT_LOADED:
+            network = _meta_network(folder / name, *entry)
+        if network is not None:
+            require_weights(folder / name, network)
+
+
+_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Components of a pipeline that a study does without."""
+
+
+def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Module | None:
+    """A component on the meta device; None for what is no network, such as a tokenizer.
+
+    Raises:
+        UserError: its config describes no network that the library can build.
+    """
+    if library not in ("diffusers", "transformers"):
+        return None
+    kind = getattr(importlib.import_module(library), str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        return None
+    network: Any = kind
+    try:
+        with torch.device("meta"):
+            if library == "diffusers":
+                return network.from_config(network.load_config(folder))
+            return network(network.config_class.from_pretrained(folder, local_files_only=True))
+    except (OSError, TypeError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"model: {folder} has an unusable config ({reason:.120}). Fix: fetch it again"
+        ) from error

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.capture import ActivationCapture
+from ldmprobe_core.models.finite import require_finite
 from ldmprobe_core.models.host_transfer import HostTransfer
 from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers
 from ldmprobe_core.models.loading import permute_weights
@@ -129,6 +130,8 @@ class PipelineSampler:
                 **arguments,
             )
 
+        for number, latents in enumerate(watch.after, 1):
+            require_finite(latents, "scheduler", number)
         last = len(watch.after) - 1
         after = []
         for step, latents in enumerate(watch.after):
@@ -176,7 +179,11 @@ class PipelineSampler:
             else None
         )
 
-        def look(_denoiser: nn.Module, args: tuple, kwargs: dict, _output: Any) -> None:
+        def look(_denoiser: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            number = len(watch.after) + 1
+            text = {n: v for n, v in kwargs.items() if n not in ("sample", "hidden_states")}
+            require_finite(text, "text encoder", number, samples)
+            require_finite(output, self.architecture.denoiser, number, samples)
             watch.calls += 1
             if watch.calls > 1:  # guidance's unconditional call, which comes second
                 capture.discard()
@@ -247,7 +254,10 @@ class PipelineSampler:
                 capture = self._capture(vae, 1, captures_vae=True)
                 stack.enter_context(capture)
             for part in self.architecture.unpack(latents).split(self._decode_batch):
-                images.append(_to_images(self.architecture.decode(vae, part)))
+                decoded = self.architecture.decode(vae, part)
+                if vae is self.pipeline.vae:  # the permuted one is a control: its images are unused
+                    require_finite(decoded, "vae")
+                images.append(_to_images(decoded))
                 if captures_vae:
                     taken.append(capture.pop_activations(len(part)))
         if captures_vae:

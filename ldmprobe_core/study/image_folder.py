@@ -11,9 +11,10 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.image_files import open_rgb
 from ldmprobe_core.study.properties import MAP_PROPERTIES
 from ldmprobe_core.study.sections import Images
 
@@ -33,10 +34,19 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
     names = sorted(
         path.name
         for path in place.iterdir()
-        if path.suffix.lower() in _PICTURES and Path(path.stem).suffix[1:] not in MAP_PROPERTIES
+        if path.suffix.lower() in _PICTURES
+        and not path.name.startswith(".")
+        and Path(path.stem).suffix[1:] not in MAP_PROPERTIES
     )
     if not names:
         raise UserError(f"{field} {folder!r} holds 0 pictures: PNG, JPEG or WebP are read")
+    stems: dict[str, str] = {}
+    for name in names:
+        other = stems.setdefault(Path(name).stem, name)
+        if other != name:
+            raise UserError(
+                f"{field} {folder!r}: {other} and {name} would share their maps. Fix: rename one"
+            )
     return names
 
 
@@ -107,11 +117,7 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     Raises:
         UserError: it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGB")  # as it was held
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a picture ({type(error).__name__}): remove it") from error
+    picture = open_rgb(path)
     box = _middle(picture.height, picture.width, size)
     resized = picture.resize(size[::-1], Image.Resampling.LANCZOS, box=box)
     return np.asarray(resized, dtype=np.uint8)

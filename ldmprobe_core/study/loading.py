@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from ldmprobe_core.assets import STUDIES
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.yaml_reader import read_yaml
 
 
 def load_study(source: str, overrides: list[str] | None = None) -> Study:
@@ -33,16 +33,7 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
         if re.fullmatch(r"[\w-]{1,64}", source) is None or not ready.is_file():
             raise UserError(f"study {source!r:.80}: no such file, and no ready study of that name")
         data, path = ready.read_bytes(), Path(f"{source}.yaml")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: a study is a YAML file in UTF-8, and this is not") from None
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise UserError(f"{path}{line}: this is not valid YAML") from None
+    content = read_yaml(data, str(path))
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -71,8 +62,8 @@ def _set(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"--set {override!r}: write it as key=value, such as sampling.steps=20")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text.encode("utf-8", "surrogatepass"), "value")
+    except UserError:
         raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
     *path, last = key.split(".")
     labels = content.get("labels")

@@ -12,6 +12,7 @@ from typing import Any
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.splits import SPLITS
+from ldmprobe_core.study.text_files import decode_text
 
 _ALIASES = {"prompts": "prompt", "seeds": "seed", "prompt_inds": "index"}
 """The paper's names of the columns; its third one, an index, is not needed."""
@@ -91,10 +92,7 @@ def _bytes(path: str) -> bytes:
 
 def _read(path: str, split: str | None) -> list[Row]:
     data = _bytes(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("iso-8859-1")  # as the paper's files are; every byte is a character
+    text = decode_text(data, path)
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = next(reader, [])
@@ -120,6 +118,10 @@ def _read(path: str, split: str | None) -> list[Row]:
 
 
 def _check_header(path: str, header: list[str], names: list[str], split: str | None) -> None:
+    if len(header) == 1 and ";" in header[0]:
+        raise UserError(
+            f"{path}, line 1: the columns are separated by semicolons. Fix: separate them by commas"
+        )
     for needed in ("prompt", "seed"):
         if needed not in names:
             raise UserError(

@@ -10,7 +10,7 @@ from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.generate import _read_images
 from ldmprobe_core.pipeline.plan import plan_study
-from ldmprobe_core.study.image_folder import read_image, read_map
+from ldmprobe_core.study.image_folder import list_images, read_image, read_map
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.prompt_files import read_rows
 from ldmprobe_core.study.samples import make_samples, resolve_inputs
@@ -320,7 +320,7 @@ def test_mistakes_of_pictures(tmp_path, scenes):
     with pytest.raises(UserError, match="source is prompts, and images is given"):
         parse_study({"images": {"folder": "x"}})
     (tmp_path / "1.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"1\.png: not a picture"):
+    with pytest.raises(UserError, match=r"1\.png: not a whole picture"):
         _read_images(tmp_path, ["1.png"], (8, 8))
     for name, values, words in (
         ("bad.npy", np.full((4, 4), np.nan), "not finite"),
@@ -347,3 +347,12 @@ def test_mistakes_of_pictures(tmp_path, scenes):
     with pytest.raises(UserError, match="not a map"):
         read_map(tmp_path / "objects.npy", "depth", (4, 4))
     assert resolve_inputs(study(scenes[0])).images.samples == 18
+
+
+def test_hidden_files_are_no_pictures_and_two_of_one_stem_are_refused(tmp_path):
+    for name in ("a.png", "._b.png", "c.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert list_images(str(tmp_path)) == ["a.png", "c.jpg"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.webp")
+    with pytest.raises(UserError, match=r"a\.png and a\.webp would share their maps"):
+        list_images(str(tmp_path))

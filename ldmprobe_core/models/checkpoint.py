@@ -1,0 +1,199 @@
+"""Completeness of a model folder's weights, from index files and safetensors headers alone.
+
+`from_pretrained` draws a tensor at random where the file has none of its name, so that every worker
+would compute with another model.  Here each tensor that a network needs is looked up, with its
+shape, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ldmprobe_core.errors import UserError
+
+_MAX_HEADER = 100 << 20
+"""The format's own limit of a header, in bytes."""
+
+_DTYPE_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
+    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+_STEMS = ("diffusion_pytorch_model", "model")
+"""File names without suffix, as diffusers and transformers write them."""
+
+_RENAMED = [
+    (re.compile(r"\.(query|key|value)\.(weight|bias)$"), r".to_\1.\2"),
+    (re.compile(r"\.proj_attn\.(weight|bias)$"), r".to_out.0.\1"),
+    (re.compile(r"\.to_query\."), ".to_q."),
+    (re.compile(r"\.to_key\."), ".to_k."),
+    (re.compile(r"\.to_value\."), ".to_v."),
+]
+"""Names of attention weights in older checkpoints, which diffusers renames while loading."""
+
+_PREFIXES = ("text_model.", "model.", "encoder.")
+"""Prefixes that transformers adds or removes between releases, and understands either way."""
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a safetensors file; no data is read.
+
+    Raises:
+        UserError: the file is cut short, a pointer of Git LFS, or no safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            if start.startswith(b"version"):
+                raise UserError(
+                    f"model: {path} is a Git LFS pointer, not the weights. Fix: fetch the file "
+                    "itself (git lfs pull, or hf download)"
+                )
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
+                raise ValueError("no header")
+            header = json.loads(file.read(length))
+        return _tensors(header, size - 8 - length)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = type(error).__name__ if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"model: {path} is not a whole safetensors file ({reason:.80}). Fix: fetch it again"
+        ) from None
+
+
+def _tensors(header: Any, data_bytes: int) -> dict[str, tuple[int, ...]]:
+    """Check every entry of a header against the bytes that follow it."""
+    shapes, end = {}, 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        shape, (begin, stop) = tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or begin > stop:
+            raise ValueError(f"tensor {name:.60} has no valid shape or offsets")
+        count = 1
+        for n in shape:
+            count *= n
+        width = _DTYPE_BYTES.get(entry["dtype"])
+        if width is not None and stop - begin != count * width:
+            raise ValueError(f"tensor {name:.60} has another size than its shape")
+        shapes[name], end = shape, max(end, stop)
+    if end != data_bytes:
+        raise ValueError(f"{end} bytes of tensors are declared and {data_bytes} are there")
+    return shapes
+
+
+def read_component(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of one component, over its shards.
+
+    Args:
+        folder: of the component, such as ``unet/``.
+
+    Raises:
+        UserError: there are no safetensors weights of the default variant, a shard is missing, or a
+            file is not whole.
+    """
+    for stem in _STEMS:
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return _read_shards(folder, index)
+        single = folder / f"{stem}.safetensors"
+        if single.is_file():
+            return read_header(single)
+    variants = sorted(path.name for path in folder.glob("*.safetensors"))
+    if variants:
+        raise UserError(
+            f"model: {folder} holds only {', '.join(variants)}, a variant. Fix: fetch the default "
+            "weights, or rename the file without its variant"
+        )
+    raise UserError(f"model: {folder} holds no weights (*.safetensors). Fix: fetch them")
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        files = {str(name) for name in weight_map.values()}
+        names = set(weight_map)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UserError(f"model: {index} is not a whole index. Fix: fetch it again") from None
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted(files):
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"model: {folder / name}: this shard is missing. Fix: fetch it")
+        shapes |= read_header(folder / name)
+    missing = sorted(names - set(shapes))
+    if missing:
+        raise UserError(
+            f"model: {index} names {missing[0]}, and no shard holds it. Fix: fetch the shards again"
+        )
+    return shapes
+
+
+def require_weights(folder: Path, network: nn.Module) -> None:
+    """Check that a component's files hold every tensor that its network needs, in its shape.
+
+    Args:
+        folder: of the component.
+        network: the component, on the meta device (names and shapes only).
+
+    Raises:
+        UserError: a tensor is missing or has another shape, or a file is not whole; file or folder
+            and tensor are named.
+    """
+    stored = {_current_name(name): shape for name, shape in read_component(folder).items()}
+    needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    tied = _tied(network)
+    missing, reshaped = [], []
+    for name, shape in needed.items():
+        found = next((stored[alias] for alias in _aliases(name) if alias in stored), None)
+        if found is None:
+            if name not in tied and not name.endswith("position_ids"):
+                missing.append(name)
+        elif found != shape and _squeezed(found) != _squeezed(shape):
+            reshaped.append(f"{name} is {found}, not {shape}")
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"model: {folder} lacks the tensor {missing[0]}{more}. Fix: fetch its weights again"
+        )
+    if reshaped:
+        raise UserError(
+            f"model: {folder}: tensor {reshaped[0]}. Fix: config.json and weights must be of one "
+            "model"
+        )
+
+
+def _current_name(name: str) -> str:
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _aliases(name: str) -> Iterable[str]:
+    """Names under which a tensor may be stored, the network's own first."""
+    yield name
+    for prefix in _PREFIXES:
+        yield prefix + name
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix)
+
+
+def _tied(network: nn.Module) -> set[str]:
+    """Tensors that are another tensor of the network, so that files hold one of the two."""
+    tied: set[str] = set()
+    for prefix, module in network.named_modules():
+        keys = getattr(module, "_tied_weights_keys", None) or ()
+        pairs = [*keys, *keys.values()] if isinstance(keys, dict) else keys
+        tied |= {f"{prefix}.{key}".lstrip(".") for key in pairs}
+    return tied
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A 1 x 1 convolution and a linear layer hold the same numbers."""
+    return tuple(n for n in shape if n != 1)

@@ -1,0 +1,98 @@
+"""Prompts as the text encoders see them: token ids, and what is cut off.
+
+Two prompts that differ as text can be one and the same to a model: a tokenizer folds case and
+spaces, and cuts what is beyond its length.  Samples are told apart by these ids.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.architectures.base import Architecture
+
+TokenIds = tuple[tuple[int, ...], ...]
+"""Ids that reach each text encoder, one tuple per tokenizer."""
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """One prompt as a pipeline's text encoders see it.
+
+    Attributes:
+        ids: per tokenizer, special tokens included, padding left out, cut to the length used.
+        cut: text of the tokens beyond the length that every tokenizer takes; empty where at least
+            one of them takes the whole prompt.
+    """
+
+    ids: TokenIds
+    cut: str
+
+
+class PromptTokenizer:
+    """All tokenizers of a pipeline, with the lengths at which the pipeline cuts.
+
+    Args:
+        architecture: of the model folder that holds the tokenizers.
+
+    Raises:
+        UserError: a tokenizer cannot be loaded, or has more tokens than its encoder's vocabulary.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        folder = architecture.folder
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        call = inspect.signature(architecture.pipeline.__call__).parameters
+        longest = call["max_sequence_length"].default if "max_sequence_length" in call else None
+        self._tokenizers: list[tuple[Any, int]] = []
+        for name, entry in index.items():
+            if not name.startswith("tokenizer") or not isinstance(entry, list) or not entry[1]:
+                continue
+            tokenizer = _load(folder / name, str(entry[1]))
+            encoder = folder / name.replace("tokenizer", "text_encoder") / "config.json"
+            _require_vocabulary(folder / name, tokenizer, encoder)
+            is_clip = "CLIP" in str(entry[1])
+            limit = tokenizer.model_max_length if is_clip or longest is None else longest
+            self._tokenizers.append((tokenizer, int(limit)))
+
+    def __call__(self, prompt: str) -> PromptTokens:
+        """Token ids of a prompt, and the text that no encoder sees."""
+        ids, cuts = [], []
+        for tokenizer, limit in self._tokenizers:
+            whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
+            kept = tokenizer(prompt, truncation=True, max_length=limit).input_ids
+            ids.append(tuple(int(i) for i in kept))
+            lost = whole[limit - 1 : -1] if len(whole) > limit else []
+            cuts.append(tokenizer.decode(lost).strip() if lost else "")
+        return PromptTokens(tuple(ids), min(cuts, key=len, default=""))
+
+
+def _load(folder: Path, kind: str) -> Any:
+    library = importlib.import_module("transformers")
+    tokenizer: Any = getattr(library, kind, None) or library.AutoTokenizer
+    try:
+        return tokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises a dozen kinds for a broken folder
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"model: {folder} holds no usable tokenizer ({reason:.100}). Fix: fetch it again"
+        ) from error
+
+
+def _require_vocabulary(folder: Path, tokenizer: Any, encoder: Path) -> None:
+    """Refuse a tokenizer whose ids its text encoder has no embedding for."""
+    try:
+        size = int(json.loads(encoder.read_text("utf-8"))["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # an encoder without a vocabulary of its own
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= size:
+        raise UserError(
+            f"model: {folder} has token id {largest}, and {encoder} a vocabulary of {size}. Fix: "
+            "tokenizer and text encoder must be of one model"
+        )

@@ -1,0 +1,74 @@
+"""Decoding of text files whose encoding is not stated."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+from ldmprobe_core.errors import UserError
+
+_WIDE = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Byte order marks; UTF-32's begins with UTF-16's and comes first."""
+
+_MULTIBYTE = re.compile(
+    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
+)
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Text of a file in UTF-8, or in Windows-1252 where that fits every byte.
+
+    Files without a single multi-byte UTF-8 character are read as Windows-1252, which spreadsheet
+    programs write and which equals Latin-1 for accented letters.  A file with some valid and some
+    invalid UTF-8 is neither, so one of its accents would come out wrong: it is refused.
+
+    Args:
+        data: the file's bytes.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: neither encoding fits, or a control character; with line and byte.
+    """
+    for mark, encoding in _WIDE.items():
+        if data.startswith(mark):
+            raise UserError(f"{name}: the file is {encoding}. Fix: save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        text = _windows_1252(data, error.start, name)
+    control = _CONTROL.search(text)
+    if control is not None:
+        line = text.count("\n", 0, control.start()) + 1
+        raise UserError(
+            f"{name}, line {line}: control character {ord(control[0]):#04x}. Fix: remove it, or "
+            "save the file as UTF-8 text"
+        )
+    return text
+
+
+def _windows_1252(data: bytes, invalid: int, name: str) -> str:
+    """Decode as Windows-1252 unless the file is UTF-8 for the most part.
+
+    Args:
+        invalid: index of the first byte that is not UTF-8.
+    """
+    line = data.count(b"\n", 0, invalid) + 1
+    if _MULTIBYTE.search(data):
+        raise UserError(
+            f"{name}, line {line}: byte {data[invalid]:#04x} is not UTF-8, as the rest of the file "
+            "is. Fix: save the file as UTF-8"
+        )
+    try:
+        return data.decode("cp1252")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{name}, line {line}: byte {data[error.start]:#04x} is neither UTF-8 nor "
+            "Windows-1252. Fix: save the file as UTF-8"
+        ) from None

@@ -1,0 +1,152 @@
+"""Strict reader of YAML: no key twice, no deep nesting, no aliases that expand without bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from ldmprobe_core.errors import UserError
+
+MAX_BYTES = 1 << 20
+"""Largest file that is read; a study with 10,000 prompts in it is smaller."""
+
+MAX_DEPTH = 32
+"""Deepest nesting of mappings and lists; a study needs five levels."""
+
+MAX_NODES = 100_000
+"""Most values after aliases are expanded: nine lines of nested aliases can stand for billions."""
+
+# libyaml, where PyYAML was built with it, parses ten times as fast.
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _StrictLoader(_Base):
+    """Safe loader that refuses a key given twice in one mapping, where YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not _is_hashable(key):
+                continue  # the base class says so
+            if key in lines:
+                raise _ReadError(
+                    line, f"key {key!r:.40} is given twice (first on line {lines[key]})"
+                )
+            lines[key] = line
+        return dict(super().construct_mapping(node, deep))
+
+
+class _ReadError(Exception):
+    """A defect with the line (from 1) that it is on."""
+
+    def __init__(self, line: int | None, text: str) -> None:
+        super().__init__(line, text)
+        self.line, self.text = line, text
+
+
+def read_yaml(data: bytes, name: str) -> Any:
+    """Read one YAML document.
+
+    Args:
+        data: the file's bytes, UTF-8.
+        name: of the file, for messages.
+
+    Returns:
+        dicts, lists and scalars; None for an empty document.
+
+    Raises:
+        UserError: not YAML, not UTF-8, a key given twice, too large, too deep, or too many values
+            after aliases are expanded; with the line where one is known.
+    """
+    try:
+        return _read(data)
+    except _ReadError as problem:
+        line = f", line {problem.line}" if problem.line is not None else ""
+        raise UserError(f"{name}{line}: {problem.text}") from None
+
+
+def _read(data: bytes) -> Any:
+    if len(data) > MAX_BYTES:
+        raise _ReadError(
+            None, f"{len(data)} bytes are too many for a study. Fix: put prompts into a CSV file"
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise _ReadError(
+            line, f"byte {error.object[error.start]:#04x} is not UTF-8. Fix: save the file as UTF-8"
+        ) from None
+    try:
+        _require_shallow(text)
+        loader = _StrictLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _require_bounded(node)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = mark.line + 1 if mark is not None else None
+        raise _ReadError(where, "this is not valid YAML") from None
+    except (ValueError, OverflowError, TypeError, RecursionError) as error:
+        # A date such as 2026-99-99, a number of 5,000 digits, a list as a key.
+        reason = str(error).partition("\n")[0]
+        raise _ReadError(None, f"a value cannot be read ({reason:.80})") from None
+
+
+def _require_shallow(text: str) -> None:
+    """Refuse deep nesting before a parser recurses into it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Base):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                mark: Any = event.start_mark
+                raise _ReadError(mark.line + 1, f"nested more than {MAX_DEPTH} levels deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _require_bounded(root: yaml.Node) -> None:
+    """Refuse aliases that refer to themselves, or expand to more than `MAX_NODES` values."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in open_nodes:
+            raise _ReadError(
+                node.start_mark.line + 1, "an alias refers to a value that contains it"
+            )
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            children: list[yaml.Node] = []
+            if isinstance(node, yaml.SequenceNode):
+                children = node.value
+            elif isinstance(node, yaml.MappingNode):
+                children = [part for pair in node.value for part in pair]
+            sizes[id(node)] = 1 + sum(size(child) for child in children)
+            open_nodes.discard(id(node))
+        if sizes[id(node)] > MAX_NODES:
+            raise _ReadError(
+                node.start_mark.line + 1, f"aliases expand to more than {MAX_NODES} values"
+            )
+        return sizes[id(node)]
+
+    size(root)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

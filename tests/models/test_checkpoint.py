@@ -1,0 +1,187 @@
+"""Weights that are missing, cut or of another model are named from file headers alone."""
+
+import json
+import struct
+
+import pytest
+import tiny_models
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.checkpoint import read_component, read_header, require_weights
+from ldmprobe_core.models.loading import check_weights
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_models.write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def component(tmp_path):
+    """A folder with one small network of two layers, and the network on the meta device."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    save_file(network.state_dict(), tmp_path / WEIGHTS)
+    with torch.device("meta"):
+        return tmp_path, nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def test_read_header_gives_the_names_and_shapes_that_safetensors_reads(folder):
+    path = folder / "unet" / WEIGHTS
+    with safe_open(path, framework="pt") as file:
+        expected = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert read_header(path) == expected
+
+
+def test_require_weights_accepts_each_component_as_it_was_saved(folder):
+    parts = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    with torch.device("meta"):
+        for name, kind in parts.items():
+            require_weights(folder / name, kind.from_config(kind.load_config(folder / name)))
+        config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+        require_weights(folder / "text_encoder", CLIPTextModel(config))
+
+
+@pytest.mark.parametrize("name", tiny_models.FAMILIES)
+def test_check_weights_accepts_every_architecture_and_names_a_lost_tensor(name, tmp_path):
+    folder = tiny_models.write(name, tmp_path / name)
+    check_weights(detect_architecture(folder))
+    path = next(
+        p for part in ("text_encoder_3", "text_encoder_2", "text_encoder")
+        for p in (folder / part).glob("*.safetensors")
+    )  # fmt: skip
+    state = load_file(path)
+    lost = max(state, key=lambda key: ("layer" in key, key))
+    del state[lost]
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"lacks the tensor.*{lost.rpartition('.')[2]}"):
+        check_weights(detect_architecture(folder))
+
+
+def test_require_weights_accepts_the_older_names_of_attention_weights(folder, tmp_path):
+    state = load_file(folder / "vae" / WEIGHTS)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, value in state.items():
+        for new, before in old.items():
+            name = name.replace(f".{new}.", f".{before}.")
+        renamed[name] = value
+    assert renamed.keys() != state.keys()
+    save_file(renamed, tmp_path / WEIGHTS)
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+    require_weights(tmp_path, vae)
+
+
+def test_require_weights_names_a_missing_tensor(component):
+    path, network = component
+    state = load_file(path / WEIGHTS)
+    del state["1.bias"]
+    save_file(state, path / WEIGHTS)
+    with pytest.raises(UserError, match=r"lacks the tensor 1\.bias\. Fix"):
+        require_weights(path, network)
+
+
+def test_require_weights_names_a_tensor_of_another_shape(component):
+    path, network = component
+    state = load_file(path / WEIGHTS)
+    state["0.weight"] = torch.zeros(4, 5)
+    save_file(state, path / WEIGHTS)
+    with pytest.raises(UserError, match=r"tensor 0\.weight is \(4, 5\), not \(4, 3\)"):
+        require_weights(path, network)
+
+
+def _shards(path, lost):
+    state = load_file(path / WEIGHTS)
+    names = sorted(state)
+    files = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(names)}
+    for shard in set(files.values()) - {lost}:
+        save_file({n: state[n] for n in names if files[n] == shard}, path / shard)
+    index = {"weight_map": files}
+    (path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    (path / WEIGHTS).unlink()
+
+
+def test_read_component_joins_shards_and_names_one_that_is_missing(component):
+    path, network = component
+    whole = read_component(path)
+    _shards(path, None)
+    assert read_component(path) == whole
+    require_weights(path, network)
+    (path / "part-1.safetensors").unlink()
+    with pytest.raises(UserError, match=r"part-1\.safetensors: this shard is missing"):
+        require_weights(path, network)
+    (path / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "../../x"}}')
+    with pytest.raises(UserError, match="this shard is missing"):
+        read_component(path)
+
+
+def test_read_component_names_a_variant_and_an_empty_folder(component):
+    path, network = component
+    (path / WEIGHTS).rename(path / "diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(UserError, match=r"holds only diffusion_pytorch_model\.fp16\.safetensors"):
+        require_weights(path, network)
+    (path / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no weights"):
+        require_weights(path, network)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-1], r"bytes of tensors are declared and \d+ are there"),
+        (lambda data: data[:20], "no header"),
+        (lambda data: b"", "no header"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (lambda data: struct.pack("<Q", 2**60) + data[8:], "no header"),
+        (lambda data: data + b"x", "are declared"),
+        (lambda data: data.replace(b'"F32"', b'"F64"'), "another size than its shape"),
+    ],
+)
+def test_read_header_refuses_a_file_that_is_not_whole(component, damage, words):
+    path = component[0] / WEIGHTS
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=words):
+        read_header(path)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.tuples(st.binary(max_size=120), st.binary(max_size=40)).map(
+            lambda parts: struct.pack("<Q", len(parts[0])) + parts[0] + parts[1]
+        ),
+        st.recursive(
+            st.none() | st.integers() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["a", "shape", "dtype", "data_offsets", "__metadata__"]), inner
+                )
+            ),
+            max_leaves=8,
+        )
+        .map(lambda tree: json.dumps(tree).encode())
+        .map(lambda text: struct.pack("<Q", len(text)) + text),
+    )
+)
+def test_any_bytes_are_a_header_or_one_sentence(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    path.write_bytes(data)
+    try:
+        shapes = read_header(path)
+    except UserError:
+        return
+    assert all(isinstance(shape, tuple) for shape in shapes.values())

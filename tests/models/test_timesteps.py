@@ -1,0 +1,70 @@
+"""Timesteps are the scheduler's own, or refused before anything is generated."""
+
+import json
+
+import pytest
+import tiny_models
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.loading import timesteps
+from ldmprobe_core.study.loading import parse_study
+
+SCHEDULERS = ("lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_models.write("sd1", tmp_path_factory.mktemp("sd1") / "m")
+
+
+def study(folder, scheduler, steps):
+    return parse_study(
+        {"model": {"source": str(folder)}, "sampling": {"scheduler": scheduler, "steps": steps}}
+    )
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("steps", [2, 3, 15, 50])
+def test_timesteps_are_those_that_the_scheduler_itself_sets(folder, scheduler, steps):
+    values = timesteps(detect_architecture(folder), study(folder, scheduler, steps))
+    assert len(set(values)) == steps
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_more_steps_than_the_schedule_has_are_refused(folder, scheduler):
+    with pytest.raises(UserError, match=r"sampling\.(steps|scheduler): .*1001 steps.*Fix"):
+        timesteps(detect_architecture(folder), study(folder, scheduler, 1001))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sd1", {"timestep_spacing": "foo"}),
+        ("sd1", {"beta_schedule": "foo"}),
+        ("sd1", {"num_train_timesteps": 0}),
+        ("sd1", {"beta_end": float("inf")}),
+        ("sd3", {"use_dynamic_shifting": True}),
+    ],
+)
+def test_a_scheduler_config_that_cannot_be_used_is_one_sentence(tmp_path, name, change):
+    folder = tiny_models.write(name, tmp_path / name)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    kind = "flow" if name == "sd3" else "euler"
+    with pytest.raises(UserError, match=r"sampling\.(steps|scheduler): .*Fix"):
+        timesteps(detect_architecture(folder), study(folder, kind, 5))
+
+
+def test_predicted_noise_at_zero_signal_is_refused(tmp_path):
+    """Dividing by an alpha of 0 would give pictures of NaN; velocity prediction has no division."""
+    folder = tiny_models.write("sd1", tmp_path / "m")
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    path.write_text(json.dumps(config | {"prediction_type": "epsilon"}))
+    with pytest.raises(UserError, match="a step has no signal at all"):
+        timesteps(detect_architecture(folder), study(folder, "ddim", 5))
+    path.write_text(json.dumps(config | {"prediction_type": "v_prediction"}))
+    assert len(timesteps(detect_architecture(folder), study(folder, "ddim", 5))) == 5

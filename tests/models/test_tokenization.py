@@ -1,0 +1,57 @@
+"""Prompts are told apart as the text encoders see them."""
+
+import json
+
+import pytest
+import tiny_models
+
+from ldmprobe_core.assets import MODEL_FOLDER
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.tokenization import PromptTokenizer
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return PromptTokenizer(detect_architecture(MODEL_FOLDER))
+
+
+def test_case_and_spaces_do_not_make_another_prompt(embedded):
+    one, two = embedded("A Red Ball on a gray floor"), embedded("a red  ball on a gray floor")
+    assert one.ids == two.ids
+    assert one.ids != embedded("a blue ball on a gray floor").ids
+
+
+def test_what_is_beyond_the_length_is_named_and_makes_no_difference(embedded):
+    start = "a red ball on a gray floor, white wall " * 4
+    one, two = embedded(start + "and a cube"), embedded(start + "and a cone")
+    assert one.ids == two.ids
+    assert len(one.ids[0]) == 24
+    assert one.cut.replace(" ", "").endswith("andacube")
+    assert embedded("a red ball on a gray floor").cut == ""
+
+
+@pytest.mark.parametrize("name", tiny_models.FAMILIES)
+def test_every_tokenizer_of_an_architecture_is_asked(name, tmp_path):
+    architecture = detect_architecture(tiny_models.write(name, tmp_path / name))
+    index = json.loads((architecture.folder / "model_index.json").read_text())
+    tokens = PromptTokenizer(architecture)("a red ball")
+    assert len(tokens.ids) == sum(key.startswith("tokenizer") for key in index)
+    assert all(len(ids) >= 3 for ids in tokens.ids)
+
+
+def test_a_tokenizer_that_does_not_fit_its_encoder_is_refused(tmp_path):
+    architecture = detect_architecture(tiny_models.write("sd1", tmp_path / "m"))
+    path = architecture.folder / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"vocab_size": 5}))
+    with pytest.raises(UserError, match=r"and .* a vocabulary of 5"):
+        PromptTokenizer(architecture)
+
+
+def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
+    architecture = detect_architecture(tiny_models.write("sd1", tmp_path / "m"))
+    for path in (architecture.folder / "tokenizer").iterdir():
+        path.write_text("{")
+    with pytest.raises(UserError, match="no usable tokenizer"):
+        PromptTokenizer(architecture)

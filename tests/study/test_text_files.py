@@ -1,0 +1,51 @@
+"""Text files are decoded for what they hold, or refused with line and byte."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.text_files import decode_text
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("prompt,seed\nthe café,1\n", "utf-8"),
+        ("prompt,seed\nthe café,1\n", "utf-8-sig"),
+        ("prompt,seed\nthe cat’s hat,1\n", "cp1252"),
+        ("prompt,seed\na déjà-vu,1\n", "latin-1"),
+        ("prompt,seed\r\nplain,1\r\n", "ascii"),
+    ],
+)
+def test_decode_text_reads_what_was_written(text, encoding):
+    assert decode_text(text.encode(encoding), "f.csv") == text
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("prompt,seed\ncafé,1\n".encode() + b"na\xefve,2\n", "line 3: byte 0xef is not UTF-8, as"),
+        (b"prompt,seed\na\x81b,1\n", "line 2: byte 0x81 is neither UTF-8 nor Windows-1252"),
+        ("prompt,seed\n".encode("utf-16"), "f.csv: the file is UTF-16. Fix: save it as UTF-8"),
+        ("prompt,seed\n".encode("utf-32"), "f.csv: the file is UTF-32"),
+        (b"prompt,seed\na\x00b,1\n", "line 2: control character 0x00"),
+        ("prompt,seed\nthe cat\x92s hat,1\n".encode(), "line 2: control character 0x92"),
+    ],
+)
+def test_decode_text_refuses_with_line_and_byte(data, words):
+    with pytest.raises(UserError, match=words):
+        decode_text(data, "f.csv")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_text_or_one_sentence(data):
+    try:
+        text = decode_text(data, "f.csv")
+    except UserError:
+        return
+    assert not any(ord(c) < 32 and c not in "\t\n\r" for c in text)
+    assert text.encode("utf-8") in (data, data.removeprefix(b"\xef\xbb\xbf")) or (
+        text.encode("cp1252") == data
+    )

@@ -1,0 +1,84 @@
+"""YAML that is read for what it says, or refused in one sentence."""
+
+import time
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.yaml_reader import MAX_DEPTH, read_yaml
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sampling: {steps: 3}\nname: a\nsampling: {batch: 2}\n", "f, line 3: key 'sampling' is"),
+        (
+            "sampling:\n  steps: 3\n  steps: 4\n",
+            r"f, line 3: key 'steps' is given twice \(first on",
+        ),
+        ("prompts: {items: [{a: 1, a: 2}]}", "line 1: key 'a' is given twice"),
+        (BOMB, "aliases expand to more than"),
+        ("a: &a [*a]", "an alias refers to a value that contains it"),
+        ("[" * (MAX_DEPTH + 1), f"nested more than {MAX_DEPTH} levels"),
+        ("{a: " * 5000, "nested more than"),
+        ("a: [1,\nb: 2", "not valid YAML"),
+        ("a: 2026-99-99", "cannot be read"),
+        ("a: " + "9" * 5000, "cannot be read"),
+        ("? [a, b]\n: 1", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("a: 1\n---\nb: 2", "not valid YAML"),
+    ],
+)
+def test_read_yaml_refuses_with_line_and_reason(text, words):
+    with pytest.raises(UserError, match=words):
+        read_yaml(text.encode(), "f")
+
+
+def test_read_yaml_names_the_byte_that_is_not_utf8():
+    with pytest.raises(UserError, match=r"f, line 2: byte 0xe9 is not UTF-8"):
+        read_yaml("a: 1\nname: café".encode("latin-1"), "f")
+
+
+def test_read_yaml_refuses_a_file_that_is_too_large():
+    with pytest.raises(UserError, match="too many for a study"):
+        read_yaml(b"#" * (1 << 21), "f")
+
+
+def test_read_yaml_keeps_aliases_merges_and_a_byte_order_mark():
+    text = "\ufeffbase: &b {steps: 3, batch: 2}\nsampling:\n  <<: *b\n  batch: 4\nagain: [*b, *b]\n"
+    base = {"steps": 3, "batch": 2}
+    assert read_yaml(text.encode(), "f") == {
+        "base": base,
+        "sampling": {"steps": 3, "batch": 4},
+        "again": [base, base],
+    }
+    assert read_yaml(b"", "f") is None
+    assert read_yaml(b"# nothing", "f") is None
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.one_of(
+        st.binary(max_size=400),
+        st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
+        st.text(alphabet="ab:-[]{}&*!|>'\"#%@`,? \n\t~0123.<", max_size=80).map(str.encode),
+        st.sampled_from([b"name: x\n", b"sampling:\n", b"prompts: {items: ["]).flatmap(
+            lambda start: st.binary(max_size=60).map(lambda rest: start + rest)
+        ),
+    )
+)
+def test_any_bytes_are_a_study_or_one_sentence(data):
+    started = time.process_time()
+    with suppress(UserError):
+        content = read_yaml(data, "f")
+        if isinstance(content, dict):
+            parse_study(content)
+    assert time.process_time() - started < 1
