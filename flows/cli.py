@@ -334,6 +334,8 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for sentence in plan.notes:
+        console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
     for sentence in plan.missing:
         console.print(f"missing: {sentence}", highlight=False, markup=False, soft_wrap=True)
 

@@ -80,3 +80,23 @@ def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
             f"images: sample {samples[i]} is one colour throughout (rgb {color}), so there is "
             "nothing to label. Fix: check the model's weights, model.dtype and sampling"
         )
+
+
+def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int]) -> None:
+    """Refuse a labeler's output that is not finite.
+
+    Args:
+        name: of the property, for messages.
+        values: (image, ...), the images of a sample one after another.
+        samples: index of each sample in the run.
+
+    Raises:
+        RunError: a value is NaN or infinite; property and sample are named.
+    """
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
+    if len(bad):
+        sample = samples[int(bad[0]) * len(samples) // len(values)]
+        raise RunError(
+            f"labels.{name}: the labeler gives values that are not finite for sample {sample}. "
+            "Fix: check its weights"
+        )

@@ -156,13 +156,12 @@ def permute_weights(module: nn.Module, seed: int = 100) -> None:
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
-def check_weights(architecture: Architecture) -> None:
+def check_weights(folder: Path) -> None:
     """Check that a model folder holds every tensor of every network; no weights are loaded.
 
     Raises:
         UserError: a tensor, a shard or a file is missing, cut, or of another shape.
     """
-    folder = architecture.folder
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     for name, entry in index.items():
         network = None

@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.base import Architecture
 
 TokenIds = tuple[tuple[int, ...], ...]
 """Ids that reach each text encoder, one tuple per tokenizer."""
@@ -38,17 +38,21 @@ class PromptTokenizer:
     """All tokenizers of a pipeline, with the lengths at which the pipeline cuts.
 
     Args:
-        architecture: of the model folder that holds the tokenizers.
+        folder: of the model, with its tokenizers.
+        call: of the pipeline class, whose default of `max_sequence_length` is where it cuts.
 
     Raises:
         UserError: a tokenizer cannot be loaded, or has more tokens than its encoder's vocabulary.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
-        folder = architecture.folder
+    def __init__(self, folder: Path, call: Callable[..., Any]) -> None:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        call = inspect.signature(architecture.pipeline.__call__).parameters
-        longest = call["max_sequence_length"].default if "max_sequence_length" in call else None
+        parameters = inspect.signature(call).parameters
+        longest = (
+            parameters["max_sequence_length"].default
+            if "max_sequence_length" in parameters
+            else None
+        )
         self._tokenizers: list[tuple[Any, int]] = []
         for name, entry in index.items():
             if not name.startswith("tokenizer") or not isinstance(entry, list) or not entry[1]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ldmprobe_core.models.finite import require_finite_labels, require_varied
 from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS, ActivationBuffer, Activations
 from ldmprobe_core.pipeline.generate import _pictures
 from ldmprobe_core.pipeline.labels import as_labels
@@ -76,7 +77,11 @@ def _sample_in_memory(run: Run, study: Study, samples: list[Sample]) -> _Trainin
         sampler = get_sampler(study, attributes["model_fingerprint"])
         made = sampler.sample(samples, kept, pictures, step_images=False)
         labelers = get_labelers(study, attributes["labeler_fingerprints"])
+        members = [sample.index for sample in samples]
+        require_varied(made.image, members)
         read = {p: labelers[p](made.image) for p in study.labels.maps if p in labelers}
+        for prop, values in read.items():
+            require_finite_labels(prop, values, members)
     return kept.pop(), as_labels(study, {p: read.get(p, maps.get(p)) for p in study.labels.maps})
 
 

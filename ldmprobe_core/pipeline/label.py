@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ldmprobe_core.models.finite import require_finite_labels, require_varied
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import GENERATE, LABEL
@@ -39,12 +40,16 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         leading = images.shape[:-3]
         flat = images.reshape(-1, *images.shape[-3:])
         count += len(flat)
+        if source == "image":
+            require_varied(images, members)
         with model_access(study):
             torch.set_num_threads(study.sampling.threads)
             labels = {
                 "class_score" if prop == "class" else prop: labeler(flat)
                 for prop, labeler in get_labelers(study, fingerprints).items()
             }
+        for name, values in labels.items():
+            require_finite_labels(name, values, members)
         for prop in study.labels.maps:
             if prop not in labels:  # exact maps: of the picture they are known, of a step not
                 shape = flat.shape[:3]

@@ -16,8 +16,10 @@ from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
-from ldmprobe_core.models.loading import meta_modules, timesteps
+from ldmprobe_core.models.loading import check_weights, meta_modules, timesteps
+from ldmprobe_core.models.tokenization import PromptTokenizer
 from ldmprobe_core.models.weights import config_folder, has_weights
+from ldmprobe_core.pipeline.prompt_checks import check_samples
 from ldmprobe_core.pipeline.sizes import _bytes, _memory, _sum_bytes
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
@@ -46,6 +48,7 @@ class StudyPlan:
         exact_properties: properties of which every source image has an exact map.
         labelers: fingerprint of each labeler's weights.
         missing: what a run needs and this machine does not have, a sentence each.
+        notes: what a user should know and a run can do without, such as prompts that are cut.
     """
 
     study: Study
@@ -61,6 +64,7 @@ class StudyPlan:
     exact_properties: tuple[str, ...]
     labelers: dict[str, str]
     missing: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -137,6 +141,8 @@ def plan_study(study: Study) -> StudyPlan:
             f"model.source {study.model.source!r}: its weights (safetensors) are not on this "
             "machine: fetch them, or give the folder they are in"
         )
+    else:
+        attempt(lambda: check_weights(folder))
     architecture = detect_architecture(folder)
     denoiser, vae = meta_modules(architecture)
     names = list(capturable_modules(denoiser, vae))
@@ -161,6 +167,10 @@ def plan_study(study: Study) -> StudyPlan:
     if count is None:
         raise UserError(missing[-1])  # without the files nothing can be sized
     samples = make_samples(resolved) if resolved else []
+    notes: tuple[str, ...] = ()
+    if samples and study.images is None and (folder / "tokenizer").is_dir():
+        tokenize = PromptTokenizer(folder, architecture.pipeline.__call__)
+        notes = check_samples(samples, tokenize)
     stored = n_stored_samples(samples, resolved) if resolved else count
     exact_properties = _exact_properties(resolved or study, missing)
     sums = _sum_bytes(study, shapes, len(steps))
@@ -182,6 +192,7 @@ def plan_study(study: Study) -> StudyPlan:
         exact_properties=exact_properties,
         labelers=labelers,
         missing=tuple(missing),
+        notes=notes,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldmprobe_core.errors import UserError
@@ -25,6 +25,7 @@ class Sample:
         index: position along the run's ``sample`` dimension.
         category: the class its prompt names, where that is known.
         source_image: file name of the picture; None where it is generated.
+        origin: where the prompt was read, for messages, such as ``a.csv, line 3``; not stored.
     """
 
     index: int
@@ -33,6 +34,7 @@ class Sample:
     category: str | None
     split: str
     source_image: str | None = None
+    origin: str = field(default="", compare=False)
 
     @property
     def group(self) -> str:
@@ -95,13 +97,28 @@ def make_samples(study: Study) -> list[Sample]:
         UserError: a mistake in the files that hold them, or too few prompts for the splits.
     """
     drafts = _drafts_of_images(study.images) if study.images else _drafts(study.prompts)
+    _require_storable_seeds(drafts, study)
     split_of = assign_splits(drafts, study)
     if study.capture.keep == "statistics":
         drafts.sort(key=lambda draft: split_of[draft.group] == "train")  # a stable sort
     return [
-        Sample(i, d.prompt, d.seed, d.category, split_of[d.group], d.source_image)
+        Sample(i, d.prompt, d.seed, d.category, split_of[d.group], d.source_image, d.origin)
         for i, d in enumerate(drafts)
     ]
+
+
+_MAX_SEED = 2**63 - 1
+"""Largest seed that the store keeps exactly, as int64."""
+
+
+def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
+    largest = max((draft.seed for draft in drafts), default=0)
+    if largest > _MAX_SEED:
+        key = "images.seed" if study.images is not None else "prompts.seed"
+        raise UserError(
+            f"{key}: the last of {len(drafts)} samples would have seed {largest}, and seeds are at "
+            f"most {_MAX_SEED}. Fix: begin with a smaller seed"
+        )
 
 
 def _drafts_of_images(images: Images) -> list[SampleDraft]:
@@ -114,7 +131,10 @@ def _drafts_of_images(images: Images) -> list[SampleDraft]:
 def _drafts(prompts: Prompts) -> list[SampleDraft]:
     if prompts.files is not None:
         rows: list[Row] = read_rows(prompts.files)
-        return [SampleDraft(r.prompt, r.seed, r.category, r.split, r.prompt) for r in rows]
+        return [
+            SampleDraft(r.prompt, r.seed, r.category, r.split, r.prompt, origin=r.where)
+            for r in rows
+        ]
     count = prompts.count
     assert count is not None
     named: list[tuple[str, str | None]]
@@ -126,7 +146,14 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
         named = list(tabletop_prompts(count, prompts.seed))
     # Seeds count up over all samples, so that a prompt that returns gets another one each time.
     return [
-        SampleDraft(prompt, prompts.seed + i, category, None, prompt)
+        SampleDraft(
+            prompt,
+            prompts.seed + i,
+            category,
+            None,
+            prompt,
+            origin=f"prompts.items[{i % len(prompts.items)}]" if prompts.items else "",
+        )
         for i, (prompt, category) in enumerate(named)
     ]
 

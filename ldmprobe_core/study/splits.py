@@ -22,6 +22,7 @@ class SampleDraft:
     group: str
     """What goes into one split together: the prompt, or the picture."""
     source_image: str | None = None
+    origin: str = ""
 
 
 def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:

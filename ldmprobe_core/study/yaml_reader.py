@@ -8,7 +8,7 @@ import yaml
 
 from ldmprobe_core.errors import UserError
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 4 << 20
 """Largest file that is read; a study with 10,000 prompts in it is smaller."""
 
 MAX_DEPTH = 32

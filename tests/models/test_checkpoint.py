@@ -15,7 +15,6 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.checkpoint import read_component, read_header, require_weights
 from ldmprobe_core.models.loading import check_weights
 
@@ -56,7 +55,7 @@ def test_require_weights_accepts_each_component_as_it_was_saved(folder):
 @pytest.mark.parametrize("name", tiny_models.FAMILIES)
 def test_check_weights_accepts_every_architecture_and_names_a_lost_tensor(name, tmp_path):
     folder = tiny_models.write(name, tmp_path / name)
-    check_weights(detect_architecture(folder))
+    check_weights(folder)
     path = next(
         p for part in ("text_encoder_3", "text_encoder_2", "text_encoder")
         for p in (folder / part).glob("*.safetensors")
@@ -66,7 +65,7 @@ def test_check_weights_accepts_every_architecture_and_names_a_lost_tensor(name, 
     del state[lost]
     save_file(state, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match=f"lacks the tensor.*{lost.rpartition('.')[2]}"):
-        check_weights(detect_architecture(folder))
+        check_weights(folder)
 
 
 def test_require_weights_accepts_the_older_names_of_attention_weights(folder, tmp_path):

@@ -11,9 +11,13 @@ from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.tokenization import PromptTokenizer
 
 
+def tokenizer_of(folder):
+    return PromptTokenizer(folder, detect_architecture(folder).pipeline.__call__)
+
+
 @pytest.fixture(scope="module")
 def embedded():
-    return PromptTokenizer(detect_architecture(MODEL_FOLDER))
+    return tokenizer_of(MODEL_FOLDER)
 
 
 def test_case_and_spaces_do_not_make_another_prompt(embedded):
@@ -33,25 +37,25 @@ def test_what_is_beyond_the_length_is_named_and_makes_no_difference(embedded):
 
 @pytest.mark.parametrize("name", tiny_models.FAMILIES)
 def test_every_tokenizer_of_an_architecture_is_asked(name, tmp_path):
-    architecture = detect_architecture(tiny_models.write(name, tmp_path / name))
-    index = json.loads((architecture.folder / "model_index.json").read_text())
-    tokens = PromptTokenizer(architecture)("a red ball")
+    folder = tiny_models.write(name, tmp_path / name)
+    index = json.loads((folder / "model_index.json").read_text())
+    tokens = tokenizer_of(folder)("a red ball")
     assert len(tokens.ids) == sum(key.startswith("tokenizer") for key in index)
     assert all(len(ids) >= 3 for ids in tokens.ids)
 
 
 def test_a_tokenizer_that_does_not_fit_its_encoder_is_refused(tmp_path):
-    architecture = detect_architecture(tiny_models.write("sd1", tmp_path / "m"))
-    path = architecture.folder / "text_encoder" / "config.json"
+    folder = tiny_models.write("sd1", tmp_path / "m")
+    path = folder / "text_encoder" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"vocab_size": 5}))
     with pytest.raises(UserError, match=r"and .* a vocabulary of 5"):
-        PromptTokenizer(architecture)
+        tokenizer_of(folder)
 
 
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
-    architecture = detect_architecture(tiny_models.write("sd1", tmp_path / "m"))
-    for path in (architecture.folder / "tokenizer").iterdir():
+    folder = tiny_models.write("sd1", tmp_path / "m")
+    for path in (folder / "tokenizer").iterdir():
         path.write_text("{")
     with pytest.raises(UserError, match="no usable tokenizer"):
-        PromptTokenizer(architecture)
+        tokenizer_of(folder)

@@ -1,0 +1,58 @@
+"""Samples compared as the model sees them: token ids and seed, not text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.tokenization import PromptTokens, TokenIds
+from ldmprobe_core.study.samples import Sample
+
+_MAX_NAMED = 3
+"""Most prompts that one note lists."""
+
+
+def check_samples(
+    samples: Sequence[Sample], tokenize: Callable[[str], PromptTokens]
+) -> tuple[str, ...]:
+    """Refuse samples that are one image to the model, or one prompt in two splits.
+
+    Args:
+        tokenize: prompt to its tokens in every tokenizer of the model.
+
+    Returns:
+        notes about prompts that the tokenizers cut, one sentence each; empty if none is cut.
+
+    Raises:
+        UserError: two samples have the same tokens and seed, or the same tokens in two splits.
+    """
+    tokens = {prompt: tokenize(prompt) for prompt in dict.fromkeys(s.prompt for s in samples)}
+    images: dict[tuple[TokenIds, int], Sample] = {}
+    splits: dict[TokenIds, Sample] = {}
+    for sample in samples:
+        ids = tokens[sample.prompt].ids
+        twin = images.setdefault((ids, sample.seed), sample)
+        if twin is not sample:
+            raise UserError(
+                f"{_name(sample)}: to the model this is the same prompt as {_name(twin)}, with the "
+                f"same seed ({sample.seed}), so both images would be equal. Fix: remove one, or "
+                "give it another seed"
+            )
+        first = splits.setdefault(ids, sample)
+        if first.split != sample.split:
+            raise UserError(
+                f"{_name(sample)}: to the model this is the same prompt as {_name(first)}, and "
+                f"they are in the splits {sample.split} and {first.split}. Fix: put both into one "
+                "split"
+            )
+    cut = [prompt for prompt, seen in tokens.items() if seen.cut]
+    if not cut:
+        return ()
+    named = "; ".join(f"{p!r:.60} loses {tokens[p].cut!r:.60}" for p in cut[:_MAX_NAMED])
+    more = f"; and {len(cut) - _MAX_NAMED} more" if len(cut) > _MAX_NAMED else ""
+    return (f"{len(cut)} of {len(tokens)} prompts are longer than the model reads: {named}{more}",)
+
+
+def _name(sample: Sample) -> str:
+    where = sample.origin or f"sample {sample.index}"
+    return f"{where} ({sample.prompt!r:.60})"

@@ -1,0 +1,80 @@
+"""Prompts that are one to the model are refused, with both of their lines."""
+
+import pytest
+
+from ldmprobe_core.assets import MODEL_FOLDER
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.tokenization import PromptTokenizer
+from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.pipeline.prompt_checks import check_samples
+from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.samples import Sample, make_samples
+
+LONG = "a red ball on a gray floor, white wall, " * 4
+
+
+@pytest.fixture(scope="module")
+def tokenize():
+    return PromptTokenizer(MODEL_FOLDER, detect_architecture(MODEL_FOLDER).pipeline.__call__)
+
+
+def sample(index, prompt, seed, split="train"):
+    return Sample(index, prompt, seed, None, split, origin=f"a.csv, line {index + 2}")
+
+
+def test_one_prompt_in_two_spellings_with_one_seed_is_a_duplicate(tokenize):
+    samples = [
+        sample(0, "A Red Ball on a gray floor", 5),
+        sample(1, "a red  ball on a gray floor", 5),
+    ]
+    with pytest.raises(UserError, match=r"a\.csv, line 3 .* the same prompt as a\.csv, line 2 .*5"):
+        check_samples(samples, tokenize)
+
+
+def test_one_prompt_in_two_spellings_and_splits_is_a_leak(tokenize):
+    samples = [
+        sample(0, "a red ball on a gray floor", 5),
+        sample(1, "A red ball on a gray floor", 6, "test"),
+    ]
+    with pytest.raises(UserError, match="in the splits test and train"):
+        check_samples(samples, tokenize)
+
+
+def test_prompts_that_differ_where_they_are_cut_are_one(tokenize):
+    samples = [sample(0, LONG + "a cube", 5), sample(1, LONG + "a cone", 5)]
+    with pytest.raises(UserError, match="the same prompt as"):
+        check_samples(samples, tokenize)
+
+
+def test_cut_prompts_are_told_and_others_are_not(tokenize):
+    assert check_samples([sample(0, "a red ball on a gray floor", 1)], tokenize) == ()
+    (note,) = check_samples([sample(0, LONG + "a cube", 1), sample(1, "a red car", 1)], tokenize)
+    assert note.startswith("1 of 2 prompts are longer than the model reads: ")
+    assert " loses 'a red ball on a gray floor" in note
+
+
+def test_the_plan_of_a_prompt_file_names_both_lines(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(
+        "prompt,seed,split\nA Red Lemon on a gray floor,5,train\n"
+        "a red  lemon on a gray floor,5,test\n"
+        "a blue car on a black floor,1,validation\n"
+    )
+    with pytest.raises(UserError, match=r"p\.csv, line 3 .*p\.csv, line 2"):
+        plan_study(parse_study({"prompts": {"files": str(path)}}))
+
+
+@pytest.mark.parametrize("key", ["prompts", "images"])
+def test_a_last_seed_beyond_the_store_is_refused(key, tmp_path):
+    from PIL import Image
+
+    content = {"prompts": {"seed": 2**63 - 3, "samples": 12}}
+    if key == "images":
+        for i in range(12):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        content = {"source": "images", "images": {"folder": str(tmp_path), "seed": 2**63 - 3}}
+    with pytest.raises(UserError, match=rf"{key}\.seed: the last of 12 samples would have seed"):
+        make_samples(parse_study(content))
+    content[key]["seed"] -= 9
+    assert make_samples(parse_study(content))[-1].seed == 2**63 - 1
