@@ -1,4 +1,4 @@
-"""Generation of one batch: images and activations into the store."""
+"""Generation of one batch: images and activations are written to the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     """Generate one batch and write images and activations.
 
     Returns:
-        samples, seconds and bytes written; zero samples where it was done before.
+        samples, seconds and bytes written; zero samples if the batch was done before.
     """
     run = Run(url)
     if run.progress.is_done(GENERATE, batch):
@@ -30,26 +30,33 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     study = run.study
     members = study.batches(run.n_stored)[batch]
     samples = run.samples[members.start : members.stop]
-    pictures, maps = _pictures(run, study, samples)
+    source_images, maps = read_source_images(run, study, samples)
     region = slice(members.start, members.stop)
     with ActivationWriter(run, region) as activations, model_access(study):
         sampler = get_sampler(study, run.attributes()["model_fingerprint"])
-        made = sampler.sample(samples, activations, pictures)
-    assert made.trajectory is not None
-    assert made.clean is not None
-    images = {"image": made.image, "trajectory": made.trajectory, "clean": made.clean}
+        sampled = sampler.sample(samples, activations, source_images)
+    assert sampled.trajectory is not None
+    assert sampled.clean is not None
+    images = {"image": sampled.image, "trajectory": sampled.trajectory, "clean": sampled.clean}
     run.write("images", images, sample=region)
     if maps:
         run.write("exact_maps", maps, sample=region)
-    written = activations.bytes + sum(part.nbytes for part in images.values())
+    written = activations.bytes + sum(array.nbytes for array in images.values())
     run.progress.mark_done(GENERATE, batch)
     return {"samples": len(members), "seconds": time.monotonic() - started, "bytes": written}
 
 
-def _pictures(
+def read_source_images(
     run: Run, study: Study, samples: list[Sample]
 ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """Pictures (sample, y, x, rgb) and exact maps of a batch; none where images are generated."""
+    """Source images (sample, y, x, rgb) uint8 of a batch, and its exact maps by property.
+
+    Returns:
+        None and no maps if the study's images are generated.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     if study.images is None:
         return None, {}
     folder, sizes = Path(study.images.folder), run.open("images").sizes
@@ -57,8 +64,8 @@ def _pictures(
     names = [str(sample.source_image) for sample in samples]
     maps = {}
     for prop in run.exact_properties:
-        found = [(map_path(folder, name, prop), folder / name) for name in names]
-        maps[prop] = np.stack([read_map(m, prop, size, p) for m, p in found if m is not None])
+        paths = [(map_path(folder, name, prop), folder / name) for name in names]
+        maps[prop] = np.stack([read_map(m, prop, size, p) for m, p in paths if m is not None])
     return _read_images(folder, names, size), maps
 
 

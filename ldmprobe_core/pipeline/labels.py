@@ -1,4 +1,4 @@
-"""A run's labels as probes use them."""
+"""Labels of a run in the form that probes take: masks, maps and their training means."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def as_labels(study: Study, maps: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Label maps by property as probes meet them: foreground is a mask."""
+    """Label maps by property, with foreground thresholded to a bool mask."""
     return {
         prop: values > study.labels.threshold if prop == "foreground" else values
         for prop, values in maps.items()
@@ -48,6 +48,10 @@ def label_set(run: Run) -> LabelSet:
 
 
 @lru_cache(maxsize=2)
-def _label_set(url: str, identity: str) -> LabelSet:
-    """`label_set`, kept for the next cell; a run that was begun anew has another identity."""
+def cached_label_set(url: str, identity: str) -> LabelSet:
+    """`label_set`, cached in this process for the next cells of the same run.
+
+    Args:
+        identity: of the run; one that was deleted and created again has another.
+    """
     return label_set(Run(url))

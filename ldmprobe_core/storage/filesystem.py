@@ -1,4 +1,4 @@
-"""Places that hold files: a local folder, or a prefix of a bucket, with the same few verbs.
+"""Files of a run, in a local folder or below a prefix of a bucket, by the same few operations.
 
 Credentials and endpoint of an object store come from the environment or an AWS profile, as for any
 S3 client; no address or setting of ours ever holds them.
@@ -25,11 +25,11 @@ _S3_CLIENT = {
 }
 
 _IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
-"""For the first question of all, when somebody waits for the answer."""
+"""Fewer retries, for the first request, whose answer a person waits for."""
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """What an S3 client is told beside what it reads from the environment itself.
+    """Options of an S3 client, in addition to those that it reads from the environment.
 
     fsspec keeps clients by these options: the endpoint is among them, so that a process that turns
     to another one does not go on talking to the first.  Secrets are not: options can be pickled.
@@ -57,19 +57,25 @@ class Location:
 
     def __init__(self, url: str) -> None:
         if not url.strip() or not url.isprintable():
-            raise UserError(f"store {url!r:.80}: a place is named in printable characters")
+            raise UserError(
+                f"store {url!r:.80} is empty or has control characters. Fix: give a local folder "
+                "or s3://bucket/prefix"
+            )
         self.remote = "://" in url
         self.url = (url if self.remote else os.path.expanduser(url)).rstrip("/")
         if self.remote and not self.url.startswith(("s3://", "memory://")):
-            raise UserError(f"store {url!r:.80}: give a local folder or s3://bucket/prefix")
+            raise UserError(
+                f"store {url!r:.80}: unknown protocol. Fix: give a local folder or "
+                "s3://bucket/prefix"
+            )
 
     # --- can it be used --------------------------------------------------------------------------
 
     def require_reachable(self) -> None:
-        """Find out whether an object store answers at all; local folders always do.
+        """Check that an object store answers; a local folder always does.
 
         Raises:
-            UserError: it does not, or refuses the credentials.
+            UserError: it does not answer, or it refuses the credentials.
         """
         if not self.remote:
             return
@@ -79,15 +85,15 @@ class Location:
             return
         except Exception as error:  # whatever the object store's client raises
             raise UserError(
-                f"store {self.url!r} cannot be reached ({type(error).__name__}): check its "
+                f"store {self.url!r} cannot be reached ({type(error).__name__}). Fix: check its "
                 "endpoint and credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...)"
             ) from error
 
     def require_writable(self) -> None:
-        """Find out, before anything costs time, whether this place can be written to.
+        """Check that this location is writable, and leave nothing behind.
 
         Raises:
-            UserError: it cannot; nothing is left behind either way.
+            UserError: it is not writable.
         """
         try:
             if self.remote:
@@ -95,19 +101,19 @@ class Location:
                 self._files().pipe_file(probe, b"")
                 self._files().rm_file(probe)
                 return
-            place = Path(self.url).absolute()
-            while not place.exists():
-                place = place.parent
-            if not place.is_dir() or not os.access(place, os.W_OK):
-                raise PermissionError(place)
+            folder = Path(self.url).absolute()
+            while not folder.exists():
+                folder = folder.parent
+            if not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise PermissionError(folder)
         except Exception as error:  # whatever the object store's client raises
             raise self.unwritable(error) from error
 
     def unwritable(self, error: Exception) -> UserError:
-        """What to tell whoever gave a place that cannot be written to."""
+        """Error to raise after writing failed."""
         return UserError(
-            f"store {self.url!r} cannot be written to ({type(error).__name__}): choose another "
-            "place with --store, or mend its permissions or credentials"
+            f"store {self.url!r} cannot be written to ({type(error).__name__}). Fix: choose "
+            "another store, or correct its permissions or credentials"
         )
 
     # --- files -----------------------------------------------------------------------------------
@@ -134,7 +140,7 @@ class Location:
             return bytes(self._files().cat_file(self._path(name)))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{self.url} holds no {name}: it is no run, or an unfinished one"
+                f"{self.url} holds no {name}: it is not a run, or its run is unfinished"
             ) from None
 
     def write_text(self, name: str, text: str) -> None:
@@ -148,14 +154,14 @@ class Location:
             files.pipe_file(path, data)
             return
         part = f"{path}.{uuid.uuid4().hex}.part"  # another writer has its own
-        for left in (2, 1, 0):
+        for retries_left in (2, 1, 0):
             files.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
                 files.pipe_file(part, data)
                 os.replace(part, path)
                 return
-            except FileNotFoundError:  # somebody has just removed the empty folder
-                if not left:
+            except FileNotFoundError:  # another process just removed the empty folder
+                if not retries_left:
                     raise
             except OSError:
                 with suppress(OSError):
@@ -194,7 +200,7 @@ class Location:
         return True
 
     def _is_ours(self, name: str, text: str) -> bool:
-        """What we were refused to make we had made: the answer to an earlier try was lost."""
+        """Whether the refused conditional PUT was ours: a retry after a lost response."""
         try:
             return self.read_text(name) == text
         except UserError:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
 from run_helpers import assert_same, carry_out, small_study
 
 from flows import cli
@@ -133,8 +134,7 @@ def test_run_plans_and_resolves_a_study_once(tiny_model, tmp_path, monkeypatch):
     content["probes"] = {"kinds": ["ridge"]}
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(content))
-    with temporary_settings({PREFECT_HOME: tmp_path / "prefect", PREFECT_API_URL: None}):
-        monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    with prefect_test_harness(server_startup_timeout=120):
         cli.run(str(path), str(tmp_path / "runs"), None)
     assert calls == ["plan_study", "resolve_inputs"]
     (folder,) = (tmp_path / "runs").iterdir()

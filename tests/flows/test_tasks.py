@@ -82,7 +82,7 @@ def test_a_users_mistake_on_a_worker_comes_back_as_one(monkeypatch):
 
     monkeypatch.setattr(tasks.progress, "create_progress_artifact", lambda **_: uuid.uuid4())
     monkeypatch.setattr(tasks.progress, "update_progress_artifact", lambda **_: None)
-    with prefect_test_harness():
+    with prefect_test_harness(server_startup_timeout=120):
         with pytest.raises(UserError, match=r"^model.source 'x' has fingerprint"):
             stage(UserError("model.source 'x' has fingerprint a here"))
         with pytest.raises(StageError, match=r"1 of 1 units of stage failed.*one, ValueError: bad"):

@@ -31,7 +31,7 @@ def asking(execution: Execution) -> list[str]:
 
 @pytest.fixture(scope="module")
 def server():
-    with prefect_test_harness():
+    with prefect_test_harness(server_startup_timeout=120):
         yield
 
 
