@@ -106,7 +106,7 @@ def test_images_are_the_pipelines_own(folders, name):
     images = sampler.pipeline(
         prompt=[s.prompt for s in samples],
         num_inference_steps=3,
-        sampler=[torch.Generator().manual_seed(s.seed) for s in samples],
+        generator=[torch.Generator().manual_seed(s.seed) for s in samples],
         output_type="np",
         **sampler.architecture.arguments(2.0, None),
     ).images

@@ -32,7 +32,7 @@ def test_images_are_the_pipelines_own(sampler):
         prompt=[s.prompt for s in samples],
         num_inference_steps=3,
         guidance_scale=2.0,
-        sampler=[torch.Generator().manual_seed(s.seed) for s in samples],
+        generator=[torch.Generator().manual_seed(s.seed) for s in samples],
         output_type="np",
     ).images
     expected = (images * 255).round().astype(np.uint8)
