@@ -1,4 +1,4 @@
-"""Class: what an image classifier names the object."""
+"""Class labelers: image classifiers."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models import VGG16_Weights, vgg16
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.image_batches import in_batches, to_tensor
 from ldmprobe_core.labelers.weights import files_of, find_file, find_folder, load_state
 from ldmprobe_core.study.sections import LabelerSpec
 
-_AT_ONCE = 16
+_BATCH = 16
 
 
 class VggLabeler:
-    """torchvision's VGG-16 with its own transforms: resize to 256, centre crop of 224."""
+    """Labeler around torchvision's VGG-16 and its transforms: resize to 256, crop to 224."""
 
     units = "probability"
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
+        from torchvision.models import VGG16_Weights
+
         self.network, self.device = network, device
         self.classes = _unique(VGG16_Weights.IMAGENET1K_V1.meta["categories"])
         self.transform = VGG16_Weights.IMAGENET1K_V1.transforms()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `ldmprobe_core.labelers.base.Labeler`."""
-        return in_batches(images, _AT_ONCE, self._label)
+        return in_batches(images, _BATCH, self._label)
 
     @torch.no_grad()
     def _label(self, images: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ class VggLabeler:
 
 
 class TransformersClassLabeler:
-    """Any image classifier that transformers can load."""
+    """Labeler around an image classifier of transformers."""
 
     units = "probability"
 
@@ -51,7 +51,7 @@ class TransformersClassLabeler:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `ldmprobe_core.labelers.base.Labeler`."""
-        return in_batches(images, _AT_ONCE, self._label)
+        return in_batches(images, _BATCH, self._label)
 
     @torch.no_grad()
     def _label(self, images: np.ndarray) -> np.ndarray:
@@ -60,24 +60,28 @@ class TransformersClassLabeler:
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
-    """Names of classes, a repeated one numbered: ImageNet has two cranes and two maillots."""
-    seen: dict[str, int] = {}
-    found = []
+    """Number repeated class names: ImageNet has two cranes and two maillots."""
+    counts: dict[str, int] = {}
+    unique = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return tuple(found)
+        counts[name] = counts.get(name, 0) + 1
+        unique.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return tuple(unique)
 
 
 def locate_vgg16(spec: LabelerSpec) -> list[Path]:
-    """A file, or torchvision's cache."""
+    """Find a weights file: the one that is given, or in torchvision's cache."""
+    from torchvision.models import VGG16_Weights
+
     published = Path(VGG16_Weights.IMAGENET1K_V1.url).name
     cache = Path(torch.hub.get_dir()) / "checkpoints" / published
     return [find_file(spec, f"torchvision's {published}", cache.with_suffix(".safetensors"))]
 
 
 def load_vgg16(spec: LabelerSpec, device: torch.device) -> VggLabeler:
-    """VGG-16 (Simonyan & Zisserman 2015), ImageNet-1k."""
+    """Load VGG-16 (Simonyan & Zisserman 2015), trained on ImageNet-1k."""
+    from torchvision.models import vgg16
+
     (path,) = locate_vgg16(spec)
     with torch.device("meta"):  # 138 million weights that need not be drawn first
         network = vgg16()
@@ -85,12 +89,14 @@ def load_vgg16(spec: LabelerSpec, device: torch.device) -> VggLabeler:
 
 
 def locate_transformers_classes(spec: LabelerSpec) -> list[Path]:
-    """Files of a folder or hub id."""
+    """Find the files of a folder or hub id."""
     return files_of(find_folder(spec))
 
 
 def load_transformers_classes(spec: LabelerSpec, device: torch.device) -> TransformersClassLabeler:
-    """An image classifier from a folder or hub id."""
+    """Load an image classifier from a folder or hub id."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
     folder = find_folder(spec)
     try:
         model = AutoModelForImageClassification.from_pretrained(

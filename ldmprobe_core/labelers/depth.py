@@ -1,4 +1,4 @@
-"""Depth from transformers' monocular estimators; stored so that larger is farther."""
+"""Depth labelers: transformers' monocular estimators; larger values are farther."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.image_batches import in_batches, resized
@@ -20,14 +19,14 @@ _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
 """DPT-Large's inverse depth over the paper's images, as its code normalises it."""
 
 _INVERSE = {"dpt": True, "glpn": False}
-"""Model types that give inverse depth (nearer is larger), and those that give depth itself.
+"""Whether a model type gives inverse depth (nearer is larger) or depth itself.
 
-Others wait until somebody has looked at their sign and at what their processors pad or crop.
+Types whose sign, padding and cropping have not been checked are refused.
 """
 
 
 class DepthLabeler:
-    """A transformers depth model.
+    """Labeler around a transformers depth model.
 
     Attributes:
         sign: -1 where the model gives inverse depth.
@@ -50,18 +49,18 @@ class DepthLabeler:
     @torch.no_grad()
     def _label(self, images: np.ndarray) -> np.ndarray:
         inputs = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
-        found = self.model(**inputs).predicted_depth
-        maps = resized(found, (images.shape[1], images.shape[2]), "bicubic")
+        predicted = self.model(**inputs).predicted_depth
+        maps = resized(predicted, (images.shape[1], images.shape[2]), "bicubic")
         return self.sign * (maps - self.shift) / self.scale
 
 
 def locate_transformers_depth(spec: LabelerSpec) -> list[Path]:
-    """Files of a folder or hub id."""
+    """Find the files of a folder or hub id."""
     return _files(find_folder(spec))
 
 
 def locate_midas(spec: LabelerSpec) -> list[Path]:
-    """The same, DPT-Large where none is named."""
+    """Find the files of a folder or hub id; without one, of DPT-Large."""
     return _files(find_folder(spec, _MIDAS))
 
 
@@ -71,19 +70,21 @@ def _files(folder: Path) -> list[Path]:
 
 
 def load_transformers_depth(spec: LabelerSpec, device: torch.device) -> DepthLabeler:
-    """Depth Anything V2, or any other model that transformers knows as a depth estimator."""
+    """Load Depth Anything V2, or another depth estimator of transformers."""
     folder = find_folder(spec)
     return DepthLabeler(*_load(folder, device), inverse=_is_inverse(folder))
 
 
 def load_midas(spec: LabelerSpec, device: torch.device) -> DepthLabeler:
-    """DPT (MiDaS 3), Large or Hybrid; its inverse depth normalised as the paper's code does."""
+    """Load DPT (MiDaS 3), Large or Hybrid; normalised as the paper's code does."""
     folder = find_folder(spec, _MIDAS)
     parts = _load(folder, device)
     return DepthLabeler(*parts, inverse=True, shift=_MIDAS_MEAN, scale=_MIDAS_DEVIATION)
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
+    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
     try:
         model = AutoModelForDepthEstimation.from_pretrained(
             folder, use_safetensors=True, local_files_only=True
@@ -96,10 +97,10 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
 
 
 def _is_inverse(folder: Path) -> bool:
-    """Whether the model of a folder gives inverse depth, as its config says.
+    """Whether the model of a folder gives inverse depth, by its config.
 
     Raises:
-        UserError: it is of a type whose sign we do not know.
+        UserError: the sign of its model type is not known.
     """
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))

@@ -1,7 +1,7 @@
-"""Foreground: saliency networks whose architecture comes from their authors' packages.
+"""Foreground labelers: saliency networks, whose architecture comes from their authors' packages.
 
-Neither package's own loader is used: they unpickle, download, and resize in their own ways.  The
-networks are built here and filled from a safetensors file.
+The packages' own loaders unpickle and download, so the networks are built here and filled from a
+safetensors file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import InterpolationMode, resize
 
 from ldmprobe_core.labelers.image_batches import IMAGENET, in_batches, normalise, resized, to_tensor
 from ldmprobe_core.labelers.weights import find_file, load_state, require_package
@@ -22,10 +21,10 @@ _INSPYRENET_SIDE = 384
 
 
 class SaliencyLabeler:
-    """A network that gives the probability of foreground.
+    """Labeler around a network that predicts the probability of foreground.
 
     Args:
-        side: height and width in pixels that the network is given.
+        side: height and width in pixels of the network's input.
     """
 
     units = "probability of foreground"
@@ -40,16 +39,19 @@ class SaliencyLabeler:
 
     @torch.no_grad()
     def _label(self, images: np.ndarray) -> np.ndarray:
+        from torchvision.transforms.functional import InterpolationMode, resize
+
         data = to_tensor(images, self.device)
         square = [self.side, self.side]
         data = resize(data, square, InterpolationMode.BILINEAR, antialias=True)
-        found: Tensor = self.network(normalise(data, **IMAGENET))
+        predicted: Tensor = self.network(normalise(data, **IMAGENET))
         size = (images.shape[1], images.shape[2])
-        return np.clip(resized(found.reshape(len(images), *found.shape[-2:]), size), 0, 1)
+        predicted = predicted.reshape(len(images), *predicted.shape[-2:])
+        return np.clip(resized(predicted, size), 0, 1)
 
 
 def locate_tracer(spec: LabelerSpec) -> list[Path]:
-    """carvekit's architecture and its published weights."""
+    """Find carvekit and a file of its published weights."""
     require_package(
         "carvekit",
         "pip install --no-deps carvekit (with its dependencies it would bring a package named "
@@ -59,7 +61,7 @@ def locate_tracer(spec: LabelerSpec) -> list[Path]:
 
 
 def load_tracer(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
-    """TRACER with EfficientNet-B7 (Lee, Shin & Han 2022), as carvekit publishes it."""
+    """Load TRACER with EfficientNet-B7 (Lee, Shin & Han 2022), as carvekit publishes it."""
     (path,) = locate_tracer(spec)
     with torch.random.fork_rng():  # carvekit seeds the global generators when it is imported
         from carvekit.ml.arch.tracerb7.efficientnet import EfficientEncoderB7
@@ -74,13 +76,13 @@ def load_tracer(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
 
 
 def locate_inspyrenet(spec: LabelerSpec) -> list[Path]:
-    """transparent-background's architecture and a local checkpoint."""
+    """Find transparent-background and a local checkpoint."""
     require_package("transparent_background", "pip install 'ldmprobe[inspyrenet]'")
     return [find_file(spec, "InSPyReNet's weights (ckpt_fast.pth of transparent-background)")]
 
 
 def load_inspyrenet(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
-    """InSPyReNet with Swin-B (Kim et al. 2022) at 384 pixels, the package's fast mode."""
+    """Load InSPyReNet with Swin-B (Kim et al. 2022) at 384 pixels, the package's fast mode."""
     (path,) = locate_inspyrenet(spec)
     from transparent_background.InSPyReNet import InSPyReNet_SwinB
 

@@ -1,87 +1,176 @@
-"""Labelers: what reads a property off an image.
+"""Registry of labelers by property and name: built in, registered, or from other packages.
 
-A `Labeler` takes uint8 images and gives one map an image, or class scores.  Labelers are known by
-name; `load_labeler` finds them.  To add one, write a class with this protocol and a `LabelerEntry`
-that checks and loads it, and enter the kind in `_LABELERS`.
+A package makes its labelers known without being imported first through entry points, whose names
+are ``property.name`` and whose values are what `register_labeler` takes::
+
+    [project.entry-points."ldmprobe.labelers"]
+    "depth.mine" = "my_package.depth:MyDepthLabeler"
 """
 
 from __future__ import annotations
 
 import hashlib
-
-import torch
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, foreground, shading, tabletop
-from ldmprobe_core.labelers.base import Labeler, LabelerEntry
+from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
 from ldmprobe_core.study.properties import MAP_PROPERTIES
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import LabelerSpec
 
+if TYPE_CHECKING:
+    import torch
+
+ENTRY_POINTS = "ldmprobe.labelers"
+"""Group of the entry points by which other packages offer labelers."""
+
 EXACT_MAPS = "maps"
-"""Not a labeler: the exact maps that lie beside pictures of one's own."""
+"""Name that stands for the exact maps beside source images; no labeler has it."""
+
+_LABELERS: dict[tuple[str, str], LabelerEntry] = {}
+
+Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 
-_LABELERS: dict[str, dict[str, LabelerEntry]] = {
-    "foreground": {
-        "tabletop": LabelerEntry(tabletop.locate_weights, tabletop.load_foreground),
-        "tracer": LabelerEntry(foreground.locate_tracer, foreground.load_tracer),
-        "inspyrenet": LabelerEntry(foreground.locate_inspyrenet, foreground.load_inspyrenet),
-    },
-    "depth": {
-        "tabletop": LabelerEntry(tabletop.locate_weights, tabletop.load_depth),
-        "midas": LabelerEntry(depth.locate_midas, depth.load_midas),
-        "depth-anything": LabelerEntry(
-            depth.locate_transformers_depth, depth.load_transformers_depth
-        ),
-        "transformers": LabelerEntry(
-            depth.locate_transformers_depth, depth.load_transformers_depth
-        ),
-    },
-    "shading": {
-        "tabletop": LabelerEntry(tabletop.locate_weights, tabletop.load_shading),
-        "retinex": LabelerEntry(shading.locate_retinex, shading.load_retinex),
-        "marigold": LabelerEntry(shading.locate_marigold, shading.load_marigold),
-        "intrinsic": LabelerEntry(shading.locate_intrinsic, shading.load_intrinsic),
-    },
-    "class": {
-        "tabletop": LabelerEntry(tabletop.locate_weights, tabletop.load_classes),
-        "vgg16": LabelerEntry(classes.locate_vgg16, classes.load_vgg16),
-        "transformers": LabelerEntry(
-            classes.locate_transformers_classes, classes.load_transformers_classes
-        ),
-    },
-}
+def register_labeler(
+    prop: str, name: str, entry: LabelerEntry | None = None
+) -> Callable[[Loader], Loader]:
+    """Make a labeler known under a property and a name; with no entry, a decorator.
+
+    The decorator takes a class or a function that is called with a `LabelerSpec` and a
+    ``torch.device`` and returns a `Labeler`.  Its attribute ``locate_weights``, if it has one, is
+    that of a `LabelerEntry`.  A later registration replaces an earlier one of the same name.
+    Worker processes need the registration too: offer it as an entry point (see the module).
+
+    Args:
+        prop: property that is read, such as ``depth``.
+        name: by which ``labels.<property>`` of a study names the labeler.
+        entry: how it is loaded; None takes what is decorated.
+
+    Raises:
+        UserError: the name is ``maps``, which stands for exact maps.
+
+    Example::
+
+        @register_labeler("depth", "mine")
+        def load_mine(spec, device): return MyDepth(spec.weights, device)
+    """
+    if name == EXACT_MAPS:
+        raise UserError(f"name: {name!r} stands for exact maps. Fix: choose another name")
+
+    def register(loader: Loader) -> Loader:
+        _LABELERS[prop, name] = as_entry(loader)
+        return loader
+
+    if entry is not None:
+        _LABELERS[prop, name] = entry
+    return register
+
+
+def as_entry(loader: Any) -> LabelerEntry:
+    """Registry entry of a loader: a class or function, or an entry already."""
+    if isinstance(loader, LabelerEntry):
+        return loader
+    return LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
+
+
+register_labeler(
+    "foreground", "tabletop", LabelerEntry(tabletop.load_foreground, tabletop.locate_weights)
+)
+register_labeler(
+    "foreground", "tracer", LabelerEntry(foreground.load_tracer, foreground.locate_tracer)
+)
+register_labeler(
+    "foreground",
+    "inspyrenet",
+    LabelerEntry(foreground.load_inspyrenet, foreground.locate_inspyrenet),
+)
+register_labeler("depth", "tabletop", LabelerEntry(tabletop.load_depth, tabletop.locate_weights))
+register_labeler("depth", "midas", LabelerEntry(depth.load_midas, depth.locate_midas))
+_TRANSFORMERS_DEPTH = LabelerEntry(depth.load_transformers_depth, depth.locate_transformers_depth)
+register_labeler("depth", "depth-anything", _TRANSFORMERS_DEPTH)
+register_labeler("depth", "transformers", _TRANSFORMERS_DEPTH)
+register_labeler(
+    "shading", "tabletop", LabelerEntry(tabletop.load_shading, tabletop.locate_weights)
+)
+register_labeler("shading", "retinex", LabelerEntry(shading.load_retinex, shading.locate_retinex))
+register_labeler(
+    "shading", "marigold", LabelerEntry(shading.load_marigold, shading.locate_marigold)
+)
+register_labeler(
+    "shading", "intrinsic", LabelerEntry(shading.load_intrinsic, shading.locate_intrinsic)
+)
+register_labeler("class", "tabletop", LabelerEntry(tabletop.load_classes, tabletop.locate_weights))
+register_labeler("class", "vgg16", LabelerEntry(classes.load_vgg16, classes.locate_vgg16))
+register_labeler(
+    "class",
+    "transformers",
+    LabelerEntry(classes.load_transformers_classes, classes.locate_transformers_classes),
+)
+
+
+def labeler_names(prop: str) -> list[str]:
+    """Names of every labeler of a property, sorted; entry points are not loaded."""
+    registered = {name for known, name in _LABELERS if known == prop}
+    offered = {
+        point.name.removeprefix(f"{prop}.")
+        for point in entry_points(group=ENTRY_POINTS)
+        if point.name.startswith(f"{prop}.")
+    }
+    return sorted(registered | offered)
+
+
+def find_labeler(prop: str, name: str) -> LabelerEntry:
+    """Entry of a labeler; an entry point of another package is loaded now.
+
+    Raises:
+        UserError: the property has no labeler of this name, or its package does not import.
+    """
+    if (prop, name) not in _LABELERS:
+        points = entry_points(group=ENTRY_POINTS, name=f"{prop}.{name}")
+        for point in points:
+            try:
+                _LABELERS[prop, name] = as_entry(point.load())
+            except (ImportError, AttributeError) as error:
+                raise UserError(
+                    f"labels.{prop}: the labeler {name!r} of {point.value} does not import "
+                    f"({error}). Fix: repair or remove that package"
+                ) from error
+    if (prop, name) not in _LABELERS:
+        known = ", ".join(labeler_names(prop))
+        raise UserError(f"labels.{prop} is {name!r}: no such labeler; there is {known}")
+    return _LABELERS[prop, name]
 
 
 def load_labeler(prop: str, spec: LabelerSpec, device: torch.device) -> Labeler:
-    """The labeler of this name for this property.
+    """Load the labeler that a study names for a property.
 
     Raises:
         UserError: there is no such labeler, or its package or weights are missing.
     """
-    require_known(prop, spec)
-    return _LABELERS[prop][spec.name].load(spec, device)
+    return find_labeler(prop, spec.name).load(spec, device)
 
 
 def require_known(prop: str, spec: LabelerSpec) -> None:
-    """Raise `UserError` where the property has no labeler of this name."""
-    if spec.name not in _LABELERS[prop]:
-        known = ", ".join(sorted(_LABELERS[prop]))
-        raise UserError(f"labels.{prop} is {spec.name!r}: no such labeler; there is {known}")
+    """Raise `UserError` if the property has no labeler of this name."""
+    find_labeler(prop, spec.name)
 
 
 def check_labeler(prop: str, spec: LabelerSpec) -> str:
-    """Check that a labeler can be loaded here, without loading it.
+    """Check that a labeler can be loaded on this machine, without loading it.
 
     Returns:
-        16 hex digits of its weights' files.
+        16 hex digits: a digest of the labeler's name and weight files.
 
     Raises:
         UserError: its package or weights are missing.
     """
+    entry = find_labeler(prop, spec.name)
     try:
-        files = _LABELERS[prop][spec.name].locate_weights(spec)
+        files = entry.locate_weights(spec)
     except UserError as error:
         raise UserError(f"labels.{prop} is {spec.name!r}: {error}") from error
     digest = hashlib.sha256(spec.name.encode())
@@ -92,7 +181,9 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
-    """Property to labeler, for every property that a labeler reads."""
-    named = {prop: getattr(study.labels, prop) for prop in MAP_PROPERTIES}
-    named["class"] = study.labels.classes
-    return {prop: r for prop, r in named.items() if r is not None and r.name != EXACT_MAPS}
+    """Labeler specs of a study by property; properties read from exact maps are left out."""
+    specs = {prop: getattr(study.labels, prop) for prop in MAP_PROPERTIES}
+    specs["class"] = study.labels.classes
+    return {
+        prop: spec for prop, spec in specs.items() if spec is not None and spec.name != EXACT_MAPS
+    }

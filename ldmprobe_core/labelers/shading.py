@@ -1,4 +1,4 @@
-"""Shading: intrinsic decompositions, and a classical approximation that needs no weights."""
+"""Shading labelers: intrinsic decompositions, and a classical approximation without weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import MarigoldIntrinsicsPipeline
 from scipy.ndimage import gaussian_filter
 
 from ldmprobe_core.errors import UserError
@@ -20,11 +19,11 @@ _MARIGOLD = "prs-eth/marigold-iid-lighting-v1-1"
 
 
 class RetinexLabeler:
-    """Illumination as multi-scale retinex estimates it: an approximation, not a decomposition.
+    """Labeler of illumination by multi-scale retinex, an approximation of shading.
 
     Retinex takes what varies smoothly in the luminance for light (Jobson, Rahman & Woodell 1997).
-    Here that is the geometric mean over scales of the blurred linear luminance; edges of shade and
-    of paint are not told apart.
+    Here that is the geometric mean over scales of the blurred linear luminance, which confuses
+    edges of shade with edges of paint.
     """
 
     units = "smoothed luminance (retinex illumination), 0..1"
@@ -44,31 +43,31 @@ class RetinexLabeler:
 
 
 class MarigoldLabeler:
-    """Marigold's intrinsic images, lighting variant (Ke et al. 2025): luminance of its shading."""
+    """Labeler around Marigold's lighting model (Ke et al. 2025): luminance of its shading."""
 
     units = "shading, luminance, linear, up to scale"
     classes: tuple[str, ...] = ()
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
-        self.at = pipeline.target_properties["target_names"].index("shading")
+        self.target_index = pipeline.target_properties["target_names"].index("shading")
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `Labeler`; each image has the same noise, whatever its batch."""
+        """See `ldmprobe_core.labelers.base.Labeler`; every image gets the same noise."""
         return np.stack([self._label(image) for image in images]).astype(np.float32)
 
     @torch.no_grad()
     def _label(self, image: np.ndarray) -> np.ndarray:
-        found = self.pipeline(
+        shading = self.pipeline(
             (image / 255.0).astype(np.float32)[None],
             generator=torch.Generator().manual_seed(0),
             output_type="np",
-        ).prediction[self.at]
-        return np.maximum(found @ (0.2126, 0.7152, 0.0722), 0)
+        ).prediction[self.target_index]
+        return np.maximum(shading @ (0.2126, 0.7152, 0.0722), 0)
 
 
 class IntrinsicLabeler:
-    """Careaga & Aksoy's ordinal shading (2023), grey; its inverse shading 1 / (s + 1) undone."""
+    """Labeler of grey ordinal shading s (Careaga & Aksoy 2023), from its 1 / (s + 1)."""
 
     units = "shading, linear, up to scale"
     classes: tuple[str, ...] = ()
@@ -95,24 +94,26 @@ class IntrinsicLabeler:
 
 
 def locate_retinex(spec: LabelerSpec) -> list[Path]:
-    """Nothing is needed."""
+    """Check that no weights are given, since retinex has none."""
     if spec.weights is not None:
         raise UserError(f"it takes no weights, and weights is {spec.weights!r}: leave them out")
     return []
 
 
 def load_retinex(spec: LabelerSpec, device: torch.device) -> RetinexLabeler:
-    """Multi-scale retinex; always on the CPU."""
+    """Make the retinex labeler, which always computes on the CPU."""
     return RetinexLabeler()
 
 
 def locate_marigold(spec: LabelerSpec) -> list[Path]:
-    """Files of a Marigold pipeline."""
+    """Find the files of a Marigold pipeline."""
     return files_of(find_folder(spec, _MARIGOLD))
 
 
 def load_marigold(spec: LabelerSpec, device: torch.device) -> MarigoldLabeler:
-    """Marigold from a folder or hub id."""
+    """Load Marigold from a folder or hub id."""
+    from diffusers import MarigoldIntrinsicsPipeline
+
     folder = find_folder(spec, _MARIGOLD)
     try:
         pipeline: Any = MarigoldIntrinsicsPipeline.from_pretrained(
@@ -132,7 +133,7 @@ def load_marigold(spec: LabelerSpec, device: torch.device) -> MarigoldLabeler:
 
 
 def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
-    """The package, which loads its own weights: ``paper_weights`` or ``v2``."""
+    """Find the package, which loads its own weights: ``paper_weights`` or ``v2``."""
     require_package(
         "intrinsic",
         "pip install https://github.com/compphoto/Intrinsic/archive/main.zip (academic licence)",
@@ -145,7 +146,7 @@ def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
 
 
 def load_intrinsic(spec: LabelerSpec, device: torch.device) -> IntrinsicLabeler:
-    """Intrinsic, by the package's own loader, from torch's cache or its release page."""
+    """Load Intrinsic by the package's own loader, from torch's cache or its release page."""
     locate_intrinsic(spec)
     from intrinsic.pipeline import load_models
 

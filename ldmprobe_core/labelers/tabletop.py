@@ -1,7 +1,7 @@
-"""The embedded labelers: small networks trained on the renderer's exact maps.
+"""Embedded labelers: small networks trained on the renderer's exact maps.
 
-They play TRACER (foreground), MiDaS (depth), Intrinsic (shading) and VGG-16 (class) for the
-tabletop model.  The maps, surface normals among them, come from one network.
+For the tabletop model they stand in for TRACER (foreground), MiDaS (depth), Intrinsic (shading) and
+VGG-16 (class).  The maps, surface normals among them, come from one network.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from ldmprobe_core.study.sections import LabelerSpec
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_AT_ONCE = 64
+_BATCH = 64
 JUDGE_WIDTHS = (24, 48, 96, 160)
-"""Widths of the judge, the second classifier, which scores generated images outside studies."""
+"""Layer widths of the judge, a second classifier that scores generated images outside studies."""
 
 
 class _MapNetworkCache:
-    """The map network on a device; it keeps the last images' maps, which the next labeler asks for.
+    """Map network with a cache of the last images' maps, one for each thread.
 
-    The three labelers see the same array one after the other: one forward pass serves them.  Every
-    thread has its own last images.
+    The three labelers are called with the same array one after the other, so one forward pass
+    serves all of them.
     """
 
     def __init__(self, network: MapNetwork, device: torch.device) -> None:
         self.network, self.device = network, device
-        self.thread_local_models = threading.local()
+        self.cache = threading.local()
 
     def __call__(self, images: np.ndarray) -> Tensor:
-        last: tuple[np.ndarray, Tensor] | None = getattr(self.thread_local_models, "last", None)
+        last: tuple[np.ndarray, Tensor] | None = getattr(self.cache, "last", None)
         if last is None or last[0] is not images:
-            last = self.thread_local_models.last = images, _apply(self.network, images, self.device)
+            last = self.cache.last = images, _apply(self.network, images, self.device)
         return last[1]
 
 
 class MapLabeler:
-    """One output of the map network, as foreground share, log depth or shading."""
+    """Labeler of one output of the map network: foreground, log depth or shading."""
 
     classes: tuple[str, ...] = ()
 
@@ -69,7 +69,7 @@ class MapLabeler:
         if self.prop == "foreground":
             output = torch.sigmoid(output)
         if self.prop == "depth":
-            # One picture does not tell how large its world is: like MiDaS, relative depth only.
+            # An image does not tell the scale of its scene: relative depth only, as for MiDaS.
             output = output - output.mean((1, 2), keepdim=True)
         return output.numpy()
 
@@ -90,7 +90,7 @@ class NormalLabeler:
 
 
 class ClassLabeler:
-    """Probabilities of the tabletop categories."""
+    """Labeler of the tabletop categories."""
 
     units = "probability"
     classes = CATEGORIES
@@ -110,14 +110,15 @@ class ClassLabeler:
 @torch.no_grad()
 def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device) -> Tensor:
     parts = []
-    for a in range(0, len(images), _AT_ONCE):
-        batch = torch.from_numpy(np.ascontiguousarray(images[a : a + _AT_ONCE])).to(device)
+    for start in range(0, len(images), _BATCH):
+        part = np.ascontiguousarray(images[start : start + _BATCH])
+        batch = torch.from_numpy(part).to(device)
         parts.append(network(batch.permute(0, 3, 1, 2).float() / 127.5 - 1).float().cpu())
     return torch.cat(parts)
 
 
 def _folder(spec: LabelerSpec) -> Path:
-    """Where the labelers' weights are: those that ship, or others made by the same training."""
+    """Folder of the labelers' weights: those that ship, or others from the same training."""
     return Path(spec.weights).expanduser() if spec.weights else MODEL_FOLDER
 
 
@@ -164,7 +165,7 @@ def load_networks(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def locate_weights(spec: LabelerSpec) -> list[Path]:
-    """The weights' files.
+    """Find the weight files.
 
     Raises:
         UserError: they are missing.
@@ -173,17 +174,17 @@ def locate_weights(spec: LabelerSpec) -> list[Path]:
 
 
 def load_foreground(spec: LabelerSpec, device: torch.device) -> MapLabeler:
-    """Share of each pixel that the object covers, 0..1."""
+    """Load the foreground labeler: share of each pixel that the object covers, 0..1."""
     return MapLabeler("foreground", _maps(device, _folder(spec)))
 
 
 def load_depth(spec: LabelerSpec, device: torch.device) -> MapLabeler:
-    """Log of depth along the camera's axis, its image mean taken off; larger is farther."""
+    """Load the depth labeler: log of depth along the camera's axis, less the image's mean."""
     return MapLabeler("depth", _maps(device, _folder(spec)))
 
 
 def load_shading(spec: LabelerSpec, device: torch.device) -> MapLabeler:
-    """Light arriving at each surface, 0..1."""
+    """Load the shading labeler: light that arrives at each surface, 0..1."""
     return MapLabeler("shading", _maps(device, _folder(spec)))
 
 
@@ -204,12 +205,12 @@ def load_normals(spec: LabelerSpec, device: torch.device) -> NormalLabeler:
 
 
 def load_classes(spec: LabelerSpec, device: torch.device) -> ClassLabeler:
-    """Probabilities of the twelve categories."""
+    """Load the class labeler: probabilities of the twelve categories."""
     network = ClassNetwork(len(CATEGORIES))
     return ClassLabeler(_weights(network, "class", device, _folder(spec)), device)
 
 
 def load_judge(spec: LabelerSpec, device: torch.device) -> ClassLabeler:
-    """The second classifier, trained apart from the first; no study uses it."""
+    """Load the judge: a second classifier, trained separately, that no study uses."""
     network = ClassNetwork(len(CATEGORIES), JUDGE_WIDTHS)
     return ClassLabeler(_weights(network, "judge", device, _folder(spec)), device)

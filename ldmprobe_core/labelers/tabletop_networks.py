@@ -1,4 +1,4 @@
-"""The labelers' networks: a small U-Net for maps, its encoder alone for classes."""
+"""Networks of the embedded labelers: a small U-Net for maps, its encoder alone for classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAP_CHANNELS = ("foreground", "depth", "shading", "normal x", "normal y", "norma
 
 
 class _Block(nn.Module):
-    """Two normalised 3 x 3 convolutions with a shortcut."""
+    """Residual block: two normalised 3 x 3 convolutions and a shortcut."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Block(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Features at a half, a quarter, an eighth and a sixteenth of the image's size."""
+    """Encoder with features at 1/2, 1/4, 1/8 and 1/16 of the image's size."""
 
     def __init__(self, widths: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -51,7 +51,8 @@ class _Encoder(nn.Module):
 
 
 class MapNetwork(nn.Module):
-    """Image (n, rgb, y, x) in -1..1 to the maps named in `MAP_CHANNELS`, (n, map, y, x).
+    """U-Net from images (n, rgb, y, x) in -1..1 to the maps of `MAP_CHANNELS`, (n, map, y, x).
+
 
     Foreground is a logit, depth a logarithm, shading as it is; the normal is a vector of any length
     in the camera's axes (`Rendering.normal`).
@@ -90,7 +91,7 @@ class MapNetwork(nn.Module):
 
 
 class ClassNetwork(nn.Module):
-    """Image (n, rgb, y, x) in -1..1 to class logits (n, class)."""
+    """Classifier from images (n, rgb, y, x) in -1..1 to class logits (n, class)."""
 
     def __init__(self, classes: int, widths: tuple[int, int, int, int] = (32, 64, 96, 128)) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Where labelers' weights are: a file, a folder, or the hub's cache; safetensors only.
+"""Lookup and loading of labelers' weights: a file, a folder or the hub's cache; safetensors only.
 
-Weights that are published as a pickled state dict are converted once, by their user::
+Convert weights that are published as a pickled state dict once::
 
     python -m ldmprobe_core.labelers.weights model.pth      # writes model.safetensors beside it
 """
@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,17 +23,22 @@ CONVERT = "python -m ldmprobe_core.labelers.weights"
 
 
 def require_package(module: str, install: str) -> None:
-    """Raise `UserError` where a package is not installed; it is not imported."""
+    """Raise `UserError` if a package is not installed, without importing it."""
     if importlib.util.find_spec(module) is None:
         raise UserError(f"the package {module} is not installed: {install}")
 
 
 def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
-    """A folder written by ``save_pretrained``, or a hub id's copy in the hub's cache.
+    """Find a folder written by ``save_pretrained``, or a hub id's copy in the hub's cache.
+
+    Args:
+        default: hub id that is taken if the spec names no weights.
 
     Raises:
-        UserError: there is none, or it holds no safetensors.
+        UserError: there is no such folder, or it holds no safetensors file.
     """
+    from huggingface_hub import snapshot_download
+
     source = spec.weights or default
     if source is None:
         raise UserError("give weights: a folder written by save_pretrained, or a hub id")
@@ -55,20 +59,20 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Every weight and config file of a folder."""
+    """List the weight and config files of a folder; empty without safetensors files."""
     weights = list(folder.rglob("*.safetensors"))
     return [*weights, *folder.rglob("*.json")] if weights else []
 
 
 def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> Path:
-    """A state dict as one safetensors file.
+    """Find a state dict in one safetensors file.
 
     Args:
-        published: what to fetch, in words, where no file is given.
-        cache: a file that is taken where none is given.
+        published: name of the published file, for the message if it is missing.
+        cache: file that is taken if the spec names none.
 
     Raises:
-        UserError: there is none, or it is a pickle.
+        UserError: there is no such file, or it is a pickle.
     """
     if spec.weights is None and cache is None:
         raise UserError(f"give weights: a safetensors file of {published}")
@@ -88,7 +92,7 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
 
 
 def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Module:
-    """A network with the weights of a safetensors file, in eval mode, float32.
+    """Fill a network with the weights of a safetensors file, in eval mode and float32.
 
     Raises:
         UserError: the file does not fit the network.
@@ -97,10 +101,10 @@ def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Modul
         state = {name: value.float() if value.is_floating_point() else value
                  for name, value in load_file(path).items()}  # fmt: skip
         missing, _ = network.load_state_dict(state, strict=False)
-    except Exception as error:  # safetensors and torch each have their own
+    except Exception as error:  # safetensors and torch raise different ones
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"weights {str(path)!r} do not fit the network: {reason}") from error
-    # Some published files carry parts that inference does not need; none may be missing.
+    # Published files may have weights that inference does not use, but none may be missing.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
@@ -111,10 +115,10 @@ def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Modul
 
 
 def convert(path: Path) -> Path:
-    """Write a pickled state dict as safetensors beside it.
+    """Write a pickled state dict as a safetensors file beside it.
 
-    torch's restricted unpickler admits tensors and plain containers only; still, this is for files
-    whose origin one trusts.
+    torch's restricted unpickler admits tensors and plain containers only; still, convert only files
+    from a trusted origin.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)

@@ -1,4 +1,4 @@
-"""A diffusers pipeline from the embedded model, a folder, or a hub id; safetensors only."""
+"""Loading of a diffusers pipeline from a folder or the hub's cache; safetensors only."""
 
 from __future__ import annotations
 
@@ -24,26 +24,24 @@ from ldmprobe_core.study.schema import Study
 
 
 def load_pipeline(study: Study, device: torch.device) -> Any:
-    """The study's pipeline, in eval mode, with the study's scheduler.
+    """Load the study's pipeline, in eval mode, with the study's scheduler.
 
     Raises:
-        UserError: the folder holds no pipeline that can be probed.
+        UserError: the folder holds no pipeline that can be probed, or its weights do not load.
     """
     model = study.model
     folder = model_folder(model)
     architecture = detect_architecture(folder)
-    logging.disable_progress_bar()  # the stage shows its own
+    logging.disable_progress_bar()  # each stage has a bar of its own
     # Results are those of the study's dtype on every card: no hidden TF32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    unwanted = {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipeline: Any = architecture.pipeline.from_pretrained(
+        pipeline: Any = architecture.load_pipeline(
             folder,
             # In float16 some VAEs overflow, and decoding is a small part of the time.
             dtype={"vae": torch.float32, "default": getattr(torch, model.dtype)},
             use_safetensors=True,
             local_files_only=True,
-            **(unwanted if type(architecture) is Architecture else {}),
         )
     except (OSError, ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -64,7 +62,9 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
 
 
 def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
-    """Denoiser and VAE without weights or memory: names of modules, and shapes by a dry run.
+    """Build the denoiser and the VAE on the meta device, without weights or memory.
+
+    They give the names of modules and, by a dry run, the shapes of layers.
 
     Raises:
         UserError: the configs describe no network that diffusers can build.
@@ -75,11 +75,11 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
             return denoiser, AutoencoderKL.from_config(architecture.vae).eval()
     except (TypeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model: {architecture.folder} has an unusable config: {reason}") from error
+        raise UserError(f"model: {architecture.source} has an unusable config: {reason}") from error
 
 
 def timesteps(architecture: Architecture, study: Study) -> list[float]:
-    """The scheduler's own numbers of all steps, in sampling order.
+    """Timesteps of all steps, in sampling order.
 
     Raises:
         UserError: the scheduler cannot make this many steps, or makes steps that no model can use:

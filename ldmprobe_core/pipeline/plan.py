@@ -169,7 +169,7 @@ def plan_study(study: Study) -> StudyPlan:
     samples = make_samples(resolved) if resolved else []
     notes: tuple[str, ...] = ()
     if samples and study.images is None and (folder / "tokenizer").is_dir():
-        tokenize = PromptTokenizer(folder, architecture.pipeline.__call__)
+        tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
         notes = check_samples(samples, tokenize)
     stored = n_stored_samples(samples, resolved) if resolved else count
     exact_properties = _exact_properties(resolved or study, missing)

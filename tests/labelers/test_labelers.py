@@ -151,7 +151,7 @@ IN_ONE_FILE = {"tracer", "inspyrenet", "vgg16"}
 
 
 @pytest.fixture(scope="module")
-def use_models(tmp_path_factory):
+def loaded(tmp_path_factory):
     """Labelers by property and name, each made once."""
     made = {}
 
@@ -172,7 +172,7 @@ def use_models(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(("prop", "name"), WRITERS)
 def test_size_range_and_independence_of_the_batch(loaded, pictures, prop, name):
-    spec, labeler = use_models(prop, name)
+    spec, labeler = loaded(prop, name)
     assert len(check_labeler(prop, spec)) == 16
     found = labeler(pictures)
     assert found.dtype == np.float32
@@ -198,7 +198,7 @@ def test_size_range_and_independence_of_the_batch(loaded, pictures, prop, name):
 
 
 def test_midas_is_the_networks_inverse_depth_negated_and_normalised(loaded, pictures):
-    spec, labeler = use_models("depth", "midas")
+    spec, labeler = loaded("depth", "midas")
     model = DPTForDepthEstimation.from_pretrained(spec.weights).eval()
     processor = DPTImageProcessor.from_pretrained(spec.weights)
     with torch.no_grad():
@@ -249,7 +249,7 @@ def test_retinex_follows_the_light_and_not_the_paint():
 def test_vgg_uses_torchvisions_own_transforms(loaded, pictures):
     from PIL import Image
 
-    spec, labeler = use_models("class", "vgg16")
+    spec, labeler = loaded("class", "vgg16")
     transform = VGG16_Weights.IMAGENET1K_V1.transforms()
     network = vgg16()
     from safetensors.torch import load_file
@@ -266,12 +266,12 @@ def test_vgg_uses_torchvisions_own_transforms(loaded, pictures):
 
 
 def test_repeated_class_names_are_told_apart(loaded):
-    assert use_models("class", "transformers")[1].classes == ("lemon", "orange", "lemon (2)")
+    assert loaded("class", "transformers")[1].classes == ("lemon", "orange", "lemon (2)")
 
 
 def test_marigold_takes_the_shading_among_its_targets(loaded, tmp_path):
-    _, labeler = use_models("shading", "marigold")
-    assert labeler.at == 1
+    _, labeler = loaded("shading", "marigold")
+    assert labeler.target_index == 1
     marigold(tmp_path / "appearance", ("albedo", "material"))
     with pytest.raises(UserError, match="albedo, material, not shading"):
         load_labeler(

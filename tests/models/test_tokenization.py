@@ -12,7 +12,7 @@ from ldmprobe_core.models.tokenization import PromptTokenizer
 
 
 def tokenizer_of(folder):
-    return PromptTokenizer(folder, detect_architecture(folder).pipeline.__call__)
+    return PromptTokenizer(folder, detect_architecture(folder).diffusers_class.__call__)
 
 
 @pytest.fixture(scope="module")

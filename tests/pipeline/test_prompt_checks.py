@@ -16,7 +16,7 @@ LONG = "a red ball on a gray floor, white wall, " * 4
 
 @pytest.fixture(scope="module")
 def tokenize():
-    return PromptTokenizer(MODEL_FOLDER, detect_architecture(MODEL_FOLDER).pipeline.__call__)
+    return PromptTokenizer(MODEL_FOLDER, detect_architecture(MODEL_FOLDER).diffusers_class.__call__)
 
 
 def sample(index, prompt, seed, split="train"):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers import (
-    FluxTransformer2DModel,
-)
+from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from ldmprobe_core.models.architectures.base import Guidance, TransformerArchitecture
@@ -15,7 +13,7 @@ from ldmprobe_core.models.token_grid import Grid
 
 
 class Flux(TransformerArchitecture):
-    """Flux: joint, then single blocks on text and image tokens in one row; packed latents.
+    """Flux: joint, then single blocks on a sequence of text and image tokens; packed latents.
 
     Guidance is an input of the distilled denoiser, one call a step.  With a negative prompt it is
     classifier-free guidance proper instead, in two calls: conditional, then unconditional.
@@ -30,33 +28,34 @@ class Flux(TransformerArchitecture):
         ),
     }
     joint_block_classes = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-    _TEXT = 77  # tokens of the dry run; the real number is read off each call
+    _TEXT = 77  # tokens of the dry run; a capture reads the real number off each call
 
     @property
     def latent(self) -> tuple[int, int]:
-        """The transformer takes any size: the VAE's, or 1024 pixels as Flux was trained."""
+        """Height and width of the latents of the VAE's image size, or of 1024 pixels."""
+        # The transformer takes any size; Flux was trained at 1024 pixels.
         pixels = int(self.vae.get("sample_size") or 1024)
         side = 2 * (pixels // (2 * self.reduction))
         return side, side
 
     @property
     def grid(self) -> Grid:
-        """Tokens are 2 x 2 latents, whatever the transformer's own patch size."""
+        """Height and width of the token grid: 2 x 2 latents a token, whatever the config says."""
         return Grid(self.latent[0] // 2, self.latent[1] // 2)
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
-        """One call, or two with a negative prompt."""
+        """Denoiser calls: one a step, or two with a negative prompt."""
         return Guidance(calls_per_step=2 if negative is not None and scale > 1 else 1)
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
-        """See the class."""
-        said = super().arguments(scale, negative)
-        if "negative_prompt" in said:
-            said |= {"true_cfg_scale": scale, "guidance_scale": 1.0}
-        return said
+        """See `Architecture.arguments`; with a negative prompt the scale is the true guidance's."""
+        arguments = super().arguments(scale, negative)
+        if "negative_prompt" in arguments:
+            arguments |= {"true_cfg_scale": scale, "guidance_scale": 1.0}
+        return arguments
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Flux's schedule is shifted by the number of image tokens (Esser et al. 2024, 5.3.2)."""
+        """Shift the schedule by the number of image tokens (Esser et al. 2024, section 5.3.2)."""
         config = scheduler.config
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
@@ -80,7 +79,7 @@ class Flux(TransformerArchitecture):
         return call
 
     def unpack(self, latents: Tensor) -> Tensor:
-        """Each token's channels are (channel, 2, 2)."""
+        """Convert tokens (n, token, 4 channel), whose channels are (channel, 2, 2), to a map."""
         n, _, packed = latents.shape
         rows, columns = self.grid.height, self.grid.width
         parts = latents.reshape(n, rows, columns, packed // 4, 2, 2)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers import (
-    PixArtTransformer2DModel,
-)
+from diffusers import PixArtTransformer2DModel
 
 from ldmprobe_core.models.architectures.base import TransformerArchitecture
 
@@ -23,7 +21,7 @@ class PixArt(TransformerArchitecture):
     }
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
-        """Sizes are kept as they are, and captions too."""
+        """See `Architecture.arguments`; image sizes and captions are not rewritten."""
         return {
             **super().arguments(scale, negative),
             "use_resolution_binning": False,

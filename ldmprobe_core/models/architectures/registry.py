@@ -1,42 +1,60 @@
-"""Architectures by the pipeline class that a model folder names."""
+"""Registry of architectures by the name of their diffusers pipeline class."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-
-from diffusers import (
-    DiffusionPipeline,
-    FluxPipeline,
-    PixArtAlphaPipeline,
-    PixArtSigmaPipeline,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-)
+from typing import Any, TypeVar
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.flux import Flux
 from ldmprobe_core.models.architectures.pixart import PixArt
-from ldmprobe_core.models.architectures.stable_diffusion import StableDiffusionXL
+from ldmprobe_core.models.architectures.stable_diffusion import StableDiffusion, StableDiffusionXL
 from ldmprobe_core.models.architectures.stable_diffusion_3 import StableDiffusion3
 
-ARCHITECTURES: dict[str, tuple[type[Architecture], type[DiffusionPipeline]]] = {
-    "StableDiffusionPipeline": (Architecture, StableDiffusionPipeline),
-    "StableDiffusionXLPipeline": (StableDiffusionXL, StableDiffusionXLPipeline),
-    "StableDiffusion3Pipeline": (StableDiffusion3, StableDiffusion3Pipeline),
-    "PixArtAlphaPipeline": (PixArt, PixArtAlphaPipeline),
-    "PixArtSigmaPipeline": (PixArt, PixArtSigmaPipeline),
-    "FluxPipeline": (Flux, FluxPipeline),
-}
+_ARCHITECTURES: dict[str, type[Architecture]] = {}
+
+ArchitectureClass = TypeVar("ArchitectureClass", bound=type[Architecture])
+
+
+def register_architecture(
+    *pipeline_names: str,
+) -> Callable[[ArchitectureClass], ArchitectureClass]:
+    """Make an architecture known under the names of its pipeline classes; a class decorator.
+
+    A later registration of a name replaces the earlier one.  Worker processes need it too: put it
+    in a module that they import.
+
+    Args:
+        pipeline_names: pipeline classes, as ``model_index.json`` names them.
+
+    Example::
+
+        @register_architecture("MyPipeline")
+        class MyArchitecture(UNetArchitecture): ...
+    """
+
+    def register(architecture: ArchitectureClass) -> ArchitectureClass:
+        _ARCHITECTURES.update(dict.fromkeys(pipeline_names, architecture))
+        return architecture
+
+    return register
+
+
+register_architecture("StableDiffusionPipeline")(StableDiffusion)
+register_architecture("StableDiffusionXLPipeline")(StableDiffusionXL)
+register_architecture("StableDiffusion3Pipeline")(StableDiffusion3)
+register_architecture("PixArtAlphaPipeline", "PixArtSigmaPipeline")(PixArt)
+register_architecture("FluxPipeline")(Flux)
 
 
 def detect_architecture(folder: Path) -> Architecture:
-    """The family of a model folder.
+    """Architecture of a model folder, by the pipeline class that its ``model_index.json`` names.
 
     Raises:
-        UserError: it is not a diffusers pipeline of a family that can be probed.
+        UserError: the folder is no diffusers pipeline, or no architecture is registered for it.
     """
     try:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
@@ -46,10 +64,22 @@ def detect_architecture(folder: Path) -> Architecture:
             f"model.source: {folder / 'model_index.json'} does not name a pipeline "
             f"({type(error).__name__}): give a folder written by save_pretrained"
         ) from error
-    if name not in ARCHITECTURES:
-        raise UserError(
-            f"model.source: a {name!s:.60} cannot be probed; supported are "
-            f"{', '.join(ARCHITECTURES)}"
-        )
-    kind, pipeline = ARCHITECTURES[name]
-    return kind(folder, pipeline)
+    if name not in _ARCHITECTURES:
+        raise UserError(f"model.source: {_unsupported(name)}")
+    return _ARCHITECTURES[name].from_folder(name, folder)
+
+
+def architecture_of(pipeline: Any) -> Architecture:
+    """Architecture of a loaded diffusers pipeline, by its class or the nearest base class.
+
+    Raises:
+        UserError: no architecture is registered for any of them.
+    """
+    for base in type(pipeline).__mro__:
+        if base.__name__ in _ARCHITECTURES:
+            return _ARCHITECTURES[base.__name__].from_pipeline(pipeline)
+    raise UserError(f"pipeline: {_unsupported(type(pipeline).__name__)}")
+
+
+def _unsupported(name: object) -> str:
+    return f"a {name!s:.60} cannot be probed; supported are {', '.join(_ARCHITECTURES)}"

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers import (
-    SD3Transformer2DModel,
-)
+from diffusers import SD3Transformer2DModel
 
 from ldmprobe_core.models.architectures.base import TransformerArchitecture
 

@@ -1,0 +1,87 @@
+"""Registry of labelers: registration, entry points, and a study with a registered labeler."""
+
+import sys
+
+import numpy as np
+import pytest
+from run_helpers import carry_out
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.base import LabelerEntry
+from ldmprobe_core.labelers.registry import (
+    check_labeler,
+    find_labeler,
+    labeler_names,
+    register_labeler,
+)
+from ldmprobe_core.study.sections import LabelerSpec
+
+
+class RowDepth:
+    """Depth that grows down the image by 1 a row, whatever the image shows."""
+
+    units = "row"
+    classes = ()
+
+    def __init__(self, spec, device):
+        self.spec = spec
+
+    def __call__(self, images):
+        rows = np.arange(images.shape[1], dtype=np.float32)[None, :, None]
+        return np.broadcast_to(rows, images.shape[:3]).copy()
+
+
+def test_register_labeler_alone_adds_a_labeler_that_a_study_runs_with(tiny_study, tmp_path):
+    register_labeler("depth", "rows")(RowDepth)
+    study = tiny_study(labels={"depth": "rows", "foreground": None, "shading": None, "class": None})
+    run = carry_out(study, str(tmp_path))
+    depth = run.open("labels").depth
+    assert depth.attrs["units"] == "row"
+    np.testing.assert_array_equal(
+        depth.values, np.broadcast_to(np.arange(16)[:, None], (12, 16, 16))
+    )
+    assert np.isfinite(run.open("scores/depth").score.sel(condition="probe", metric="rmse")).any()
+
+
+def test_register_labeler_takes_an_entry_and_fingerprints_its_weights(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    entry = LabelerEntry(RowDepth, lambda spec: [weights])
+    register_labeler("depth", "with-weights", entry)
+    assert find_labeler("depth", "with-weights") is entry
+    spec, fingerprints = LabelerSpec(name="with-weights"), []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        fingerprints.append(check_labeler("depth", spec))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+def test_register_labeler_refuses_the_name_of_exact_maps():
+    with pytest.raises(UserError, match="stands for exact maps"):
+        register_labeler("depth", "maps")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package that offers two labelers, one of which does not import."""
+    metadata = tmp_path / "rows-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rows\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[ldmprobe.labelers]\ndepth.offered = rows_of_mine:Rows\ndepth.broken = rows_of_mine:No\n"
+    )
+    (tmp_path / "rows_of_mine.py").write_text("class Rows:\n    units, classes = 'row', ()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_find_labeler_loads_an_entry_point_when_it_is_asked_for(package):
+    assert {"midas", "offered", "tabletop"} <= set(labeler_names("depth"))
+    assert "offered" not in labeler_names("shading")
+    assert "rows_of_mine" not in sys.modules
+    assert find_labeler("depth", "offered").load.units == "row"
+    with pytest.raises(UserError, match=r"broken.*rows_of_mine:No does not import"):
+        find_labeler("depth", "broken")
+
+
+def test_find_labeler_lists_the_names_of_the_property():
+    with pytest.raises(UserError, match=r"labels\.shading is 'midas'.*marigold, retinex"):
+        find_labeler("shading", "midas")
