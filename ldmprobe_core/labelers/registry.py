@@ -14,7 +14,7 @@ import torch
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry
-from ldmprobe_core.study.properties import MAP_PROPERTIES
+from ldmprobe_core.study.properties import map_properties
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import LabelerSpec
 
@@ -93,6 +93,6 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     """Property to labeler, for every property that a labeler reads."""
-    named = {prop: getattr(study.labels, prop) for prop in MAP_PROPERTIES}
+    named = {prop: study.labels.labeler(prop) for prop in map_properties()}
     named["class"] = study.labels.classes
     return {prop: r for prop, r in named.items() if r is not None and r.name != EXACT_MAPS}

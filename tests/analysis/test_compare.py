@@ -69,15 +69,15 @@ def test_the_commands_that_read_finished_runs(runs, capsys, monkeypatch):
     code, out, _ = call("compare", runs[0].url, runs[1].url)
     assert code == 0
     assert "difference" in " ".join(out.split())
-    before = json.loads(runs[0].read_text("summary.json"))
+    before = json.loads(runs[0].location.read_text("summary.json"))
     heldout = int(runs[0].open("scores/depth").sample.values[0])
     code, out, _ = call("report", runs[0].url, "--samples", str(heldout))
     assert code == 0
-    after = json.loads(runs[0].read_text("summary.json"))
+    after = json.loads(runs[0].location.read_text("summary.json"))
     assert after.pop("bytes") > 0
     del before["bytes"]
     assert after == before
-    assert f"sample-{heldout:05d}.png" in runs[0].read_text("report/index.html")
+    assert f"sample-{heldout:05d}.png" in runs[0].location.read_text("report/index.html")
     opened = []
     monkeypatch.setattr("typer.launch", opened.append)
     assert call("open", runs[0].url)[0] == 0

@@ -11,7 +11,7 @@ from PIL import Image
 from run_helpers import carry_out, small_study
 
 from benchmarks.figures import COMMITTED, DOCUMENT, documented
-from ldmprobe_core.probing.linear import Probe
+from ldmprobe_core.probing.linear import LinearProbe
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_a_stranger_redraws_a_heatmap_and_a_row(run, tmp_path, monkeypatch):
         pixels = np.asarray(Image.open(tmp_path / picture).convert("L"))
         assert pixels.std() > 5  # something is drawn
     weight = names["probe"].weight.values[0]
-    probe = Probe(weight, float(names["probe"].bias.values[0]), 0.0)
+    probe = LinearProbe(weight, float(names["probe"].bias.values[0]), 0.0)
     np.testing.assert_allclose(
         names["depth"].isel(step=0).values,
         probe.predict(names["tokens"].isel(step=0).values[None])[0],

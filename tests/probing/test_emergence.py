@@ -130,7 +130,7 @@ def simulated(truth, seed, samples=80):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("exact_maps", "step", "widest"),
+    ("truth", "step", "widest"),
     [
         ([0.2, 0.3, 0.52, 0.68, 0.85, 0.97, 1.0], 4, 1.0),  # crosses well between steps 3 and 4
         ([0.2, 0.3, 0.56, 0.63, 0.85, 0.97, 1.0], 4, 1.3),  # 0.55 and 0.65 of the gain: near
