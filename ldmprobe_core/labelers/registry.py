@@ -54,6 +54,18 @@ _LABELERS: dict[str, dict[str, LabelerEntry]] = {
 }
 
 
+def register_labeler(property_name: str, name: str, entry: LabelerEntry) -> None:
+    """Add a labeler of a property; studies may then name it under ``labels``.
+
+    Raises:
+        ValueError: the property has a labeler of this name.
+    """
+    entries = _LABELERS.setdefault(property_name, {})
+    if name in entries:
+        raise ValueError(f"labeler {name!r} of {property_name}: the name is taken. Fix: another.")
+    entries[name] = entry
+
+
 def load_labeler(prop: str, spec: LabelerSpec, device: torch.device) -> Labeler:
     """The labeler of this name for this property.
 
@@ -66,8 +78,8 @@ def load_labeler(prop: str, spec: LabelerSpec, device: torch.device) -> Labeler:
 
 def require_known(prop: str, spec: LabelerSpec) -> None:
     """Raise `UserError` where the property has no labeler of this name."""
-    if spec.name not in _LABELERS[prop]:
-        known = ", ".join(sorted(_LABELERS[prop]))
+    if spec.name not in _LABELERS.get(prop, {}):
+        known = ", ".join(sorted(_LABELERS.get(prop, {}))) or "none"
         raise UserError(f"labels.{prop} is {spec.name!r}: no such labeler; there is {known}")
 
 
