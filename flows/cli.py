@@ -19,6 +19,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+from ldmprobe_core.analysis.records import ClassesRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import best_rows, classes_line, effect_rows, headline
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.run import Run
@@ -61,7 +62,7 @@ def run(
     if target.location.has("summary.json"):
         check_origin(target, plan.study)
         console.print(f"{target.url} is finished already; here is what it found.\n")
-        _show(json.loads(target.location.read_text("summary.json")), target.url)
+        _show(load_summary(target), target.url)
         return
     _require_ready(plan, target)
     from flows.server import prefect_server, run_flow, ui_url
@@ -70,7 +71,7 @@ def run(
     with prefect_server() as api, plan.in_use():
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
         summary = run_flow(study_flow, study=plan.study, store=store)
-    _show(summary, target.url)
+    _show(Summary.model_validate(summary), target.url)
 
 
 @app.command()
@@ -97,7 +98,7 @@ def classify(
     with prefect_server() as api, plan.in_use():
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
         found = run_flow(classify_flow, study=plan.study, store=store, photographs=photographs)
-    console.print(classes_line(found), highlight=False)
+    console.print(classes_line(ClassesRecord.model_validate(found)), highlight=False)
     if found["photographs"]:
         real = found["photographs"]
         console.print(
@@ -132,6 +133,7 @@ def intervene(
     controls: Annotated[bool, typer.Option(help="also edit at random and through shuffled")] = True,
 ) -> None:
     """Edit activations until probes read a target, denoise on, and score the images."""
+    from ldmprobe_core.interventions.results import InterventionSummary
     from ldmprobe_core.interventions.spec import parse_intervention
     from ldmprobe_core.interventions.stages import create_intervention
 
@@ -153,7 +155,7 @@ def intervene(
     with prefect_server() as api:
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {finished.url}\n", highlight=False)
         found = run_flow(intervene_flow, url=finished.url, what=what)
-    rows = effect_rows(found)
+    rows = effect_rows(InterventionSummary.model_validate(found))
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row.values())
@@ -208,7 +210,7 @@ def show(run: RunArgument, json_: JsonOption = False) -> None:
     if json_:
         typer.echo(text, nl=False)
     else:
-        _show(json.loads(text), finished.url)
+        _show(load_summary(finished), finished.url)
 
 
 @app.command()
@@ -340,7 +342,7 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
         console.print(f"missing: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _show(summary: dict[str, Any], url: str) -> None:
+def _show(summary: Summary, url: str) -> None:
     """A column a property: three of them fit a narrow terminal."""
     rows = best_rows(summary)
     table = Table("", *(row["property"] for row in rows), box=None, pad_edge=False)

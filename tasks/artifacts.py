@@ -13,17 +13,20 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
+from ldmprobe_core.analysis.records import ClassesRecord, Summary
 from ldmprobe_core.analysis.report.text import best_rows, classes_line, effect_rows, headline
+from ldmprobe_core.interventions.results import InterventionSummary
 from ldmprobe_core.storage.run import Run
 
 
-def publish(summary: dict[str, Any], url: str) -> None:
+def publish(record: dict[str, Any], url: str) -> None:
     """Best cells, a short text, a heatmap a property, and a link; keys are the study's own."""
-    name, run = summary["study"], Run(url)
+    summary = Summary.model_validate(record)
+    name, run = summary.study, Run(url)
     create_table_artifact(
         table=best_rows(summary),
         key=f"best-cells-{name}",
-        description=f"Best cell of each property, run {summary['study_hash']}",
+        description=f"Best cell of each property, run {summary.study_hash}",
     )
     report = f"{run.url}/report/index.html"
     lines = [f"# {name}", "", *(f"- {line}" for line in headline(summary))]
@@ -31,7 +34,7 @@ def publish(summary: dict[str, Any], url: str) -> None:
     create_markdown_artifact(
         markdown="\n".join(lines), key=f"summary-{name}", description="What the run found"
     )
-    for prop in summary["properties"]:
+    for prop in summary.properties:
         picture = base64.b64encode(run.location.read_bytes(f"report/{prop}-heatmap.png")).decode()
         create_image_artifact(
             image_url=f"data:image/png;base64,{picture}",
@@ -50,7 +53,7 @@ def publish_intervention(found: dict[str, Any], url: str) -> None:
     """What an intervention did, beside its controls."""
     what = found["intervention"]
     create_table_artifact(
-        table=effect_rows(found),
+        table=effect_rows(InterventionSummary.model_validate(found)),
         key=f"intervention-{what['prop']}-{what['method']}",
         description=f"{what['prop']} edited, {found['pairs']} pairs, run {url}",
     )
@@ -58,7 +61,13 @@ def publish_intervention(found: dict[str, Any], url: str) -> None:
 
 def publish_classes(found: dict[str, Any], name: str, url: str) -> None:
     """Class curves in a sentence, and the share of named images by step."""
-    lines = [f"# {name}", "", classes_line(found), "", f"Run: `{url}`"]
+    lines = [
+        f"# {name}",
+        "",
+        classes_line(ClassesRecord.model_validate(found)),
+        "",
+        f"Run: `{url}`",
+    ]
     if found["photographs"]:
         real = found["photographs"]
         lines.insert(3, f"Of {real['count']} real pictures {real['confident']:.1%} are above 90%.")

@@ -9,7 +9,6 @@ from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
 from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs
-from ldmprobe_core.analysis.records import ClassesRecord
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.units import UNITS
@@ -118,5 +117,5 @@ def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
     if photographs is not None:
         classify_photographs(store, photographs)
     study = store.study
-    found = class_curves(store, study.bootstrap.level, study.bootstrap.resamples)
-    return ClassesRecord.model_validate(found).model_dump(mode="json")
+    curves = class_curves(store, study.bootstrap.level, study.bootstrap.resamples)
+    return curves.model_dump(mode="json")

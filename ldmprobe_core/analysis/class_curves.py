@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ldmprobe_core.analysis.records import PhotographsRecord
+from ldmprobe_core.analysis.records import ClassesRecord, PhotographsRecord
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.probing.bootstrap import Bootstrap
@@ -49,8 +47,8 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
     return labels.class_score.values.argmax(1), False
 
 
-def class_curves(run: Run, level: float, resamples: int) -> dict[str, Any]:
-    """The `ClassesRecord` record of a labeled run, over all stored samples.
+def class_curves(run: Run, level: float, resamples: int) -> ClassesRecord:
+    """Class curves of a labeled run, over all stored samples.
 
     Args:
         level, resamples: of the bootstrap over prompts.
@@ -67,21 +65,23 @@ def class_curves(run: Run, level: float, resamples: int) -> dict[str, Any]:
         scores = run.read(f"labels_{source}", "class_score")
         agreement[source] = [float(x) for x in (scores.argmax(2) == top[:, None]).mean(0)]
         steps = first_stable_step(scores, right)
-        recognition_step[source] = bootstrap.interval(steps).model_dump()
+        recognition_step[source] = bootstrap.interval(steps)
         if source == "trajectory":
             recognized = float(np.isfinite(steps).mean())
     correct = (top == right).astype(np.float64)
-    return {
-        "accuracy": bootstrap.interval(correct).model_dump() if by_prompt else None,
-        "confident": float((final.max(1) > CONFIDENT).mean()),
-        "by_prompt": by_prompt,
-        "recognized": recognized,
-        "recognition_step": recognition_step,
-        "agreement": agreement,
-        "photographs": json.loads(run.location.read_text(PHOTOGRAPHS))
-        if run.location.has(PHOTOGRAPHS)
-        else None,
-    }
+    photographs = None
+    if run.location.has(PHOTOGRAPHS):
+        text = run.location.read_text(PHOTOGRAPHS)
+        photographs = PhotographsRecord.model_validate_json(text)
+    return ClassesRecord(
+        accuracy=bootstrap.interval(correct) if by_prompt else None,
+        confident=float((final.max(1) > CONFIDENT).mean()),
+        by_prompt=by_prompt,
+        recognized=recognized,
+        recognition_step=recognition_step,
+        agreement=agreement,
+        photographs=photographs,
+    )
 
 
 def classify_photographs(run: Run, folder: str) -> PhotographsRecord:

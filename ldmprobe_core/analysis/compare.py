@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 
+from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report.text import number, step
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.conditions import PROBE
 
 
 def compare(runs: list[Run]) -> list[dict[str, str]]:
     """One row a property and run: score at the last step, difference to the first run, emergence.
 
-    The difference is the mean over test samples that both runs hold (same prompt, seed, picture),
-    with a bootstrap interval over their prompts; a dash where they share fewer than two.
+    The difference is the mean over test samples that both runs hold (same prompt, seed and source
+    image), with a bootstrap interval over their prompts; a dash where they share fewer than two.
 
     Raises:
         UserError: a run is not finished, or there are fewer than two.
     """
     if len(runs) < 2:
         raise UserError("compare needs two runs or more: name their folders")
-    summaries = [json.loads(run.location.read_text("summary.json")) for run in runs]
+    summaries = [load_summary(run) for run in runs]
     common = [
         prop
-        for prop in summaries[0]["properties"]
-        if all(prop in summary["properties"] for summary in summaries)
+        for prop in summaries[0].properties
+        if all(prop in summary.properties for summary in summaries)
     ]
     if not common:
         raise UserError("the runs have no property in common: there is nothing to compare")
@@ -36,34 +35,32 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
     for prop in common:
         first = _last_scores(runs[0], summaries[0], prop)
         for run, summary in zip(runs, summaries, strict=True):
-            found = summary["properties"][prop]
+            result = summary.properties[prop]
             gap, pairs = _difference(first, _last_scores(run, summary, prop))
             rows.append(
                 {
                     "property": prop,
                     "run": run.url.rpartition("/")[2],
-                    "last step": number(found["last"]),
+                    "last step": number(result.last),
                     "difference": gap if run is not runs[0] else "",
                     "pairs": str(pairs) if run is not runs[0] else "",
-                    "position": number(found["controls"]["position"]),
-                    "onset": step(found["emergence"]["probe"]["onset"]),
-                    "settled": step(found["emergence"]["probe"]["settled"]),
+                    "position": number(result.controls.position),
+                    "onset": step(result.emergence.probe.onset),
+                    "settled": step(result.emergence.probe.settled),
                 }
             )
     return rows
 
 
-def _last_scores(
-    run: Run, summary: dict[str, Any], prop: str
-) -> dict[tuple[str, int, str | None], float]:
+def _last_scores(run: Run, summary: Summary, prop: str) -> dict[tuple[str, int, str | None], float]:
     """Headline score of the last step's best cell, by test sample."""
-    cell = summary["properties"][prop]["last"]
+    cell = summary.properties[prop].last
     score = run.open(f"scores/{prop}", require_complete=True).score.sel(
-        condition="probe",
-        kind=cell["kind"],
-        metric=cell["metric"],
-        step=cell["step"],
-        layer=cell["layer"],
+        condition=PROBE,
+        kind=cell.kind,
+        metric=cell.metric,
+        step=cell.step,
+        layer=cell.layer,
     )
     samples = run.samples
     values = zip(score.sample.values, score.split.values, score.values, strict=True)
@@ -83,4 +80,4 @@ def _difference(
     if pairs < 2:
         return "–", pairs
     groups = np.array([key[2] or key[0] for key in shared])
-    return number(Bootstrap(groups, 1000, 0.95, seed=0).interval(gaps).model_dump()), pairs
+    return number(Bootstrap(groups, 1000, 0.95, seed=0).interval(gaps)), pairs

@@ -1,4 +1,4 @@
-"""What a run found, in numbers: the records of ``summary.json``.
+"""Records of ``summary.json``, the numbers of a finished run.
 
 Everything that is chosen (best cell, layer at each step, kind of probe) is chosen on validation
 samples; everything that is reported is measured on test samples, with bootstrap intervals.
@@ -6,10 +6,15 @@ samples; everything that is reported is measured on test samples, with bootstrap
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from ldmprobe_core.probing.bootstrap import Interval
 from ldmprobe_core.probing.emergence import Emergence, Leads
+
+if TYPE_CHECKING:
+    from ldmprobe_core.storage.run import Run
 
 
 class _Record(BaseModel):
@@ -67,11 +72,16 @@ class ControlRecord(Interval):
 
 
 class ControlsRecord(_Record):
-    """The best cell's metric where it should be lower; None where a control was switched off.
+    """Scores of the controls in the best cell; None where a control is off.
+
+    Registered conditions and nonlinear kinds of probes that a study switches on are further keys.
 
     Attributes:
+        position: the position baseline.
+        shuffled_labels: the same probe fitted on other images' labels.
+        permuted_weights: the same probe on a denoiser with permuted weights.
         latents: a linear probe on the denoiser's input at the best cell's step.
-        mlp: a probe with a hidden layer in the best cell; it may well be higher.
+        mlp: a probe with a hidden layer in the best cell, which may score higher.
     """
 
     position: ControlRecord
@@ -79,6 +89,15 @@ class ControlsRecord(_Record):
     permuted_weights: ControlRecord | None
     latents: ControlRecord | None = None
     mlp: ControlRecord | None = None
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ControlRecord] = Field(init=False)
+
+    def by_name(self) -> dict[str, ControlRecord]:
+        """The controls that are on, fields first."""
+        records = {name: getattr(self, name) for name in type(self).model_fields}
+        records |= self.model_extra or {}
+        return {name: record for name, record in records.items() if record is not None}
 
 
 class UndefinedRecord(_Record):
@@ -98,7 +117,7 @@ class UndefinedRecord(_Record):
 
 
 class PropertyRecord(_Record):
-    """What was found of one property."""
+    """Results of one property."""
 
     best: CellRecord
     last: CellRecord
@@ -108,12 +127,12 @@ class PropertyRecord(_Record):
 
 
 class PhotographsRecord(_Record):
-    """The class labeler on real pictures that the user gave, for comparison.
+    """The class labeler on photographs that the user gave, for comparison.
 
     Attributes:
         confident: share with a top probability above 0.9.
         top: mean top probability.
-        classes: how many pictures were given each class.
+        classes: number of photographs by top class.
     """
 
     count: int
@@ -135,7 +154,7 @@ class ClassesRecord(_Record):
             the images that it leads in the end.
         agreement: by source, for each step the share of images already given the class of the
             finished image.
-        photographs: real pictures, where some were classified.
+        photographs: of the user, if some were classified.
     """
 
     accuracy: Interval | None
@@ -170,3 +189,14 @@ class Summary(_Record):
     seconds: dict[str, float]
     bytes: int
     versions: dict[str, str]
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+def load_summary(run: Run) -> Summary:
+    """The summary of a finished run.
+
+    Raises:
+        UserError: the run is not finished, or is none.
+    """
+    return Summary.model_validate_json(run.location.read_text("summary.json"))

@@ -1,29 +1,36 @@
-"""From a finished run's scores to its summary: choices, intervals, controls, emergence."""
+"""Summary of a finished run's scores: choices, intervals, controls, emergence."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ldmprobe_core.analysis.class_curves import class_curves
-from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.records import (
+    CellRecord,
+    ControlRecord,
+    ControlsRecord,
+    EmergenceRecord,
+    LeadRecord,
+    PropertyRecord,
+    Summary,
+    UndefinedRecord,
+)
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
-from ldmprobe_core.pipeline.labels import label_set
+from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.probing.baselines import position_prediction
-from ldmprobe_core.probing.bootstrap import Bootstrap
+from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import supports
 from ldmprobe_core.probing.metrics import HeadlineScorer, score_maps
 from ldmprobe_core.storage.run import SOURCES, Run
-from ldmprobe_core.storage.schema import CONDITIONS
 from ldmprobe_core.study.layers import LATENTS
-from ldmprobe_core.study.properties import METRICS
-from ldmprobe_core.study.sections import MLP
+from ldmprobe_core.study.probe_kinds import probe_kind
+from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.splits import SPLITS
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Curves:
 
     Attributes:
         probe: best layer of each step, (step, sample).
-        latents: the same of probes on the denoiser's input; None where switched off.
+        latents: the same of probes on the denoiser's input; None if that control is off.
         conditions: controls in the same cells, name to (step, sample).
         sources: image labelers, source to (step, sample).
         position: (sample,).
@@ -60,7 +67,7 @@ class RunAnalysis:
 
 
 def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
-    """Read all scores of a finished run and to_record them.
+    """Summarise all scores of a finished run.
 
     Args:
         seconds: wall time of each stage.
@@ -81,8 +88,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     steps = run.open("progress").sizes["step"]
     properties, curves = {}, {}
     for prop in study.labels.maps:
-        scores = run.read(f"scores/{prop}", "score").astype(np.float64)
-        spec = PropertyScores(run, prop, scores, is_test, bootstrap)
+        spec = PropertyScores(run, prop, is_test, bootstrap)
         truth = labels.maps[prop][test]
         mean_map = labels.means[prop]
         chosen_by = labels.train if len(labels.train) else labels.validation
@@ -96,106 +102,130 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         sources = {}
         for source in SOURCES:
             by_step = [
-                _headline_of(run, source, prop, test, step, headline) for step in range(steps)
+                _source_scores(run, source, prop, test, step, headline) for step in range(steps)
             ]
             sources[source] = np.stack(by_step)
         curves[prop] = spec.curves(position[0], sources)
         properties[prop] = spec.to_record(position, curves[prop], truth)
     attributes = run.attributes()
-    nonfinite = {
-        group: sum(int(run.read(f"{group}/{name}", "nonfinite").sum()) for name in run.layers)
-        for group in (
-            "activations",
-            *(("activations_permuted",) if study.controls.permuted_weights else ()),
-        )
-    }
-    if study.capture.keep == "statistics":
-        for network, group in ACTIVATION_GROUPS.items():
-            if group in nonfinite:
-                nonfinite[group] += nonfinite_in(run, network)
+    nonfinite = _nonfinite(run)
     counts = {"total": len(samples)}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         counts[split] = sum(sample.split == split for sample in samples)
     counts["test_groups"] = bootstrap.groups
-    summary = Summary.model_validate(
-        {
-            "study": study.name,
-            "study_hash": study.hash,
-            "model_fingerprint": attributes["model_fingerprint"],
-            "samples": counts,
-            "steps": steps,
-            "layers": len(run.layers),
-            "properties": properties,
-            "class": class_curves(run, bootstrap.level, len(bootstrap.counts))
-            if study.labels.classes
-            else None,
-            "labelers": _against_truth(run, test, labels, bootstrap),
-            "nonfinite": nonfinite["activations"],
-            "nonfinite_permuted": nonfinite.get("activations_permuted"),
-            "seconds": {name: round(value, 1) for name, value in seconds.items()},
-            "bytes": run.location.size(),
-            "versions": attributes["versions"],
-        }
+    classes = None
+    if study.labels.classes:
+        classes = class_curves(run, bootstrap.level, len(bootstrap.counts))
+    summary = Summary(
+        study=study.name,
+        study_hash=study.hash,
+        model_fingerprint=attributes["model_fingerprint"],
+        samples=counts,
+        steps=steps,
+        layers=len(run.layers),
+        properties=properties,
+        classes=classes,
+        labelers=_labeler_scores(run, test, labels, bootstrap),
+        nonfinite=nonfinite["trained"],
+        nonfinite_permuted=nonfinite.get("permuted"),
+        seconds={name: round(value, 1) for name, value in seconds.items()},
+        bytes=run.location.size(),
+        versions=attributes["versions"],
     )
     return RunAnalysis(summary, curves, bootstrap, test)
 
 
-def _headline_of(
+def _nonfinite(run: Run) -> dict[str, int]:
+    """Non-finite activation values of each network, over stored and accumulated samples."""
+    study = run.study
+    counts = {}
+    for network, group in ACTIVATION_GROUPS.items():
+        if network == "trained" or study.controls.permuted_weights:
+            stored = [run.read(f"{group}/{name}", "nonfinite").sum() for name in run.layers]
+            counts[network] = int(sum(int(n) for n in stored))
+            if study.capture.keep == "statistics":
+                counts[network] += nonfinite_in(run, network)
+    return counts
+
+
+def _source_scores(
     run: Run, source: str, prop: str, test: np.ndarray, step: int, headline: HeadlineScorer
 ) -> np.ndarray:
-    """Score of the labeler on one step's images, (n,); NaN where nobody looked at them."""
-    seen = run.read(f"labels_{source}", prop, sample=test, step=step)
-    if np.isnan(seen).all():  # exact maps
+    """Headline scores (n,) of the labeler on one step's images; NaN if they are not labeled."""
+    maps = run.read(f"labels_{source}", prop, sample=test, step=step)
+    if np.isnan(maps).all():  # exact maps
         return np.full(len(test), np.nan)
-    return headline.score(seen > run.study.labels.threshold if prop == "foreground" else seen)
+    return headline.score(as_label(run.study, prop, maps))
 
 
 class PropertyScores:
-    """One property's scores: (condition, kind, metric, step, layer, held sample)."""
+    """Scores of one property, with the choices made on validation samples.
 
-    def __init__(
-        self, run: Run, prop: str, scores: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
-    ) -> None:
-        self.prop, self.bootstrap = prop, bootstrap
-        self.controls = [name for name in CONDITIONS[1:] if getattr(run.study.controls, name)]
-        self.metrics = METRICS[prop]
-        self.kinds = [str(k) for k in run.open(f"scores/{prop}").kind.values]
-        self.layers, probed = run.layers, run.probe_inputs
+    Args:
+        run: a finished run.
+        prop: name of the property.
+        is_test: (held-out sample,) bool: test, not validation.
+        bootstrap: over the test samples.
+
+    Attributes:
+        conditions: names on the axis of the scores; the first is the probe itself.
+        test: (condition, kind, metric, step, layer, test sample) float64.
+        linear: indices of the kinds among which the best is chosen.
+        choice: (linear kind, step, layer) mean headline score on validation samples.
+    """
+
+    def __init__(self, run: Run, prop: str, is_test: np.ndarray, bootstrap: Bootstrap) -> None:
+        group = run.open(f"scores/{prop}")
+        scores = run.read(f"scores/{prop}", "score").astype(np.float64)
+        self.prop, self.bootstrap = property_of(prop), bootstrap
+        self.conditions = [str(name) for name in group.condition.values]
+        self.controls = [name for name in self.conditions[1:] if run.study.controls.enabled(name)]
+        self.metrics = self.prop.metrics
+        self.kinds = [str(kind) for kind in group.kind.values]
+        self.layers, inputs = run.layers, run.probe_inputs
         self.latents = None
-        if LATENTS in probed:
-            self.latents = scores[0, :, :, :, probed.index(LATENTS)]  # (kind, metric, step, held)
+        if LATENTS in inputs:
+            # (kind, metric, step, held-out sample)
+            self.latents = scores[0, :, :, :, inputs.index(LATENTS)]
         self.is_test = is_test
-        layers = [probed.index(name) for name in self.layers]
+        layers = [inputs.index(name) for name in self.layers]
         scores = scores[..., layers, :]
         self.test = scores[..., is_test]
-        # Choices are made here, on validation samples: (kind, step, layer), headline metric, and
-        # among linear probes only.
-        linear = [i for i, kind in enumerate(self.kinds) if kind != MLP]
-        validation = scores[0, linear, 0][..., ~is_test]
+        self.linear = [i for i, kind in enumerate(self.kinds) if probe_kind(kind).linear]
+        validation = scores[0, self.linear, 0][..., ~is_test]
         number = np.isfinite(validation).sum(-1)
         total = np.where(np.isfinite(validation), validation, 0).sum(-1)
         self.choice = np.where(number > 0, total / np.maximum(number, 1), -np.inf)
-        serving = [i for i in linear if supports(self.kinds[i], prop)]
-        self.all_undefined = int(np.isnan(scores[0, serving, 0]).sum())
+        supporting = [i for i in self.linear if probe_kind(self.kinds[i]).supports(self.prop)]
+        self.all_undefined = int(np.isnan(scores[0, supporting, 0]).sum())
 
     def best(self) -> tuple[int, int, int]:
-        """(kind, step, layer) with the best validation score."""
+        """Indices (kind, step, layer) of the cell with the best validation score."""
         kind, step, layer = np.unravel_index(self.choice.argmax(), self.choice.shape)
-        return int(kind), int(step), int(layer)
+        return self.linear[int(kind)], int(step), int(layer)
 
     def best_at(self, step: int) -> tuple[int, int, int]:
-        """The same, of one step."""
-        at = self.choice[:, step]
-        kind, layer = np.unravel_index(at.argmax(), at.shape)
-        return int(kind), step, int(layer)
+        """The same among the cells of one step (from 0)."""
+        choice = self.choice[:, step]
+        kind, layer = np.unravel_index(choice.argmax(), choice.shape)
+        return self.linear[int(kind)], step, int(layer)
 
     def of(self, cell: tuple[int, int, int], condition: int = 0, metric: int = 0) -> np.ndarray:
         """Scores (test sample,) of a cell."""
         kind, step, layer = cell
         return self.test[condition, kind, metric, step, layer]
 
+    def all_metrics(self, cell: tuple[int, int, int], condition: int = 0) -> np.ndarray:
+        """Scores (metric, test sample) of a cell."""
+        return np.stack([self.of(cell, condition, m) for m in range(len(self.metrics))])
+
     def curves(self, position: np.ndarray, sources: dict[str, np.ndarray]) -> Curves:
-        """Scores over steps, of the best layer of each step."""
+        """Scores over steps, of the best layer of each step.
+
+        Args:
+            position: (test sample,) of the position baseline.
+            sources: of image labelers, source to (step, test sample).
+        """
         steps = range(self.test.shape[3])
         path = [self.best_at(step) for step in steps]
         kind = self.best()[0]
@@ -207,115 +237,122 @@ class PropertyScores:
             probe=np.stack([self.of(cell) for cell in path]),
             conditions={
                 name: np.stack([self.of(cell, condition=i) for cell in path])
-                for i, name in enumerate(CONDITIONS)
+                for i, name in enumerate(self.conditions)
                 if name in self.controls
             },
             sources=sources,
             position=position,
             latents=None
             if self.latents is None
-            else np.stack([self._of_latents(step)[0] for step in steps]),
+            else np.stack([self._latents_scores(step)[0] for step in steps]),
             cells=cells,
             kind=self.kinds[kind],
         )
 
-    def _of_latents(self, step: int) -> np.ndarray:
-        """Scores (metric, test sample) on the latents of a step, the better kind by validation."""
+    def _latents_scores(self, step: int) -> np.ndarray:
+        """Scores (metric, test sample) on a step's latents, of the kind best on validation."""
         assert self.latents is not None
-        linear = self.latents[: len(self.choice), :, step]
+        linear = self.latents[self.linear, :, step]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a kind that does not serve: NaN
+            # A kind that does not support the property: NaN.
+            warnings.simplefilter("ignore", RuntimeWarning)
             validation = np.nanmean(linear[:, 0][:, ~self.is_test], axis=1)
         best = int(np.argmax(np.where(np.isfinite(validation), validation, -np.inf)))
         return linear[best][:, self.is_test]
 
-    def to_record(self, position: np.ndarray, curves: Curves, truth: np.ndarray) -> dict[str, Any]:
-        """The property's part of ``summary.json``."""
+    def to_record(self, position: np.ndarray, curves: Curves, truth: np.ndarray) -> PropertyRecord:
+        """The property's part of ``summary.json``.
+
+        Args:
+            position: (metric, test sample) of the position baseline.
+            truth: labels of the test samples, (test sample, y, x).
+        """
         best = self.best()
-        controls: dict[str, Any] = {
+        undefined = UndefinedRecord(best=int(np.isnan(self.of(best)).sum()), any=self.all_undefined)
+        if self.prop.is_mask:
+            empty = ~truth.any((1, 2))
+            # A score of 1 on an empty label mask can only mean that the prediction is empty too.
+            undefined.both_empty = int((empty & (self.of(best) == 1)).sum())
+            undefined.truth_empty = int(empty.sum())
+        return PropertyRecord(
+            best=self._cell(best),
+            last=self._cell(self.best_at(self.test.shape[3] - 1)),
+            emergence=self._emergence(curves),
+            controls=self._controls(best, position),
+            undefined=undefined,
+        )
+
+    def _emergence(self, curves: Curves) -> EmergenceRecord:
+        decoded, clean = curves.sources["trajectory"], curves.sources["clean"]
+        position, bootstrap = curves.position, self.bootstrap
+        return EmergenceRecord(
+            probe=bootstrap.emergence(curves.probe, position),
+            decoded=bootstrap.emergence(decoded, position),
+            clean=bootstrap.emergence(clean, position),
+            lead=LeadRecord(
+                decoded=bootstrap.lead(curves.probe, decoded, position),
+                clean=bootstrap.lead(curves.probe, clean, position),
+            ),
+        )
+
+    def _controls(self, best: tuple[int, int, int], position: np.ndarray) -> ControlsRecord:
+        """Every control in the best cell; those that are off are None or absent."""
+        records: dict[str, ControlRecord | None] = {
             "position": self._control(position),
             "shuffled_labels": None,
             "permuted_weights": None,
         }
         if self.latents is not None:
-            controls["latents"] = self._control(self._of_latents(best[1]))
-        if MLP in self.kinds:
-            cell = (self.kinds.index(MLP), *best[1:])
-            values = np.stack([self.of(cell, metric=m) for m in range(len(self.metrics))])
-            controls["mlp"] = self._control(values)
-        for i, name in enumerate(CONDITIONS):
-            if name in curves.conditions:
-                values = np.stack([self.of(best, i, m) for m in range(len(self.metrics))])
-                controls[name] = self._control(values)
-        emergence = {
-            "probe": self.bootstrap.emergence(curves.probe, curves.position),
-            "decoded": self.bootstrap.emergence(curves.sources["trajectory"], curves.position),
-            "clean": self.bootstrap.emergence(curves.sources["clean"], curves.position),
-        }
-        undefined = {"best": int(np.isnan(self.of(best)).sum()), "any": self.all_undefined}
-        if self.prop == "foreground":
-            empty = ~truth.any((1, 2))
-            # A score of 1 on an empty label mask can only mean that the prediction is empty too.
-            both = int((empty & (self.of(best) == 1)).sum())
-            undefined |= {"both_empty": both, "truth_empty": int(empty.sum())}
-        return {
-            "best": self._cell(best),
-            "last": self._cell(self.best_at(self.test.shape[3] - 1)),
-            "emergence": {
-                **{name: value.model_dump() for name, value in emergence.items()},
-                "lead": {
-                    name: self.bootstrap.lead(
-                        curves.probe, curves.sources[source], curves.position
-                    ).model_dump()
-                    for name, source in (("decoded", "trajectory"), ("clean", "clean"))
-                },
-            },
-            "controls": controls,
-            "undefined": undefined,
-        }
+            records["latents"] = self._control(self._latents_scores(best[1]))
+        for i, kind in enumerate(self.kinds):
+            if i not in self.linear:
+                records[kind] = self._control(self.all_metrics((i, *best[1:])))
+        for i, name in enumerate(self.conditions):
+            if name in self.controls:
+                records[name] = self._control(self.all_metrics(best, i))
+        return ControlsRecord.model_validate(records)
 
-    def _control(self, values: np.ndarray) -> dict[str, Any]:
+    def _control(self, values: np.ndarray) -> ControlRecord:
         """Headline interval and residual of scores (metric, sample)."""
-        found = self.bootstrap.interval(values[0]).model_dump()
-        undefined = int(np.isnan(values[0]).sum())
-        return found | {"residual": self._residual(values), "undefined": undefined}
+        return ControlRecord(
+            **dict(self.bootstrap.interval(values[0])),
+            residual=self._residual(values),
+            undefined=int(np.isnan(values[0]).sum()),
+        )
 
-    def _residual(self, values: np.ndarray) -> dict[str, Any] | None:
-        name = f"{self.metrics[0]}_residual"
-        if name not in self.metrics:
+    def _residual(self, values: np.ndarray) -> Interval | None:
+        name = self.prop.residual_metric
+        if name is None:
             return None
-        return self.bootstrap.interval(values[self.metrics.index(name)]).model_dump()
+        return self.bootstrap.interval(values[self.metrics.index(name)])
 
-    def _cell(self, cell: tuple[int, int, int]) -> dict[str, Any]:
+    def _cell(self, cell: tuple[int, int, int]) -> CellRecord:
         kind, step, layer = cell
-        values = np.stack([self.of(cell, metric=m) for m in range(len(self.metrics))])
-        head = self.bootstrap.interval(values[0]).model_dump()
-        return {
-            "step": step + 1,
-            "layer": self.layers[layer],
-            "kind": self.kinds[kind],
-            "metric": self.metrics[0],
-            **head,
-            "residual": self._residual(values),
-            "other": {
-                name: self.bootstrap.interval(values[i]).model_dump()
+        values = self.all_metrics(cell)
+        return CellRecord(
+            step=step + 1,
+            layer=self.layers[layer],
+            kind=self.kinds[kind],
+            metric=self.metrics[0],
+            **dict(self.bootstrap.interval(values[0])),
+            residual=self._residual(values),
+            other={
+                name: self.bootstrap.interval(values[i])
                 for i, name in enumerate(self.metrics)
                 if i > 0
             },
-        }
+        )
 
 
-def _against_truth(
+def _labeler_scores(
     run: Run, test: np.ndarray, labels: LabelSet, bootstrap: Bootstrap
-) -> dict[str, Any] | None:
-    """Headline score of each labeler's maps against the exact ones, where both exist."""
+) -> dict[str, Interval] | None:
+    """Headline score of each labeler's maps against the exact ones; None if there are none."""
     study = run.study
-    read = [p for p in run.exact_properties if p in study.labels.maps and p in labelers_of(study)]
-    found = {}
-    for prop in read:
-        truth = run.read("exact_maps", prop, sample=test)
-        if prop == "foreground":
-            truth = truth > study.labels.threshold
+    both = [p for p in run.exact_properties if p in study.labels.maps and p in labelers_of(study)]
+    intervals = {}
+    for prop in both:
+        truth = as_label(study, prop, run.read("exact_maps", prop, sample=test))
         scores = score_maps(prop, labels.maps[prop][test], truth, labels.means[prop])[0]
-        found[prop] = bootstrap.interval(scores).model_dump()
-    return found or None
+        intervals[prop] = bootstrap.interval(scores)
+    return intervals or None

@@ -13,7 +13,7 @@ from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import probe_activations
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import Probe
+from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import label_assignments
@@ -42,7 +42,7 @@ def directions_of(
             else:
                 here = probes.sel(step=step)
                 weight = here.weight.values.astype(np.float64)
-                probe = Probe(weight, float(here.bias), float(here.penalty))
+                probe = LinearProbe(weight, float(here.bias), float(here.penalty))
             covariance = None
             if what.method == "exact" and what.metric == "covariance":
                 covariance = (sums or activation_statistics(tokens, labels)).covariance

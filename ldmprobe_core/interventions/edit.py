@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldmprobe_core.probing.linear import Probe
+from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.study.probe_kinds import probe_kind
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class EditDirection:
     step: Tensor
 
     @classmethod
-    def of_probe(cls, probe: Probe, covariance: np.ndarray | None = None) -> EditDirection:
+    def of_probe(cls, probe: LinearProbe, covariance: np.ndarray | None = None) -> EditDirection:
         """The cheapest direction for a probe.
 
         Args:
@@ -68,16 +69,18 @@ class EditDirection:
 
 
 def target_reading(
-    share: np.ndarray, kind: str, foreground: bool, confidence: float = 0.98
+    share: np.ndarray, kind: str, mask: bool, confidence: float = 0.98
 ) -> np.ndarray:
-    """What a probe of this kind has to read for a map.
+    """The prediction of a probe of this kind that means a given map.
 
     Args:
         share: block means of the target map, (n, y, x).
-        confidence: the probability that a logistic probe is to give to what is wholly foreground,
-            or wholly background.
+        kind: name of a probe kind.
+        mask: the map is a mask.
+        confidence: target probability inside the mask, and 1 - confidence outside, of kinds that
+            predict logits.
     """
-    if foreground and kind != "ridge":
+    if mask and probe_kind(kind).mask_output == "logit":
         clipped = np.clip(share, 1 - confidence, confidence)
         return np.log(clipped / (1 - clipped))
     return share
@@ -87,7 +90,7 @@ def edit_by_gradient_descent(
     tokens: Tensor,
     target: Tensor,
     direction: EditDirection,
-    foreground: bool,
+    mask: bool,
     iterations: int = 128,
     learning_rate: float = 5e-3,
 ) -> Tensor:
@@ -106,11 +109,11 @@ def edit_by_gradient_descent(
     size = (target.shape[1], target.shape[2])
     with torch.enable_grad():
         for _ in range(iterations):
-            found = F.interpolate(direction.read(edited)[:, None], size, mode="nearest")[:, 0]
-            if foreground:
-                loss = F.binary_cross_entropy_with_logits(found, target, reduction="none")
+            reading = F.interpolate(direction.read(edited)[:, None], size, mode="nearest")[:, 0]
+            if mask:
+                loss = F.binary_cross_entropy_with_logits(reading, target, reduction="none")
             else:
-                loss = F.huber_loss(found, target, reduction="none", delta=1.0)
+                loss = F.huber_loss(reading, target, reduction="none", delta=1.0)
             optimizer.zero_grad()
             # Each sample's own mean: a batch is edited as its samples would be alone.
             loss.mean((1, 2)).sum().backward()

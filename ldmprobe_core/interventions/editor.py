@@ -1,4 +1,4 @@
-"""None"""
+"""Sampling with edited activations: hooks on the layers, and the change that they make."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ldmprobe_core.models.layers import image_output_index
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.models.token_grid import Grid, change_grid
 from ldmprobe_core.probing.block_scores import block_means
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.samples import Sample
 
 
@@ -119,7 +120,7 @@ def make_edit(
         targets: (n, Y, X) maps aimed at, at the image's size.
         random: makes the change a random one of the same norm.
     """
-    foreground = what.prop == "foreground"
+    mask = property_of(what.prop).is_mask
     maps = targets.astype(np.float64)
     whole = torch.from_numpy(maps).float()
     readings: dict[tuple[int, int], Tensor] = {}
@@ -131,14 +132,14 @@ def make_edit(
         )
         if what.method == "adam":
             edited = edit_by_gradient_descent(
-                tokens, whole.to(tokens.device), direction, foreground,
+                tokens, whole.to(tokens.device), direction, mask,
                 what.iterations, what.learning_rate,
             )  # fmt: skip
         else:
             if grid not in readings:
                 share = block_means(maps, grid)
                 readings[grid] = torch.from_numpy(
-                    target_reading(share, kind, foreground, what.confidence)
+                    target_reading(share, kind, mask, what.confidence)
                 ).float()
             edited = direction.exact(tokens, readings[grid].to(tokens.device), what.strength)
         if random is None:

@@ -8,15 +8,12 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.spec import (
-    DECODER,
-    DEFAULT_CONFIDENCE,
-    DEFAULT_STEPS,
-    Intervention,
-)
+from ldmprobe_core.interventions.spec import DEFAULT_CONFIDENCE, Intervention
 from ldmprobe_core.models.layers import VAE
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
+from ldmprobe_core.study.probe_kinds import probe_kind
+from ldmprobe_core.study.properties import property_of
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,13 @@ def plan_intervention(run: Run, what: Intervention) -> InterventionPlan:
         )
     marks = run.progress.completed(PROBE)
     total = len(marks)
-    steps = what.steps or min(DEFAULT_STEPS[what.prop], total)
+    steps = what.steps or min(what.defaults.steps, total)
     if steps > total:
         raise UserError(f"steps is {steps}, and the run has {total}: lower it")
     for glob in what.layers or ():
         if not any(fnmatchcase(name, glob) for name in run.layers):
             raise UserError(f"layers {glob} match none of {', '.join(run.layers)}")
-    globs = what.layers or (DECODER if what.prop == "foreground" else ("*",))
+    globs = what.layers or what.defaults.layers
     layers = [
         name
         for name in run.layers
@@ -83,19 +80,27 @@ def plan_intervention(run: Run, what: Intervention) -> InterventionPlan:
                 f"{run.url} has no probe of {missing[0]} at step {step + 1}: finish the run with "
                 "ldmprobe run, then edit"
             )
-    wanted = what.kind or ("logistic" if what.prop == "foreground" else "ridge")
-    kinds = study.probes.kinds
-    if wanted not in kinds and what.kind is None:
-        wanted = kinds[0]
-    if wanted not in kinds or (wanted == "logistic" and what.prop != "foreground"):
-        raise UserError(f"kind is {wanted!r}, which no probe of {what.prop} in this run is")
-    if what.confidence != DEFAULT_CONFIDENCE and not (
-        what.prop == "foreground" and wanted != "ridge"
-    ):
-        raise UserError(f"confidence is of logits of masks, and kind is {wanted}: leave it out")
-    if what.method == "adam" and what.prop == "foreground" and wanted == "ridge":
-        raise UserError("method adam needs logits of masks, which kind ridge lacks: use exact")
-    return InterventionPlan(_samples(run, what), layers, steps, wanted)
+    return InterventionPlan(_samples(run, what), layers, steps, _kind(run, what))
+
+
+def _kind(run: Run, what: Intervention) -> str:
+    """The kind of probes that are edited through.
+
+    Raises:
+        UserError: the run has no such probes of the property, or settings do not fit the kind.
+    """
+    prop, kinds = property_of(what.prop), run.study.linear_kinds
+    kind = what.kind or what.defaults.kind
+    if kind not in kinds and what.kind is None:
+        kind = kinds[0]
+    if kind not in kinds or not probe_kind(kind).supports(prop):
+        raise UserError(f"kind is {kind!r}, which no probe of {what.prop} in this run is")
+    logits = prop.is_mask and probe_kind(kind).mask_output == "logit"
+    if what.confidence != DEFAULT_CONFIDENCE and not logits:
+        raise UserError(f"confidence is of logits of masks, and kind is {kind}: leave it out")
+    if what.method == "adam" and prop.is_mask and not logits:
+        raise UserError(f"method adam needs logits of masks, which kind {kind} lacks: use exact")
+    return kind
 
 
 def _samples(run: Run, what: Intervention) -> list[int]:

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from ldmprobe_core.interventions.plan import plan_intervention
-from ldmprobe_core.interventions.spec import EDIT_CONDITIONS, EDIT_METRICS, Intervention
+from ldmprobe_core.interventions.spec import EDIT_CONDITIONS, Intervention
 from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
@@ -99,7 +99,7 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
         )
     findings = InterventionSummary(
         intervention=what, steps=plan.steps, layers=plan.layers, kind=plan.kind,
-        metric=EDIT_METRICS[what.prop][0], pairs=len(groups), undefined=undefined,
+        metric=what.defaults.metrics[0], pairs=len(groups), undefined=undefined,
         unedited=bootstrap.interval(unedited), effects=effects, seconds=round(seconds, 1),
     )  # fmt: skip
     run.location.write_text(

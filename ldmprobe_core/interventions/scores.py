@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.probing.metrics import dice, rmse, spearman
+from ldmprobe_core.probing.metrics import METRICS
+from ldmprobe_core.study.properties import InterventionDefaults
 
 
-def score_maps_against_targets(prop: str, maps: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Scores (metric, sample) of labelers' maps against those aimed at."""
-    if prop == "foreground":
-        return dice(maps, wanted)[None]
-    return np.stack([spearman(maps, wanted), rmse(maps, wanted)])
+def score_maps_against_targets(
+    defaults: InterventionDefaults, maps: np.ndarray, target_maps: np.ndarray
+) -> np.ndarray:
+    """Scores (metric, sample) of the maps of edited images against their targets.
+
+    Args:
+        defaults: names the metrics.
+        maps, target_maps: (sample, y, x); bool for a mask, else values.
+    """
+    return np.stack([METRICS[name].function(maps, target_maps) for name in defaults.metrics])
 
 
 def background_change(

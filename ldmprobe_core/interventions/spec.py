@@ -1,52 +1,64 @@
-"""What an intervention edits, where, and how: its validated settings."""
+"""Validated settings of an intervention: property, targets, layers, steps, method."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.study.loading import sentence
+from ldmprobe_core.study.probe_kinds import PROBE_KINDS
+from ldmprobe_core.study.properties import (
+    FOREGROUND,
+    PROPERTIES,
+    InterventionDefaults,
+    property_of,
+)
 
 EDIT_CONDITIONS = ("edited", "random", "shuffled")
-EDIT_METRICS = {"foreground": ("dice",), "depth": ("spearman", "rmse")}
-DECODER = ("up_blocks.*",)
 
 DEFAULT_CONFIDENCE = 0.98
-DEFAULT_STEPS = {"foreground": 5, "depth": 3}
 
 
 class Intervention(BaseModel):
-    """What is edited, where, and how.  None takes the paper's setting for the property.
+    """Settings of an intervention; None takes the paper's setting for the property.
 
     Attributes:
-        prop: the property that is written.
+        prop: the edited property, one of `editable_properties`.
         targets: each sample is edited towards each of them.
         samples: number of held-out test samples, the first by index; or ``chosen`` by index.
         method: ``exact`` (closed form) or ``adam`` (the paper's descent).
-        steps: the first so many are edited: 5 for foreground, 3 for depth.
-        layers: globs over the run's layers: the decoder's for foreground, all for depth.
-        confidence: the probability that a logistic probe is to read inside the mask, and one less
-            it outside.
+        steps: number of edited steps, from the first: by default 5 for foreground, 3 for depth.
+        layers: globs over the run's layers: by default the decoder's for foreground, all for
+            depth.
+        kind: of the probes that are edited through, linear.
+        confidence: target probability inside the mask; 1 - confidence outside.
         strength: share of the way to the target that an exact edit goes, at every cell.
         metric: in which a change is small: ``l2``, or the activations' own ``covariance``.
         controls: also edit at random and through shuffled-label probes.
-        part: whose samples are edited: test, or validation, to find settings.
+        part: split whose samples are edited: test, or validation, to find settings.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    prop: Literal["foreground", "depth"] = "foreground"
+    prop: str = FOREGROUND.name
     targets: tuple[Target, ...] = (Target(dx=0.2),)
     samples: Annotated[int, Field(ge=1)] = 8
     chosen: tuple[int, ...] | None = None
     method: Literal["exact", "adam"] = "exact"
     steps: Annotated[int, Field(ge=1)] | None = None
     layers: tuple[str, ...] | None = None
-    kind: Literal["ridge", "logistic", "adam"] | None = None
+    kind: str | None = None
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = DEFAULT_CONFIDENCE
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
     metric: Literal["l2", "covariance"] = "covariance"
@@ -55,6 +67,22 @@ class Intervention(BaseModel):
     controls: bool = True
     part: Literal["test", "validation"] = "test"
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("prop")
+    @classmethod
+    def _editable(cls, value: str) -> str:
+        names = editable_properties()
+        if value not in names:
+            raise ValueError(f"{value!r} cannot be edited: choose from {', '.join(names)}")
+        return value
+
+    @field_validator("kind")
+    @classmethod
+    def _linear(cls, value: str | None) -> str | None:
+        linear = [name for name, kind in PROBE_KINDS.items() if kind.linear]
+        if value is not None and value not in linear:
+            raise ValueError(f"{value!r} is no linear probe: choose from {', '.join(linear)}")
+        return value
 
     @model_validator(mode="after")
     def _distinct(self) -> Intervention:
@@ -65,10 +93,22 @@ class Intervention(BaseModel):
         return self
 
     @property
+    def defaults(self) -> InterventionDefaults:
+        """The paper's settings for the property."""
+        defaults = property_of(self.prop).intervention
+        assert defaults is not None
+        return defaults
+
+    @property
     def name(self) -> str:
         """Folder of its results in the run: property, method and a hash of the rest."""
         digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
         return f"{self.prop}-{self.method}-{digest}"
+
+
+def editable_properties() -> tuple[str, ...]:
+    """Names of the registered properties that can be edited."""
+    return tuple(name for name, prop in PROPERTIES.items() if prop.intervention is not None)
 
 
 def parse_intervention(content: dict[str, Any]) -> Intervention:

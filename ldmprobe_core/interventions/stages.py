@@ -21,16 +21,17 @@ from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
 from ldmprobe_core.interventions.plan import InterventionPlan, plan_intervention
 from ldmprobe_core.interventions.results import FOLDER, RECORDS, edit_conditions, read_intervention
 from ldmprobe_core.interventions.scores import background_change, score_maps_against_targets
-from ldmprobe_core.interventions.spec import EDIT_METRICS, Intervention
+from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import resolve_target, target_maps
 from ldmprobe_core.labelers.registry import labelers_of
-from ldmprobe_core.pipeline.labels import label_set
+from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.pipeline.prepare import check_origin
 from ldmprobe_core.pipeline.units import Unit, UnitOperations, register_units
 from ldmprobe_core.storage.group_builder import GroupBuilder
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
+from ldmprobe_core.study.properties import property_of
 
 
 def create_intervention(run: Run, what: Intervention) -> str:
@@ -64,7 +65,7 @@ def create_intervention(run: Run, what: Intervention) -> str:
 
 
 def _as_maps(run: Run, what: Intervention, labels: np.ndarray) -> np.ndarray:
-    return labels > run.study.labels.threshold if what.prop == "foreground" else labels
+    return as_label(run.study, what.prop, labels)
 
 
 def _create(run: Run, what: Intervention, plan: InterventionPlan, wanted: np.ndarray) -> None:
@@ -81,7 +82,7 @@ def _create(run: Run, what: Intervention, plan: InterventionPlan, wanted: np.nda
     arrays.coordinate(group, "target", [str(t) for t in what.targets], "what is aimed at")
     arrays.coordinate(group, "sample", plan.samples, "index of the image")
     arrays.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
-    arrays.coordinate(group, "metric", list(EDIT_METRICS[what.prop]), "agreement with the target")
+    arrays.coordinate(group, "metric", list(what.defaults.metrics), "agreement with the target")
     where = {"target": targets, "sample": n}
     chunk = {"target": 1, "sample": batch}
     each = {"condition": len(conditions), **where}
@@ -89,7 +90,7 @@ def _create(run: Run, what: Intervention, plan: InterventionPlan, wanted: np.nda
     arrays.array(group, "image", {**each, **pixels, "rgb": 3}, chunk, "uint8", "image", "0..255")
     arrays.array(group, "label", {**each, **pixels}, chunk, "float32", f"labeler's {what.prop}")
     arrays.array(group, "target_map", {**where, **pixels}, chunk, "float32", "map aimed at")
-    scores = {"metric": len(EDIT_METRICS[what.prop]), **where}
+    scores = {"metric": len(what.defaults.metrics), **where}
     text = "agreement with the target"
     arrays.array(group, "unedited", scores, chunk, "float32", f"{text}, of the unedited image")
     arrays.array(group, "score", {"condition": len(conditions), **scores}, chunk, "float32", text)
@@ -129,7 +130,7 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
     wanted = run.read(group, "target_map", **where)[0]
     before = run.read("images", "image", sample=index)
     own = _as_maps(run, what, run.read("labels", what.prop, sample=index))
-    if what.prop == "foreground":
+    if property_of(what.prop).is_mask:
         wanted = wanted > 0.5
     identity = run.location.read_text("identity")
     scores, maps, images, outside, kept = [], [], [], [], []
@@ -142,7 +143,9 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
             found = labelers[what.prop](edited)
             images.append(edited)
             maps.append(found)
-            scores.append(score_maps_against_targets(what.prop, _as_maps(run, what, found), wanted))
+            scores.append(
+                score_maps_against_targets(what.defaults, _as_maps(run, what, found), wanted)
+            )
             outside.append(_outside(before, edited, own, wanted))
             kept.append(_kept(run, labelers, edited, index))
     stacked = {
@@ -155,7 +158,7 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
         {
             **{n: np.expand_dims(v, axis.get(n, 1)).astype(np.uint8 if n == "image" else np.float32)
                for n, v in stacked.items()},
-            "unedited": score_maps_against_targets(what.prop, own, wanted)[:, None].astype(
+            "unedited": score_maps_against_targets(what.defaults, own, wanted)[:, None].astype(
                 np.float32
             ),
         },

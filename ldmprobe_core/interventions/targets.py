@@ -12,6 +12,7 @@ from scipy.ndimage import affine_transform
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.image_folder import read_map
+from ldmprobe_core.study.properties import DEPTH, FOREGROUND
 
 
 def target_maps(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:
@@ -135,7 +136,7 @@ def _from_file(path: Path, own: np.ndarray) -> np.ndarray:
             f"target {str(path)!r} is {shape[0]} x {shape[1]}, and the images are {own.shape[0]} x "
             f"{own.shape[1]}: resize it"
         )
-    values = read_map(path, "foreground" if mask else "depth", (own.shape[0], own.shape[1]))
+    values = read_map(path, FOREGROUND.name if mask else DEPTH.name, (own.shape[0], own.shape[1]))
     return values > 0.5 if mask else values.astype(own.dtype)
 
 

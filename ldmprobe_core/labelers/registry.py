@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
-from ldmprobe_core.study.properties import MAP_PROPERTIES
+from ldmprobe_core.study.properties import map_properties
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import LabelerSpec
 
@@ -182,7 +182,7 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     """Labeler specs of a study by property; properties read from exact maps are left out."""
-    specs = {prop: getattr(study.labels, prop) for prop in MAP_PROPERTIES}
+    specs = {prop: study.labels.labeler(prop) for prop in map_properties()}
     specs["class"] = study.labels.classes
     return {
         prop: spec for prop, spec in specs.items() if spec is not None and spec.name != EXACT_MAPS

@@ -11,15 +11,18 @@ from ldmprobe_core.pipeline.statistics import mean_maps, require_accumulated
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import LABEL
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.schema import Study
 
 
 def as_labels(study: Study, maps: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Label maps by property, with foreground thresholded to a bool mask."""
-    return {
-        prop: values > study.labels.threshold if prop == "foreground" else values
-        for prop, values in maps.items()
-    }
+    """Label maps by property as probes are fitted to them: masks are cut at the threshold."""
+    return {prop: as_label(study, prop, values) for prop, values in maps.items()}
+
+
+def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
+    """A labeler's maps (..., y, x): bool for a mask, which is cut at the threshold, else values."""
+    return values > study.labels.threshold if property_of(prop).is_mask else values
 
 
 def label_set(run: Run) -> LabelSet:

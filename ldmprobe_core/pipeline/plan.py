@@ -206,7 +206,8 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
     if study.images is not None and not missing:
         present = exact_map_properties(study.images, image_names(study.images))
     for prop in study.labels.maps:
-        if getattr(study.labels, prop).name == EXACT_MAPS and not missing and prop not in present:
+        spec = study.labels.labeler(prop)
+        if spec and spec.name == EXACT_MAPS and not missing and prop not in present:
             raise UserError(
                 f"labels.{prop} is 'maps', and there are no {prop} maps beside the pictures: add "
                 f"them (name.{prop}.npy, .png or .exr; source must be images), or name a labeler"

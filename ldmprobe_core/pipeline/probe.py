@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.pipeline.statistics import unstored_statistics
-from ldmprobe_core.probing.cell import probe_activations
-from ldmprobe_core.probing.fitters.mlp import MlpProbe
+from ldmprobe_core.probing.cell import CellResult, probe_activations
+from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
 from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.probe_kinds import probe_kind
 
 
 def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
@@ -37,41 +39,41 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
     labels = cached_label_set(url, run.location.read_text("identity"))
-    activations = run.read(f"activations/{layer}", "activation", step=step_index)
-    bytes_read = activations.nbytes
-    assignments = ("true", "shuffled") if study.controls.shuffled_labels else ("true",)
-    results = probe_activations(
-        activations, labels, study, assignments, unstored_statistics(run, "trained", step, layer)
-    )
-    if study.controls.permuted_weights and layer != LATENTS:
-        permuted = run.read(f"activations_permuted/{layer}", "activation", step=step_index)
-        bytes_read += permuted.nbytes
-        sums = unstored_statistics(run, "permuted", step, layer)
-        results["permuted"] = probe_activations(permuted, labels, study, sums=sums)["true"]
+    results: dict[tuple[str, str], CellResult] = {}  # by network and label assignment
+    bytes_read = channels = 0
+    for network in dict.fromkeys(
+        c.network for c in study.conditions if study.controls.enabled(c.name)
+    ):
+        if network != "trained" and layer == LATENTS:  # the input is the same for every network
+            continue
+        group = f"{ACTIVATION_GROUPS[network]}/{layer}"
+        activations = run.read(group, "activation", step=step_index)
+        bytes_read += activations.nbytes
+        channels = activations.shape[-1]
+        sums = unstored_statistics(run, network, step, layer)
+        cells = probe_activations(activations, labels, study, study.assignments(network), sums)
+        results |= {(network, assignment): cell for assignment, cell in cells.items()}
 
-    channels = activations.shape[-1]
-    kinds, maps = study.probes.kinds, study.labels.maps
+    kinds, maps = study.linear_kinds, study.labels.maps
+    fitted = results["trained", "true"]
     weight = np.full((len(kinds), len(maps), 1, channels), np.nan)
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty = bias.copy()
-    for (kind, prop), probe in results["true"].probes.items():
-        if isinstance(probe, MlpProbe):  # a control: scored, not kept
+    for (kind, prop), probe in fitted.probes.items():
+        if not probe_kind(kind).linear:  # a control: scored, not stored
             continue
-        position = kinds.index(kind), maps.index(prop), 0
-        weight[position], bias[position], penalty[position] = (
-            probe.weight,
-            probe.bias,
-            probe.penalty,
-        )
+        assert isinstance(probe, LinearProbe)
+        entry = kinds.index(kind), maps.index(prop), 0
+        weight[entry], bias[entry], penalty[entry] = probe.weight, probe.bias, probe.penalty
     cell = {"step": slice(step_index, step_index + 1)}
     run.write(f"probes/{layer}", {"weight": weight, "bias": bias, "penalty": penalty}, **cell)
-    undefined = {
-        prop: np.full_like(score, np.nan) for prop, score in results["true"].scores.items()
-    }
     for prop in maps:
+        undefined = np.full_like(fitted.scores[prop], np.nan)
         scores = [
-            results[name].scores[prop] if name in results else undefined[prop]
-            for name in ("true", "shuffled", "permuted")
+            results[c.network, c.assignment].scores[prop]
+            if study.controls.enabled(c.name) and (c.network, c.assignment) in results
+            else undefined
+            for c in study.conditions
         ]
         run.write(
             f"scores/{prop}",

@@ -8,7 +8,7 @@ from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.pipeline.activation_sinks import peak_activation_bytes
 from ldmprobe_core.study.batching import gram_width
 from ldmprobe_core.study.layers import LATENTS, LayerShape
-from ldmprobe_core.study.properties import METRICS
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.schema import Study
 
 
@@ -19,7 +19,7 @@ def _bytes(
     values = sum(s.y * s.x * s.channels for name, s in shapes.items() if name != LATENTS)
     latents = shapes.get(LATENTS, LayerShape(0, 0, 0))
     maps = study.labels.maps
-    metrics = sum(len(METRICS[prop]) for prop in maps)
+    metrics = sum(len(property_of(prop).metrics) for prop in maps)
     sizes = {
         "activations": count * steps * values * 2,
         "activations_permuted": count * steps * values * 2
@@ -28,7 +28,13 @@ def _bytes(
         "latents": count * steps * latents.y * latents.x * latents.channels * 2,
         "images": count * pixels * 3 * (1 + 2 * steps),
         "labels": count * pixels * len(maps) * (4 + 2 * 2 * steps),
-        "scores": count * steps * len(shapes) * metrics * 4 * 3 * len(study.kinds),
+        "scores": count
+        * steps
+        * len(shapes)
+        * metrics
+        * 4
+        * len(study.conditions)
+        * len(study.kinds),
     }
     return {name: size for name, size in sizes.items() if size}
 

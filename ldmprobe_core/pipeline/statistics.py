@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmprobe_core.pipeline.activation_sinks import Activations
-from ldmprobe_core.probing.baselines import derange
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
@@ -27,6 +26,7 @@ from ldmprobe_core.study.batching import (
     accumulation_units,
     label_assignments,
 )
+from ldmprobe_core.study.conditions import ASSIGNMENTS
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.schema import Study
 
@@ -102,7 +102,7 @@ class Accumulator:
             labels: property to full-size maps (sample, y, x); foreground is bool.
         """
         samples = np.arange(len(next(iter(labels.values()))))
-        owners = {"true": samples, "shuffled": derange(samples, study.prompts.seed)}
+        owners = {name: assign(samples, study.prompts.seed) for name, assign in ASSIGNMENTS.items()}
         tokens: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
         for network, made in shown.items():
             assignments = label_assignments(study, network)

@@ -1,21 +1,11 @@
-"""Where probes should fail, and what position alone explains."""
+"""The position baseline: the prediction that knows the pixel's position alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ldmprobe_core.probing.metrics import dice
-
-
-def derange(index: np.ndarray, seed: int) -> np.ndarray:
-    """The same sample indices in another order, none left in its own place where avoidable.
-
-    A cyclic shift of a random order: every sample gets another one's label.
-    """
-    order = np.random.default_rng(seed).permutation(len(index))
-    partner = np.empty(len(index), dtype=index.dtype)
-    partner[order] = index[np.roll(order, 1)]
-    return partner
+from ldmprobe_core.study.properties import property_of
 
 
 def position_threshold(mean: np.ndarray, masks: np.ndarray) -> float:
@@ -25,11 +15,13 @@ def position_threshold(mean: np.ndarray, masks: np.ndarray) -> float:
 
     Args:
         mean: training mean mask (y, x).
-        masks: (n, y, x) bool, the training masks or, where they are not kept, those of validation.
+        masks: (n, y, x) bool, the training masks, or those of validation if a run does not store
+            its training samples.
     """
     candidates = np.linspace(0, 0.95, 39) * float(mean.max() or 1.0)
     scores = [
-        float(dice(np.broadcast_to(mean > cut, masks.shape), masks).mean()) for cut in candidates
+        float(dice(np.broadcast_to(mean > threshold, masks.shape), masks).mean())
+        for threshold in candidates
     ]
     return float(candidates[int(np.argmax(scores))])
 
@@ -38,8 +30,11 @@ def position_prediction(prop: str, mean: np.ndarray, maps: np.ndarray, count: in
     """The position baseline's map, the same for every image: (count, y, x).
 
     Args:
-        mean: the training samples' mean label, (y, x).
-        maps: (n, y, x) labels that a mask's threshold is chosen by; bool for foreground.
+        prop: name of a property.
+        mean: mean label of the training samples, (y, x).
+        maps: (n, y, x) labels by which a mask's threshold is chosen; bool for a mask.
+        count: number of images.
     """
-    single = mean > position_threshold(mean, maps) if prop == "foreground" else mean
+    is_mask = property_of(prop).is_mask
+    single = mean > position_threshold(mean, maps) if is_mask else mean
     return np.broadcast_to(single, (count, *single.shape))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.probing.metrics import _ratio
+from ldmprobe_core.probing.metrics import METRICS, ratio_or_one
 from ldmprobe_core.probing.ranks import (
     RankedMaps,
     deviation_or_nan,
@@ -12,6 +12,7 @@ from ldmprobe_core.probing.ranks import (
     iter_chunks,
     mean_ranks,
 )
+from ldmprobe_core.study.properties import property_of
 
 
 def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -35,48 +36,60 @@ def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class FullResolutionLabels:
-    """What scoring needs of full-size label maps whatever the grid: kept once a property.
+    """Statistics of full-size label maps that do not depend on the grid.
 
     Args:
         truth: values (n, y, x).
         mean_map: (y, x), the training images' mean label.
+
+    Attributes:
+        ranked, residual_ranked: ranks of the labels, and of the labels less the mean map.
+        square, deviation: mean square and standard deviation of each label, (n,).
+        residual_mean, residual_deviation: mean and standard deviation of labels less the mean map.
+        covariance_with_mean: covariance of the same with the mean map, (n,).
     """
 
     def __init__(self, truth: np.ndarray, mean_map: np.ndarray) -> None:
         self.mean_map = mean_map
         self.ranked = RankedMaps(flatten_maps(truth))
-        self.rest_ranked = RankedMaps(flatten_maps(truth), flatten_maps(mean_map[None])[0])
+        self.residual_ranked = RankedMaps(flatten_maps(truth), flatten_maps(mean_map[None])[0])
         moments = [self._moments(part) for part in iter_chunks(flatten_maps(truth))]
-        self.square, self.deviation, self.rest_mean, self.rest_deviation, self.with_mean_map = (
-            np.concatenate([part[i] for part in moments]) for i in range(5)
-        )
+        (
+            self.square,
+            self.deviation,
+            self.residual_mean,
+            self.residual_deviation,
+            self.covariance_with_mean,
+        ) = (np.concatenate([part[i] for part in moments]) for i in range(5))
 
     def _moments(self, flat: np.ndarray) -> list[np.ndarray]:
         flat, mean_map = flat.astype(np.float64), self.mean_map.ravel()
-        rest = flat - mean_map
-        centred = rest - rest.mean(1, keepdims=True)
+        residual = flat - mean_map
+        centred = residual - residual.mean(1, keepdims=True)
         return [
             np.square(flat).mean(1),
             deviation_or_nan(flat),
-            rest.mean(1),
-            deviation_or_nan(rest),
+            residual.mean(1),
+            deviation_or_nan(residual),
             (centred * mean_map).mean(1),
         ]
 
 
 class BlockScorer:
-    """Label maps, prepared to score block-constant predictions exactly as `score_maps` would.
+    """Label maps prepared to score block-constant predictions, equal to `score_maps`.
 
     A prediction p constant on blocks of B pixels meets a full-size label t only through the
     blocks' means: mean(p t) = mean over blocks of p times the block's mean of t; the same for the
     ranks of t, and a block-constant map's pixel ranks are a linear function of its token ranks.
-    Only the ranks of p less the mean map need every pixel; they are taken a few samples at a time.
+    Only the ranks of p less the mean map need every pixel; they are computed a few samples at a
+    time.  A registered metric without such a form is computed at full size.
 
     Args:
-        truth: bool masks for foreground, else values, (n, y, x).
+        prop: name of a property.
+        truth: (n, y, x); bool for a mask, else values.
         mean_map: (y, x), the training images' mean label.
         grid: tokens down and across.
-        full: of the same maps, where it is there already.
+        full: statistics of the same maps, if they are computed already.
     """
 
     def __init__(
@@ -87,56 +100,85 @@ class BlockScorer:
         grid: tuple[int, int],
         full: FullResolutionLabels | None = None,
     ) -> None:
-        self.prop, self.size = prop, truth.shape[1:]
+        record = property_of(prop)
+        self.metrics, self.size = record.metrics, truth.shape[1:]
+        self.truth, self.mean_map = truth, mean_map
         self.means = flatten_maps(block_means(truth, grid))
-        if prop == "foreground":
+        self._forms = {"dice": self._dice, "iou": self._iou}
+        if record.is_mask:
             return
         self.full = full or FullResolutionLabels(truth, mean_map)
         ranks = self.full.ranked.centred.reshape(truth.shape)
         self.rank_means = flatten_maps(block_means(ranks, grid))
-        self.mean_map = flatten_maps(block_means(mean_map[None], grid))
+        self.mean_map_means = flatten_maps(block_means(mean_map[None], grid))
+        self._forms = {
+            "spearman": self._spearman,
+            "pearson": self._pearson,
+            "rmse": self._rmse,
+            "spearman_residual": self._spearman_residual,
+            "pearson_residual": self._pearson_residual,
+        }
 
     def scores(self, tokens: np.ndarray) -> np.ndarray:
-        """Every metric of the property, (metric, n).
+        """Every metric of the property, (metric, n) float64.
 
         Args:
-            tokens: predictions (n, *grid); bool for foreground, else values.
+            tokens: predictions (n, *grid); bool for a mask, else values.
         """
+        return np.stack([self._score(name, tokens) for name in self.metrics])
+
+    def _score(self, name: str, tokens: np.ndarray) -> np.ndarray:
+        if name in self._forms:
+            return self._forms[name](tokens)
+        predicted = upsample(tokens, (self.size[0], self.size[1]))
+        return METRICS[name].score(predicted, self.truth, self.mean_map)
+
+    def _dice(self, tokens: np.ndarray) -> np.ndarray:
+        overlap, area, truth = self._areas(tokens)
+        return ratio_or_one(2 * overlap, area + truth)
+
+    def _iou(self, tokens: np.ndarray) -> np.ndarray:
+        overlap, area, truth = self._areas(tokens)
+        return ratio_or_one(overlap, area + truth - overlap)
+
+    def _areas(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shares of the image (n,): overlap, prediction, label."""
         flat = flatten_maps(tokens)
-        if self.prop == "foreground":
-            overlap = (flat * self.means).mean(1)
-            area, truth = flat.mean(1), self.means.mean(1)
-            return np.stack(
-                [_ratio(2 * overlap, area + truth), _ratio(overlap, area + truth - overlap)]
-            )
-        full, flat = self.full, flat.astype(np.float64)
-        squared = full.square - 2 * (flat * self.means).mean(1) + np.square(flat).mean(1)
-        return np.stack(
-            [
-                _block_correlation(mean_ranks(flat), self.rank_means, full.ranked.deviation),
-                _block_correlation(flat, self.means, full.deviation),
-                np.sqrt(np.maximum(squared, 0)),
-                full.rest_ranked.correlation(
-                    flat,
-                    lambda part: flatten_maps(
-                        upsample(part.reshape(-1, *tokens.shape[1:]), self.size)
-                    ),
-                ),
-                self._pearson_residual(flat),
-            ]
+        return (flat * self.means).mean(1), flat.mean(1), self.means.mean(1)
+
+    def _spearman(self, tokens: np.ndarray) -> np.ndarray:
+        ranks = mean_ranks(flatten_maps(tokens).astype(np.float64))
+        return _block_correlation(ranks, self.rank_means, self.full.ranked.deviation)
+
+    def _pearson(self, tokens: np.ndarray) -> np.ndarray:
+        flat = flatten_maps(tokens).astype(np.float64)
+        return _block_correlation(flat, self.means, self.full.deviation)
+
+    def _rmse(self, tokens: np.ndarray) -> np.ndarray:
+        flat = flatten_maps(tokens).astype(np.float64)
+        cross = (flat * self.means).mean(1)
+        squared = self.full.square - 2 * cross + np.square(flat).mean(1)
+        return np.sqrt(np.maximum(squared, 0))
+
+    def _spearman_residual(self, tokens: np.ndarray) -> np.ndarray:
+        grid, size = tokens.shape[1:], (self.size[0], self.size[1])
+        return self.full.residual_ranked.correlation(
+            flatten_maps(tokens).astype(np.float64),
+            lambda part: flatten_maps(upsample(part.reshape(-1, *grid), size)),
         )
 
-    def _pearson_residual(self, flat: np.ndarray) -> np.ndarray:
+    def _pearson_residual(self, tokens: np.ndarray) -> np.ndarray:
         """Correlation of p - m with t - m, m the mean map, from block means alone."""
         full, mean_map = self.full, self.full.mean_map
-        rest_means = self.means - self.mean_map - full.rest_mean[:, None]
-        both = (flat * rest_means).mean(1) - full.with_mean_map
+        flat = flatten_maps(tokens).astype(np.float64)
+        residual_means = self.means - self.mean_map_means - full.residual_mean[:, None]
+        both = (flat * residual_means).mean(1) - full.covariance_with_mean
         centred = flat - flat.mean(1, keepdims=True)
-        own = np.square(centred).mean(1) + mean_map.var()
-        variance = own - 2 * (centred * self.mean_map).mean(1)
-        # Rounding leaves a trace where the prediction is the mean map itself.
-        deviation = np.sqrt(np.where(variance > 1e-12 * own, variance, np.nan))
-        return both / (deviation * full.rest_deviation)
+        total = np.square(centred).mean(1) + mean_map.var()
+        variance = total - 2 * (centred * self.mean_map_means).mean(1)
+        # Where the prediction equals the mean map, the variance is rounding residue: treat as 0.
+        deviation = np.sqrt(np.where(variance > 1e-12 * total, variance, np.nan))
+        return both / (deviation * full.residual_deviation)
 
 
 def _block_correlation(tokens: np.ndarray, means: np.ndarray, deviation: np.ndarray) -> np.ndarray:

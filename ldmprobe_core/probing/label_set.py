@@ -8,16 +8,18 @@ from functools import lru_cache
 import numpy as np
 
 from ldmprobe_core.probing.block_scores import BlockScorer, FullResolutionLabels, block_means
+from ldmprobe_core.study.properties import property_of
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Labels of the finished images and who is in which split.
+    """Label maps of the finished images, and the split of every sample.
 
     Attributes:
-        maps: property to (sample, y, x); foreground is bool.
+        maps: property to (sample, y, x); bool for a mask.
         means: property to the training samples' mean label, (y, x) float64.
-        train, validation, held: sample indices; held is validation and test, in sample order.
+        train, validation, heldout: sample indices; heldout is validation and test, in sample
+            order.
     """
 
     maps: dict[str, np.ndarray]
@@ -39,7 +41,7 @@ class LabelSet:
     def scorer(self, prop: str, grid: tuple[int, int]) -> BlockScorer:
         """Held-out labels, prepared for scoring predictions on this grid."""
         heldout, mean_map = self.maps[prop][self.heldout], self.means[prop]
-        if prop == "foreground":
+        if property_of(prop).is_mask:
             return BlockScorer(prop, heldout, mean_map, grid)
         return BlockScorer(prop, heldout, mean_map, grid, self._full(prop))
 

@@ -1,4 +1,4 @@
-"""Linear probes, and the paper's protocol of fitting them by Adam.
+"""Linear probes on tokens.
 
 A probe maps a token's channels to a property of the token's block of pixels.  Its prediction,
 upsampled by nearest, is constant on the block; so squared error against the full-size map differs
@@ -19,26 +19,17 @@ import numpy as np
 import torch
 
 ROWS_AT_ONCE = 1 << 11
-
-
-def supports(kind: str, prop: str) -> bool:
-    """A kind of probe is fitted to this property: logistic to masks, the others to every map."""
-    return kind != "logistic" or prop == "foreground"
-
-
-def decision_threshold(kind: str) -> float:
-    """Foreground is where a probe of this kind predicts more: half, of a share or as a logit."""
-    return 0.5 if kind == "ridge" else 0.0
+"""Rows that are converted and multiplied together, few enough for a CPU's cache."""
 
 
 @dataclass(frozen=True)
-class Probe:
+class LinearProbe:
     """prediction = activation . weight + bias.
 
     Attributes:
         weight: (channel,) float64.
         bias: scalar.
-        penalty: the relative penalty it was fitted with; NaN where there is none.
+        penalty: the relative penalty it was fitted with; NaN if the fit has none.
     """
 
     weight: np.ndarray
@@ -50,21 +41,33 @@ class Probe:
         return predictions(activations, [self])[..., 0]
 
 
-def predictions(activations: np.ndarray, probes: list[Probe]) -> np.ndarray:
-    """Of several probes from one pass: (n, y, x, probe) float64 from (n, y, x, channel)."""
+def predictions(activations: np.ndarray, probes: list[LinearProbe]) -> np.ndarray:
+    """Predictions of several probes from one pass over the tokens.
+
+    Args:
+        activations: (n, y, x, channel), any floating dtype.
+
+    Returns:
+        (n, y, x, probe) float64.
+    """
     weight = np.stack([probe.weight for probe in probes], axis=1)
     bias = np.array([probe.bias for probe in probes])
     rows = activations.reshape(-1, activations.shape[-1])
-    found = np.concatenate([block @ weight for block in row_blocks(rows)]) + bias
-    return found.reshape(*activations.shape[:-1], len(probes))
+    values = np.concatenate([block @ weight for block in row_blocks(rows)]) + bias
+    return values.reshape(*activations.shape[:-1], len(probes))
 
 
 def row_blocks(
     rows: np.ndarray, dtype: type[np.floating] | None = np.float64
 ) -> Iterator[np.ndarray]:
-    """Rows as many at a time as a CPU's cache holds, in float64, float32, or at least float32."""
-    for a in range(0, len(rows), ROWS_AT_ONCE):
-        block = rows[a : a + ROWS_AT_ONCE]
+    """Blocks of `ROWS_AT_ONCE` rows, converted to a dtype.
+
+    Args:
+        rows: (row, column).
+        dtype: float64 or float32; None keeps each block's own, but converts float16 to float32.
+    """
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        block = rows[start : start + ROWS_AT_ONCE]
         if block.dtype == np.float16:  # torch converts it with the CPU's own instruction
             block = torch.from_numpy(np.ascontiguousarray(block)).float().numpy()
         yield block if dtype is None else block.astype(dtype, copy=False)

@@ -1,30 +1,35 @@
 """Agreement of a predicted map with a label map, one number an image.
 
-Every function takes maps (n, y, x) and gives float64 (n,).  Edge cases are defined: Dice and IoU of
-two empty masks are 1 (nothing was there and nothing was claimed); a correlation with a constant
-side is undefined, NaN.  Callers count both.
+Every function takes maps (n, y, x) and returns float64 (n,).  Edge cases are defined: Dice and IoU
+of two empty masks are 1 (nothing was there and nothing was predicted); a correlation with a
+constant side is undefined, NaN.  Callers count both.
 
-`BlockScorer` computes the same scores for predictions that are constant on blocks of pixels (a
-token's prediction, upsampled by nearest) without building them at image size.
+`METRICS` lists them by name; a `Property` names those that score it.  `block_scores.BlockScorer`
+computes the same scores for predictions that are constant on blocks of pixels (a token's
+prediction, upsampled by nearest) without building them at image size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from ldmprobe_core.probing.ranks import RankedMaps, deviation_or_nan, flatten_maps, mean_ranks
+from ldmprobe_core.study.properties import property_of
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Twice the overlap over the sum of the areas of two bool masks; both empty = 1."""
     overlap = (predicted & truth).sum((1, 2))
-    return _ratio(2.0 * overlap, predicted.sum((1, 2)) + truth.sum((1, 2)))
+    return ratio_or_one(2.0 * overlap, predicted.sum((1, 2)) + truth.sum((1, 2)))
 
 
 def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Overlap over union of two bool masks; both empty = 1."""
     overlap = (predicted & truth).sum((1, 2))
-    return _ratio(1.0 * overlap, (predicted | truth).sum((1, 2)))
+    return ratio_or_one(1.0 * overlap, (predicted | truth).sum((1, 2)))
 
 
 def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -37,28 +42,57 @@ def spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return _correlation(mean_ranks(flatten_maps(predicted)), mean_ranks(flatten_maps(truth)))
 
 
-class HeadlineScorer:
-    """The headline score of many predictions against the same labels, whose ranks are taken once.
-
-    Args:
-        truth: bool masks for foreground, else values, (n, y, x).
-    """
-
-    def __init__(self, prop: str, truth: np.ndarray) -> None:
-        self.truth = truth if prop == "foreground" else None
-        if self.truth is None:
-            self.ranked = RankedMaps(flatten_maps(truth))
-
-    def score(self, predicted: np.ndarray) -> np.ndarray:
-        """Dice for foreground, else rank correlation, as `score_maps` gives first; (n,)."""
-        if self.truth is not None:
-            return dice(predicted, self.truth)
-        return self.ranked.correlation(flatten_maps(predicted))
-
-
 def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Root of the mean squared difference over pixels, in the label's units."""
     return np.sqrt(np.square(flatten_maps(predicted) - flatten_maps(truth)).mean(1))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A registered metric.
+
+    Attributes:
+        function: from predictions and labels (n, y, x) to scores (n,) float64.
+        residual: the training mean map is subtracted from both first, so that position alone
+            scores nothing.
+    """
+
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    residual: bool = False
+
+    def score(self, predicted: np.ndarray, truth: np.ndarray, mean_map: np.ndarray) -> np.ndarray:
+        """Scores (n,) of maps (n, y, x).
+
+        Args:
+            mean_map: (y, x), the training samples' mean label.
+        """
+        if self.residual:
+            return self.function(predicted - mean_map, truth - mean_map)
+        return self.function(predicted, truth)
+
+
+METRICS: dict[str, Metric] = {
+    "dice": Metric(dice),
+    "iou": Metric(iou),
+    "spearman": Metric(spearman),
+    "pearson": Metric(pearson),
+    "rmse": Metric(rmse),
+    "spearman_residual": Metric(spearman, residual=True),
+    "pearson_residual": Metric(pearson, residual=True),
+}
+"""Metrics by name."""
+
+
+def register_metric(name: str, metric: Metric) -> Metric:
+    """Add a metric; properties may then name it.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in METRICS:
+        raise ValueError(f"metric {name!r}: the name is taken. Fix: choose another.")
+    METRICS[name] = metric
+    return metric
 
 
 def score_maps(
@@ -67,24 +101,38 @@ def score_maps(
     """Every metric of a property, (metric, n), for full-size maps.
 
     Args:
-        predicted, truth: bool masks for foreground, else values.
-        mean_map: (y, x), the training images' mean label.
+        prop: name of a property.
+        predicted, truth: (n, y, x); bool for a mask, else values.
+        mean_map: (y, x), the training samples' mean label.
     """
-    if prop == "foreground":
-        return np.stack([dice(predicted, truth), iou(predicted, truth)])
-    rest = predicted - mean_map, truth - mean_map
-    return np.stack(
-        [
-            spearman(predicted, truth),
-            pearson(predicted, truth),
-            rmse(predicted, truth),
-            spearman(*rest),
-            pearson(*rest),
-        ]
-    )
+    names = property_of(prop).metrics
+    return np.stack([METRICS[name].score(predicted, truth, mean_map) for name in names])
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+class HeadlineScorer:
+    """The headline score of many predictions against the same labels.
+
+    The ranks of the labels are computed once.
+
+    Args:
+        prop: name of a property.
+        truth: (n, y, x); bool for a mask, else values.
+    """
+
+    def __init__(self, prop: str, truth: np.ndarray) -> None:
+        self.truth = truth
+        self.metric = property_of(prop).metrics[0]
+        self.ranked = RankedMaps(flatten_maps(truth)) if self.metric == "spearman" else None
+
+    def score(self, predicted: np.ndarray) -> np.ndarray:
+        """Headline scores (n,) of predictions (n, y, x), the first of `score_maps`."""
+        if self.ranked is not None:
+            return self.ranked.correlation(flatten_maps(predicted))
+        return METRICS[self.metric].function(predicted, self.truth)
+
+
+def ratio_or_one(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Elementwise quotient; 1 where the denominator is 0."""
     empty = below == 0
     return np.where(empty, 1.0, above / np.where(empty, 1, below))
 

@@ -17,7 +17,7 @@ def mean_ranks(flat: np.ndarray) -> np.ndarray:
     """Mean ranks along each row, float64; a row that is not finite becomes NaN."""
     if flat.dtype == np.float16:
         if flat.shape[1] >= COUNTING_SORT_PIXELS:
-            return _ranks_of_float16(flat)
+            return ranks_of_float16(flat)
         flat = flat.astype(np.float32)  # which sorts several times faster
     order, tied = _in_order(flat)
     ranks = np.empty(flat.shape)  # without ties a rank is a place in the order
@@ -116,7 +116,7 @@ COUNTING_SORT_PIXELS = 1 << 15
 """Pixels from which counting float16 values is faster than sorting them."""
 
 
-def _ranks_of_float16(flat: np.ndarray) -> np.ndarray:
+def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
     """`mean_ranks` of float16 by counting: there are only 65,536 values, and nothing is sorted."""
     bits = (flat + np.float16(0)).view(np.uint16)  # -0 and 0 are one value
     ordered = np.where(bits >> 15, ~bits, bits | 0x8000)  # integers in the order of the floats

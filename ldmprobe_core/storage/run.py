@@ -57,7 +57,7 @@ from ldmprobe_core.storage.progress import Progress
 from ldmprobe_core.storage.schema import RunSchema, RunShape
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.loading import parse_study
-from ldmprobe_core.study.properties import MAP_PROPERTIES
+from ldmprobe_core.study.properties import map_properties
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
@@ -230,7 +230,7 @@ class Run:
     def exact_properties(self) -> list[str]:
         """Properties of which every picture has an exact map."""
         root = zarr.open_group(self.store, mode="r", use_consolidated=False, zarr_format=3)
-        return [name for name in MAP_PROPERTIES if f"exact_maps/{name}" in root]
+        return [name for name in map_properties() if f"exact_maps/{name}" in root]
 
     # --- writing and reading regions -----------------------------------------------------------
 

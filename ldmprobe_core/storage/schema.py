@@ -21,13 +21,10 @@ from ldmprobe_core.study.batching import (
     label_assignments,
 )
 from ldmprobe_core.study.layers import LATENTS, LayerShape
-from ldmprobe_core.study.properties import METRICS
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.samples import Sample, n_stored_samples
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.splits import SPLITS
-
-CONDITIONS = ("probe", "shuffled_labels", "permuted_weights")
-"""Probes proper, probes on shuffled labels, probes on the permuted denoiser."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +280,7 @@ class RunSchema(GroupBuilder):
 
     def _probes(self, path: str, shape: LayerShape) -> None:
         group = self.group(path, "Linear probes: prediction = activation . weight + bias.")
-        kinds, maps = self.study.probes.kinds, self.study.labels.maps
+        kinds, maps = self.study.linear_kinds, self.study.labels.maps
         self.coordinate(group, "kind", list(kinds), "how the probe was fitted")
         self.coordinate(group, "property", list(maps), "what it reads")
         self._step(group)
@@ -306,8 +303,9 @@ class RunSchema(GroupBuilder):
     def _scores(self, prop: str) -> None:
         group = self.group(f"scores/{prop}", f"Scores of {prop} probes, held-out samples.")
         held = [s for s in self.samples if s.split != "train"]
-        kinds, metrics = self.study.kinds, METRICS[prop]
-        self.coordinate(group, "condition", list(CONDITIONS), "the probe proper, and its controls")
+        kinds, metrics = self.study.kinds, property_of(prop).metrics
+        conditions = [condition.name for condition in self.study.conditions]
+        self.coordinate(group, "condition", conditions, "the probe proper, and its controls")
         self.coordinate(group, "kind", list(kinds), "how the probe was fitted")
         self.coordinate(group, "metric", list(metrics), "agreement with the label")
         self._step(group)
@@ -317,7 +315,7 @@ class RunSchema(GroupBuilder):
             group, "sample", [s.split for s in held], "validation or test", name="split"
         )
         sizes = {
-            "condition": len(CONDITIONS),
+            "condition": len(conditions),
             "kind": len(kinds),
             "metric": len(metrics),
             "step": self.steps,

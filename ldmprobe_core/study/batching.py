@@ -12,12 +12,11 @@ _BATCHES_A_UNIT = 16
 
 
 def label_assignments(study: Study, network: str) -> tuple[str, ...]:
-    """To whom labels are dealt in a network's sums: to their own images, and to others'.
+    """Label assignments in a network's statistics, in the order of their label columns.
 
-    Where activations are stored as well, the control is fitted to those.
+    Only true labels if activations are stored as well: controls are then fitted to those.
     """
-    shuffled = study.controls.shuffled_labels and study.capture.keep == "statistics"
-    return ("true", "shuffled") if shuffled and network == "trained" else ("true",)
+    return study.assignments(network) if study.capture.keep == "statistics" else ("true",)
 
 
 def gram_width(study: Study, network: str, channels: int) -> int:

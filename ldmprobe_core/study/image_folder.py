@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.image_files import open_rgb
-from ldmprobe_core.study.properties import MAP_PROPERTIES
+from ldmprobe_core.study.properties import map_properties, property_of
 from ldmprobe_core.study.sections import Images
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -36,7 +36,7 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
         for path in place.iterdir()
         if path.suffix.lower() in _PICTURES
         and not path.name.startswith(".")
-        and Path(path.stem).suffix[1:] not in MAP_PROPERTIES
+        and Path(path.stem).suffix[1:] not in map_properties()
     )
     if not names:
         raise UserError(f"{field} {folder!r} holds 0 pictures: PNG, JPEG or WebP are read")
@@ -71,7 +71,7 @@ def images_hash(images: Images, names: list[str]) -> str:
     folder = Path(images.folder).expanduser()
     digest = hashlib.sha256()
     for name in names:
-        beside = [map_path(folder, name, prop) for prop in MAP_PROPERTIES]
+        beside = [map_path(folder, name, prop) for prop in map_properties()]
         for path in (folder / name, *(p for p in beside if p is not None)):
             with path.open("rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -96,7 +96,7 @@ def exact_map_properties(images: Images, names: list[str]) -> tuple[str, ...]:
     """
     folder = Path(images.folder).expanduser()
     present = []
-    for prop in MAP_PROPERTIES:
+    for prop in map_properties():
         missing = [name for name in names if map_path(folder, name, prop) is None]
         if not missing:
             present.append(prop)
@@ -128,7 +128,7 @@ def read_map(
 ) -> np.ndarray:
     """A map as (y, x) float32, cut and resized as its picture is.
 
-    Foreground is taken by nearest pixels, scaled to 0..1; the others bilinearly.
+    The property's `MapFormat` decides scaling, limits and resampling.
 
     Args:
         picture: that it belongs to, whose aspect it must have.
@@ -139,7 +139,8 @@ def read_map(
     values = _load_map(path)
     if not np.isfinite(values).all():
         raise UserError(f"{path}: it holds values that are not finite: fill them in")
-    if prop == "foreground":
+    form = property_of(prop).map_format
+    if form.unit_range:
         high = float(values.max())
         if values.min() < 0 or (high > 1 and high not in (255, 65535)):
             raise UserError(
@@ -147,8 +148,8 @@ def read_map(
                 "map of object numbers make a mask first"
             )
         values = values / max(high, 1)
-    if prop == "shading" and values.min() < 0:
-        raise UserError(f"{path}: shading is at least 0, not {values.min():g}")
+    if form.minimum is not None and values.min() < form.minimum:
+        raise UserError(f"{path}: {prop} is at least {form.minimum:g}, not {values.min():g}")
     if picture is not None:
         with Image.open(picture) as beside:
             width, height = ImageOps.exif_transpose(beside).size
@@ -158,8 +159,7 @@ def read_map(
                 f"{height} x {width}: a map has its picture's aspect"
             )
     box = _middle(values.shape[0], values.shape[1], size)
-    nearest = prop == "foreground"
-    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    how = Image.Resampling[form.resampling.upper()]
     image = Image.fromarray(values.astype(np.float32))
     return np.asarray(image.resize(size[::-1], how, box=box), dtype=np.float32)
 

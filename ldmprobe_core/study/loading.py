@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ldmprobe_core.assets import STUDIES
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.sections import LabelerSpec
 from ldmprobe_core.study.yaml_reader import read_yaml
 
 
@@ -95,7 +96,8 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     part: Any = Study
     for name in location[:-1]:
         fields = {(f.alias or key): f for key, f in part.model_fields.items()}
-        found = fields[str(name)].annotation
+        field = fields.get(str(name))  # none: a labeler of a registered property
+        found = field.annotation if field else LabelerSpec
         # an optional part is a union with None
         part = next((kind for kind in get_args(found) if kind is not type(None)), found)
     keys = ", ".join((f.alias or key) for key, f in part.model_fields.items())

@@ -17,8 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from ldmprobe_core.study.conditions import CONDITIONS, Condition
+from ldmprobe_core.study.probe_kinds import MLP, probe_kind
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.sections import (
-    MLP,
     BootstrapSettings,
     Capture,
     Controls,
@@ -78,10 +80,17 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _served(self) -> Study:
-        if self.probes.kinds == ("logistic",) and self.labels.maps != ("foreground",):
+        linear = [probe_kind(kind) for kind in self.linear_kinds]
+        unread = [
+            prop
+            for prop in self.labels.maps
+            if not any(kind.supports(property_of(prop)) for kind in linear)
+        ]
+        if unread:
+            keys = " and ".join(f"labels.{prop}" for prop in unread)
             raise ValueError(
-                "probes.kinds has logistic alone, which reads foreground only: add ridge, or "
-                "leave labels.depth and labels.shading out"
+                f"probes.kinds has {' and '.join(self.linear_kinds)} alone, which cannot read "
+                f"{' and '.join(unread)}: add ridge, or leave {keys} out"
             )
         return self
 
@@ -89,9 +98,10 @@ class Study(Section):
     def _from_sums(self) -> Study:
         if self.capture.keep != "statistics":
             return self
-        beyond = [kind for kind in self.kinds if kind != "ridge"]
+        beyond = [kind for kind in self.kinds if not probe_kind(kind).from_statistics]
         if beyond:
-            remedy = "controls.mlp to false" if beyond[0] == MLP else "probes.kinds to ridge"
+            chosen = beyond[0] in self.probes.kinds
+            remedy = "probes.kinds to ridge" if chosen else "controls.mlp to false"
             raise ValueError(
                 f"capture.keep is statistics, and sums cannot fit {beyond[0]} probes: set "
                 f"{remedy}, or capture.keep to both"
@@ -137,8 +147,35 @@ class Study(Section):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Every kind of probe that is scored: those that may be chosen, then the control."""
-        return (*self.probes.kinds, *((MLP,) if self.controls.mlp else ()))
+        """Every kind of probe that is scored: ``probes.kinds``, then the control ``mlp``."""
+        control = self.controls.mlp and MLP.name not in self.probes.kinds
+        return (*self.probes.kinds, *((MLP.name,) if control else ()))
+
+    @property
+    def linear_kinds(self) -> tuple[str, ...]:
+        """Kinds whose weights are stored and among which the best probe is chosen."""
+        return tuple(kind for kind in self.probes.kinds if probe_kind(kind).linear)
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """The axis ``condition`` of scores: the probe itself, then controls.
+
+        The controls of every layout are on it even where they are off; `controls.enabled` tells.
+        """
+        return tuple(
+            condition
+            for name, condition in CONDITIONS.items()
+            if condition.always_stored or self.controls.enabled(name)
+        )
+
+    def assignments(self, network: str) -> tuple[str, ...]:
+        """Label assignments that a network's cells are probed under; true labels come first."""
+        names = [
+            condition.assignment
+            for condition in self.conditions
+            if condition.network == network and self.controls.enabled(condition.name)
+        ]
+        return tuple(dict.fromkeys(["true", *names]))
 
     @property
     def hash(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,10 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from ldmprobe_core.study.properties import MAP_PROPERTIES
-
-MLP = "mlp"
-"""The kind of the control with one hidden layer; it is scored, never chosen as the best."""
+from ldmprobe_core.study.conditions import CONDITIONS, PROBE
+from ldmprobe_core.study.probe_kinds import PROBE_KINDS
+from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
 
 
 def _slug(value: str) -> str:
@@ -181,8 +181,29 @@ _Reader = Annotated[LabelerSpec | None, BeforeValidator(_named)]
 _TABLETOP = LabelerSpec(name="tabletop")
 
 
+def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> Any:
+    """Refuse keys that are neither fields nor registered names; drop extra keys set to null.
+
+    A null extra key means the same as an absent one, so both give the study the same hash.
+    """
+    if not isinstance(content, dict):
+        return content
+    fields = [field.alias or name for name, field in section.model_fields.items()]
+    for key in content:
+        if key not in fields and key not in known:
+            names = ", ".join([*fields, *(name for name in known if name not in fields)])
+            raise ValueError(f"{key} is not a key of it; there is {names}")
+    return {k: v for k, v in content.items() if k in fields or v is not None}
+
+
 class Labels(Section):
-    """Who reads each property off an image; None leaves the property out."""
+    """Labelers by property; None leaves the property out.
+
+    Every registered map property is a key beside those below; such a property is off by default.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Reader] = Field(init=False)
 
     foreground: _Reader = _TABLETOP
     depth: _Reader = _TABLETOP
@@ -191,15 +212,29 @@ class Labels(Section):
     threshold: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.5
     """A pixel is foreground where the labeler's map is greater than this."""
 
+    def labeler(self, prop: str) -> LabelerSpec | None:
+        """The labeler of a map property or of ``class``; None if the property is left out."""
+        if prop == CLASS:
+            return self.classes
+        return (self.__dict__ | (self.model_extra or {})).get(prop)
+
     @property
     def maps(self) -> tuple[str, ...]:
-        """The map properties that are probed, in their usual order."""
-        return tuple(p for p in MAP_PROPERTIES if getattr(self, p))
+        """Names of the map properties that are probed, in the order of their registry."""
+        return tuple(prop for prop in map_properties() if self.labeler(prop) is not None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _registered(cls, content: Any) -> Any:
+        return _check_extra(cls, content, PROPERTIES)
 
     @model_validator(mode="after")
     def _something(self) -> Labels:
         if not self.maps:
-            raise ValueError("foreground, depth and shading are all off: there is nothing to probe")
+            raise ValueError(
+                f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all off: there "
+                "is nothing to probe"
+            )
         if self.classes is not None and self.classes.name == "maps":
             raise ValueError("class is 'maps', and a class has none: name a labeler, or null")
         return self
@@ -230,15 +265,13 @@ class Probes(Section):
     """Which linear probes are trained in each cell.
 
     Attributes:
-        kinds: ``ridge`` (all properties), ``logistic`` (foreground), ``adam`` (the paper's
-            protocol, all properties; slow).
+        kinds: names of registered kinds: ``ridge`` (all properties), ``logistic`` (masks),
+            ``adam`` (the paper's protocol, all properties; slow).  At least one is linear.
         penalties: candidate L2 penalties, in units of the layer's mean channel variance; the
             validation part chooses.
     """
 
-    kinds: tuple[Literal["ridge", "logistic", "adam"], ...] = Field(
-        ("ridge", "logistic"), strict=False, min_length=1
-    )
+    kinds: tuple[str, ...] = Field(("ridge", "logistic"), strict=False, min_length=1)
     penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), strict=False, min_length=1
     )
@@ -250,11 +283,18 @@ class Probes(Section):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} is {list(values)}: name each once")
+        for kind in self.kinds:
+            if kind not in PROBE_KINDS:
+                raise ValueError(f"kinds has {kind!r}: choose from {', '.join(PROBE_KINDS)}")
+        if not any(PROBE_KINDS[kind].linear for kind in self.kinds):
+            raise ValueError(f"kinds is {list(self.kinds)}, none of them linear: add ridge")
         return self
 
 
 class Controls(Section):
     """The same fits where they should fail, or from less.  Position alone is always computed.
+
+    Every registered condition is a key beside those below; such a control is off by default.
 
     Attributes:
         latents: probes on the denoiser's own input at each step, the noisy latents.
@@ -267,6 +307,20 @@ class Controls(Section):
     permuted_weights: bool = True
     latents: bool = True
     mlp: bool = False
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, bool] = Field(init=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _registered(cls, content: Any) -> Any:
+        return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE])
+
+    def enabled(self, condition: str) -> bool:
+        """Whether cells are scored under a condition; the probe itself always is."""
+        if condition == PROBE:
+            return True
+        return bool((self.__dict__ | (self.model_extra or {})).get(condition))
 
 
 class BootstrapSettings(Section):

@@ -37,10 +37,10 @@ def test_curves_equal_a_slow_loop(run):
     found = class_curves(run, 0.95, 200)
     final = run.read("labels", "class_score")
     categories = [str(c) for c in run.open("samples").category.values]
-    assert found["by_prompt"]
+    assert found.by_prompt
     right = [CATEGORIES.index(c) for c in categories]
-    assert found["accuracy"]["mean"] == pytest.approx(np.mean(final.argmax(1) == right))
-    assert found["confident"] == pytest.approx(np.mean([row.max() > 0.9 for row in final]))
+    assert found.accuracy.mean == pytest.approx(np.mean(final.argmax(1) == right))
+    assert found.confident == pytest.approx(np.mean([row.max() > 0.9 for row in final]))
     for source in ("trajectory", "clean"):
         scores = run.read(f"labels_{source}", "class_score")
         steps = []
@@ -52,20 +52,20 @@ def test_curves_equal_a_slow_loop(run):
                 step = t + 1
             steps.append(np.nan if step is None else step)
         if np.isfinite(steps).any():
-            assert found["recognition_step"][source]["mean"] == pytest.approx(np.nanmean(steps))
+            assert found.recognition_step[source].mean == pytest.approx(np.nanmean(steps))
         else:
-            assert found["recognition_step"][source]["mean"] is None
+            assert found.recognition_step[source].mean is None
         agree = [(scores[:, t].argmax(1) == final.argmax(1)).mean() for t in range(3)]
-        assert found["agreement"][source] == pytest.approx(agree)
+        assert found.agreement[source] == pytest.approx(agree)
 
 
 def test_without_classes_in_prompts_the_finished_image_names_itself(tiny_study, tmp_path):
     study = tiny_study(prompts={"items": [f"a thing {i}" for i in range(6)], "samples": 6})
     run = carry_out(study, str(tmp_path))
     found = class_curves(run, 0.95, 200)
-    assert not found["by_prompt"]
-    assert found["accuracy"] is None
-    assert found["recognized"] == 1.0
+    assert not found.by_prompt
+    assert found.accuracy is None
+    assert found.recognized == 1.0
 
 
 def test_photographs_are_shown_to_the_same_labeler(run, tmp_path):
@@ -84,6 +84,6 @@ def test_photographs_are_shown_to_the_same_labeler(run, tmp_path):
     assert found.top == pytest.approx(scores.max(1).mean(), rel=1e-5)
     assert found.confident == pytest.approx((scores.max(1) > 0.9).mean())
     assert sum(found.classes.values()) == 5
-    assert class_curves(run, 0.95, 200)["photographs"]["count"] == 5
+    assert class_curves(run, 0.95, 200).photographs.count == 5
     with pytest.raises(UserError, match="there is no such folder"):
         classify_photographs(run, str(tmp_path / "none"))

@@ -15,12 +15,12 @@ from ldmprobe_core.interventions.edit import (
 )
 from ldmprobe_core.interventions.targets import Target, target_map
 from ldmprobe_core.models.token_grid import Grid, change_grid
-from ldmprobe_core.probing.linear import Probe
+from ldmprobe_core.probing.linear import LinearProbe
 
 
 def probe(channels, seed=0):
     rng = np.random.default_rng(seed)
-    return Probe(rng.normal(size=channels), float(rng.normal()), 0.0)
+    return LinearProbe(rng.normal(size=channels), float(rng.normal()), 0.0)
 
 
 def tokens(shape, seed=1):
@@ -72,7 +72,7 @@ def test_strength_goes_part_of_the_way_and_nan_leaves_a_token():
     target[0, 1, 1] = float("nan")
     assert torch.equal(direction.exact(x, target, 1.0)[0, 1, 1], x[0, 1, 1])
     with pytest.raises(ValueError, match="weights are zero"):
-        EditDirection.of_probe(Probe(np.zeros(3), 1.0, 0.0))
+        EditDirection.of_probe(LinearProbe(np.zeros(3), 1.0, 0.0))
 
 
 @pytest.mark.parametrize("foreground", [True, False])

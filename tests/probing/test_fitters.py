@@ -9,7 +9,7 @@ from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.fitters.adam import fit_adam
 from ldmprobe_core.probing.fitters.logistic import LogisticPath, fit_logistic, logistic_loss
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
-from ldmprobe_core.probing.linear import Probe
+from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.statistics import SufficientStatistics
 
 N, GRID, SIZE, CHANNELS = 9, (3, 4), (6, 12), 5
@@ -162,7 +162,7 @@ def test_adam_repeats_the_papers_loop(data):
 
 
 def test_a_probe_predicts_by_hand():
-    probe = Probe(np.array([2.0, -1.0]), 0.5, 1.0)
+    probe = LinearProbe(np.array([2.0, -1.0]), 0.5, 1.0)
     activations = np.array([[[[1, 2], [3, 4]]]], dtype=np.float16)
     assert probe.predict(activations).tolist() == [[[0.5, 2.5]]]
 

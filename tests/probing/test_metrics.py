@@ -36,7 +36,7 @@ def test_ranks_without_ties_equal_scipys(rng):
     np.testing.assert_array_equal(ranks.mean_ranks(values.reshape(4, -1)), expected)
 
 
-@pytest.mark.parametrize("ranks", [ranks.mean_ranks, ranks._ranks_of_float16])
+@pytest.mark.parametrize("ranks", [ranks.mean_ranks, ranks.ranks_of_float16])
 def test_ranks_of_halves_equal_scipys_at_the_ends_of_their_range_too(rng, ranks):
     odd = [0.0, -0.0, 65504.0, -65504.0, 6e-8, -6e-8, 1.0, 1.001, -1.0, 0.0, 0.1, 0.1]
     values = np.stack([

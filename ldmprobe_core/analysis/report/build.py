@@ -15,14 +15,16 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from ldmprobe_core.analysis.class_curves import first_stable_step, target_classes
-from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
 from ldmprobe_core.analysis.report.text import (
-    NAMES,
     best_rows,
+    control_columns,
+    control_title,
     effect_rows,
     headline,
     lead,
+    metric_title,
     number,
     short_layer,
     step,
@@ -36,6 +38,8 @@ from ldmprobe_core.interventions.results import (
 )
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.probe_kinds import PROBE_KINDS
+from ldmprobe_core.study.properties import property_of
 
 GRID_SAMPLES = 4
 
@@ -58,7 +62,7 @@ def build_report(
     shown = _shown(run, findings, samples)
     pictures = _pictures(run, findings, shown)
     record = findings.summary.model_dump(mode="json", by_alias=True)
-    run.location.write_text("report/index.html", _page(run, findings, record, pictures))
+    run.location.write_text("report/index.html", _page(run, findings.summary, pictures))
     run.location.write_text("report/plotly.min.js", get_plotlyjs())
     # Last, and whole: a run that has a summary is a finished run.
     run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
@@ -71,8 +75,7 @@ def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
     Raises:
         UserError: the run is not finished, or a sample is not among those held out.
     """
-    before = json.loads(run.location.read_text("summary.json"))
-    return build_report(run, before["seconds"], samples)
+    return build_report(run, load_summary(run).seconds, samples)
 
 
 def _shown(run: Run, findings: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
@@ -110,6 +113,7 @@ def _pictures(run: Run, findings: RunAnalysis, shown: list[int]) -> dict[str, li
 
     for prop, curves in findings.curves.items():
         best = summary.properties[prop].best
+        metric = metric_title(best.metric)
         draw(
             "properties",
             f"{prop}-heatmap.png",
@@ -120,7 +124,7 @@ def _pictures(run: Run, findings: RunAnalysis, shown: list[int]) -> dict[str, li
                       for row in curves.cells.T],
                 "layers": [short_layer(name) for name in run.layers],
                 "best": [best.step, short_layer(best.layer)],
-                "title": f"{prop}: {NAMES[best.metric]} of {curves.kind} probes on test samples",
+                "title": f"{prop}: {metric} of {curves.kind} probes on test samples",
             },
         )  # fmt: skip
         draw(
@@ -135,7 +139,7 @@ def _pictures(run: Run, findings: RunAnalysis, shown: list[int]) -> dict[str, li
             f"{name}.png",
             intervention_figures.before_and_after(run, name),
             f"Samples before and after the intervention {name}, with its controls.",
-            found=read_intervention_summary(run, name).model_dump(mode="json"),
+            result=read_intervention_summary(run, name),
         )
         if run.open(f"{FOLDER}/{name}").sizes["target"] > 1:
             draw(
@@ -181,24 +185,27 @@ def _pictures(run: Run, findings: RunAnalysis, shown: list[int]) -> dict[str, li
     return pictures
 
 
-def _page(run: Run, findings: RunAnalysis, record: dict[str, Any], pictures: dict[str, Any]) -> str:
+def _page(run: Run, summary: Summary, pictures: dict[str, Any]) -> str:
     template = resources.files(__package__) / "page.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(
-        number=number, step=step, lead=lead, names=NAMES, effects=effect_rows
+        number=number, step=step, lead=lead, effects=effect_rows, control_title=control_title
     )
-    study = run.study
+    study, columns = run.study, control_columns(summary)
     content = yaml.safe_dump(
         json.loads(study.to_json()), sort_keys=False, allow_unicode=True, width=100
     )
     return environment.from_string(template.read_text("utf-8")).render(
-        summary=record,
+        summary=summary,
         study=study,
-        headline=headline(record),
-        rows=best_rows(record),
+        headline=headline(summary),
+        rows=best_rows(summary),
         pictures=pictures,
+        columns=columns,
+        residual_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
+        masks=[name for name in summary.properties if property_of(name).is_mask],
         published=published,
         study_yaml=content,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ldmprobe_core.analysis.records import Summary
-from ldmprobe_core.analysis.report.text import NAMES, short_layer
+from ldmprobe_core.analysis.report.text import control_title, metric_title, short_layer
 from ldmprobe_core.analysis.summarize import Curves, RunAnalysis
+from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.block_scores import upsample
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import decision_threshold
 from ldmprobe_core.storage.run import SOURCES, Run
+from ldmprobe_core.study.probe_kinds import probe_kind
+from ldmprobe_core.study.properties import property_of
 
 # Okabe & Ito's palette: distinguishable with every common colour blindness.
-_PROBE, _DECODED, _CLEAN, _CONTROLS = "#0072B2", "#D55E00", "#E69F00", ("#009E73", "#CC79A7")
+_PROBE, _DECODED, _CLEAN = "#0072B2", "#D55E00", "#E69F00"
+_CONTROLS = ("#009E73", "#CC79A7", "#F0E442", "#000000")
 _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicted clean image"}
 
 
@@ -39,7 +43,7 @@ def heatmap(prop: str, curves: Curves, layers: list[str], summary: Summary) -> F
     axes.set_xticks(range(steps), [str(s + 1) for s in range(steps)])
     axes.set_yticks(range(len(layers)), [short_layer(name) for name in layers], fontsize=8)
     axes.set_xlabel("step")
-    metric = NAMES[found.best.metric]
+    metric = metric_title(found.best.metric)
     axes.set_title(f"{prop}: {metric} of {curves.kind} probes on test samples", fontsize=10)
     figure.colorbar(image, ax=axes, pad=0.02)
     where = found.best.step - 1, layers.index(found.best.layer)
@@ -70,9 +74,8 @@ def curves_figure(prop: str, findings: RunAnalysis) -> Figure:
     line(curves.probe, "probe, best layer", _PROBE, "o-")
     for (source, values), color in zip(curves.sources.items(), (_DECODED, _CLEAN), strict=True):
         line(values, _LABELS[source], color, "s--")
-    for (name, values), color in zip(curves.conditions.items(), _CONTROLS, strict=False):
-        text = {"shuffled_labels": "shuffled labels", "permuted_weights": "permuted weights"}[name]
-        line(values, text, color, ":")
+    for (name, values), color in zip(curves.conditions.items(), cycle(_CONTROLS), strict=False):
+        line(values, control_title(name), color, ":")
     if curves.latents is not None:
         line(curves.latents, "probe on the latents alone", "#56B4E9", "-.")
     position = bootstrap.interval(curves.position)
@@ -80,7 +83,7 @@ def curves_figure(prop: str, findings: RunAnalysis) -> Figure:
         axes.axhline(position.mean, color="0.35", linewidth=1, label="position alone")
         axes.axhspan(position.low, position.high, color="0.35", alpha=0.12, linewidth=0)
     axes.set_xlabel("step")
-    axes.set_ylabel(NAMES[found.best.metric])
+    axes.set_ylabel(metric_title(found.best.metric))
     axes.set_xticks(steps)
     axes.set_title(f"{prop}: when is it there?", fontsize=10)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
@@ -107,9 +110,9 @@ def sample_grid(
     finals: list[np.ndarray | None] = [run.read("images", "image", sample=sample)]
     for prop, found in summary.properties.items():
         truth = labels.maps[prop][sample].astype(float)
-        spread = {"cmap": "gray", "vmin": 0, "vmax": 1}
-        if prop != "foreground":
-            spread = {"cmap": "viridis", "vmin": truth.min(), "vmax": truth.max()}
+        record = property_of(prop)
+        low, high = record.drawing.limits or (truth.min(), truth.max())
+        scale = {"cmap": record.drawing.colormap, "vmin": low, "vmax": high}
         best = found.best
         weights = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
         maps = []
@@ -117,23 +120,22 @@ def sample_grid(
             tokens = run.read(f"activations/{best.layer}", "activation", sample=sample, step=at)
             weight, bias = weights.weight.values[at], float(weights.bias.values[at])
             value = tokens.astype(np.float64) @ weight + bias
-            if prop == "foreground":
-                value = value > decision_threshold(best.kind)
+            if record.is_mask:
+                value = value > probe_kind(best.kind).mask_threshold
             maps.append(upsample(value[None], truth.shape)[0].astype(float))
-        rows.append((f"probe {prop}", maps, spread))
+        rows.append((f"probe {prop}", maps, scale))
         finals.append(truth)
-        seen = run.read("labels_trajectory", prop, sample=sample)[columns].astype(float)
-        if prop == "foreground":
-            seen = (seen > run.study.labels.threshold).astype(float)
-        rows.append((f"image {prop}", list(seen), spread))
+        step_maps = run.read("labels_trajectory", prop, sample=sample)[columns].astype(float)
+        step_maps = as_label(run.study, prop, step_maps).astype(float)
+        rows.append((f"image {prop}", list(step_maps), scale))
         finals.append(truth)
 
     width = len(columns) + 1
     figure = Figure(figsize=(1.15 * width + 1.2, 1.15 * len(rows) + 0.5))
     grid = figure.subplots(len(rows), width, squeeze=False)
-    for (name, maps, spread), final, axes in zip(rows, finals, grid, strict=True):
+    for (name, maps, scale), final, axes in zip(rows, finals, grid, strict=True):
         for panel, picture in zip(axes, [*maps, final], strict=True):
-            panel.imshow(picture, interpolation="nearest", **spread)
+            panel.imshow(picture, interpolation="nearest", **scale)
             panel.set_xticks([])
             panel.set_yticks([])
         axes[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
@@ -167,7 +169,7 @@ def class_figure(run: Run, sample: int, right: int, from_step: float) -> Figure:
         panel.set_xticks([])
         panel.set_yticks([])
     axes = figure.add_subplot(grid[1, :])
-    colors = (_PROBE, _DECODED, *_CONTROLS)
+    colors = (_PROBE, _DECODED, *_CONTROLS[:2])
     for name, color in zip(top, colors, strict=False):
         axes.plot(steps, decoded[:, name], "o-", color=color, markersize=3, label=names[name])
     clean = scores["clean"][:, right]

@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ldmprobe_core.interventions.results import FOLDER
+from ldmprobe_core.interventions.results import FOLDER, read_intervention
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.properties import property_of
 
 _TITLES = {"edited": "edited", "random": "random change", "shuffled": "shuffled-label\nprobes"}
 _SHOWN = 4
@@ -27,6 +28,7 @@ def before_and_after(run: Run, name: str) -> Figure:
     first = data.isel(target=0, sample=slice(0, _SHOWN)).load()
     titles = ["unedited", f"target\n{first.target.values}", "edited", "its map",
               *(_TITLES[v] for v in conditions[1:])]  # fmt: skip
+    colormap = property_of(read_intervention(run, name).prop).drawing.colormap
     figure = Figure(figsize=(1.3 * len(titles), 1.3 * len(index) + 0.5))
     grid = figure.subplots(len(index), len(titles), squeeze=False)
     for i, axes in enumerate(grid):
@@ -39,7 +41,7 @@ def before_and_after(run: Run, name: str) -> Figure:
             *images[1:],
         ]
         for panel, picture in zip(axes, pictures, strict=True):
-            panel.imshow(picture, cmap="gray" if name.startswith("foreground") else "viridis")
+            panel.imshow(picture, cmap=colormap)
             panel.set_xticks([])
             panel.set_yticks([])
         axes[0].set_ylabel(f"sample {index[i]}", fontsize=7)

@@ -1,4 +1,4 @@
-"""Figures that others published, beside which a report sets its own."""
+"""Published results, which a report lists beside its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One published figure."""
+    """One published result."""
 
     what: str
     figure: str
@@ -21,7 +21,7 @@ SCORES = {
     "depth": Published("rank correlation, last step", "0.71", POSTER),
     "shading": Published("rank correlation, last step", "0.62", POSTER),
 }
-"""The best layer's score at the last step, by property."""
+"""The best layer's score at the last step, of the properties that were published."""
 
 STEPS = (
     Published("properties emerge in the probes", "step 3 of 15", POSTER),

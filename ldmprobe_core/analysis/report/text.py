@@ -1,105 +1,29 @@
-"""A summary in words and rows, for terminals, artifacts and the page."""
+"""A summary in sentences and table rows, for terminals, artifacts and the page.
+
+The command line imports this module, so it imports neither torch nor a plotting library.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-NAMES = {"spearman": "rank correlation", "dice": "Dice"}
-_CONTROLS = {
-    "position": "position alone",
-    "shuffled_labels": "shuffled labels",
-    "permuted_weights": "permuted weights",
-    "latents": "the latents alone",
-    "mlp": "a two-layer probe",
-}
-_RIVALS = ("position", "shuffled_labels", "permuted_weights", "latents")
-"""Controls that a score should clear; a two-layer probe may well read more."""
+from ldmprobe_core.analysis.records import (
+    CellRecord,
+    ClassesRecord,
+    LeadRecord,
+    PropertyRecord,
+    Summary,
+)
+from ldmprobe_core.probing.bootstrap import Interval
+from ldmprobe_core.probing.emergence import Lead, Step
+from ldmprobe_core.study.conditions import CONDITIONS, controls
+from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
+if TYPE_CHECKING:
+    from ldmprobe_core.interventions.results import InterventionSummary
 
-def short_layer(layer: str) -> str:
-    """A layer's name without the parts that all attention layers share."""
-    return layer.replace(".transformer_blocks.0", "")
-
-
-def number(interval: dict[str, Any] | None) -> str:
-    """An interval as ``0.83 [0.80, 0.86]``; a dash where it is undefined or absent.
-
-    Where the mean is of one prompt only there is no interval.
-    """
-    if interval is None or interval["mean"] is None:
-        return "–"
-    if interval["low"] is None:
-        return f"{interval['mean']:.2f}"
-    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
-
-
-def step(value: dict[str, Any]) -> str:
-    """A step as ``3 [2, 4]``; a dash where it is undefined."""
-    if value["step"] is None:
-        return "–"
-    return f"{value['step']} [{value['low']}, {value['high']}]"
-
-
-def lead(value: dict[str, Any]) -> str:
-    """A lead as ``7 [6, 8]``; a dash where it is undefined."""
-    if value["steps"] is None:
-        return "–"
-    return f"{value['steps']} [{value['low']}, {value['high']}]"
-
-
-def best_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """One row a property: best cell, the last step's, controls, emergence."""
-    rows = []
-    for name, found in summary["properties"].items():
-        best, controls, emergence = found["best"], found["controls"], found["emergence"]
-        rows.append(
-            {
-                "property": name,
-                "metric": NAMES[best["metric"]],
-                "best": number(best),
-                "at": f"step {best['step']}, {short_layer(best['layer'])}, {best['kind']}",
-                "last step": number(found["last"]),
-                "position": number(controls["position"]),
-                "shuffled": number(controls["shuffled_labels"]),
-                "permuted": number(controls["permuted_weights"]),
-                "latents": number(controls.get("latents")),
-                **({"mlp": number(controls["mlp"])} if controls.get("mlp") else {}),
-                "above position": "yes" if _above(best, controls["position"]) else "not clearly",
-                "onset": step(emergence["probe"]["onset"]),
-                "image onset": step(emergence["decoded"]["onset"]),
-                "settled": step(emergence["probe"]["settled"]),
-                "image settled": step(emergence["decoded"]["settled"]),
-                "lead": lead(emergence["lead"]["decoded"]["onset"]),
-                "lead over clean": lead(emergence["lead"]["clean"]["onset"]),
-            }
-        )
-    return rows
-
-
-def headline(summary: dict[str, Any]) -> list[str]:
-    """One sentence a property."""
-    lines = []
-    for name, found in summary["properties"].items():
-        best, last, emergence = found["best"], found["last"], found["emergence"]
-        line = (
-            f"{name.capitalize()}: at the last step the best probe scores {number(last)} "
-            f"({NAMES[best['metric']]}); the best cell, {number(best)}, {_against(best, found)}."
-        )
-        probe, image = emergence["probe"], emergence["decoded"]
-        if probe["onset"]["step"] is None:
-            line += " When it emerges is undefined: the probes do not clear the position baseline."
-        else:
-            line += f" Probes have half of it from step {step(probe['onset'])}"
-            if image["onset"]["step"] is None:
-                line += "; when a labeler on the step's own image sees it is undefined."
-            else:
-                line += f", the labeler on the step's own image from step {step(image['onset'])}"
-                line += _leading(emergence["lead"])
-        lines.append(line)
-    if summary.get("class"):
-        lines.append(classes_line(summary["class"]))
-    return lines
-
+_METRIC_TITLES = {"spearman": "rank correlation", "dice": "Dice"}
+_BASELINE_TITLES = {"position": "position alone", "latents": "the latents alone"}
 
 _EFFECTS = {
     "edited": "edited",
@@ -108,71 +32,174 @@ _EFFECTS = {
 }
 
 
-def effect_rows(found: dict[str, Any]) -> list[dict[str, str]]:
+def metric_title(name: str) -> str:
+    """A metric's name in text."""
+    return _METRIC_TITLES.get(name, name)
+
+
+def control_title(name: str) -> str:
+    """A control's name in text: a baseline, a condition or a nonlinear kind of probe."""
+    if name in _BASELINE_TITLES:
+        return _BASELINE_TITLES[name]
+    record = CONDITIONS.get(name) or PROBE_KINDS.get(name)
+    return record.title if record else name
+
+
+def control_columns(summary: Summary) -> dict[str, str]:
+    """Controls of a summary's table: name to heading; optional ones only if a property has them."""
+    used = {name for found in summary.properties.values() for name in found.controls.by_name()}
+    columns = {"position": "position"}
+    for condition in controls():
+        if condition.always_stored or condition.name in used:
+            columns[condition.name] = condition.column
+    columns["latents"] = "latents"
+    return columns | {name: name for name in sorted(used) if name not in columns}
+
+
+def short_layer(layer: str) -> str:
+    """A layer's name without the parts that all attention layers share."""
+    return layer.replace(".transformer_blocks.0", "")
+
+
+def number(interval: Interval | CellRecord | None) -> str:
+    """An interval as ``0.83 [0.80, 0.86]``; a dash where it is undefined or absent.
+
+    With a single prompt there is a mean and no interval.
+    """
+    if interval is None or interval.mean is None:
+        return "–"
+    if interval.low is None:
+        return f"{interval.mean:.2f}"
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def step(value: Step) -> str:
+    """A step as ``3 [2, 4]``; a dash where it is undefined."""
+    return "–" if value.step is None else f"{value.step} [{value.low}, {value.high}]"
+
+
+def lead(value: Lead) -> str:
+    """A lead as ``7 [6, 8]``; a dash where it is undefined."""
+    return "–" if value.steps is None else f"{value.steps} [{value.low}, {value.high}]"
+
+
+def best_rows(summary: Summary) -> list[dict[str, str]]:
+    """One row a property: best cell, the last step's, controls, emergence."""
+    columns = control_columns(summary)
+    rows = []
+    for name, result in summary.properties.items():
+        best, emergence, records = result.best, result.emergence, result.controls.by_name()
+        above = _above(best, result.controls.position)
+        rows.append(
+            {
+                "property": name,
+                "metric": metric_title(best.metric),
+                "best": number(best),
+                "at": f"step {best.step}, {short_layer(best.layer)}, {best.kind}",
+                "last step": number(result.last),
+                **{heading: number(records.get(key)) for key, heading in columns.items()},
+                "above position": "yes" if above else "not clearly",
+                "onset": step(emergence.probe.onset),
+                "image onset": step(emergence.decoded.onset),
+                "settled": step(emergence.probe.settled),
+                "image settled": step(emergence.decoded.settled),
+                "lead": lead(emergence.lead.decoded.onset),
+                "lead over clean": lead(emergence.lead.clean.onset),
+            }
+        )
+    return rows
+
+
+def headline(summary: Summary) -> list[str]:
+    """One sentence a property."""
+    lines = []
+    for name, result in summary.properties.items():
+        best, last, emergence = result.best, result.last, result.emergence
+        line = (
+            f"{name.capitalize()}: at the last step the best probe scores {number(last)} "
+            f"({metric_title(best.metric)}); the best cell, {number(best)}, {_against(result)}."
+        )
+        probe, decoded = emergence.probe.onset, emergence.decoded.onset
+        if probe.step is None:
+            line += " When it emerges is undefined: the probes do not clear the position baseline."
+        else:
+            line += f" Probes have half of it from step {step(probe)}"
+            if decoded.step is None:
+                line += "; when a labeler on the step's own image sees it is undefined."
+            else:
+                line += f", the labeler on the step's own image from step {step(decoded)}"
+                line += _leading(emergence.lead)
+        lines.append(line)
+    if summary.classes is not None:
+        lines.append(classes_line(summary.classes))
+    return lines
+
+
+def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
     """One row a condition of an intervention, the unedited image first."""
+    metric = f"{metric_title(summary.metric)} with target"
     rows = [
         {
             "image": "unedited",
-            f"{NAMES[found['metric']]} with target": number(found["unedited"]),
+            metric: number(summary.unedited),
             "less unedited": "",
             "improved": "",
             "change elsewhere": "",
             "class kept": "",
         }
     ]
-    for condition, effect in found["effects"].items():
-        kept = effect["kept"]
+    for condition, effect in summary.effects.items():
         rows.append(
             {
                 "image": _EFFECTS[condition],
-                f"{NAMES[found['metric']]} with target": number(effect["mean"]),
-                "less unedited": number(effect["less_unedited"]),
-                "improved": f"{effect['improved'] * 100:.0f}%",
-                "change elsewhere": number(effect["outside"]),
-                "class kept": "–" if kept is None else f"{kept * 100:.0f}%",
+                metric: number(effect.mean),
+                "less unedited": number(effect.less_unedited),
+                "improved": f"{effect.improved * 100:.0f}%",
+                "change elsewhere": number(effect.outside),
+                "class kept": "–" if effect.kept is None else f"{effect.kept * 100:.0f}%",
             }
         )
     return rows
 
 
-def _leading(leads: dict[str, Any]) -> str:
-    """By how many steps probes lead, the stronger rival named as plainly."""
-    image, clean = leads["decoded"]["onset"], leads["clean"]["onset"]
-    said = f": a lead of {lead(image)} steps"
-    if clean["steps"] is None:
-        return f"{said}; over the labeler on the predicted clean image it is undefined."
-    return f"{said}, and of {lead(clean)} over the labeler on the predicted clean image."
-
-
-def classes_line(found: dict[str, Any]) -> str:
+def classes_line(classes: ClassesRecord) -> str:
     """When the class labeler names the object, in a sentence."""
-    image, clean = found["recognition_step"]["trajectory"], found["recognition_step"]["clean"]
-    what = "prompt's class" if found["by_prompt"] else "finished image's class"
-    share, confident = found["recognized"] * 100, found["confident"] * 100
+    decoded, clean = classes.recognition_step["trajectory"], classes.recognition_step["clean"]
+    target = "prompt's class" if classes.by_prompt else "finished image's class"
+    share, confident = classes.recognized * 100, classes.confident * 100
     return (
-        f"Class: the {what} leads at the last step in {share:.1f}% of images, there on average "
-        f"from step {number(image)} on in the decoded latents and from step {number(clean)} in the "
-        f"predicted clean image; {confident:.1f}% of finished images have a top probability above "
-        "90%."
+        f"Class: the {target} leads at the last step in {share:.1f}% of images, there on average "
+        f"from step {number(decoded)} on in the decoded latents and from step {number(clean)} in "
+        f"the predicted clean image; {confident:.1f}% of finished images have a top probability "
+        "above 90%."
     )
 
 
-def _against(best: dict[str, Any], found: dict[str, Any]) -> str:
-    """How the best cell stands to its controls, intervals apart or not."""
-    controls = {n: c for n, c in found["controls"].items() if c is not None and n in _RIVALS}
-    cleared = [name for name, c in controls.items() if _above(best, c)]
-    missed = [name for name in controls if name not in cleared]
+def _leading(leads: LeadRecord) -> str:
+    """Number of steps by which probes lead each labeler."""
+    decoded, clean = leads.decoded.onset, leads.clean.onset
+    text = f": a lead of {lead(decoded)} steps"
+    if clean.steps is None:
+        return f"{text}; over the labeler on the predicted clean image it is undefined."
+    return f"{text}, and of {lead(clean)} over the labeler on the predicted clean image."
 
-    def named(names: list[str]) -> str:
-        return ", ".join(f"{_CONTROLS[name]} ({number(controls[name])})" for name in names)
+
+def _against(result: PropertyRecord) -> str:
+    """Which controls the best cell exceeds (disjoint intervals), and which it does not."""
+    # A nonlinear probe may score higher than the best linear one, so it is no control to clear.
+    records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
+    cleared = [name for name, record in records.items() if _above(result.best, record)]
+    missed = [name for name in records if name not in cleared]
+
+    def listed(names: list[str]) -> str:
+        return ", ".join(f"{control_title(name)} ({number(records[name])})" for name in names)
 
     if not missed:
-        return f"is above {named(cleared)}"
-    above = f"is above {named(cleared)}, but " if cleared else "is "
-    return f"{above}not clearly above {named(missed)}"
+        return f"is above {listed(cleared)}"
+    above = f"is above {listed(cleared)}, but " if cleared else "is "
+    return f"{above}not clearly above {listed(missed)}"
 
 
-def _above(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    if one["low"] is None or other["high"] is None:
-        return False
-    return bool(one["low"] > other["high"])
+def _above(one: CellRecord, other: Interval) -> bool:
+    """Whether an interval lies wholly above another; false if either is undefined."""
+    return one.low is not None and other.high is not None and one.low > other.high

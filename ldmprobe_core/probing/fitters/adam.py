@@ -6,44 +6,44 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ldmprobe_core.probing.linear import Probe
+from ldmprobe_core.probing.linear import LinearProbe
 
 
 def fit_adam(
     activations: np.ndarray,
     target: np.ndarray,
-    foreground: bool,
+    mask: bool,
     seed: int = 0,
     epochs: int = 30,
     batch: int = 4,
     learning_rate: float = 1e-3,
-) -> Probe:
+) -> LinearProbe:
     """The paper's protocol: one linear layer, nearest upsampling, Adam, full-size loss.
 
-    Foreground: two logits without bias under cross-entropy; else one value under Huber's loss with
+    A mask: two logits without bias under cross-entropy; else one value under Huber's loss with
     delta 1 (Chen, Viegas & Wattenberg 2023, section 3 and their code).
 
     Args:
         activations: (n, y, x, channel).
-        target: (n, Y, X), bool for foreground, else values.
+        target: (n, Y, X), bool for a mask, else values.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(activations.astype(np.float32)).permute(0, 3, 1, 2)
-    y = torch.from_numpy(target.astype(np.int64 if foreground else np.float32))
+    y = torch.from_numpy(target.astype(np.int64 if mask else np.float32))
     channels = x.shape[1]
     bound = channels**-0.5  # torch.nn.Linear's own initialisation
-    outputs = 2 if foreground else 1
+    outputs = 2 if mask else 1
     weight = torch.empty(outputs, channels).uniform_(-bound, bound, generator=generator)
     bias = torch.empty(outputs).uniform_(-bound, bound, generator=generator)
-    parameters = [weight.requires_grad_()] + ([] if foreground else [bias.requires_grad_()])
+    parameters = [weight.requires_grad_()] + ([] if mask else [bias.requires_grad_()])
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for _ in range(epochs):
         for index in torch.randperm(len(x), generator=generator).split(batch):
             output = torch.einsum("ncyx,kc->nkyx", x[index], weight)
-            if not foreground:
+            if not mask:
                 output = output + bias[:, None, None]
             output = F.interpolate(output, size=tuple(y.shape[1:]), mode="nearest")
-            if foreground:
+            if mask:
                 loss = F.cross_entropy(output, y[index])
             else:
                 loss = F.huber_loss(output[:, 0], y[index], delta=1.0)
@@ -51,6 +51,6 @@ def fit_adam(
             loss.backward()
             optimizer.step()
     fitted = weight.detach().double().numpy()
-    if foreground:
-        return Probe(fitted[1] - fitted[0], 0.0, float("nan"))
-    return Probe(fitted[0], float(bias.detach()), float("nan"))
+    if mask:
+        return LinearProbe(fitted[1] - fitted[0], 0.0, float("nan"))
+    return LinearProbe(fitted[0], float(bias.detach()), float("nan"))

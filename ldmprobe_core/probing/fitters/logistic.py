@@ -12,7 +12,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit
 
 from ldmprobe_core.probing.fitters.ridge import RidgePath
-from ldmprobe_core.probing.linear import Probe, row_blocks
+from ldmprobe_core.probing.linear import LinearProbe, row_blocks
 
 _TOKENS_A_CHANNEL = 64
 """Tokens that the curvature is first taken of, for each channel: a tenth off, at a bounded cost."""
@@ -167,24 +167,24 @@ def fit_logistic(
     penalties: tuple[float, ...],
     path: RidgePath,
     label: int,
-) -> Probe:
+) -> LinearProbe:
     """Logistic probe at the penalty with the least validation cross-entropy.
 
     The path goes from the strongest penalty to the weakest, each from the last one's optimum, the
     first from the ridge solution (a share's slope is a quarter of its logit's).
 
     Args:
-        path: of the same training tokens; `label` is the foreground's column in it.
+        path: of the same training tokens; `label` is this label's column in it.
     """
     weight, bias = path.solve(max(penalties))
     start = 4 * weight[:, label], 4 * (float(bias[label]) - 0.5)
-    best: tuple[float, Probe] | None = None
+    best: tuple[float, LinearProbe] | None = None
     fits = LogisticPath(x, share)
     for penalty in sorted(penalties, reverse=True):
         start = fits.solve(penalty * path.unit, start)
         loss = logistic_loss(validation_x, validation_share, *start)
         if best is None or loss < best[0]:
-            best = loss, Probe(start[0], start[1], penalty)
+            best = loss, LinearProbe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:
             break  # weaker penalties only fit the training tokens further
     assert best is not None

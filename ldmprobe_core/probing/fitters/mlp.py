@@ -26,7 +26,7 @@ class MlpProbe:
 def fit_mlp(
     activations: np.ndarray,
     target: np.ndarray,
-    foreground: bool,
+    mask: bool,
     seed: int = 0,
     epochs: int = 30,
     batch: int = 4,
@@ -34,8 +34,8 @@ def fit_mlp(
 ) -> MlpProbe:
     """channels -> channels / 2 -> 1 with a ReLU between, by Adam (the paper's code, section 4).
 
-    Foreground under cross-entropy with each token's share of foreground, else Huber's loss with
-    delta 1: on block means, which for cross-entropy has the same optimum as on pixels.
+    A mask under cross-entropy with each token's share of it, else Huber's loss with delta 1, on
+    block means: for cross-entropy that has the same optimum as on pixels.
 
     Args:
         activations: (n, y, x, channel).
@@ -55,7 +55,7 @@ def fit_mlp(
     for _ in range(epochs):
         for index in torch.randperm(len(x), generator=generator).split(batch):
             output = network(x[index])[..., 0]
-            if foreground:
+            if mask:
                 loss = F.binary_cross_entropy_with_logits(output, y[index])
             else:
                 loss = F.huber_loss(output, y[index], delta=1.0)

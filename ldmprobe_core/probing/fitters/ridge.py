@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from ldmprobe_core.probing.linear import Probe
+from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.statistics import SufficientStatistics
 
 
@@ -64,12 +64,12 @@ class RidgePath:
 
 def fit_ridge(
     path: RidgePath, validation: SufficientStatistics, penalties: tuple[float, ...]
-) -> list[Probe]:
+) -> list[LinearProbe]:
     """One ridge probe a label, each at the penalty with the least validation error."""
     solutions = [path.solve(penalty) for penalty in penalties]
     errors = np.stack([validation.error(*solution) for solution in solutions])
     probes = []
     for label, best in enumerate(errors.argmin(0)):
         weight, bias = solutions[best]
-        probes.append(Probe(weight[:, label], float(bias[label]), penalties[best]))
+        probes.append(LinearProbe(weight[:, label], float(bias[label]), penalties[best]))
     return probes

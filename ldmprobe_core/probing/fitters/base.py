@@ -1,0 +1,176 @@
+"""The data that fitters are given, and the protocol that they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from ldmprobe_core.probing.fitters.ridge import RidgePath
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.statistics import SufficientStatistics
+from ldmprobe_core.study.conditions import ASSIGNMENTS
+from ldmprobe_core.study.probe_kinds import ProbeKind
+from ldmprobe_core.study.properties import Property, property_of
+
+
+class Probe(Protocol):
+    """A fitted probe."""
+
+    def predict(self, activations: np.ndarray) -> np.ndarray:
+        """Predictions (n, y, x) float64 from activations (n, y, x, channel).
+
+        Of a mask they are shares or logits, as the probe kind's ``mask_output`` says.
+        """
+        ...
+
+
+class Fitter(Protocol):
+    """Fits probes of one kind.
+
+    Attributes:
+        kind: the kind's record: name, supported properties, whether it is linear.
+    """
+
+    kind: ProbeKind
+
+    def fit(self, data: FitData) -> Probe:
+        """The probe of one property and label assignment in one cell.
+
+        A linear kind returns a `LinearProbe`.
+        """
+        ...
+
+
+@dataclass
+class CellData:
+    """Training and validation tokens of one cell, with every label that is fitted to them.
+
+    Attributes:
+        activations: (sample, y, x, channel) float16.
+        labels: of the same samples.
+        train, validation: (n,) indices of the samples to fit to, and to choose a penalty by.
+        columns: (label assignment, property) of every label, in the order of label columns.
+        penalties: candidate relative penalties.
+        seed: of initialisation and of label assignments.
+        stored_statistics: sufficient statistics of training samples that are not among
+            `activations`; None if they are.
+    """
+
+    activations: np.ndarray
+    labels: LabelSet
+    train: np.ndarray
+    validation: np.ndarray
+    columns: list[tuple[str, str]]
+    penalties: tuple[float, ...]
+    seed: int
+    stored_statistics: SufficientStatistics | None = None
+    _shared: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens down and across."""
+        return self.activations.shape[1], self.activations.shape[2]
+
+    @cached_property
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training activations (token, channel) and labels (token, column)."""
+        return self._rows(self.train)
+
+    @cached_property
+    def validation_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the validation samples."""
+        return self._rows(self.validation)
+
+    @cached_property
+    def statistics(self) -> SufficientStatistics:
+        """Sufficient statistics of the training tokens."""
+        return self.stored_statistics or SufficientStatistics.from_tokens(*self.tokens)
+
+    @cached_property
+    def ridge_path(self) -> RidgePath:
+        """Ridge solutions of every label."""
+        return RidgePath.from_statistics(self.statistics)
+
+    def label_owners(self, members: np.ndarray, assignment: str) -> np.ndarray:
+        """Indices of the samples whose labels ``members`` get under an assignment."""
+        return ASSIGNMENTS[assignment](members, self.seed)
+
+    def shared(self, key: str, compute: Callable[[], Any]) -> Any:
+        """A result that several labels of the cell share, computed once."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]
+
+    def _rows(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = self.activations[members].reshape(-1, self.activations.shape[-1])
+        y = [
+            self.labels.tokens(prop, self.grid)[self.label_owners(members, assignment)].ravel()
+            for assignment, prop in self.columns
+        ]
+        return x, np.stack(y, axis=1)
+
+
+@dataclass(frozen=True)
+class FitData:
+    """One label of a cell: the argument of `Fitter.fit`.
+
+    Attributes:
+        cell: tokens and labels of the whole cell.
+        column: of this label among the cell's.
+    """
+
+    cell: CellData
+    column: int
+
+    @property
+    def assignment(self) -> str:
+        """Name of the label assignment."""
+        return self.cell.columns[self.column][0]
+
+    @property
+    def prop(self) -> Property:
+        """The property that is fitted."""
+        return property_of(self.cell.columns[self.column][1])
+
+    @property
+    def x(self) -> np.ndarray:
+        """Training activations (token, channel) float16."""
+        return self.cell.tokens[0]
+
+    @property
+    def y(self) -> np.ndarray:
+        """Training labels (token,) float64: block means, of a mask the share of foreground."""
+        return self.cell.tokens[1][:, self.column]
+
+    @property
+    def validation_x(self) -> np.ndarray:
+        """Validation activations (token, channel) float16."""
+        return self.cell.validation_tokens[0]
+
+    @property
+    def validation_y(self) -> np.ndarray:
+        """Validation labels (token,) float64."""
+        return self.cell.validation_tokens[1][:, self.column]
+
+    @property
+    def activations(self) -> np.ndarray:
+        """Training activations (n, y, x, channel) float16, sample by sample."""
+        return self.cell.activations[self.cell.train]
+
+    @property
+    def token_maps(self) -> np.ndarray:
+        """Training labels as block means (n, y, x) float64."""
+        return self.cell.labels.tokens(self.prop.name, self.cell.grid)[self._owners]
+
+    @property
+    def full_maps(self) -> np.ndarray:
+        """Training labels at full size (n, Y, X): bool for a mask, else values."""
+        return self.cell.labels.maps[self.prop.name][self._owners]
+
+    @property
+    def _owners(self) -> np.ndarray:
+        return self.cell.label_owners(self.cell.train, self.assignment)

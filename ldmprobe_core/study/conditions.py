@@ -1,0 +1,123 @@
+"""Conditions under which a cell is scored: the probe itself, and controls that should fail.
+
+A condition is a network whose activations are read and an assignment of labels to samples.  The
+axis ``condition`` of stored scores lists the study's conditions by name, so a registered condition
+needs no new layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def own_labels(members: np.ndarray, seed: int) -> np.ndarray:
+    """Every sample keeps its own label."""
+    return members
+
+
+def derange(index: np.ndarray, seed: int) -> np.ndarray:
+    """The same sample indices in another order, none at its former position where avoidable.
+
+    A cyclic shift of a random order: every sample gets another one's label.
+
+    Args:
+        index: (sample,) indices.
+        seed: of the random order.
+    """
+    order = np.random.default_rng(seed).permutation(len(index))
+    partner = np.empty(len(index), dtype=index.dtype)
+    partner[order] = index[np.roll(order, 1)]
+    return partner
+
+
+ASSIGNMENTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "true": own_labels,
+    "shuffled": derange,
+}
+"""Label assignments by name: from sample indices (sample,) and a seed to the indices of the samples
+whose labels they get."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A network and a label assignment that a cell is probed and scored under.
+
+    Attributes:
+        name: on the axis ``condition`` of scores, and the key in ``controls`` of a study.
+        title: name in text.
+        column: heading in narrow tables.
+        network: whose activations are probed: ``trained`` or ``permuted`` (weights).
+        assignment: name of a label assignment in `ASSIGNMENTS`.
+        always_stored: part of every run's axis, NaN where the control is off.
+    """
+
+    name: str
+    title: str
+    column: str
+    network: str = "trained"
+    assignment: str = "true"
+    always_stored: bool = False
+
+
+CONDITIONS: dict[str, Condition] = {}
+"""Registered conditions by name, in the order of the axis; the first is the probe itself."""
+
+PROBE = "probe"
+"""Name of the condition that is no control: the trained network and true labels."""
+
+_RESERVED = {"position", "latents", "enabled"}
+
+
+def register_condition(
+    new: Condition, assign: Callable[[np.ndarray, int], np.ndarray] | None = None
+) -> Condition:
+    """Add a condition; studies switch it on with ``controls.<name>: true``.
+
+    Args:
+        assign: function of its label assignment, if that is new; see `ASSIGNMENTS`.
+
+    Raises:
+        ValueError: the name is taken or reserved, or the assignment unknown or taken.
+    """
+    if new.name in CONDITIONS or new.name in _RESERVED:
+        raise ValueError(f"condition {new.name!r}: the name is taken. Fix: choose another.")
+    if assign is not None and new.assignment in ASSIGNMENTS:
+        raise ValueError(
+            f"assignment {new.assignment!r}: the name is taken. Fix: choose another, or leave the "
+            "function out."
+        )
+    if assign is None and new.assignment not in ASSIGNMENTS:
+        raise ValueError(f"assignment {new.assignment!r}: unknown. Fix: give its function.")
+    if assign is not None:
+        ASSIGNMENTS[new.assignment] = assign
+    CONDITIONS[new.name] = new
+    return new
+
+
+def controls() -> tuple[Condition, ...]:
+    """Registered conditions other than the probe itself, in their order."""
+    return tuple(condition for name, condition in CONDITIONS.items() if name != PROBE)
+
+
+register_condition(Condition(name=PROBE, title="probe", column="probe", always_stored=True))
+register_condition(
+    Condition(
+        name="shuffled_labels",
+        title="shuffled labels",
+        column="shuffled",
+        assignment="shuffled",
+        always_stored=True,
+    )
+)
+register_condition(
+    Condition(
+        name="permuted_weights",
+        title="permuted weights",
+        column="permuted",
+        network="permuted",
+        always_stored=True,
+    )
+)

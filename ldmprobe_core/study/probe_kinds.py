@@ -1,0 +1,80 @@
+"""Kinds of probes as a study names them; `ldmprobe_core.probing.fitters` fits them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ldmprobe_core.study.properties import Property
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeKind:
+    """A kind of probe.
+
+    Attributes:
+        name: as ``probes.kinds`` of a study names it.
+        title: name in text.
+        linear: a weight a channel and a bias, which are stored.  Other kinds are controls: they
+            are fitted on true labels, scored, and never chosen as the best probe.
+        from_statistics: it can be fitted from sufficient statistics alone.
+        property_kinds: kinds of properties that it fits; None fits all.
+        mask_output: what it predicts of a mask: the ``share`` of foreground in a token's block, or
+            the ``logit`` of that share.
+    """
+
+    name: str
+    title: str
+    linear: bool = True
+    from_statistics: bool = False
+    property_kinds: tuple[str, ...] | None = None
+    mask_output: Literal["share", "logit"] = "logit"
+
+    def supports(self, prop: Property) -> bool:
+        """Whether this kind fits a property."""
+        return self.property_kinds is None or prop.kind in self.property_kinds
+
+    @property
+    def mask_threshold(self) -> float:
+        """A token belongs to a mask if its prediction exceeds this value."""
+        return 0.5 if self.mask_output == "share" else 0.0
+
+
+PROBE_KINDS: dict[str, ProbeKind] = {}
+"""Registered kinds by name, in the order in which they are fitted."""
+
+
+def register_probe_kind(kind: ProbeKind) -> ProbeKind:
+    """Add a kind of probe; `probing.fitters.registry.register_fitter` also adds its fitter.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if kind.name in PROBE_KINDS:
+        raise ValueError(f"probe kind {kind.name!r}: the name is taken. Fix: choose another.")
+    PROBE_KINDS[kind.name] = kind
+    return kind
+
+
+def probe_kind(name: str) -> ProbeKind:
+    """The record of a registered kind.
+
+    Raises:
+        KeyError: no kind of this name is registered.
+    """
+    try:
+        return PROBE_KINDS[name]
+    except KeyError:
+        raise KeyError(
+            f"probe kind {name!r} is not registered; there is {', '.join(PROBE_KINDS)}"
+        ) from None
+
+
+RIDGE = register_probe_kind(
+    ProbeKind(name="ridge", title="ridge", from_statistics=True, mask_output="share")
+)
+LOGISTIC = register_probe_kind(
+    ProbeKind(name="logistic", title="logistic", property_kinds=("mask",))
+)
+ADAM = register_probe_kind(ProbeKind(name="adam", title="adam"))
+MLP = register_probe_kind(ProbeKind(name="mlp", title="a two-layer probe", linear=False))
