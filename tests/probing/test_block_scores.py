@@ -1,0 +1,58 @@
+"""Scores of block-constant predictions against scores at full size."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score, jaccard_score
+
+from ldmprobe_core.probing import block_scores, metrics
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+@pytest.mark.parametrize("prop", ["depth", "shading"])
+@pytest.mark.parametrize("grid", [(4, 3), (2, 6), (8, 12)])
+def test_block_scores_of_maps_equal_scores_at_full_size(prop, grid, rng):
+    truth = rng.random((5, 8, 12)).round(1)  # rounded, so that there are ties
+    mean_map = rng.random((8, 12))
+    tokens = rng.random((5, *grid)).round(1)
+    tokens[0] = 0.5  # a constant prediction
+    truth[1] = 0.25  # a constant label
+    big = tokens.repeat(8 // grid[0], 1).repeat(12 // grid[1], 2)
+    found = block_scores.BlockScorer(prop, truth, mean_map, grid).scores(tokens)
+    for i in range(5):
+        p, t = big[i].ravel(), truth[i].ravel()
+        rest = p - mean_map.ravel(), t - mean_map.ravel()
+        expected = [
+            np.nan if i in (0, 1) else stats.spearmanr(p, t).statistic,
+            np.nan if i in (0, 1) else stats.pearsonr(p, t).statistic,
+            np.sqrt(((p - t) ** 2).mean()),
+            stats.spearmanr(*rest).statistic,
+            stats.pearsonr(*rest).statistic,
+        ]
+        np.testing.assert_allclose(found[:, i], expected, atol=1e-12)
+    np.testing.assert_allclose(found, metrics.score_maps(prop, big, truth, mean_map), atol=1e-12)
+
+
+def test_block_scores_of_masks_equal_scikit_learn(rng):
+    truth = rng.random((4, 6, 8)) > 0.5
+    tokens = rng.random((4, 3, 2)) > 0.5
+    truth[0], tokens[0] = False, False
+    truth[1], tokens[1] = False, True
+    found = block_scores.BlockScorer("foreground", truth, truth.mean(0), (3, 2)).scores(tokens)
+    big = tokens.repeat(2, 1).repeat(4, 2)
+    assert found[:, 0].tolist() == [1, 1]
+    assert found[:, 1].tolist() == [0, 0]
+    for i in (2, 3):
+        assert found[0, i] == pytest.approx(f1_score(truth[i].ravel(), big[i].ravel()))
+        assert found[1, i] == pytest.approx(jaccard_score(truth[i].ravel(), big[i].ravel()))
+
+
+def test_block_means_of_a_known_map():
+    maps = np.arange(16.0).reshape(1, 4, 4)
+    assert block_scores.block_means(maps, (2, 2))[0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+    with pytest.raises(ValueError, match="do not divide"):
+        block_scores.block_means(maps, (3, 2))

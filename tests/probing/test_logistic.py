@@ -1,0 +1,52 @@
+"""Logistic probes against scikit-learn on pixels, not on blocks."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from ldmprobe_core.probing.block_scores import block_means
+from ldmprobe_core.probing.fitters.logistic import LogisticPath, logistic_loss
+
+N, GRID, SIZE, CHANNELS = 9, (3, 4), (6, 12), 5
+
+
+@pytest.fixture
+def data():
+    """Activations (n, y, x, channel), a mask and a depth map at full size that depend on them."""
+    rng = np.random.default_rng(3)
+    activations = rng.normal(1, [1, 2, 0.5, 1, 3], (N, *GRID, CHANNELS))
+    big = activations.repeat(2, 1).repeat(3, 2)
+    signal = big @ np.array([1, -0.5, 2, 0, 0.2])
+    depth = signal + rng.normal(0, 1, (N, *SIZE))
+    return activations, depth > depth.mean(), depth
+
+
+def pixel_rows(activations):
+    return activations.repeat(2, 1).repeat(3, 2).reshape(-1, CHANNELS)
+
+
+def token_rows(activations):
+    return activations.reshape(-1, CHANNELS)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 1e-1])
+def test_logistic_on_shares_equals_scikit_learn_on_pixels(data, penalty):
+    activations, mask, _ = data
+    share = block_means(mask, GRID).ravel()
+    start = np.zeros(CHANNELS), 0.0
+    weight, bias = LogisticPath(token_rows(activations), share).solve(penalty, start, 1e-14)
+    pixels = pixel_rows(activations)
+    reference = LogisticRegression(C=1 / (penalty * len(pixels)), tol=1e-10, max_iter=10_000)
+    reference.fit(pixels, mask.ravel())
+    np.testing.assert_allclose(weight, reference.coef_[0], rtol=1e-4, atol=1e-6)
+    assert bias == pytest.approx(reference.intercept_[0], rel=1e-4)
+
+
+def test_logistic_loss_is_the_pixels_mean_cross_entropy(data):
+    activations, mask, _ = data
+    weight, bias = np.array([0.3, -1, 0.2, 0, 1]), 0.7
+    chance = 1 / (1 + np.exp(-(pixel_rows(activations) @ weight + bias)))
+    truth = mask.ravel()
+    expected = -(truth * np.log(chance) + ~truth * np.log(1 - chance)).mean()
+    share = block_means(mask, GRID).ravel()
+    assert logistic_loss(token_rows(activations), share, weight, bias) == pytest.approx(expected)
