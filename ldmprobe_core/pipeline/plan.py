@@ -79,6 +79,20 @@ class StudyPlan:
         finally:
             _in_use.reset(token)
 
+    def __str__(self) -> str:
+        """Sizes as a short text, one line each for samples, layers, bytes, notes and gaps."""
+        stored = f", {self.n_stored} of them stored" if self.n_stored < self.count else ""
+        lines = [
+            f"{self.study.name}: {self.count} samples{stored}, {len(self.steps)} steps, "
+            f"{len(self.layers)} layers, {self.cells} cells",
+            *(f"  {name}: {s.y} x {s.x} x {s.channels}" for name, s in self.shapes.items()),
+            f"{self.bytes / 1e9:.2f} GB before compression; a worker needs about "
+            f"{sum(self.memory.values()) / 1e9:.2f} GB of memory",
+            *(f"note: {sentence}" for sentence in self.notes),
+            *(f"missing: {sentence}" for sentence in self.missing),
+        ]
+        return "\n".join(lines)
+
     @property
     def bytes(self) -> int:
         """Stored bytes in all."""

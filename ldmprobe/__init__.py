@@ -1,0 +1,76 @@
+"""Public Python API of ldmprobe: ``import ldmprobe as lp``.
+
+Every name is imported when it is first used, so that opening a run needs zarr and xarray only and
+``import ldmprobe`` is immediate.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldmprobe._arrays import capture, fit_probe, load_labeler
+    from ldmprobe._runs import (
+        Run,
+        compare,
+        intervene,
+        load_study,
+        open_run,
+        plan,
+        run_study,
+        write_report,
+    )
+    from ldmprobe_core.errors import RunError, UserError
+    from ldmprobe_core.labelers.registry import register_labeler
+    from ldmprobe_core.models.architectures.registry import register_architecture
+    from ldmprobe_core.probing import metrics
+    from ldmprobe_core.probing.linear import LinearProbe
+    from ldmprobe_core.probing.statistics import SufficientStatistics
+    from ldmprobe_core.study.properties import Property, register_property
+    from ldmprobe_core.study.schema import Study
+
+__all__ = [
+    "LinearProbe", "Property", "Run", "RunError", "Study", "SufficientStatistics", "UserError",
+    "capture", "compare", "fit_probe", "intervene", "load_labeler", "load_study", "metrics",
+    "open_run", "plan", "register_architecture", "register_labeler", "register_property",
+    "run_study", "write_report",
+]  # fmt: skip
+
+_HOMES = {
+    "capture": "ldmprobe._arrays",
+    "fit_probe": "ldmprobe._arrays",
+    "load_labeler": "ldmprobe._arrays",
+    "Run": "ldmprobe._runs",
+    "compare": "ldmprobe._runs",
+    "intervene": "ldmprobe._runs",
+    "load_study": "ldmprobe._runs",
+    "open_run": "ldmprobe._runs",
+    "plan": "ldmprobe._runs",
+    "run_study": "ldmprobe._runs",
+    "write_report": "ldmprobe._runs",
+    "RunError": "ldmprobe_core.errors",
+    "UserError": "ldmprobe_core.errors",
+    "register_labeler": "ldmprobe_core.labelers.registry",
+    "register_architecture": "ldmprobe_core.models.architectures.registry",
+    "LinearProbe": "ldmprobe_core.probing.linear",
+    "SufficientStatistics": "ldmprobe_core.probing.statistics",
+    "Property": "ldmprobe_core.study.properties",
+    "register_property": "ldmprobe_core.study.properties",
+    "Study": "ldmprobe_core.study.schema",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        value: Any = import_module("ldmprobe_core.probing.metrics")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'ldmprobe' has no attribute {name!r}")
+    globals()[name] = value  # so that the next use is an ordinary lookup
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,120 @@
+"""One's own pipeline and arrays, against hooks by hand and scikit-learn."""
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from diffusers import StableDiffusionPipeline
+from sklearn.linear_model import LogisticRegression, Ridge
+
+import ldmprobe as lp
+
+PROMPTS = ["a red ball on a gray floor", "a blue car on a black floor"]
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    folder = tiny_models.write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_capture_keeps_what_a_hook_sees_of_the_conditional_half(pipe):
+    captured = lp.capture(pipe, PROMPTS, layers=[LAYER], steps=3, seeds=[4, 5], guidance=2.0)
+    seen = []
+    module = dict(pipe.unet.named_modules())[LAYER]
+    hook = module.register_forward_hook(lambda _m, _i, output: seen.append(output.detach()))
+    images = pipe(
+        prompt=PROMPTS,
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        generator=[torch.Generator().manual_seed(s) for s in (4, 5)],
+        output_type="np",
+    ).images
+    hook.remove()
+    assert captured[LAYER].dims == ("sample", "step", "y", "x", "channel")
+    assert list(captured) == [LAYER]
+    for step, output in enumerate(seen, 1):
+        tokens = output[2:].to(torch.float16).numpy()
+        values = captured[LAYER].sel(step=step).values
+        np.testing.assert_array_equal(values.reshape(tokens.shape), tokens)
+    assert np.abs(captured.images.astype(int) - np.rint(images * 255)).max() <= 1
+
+
+def test_capture_refuses_seeds_that_do_not_match(pipe):
+    with pytest.raises(lp.UserError, match="seeds: 1 for 2 prompts"):
+        lp.capture(pipe, PROMPTS, seeds=[1])
+    with pytest.raises(lp.UserError, match="matches no module"):
+        lp.capture(pipe, PROMPTS, layers="nowhere")
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(12, 3, 4, 5)).astype(np.float32)
+    y = (x @ rng.normal(size=5)).repeat(2, 1).repeat(2, 2) + rng.normal(size=(12, 6, 8))
+    return x, y
+
+
+def pixels(x):
+    return x.repeat(2, 1).repeat(2, 2).reshape(-1, x.shape[-1]).astype(float)
+
+
+def test_fit_probe_ridge_equals_scikit_learn_on_pixels(data):
+    x, y = data
+    probe = lp.fit_probe(x, y, penalties=[1e-2])
+    rows = pixels(x)
+    alpha = 1e-2 * x.reshape(-1, 5).astype(float).var(0).mean() * len(rows)
+    expected = Ridge(alpha=alpha).fit(rows, y.ravel())
+    np.testing.assert_allclose(probe.weight, expected.coef_, rtol=1e-8)
+    assert probe.bias == pytest.approx(expected.intercept_, rel=1e-8)
+
+
+def test_fit_probe_logistic_equals_scikit_learn_on_pixels(data):
+    x, y = data
+    mask = y > 0.3
+    probe = lp.fit_probe(x, mask, kind="logistic", penalties=[1e-2])
+    rows = pixels(x)
+    strength = 1e-2 * x.reshape(-1, 5).astype(float).var(0).mean() * len(rows)
+    expected = LogisticRegression(C=1 / strength, tol=1e-10, max_iter=1000).fit(rows, mask.ravel())
+    np.testing.assert_allclose(probe.weight, expected.coef_[0], rtol=1e-4, atol=1e-6)
+
+
+def test_fit_probe_chooses_the_penalty_with_the_least_validation_error(data):
+    x, y = data
+    penalties = (1e-4, 1e-1, 10.0)
+    probe = lp.fit_probe(x, y, penalties=penalties, validation=0.25, seed=3)
+    order = np.random.default_rng(3).permutation(12)
+    choose, train = order[:3], order[3:]
+    tokens = y.reshape(12, 3, 2, 4, 2).mean((2, 4))
+    rows, unit = x[train].reshape(-1, 5).astype(float), x[train].reshape(-1, 5).astype(float).var(0)
+    errors = []
+    for penalty in penalties:
+        model = Ridge(alpha=penalty * unit.mean() * len(rows)).fit(rows, tokens[train].ravel())
+        gap = model.predict(x[choose].reshape(-1, 5).astype(float)) - tokens[choose].ravel()
+        errors.append(np.square(gap).mean())
+    assert probe.penalty == penalties[int(np.argmin(errors))]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y: (x[0], y), "activations: shape"),
+        (lambda x, y: (x, y[:, :5]), "do not divide into 3 x 4 tokens"),
+        (lambda x, y: (x * np.nan, y), "values are not finite"),
+        (lambda x, y: (x[:1], y[:1]), "leave none to choose a penalty by"),
+    ],
+)
+def test_fit_probe_refuses_what_does_not_fit(data, change, words):
+    with pytest.raises(lp.UserError, match=words):
+        lp.fit_probe(*change(*data))
+
+
+def test_load_labeler_reads_images(pipe):
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    depth = lp.load_labeler("depth", "tabletop", device="cpu")(images)
+    assert (depth.shape, depth.dtype) == ((2, 64, 64), np.float32)
+    with pytest.raises(lp.UserError, match="no such labeler"):
+        lp.load_labeler("depth", "nothing")

@@ -1,0 +1,137 @@
+"""The public API on studies and runs, against the plain loop and the arrays themselves."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from run_helpers import assert_same, carry_out, small_study
+
+import ldmprobe as lp
+
+
+@pytest.fixture(scope="module")
+def study(tiny_model):
+    return small_study("api", tiny_model, 12)
+
+
+@pytest.fixture(scope="module")
+def run(study, tmp_path_factory):
+    return lp.run_study(study, str(tmp_path_factory.mktemp("runs")), progress=False)
+
+
+def test_every_public_name_can_be_imported():
+    for name in lp.__all__:
+        assert getattr(lp, name) is not None
+    assert set(lp.__all__) <= set(dir(lp))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lp.nothing  # noqa: B018
+
+
+def test_opening_a_run_loads_neither_torch_nor_diffusers(run):
+    code = (
+        "import sys, ldmprobe as lp\n"
+        f"run = lp.open_run({run.url!r})\n"
+        "assert run.scores('depth').sizes['sample'] > 0\n"
+        "assert run.summary.properties['depth'].best.step >= 1\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'plotly', 'prefect'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_run_study_gives_the_bytes_of_a_plain_loop(run, study, tmp_path):
+    assert_same(run, carry_out(study, str(tmp_path)))
+
+
+def test_run_study_of_a_finished_run_changes_nothing(run, study):
+    before = run.location.read_text("summary.json")
+    again = lp.run_study(study, run.url.rpartition("/")[0], progress=False)
+    assert (again.url, again.location.read_text("summary.json")) == (run.url, before)
+
+
+def test_run_study_resumes_what_is_not_marked(run, study, tmp_path):
+    partial = carry_out(study, str(tmp_path))
+    partial.progress.clear("generate", 1)
+    partial.progress.clear("probe", 2, 0)
+    resumed = lp.run_study(study, str(tmp_path), progress=False)
+    assert resumed.url == partial.url
+    assert_same(run, resumed)
+
+
+def test_run_study_refuses_what_check_refuses(study, tmp_path):
+    wrong = study.model_copy(
+        update={"capture": study.capture.model_copy(update={"layers": ("nowhere",)})}
+    )
+    with pytest.raises(lp.UserError, match=r"capture\.layers 'nowhere' matches no module"):
+        lp.run_study(wrong, str(tmp_path), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_are_the_stored_array_with_its_coordinates(run):
+    scores = run.scores("depth")
+    assert scores.dims == ("condition", "kind", "metric", "step", "layer", "sample")
+    np.testing.assert_array_equal(scores.values, run.read("scores/depth", "score"))
+    with pytest.raises(lp.UserError, match="property: 'normals' is not probed"):
+        run.scores("normals")
+
+
+def test_a_probe_predicts_what_its_stored_weights_say(run):
+    layer = run.layers[0]
+    probe = run.probe("depth", step=2, layer=layer)
+    stored = run.open(f"probes/{layer}").sel(property="depth", step=2, kind="ridge")
+    activations = run.activations(layer).sel(step=2).values
+    expected = activations.astype(float) @ stored.weight.values + float(stored.bias)
+    np.testing.assert_allclose(probe.predict(activations), expected, rtol=1e-12, atol=1e-12)
+    assert run.probe("foreground", 1, layer, kind="logistic").weight.shape == probe.weight.shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"prop": "depth", "step": 9, "layer": None},
+            "step: 9 is not in the run",
+        ),
+        ({"prop": "depth", "step": 1, "layer": "x"}, "layer: 'x' is not in the run"),
+        ({"prop": "depth", "step": 1, "layer": None, "kind": "adam"}, "kind: 'adam' is not in the"),
+        (
+            {"prop": "depth", "step": 1, "layer": None, "kind": "logistic"},
+            "no probe of logistic",
+        ),
+    ],
+)
+def test_a_probe_that_is_not_there_is_one_sentence(run, arguments, words):
+    arguments["layer"] = arguments["layer"] or run.layers[0]
+    with pytest.raises(lp.UserError, match=words):
+        run.probe(**arguments)
+
+
+def test_the_plan_prints_layers_and_sizes(study):
+    text = str(lp.plan(study))
+    assert "12 samples, 3 steps, 2 layers, 6 cells" in text
+    assert "mid_block.attentions.0.transformer_blocks.0.attn1: " in text
+
+
+def test_load_study_takes_overrides_as_a_mapping():
+    study = lp.load_study("tabletop", {"prompts.samples": 48, "capture.layers": ["mid_block*"]})
+    assert (study.count, study.capture.layers) == (48, ("mid_block*",))
+
+
+def test_intervene_scores_edits_of_test_samples(run):
+    summary = lp.intervene(run, "foreground", shift=(0.2, 0.0), samples=2, steps=1)
+    assert summary.pairs == 2
+    assert set(summary.effects) == {"edited", "random", "shuffled"}
+    assert str(summary.intervention.targets[0]) == "shift 0.2, 0"
+
+
+def test_write_report_returns_the_page(run):
+    page = lp.write_report(run)
+    assert page.endswith("/report/index.html")
+    assert "<html" in run.location.read_text("report/index.html")
+
+
+def test_open_run_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(lp.UserError):
+        lp.open_run(str(tmp_path))
