@@ -379,6 +379,17 @@ def test_the_map_network_trains_further_from_the_shipped_one(tiny):
         assert np.nanmean(spearman(found, depth)) > 0.7
 
 
+def test_the_card_tells_of_normals_where_there_are_any(tiny):
+    figures = json.loads((MODEL_FOLDER / "figures.json").read_text())
+    figures["labelers"]["depth inside objects"] = 0.876
+    without = export.model_card(figures, tiny[1])
+    figures["labelers"]["normal, degrees off"] = 11.5
+    card = export.model_card(figures, tiny[1])
+    assert "inside objects | 0.876 | >= 0.85 |" in without
+    assert "degrees" not in without
+    assert "degrees | 11.500 | <= 12 |" in card
+
+
 def test_records_of_two_trainings_add_up():
     before = {"maps": {"samples": 5, "seconds": 1}, "denoiser": {"samples": 10, "seconds": 3}}
     after = {"denoiser": {"samples": 7, "seconds": 2, "cpu_seconds": 4}}
