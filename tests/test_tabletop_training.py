@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from ldmprobe_core.labelers.tabletop import (
 )
 from ldmprobe_core.metrics import spearman
 from ldmprobe_core.study import Reader
-from ldmprobe_core.tabletop import MODEL_FOLDER, denoiser, evaluation, export
+from ldmprobe_core.tabletop import MODEL_FOLDER, denoiser, evaluation, export, train
 from ldmprobe_core.tabletop.autoencoder import load_autoencoder
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 from ldmprobe_core.tabletop.denoiser import channel_effects, load_denoiser, velocity_loss
@@ -265,6 +266,35 @@ def test_further_training_begins_from_the_model_folder_and_measures_itself(tiny)
     ]
     assert len(moved) > 300
     assert json.loads((folder / "denoiser.json").read_text())["samples"] == 8
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_model_folder_further_and_writes_another(tiny, tmp_path, monkeypatch):
+    folder = tiny[0]
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    for name in ("scenes", "latents.npy"):
+        (work / name).symlink_to(folder / name)
+    monkeypatch.setattr(train, "HELD_OUT", 24)
+    monkeypatch.setattr(denoiser, "CONTINUED", replace(denoiser.CONTINUED, batch=8))
+    monkeypatch.setattr(train, "Milestones", partial(Milestones, generated=12))
+    monkeypatch.setattr(export, "GENERATED", 12)
+    command = ["train", "--from", str(MODEL_FOLDER), "--work", str(work), "--out", str(out)]
+    command += ["--stages", "denoiser", "export", "--denoiser-samples", "32"]
+    command += ["--contact-sheet", str(tmp_path / "sheet.png")]
+    monkeypatch.setattr(sys, "argv", command)
+    train.main()
+    assert (work / "milestones" / "0000000.json").is_file()
+    assert (tmp_path / "sheet.png").is_file()
+    before = json.loads((MODEL_FOLDER / "figures.json").read_text())["training"]
+    after = json.loads((out / "figures.json").read_text())["training"]
+    assert after["denoiser"]["samples"] == before["denoiser"]["samples"] + 32
+    assert after["maps"] == before["maps"]
+    for part in ("vae", "labelers"):
+        for path in (MODEL_FOLDER / part).glob("*.safetensors"):
+            old, new = load_file(path), load_file(out / part / path.name)
+            assert all(torch.equal(old[key], value) for key, value in new.items())
+    assert "| judge: accuracy on 12 generated images |" in (out / "README.md").read_text()
 
 
 @pytest.mark.slow
