@@ -22,7 +22,7 @@ from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.training import Recipe, Trainer, autocast, computes_bfloat16, to_unit
 
 MAP_RECIPE = Recipe(samples=96_000, batch=32, learning_rate=2e-3, average=0.995, seed=11)
-MAP_CONTINUED = Recipe(samples=96_000, batch=32, learning_rate=1e-3, average=0.995, seed=14)
+MAP_CONTINUED = Recipe(samples=200_000, batch=32, learning_rate=1e-3, average=0.995, seed=14)
 """Further training of a map network that has been trained before."""
 CLASS_RECIPE = Recipe(samples=80_000, batch=32, learning_rate=1.5e-3, average=0.995, seed=12)
 JUDGE_RECIPE = Recipe(samples=80_000, batch=32, learning_rate=1.5e-3, average=0.995, seed=13)
@@ -97,8 +97,8 @@ def map_loss(
     inside = (mask > 0.5).float()
     total = total + 0.5 * relief_loss(output[:, 1], depth, inside)
     everywhere = torch.ones_like(mask)
-    for where in (everywhere, inside):
-        total = total + 0.5 * normal_loss(output[:, 3:], normal, where)
+    for weight, where in ((2.0, everywhere), (1.0, inside)):
+        total = total + weight * normal_loss(output[:, 3:], normal, where)
     return total
 
 

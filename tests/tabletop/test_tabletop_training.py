@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from ldmprobe_core.labelers.tabletop_networks import MapNetwork
 from ldmprobe_core.probing.metrics import spearman
 from ldmprobe_core.study.prompt_sets import FLOOR_COLORS, WALL_COLORS
 from ldmprobe_core.study.sections import LabelerSpec
-from ldmprobe_core.tabletop import denoiser, evaluation, export
+from ldmprobe_core.tabletop import denoiser, evaluation, export, train
 from ldmprobe_core.tabletop.autoencoder import load_autoencoder
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 from ldmprobe_core.tabletop.denoiser import channel_effects, load_denoiser, velocity_loss
@@ -270,6 +271,35 @@ def test_further_training_begins_from_the_model_folder_and_measures_itself(tiny)
 
 
 @pytest.mark.slow
+def test_the_command_trains_a_model_folder_further_and_writes_another(tiny, tmp_path, monkeypatch):
+    folder = tiny[0]
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    for name in ("scenes", "latents.npy"):
+        (work / name).symlink_to(folder / name)
+    monkeypatch.setattr(train, "HELD_OUT", 24)
+    monkeypatch.setattr(denoiser, "CONTINUED", replace(denoiser.CONTINUED, batch=8))
+    monkeypatch.setattr(train, "Milestones", partial(Milestones, generated=12))
+    monkeypatch.setattr(export, "GENERATED", 12)
+    command = ["train", "--from", str(MODEL_FOLDER), "--work", str(work), "--out", str(out)]
+    command += ["--stages", "denoiser", "export", "--denoiser-samples", "32"]
+    command += ["--contact-sheet", str(tmp_path / "sheet.png")]
+    monkeypatch.setattr(sys, "argv", command)
+    train.main()
+    assert (work / "milestones" / "0000000.json").is_file()
+    assert (tmp_path / "sheet.png").is_file()
+    before = json.loads((MODEL_FOLDER / "figures.json").read_text())["training"]
+    after = json.loads((out / "figures.json").read_text())["training"]
+    assert after["denoiser"]["samples"] == before["denoiser"]["samples"] + 32
+    assert after["maps"] == before["maps"]
+    for part in ("vae", "labelers"):
+        for path in (MODEL_FOLDER / part).glob("*.safetensors"):
+            old, new = load_file(path), load_file(out / part / path.name)
+            assert all(torch.equal(old[key], value) for key, value in new.items())
+    assert "| judge: accuracy on 12 generated images |" in (out / "README.md").read_text()
+
+
+@pytest.mark.slow
 def test_an_exported_pipeline_loads_in_one_dtype_and_as_it_was(tmp_path):
     model = load_denoiser(MODEL_FOLDER)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -379,6 +409,17 @@ def test_the_map_network_trains_further_from_the_shipped_one(tiny):
     for network in (shipped, trained):
         found = map_labeler("depth", network, CPU)(images)
         assert np.nanmean(spearman(found, depth)) > 0.7
+
+
+def test_the_card_tells_of_normals_where_there_are_any(tiny):
+    figures = json.loads((MODEL_FOLDER / "figures.json").read_text())
+    figures["labelers"]["depth inside objects"] = 0.876
+    without = export.model_card(figures, tiny[1])
+    figures["labelers"]["normal, degrees off"] = 11.5
+    card = export.model_card(figures, tiny[1])
+    assert "inside objects | 0.876 | >= 0.85 |" in without
+    assert "degrees" not in without
+    assert "degrees | 11.500 | <= 12 |" in card
 
 
 def test_records_of_two_trainings_add_up():
