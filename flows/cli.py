@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,14 +21,13 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from ldmprobe_core.analysis.records import ClassesRecord, Summary, load_summary
-from ldmprobe_core.analysis.report.text import best_rows, classes_line, effect_rows, headline
+# Everything heavier is imported by the command that needs it: --help answers at once.
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.loading import load_study
 
 if TYPE_CHECKING:
+    from ldmprobe_core.analysis.records import Summary
     from ldmprobe_core.pipeline.plan import StudyPlan
+    from ldmprobe_core.storage.run import Run
 
 app = typer.Typer(
     help="What a latent diffusion model knows, where, and how early.",
@@ -56,6 +57,7 @@ def run(
     set_: SetOption = None,
 ) -> None:
     """Carry a study out, resume it, or show it where it is finished."""
+    from ldmprobe_core.analysis.records import Summary, load_summary
     from ldmprobe_core.pipeline.prepare import check_origin
 
     plan, target = _plan(study, store, set_)
@@ -84,6 +86,8 @@ def classify(
     ] = None,
 ) -> None:
     """When is the object named? Generate and label only; a later run goes on from here."""
+    from ldmprobe_core.analysis.records import ClassesRecord
+    from ldmprobe_core.analysis.report.text import classes_line
     from ldmprobe_core.study.image_folder import list_images
 
     plan, target = _plan(study, store, set_)
@@ -133,6 +137,7 @@ def intervene(
     controls: Annotated[bool, typer.Option(help="also edit at random and through shuffled")] = True,
 ) -> None:
     """Edit activations until probes read a target, denoise on, and score the images."""
+    from ldmprobe_core.analysis.report.text import effect_rows
     from ldmprobe_core.interventions.results import InterventionSummary
     from ldmprobe_core.interventions.spec import parse_intervention
     from ldmprobe_core.interventions.stages import create_intervention
@@ -178,6 +183,7 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
     """Plan a study, and give the handle of its run, which may not exist yet."""
     from ldmprobe_core.pipeline.plan import plan_study
     from ldmprobe_core.pipeline.prepare import run_in
+    from ldmprobe_core.study.loading import load_study
 
     plan = plan_study(load_study(study, overrides))
     if not plan.samples:
@@ -205,6 +211,8 @@ def _require_ready(plan: StudyPlan, target: Run) -> None:
 @app.command()
 def show(run: RunArgument, json_: JsonOption = False) -> None:
     """Show what a finished run found."""
+    from ldmprobe_core.analysis.records import load_summary
+
     finished = _finished(run)
     text = finished.location.read_text("summary.json")
     if json_:
@@ -239,6 +247,7 @@ def verify(
     ] = False,
 ) -> None:
     """Read a run's every chunk, and name those that are missing or not as they were written."""
+    from ldmprobe_core.storage.run import Run
     from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
     target = Run(run)
@@ -300,6 +309,8 @@ def _finished(run: str) -> Run:
     Raises:
         UserError: there is none.
     """
+    from ldmprobe_core.storage.run import Run
+
     found = Run(run.removesuffix("/summary.json"))
     found.location.require_reachable()
     found.location.read_text("summary.json")
@@ -310,6 +321,7 @@ def _finished(run: str) -> Run:
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Check a study and print its sizes and what is missing here; no weights are loaded."""
     from ldmprobe_core.pipeline.plan import plan_study
+    from ldmprobe_core.study.loading import load_study
 
     plan = plan_study(load_study(study, set_))
     chosen = plan.study
@@ -344,6 +356,8 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
 
 def _show(summary: Summary, url: str) -> None:
     """A column a property: three of them fit a narrow terminal."""
+    from ldmprobe_core.analysis.report.text import best_rows, headline
+
     rows = best_rows(summary)
     table = Table("", *(row["property"] for row in rows), box=None, pad_edge=False)
     for key in rows[0]:
@@ -364,6 +378,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for a dash
     try:
         app()
     except (UserError, RunError) as error:

@@ -8,6 +8,7 @@ import pytest
 from run_helpers import assert_same, carry_out, small_study
 
 import ldmprobe as lp
+from ldmprobe_core.storage.units import GENERATE, PROBE
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,8 @@ def test_run_study_of_a_finished_run_changes_nothing(run, study):
 
 def test_run_study_resumes_what_is_not_marked(run, study, tmp_path):
     partial = carry_out(study, str(tmp_path))
-    partial.progress.clear("generate", 1)
-    partial.progress.clear("probe", 2, 0)
+    partial.progress.clear(GENERATE, 1)
+    partial.progress.clear(PROBE, 2, 0)
     resumed = lp.run_study(study, str(tmp_path), progress=False)
     assert resumed.url == partial.url
     assert_same(run, resumed)
