@@ -1,0 +1,42 @@
+"""The examples run as they stand, on the embedded model, small."""
+
+from pathlib import Path
+
+import pytest
+
+from examples import compare_runs, first_study, own_pipeline
+
+pytestmark = pytest.mark.slow
+
+TINY = {
+    "prompts.samples": 24,
+    "sampling.steps": 3,
+    "capture.layers": ["mid_block*attn1"],
+    "controls.permuted_weights": False,
+    "bootstrap.resamples": 100,
+}
+
+
+def test_first_study_runs_and_writes_its_report(tmp_path, capsys):
+    run = first_study.main(str(tmp_path), TINY)
+    printed = capsys.readouterr().out
+    assert "24 samples, 3 steps, 1 layers" in printed
+    assert (Path(run.url) / "report" / "index.html").is_file()
+    assert set(run.summary.properties) == {"foreground", "depth", "shading"}
+
+
+def test_compare_runs_pairs_the_same_samples(tmp_path):
+    rows = compare_runs.main(str(tmp_path), TINY)
+    assert [row["property"] for row in rows[::2]] == ["foreground", "depth", "shading"]
+    assert all(int(row["pairs"]) > 2 for row in rows[1::2])
+
+
+def test_own_pipeline_scores_every_layer():
+    scores = own_pipeline.main(steps=3)
+    assert len(scores) == 7
+    assert all(-1 <= score <= 1 for score in scores.values())
+
+
+@pytest.mark.parametrize("path", sorted(Path(first_study.__file__).parent.glob("*.py")))
+def test_an_example_is_short(path):
+    assert len(path.read_text().splitlines()) <= 35
