@@ -14,8 +14,11 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 import pytest
+from run_helpers import carry_out, small_study
 from tiny_models import write_tiny_model
 
+from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.schema import Study
 
@@ -46,6 +49,15 @@ def tiny_study(tiny_model: Path) -> Callable[..., Study]:
         return parse_study(content)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 14 samples of the tiny model, with its report; tests only read it."""
+    study = small_study("whole", tiny_model, 14)
+    run = carry_out(study, str(tmp_path_factory.mktemp("finished")))
+    build_report(run, {"generate": 1.0})
+    return run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

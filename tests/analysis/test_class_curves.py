@@ -18,7 +18,7 @@ from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 
 
-def test_the_first_step_from_which_a_class_leads_and_stays():
+def test_first_stable_step_is_the_first_from_which_a_class_leads_and_stays():
     a, b = [0.9, 0.1], [0.2, 0.8]
     scores = np.array([[a, a, a, a], [b, a, b, a], [b, b, b, a], [a, a, a, b], [b, b, b, b]])
     found = first_stable_step(scores, np.zeros(5, int))
@@ -33,7 +33,7 @@ def run(tiny_model, tmp_path_factory):
     return carry_out(small_study("classes", tiny_model, 12), str(tmp_path_factory.mktemp("c")))
 
 
-def test_curves_equal_a_slow_loop(run):
+def test_class_curves_equal_a_slow_loop(run):
     found = class_curves(run, 0.95, 200)
     final = run.read("labels", "class_score")
     categories = [str(c) for c in run.open("samples").category.values]
@@ -59,7 +59,7 @@ def test_curves_equal_a_slow_loop(run):
         assert found.agreement[source] == pytest.approx(agree)
 
 
-def test_without_classes_in_prompts_the_finished_image_names_itself(tiny_study, tmp_path):
+def test_class_curves_without_classes_use_the_class_of_the_finished_image(tiny_study, tmp_path):
     study = tiny_study(prompts={"items": [f"a thing {i}" for i in range(6)], "samples": 6})
     run = carry_out(study, str(tmp_path))
     found = class_curves(run, 0.95, 200)
@@ -68,7 +68,7 @@ def test_without_classes_in_prompts_the_finished_image_names_itself(tiny_study, 
     assert found.recognized == 1.0
 
 
-def test_photographs_are_shown_to_the_same_labeler(run, tmp_path):
+def test_class_curves_of_own_images_use_the_same_labeler(run, tmp_path):
     pictures = []
     for i in range(5):
         rgb = np.rint(render(sample_scene(8_000_000 + i)).rgb * 255).astype(np.uint8)

@@ -34,7 +34,7 @@ def runs(tiny_model, tmp_path_factory):
     return made
 
 
-def test_differences_are_paired_over_common_samples(runs):
+def test_compare_pairs_differences_over_common_samples(runs):
     rows = [row for row in compare(runs[:2]) if row["property"] == "depth"]
     scores = []
     for run in runs[:2]:
@@ -48,14 +48,14 @@ def test_differences_are_paired_over_common_samples(runs):
     assert rows[0]["difference"] == ""
 
 
-def test_runs_without_common_samples_are_set_side_by_side(runs):
+def test_compare_of_runs_without_common_samples_has_no_differences(runs):
     for row in compare([runs[0], runs[2]]):
         assert row["difference"] in ("", "–")
     with pytest.raises(UserError, match="two runs or more"):
         compare(runs[:1])
 
 
-def test_the_commands_that_read_finished_runs(runs, capsys, monkeypatch):
+def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):
     def call(*words):
         monkeypatch.setattr("sys.argv", ["ldmprobe", *words])
         with pytest.raises(SystemExit) as stop:

@@ -19,7 +19,7 @@ from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 
-def small_study(name: str, model: Path, samples: int) -> Study:
+def small_study(name: str, model: Path, samples: int | None) -> Study:
     """Three steps and two layers of the tiny model."""
     return parse_study(
         {
@@ -31,6 +31,22 @@ def small_study(name: str, model: Path, samples: int) -> Study:
             "bootstrap": {"resamples": 200},
         }
     )
+
+
+HELD_OUT = 8
+"""Held-out samples of `statistics_study`."""
+
+
+def statistics_study(model: Path, keep: str, samples: int | None = 24, **changes: Any) -> Study:
+    """Study of the tiny model with ridge probes alone, which can keep sums (`capture.keep`)."""
+    content = small_study("sums", model, samples).model_dump(mode="json", by_alias=True)
+    content["capture"] |= {"keep": keep, "accumulators": 2}
+    heldout = None if samples is None else HELD_OUT
+    content["probes"] = {"kinds": ["ridge"], "split": {"heldout": heldout}}
+    content["controls"] = {"mlp": False}
+    for key, value in changes.items():
+        content[key] = {**content[key], **value}
+    return parse_study(content)
 
 
 def generated(

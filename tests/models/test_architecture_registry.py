@@ -1,11 +1,13 @@
 """Registry of architectures: detection, registration, and a study with a registered one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import tiny_models
 from diffusers import StableDiffusionPipeline
+from model_helpers import architecture_study
 from run_helpers import carry_out
 
 from ldmprobe_core.errors import UserError
@@ -16,6 +18,7 @@ from ldmprobe_core.models.architectures.registry import (
     register_architecture,
 )
 from ldmprobe_core.models.architectures.stable_diffusion import StableDiffusion, UNetArchitecture
+from ldmprobe_core.pipeline.plan import plan_study
 
 
 class TwinPipeline(StableDiffusionPipeline):
@@ -80,3 +83,30 @@ def test_architecture_of_takes_the_nearest_base_class():
     assert type(architecture_of(pipeline)) is StableDiffusion
     with pytest.raises(UserError, match="pipeline: a object cannot be probed"):
         architecture_of(object())
+
+
+def test_folders_that_are_no_supported_pipeline_are_refused(model_folders, tmp_path):
+    for change, words in (
+        (lambda f: (f / "model_index.json").write_text("{"), "does not name a pipeline"),
+        (
+            lambda f: (f / "model_index.json").write_text('{"_class_name": "WanPipeline"}'),
+            "a WanPipeline cannot be probed; supported are StableDiffusionPipeline",
+        ),
+        (lambda f: (f / "unet" / "config.json").unlink(), "no whole diffusers pipeline"),
+        (lambda f: (f / "vae" / "config.json").write_text("[]"), "cannot be read"),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(model_folders["sd1"], folder)
+        change(folder)
+        with pytest.raises(UserError, match=words):
+            plan_study(architecture_study(folder, "sd1"))
+    folder = tmp_path / "pickled"
+    shutil.copytree(model_folders["sd1"], folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    plan = plan_study(architecture_study(folder, "sd1"))
+    assert any("safetensors" in sentence for sentence in plan.missing)
+    config = json.loads((model_folders["sd1"] / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "norm_num_groups": 7}))
+    with pytest.raises(UserError, match="unusable config"):
+        plan_study(architecture_study(folder, "sd1"))

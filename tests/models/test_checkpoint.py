@@ -176,7 +176,7 @@ def test_read_header_refuses_a_file_that_is_not_whole(component, damage, words):
         .map(lambda text: struct.pack("<Q", len(text)) + text),
     )
 )
-def test_any_bytes_are_a_header_or_one_sentence(tmp_path_factory, data):
+def test_read_header_of_any_bytes_is_a_header_or_one_sentence(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     path.write_bytes(data)
     try:

@@ -1,31 +1,21 @@
-"""Generation against the pipeline's own output and the schedulers' own predictions."""
+"""Generation against the pipeline's own output; guidance; precision."""
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
+from model_helpers import architecture_study, load_sampler
 from run_helpers import generated
-from tiny_models import write_tiny_model
 
-from ldmprobe_core.models import loading, weights
-from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.sampling import PipelineSampler
-from ldmprobe_core.models.schedulers import new_scheduler, predicted_clean
 from ldmprobe_core.study.samples import make_samples
-
-CPU = torch.device("cpu")
-
-
-def load(study):
-    architecture = detect_architecture(weights.model_folder(study.model))
-    return PipelineSampler(loading.load_pipeline(study, CPU), architecture, study)
 
 
 @pytest.fixture
 def sampler(tiny_study):
-    return load(tiny_study(sampling={"scheduler": "ddim"}))
+    return load_sampler(tiny_study(sampling={"scheduler": "ddim"}))
 
 
-def test_images_are_the_pipelines_own(sampler):
+def test_sampled_images_equal_the_pipelines_own(sampler):
     samples = make_samples(sampler.study)[:3]
     made = generated(sampler, samples)
     images = sampler.pipeline(
@@ -43,7 +33,7 @@ def test_images_are_the_pipelines_own(sampler):
     assert made.timestep == [float(t) for t in scheduler.timesteps]
 
 
-def test_activations_are_those_of_each_steps_call(sampler):
+def test_sampled_activations_are_those_of_each_steps_call(sampler):
     """The same steps by hand: encode the prompt, call the denoiser, guide, step."""
     samples = make_samples(sampler.study)[:2]
     made = generated(sampler, samples)
@@ -78,7 +68,7 @@ def test_activations_are_those_of_each_steps_call(sampler):
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_the_permuted_twin_sees_the_same_inputs(sampler):
+def test_permuted_denoiser_gets_the_inputs_of_the_denoiser(sampler):
     """With its permutation undone, the twin must show what the denoiser shows."""
     sampler.permuted_denoiser.load_state_dict(sampler.pipeline.unet.state_dict())
     made = generated(sampler, make_samples(sampler.study)[:2])
@@ -88,7 +78,7 @@ def test_the_permuted_twin_sees_the_same_inputs(sampler):
         )
 
 
-def test_a_sample_depends_on_its_seed_not_on_its_neighbours(sampler):
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(sampler):
     samples = make_samples(sampler.study)
     together = generated(sampler, samples[:3]).image
     apart = generated(sampler, samples[2:4]).image
@@ -96,7 +86,7 @@ def test_a_sample_depends_on_its_seed_not_on_its_neighbours(sampler):
     assert np.abs(together[1].astype(int) - together[2]).max() > 1
 
 
-def test_the_same_batch_gives_the_same_bytes(sampler):
+def test_sampling_the_same_batch_gives_the_same_bytes(sampler):
     samples = make_samples(sampler.study)[:2]
     one, two = generated(sampler, samples), generated(sampler, samples)
     np.testing.assert_array_equal(one.trajectory, two.trajectory)
@@ -104,25 +94,107 @@ def test_the_same_batch_gives_the_same_bytes(sampler):
         np.testing.assert_array_equal(one.activations.values[layer], two.activations.values[layer])
 
 
-def test_without_guidance_there_is_one_half(tiny_study):
+def test_sampling_without_guidance_has_one_copy_of_the_batch(tiny_study):
     study = tiny_study(sampling={"guidance": 1.0}, controls={"permuted_weights": False})
-    made = generated(load(study), make_samples(study)[:2])
+    made = generated(load_sampler(study), make_samples(study)[:2])
     assert made.permuted is None
     assert next(iter(made.activations.values.values())).shape[:2] == (2, 3)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("scheduler", ["ddim", "lms"])
-def test_the_predicted_clean_image_is_the_schedulers(tmp_path, tiny_study, scheduler, prediction):
-    folder = write_tiny_model(tmp_path / "model", prediction)
-    own = new_scheduler(scheduler, detect_architecture(folder).scheduler)
-    own.set_timesteps(5)
-    random = torch.Generator().manual_seed(1)
-    latents = torch.randn(2, 4, 8, 8, generator=random) * own.init_noise_sigma
-    for t in own.timesteps:
-        output = torch.randn(2, 4, 8, 8, generator=random)
-        own.scale_model_input(latents, t)
-        found = predicted_clean(own, output, t, latents)
-        step = own.step(output, t, latents)
-        torch.testing.assert_close(found, step.pred_original_sample, rtol=1e-4, atol=1e-4)
-        latents = step.prev_sample
+@pytest.mark.parametrize("name", tiny_models.FAMILIES)
+def test_guidance_keeps_the_conditional_half(model_folders, name):
+    """At the first step the latents are the same with and without guidance: so is that half."""
+    guided = architecture_study(model_folders[name], name, controls={"permuted_weights": False})
+    free = architecture_study(
+        model_folders[name], name, controls={"permuted_weights": False}, sampling={"guidance": 1.0}
+    )
+    samples = make_samples(guided)[:2]
+    a, b = (generated(load_sampler(study), samples) for study in (guided, free))
+    np.testing.assert_array_equal(
+        a.activations.values["latents"][:, 0], b.activations.values["latents"][:, 0]
+    )
+    for layer in load_sampler(guided).layers:
+        values = a.activations.values[layer]
+        same = np.allclose(values[:, 0], b.activations.values[layer][:, 0], rtol=1e-2, atol=1e-3)
+        assert same != (name == "flux")  # there guidance is an input of the denoiser
+
+
+@pytest.mark.parametrize("name", tiny_models.FAMILIES)
+def test_negative_prompts_change_the_image_and_not_the_conditional_half(model_folders, name):
+    plain = architecture_study(
+        model_folders[name],
+        name,
+        controls={"permuted_weights": False},
+        prompts={"negative": "a red car"},
+    )
+    other = architecture_study(
+        model_folders[name],
+        name,
+        controls={"permuted_weights": False},
+        prompts={"negative": "a blue ring"},
+    )
+    samples = make_samples(plain)[:2]
+    a, b = (generated(load_sampler(study), samples) for study in (plain, other))
+    assert (a.activations.nonfinite[next(iter(a.activations.nonfinite))] == 0).all()
+    for layer, values in a.activations.values.items():
+        np.testing.assert_allclose(
+            values[:, 0], b.activations.values[layer][:, 0], rtol=1e-2, atol=1e-3
+        )
+        assert values.shape[1] == 3
+    assert (a.trajectory != b.trajectory).any() or (a.clean != b.clean).any()
+
+
+def test_flux_with_a_negative_prompt_makes_two_calls_a_step(model_folders):
+    study = architecture_study(model_folders["flux"], "flux", prompts={"negative": "a car"})
+    sampler = load_sampler(study)
+    assert (sampler.guidance.batch_copies, sampler.guidance.calls_per_step) == (1, 2)
+    seen = []
+    sampler.denoiser.register_forward_pre_hook(
+        lambda m, a, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
+    )
+    generated(sampler, make_samples(study)[:2])
+    assert len(seen) == 6
+    assert not torch.equal(seen[0], seen[1])
+
+
+def test_guidance_that_was_not_declared_is_an_error(model_folders):
+    study = architecture_study(model_folders["sd1"], "sd1")
+    sampler = load_sampler(study)
+    sampler.scale = 1.0  # the pipeline will now send one half, where two were declared
+    with pytest.raises(RuntimeError, match="guidance is not what was declared"):
+        generated(sampler, make_samples(study)[:2])
+    flux = load_sampler(
+        architecture_study(model_folders["flux"], "flux", prompts={"negative": "a car"})
+    )
+    flux.study = architecture_study(model_folders["flux"], "flux")
+    with pytest.raises(RuntimeError, match="called 1 times in one step, not 2"):
+        generated(flux, make_samples(flux.study)[:2])
+
+
+def test_compiled_denoiser_is_an_error_that_names_the_layers(model_folders):
+    """A compiled forward leaves no trace for hooks on what is inside; simulated, as a compiler
+    would do it, by a forward of its own."""
+    study = architecture_study(model_folders["sd1"], "sd1", controls={"permuted_weights": False})
+    sampler = load_sampler(study)
+    module = dict(sampler.denoiser.named_modules())[sampler.layers[0]]
+    module.__class__ = type("Compiled", (type(module),), {"__call__": type(module).forward})
+    with pytest.raises(RuntimeError, match=rf"no activations came from {sampler.layers[0]}"):
+        generated(sampler, make_samples(study)[:2])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sampling_in_other_dtypes_is_close_to_float32(model_folders, dtype):
+    whole, half = (
+        architecture_study(
+            model_folders["sd1"], "sd1", model={"dtype": d, "attention_slicing": d != "float32"}
+        )
+        for d in ("float32", dtype)
+    )
+    samples = make_samples(whole)[:2]
+    a, b = (generated(load_sampler(study), samples) for study in (whole, half))
+    layer = next(iter(a.activations.values))
+    np.testing.assert_allclose(
+        a.activations.values[layer][:, 0], b.activations.values[layer][:, 0], atol=0.05
+    )
+    assert load_sampler(half).denoiser.dtype == getattr(torch, dtype)
+    assert load_sampler(half).pipeline.vae.dtype == torch.float32

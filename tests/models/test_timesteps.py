@@ -33,7 +33,7 @@ def test_timesteps_are_those_that_the_scheduler_itself_sets(folder, scheduler, s
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_more_steps_than_the_schedule_has_are_refused(folder, scheduler):
+def test_timesteps_refuse_more_steps_than_the_schedule_has(folder, scheduler):
     with pytest.raises(UserError, match=r"sampling\.(steps|scheduler): .*1001 steps.*Fix"):
         timesteps(detect_architecture(folder), study(folder, scheduler, 1001))
 

@@ -20,13 +20,13 @@ def embedded():
     return tokenizer_of(MODEL_FOLDER)
 
 
-def test_case_and_spaces_do_not_make_another_prompt(embedded):
+def test_tokenizer_of_ignores_case_and_spaces(embedded):
     one, two = embedded("A Red Ball on a gray floor"), embedded("a red  ball on a gray floor")
     assert one.ids == two.ids
     assert one.ids != embedded("a blue ball on a gray floor").ids
 
 
-def test_what_is_beyond_the_length_is_named_and_makes_no_difference(embedded):
+def test_tokenizer_of_names_text_beyond_the_length_and_ignores_it(embedded):
     start = "a red ball on a gray floor, white wall " * 4
     one, two = embedded(start + "and a cube"), embedded(start + "and a cone")
     assert one.ids == two.ids
@@ -36,7 +36,7 @@ def test_what_is_beyond_the_length_is_named_and_makes_no_difference(embedded):
 
 
 @pytest.mark.parametrize("name", tiny_models.FAMILIES)
-def test_every_tokenizer_of_an_architecture_is_asked(name, tmp_path):
+def test_tokenizer_of_uses_every_tokenizer_of_an_architecture(name, tmp_path):
     folder = tiny_models.write(name, tmp_path / name)
     index = json.loads((folder / "model_index.json").read_text())
     tokens = tokenizer_of(folder)("a red ball")
@@ -44,7 +44,7 @@ def test_every_tokenizer_of_an_architecture_is_asked(name, tmp_path):
     assert all(len(ids) >= 3 for ids in tokens.ids)
 
 
-def test_a_tokenizer_that_does_not_fit_its_encoder_is_refused(tmp_path):
+def test_tokenizer_of_refuses_a_tokenizer_that_does_not_fit_its_encoder(tmp_path):
     folder = tiny_models.write("sd1", tmp_path / "m")
     path = folder / "text_encoder" / "config.json"
     config = json.loads(path.read_text())
@@ -53,7 +53,7 @@ def test_a_tokenizer_that_does_not_fit_its_encoder_is_refused(tmp_path):
         tokenizer_of(folder)
 
 
-def test_a_tokenizer_that_is_not_there_is_named(tmp_path):
+def test_tokenizer_of_names_a_tokenizer_that_cannot_be_read(tmp_path):
     folder = tiny_models.write("sd1", tmp_path / "m")
     for path in (folder / "tokenizer").iterdir():
         path.write_text("{")

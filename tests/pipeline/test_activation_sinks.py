@@ -41,7 +41,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("block", [1, 3 * 2 * BYTES, 1 << 30], ids=["each", "three", "all"])
-def test_every_step_of_every_layer_is_written_once(monkeypatch, block):
+def test_activation_writer_writes_every_step_of_every_layer_once(monkeypatch, block):
     monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", block)
     rng, run, expected = np.random.default_rng(0), Recorder(), {}
     with ActivationWriter(run, slice(0, 2)) as into:
@@ -68,7 +68,7 @@ def test_every_step_of_every_layer_is_written_once(monkeypatch, block):
     assert into.bytes == sum(values.nbytes for values in expected.values())
 
 
-def test_what_is_not_finite_is_counted_by_sample_and_step():
+def test_activation_writer_counts_non_finite_values_by_sample_and_step():
     run = Recorder()
     values = torch.zeros(2, 4, 4, 8, dtype=torch.float16)
     values[1, 0, 0, :3] = float("nan")
@@ -80,7 +80,7 @@ def test_what_is_not_finite_is_counted_by_sample_and_step():
     assert counts.tolist() == [[0, 0], [0, 4]]
 
 
-def test_generation_waits_rather_than_pile_up_blocks(monkeypatch):
+def test_activation_writer_makes_generation_wait_for_a_slow_store(monkeypatch):
     """With the store held up, no more than two blocks leave; the third step has to wait."""
     monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
     rng, run, passed = np.random.default_rng(0), Recorder(), []
@@ -105,7 +105,7 @@ def test_generation_waits_rather_than_pile_up_blocks(monkeypatch):
     assert passed == [0, 1, 2, 3, 4]
 
 
-def test_what_cannot_be_written_stops_the_batch(monkeypatch):
+def test_activation_writer_error_stops_the_batch(monkeypatch):
     monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
     rng, run = np.random.default_rng(0), Recorder()
     run.fails = True
@@ -120,7 +120,7 @@ def test_what_cannot_be_written_stops_the_batch(monkeypatch):
     assert not run.written
 
 
-def test_a_batch_that_fails_keeps_its_own_error_and_leaves_no_thread(monkeypatch):
+def test_activation_writer_keeps_the_error_of_a_failed_batch_and_ends_its_thread(monkeypatch):
     rng, run, before = np.random.default_rng(0), Recorder(), threading.active_count()
 
     def generate():
@@ -134,7 +134,9 @@ def test_a_batch_that_fails_keeps_its_own_error_and_leaves_no_thread(monkeypatch
     assert threading.active_count() == before
 
 
-def test_the_store_holds_what_the_networks_showed(tiny_model, tmp_path, monkeypatch):
+def test_activation_writer_stores_the_bytes_of_activations_in_memory(
+    tiny_model, tmp_path, monkeypatch
+):
     """Written step by step, read back whole: the bytes of the same batch kept in memory."""
     monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
     run = prepare_run(small_study("kept", tiny_model, 6), str(tmp_path))
@@ -150,7 +152,7 @@ def test_the_store_holds_what_the_networks_showed(tiny_model, tmp_path, monkeypa
     np.testing.assert_array_equal(run.read("images", "image", sample=slice(0, 4)), made.image)
 
 
-def test_memory_is_bounded_by_blocks_not_by_steps():
+def test_peak_activation_bytes_are_bounded_by_blocks():
     step = 185_000_000  # a step of Stable Diffusion at batch 4, with its twin
     assert (
         peak_activation_bytes(step, 15)

@@ -23,7 +23,7 @@ def sample(index, prompt, seed, split="train"):
     return Sample(index, prompt, seed, None, split, origin=f"a.csv, line {index + 2}")
 
 
-def test_one_prompt_in_two_spellings_with_one_seed_is_a_duplicate(tokenize):
+def test_prompt_checks_find_a_duplicate_in_two_spellings(tokenize):
     samples = [
         sample(0, "A Red Ball on a gray floor", 5),
         sample(1, "a red  ball on a gray floor", 5),
@@ -32,7 +32,7 @@ def test_one_prompt_in_two_spellings_with_one_seed_is_a_duplicate(tokenize):
         check_samples(samples, tokenize)
 
 
-def test_one_prompt_in_two_spellings_and_splits_is_a_leak(tokenize):
+def test_prompt_checks_find_a_leak_in_two_spellings_and_splits(tokenize):
     samples = [
         sample(0, "a red ball on a gray floor", 5),
         sample(1, "A red ball on a gray floor", 6, "test"),
@@ -41,13 +41,13 @@ def test_one_prompt_in_two_spellings_and_splits_is_a_leak(tokenize):
         check_samples(samples, tokenize)
 
 
-def test_prompts_that_differ_where_they_are_cut_are_one(tokenize):
+def test_prompt_checks_take_prompts_that_differ_after_truncation_as_one(tokenize):
     samples = [sample(0, LONG + "a cube", 5), sample(1, LONG + "a cone", 5)]
     with pytest.raises(UserError, match="the same prompt as"):
         check_samples(samples, tokenize)
 
 
-def test_cut_prompts_are_told_and_others_are_not(tokenize):
+def test_prompt_checks_report_truncated_prompts(tokenize):
     assert check_samples([sample(0, "a red ball on a gray floor", 1)], tokenize) == ()
     (note,) = check_samples([sample(0, LONG + "a cube", 1), sample(1, "a red car", 1)], tokenize)
     assert note.startswith("1 of 2 prompts are longer than the model reads: ")

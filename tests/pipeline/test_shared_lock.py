@@ -28,7 +28,7 @@ def in_thread(work):
     return thread
 
 
-def test_computing_is_shared(lock):
+def test_shared_lock_lets_threads_compute_together(lock):
     both = threading.Barrier(2, timeout=LIMIT_S)
 
     def compute():
@@ -41,7 +41,7 @@ def test_computing_is_shared(lock):
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_loading_waits_for_computing_and_has_priority(lock):
+def test_shared_lock_loading_waits_for_computing_and_has_priority(lock):
     computing, let_go, order = threading.Event(), threading.Event(), []
 
     def compute():
@@ -69,7 +69,7 @@ def test_loading_waits_for_computing_and_has_priority(lock):
     assert order == ["computed", "loaded", "computed later"]
 
 
-def test_loading_is_exclusive_among_computing_threads(lock):
+def test_shared_lock_loading_is_exclusive_among_computing_threads(lock):
     inside, most = 0, 0
     started = threading.Barrier(2, timeout=LIMIT_S)
 
@@ -90,7 +90,7 @@ def test_loading_is_exclusive_among_computing_threads(lock):
     assert lock.n_computing == 0
 
 
-def test_computing_is_reentrant_while_another_thread_waits_to_load(lock):
+def test_shared_lock_computing_is_reentrant_while_another_thread_waits_to_load(lock):
     inside, again = threading.Event(), threading.Event()
 
     def compute():

@@ -1,4 +1,4 @@
-"""A kind of unit that another module adds: laid out, carried out, verified and repaired."""
+"""Units of a run: filled arrays, the order of stages, and a kind that another module adds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_helpers import arrays
 
+from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.probe import probe_cell
 from ldmprobe_core.pipeline.units import (
     UNITS,
     Unit,
@@ -99,3 +104,28 @@ def test_register_unit_kind_refuses_a_group_of_another_kind():
             )
         )
     assert "measure" not in UNIT_KINDS
+
+
+def test_carry_out_units_fills_every_array(finished_run):
+    for path, values in arrays(finished_run).items():
+        if path.startswith(("activations", "labels")) and values.dtype.kind == "f":
+            assert np.isfinite(values).all(), path
+        if path.startswith("progress/") and values.dtype == np.uint8:
+            assert (values == 1).all(), path
+
+
+def test_stages_refuse_to_start_before_the_units_that_they_read_are_done(finished_run, tmp_path):
+    run = prepare_run(finished_run.study, str(tmp_path))
+    with pytest.raises(RuntimeError, match="batch 0 cannot be labeled before it is generated"):
+        label_batch(run.url, 0)
+    for batch in (0, 1, 3):
+        generate_batch(run.url, batch)
+        label_batch(run.url, batch)
+    with pytest.raises(RuntimeError, match=r"1 units are not labeled yet.*\(2,\)"):
+        probe_cell(run.url, 1, run.layers[0])
+    generate_batch(run.url, 2)
+    label_batch(run.url, 2)
+    probe_cell(run.url, 1, run.layers[0])
+    with pytest.raises(RuntimeError, match=r"8 units are not probed yet.*\(0, 1\)"):
+        build_report(run, {})
+    assert not run.location.has("summary.json")

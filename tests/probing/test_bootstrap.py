@@ -24,7 +24,7 @@ def simulated(truth, seed, samples=80):
     return np.asarray(truth)[:, None] + level + rng.normal(0, 0.1, (len(truth), samples))
 
 
-def test_steps_of_a_known_curve():
+def test_emergence_steps_of_a_known_curve():
     found = Bootstrap(np.arange(80), 500, 0.95, 0).emergence(
         curve([0.2, 0.3, 0.5, 0.7, 0.85, 0.99, 1]), BASELINE
     )
@@ -32,13 +32,13 @@ def test_steps_of_a_known_curve():
     assert (found.settled.step, found.settled.low, found.settled.high) == (6, 6, 6)
 
 
-def test_a_step_on_the_edge_has_an_interval_around_it():
+def test_emergence_step_on_the_edge_has_an_interval_around_it():
     found = Bootstrap(np.arange(80), 500, 0.95, 0).emergence(curve(RISING, noise=0.2), BASELINE)
     assert found.onset.low <= 4 <= found.onset.high
     assert found.onset.low < found.onset.high
 
 
-def test_a_gain_is_taken_over_samples_that_all_three_define():
+def test_emergence_gain_uses_samples_that_all_three_scores_define():
     """Two kinds of samples, easy and hard: leaving the hard ones out at a step is no gain."""
     easy = np.arange(80) < 40
     baseline = np.where(easy, 0.5, 0.0)
@@ -51,12 +51,12 @@ def test_a_gain_is_taken_over_samples_that_all_three_define():
     assert found.onset.low == found.onset.high == 3
 
 
-def test_one_prompt_has_a_mean_and_no_interval():
+def test_bootstrap_of_one_prompt_has_a_mean_and_no_interval():
     found = Bootstrap(np.array(["one"] * 5), 100, 0.95, 0).interval(np.arange(5.0))
     assert (found.mean, found.low, found.high) == (2.0, None, None)
 
 
-def test_samples_of_a_prompt_are_drawn_together():
+def test_bootstrap_draws_samples_of_a_prompt_together():
     """16 prompts of 5 equal images: the interval is that of 16 samples, not of 80."""
     rng = np.random.default_rng(4)
     level = rng.normal(0, 1, 16)
@@ -72,14 +72,14 @@ def test_samples_of_a_prompt_are_drawn_together():
         assert counts.sum() == 80
 
 
-def test_a_curve_that_does_not_clear_the_baseline_has_no_steps():
+def test_emergence_has_no_steps_for_a_curve_below_the_baseline():
     for flat in (curve([0.2] * 5, noise=0.1), curve([0.1] * 5)):
         found = Bootstrap(np.arange(80), 200, 0.95, 0).emergence(flat, BASELINE)
         assert found.onset.step is None
         assert found.settled.high is None
 
 
-def test_intervals_are_the_means_of_resamples():
+def test_bootstrap_interval_equals_the_normal_approximation():
     values = np.random.default_rng(1).normal(3, 2, 60)
     found = Bootstrap(np.arange(60), 4000, 0.95, 0).interval(values)
     assert found.mean == pytest.approx(values.mean())
@@ -88,7 +88,7 @@ def test_intervals_are_the_means_of_resamples():
     assert found.high == pytest.approx(values.mean() + half, abs=0.08)
 
 
-def test_undefined_samples_are_left_out_and_not_averaged_in():
+def test_bootstrap_leaves_out_undefined_samples():
     values = np.array([1.0, 2.0, 3.0, np.nan])
     bootstrap = Bootstrap(np.arange(4), 500, 0.95, 0)
     found = bootstrap.interval(values)
@@ -119,7 +119,7 @@ def test_resample_means_equal_a_loop():
         ([0.2, 0.2, 0.2, 0.2, 0.2, 0.3, 1.0], 7, 0.2),  # at the last step only
     ],
 )
-def test_the_interval_covers_the_true_step(truth, step, widest):
+def test_emergence_interval_covers_the_true_step(truth, step, widest):
     """1,000 simulated studies: the interval covers in 93% or more, and is no wider than need be.
 
     Mean widths measured: 0.1, 0.6, 0.0 and 0.0 steps.
@@ -136,7 +136,7 @@ def test_the_interval_covers_the_true_step(truth, step, widest):
     assert width / 1000 <= widest
 
 
-def test_a_lead_is_paired_and_has_an_interval():
+def test_lead_is_paired_and_has_an_interval():
     first, other = simulated([0.2, 0.9, 1, 1, 1, 1, 1], 1), simulated([0.2] * 4 + [0.9, 1, 1], 1)
     bootstrap = Bootstrap(np.arange(80), 500, 0.95, 0)
     found = bootstrap.lead(first, other, BASELINE)

@@ -17,12 +17,12 @@ BASELINE = np.full(80, 0.2)
 RISING = [0.2, 0.3, 0.55, 0.6, 0.9, 1.0, 1.0]  # gains 0, .125, .44, .5, .875, 1, 1
 
 
-def test_a_gain_that_is_lost_again_does_not_count():
+def test_stays_from_ignores_a_gain_that_is_lost_again():
     gains = np.array([[0.0, 0.9, 0.1, 0.8, 1.0], [0.9, 0.9, 0.9, 0.8, 1.0]])
     np.testing.assert_array_equal(stays_from(gains, np.ones((2, 5)), 0.5), [4, 1])
 
 
-def test_an_undefined_step_counts_as_below():
+def test_stays_from_counts_an_undefined_step_as_below():
     assert stays_from(np.array([[0.9, np.nan, 0.9, 1.0]]), np.ones((1, 4)), 0.5)[0] == 3
     scores = curve(RISING)
     scores[5] = np.nan
@@ -30,7 +30,7 @@ def test_an_undefined_step_counts_as_below():
     assert found.onset.step == 7
 
 
-def test_a_curve_that_ends_below_its_baseline_is_there_at_the_last_step_only():
+def test_stays_from_a_curve_that_ends_below_its_baseline_is_the_last_step():
     """A gain divided by a negative one would look like a large share of it."""
     falling = np.array([[-0.1, -0.9, -1.0], [0.5, 0.2, -0.1], [0.0, 0.0, 0.0]])
     full = np.broadcast_to(falling[:, -1:], (3, 3))

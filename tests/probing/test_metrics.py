@@ -13,7 +13,7 @@ def rng():
     return np.random.default_rng(5)
 
 
-def test_masks_equal_scikit_learn(rng):
+def test_mask_metrics_equal_scikit_learn(rng):
     a, b = rng.random((6, 12, 8)) > 0.6, rng.random((6, 12, 8)) > 0.4
     for i in range(6):
         assert metrics.dice(a, b)[i] == pytest.approx(f1_score(b[i].ravel(), a[i].ravel()))
@@ -31,7 +31,7 @@ def test_correlations_equal_scipy_with_ties(rng):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])
-def test_a_headline_is_what_scipy_and_scikit_learn_say(dtype, rng):
+def test_headline_metric_equals_scipy_and_scikit_learn(dtype, rng):
     truth = rng.normal(0, 1, (5, 9, 6)).round(1)
     seen = (truth + rng.normal(0, 1, truth.shape)).round(1).astype(dtype)
     truth[1], seen[2], seen[3, 4, 4] = 0.5, 0.5, np.nan
@@ -45,7 +45,7 @@ def test_a_headline_is_what_scipy_and_scikit_learn_say(dtype, rng):
         assert value == pytest.approx(f1_score(own[i].ravel(), masks[i].ravel(), zero_division=1))
 
 
-def test_rows_with_and_without_ties_side_by_side_equal_scipys(rng):
+def test_spearman_of_rows_with_and_without_ties_equals_scipy(rng):
     truth = rng.normal(size=(5, 8, 9))
     predicted = rng.normal(size=(5, 8, 9))
     predicted[1] = predicted[1].round(1)  # ties
@@ -59,7 +59,7 @@ def test_rows_with_and_without_ties_side_by_side_equal_scipys(rng):
     np.testing.assert_allclose(metrics.spearman(predicted, truth), found, atol=1e-12)
 
 
-def test_empty_masks():
+def test_mask_metrics_of_empty_masks():
     empty, full = np.zeros((1, 4, 4), bool), np.ones((1, 4, 4), bool)
     for score in (metrics.dice, metrics.iou):
         assert score(empty, empty)[0] == 1
@@ -68,7 +68,7 @@ def test_empty_masks():
         assert score(full, full)[0] == 1
 
 
-def test_constant_maps_are_undefined(rng):
+def test_map_metrics_of_constant_maps_are_undefined(rng):
     constant, other = np.full((1, 4, 4), 0.1), rng.random((1, 4, 4))
     for score in (metrics.pearson, metrics.spearman):
         assert np.isnan(score(constant, other)[0])
@@ -76,7 +76,7 @@ def test_constant_maps_are_undefined(rng):
         assert not np.isnan(score(other, other)[0])
 
 
-def test_not_finite_is_undefined_and_only_there(rng):
+def test_metrics_of_non_finite_rows_alone_are_undefined(rng):
     a, b = rng.random((3, 4, 4)), rng.random((3, 4, 4))
     a[1, 2, 2] = np.nan
     for score in (metrics.pearson, metrics.spearman):

@@ -7,7 +7,7 @@ from ldmprobe_core.analysis.summarize import summarise
 from ldmprobe_core.probing.fitters.mlp import fit_mlp
 
 
-def test_it_reads_a_product_that_no_linear_probe_can():
+def test_mlp_reads_a_product_that_no_linear_probe_can():
     rng = np.random.default_rng(0)
     x = rng.choice([-1.0, 1.0], (60, 4, 4, 16)).astype(np.float16)
     target = (x[..., 0] * x[..., 1]).astype(float)  # exclusive or
@@ -19,7 +19,7 @@ def test_it_reads_a_product_that_no_linear_probe_can():
     assert ((masks.predict(x[40:]) > 0) == (target[40:] > 0)).mean() > 0.95
 
 
-def test_its_prediction_is_written_out_by_hand():
+def test_mlp_prediction_equals_one_written_out_by_hand():
     x = np.random.default_rng(1).normal(size=(6, 2, 2, 4)).astype(np.float16)
     probe = fit_mlp(x, np.ones((6, 2, 2)), False, epochs=1)
     first, _, second = probe.network
@@ -28,7 +28,7 @@ def test_its_prediction_is_written_out_by_hand():
     np.testing.assert_allclose(probe.predict(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_with_it_scores_it_and_does_not_choose_it(tiny_study, tmp_path):
+def test_mlp_is_scored_in_a_run_and_not_chosen_as_best(tiny_study, tmp_path):
     study = tiny_study(controls={"mlp": True, "permuted_weights": False, "shuffled_labels": True})
     run = carry_out(study, str(tmp_path))
     summary = summarise(run, {}).summary

@@ -27,7 +27,7 @@ def token_rows(activations):
     return activations.reshape(-1, CHANNELS)
 
 
-def test_penalty_is_the_one_with_the_least_validation_error(data):
+def test_chosen_penalty_has_the_least_validation_error(data):
     activations, mask, depth = data
     labels = np.stack([block_means(m, GRID).ravel() for m in (mask, depth)], 1)
     x = token_rows(activations)

@@ -44,7 +44,7 @@ def test_ridge_on_block_means_equals_scikit_learn_on_pixels(data, penalty):
     assert bias[0] == pytest.approx(reference.intercept_)
 
 
-def test_a_penalty_too_weak_for_rounding_gives_the_least_squares_weights_of_least_norm():
+def test_ridge_with_a_negligible_penalty_gives_the_least_norm_solution():
     """A layer of rank one: without a penalty to speak of, no Cholesky factor exists."""
     rng = np.random.default_rng(0)
     signal = rng.normal(size=400)
@@ -57,7 +57,7 @@ def test_a_penalty_too_weak_for_rounding_gives_the_least_squares_weights_of_leas
     np.testing.assert_allclose(weight[:, 0], expected, atol=1e-4)
 
 
-def test_a_constant_layer_gives_the_mean_label():
+def test_ridge_on_a_constant_layer_gives_the_mean_label():
     x, y = np.ones((8, 3)), np.arange(8.0)[:, None]
     weight, bias = RidgePath.from_statistics(SufficientStatistics.from_tokens(x, y)).solve(1e-3)
     np.testing.assert_allclose(weight, 0, atol=1e-12)

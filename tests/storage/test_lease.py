@@ -34,17 +34,7 @@ def elsewhere(heartbeat: int = 0) -> Holder:
     return Holder("k", "flow run 1", "another-machine/1", 77, 0.0, heartbeat)
 
 
-def test_files_are_made_once_whoever_tries(tmp_path):
-    location = Location(str(tmp_path / "place"))
-    for i in range(50):
-        with ThreadPoolExecutor(4) as pool:
-            took = list(pool.map(lambda k, i=i: location.create(f"{i}", f"by {k}"), range(4)))
-        assert sum(took) == 1
-        assert location.read_text(f"{i}") == f"by {took.index(True)}"
-    assert len(location.files()) == 50
-
-
-def test_only_one_of_many_is_inside_at_a_time(tmp_path):
+def test_lease_has_one_holder_among_threads(tmp_path):
     inside, most, entries = 0, 0, 0
     lock = threading.Lock()
 
@@ -65,7 +55,7 @@ def test_only_one_of_many_is_inside_at_a_time(tmp_path):
     assert not (tmp_path / "run.lease").exists()
 
 
-def test_a_living_holder_is_named_to_whoever_comes_second(tmp_path):
+def test_hold_lease_names_a_living_holder(tmp_path):
     url = str(tmp_path / "run")
     with (
         hold_lease(url, "flow run first"),
@@ -78,7 +68,7 @@ def test_a_living_holder_is_named_to_whoever_comes_second(tmp_path):
         assert lease.previous == ()
 
 
-def test_a_holder_killed_on_this_machine_is_succeeded_at_once(tmp_path, monkeypatch):
+def test_lease_of_a_process_killed_on_this_machine_is_taken_over_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "STALE_S", 1e9)  # not by waiting
     url = str(tmp_path / "run")
     script = (
@@ -102,7 +92,7 @@ def test_a_holder_killed_on_this_machine_is_succeeded_at_once(tmp_path, monkeypa
     assert not (tmp_path / "run.lease").exists()
 
 
-def test_a_pid_that_came_back_as_another_process_is_not_its_holder():
+def test_holder_is_dead_when_its_pid_belongs_to_another_process():
     holder_here = Holder.here("me")
     assert not holder_here.is_dead
     assert replace(holder_here, started_at=holder_here.started_at - 100).is_dead
@@ -111,7 +101,7 @@ def test_a_pid_that_came_back_as_another_process_is_not_its_holder():
     ).is_dead  # cannot be known
 
 
-def test_a_silent_holder_elsewhere_is_succeeded_after_a_while(tmp_path):
+def test_lease_of_a_silent_remote_holder_is_taken_over_after_stale_s(tmp_path):
     url = str(tmp_path / "run")
     lay(url, 7, elsewhere())
     started = time.monotonic()
@@ -121,7 +111,7 @@ def test_a_silent_holder_elsewhere_is_succeeded_after_a_while(tmp_path):
         assert Location(f"{url}.lease").files() == ["000007", "000008"]
 
 
-def test_of_several_dead_holders_none_is_forgotten(tmp_path):
+def test_lease_previous_lists_every_dead_holder(tmp_path):
     url = str(tmp_path / "run")
     older = replace(elsewhere(), key="older", description="flow run 0")
     lay(url, 6, older)  # the next one was killed before it could tell of this one
@@ -131,7 +121,7 @@ def test_of_several_dead_holders_none_is_forgotten(tmp_path):
     assert Location(f"{url}.lease").files() == []
 
 
-def test_a_beating_holder_elsewhere_is_not(tmp_path):
+def test_lease_of_a_remote_holder_with_heartbeats_is_not_taken_over(tmp_path):
     url, over = str(tmp_path / "run"), threading.Event()
     lay(url, 1, elsewhere())
 
@@ -155,7 +145,7 @@ def test_a_beating_holder_elsewhere_is_not(tmp_path):
         thread.join()
 
 
-def test_a_holder_that_was_succeeded_while_it_slept_stops(tmp_path):
+def test_require_held_fails_after_a_takeover(tmp_path):
     url = str(tmp_path / "run")
     with hold_lease(url, "sleeper") as lease:
         lease.require_held()
@@ -169,7 +159,7 @@ def test_a_holder_that_was_succeeded_while_it_slept_stops(tmp_path):
     assert Location(f"{url}.lease").files() == ["000001", "000002"]  # not its own to remove
 
 
-def test_a_sleeper_knows_that_others_came_and_went_meanwhile(tmp_path):
+def test_require_held_fails_after_other_holders_came_and_went(tmp_path):
     """Numbers begin at 1 again once all is given back: the key tells whose a file is."""
     url = str(tmp_path / "run")
     with hold_lease(url, "sleeper") as lease:
@@ -194,7 +184,7 @@ def test_a_sleeper_knows_that_others_came_and_went_meanwhile(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": "k"}'])
-def test_a_spoilt_lease_is_succeeded_after_a_while(tmp_path, content):
+def test_lease_file_that_is_not_valid_is_taken_over_after_stale_s(tmp_path, content):
     location = Location(f"{tmp_path}/run.lease")
     location.write_text("000003", content)
     started = time.monotonic()
@@ -204,7 +194,7 @@ def test_a_spoilt_lease_is_succeeded_after_a_while(tmp_path, content):
     assert location.files() == []
 
 
-def test_a_late_maker_of_a_number_that_is_over_gives_it_back(tmp_path):
+def test_late_lease_file_with_an_outdated_number_is_removed(tmp_path):
     location = Location(str(tmp_path / "run.lease"))
     holder_here, dead = Holder.here("late"), elsewhere()
     lay(str(tmp_path / "run"), 9, elsewhere())  # while it slept others went from 3 to 9

@@ -75,7 +75,9 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize(("key", "way"), zip(CHUNKS, cycle(WAYS), strict=False))
-def test_each_kind_of_damage_is_named_and_made_again(whole, copy, key, way):
+def test_find_corrupt_chunks_names_each_kind_of_damage_and_a_resumed_run_repairs_it(
+    whole, copy, key, way
+):
     damage, how = WAYS[way]
     damage(Path(copy.url) / key)
     found = list(find_corrupt_chunks(copy))
@@ -89,7 +91,7 @@ def test_each_kind_of_damage_is_named_and_made_again(whole, copy, key, way):
     assert list(find_corrupt_chunks(copy)) == []
 
 
-def test_every_array_ends_its_chunks_with_a_checksum_and_every_one_is_looked_at(whole, copy):
+def test_find_corrupt_chunks_reads_chunks_of_every_array(whole, copy):
     """Not just those of the list above: any one of a run's chunks, when flipped, is found."""
     root = zarr.open_group(whole.store, mode="r", use_consolidated=False)
     paths = [path for path, member in root.members(None) if isinstance(member, zarr.Array)]
@@ -108,7 +110,7 @@ def test_every_array_ends_its_chunks_with_a_checksum_and_every_one_is_looked_at(
     assert {d.key for d in find_corrupt_chunks(copy)} == set(keys) - marks
 
 
-def test_a_damaged_mark_is_taken_back_without_reading_it(whole, copy):
+def test_clear_progress_takes_back_a_damaged_mark(whole, copy):
     flip(Path(copy.url) / "progress/probed/c/1/0")
     found = list(find_corrupt_chunks(copy))
     assert clear_progress(copy, found) == []
@@ -117,13 +119,13 @@ def test_a_damaged_mark_is_taken_back_without_reading_it(whole, copy):
     assert_same(whole, copy)
 
 
-def test_what_no_unit_makes_is_left_to_its_owner(copy):
+def test_clear_progress_returns_damage_that_no_unit_can_repair(copy):
     flip(Path(copy.url) / "samples/prompt/c/0")
     (left,) = clear_progress(copy, list(find_corrupt_chunks(copy)))
     assert left.key == "samples/prompt/c/0"
 
 
-def test_damage_stops_a_stage_before_it_is_averaged_in(whole, copy):
+def test_corrupt_chunk_stops_probe_cell(whole, copy):
     copy.progress.clear("probed", 1, 0)
     flip(Path(copy.url) / f"activations/{LAYER}/activation/c/1/1/0/0/0")
     with pytest.raises(CorruptChunkError, match=r"activation/c/1/1/0/0/0 is changed.*--redo"):
@@ -134,7 +136,7 @@ def test_damage_stops_a_stage_before_it_is_averaged_in(whole, copy):
         probe_cell(copy.url, 2, LAYER)
 
 
-def test_it_reaches_the_flow_whole_from_another_process():
+def test_corrupt_chunk_error_survives_pickling():
     error = CorruptChunkError("runs/a", "images/image/c/3/0/0/0", "changed")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301, our own bytes
     assert (str(again), again.array, again.chunk_index) == (
@@ -144,13 +146,13 @@ def test_it_reaches_the_flow_whole_from_another_process():
     )
 
 
-def test_work_that_is_not_done_yet_is_no_damage(tiny_model, tmp_path):
+def test_find_corrupt_chunks_ignores_units_that_are_not_done(tiny_model, tmp_path):
     run = prepare_run(small_study("begun", tiny_model, 10), str(tmp_path))
     generate_batch(run.url, 1)
     assert list(find_corrupt_chunks(run)) == []
 
 
-def test_a_full_disk_is_told_and_nothing_is_marked(whole, tiny_model, tmp_path, monkeypatch):
+def test_full_disk_is_a_user_error_and_marks_nothing(whole, tiny_model, tmp_path, monkeypatch):
     """The disk has room for some chunks of a batch; the same call goes on when there is room."""
     run = prepare_run(small_study("whole", tiny_model, 10), str(tmp_path))
     room = 5
@@ -171,7 +173,7 @@ def test_a_full_disk_is_told_and_nothing_is_marked(whole, tiny_model, tmp_path, 
     assert_same(whole, carry_out(run.study, str(tmp_path)))
 
 
-def test_checksums_are_crc_32c_of_what_the_chunk_holds(whole):
+def test_chunk_checksums_are_crc_32c(whole):
     """Against a table-driven CRC written out here, on a chunk that is stored plainly."""
     table = []
     for i in range(256):

@@ -12,14 +12,14 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.image_files import open_rgb
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+def test_image_of_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     values = np.array([[0, 257, 32896, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     expected = np.repeat(np.array([[0, 1, 128, 255]], np.uint8)[..., None], 3, -1)
     np.testing.assert_array_equal(np.asarray(open_rgb(tmp_path / "a.png")), expected)
 
 
-def test_hidden_colours_of_transparent_pixels_do_not_appear(tmp_path):
+def test_image_with_transparent_pixels_does_not_show_their_hidden_colours(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.integers(0, 256, (6, 5, 4), np.uint8)
     values[..., 3] = 0
@@ -33,7 +33,7 @@ def test_hidden_colours_of_transparent_pixels_do_not_appear(tmp_path):
     assert np.abs(found - expected).max() <= 1
 
 
-def test_a_palette_with_a_transparent_entry_is_composed(tmp_path):
+def test_image_of_a_palette_with_a_transparent_entry_is_composed(tmp_path):
     image = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
     image.putpalette([200, 0, 0, 0, 0, 200])
     image.save(tmp_path / "a.png", transparency=0)
@@ -41,7 +41,7 @@ def test_a_palette_with_a_transparent_entry_is_composed(tmp_path):
     np.testing.assert_array_equal(found, [[[255, 255, 255], [0, 0, 200]]])
 
 
-def test_a_cut_picture_an_animation_and_floats_are_refused(tmp_path):
+def test_image_that_is_truncated_animated_or_of_floats_is_refused(tmp_path):
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
     noise.save(tmp_path / "a.jpg")
@@ -69,7 +69,7 @@ def _written(mode: str, kind: str, size: int) -> bytes:
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
     st.integers(0, 400),
 )
-def test_any_damage_gives_a_picture_or_one_sentence(tmp_path_factory, kind, flips, cut):
+def test_damaged_image_gives_an_image_or_one_sentence(tmp_path_factory, kind, flips, cut):
     data = bytearray(_written(*kind, size=9))
     for position, value in flips:
         data[position % len(data)] = value

@@ -40,7 +40,7 @@ def test_decode_text_refuses_with_line_and_byte(data, words):
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.binary(max_size=300))
-def test_any_bytes_are_text_or_one_sentence(data):
+def test_decode_text_of_any_bytes_is_text_or_one_sentence(data):
     try:
         text = decode_text(data, "f.csv")
     except UserError:

@@ -75,7 +75,7 @@ def test_read_yaml_keeps_aliases_merges_and_a_byte_order_mark():
         ),
     )
 )
-def test_any_bytes_are_a_study_or_one_sentence(data):
+def test_read_yaml_of_any_bytes_is_a_study_or_one_sentence(data):
     started = time.process_time()
     with suppress(UserError):
         content = read_yaml(data, "f")

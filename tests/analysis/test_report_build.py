@@ -1,0 +1,27 @@
+"""Building a report: its page and its files."""
+
+import json
+from pathlib import Path
+
+from run_helpers import carry_out
+
+from ldmprobe_core.analysis.report.build import build_report
+
+
+def test_build_report_escapes_prompts_and_writes_figures(tiny_study, tmp_path):
+    evil = [f"<script>alert({i})</script> ../../etc" for i in range(8)]
+    study = tiny_study(
+        prompts={"items": evil, "samples": 8},
+        controls={"shuffled_labels": False, "permuted_weights": False},
+    )
+    run = carry_out(study, str(tmp_path))
+    build_report(run, {})
+    page = run.location.read_text("report/index.html")
+    assert "<script>alert(" not in page
+    assert page.count("<script") == 2  # plotly's own file, and what draws with it
+    assert "&lt;script&gt;alert(" in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    record = json.loads(run.location.read_text("summary.json"))
+    assert record["properties"]["depth"]["controls"]["permuted_weights"] is None
+    for name in ("foreground-heatmap.png", "depth-curves.png"):
+        assert (Path(run.url) / "report" / name).stat().st_size > 5_000

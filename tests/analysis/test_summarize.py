@@ -1,0 +1,54 @@
+"""Summary of a run, against a loop over its scores."""
+
+import json
+
+import numpy as np
+import pytest
+from run_helpers import carry_out
+
+from ldmprobe_core.analysis.summarize import summarise
+
+
+def test_summary_equals_a_loop_over_the_scores(finished_run):
+    record = json.loads(finished_run.location.read_text("summary.json"))
+    for prop, head in (("foreground", "dice"), ("depth", "spearman"), ("shading", "spearman")):
+        score = finished_run.open(f"scores/{prop}").score.sel(condition="probe", metric=head).load()
+        score = score.drop_sel(layer="latents")  # a control, not a layer
+        best, best_value = None, -np.inf
+        for kind in score.kind.values:
+            for step in score.step.values:
+                for layer in score.layer.values:
+                    here = score.sel(kind=kind, step=step, layer=layer)
+                    value = (
+                        np.nanmean(
+                            np.append(here.values[here.split.values == "validation"], -np.inf)[:-1]
+                        )
+                        if np.isfinite(here.values[here.split.values == "validation"]).any()
+                        else -np.inf
+                    )
+                    if value > best_value:
+                        best, best_value = (str(kind), int(step), str(layer)), value
+        found = record["properties"][prop]["best"]
+        assert (found["kind"], found["step"], found["layer"]) == best
+        here = score.sel(kind=best[0], step=best[1], layer=best[2])
+        test = here.values[here.split.values == "test"]
+        assert found["mean"] == pytest.approx(np.nanmean(test))
+        assert found["low"] <= found["mean"] <= found["high"]
+        assert record["properties"][prop]["undefined"]["best"] == np.isnan(test).sum()
+        assert record["properties"][prop]["last"]["step"] == 3
+
+
+def test_summarise_gives_trajectory_scores_near_1_at_the_last_step(finished_run):
+    """s(T) is 1 for labelers that read the finished image, up to float16 storage."""
+    findings = summarise(finished_run, {})
+    for curves in findings.curves.values():
+        last = curves.sources["trajectory"][-1]
+        assert np.nanmin(last) > (0.9 if curves.kind == "logistic" else 0.99)
+
+
+def test_summarise_counts_images_of_one_prompt_as_one_group(tiny_study, tmp_path):
+    study = tiny_study(prompts={"items": [f"a ball {i}" for i in range(4)], "samples": 12})
+    run = carry_out(study, str(tmp_path))
+    samples = summarise(run, {}).summary.samples
+    assert samples["total"] == 12
+    assert samples["test"] == 3 * samples["test_groups"]

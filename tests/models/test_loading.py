@@ -1,0 +1,24 @@
+"""Loading denoisers: permuted weights, offload."""
+
+import pytest
+import torch
+from model_helpers import architecture_study, load_sampler
+from torch import nn
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.loading import permute_weights
+
+
+def test_permute_weights_keeps_the_values_of_every_tensor():
+    torch.manual_seed(0)
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.load_state_dict(first.state_dict())
+    permute_weights(second)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert not torch.equal(a, b)
+        assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
+
+
+def test_cpu_offload_without_a_gpu_is_refused(model_folders):
+    with pytest.raises(UserError, match=r"model\.cpu_offload is on"):
+        load_sampler(architecture_study(model_folders["sd1"], "sd1", model={"cpu_offload": True}))

@@ -1,0 +1,96 @@
+"""Accumulating units: interrupted, repeated, overtaken, damaged."""
+
+import numpy as np
+import pytest
+from run_helpers import carry_out, statistics_study
+
+from ldmprobe_core.pipeline.accumulate import accumulate_unit
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.statistics import (
+    Accumulator,
+    load_statistics,
+    require_accumulated,
+    run_accumulation_units,
+)
+from ldmprobe_core.storage.progress import Progress
+from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
+
+
+def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
+    tiny_model, tmp_path, summed, monkeypatch
+):
+    monkeypatch.setattr("ldmprobe_core.study.batching._BATCHES_A_UNIT", 1)
+    run = prepare_run(statistics_study(tiny_model, "statistics"), str(tmp_path))
+    first, second = run_accumulation_units(run)[0]
+    assert accumulate_unit(run.url, 0, 0)["samples"] == len(first[0])
+    real = Progress.set_count
+
+    def dies(self, kind, *index, count):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "set_count", dies)
+    with pytest.raises(KeyboardInterrupt):
+        accumulate_unit(run.url, 0, 1)  # its sums are written, its mark is not
+    monkeypatch.setattr(Progress, "set_count", real)
+    assert Accumulator.read(run, 0, run.progress.count("accumulated", 0)).count == len(first[0])
+    with pytest.raises(RuntimeError, match="has 1 of 2 units"):
+        require_accumulated(run)
+    assert accumulate_unit(run.url, 0, 1)["samples"] == len(second[0])
+    assert accumulate_unit(run.url, 0, 1)["samples"] == 0  # again
+    assert accumulate_unit(run.url, 0, 0)["samples"] == 0
+    with pytest.raises(RuntimeError, match="submit its units in order"):
+        accumulate_unit(run.url, 1, 1)
+    for number in range(len(run_accumulation_units(run)[1])):
+        accumulate_unit(run.url, 1, number)
+    require_accumulated(run)
+    for layer in run.probe_inputs:  # one unit a batch or one unit a part: the same sums
+        a, b = (load_statistics(r, "trained", 2, layer).gram for r in (run, summed))
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(b).max())
+
+
+def test_accumulate_unit_that_was_overtaken_leaves_the_sums_unchanged(
+    tiny_model, tmp_path, monkeypatch
+):
+    """A worker that was taken for dead comes back when its part is further on."""
+    monkeypatch.setattr("ldmprobe_core.study.batching._BATCHES_A_UNIT", 1)
+    run = prepare_run(statistics_study(tiny_model, "statistics"), str(tmp_path))
+    real_read = Accumulator.read
+
+    def slow(run, part, done):
+        found = real_read(run, part, done)
+        if done == 0:
+            monkeypatch.setattr(Accumulator, "read", real_read)
+            for number in range(2):
+                accumulate_unit(run.url, part, number)
+        return found
+
+    monkeypatch.setattr(Accumulator, "read", slow)
+    with pytest.raises(RuntimeError, match="accumulator 0 advanced from 0 units to 2"):
+        accumulate_unit(run.url, 0, 0)
+    assert run.progress.count("accumulated", 0) == 2
+    assert Accumulator.read(run, 0, 2).count == sum(
+        len(unit[0]) for unit in run_accumulation_units(run)[0]
+    )
+
+
+def test_damaged_statistics_are_found_and_their_part_is_accumulated_again(tiny_model, tmp_path):
+    run = carry_out(statistics_study(tiny_model, "statistics"), str(tmp_path))
+    array = f"statistics/trained/{run.layers[0]}/gram"
+    counting = run.progress.count("accumulated", 1) % 2
+    chunk = tmp_path / run.url.rpartition("/")[2] / array / "c" / "1" / str(counting) / "2" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[11] ^= 1
+    chunk.write_bytes(bytes(content))
+    before = moments_of_untouched(run)
+    (found,) = find_corrupt_chunks(run)
+    assert found.key.startswith(array)
+    assert clear_progress(run, [found]) == []
+    assert run.progress.counts("accumulated").tolist() == [run.progress.count("accumulated", 0), 0]
+    for number in range(len(run_accumulation_units(run)[1])):
+        accumulate_unit(run.url, 1, number)
+    assert list(find_corrupt_chunks(run)) == []
+    np.testing.assert_array_equal(moments_of_untouched(run), before)
+
+
+def moments_of_untouched(run):
+    return load_statistics(run, "trained", 1, run.layers[1]).gram

@@ -1,0 +1,65 @@
+"""Models and labelers in memory: one for each CPU thread, one for a GPU, checked weights."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.pipeline import model_cache
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
+
+
+def test_get_labelers_refuses_weights_with_another_fingerprint(finished_run, monkeypatch):
+    monkeypatch.setattr(model_cache, "check_labeler", lambda prop, spec: "another")
+    monkeypatch.setattr(model_cache, "thread_local_models", model_cache.ThreadLocalModels())
+    with pytest.raises(UserError, match=r"labels\.foreground has weights with fingerprint another"):
+        model_cache.get_labelers(
+            finished_run.study, finished_run.attributes()["labeler_fingerprints"]
+        )
+
+
+def test_cpu_threads_load_a_model_each_and_give_the_bytes_of_one_thread(finished_run, tmp_path):
+    """Each has a model of its own on the CPU, and they generate and label at the same time."""
+    run = prepare_run(finished_run.study, str(tmp_path))
+    both = threading.Barrier(2, timeout=60)
+
+    def unit(batch):
+        both.wait()
+        generate_batch(run.url, batch)
+        both.wait()
+        label_batch(run.url, batch)
+        both.wait()
+        return threading.get_ident()
+
+    before = model_cache.load_counts["generator"]
+    with ThreadPoolExecutor(2) as pool:
+        batches = range(len(run.study.batches(run.n_stored)) // 2 * 2)
+        assert len(set(pool.map(unit, batches))) == 2
+    assert model_cache.load_counts["generator"] == before + 2
+    rest = {"sample": slice(0, 4 * len(batches))}
+    for group, name in (("images", "clean"), ("labels_clean", "depth"), ("labels", "foreground")):
+        np.testing.assert_array_equal(
+            run.read(group, name, **rest), finished_run.read(group, name, **rest)
+        )
+
+
+def test_gpu_threads_share_one_model_and_exclude_each_other(finished_run, monkeypatch):
+    class Cuda:
+        type = "cuda"
+
+    monkeypatch.setattr(model_cache, "pick_device", lambda wanted: Cuda)
+    monkeypatch.setattr(model_cache, "shared_models", {})
+    study, made = finished_run.study, []
+    for _ in range(2):
+        thread = threading.Thread(
+            target=lambda: made.append(model_cache._get_or_load(study, "generator", "key", object))
+        )
+        thread.start()
+        thread.join(30)
+    assert made[0] is made[1]
+    with model_cache.model_access(study):
+        assert not model_cache._device.acquire(blocking=False)

@@ -1,0 +1,82 @@
+"""Preparing a run: once, whole, with its study and the fingerprint of its model."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from flows import cli
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.prepare import prepare_run, run_in
+from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.run import Run
+
+
+def test_prepare_run_records_study_and_versions(finished_run):
+    again = Run(finished_run.url).study
+    assert again.hash == finished_run.study.hash
+    attributes = finished_run.attributes()
+    assert attributes["study_hash"] == again.hash
+    assert {"torch", "diffusers", "zarr", "python"} <= set(attributes["versions"])
+
+
+def test_prepare_run_in_six_threads_at_once_creates_one_run(finished_run, tmp_path):
+    study = finished_run.study
+    with ThreadPoolExecutor(6) as pool:
+        runs = list(pool.map(lambda _: prepare_run(study, str(tmp_path)), range(6)))
+    assert len({run.location.read_text("identity") for run in runs}) == 1
+    generate_batch(runs[0].url, 0)
+    prepare_run(study, str(tmp_path))
+    assert runs[0].progress.is_done("generated", 0)
+    assert [path.name for path in tmp_path.iterdir()] == [study.run_name]
+
+
+def test_prepare_run_takes_execution_settings_from_the_resuming_study(finished_run, tmp_path):
+    study = finished_run.study
+    run = prepare_run(study, str(tmp_path))
+    elsewhere = study.model_copy(
+        update={"execution": study.execution.model_copy(update={"device": "cpu", "workers": 7})}
+    )
+    assert prepare_run(elsewhere, str(tmp_path)).study.execution.workers == 7
+    assert run.study.execution.device == "cpu"
+
+
+def test_prepare_run_cut_off_leaves_no_run_and_can_be_repeated(tiny_study, tmp_path, monkeypatch):
+    write_text = Location.write_text
+
+    def cut_off(self, name, text):
+        if name == "study.json":
+            raise OSError("cut off")
+        write_text(self, name, text)
+
+    monkeypatch.setattr(Location, "write_text", cut_off)
+    with pytest.raises(OSError, match="cut off"):
+        prepare_run(tiny_study(), str(tmp_path))
+    monkeypatch.undo()
+    url = f"{tmp_path}/{tiny_study().run_name}"
+    assert not Run(url).exists
+    prepare_run(tiny_study(), str(tmp_path))
+    assert Run(url).exists
+
+
+def test_prepare_run_refuses_a_model_with_another_fingerprint(tiny_study, tmp_path):
+    import shutil
+
+    study = tiny_study()
+    copy = tmp_path / "model"
+    shutil.copytree(study.model.source, copy)
+    moved = study.model_copy(update={"model": study.model.model_copy(update={"source": str(copy)})})
+    prepare_run(moved, str(tmp_path / "runs"))
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(UserError, match="fingerprint"):
+        prepare_run(moved, str(tmp_path / "runs"))
+    # A finished run is not shown as this model's either.
+    run = run_in(str(tmp_path / "runs"), moved)
+    run.location.write_text("summary.json", "{}")
+    path = tmp_path / "moved.yaml"
+    path.write_text(moved.to_json())
+    with pytest.raises(UserError, match="fingerprint"):
+        cli.run(str(path), str(tmp_path / "runs"), None)

@@ -1,0 +1,33 @@
+"""Sizes of a plan of sums."""
+
+from run_helpers import statistics_study
+
+from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.study.loading import load_study
+
+
+def test_sizes_of_statistics_do_not_grow_with_training_samples(tiny_model):
+    """Every array is as large for 24 samples as for 4,096, but for the table of samples."""
+    few, many = (
+        plan_study(statistics_study(tiny_model, "statistics", n, sampling={"batch": 2}))
+        for n in (24, 4096)
+    )
+    assert few.bytes_of["statistics"] == many.bytes_of["statistics"]
+    assert few.n_stored <= many.n_stored <= 2 * few.n_stored  # prompts are held out whole
+    assert few.memory == many.memory
+
+
+def test_sizes_of_statistics_are_planned_without_weights():
+    """Stable Diffusion 1.4 by its configs: 240 cells of 320 to 1,280 channels."""
+    study = load_study("paper", ["prompts.files=null", "prompts.set=objects", "prompts.samples=900",
+                                 "capture.keep=statistics", "capture.accumulators=3",
+                                 "probes.kinds=[ridge]", "probes.split.heldout=120",
+                                 "controls.permuted_weights=false",
+                                 "controls.latents=false"])  # fmt: skip
+    plan = plan_study(study)
+    widths = [c + 1 + 6 for c, layers in ((320, 5), (640, 5), (1280, 6)) for _ in range(layers)]
+    cells = sum(w * (w + 1) // 2 for w in widths) * 8 * 15
+    assert plan.bytes_of["statistics"] == 3 * 2 * cells
+    assert plan.memory["statistics"] == cells
+    assert 120 <= plan.n_stored < 240
+    assert plan.bytes_of["activations"] == plan.n_stored * 15 * 11_550_720 * 2
