@@ -44,7 +44,7 @@ from ldmprobe_core.probing.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import score_maps
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.properties import METRICS
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.samples import Sample
 
 EPOCHS, BATCH, RATE = 30, 4, 1e-3
@@ -159,7 +159,9 @@ def our_scores(run: Run) -> Scores:
     """Of the kind of probe that the validation part chooses in each cell."""
     found: Scores = {}
     for prop in run.study.labels.maps:
-        scores = run.open(f"scores/{prop}").score.sel(condition="probe", metric=METRICS[prop][0])
+        scores = run.open(f"scores/{prop}").score.sel(
+            condition="probe", metric=property_of(prop).metrics[0]
+        )
         chosen = scores.sel(sample=scores.split == "validation").mean("sample").fillna(-1)
         for step in scores.step.values:
             for layer in scores.layer.values:
@@ -218,7 +220,7 @@ def _job(images: int, steps: int, layers: str, every_cell: bool) -> list[Figure]
         means = [float(np.nanmean(v)) for (_, _, p), v in differences.items() if p == prop]
         figures.append(
             Figure("paper_way", f"{prop}: our score less its, mean over cells",
-                   float(np.mean(means)), METRICS[prop][0],
+                   float(np.mean(means)), property_of(prop).metrics[0],
                    note=f"least {min(means):+.3f}, most {max(means):+.3f}")
         )  # fmt: skip
     return figures

@@ -77,10 +77,11 @@ def plan_intervention(run: Run, what: Intervention) -> InterventionPlan:
         missing = [name for name, c in zip(layers, columns, strict=True) if not marks[step, c]]
         if missing:
             raise UserError(
-                f"{run.url} has no probe of {missing[0]} at step {step + 1}: finish the run with "
-                "ldmprobe run, then edit"
+                f"{run.url} has no probe of {missing[0]} at step {step + 1}: finish the run, "
+                "then edit"
             )
-    return InterventionPlan(_samples(run, what), layers, steps, _kind(run, what))
+    kind = _kind(run, what)
+    return InterventionPlan(_samples(run, what), layers, steps, kind)
 
 
 def _kind(run: Run, what: Intervention) -> str:

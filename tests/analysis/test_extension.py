@@ -89,7 +89,7 @@ def registered(monkeypatch):
             name="edges", title="edges", kind="scalar", metrics=("pearson", "rmse", "total_error")
         )
     )
-    entry = LabelerEntry(lambda spec: [], lambda spec, device: EdgeLabeler())
+    entry = LabelerEntry(lambda spec, device: EdgeLabeler())
     with suppress(ValueError):  # registered for an earlier test
         register_labeler("edges", "difference", entry)
     register_fitter(LeastSquaresFitter())

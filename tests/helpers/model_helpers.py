@@ -18,7 +18,7 @@ def architecture_study(folder, name, **parts):
     content = {
         "name": name,
         "model": {"source": str(folder)},
-        "prompts": {"items": [f"a ball {i}" for i in range(4)]},
+        "prompts": {"items": [f"a ball {letter}" for letter in "abcd"]},
         "sampling": {
             "steps": 3,
             "batch": 2,

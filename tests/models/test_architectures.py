@@ -113,7 +113,7 @@ def test_whole_study_of_an_architecture(model_folders, name, tmp_path):
     study = architecture_study(
         model_folders[name],
         name,
-        prompts={"items": [f"a ball {i}" for i in range(8)]},
+        prompts={"items": [f"a ball {letter}" for letter in "abcdefgh"]},
         labels={"shading": "retinex"},
         capture={"layers": ["self-attention", "vae"]},
     )
