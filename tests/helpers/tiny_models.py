@@ -53,7 +53,7 @@ def clip(projection: int | None = None) -> Any:
 
 def t5() -> dict[str, Any]:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    pieces += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
     config = T5Config(
         vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, is_gated_act=False
