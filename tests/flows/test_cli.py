@@ -54,9 +54,8 @@ def test_a_mistake_is_told_before_anything_begins(complain, tmp_path, overrides,
 
 def test_more_prompts_than_a_flow_takes_as_parameters(complain, tmp_path):
     path = tmp_path / "study.yaml"
-    path.write_text(
-        json.dumps({"prompts": {"items": [f"{i} " + f"{i}" * 10_000 for i in range(1, 61)]}})
-    )
+    items = [f"{caption} {'x' * 19_000}" for caption, _ in tabletop_prompts(60, 0)]
+    path.write_text(json.dumps({"prompts": {"items": items}}))
     code, said, _ = complain("run", str(path), "--store", str(tmp_path / "runs"))
     assert code == 2
     assert "prompts.items makes the study 11" in said

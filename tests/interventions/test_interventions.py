@@ -276,7 +276,7 @@ def test_mistakes_are_told_before_any_work(run, monkeypatch, capsys):
         assert "Prefect" not in captured.out
         return " ".join(captured.err.split())
 
-    assert "prop is 'shape'" in call(run.url, "--property", "shape")
+    assert "prop: 'shape'" in call(run.url, "--property", "shape")
     assert "--shift is 'right'" in call(run.url, "--shift", "right")
     assert "strength is 2" in call(run.url, "--strength", "2")
     assert "holds no summary.json" in call(run.url + "-none")
