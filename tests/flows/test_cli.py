@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli
+from ldmprobe_core.study.prompt_sets import tabletop_prompts
 
 
 @pytest.fixture
