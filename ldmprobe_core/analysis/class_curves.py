@@ -1,4 +1,4 @@
-"""When a classifier names the object: class probabilities over the steps (the poster's curves)."""
+"""Class probabilities over the steps, and the step at which the class is recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two or more runs side by side; paired where they hold the same samples."""
+"""Comparison of finished runs, paired if they hold the same samples."""
 
 from __future__ import annotations
 

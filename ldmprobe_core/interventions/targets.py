@@ -1,4 +1,4 @@
-"""Maps to aim for: a sample's own map moved, scaled or mirrored, or a map that the user gives."""
+"""Target maps: a sample's own map shifted, scaled or mirrored, or a map from a file."""
 
 from __future__ import annotations
 

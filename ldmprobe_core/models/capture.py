@@ -1,4 +1,4 @@
-"""Activations of named modules, by plain forward hooks; the conditional half only.
+"""Forward hooks that capture the activations of named modules (conditional half only).
 
 What a call left goes to the host while the device computes on: a `HostTransfer` begins the copy,
 and its `arrive` ends it, which whoever keeps the values may call in a thread of its own.

@@ -13,7 +13,7 @@ HostActivations = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class HostTransfer:
-    """Values on their way from the device to the host.
+    """Asynchronous copy of activations from the device to the host.
 
     Args:
         values: layer name to float16 (sample, y, x, channel) on the device.

@@ -1,4 +1,4 @@
-"""One batch of samples, watched: images, step images, activations.
+"""Run the pipeline on one batch and record images, step images and activations.
 
 The pipeline itself does the sampling; everything is read off through hooks on the denoiser and a
 wrapper around the scheduler's step, so what is probed is what diffusers computes.  Activations are
@@ -59,7 +59,7 @@ class SampledBatch:
 
 
 class PipelineSampler:
-    """A loaded pipeline, ready for the batches of one study.
+    """Sampler of one study's batches on a loaded pipeline.
 
     Args:
         pipeline: in eval mode, with the study's scheduler.
@@ -90,7 +90,7 @@ class PipelineSampler:
         pictures: np.ndarray | None = None,
         step_images: bool = True,
     ) -> SampledBatch:
-        """Carry samples through all steps together; each has its own generator, seeded on the CPU.
+        """Sample one batch; each sample has its own generator, seeded on the CPU.
 
         Args:
             keep: is handed what the networks show, as it comes: the denoisers' layers and the
@@ -149,7 +149,7 @@ class PipelineSampler:
         )
 
     def _latents_sink(self, sink: ActivationSink) -> Callable[[int, Tensor], None]:
-        """What to do with the denoiser's input at a step: keep it, where it is a control."""
+        """Callback that records the latents when ``controls.latents`` is on."""
 
         def take(step: int, latents: Tensor) -> None:
             if self.study.controls.latents:
@@ -172,7 +172,7 @@ class PipelineSampler:
     def _tap_denoiser(
         self, capture: ActivationCapture, watch: StepRecorder, sink: ActivationSink, samples: int
     ) -> Any:
-        """After each denoiser call: take what it left, and show the twin the same inputs."""
+        """Hook that records each denoiser call and repeats it on the permuted denoiser."""
         permuted_capture = (
             self._capture(self.permuted_denoiser, 1, captures_vae=False)
             if self.permuted_denoiser
@@ -204,7 +204,7 @@ class PipelineSampler:
     def _noised_images(
         self, pictures: np.ndarray, generators: list[torch.Generator]
     ) -> tuple[Callable[[int], Tensor], Tensor]:
-        """Latents of pictures with the noise of each step, and those to begin with."""
+        """Noised latents of source images at each step, and the initial latents."""
         pipeline, architecture = self.pipeline, self.architecture
         vae = pipeline.vae
         images = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()

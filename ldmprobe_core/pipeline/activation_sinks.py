@@ -1,4 +1,4 @@
-"""What becomes of a batch's activations: into the store as they come, or into memory."""
+"""Sinks for captured activations: an asynchronous store writer and an in-memory buffer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics instead of activations: sums that grow with channels, never with samples.
+"""Sufficient statistics of training samples, whose size depends on channels and not on samples.
 
 A training batch's activations are held in memory until its labels exist, then they are added to
 sums of products (`ldmprobe_core.probing.statistics.SufficientStatistics`), cell by cell, and let
@@ -32,7 +32,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def run_accumulation_units(run: Run) -> list[list[list[range]]]:
-    """A run's training batches, by part and unit; none where it keeps no statistics."""
+    """Training batches grouped by accumulator and unit; empty if the run keeps no statistics."""
     study = run.study
     if study.capture.keep == "activations":
         return []
@@ -164,7 +164,7 @@ def load_statistics(run: Run, network: str, step: int, layer: str) -> Sufficient
 def unstored_statistics(
     run: Run, network: str, step: int, layer: str
 ) -> SufficientStatistics | None:
-    """What a cell's training samples left where they are not stored; None where they are."""
+    """Sufficient statistics of a cell, or None if the run stores activations."""
     if run.study.capture.keep != "statistics":
         return None
     return load_statistics(run, network, step, layer)

@@ -123,7 +123,7 @@ def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
     ranks = np.empty(flat.shape)
     for row, keys in zip(ranks, ordered, strict=True):
         counts = np.bincount(keys, minlength=1 << 16)
-        row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]  # the middle of each value's places
+        row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]  # mean rank of ties
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks
 

@@ -1,4 +1,4 @@
-"""Reading chunks whose checksums are looked at first, and which must be there.
+"""Zarr store wrapper that verifies each chunk's CRC-32C on read.
 
 Every array of a run ends its chunks with a CRC-32C (`ldmprobe_core.storage.group_builder`), so that
 what a disk or a network changed is found when it is read, and named, instead of being probed.

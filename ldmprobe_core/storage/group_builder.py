@@ -67,7 +67,7 @@ class GroupBuilder:
                 compressors=(ZstdCodec(level=1), Crc32cCodec()),
                 dimension_names=(dim,),
                 attributes={"description": description, "units": units},
-                config={"write_empty_chunks": True},  # what is not there is missing
+                config={"write_empty_chunks": True},  # so that an absent chunk means lost data
             )
             array[:] = data.astype(object) if text else data
 

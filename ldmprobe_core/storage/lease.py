@@ -1,4 +1,4 @@
-"""One at a time: a lease on a place, which survives its holder's death without anybody's help.
+"""A lease on a run: one holder at a time, with takeover when a holder stops.
 
 Leases are numbered files, ``<location>.lease/000001`` and so on, each made only where none is.  The
 highest number holds.  Its holder writes a new beat into it every few seconds; whoever finds a lease
@@ -98,7 +98,7 @@ class Lease:
             )
 
     def _is_mine(self) -> bool:
-        """No later number is there, and this one's file is the one that was made here."""
+        """This lease has the highest number, and its file still carries our key."""
         if max(_numbers(self._location), default=0) != self._number:
             return False
         held_by = _read(self._location, self._number)

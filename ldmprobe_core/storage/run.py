@@ -69,7 +69,7 @@ _LAYING_OUT_S = 120.0
 
 
 class Run:
-    """A study carried out, addressed by its URL.
+    """Handle of a run: its arrays, samples, study and progress, addressed by URL.
 
     Args:
         url: a local folder, or ``s3://bucket/prefix``; credentials and endpoint come from the

@@ -1,4 +1,4 @@
-"""Which training batches are added up together, and what a cell's sums hold."""
+"""Grouping of training batches into accumulation units, and the width of a cell's Gram matrix."""
 
 from __future__ import annotations
 

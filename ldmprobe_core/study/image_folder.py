@@ -1,4 +1,4 @@
-"""Pictures of one's own, with the maps of what they show beside them.
+"""A user's source images, with exact maps beside them.
 
 ``lemon.png`` is a picture; ``lemon.depth.npy``, ``lemon.foreground.png`` and ``lemon.shading.exr``
 are its maps.  Depth may be in any unit, larger is farther; foreground is 0 or white; shading is at

@@ -1,4 +1,4 @@
-"""Reading a study: a YAML file, overrides, and mistakes told in one sentence."""
+"""Reader of studies: a YAML file with overrides, validated; errors are one sentence."""
 
 from __future__ import annotations
 

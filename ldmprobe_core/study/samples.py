@@ -1,4 +1,4 @@
-"""From a study to its samples: who is generated, with which seed, in which split."""
+"""Samples of a study: prompts, seeds and splits."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _TOKENS_A_CHANNEL = 64
 """Tokens that the curvature is first taken of, for each channel: a tenth off, at a bounded cost."""
 
 _SLOW = 0.25
-"""Where a step leaves more than this of the decrement, the curvature is taken anew."""
+"""Recompute the Hessian if a step shrinks the Newton decrement by less than this factor."""
 
 _MOST_STEPS = 200
 
@@ -102,7 +102,7 @@ class LogisticPath:
             else:
                 self._update_hessian(place, tokens)
                 factor, before, current = self._factor(penalty), np.inf, True
-                tokens *= 2  # whoever needs it again needs it better
+                tokens *= 2  # subsample twice as many tokens next time
         return self._uncentred(place)
 
     def _uncentred(self, place: np.ndarray) -> tuple[np.ndarray, float]:
