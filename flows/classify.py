@@ -21,7 +21,7 @@ def classify_flow(
 ) -> dict[str, Any]:
     """Generate and label a study, no probes, and return its class curves.
 
-    The study flow of the same study goes on from here, and its report shows the photographs too.
+    The study flow of the same study continues from here; its report shows the photographs too.
 
     Args:
         study: what to generate and label.

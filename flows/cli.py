@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# Quiet defaults for whoever has not chosen otherwise: no telemetry, no bars inside our own.
+# Defaults unless the environment says otherwise: no telemetry, no progress bars of libraries.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -85,7 +85,7 @@ def classify(
         str | None, typer.Option(help="folder of real pictures for the same classifier")
     ] = None,
 ) -> None:
-    """When is the object named? Generate and label only; a later run goes on from here."""
+    """When is the object named? Generate and label only; a later run continues from here."""
     from ldmprobe_core.analysis.records import ClassesRecord
     from ldmprobe_core.analysis.report.text import classes_line
     from ldmprobe_core.study.image_folder import list_images
@@ -266,7 +266,7 @@ def verify(
     if left:
         raise RunError(
             f"{left[0].key} cannot be made again from what is there: restore the run from a copy, "
-            "or move it away and begin anew"
+            "or move it away and start again"
         )
     console.print(f"{len(damage)} chunks will be made again by the next run", highlight=False)
 
@@ -278,7 +278,7 @@ def report(
         str | None, typer.Option(help="held-out samples to show, such as 3,17")
     ] = None,
 ) -> None:
-    """Build a finished run's report anew; nothing is generated, labeled or probed."""
+    """Rebuild a finished run's report; nothing is generated, labeled or probed."""
     from ldmprobe_core.analysis.report.build import rebuild_report
 
     finished = _finished(run)

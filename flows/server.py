@@ -106,7 +106,7 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
     Call it inside `prefect_server`.
 
     Raises:
-        whatever the flow raised.
+        Exception: of the flow.
     """
     flow = flow.with_options()  # a copy, for a hook of our own
     begun: list[Any] = []
@@ -146,7 +146,7 @@ def ui_url(api_url: str) -> str:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to end the server with the run: after kill -9 of the run nobody else would."""
+    """Ask Linux to end the server together with its parent, after kill -9 too."""
     set_parent_death_signal = 1  # from sys/prctl.h
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 

@@ -44,7 +44,7 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
 
 
 def with_repair(run: RunRef, work: Callable[[], T]) -> T:
-    """Do some work on a run; what is found damaged on the way is made again by doing it anew.
+    """Run some work on a run, and repeat it after repairing data that it finds corrupt.
 
     Raises:
         DamageError: over and over.

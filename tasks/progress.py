@@ -78,7 +78,7 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
 class _ProgressArtifact:
     """A stage's progress in the UI.  Showing is not the work: a server that is away stops nothing.
 
-    It is made at the first unit's end, and anew where the server had not answered before.
+    It is created when the first unit ends, and again if the server did not answer before.
     """
 
     def __init__(self, stage: str) -> None:

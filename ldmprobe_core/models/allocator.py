@@ -12,7 +12,7 @@ _MOST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tell glibc not to hand large freed blocks back to the kernel.
 
-    By default every large tensor is mapped anew and unmapped again, and the kernel clearing its
+    By default every large tensor is mapped and unmapped again, and the kernel clearing its
     pages can cost more than the operation on it.  The process then keeps its peak size.
 
     Returns:

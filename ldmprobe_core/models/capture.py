@@ -1,7 +1,7 @@
 """Forward hooks that capture the activations of named modules (conditional half only).
 
 What a call left goes to the host while the device computes on: a `HostTransfer` begins the copy,
-and its `arrive` ends it, which whoever keeps the values may call in a thread of its own.
+and `HostTransfer.result` waits for it, possibly in another thread.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ActivationCapture:
         return keep
 
     def discard(self) -> None:
-        """Drop what a call left, such as guidance's unconditional one."""
+        """Discard the outputs of the last call, such as guidance's unconditional one."""
         self._seen = {}
 
     def pop_activations(self, samples: int) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ class ActivationWriter:
         """Take what a network showed at a step, from 0.
 
         Raises:
-            whatever writing an earlier block raised.
+            Exception: of the write of an earlier block.
         """
         self._block.append((network, step, transfer))
         self._filled += transfer.nbytes
@@ -112,7 +112,7 @@ class ActivationWriter:
         self._block, self._filled = [], 0
 
     def _wait_for(self, left: int) -> None:
-        """Wait until no more than so many blocks are under way."""
+        """Wait until at most this number of blocks is being written."""
         while len(self._under_way) > left:
             self._under_way.popleft().result()
 

@@ -78,7 +78,7 @@ class Accumulator:
         )
 
     def write(self, run: Run, part: int, done: int) -> int:
-        """Fill the slot that counts after so many units; returns the bytes."""
+        """Write the buffer that is active after this number of units; returns bytes."""
         slot = done % BUFFERS
         where = {"accumulator": slice(part, part + 1), "buffer": slice(slot, slot + 1)}
         for (network, layer), gram in self.grams.items():

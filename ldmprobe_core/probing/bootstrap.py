@@ -28,7 +28,7 @@ class Bootstrap:
 
     Args:
         groups: (sample,), what each sample belongs to; samples of a group are drawn together.
-        resamples: how many times they are drawn anew, with replacement.
+        resamples: number of resamples, drawn with replacement.
         level: of the intervals, such as 0.95.
         seed: of the drawing.
     """

@@ -104,7 +104,7 @@ class ChecksumStore(WrapperStore[Store]):
         return known[key]
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a value; new metadata is asked for anew."""
+        """Write a value; cached metadata of its node is dropped."""
         if key.endswith("/zarr.json"):
             invalidate_node(self.url, key.removesuffix("/zarr.json"))
         await self._store.set(key, value)

@@ -83,7 +83,7 @@ class Location:
             self._files(patient=False).info(self._path("study.json"))
         except FileNotFoundError:
             return
-        except Exception as error:  # whatever the object store's client raises
+        except Exception as error:  # clients raise many types
             raise UserError(
                 f"store {self.url!r} cannot be reached ({type(error).__name__}). Fix: check its "
                 "endpoint and credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...)"
@@ -106,7 +106,7 @@ class Location:
                 folder = folder.parent
             if not folder.is_dir() or not os.access(folder, os.W_OK):
                 raise PermissionError(folder)
-        except Exception as error:  # whatever the object store's client raises
+        except Exception as error:  # clients raise many types
             raise self.unwritable(error) from error
 
     def unwritable(self, error: Exception) -> UserError:

@@ -1,9 +1,9 @@
 """A lease on a run: one holder at a time, with takeover when a holder stops.
 
 Leases are numbered files, ``<location>.lease/000001`` and so on, each made only where none is.  The
-highest number holds.  Its holder writes a new beat into it every few seconds; whoever finds a lease
-that has stopped beating makes the next number, and of several that try one succeeds.  No clock is
-compared with another machine's: that a lease is dead is watched for, not computed.
+highest number holds.  Its holder writes a heartbeat into it every few seconds; a process that finds
+a lease that has stopped beating makes the next number, and of several that try one succeeds.  No
+clock is compared with another machine's: that a lease is dead is watched for, not computed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Lease:
         self._thread.start()
 
     def require_held(self) -> None:
-        """Stop a holder that was taken for dead, after a long sleep for example.
+        """Raise if another process has taken the lease over, for example after a suspend.
 
         Raises:
             RunError: another one holds the place now, or has held it since.
@@ -117,7 +117,7 @@ class Lease:
         """Give the place back."""
         self._released.set()
         self._thread.join(timeout=60)
-        # Whatever a store that is away raises: then the lease just stops beating.
+        # If the store is unreachable the heartbeat stops, which releases the lease in time.
         with suppress(Exception):
             if not self._lost and self._is_mine():
                 for number in sorted(_numbers(self._location)):
@@ -128,7 +128,7 @@ class Lease:
 
 @contextmanager
 def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[Lease]:
-    """Hold a place; whoever else wants it waits or is refused.
+    """Hold the lease of a run; other processes wait or are refused.
 
     Args:
         url: of the place; the lease lies beside it.
@@ -166,7 +166,7 @@ def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[
 def _take(
     location: Location, number: int, holder_here: Holder, previous: Holder | None
 ) -> Lease | None:
-    """Make the next lease, unless somebody else does."""
+    """Create the next lease file; None if another process created it first."""
     if not location.create(_name(number), _text(holder_here)):
         return None
     numbers = _numbers(location)
@@ -192,7 +192,7 @@ def _stopped(location: Location, number: int, holder: Holder, deadline: float) -
         time.sleep(0.2)
         now = _read(location, number)
         if now is None or holder.is_dead:
-            return False  # look anew
+            return False  # the caller reads the lease again
         if now.heartbeat != holder.heartbeat:
             holder, since = now, time.monotonic()
             if since >= deadline:

@@ -27,7 +27,7 @@ def invalidate_node(url: str, node: str) -> None:
 
 
 def invalidate_cache(url: str) -> None:
-    """A run is laid out at this place, maybe anew: what was known of it is over."""
+    """Drop all cached metadata of a URL, because a run is created there."""
     for known in (documents, members, _facts):
         known.pop(url, None)
 

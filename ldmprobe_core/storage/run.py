@@ -148,7 +148,7 @@ class Run:
         self.location.write_text("study.json", study.to_json())
 
     def creation_lock(self) -> AbstractContextManager[Lease]:
-        """Hold this place while something is laid out in it; whoever else claims it waits.
+        """Lock for creating groups in the run; another process waits for it.
 
         Raises:
             UserError: another process has held the place for longer than laying out takes.

@@ -159,7 +159,7 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
 
 
 def n_stored_samples(samples: list[Sample], study: Study) -> int:
-    """How many samples are stored: the first so many."""
+    """Number of samples that are stored, from the first."""
     if study.capture.keep != "statistics":
         return len(samples)
     return sum(sample.split != "train" for sample in samples)

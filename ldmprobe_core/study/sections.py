@@ -116,7 +116,7 @@ class Images(Section):
     Attributes:
         folder: of the pictures.
         caption: what the denoiser is told of every picture.
-        samples: the first so many by name; None takes all.
+        samples: number of images, the first by name; None takes all.
         seed: of the noise.
         content_hash: of the files' contents, entered when they are read.
     """
@@ -154,7 +154,7 @@ class Capture(Section):
             blocks, and vae (the decoder's middle attention, the paper's control).
         keep: ``activations``; ``statistics``, with which training samples leave nothing but sums,
             whose size does not grow with them, and only held-out samples are stored; or ``both``.
-        accumulators: in how many parts statistics are added up; so many workers can share the work.
+        accumulators: number of accumulators of statistics, and of workers that can share the work.
     """
 
     layers: tuple[str, ...] = Field(("self-attention",), strict=False, min_length=1)
@@ -244,7 +244,7 @@ class Split(Section):
     """Shares of the prompts that train probes, choose among them, and score them.
 
     Attributes:
-        heldout: hold out prompts of about so many samples, in the proportion of validation and
+        heldout: hold out prompts of about this number of samples, divided as validation and
             test, and train on all others; None holds out shares.
     """
 

@@ -68,7 +68,7 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
 
 
 def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> int:
-    """How many of the groups, in order, hold so many samples; at least two, one for each split."""
+    """Number of groups, in order, that hold at least this number of samples; at least two."""
     held = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
     held = max(held, 2)
     if held >= len(groups):
@@ -80,7 +80,7 @@ def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> i
 
 
 def _apportion(count: int, shares: dict[str, float]) -> list[str]:
-    """Names of splits for so many groups, in proportion; every name at least once if it can be."""
+    """Split names for a number of groups, in proportion; each name at least once if possible."""
     whole, names, left = sum(shares.values()), list(shares), count
     dealt: list[str] = []
     for i, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""How straight the edge between floor and wall is in a picture, whoever drew it.
+"""Straightness of the floor-wall edge in an image.
 
 In a render that edge is a straight line, or two lines that meet where two walls do.  A caption
 names the colours of floor and wall, and shading changes a colour's brightness only: the edge can be

@@ -29,7 +29,7 @@ JUDGE_RECIPE = Recipe(samples=80_000, batch=32, learning_rate=1.5e-3, average=0.
 
 
 RECONSTRUCTED = 16_000
-"""Scenes whose reconstructions are trained on: the first so many."""
+"""Number of scenes, from the first, whose reconstructions are trained on."""
 
 
 def reconstructions(

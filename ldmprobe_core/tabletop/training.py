@@ -113,7 +113,7 @@ class Trainer:
             milestone: called with the samples seen and the averaged weights (state dict) before
                 the first step and whenever another ``milestone_every`` samples have been seen.  A
                 training that was killed calls it again for what came after its last checkpoint.
-            cpu_limit: stop after this much CPU time of the process, in seconds, whatever the
+            cpu_limit: stop after this much CPU time of the process, in seconds, regardless of the
                 recipe says; to compare recipes at equal cost on a machine that others use.
         """
         recipe = self.recipe

@@ -70,7 +70,7 @@ def build_report(
 
 
 def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
-    """Build the report of a finished run anew; nothing is generated, labeled or probed.
+    """Rebuild the report of a finished run from its stored scores.
 
     Raises:
         UserError: the run is not finished, or a sample is not among those held out.

@@ -129,7 +129,7 @@ class LogisticPath:
         return total / len(self.x) + penalty / 2 * float(weight @ weight), gradient
 
     def _update_hessian(self, place: np.ndarray, tokens: int) -> None:
-        """Take the curvature of the cross-entropy at a place, of so many tokens."""
+        """Recompute the Hessian of the cross-entropy at theta from a subsample of the tokens."""
         chosen = self.x
         if tokens < len(self.x):
             chosen = self.x[np.sort(self._order[:tokens])]
