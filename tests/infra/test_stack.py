@@ -42,6 +42,7 @@ from infra.stack import free_ports
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
 from ldmprobe_core.pipeline import model_cache
 from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 
@@ -220,7 +221,8 @@ def test_a_scheduled_run_is_picked_up_and_gives_the_same_bytes(connected, refere
     assert_same(plain, run)
     assert [sample.prompt for sample in run.samples][: len(HOSTILE)] == HOSTILE
     assert "<html" in run.location.read_text("report/index.html")
-    top = {path.rpartition("/")[2] for path in run._files().ls("runs/scheduled")}
+    scheduled_runs = Location("s3://runs/scheduled")
+    top = {*scheduled_runs.folders(""), *scheduled_runs.files("")}
     # No prompt made a place of its own; SeaweedFS keeps the empty folders of leases.
     assert {name for name in top if not name.endswith(".lease")} == {study.run_name}
 
