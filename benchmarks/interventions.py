@@ -59,7 +59,9 @@ def main(url: str, count: int) -> None:
                 images = sample_edited(sampler, samples, editor)
                 seconds[name].append(time.perf_counter() - started)
                 maps = _as_maps(run, base, labelers["foreground"](images))
-                after[name] = float(np.mean(score_maps_against_targets("foreground", maps, aim)[0]))
+                after[name] = float(
+                    np.mean(score_maps_against_targets(base.defaults, maps, aim)[0])
+                )
     plain = statistics.median(seconds["plain"])
     found = {
         name: {"time_ratio": round(statistics.median(values) / plain, 3),
