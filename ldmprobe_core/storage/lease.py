@@ -33,11 +33,11 @@ class Holder:
     """Who holds a lease.
 
     Attributes:
-        who: in words, such as a flow run's id.
+        description: in words, such as a flow run's id.
         host: machine and process namespace, within which `pid` means something.
         pid: process that beats.
-        born: when it started, in a unit of its own machine's; a pid may come back.
-        beat: counts up while the holder lives.
+        started_at: when it started, in a unit of its own machine's; a pid may come back.
+        heartbeat: counts up while the holder lives.
     """
 
     key: str
@@ -132,7 +132,7 @@ def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[
 
     Args:
         url: of the place; the lease lies beside it.
-        who: who wants it, in words that another one will be told.
+        description: who wants it, in words that another one will be told.
         patience_s: how long to wait for a living holder.
 
     Raises:
