@@ -277,11 +277,11 @@ class Run:
                 ) from error
             raise
 
-    def read(self, group: str, name: str, **selection: Any) -> np.ndarray:
+    def read(self, group: str, name: str, **where: Any) -> np.ndarray:
         """Read values of one array, without its coordinates, which `open` would read too.
 
         Args:
-            selection: dimension to an index, a slice, or an array of indices; other dimensions
+            where: dimension to an index, a slice, or an array of indices; other dimensions
                 are read whole.
 
         Raises:
@@ -291,7 +291,7 @@ class Run:
         array = zarr.open_array(store, path=f"{group}/{name}", mode="r", zarr_format=3)
         dims = array.metadata.dimension_names  # type: ignore[union-attr]
         assert dims is not None
-        return np.asarray(array.oindex[tuple(selection.get(str(dim), slice(None)) for dim in dims)])
+        return np.asarray(array.oindex[tuple(where.get(str(dim), slice(None)) for dim in dims)])
 
 
 def _consolidate(store: Store) -> None:
