@@ -1,4 +1,4 @@
-"""The classify flow: when does a classifier name the object, step by step?"""
+"""Classify flow: generate and label a study, and measure at which step classes are named."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tasks.study import classify, prepare
 def classify_flow(
     study: Study, store: str = "runs", photographs: str | None = None
 ) -> dict[str, Any]:
-    """Generate and label a study, no probes, and return its class curves.
+    """Generate and label a study without probes, and return its class curves.
 
-    The study flow of the same study continues from here; its report shows the photographs too.
+    The study flow of the same study resumes from here; its report shows the photographs too.
 
     Args:
-        study: what to generate and label.
+        study: study to generate and label.
         store: folder or ``s3://bucket/prefix`` that holds runs.
-        photographs: a folder of real pictures to show to the same classifier.
+        photographs: folder of photographs for the same classifier; None for none.
     """
     if study.labels.classes is None:
-        raise UserError("labels.class is null, and classify needs a class labeler: name one")
+        raise UserError("labels.class is null, and classify needs a class labeler. Fix: name one")
     with hold_study(study, store) as (plan, lease):
         run = prepare(plan.study, store)
 
@@ -39,6 +39,6 @@ def classify_flow(
             return classify(run, photographs)
 
         with workers_of(study.execution):
-            found = with_repair(run, work)
-    publish_classes(found, study.name, run.url)
-    return found
+            curves = with_repair(run, work)
+    publish_classes(curves, study.name, run.url)
+    return curves

@@ -1,4 +1,4 @@
-"""The intervene flow: edit activations, denoise on, score the images."""
+"""Intervene flow: edit activations, finish denoising, and score the images."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tasks.references import units_of
 
 @flow(name="intervene", flow_run_name="intervene {what.prop}")
 def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
-    """Carry an intervention out on a finished run, and return what it found.
+    """Carry an intervention out on a finished run, and return its summary.
 
-    Batches and targets fan out over the run's workers; what is complete is passed over.
+    Batches and targets are distributed over the run's workers; complete ones are skipped.
 
     Args:
         url: of the run.
-        what: which property, which targets, and how.
+        what: property, targets and settings of the intervention.
     """
     run, name = plan_edits(url, what)
     execution = Run(run.url).study.execution
     with hold_run(f"{run.url}.{name}"), workers_of(execution):
         with gpu_resources(execution):
             units = submit_units(edit, units_of(run, "edit", name))
-        found = summarise_edits(run, name, follow("edit", units))
-    publish_intervention(found, run.url)
-    return found
+        summary = summarise_edits(run, name, follow("edit", units))
+    publish_intervention(summary, run.url)
+    return summary

@@ -1,4 +1,4 @@
-"""One flow at a time works on a run, and what a dead one left behind on the server is set right."""
+"""Lock that admits one flow at a time to a run, and marks expired holders' flow runs as crashed."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ _PAGE = 200
 
 @contextmanager
 def hold_run(url: str) -> Iterator[Lease]:
-    """Hold a run, or a part of one, from within a flow.
+    """Hold the lease of a run, or of one of its interventions, from within a flow.
 
     Raises:
-        UserError: a living flow run holds it.
+        UserError: another flow run that is alive holds it.
     """
     with hold_lease(url, f"{_WHO}{runtime.flow_run.id}") as lease:
-        dead = {holder.description.removeprefix(_WHO) for holder in lease.previous}
-        left = {run for run in dead if not _reconcile(run)}
+        expired = {holder.description.removeprefix(_WHO) for holder in lease.previous}
+        unmarked = {run for run in expired if not _reconcile(run)}
         try:
             yield lease
         finally:
-            for run in left:  # the server was away; maybe it is back
+            for run in unmarked:  # the server did not respond before: try once more
                 _reconcile(run)
 
 
 @contextmanager
 def hold_study(study: Study, store: str) -> Iterator[tuple[StudyPlan, Lease]]:
-    """Plan a study unless its plan is in use already, and hold its run, which need not exist.
+    """Plan a study, unless its plan is in use, and hold its run, which need not exist yet.
 
     Raises:
-        UserError: a mistake in the study, something that this machine lacks, or a living flow run
-            that holds the run.
+        UserError: a mistake in the study, a requirement that this machine does not meet, or another
+            flow run that is alive holds the run.
     """
     plan = plan_of(study)
     plan.require_complete()
@@ -56,10 +56,10 @@ def hold_study(study: Study, store: str) -> Iterator[tuple[StudyPlan, Lease]]:
 
 
 def _reconcile(flow_run_id: str) -> bool:
-    """Say of a dead flow run, and of its task runs, that they crashed: Prefect cannot know.
+    """Mark the flow run of an expired holder, and its task runs, as crashed on the server.
 
     Returns:
-        whether the server took it.
+        whether the server accepted it.
     """
     logger = get_run_logger()
     message = f"its process ended without a word; flow run {runtime.flow_run.id} goes on from there"
@@ -69,11 +69,11 @@ def _reconcile(flow_run_id: str) -> bool:
             for task in task_runs(client, run.id):
                 if not (task.state and task.state.is_final()):
                     client.set_task_run_state(task.id, Crashed(message=message), force=True)
-            again = flow_run_id == str(runtime.flow_run.id)  # the UI's Retry: the same, alive
+            again = flow_run_id == str(runtime.flow_run.id)  # the UI's Retry runs under the same id
             if not again and not (run.state and run.state.is_final()):
                 client.set_flow_run_state(run.id, Crashed(message=message), force=True)
     except (ObjectNotFound, PrefectHTTPStatusError, httpx.HTTPError, ValueError) as error:
-        # It may have run on another server.  The work itself does not depend on this.
+        # It may have run on another server; the run does not depend on this mark.
         logger.warning("flow run %s was not marked as crashed: %s", flow_run_id, error)
         return False
     logger.info("flow run %s had died; this one goes on from where it was", flow_run_id)
@@ -81,11 +81,11 @@ def _reconcile(flow_run_id: str) -> bool:
 
 
 def task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> list[TaskRun]:
-    """Every task run of a flow run that the server has."""
-    found: list[TaskRun] = []
-    which = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    """All task runs of a flow run that the server knows."""
+    runs: list[TaskRun] = []
+    of_flow_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     while True:
-        page = client.read_task_runs(flow_run_filter=which, limit=_PAGE, offset=len(found))
-        found += page
+        page = client.read_task_runs(flow_run_filter=of_flow_run, limit=_PAGE, offset=len(runs))
+        runs += page
         if len(page) < _PAGE:
-            return found
+            return runs

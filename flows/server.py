@@ -1,7 +1,7 @@
-"""Running a study by hand: on the Prefect server that is configured, or on one started for it.
+"""Prefect server for flows run from the command line: the configured one, or a temporary one.
 
-Prefect's in-process server may exit before it has stored what it was told, so a real server is
-started on loopback instead, and it is stopped only when every task run of the flow is recorded.
+Prefect's in-process server may exit before it has stored all events, so a separate server is
+started on loopback instead, and stopped only after every task run of the flow is recorded.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _RECORD_LIMIT_S = 60.0
 
 @contextmanager
 def prefect_server() -> Iterator[str]:
-    """The API's URL of the configured server, of one already on this machine, or of a new one.
+    """Yield the API URL of the configured server, of one on this machine, or of a new one.
 
     Raises:
-        RunError: a new server did not answer in time; its log is named.
+        RunError: a new server did not start in time; the message names its log.
     """
     configured = PREFECT_API_URL.value()
     if configured:
@@ -61,7 +61,7 @@ def prefect_server() -> Iterator[str]:
     settings = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        # SQLite takes one writer at a time; on a busy machine the others had better wait than fail.
+        # SQLite allows one writer at a time; on a busy machine the others wait instead of failing.
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
     }
@@ -108,23 +108,23 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
     Raises:
         Exception: of the flow.
     """
-    flow = flow.with_options()  # a copy, for a hook of our own
-    begun: list[Any] = []
-    flow.on_running_hooks.append(lambda _flow, run, _state: begun.append(run.id))
+    flow = flow.with_options()  # a copy, to which a hook is added
+    started: list[Any] = []
+    flow.on_running_hooks.append(lambda _flow, run, _state: started.append(run.id))
     _quiet_console()
     try:
         return flow(**parameters)
     finally:
-        for run_id in begun:
+        for run_id in started:
             wait_for_records(run_id)
-        APILogHandler().flush()  # the last lines too, while the server is there to take them
+        APILogHandler().flush()  # send the last lines while the server still runs
 
 
 def wait_for_records(flow_run_id: Any) -> int:
-    """Wait until no task run of a flow run is still changing on the server.
+    """Wait until all task runs of a flow run are final and recorded on the server, or a time limit.
 
     Returns:
-        how many task runs the server has.
+        number of task runs on the server.
     """
     deadline = time.monotonic() + _RECORD_LIMIT_S
     last, quiet_since = -1, time.monotonic()
@@ -141,7 +141,7 @@ def wait_for_records(flow_run_id: Any) -> int:
 
 
 def ui_url(api_url: str) -> str:
-    """Where the server's UI is."""
+    """URL of the server's UI."""
     return get_current_settings().ui_url or api_url.removesuffix("/api")
 
 
@@ -152,17 +152,17 @@ def _die_with_parent() -> None:
 
 
 def _usual_port() -> int:
-    """Prefect's own port, unless LDMPROBE_PREFECT_PORT names another."""
+    """Port from LDMPROBE_PREFECT_PORT, or Prefect's default, 4200."""
     text = os.environ.get("LDMPROBE_PREFECT_PORT", "4200")
     if not (text.isdecimal() and 0 < int(text) < 65536):
-        raise UserError(f"LDMPROBE_PREFECT_PORT is {text!r}: give a port number, such as 4200")
+        raise UserError(f"LDMPROBE_PREFECT_PORT is {text!r}. Fix: give a port number, such as 4200")
     return int(text)
 
 
 def _quiet_console() -> None:
-    """Leave the terminal to the progress bars, and to the sentence that tells what stopped a run.
+    """Hide Prefect's log from the terminal, which shows progress bars and the final error only.
 
-    The server still gets every line, tracebacks too.
+    The server still receives every line, including tracebacks.
     """
     for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
         for handler in logging.getLogger(name).handlers:
@@ -178,9 +178,9 @@ def _answers(url: str) -> bool:
 
 
 def _free_port() -> int:
-    """Any free port, never the usual one: that is where a lasting server is looked for.
+    """Free port other than the usual one, where other runs look for a permanent server.
 
-    A run's own server ends with its run; another run that had found it there would lose it.
+    A temporary server ends with its run, and other runs must not depend on it.
     """
     while True:
         with socket.socket() as probe:

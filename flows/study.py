@@ -1,4 +1,4 @@
-"""The study flow: generate, label, tally where asked for, probe, summarise."""
+"""Study flow: generate, label, accumulate statistics if the study keeps any, probe, summarise."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tasks.study import accumulate, generate, label, prepare, probe, redo, summa
 T = TypeVar("T")
 
 _REDOS = 5
-"""How often damaged data is made again before a run gives up: a disk may be dying."""
+"""Most repairs of corrupt data before a flow fails, since a failing disk would corrupt more."""
 
 
 @flow(name="study", flow_run_name="study {study.name}")
 def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     """Carry a study out in ``store`` and return its summary.
 
-    Units of work fan out over the study's workers.  What is already complete in the store is
-    passed over, so the same call resumes an interrupted run; what is found damaged is made again.
+    Units of work are distributed over the study's workers.  Units that are complete in the store
+    are skipped, so the same call resumes an interrupted run; units with corrupt data are repeated.
 
     Args:
-        study: what to carry out; every key has a default.
+        study: study to carry out; every key has a default.
         store: folder or ``s3://bucket/prefix`` that holds runs.
     """
     with hold_study(study, store) as (plan, lease):
@@ -44,10 +44,10 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
 
 
 def with_repair(run: RunRef, work: Callable[[], T]) -> T:
-    """Run some work on a run, and repeat it after repairing data that it finds corrupt.
+    """Call ``work``, and again after each repair if it reads corrupt data.
 
     Raises:
-        DamageError: over and over.
+        CorruptChunkError: data is corrupt again after `_REDOS` repairs, or cannot be repaired.
     """
     for _ in range(_REDOS):
         try:

@@ -1,4 +1,4 @@
-"""Where units of work run: on threads of the flow's own process, or on Dask workers."""
+"""Task runners for units of work: threads of the flow's process, or Dask workers."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _ANSWER_LIMIT_S = 20.0
 
 @contextmanager
 def workers_of(execution: Execution) -> Iterator[None]:
-    """Inside, and inside a flow, tasks that are submitted run where a study asks for.
+    """Run the tasks that a flow submits inside the block on the workers that the study names.
 
-    A deployed flow learns of its study only when it runs, when Prefect has given it a task runner
-    already: this one takes that one's place.
+    It replaces the flow's task runner: Prefect creates that one before a deployed flow receives its
+    study.
 
     Raises:
-        UserError: a scheduler does not answer, or none of its workers has what tasks will ask for.
+        UserError: the scheduler does not respond, or none of its workers has the GPUs that tasks
+            request.
     """
     flow = FlowRunContext.get()
     assert flow is not None, "called within a flow"
@@ -67,7 +68,7 @@ def submit_units(
 
 
 def gpu_resources(execution: Execution) -> AbstractContextManager[Any]:
-    """Inside, tasks that are submitted go to workers that have a GPU to spare, if GPUs are asked.
+    """Send tasks submitted inside the block to workers with a free GPU, if the study asks for GPUs.
 
     Only generation and labeling need one: probes are trained on any worker.
     """
@@ -77,7 +78,7 @@ def gpu_resources(execution: Execution) -> AbstractContextManager[Any]:
 
 
 def runner_of(execution: Execution) -> TaskRunner[Any]:
-    """The task runner that a study asks for."""
+    """Task runner of a study's ``execution`` section."""
     if execution.runner == "local":
         return ThreadPoolTaskRunner(max_workers=execution.workers)
     from prefect_dask import DaskTaskRunner
@@ -96,7 +97,10 @@ def runner_of(execution: Execution) -> TaskRunner[Any]:
 
 
 def local_cluster(workers: int, gpus: int) -> SpecCluster:
-    """Worker processes of one thread on this machine's loopback; with GPUs, each has its own.
+    """Cluster of one-thread worker processes on this machine, each with its own GPU if asked for.
+
+    Args:
+        gpus: GPUs a worker, 0 or 1.
 
     Raises:
         UserError: there are fewer GPUs than workers.
@@ -104,8 +108,8 @@ def local_cluster(workers: int, gpus: int) -> SpecCluster:
     visible = _visible_gpus() if gpus else []
     if gpus and workers > len(visible):
         raise UserError(
-            f"execution.workers is {workers}, and this machine has {len(visible)} GPUs: a worker "
-            "has one for itself"
+            f"execution.workers is {workers}, and this machine has {len(visible)} GPUs. Fix: lower "
+            "it to one worker a GPU"
         )
     home = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     return SpecCluster(
@@ -126,7 +130,7 @@ def local_cluster(workers: int, gpus: int) -> SpecCluster:
 
 
 def _visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, which may be a part of the machine's."""
+    """Names of the GPUs that this process may use, by CUDA_VISIBLE_DEVICES if it is set."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name for name in chosen.split(",") if name.strip()]
@@ -134,12 +138,13 @@ def _visible_gpus() -> list[str]:
 
 
 def cluster_spec(execution: Execution) -> dict[str, Any]:
-    """A DaskCluster resource of dask-kubernetes, with the study's number of workers.
+    """DaskCluster resource of dask-kubernetes, with the study's number of workers.
 
-    Its name gets a part of its own: clusters of one name are one, which the first flow would end.
+    Its name gets a random suffix: flows with equal names would share a cluster, which the first to
+    end would delete.
 
     Raises:
-        UserError: there is no such file, it is not YAML, or it describes something else.
+        UserError: the file cannot be read, is not YAML, or describes another resource.
     """
     try:
         with open(str(execution.cluster), encoding="utf-8") as file:
@@ -152,29 +157,29 @@ def cluster_spec(execution: Execution) -> dict[str, Any]:
         spec["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
     except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(
-            f"execution.cluster is {execution.cluster!r:.80}: give a YAML file of one DaskCluster "
-            "resource, such as infra/kubernetes/dask-cluster.yaml"
+            f"execution.cluster is {execution.cluster!r:.80}. Fix: give a YAML file of one "
+            "DaskCluster resource, such as infra/kubernetes/dask-cluster.yaml"
         ) from None
     return spec
 
 
 def _require_workers(address: str, gpus: int) -> None:
-    """Find out before anything is submitted: a task that no worker may take would wait for ever."""
+    """Check a scheduler's workers before submission: a task that none can take would never run."""
     try:
         with Client(address, timeout=_ANSWER_LIMIT_S, set_as_default=False) as client:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
     except (OSError, TimeoutError, ValueError):
         raise UserError(
-            f"execution.address is {address!r}, and no Dask scheduler answers there: start one, or "
-            "leave the address out for workers on this machine"
+            f"execution.address is {address!r}, and no Dask scheduler answers there. Fix: start "
+            "one, or leave the address out for workers on this machine"
         ) from None
     if not workers:
         raise UserError(
-            f"execution.address is {address!r}, a scheduler without workers: start some with "
+            f"execution.address is {address!r}, a scheduler without workers. Fix: start some with "
             f"`dask worker {address} --nthreads 1`"
         )
     if gpus and not any(worker["resources"].get("GPU", 0) >= gpus for worker in workers):
         raise UserError(
-            f"execution.gpus_per_worker is {gpus}, and no worker at {address} declares that many: "
-            f'start them with `dask worker {address} --nthreads 1 --resources "GPU={gpus}"`'
+            f"execution.gpus_per_worker is {gpus}, and no worker at {address} declares that many. "
+            f'Fix: start them with `dask worker {address} --nthreads 1 --resources "GPU={gpus}"`'
         )

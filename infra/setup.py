@@ -1,7 +1,7 @@
-"""What a platform is given once its services are up: a bucket, a work pool, the deployments.
+"""Setup of a running platform: its bucket, work pool, deployments and automation.
 
-``python -m infra.setup`` does it for the server and the object store that the environment names
-(PREFECT_API_URL, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...); doing it again changes nothing.
+``python -m infra.setup`` sets up the server and the object store that the environment names
+(PREFECT_API_URL, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...); repeating it changes nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import s3fs
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 _LIMIT_S = 60.0
 _SILENCE = timedelta(seconds=600)
-"""A flow run beats every 180 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENCY)."""
+"""Time without a heartbeat after which a flow run counts as crashed.
+
+A flow run sends one every 180 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENCY).
+"""
 
 
 class SetupError(Exception):
-    """Something could not be set up; the message says what."""
+    """Failure of a setup step, which the message names."""
 
 
 def main() -> None:
-    """Set everything up that the environment names."""
+    """Run every setup step; exit with 1 if one fails."""
     try:
         make_bucket()
         deploy()
@@ -37,10 +40,10 @@ def main() -> None:
 
 
 def make_bucket() -> None:
-    """Make the bucket of LDMPROBE_STORE, and see that it takes files.
+    """Create the bucket of LDMPROBE_STORE, and check that it is writable.
 
     Raises:
-        SetupError: it does not within a minute.
+        SetupError: it is not writable within a minute.
     """
     bucket = os.environ["LDMPROBE_STORE"].removeprefix("s3://").partition("/")[0]
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
@@ -48,7 +51,7 @@ def make_bucket() -> None:
         endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True
     )
     deadline = time.monotonic() + _LIMIT_S
-    while True:  # a gateway answers before what is behind it does
+    while True:  # the gateway responds before the servers behind it are ready
         try:
             if not files.exists(bucket):
                 files.mkdir(bucket)
@@ -62,10 +65,10 @@ def make_bucket() -> None:
 
 
 def deploy() -> None:
-    """Make the work pool of LDMPROBE_POOL, and the deployments to it.
+    """Create the work pool of LDMPROBE_POOL and its deployments.
 
     Raises:
-        SetupError: Prefect refuses; the message has the end of what it said.
+        SetupError: Prefect failed; the message has the last lines of its output.
     """
     pool = os.environ["LDMPROBE_POOL"]
     _prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
@@ -73,9 +76,9 @@ def deploy() -> None:
 
 
 def watch_over_flow_runs() -> None:
-    """Have the server say of a flow run that has fallen silent that it crashed.
+    """Create an automation that marks flow runs without heartbeats as crashed.
 
-    A flow that goes on from a dead one says so itself; this is for those that nobody resumes.
+    A flow that resumes another one's run marks that one itself; this covers those not resumed.
     """
     from prefect.client.orchestration import get_client
     from prefect.events.actions import ChangeFlowRunState
@@ -106,8 +109,8 @@ def _prefect(*words: str) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise SetupError(f"prefect {words[0]} failed: {' '.join(said)}")
+        last_lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        raise SetupError(f"prefect {words[0]} failed: {' '.join(last_lines)}")
 
 
 if __name__ == "__main__":

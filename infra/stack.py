@@ -1,8 +1,8 @@
-"""``make stack``: everything that a cluster has, on this machine's loopback, from packages.
+"""Stack of all services of a cluster on this machine's loopback, for ``make stack``.
 
-PostgreSQL, the Prefect server with its UI, an S3 object store, a Dask scheduler with workers, a
-Prefect worker, and the deployments.  Data is kept, and another start goes on with it.  Whatever was
-started here ends with it: on Ctrl-C, on SIGTERM, and on Linux when it is killed.
+It has PostgreSQL, the Prefect server with its UI, an S3 object store, a Dask scheduler with
+workers, a Prefect worker, and the deployments.  Data persists between starts.  All processes end
+with the stack: on Ctrl-C, on SIGTERM, and on Linux also when it is killed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from infra.supervisor import Supervisor, run_once
 
 
 def main() -> None:
-    """Start the stack, say where it is, and keep it running until it is told to stop."""
+    """Start the stack, print its addresses, and keep it running until a signal stops it."""
     parser = argparse.ArgumentParser(description="Start the whole platform on loopback.")
     parser.add_argument("--data", type=Path, default=Path(".stack"), help="folder that it keeps")
     parser.add_argument("--workers", type=int, default=2, help="Dask workers, where no GPU is")
@@ -67,7 +67,7 @@ def main() -> None:
     finally:
         if supervisor is not None:
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # it is stopping already
+                signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the stop
             supervisor.stop()
 
 
@@ -76,28 +76,30 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _alone(data: Path) -> TextIO:
-    """Two stacks on one folder would spoil each other's data."""
+    """Lock the data folder: two stacks on one folder would corrupt each other's data."""
     data.mkdir(parents=True, exist_ok=True)
     lock = (data / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise StackError(f"another stack runs on {data}: stop it, or give another --data") from None
+        raise StackError(
+            f"another stack runs on {data}. Fix: stop it, or give another --data"
+        ) from None
     return lock
 
 
 def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
-    """Lay the data folder out, or find it: secrets and ports are made once and kept.
+    """Create the data folder, or read it: secrets and ports are chosen at the first start.
 
     Args:
-        anywhere: on free ports instead of the usual ones.
+        anywhere: whether to use free ports instead of the usual ones.
 
     Raises:
         StackError: a port is busy.
     """
     for name in ("logs", "prefect", "dask", "seaweedfs"):
         (data / name).mkdir(exist_ok=True)
-    known = _kept(
+    passwords = _kept(
         data / "secrets.json",
         lambda: {
             "database": secrets.token_urlsafe(24),
@@ -105,21 +107,21 @@ def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
             "s3-secret": secrets.token_urlsafe(30),
         },
     )
-    kept = data / "ports.json"  # those that were free once, for the next start on the same data
-    ports: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
+    ports_file = data / "ports.json"  # reused by the next start on the same data
+    ports: dict[str, int] = json.loads(ports_file.read_text()) if ports_file.exists() else {}
     names = (*PUBLIC_PORTS, *INNER_PORTS) if anywhere else INNER_PORTS
     missing = [name for name in names if name not in ports]
     ports |= dict(zip(missing, free_ports(len(missing)), strict=True))
-    _private(kept, json.dumps(ports))
+    _private(ports_file, json.dumps(ports))
     if not anywhere:
         ports |= PUBLIC_PORTS
     for name, port in ports.items():
         if _is_busy(port):
             raise StackError(
-                f"port {port} ({name}) is in use: stop what listens there, or start the stack with "
-                "--free-ports on another --data"
+                f"port {port} ({name}) is in use. Fix: stop the process that listens there, or "
+                "start the stack with --free-ports on another --data"
             )
-    platform = Platform(data, ports, known, workers, _gpus())
+    platform = Platform(data, ports, passwords, workers, _gpus())
     exports = "".join(
         f"export {name}={shlex.quote(value)}\n"
         for name, value in platform.client_environment.items()
@@ -129,10 +131,10 @@ def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
 
 
 def start(platform: Platform, supervisor: Supervisor) -> None:
-    """Start every service in turn, with what it needs before and after.
+    """Start every service in order, with its setup steps before and after.
 
     Raises:
-        StackError: one cannot be started.
+        StackError: a service cannot be started.
     """
     services = platform.services()
     independent = [s for s in services if s.name not in ("prefect-server", "prefect-worker")]
@@ -141,7 +143,7 @@ def start(platform: Platform, supervisor: Supervisor) -> None:
         supervisor.start(service)
     for service in services:
         if service not in independent:
-            if service.name == "prefect-worker":  # it wants its pool, and the pool a server
+            if service.name == "prefect-worker":  # needs the work pool, which needs the server
                 run_once((sys.executable, "-m", "infra.setup"), platform.client_environment)
             supervisor.start(service)
         supervisor.wait(service)
@@ -156,13 +158,13 @@ def _make_database(platform: Platform) -> None:
         shutil.chown(folder, user)
         if not _can_enter(folder, user):
             raise StackError(
-                f"PostgreSQL runs as {user}, who cannot enter {folder}: start the stack as another "
-                "user than root, or give a --data folder that everybody may pass through"
+                f"PostgreSQL runs as {user}, who cannot enter {folder}. Fix: start the stack as "
+                "another user than root, or give a --data folder that all users can enter"
             )
     if (folder / "PG_VERSION").exists():
         return
-    for left in folder.iterdir():  # of a start that was cut off
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for path in folder.iterdir():  # remains of an interrupted start
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     password = platform.data / "database-password"
     _private(password, platform.secrets["database"])
     if user is not None:
@@ -182,7 +184,7 @@ def _can_enter(folder: Path, user: str) -> bool:
 
 
 def _make_schema(platform: Platform) -> None:
-    """The database itself; Prefect fills it."""
+    """Create the database unless it exists; the Prefect server creates its tables."""
     to_server = {
         "PGHOST": HOST, "PGPORT": str(platform.ports["postgres"]), "PGUSER": DATABASE_USER,
         "PGPASSWORD": platform.secrets["database"], "PGDATABASE": "postgres",
@@ -194,14 +196,14 @@ def _make_schema(platform: Platform) -> None:
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Content of a JSON file of ours, made where there is none."""
+    """Read a JSON file; if it does not exist, write the result of ``make`` to it first."""
     if not path.exists():
         _private(path, json.dumps(make()))
     return json.loads(path.read_text())
 
 
 def _private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, from its first byte on."""
+    """Write a file atomically, readable only by its owner from its creation on."""
     part = path.with_name(path.name + ".part")
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
@@ -209,16 +211,16 @@ def _private(path: Path, text: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports free a moment ago, each below 55,536: SeaweedFS adds 10,000 for its own traffic."""
-    held: list[socket.socket] = []
+    """Free ports, each below 55,536, because SeaweedFS also uses the port 10,000 above."""
+    sockets: list[socket.socket] = []
     ports: list[int] = []
     while len(ports) < count:
         probe = socket.socket()
-        held.append(probe)
+        sockets.append(probe)
         probe.bind((HOST, 0))
         if probe.getsockname()[1] < 55_536:
             ports.append(probe.getsockname()[1])
-    for probe in held:
+    for probe in sockets:
         probe.close()
     return ports
 
@@ -240,10 +242,10 @@ def _gpus() -> tuple[int, ...]:
         return tuple(int(number) for number in chosen.split(",") if number.strip().isdecimal())
     if shutil.which("nvidia-smi") is None:
         return ()
-    told = subprocess.run(
+    listing = subprocess.run(
         ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False
     )
-    return tuple(range(sum(line.startswith("GPU ") for line in told.stdout.splitlines())))
+    return tuple(range(sum(line.startswith("GPU ") for line in listing.stdout.splitlines())))
 
 
 def _welcome(platform: Platform) -> str:

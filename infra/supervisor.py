@@ -1,4 +1,4 @@
-"""Starting processes, seeing that they are well, starting them again, stopping every one."""
+"""Supervisor of processes: start, health checks, restart and stop."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from infra.services import Service, StackError
 _WELL_LIMIT_S = 90.0
 _STOP_LIMIT_S = 20.0
 _RESTARTS = 20
-"""How often a service may end by itself before the stack gives up, like compose's on-failure."""
+"""Most restarts of a service before the stack stops, like on-failure of Docker Compose."""
 
 
 class Supervisor:
-    """Keeps services running until it is told to stop.
+    """Supervisor that keeps services running until `stop` is called.
 
     Args:
-        logs: folder of their output, a file a service.
-        say: told what happens, in words.
+        logs: folder of log files, one a service.
+        say: function that receives messages about restarts.
     """
 
     def __init__(self, logs: Path, say: Callable[[str], None]) -> None:
@@ -49,24 +49,24 @@ class Supervisor:
         self.running[service.name] = (service, process)
 
     def wait(self, service: Service) -> None:
-        """Wait until a service is well.
+        """Wait until a service passes its health check.
 
         Raises:
-            StackError: it ended, or is not well in time; its log is named.
+            StackError: it ended, or did not pass in time; the message names its log.
         """
         deadline = time.monotonic() + _WELL_LIMIT_S
         while not service.is_well():
             ended = self.running[service.name][1].poll() is not None
             if ended or time.monotonic() > deadline:
-                how = "ended" if ended else "is not well in time"
-                raise StackError(f"{service.name} {how}; its log is {self._log(service)}")
+                problem = "ended" if ended else "is not well in time"
+                raise StackError(f"{service.name} {problem}; its log is {self._log(service)}")
             time.sleep(0.2)
 
     def watch(self) -> None:
-        """Start again what ends by itself, until `stop` is called.
+        """Restart services that end, until `stop` is called.
 
         Raises:
-            StackError: a service ends over and over.
+            StackError: a service has ended more than `_RESTARTS` times.
         """
         while not self._stopping:
             for service, process in list(self.running.values()):
@@ -84,7 +84,7 @@ class Supervisor:
         self.start(service)
 
     def stop(self) -> None:
-        """Stop every service, the last one first; what does not listen is killed."""
+        """Stop every service in reverse order; kill those that do not end in time."""
         self._stopping = True
         for service, process in reversed(list(self.running.values())):
             if process.poll() is None:
@@ -101,23 +101,25 @@ class Supervisor:
 
 
 def _environment() -> dict[str, str]:
-    """This process's own, less what would lead a service to another server or bucket."""
-    led_astray = ("PREFECT_", "AWS_", "DASK_", "PG")
-    return {key: value for key, value in os.environ.items() if not key.startswith(led_astray)}
+    """Environment of this process without variables that select another server or bucket."""
+    excluded_prefixes = ("PREFECT_", "AWS_", "DASK_", "PG")
+    return {
+        key: value for key, value in os.environ.items() if not key.startswith(excluded_prefixes)
+    }
 
 
 def _end_with_parent(with_signal: signal.Signals) -> Callable[[], object]:
-    """Ask Linux to end a service with the stack, after kill -9 too."""
+    """Function for the child process: ask Linux to end it with the stack, after kill -9 too."""
     set_parent_death_signal = 1  # from sys/prctl.h
     library = ctypes.CDLL(None)
     return lambda: library.prctl(set_parent_death_signal, int(with_signal))
 
 
 def run_once(command: Sequence[str], environment: dict[str, str], user: str | None = None) -> str:
-    """Run a program to its end, and give its output.
+    """Run a program and return its output.
 
     Raises:
-        StackError: it failed; the message has the end of what it said.
+        StackError: it failed; the message has the last lines of its output.
     """
     done = subprocess.run(
         command,
@@ -128,6 +130,6 @@ def run_once(command: Sequence[str], environment: dict[str, str], user: str | No
         check=False,
     )
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise StackError(f"{Path(command[0]).name} failed: {' '.join(said)}")
+        last_lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        raise StackError(f"{Path(command[0]).name} failed: {' '.join(last_lines)}")
     return done.stdout

@@ -1,1 +1,1 @@
-"""Thin Prefect tasks, one for each unit of `ldmprobe_core.pipeline`; no science."""
+"""Prefect tasks, thin wrappers of the units of `ldmprobe_core.pipeline`."""

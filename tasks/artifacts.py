@@ -1,4 +1,4 @@
-"""Results as Prefect artifacts, so that the UI shows them and their history over scheduled runs."""
+"""Results as Prefect artifacts, which the UI shows with their history over scheduled runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from ldmprobe_core.storage.run import Run
 
 
 def publish(record: dict[str, Any], url: str) -> None:
-    """Best cells, a short text, a heatmap a property, and a link; keys are the study's own."""
+    """Publish best cells, a short text, a heatmap a property, and a link to the report.
+
+    Artifact keys contain the study's name.
+    """
     summary = Summary.model_validate(record)
     name, run = summary.study, Run(url)
     create_table_artifact(
@@ -35,9 +38,9 @@ def publish(record: dict[str, Any], url: str) -> None:
         markdown="\n".join(lines), key=f"summary-{name}", description="What the run found"
     )
     for prop in summary.properties:
-        picture = base64.b64encode(run.location.read_bytes(f"report/{prop}-heatmap.png")).decode()
+        heatmap = base64.b64encode(run.location.read_bytes(f"report/{prop}-heatmap.png")).decode()
         create_image_artifact(
-            image_url=f"data:image/png;base64,{picture}",
+            image_url=f"data:image/png;base64,{heatmap}",
             key=f"heatmap-{prop}-{name}",
             description=f"{prop}: score of every cell, step by layer",
         )
@@ -50,7 +53,7 @@ def publish(record: dict[str, Any], url: str) -> None:
 
 
 def publish_intervention(found: dict[str, Any], url: str) -> None:
-    """What an intervention did, beside its controls."""
+    """Publish the effects of an intervention and of its controls as a table."""
     what = found["intervention"]
     create_table_artifact(
         table=effect_rows(InterventionSummary.model_validate(found)),
@@ -60,7 +63,7 @@ def publish_intervention(found: dict[str, Any], url: str) -> None:
 
 
 def publish_classes(found: dict[str, Any], name: str, url: str) -> None:
-    """Class curves in a sentence, and the share of named images by step."""
+    """Publish class curves as a sentence, and the share of named images by step as a table."""
     lines = [
         f"# {name}",
         "",

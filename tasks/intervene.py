@@ -1,4 +1,4 @@
-"""The tasks of an intervention."""
+"""Prefect tasks of the intervene flow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.study import carry_out
 
 @task(name="plan edits", task_run_name="plan {what.prop} edits")
 def plan_edits(url: str, what: Intervention) -> tuple[RunRef, str]:
-    """Check an intervention and lay its arrays out in the run, or find them; gives its name."""
+    """Check an intervention, create its arrays unless they exist, and return run and name."""
     run = Run(url)
     name = create_intervention(run, what)
     return RunRef(url=run.url, identity=run.location.read_text("identity").strip()), name
@@ -37,7 +37,7 @@ def edit(unit: UnitRef) -> dict[str, Any]:
 
 @task(name="summarise edits", task_run_name="summarise {name}")
 def summarise_edits(run: RunRef, name: str, seconds: float) -> dict[str, Any]:
-    """Condense an intervention, and show it in the run's report."""
+    """Summarise an intervention, and rebuild the run's report with it."""
     store = Run(run.url)
     findings = summarise_intervention(store, name, seconds)
     rebuild_report(store)

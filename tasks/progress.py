@@ -21,24 +21,24 @@ _UPDATE_EVERY_S = 2.0
 
 
 class StageError(RunError):
-    """Some units of a stage failed; the others are done and stay done."""
+    """Failure of some units of a stage; the other units are complete and recorded."""
 
 
 def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
-    """Wait for every unit of a stage.
+    """Wait for every unit of a stage, and show progress.
 
     Args:
         units: name of each unit to its future.
 
     Returns:
-        seconds it took.
+        seconds until the last unit ended.
 
     Raises:
-        DamageError: a unit met data that is not what was written.
-        UserError: a unit failed by a mistake that the user can mend.
-        StageError: some failed otherwise; the message names the first and counts the rest.
+        CorruptChunkError: a unit read corrupt data.
+        UserError: a unit failed because of a mistake that the user can correct.
+        StageError: units failed for other reasons; the message has their number and the first.
     """
-    started = shown = time.monotonic()
+    started = updated = time.monotonic()
     artifact = _ProgressArtifact(stage)
     columns = (
         TextColumn("{task.description:<10}"),
@@ -57,26 +57,27 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
                 failed.append((names[future], result))
             now = time.monotonic()
             bar.update(line, advance=1, pace=_pace(done / (now - started)))
-            if now - shown > _UPDATE_EVERY_S or done == len(units):
-                shown = now
+            if now - updated > _UPDATE_EVERY_S or done == len(units):
+                updated = now
                 artifact.show(done, len(units), now - started)
     if failed:
         for name, error in failed:
             get_run_logger().error("%s failed: %s: %s", name, type(error).__name__, error)
-        for kind in (CorruptChunkError, UserError):  # these say themselves what is to be done
+        for kind in (CorruptChunkError, UserError):  # their messages contain the remedy
             for _, error in failed:
                 if isinstance(error, kind):
                     raise error
         name, error = failed[0]
         raise StageError(
             f"{len(failed)} of {len(units)} units of {stage} failed, the first being "
-            f"{name}, {type(error).__name__}: {error}; run the study again to redo just these"
+            f"{name}, {type(error).__name__}: {error}. Fix: run the study again, which repeats "
+            "only these"
         )
     return time.monotonic() - started
 
 
 class _ProgressArtifact:
-    """A stage's progress in the UI.  Showing is not the work: a server that is away stops nothing.
+    """Progress of a stage in the UI; failures to update it are logged and ignored.
 
     It is created when the first unit ends, and again if the server did not answer before.
     """
@@ -86,16 +87,16 @@ class _ProgressArtifact:
         self.id: UUID | None = None
 
     def show(self, done: int, count: int, seconds: float) -> None:
-        rate, left = done / seconds, seconds / done * (count - done)
-        text = f"{self.stage}: {done} of {count}, {_pace(rate)}, {_duration(left)} left"
+        rate, remaining = done / seconds, seconds / done * (count - done)
+        text = f"{self.stage}: {done} of {count}, {_pace(rate)}, {_duration(remaining)} left"
         progress = 100.0 * done / count
         try:
             if self.id is None:
-                made = create_progress_artifact(
+                artifact_id = create_progress_artifact(
                     progress=progress, key=f"progress-{self.stage}", description=text
                 )
-                assert isinstance(made, UUID), "this flow is synchronous"
-                self.id = made
+                assert isinstance(artifact_id, UUID), "this flow is synchronous"
+                self.id = artifact_id
             else:
                 update_progress_artifact(self.id, description=text, progress=progress)
         except (PrefectException, httpx.HTTPError) as error:

@@ -1,4 +1,4 @@
-"""Values that pass between tasks: small JSON-able references; arrays go through the store."""
+"""References to runs and units that tasks exchange as JSON; arrays go through the store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldmprobe_core.storage.run import Run
 
 
 class RunRef(BaseModel):
-    """A run: its URL, and the identity that it got when it was created.
+    """Reference to a run: its URL, and the identity that it got when it was created.
 
     The identity is part of every cache key: a run that was deleted and created again is another
     run, whose units are not done.
@@ -23,11 +23,11 @@ class RunRef(BaseModel):
 
 
 class UnitRef(BaseModel):
-    """One unit of work of a run.
+    """Reference to one unit of work of a run.
 
     Attributes:
         verb: kind of the unit, a key of `ldmprobe_core.pipeline.units.UNITS`.
-        index: which unit of its kind.
+        index: of the unit within its kind.
         title: name of its task run.
     """
 

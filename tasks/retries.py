@@ -1,4 +1,4 @@
-"""Which failures are tried again, and how: what a network or a server does."""
+"""Retries of tasks that fail because of the network or a server."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _PERMANENT = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG,
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
 }  # fmt: skip
-"""What the next try would meet as well: a full disk, a place that is closed, a name too long."""
+"""Errors that a retry would meet again: a full disk, no permission, a name that is too long."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """A failure that the next try may not meet; a mistake stays a mistake."""
+    """Whether a retry may succeed after this error."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         return False
-    if isinstance(error, OSError):  # timeouts and broken connections among them
+    if isinstance(error, OSError):  # includes timeouts and broken connections
         return error.errno not in _PERMANENT
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -31,7 +31,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 async def should_retry(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Prefect's question whether a failed task run is to be tried again."""
+    """Prefect's ``retry_condition_fn``: whether to retry a failed task run."""
     try:
         await state.aresult()
     except Exception as error:
@@ -45,4 +45,4 @@ RETRIES: dict[str, Any] = {
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": should_retry,
 }
-"""Options of a task that does a unit of work: done again as a whole, four times at most."""
+"""Options of a task that runs a unit of work, which is retried as a whole, at most four times."""

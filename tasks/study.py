@@ -1,4 +1,4 @@
-"""The tasks of a study."""
+"""Prefect tasks of the study and classify flows."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
 
     Code is not part of it: `LAYOUT_VERSION` is raised when the same unit gives another result.
     The run's progress record decides which units are done, never Prefect's cache: a unit that is
-    not recorded there has no key, so that it is carried out.
+    not recorded there has no key, so it is carried out.
     """
     unit: UnitRef = parameters["unit"]
     if not unit.is_done:
         return None
-    which = "-".join(str(part) for part in unit.index)
-    return f"ldmprobe-{LAYOUT_VERSION}-{context.task.name}-{unit.run.identity}-{which}"
+    index = "-".join(str(part) for part in unit.index)
+    return f"ldmprobe-{LAYOUT_VERSION}-{context.task.name}-{unit.run.identity}-{index}"
 
 
 def carry_out(unit: UnitRef) -> dict[str, Any]:
-    """Run one unit and log what it did; returns counts, seconds and bytes."""
+    """Run one unit and log its result; returns counts, seconds and bytes."""
     result = UNITS[unit.verb].carry_out(unit.run.url, *unit.index)
     amounts = [f"{value} {name}" for name, value in result.items() if name not in _MEASURES]
     measures = [f"{result['seconds']:.2f} s"]
@@ -57,7 +57,7 @@ _UNIT_OPTIONS: dict[str, Any] = {
 
 @task(name="prepare", task_run_name="prepare {study.name}")
 def prepare(study: Study, store: str) -> RunRef:
-    """Check the study and lay its run out, or find it."""
+    """Check the study, then create its run, or open the one that exists."""
     run = prepare_run(study, store)
     get_run_logger().info("run at %s", run.url)
     return RunRef(url=run.url, identity=run.location.read_text("identity").strip())
@@ -65,7 +65,7 @@ def prepare(study: Study, store: str) -> RunRef:
 
 @task(name="generate", **_UNIT_OPTIONS)
 def generate(unit: UnitRef) -> dict[str, Any]:
-    """Generate one batch: images and activations into the store."""
+    """Generate one batch, and write images and activations to the store."""
     return carry_out(unit)
 
 
@@ -92,7 +92,7 @@ def redo(run: RunRef, array: str) -> None:
     """Verify an array, and clear the progress of the units that wrote its corrupt chunks.
 
     Raises:
-        CorruptChunkError: no unit of a run makes the chunk.
+        CorruptChunkError: no unit of a run writes the chunk, so it cannot be repaired.
     """
     store = Run(run.url)
     corrupt = list(find_corrupt_chunks(store, array))
@@ -105,14 +105,14 @@ def redo(run: RunRef, array: str) -> None:
 
 @task(name="summarise", task_run_name="summarise {run.url}")
 def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
-    """Condense all scores, write summary.json and the report."""
+    """Summarise all scores; writes summary.json and the report."""
     summary = build_report(Run(run.url), seconds)
     return summary.model_dump(mode="json", by_alias=True)
 
 
 @task(name="classify", task_run_name="classify {run.url}")
 def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
-    """Condense class scores over the steps; show real pictures to the same labeler, if any."""
+    """Summarise class scores over the steps; classify a folder of photographs too, if given."""
     store = Run(run.url)
     if photographs is not None:
         classify_photographs(store, photographs)

@@ -1,4 +1,4 @@
-"""A container's health check: does an address answer?  The image has no curl."""
+"""Health check of a container by HTTP, since the image has no curl."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import urllib.request
 
 
 def main() -> None:
-    """Exit with 0 where the address answers with a success."""
+    """Exit with 0 if the URL in the first argument responds successfully, else with 1."""
     try:
         with urllib.request.urlopen(sys.argv[1], timeout=3):
             return

@@ -45,7 +45,7 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
             f"unit {number}. Fix: submit its units in order"
         )
     started = time.monotonic()
-    threadpool_limits(1, user_api="blas")  # as for cells
+    threadpool_limits(1, user_api="blas")  # see `probe_cell`: threads change last bits
     study = run.study
     accumulator = Accumulator.read(run, part, done)
     before = accumulator.count

@@ -14,59 +14,61 @@ from ldmprobe_core.models.host_transfer import HostTransfer
 from ldmprobe_core.storage.run import Run
 
 ACTIVATION_GROUPS = {"trained": "activations", "permuted": "activations_permuted"}
-"""Where the store keeps what the denoiser shows, and its twin with permuted weights."""
+"""Group of a run that holds the activations of each network: its weights trained or permuted."""
 
 _BLOCK_BYTES = 16 << 20
-"""Steps are written together until they hold so much: small layers gain by it, large ones do not
-wait."""
+"""Size at which a block of steps is written: one write holds many steps of small layers."""
 
 _AHEAD = 2
-"""Blocks that are handed over and not yet written, before generation waits for the store."""
+"""Most blocks that wait to be written before generation waits for the store."""
 
 _Pieces = dict[tuple[str, str], list[tuple[int, np.ndarray, np.ndarray]]]
 
 
 @dataclass
 class Activations:
-    """What one denoiser showed: per layer (sample, step, y, x, channel) float16, and the counts of
-    non-finite values (sample, step) int32."""
+    """Captured activations of one network.
+
+    Attributes:
+        values: layer to (sample, step, y, x, channel) float16.
+        nonfinite: layer to (sample, step) int32, counts of values that are not finite.
+    """
 
     values: dict[str, np.ndarray]
     nonfinite: dict[str, np.ndarray]
 
 
 class ActivationBuffer:
-    """Keeps a whole batch: (sample, step) of every layer, of the denoiser and of its twin."""
+    """Sink that holds all activations of a batch in memory, of every network and layer."""
 
     def __init__(self) -> None:
-        self._left: list[tuple[str, int, HostTransfer]] = []
+        self._transfers: list[tuple[str, int, HostTransfer]] = []
 
     def __call__(self, network: str, step: int, transfer: HostTransfer) -> None:
-        """Keep what a network showed at a step, from 0."""
-        self._left.append((network, step, transfer))
+        """Keep the activations of a network at a step, from 0."""
+        self._transfers.append((network, step, transfer))
 
     def pop(self) -> dict[str, Activations]:
-        """All of it, by network, and keep it no longer."""
-        found: dict[str, Activations] = {}
-        for (network, layer), pieces in _by_layer(self._left).items():
-            made = found.setdefault(network, Activations({}, {}))
-            made.values[layer] = np.stack([values for _, values, _ in pieces], axis=1)
-            made.nonfinite[layer] = np.stack([bad for _, _, bad in pieces], axis=1)
-        self._left = []
-        return found
+        """Remove and return all activations, by network."""
+        activations: dict[str, Activations] = {}
+        for (network, layer), pieces in _by_layer(self._transfers).items():
+            captured = activations.setdefault(network, Activations({}, {}))
+            captured.values[layer] = np.stack([values for _, values, _ in pieces], axis=1)
+            captured.nonfinite[layer] = np.stack([bad for _, _, bad in pieces], axis=1)
+        self._transfers = []
+        return activations
 
 
 class ActivationWriter:
-    """Writes a batch into a run while its next steps are computed; a context manager.
+    """Sink that writes a batch into a run while its next steps are computed; a context manager.
 
-    Memory is bounded: one block fills, `_AHEAD` are handed over, and the one that is being written
-    is there twice.
+    Peak memory: one filling block, `_AHEAD` queued, and two copies of the block being written.
 
     Args:
-        region: the batch's samples; whole chunks.
+        region: sample indices of the batch; whole chunks.
 
     Attributes:
-        bytes: of activations, handed over so far.
+        bytes: of the activations that were queued so far.
     """
 
     def __init__(self, run: Run, region: slice) -> None:
@@ -76,13 +78,13 @@ class ActivationWriter:
         self._filled = 0
         self._bad: dict[tuple[str, str], list[np.ndarray]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="into-store")
-        self._under_way: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
 
     def __enter__(self) -> ActivationWriter:
         return self
 
     def __call__(self, network: str, step: int, transfer: HostTransfer) -> None:
-        """Take what a network showed at a step, from 0.
+        """Queue the activations of a network at a step, from 0.
 
         Raises:
             Exception: of the write of an earlier block.
@@ -90,7 +92,7 @@ class ActivationWriter:
         self._block.append((network, step, transfer))
         self._filled += transfer.nbytes
         if self._filled >= _BLOCK_BYTES:
-            self._hand_over()
+            self._submit_block()
 
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
@@ -99,22 +101,22 @@ class ActivationWriter:
             if kind is not None:
                 self._writer.shutdown(cancel_futures=True)
                 return
-            self._hand_over()
+            self._submit_block()
             self._wait_for(0)
             for (network, layer), counts in self._bad.items():
                 stacked = {"nonfinite": np.stack(counts, axis=1)}
                 self.run.write(f"{ACTIVATION_GROUPS[network]}/{layer}", stacked, sample=self.region)
 
-    def _hand_over(self) -> None:
+    def _submit_block(self) -> None:
         self._wait_for(_AHEAD - 1)
-        self._under_way.append(self._writer.submit(self._write, self._block))
+        self._pending.append(self._writer.submit(self._write, self._block))
         self.bytes += self._filled
         self._block, self._filled = [], 0
 
-    def _wait_for(self, left: int) -> None:
-        """Wait until at most this number of blocks is being written."""
-        while len(self._under_way) > left:
-            self._under_way.popleft().result()
+    def _wait_for(self, pending: int) -> None:
+        """Wait until at most ``pending`` blocks are queued or being written."""
+        while len(self._pending) > pending:
+            self._pending.popleft().result()
 
     def _write(self, block: list[tuple[str, int, HostTransfer]]) -> None:
         for (network, layer), pieces in _by_layer(block).items():
@@ -127,18 +129,19 @@ class ActivationWriter:
 
 
 def peak_activation_bytes(step: int, steps: int) -> int:
-    """The most bytes of activations that writing a batch holds at once.
+    """Peak bytes of activations in memory while a batch is written.
 
     Args:
         step: bytes of one step of the batch, all networks together.
+        steps: number of steps.
     """
     return min((2 + _AHEAD) * (_BLOCK_BYTES + step), 2 * steps * step)
 
 
-def _by_layer(left: Iterable[tuple[str, int, HostTransfer]]) -> _Pieces:
-    """By network and layer: its steps in order, each with its values and counts."""
+def _by_layer(transfers: Iterable[tuple[str, int, HostTransfer]]) -> _Pieces:
+    """Group by network and layer: steps in order, each with its values and counts."""
     pieces: _Pieces = {}
-    for network, step, transfer in left:
+    for network, step, transfer in transfers:
         for layer, (values, bad) in transfer.result().items():
             pieces.setdefault((network, layer), []).append((step, values, bad))
     return pieces

@@ -18,7 +18,10 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     """Label one batch: finished images, decoded latents and predicted clean images.
 
     Returns:
-        images, seconds and bytes written; zero images where it was done before.
+        images, seconds and bytes written; zero images if the batch was done before.
+
+    Raises:
+        RuntimeError: the batch is not generated yet.
     """
     run = Run(url)
     if run.progress.is_done(LABEL, batch):
@@ -51,7 +54,7 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         for name, values in labels.items():
             require_finite_labels(name, values, members)
         for prop in study.labels.maps:
-            if prop not in labels:  # exact maps: of the picture they are known, of a step not
+            if prop not in labels:  # exact maps exist for the source image, not for its steps
                 shape = flat.shape[:3]
                 labels[prop] = (
                     run.read("exact_maps", prop, sample=region)

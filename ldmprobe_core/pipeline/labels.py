@@ -1,4 +1,4 @@
-"""Labels of a run in the form that probes take: masks, maps and their training means."""
+"""Labels of a run as probes are fitted to them: masks, maps and their training means."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ldmprobe_core.study.schema import Study
 
 
 def as_labels(study: Study, maps: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Label maps by property as probes are fitted to them: masks are cut at the threshold."""
+    """`as_label` of each property's maps."""
     return {prop: as_label(study, prop, values) for prop, values in maps.items()}
 
 
 def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
-    """A labeler's maps (..., y, x): bool for a mask, which is cut at the threshold, else values."""
+    """Convert maps (..., y, x) for probes: a mask becomes bool, by ``labels.threshold``."""
     return values > study.labels.threshold if property_of(prop).is_mask else values
 
 
 def label_set(run: Run) -> LabelSet:
-    """Labels of the finished images that are stored, with splits.
+    """Labels of the stored finished images, with splits.
 
     Raises:
-        RuntimeError: some batch is not labeled, or not in the statistics.
+        RuntimeError: a batch is not labeled yet, or not yet in the statistics.
     """
     run.progress.require_complete(LABEL)
     study = run.study
@@ -55,6 +55,6 @@ def cached_label_set(url: str, identity: str) -> LabelSet:
     """`label_set`, cached in this process for the next cells of the same run.
 
     Args:
-        identity: of the run; one that was deleted and created again has another.
+        identity: of the run; it changes if the run is deleted and created again.
     """
     return label_set(Run(url))

@@ -26,7 +26,7 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.schema import Study
 
 load_counts: Counter[str] = Counter()
-"""How often this process has loaded a sampler (``generator``) and ``labelers``."""
+"""Number of times this process has loaded a sampler (``generator``) and ``labelers``."""
 
 
 class ThreadLocalModels(threading.local):
@@ -45,8 +45,8 @@ _device = threading.Lock()
 def _shared(study: Study) -> bool:
     """Whether threads take turns with one set of models: on a GPU, to save its memory.
 
-    On a CPU two batches side by side, each on one thread and a model of its own, take a seventh
-    less time than one after the other on two threads.
+    On a CPU, two concurrent batches with one thread and one model each take a seventh less time
+    than the same batches one after the other with two threads.
     """
     return pick_device(study.execution.wanted_device).type != "cpu"
 
@@ -80,7 +80,7 @@ def get_sampler(study: Study, model: str) -> PipelineSampler:
     """The study's sampler, loaded at the first call; call it inside `model_access`.
 
     Args:
-        model: fingerprint that the run was begun with.
+        model: fingerprint that the run was started with.
 
     Raises:
         UserError: the model's files on this worker have another fingerprint.
@@ -91,7 +91,8 @@ def get_sampler(study: Study, model: str) -> PipelineSampler:
         if fingerprint_here != model:
             raise UserError(
                 f"model.source {study.model.source!r} has fingerprint {fingerprint_here} on this "
-                f"worker, and the run was begun with {model}: give every worker the same weights"
+                f"worker, and the run was started with {model}. Fix: give every worker the same "
+                "weights"
             )
         keep_freed_memory()
         device = pick_device(study.execution.wanted_device)
@@ -107,7 +108,7 @@ def get_labelers(study: Study, fingerprints: dict[str, str] | None = None) -> di
     """The study's labelers by property, loaded at the first call; call it inside `model_access`.
 
     Args:
-        fingerprints: those that the run was begun with; None while the run is created.
+        fingerprints: those that the run was started with; None while the run is created.
 
     Raises:
         UserError: a labeler's files on this worker have another fingerprint.
@@ -119,8 +120,8 @@ def get_labelers(study: Study, fingerprints: dict[str, str] | None = None) -> di
             if fingerprints is not None and fingerprint_here != fingerprints[prop]:
                 raise UserError(
                     f"labels.{prop} has weights with fingerprint {fingerprint_here} on this "
-                    f"worker, and the run was begun with {fingerprints[prop]}: give every worker "
-                    "the same"
+                    f"worker, and the run was started with {fingerprints[prop]}. Fix: give every "
+                    "worker the same weights"
                 )
         device = pick_device(study.execution.wanted_device)
         return {prop: load_labeler(prop, r, device) for prop, r in labelers_of(study).items()}

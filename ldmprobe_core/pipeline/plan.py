@@ -36,10 +36,10 @@ class StudyPlan:
     Attributes:
         study: the study with its inputs read and hashed, if they are on this machine.
         samples: every sample of the study, in order; empty if its inputs cannot be read.
-        folder: of the model's configs.
+        folder: that holds the model's configs.
         size: height and width of the images in pixels.
-        shapes: of every captured layer, and of the latents if they are a control.
-        steps: timesteps of the scheduler, one a step.
+        shapes: layer to the shape of its activations; includes the latents if they are a control.
+        steps: the scheduler's timesteps, one a sampler step.
         count: number of images.
         n_stored: number of images that are stored with their activations; the others contribute
             to statistics only.
@@ -47,8 +47,8 @@ class StudyPlan:
         memory: expected peak bytes of a worker that generates, by kind.
         exact_properties: properties of which every source image has an exact map.
         labelers: fingerprint of each labeler's weights.
-        missing: what a run needs and this machine does not have, a sentence each.
-        notes: what a user should know and a run can do without, such as prompts that are cut.
+        missing: requirements of a run that this machine does not meet, a sentence each.
+        notes: warnings that do not prevent a run, such as prompts that are cut; a sentence each.
     """
 
     study: Study
@@ -68,10 +68,10 @@ class StudyPlan:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Inside, `plan_of` gives this plan for its study instead of making another one.
+        """Make `plan_of` return this plan for its study inside the block, instead of a new one.
 
-        It holds for this thread and the tasks that it starts, and ends with the block: a later
-        run in the same process reads the user's files again.
+        This applies to the current thread and the tasks that it starts; a later run in the same
+        process reads the user's files again.
         """
         token = _in_use.set(self)
         try:
@@ -95,12 +95,12 @@ class StudyPlan:
 
     @property
     def bytes(self) -> int:
-        """Stored bytes in all."""
+        """Total of stored bytes, before compression."""
         return sum(self.bytes_of.values())
 
     @property
     def cells(self) -> int:
-        """Steps x layers, the latents not among them."""
+        """Number of cells, steps x layers, without the latents."""
         return len(self.steps) * len(self.layers)
 
     @property
@@ -112,7 +112,7 @@ class StudyPlan:
         """Refuse a study that cannot be carried out on this machine.
 
         Raises:
-            UserError: the first of what is missing.
+            UserError: the first sentence of `missing`.
         """
         if self.missing:
             raise UserError(self.missing[0])
@@ -122,7 +122,7 @@ _in_use: ContextVar[StudyPlan | None] = ContextVar("ldmprobe_plan", default=None
 
 
 def plan_of(study: Study) -> StudyPlan:
-    """The plan in use if it is this very study's, resolved; else a new plan.
+    """The plan in use if its resolved study equals ``study``; else a new plan.
 
     Raises:
         UserError: a mistake in the study.
@@ -135,8 +135,8 @@ def plan_study(study: Study) -> StudyPlan:
     """Resolve a study, check all that can be checked without loading weights, and size it.
 
     Raises:
-        UserError: a mistake, such as a layer or a labeler that does not exist.  What is merely not
-            on this machine is listed in the plan instead.
+        UserError: a mistake, such as a layer or a labeler that does not exist.  Files that are only
+            absent from this machine are listed in the plan's `missing` instead.
     """
     missing: list[str] = []
 
@@ -153,7 +153,7 @@ def plan_study(study: Study) -> StudyPlan:
     if not has_weights(folder):
         missing.append(
             f"model.source {study.model.source!r}: its weights (safetensors) are not on this "
-            "machine: fetch them, or give the folder they are in"
+            "machine. Fix: fetch them, or give the folder that holds them"
         )
     else:
         attempt(lambda: check_weights(folder))
@@ -166,8 +166,8 @@ def plan_study(study: Study) -> StudyPlan:
     for name, shape in shapes.items():
         if height % shape.y or width % shape.x:
             raise UserError(
-                f"capture.layers: {name} has {shape.y} x {shape.x} tokens, into which images of "
-                f"{height} x {width} do not divide: choose other layers"
+                f"capture.layers: images of {height} x {width} do not divide into the {shape.y} x "
+                f"{shape.x} tokens of {name}. Fix: choose other layers"
             )
     if study.controls.latents:
         shapes[LATENTS] = LayerShape(*architecture.latent, int(architecture.vae["latent_channels"]))
@@ -179,7 +179,7 @@ def plan_study(study: Study) -> StudyPlan:
     resolved: Study | None = attempt(lambda: resolve_inputs(study))
     count = (resolved or study).count
     if count is None:
-        raise UserError(missing[-1])  # without the files nothing can be sized
+        raise UserError(missing[-1])  # the number of images is unknown without the input files
     samples = make_samples(resolved) if resolved else []
     notes: tuple[str, ...] = ()
     if samples and study.images is None and (folder / "tokenizer").is_dir():
@@ -223,8 +223,9 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
         spec = study.labels.labeler(prop)
         if spec and spec.name == EXACT_MAPS and not missing and prop not in present:
             raise UserError(
-                f"labels.{prop} is 'maps', and there are no {prop} maps beside the pictures: add "
-                f"them (name.{prop}.npy, .png or .exr; source must be images), or name a labeler"
+                f"labels.{prop} is 'maps', and there are no {prop} maps beside the source images. "
+                f"Fix: add them (name.{prop}.npy, .png or .exr; source must be images), or name a "
+                "labeler"
             )
     return present
 
@@ -233,7 +234,7 @@ def check_store(plan: StudyPlan, run: Run) -> None:
     """Refuse a store that is not writable, or a local disk that is too small for a new run.
 
     Raises:
-        UserError: one of the two.
+        UserError: the store is not writable, or the disk is too small.
     """
     run.location.require_writable()
     if run.location.remote or run.exists:

@@ -22,11 +22,11 @@ _PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", 
 def prepare_run(study: Study, store: str) -> Run:
     """Check the study, then create its run in ``store``, or open the one that exists.
 
-    The plan in use (`StudyPlan.in_use`) is taken if it is this study's.
+    If the plan in use (`StudyPlan.in_use`) is this study's, no other plan is made.
 
     Raises:
-        UserError: a mistake in the study, a store that is too small or cannot be written to, or a
-            run there that another model made.
+        UserError: a mistake in the study, a store that is too small or not writable, or an existing
+            run of another model.
     """
     plan = plan_of(study)
     plan.require_complete()
@@ -41,7 +41,7 @@ def prepare_run(study: Study, store: str) -> Run:
                 run.create(shape, record)
                 return run
     check_origin(run, study)
-    run.location.write_text("study.json", study.to_json())  # the same but for where it now runs
+    run.location.write_text("study.json", study.to_json())  # only its execution section may differ
     return run
 
 
@@ -69,25 +69,26 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
 
 
 def check_origin(run: Run, study: Study) -> None:
-    """Refuse to take a run that another model or other labelers made for this study's.
+    """Refuse a run that was created with other weights of the model or of a labeler.
 
     Raises:
-        UserError: their files are not those that the run was begun with.
+        UserError: a fingerprint differs from the one that the run recorded.
     """
     attributes = run.attributes()
     for prop, spec in labelers_of(study).items():
-        begun, now = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, spec)
-        if begun != now:
+        recorded, current = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, spec)
+        if recorded != current:
             raise UserError(
-                f"{run.url} was labeled by weights of labels.{prop} with fingerprint {begun}, and "
-                f"they now have {now}: move that run away or choose another store"
+                f"{run.url}: the weights of labels.{prop} had fingerprint {recorded} when the run "
+                f"was created, and have {current} now. Fix: move that run away, or choose another "
+                "store"
             )
-    made_by = attributes["model_fingerprint"]
-    mark = fingerprint(model_folder(study.model))
-    if made_by != mark:
+    recorded = attributes["model_fingerprint"]
+    current = fingerprint(model_folder(study.model))
+    if recorded != current:
         raise UserError(
-            f"{run.url} was made by a model with fingerprint {made_by}, and "
-            f"model.source {study.model.source!r} now has {mark}: move that run away or "
+            f"{run.url}: the model had fingerprint {recorded} when the run was created, and "
+            f"model.source {study.model.source!r} has {current} now. Fix: move that run away, or "
             "choose another store"
         )
 
@@ -102,11 +103,11 @@ def run_in(store: str, study: Study) -> Run:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that affect results."""
+    packages = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            packages[name] = "not installed"
+    return packages

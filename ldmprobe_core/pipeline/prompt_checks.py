@@ -1,4 +1,4 @@
-"""Samples compared as the model sees them: token ids and seed, not text."""
+"""Checks for duplicate samples by token ids and seed, which are all that the model reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_NAMED = 3
 def check_samples(
     samples: Sequence[Sample], tokenize: Callable[[str], PromptTokens]
 ) -> tuple[str, ...]:
-    """Refuse samples that are one image to the model, or one prompt in two splits.
+    """Refuse samples that would give equal images, and prompts that are in two splits.
 
     Args:
         tokenize: prompt to its tokens in every tokenizer of the model.
@@ -45,7 +45,7 @@ def check_samples(
                 f"they are in the splits {sample.split} and {first.split}. Fix: put both into one "
                 "split"
             )
-    cut = [prompt for prompt, seen in tokens.items() if seen.cut]
+    cut = [prompt for prompt, ids in tokens.items() if ids.cut]
     if not cut:
         return ()
     named = "; ".join(f"{p!r:.60} loses {tokens[p].cut!r:.60}" for p in cut[:_MAX_NAMED])
@@ -54,5 +54,5 @@ def check_samples(
 
 
 def _name(sample: Sample) -> str:
-    where = sample.origin or f"sample {sample.index}"
-    return f"{where} ({sample.prompt!r:.60})"
+    origin = sample.origin or f"sample {sample.index}"
+    return f"{origin} ({sample.prompt!r:.60})"

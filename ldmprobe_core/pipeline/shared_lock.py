@@ -10,8 +10,8 @@ from contextlib import contextmanager
 class SharedExclusiveLock:
     """Readers-writer lock: computing is shared, loading is exclusive and has priority.
 
-    Libraries change process-wide state while they load a model, such as torch's default dtype; a
-    computation that ran meanwhile would give other numbers.
+    Libraries change process-wide state while they load a model, such as torch's default dtype, so
+    a computation at the same time could give different numbers.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Expected bytes of a study: in the store, and in a worker's memory."""
+"""Expected bytes of a study in the store and in a worker's memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ldmprobe_core.study.schema import Study
 def _bytes(
     study: Study, shapes: dict[str, LayerShape], size: tuple[int, int], steps: int, count: int
 ) -> dict[str, int]:
+    """Stored bytes by kind of array, before compression; ``count`` images are stored."""
     pixels = size[0] * size[1]
     values = sum(s.y * s.x * s.channels for name, s in shapes.items() if name != LATENTS)
     latents = shapes.get(LATENTS, LayerShape(0, 0, 0))
@@ -40,7 +41,7 @@ def _bytes(
 
 
 def _sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
-    """Bytes of one part's sums over training samples; 0 where none are kept."""
+    """Bytes of one accumulator's sums; 0 if the study keeps no statistics."""
     if study.capture.keep == "activations":
         return 0
     entries = 0
@@ -61,24 +62,24 @@ def _memory(
     steps: int,
     sums: int,
 ) -> dict[str, int]:
-    """Expected bytes a worker holds at once: weights, and one batch on its way to the store.
+    """Expected bytes of a worker's memory: weights, and one batch on its way to the store.
 
-    Text encoders and what the networks need while they compute come on top.
+    Text encoders and the networks' intermediate values are not included.
     """
     size = 4 if study.model.dtype == "float32" else 2
     copies = 2 if study.controls.permuted_weights else 1
     height, width = architecture.size
     values = sum(s.y * s.x * s.channels for s in shapes.values())
-    parts = {"denoiser": denoiser, "vae": vae}
-    number = {name: sum(p.numel() for p in m.parameters()) for name, m in parts.items()}
+    modules = {"denoiser": denoiser, "vae": vae}
+    number = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
     step = study.sampling.batch * values * 2 * copies
-    found = {
+    memory = {
         "denoiser": number["denoiser"] * size * copies,
         "vae": number["vae"] * 4,
         "activations": peak_activation_bytes(step, steps),
         "images": study.sampling.batch * (1 + 2 * steps) * height * width * 3,
     }
-    if sums:  # a whole batch waits for its labels, twice while its steps are joined
-        found["activations"] = 2 * step * steps
-        found["statistics"] = sums
-    return found
+    if sums:  # a whole batch waits for its labels; stacking its steps copies it
+        memory["activations"] = 2 * step * steps
+        memory["statistics"] = sums
+    return memory

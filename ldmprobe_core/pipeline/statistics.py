@@ -1,12 +1,12 @@
 """Sufficient statistics of training samples, whose size depends on channels and not on samples.
 
-A training batch's activations are held in memory until its labels exist, then they are added to
-sums of products (`ldmprobe_core.probing.statistics.SufficientStatistics`), cell by cell, and let
-go.  Training
-batches are dealt to *parts*, each added up by one worker at a time, a few batches a unit of work.
-A part has two slots in the store: a unit reads the one that holds all units before it, adds its
-batches, and fills the other; its mark, written last, says which one counts.  So a unit that was cut
-off, or is tried again, is counted once, and no two workers share a chunk.
+A training batch's activations stay in memory until its labels exist; then each cell adds them to
+its sums of products (`ldmprobe_core.probing.statistics.SufficientStatistics`), and they are
+discarded.  Training batches are divided among *accumulators*, each filled by one worker at a time,
+a few batches a unit of work.  An accumulator has two buffers in the store: a unit reads the active
+one, which holds all earlier units, adds its batches, and writes the other.  Its progress record,
+written last, makes that buffer the active one, so a unit that is interrupted or retried is counted
+once, and no two workers share a chunk.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def run_accumulation_units(run: Run) -> list[list[list[range]]]:
 
 @dataclass
 class Accumulator:
-    """Sums over training samples.
+    """Sums over the training samples of some units, in memory.
 
     Attributes:
-        grams: network and layer to (step, entry) float64, the lower triangles of cells' sums.
+        grams: network and layer to (step, entry) float64, lower triangles of cells' Gram matrices.
         nonfinite: network and layer to (step,) int64, values that are not finite in float16.
         labels: property to (y, x) float64, the sum of label maps.
-        count: samples.
+        count: number of samples.
     """
 
     grams: dict[tuple[str, str], np.ndarray]
@@ -58,12 +58,12 @@ class Accumulator:
 
     @classmethod
     def read(cls, run: Run, part: int, done: int) -> Accumulator:
-        """What a part's first units added up to, zero after none."""
-        where = {"accumulator": part, "buffer": done % BUFFERS}
+        """Read the sums of an accumulator's first ``done`` units; zeros if ``done`` is 0."""
+        index = {"accumulator": part, "buffer": done % BUFFERS}
 
         def stored(group: str, name: str) -> np.ndarray:
             if done:
-                return run.read(group, name, **where)
+                return run.read(group, name, **index)
             array = run.open(group)[name]
             return np.zeros(array.shape[2:], array.dtype)
 
@@ -79,15 +79,15 @@ class Accumulator:
 
     def write(self, run: Run, part: int, done: int) -> int:
         """Write the buffer that is active after this number of units; returns bytes."""
-        slot = done % BUFFERS
-        where = {"accumulator": slice(part, part + 1), "buffer": slice(slot, slot + 1)}
+        buffer = done % BUFFERS
+        region = {"accumulator": slice(part, part + 1), "buffer": slice(buffer, buffer + 1)}
         for (network, layer), gram in self.grams.items():
             sums = {"gram": gram, "nonfinite": self.nonfinite[network, layer]}
             values = {name: value[None, None] for name, value in sums.items()}
-            run.write(f"{STATISTICS_GROUP}/{network}/{layer}", values, **where)
+            run.write(f"{STATISTICS_GROUP}/{network}/{layer}", values, **region)
         maps = {name: value[None, None] for name, value in self.labels.items()}
         count = np.full((1, 1), self.count, np.int64)
-        run.write(f"{STATISTICS_GROUP}/labels", maps | {"count": count}, **where)
+        run.write(f"{STATISTICS_GROUP}/labels", maps | {"count": count}, **region)
         return sum(gram.nbytes for gram in self.grams.values())
 
     def add(
@@ -95,19 +95,19 @@ class Accumulator:
     ) -> None:
         """Add a batch's training samples.
 
-        A sample with a non-finite activation in a cell takes no part in that cell.
+        A sample with a non-finite activation in a cell is left out of that cell's sums.
 
         Args:
-            shown: of each network, activations (sample, step, y, x, channel).
+            shown: network to its activations (sample, step, y, x, channel).
             labels: property to full-size maps (sample, y, x); foreground is bool.
         """
         samples = np.arange(len(next(iter(labels.values()))))
         owners = {name: assign(samples, study.prompts.seed) for name, assign in ASSIGNMENTS.items()}
         tokens: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
-        for network, made in shown.items():
+        for network, captured in shown.items():
             assignments = label_assignments(study, network)
-            for layer, values in made.values.items():
-                bad = made.nonfinite[layer]
+            for layer, values in captured.values.items():
+                bad = captured.nonfinite[layer]
                 self.nonfinite[network, layer] += bad.sum(0, dtype=np.int64)
                 grid = (values.shape[2], values.shape[3])
                 for prop, maps in labels.items():
@@ -126,12 +126,12 @@ class Accumulator:
 
 
 def packed(gram: np.ndarray) -> np.ndarray:
-    """The lower triangle of a symmetric matrix, row by row."""
+    """Lower triangle (entry,) of a symmetric matrix, row by row."""
     return gram[np.tril_indices(len(gram))]
 
 
 def unpacked(entries: np.ndarray) -> np.ndarray:
-    """The symmetric matrix of a lower triangle."""
+    """Symmetric matrix (row, column) of a lower triangle (entry,); inverse of `packed`."""
     width = int((np.sqrt(8 * len(entries) + 1) - 1) / 2)
     gram = np.zeros((width, width))
     gram[np.tril_indices(width)] = entries
@@ -139,21 +139,21 @@ def unpacked(entries: np.ndarray) -> np.ndarray:
 
 
 def require_accumulated(run: Run) -> None:
-    """Refuse to go on from sums that are not complete.
+    """Refuse to continue while statistics are incomplete.
 
     Raises:
-        RuntimeError: some training batch is not in them.
+        RuntimeError: a training batch is not in them yet.
     """
     done = run.progress.counts(ACCUMULATE)
     for part, units in enumerate(run_accumulation_units(run)):
         if done[part] != len(units):
             raise RuntimeError(
-                f"{run.url}: part {part} of its statistics has {done[part]} of {len(units)} units"
+                f"{run.url}: accumulator {part} has {done[part]} of {len(units)} units"
             )
 
 
 def load_statistics(run: Run, network: str, step: int, layer: str) -> SufficientStatistics:
-    """The sums of one cell over all parts; steps count from 1."""
+    """Sufficient statistics of one cell, summed over all accumulators; steps count from 1."""
     group = f"{STATISTICS_GROUP}/{network}/{layer}"
     gram = unpacked(_merged(run, group, "gram", step=step - 1))
     study = run.study
@@ -177,18 +177,18 @@ def mean_maps(run: Run) -> dict[str, np.ndarray]:
 
 
 def nonfinite_in(run: Run, network: str) -> int:
-    """Values that are not finite in float16, over all training samples."""
+    """Number of values that are not finite in float16, over layers and training samples."""
     layers = [name for name in _layers(run, network) if name != LATENTS]
     return sum(
         int(_merged(run, f"{STATISTICS_GROUP}/{network}/{n}", "nonfinite").sum()) for n in layers
     )
 
 
-def _merged(run: Run, group: str, name: str, **where: int) -> np.ndarray:
-    """The sum of what counts of every part, added pairwise, which keeps rounding small."""
+def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:
+    """Sum of every accumulator's active buffer, added pairwise to keep rounding errors small."""
     done = run.progress.counts(ACCUMULATE)
     parts = [
-        run.read(group, name, accumulator=part, buffer=int(units) % BUFFERS, **where)
+        run.read(group, name, accumulator=part, buffer=int(units) % BUFFERS, **index)
         for part, units in enumerate(done)
     ]
     while len(parts) > 1:

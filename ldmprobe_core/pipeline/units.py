@@ -1,4 +1,4 @@
-"""Units of work bound to functions: how to list the units of a run, run one, and ask if it is done.
+"""Operations on units of work: list those of a run, run one, and tell whether it is done.
 
 Storage's side of a kind (progress array, groups) is `ldmprobe_core.storage.units.UnitKind`.
 Adding a kind takes `register_unit_kind` there and `register_units` here; the layout, verification
@@ -20,7 +20,7 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import ACCUMULATE, GENERATE, LABEL, PROBE, UnitKind
 
 Index = tuple[int | str, ...]
-"""Which unit of its kind: ``(batch,)``, ``(accumulator, number)``, ``(step from 1, layer)``, ..."""
+"""Index of a unit within its kind, such as ``(batch,)`` or ``(step from 1, layer)``."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Unit:
     """One unit of work of a run.
 
     Attributes:
-        index: which unit of its kind; positional arguments of `UnitOperations.carry_out`.
-        title: for people, such as ``batch 0003 · samples 24-31``.
+        index: of the unit within its kind; positional arguments of `UnitOperations.carry_out`.
+        title: for display, such as ``batch 0003 · samples 24-31``.
     """
 
     index: Index
@@ -38,7 +38,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitOperations:
-    """What can be done with the units of one kind.
+    """Functions that list, run and check the units of one kind.
 
     Attributes:
         kind: the kind, as storage knows it.

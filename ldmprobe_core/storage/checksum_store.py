@@ -1,7 +1,7 @@
 """Zarr store wrapper that verifies each chunk's CRC-32C on read.
 
-Every array of a run ends its chunks with a CRC-32C (`ldmprobe_core.storage.group_builder`), so that
-what a disk or a network changed is found when it is read, and named, instead of being probed.
+Every chunk of a run ends with a CRC-32C (`ldmprobe_core.storage.group_builder`), so that reading
+data that a disk or a network changed raises an error that names the chunk.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ldmprobe_core.storage.metadata_cache import documents, invalidate_node, mem
 _CRC_BYTES = 4
 
 _OLDER = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
-"""Keys of Zarr's older format, which Zarr asks for, and no run has."""
+"""Keys of Zarr v2, which no run has: Zarr's look-ups get no request."""
 
 
 class CorruptChunkError(RunError):
-    """A chunk of a run that is not what was written, or not there.
+    """Chunk of a run that is missing, or whose checksum is wrong.
 
     Attributes:
         key: path of the chunk in the run, such as ``images/image/c/0/0/0/0``.
@@ -32,33 +32,32 @@ class CorruptChunkError(RunError):
     """
 
     def __init__(self, url: str, key: str, reason: str) -> None:
-        super().__init__(url, key, reason)  # all of them, so that a worker's error arrives whole
+        super().__init__(url, key, reason)  # all arguments, so that the error can be unpickled
         self.url, self.key, self.reason = url, key, reason
 
     def __str__(self) -> str:
         return (
-            f"{self.url}/{self.key} is {self.reason}, not as it was written: run `ldmprobe verify "
-            f"{self.url} --redo`, and the study again to redo just what is damaged"
+            f"{self.url}/{self.key} is {self.reason}. Fix: run `ldmprobe verify {self.url} "
+            "--redo`, then the study again, which repeats only the damaged units"
         )
 
     @property
     def array(self) -> str:
-        """Path of the array it belongs to."""
+        """Path of the chunk's array."""
         return self.key.partition("/c/")[0]
 
     @property
     def chunk_index(self) -> tuple[int, ...]:
-        """Where it lies in the array's grid of chunks."""
+        """Index in the array's grid of chunks."""
         return tuple(int(i) for i in self.key.partition("/c/")[2].split("/"))
 
 
 class ChecksumStore(WrapperStore[Store]):
-    """A Zarr store of a run that refuses damaged chunks.
+    """Zarr store of a run that raises on corrupt chunks.
 
     Args:
         url: of the run, for messages.
-        require_complete: also refuse chunks that are not there, where nothing may be missing any
-            more.
+        require_complete: raise on a missing chunk too, instead of returning the fill value.
     """
 
     def __init__(self, store: Store, url: str = "", require_complete: bool = False) -> None:
@@ -71,36 +70,36 @@ class ChecksumStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """A value, checked if it is a whole chunk.
+        """Read a value; the checksum is verified if it is a whole chunk.
 
         Raises:
-            DamageError: its checksum is another one, or it is not there and must be.
+            CorruptChunkError: the checksum is wrong, or the chunk is missing and must exist.
         """
         if key.endswith("/zarr.json"):
             return await self._document(key, prototype)
         if key.rpartition("/")[2] in _OLDER:
             return None
-        found = await self._store.get(key, prototype, byte_range)
+        value = await self._store.get(key, prototype, byte_range)
         if "/c/" not in key or byte_range is not None:
-            return found
-        if found is None:
+            return value
+        if value is None:
             if self.require_complete:
                 raise CorruptChunkError(self.url, key, "missing")
             return None
-        data = found.as_numpy_array()
-        kept = data[-_CRC_BYTES:].tobytes()
-        if google_crc32c.value(data[:-_CRC_BYTES]).to_bytes(_CRC_BYTES, "little") != kept:
+        data = value.as_numpy_array()
+        checksum = data[-_CRC_BYTES:].tobytes()
+        if google_crc32c.value(data[:-_CRC_BYTES]).to_bytes(_CRC_BYTES, "little") != checksum:
             raise CorruptChunkError(self.url, key, "changed")
-        return found
+        return value
 
     async def _document(self, key: str, prototype: BufferPrototype) -> Buffer | None:
-        """Metadata of a group or an array, asked for once."""
+        """Metadata of a group or an array, requested once a process."""
         known = documents.setdefault(self.url, {})
         if key not in known:
-            found = await self._store.get(key, prototype)
-            if found is None:
+            document = await self._store.get(key, prototype)
+            if document is None:
                 return None
-            known[key] = found
+            known[key] = document
         return known[key]
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -121,27 +120,27 @@ class ChecksumStore(WrapperStore[Store]):
         await self._store.delete_dir(prefix)
 
     async def exists(self, key: str) -> bool:
-        """A key is there; those of Zarr's older format never are."""
+        """Whether a key exists; keys of Zarr v2 never do."""
         if key.rpartition("/")[2] in _OLDER:
             return False
         return key in documents.get(self.url, {}) or await self._store.exists(key)
 
     async def is_empty(self, prefix: str) -> bool:
-        """Nothing is there; a group whose metadata was read is something."""
+        """Whether no key has this prefix; a group with cached metadata is not empty."""
         known = f"{prefix.strip('/')}/zarr.json" in documents.get(self.url, {})
         return not known and await self._store.is_empty(prefix)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Names in a group, asked for once: only `interventions` gets new ones."""
-        known, place = members.setdefault(self.url, {}), prefix.strip("/")
-        if place not in known:
+        """List the names in a group; cached, since only ``interventions`` gets new members."""
+        known, group = members.setdefault(self.url, {}), prefix.strip("/")
+        if group not in known:
             names = tuple([name async for name in self._store.list_dir(prefix)])
-            if place.partition("/")[0] in ("", "interventions"):
+            if group.partition("/")[0] in ("", "interventions"):
                 for name in names:
                     yield name
                 return
-            known[place] = names
-        for name in known[place]:
+            known[group] = names
+        for name in known[group]:
             yield name
 
     def __eq__(self, other: Any) -> bool:

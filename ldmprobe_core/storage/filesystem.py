@@ -1,7 +1,7 @@
-"""Files of a run, in a local folder or below a prefix of a bucket, by the same few operations.
+"""File operations that are the same in a local folder and below a prefix of a bucket.
 
-Credentials and endpoint of an object store come from the environment or an AWS profile, as for any
-S3 client; no address or setting of ours ever holds them.
+Credentials and endpoint of an object store come only from the environment or an AWS profile, as for
+any S3 client; URLs and studies do not contain them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import fsspec
 from ldmprobe_core.errors import UserError
 
 _S3_CLIENT = {
-    # What the object store cannot serve just now (500, 503, cut connections) is asked for again,
-    # later and later and with jitter; then the unit of work fails, and is retried as a whole.
+    # Retry 500, 503 and cut connections with exponential backoff and jitter; then the unit of work
+    # fails and is retried as a whole.
     "retries": {"mode": "standard", "max_attempts": 8},
     "connect_timeout": 10,
     "read_timeout": 60,
 }
 
 _IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
-"""Fewer retries, for the first request, whose answer a person waits for."""
+"""Fewer retries for the first request, so that a wrong endpoint is reported soon."""
 
 
 def client_options(url: str) -> dict[str, Any]:
     """Options of an S3 client, in addition to those that it reads from the environment.
 
-    fsspec keeps clients by these options: the endpoint is among them, so that a process that turns
-    to another one does not go on talking to the first.  Secrets are not: options can be pickled.
+    fsspec caches clients by these options.  They include the endpoint, so that another endpoint in
+    the same process gets another client, but no secrets, because options can be pickled.
     """
     if not url.startswith("s3://"):
         return {}
@@ -52,13 +52,13 @@ class Location:
         url: a local folder, or an address in a bucket.
 
     Raises:
-        UserError: it is neither.
+        UserError: the URL is empty, or has control characters or an unknown protocol.
     """
 
     def __init__(self, url: str) -> None:
         if not url.strip() or not url.isprintable():
             raise UserError(
-                f"store {url!r:.80} is empty or has control characters. Fix: give a local folder "
+                f"store {url!r:.80}: empty or with control characters. Fix: give a local folder "
                 "or s3://bucket/prefix"
             )
         self.remote = "://" in url
@@ -72,10 +72,10 @@ class Location:
     # --- can it be used --------------------------------------------------------------------------
 
     def require_reachable(self) -> None:
-        """Check that an object store answers; a local folder always does.
+        """Check that an object store responds; local folders are not checked.
 
         Raises:
-            UserError: it does not answer, or it refuses the credentials.
+            UserError: it does not respond, or it refuses the credentials.
         """
         if not self.remote:
             return
@@ -90,7 +90,7 @@ class Location:
             ) from error
 
     def require_writable(self) -> None:
-        """Check that this location is writable, and leave nothing behind.
+        """Check that this location is writable; nothing is left in it.
 
         Raises:
             UserError: it is not writable.
@@ -119,22 +119,22 @@ class Location:
     # --- files -----------------------------------------------------------------------------------
 
     def has(self, name: str) -> bool:
-        """A file is there."""
+        """Whether a file exists."""
         return bool(self._files().exists(self._path(name)))
 
     def read_text(self, name: str) -> str:
-        """A text file.
+        """Read a text file.
 
         Raises:
-            UserError: it is not there.
+            UserError: it does not exist.
         """
         return self.read_bytes(name).decode()
 
     def read_bytes(self, name: str) -> bytes:
-        """A file.
+        """Read a file.
 
         Raises:
-            UserError: it is not there.
+            UserError: it does not exist.
         """
         try:
             return bytes(self._files().cat_file(self._path(name)))
@@ -144,16 +144,16 @@ class Location:
             ) from None
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
+        """Write a text file atomically."""
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file atomically."""
         files, path = self._files(), self._path(name)
         if self.remote:
             files.pipe_file(path, data)
             return
-        part = f"{path}.{uuid.uuid4().hex}.part"  # another writer has its own
+        part = f"{path}.{uuid.uuid4().hex}.part"  # unique among writers
         for retries_left in (2, 1, 0):
             files.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
@@ -169,19 +169,19 @@ class Location:
                 raise
 
     def write_many(self, files: dict[str, bytes]) -> None:
-        """Write files, many at a time; until it returns some may be there and others not."""
+        """Write files concurrently; not atomic, an interruption leaves some of them."""
         if not self.remote:
             for folder in {os.path.dirname(self._path(name)) for name in files}:
                 os.makedirs(folder, exist_ok=True)
         self._files().pipe({self._path(name): data for name, data in files.items()})
 
     def create(self, name: str, text: str) -> bool:
-        """Make a file only where none is; says whether it did.
+        """Create a file if it does not exist; return whether this call created it.
 
-        The file system or the object store (a conditional put) decides who of many is first.
+        Atomic among concurrent callers: a hard link locally, a conditional PUT on an object store.
 
         Raises:
-            UserError: the place cannot be written to.
+            UserError: the location is not writable.
         """
         path = self._path(name)
         try:
@@ -190,7 +190,9 @@ class Location:
             else:
                 self.write_text(part := f"{name}.{uuid.uuid4().hex}", text)
                 try:
-                    os.link(self._path(part), path)  # with its text, or not at all
+                    os.link(
+                        self._path(part), path
+                    )  # links the complete file, so no reader gets a partial one
                 finally:
                     self.remove(part)
         except OSError as error:
@@ -207,41 +209,41 @@ class Location:
             return False
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
         with suppress(FileNotFoundError):
             self._files().rm_file(self._path(name))
 
     def remove_all(self) -> None:
-        """Remove the place with everything in it, if it is there."""
+        """Remove the folder or prefix with everything in it, if it exists."""
         with suppress(FileNotFoundError):
             self._files().rm(self._path(""), recursive=True)
 
     def files(self, name: str = "") -> list[str]:
-        """Names of the files directly in a folder; none where it is not there."""
+        """Names of the files directly in a folder; empty if it does not exist."""
         return self._listed(name, "file")
 
     def folders(self, name: str) -> list[str]:
-        """Names of the folders directly in a folder; none where it is not there."""
+        """Names of the folders directly in a folder; empty if it does not exist."""
         return self._listed(name, "directory")
 
     def size(self) -> int:
-        """Bytes that everything here takes."""
+        """Total size of all files in bytes."""
         return int(self._files().du(self._path("")))
 
     def _listed(self, name: str, kind: str) -> list[str]:
         try:
-            found = self._files().ls(self._path(name), detail=True)
+            entries = self._files().ls(self._path(name), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        places = [item["name"].rstrip("/") for item in found if item["type"] == kind]
-        return sorted(place.rpartition("/")[2] for place in places)
+        paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
+        return sorted(path.rpartition("/")[2] for path in paths)
 
     def _files(self, patient: bool = True) -> Any:
         options = client_options(self.url)
         if options and not patient:
             options["config_kwargs"] = _IMPATIENT
-        kind = self.url.partition("://")[0] if self.remote else "file"
-        return fsspec.filesystem(kind, **options)
+        protocol = self.url.partition("://")[0] if self.remote else "file"
+        return fsspec.filesystem(protocol, **options)
 
     def _path(self, name: str) -> str:
         base = self.url.partition("://")[2] if self.remote else self.url
@@ -249,7 +251,7 @@ class Location:
 
 
 def _is_taken(error: OSError) -> bool:
-    """The file was there already; s3fs gives S3's own answer as the cause of a plain OSError."""
-    answer = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-    taken = answer in {"PreconditionFailed", "ConditionalRequestConflict"}
+    """Whether the file existed already; s3fs puts S3's response into the cause of an OSError."""
+    code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    taken = code in {"PreconditionFailed", "ConditionalRequestConflict"}
     return taken or isinstance(error, FileExistsError)

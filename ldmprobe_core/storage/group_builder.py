@@ -1,4 +1,4 @@
-"""Arrays with names: dimensions, a description, units, and a checksum at the end of each chunk."""
+"""Builder of Zarr arrays with named dimensions, description, units and a checksum per chunk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class GroupBuilder:
         self.root = root
 
     def group(self, path: str, description: str) -> zarr.Group:
-        """A group with what it holds, in words."""
+        """Create a group with a description."""
         return self.root.create_group(path, attributes={"description": description})
 
     def array(
@@ -31,14 +31,19 @@ class GroupBuilder:
         units: str = "1",
         compress: bool = True,
     ) -> None:
-        """An empty array with named dimensions; sizes and chunks are by dimension."""
+        """Create an empty array with named dimensions.
+
+        Args:
+            sizes: dimension to its length, in the order of the array's dimensions.
+            chunks: dimension to its chunk length; a dimension that is absent is not chunked.
+        """
         floating = np.dtype(dtype).kind == "f"
         group.create_array(
             name,
             shape=tuple(sizes.values()),
             chunks=tuple(chunks.get(dim, size) for dim, size in sizes.items()),
             dtype=dtype,
-            fill_value=np.nan if floating else 0,  # a hole in floats shows as NaN
+            fill_value=np.nan if floating else 0,  # a missing chunk of floats reads as NaN
             compressors=(ZstdCodec(level=1), Crc32cCodec()) if compress else (Crc32cCodec(),),
             dimension_names=tuple(sizes),
             attributes={"description": description, "units": units},
@@ -54,7 +59,7 @@ class GroupBuilder:
         description: str,
         units: str = "1",
     ) -> None:
-        """A small array with its data, one chunk."""
+        """Create a one-dimensional array of one chunk and write its data."""
         data = np.asarray(values)
         text = data.dtype.kind == "U"
         with warnings.catch_warnings():
@@ -80,7 +85,11 @@ class GroupBuilder:
         units: str = "1",
         name: str | None = None,
     ) -> None:
-        """A coordinate of a dimension; one with a ``name`` of its own is a second one beside it."""
+        """Create a coordinate of a dimension.
+
+        Args:
+            name: of a further coordinate of the same dimension; None for the dimension's own.
+        """
         self.table(group, name or dim, dim, values, description, units)
         if name:
             known = str(group.attrs.get("coordinates", "")).split()

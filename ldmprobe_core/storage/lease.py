@@ -1,9 +1,9 @@
 """A lease on a run: one holder at a time, with takeover when a holder stops.
 
-Leases are numbered files, ``<location>.lease/000001`` and so on, each made only where none is.  The
-highest number holds.  Its holder writes a heartbeat into it every few seconds; a process that finds
-a lease that has stopped beating makes the next number, and of several that try one succeeds.  No
-clock is compared with another machine's: that a lease is dead is watched for, not computed.
+Leases are numbered files, ``<location>.lease/000001`` and so on, created atomically; the highest
+number is the valid one.  Its holder rewrites it with a new heartbeat every few seconds.  A process
+that sees no new heartbeat for `STALE_S` creates the next number; if several try, one succeeds.
+Expiry is measured with the waiting process's own clock, so clocks of machines need not agree.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ STALE_S = 30.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease.
+    """Process that holds a lease.
 
     Attributes:
-        description: in words, such as a flow run's id.
-        host: machine and process namespace, within which `pid` means something.
-        pid: process that beats.
-        started_at: when it started, in a unit of its own machine's; a pid may come back.
-        heartbeat: counts up while the holder lives.
+        key: random, one per acquisition.
+        description: of the holder for messages, such as a flow run's id.
+        host: machine, boot and process namespace, within which ``pid`` is unique.
+        pid: id of the process.
+        started_at: start time of the process on its machine, since a pid may be reused.
+        heartbeat: counter that increases while the holder is alive.
     """
 
     key: str
@@ -49,14 +50,14 @@ class Holder:
 
     @classmethod
     def here(cls, description: str) -> Holder:
-        """This process."""
+        """Holder record of this process."""
         return cls(
             uuid.uuid4().hex, description, _host(), os.getpid(), _process_start_time(os.getpid())
         )
 
     @property
     def is_dead(self) -> bool:
-        """Its process is known to be gone: only on this machine can that be known at once."""
+        """Whether its process is known to have ended; always False on another machine."""
         if self.host != _host():
             return False
         try:
@@ -66,11 +67,11 @@ class Holder:
 
 
 class Lease:
-    """A held lease.
+    """Lease that this process holds; a thread renews it until `release`.
 
     Attributes:
-        previous: the dead holders before it, the last one last; several, where one that had just
-            taken over was killed before it could tell of the one before.
+        previous: expired holders, oldest first; more than one if a successor died before reporting
+            its predecessor.
     """
 
     def __init__(
@@ -86,15 +87,14 @@ class Lease:
         """Raise if another process has taken the lease over, for example after a suspend.
 
         Raises:
-            RunError: another one holds the place now, or has held it since.
+            RunError: another process holds the lease now, or has held it since.
         """
         if not self._is_mine():
             self._lost = True
         if self._lost:
             raise RunError(
                 f"{self._location.url.removesuffix('.lease')} was taken over by another process "
-                "while "
-                "this one did not answer: leave it to that one, or start again after it"
+                "while this one did not respond. Fix: let that one finish, or start again after it"
             )
 
     def _is_mine(self) -> bool:
@@ -107,14 +107,16 @@ class Lease:
     def _keep_alive(self) -> None:
         while not self._released.wait(HEARTBEAT_S):
             self._holder = replace(self._holder, heartbeat=self._holder.heartbeat + 1)
-            with suppress(Exception):  # the store may be away for a moment; the next beat counts
+            with suppress(
+                Exception
+            ):  # the store may be unreachable for a moment; retry at the next one
                 if not self._is_mine():
                     self._lost = True
                     return
                 self._location.write_text(_name(self._number), _text(self._holder))
 
     def release(self) -> None:
-        """Give the place back."""
+        """Stop the heartbeat and remove the lease, if this process still holds it."""
         self._released.set()
         self._thread.join(timeout=60)
         # If the store is unreachable the heartbeat stops, which releases the lease in time.
@@ -131,12 +133,12 @@ def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[
     """Hold the lease of a run; other processes wait or are refused.
 
     Args:
-        url: of the place; the lease lies beside it.
-        description: who wants it, in words that another one will be told.
-        patience_s: how long to wait for a living holder.
+        url: of the run; the lease is a folder beside it.
+        description: of this process, shown to others that wait.
+        patience_s: how long to wait for a holder that is alive.
 
     Raises:
-        UserError: another process holds it, and lives.
+        UserError: another process that is alive holds the lease.
     """
     location, holder_here = Location(f"{url.rstrip('/')}.lease"), Holder.here(description)
     deadline = time.monotonic() + patience_s
@@ -144,7 +146,7 @@ def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[
     while lease is None:
         number = max(_numbers(location), default=0)
         held_by = _read(location, number) if number else None
-        if number and held_by is None:  # just given back, or spoilt by a power cut
+        if number and held_by is None:  # just released, or damaged by a power failure
             if unreadable[0] != number:
                 unreadable = number, time.monotonic()
             if time.monotonic() - unreadable[1] < STALE_S:
@@ -155,7 +157,7 @@ def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[
         elif time.monotonic() >= deadline:
             raise UserError(
                 f"{url} is being worked on by {held_by.description} (process {held_by.pid} on "
-                f"{held_by.host.partition('/')[0]}): wait for it, or stop it"
+                f"{held_by.host.partition('/')[0]}). Fix: wait for it, or stop it"
             )
     try:
         yield lease
@@ -173,19 +175,20 @@ def _take(
     overtaken = max(numbers, default=0) != number
     before = _read(location, number - 1) if previous is not None else None
     vanished = previous is not None and (before is None or before.key != previous.key)
-    if overtaken or vanished:  # what we had looked at is long over
+    if overtaken or vanished:  # the lease changed after it was read
         location.remove(_name(number))
         return None
-    found = (_read(location, earlier) for earlier in sorted(numbers) if earlier < number)
+    holders = (_read(location, earlier) for earlier in sorted(numbers) if earlier < number)
     return Lease(
-        location, number, holder_here, tuple(holder for holder in found if holder is not None)
+        location, number, holder_here, tuple(holder for holder in holders if holder is not None)
     )
 
 
 def _stopped(location: Location, number: int, holder: Holder, deadline: float) -> bool:
-    """Watch a lease: it has stopped beating, or waiting for it is over.
+    """Whether a lease got no new heartbeat for `STALE_S`.
 
-    A living holder is known by its next beat, which comes long before `STALE_S` is over.
+    False as soon as the lease is gone, its process is known to have ended, or a heartbeat arrives
+    after the deadline.
     """
     since = time.monotonic()
     while time.monotonic() - since < STALE_S:
@@ -213,7 +216,7 @@ def _text(holder: Holder) -> str:
 
 
 def _read(location: Location, number: int) -> Holder | None:
-    """Who holds a number; None where it was given back or is not wholly written yet."""
+    """Holder of a numbered lease; None if it was released or is not completely written yet."""
     try:
         return Holder(**json.loads(location.read_text(_name(number))))
     except (UserError, ValueError, TypeError):
@@ -221,7 +224,7 @@ def _read(location: Location, number: int) -> Holder | None:
 
 
 def _host() -> str:
-    """This machine since it was started, and its process namespace: names alone are shared."""
+    """Host name, boot id and process namespace: several machines may share a host name."""
     parts = [socket.gethostname()]
     with suppress(OSError):  # Linux has both
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -230,10 +233,12 @@ def _host() -> str:
 
 
 def _process_start_time(pid: int) -> float:
-    """When a process started, in ticks since the machine did, which no clock that is set changes.
+    """Start time of a process in ticks since boot, which setting the clock does not change.
+
+    Without /proc it is seconds since the epoch.
 
     Raises:
-        psutil.NoSuchProcess: there is none.
+        psutil.NoSuchProcess: no process has this id.
     """
     try:
         return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

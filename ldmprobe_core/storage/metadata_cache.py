@@ -10,19 +10,20 @@ from zarr.core.buffer import Buffer
 documents: dict[str, dict[str, Buffer]] = {}
 members: dict[str, dict[str, tuple[str, ...]]] = {}
 _facts: dict[str, dict[str, Any]] = {}
-"""What is laid out once and never changes, by the run's URL: an object store is asked for it once
-a process, not at every opening of an array (nine requests in ten).  The root's own attributes and
-all data are always asked for.
+"""Metadata that is constant after a run is created, by the run's URL.
+
+It is requested once a process, which saves nine of ten requests to an object store.  The root's
+attributes and all data are not cached.
 """
 
 
 def invalidate_node(url: str, node: str) -> None:
-    """Metadata of a node, and of all below it, was changed; its parent's members too."""
+    """Drop the cached metadata of a node and its descendants, and its parent's list of members."""
     cached, listed = documents.get(url, {}), members.get(url, {})
     for key in [key for key in cached if key.startswith(f"{node}/")]:
         del cached[key]
-    for place in [p for p in listed if p == node or p.startswith(f"{node}/")]:
-        del listed[place]
+    for group in [g for g in listed if g == node or g.startswith(f"{node}/")]:
+        del listed[group]
     listed.pop(node.rpartition("/")[0], None)
 
 
@@ -33,7 +34,7 @@ def invalidate_cache(url: str) -> None:
 
 
 def cached_fact(url: str, fact: str, find: Callable[[], Any]) -> Any:
-    """What is laid out with a run and never changes, such as its layers: found once."""
+    """Cached constant of a run, such as its layers; ``find`` is called once a process."""
     facts = _facts.setdefault(url, {})
     if fact not in facts:
         facts[fact] = find()

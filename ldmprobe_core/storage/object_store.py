@@ -1,8 +1,8 @@
-"""Clients of an object store: the one that Zarr data goes by, chunk after chunk.
+"""Client of an object store for the chunks of Zarr arrays.
 
-`obstore` (the Rust crate object_store, by its own authors) moves chunks; what is not an array, and
-is asked for once, goes by s3fs (`ldmprobe_core.storage.filesystem`).  ``LDMPROBE_CHUNKS=s3fs``
-sends chunks by s3fs as well, should an object store need it.
+`obstore` (Python bindings of the Rust crate object_store) transfers chunks; other files go through
+s3fs (`ldmprobe_core.storage.filesystem`).  ``LDMPROBE_CHUNKS=s3fs`` sends chunks through s3fs too,
+for an object store that obstore does not support.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLIENT = "LDMPROBE_CHUNKS"
 T = TypeVar("T")
 
 _RETRIES: Any = {
-    # As `places` has it for s3fs: later and later, with jitter; then the unit of work fails.
+    # As `filesystem` does for s3fs: exponential backoff with jitter, then the unit of work fails.
     "max_retries": 5,
     "retry_timeout": timedelta(minutes=1),
     "backoff": {
@@ -42,16 +42,18 @@ _RETRIES: Any = {
 
 
 def open_store(url: str) -> Store:
-    """The Zarr store at a place: a folder, or a prefix of a bucket.
+    """Open the Zarr store in a folder or below a prefix of a bucket.
 
     Raises:
-        UserError: the environment names a client that there is not.
+        UserError: ``LDMPROBE_CHUNKS`` names an unknown client, or there are no credentials.
     """
     if "://" not in url:
         return LocalStore(url)
     client = os.environ.get(CLIENT, "obstore")
     if client not in ("obstore", "s3fs"):
-        raise UserError(f"{CLIENT} is {client!r}: give obstore or s3fs, or leave it out")
+        raise UserError(
+            f"{CLIENT}: unknown client ({client!r}). Fix: set it to obstore or s3fs, or unset it"
+        )
     if client == "s3fs" or not url.startswith("s3://"):
         options = {**client_options(url), "asynchronous": True}
         return FsspecStore.from_url(url, storage_options=options)
@@ -60,19 +62,19 @@ def open_store(url: str) -> Store:
 
 
 class Bucket(ObjectStore[S3Store]):
-    """obstore's Zarr store, more patient, with errors of the system as any other store has them.
+    """obstore's Zarr store with further retries, which raises OSErrors as other stores do.
 
-    obstore repeats a request that fails, but not an answer that breaks off within.
+    obstore retries a request that fails, but not a response that is cut off; this class does.
 
-    Raises, from every verb:
-        PermissionError: the keys are refused.
-        OSError: the object store failed, after every repetition.
+    Raises, from every method:
+        PermissionError: the credentials are refused.
+        OSError: the object store failed at every retry.
     """
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """A value, or a part of it; None where there is none."""
+        """Read a value or a byte range of it; None if the key does not exist."""
         return await _with_retries(lambda: super(Bucket, self).get(key, prototype, byte_range))
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -80,7 +82,7 @@ class Bucket(ObjectStore[S3Store]):
         await _with_retries(lambda: super(Bucket, self).set(key, value))
 
     async def exists(self, key: str) -> bool:
-        """A key is there."""
+        """Whether a key exists."""
         return await _with_retries(lambda: super(Bucket, self).exists(key))
 
     async def delete(self, key: str) -> None:
@@ -88,7 +90,7 @@ class Bucket(ObjectStore[S3Store]):
         await _with_retries(lambda: super(Bucket, self).delete(key))
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
-        """Names in a group."""
+        """List the names in a group."""
 
         async def names() -> list[str]:
             return [name async for name in super(Bucket, self).list_dir(prefix)]
@@ -98,7 +100,7 @@ class Bucket(ObjectStore[S3Store]):
 
 
 async def _with_retries(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask, and again where the answer broke off; in the end, an error of the system, in a line."""
+    """Await a request, retry it if it fails, and convert the last failure to an OSError."""
     for wait in (*_WAITS, None):
         try:
             return await ask()
@@ -119,7 +121,7 @@ def _line(error: BaseError) -> str:
 
 
 def _identity() -> tuple[str | None, ...]:
-    """What a client is made from: another endpoint or key is another client."""
+    """Values of the environment variables that select a client: part of its cache key."""
     names = ("ENDPOINT_URL", "ENDPOINT_URL_S3", "PROFILE", "ACCESS_KEY_ID", *_REGION)
     return tuple(os.environ.get(f"AWS_{name}") for name in names)
 
@@ -151,19 +153,19 @@ def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
 
 
 class _Credentials:
-    """Keys as any AWS client finds them: environment, profile, role; asked for again in time."""
+    """Credential provider that follows AWS's order (environment, profile, role) and refreshes."""
 
     def __init__(self, session: botocore.session.Session) -> None:
-        found = session.get_credentials()
-        if found is None:
+        credentials = session.get_credentials()
+        if credentials is None:
             raise UserError(
-                "no credentials for the object store: set AWS_ACCESS_KEY_ID and "
+                "object store: no credentials. Fix: set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             )
-        self.found = found
+        self._credentials = credentials
 
     def __call__(self) -> Any:
-        frozen = self.found.get_frozen_credentials()
+        frozen = self._credentials.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,

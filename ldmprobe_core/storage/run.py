@@ -1,20 +1,20 @@
-"""A run's data: one Zarr v3 group in a folder or a bucket, written by region, read with xarray.
+"""Storage of a run: one Zarr v3 group in a folder or a bucket, written by region, read with xarray.
 
-This module and `ldmprobe_core.storage.schema` alone know where things lie.  The whole hierarchy is
-laid out when a run is created; workers then fill regions that are whole chunks, so that no two
-writers ever share one.  A unit of work is either complete or absent: its mark is written after its
-data.
+Only this module and `ldmprobe_core.storage.schema` know the names of groups and arrays.  All of
+them are created together with the run; workers then fill regions that are whole chunks, so that no
+two writers share a chunk.  A unit of work is either complete or absent: it is recorded in
+``progress/`` after its data is written.
 
 Layout (dimensions in brackets)::
 
     samples/                   prompt, seed, category, split, source_image [sample]
     images/                    image [sample, y, x, rgb]; trajectory, clean [sample, step, ...]
     activations/<layer>/       activation [sample, step, y, x, channel]; nonfinite [sample, step]
-    activations_permuted/<layer>/  the same, of the denoiser with permuted weights
+    activations_permuted/<layer>/  the same arrays for the denoiser with permuted weights
     labels/                    foreground, depth, shading [sample, y, x]; class [sample, class]
-    exact_maps/                   exact maps of pictures that have them [sample, y, x]
+    exact_maps/                exact maps of source images that have them [sample, y, x]
     labels_trajectory/         the same labelers on the decoded latents [sample, step, ...]
-    labels_clean/              and on the predicted clean images [sample, step, ...]
+    labels_clean/              the same labelers on the predicted clean images [sample, step, ...]
     probes/<layer>/            weight [kind, property, step, channel]; bias, penalty [kind, ...]
     scores/<property>/         score [condition, kind, metric, step, layer, sample]
     statistics/<network>/<layer>/  sums over training samples: gram, nonfinite [accumulator,
@@ -25,8 +25,9 @@ Layout (dimensions in brackets)::
     progress/                  generated, labeled [batch]; probed [step, layer]; accumulated
                                    [accumulator]
 
-With ``capture.keep: statistics`` training samples leave nothing but those sums, and the dimension
-``sample`` of all groups but samples/ holds the others, which then come first.
+With ``capture.keep: statistics`` only these sums are stored of training samples.  Held-out samples
+then have the first indices, and the dimension ``sample`` of every group except samples/ holds only
+them.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 SOURCES = ("trajectory", "clean")
-"""What the image labelers read at each step: decoded latents, and the predicted clean image."""
+"""Per-step images that are labeled: decoded latents, and the predicted clean image."""
 
 _LAYING_OUT_S = 120.0
-"""How long laying a run out may take another process; it takes seconds."""
+"""Longest time to wait for another process that creates the same run; creation takes seconds."""
 
 
 class Run:
@@ -85,7 +86,7 @@ class Run:
         self.progress = Progress(self.location.url, lambda: self.store)
 
     def progress_of(self, group: str) -> Progress:
-        """Progress record of units whose array lies in a group of its own, such as an edit's."""
+        """Progress record of units whose array lies in another group, such as an edit's."""
         return Progress(self.url, lambda: self.store, group)
 
     @property
@@ -97,37 +98,37 @@ class Run:
 
     @property
     def store(self) -> ChecksumStore:
-        """The Zarr store of the run's group; chunks that were changed are refused."""
+        """Zarr store of the run's group; reading a chunk with a wrong checksum raises."""
         return self.zarr_store(require_complete=False)
 
     def zarr_store(self, require_complete: bool) -> ChecksumStore:
-        """The Zarr store of the run's group.
+        """Zarr store of the run's group.
 
         Args:
-            require_complete: refuse chunks that are missing, too.
+            require_complete: raise on a missing chunk too, instead of returning the fill value.
         """
         return ChecksumStore(open_store(self.url), self.url, require_complete)
 
     @property
     def exists(self) -> bool:
-        """A run has been laid out here, wholly: study.json is written last."""
+        """Whether a run was created here completely: study.json is written last."""
         return self.location.has("study.json")
 
     def create(self, shape: RunShape, record: dict[str, Any]) -> None:
-        """Lay the run out: every array with its dimensions, coordinates and units, no data yet.
+        """Create every array of the run, empty, with dimensions, coordinates and units.
 
         Args:
-            record: versions, fingerprint and the like, kept with the run.
+            shape: sizes and coordinates of the arrays.
+            record: attributes of the root group, such as versions and fingerprints.
 
         Raises:
-            UserError: the place cannot be written to.
+            UserError: the run's folder or prefix is not writable.
         """
         study = shape.study
-        laid_out: dict[
-            str, Buffer
-        ] = {}  # in memory first: array by array takes an object store long
+        # Build in memory and upload at once: one request an array is slow on an object store.
+        buffers: dict[str, Buffer] = {}
         root = zarr.create_group(
-            MemoryStore(laid_out),
+            MemoryStore(buffers),
             attributes={
                 "title": f"ldmprobe run of study {study.name}",
                 "study_hash": study.hash,
@@ -141,7 +142,7 @@ class Run:
         invalidate_cache(self.url)
         try:
             self.location.remove_all()
-            self.location.write_many({key: value.to_bytes() for key, value in laid_out.items()})
+            self.location.write_many({key: value.to_bytes() for key, value in buffers.items()})
         except OSError as error:
             raise self.location.unwritable(error) from error
         self.location.write_text("identity", uuid.uuid4().hex)
@@ -151,12 +152,12 @@ class Run:
         """Lock for creating groups in the run; another process waits for it.
 
         Raises:
-            UserError: another process has held the place for longer than laying out takes.
+            UserError: another process has held the lock for longer than creating a run takes.
         """
         return hold_lease(f"{self.url}.laying-out", "another start", patience_s=_LAYING_OUT_S)
 
     def consolidate(self) -> None:
-        """Gather the metadata of every group, so that one read shows a stranger all of them."""
+        """Consolidate the metadata of all groups, so that xarray opens the run with one read."""
         _consolidate(self.store)
 
     @cached_property
@@ -164,22 +165,22 @@ class Run:
         """The study that the run carries out.
 
         Raises:
-            UserError: there is none, or it is one of another release.
+            UserError: there is no study, or another release wrote it.
         """
         try:
             return parse_study(json.loads(self.location.read_text("study.json")), "study.json")
         except UserError as error:
             raise UserError(
-                f"{self.url} was made by another release ({error}): read it with that release, or "
-                "with xarray alone"
+                f"{self.url}: the run was created by another release ({error}). Fix: read it with "
+                "that release, or with xarray alone"
             ) from None
 
     def open(self, group: str, require_complete: bool = False) -> xr.Dataset:
-        """One group, lazily; see the module's docstring for their names.
+        """Open one group lazily; the module's docstring lists the groups.
 
         Args:
-            require_complete: nothing may be missing in what is read of it; else a hole reads as
-                NaN or 0.
+            require_complete: raise on a missing chunk instead of returning the fill value, which
+                is NaN or 0.
         """
         store = self.zarr_store(require_complete)
         return xr.open_zarr(store, group=group, consolidated=False, chunks=None, zarr_format=3)
@@ -194,15 +195,15 @@ class Run:
         return [
             Sample(
                 int(index), str(prompt), int(seed), str(category) or None, str(split),
-                str(picture) or None,
+                str(source_image) or None,
             )
-            for index, prompt, seed, category, split, picture in zip(
+            for index, prompt, seed, category, split, source_image in zip(
                 table.sample.values, *columns, strict=True
             )
         ]  # fmt: skip
 
     def attributes(self) -> dict[str, Any]:
-        """What was recorded when the run was created."""
+        """Attributes of the root group, recorded when the run was created."""
         return dict(
             zarr.open_group(self.store, mode="r", use_consolidated=False, zarr_format=3).attrs
         )
@@ -214,7 +215,7 @@ class Run:
 
     @property
     def probe_inputs(self) -> list[str]:
-        """Everything that is probed: the layers, and the latents where they are a control."""
+        """Names of all probe inputs: the layers, and the latents if they are a control."""
         return list(
             cached_fact(
                 self.url, "layers", lambda: [str(n) for n in self.read("progress", "layer")]
@@ -223,12 +224,12 @@ class Run:
 
     @property
     def n_stored(self) -> int:
-        """How many samples have images and activations here: all, or those that do not train."""
+        """Number of samples with stored images and activations: all, or only the held-out ones."""
         return int(cached_fact(self.url, "stored", lambda: self.open("images").sizes["sample"]))
 
     @property
     def exact_properties(self) -> list[str]:
-        """Properties of which every picture has an exact map."""
+        """Properties of which every source image has an exact map."""
         root = zarr.open_group(self.store, mode="r", use_consolidated=False, zarr_format=3)
         return [name for name in map_properties() if f"exact_maps/{name}" in root]
 
@@ -271,17 +272,20 @@ class Run:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
-                    f"store {self.url!r} is full: make room, then the same command goes on"
+                    f"store {self.url!r}: no space is left. Fix: free some, then repeat the "
+                    "command, which resumes the run"
                 ) from error
             raise
 
     def read(self, group: str, name: str, **where: Any) -> np.ndarray:
-        """Values of one array, selected by dimension: an index, a slice, or an array of indices.
+        """Read values of one array, without its coordinates, which `open` would read too.
 
-        The coordinates, which `open` reads too, are left alone.
+        Args:
+            where: dimension to an index, a slice, or an array of indices; other dimensions
+                are read whole.
 
         Raises:
-            DamageError: some of them are not there, or are not what was written.
+            CorruptChunkError: a chunk is missing, or its checksum is wrong.
         """
         store = self.zarr_store(require_complete=True)
         array = zarr.open_array(store, path=f"{group}/{name}", mode="r", zarr_format=3)
@@ -292,7 +296,9 @@ class Run:
 
 def _consolidate(store: Store) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an extension of v3; and our own records
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # not in the v3 specification; files such as study.json
         zarr.consolidate_metadata(store)
 
 
@@ -304,7 +310,7 @@ def _check_region(
     region: dict[str, slice],
     given: tuple[int, ...],
 ) -> None:
-    """Refuse what would lose data in silence: two writers in one chunk."""
+    """Refuse a region of partial chunks: two writers of one chunk would silently lose data."""
     expected = []
     for dim, size, chunk in zip(dims, shape, chunks, strict=True):
         part = region.get(str(dim), slice(0, size))

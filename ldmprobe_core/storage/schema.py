@@ -1,7 +1,7 @@
-"""The hierarchy of a run: every group and array, with dimensions, coordinates and units.
+"""Schema of a run: every group and array, with dimensions, coordinates and units.
 
 Chunks follow the units of work: a batch of samples at one step, or one cell, so that a worker's
-region is always whole chunks and a cell reads no chunk that it does not need.
+region is always whole chunks and a cell reads only the chunks that it needs.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from ldmprobe_core.study.splits import SPLITS
 
 @dataclass(frozen=True)
 class RunShape:
-    """What decides the shape of a run.
+    """Sizes and coordinates of a run's arrays.
 
     Attributes:
         shapes: of every captured layer, in the denoiser's order.
         size: height and width of the images in pixels.
-        exact_properties: properties of which every picture has an exact map; empty where images
+        exact_properties: properties of which every source image has an exact map; empty if images
             are generated.
-        timesteps: the scheduler's number of every step.
-        classes: names of the classes, empty where none are labeled.
-        units: of each labeled property.
+        timesteps: the scheduler's timestep of every sampler step.
+        classes: names of the classes; empty if classes are not labeled.
+        units: property to the unit of its labels.
     """
 
     study: Study
@@ -68,7 +68,7 @@ class RunSchema(GroupBuilder):
         self.steps = len(self.timesteps)
 
     def build(self) -> None:
-        """All groups; plain coordinates first, so that a stranger can read any group alone."""
+        """Create all groups, each with its own coordinates, so that it can be read alone."""
         self._samples()
         self._images()
         summed = self.study.capture.keep != "activations"
@@ -96,8 +96,8 @@ class RunSchema(GroupBuilder):
         self._progress()
 
     def _sample(self, group: zarr.Group, all_of_them: bool = False) -> None:
-        there = self.samples if all_of_them else self.stored_samples
-        self.coordinate(group, "sample", [s.index for s in there], "index of the image")
+        samples = self.samples if all_of_them else self.stored_samples
+        self.coordinate(group, "sample", [s.index for s in samples], "index of the image")
 
     def _step(self, group: zarr.Group) -> None:
         self.coordinate(group, "step", range(1, self.steps + 1), "sampler step, from 1")
@@ -160,8 +160,8 @@ class RunSchema(GroupBuilder):
             )
 
     def _activations(self, path: str, name: str, shape: LayerShape) -> None:
-        what = "the denoiser's input" if name == LATENTS else f"output of {name}"
-        group = self.group(path, f"{what.capitalize()}, conditional half.")
+        description = "the denoiser's input" if name == LATENTS else f"output of {name}"
+        group = self.group(path, f"{description.capitalize()}, conditional half.")
         self._sample(group)
         self._step(group)
         self._pixels(group, shape.y, shape.x)
@@ -169,14 +169,14 @@ class RunSchema(GroupBuilder):
         cells = {"sample": len(self.stored_samples), "step": self.steps}
         chunk = {"sample": self.batch, "step": 1}
         grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
-        # Activations hardly compress: zstd gains 6..12%, less than it costs in time.
+        # Uncompressed: zstd saves only 6 to 12 % of activations, which does not repay its time.
         self.array(
             group,
             "activation",
             {**cells, **grid},
             chunk,
             "float16",
-            what,
+            description,
             compress=False,
         )
         self.array(
@@ -234,7 +234,10 @@ class RunSchema(GroupBuilder):
             )
 
     def _sums(self, network: str, name: str, shape: LayerShape) -> None:
-        """Sums of one layer's cells; a part has two slots, of which `marks` says which counts."""
+        """Create the sums of one layer's cells, with two buffers an accumulator.
+
+        ``progress/accumulated`` tells which of the two is the active one.
+        """
         group = self.group(
             f"{STATISTICS_GROUP}/{network}/{name}", f"Sums over training samples of {name}."
         )
@@ -302,7 +305,7 @@ class RunSchema(GroupBuilder):
 
     def _scores(self, prop: str) -> None:
         group = self.group(f"scores/{prop}", f"Scores of {prop} probes, held-out samples.")
-        held = [s for s in self.samples if s.split != "train"]
+        heldout = [s for s in self.samples if s.split != "train"]
         kinds, metrics = self.study.kinds, property_of(prop).metrics
         conditions = [condition.name for condition in self.study.conditions]
         self.coordinate(group, "condition", conditions, "the probe proper, and its controls")
@@ -310,9 +313,9 @@ class RunSchema(GroupBuilder):
         self.coordinate(group, "metric", list(metrics), "agreement with the label")
         self._step(group)
         self.coordinate(group, "layer", list(self.shapes), "denoiser module")
-        self.coordinate(group, "sample", [s.index for s in held], "index of the image")
+        self.coordinate(group, "sample", [s.index for s in heldout], "index of the image")
         self.coordinate(
-            group, "sample", [s.split for s in held], "validation or test", name="split"
+            group, "sample", [s.split for s in heldout], "validation or test", name="split"
         )
         sizes = {
             "condition": len(conditions),
@@ -320,7 +323,7 @@ class RunSchema(GroupBuilder):
             "metric": len(metrics),
             "step": self.steps,
             "layer": len(self.shapes),
-            "sample": len(held),
+            "sample": len(heldout),
         }
         self.array(
             group,

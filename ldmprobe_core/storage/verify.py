@@ -2,7 +2,7 @@
 
 Units of work make the arrays (`ldmprobe_core.storage.units`); the next run repeats every unit that
 is not recorded as complete, with the same result.  Coordinates, ``samples/`` and interventions are
-not remade by a run: their corrupt chunks are reported only.
+not written again by a run: their corrupt chunks are only reported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
     """Record the units that wrote corrupt chunks as not done, so that the next run repeats them.
 
     Returns:
-        the chunks that no unit of a run can make again.
+        the chunks that no unit of a run can write again.
     """
     beyond_repair = []
     root = zarr.open_group(run.store, mode="r", use_consolidated=False)
@@ -87,7 +87,7 @@ def unit_of_chunk(
 
 
 def _expectation(run: Run) -> _Expectation:
-    """Which chunks must exist, by the run's progress record as it is now."""
+    """Rule that tells which chunks must exist, from the run's current progress record."""
     layers = run.probe_inputs
     counts_by_group: dict[str, np.ndarray] = {}
 

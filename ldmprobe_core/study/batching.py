@@ -20,15 +20,15 @@ def label_assignments(study: Study, network: str) -> tuple[str, ...]:
 
 
 def gram_width(study: Study, network: str, channels: int) -> int:
-    """Columns of a cell's sums: activations, the constant, and each assignment's labels."""
+    """Width of a cell's Gram matrix: channels, the constant, and each assignment's labels."""
     return channels + 1 + len(label_assignments(study, network)) * len(study.labels.maps)
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
-    """Training batches of samples ``first`` to ``count``, by part and unit.
+    """Batches of the training samples ``first`` to ``count - 1``, by accumulator and unit.
 
-    No batch has a single sample unless there is no other: its labels could not be dealt to
-    another image.
+    A last batch of one sample is joined to the one before it, because the shuffled-label control
+    needs at least two images a batch.
     """
     size = study.sampling.batch
     starts = list(range(first, count, size))

@@ -1,4 +1,4 @@
-"""Conditions under which a cell is scored: the probe itself, and controls that should fail.
+"""Conditions under which a cell is scored: the probe itself, and controls that should score low.
 
 A condition is a network whose activations are read and an assignment of labels to samples.  The
 axis ``condition`` of stored scores lists the study's conditions by name, so a registered condition
@@ -14,18 +14,21 @@ import numpy as np
 
 
 def own_labels(members: np.ndarray, seed: int) -> np.ndarray:
-    """Every sample keeps its own label."""
+    """Assign to every sample its own label; returns the indices unchanged."""
     return members
 
 
 def derange(index: np.ndarray, seed: int) -> np.ndarray:
-    """The same sample indices in another order, none at its former position where avoidable.
+    """Assign to every sample the label of another one: a cyclic shift of a random order.
 
-    A cyclic shift of a random order: every sample gets another one's label.
+    A single sample keeps its own label.
 
     Args:
         index: (sample,) indices.
         seed: of the random order.
+
+    Returns:
+        (sample,) indices of the samples whose labels they get.
     """
     order = np.random.default_rng(seed).permutation(len(index))
     partner = np.empty(len(index), dtype=index.dtype)
@@ -37,8 +40,8 @@ ASSIGNMENTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "true": own_labels,
     "shuffled": derange,
 }
-"""Label assignments by name: from sample indices (sample,) and a seed to the indices of the samples
-whose labels they get."""
+"""Label assignments by name: functions of sample indices (sample,) and a seed that return, for each
+sample, the index of the sample whose label it gets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Condition:
         name: on the axis ``condition`` of scores, and the key in ``controls`` of a study.
         title: name in text.
         column: heading in narrow tables.
-        network: whose activations are probed: ``trained`` or ``permuted`` (weights).
+        network: that is probed: ``trained``, or ``permuted`` with permuted weights.
         assignment: name of a label assignment in `ASSIGNMENTS`.
         always_stored: part of every run's axis, NaN where the control is off.
     """
@@ -66,7 +69,7 @@ CONDITIONS: dict[str, Condition] = {}
 """Registered conditions by name, in the order of the axis; the first is the probe itself."""
 
 PROBE = "probe"
-"""Name of the condition that is no control: the trained network and true labels."""
+"""Name of the condition of the probe itself: the trained network and true labels."""
 
 _RESERVED = {"position", "latents", "enabled"}
 

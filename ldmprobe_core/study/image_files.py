@@ -1,4 +1,4 @@
-"""Image files as 8-bit RGB, read for what their mode means."""
+"""Reader of image files, which converts every mode with a defined range to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ldmprobe_core.errors import UserError
 
 BACKGROUND = (255, 255, 255)
-"""Colour behind transparent pixels: what a browser shows, and never the colours hidden there."""
+"""Colour behind transparent pixels, as a browser shows them; their own RGB values are arbitrary."""
 
 _DIRECT = {"RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB"}
-"""Modes that Pillow converts to RGB without loss of meaning, where there is no transparency."""
+"""Modes that Pillow converts to RGB correctly if the image has no transparency."""
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """An image file, upright, as 8-bit RGB.
+    """Read an image file as 8-bit RGB, rotated as its EXIF orientation says.
 
     16-bit grey is scaled to 8 bits; transparent pixels are composed on white (`BACKGROUND`).
 
     Raises:
-        UserError: not an image, cut short, an animation, or a mode without a defined range.
+        UserError: the file is not an image, incomplete, an animation, or of a mode without a
+            defined range.
     """
     try:
         with Image.open(path) as image:
@@ -39,8 +40,8 @@ def open_rgb(path: Path) -> Image.Image:
     ) as error:  # fmt: skip
         # Pillow's decoders raise all of these for broken files.
         raise UserError(
-            f"{path}: not a whole picture ({type(error).__name__}). Fix: save it again, or remove "
-            "it"
+            f"{path}: not a complete image ({type(error).__name__}). Fix: save it again, or "
+            "remove it"
         ) from error
 
 

@@ -1,11 +1,11 @@
-"""Names and shapes of what is probed, known without torch."""
+"""Names and shapes of probe inputs, without an import of torch."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 LATENTS = "latents"
-"""The denoiser's own input, probed like a layer as a control; no module has this name."""
+"""Name of the denoiser's input, a control that is probed like a layer; no module has this name."""
 
 
 class LayerShape(NamedTuple):

@@ -17,17 +17,17 @@ from ldmprobe_core.study.yaml_reader import read_yaml
 
 
 def load_study(source: str, overrides: list[str] | None = None) -> Study:
-    """Read a study.
+    """Read a study from a YAML file or from the studies that are shipped.
 
     Args:
         source: path of a YAML file, or the name of a ready study such as ``tabletop``.
         overrides: ``key=value`` with dotted keys, such as ``sampling.steps=20``; values are YAML.
 
     Raises:
-        UserError: no such file, not YAML, or a key or value that a study does not have.
+        UserError: the file does not exist or is not YAML, or a key or value is invalid.
     """
     path = Path(source)
-    if os.path.isfile(source):  # unlike Path.is_file it takes any string, a hostile one too
+    if os.path.isfile(source):  # unlike Path.is_file it does not raise on any string
         data = path.read_bytes()
     else:
         ready = STUDIES / f"{source}.yaml"
@@ -47,10 +47,13 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
 
 
 def parse_study(content: dict[str, Any], where: str = "study") -> Study:
-    """Validate a mapping.
+    """Validate the content of a study.
+
+    Args:
+        where: source of the content, for messages.
 
     Raises:
-        UserError: one sentence naming the first wrong field and its value.
+        UserError: one sentence that names the first wrong field and its value.
     """
     try:
         return Study.model_validate(content)
@@ -79,7 +82,7 @@ def _set(content: dict[str, Any], override: str) -> None:
 
 
 def sentence(error: ValidationError) -> str:
-    """The first problem as a sentence: field, value, remedy."""
+    """First problem of a validation error as a sentence: field, value, remedy."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "study"
     if first["type"] == "extra_forbidden":
@@ -97,8 +100,8 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     for name in location[:-1]:
         fields = {(f.alias or key): f for key, f in part.model_fields.items()}
         field = fields.get(str(name))  # none: a labeler of a registered property
-        found = field.annotation if field else LabelerSpec
+        annotation = field.annotation if field else LabelerSpec
         # an optional part is a union with None
-        part = next((kind for kind in get_args(found) if kind is not type(None)), found)
+        part = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
     keys = ", ".join((f.alias or key) for key, f in part.model_fields.items())
     return f"{'.'.join(map(str, location[:-1])) or 'a study'} has: {keys}"

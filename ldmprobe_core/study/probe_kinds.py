@@ -1,4 +1,7 @@
-"""Kinds of probes as a study names them; `ldmprobe_core.probing.fitters` fits them."""
+"""Registry of the kinds of probes that a study may name.
+
+`ldmprobe_core.probing.fitters` holds the functions that fit them.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from ldmprobe_core.study.properties import Property
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeKind:
-    """A kind of probe.
+    """Record of a kind of probe.
 
     Attributes:
         name: as ``probes.kinds`` of a study names it.
         title: name in text.
-        linear: a weight a channel and a bias, which are stored.  Other kinds are controls: they
-            are fitted on true labels, scored, and never chosen as the best probe.
-        from_statistics: it can be fitted from sufficient statistics alone.
-        property_kinds: kinds of properties that it fits; None fits all.
-        mask_output: what it predicts of a mask: the ``share`` of foreground in a token's block, or
+        linear: whether it has one weight a channel and a bias, which are stored.  Other kinds are
+            controls: fitted on true labels, scored, and never chosen as the best probe.
+        from_statistics: whether it can be fitted from sufficient statistics alone.
+        property_kinds: kinds of properties that it can fit; None stands for all.
+        mask_output: its prediction for a mask: the ``share`` of foreground in a token's block, or
             the ``logit`` of that share.
     """
 
@@ -36,7 +39,7 @@ class ProbeKind:
 
     @property
     def mask_threshold(self) -> float:
-        """A token belongs to a mask if its prediction exceeds this value."""
+        """Threshold above which a token's prediction counts as foreground."""
         return 0.5 if self.mask_output == "share" else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Prompts in CSV files: our own columns, or those of the paper's published files."""
+"""Reader of prompts in CSV files, with this project's columns or those of the paper's files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from ldmprobe_core.study.splits import SPLITS
 from ldmprobe_core.study.text_files import decode_text
 
 _ALIASES = {"prompts": "prompt", "seeds": "seed", "prompt_inds": "index"}
-"""The paper's names of the columns; its third one, an index, is not needed."""
+"""Column names of the paper's files; the index is accepted and ignored."""
 _COLUMNS = ("prompt", "seed", "split", "class", "index")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image to be generated.
+    """One row of a prompt file: an image to generate.
 
     Attributes:
-        split: as the file has it; None where it has none.
+        split: given in the file; None if the file has no column of splits.
+        category: class that the prompt names; None if unknown.
+        where: file and line, for messages.
     """
 
     prompt: str
@@ -35,25 +37,25 @@ class Row:
 
 
 def digest_of(files: Mapping[Any, str]) -> str:
-    """16 hex digits of the files' contents.
+    """Hash of the files' contents, 16 hex digits.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: a file cannot be read.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for split in sorted(files):
-        found.update(split.encode() + hashlib.sha256(_bytes(files[split])).digest())
-    return found.hexdigest()[:16]
+        digest.update(split.encode() + hashlib.sha256(_bytes(files[split])).digest())
+    return digest.hexdigest()[:16]
 
 
 def read_rows(files: Mapping[Any, str]) -> list[Row]:
-    """Every row of a study's prompt files, in order.
+    """Read every row of a study's prompt files, in order.
 
     Args:
         files: split to path; ``all`` is a file that may have a column of splits.
 
     Raises:
-        UserError: a mistake, with the file and the line it is in.
+        UserError: the first invalid row or column, with file and line.
     """
     rows = [
         row
@@ -61,21 +63,21 @@ def read_rows(files: Mapping[Any, str]) -> list[Row]:
         if split in files
         for row in _read(files[split], None if split == "all" else split)
     ]
-    seen: dict[tuple[str, int], str] = {}
+    origins: dict[tuple[str, int], str] = {}
     split_of: dict[str, tuple[str | None, str]] = {}
     for row in rows:
         key = row.prompt, row.seed
-        if key in seen:
+        if key in origins:
             raise UserError(
                 f"{row.where}: prompt {row.prompt!r:.60} with seed {row.seed} is on "
-                f"{seen[key]} already: remove one, the two images would be the same"
+                f"{origins[key]} already, so both images would be equal. Fix: remove one"
             )
-        seen[key] = row.where
+        origins[key] = row.where
         split, first = split_of.setdefault(row.prompt, (row.split, row.where))
         if split != row.split:
             raise UserError(
                 f"{row.where}: prompt {row.prompt!r:.60} is in {row.split}, and on {first} in "
-                f"{split}: all images of a prompt belong in one split"
+                f"{split}. Fix: put all images of a prompt into one split"
             )
     return rows
 
@@ -85,8 +87,8 @@ def _bytes(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(
-            f"prompts.files: {path} cannot be read ({type(error).__name__}): check the path, which "
-            "counts from the folder the command is run in"
+            f"prompts.files: {path} cannot be read ({type(error).__name__}). Fix: check the path, "
+            "which is relative to the current folder"
         ) from error
 
 
@@ -102,18 +104,19 @@ def _read(path: str, split: str | None) -> list[Row]:
         line = reader.line_num + 1
         for fields in reader:
             if any(value.strip() for value in fields):
-                where = f"{path}, line {line}"
-                rows.append(_row(dict(zip(names, fields, strict=False)), len(fields), where, split))
+                origin = f"{path}, line {line}"
+                values = dict(zip(names, fields, strict=False))
+                rows.append(_row(values, len(fields), origin, split))
                 if len(fields) != len(names):
                     raise UserError(
-                        f"{where}: {len(fields)} fields for {len(names)} columns: quote a prompt "
-                        "that holds commas"
+                        f"{origin}: {len(fields)} fields for {len(names)} columns. Fix: quote "
+                        "prompts that contain commas"
                     )
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
     if not rows:
-        raise UserError(f"{path}: it has no rows: one image each is needed")
+        raise UserError(f"{path}: no rows. Fix: add one row an image")
     return rows
 
 
@@ -122,37 +125,39 @@ def _check_header(path: str, header: list[str], names: list[str], split: str | N
         raise UserError(
             f"{path}, line 1: the columns are separated by semicolons. Fix: separate them by commas"
         )
-    for needed in ("prompt", "seed"):
-        if needed not in names:
+    for required in ("prompt", "seed"):
+        if required not in names:
             raise UserError(
-                f"{path}, line 1: no column {needed!r} among {', '.join(header) or 'none'}: the "
-                "columns are prompt, seed and, if wanted, split and class"
+                f"{path}, line 1: no column {required!r} among {', '.join(header) or 'none'}. Fix: "
+                "name the columns prompt, seed and, optionally, split and class"
             )
     for name, original in zip(names, header, strict=True):
         if name and name not in _COLUMNS:
             raise UserError(
-                f"{path}, line 1: column {original!r:.40} is not known: the columns are prompt, "
-                "seed and, if wanted, split and class"
+                f"{path}, line 1: column {original!r:.40} is not known. Fix: name the columns "
+                "prompt, seed and, optionally, split and class"
             )
         if names.count(name) > 1:
-            raise UserError(f"{path}, line 1: column {original!r} is there twice: remove one")
+            raise UserError(f"{path}, line 1: column {original!r} is given twice. Fix: remove one")
     if split is not None and "split" in names:
         raise UserError(
-            f"{path}, line 1: a column split in a file that is the {split} split: remove it, or "
-            "give the file as prompts.files alone"
+            f"{path}, line 1: a column split in a file that is the {split} split. Fix: remove it, "
+            "or give only this file as prompts.files"
         )
 
 
 def _row(fields: dict[str, str], count: int, where: str, split: str | None) -> Row:
     prompt = fields.get("prompt", "").strip()
     if not prompt:
-        raise UserError(f"{where}: the prompt is empty: write one or remove the line")
+        raise UserError(f"{where}: the prompt is empty. Fix: write one, or remove the line")
     text = fields.get("seed", "").strip()
     if not text.isdecimal() or int(text) >= 2**63:
-        raise UserError(f"{where}: seed is {text!r:.30}: give a whole number of at least 0")
+        raise UserError(f"{where}: seed is {text!r:.30}. Fix: give a whole number, at least 0")
     if "split" in fields:
         split = fields["split"].strip()
         if split not in SPLITS:
-            raise UserError(f"{where}: split is {split!r:.30}: give {', '.join(SPLITS)}")
+            raise UserError(
+                f"{where}: split is {split!r:.30}. Fix: give one of {', '.join(SPLITS)}"
+            )
     category = fields.get("class", "").strip() or None
     return Row(prompt, int(text), split, category, where)

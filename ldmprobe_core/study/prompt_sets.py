@@ -1,4 +1,4 @@
-"""Built-in prompt sets, and the vocabulary of the tabletop world."""
+"""Built-in prompt sets, and the vocabulary of the tabletop scenes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OBJECTS = (
     "running shoe", "sports car", "school bus", "mountain bike", "lighthouse", "castle",
     "golden retriever", "tabby cat", "goldfish",
 )  # fmt: skip
-"""The set ``objects``: plain nouns, most of them ImageNet-1k's own names, for photograph models."""
+"""Nouns of the set ``objects``, for models of photographs; most are class names of ImageNet-1k."""
 PLACES = (
     "on a wooden table", "on a beach", "in a garden", "in a bright room", "in the snow",
     "on grass", "on a stone floor", "on a street", "against a plain wall", "at sunset",
@@ -20,20 +20,20 @@ PLACES = (
 def object_prompts(count: int, seed: int) -> list[tuple[str, str]]:
     """``count`` (prompt, object) pairs of the set ``objects``, balanced over the objects."""
     rng = np.random.default_rng([count, seed])
-    places = {name: rng.permutation(len(PLACES)) for name in OBJECTS}
+    orders = {name: rng.permutation(len(PLACES)) for name in OBJECTS}
     pairs = []
     for i in range(count):
         name = OBJECTS[i % len(OBJECTS)]
-        place = PLACES[places[name][i // len(OBJECTS) % len(PLACES)]]
+        setting = PLACES[orders[name][i // len(OBJECTS) % len(PLACES)]]
         article = "an" if name[0] in "aeiou" else "a"
-        pairs.append((f"a photo of {article} {name} {place}", name))
+        pairs.append((f"a photo of {article} {name} {setting}", name))
     return pairs
 
 
 def tabletop_prompts(count: int, seed: int) -> list[tuple[str, str]]:
     """``count`` (caption, category) pairs, balanced over the categories.
 
-    Captions are distinct as long as a category has any left, then they come round again.
+    Captions repeat only after all captions of a category are used.
     """
     rng = np.random.default_rng([count, seed])
     decks = {}
@@ -79,7 +79,7 @@ WALL_COLORS: dict[str, RGB] = {
     "blue": (0.45, 0.55, 0.72),
 }
 FRUIT_COLORS: dict[str, str] = {"lemon": "yellow", "orange": "orange"}
-"""Categories whose colour goes without saying, and the named colour they have."""
+"""Categories of fixed colour, which captions do not name, with that colour."""
 
 CATEGORIES: tuple[str, ...] = (
     "ball",
@@ -98,17 +98,17 @@ CATEGORIES: tuple[str, ...] = (
 
 
 def caption(category: str, color: str, floor: str, wall: str | None) -> str:
-    """The scene in words, such as ``a red cube on a gray floor, white wall``."""
+    """Caption of a scene, such as ``a red cube on a gray floor, white wall``."""
     return f"{thing_phrase(category, color)} {place_phrase(floor, wall)}"
 
 
 def thing_phrase(category: str, color: str) -> str:
-    """An object in words, such as ``a red cube``; a fruit has no colour word."""
+    """Phrase for an object, such as ``a red cube``; fruits get no colour word."""
     name = category if category in FRUIT_COLORS else f"{color} {category}"
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def place_phrase(floor: str, wall: str | None) -> str:
-    """Floor and wall in words, such as ``on a gray floor, white wall``."""
+    """Phrase for floor and wall, such as ``on a gray floor, white wall``."""
     behind = f", {wall} wall" if wall else ""
     return f"on a {floor} floor{behind}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 CLASS = "class"
-"""Name of the class label, an image's single label; it is labeled and not probed."""
+"""Name of the class label, one per image; classes are labeled but not probed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +66,13 @@ class Property:
         name: key in ``labels`` of a study, and name of arrays: lowercase letters, digits and _.
         title: name in text.
         kind: ``mask``, a map that is cut at a threshold and scored as a region; ``scalar``, a map
-            of one value a pixel.  Maps of vectors, classes and numbers an image will be further
-            kinds.
+            of one value a pixel.
         metrics: names of the metrics that score it (`ldmprobe_core.probing.metrics.METRICS`),
             headline first.  A metric ``<name>_residual`` is the same with the training mean map
             subtracted from label and prediction, so that position alone scores nothing.
         map_format: checks of exact maps given as files.
         drawing: colour scale in figures.
-        intervention: defaults of edits; None where edits are not supported.
+        intervention: defaults of edits; None if edits are not supported.
     """
 
     name: str
@@ -86,7 +85,7 @@ class Property:
 
     @property
     def is_mask(self) -> bool:
-        """Labels are boolean masks, and predictions are cut at a threshold."""
+        """Whether labels are boolean masks, and predictions are cut at a threshold."""
         return self.kind == "mask"
 
     @property

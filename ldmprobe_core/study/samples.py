@@ -19,12 +19,12 @@ from ldmprobe_core.study.splits import SampleDraft, assign_splits
 
 @dataclass(frozen=True)
 class Sample:
-    """One image to be generated, or one picture to be looked at.
+    """One image of a study: generated from a prompt, or a source image.
 
     Attributes:
         index: position along the run's ``sample`` dimension.
-        category: the class its prompt names, where that is known.
-        source_image: file name of the picture; None where it is generated.
+        category: class that the prompt names; None if unknown.
+        source_image: file name of the source image; None if the image is generated.
         origin: where the prompt was read, for messages, such as ``a.csv, line 3``; not stored.
     """
 
@@ -38,17 +38,17 @@ class Sample:
 
     @property
     def group(self) -> str:
-        """What it shares with samples that are not independent of it: its prompt, or picture."""
+        """Prompt or source image; samples that share it are not independent."""
         return self.source_image or self.prompt
 
 
 def resolve_inputs(study: Study) -> Study:
-    """The study with the number of samples and the digest of the files that hold them.
+    """Study with the number of samples and the content hash of its input files filled in.
 
-    From here on its hash stands for the files' contents, wherever they lie.
+    The hash of the returned study depends on the files' contents and not on their paths.
 
     Raises:
-        UserError: a mistake in the files, or files that have changed since they were pinned.
+        UserError: a mistake in the files, or files that changed since the study was resolved first.
     """
     if study.images is not None:
         images = study.images.model_copy(
@@ -68,8 +68,8 @@ def resolve_inputs(study: Study) -> Study:
     count = len(read_rows(files))
     if prompts.samples not in (None, count):
         raise UserError(
-            f"prompts.samples is {prompts.samples}, and prompts.files hold {count} rows: leave "
-            "samples out, or give the files that it was written for"
+            f"prompts.samples is {prompts.samples}, and prompts.files hold {count} rows. Fix: "
+            "leave prompts.samples out, or give the matching files"
         )
     digest = _unchanged("prompts.files", prompts.content_hash, digest_of(files))
     update = {"files": files, "samples": count, "content_hash": digest}
@@ -79,22 +79,21 @@ def resolve_inputs(study: Study) -> Study:
 def _unchanged(field: str, before: str | None, now: str) -> str:
     if before not in (None, now):
         raise UserError(
-            f"{field} has changed since the study was begun (content hash {before}, now {now}): "
-            "put the "
-            "files back, or begin a study of the new ones without the content_hash"
+            f"{field} has changed since the study was started (content hash {before}, now {now}). "
+            "Fix: restore the files, or remove content_hash to start a study of the new ones"
         )
     return now
 
 
 def make_samples(study: Study) -> list[Sample]:
-    """Every sample of a study, in order; the same study always gives the same samples.
+    """Samples of a study in order; deterministic for a given study.
 
-    Splits go by prompt: all samples of a prompt are in one split.  Where files name splits, those
-    hold; a validation part is taken from the training prompts where they name none.  Where training
-    samples leave only statistics, those that are stored come first, in their order.
+    All samples of a prompt are in one split.  Splits that files name are kept; if they name no
+    validation split, it is taken from the training prompts.  If only statistics of training samples
+    are kept, the stored samples come first.
 
     Raises:
-        UserError: a mistake in the files that hold them, or too few prompts for the splits.
+        UserError: a mistake in the input files, or too few prompts for the splits.
     """
     drafts = _drafts_of_images(study.images) if study.images else _drafts(study.prompts)
     _require_storable_seeds(drafts, study)
@@ -117,7 +116,7 @@ def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
         key = "images.seed" if study.images is not None else "prompts.seed"
         raise UserError(
             f"{key}: the last of {len(drafts)} samples would have seed {largest}, and seeds are at "
-            f"most {_MAX_SEED}. Fix: begin with a smaller seed"
+            f"most {_MAX_SEED}. Fix: start with a smaller seed"
         )
 
 
@@ -137,14 +136,14 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
         ]
     count = prompts.count
     assert count is not None
-    named: list[tuple[str, str | None]]
+    pairs: list[tuple[str, str | None]]
     if prompts.items is not None:
-        named = [(prompts.items[i % len(prompts.items)], None) for i in range(count)]
+        pairs = [(prompts.items[i % len(prompts.items)], None) for i in range(count)]
     elif prompts.set == "objects":
-        named = list(object_prompts(count, prompts.seed))
+        pairs = list(object_prompts(count, prompts.seed))
     else:
-        named = list(tabletop_prompts(count, prompts.seed))
-    # Seeds count up over all samples, so that a prompt that returns gets another one each time.
+        pairs = list(tabletop_prompts(count, prompts.seed))
+    # Seeds count up over all samples, so that a repeated prompt gets another seed each time.
     return [
         SampleDraft(
             prompt,
@@ -154,7 +153,7 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
             prompt,
             origin=f"prompts.items[{i % len(prompts.items)}]" if prompts.items else "",
         )
-        for i, (prompt, category) in enumerate(named)
+        for i, (prompt, category) in enumerate(pairs)
     ]
 
 

@@ -1,9 +1,9 @@
-"""A study: one experiment, written down.
+"""Description of one experiment, a study.
 
-A `Study` is a frozen pydantic model read from YAML.  Its hash covers everything that decides the
-bytes of the result and nothing else: where it runs and on how many workers (`Execution`) is left
-out, batch size and threads a worker are in, because floating point depends on both in its last
-bits.
+A `Study` is a frozen pydantic model read from YAML.  Its hash covers exactly the settings that
+affect the bytes of the result.  It leaves out where the study runs and on how many workers
+(`Execution`), and includes batch size and threads a worker, which affect the last bits of floating
+point results.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from ldmprobe_core.study.sections import (
 )
 
 LAYOUT_VERSION = 5
-"""Part of every hash: raised when the same study would give other bytes or another layout."""
+"""Version in every hash; increased when the same study gives other bytes or another layout."""
 
 
 def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a study's content, with the dotted name of its key."""
+    """Iterate over the strings in a study's content, each with the dotted name of its key."""
     if isinstance(content, str):
         yield name, content
     elif isinstance(content, dict):
@@ -52,7 +52,7 @@ def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 class Study(Section):
-    """One experiment; see the module's docstring."""
+    """Description of one experiment; see the module's docstring."""
 
     name: Slug = "study"
     model: Model = Model()
@@ -73,8 +73,8 @@ class Study(Section):
         for name, text in _texts(content):
             if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError(
-                    f"{name} holds a character that neither files nor databases take (NUL, or "
-                    "half of a surrogate pair): remove it"
+                    f"{name} holds a character that files and databases do not accept (NUL, or "
+                    "half of a surrogate pair). Fix: remove it"
                 )
         return content
 
@@ -89,8 +89,8 @@ class Study(Section):
         if unread:
             keys = " and ".join(f"labels.{prop}" for prop in unread)
             raise ValueError(
-                f"probes.kinds has {' and '.join(self.linear_kinds)} alone, which cannot read "
-                f"{' and '.join(unread)}: add ridge, or leave {keys} out"
+                f"probes.kinds has only {' and '.join(self.linear_kinds)}, which cannot read "
+                f"{' and '.join(unread)}. Fix: add ridge, or leave {keys} out"
             )
         return self
 
@@ -103,13 +103,14 @@ class Study(Section):
             chosen = beyond[0] in self.probes.kinds
             remedy = "probes.kinds to ridge" if chosen else "controls.mlp to false"
             raise ValueError(
-                f"capture.keep is statistics, and sums cannot fit {beyond[0]} probes: set "
+                f"capture.keep is statistics, and sums cannot fit {beyond[0]} probes. Fix: set "
                 f"{remedy}, or capture.keep to both"
             )
         if self.controls.shuffled_labels and self.sampling.batch == 1:
             raise ValueError(
-                "sampling.batch is 1, and with capture.keep statistics labels are dealt to other "
-                "images of a batch: make it at least 2, or set controls.shuffled_labels to false"
+                "sampling.batch is 1, and with capture.keep statistics the shuffled-label control "
+                "needs at least 2 images a batch. Fix: set it to 2 or more, or "
+                "controls.shuffled_labels to false"
             )
         return self
 
@@ -117,8 +118,8 @@ class Study(Section):
     def _guided(self) -> Study:
         if self.prompts.negative is not None and (self.sampling.guidance == 1 or self.images):
             raise ValueError(
-                "prompts.negative is given, and without guidance nothing leads away from it: leave "
-                "it out, or set sampling.guidance above 1"
+                "prompts.negative is given, and without guidance it has no effect. Fix: leave it "
+                "out, or set sampling.guidance above 1"
             )
         return self
 
@@ -127,7 +128,8 @@ class Study(Section):
         if (self.source == "images") != (self.images is not None):
             raise ValueError(
                 f"source is {self.source}, and images is "
-                f"{'missing: name their folder' if self.images is None else 'given: remove one'}"
+                f"{'missing' if self.images is None else 'given'}. Fix: "
+                f"{'name their folder' if self.images is None else 'remove one'}"
             )
         distinct = self.count
         if self.images is None and self.prompts.items is not None:
@@ -136,18 +138,18 @@ class Study(Section):
             field = "prompts.samples" if self.images is None else "images.samples"
             raise ValueError(
                 f"{field} gives {distinct} distinct prompts, too few for a split by prompt "
-                "into train, validation and test: at least 3 are needed"
+                "into train, validation and test. Fix: give at least 3"
             )
         return self
 
     @property
     def count(self) -> int | None:
-        """Number of images; None before the files that hold them are read."""
+        """Number of images; None before the input files are read."""
         return self.prompts.count if self.images is None else self.images.samples
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Every kind of probe that is scored: ``probes.kinds``, then the control ``mlp``."""
+        """Kinds of probes that are scored: ``probes.kinds``, then the control ``mlp``."""
         control = self.controls.mlp and MLP.name not in self.probes.kinds
         return (*self.probes.kinds, *((MLP.name,) if control else ()))
 
@@ -158,9 +160,9 @@ class Study(Section):
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """The axis ``condition`` of scores: the probe itself, then controls.
+        """Conditions on the axis ``condition`` of scores: the probe itself, then controls.
 
-        The controls of every layout are on it even where they are off; `controls.enabled` tells.
+        Conditions with `always_stored` are included even if `controls.enabled` is False for them.
         """
         return tuple(
             condition
@@ -179,8 +181,8 @@ class Study(Section):
 
     @property
     def hash(self) -> str:
-        """16 hex digits of the content that decides the result."""
-        # Where a file lies decides nothing: its digest stands for it.
+        """Hash of the settings that affect the result, 16 hex digits."""
+        # Paths do not affect the result: files are represented by their content hash.
         elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
         content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
@@ -192,10 +194,10 @@ class Study(Section):
         return f"{self.name}-{self.hash[:10]}"
 
     def batches(self, stored: int) -> list[range]:
-        """Sample indices of every batch of the samples that are stored; the last may be shorter."""
+        """Sample indices of each batch of the ``stored`` first samples; the last may be shorter."""
         size = self.sampling.batch
         return [range(start, min(start + size, stored)) for start in range(0, stored, size)]
 
     def to_json(self) -> str:
-        """The whole study, defaults included."""
+        """JSON of the whole study, defaults included."""
         return self.model_dump_json(by_alias=True, indent=2)

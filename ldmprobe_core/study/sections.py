@@ -41,13 +41,14 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """The latent diffusion model: ``tabletop`` (embedded), a diffusers folder, or a hub id.
+    """Latent diffusion model: ``tabletop`` (embedded), a diffusers folder, or a hub id.
 
     Attributes:
-        revision: of a hub id: a branch, tag or commit.
+        source: ``tabletop``, path of a folder, or hub id.
+        revision: branch, tag or commit of a hub id.
         dtype: of the denoiser and the text encoders; the VAE always computes in float32.
-        attention_slicing: less memory for attention, a little slower.
-        cpu_offload: keep on the device only the part that computes; needs a GPU.
+        attention_slicing: compute attention in slices: less memory, a little slower.
+        cpu_offload: keep only the module that computes on the device; needs a GPU.
     """
 
     source: str = Field("tabletop", min_length=1)
@@ -58,19 +59,19 @@ class Model(Section):
 
 
 class Prompts(Section):
-    """What is generated: a built-in set, prompts of your own, or files of them.
+    """Prompts of the images to generate: a built-in set, a list, or files.
 
     Attributes:
-        set: the built-in set, used where there are neither `items` nor `files`.
-        items: prompts of your own.
+        set: built-in set, used if neither `items` nor `files` is given.
+        items: list of prompts.
         files: CSV files with columns prompt, seed and optionally split and class (docs/models.md);
             one path, or a path for each of the splits train and test.
         samples: number of images; None takes all of `items` or `files`, or 240 of a set.  `items`
-            are gone through in turn.
-        negative: what guidance leads away from, for every image.
-        content_hash: of the files' contents, entered when they are read.
-        seed: the first image's seed, from which they count up image by image; it also decides
-            which captions of the set are drawn, and how prompts are dealt into splits.
+            repeat if there are fewer of them.
+        negative: negative prompt of classifier-free guidance, for every image.
+        content_hash: hash of the files' contents, filled in when they are read.
+        seed: of the first image; each further image adds 1.  It also decides which captions of the
+            set are drawn, and how prompts are assigned to splits.
     """
 
     set: Literal["tabletop", "objects"] = "tabletop"
@@ -96,29 +97,31 @@ class Prompts(Section):
     @model_validator(mode="after")
     def _has_words(self) -> Prompts:
         if self.items is not None and self.files is not None:
-            raise ValueError("items and files are both given: keep one")
+            raise ValueError("items and files are both given. Fix: keep one")
         if self.files is not None and set(self.files) not in ({"all"}, {"train", "test"}):
-            raise ValueError(f"files has {', '.join(self.files)}: give one file, or train and test")
+            raise ValueError(
+                f"files has {', '.join(self.files)}. Fix: give one file, or train and test"
+            )
         if self.items is not None:
             if not self.items:
-                raise ValueError("items is empty: give at least one prompt")
+                raise ValueError("items is empty. Fix: give at least one prompt")
             for i, item in enumerate(self.items):
                 if not item.strip():
-                    raise ValueError(f"items[{i}] is an empty prompt: write one or remove it")
+                    raise ValueError(f"items[{i}] is an empty prompt. Fix: write one, or remove it")
         return self
 
 
 class Images(Section):
-    """Pictures of your own, with the maps that lie beside them; nothing is generated.
+    """Source images of the user, with exact maps beside them, instead of generated images.
 
     ``a.png`` has its maps in ``a.foreground.*``, ``a.depth.*``, ``a.shading.*`` (PNG, NPY, EXR).
 
     Attributes:
-        folder: of the pictures.
-        caption: what the denoiser is told of every picture.
+        folder: that holds the source images.
+        caption: prompt of the denoiser for every image.
         samples: number of images, the first by name; None takes all.
         seed: of the noise.
-        content_hash: of the files' contents, entered when they are read.
+        content_hash: hash of the files' contents, filled in when they are read.
     """
 
     folder: str
@@ -129,14 +132,14 @@ class Images(Section):
 
 
 class Sampling(Section):
-    """How images are generated.
+    """Settings of the sampler.
 
     Attributes:
         scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other.
-        steps: sampler steps asked of the scheduler; it may make a few more calls.
-        guidance: classifier-free guidance scale; 1 is none.
-        batch: images generated together: the unit of writing and of resuming.
-        threads: threads a worker computes with; workers x threads should be the machine's cores.
+        steps: number of sampler steps; some schedulers call the denoiser a few more times.
+        guidance: scale of classifier-free guidance; 1 switches it off.
+        batch: number of images generated together, which are also written and resumed together.
+        threads: CPU threads a worker; workers x threads should equal the machine's cores.
     """
 
     scheduler: Literal["lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow"] = "lms"
@@ -147,13 +150,13 @@ class Sampling(Section):
 
 
 class Capture(Section):
-    """Which activations are kept, and what of them.
+    """Layers whose activations are captured, and the form in which they are stored.
 
     Attributes:
         layers: globs over module names, or presets: self-attention, cross-attention, resnets,
             blocks, and vae (the decoder's middle attention, the paper's control).
-        keep: ``activations``; ``statistics``, with which training samples leave nothing but sums,
-            whose size does not grow with them, and only held-out samples are stored; or ``both``.
+        keep: ``activations``; ``statistics``, which stores activations of held-out samples, and of
+            training samples only sums, whose size does not grow with their number; or ``both``.
         accumulators: number of accumulators of statistics, and of workers that can share the work.
     """
 
@@ -163,9 +166,9 @@ class Capture(Section):
 
 
 class LabelerSpec(Section):
-    """A labeler by name, with its weights: a folder, a file or a hub id.
+    """Labeler by name, with its weights: a folder, a file or a hub id.
 
-    In YAML a name alone will do.
+    In YAML the name alone may stand for the mapping.
     """
 
     name: str
@@ -199,7 +202,7 @@ def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> 
 class Labels(Section):
     """Labelers by property; None leaves the property out.
 
-    Every registered map property is a key beside those below; such a property is off by default.
+    Every registered map property is also a key, and off by default.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -210,7 +213,7 @@ class Labels(Section):
     shading: _Reader = _TABLETOP
     classes: _Reader = Field(_TABLETOP, alias="class")
     threshold: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.5
-    """A pixel is foreground where the labeler's map is greater than this."""
+    """Value of a labeler's map above which a pixel is foreground."""
 
     def labeler(self, prop: str) -> LabelerSpec | None:
         """The labeler of a map property or of ``class``; None if the property is left out."""
@@ -232,20 +235,22 @@ class Labels(Section):
     def _something(self) -> Labels:
         if not self.maps:
             raise ValueError(
-                f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all off: there "
-                "is nothing to probe"
+                f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all off. Fix: "
+                "name a labeler for at least one"
             )
         if self.classes is not None and self.classes.name == "maps":
-            raise ValueError("class is 'maps', and a class has none: name a labeler, or null")
+            raise ValueError(
+                "class is 'maps', which classes do not have. Fix: name a labeler, or null"
+            )
         return self
 
 
 class Split(Section):
-    """Shares of the prompts that train probes, choose among them, and score them.
+    """Shares of the prompts that are used to train, choose and score probes; they add up to 1.
 
     Attributes:
-        heldout: hold out prompts of about this number of samples, divided as validation and
-            test, and train on all others; None holds out shares.
+        heldout: approximate number of samples to hold out, divided in the proportion of
+            ``validation`` and ``test``; all others train.  None uses the three shares.
     """
 
     train: Annotated[float, Field(gt=0, lt=1)] = 0.45
@@ -257,18 +262,18 @@ class Split(Section):
     def _whole(self) -> Split:
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"train + validation + test is {total:g}: make it 1")
+            raise ValueError(f"train + validation + test is {total:g}. Fix: make it 1")
         return self
 
 
 class Probes(Section):
-    """Which linear probes are trained in each cell.
+    """Probes that are trained in each cell.
 
     Attributes:
         kinds: names of registered kinds: ``ridge`` (all properties), ``logistic`` (masks),
             ``adam`` (the paper's protocol, all properties; slow).  At least one is linear.
-        penalties: candidate L2 penalties, in units of the layer's mean channel variance; the
-            validation part chooses.
+        penalties: candidate L2 penalties, in units of the layer's mean channel variance; the best
+            on the validation split is chosen.
     """
 
     kinds: tuple[str, ...] = Field(("ridge", "logistic"), strict=False, min_length=1)
@@ -282,25 +287,25 @@ class Probes(Section):
         for name in ("kinds", "penalties"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} is {list(values)}: name each once")
+                raise ValueError(f"{name} is {list(values)}. Fix: name each once")
         for kind in self.kinds:
             if kind not in PROBE_KINDS:
-                raise ValueError(f"kinds has {kind!r}: choose from {', '.join(PROBE_KINDS)}")
+                raise ValueError(f"kinds has {kind!r}. Fix: choose from {', '.join(PROBE_KINDS)}")
         if not any(PROBE_KINDS[kind].linear for kind in self.kinds):
-            raise ValueError(f"kinds is {list(self.kinds)}, none of them linear: add ridge")
+            raise ValueError(f"kinds is {list(self.kinds)}, none of them linear. Fix: add ridge")
         return self
 
 
 class Controls(Section):
-    """The same fits where they should fail, or from less.  Position alone is always computed.
+    """Controls, by switch; the control by position alone is always computed.
 
-    Every registered condition is a key beside those below; such a control is off by default.
+    Every registered condition is also a key, and off by default.
 
     Attributes:
-        latents: probes on the denoiser's own input at each step, the noisy latents.
-        mlp: a probe with one hidden layer in each cell (slow).
-        shuffled_labels: labels dealt to other training images.
-        permuted_weights: a denoiser whose every weight tensor is permuted, shown the same latents.
+        latents: probe the denoiser's input, the noisy latents, at each step.
+        mlp: fit a probe with one hidden layer in each cell (slow).
+        shuffled_labels: train on labels assigned to other training images.
+        permuted_weights: probe a denoiser with every weight tensor permuted, on the same latents.
     """
 
     shuffled_labels: bool = True
@@ -324,26 +329,26 @@ class Controls(Section):
 
 
 class BootstrapSettings(Section):
-    """Bootstrap over held-out samples: number of resamples and the interval's level."""
+    """Settings of the bootstrap over held-out samples: number of resamples, confidence level."""
 
     resamples: Annotated[int, Field(ge=100)] = 1000
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
 class Execution(Section):
-    """Where a study runs; not part of its hash.
+    """Settings of the workers that carry a study out; not part of its hash.
 
-    The number of workers changes none of the result's bytes; another device, or another machine
-    type, changes last bits.
+    The number of workers does not affect the result's bytes; another device or machine type affects
+    the last bits.
 
     Attributes:
         runner: ``local``, threads of the flow's process; or ``dask``, worker processes.
-        workers: how many; with an `address` the cluster decides.
-        address: a running Dask scheduler.
-        cluster: a YAML file of a dask-kubernetes DaskCluster, made for the run.  With neither,
+        workers: number of workers; ignored if `address` is given.
+        address: of a running Dask scheduler.
+        cluster: YAML file of a dask-kubernetes DaskCluster, created for the run.  With neither,
             Dask workers are processes of this machine.
-        gpus_per_worker: generation and labeling go to Dask workers that declare a GPU, and local
-            ones get one each; 0 asks for none.
+        gpus_per_worker: 1 sends generation and labeling to Dask workers that declare a GPU, and
+            gives one to each local worker; 0 uses none.
         device: ``auto`` takes CUDA, then MPS, then the CPU.
     """
 
@@ -358,17 +363,17 @@ class Execution(Section):
     def _of_dask(self) -> Execution:
         given = [name for name in ("address", "cluster", "gpus_per_worker") if getattr(self, name)]
         if given and self.runner == "local":
-            raise ValueError(f"{given[0]} is given, and runner is local: set runner to dask")
+            raise ValueError(f"{given[0]} is given, and runner is local. Fix: set runner to dask")
         if self.address and self.cluster:
-            raise ValueError("address and cluster are both given: keep one")
+            raise ValueError("address and cluster are both given. Fix: keep one")
         return self
 
     @property
     def wanted_device(self) -> str:
-        """A worker that takes a GPU's tasks computes on it, or says that it cannot."""
+        """Device to compute on: ``cuda`` if workers have GPUs and ``device`` is ``auto``."""
         return "cuda" if self.device == "auto" and self.gpus_per_worker else self.device
 
     @property
     def elsewhere(self) -> bool:
-        """Other machines compute: what this one has says nothing of them."""
+        """Whether other machines may compute, so that this one's devices are irrelevant."""
         return bool(self.address or self.cluster)

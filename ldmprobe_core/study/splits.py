@@ -13,83 +13,82 @@ from ldmprobe_core.study.schema import Study
 
 @dataclass(frozen=True)
 class SampleDraft:
-    """One image before its split is known; see `Sample`."""
+    """Sample before its split is known; see `Sample`."""
 
     prompt: str
     seed: int
     category: str | None
     split: str | None
     group: str
-    """What goes into one split together: the prompt, or the picture."""
+    """Prompt or source image, all of whose samples go into one split."""
     source_image: str | None = None
     origin: str = ""
 
 
 def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
-    """Split of every group: as given, the rest dealt out, shuffled; each split gets at least one.
+    """Split of every group: the given one, or one drawn at random; no split is empty.
 
     Raises:
-        UserError: the files name splits and leave one empty, or nothing is left to train on.
+        UserError: the files name splits and leave one empty, or no prompt is left to train on.
     """
     split = study.probes.split
     given = {draft.group: draft.split for draft in drafts}
     shares = {"train": split.train, "validation": split.validation, "test": split.test}
-    found = {group: name for group, name in given.items() if name is not None}
-    loose, wanted = sorted(given), list(SPLITS)
-    if found and split.heldout is not None:
+    assigned = {group: name for group, name in given.items() if name is not None}
+    loose, names_to_draw = sorted(given), list(SPLITS)
+    if assigned and split.heldout is not None:
         raise UserError(
-            f"probes.split.heldout is {split.heldout}, and prompts.files name splits, which hold: "
-            "leave "
+            f"probes.split.heldout is {split.heldout}, and prompts.files name splits. Fix: leave "
             "one of them out"
         )
-    if found:  # the files name splits; all that may be missing is one to choose probes with
-        unsplit = "validation" not in found.values()
-        loose = sorted(g for g, name in found.items() if name == "train") if unsplit else []
-        wanted = ["train", "validation"]
+    if assigned:  # the files name splits; only validation may be absent, and is drawn from train
+        unsplit = "validation" not in assigned.values()
+        loose = sorted(g for g, name in assigned.items() if name == "train") if unsplit else []
+        names_to_draw = ["train", "validation"]
     if loose:
         order = np.random.default_rng([len(loose), study.prompts.seed]).permutation(len(loose))
         shuffled = [loose[i] for i in order]
         if split.heldout is not None:
-            held = _n_heldout_groups(
+            n_heldout = _n_heldout_groups(
                 shuffled, Counter(draft.group for draft in drafts), split.heldout
             )
-            dealt = _apportion(held, {name: shares[name] for name in ("validation", "test")})
-            names = dealt + ["train"] * (len(shuffled) - held)
+            heldout = _apportion(n_heldout, {n: shares[n] for n in ("validation", "test")})
+            names = heldout + ["train"] * (len(shuffled) - n_heldout)
         else:
-            names = _apportion(len(loose), {name: shares[name] for name in wanted})
-        found |= dict(zip(shuffled, names, strict=True))
-    missing = [name for name in SPLITS if name not in found.values()]
+            names = _apportion(len(loose), {name: shares[name] for name in names_to_draw})
+        assigned |= dict(zip(shuffled, names, strict=True))
+    missing = [name for name in SPLITS if name not in assigned.values()]
     if missing:
         raise UserError(
-            f"prompts.files: no prompt is in the {missing[0]} split: name some for it, or leave "
-            "the column split out"
+            f"prompts.files: no prompt is in the {missing[0]} split. Fix: assign some to it, or "
+            "leave the column split out"
         )
-    return found
+    return assigned
 
 
 def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> int:
     """Number of groups, in order, that hold at least this number of samples; at least two."""
-    held = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
-    held = max(held, 2)
-    if held >= len(groups):
+    count = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
+    count = max(count, 2)
+    if count >= len(groups):
         raise UserError(
-            f"probes.split.heldout is {samples}, and of {sizes.total()} samples of {len(groups)} "
-            "prompts that leaves none to train on: lower it, or raise prompts.samples"
+            f"probes.split.heldout is {samples}, which of {sizes.total()} samples of {len(groups)} "
+            "prompts leaves none to train on. Fix: lower it, or raise prompts.samples"
         )
-    return held
+    return count
 
 
 def _apportion(count: int, shares: dict[str, float]) -> list[str]:
     """Split names for a number of groups, in proportion; each name at least once if possible."""
-    whole, names, left = sum(shares.values()), list(shares), count
-    dealt: list[str] = []
+    total, names, remaining = sum(shares.values()), list(shares), count
+    apportioned: list[str] = []
     for i, name in enumerate(names):
         after = len(names) - i - 1
-        wanted = round(shares[name] / whole * count)
-        number = left if after == 0 else min(max(1, wanted), max(left - after, 0))
-        dealt += [name] * number
-        left -= number
-    return dealt
+        target = round(shares[name] / total * count)
+        number = remaining if after == 0 else min(max(1, target), max(remaining - after, 0))
+        apportioned += [name] * number
+        remaining -= number
+    return apportioned
 
 
 SPLITS = ("train", "validation", "test")

@@ -22,18 +22,18 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Text of a file in UTF-8, or in Windows-1252 where that fits every byte.
+    """Decode a file as UTF-8, or else as Windows-1252 if it has no multi-byte UTF-8 character.
 
-    Files without a single multi-byte UTF-8 character are read as Windows-1252, which spreadsheet
-    programs write and which equals Latin-1 for accented letters.  A file with some valid and some
-    invalid UTF-8 is neither, so one of its accents would come out wrong: it is refused.
+    Spreadsheet programs write Windows-1252, which equals Latin-1 for accented letters.  A file with
+    both valid and invalid multi-byte UTF-8 is refused, since either encoding would decode some of
+    its characters wrongly.
 
     Args:
         data: the file's bytes.
         name: of the file, for messages.
 
     Raises:
-        UserError: neither encoding fits, or a control character; with line and byte.
+        UserError: neither encoding fits, or there is a control character; with line and byte.
     """
     for mark, encoding in _WIDE.items():
         if data.startswith(mark):
@@ -53,7 +53,7 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def _windows_1252(data: bytes, invalid: int, name: str) -> str:
-    """Decode as Windows-1252 unless the file is UTF-8 for the most part.
+    """Decode as Windows-1252; refuse a file that contains multi-byte UTF-8 characters.
 
     Args:
         invalid: index of the first byte that is not UTF-8.

@@ -1,4 +1,4 @@
-"""Strict reader of YAML: no key twice, no deep nesting, no aliases that expand without bound."""
+"""Strict YAML reader that refuses duplicate keys, deep nesting and unbounded aliases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_DEPTH = 32
 MAX_NODES = 100_000
 """Most values after aliases are expanded: nine lines of nested aliases can stand for billions."""
 
-# libyaml, where PyYAML was built with it, parses ten times as fast.
+# libyaml parses ten times as fast, but not every build of PyYAML has it.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -32,7 +32,7 @@ class _StrictLoader(_Base):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not _is_hashable(key):
-                continue  # the base class says so
+                continue  # the base class raises for it
             if key in lines:
                 raise _ReadError(
                     line, f"key {key!r:.40} is given twice (first on line {lines[key]})"
@@ -42,7 +42,7 @@ class _StrictLoader(_Base):
 
 
 class _ReadError(Exception):
-    """A defect with the line (from 1) that it is on."""
+    """Problem in a YAML document, with its line (from 1) or None."""
 
     def __init__(self, line: int | None, text: str) -> None:
         super().__init__(line, text)
@@ -60,8 +60,8 @@ def read_yaml(data: bytes, name: str) -> Any:
         dicts, lists and scalars; None for an empty document.
 
     Raises:
-        UserError: not YAML, not UTF-8, a key given twice, too large, too deep, or too many values
-            after aliases are expanded; with the line where one is known.
+        UserError: the document is not YAML or not UTF-8, has a duplicate key, is too large or too
+            deep, or has too many values after aliases are expanded; with the line if known.
     """
     try:
         return _read(data)
@@ -95,10 +95,10 @@ def _read(data: bytes) -> Any:
             loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = mark.line + 1 if mark is not None else None
-        raise _ReadError(where, "this is not valid YAML") from None
+        line_number = mark.line + 1 if mark is not None else None
+        raise _ReadError(line_number, "this is not valid YAML") from None
     except (ValueError, OverflowError, TypeError, RecursionError) as error:
-        # A date such as 2026-99-99, a number of 5,000 digits, a list as a key.
+        # Raised for a date such as 2026-99-99, a number of 5,000 digits, or a list as a key.
         reason = str(error).partition("\n")[0]
         raise _ReadError(None, f"a value cannot be read ({reason:.80})") from None
 

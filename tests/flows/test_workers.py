@@ -78,6 +78,6 @@ def test_a_scheduler_without_workers(server):
         LocalCluster(
             n_workers=0, processes=False, dashboard_address=None, protocol="tcp", host="127.0.0.1"
         ) as empty,
-        pytest.raises(UserError, match="a scheduler without workers: start some"),
+        pytest.raises(UserError, match=r"a scheduler without workers\. Fix: start some"),
     ):
         asking(Execution(runner="dask", address=empty.scheduler_address))

@@ -150,7 +150,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
 
     with pytest.raises(UserError, match="there is no such folder"):
         resolve_inputs(study(tmp_path / "none"))
-    with pytest.raises(UserError, match="holds 0 pictures"):
+    with pytest.raises(UserError, match="holds 0 images"):
         resolve_inputs(study(tmp_path))
     rgb = Image.new("RGB", (8, 8))
     for i in range(3):
@@ -170,7 +170,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     with pytest.raises(UserError, match="source is prompts, and images is given"):
         parse_study({"images": {"folder": "x"}})
     (tmp_path / "1.png").write_text("no picture")
-    with pytest.raises(UserError, match=r"1\.png: not a whole picture"):
+    with pytest.raises(UserError, match=r"1\.png: not a complete image"):
         _read_images(tmp_path, ["1.png"], (8, 8))
     for name, values, words in (
         ("bad.npy", np.full((4, 4), np.nan), "not finite"),
@@ -183,7 +183,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     numbers = np.zeros((4, 4), np.uint8)
     numbers[1:3] = 2
     Image.fromarray(numbers).save(tmp_path / "numbers.png")
-    with pytest.raises(UserError, match="not 0 to 2: of a map of object numbers"):
+    with pytest.raises(UserError, match=r"not 0 to 2\. Fix: convert a map of object numbers"):
         read_map(tmp_path / "numbers.png", "foreground", (4, 4))
     for name, data in (("cut.exr", b"v/1\x01"), ("empty.npy", b"")):
         (tmp_path / name).write_bytes(data)
@@ -191,7 +191,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
             read_map(tmp_path / name, "depth", (4, 4))
     rgb.save(tmp_path / "square.png")
     np.save(tmp_path / "wide.npy", np.ones((4, 8)))
-    with pytest.raises(UserError, match=r"wide\.npy: it is 4 x 8, and its picture 8 x 8"):
+    with pytest.raises(UserError, match=r"wide\.npy: it is 4 x 8, and its source image 8 x 8"):
         read_map(tmp_path / "wide.npy", "depth", (4, 4), tmp_path / "square.png")
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match="not a map"):

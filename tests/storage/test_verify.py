@@ -166,7 +166,7 @@ def test_full_disk_is_a_user_error_and_marks_nothing(whole, tiny_model, tmp_path
         await write(self, key, value)
 
     monkeypatch.setattr(LocalStore, "set", until_full)
-    with pytest.raises(UserError, match="is full: make room"):
+    with pytest.raises(UserError, match="no space is left"):
         generate_batch(run.url, 0)
     monkeypatch.undo()
     assert not run.progress.completed("generated").any()

@@ -47,7 +47,7 @@ def test_image_that_is_truncated_animated_or_of_floats_is_refused(tmp_path):
     noise.save(tmp_path / "a.jpg")
     whole = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"a\.jpg: not a whole picture .*Fix"):
+    with pytest.raises(UserError, match=r"a\.jpg: not a complete image .*Fix"):
         open_rgb(tmp_path / "a.jpg")
     noise.save(tmp_path / "b.png", save_all=True, append_images=[noise.rotate(90)])
     with pytest.raises(UserError, match="animation of 2 frames"):

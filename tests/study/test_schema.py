@@ -90,14 +90,14 @@ def test_study_mistake_is_one_sentence(content, words):
     [
         (
             {"probes": {"kinds": ["ridge", "logistic"]}},
-            "cannot fit logistic probes: set probes",
+            r"cannot fit logistic probes\. Fix: set probes",
         ),
         ({"probes": {"kinds": ["adam"]}}, "cannot fit adam probes"),
         (
             {"controls": {"mlp": True}},
             "set controls.mlp to false, or capture.keep",
         ),
-        ({"sampling": {"batch": 1}}, "sampling.batch is 1.*make it at least 2"),
+        ({"sampling": {"batch": 1}}, "sampling.batch is 1.*set it to 2 or more"),
         ({"capture": {"keep": "sums"}}, "capture.keep"),
         ({"capture": {"accumulators": 0}}, "capture.accumulators"),
     ],
