@@ -16,7 +16,7 @@ import sys
 import zarr
 from zarr.storage import MemoryStore
 
-from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.storage.schema import RunSchema, RunShape
 from ldmprobe_core.study.loading import load_study
 from ldmprobe_core.study.samples import make_samples

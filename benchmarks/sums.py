@@ -18,7 +18,7 @@ from benchmarks.figures import Figure, exponent, plain_study, report, without_co
 from ldmprobe_core.pipeline.accumulate import accumulate_unit
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
-from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.statistics import run_accumulation_units
 from ldmprobe_core.study.loading import load_study, parse_study

@@ -26,7 +26,7 @@ from ldmprobe_core.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from ldmprobe_core.analysis.records import Summary
-    from ldmprobe_core.pipeline.plan import StudyPlan
+    from ldmprobe_core.pipeline.planning.plan import StudyPlan
     from ldmprobe_core.storage.run import Run
 
 app = typer.Typer(
@@ -88,7 +88,7 @@ def classify(
     """When is the object named? Generate and label only; a later run continues from here."""
     from ldmprobe_core.analysis.records import ClassesRecord
     from ldmprobe_core.analysis.report.text import classes_line
-    from ldmprobe_core.study.image_folder import list_images
+    from ldmprobe_core.study.readers.image_folder import list_images
 
     plan, target = _plan(study, store, set_)
     if plan.study.labels.classes is None:
@@ -181,7 +181,7 @@ def _shift(text: str) -> dict[str, float]:
 
 def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
     """Plan a study, and give the handle of its run, which may not exist yet."""
-    from ldmprobe_core.pipeline.plan import plan_study
+    from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.pipeline.prepare import run_in
     from ldmprobe_core.study.loading import load_study
 
@@ -202,7 +202,7 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
 
 def _require_ready(plan: StudyPlan, target: Run) -> None:
     """Report mistakes before a server is started."""
-    from ldmprobe_core.pipeline.plan import check_store
+    from ldmprobe_core.pipeline.planning.plan import check_store
 
     plan.require_complete()
     check_store(plan, target)
@@ -320,7 +320,7 @@ def _finished(run: str) -> Run:
 @app.command()
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Check a study and print its sizes and what is missing here; no weights are loaded."""
-    from ldmprobe_core.pipeline.plan import plan_study
+    from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 
     plan = plan_study(load_study(study, set_))

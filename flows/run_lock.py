@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.states import Crashed
 
-from ldmprobe_core.pipeline.plan import StudyPlan, plan_of
+from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.prepare import run_in
 from ldmprobe_core.storage.lease import Lease, hold_lease
 from ldmprobe_core.study.schema import Study

@@ -19,7 +19,7 @@ from ldmprobe_core.study.schema import Study
 if TYPE_CHECKING:
     from ldmprobe_core.analysis.records import Summary
     from ldmprobe_core.interventions.results import InterventionSummary
-    from ldmprobe_core.pipeline.plan import StudyPlan
+    from ldmprobe_core.pipeline.planning.plan import StudyPlan
     from ldmprobe_core.probing.linear import LinearProbe
 
 
@@ -152,7 +152,7 @@ def plan(study: Study) -> StudyPlan:
 
         print(lp.plan(lp.load_study("tabletop")))
     """
-    from ldmprobe_core.pipeline.plan import plan_study
+    from ldmprobe_core.pipeline.planning.plan import plan_study
 
     return plan_study(study)
 
@@ -198,7 +198,7 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
         run = lp.run_study(lp.load_study("tabletop", {"prompts.samples": 48}), "runs")
     """
     from ldmprobe_core.analysis.report.build import build_report
-    from ldmprobe_core.pipeline.plan import check_store, plan_study
+    from ldmprobe_core.pipeline.planning.plan import check_store, plan_study
     from ldmprobe_core.pipeline.prepare import check_origin, prepare_run, run_in
     from ldmprobe_core.storage.lease import hold_lease
 

@@ -12,7 +12,7 @@ from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.probing.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import SOURCES, Run
-from ldmprobe_core.study.image_folder import list_images, read_image
+from ldmprobe_core.study.readers.image_folder import list_images, read_image
 
 CONFIDENT = 0.9
 PHOTOGRAPHS = "photographs.json"

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.ndimage import affine_transform
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.image_folder import read_map
 from ldmprobe_core.study.properties import DEPTH, FOREGROUND
+from ldmprobe_core.study.readers.image_folder import read_map
 
 
 def target_maps(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:

@@ -17,9 +17,9 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.checkpoint import require_weights
+from ldmprobe_core.models.files.checkpoint import require_weights
+from ldmprobe_core.models.files.weights import model_folder
 from ldmprobe_core.models.schedulers import new_scheduler
-from ldmprobe_core.models.weights import model_folder
 from ldmprobe_core.study.schema import Study
 
 

@@ -12,7 +12,7 @@ from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
 from ldmprobe_core.pipeline.model_cache import get_sampler, model_access
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import GENERATE
-from ldmprobe_core.study.image_folder import map_path, read_image, read_map
+from ldmprobe_core.study.readers.image_folder import map_path, read_image, read_map
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 

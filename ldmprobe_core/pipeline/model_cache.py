@@ -18,9 +18,9 @@ from ldmprobe_core.labelers.registry import check_labeler, labelers_of, load_lab
 from ldmprobe_core.models.allocator import keep_freed_memory
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import pick_device
+from ldmprobe_core.models.files.weights import fingerprint, model_folder
 from ldmprobe_core.models.loading import load_pipeline
 from ldmprobe_core.models.sampling import PipelineSampler
-from ldmprobe_core.models.weights import fingerprint, model_folder
 from ldmprobe_core.pipeline.shared_lock import SharedExclusiveLock
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.schema import Study

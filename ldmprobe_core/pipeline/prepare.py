@@ -8,9 +8,9 @@ from typing import Any
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of
-from ldmprobe_core.models.weights import fingerprint, model_folder
+from ldmprobe_core.models.files.weights import fingerprint, model_folder
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
-from ldmprobe_core.pipeline.plan import StudyPlan, check_store, plan_of
+from ldmprobe_core.pipeline.planning.plan import StudyPlan, check_store, plan_of
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.schema import RunShape

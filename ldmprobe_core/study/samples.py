@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.image_folder import exact_map_properties, image_names, images_hash
-from ldmprobe_core.study.prompt_files import Row, digest_of, read_rows
 from ldmprobe_core.study.prompt_sets import (
     object_prompts,
     tabletop_prompts,
 )
+from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names, images_hash
+from ldmprobe_core.study.readers.prompt_files import Row, digest_of, read_rows
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Images, Prompts
 from ldmprobe_core.study.splits import SampleDraft, assign_splits

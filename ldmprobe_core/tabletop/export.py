@@ -30,9 +30,9 @@ from ldmprobe_core.labelers.tabletop import (
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
 from ldmprobe_core.study.prompt_sets import CATEGORIES, FLOOR_COLORS, OBJECT_COLORS, WALL_COLORS
 from ldmprobe_core.study.sections import LabelerSpec
-from ldmprobe_core.tabletop import evaluation
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.denoiser import Denoiser, new_pipeline
+from ldmprobe_core.tabletop.measures import evaluation
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
 GENERATED = 480

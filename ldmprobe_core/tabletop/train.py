@@ -25,7 +25,7 @@ from ldmprobe_core.labelers.tabletop import JUDGE_WIDTHS, ClassLabeler, load_net
 from ldmprobe_core.tabletop import autoencoder, denoiser, labeler_training
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 from ldmprobe_core.tabletop.export import export, training_records
-from ldmprobe_core.tabletop.milestones import Milestones
+from ldmprobe_core.tabletop.measures.milestones import Milestones
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
 HELD_OUT = 2000

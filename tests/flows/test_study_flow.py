@@ -21,7 +21,7 @@ from run_helpers import assert_same, carry_out, small_study
 from flows import cli
 from flows.server import prefect_server, task_runs
 from infra.stack import free_ports
-from ldmprobe_core.pipeline import plan
+from ldmprobe_core.pipeline.planning import plan
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.verify import find_corrupt_chunks

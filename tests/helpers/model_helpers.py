@@ -2,8 +2,9 @@
 
 import torch
 
-from ldmprobe_core.models import loading, weights
+from ldmprobe_core.models import loading
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.files import weights
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.study.loading import parse_study
 

@@ -18,7 +18,7 @@ from ldmprobe_core.models.architectures.registry import (
     register_architecture,
 )
 from ldmprobe_core.models.architectures.stable_diffusion import StableDiffusion, UNetArchitecture
-from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.pipeline.planning.plan import plan_study
 
 
 class TwinPipeline(StableDiffusionPipeline):

@@ -9,7 +9,7 @@ from run_helpers import carry_out, generated
 
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.samples import make_samples
 
 SHAPES = {  # (y, x, channels) of the first and last self-attention, and how many there are

@@ -15,7 +15,7 @@ from ldmprobe_core.models.layers import (
 )
 from ldmprobe_core.models.loading import meta_modules
 from ldmprobe_core.models.token_grid import to_grid
-from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.pipeline.planning.plan import plan_study
 
 
 @pytest.fixture

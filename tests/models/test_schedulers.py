@@ -13,7 +13,7 @@ from tiny_models import write_tiny_model
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.schedulers import level_of, new_scheduler, noised, predicted_clean
-from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.samples import make_samples
 
 DIFFUSION = ("lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc")

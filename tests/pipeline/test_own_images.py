@@ -9,9 +9,9 @@ from run_helpers import carry_out, generated
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.generate import _read_images
-from ldmprobe_core.pipeline.plan import plan_study
-from ldmprobe_core.study.image_folder import read_image, read_map
+from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.readers.image_folder import read_image, read_map
 from ldmprobe_core.study.samples import make_samples, resolve_inputs
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
@@ -94,8 +94,9 @@ def test_own_images_are_noised_as_the_schedule_says(scenes, tmp_path):
     """The denoiser's input at each step, by hand: alpha-bar, the VAE's mode, a seeded normal."""
     import torch
 
-    from ldmprobe_core.models import loading, weights
+    from ldmprobe_core.models import loading
     from ldmprobe_core.models.architectures.registry import detect_architecture
+    from ldmprobe_core.models.files import weights
     from ldmprobe_core.models.sampling import PipelineSampler
 
     study = resolve_inputs(own_images_study(scenes[0]))
@@ -130,8 +131,9 @@ def test_own_images_in_half_precision(scenes):
     study = resolve_inputs(own_images_study(scenes[0], model={"dtype": "bfloat16"}))
     import torch
 
-    from ldmprobe_core.models import loading, weights
+    from ldmprobe_core.models import loading
     from ldmprobe_core.models.architectures.registry import detect_architecture
+    from ldmprobe_core.models.files import weights
     from ldmprobe_core.models.sampling import PipelineSampler
 
     architecture = detect_architecture(weights.model_folder(study.model))

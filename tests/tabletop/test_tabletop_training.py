@@ -28,11 +28,10 @@ from ldmprobe_core.labelers.tabletop_networks import MapNetwork
 from ldmprobe_core.probing.metrics import spearman
 from ldmprobe_core.study.prompt_sets import FLOOR_COLORS, WALL_COLORS
 from ldmprobe_core.study.sections import LabelerSpec
-from ldmprobe_core.tabletop import denoiser, evaluation, export, train
+from ldmprobe_core.tabletop import denoiser, export, train
 from ldmprobe_core.tabletop.autoencoder import load_autoencoder
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 from ldmprobe_core.tabletop.denoiser import channel_effects, load_denoiser, velocity_loss
-from ldmprobe_core.tabletop.edges import edge_colors, edge_residuals, floor_edge, line_residual
 from ldmprobe_core.tabletop.labeler_training import (
     mirrored,
     normal_loss,
@@ -40,7 +39,14 @@ from ldmprobe_core.tabletop.labeler_training import (
     relief_loss,
     train_maps,
 )
-from ldmprobe_core.tabletop.milestones import Milestones
+from ldmprobe_core.tabletop.measures import evaluation
+from ldmprobe_core.tabletop.measures.edges import (
+    edge_colors,
+    edge_residuals,
+    floor_edge,
+    line_residual,
+)
+from ldmprobe_core.tabletop.measures.milestones import Milestones
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene, scene_caption
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer

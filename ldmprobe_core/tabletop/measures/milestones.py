@@ -20,8 +20,8 @@ from ldmprobe_core.labelers.tabletop import ClassLabeler, MapLabeler
 from ldmprobe_core.tabletop.autoencoder import decode
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.denoiser import Denoiser, new_pipeline
-from ldmprobe_core.tabletop.edges import edge_residuals
-from ldmprobe_core.tabletop.evaluation import (
+from ldmprobe_core.tabletop.measures.edges import edge_residuals
+from ldmprobe_core.tabletop.measures.evaluation import (
     class_accuracy,
     contact_sheet,
     frechet_distance,

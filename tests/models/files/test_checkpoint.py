@@ -15,7 +15,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.checkpoint import read_component, read_header, require_weights
+from ldmprobe_core.models.files.checkpoint import read_component, read_header, require_weights
 from ldmprobe_core.models.loading import check_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.loading import parse_study
-from ldmprobe_core.study.yaml_reader import MAX_DEPTH, read_yaml
+from ldmprobe_core.study.readers.yaml_files import MAX_DEPTH, read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)

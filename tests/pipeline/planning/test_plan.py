@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.pipeline.plan import plan_of, plan_study
+from ldmprobe_core.pipeline.planning.plan import plan_of, plan_study
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.study.samples import make_samples, resolve_inputs
 

@@ -15,16 +15,16 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import pick_device
+from ldmprobe_core.models.files.tokenization import PromptTokenizer
+from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
 from ldmprobe_core.models.loading import check_weights, meta_modules, timesteps
-from ldmprobe_core.models.tokenization import PromptTokenizer
-from ldmprobe_core.models.weights import config_folder, has_weights
-from ldmprobe_core.pipeline.prompt_checks import check_samples
-from ldmprobe_core.pipeline.sizes import _bytes, _memory, _sum_bytes
+from ldmprobe_core.pipeline.planning.prompt_checks import check_samples
+from ldmprobe_core.pipeline.planning.sizes import _bytes, _memory, _sum_bytes
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
-from ldmprobe_core.study.image_folder import exact_map_properties, image_names
 from ldmprobe_core.study.layers import LATENTS, LayerShape
+from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names
 from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
 

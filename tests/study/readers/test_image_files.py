@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.image_files import open_rgb
+from ldmprobe_core.study.readers.image_files import open_rgb
 
 
 def test_image_of_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.tokenization import PromptTokens, TokenIds
+from ldmprobe_core.models.files.tokenization import PromptTokens, TokenIds
 from ldmprobe_core.study.samples import Sample
 
 _MAX_NAMED = 3

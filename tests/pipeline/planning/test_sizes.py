@@ -2,7 +2,7 @@
 
 from run_helpers import statistics_study
 
-from ldmprobe_core.pipeline.plan import plan_study
+from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.loading import load_study
 
 

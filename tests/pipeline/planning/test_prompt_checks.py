@@ -5,9 +5,9 @@ import pytest
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.tokenization import PromptTokenizer
-from ldmprobe_core.pipeline.plan import plan_study
-from ldmprobe_core.pipeline.prompt_checks import check_samples
+from ldmprobe_core.models.files.tokenization import PromptTokenizer
+from ldmprobe_core.pipeline.planning.plan import plan_study
+from ldmprobe_core.pipeline.planning.prompt_checks import check_samples
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.samples import Sample, make_samples
 

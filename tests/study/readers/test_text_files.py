@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.text_files import decode_text
+from ldmprobe_core.study.readers.text_files import decode_text
 
 
 @pytest.mark.parametrize(

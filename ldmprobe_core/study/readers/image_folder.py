@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.image_files import open_rgb
 from ldmprobe_core.study.properties import map_properties, property_of
+from ldmprobe_core.study.readers.image_files import open_rgb
 from ldmprobe_core.study.sections import Images
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}

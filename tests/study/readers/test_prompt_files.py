@@ -4,7 +4,7 @@ import pytest
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.loading import parse_study
-from ldmprobe_core.study.prompt_files import read_rows
+from ldmprobe_core.study.readers.prompt_files import read_rows
 from ldmprobe_core.study.samples import make_samples, resolve_inputs
 
 

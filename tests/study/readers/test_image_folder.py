@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.image_folder import list_images, read_image, read_map
+from ldmprobe_core.study.readers.image_folder import list_images, read_image, read_map
 
 
 def test_read_image_and_read_map_crop_alike(tmp_path):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.readers.text_files import decode_text
 from ldmprobe_core.study.splits import SPLITS
-from ldmprobe_core.study.text_files import decode_text
 
 _ALIASES = {"prompts": "prompt", "seeds": "seed", "prompt_inds": "index"}
 """Column names of the paper's files; the index is accepted and ignored."""

@@ -8,7 +8,7 @@ import tiny_models
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.tokenization import PromptTokenizer
+from ldmprobe_core.models.files.tokenization import PromptTokenizer
 
 
 def tokenizer_of(folder):

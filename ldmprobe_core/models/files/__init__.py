@@ -1,0 +1,1 @@
+"""Files of a model folder, read and checked before any weights are loaded."""

@@ -1,0 +1,1 @@
+"""Readers of a user's files: YAML, prompt lists, pictures and maps."""

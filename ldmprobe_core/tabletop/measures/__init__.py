@@ -1,0 +1,1 @@
+"""Measures of the embedded model's quality: judge, Fréchet distance, straight edges."""
