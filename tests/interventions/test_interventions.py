@@ -272,7 +272,7 @@ def test_mistakes_are_told_before_any_work(run, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()
-        assert stop.value.code == 2
+        assert stop.value.code == 1
         assert "Prefect" not in captured.out
         return " ".join(captured.err.split())
 
