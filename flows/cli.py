@@ -21,6 +21,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # Everything heavier is imported by the command that needs it: --help answers at once.
+from flows.checks.loopback import bypass_proxies_for_loopback
+from flows.checks.prefect_settings import check_prefect_settings
 from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
 from flows.cli_tables import print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
@@ -76,6 +78,7 @@ def run(
         print_summary(load_summary(target), target.url, console)
         return
     _require_ready(plan, target)
+    check_prefect_settings()
     from flows.server import prefect_server, run_flow, ui_url
     from flows.study import study_flow
 
@@ -105,6 +108,7 @@ def classify(
     if photographs is not None:
         list_images(photographs)
     _require_ready(plan, target)
+    check_prefect_settings()
     from flows.classify import classify_flow
     from flows.server import prefect_server, run_flow, ui_url
 
@@ -163,6 +167,7 @@ def intervene(
     )
     what = parse_intervention(content)
     create_intervention(finished, what)
+    check_prefect_settings()
     from flows.intervene import intervene_flow
     from flows.server import prefect_server, run_flow, ui_url
 
@@ -362,7 +367,10 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for a dash
     # --debug is accepted anywhere on the line, as a user who repeats a failed command adds it
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    bypass_proxies_for_loopback()
     code = run_command(lambda: app(arguments), debug_requested(sys.argv[1:]))
+    if "flows.watch" in sys.modules:
+        sys.modules["flows.watch"].limit_exit(code)
     raise SystemExit(code)
 
 

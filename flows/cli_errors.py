@@ -47,7 +47,7 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
         return INTERRUPTED
     except (UserError, RunError) as error:
         code = getattr(error, "exit_code", MISTAKE if isinstance(error, UserError) else FAULT)
-        _report(str(error), debug)
+        _report("" if getattr(error, "is_printed", False) else str(error), debug)
         return code
     except Exception as error:
         _report(_unexpected(error), debug)
@@ -84,8 +84,8 @@ def _unexpected(error: Exception) -> str:
 def write_log(text: str) -> Path | None:
     """Write a new log file, readable by its owner alone; returns its path, None without a place.
 
-    The folder is ``ldmprobe`` in XDG_STATE_HOME (``~/.local/state`` by default), or else a temporary
-    folder.
+    The folder is ``ldmprobe`` in XDG_STATE_HOME (``~/.local/state`` by default), or else the
+    temporary folder.
     """
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     command = " ".join(sys.argv)
