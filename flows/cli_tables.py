@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from flows.checks.worker_memory import memory_lines
+
 if TYPE_CHECKING:
     from ldmprobe_core.analysis.records import Summary
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
@@ -69,5 +71,7 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for line in memory_lines(plan):
+        console.print(line, highlight=False, soft_wrap=True)
     for sentence in plan.notes:
         console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
