@@ -40,7 +40,6 @@ STAGES = ("render", "autoencoder", "denoiser", "labelers", "export")
 def main() -> None:
     """Command line."""
     args = _arguments()
-    _lower_priority()
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,4 +169,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    _lower_priority()
     main()
