@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.exceptions import PrefectException
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import StateType
 
@@ -136,6 +136,9 @@ class FlowWatch:
         try:
             with get_client(sync_client=True, httpx_settings={"timeout": 10.0}) as client:
                 state = client.read_flow_run(flow_run_id).state
+        except ObjectNotFound:  # it was deleted: that is no reason to stop
+            self._answered_at = time.monotonic()
+            return
         except (httpx.HTTPError, PrefectException, RuntimeError, OSError):
             if time.monotonic() - self._answered_at > _SILENCE_LIMIT_S:
                 self._request_lost()
