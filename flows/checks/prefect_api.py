@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 import httpx
 import prefect
-from packaging.version import InvalidVersion, Version
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import (
@@ -94,20 +94,21 @@ _FOREIGN = ServerCheck(
 
 def _judge(version: object) -> ServerCheck:
     """Compare a server's version with that of the client: the major versions must be equal."""
-    ours = Version(prefect.__version__)
-    try:
-        theirs = Version(version) if isinstance(version, str) else None
-    except InvalidVersion:
-        theirs = None
+    ours, theirs = _major(prefect.__version__), _major(version)
     if theirs is None:
         return _FOREIGN
-    if theirs.major != ours.major:
+    if theirs != ours:
         return ServerCheck(
             "incompatible",
-            f"is a Prefect server of version {theirs}, and the client is {ours}",
-            f"use a server of version {ours.major}, or unset the address for one of the run's own",
+            f"is a Prefect server of version {version}, and the client is {prefect.__version__}",
+            f"use a server of version {ours}, or unset the address for one of the run's own",
         )
     return ServerCheck("usable")
+
+
+def _major(version: object) -> int | None:
+    match = re.match(r"(\d+)\.\d+", version) if isinstance(version, str) else None
+    return int(match[1]) if match else None
 
 
 def _refusal(status: int) -> ServerCheck:
