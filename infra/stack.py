@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
+from flows.checks.loopback import bypass_proxies_for_loopback
 from infra.services import (
     BUCKET,
     DATABASE,
@@ -47,6 +48,7 @@ def main() -> None:
         "--free-ports", action="store_true", help="take free ports instead of the usual ones"
     )
     options = parser.parse_args()
+    bypass_proxies_for_loopback()  # for the health checks, and for the services
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     supervisor = None
