@@ -1,12 +1,12 @@
 """A small rendered dataset that training tests share."""
 
+import pytest
+import torch
+
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.tabletop import denoiser
 from ldmprobe_core.tabletop.autoencoder import load_autoencoder
-from ldmprobe_core.tabletop.dataset import Dataset
-from ldmprobe_core.tabletop.dataset import render_dataset
-import pytest
-import torch
+from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,10 @@
 """Whitening of the autoencoder."""
 
-from ldmprobe_core.tabletop import autoencoder
 import numpy as np
 import torch
+
+from ldmprobe_core.tabletop import autoencoder
+
 
 def test_whiten_decorrelates_latents_and_keeps_decoded_images():
     torch.manual_seed(0)

@@ -1,14 +1,13 @@
 """Rendered datasets on disk, and batches of them."""
 
-from ldmprobe_core.study.prompt_sets import CATEGORIES
-from ldmprobe_core.tabletop import render
-from ldmprobe_core.tabletop.dataset import Dataset
-from ldmprobe_core.tabletop.dataset import render_dataset
-from ldmprobe_core.tabletop.dataset import shuffled_batches
-from ldmprobe_core.tabletop.scenes import sample_scene
-from ldmprobe_core.tabletop.scenes import scene_caption
 import numpy as np
 import pytest
+
+from ldmprobe_core.study.prompt_sets import CATEGORIES
+from ldmprobe_core.tabletop import render
+from ldmprobe_core.tabletop.dataset import Dataset, render_dataset, shuffled_batches
+from ldmprobe_core.tabletop.scenes import sample_scene, scene_caption
+
 
 def test_render_dataset_resumes_by_block(tmp_path, monkeypatch):
     monkeypatch.setattr("ldmprobe_core.tabletop.dataset.BLOCK", 4)

@@ -1,9 +1,10 @@
 """Loss and channel weights of the denoiser, against values by hand."""
 
-from ldmprobe_core.tabletop.denoiser import channel_effects
-from ldmprobe_core.tabletop.denoiser import velocity_loss
 import pytest
 import torch
+
+from ldmprobe_core.tabletop.denoiser import channel_effects, velocity_loss
+
 
 def test_velocity_loss_by_hand():
     clean, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 3.0)

@@ -1,16 +1,17 @@
 """Residuals of the line along the floor edge, on drawn edges."""
 
-from ldmprobe_core.study.prompt_sets import FLOOR_COLORS
-from ldmprobe_core.study.prompt_sets import WALL_COLORS
-from ldmprobe_core.tabletop.measures.edges import edge_colors
-from ldmprobe_core.tabletop.measures.edges import edge_residuals
-from ldmprobe_core.tabletop.measures.edges import floor_edge
-from ldmprobe_core.tabletop.measures.edges import line_residual
-from ldmprobe_core.tabletop.render import render
-from ldmprobe_core.tabletop.scenes import sample_scene
-from ldmprobe_core.tabletop.scenes import scene_caption
 import numpy as np
 import pytest
+
+from ldmprobe_core.study.prompt_sets import FLOOR_COLORS, WALL_COLORS
+from ldmprobe_core.tabletop.measures.edges import (
+    edge_colors,
+    edge_residuals,
+    floor_edge,
+    line_residual,
+)
+from ldmprobe_core.tabletop.render import render
+from ldmprobe_core.tabletop.scenes import sample_scene, scene_caption
 
 BROWN, WHITE = FLOOR_COLORS["brown"], WALL_COLORS["white"]
 

@@ -1,8 +1,10 @@
 """Figures of the model, against closed forms."""
 
-from ldmprobe_core.tabletop.measures import evaluation
 import numpy as np
 import pytest
+
+from ldmprobe_core.tabletop.measures import evaluation
+
 
 def test_frechet_distance_against_closed_forms():
     draws = np.random.default_rng(0).normal(size=(200_000, 3)) * (1, 2, 3)

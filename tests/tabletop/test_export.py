@@ -1,15 +1,18 @@
 """Model folder and model card."""
 
+import json
+from pathlib import Path
+
+import pytest
+import torch
 from diffusers import StableDiffusionPipeline
+
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.tabletop import export
 from ldmprobe_core.tabletop.autoencoder import load_autoencoder
 from ldmprobe_core.tabletop.denoiser import load_denoiser
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
-from pathlib import Path
-import json
-import pytest
-import torch
+
 
 @pytest.mark.slow
 def test_save_pipeline_keeps_weights_and_loads_in_one_dtype(tmp_path):

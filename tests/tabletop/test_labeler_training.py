@@ -1,22 +1,25 @@
 """Losses of the labelers by hand, and further training of the map network."""
 
 from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
 from ldmprobe_core.assets import MODEL_FOLDER
-from ldmprobe_core.labelers.tabletop import load_networks
-from ldmprobe_core.labelers.tabletop import map_labeler
+from ldmprobe_core.labelers.tabletop import load_networks, map_labeler
 from ldmprobe_core.probing.metrics import spearman
-from ldmprobe_core.tabletop.labeler_training import mirrored
-from ldmprobe_core.tabletop.labeler_training import normal_loss
-from ldmprobe_core.tabletop.labeler_training import reconstructions
-from ldmprobe_core.tabletop.labeler_training import relief_loss
-from ldmprobe_core.tabletop.labeler_training import train_maps
+from ldmprobe_core.tabletop.labeler_training import (
+    mirrored,
+    normal_loss,
+    reconstructions,
+    relief_loss,
+    train_maps,
+)
 from ldmprobe_core.tabletop.measures import evaluation
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 from ldmprobe_core.tabletop.training import Recipe
-import numpy as np
-import pytest
-import torch
 
 CPU = torch.device("cpu")
 

@@ -1,19 +1,19 @@
 """Measurements of a denoiser while it trains."""
 
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
 from ldmprobe_core.assets import MODEL_FOLDER
-from ldmprobe_core.labelers.tabletop import ClassLabeler
-from ldmprobe_core.labelers.tabletop import load_networks
-from ldmprobe_core.labelers.tabletop import map_labeler
+from ldmprobe_core.labelers.tabletop import ClassLabeler, load_networks, map_labeler
 from ldmprobe_core.tabletop import denoiser
 from ldmprobe_core.tabletop.denoiser import load_denoiser
 from ldmprobe_core.tabletop.measures.milestones import Milestones
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 from ldmprobe_core.tabletop.training import Recipe
-from safetensors.torch import load_file
-import copy
-import json
-import pytest
-import torch
 
 CPU = torch.device("cpu")
 

@@ -1,16 +1,20 @@
 """Renderings of known scenes, against closed forms."""
 
 from dataclasses import replace
-from ldmprobe_core.tabletop import render
-from ldmprobe_core.tabletop.dataset import quantize
-from ldmprobe_core.tabletop.scenes import Arrangement
-from ldmprobe_core.tabletop.scenes import Item
-from ldmprobe_core.tabletop.scenes import LOOK_AT
-from ldmprobe_core.tabletop.scenes import Scene
-from ldmprobe_core.tabletop.scenes import camera_axes
-from ldmprobe_core.tabletop.scenes import sample_scene
+
 import numpy as np
 import pytest
+
+from ldmprobe_core.tabletop import render
+from ldmprobe_core.tabletop.dataset import quantize
+from ldmprobe_core.tabletop.scenes import (
+    LOOK_AT,
+    Arrangement,
+    Item,
+    Scene,
+    camera_axes,
+    sample_scene,
+)
 
 BALL = Scene(
     category="ball", color="red", floor="gray", wall=None, walls=(), yaw=0, lying=False,

@@ -1,15 +1,18 @@
 """Random scenes and their captions."""
 
 from dataclasses import replace
-from ldmprobe_core.study.prompt_sets import CATEGORIES
-from ldmprobe_core.study.prompt_sets import caption
-from ldmprobe_core.tabletop import render
-from ldmprobe_core.tabletop.scenes import Arrangement
-from ldmprobe_core.tabletop.scenes import Item
-from ldmprobe_core.tabletop.scenes import arrangement_caption
-from ldmprobe_core.tabletop.scenes import sample_arrangement
-from ldmprobe_core.tabletop.scenes import sample_scene
+
 import numpy as np
+
+from ldmprobe_core.study.prompt_sets import CATEGORIES, caption
+from ldmprobe_core.tabletop import render
+from ldmprobe_core.tabletop.scenes import (
+    Arrangement,
+    Item,
+    arrangement_caption,
+    sample_arrangement,
+    sample_scene,
+)
 
 TWO_BALLS = Arrangement(
     items=(

@@ -1,13 +1,15 @@
 """Tokenizer of captions."""
 
-from ldmprobe_core.study.prompt_sets import CATEGORIES
-from ldmprobe_core.study.prompt_sets import FLOOR_COLORS
-from ldmprobe_core.study.prompt_sets import OBJECT_COLORS
-from ldmprobe_core.study.prompt_sets import WALL_COLORS
-from ldmprobe_core.study.prompt_sets import caption
+from ldmprobe_core.study.prompt_sets import (
+    CATEGORIES,
+    FLOOR_COLORS,
+    OBJECT_COLORS,
+    WALL_COLORS,
+    caption,
+)
 from ldmprobe_core.tabletop.scenes import caption_words
-from ldmprobe_core.tabletop.tokenizer import CAPTION_LENGTH
-from ldmprobe_core.tabletop.tokenizer import new_tokenizer
+from ldmprobe_core.tabletop.tokenizer import CAPTION_LENGTH, new_tokenizer
+
 
 def test_new_tokenizer_gives_every_caption_word_one_token():
     tokenizer = new_tokenizer()

@@ -1,17 +1,18 @@
 """Command that trains the embedded model."""
 
+import json
+import sys
 from dataclasses import replace
 from functools import partial
-from ldmprobe_core.assets import MODEL_FOLDER
-from ldmprobe_core.tabletop import denoiser
-from ldmprobe_core.tabletop import export
-from ldmprobe_core.tabletop import train
-from ldmprobe_core.tabletop.measures.milestones import Milestones
-from safetensors.torch import load_file
-import json
+
 import pytest
-import sys
 import torch
+from safetensors.torch import load_file
+
+from ldmprobe_core.assets import MODEL_FOLDER
+from ldmprobe_core.tabletop import denoiser, export, train
+from ldmprobe_core.tabletop.measures.milestones import Milestones
+
 
 @pytest.mark.slow
 def test_train_main_continues_a_model_folder_and_writes_another(tiny, tmp_path, monkeypatch):

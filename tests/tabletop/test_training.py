@@ -1,15 +1,16 @@
 """Training loop: schedule, and resuming after interruptions."""
 
-from ldmprobe_core.tabletop import train
-from ldmprobe_core.tabletop.training import Recipe
-from ldmprobe_core.tabletop.training import Trainer
-from torch import nn
-import numpy as np
-import pytest
 import signal
 import subprocess
 import sys
+
+import numpy as np
+import pytest
 import torch
+from torch import nn
+
+from ldmprobe_core.tabletop.training import Recipe, Trainer
+
 
 def test_trainer_resumed_equals_uninterrupted(tmp_path):
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
