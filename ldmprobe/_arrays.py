@@ -214,13 +214,13 @@ def fit_probe(
             "samples, or a single penalty"
         )
     # With a single penalty there is no choice to make, so any tokens serve as validation.
-    train, held = order[heldout:], order[:heldout] if heldout else order
+    train, validation_index = order[heldout:], order[:heldout] if heldout else order
 
     def rows(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return x[index].reshape(-1, x.shape[-1]), tokens[index].reshape(-1, 1)
 
     train_x, train_y = rows(train)
-    heldout_x, heldout_y = rows(held)
+    heldout_x, heldout_y = rows(validation_index)
     path = RidgePath.from_statistics(SufficientStatistics.from_tokens(train_x, train_y))
     if kind == "ridge":
         statistics = SufficientStatistics.from_tokens(heldout_x, heldout_y)

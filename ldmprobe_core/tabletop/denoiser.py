@@ -242,8 +242,8 @@ def train_denoiser(
     alphas = new_tabletop_scheduler().alphas_cumprod.to(device)
     channels = None
     if objective.by_pixels:
-        some = torch.from_numpy(latents[0, :64].astype(np.float32))
-        channels = channel_effects(vae, some.to(device))
+        sample_latents = torch.from_numpy(latents[0, :64].astype(np.float32))
+        channels = channel_effects(vae, sample_latents.to(device))
 
     def loss(index: np.ndarray, step: int) -> Tensor:
         n = len(index)

@@ -144,17 +144,17 @@ def measure(
     }
     if load_networks(folder, device)["maps"].outputs == len(MAP_CHANNELS):
         named["normal"] = load_normals(spec, device)
-    some = index[:600]
-    rebuilt = evaluation.reconstruct(pipeline.vae, data.rgb[some], device)
+    measured = index[:600]
+    rebuilt = evaluation.reconstruct(pipeline.vae, data.rgb[measured], device)
     images, pairs = evaluation.generate_balanced(pipeline, JUDGED_IMAGES)
     figures = {
         "scenes": evaluation.scene_baselines(
             foreground, data.depth[index].astype(np.float32), data.shading[index]
         ),
         "vae": evaluation.reconstruction_figures(
-            data.rgb[some], rebuilt, foreground[: len(some)], evaluation.colors_of(some)
+            data.rgb[measured], rebuilt, foreground[: len(measured)], evaluation.colors_of(measured)
         ),
-        "labelers": evaluation.labeler_figures(data, some, named, rebuilt),
+        "labelers": evaluation.labeler_figures(data, measured, named, rebuilt),
         "generated": evaluation.class_accuracy(named["judge"], images, pairs),
         "guidance": evaluation.GUIDANCE,
     }

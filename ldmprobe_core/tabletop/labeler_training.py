@@ -47,9 +47,9 @@ def reconstructions(
         shape = (count, *data.rgb.shape[1:])
         out = np.lib.format.open_memmap(unfinished, "w+", dtype=np.uint8, shape=shape)
         for a in range(0, count, 512):
-            part = torch.from_numpy(latents[0, a : min(a + 512, count)].astype(np.float32))
+            chunk = torch.from_numpy(latents[0, a : min(a + 512, count)].astype(np.float32))
             with autocast(device):
-                out[a : a + len(part)] = decode(vae, part, device)
+                out[a : a + len(chunk)] = decode(vae, chunk, device)
         out.flush()
         unfinished.replace(path)
     return np.load(path, mmap_mode="r")

@@ -52,8 +52,8 @@ class Recipe:
     def rate(self, step: int) -> float:
         """Learning rate at a step (from 0)."""
         rise = min(1.0, (step + 1) / self.warmup)
-        left = (self.steps - step) / max(1.0, self.decay * self.steps)
-        fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, left)))
+        remaining = (self.steps - step) / max(1.0, self.decay * self.steps)
+        fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, remaining)))
         return self.learning_rate * rise * fall
 
 

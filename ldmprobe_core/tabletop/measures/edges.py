@@ -24,8 +24,8 @@ _CORNER_GAIN = 0.4  # two lines must leave at most this share of one line's squa
 
 def edge_colors(caption: str) -> tuple[RGB, RGB] | None:
     """Colours of floor and wall in a caption; None without a wall, or if their hues are close."""
-    _, _, place = caption.partition(" on a ")
-    floor, _, wall = place.partition(" floor, ")
+    _, _, surroundings = caption.partition(" on a ")
+    floor, _, wall = surroundings.partition(" floor, ")
     if not wall:
         return None
     colors = FLOOR_COLORS[floor], WALL_COLORS[wall.removesuffix(" wall")]
@@ -119,18 +119,18 @@ def line_residual(points: np.ndarray) -> float:
     if len(points) < _LEAST_POINTS:
         return float("nan")
     points = points[np.argsort(points[:, 0])]
-    off = _off_line(points)
-    least = _CORNER_GAIN * _truncated(off)
+    distances = _off_line(points)
+    least = _CORNER_GAIN * _truncated(distances)
     for cut in range(10, len(points) - 9, 2):
         sides = np.concatenate([_off_line(points[:cut]), _off_line(points[cut:])])
         if _truncated(sides) < least:
-            off, least = sides, _truncated(sides)
-    near = off[np.abs(off) < _TOLERANCE]
+            distances, least = sides, _truncated(sides)
+    near = distances[np.abs(distances) < _TOLERANCE]
     return float(np.sqrt(np.square(near).mean()))
 
 
-def _truncated(off: np.ndarray) -> float:
-    return float(np.minimum(np.square(off), _TOLERANCE**2).sum())
+def _truncated(distances: np.ndarray) -> float:
+    return float(np.minimum(np.square(distances), _TOLERANCE**2).sum())
 
 
 def _off_line(points: np.ndarray) -> np.ndarray:
@@ -140,17 +140,17 @@ def _off_line(points: np.ndarray) -> np.ndarray:
     apart = x[second] - x[first]
     slope = (y[second] - y[first]) / apart
     shift = y[first] - slope * x[first]
-    off = (y - slope[:, None] * x - shift[:, None]) / np.hypot(1, slope)[:, None]
-    cost = np.minimum(np.square(off), _TOLERANCE**2).sum(1)
+    distances = (y - slope[:, None] * x - shift[:, None]) / np.hypot(1, slope)[:, None]
+    cost = np.minimum(np.square(distances), _TOLERANCE**2).sum(1)
     best = cost.argmin()
-    off = off[best]
+    distances = distances[best]
     for _ in range(5):  # least squares over what is near
-        near = np.abs(off) < _TOLERANCE
+        near = np.abs(distances) < _TOLERANCE
         if near.sum() < 3:
             break
         slope, shift = np.polyfit(x[near], y[near], 1)
-        off = (y - slope * x - shift) / np.hypot(1, slope)
-    return off
+        distances = (y - slope * x - shift) / np.hypot(1, slope)
+    return distances
 
 
 def edge_residuals(

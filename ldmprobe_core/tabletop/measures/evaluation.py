@@ -187,9 +187,9 @@ def contact_sheet(images: np.ndarray, captions: list[str], columns: int = 8) -> 
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = i % columns * (side + 8) + 4, i // columns * (side + text + 8) + 4
         sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (x, y))
-        thing, _, place = caption.partition(" on ")
+        thing, _, surroundings = caption.partition(" on ")
         draw.text((x, y + side + 2), thing, fill="black")
-        draw.text((x, y + side + 16), "on " + place, fill="gray", font_size=9)
+        draw.text((x, y + side + 16), "on " + surroundings, fill="gray", font_size=9)
     return sheet
 
 
