@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -69,6 +70,15 @@ def main() -> None:
     if "export" in args.stages:
         before = training_records(begin) if begin else {}
         export(data, work, args.out, device, vae, model, trained, args.contact_sheet, before)
+
+
+def _lower_priority() -> None:
+    """Let every other process of the machine go first: a training takes hours."""
+    os.nice(19)
+    # Linux shares a CPU among sessions before it looks at nice values, so that a training that was
+    # started in a session of its own would still get a full share.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
 
 
 def _labeler_networks(
@@ -162,4 +172,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    _lower_priority()
     main()
