@@ -19,7 +19,6 @@ SHARED_NAMES: dict[str, str] = {}
 LONG_FUNCTIONS = {
     "ldmprobe_core/models/sampling.py:sample",
     "ldmprobe_core/pipeline/planning/plan.py:plan_study",
-    "ldmprobe_core/pipeline/probe.py:probe_cell",
 }
 """Pending: functions that still have to be split."""
 

@@ -50,25 +50,47 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
         activations = run.read(group, "activation", step=step_index)
         bytes_read += activations.nbytes
         channels = activations.shape[-1]
-        sums = unstored_statistics(run, network, step, layer)
-        cells = probe_activations(activations, labels, study, study.assignments(network), sums)
+        statistics = unstored_statistics(run, network, step, layer)
+        cells = probe_activations(
+            activations, labels, study, study.assignments(network), statistics
+        )
         results |= {(network, assignment): cell for assignment, cell in cells.items()}
+    _write_probes(run, step_index, layer, channels, results["trained", "true"])
+    _write_scores(run, step_index, layer_index, results)
+    run.progress.mark_done(PROBE, step_index, layer_index)
+    return {"seconds": time.monotonic() - started, "bytes": bytes_read}
 
-    kinds, maps = study.linear_kinds, study.labels.maps
-    fitted = results["trained", "true"]
+
+def _write_probes(run: Run, step_index: int, layer: str, channels: int, fitted: CellResult) -> None:
+    """Store weights and biases of the linear probes of one cell; NaN where none was fitted."""
+    kinds, maps = run.study.linear_kinds, run.study.labels.maps
     weight = np.full((len(kinds), len(maps), 1, channels), np.nan)
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty = bias.copy()
     for (kind, prop), probe in fitted.probes.items():
-        if not probe_kind(kind).linear:  # a control: scored, not stored
+        if not probe_kind(kind).linear:  # nonlinear probes are controls, of which only scores count
             continue
         assert isinstance(probe, LinearProbe)
         entry = kinds.index(kind), maps.index(prop), 0
         weight[entry], bias[entry], penalty[entry] = probe.weight, probe.bias, probe.penalty
-    cell = {"step": slice(step_index, step_index + 1)}
-    run.write(f"probes/{layer}", {"weight": weight, "bias": bias, "penalty": penalty}, **cell)
-    for prop in maps:
-        undefined = np.full_like(fitted.scores[prop], np.nan)
+    run.write(
+        f"probes/{layer}",
+        {"weight": weight, "bias": bias, "penalty": penalty},
+        step=slice(step_index, step_index + 1),
+    )
+
+
+def _write_scores(
+    run: Run, step_index: int, layer_index: int, results: dict[tuple[str, str], CellResult]
+) -> None:
+    """Store the scores of one cell by condition; NaN where a condition is off or has no result.
+
+    Args:
+        results: by network and label assignment.
+    """
+    study = run.study
+    for prop in study.labels.maps:
+        undefined = np.full_like(results["trained", "true"].scores[prop], np.nan)
         scores = [
             results[c.network, c.assignment].scores[prop]
             if study.controls.enabled(c.name) and (c.network, c.assignment) in results
@@ -78,8 +100,6 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
         run.write(
             f"scores/{prop}",
             {"score": np.stack(scores)[:, :, :, None, None, :]},
+            step=slice(step_index, step_index + 1),
             layer=slice(layer_index, layer_index + 1),
-            **cell,
         )
-    run.progress.mark_done(PROBE, step_index, layer_index)
-    return {"seconds": time.monotonic() - started, "bytes": bytes_read}
