@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.files.checkpoint import require_weights
 from ldmprobe_core.models.files.weights import model_folder
-from ldmprobe_core.models.schedulers import new_scheduler
+from ldmprobe_core.models.timesteps import scheduler_of
 from ldmprobe_core.study.schema import Study
 
 
@@ -46,7 +44,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
     except (OSError, ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model.source {model.source!r} does not load: {reason}") from error
-    pipeline.scheduler = new_scheduler(study.sampling.scheduler, architecture.scheduler)
+    pipeline.scheduler = scheduler_of(architecture, study.sampling.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -76,69 +74,6 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     except (TypeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model: {architecture.source} has an unusable config: {reason}") from error
-
-
-def timesteps(architecture: Architecture, study: Study) -> list[float]:
-    """Timesteps of all steps, in sampling order.
-
-    Raises:
-        UserError: the scheduler cannot make this many steps, or makes steps that no model can use:
-            repeated, rising, outside its training schedule, or not finite.
-    """
-    steps = study.sampling.steps
-    try:
-        scheduler = new_scheduler(study.sampling.scheduler, architecture.scheduler)
-        architecture.set_steps(scheduler, steps)
-        values = [float(t) for t in scheduler.timesteps]
-    except UserError:
-        raise
-    except Exception as error:  # each scheduler has its own way to fail on a config
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"sampling.scheduler: {study.sampling.scheduler} cannot make {steps} steps with the "
-            f"model's config ({type(error).__name__}: {reason:.100}). Fix: change sampling.steps "
-            "or sampling.scheduler, or mend the model's scheduler_config.json"
-        ) from error
-    trained = int(scheduler.config.get("num_train_timesteps", 1000))
-    problem = _timestep_problem(values, steps, trained) or _noise_problem(scheduler, values)
-    if problem:
-        raise UserError(
-            f"sampling.steps: {problem} (scheduler {study.sampling.scheduler}, {steps} steps). "
-            f"Fix: ask for fewer than {trained} steps, or choose another sampling.scheduler"
-        )
-    return values
-
-
-def _timestep_problem(values: list[float], steps: int, trained: int) -> str | None:
-    """What makes a list of timesteps unusable; None where nothing does.
-
-    Some schedulers visit a timestep twice (PNDM once, Heun each but the last), which is no defect.
-    """
-    if not all(math.isfinite(value) for value in values):
-        return "timesteps are not finite"
-    if len(set(values)) != steps:
-        return f"{len(set(values))} of {steps} timesteps are distinct"
-    if any(later > earlier for earlier, later in itertools.pairwise(values)):
-        return "timesteps do not fall"
-    if min(values) < 0 or max(values) > trained:
-        return f"timesteps {min(values):g} to {max(values):g} leave the schedule 0 to {trained}"
-    return None
-
-
-def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
-    """What makes a schedule's noise levels unusable; None where nothing does."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and not bool(torch.as_tensor(sigmas).isfinite().all()):
-        return "noise levels are not finite"
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None:
-        return None
-    if not bool(alphas.isfinite().all()):
-        return "noise levels are not finite"
-    used = alphas[torch.tensor(values).round().long().clamp(0, len(alphas) - 1)]
-    if scheduler.config.get("prediction_type") == "epsilon" and bool((used <= 0).any()):
-        return "a step has no signal at all, from which predicted noise gives no image"
-    return None
 
 
 def permute_weights(module: nn.Module, seed: int = 100) -> None:

@@ -7,7 +7,7 @@ import tiny_models
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.loading import timesteps
+from ldmprobe_core.models.timesteps import timesteps
 from ldmprobe_core.study.loading import parse_study
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc")
@@ -45,7 +45,7 @@ def test_timesteps_refuse_more_steps_than_the_schedule_has(folder, scheduler):
         ("sd1", {"beta_schedule": "foo"}),
         ("sd1", {"num_train_timesteps": 0}),
         ("sd1", {"beta_end": float("inf")}),
-        ("sd3", {"use_dynamic_shifting": True}),
+        ("sd3", {"use_dynamic_shifting": True, "base_image_seq_len": 4096}),
     ],
 )
 def test_a_scheduler_config_that_cannot_be_used_is_one_sentence(tmp_path, name, change):
