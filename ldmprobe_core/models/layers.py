@@ -13,6 +13,7 @@ from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import PRESETS, Architecture
+from ldmprobe_core.models.architectures.settings import dry_run_problem
 from ldmprobe_core.models.token_grid import Grid, to_grid
 from ldmprobe_core.study.layers import LayerShape
 
@@ -94,7 +95,10 @@ def layer_shapes(
     hooks = [modules[name].register_forward_hook(note(name)) for name in layers]
     with torch.device("meta"), torch.no_grad():
         call = architecture.dummy_inputs()
-        denoiser(**call)
+        try:
+            denoiser(**call)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise dry_run_problem(architecture, error) from error
         if any(name.startswith(VAE) for name in layers):
             vae.decode(torch.empty(1, architecture.vae["latent_channels"], *architecture.latent))
     for hook in hooks:

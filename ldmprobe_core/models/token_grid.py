@@ -54,14 +54,19 @@ def change_grid(
 
     Args:
         output, grid, item: as for `to_grid`.
-        halves: copies of the batch; the last one is the conditional.
-        change: tokens (n, y, x, channel) float32 to the same; what it leaves as it is stays bit for
-            bit.
+        batch_copies: copies of the batch in ``output``; the last one is the conditional.
+        change: tokens (n, y, x, channel) float32 to tokens of the same shape; unchanged values stay
+            equal bit for bit.
+
+    Raises:
+        ValueError: the batch does not divide into that many copies.
     """
     parts = list(output) if isinstance(output, (tuple, list)) else [output]
     tensor = parts[item if isinstance(output, (tuple, list)) else 0]
     new = tensor.clone()
     view = to_grid(new, grid)
+    if len(view) % batch_copies:
+        raise ValueError(f"a batch of {len(view)} does not hold {batch_copies} copies")
     n = len(view) // batch_copies
     old = view[-n:].float()
     view[-n:] += (change(old) - old).to(new.dtype)

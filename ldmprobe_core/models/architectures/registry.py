@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.flux import Flux
-from ldmprobe_core.models.architectures.pixart import PixArt
+from ldmprobe_core.models.architectures.pixart import PixArt, PixArtAlpha
 from ldmprobe_core.models.architectures.stable_diffusion import StableDiffusion, StableDiffusionXL
 from ldmprobe_core.models.architectures.stable_diffusion_3 import StableDiffusion3
 
@@ -46,7 +46,8 @@ def register_architecture(
 register_architecture("StableDiffusionPipeline")(StableDiffusion)
 register_architecture("StableDiffusionXLPipeline")(StableDiffusionXL)
 register_architecture("StableDiffusion3Pipeline")(StableDiffusion3)
-register_architecture("PixArtAlphaPipeline", "PixArtSigmaPipeline")(PixArt)
+register_architecture("PixArtAlphaPipeline")(PixArtAlpha)
+register_architecture("PixArtSigmaPipeline")(PixArt)
 register_architecture("FluxPipeline")(Flux)
 
 

@@ -14,11 +14,13 @@ from typing import Any
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.architectures.settings import check_settings
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
-from ldmprobe_core.models.loading import check_weights, meta_modules, timesteps
+from ldmprobe_core.models.loading import check_weights, meta_modules
+from ldmprobe_core.models.timesteps import timesteps
 from ldmprobe_core.pipeline.planning.prompt_checks import check_samples
 from ldmprobe_core.pipeline.planning.sizes import _bytes, _memory, _sum_bytes
 from ldmprobe_core.storage.run import Run
@@ -158,6 +160,7 @@ def plan_study(study: Study) -> StudyPlan:
     else:
         attempt(lambda: check_weights(folder))
     architecture = detect_architecture(folder)
+    notes = list(check_settings(architecture, study))
     denoiser, vae = meta_modules(architecture)
     names = list(capturable_modules(denoiser, vae))
     layers = match_layers(architecture, names, study.capture.layers)
@@ -181,10 +184,9 @@ def plan_study(study: Study) -> StudyPlan:
     if count is None:
         raise UserError(missing[-1])  # the number of images is unknown without the input files
     samples = make_samples(resolved) if resolved else []
-    notes: tuple[str, ...] = ()
     if samples and study.images is None and (folder / "tokenizer").is_dir():
         tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
-        notes = check_samples(samples, tokenize)
+        notes += check_samples(samples, tokenize)
     stored = n_stored_samples(samples, resolved) if resolved else count
     exact_properties = _exact_properties(resolved or study, missing)
     sums = _sum_bytes(study, shapes, len(steps))
@@ -206,7 +208,7 @@ def plan_study(study: Study) -> StudyPlan:
         exact_properties=exact_properties,
         labelers=labelers,
         missing=tuple(missing),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
