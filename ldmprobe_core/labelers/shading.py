@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.weights import files_of, find_folder, require_package
+from ldmprobe_core.labelers.weights import files_of, find_folder, refuse_revision, require_package
 from ldmprobe_core.study.sections import LabelerSpec
 
 _SCALES = (15 / 512, 80 / 512, 250 / 512)
@@ -95,6 +95,7 @@ class IntrinsicLabeler:
 
 def locate_retinex(spec: LabelerSpec) -> list[Path]:
     """Check that no weights are given, since retinex has none."""
+    refuse_revision(spec)
     if spec.weights is not None:
         raise UserError(f"it takes no weights, and weights is {spec.weights!r}: leave them out")
     return []
@@ -138,6 +139,7 @@ def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
         "intrinsic",
         "pip install https://github.com/compphoto/Intrinsic/archive/main.zip (academic licence)",
     )
+    refuse_revision(spec)
     if spec.weights not in (None, "paper_weights", "v2"):
         raise UserError(
             f"weights is {spec.weights!r}: the package loads its own, paper_weights or v2"

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
+from ldmprobe_core.labelers.weights import refuse_revision
 from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.study.sections import LabelerSpec
 
@@ -170,6 +171,7 @@ def locate_weights(spec: LabelerSpec) -> list[Path]:
     Raises:
         UserError: they are missing.
     """
+    refuse_revision(spec)
     return [_path(name, _folder(spec)) for name in ("maps", "class")]
 
 

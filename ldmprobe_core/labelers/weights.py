@@ -28,6 +28,14 @@ def require_package(module: str, install: str) -> None:
         raise UserError(f"the package {module} is not installed: {install}")
 
 
+def refuse_revision(spec: LabelerSpec) -> None:
+    """Raise `UserError` if a revision is given, which only hub ids have."""
+    if spec.revision is not None:
+        raise UserError(
+            f"revision: only hub ids have revisions ({spec.revision!r:.60}). Fix: leave it out"
+        )
+
+
 def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     """Find a folder written by ``save_pretrained``, or a hub id's copy in the hub's cache.
 
@@ -43,7 +51,9 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     if source is None:
         raise UserError("give weights: a folder written by save_pretrained, or a hub id")
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if folder.is_dir():
+        refuse_revision(spec)
+    else:
         if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             raise UserError(f"weights {source!r}: there is no such folder")
         try:
@@ -74,6 +84,7 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
     Raises:
         UserError: there is no such file, or it is a pickle.
     """
+    refuse_revision(spec)
     if spec.weights is None and cache is None:
         raise UserError(f"give weights: a safetensors file of {published}")
     path = Path(spec.weights).expanduser() if spec.weights else cache

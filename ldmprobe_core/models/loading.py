@@ -15,6 +15,7 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.checkpoint import require_weights
 from ldmprobe_core.models.files.weights import model_folder
 from ldmprobe_core.models.timesteps import scheduler_of
@@ -53,8 +54,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
         pipeline.enable_attention_slicing()
     if not model.cpu_offload:
         return pipeline.to(device)
-    if device.type == "cpu":
-        raise UserError("model.cpu_offload is on, and the device is the CPU already: turn it off")
+    check_device(study)
     pipeline.enable_model_cpu_offload(device=device)
     return pipeline
 

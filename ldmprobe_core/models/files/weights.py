@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from ldmprobe_core.assets import CONFIGS, MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.study.model_record import EMBEDDED
 from ldmprobe_core.study.sections import Model
 
 _KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}
@@ -55,10 +56,14 @@ def has_weights(folder: Path) -> bool:
 
 def _local_folder(model: Model) -> Path | None:
     """The model's folder; None for a hub id."""
-    if model.source == "tabletop":
-        return MODEL_FOLDER
-    folder = Path(model.source).expanduser()
-    if (folder / "model_index.json").is_file():
+    is_embedded = model.source == EMBEDDED
+    folder = MODEL_FOLDER if is_embedded else Path(model.source).expanduser()
+    if is_embedded or (folder / "model_index.json").is_file():
+        if model.revision is not None:
+            raise UserError(
+                f"model.revision: {model.source} is a folder, and only hub ids have revisions "
+                f"({model.revision!r:.60}). Fix: leave it out"
+            )
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
         raise UserError(
