@@ -76,9 +76,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         RuntimeError: the run is not finished.
     """
     run.progress.require_complete("probed")
-    study = run.study
-    labels = label_set(run)
-    samples = run.samples
+    study, samples, labels = run.study, run.samples, label_set(run)
     is_test = np.array([samples[i].split == "test" for i in labels.heldout])
     test = labels.heldout[is_test]
     groups = np.array([samples[i].group for i in test])
@@ -88,25 +86,13 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     steps = run.open("progress").sizes["step"]
     properties, curves = {}, {}
     for prop in study.labels.maps:
-        spec = PropertyScores(run, prop, is_test, bootstrap)
+        scores = PropertyScores(run, prop, is_test, bootstrap)
         truth = labels.maps[prop][test]
-        mean_map = labels.means[prop]
-        chosen_by = labels.train if len(labels.train) else labels.validation
-        headline = HeadlineScorer(prop, truth)
-        position = score_maps(
-            prop,
-            position_prediction(prop, mean_map, labels.maps[prop][chosen_by], len(test)),
-            truth,
-            mean_map,
+        position = _position_scores(prop, labels, test)
+        curves[prop] = scores.curves(
+            position[0], _image_labeler_scores(run, prop, test, truth, steps)
         )
-        sources = {}
-        for source in SOURCES:
-            by_step = [
-                _source_scores(run, source, prop, test, step, headline) for step in range(steps)
-            ]
-            sources[source] = np.stack(by_step)
-        curves[prop] = spec.curves(position[0], sources)
-        properties[prop] = spec.to_record(position, curves[prop], truth)
+        properties[prop] = scores.to_record(position, curves[prop], truth)
     attributes = run.attributes()
     nonfinite = _nonfinite(run)
     counts = {"total": len(samples)}
@@ -133,6 +119,27 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         versions=attributes["versions"],
     )
     return RunAnalysis(summary, curves, bootstrap, test)
+
+
+def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
+    """Scores (metric, test sample) of the position baseline."""
+    maps, mean_map = labels.maps[prop], labels.means[prop]
+    chosen_by = labels.train if len(labels.train) else labels.validation
+    predicted = position_prediction(prop, mean_map, maps[chosen_by], len(test))
+    return score_maps(prop, predicted, maps[test], mean_map)
+
+
+def _image_labeler_scores(
+    run: Run, prop: str, test: np.ndarray, truth: np.ndarray, steps: int
+) -> dict[str, np.ndarray]:
+    """Headline scores (step, test sample) of the labeler on each source of step images."""
+    headline = HeadlineScorer(prop, truth)
+    return {
+        source: np.stack(
+            [_source_scores(run, source, prop, test, step, headline) for step in range(steps)]
+        )
+        for source in SOURCES
+    }
 
 
 def _nonfinite(run: Run) -> dict[str, int]:
