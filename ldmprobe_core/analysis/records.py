@@ -173,6 +173,8 @@ class Summary(_Record):
         labelers: by property, the labeler's score against the exact maps of the same test samples:
             the ceiling of what probes trained on its labels can be shown to know.  None where no
             exact maps are known.
+        notes: what planning said about the study without refusing it, such as prompts that are
+            cut, or words that the model was not trained on; a sentence each.
     """
 
     study: str
@@ -189,6 +191,7 @@ class Summary(_Record):
     seconds: dict[str, float]
     bytes: int
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     model_config = ConfigDict(populate_by_name=True)
 
