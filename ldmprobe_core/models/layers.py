@@ -94,8 +94,8 @@ def layer_shapes(
     modules = capturable_modules(denoiser, vae)
     hooks = [modules[name].register_forward_hook(note(name)) for name in layers]
     with torch.device("meta"), torch.no_grad():
-        call = architecture.dummy_inputs()
         try:
+            call = architecture.dummy_inputs()
             denoiser(**call)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             raise dry_run_problem(architecture, error) from error

@@ -106,7 +106,7 @@ class PipelineSampler:
             NonFiniteError: a network or the scheduler gave NaN or infinite values.
         """
         torch.set_num_threads(self.study.sampling.threads)  # a thread's own setting: set each time
-        steps = self._run_pipeline(samples, sink, source_images)
+        steps = self._run_pipeline(samples, sink, source_images, step_images)
         for number, latents in enumerate(steps.after, 1):
             require_finite(latents, "scheduler", number)
         decoded = self._decode_steps(steps.after, sink, step_images)
@@ -120,7 +120,11 @@ class PipelineSampler:
         )
 
     def _run_pipeline(
-        self, samples: list[Sample], sink: ActivationSink, source_images: np.ndarray | None
+        self,
+        samples: list[Sample],
+        sink: ActivationSink,
+        source_images: np.ndarray | None,
+        predicts_clean: bool,
     ) -> StepRecorder:
         """Run the pipeline on a batch up to its final latents, with hooks and tap in place."""
         generators = [torch.Generator().manual_seed(sample.seed) for sample in samples]
@@ -136,7 +140,9 @@ class PipelineSampler:
             capture = self._capture(self.denoiser, self.guidance.batch_copies, captures_vae=False)
             stack.enter_context(capture)
             stack.enter_context(self._tap_denoiser(capture, steps, sink, len(samples)))
-            stack.enter_context(SchedulerTap(scheduler, steps, self.guidance, before, replace))
+            stack.enter_context(
+                SchedulerTap(scheduler, steps, self.guidance, before, predicts_clean, replace)
+            )
             self.pipeline(
                 prompt=[sample.prompt for sample in samples],
                 num_inference_steps=self.study.sampling.steps,

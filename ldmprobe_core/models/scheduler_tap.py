@@ -19,7 +19,8 @@ class StepRecorder:
 
     Attributes:
         after: latents after each step, in the pipeline's layout.
-        clean: predicted clean latents of each step, float32, same layout.
+        clean: predicted clean latents of each step, float32, same layout; empty if they are not
+            asked for.
         timestep: the scheduler's number of each step.
         calls: number of denoiser calls since the last step.
     """
@@ -41,6 +42,7 @@ class SchedulerTap:
         steps: receives what is recorded.
         guidance: declared calls of the denoiser in a step.
         before: called with each step, from 0, and the latents that it begins from.
+        predicts_clean: whether to record the predicted clean latents.
         replace: number of finished steps to the latents that the pipeline continues with, in place
             of the step's result; None leaves the result.
 
@@ -54,10 +56,11 @@ class SchedulerTap:
         steps: StepRecorder,
         guidance: Guidance,
         before: Callable[[int, Tensor], None],
+        predicts_clean: bool,
         replace: Callable[[int], Tensor] | None,
     ) -> None:
         self.scheduler, self.steps, self.before = scheduler, steps, before
-        self.guidance, self.replace = guidance, replace
+        self.guidance, self.predicts_clean, self.replace = guidance, predicts_clean, replace
 
     def __enter__(self) -> None:
         inner, steps = self.scheduler.step, self.steps
@@ -72,7 +75,9 @@ class SchedulerTap:
                 )
             steps.calls = 0
             self.before(len(steps.after), sample)
-            steps.clean.append(predicted_clean(self.scheduler, model_output, timestep, sample))
+            if self.predicts_clean:
+                clean = predicted_clean(self.scheduler, model_output, timestep, sample)
+                steps.clean.append(clean)
             steps.timestep.append(float(timestep))
             result = inner(model_output, timestep, sample, *args, **kw)
             if self.replace is not None:

@@ -28,6 +28,9 @@ from ldmprobe_core.study.schema import Study
 _TOLERANCE = 1e-4
 """Largest difference of predicted clean latents, as a share of their largest value (at least 1)."""
 
+_MOST_REHEARSED = 50
+"""Most steps of a rehearsal: what goes wrong depends on the config, hardly on their number."""
+
 
 def scheduler_of(architecture: Architecture, name: str) -> Any:
     """Build the scheduler of a name for a model, from the config that its pipeline would use.
@@ -60,16 +63,18 @@ def timesteps(architecture: Architecture, study: Study) -> list[float]:
 
 def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[float], str | None]:
     """Timesteps, and what makes the schedule unusable; None if it is usable."""
+    trained = architecture.scheduler.get("num_train_timesteps", 1000)
+    if isinstance(trained, int) and steps > trained > 0:  # else some classes would allocate them
+        return [], f"the schedule has {trained} steps"
     try:
         scheduler = scheduler_of(architecture, name)
         architecture.set_steps(scheduler, steps)
         values = [float(t) for t in scheduler.timesteps]
         trained = int(scheduler.config.get("num_train_timesteps", 1000))
-        problem = (
-            _timestep_problem(values, steps, trained)
-            or _noise_problem(scheduler, values)
-            or _rehearsal_problem(scheduler, int(architecture.vae["latent_channels"]))
-        )
+        problem = _timestep_problem(values, steps, trained) or _noise_problem(scheduler, values)
+        if problem is None:
+            architecture.set_steps(scheduler, min(steps, _MOST_REHEARSED))
+            problem = _rehearsal_problem(scheduler, int(architecture.vae["latent_channels"]))
     except UserError:
         raise
     except Exception as error:  # each scheduler has its own way to fail on a config

@@ -68,3 +68,9 @@ def test_predicted_noise_at_zero_signal_is_refused(tmp_path):
         timesteps(detect_architecture(folder), study(folder, "ddim", 5))
     path.write_text(json.dumps(config | {"prediction_type": "v_prediction"}))
     assert len(timesteps(detect_architecture(folder), study(folder, "ddim", 5))) == 5
+
+
+@pytest.mark.parametrize("scheduler", ["lms", "ddim", "unipc"])
+def test_timesteps_refuse_an_absurd_number_of_steps_at_once(folder, scheduler):
+    with pytest.raises(UserError, match=r"the schedule has 1000 steps .*2000000000 steps.*Fix"):
+        timesteps(detect_architecture(folder), study(folder, scheduler, 2_000_000_000))

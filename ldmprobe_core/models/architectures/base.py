@@ -60,6 +60,7 @@ class Architecture(ABC):
         presets: preset names of ``capture.layers``, each with its globs over module names.
         joint_block_classes: names of the block classes that return (text, image).
         min_steps: fewest sampler steps with which the pipeline steps as its scheduler does.
+        size_multiple: pixels of which the pipeline takes only multiples as height and width.
         pipeline_class: diffusers pipeline class; None takes the one that `pipeline_name` names.
         load_arguments: further keyword arguments of the pipeline class's ``from_pretrained``.
         config, vae, scheduler: configs of the denoiser, the VAE and the scheduler.
@@ -70,6 +71,7 @@ class Architecture(ABC):
     presets: ClassVar[dict[str, tuple[str, ...]]]
     joint_block_classes: ClassVar[tuple[str, ...]] = ()
     min_steps: ClassVar[int] = 1
+    size_multiple: ClassVar[int] = 1
     pipeline_class: ClassVar[Any] = None
     load_arguments: ClassVar[dict[str, Any]] = {}
 

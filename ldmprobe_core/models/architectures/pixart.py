@@ -20,6 +20,7 @@ class PixArt(TransformerArchitecture):
         "blocks": ("transformer_blocks.[0-9]", "transformer_blocks.[0-9][0-9]"),
     }
 
+    size_multiple = 8
     _passes_size: ClassVar[bool] = False
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:

@@ -31,6 +31,13 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
             "components of one text-to-image model"
         )
     name = architecture.pipeline_name
+    height, width = architecture.size
+    if height % architecture.size_multiple or width % architecture.size_multiple:
+        raise UserError(
+            f"model: a {name} takes images whose sides are multiples of "
+            f"{architecture.size_multiple} pixels, and those of {architecture.source} are "
+            f"{height} x {width}. Fix: correct the sample_size of its {architecture.denoiser}"
+        )
     if study.model.attention_slicing and not hasattr(architecture.network, "set_attention_slice"):
         raise UserError(
             f"model.attention_slicing: a {name} has no attention that can be sliced (true). Fix: "
@@ -48,8 +55,6 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
 def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]:
     scale, negative = study.sampling.guidance, study.prompts.negative
     if study.images is not None:
-        if "guidance" in study.sampling.model_fields_set and scale != 1:
-            return (f"sampling.guidance has no effect on source images ({scale:g})",)
         return ()
     guidance = architecture.guidance(scale, negative)
     if negative is not None and guidance.batch_copies * guidance.calls_per_step == 1:

@@ -17,6 +17,7 @@ class UNetArchitecture(Architecture):
     denoiser = "unet"
     network = UNet2DConditionModel
     presets: ClassVar = UNET_PRESETS
+    size_multiple = 8
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
         """Denoiser calls: a UNet that takes the guidance scale as an input needs one copy only.

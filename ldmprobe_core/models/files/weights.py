@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from ldmprobe_core.assets import CONFIGS, MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.study.model_record import EMBEDDED
+from ldmprobe_core.study.model_record import EMBEDDED, RECORD
 from ldmprobe_core.study.sections import Model
 
 _KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}
@@ -82,10 +82,13 @@ def _cached(model: Model) -> Path | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """16 hex digits over every config and weight file of a model folder, names included."""
+    """Hash every config and weight file of a model folder, names included; 16 hex digits.
+
+    The record of sampling defaults is left out, since it affects no result by itself.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in {".json", ".safetensors", ".txt", ".model"}:
+        if path.suffix in {".json", ".safetensors", ".txt", ".model"} and path.name != RECORD:
             digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
