@@ -20,9 +20,11 @@ def pick_device(name: str) -> torch.device:
         "cpu": True,
     }
     if name == "auto":
-        name = next(kind for kind, there in present.items() if there)
+        name = next(kind for kind, is_present in present.items() if is_present)
     if not present[name]:
-        raise UserError(f"execution.device is {name!r}, which this machine does not have: use auto")
+        raise UserError(
+            f"execution.device is {name!r}, which this machine does not have. Fix: set it to auto"
+        )
     return torch.device(name)
 
 

@@ -23,16 +23,17 @@ from ldmprobe_core.study.schema import Study
 
 
 def load_pipeline(study: Study, device: torch.device) -> Any:
-    """Load the study's pipeline, in eval mode, with the study's scheduler.
+    """Load the study's pipeline in eval mode, with the study's scheduler.
 
     Raises:
-        UserError: the folder holds no pipeline that can be probed, or its weights do not load.
+        UserError: the folder holds no pipeline that can be probed, its weights do not load, or the
+            device does not suit the study.
     """
     model = study.model
     folder = model_folder(model)
     architecture = detect_architecture(folder)
     logging.disable_progress_bar()  # each stage has a bar of its own
-    # Results are those of the study's dtype on every card: no hidden TF32.
+    # TF32 would replace float32 on some GPUs, and the results would depend on the card.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         pipeline: Any = architecture.load_pipeline(
@@ -44,7 +45,9 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
         )
     except (OSError, ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.source {model.source!r} does not load: {reason}") from error
+        raise UserError(
+            f"model.source {model.source!r} does not load ({reason}). Fix: fetch it again"
+        ) from error
     pipeline.scheduler = scheduler_of(architecture, study.sampling.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
@@ -62,7 +65,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
 def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     """Build the denoiser and the VAE on the meta device, without weights or memory.
 
-    They give the names of modules and, by a dry run, the shapes of layers.
+    Their modules have names, and a dry run gives the shapes of layers.
 
     Raises:
         UserError: the configs describe no network that diffusers can build.
@@ -73,16 +76,18 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
             return denoiser, AutoencoderKL.from_config(architecture.vae).eval()
     except (TypeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model: {architecture.source} has an unusable config: {reason}") from error
+        raise UserError(
+            f"model: {architecture.source} has an unusable config ({reason}). Fix: fetch it again"
+        ) from error
 
 
 def permute_weights(module: nn.Module, seed: int = 100) -> None:
     """Permute the entries of every parameter tensor, in place.
 
-    The paper's control (section 4): each tensor keeps its values and loses what was learned.
+    The paper's control (section 4): each tensor keeps its values but not their learned order.
 
     Args:
-        seed: of the permutation; the paper's code takes 100.
+        seed: seed of the permutation; the paper's code uses 100.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -107,11 +112,11 @@ def check_weights(folder: Path) -> None:
 
 
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components of a pipeline that a study does without."""
+"""Components of a pipeline that a study does not use."""
 
 
 def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Module | None:
-    """A component on the meta device; None for what is no network, such as a tokenizer.
+    """A component on the meta device; None if it is no network, such as a tokenizer.
 
     Raises:
         UserError: its config describes no network that the library can build.

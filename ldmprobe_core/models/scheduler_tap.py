@@ -39,7 +39,7 @@ class SchedulerTap:
 
     Args:
         scheduler: of the pipeline.
-        steps: receives what is recorded.
+        steps: receives the latents and timesteps.
         guidance: declared calls of the denoiser in a step.
         before: called with each step, from 0, and the latents that it begins from.
         predicts_clean: whether to record the predicted clean latents.

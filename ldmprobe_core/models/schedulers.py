@@ -91,7 +91,8 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
         remedy = "flow" if is_flow_model else ", ".join(k for k in _CLASSES if k != "flow")
         training = "flow matching" if is_flow_model else "diffusion"
         raise UserError(
-            f"sampling.scheduler is {name!r}, and this model is trained by {training}: use {remedy}"
+            f"sampling.scheduler is {name!r}, and this model is trained by {training}. Fix: use "
+            f"{remedy}"
         )
     scheduler_class = _CLASSES[name]
     if config.get("_class_name") != scheduler_class.__name__:

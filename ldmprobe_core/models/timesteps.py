@@ -29,7 +29,7 @@ _TOLERANCE = 1e-4
 """Largest difference of predicted clean latents, as a share of their largest value (at least 1)."""
 
 _MOST_REHEARSED = 50
-"""Most steps of a rehearsal: what goes wrong depends on the config, hardly on their number."""
+"""Most steps of a rehearsal: failures depend on the config, hardly on the number of steps."""
 
 
 def scheduler_of(architecture: Architecture, name: str) -> Any:
@@ -62,7 +62,7 @@ def timesteps(architecture: Architecture, study: Study) -> list[float]:
 
 
 def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[float], str | None]:
-    """Timesteps, and what makes the schedule unusable; None if it is usable."""
+    """Timesteps, and a defect of the schedule in words; None if it is usable."""
     trained = architecture.scheduler.get("num_train_timesteps", 1000)
     if isinstance(trained, int) and steps > trained > 0:  # else some classes would allocate them
         return [], f"the schedule has {trained} steps"
@@ -103,9 +103,9 @@ def _cause(architecture: Architecture, name: str, steps: int) -> str:
 
 
 def _timestep_problem(values: list[float], steps: int, trained: int) -> str | None:
-    """What makes a list of timesteps unusable; None if it is usable.
+    """Defect of a list of timesteps in words; None if it is usable.
 
-    Some schedulers visit a timestep twice (PNDM once, Heun each but the last), which is no defect.
+    Some schedulers visit a timestep twice (PNDM one, Heun each but the last), which is no defect.
     """
     if not all(math.isfinite(value) for value in values):
         return "timesteps are not finite"
@@ -119,7 +119,7 @@ def _timestep_problem(values: list[float], steps: int, trained: int) -> str | No
 
 
 def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
-    """What makes a schedule's noise levels unusable; None if they are usable."""
+    """Defect of a schedule's noise levels in words; None if they are usable."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and not bool(torch.as_tensor(sigmas).isfinite().all()):
         return "noise levels are not finite"
@@ -135,11 +135,11 @@ def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
 
 
 def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
-    """What goes wrong when a scheduler steps through its schedule; None if nothing does.
+    """Defect that shows while a scheduler steps through its schedule, in words; None without one.
 
     Args:
-        scheduler: whose timesteps are set; it is used up.
-        channels: of the latents.
+        scheduler: scheduler whose timesteps are set; it cannot be used afterwards.
+        channels: channels of the latents.
     """
     generator = torch.Generator().manual_seed(0)
     noise_source = {}
@@ -155,19 +155,19 @@ def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
         level = level_of(scheduler, timestep)
         clean = predicted_clean(scheduler, output, timestep, latents)
         result = scheduler.step(output, timestep, latents, **noise_source)
-        own = getattr(result, "pred_original_sample", None)
-        if own is None and converted:
-            own = converted.pop()
+        expected = getattr(result, "pred_original_sample", None)
+        if expected is None and converted:
+            expected = converted.pop()
             if not _converts_to_clean(scheduler):
-                own = (latents - level.noise * own) / level.clean
-        if own is not None and not _agree(clean, own):
-            return "the scheduler's predicted clean image cannot be told from outside"
+                expected = (latents - level.noise * expected) / level.clean
+        if expected is not None and not _agree(clean, expected):
+            return "the predicted clean image is not the one that the scheduler computes"
         latents = result.prev_sample
     return None if bool(latents.isfinite().all()) else "latents do not stay finite"
 
 
 def _record_conversions(scheduler: Any) -> list[Tensor]:
-    """List to which multistep solvers append what they convert each model output to."""
+    """List that receives the converted model outputs of a multistep solver, one a step."""
     converted: list[Tensor] = []
     convert = getattr(scheduler, "convert_model_output", None)
     if convert is not None:
@@ -187,6 +187,6 @@ def _converts_to_clean(scheduler: Any) -> bool:
     return str(scheduler.config.get("algorithm_type")).endswith("++")
 
 
-def _agree(ours: Tensor, own: Tensor) -> bool:
-    scale = max(1.0, float(own.abs().max()))
-    return ours.shape == own.shape and bool(((ours - own).abs() <= _TOLERANCE * scale).all())
+def _agree(clean: Tensor, expected: Tensor) -> bool:
+    bound = _TOLERANCE * max(1.0, float(expected.abs().max()))
+    return clean.shape == expected.shape and bool(((clean - expected).abs() <= bound).all())

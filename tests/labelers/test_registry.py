@@ -12,8 +12,10 @@ from ldmprobe_core.labelers.registry import (
     check_labeler,
     find_labeler,
     labeler_names,
+    labelers_of,
     register_labeler,
 )
+from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.sections import LabelerSpec
 
 
@@ -102,3 +104,12 @@ def test_check_labeler_refuses_a_revision_of_what_has_none(tmp_path, prop, name,
     spec = LabelerSpec(name=name, weights=files[weights], revision="main")
     with pytest.raises(UserError, match=rf"labels\.{prop} .*only hub ids have revisions.*Fix"):
         check_labeler(prop, spec)
+
+
+def test_labelers_of_takes_a_name_alone_or_a_mapping():
+    short = parse_study({"labels": {"depth": "midas", "class": None}})
+    long = parse_study({"labels": {"depth": {"name": "midas"}, "class": None}})
+    assert short == long
+    assert labelers_of(short)["depth"] == LabelerSpec(name="midas")
+    with pytest.raises(UserError, match=r"labels\.depth.*weightz"):
+        parse_study({"labels": {"depth": {"name": "midas", "weightz": "x"}}})

@@ -32,7 +32,7 @@ PRESETS = (*UNET_PRESETS, "vae")
 
 @dataclass(frozen=True)
 class Guidance:
-    """How classifier-free guidance reaches the denoiser; declared, then checked at every call.
+    """Denoiser calls under classifier-free guidance; declared, then checked at every call.
 
     Attributes:
         batch_copies: copies of the batch in one call: 1, or 2, the second of which is conditional.
@@ -44,15 +44,16 @@ class Guidance:
 
 
 class Architecture(ABC):
-    """How pipelines of one class are loaded, called, guided, captured and decoded.
+    """Description of a pipeline class: loading, calls, guidance, layers and latents.
 
-    A subclass for a new pipeline class sets `denoiser`, `network` and `presets`, writes
-    `dummy_inputs`, and overrides what differs; `register_architecture` makes it known.
+    A subclass for a new pipeline class sets `denoiser`, `network` and `presets`, defines
+    `dummy_inputs`, and overrides the methods that differ; `register_architecture` makes it known.
 
     Args:
         pipeline_name: name of the pipeline class.
-        read_config: component name ("unet", "vae", "scheduler", ...) to its config.
-        source: where the configs come from, for messages.
+        read_config: function from a component's name ("unet", "vae", "scheduler", ...) to its
+            config.
+        source: folder or pipeline class that the configs come from, for messages.
 
     Attributes:
         denoiser: name of the pipeline component that is probed.
@@ -63,7 +64,8 @@ class Architecture(ABC):
         size_multiple: pixels of which the pipeline takes only multiples as height and width.
         pipeline_class: diffusers pipeline class; None takes the one that `pipeline_name` names.
         load_arguments: further keyword arguments of the pipeline class's ``from_pretrained``.
-        config, vae, scheduler: configs of the denoiser, the VAE and the scheduler.
+        config, vae, scheduler: configs of the denoiser, the VAE and the scheduler; the first two
+            with the defaults of keys that are left out.
     """
 
     denoiser: ClassVar[str]
@@ -106,7 +108,8 @@ class Architecture(ABC):
         """Load the diffusers pipeline of a model folder.
 
         Args:
-            arguments: of the pipeline class's ``from_pretrained``, beside `load_arguments`.
+            arguments: keyword arguments of the pipeline class's ``from_pretrained``, beside
+                `load_arguments`.
         """
         return self.diffusers_class.from_pretrained(folder, **self.load_arguments, **arguments)
 
@@ -301,12 +304,12 @@ def _read_json(folder: Path, component: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("a config is a mapping")
+            raise ValueError("a config is a JSON object")
         return config
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model: {path} cannot be read ({type(error).__name__}): the folder is no whole "
-            "diffusers pipeline, fetch it again"
+            f"model: {path} cannot be read ({type(error).__name__}), so the folder is no whole "
+            "diffusers pipeline. Fix: fetch it again"
         ) from error
 
 

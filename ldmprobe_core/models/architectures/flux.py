@@ -21,8 +21,8 @@ from ldmprobe_core.models.token_grid import Grid
 class Flux(ShiftedLatents, TransformerArchitecture):
     """Flux: joint, then single blocks on a sequence of text and image tokens; packed latents.
 
-    Guidance is an input of the distilled denoiser, one call a step.  With a negative prompt it is
-    classifier-free guidance proper instead, in two calls: conditional, then unconditional.
+    The guidance scale is an input of the distilled denoiser, with one call a step.  A negative
+    prompt switches to classifier-free guidance in two calls: conditional, then unconditional.
     """
 
     network = FluxTransformer2DModel
@@ -34,11 +34,11 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         ),
     }
     joint_block_classes = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-    _TEXT = 77  # tokens of the dry run; a capture reads the real number off each call
+    _TEXT = 77  # text tokens of the dry run; a capture takes the number from each call
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width of the latents of the VAE's image size, or of 1024 pixels."""
+        """Height and width of the latents for the VAE's image size, else for 1024 pixels."""
         # The transformer takes any size; Flux was trained at 1024 pixels.
         pixels = int(self.vae.get("sample_size") or 1024)
         side = 2 * (pixels // (2 * self.reduction))
@@ -46,7 +46,7 @@ class Flux(ShiftedLatents, TransformerArchitecture):
 
     @property
     def grid(self) -> Grid:
-        """Height and width of the token grid: 2 x 2 latents a token, whatever the config says."""
+        """Height and width of the token grid; the pipeline packs 2 x 2 latents into a token."""
         return Grid(self.latent[0] // 2, self.latent[1] // 2)
 
     @property
