@@ -206,6 +206,8 @@ def _require_ready(plan: StudyPlan, target: Run) -> None:
 
     plan.require_complete()
     check_store(plan, target)
+    for sentence in plan.notes:
+        console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

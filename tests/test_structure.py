@@ -17,7 +17,6 @@ SHARED_NAMES: dict[str, str] = {}
 """Public names that two core modules may define, with the reason."""
 
 LONG_FUNCTIONS = {
-    "ldmprobe_core/models/sampling.py:sample",
     "ldmprobe_core/pipeline/planning/plan.py:plan_study",
 }
 """Pending: functions that still have to be split."""

@@ -187,14 +187,15 @@ class Summary(_Record):
         layers: number of captured layers.
         properties: results by property.
         classes: results of the class labeler; None if no class is labeled.
-        labelers: by property, the labeler's score against exact maps of the test samples, an upper
-            bound on what probes trained on its labels can be shown to know; None without exact
-            maps.
+        labelers: by property, the labeler's score against the exact maps of the same test samples;
+            None without exact maps.
         nonfinite, nonfinite_permuted: number of non-finite activation values of the trained and of
             the permuted denoiser.
         seconds: wall time by stage.
         bytes: size of the run's files.
         versions: versions of Python packages by name.
+        notes: remarks of the plan on settings that it accepted, one sentence each, such as prompts
+            that are truncated or words that the model was not trained on.
     """
 
     study: str
@@ -211,6 +212,7 @@ class Summary(_Record):
     seconds: dict[str, float]
     bytes: int
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     model_config = ConfigDict(populate_by_name=True)
 

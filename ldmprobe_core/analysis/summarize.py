@@ -124,6 +124,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         seconds={name: round(value, 1) for name, value in seconds.items()},
         bytes=run.location.size(),
         versions=attributes["versions"],
+        notes=tuple(attributes.get("notes", ())),
     )
     return RunAnalysis(summary, curves, bootstrap, test)
 

@@ -65,6 +65,7 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
         "model_fingerprint": fingerprint(model_folder(study.model)),
         "labeler_fingerprints": plan.labelers,
         "versions": versions(),
+        "notes": list(plan.notes),
     }
 
 

@@ -134,6 +134,9 @@ class Images(Section):
 class Sampling(Section):
     """Settings of the sampler.
 
+    A model folder may state other defaults of scheduler, steps and guidance than those below
+    (`ldmprobe_core.study.model_record`); `Study` fills them in.
+
     Attributes:
         scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other.
         steps: number of sampler steps; some schedulers call the denoiser a few more times.

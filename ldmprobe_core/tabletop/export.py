@@ -28,11 +28,13 @@ from ldmprobe_core.labelers.tabletop import (
     load_shading,
 )
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
+from ldmprobe_core.study.model_record import RECORD
 from ldmprobe_core.study.prompt_sets import CATEGORIES, FLOOR_COLORS, OBJECT_COLORS, WALL_COLORS
 from ldmprobe_core.study.sections import LabelerSpec
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.denoiser import Denoiser, new_pipeline
 from ldmprobe_core.tabletop.measures import evaluation
+from ldmprobe_core.tabletop.scenes import caption_words
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
 JUDGED_IMAGES = 480
@@ -62,6 +64,18 @@ def save_labelers(out: Path, networks: dict[str, nn.Module]) -> None:
     for name, network in networks.items():
         state = {key: value.half().contiguous() for key, value in network.state_dict().items()}
         save_file(state, out / "labelers" / f"{name}.safetensors")
+
+
+def save_record(out: Path) -> None:
+    """Write the record of the model's sampling defaults and vocabulary, which studies read."""
+    sampling = {
+        "scheduler": "ddim",
+        "steps": evaluation.SAMPLER_STEPS,
+        "guidance": evaluation.GUIDANCE,
+    }
+    words = [word for word in caption_words() if word.isalpha()]
+    text = json.dumps({"sampling": sampling, "words": words}, indent=2)
+    (out / RECORD).write_text(text + "\n")
 
 
 def new_labelers() -> dict[str, nn.Module]:
@@ -97,6 +111,7 @@ def export(
     tokenizer = new_tokenizer()
     save_pipeline(out, vae, denoiser, tokenizer)
     save_labelers(out, labelers)
+    save_record(out)
     figures, images, pairs = measure(data, out, device)
     records = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
     figures["training"] = add_records(before or {}, records)

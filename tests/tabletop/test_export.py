@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ldmprobe_core.assets import MODEL_FOLDER
+from ldmprobe_core.study.model_record import RECORD
 from ldmprobe_core.tabletop import export
 from ldmprobe_core.tabletop.autoencoder import load_autoencoder
 from ldmprobe_core.tabletop.denoiser import load_denoiser
@@ -48,3 +49,8 @@ def test_add_records_sums_two_trainings():
         "maps": {"samples": 5, "seconds": 1},
         "denoiser": {"samples": 17, "seconds": 5, "cpu_seconds": 4},
     }
+
+
+def test_save_record_writes_the_record_that_ships(tmp_path):
+    export.save_record(tmp_path)
+    assert (tmp_path / RECORD).read_bytes() == (MODEL_FOLDER / RECORD).read_bytes()

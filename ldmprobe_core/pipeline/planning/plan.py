@@ -14,16 +14,19 @@ from typing import Any
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.devices import pick_device
+from ldmprobe_core.models.architectures.settings import check_settings
+from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
-from ldmprobe_core.models.loading import check_weights, meta_modules, timesteps
-from ldmprobe_core.pipeline.planning.prompt_checks import check_samples
+from ldmprobe_core.models.loading import check_weights, meta_modules
+from ldmprobe_core.models.timesteps import timesteps
+from ldmprobe_core.pipeline.planning.prompt_checks import check_samples, unknown_word_notes
 from ldmprobe_core.pipeline.planning.sizes import _bytes, _memory, _sum_bytes
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
 from ldmprobe_core.study.layers import LATENTS, LayerShape
+from ldmprobe_core.study.model_record import read_model_record
 from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names
 from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
@@ -148,7 +151,7 @@ def plan_study(study: Study) -> StudyPlan:
             return None
 
     if not study.execution.elsewhere:
-        attempt(lambda: pick_device(study.execution.wanted_device))
+        attempt(lambda: check_device(study))
     folder = config_folder(study.model)
     if not has_weights(folder):
         missing.append(
@@ -158,6 +161,7 @@ def plan_study(study: Study) -> StudyPlan:
     else:
         attempt(lambda: check_weights(folder))
     architecture = detect_architecture(folder)
+    notes = list(check_settings(architecture, study))
     denoiser, vae = meta_modules(architecture)
     names = list(capturable_modules(denoiser, vae))
     layers = match_layers(architecture, names, study.capture.layers)
@@ -181,10 +185,12 @@ def plan_study(study: Study) -> StudyPlan:
     if count is None:
         raise UserError(missing[-1])  # the number of images is unknown without the input files
     samples = make_samples(resolved) if resolved else []
-    notes: tuple[str, ...] = ()
     if samples and study.images is None and (folder / "tokenizer").is_dir():
         tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
-        notes = check_samples(samples, tokenize)
+        notes += check_samples(samples, tokenize)
+    notes += unknown_word_notes(
+        samples, read_model_record(study.model.source, study.model.revision)
+    )
     stored = n_stored_samples(samples, resolved) if resolved else count
     exact_properties = _exact_properties(resolved or study, missing)
     sums = _sum_bytes(study, shapes, len(steps))
@@ -206,7 +212,7 @@ def plan_study(study: Study) -> StudyPlan:
         exact_properties=exact_properties,
         labelers=labelers,
         missing=tuple(missing),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
