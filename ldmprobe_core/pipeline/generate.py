@@ -65,7 +65,10 @@ def read_source_images(
     maps = {}
     for prop in run.exact_properties:
         paths = [(map_path(folder, name, prop), folder / name) for name in names]
-        maps[prop] = np.stack([read_map(m, prop, size, p) for m, p in paths if m is not None])
+        missing = study.images.missing.get(prop)
+        maps[prop] = np.stack(
+            [read_map(m, prop, size, p, missing) for m, p in paths if m is not None]
+        )
     return _read_images(folder, names, size), maps
 
 

@@ -185,6 +185,8 @@ class Study(Section):
         # Paths do not affect the result: files are represented by their content hash.
         elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
         content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
+        if self.images is not None and not self.images.missing:
+            del content["images"]["missing"]  # studies without it keep the hash they had before
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -184,8 +184,9 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
             read_map(tmp_path / name, "shading", (4, 4))
     numbers = np.zeros((4, 4), np.uint8)
     numbers[1:3] = 2
+    numbers[3] = 1
     Image.fromarray(numbers).save(tmp_path / "numbers.png")
-    with pytest.raises(UserError, match=r"not 0 to 2\. Fix: convert a map of object numbers"):
+    with pytest.raises(UserError, match=r"not values 0, 1, 2\. Fix: convert a map of object"):
         read_map(tmp_path / "numbers.png", "foreground", (4, 4))
     for name, data in (("cut.exr", b"v/1\x01"), ("empty.npy", b"")):
         (tmp_path / name).write_bytes(data)
