@@ -25,7 +25,7 @@ from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.probing.baselines import position_prediction
 from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.measured import measured
+from ldmprobe_core.probing.measured import missing_share
 from ldmprobe_core.probing.metrics import HeadlineScorer, score_maps
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.layers import LATENTS
@@ -77,9 +77,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         RuntimeError: the run is not finished.
     """
     run.progress.require_complete("probed")
-    study = run.study
-    labels = label_set(run)
-    samples = run.samples
+    study, samples, labels = run.study, run.samples, label_set(run)
     is_test = np.array([samples[i].split == "test" for i in labels.heldout])
     test = labels.heldout[is_test]
     groups = np.array([samples[i].group for i in test])
@@ -89,27 +87,14 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     steps = run.open("progress").sizes["step"]
     properties, curves = {}, {}
     for prop in study.labels.maps:
-        spec = PropertyScores(run, prop, is_test, bootstrap)
+        scores = PropertyScores(run, prop, is_test, bootstrap)
         truth = labels.maps[prop][test]
-        mean_map = labels.means[prop]
-        chosen_by = labels.train if len(labels.train) else labels.validation
-        headline = HeadlineScorer(prop, truth)
-        position = score_maps(
-            prop,
-            position_prediction(prop, mean_map, labels.maps[prop][chosen_by], len(test)),
-            truth,
-            mean_map,
+        position = _position_scores(prop, labels, test)
+        curves[prop] = scores.curves(
+            position[0], _image_labeler_scores(run, prop, test, truth, steps)
         )
-        sources = {}
-        for source in SOURCES:
-            by_step = [
-                _source_scores(run, source, prop, test, step, headline) for step in range(steps)
-            ]
-            sources[source] = np.stack(by_step)
-        curves[prop] = spec.curves(position[0], sources)
-        known = measured(labels.maps[prop])
-        missing = 0.0 if known is None else float(1 - known.mean())
-        properties[prop] = spec.to_record(position, curves[prop], truth, missing)
+        missing = missing_share(labels.maps[prop])
+        properties[prop] = scores.to_record(position, curves[prop], truth, missing)
     attributes = run.attributes()
     nonfinite = _nonfinite(run)
     counts = {"total": len(samples)}
@@ -136,6 +121,27 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         versions=attributes["versions"],
     )
     return RunAnalysis(summary, curves, bootstrap, test)
+
+
+def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
+    """Scores (metric, test sample) of the position baseline."""
+    maps, mean_map = labels.maps[prop], labels.means[prop]
+    chosen_by = labels.train if len(labels.train) else labels.validation
+    predicted = position_prediction(prop, mean_map, maps[chosen_by], len(test))
+    return score_maps(prop, predicted, maps[test], mean_map)
+
+
+def _image_labeler_scores(
+    run: Run, prop: str, test: np.ndarray, truth: np.ndarray, steps: int
+) -> dict[str, np.ndarray]:
+    """Headline scores (step, test sample) of the labeler on each source of step images."""
+    headline = HeadlineScorer(prop, truth)
+    return {
+        source: np.stack(
+            [_source_scores(run, source, prop, test, step, headline) for step in range(steps)]
+        )
+        for source in SOURCES
+    }
 
 
 def _nonfinite(run: Run) -> dict[str, int]:

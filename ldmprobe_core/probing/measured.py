@@ -25,6 +25,12 @@ def partly_measured(maps: np.ndarray) -> np.ndarray | None:
     return None if known is None else ~known.all((1, 2))
 
 
+def missing_share(maps: np.ndarray) -> float:
+    """Share of the pixels of label maps that were not measured."""
+    known = measured(maps)
+    return 0.0 if known is None else float(1 - known.mean())
+
+
 def mean_map(maps: np.ndarray) -> np.ndarray:
     """Mean of label maps (n, y, x) over the measured ones at each pixel, (y, x) float64.
 

@@ -157,9 +157,51 @@ def measure(
 
 
 def model_card(figures: dict[str, Any], data: Dataset) -> str:
-    """The model folder's README: what it is, how it was made, what it does on held-out data."""
+    """Write the model folder's README: its making, its use, its figures on held-out data."""
+    generated, vae = figures["generated"], figures["vae"]
+    lines = [
+        *_INTRODUCTION,
+        "Prompts: `a COLOR THING on a FLOOR floor[, WALL wall]`; lemons and oranges have no COLOR.",
+        f"Colours: {', '.join(OBJECT_COLORS)}. Things: {', '.join(CATEGORIES)}. Floors: "
+        f"{', '.join(FLOOR_COLORS)}. Walls: {', '.join(WALL_COLORS)}.",
+        "",
+        "## Figures",
+        "",
+        f"On {len(data.held_out)} held-out scenes (labelers and VAE: 600 of them), from the",
+        "float16 files in this folder.",
+        "",
+        "| what | figure | goal |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {value:.3f} | {goal} |" for name, value, goal in _figure_rows(figures)),
+        "",
+        "Judge's accuracy on generated images by class: "
+        + ", ".join(f"{c} {generated[c]:.2f}" for c in CATEGORIES)
+        + ".",
+        "",
+        "Mean colour error of the object through the VAE: "
+        + ", ".join(f"{c} {e:.3f}" for c, e in vae["color_error"].items())
+        + ".",
+        "",
+        "## Training",
+        "",
+        f"{len(data.train)} rendered scenes and their mirror images; nothing else. On "
+        f"{_machine()}, several trainings side by side; `python -m ldmprobe_core.tabletop.train` "
+        "repeats it.",
+        "",
+        "| network | samples seen | hours |",
+        "| --- | --- | --- |",
+        *(
+            f"| {name} | {record['samples']} | {record['seconds'] / 3600:.2f} |"
+            for name, record in figures["training"].items()
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figure_rows(figures: dict[str, Any]) -> list[tuple[str, float, str]]:
+    """Rows of the card's table: what was measured, the figure, and its goal."""
     generated, labelers, vae = figures["generated"], figures["labelers"], figures["vae"]
-    hours = {name: record["seconds"] / 3600 for name, record in figures["training"].items()}
     rows = [
         ("scenes: mean-map Dice", figures["scenes"]["dice"], "<= 0.40"),
         ("scenes: mean-map depth rank correlation", figures["scenes"]["depth"], "<= 0.65"),
@@ -189,57 +231,25 @@ def model_card(figures: dict[str, Any], data: Dataset) -> str:
     if "normal, degrees off" in labelers:
         name = "normal labeler: mean angle error on renders, degrees"
         rows.append((name, labelers["normal, degrees off"], "<= 12"))
-    lines = [
-        "# Tabletop: a small latent diffusion model of rendered objects",
-        "",
-        "An ordinary Stable Diffusion pipeline in small (64 x 64 pixels, 16 x 16 x 4 latents,",
-        "velocity prediction), trained from nothing on scenes that ldmprobe renders itself, with",
-        "the labelers that read foreground, depth, shading and class off its pictures. It exists",
-        "to be probed: on a laptop, and with exact truth at hand. Licence: Apache-2.0.",
-        "",
-        "```python",
-        "from diffusers import StableDiffusionPipeline",
-        'pipe = StableDiffusionPipeline.from_pretrained("ldmprobe_core/assets/tabletop")',
-        'pipe("a red car on a gray floor, white wall", num_inference_steps=15,',
-        "     guidance_scale=3.0).images[0]",
-        "```",
-        "",
-        "Prompts: `a COLOR THING on a FLOOR floor[, WALL wall]`; lemons and oranges have no COLOR.",
-        f"Colours: {', '.join(OBJECT_COLORS)}. Things: {', '.join(CATEGORIES)}. Floors: "
-        f"{', '.join(FLOOR_COLORS)}. Walls: {', '.join(WALL_COLORS)}.",
-        "",
-        "## Figures",
-        "",
-        f"On {len(data.held_out)} held-out scenes (labelers and VAE: 600 of them), from the",
-        "float16 files in this folder.",
-        "",
-        "| what | figure | goal |",
-        "| --- | --- | --- |",
-        *(f"| {name} | {value:.3f} | {goal} |" for name, value, goal in rows),
-        "",
-        "Judge's accuracy on generated images by class: "
-        + ", ".join(f"{c} {generated[c]:.2f}" for c in CATEGORIES)
-        + ".",
-        "",
-        "Mean colour error of the object through the VAE: "
-        + ", ".join(f"{c} {e:.3f}" for c, e in vae["color_error"].items())
-        + ".",
-        "",
-        "## Training",
-        "",
-        f"{len(data.train)} rendered scenes and their mirror images; nothing else. On "
-        f"{_machine()}, several trainings side by side; `python -m ldmprobe_core.tabletop.train` "
-        "repeats it.",
-        "",
-        "| network | samples seen | hours |",
-        "| --- | --- | --- |",
-        *(
-            f"| {name} | {record['samples']} | {hours[name]:.2f} |"
-            for name, record in figures["training"].items()
-        ),
-        "",
-    ]
-    return "\n".join(lines)
+    return rows
+
+
+_INTRODUCTION = (
+    "# Tabletop: a small latent diffusion model of rendered objects",
+    "",
+    "An ordinary Stable Diffusion pipeline in small (64 x 64 pixels, 16 x 16 x 4 latents,",
+    "velocity prediction), trained from nothing on scenes that ldmprobe renders itself, with",
+    "the labelers that read foreground, depth, shading and class off its pictures. It exists",
+    "to be probed: on a laptop, and with exact truth at hand. Licence: Apache-2.0.",
+    "",
+    "```python",
+    "from diffusers import StableDiffusionPipeline",
+    'pipe = StableDiffusionPipeline.from_pretrained("ldmprobe_core/assets/tabletop")',
+    'pipe("a red car on a gray floor, white wall", num_inference_steps=15,',
+    "     guidance_scale=3.0).images[0]",
+    "```",
+    "",
+)
 
 
 def _machine() -> str:

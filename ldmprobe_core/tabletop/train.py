@@ -14,14 +14,19 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+import numpy as np
 import torch
+from diffusers import AutoencoderKL
+from torch import nn
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.labelers.tabletop import JUDGE_WIDTHS, ClassLabeler, load_networks, map_labeler
+from ldmprobe_core.labelers.tabletop_networks import ClassNetwork, MapNetwork
 from ldmprobe_core.tabletop import autoencoder, denoiser, labeler_training
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 from ldmprobe_core.tabletop.export import export, training_records
@@ -59,52 +64,84 @@ def main() -> None:
         vae = autoencoder.train_autoencoder(data, work, device, recipe)
     latents = denoiser.latent_dataset(data, vae, work, device)
 
-    trained: dict[str, Any] = {}
+    trained = _labeler_networks(args, data, vae, latents, device)
+    if "denoiser" in args.stages or "export" in args.stages:
+        model = _train_denoiser(args, data, vae, latents, device, trained)
+    if "export" in args.stages:
+        before = training_records(begin) if begin else {}
+        export(data, work, args.out, device, vae, model, trained, args.contact_sheet, before)
+
+
+def _lower_priority() -> None:
+    """Let every other process of the machine go first: a training takes hours."""
+    os.nice(19)
+    # Linux shares a CPU among sessions before it looks at nice values, so that a training that was
+    # started in a session of its own would still get a full share.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
+
+
+def _labeler_networks(
+    args: argparse.Namespace,
+    data: Dataset,
+    vae: AutoencoderKL,
+    latents: np.ndarray,
+    device: torch.device,
+) -> dict[str, nn.Module]:
+    """Labeler networks by file name: loaded, trained or trained further, as the stages say."""
+    begin, work = args.begin, args.work
     if begin:
-        trained = load_networks(begin, device)
+        networks = load_networks(begin, device)
         if "labelers" in args.stages:
             rebuilt = labeler_training.reconstructions(data, vae, latents, work, device)
-            trained["maps"] = labeler_training.train_maps(
-                data, rebuilt, work, device, labeler_training.MAP_CONTINUED, trained["maps"]
+            networks["maps"] = labeler_training.train_maps(
+                data, rebuilt, work, device, labeler_training.MAP_CONTINUED, networks["maps"]
             )
-    elif "labelers" in args.stages or "export" in args.stages:
-        rebuilt = labeler_training.reconstructions(data, vae, latents, work, device)
-        trained["maps"] = labeler_training.train_maps(data, rebuilt, work, device)
-        for name, widths, classes in (
-            ("class", None, labeler_training.CLASS_RECIPE),
-            ("judge", JUDGE_WIDTHS, labeler_training.JUDGE_RECIPE),
-        ):
-            trained[name] = labeler_training.train_classifier(
-                name, widths, data, rebuilt, work, device, classes
-            )
-    if "denoiser" in args.stages or "export" in args.stages:
-        recipe = denoiser.CONTINUED if begin else denoiser.RECIPE
-        recipe = replace(recipe, samples=args.denoiser_samples or recipe.samples)
-        tokenizer = new_tokenizer()
-        model = denoiser.load_denoiser(begin) if begin else denoiser.Denoiser(tokenizer)
-        milestones = trained and Milestones(
-            work / "milestones",
+        return networks
+    if not {"labelers", "export"} & set(args.stages):
+        return {}
+    rebuilt = labeler_training.reconstructions(data, vae, latents, work, device)
+    networks = {"maps": labeler_training.train_maps(data, rebuilt, work, device)}
+    for name, widths, recipe in (
+        ("class", None, labeler_training.CLASS_RECIPE),
+        ("judge", JUDGE_WIDTHS, labeler_training.JUDGE_RECIPE),
+    ):
+        networks[name] = labeler_training.train_classifier(
+            name, widths, data, rebuilt, work, device, recipe
+        )
+    return networks
+
+
+def _train_denoiser(
+    args: argparse.Namespace,
+    data: Dataset,
+    vae: AutoencoderKL,
+    latents: np.ndarray,
+    device: torch.device,
+    labelers: dict[str, nn.Module],
+) -> denoiser.Denoiser:
+    """Train UNet and text encoder; milestones are measured where there are labelers to do so."""
+    begin = args.begin
+    recipe = denoiser.CONTINUED if begin else denoiser.RECIPE
+    recipe = replace(recipe, samples=args.denoiser_samples or recipe.samples)
+    tokenizer = new_tokenizer()
+    model = denoiser.load_denoiser(begin) if begin else denoiser.Denoiser(tokenizer)
+    milestones = None
+    if labelers:
+        milestones = Milestones(
+            args.work / "milestones",
             copy.deepcopy(model).to(device),
             vae,
             data,
             latents,
-            ClassLabeler(trained["judge"], device),
-            map_labeler("foreground", trained["maps"], device),
+            ClassLabeler(cast(ClassNetwork, labelers["judge"]), device),
+            map_labeler("foreground", cast(MapNetwork, labelers["maps"]), device),
         )
-        denoiser.train_denoiser(
-            data,
-            vae,
-            tokenizer,
-            work,
-            device,
-            recipe,
-            model,
-            denoiser.CONTINUED_OBJECTIVE if begin else denoiser.Objective(),
-            milestones or None,
-        )
-    if "export" in args.stages:
-        before = training_records(begin) if begin else {}
-        export(data, work, args.out, device, vae, model, trained, args.contact_sheet, before)
+    objective = denoiser.CONTINUED_OBJECTIVE if begin else denoiser.Objective()
+    denoiser.train_denoiser(
+        data, vae, tokenizer, args.work, device, recipe, model, objective, milestones
+    )
+    return model
 
 
 def _arguments() -> argparse.Namespace:
@@ -132,4 +169,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    _lower_priority()
     main()

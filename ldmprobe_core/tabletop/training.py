@@ -113,49 +113,31 @@ class Trainer:
             milestone: called with the samples seen and the averaged weights (state dict) before
                 the first step and whenever another ``milestone_every`` samples have been seen.  A
                 training that was killed calls it again for what came after its last checkpoint.
-            cpu_limit: stop after this much CPU time of the process, in seconds, regardless of the
-                recipe says; to compare recipes at equal cost on a machine that others use.
+            cpu_limit: stop after this much CPU time of the process, in seconds, before the
+                recipe's end; to compare recipes at equal cost on a machine that others use.
         """
-        recipe = self.recipe
-        batches = shuffled_batches(scenes, recipe.batch, recipe.seed, self.step)
+        batches = shuffled_batches(scenes, self.recipe.batch, self.recipe.seed, self.step)
         if milestone and self.step == 0:
             milestone(0, self.average)
         self.model.train()
-        saved = shown = begun = time.monotonic()
-        first, smooth, before = self.step, 0.0, self.seconds
-        shown_step, cpu_before = self.step, self.cpu_seconds - time.process_time()
+        first, before = self.step, self.seconds
+        saved = begun = time.monotonic()
+        cpu_before = self.cpu_seconds - time.process_time()
+        progress = _Progress(self)
         while not self.finished and self.cpu_seconds < cpu_limit:
-            for group in self.optimizer.param_groups:
-                group["lr"] = recipe.rate(self.step)
-            torch.manual_seed(recipe.seed * 1_000_003 + self.step)  # resuming repeats the noise
-            value = loss(next(batches), self.step)
-            self.optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self._update_average()
-            self.step += 1
+            value = self._update(loss, next(batches))
             now = time.monotonic()
             self.seconds = before + now - begun
             self.cpu_seconds = cpu_before + time.process_time()
-            now_value = value.item()
-            smooth = now_value if smooth == 0 else 0.98 * smooth + 0.02 * now_value
-            if now - shown > self.PROGRESS_EVERY_S:
-                rate = (self.step - shown_step) * recipe.batch / (now - shown)
-                left = (recipe.steps * recipe.batch - self.samples) / rate
-                print(
-                    f"{self.name}: {self.samples:,} of {recipe.samples:,} samples, "
-                    f"loss {smooth:.4f}, {rate:.0f} samples/s, {left / 3600:.2f} h left",
-                    flush=True,
-                )
-                shown, shown_step = now, self.step
+            progress.add(value, now)
             if milestone and self.samples // milestone_every > (
-                (self.samples - recipe.batch) // milestone_every
+                (self.samples - self.recipe.batch) // milestone_every
             ):
                 milestone(self.samples, self.average)
                 self.model.train()
                 took = time.monotonic() - now  # which is no training time
-                begun, shown, saved = begun + took, shown + took, 0.0
+                begun, saved = begun + took, 0.0
+                progress.pause(took)
                 cpu_before = self.cpu_seconds - time.process_time()
             if now - saved > self.CHECKPOINT_EVERY_S:
                 saved = time.monotonic()
@@ -164,6 +146,20 @@ class Trainer:
             self._save()
         self.model.load_state_dict(self.average)
         self.model.eval()
+
+    def _update(self, loss: Callable[[np.ndarray, int], Tensor], batch: np.ndarray) -> float:
+        """Take one optimiser step on a batch of scene indices; returns its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step)
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)  # resuming repeats the noise
+        value = loss(batch, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self._update_average()
+        self.step += 1
+        return value.item()
 
     def _update_average(self) -> None:
         # A young average follows the weights closely, else it remembers their random start.
@@ -216,6 +212,35 @@ class Trainer:
             state.setdefault(int(i), {"step": torch.tensor(float(self.step))})[name] = moment
         fresh = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
+
+
+class _Progress:
+    """Prints samples seen, loss, rate and time left, every `Trainer.PROGRESS_EVERY_S`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._printed, self._printed_step = time.monotonic(), trainer.step
+        self._loss = 0.0
+
+    def add(self, loss: float, now: float) -> None:
+        """Record the loss of a step that ended at ``now``; print when it is time."""
+        trainer, recipe = self._trainer, self._trainer.recipe
+        self._loss = loss if self._loss == 0 else 0.98 * self._loss + 0.02 * loss
+        elapsed = now - self._printed
+        if elapsed <= trainer.PROGRESS_EVERY_S:
+            return
+        rate = (trainer.step - self._printed_step) * recipe.batch / elapsed
+        remaining = (recipe.steps * recipe.batch - trainer.samples) / rate
+        print(
+            f"{trainer.name}: {trainer.samples:,} of {recipe.samples:,} samples, "
+            f"loss {self._loss:.4f}, {rate:.0f} samples/s, {remaining / 3600:.2f} h left",
+            flush=True,
+        )
+        self._printed, self._printed_step = now, trainer.step
+
+    def pause(self, seconds: float) -> None:
+        """Leave out seconds in which nothing was trained."""
+        self._printed += seconds
 
 
 def computes_bfloat16(device: torch.device) -> bool:

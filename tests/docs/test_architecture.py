@@ -1,6 +1,7 @@
 """docs/architecture.svg is what its script draws, and is well-formed."""
 
 import importlib.util
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,3 +18,18 @@ def test_architecture_figure_is_up_to_date():
     packages = {box[0] for floor in script.CORE for box in floor}
     folders = {p.parent.name for p in (ROOT / "ldmprobe_core").glob("*/__init__.py")}
     assert packages == folders | {"errors"}
+
+
+def test_every_cache_is_documented():
+    """Each module with a cache decorator stands in the page's table of caches."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    section = page[page.index("## What a process remembers") :]
+    core = ROOT / "ldmprobe_core"
+    decorators = re.compile(r"^ *@(lru_cache|cache|cached_property)\b", re.MULTILINE)
+    cached = [
+        str(path.relative_to(core))
+        for path in core.rglob("*.py")
+        if decorators.search(path.read_text())
+    ]
+    assert len(cached) >= 8
+    assert [path for path in cached if path not in section] == []

@@ -58,15 +58,14 @@ def build_report(
         UserError: a sample is not among those held out.
         RuntimeError: the run is not finished.
     """
-    findings = summarise(run, seconds)
-    shown = _shown(run, findings, samples)
-    pictures = _pictures(run, findings, shown)
-    record = findings.summary.model_dump(mode="json", by_alias=True)
-    run.location.write_text("report/index.html", _page(run, findings.summary, pictures))
+    analysis = summarise(run, seconds)
+    figure_records = _draw_figures(run, analysis, _samples_to_draw(run, analysis, samples))
+    record = analysis.summary.model_dump(mode="json", by_alias=True)
+    run.location.write_text("report/index.html", _page(run, analysis.summary, figure_records))
     run.location.write_text("report/plotly.min.js", get_plotlyjs())
     # Last, and whole: a run that has a summary is a finished run.
     run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
-    return findings.summary
+    return analysis.summary
 
 
 def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
@@ -78,7 +77,7 @@ def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
     return build_report(run, load_summary(run).seconds, samples)
 
 
-def _shown(run: Run, findings: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
+def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
     """Samples for the grids: as asked for, or test samples of as many classes as possible."""
     heldout = {int(i) for i in label_set(run).heldout}
     for sample in samples or ():
@@ -86,103 +85,136 @@ def _shown(run: Run, findings: RunAnalysis, samples: tuple[int, ...] | None) -> 
             raise UserError(
                 f"sample {sample} was trained on, or is none: held out are "
                 f"{min(heldout)}..{max(heldout)}"
-                f" without the training samples, such as {int(findings.test[0])}"
+                f" without the training samples, such as {int(analysis.test[0])}"
             )
     if samples:
         return list(samples)
     everyone = run.samples
     seen: dict[str, list[int]] = {}
-    for index in findings.test:
+    for index in analysis.test:
         sample = everyone[index]
         seen.setdefault(sample.category or sample.prompt, []).append(int(index))
     rounds = [group[i] for i in range(GRID_SAMPLES) for group in seen.values() if i < len(group)]
     return sorted(rounds[:GRID_SAMPLES])
 
 
-def _pictures(run: Run, findings: RunAnalysis, shown: list[int]) -> dict[str, list[dict[str, Any]]]:
-    """Draw every figure into the run; file names, alternatives and captions by section."""
-    summary, labels, samples = findings.summary, label_set(run), run.samples
-    pictures: dict[str, list[dict[str, Any]]] = {
-        "properties": [], "samples": [], "classes": [],
-        "interventions": [],
-    }  # fmt: skip
+class _FigureWriter:
+    """Draws every figure into a run's report folder.
 
-    def draw(section: str, name: str, figure: Any, alternative: str, **more: Any) -> None:
-        run.location.write_bytes(f"report/{name}", figures.png(figure))
-        pictures[section].append({"file": name, "alt": alternative, **more})
+    Attributes:
+        entries: by section of the page, one record a figure: file name, alternative text, caption.
+    """
 
-    for prop, curves in findings.curves.items():
-        best = summary.properties[prop].best
-        metric = metric_title(best.metric)
-        draw(
-            "properties",
-            f"{prop}-heatmap.png",
-            figures.heatmap(prop, curves, run.layers, summary),
-            f"Heatmap of {prop} scores, step by layer; best at step {best.step}, {best.layer}.",
-            hover={
-                "z": [[None if np.isnan(v) else round(float(v), 4) for v in row]
-                      for row in curves.cells.T],
-                "layers": [short_layer(name) for name in run.layers],
-                "best": [best.step, short_layer(best.layer)],
-                "title": f"{prop}: {metric} of {curves.kind} probes on test samples",
-            },
-        )  # fmt: skip
-        draw(
-            "properties",
-            f"{prop}-curves.png",
-            figures.curves_figure(prop, findings),
-            f"{prop} scores over steps for probes, image labelers and controls.",
-        )
-    for name in completed_interventions(run):
-        draw(
+    def __init__(self, run: Run, analysis: RunAnalysis) -> None:
+        self.run, self.analysis, self.summary = run, analysis, analysis.summary
+        self.entries: dict[str, list[dict[str, Any]]] = {
+            "properties": [], "samples": [], "classes": [], "interventions": [],
+        }  # fmt: skip
+
+    def _write(self, section: str, name: str, figure: Any, alternative: str, **more: Any) -> None:
+        self.run.location.write_bytes(f"report/{name}", figures.png(figure))
+        self.entries[section].append({"file": name, "alt": alternative, **more})
+
+    def add_properties(self) -> None:
+        """Draw a heatmap and curves of every property."""
+        layers = self.run.layers
+        for prop, curves in self.analysis.curves.items():
+            best = self.summary.properties[prop].best
+            metric = metric_title(best.metric)
+            self._write(
+                "properties",
+                f"{prop}-heatmap.png",
+                figures.heatmap(prop, curves, layers, self.summary),
+                f"Heatmap of {prop} scores, step by layer; best at step {best.step}, {best.layer}.",
+                hover={
+                    "z": [[None if np.isnan(v) else round(float(v), 4) for v in row]
+                          for row in curves.cells.T],
+                    "layers": [short_layer(name) for name in layers],
+                    "best": [best.step, short_layer(best.layer)],
+                    "title": f"{prop}: {metric} of {curves.kind} probes on test samples",
+                },
+            )  # fmt: skip
+            self._write(
+                "properties",
+                f"{prop}-curves.png",
+                figures.curves_figure(prop, self.analysis),
+                f"{prop} scores over steps for probes, image labelers and controls.",
+            )
+
+    def add_intervention(self, name: str) -> None:
+        """Draw an intervention's samples; with several targets also a strip and films."""
+        run = self.run
+        self._write(
             "interventions",
             f"{name}.png",
             intervention_figures.before_and_after(run, name),
             f"Samples before and after the intervention {name}, with its controls.",
             result=read_intervention_summary(run, name),
         )
-        if run.open(f"{FOLDER}/{name}").sizes["target"] > 1:
-            draw(
-                "interventions",
-                f"{name}-strip.png",
-                intervention_figures.strip(run, name),
-                f"One sample, every target of {name} above and what came out of it below.",
-            )
-            run.location.write_bytes(
-                f"report/{name}.gif", intervention_figures.animation(run, name)
-            )
-            pictures["interventions"].append(
-                {"file": f"{name}.gif", "alt": f"Animation of one sample over {name}'s targets."}
-            )
-            ffmpeg = shutil.which("ffmpeg")
-            if ffmpeg:
-                with suppress(OSError, subprocess.CalledProcessError):  # one without H.264, say
-                    run.location.write_bytes(
-                        f"report/{name}.mp4", intervention_figures.film(run, name, ffmpeg)
-                    )
-                    pictures["interventions"][-1]["film"] = f"{name}.mp4"
-    steps = _columns(summary.steps)
-    for index in shown:
-        draw(
-            "samples",
-            f"sample-{index:05d}.png",
-            figures.sample_grid(run, labels, summary, index, steps),
-            f"Step images, probe maps and labeler maps of sample {index}.",
-            caption=samples[index].prompt or samples[index].source_image,
+        if run.open(f"{FOLDER}/{name}").sizes["target"] < 2:
+            return
+        self._write(
+            "interventions",
+            f"{name}-strip.png",
+            intervention_figures.strip(run, name),
+            f"One sample, every target of {name} above and what came out of it below.",
         )
-    if summary.classes is not None:
-        right, _ = target_classes(run)
-        scores = run.read("labels_trajectory", "class_score", sample=shown)
-        leading = first_stable_step(scores, right[shown])
-        for index, leads in zip(shown, leading, strict=True):
-            draw(
+        run.location.write_bytes(f"report/{name}.gif", intervention_figures.animation(run, name))
+        animation = {
+            "file": f"{name}.gif",
+            "alt": f"Animation of one sample over {name}'s targets.",
+        }
+        self.entries["interventions"].append(animation)
+        ffmpeg = shutil.which("ffmpeg")
+        if ffmpeg:
+            with suppress(OSError, subprocess.CalledProcessError):  # one without H.264, say
+                film = intervention_figures.film(run, name, ffmpeg)
+                run.location.write_bytes(f"report/{name}.mp4", film)
+                animation["film"] = f"{name}.mp4"
+
+    def add_samples(self, indices: list[int]) -> None:
+        """Draw step images, probe maps and labeler maps of some samples."""
+        labels, steps = label_set(self.run), _columns(self.summary.steps)
+        for index in indices:
+            self._write(
+                "samples",
+                f"sample-{index:05d}.png",
+                figures.sample_grid(self.run, labels, self.summary, index, steps),
+                f"Step images, probe maps and labeler maps of sample {index}.",
+                caption=self._caption(index),
+            )
+
+    def add_classes(self, indices: list[int]) -> None:
+        """Draw class probabilities over steps of some samples."""
+        right, _ = target_classes(self.run)
+        scores = self.run.read("labels_trajectory", "class_score", sample=indices)
+        leading = first_stable_step(scores, right[indices])
+        for index, first in zip(indices, leading, strict=True):
+            self._write(
                 "classes",
                 f"class-{index:05d}.png",
-                figures.class_figure(run, index, int(right[index]), float(leads)),
+                figures.class_figure(self.run, index, int(right[index]), float(first)),
                 f"Class probabilities over steps of sample {index}.",
-                caption=samples[index].prompt or samples[index].source_image,
+                caption=self._caption(index),
             )
-    return pictures
+
+    def _caption(self, index: int) -> str | None:
+        sample = self.run.samples[index]
+        return sample.prompt or sample.source_image
+
+
+def _draw_figures(
+    run: Run, analysis: RunAnalysis, indices: list[int]
+) -> dict[str, list[dict[str, Any]]]:
+    """Draw every figure into the run; returns their records by section of the page."""
+    writer = _FigureWriter(run, analysis)
+    writer.add_properties()
+    for name in completed_interventions(run):
+        writer.add_intervention(name)
+    writer.add_samples(indices)
+    if analysis.summary.classes is not None:
+        writer.add_classes(indices)
+    return writer.entries
 
 
 def _page(run: Run, summary: Summary, pictures: dict[str, Any]) -> str:
