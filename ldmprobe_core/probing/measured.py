@@ -15,7 +15,7 @@ def measured(maps: np.ndarray) -> np.ndarray | None:
     """
     if maps.dtype.kind != "f":
         return None
-    known: np.ndarray = ~np.isnan(maps)
+    known = np.asarray(~np.isnan(maps))
     return None if known.all() else known
 
 

@@ -11,7 +11,7 @@ from ldmprobe_core.study.prompt_sets import (
     tabletop_prompts,
 )
 from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names, images_hash
-from ldmprobe_core.study.readers.prompt_files import Row, digest_of, read_rows
+from ldmprobe_core.study.readers.prompt_files import MAX_SEED, Row, digest_of, read_rows
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Images, Prompts
 from ldmprobe_core.study.splits import SampleDraft, assign_splits
@@ -52,7 +52,7 @@ def resolve_inputs(study: Study) -> Study:
     """
     if study.images is not None:
         images = study.images.model_copy(
-            update={"folder": str(Path(study.images.folder).expanduser().absolute())}
+            update={"folder": absolute_path(study.images.folder, "images.folder")}
         )
         names = image_names(images)
         exact_map_properties(images, names)
@@ -62,9 +62,7 @@ def resolve_inputs(study: Study) -> Study:
     prompts = study.prompts
     if prompts.files is None:
         return study
-    files = {
-        split: str(Path(path).expanduser().absolute()) for split, path in prompts.files.items()
-    }
+    files = {split: absolute_path(path, "prompts.files") for split, path in prompts.files.items()}
     count = len(read_rows(files))
     if prompts.samples not in (None, count):
         raise UserError(
@@ -74,6 +72,23 @@ def resolve_inputs(study: Study) -> Study:
     digest = _unchanged("prompts.files", prompts.content_hash, digest_of(files))
     update = {"files": files, "samples": count, "content_hash": digest}
     return study.model_copy(update={"prompts": prompts.model_copy(update=update)})
+
+
+def absolute_path(path: str, field: str) -> str:
+    """A path as absolute text, ``~`` resolved.
+
+    Args:
+        field: key of the study that holds it, for messages.
+
+    Raises:
+        UserError: it begins with the name of a user whom this machine does not know.
+    """
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise UserError(
+            f"{field}: {path!r:.80} names an unknown user. Fix: give the whole path"
+        ) from error
 
 
 def _unchanged(field: str, before: str | None, now: str) -> str:
@@ -106,17 +121,13 @@ def make_samples(study: Study) -> list[Sample]:
     ]
 
 
-_MAX_SEED = 2**63 - 1
-"""Largest seed that the store keeps exactly, as int64."""
-
-
 def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
     largest = max((draft.seed for draft in drafts), default=0)
-    if largest > _MAX_SEED:
+    if largest > MAX_SEED:
         key = "images.seed" if study.images is not None else "prompts.seed"
         raise UserError(
             f"{key}: the last of {len(drafts)} samples would have seed {largest}, and seeds are at "
-            f"most {_MAX_SEED}. Fix: start with a smaller seed"
+            f"most {MAX_SEED}. Fix: start with a smaller seed"
         )
 
 

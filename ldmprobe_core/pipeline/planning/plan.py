@@ -26,6 +26,7 @@ from ldmprobe_core.study.batching import BUFFERS
 from ldmprobe_core.study.layers import LATENTS, LayerShape
 from ldmprobe_core.study.readers.folder_checks import check_folder
 from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names
+from ldmprobe_core.study.readers.prompt_files import encoding_notes
 from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
 
@@ -186,6 +187,8 @@ def plan_study(study: Study) -> StudyPlan:
     if samples and study.images is None and (folder / "tokenizer").is_dir():
         tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
         notes = check_samples(samples, tokenize)
+    if resolved and resolved.prompts.files is not None:
+        notes += encoding_notes(resolved.prompts.files)
     stored = n_stored_samples(samples, resolved) if resolved else count
     exact_properties = _exact_properties(resolved or study, missing)
     if resolved:
