@@ -15,14 +15,14 @@ def measured(maps: np.ndarray) -> np.ndarray | None:
     """
     if maps.dtype.kind != "f":
         return None
-    known = np.asarray(~np.isnan(maps))
+    known = ~np.isnan(maps)
     return None if known.all() else known
 
 
 def partly_measured(maps: np.ndarray) -> np.ndarray | None:
     """Which maps (n, y, x) have pixels that were not measured, (n,) bool; None if none has."""
     known = measured(maps)
-    return None if known is None else ~known.all((1, 2))
+    return None if known is None else np.asarray(~known.all((1, 2)))
 
 
 def missing_share(maps: np.ndarray) -> float:
