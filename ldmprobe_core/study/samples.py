@@ -10,7 +10,12 @@ from ldmprobe_core.study.prompt_sets import (
     object_prompts,
     tabletop_prompts,
 )
-from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names, images_hash
+from ldmprobe_core.study.readers.image_folder import (
+    exact_map_properties,
+    image_names,
+    images_hash,
+    source_digest,
+)
 from ldmprobe_core.study.readers.prompt_files import MAX_SEED, Row, digest_of, read_rows
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Images, Prompts
@@ -25,6 +30,8 @@ class Sample:
         index: position along the run's ``sample`` dimension.
         category: class that the prompt names; None if unknown.
         source_image: file name of the source image; None if the image is generated.
+        source_digest: hash of the contents of the source image and its maps; None if the image is
+            generated.
         origin: where the prompt was read, for messages, such as ``a.csv, line 3``; not stored.
     """
 
@@ -35,6 +42,7 @@ class Sample:
     split: str
     source_image: str | None = None
     origin: str = field(default="", compare=False)
+    source_digest: str | None = None
 
     @property
     def group(self) -> str:
@@ -116,9 +124,12 @@ def make_samples(study: Study) -> list[Sample]:
     if study.capture.keep == "statistics":
         drafts.sort(key=lambda draft: split_of[draft.group] == "train")  # a stable sort
     return [
-        Sample(i, d.prompt, d.seed, d.category, split_of[d.group], d.source_image, d.origin)
+        Sample(
+            i, d.prompt, d.seed, d.category, split_of[d.group], d.source_image, d.origin,
+            d.source_digest,
+        )
         for i, d in enumerate(drafts)
-    ]
+    ]  # fmt: skip
 
 
 def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
@@ -132,10 +143,14 @@ def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
 
 
 def _drafts_of_images(images: Images) -> list[SampleDraft]:
+    folder = Path(images.folder).expanduser()
     return [
-        SampleDraft(images.caption, images.seed + i, None, None, name, name)
+        SampleDraft(
+            images.caption, images.seed + i, None, None, name, name,
+            source_digest=source_digest(folder, name),
+        )
         for i, name in enumerate(image_names(images))
-    ]
+    ]  # fmt: skip
 
 
 def _drafts(prompts: Prompts) -> list[SampleDraft]:

@@ -15,8 +15,9 @@ from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.analysis.report.text import headline
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.pipeline.generate import _read_images
+from ldmprobe_core.pipeline.generate import _read_images, generate_batch
 from ldmprobe_core.pipeline.planning.plan import plan_study
+from ldmprobe_core.pipeline.prepare import notes_on_new_run, prepare_run, run_in
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.readers.image_folder import read_image, read_map
 from ldmprobe_core.study.samples import make_samples, resolve_inputs
@@ -317,3 +318,42 @@ def test_plan_names_a_broken_file_before_anything_is_made(measured_in_part):
     (folder / "03.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"03\.png: not a complete image"):
         plan_study(make())
+
+
+@pytest.mark.parametrize("changed", ["07.png", "07.depth.png"])
+def test_batch_of_files_that_changed_is_refused_and_resumes_when_they_are_back(
+    measured_in_part, tmp_path, changed
+):
+    folder, make = measured_in_part
+    run = prepare_run(make(), str(tmp_path / "store"))
+    generate_batch(run.url, 0)
+    before = (folder / changed).read_bytes()
+    Image.effect_noise((16, 16), 90).save(folder / changed)
+    with pytest.raises(UserError, match=r"07\.png: this image or a map of it has changed since"):
+        generate_batch(run.url, 1)
+    (folder / changed).unlink()
+    with pytest.raises(UserError, match=r"07(\.depth)?\.png: (cannot be read|this image or a map)"):
+        generate_batch(run.url, 1)
+    assert [run.progress.is_done("generated", i) for i in range(3)] == [True, False, False]
+    (folder / changed).write_bytes(before)
+    assert prepare_run(make(), str(tmp_path / "store")).url == run.url
+    assert generate_batch(run.url, 0)["samples"] == 0
+    assert generate_batch(run.url, 1)["samples"] == 4
+
+
+def test_new_run_of_fewer_images_is_explained(measured_in_part, tmp_path):
+    folder, make = measured_in_part
+    store = str(tmp_path / "store")
+    first = prepare_run(make(), store)
+    (tmp_path / "store" / "tiny-notes").mkdir()
+    plan = plan_study(make())
+    assert notes_on_new_run(plan, run_in(store, plan.study)) == ()
+    for name in ("03.png", "03.depth.png", "03.foreground.png"):
+        (folder / name).unlink()
+    Image.effect_noise((16, 16), 90).save(folder / "05.png")
+    plan = plan_study(make())
+    (note,) = notes_on_new_run(plan, run_in(store, plan.study))
+    assert first.url in note
+    assert "(removed: 03.png; changed: 05.png)" in note
+    other = plan_study(make(sampling={"scheduler": "ddim", "guidance": 1.0, "steps": 4}))
+    assert notes_on_new_run(other, run_in(store, other.study)) == ()

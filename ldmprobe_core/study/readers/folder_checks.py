@@ -14,6 +14,7 @@ import numpy as np
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import map_properties, property_of
 from ldmprobe_core.study.readers.image_folder import (
+    file_digest,
     files_in,
     is_picture,
     map_path,
@@ -78,11 +79,14 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
             problems.append((name, str(error)))
             return None
 
+    by_pixels: dict[bytes, str] = {}
     facts: dict[str, dict[str, _MapFacts]] = {prop: {} for prop in map_properties()}
     for name in names:
         picture = folder / name
-        if attempt(name, lambda p=picture: _check_picture(p, _digest(p), size)) is None:  # type: ignore[misc]
+        pixels = attempt(name, lambda p=picture: _check_picture(p, file_digest(p), size))  # type: ignore[misc]
+        if pixels is None:
             continue
+        attempt(name, lambda p=picture, h=pixels: _require_new(p, h, by_pixels))  # type: ignore[misc]
         for prop in map_properties():
             path = map_path(folder, name, prop)
             if path is None:
@@ -91,7 +95,7 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
             found = attempt(
                 path.name,
                 lambda m=path, p=picture, prop=prop, value=value: _check_map(  # type: ignore[misc]
-                    m, p, _digest(m), _digest(p), prop, size, value
+                    m, p, file_digest(m), file_digest(p), prop, size, value
                 ),
             )
             if found is not None:
@@ -149,14 +153,29 @@ def _check_names(folder: Path) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> bool:
-    pixels = read_image(path, size).reshape(-1, 3)
-    if (pixels == pixels[0]).all():
+def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> bytes:
+    """SHA-256 of the pixels at the model's size, by which equal images are recognised."""
+    pixels = read_image(path, size)
+    if (pixels == pixels[0, 0]).all():
         raise UserError(
             f"{path}: one colour throughout, so there is nothing to read in it. Fix: remove it, "
             "or save it again"
         )
-    return True
+    return hashlib.sha256(pixels.tobytes()).digest()
+
+
+def _require_new(path: Path, pixels: bytes, names: dict[bytes, str]) -> None:
+    """Refuse an image that another file holds already: one may be trained on and one tested on.
+
+    Args:
+        names: hash of pixels to file name, of the images before; this one is added.
+
+    Raises:
+        UserError: another file has the same pixels.
+    """
+    first = names.setdefault(pixels, path.name)
+    if first != path.name:
+        raise UserError(f"{path}: the same image as {first}. Fix: remove one, with its maps")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -179,17 +198,6 @@ def _check_map(
         loaded.level,
         bool((measured == measured[0]).all()),
     )
-
-
-def _digest(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({type(error).__name__}). Fix: check the file and its "
-            "permissions"
-        ) from error
 
 
 def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None:

@@ -99,17 +99,41 @@ def images_hash(images: Images, names: list[str]) -> str:
     folder = Path(images.folder).expanduser()
     digest = hashlib.sha256()
     for name in names:
-        maps = [map_path(folder, name, prop) for prop in map_properties()]
-        for path in (folder / name, *(p for p in maps if p is not None)):
-            try:
-                with path.open("rb") as file:
-                    content = hashlib.file_digest(file, "sha256").digest()
-            except OSError as error:
-                raise UserError(
-                    f"{path}: cannot be read ({type(error).__name__}). Fix: check its permissions"
-                ) from error
-            digest.update(path.name.encode() + content)
+        _update_with_files(digest, folder, name)
     return digest.hexdigest()[:16]
+
+
+def source_digest(folder: Path, name: str) -> str:
+    """Hash of the contents of one source image and its maps; 16 hex digits.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    _update_with_files(digest, folder, name)
+    return digest.hexdigest()[:16]
+
+
+def _update_with_files(digest: hashlib._Hash, folder: Path, name: str) -> None:
+    maps = [map_path(folder, name, prop) for prop in map_properties()]
+    for path in (folder / name, *(p for p in maps if p is not None)):
+        digest.update(path.name.encode() + file_digest(path))
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's contents.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}). Fix: restore the file, or check its "
+            "permissions"
+        ) from error
 
 
 def map_path(folder: Path, picture: str, prop: str) -> Path | None:

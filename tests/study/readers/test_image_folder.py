@@ -1,5 +1,7 @@
 """Folders of images and maps: listing, cropping, formats."""
 
+import shutil
+
 import numpy as np
 import OpenEXR
 import pytest
@@ -124,6 +126,7 @@ def _save(values, name="b.depth.npy"):
         (lambda f: _cut(f / "b.png"), r"b\.png: not a complete image .PNG, 60 bytes"),
         (lambda f: (f / "b.png").write_bytes(b""), r"b\.png: not a complete image .0 bytes"),
         (lambda f: Image.new("RGB", (8, 8)).save(f / "b.png"), r"b\.png: one colour throughout"),
+        (lambda f: shutil.copy(f / "b.png", f / "b0.webp"), r"b0\.webp: the same image as b\.png"),
         (lambda f: _cut(f / "b.depth.npy"), r"b\.depth\.npy: not a map .NPY, 60 bytes"),
         (lambda f: (_cut(f / "b.png"), _cut(f / "d.depth.npy"), _cut(f / "c.png")),
          r"b\.png: not a .*\. 2 more files have problems: c\.png, d\.depth\.npy"),
