@@ -137,6 +137,11 @@ def _from_file(path: Path, own: np.ndarray) -> np.ndarray:
             f"{own.shape[1]}: resize it"
         )
     values = read_map(path, FOREGROUND.name if mask else DEPTH.name, (own.shape[0], own.shape[1]))
+    if np.isnan(values).any():
+        raise UserError(
+            f"target {str(path)!r}: {int(np.isnan(values).sum())} pixels are NaN. Fix: give every "
+            "pixel a value to aim at"
+        )
     return values > 0.5 if mask else values.astype(own.dtype)
 
 

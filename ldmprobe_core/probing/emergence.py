@@ -1,4 +1,4 @@
-"""Bootstrap intervals over held-out samples, and the steps at which a property emerges.
+"""Steps at which a property emerges; `bootstrap.Bootstrap` computes them with intervals.
 
 With score s(t) at step t, position baseline b and last step T, gain(t) = (s(t) - b) / (s(T) - b),
 each mean over the samples for which all three are defined.

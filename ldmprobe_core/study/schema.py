@@ -4,6 +4,9 @@ A `Study` is a frozen pydantic model read from YAML.  Its hash covers exactly th
 affect the bytes of the result.  It leaves out where the study runs and on how many workers
 (`Execution`), and includes batch size and threads a worker, which affect the last bits of floating
 point results.
+
+`sections.Section` refuses unknown keys and values of other types; `loading.sentence` words these
+refusals.  Rules that concern several sections are methods of `Study`.
 """
 
 from __future__ import annotations

@@ -148,7 +148,8 @@ class Sampling(Section):
     """Settings of the sampler.
 
     Attributes:
-        scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other.
+        scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other;
+            `ldmprobe_core.models.schedulers` builds it from the model's config.
         steps: number of sampler steps; some schedulers call the denoiser a few more times.
         guidance: scale of classifier-free guidance; 1 switches it off.
         batch: number of images generated together, which are also written and resumed together.

@@ -200,6 +200,9 @@ def test_a_target_from_a_file(tmp_path):
         target_map(np.ones((8, 8), bool), Target(file=str(tmp_path / "m.png")))
     with pytest.raises(UserError, match=r"m\.png': a map is given as \.npy"):
         target_map(np.ones((8, 6), np.float32), Target(file=str(tmp_path / "m.png")))
+    np.save(tmp_path / "n.npy", np.where(mask, np.nan, 1))
+    with pytest.raises(UserError, match=rf"{int(mask.sum())} pixels are NaN. Fix: give every"):
+        target_map(np.ones((8, 6), np.float32), Target(file=str(tmp_path / "n.npy")))
     with pytest.raises(UserError, match="no such file"):
         target_map(own, Target(file=str(tmp_path / "none.png")))
     (tmp_path / "t.png").write_text("text")

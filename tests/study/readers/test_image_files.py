@@ -68,13 +68,15 @@ def _written(mode: str, kind: str, size: int) -> bytes:
     st.sampled_from([("RGB", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("RGB", "JPEG"), ("L", "WEBP")]),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
     st.integers(0, 400),
+    st.binary(max_size=60),
 )
-def test_damaged_image_gives_an_image_or_one_sentence(tmp_path_factory, kind, flips, cut):
+def test_damaged_image_gives_an_image_or_one_sentence(tmp_path_factory, kind, flips, cut, rest):
+    """Whole files with some bytes replaced, cut files, and files that go on with other bytes."""
     data = bytearray(_written(*kind, size=9))
     for position, value in flips:
         data[position % len(data)] = value
     path = tmp_path_factory.getbasetemp() / f"any.{kind[1].lower()}"
-    path.write_bytes(bytes(data[: cut or len(data)]))
+    path.write_bytes(bytes(data[: cut or len(data)]) + rest)
     try:
         assert open_rgb(path).mode == "RGB"
     except UserError as error:
