@@ -203,10 +203,11 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
 def _require_ready(plan: StudyPlan, target: Run) -> None:
     """Report mistakes before a server is started."""
     from ldmprobe_core.pipeline.planning.plan import check_store
+    from ldmprobe_core.pipeline.prepare import notes_on_new_run
 
     plan.require_complete()
     check_store(plan, target)
-    for sentence in plan.notes:
+    for sentence in () if target.exists else notes_on_new_run(plan, target):
         console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 

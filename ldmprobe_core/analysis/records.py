@@ -127,13 +127,19 @@ class UndefinedRecord(_Record):
 
 
 class PropertyRecord(_Record):
-    """Results of one property."""
+    """Results of one property.
+
+    Attributes:
+        missing: share of the pixels of the stored samples' labels that were not measured, and are
+            left out of fits and scores.
+    """
 
     best: CellRecord
     last: CellRecord
     emergence: EmergenceRecord
     controls: ControlsRecord
     undefined: UndefinedRecord
+    missing: float = 0.0
 
 
 class PhotographsRecord(_Record):

@@ -27,7 +27,9 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
 from ldmprobe_core.study.layers import LATENTS, LayerShape
 from ldmprobe_core.study.model_record import read_model_record
+from ldmprobe_core.study.readers.folder_checks import check_folder
 from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names
+from ldmprobe_core.study.readers.prompt_files import encoding_notes
 from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
 
@@ -191,8 +193,12 @@ def plan_study(study: Study) -> StudyPlan:
     notes += unknown_word_notes(
         samples, read_model_record(study.model.source, study.model.revision)
     )
+    if resolved and resolved.prompts.files is not None:
+        notes += encoding_notes(resolved.prompts.files)
     stored = n_stored_samples(samples, resolved) if resolved else count
     exact_properties = _exact_properties(resolved or study, missing)
+    if resolved:
+        notes += _source_image_notes(resolved, size)
     sums = _sum_bytes(study, shapes, len(steps))
     sizes = _bytes(study, shapes, size, len(steps), stored)
     if sums:
@@ -234,6 +240,30 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
                 "labeler"
             )
     return present
+
+
+def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:
+    """Notes about a study's source images and their maps, all of which are decoded.
+
+    Args:
+        size: height and width of the model's images in pixels.
+
+    Raises:
+        UserError: a file cannot be read or does not fit, or sums would need pixels that were not
+            measured.
+    """
+    if study.images is None:
+        return ()
+    check = check_folder(study.images, image_names(study.images), size)
+    for prop, share in check.missing.items():
+        spec = study.labels.labeler(prop)
+        if share and spec and spec.name == EXACT_MAPS and study.capture.keep != "activations":
+            raise UserError(
+                f"capture.keep is {study.capture.keep}, and {share:.1%} of the pixels of the "
+                f"{prop} maps are not measured: sums are of all pixels. Fix: set capture.keep to "
+                "activations"
+            )
+    return check.notes
 
 
 def check_store(plan: StudyPlan, run: Run) -> None:
