@@ -93,7 +93,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
             position[0], _image_labeler_scores(run, prop, test, truth, steps)
         )
         properties[prop] = scores.to_record(position, curves[prop], truth)
-    attributes = run.attributes()
+    attributes = run.attributes
     nonfinite = _nonfinite(run)
     counts = {"total": len(samples)}
     for split in SPLITS:
@@ -258,7 +258,8 @@ class PropertyScores:
 
     def _latents_scores(self, step: int) -> np.ndarray:
         """Scores (metric, test sample) on a step's latents, of the kind best on validation."""
-        assert self.latents is not None
+        if self.latents is None:
+            raise ValueError("controls.latents: false, so there are no scores on latents")
         linear = self.latents[self.linear, :, step]
         with warnings.catch_warnings():
             # A kind that does not support the property: NaN.

@@ -46,7 +46,7 @@ def carry(run, what):
 
 def use_models(run):
     study = run.study
-    return model_cache.get_sampler(study, run.attributes()["model_fingerprint"])
+    return model_cache.get_sampler(study, run.attributes["model_fingerprint"])
 
 
 def test_strength_zero_is_the_unedited_image_bit_for_bit(run):

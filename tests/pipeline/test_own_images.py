@@ -8,7 +8,6 @@ from run_helpers import carry_out, generated
 
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.pipeline.generate import _read_images
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.readers.image_folder import read_image, read_map
@@ -173,7 +172,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
         parse_study({"images": {"folder": "x"}})
     (tmp_path / "1.png").write_text("no picture")
     with pytest.raises(UserError, match=r"1\.png: not a complete image"):
-        _read_images(tmp_path, ["1.png"], (8, 8))
+        read_image(tmp_path / "1.png", (8, 8))
     for name, values, words in (
         ("bad.npy", np.full((4, 4), np.nan), "not finite"),
         ("deep.npy", np.ones((2, 4, 4, 3)), "a map has height and width"),
