@@ -96,7 +96,8 @@ class Intervention(BaseModel):
     def defaults(self) -> InterventionDefaults:
         """The paper's settings for the property."""
         defaults = property_of(self.prop).intervention
-        assert defaults is not None
+        if defaults is None:
+            raise UserError(f"prop: {self.prop!r} has no settings of interventions")
         return defaults
 
     @property

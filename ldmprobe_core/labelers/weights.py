@@ -74,10 +74,9 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
     Raises:
         UserError: there is no such file, or it is a pickle.
     """
-    if spec.weights is None and cache is None:
-        raise UserError(f"give weights: a safetensors file of {published}")
     path = Path(spec.weights).expanduser() if spec.weights else cache
-    assert path is not None
+    if path is None:
+        raise UserError(f"give weights: a safetensors file of {published}")
     if path.suffix in {".pth", ".pt", ".bin", ".ckpt"} and path.exists():
         raise UserError(
             f"weights {str(path)!r} are a pickle, which is never opened in a run: convert them "

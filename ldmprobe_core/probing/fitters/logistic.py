@@ -147,7 +147,8 @@ class LogisticPath:
 
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
         """Curvature with the penalty, factorised; damped where float32 left it indefinite."""
-        assert self._curvature is not None
+        if self._curvature is None:
+            raise RuntimeError("the curvature is needed before a step computes it")
         diagonal = np.full(len(self._curvature), penalty)
         diagonal[-1] = 1e-12  # keeps the bias solvable where every prediction is already certain
         scale = float(self._curvature.diagonal().mean()) or 1.0
@@ -187,5 +188,6 @@ def fit_logistic(
             best = loss, LinearProbe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:
             break  # weaker penalties only fit the training tokens further
-    assert best is not None
+    if best is None:
+        raise ValueError("penalties: none. Fix: give at least one")
     return best[1]
