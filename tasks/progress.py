@@ -131,7 +131,8 @@ class _ProgressArtifact:
                 artifact_id = create_progress_artifact(
                     progress=progress, key=f"progress-{self.stage}", description=text
                 )
-                assert isinstance(artifact_id, UUID), "this flow is synchronous"
+                if not isinstance(artifact_id, UUID):
+                    raise TypeError("progress is shown by synchronous flows")
                 self.id = artifact_id
             else:
                 update_progress_artifact(self.id, description=text, progress=progress)

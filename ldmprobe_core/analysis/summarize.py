@@ -102,7 +102,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         )
         missing = missing_share(labels.maps[prop])
         properties[prop] = scores.to_record(position, curves[prop], truth, missing)
-    attributes = run.attributes()
+    attributes = run.attributes
     nonfinite = _nonfinite(run)
     counts = {"total": len(samples)}
     for split in SPLITS:
@@ -268,7 +268,8 @@ class PropertyScores:
 
     def _latents_scores(self, step: int) -> np.ndarray:
         """Scores (metric, test sample) on a step's latents, of the kind best on validation."""
-        assert self.latents is not None
+        if self.latents is None:
+            raise ValueError("controls.latents: false, so there are no scores on latents")
         linear = self.latents[self.linear, :, step]
         with warnings.catch_warnings():
             # The mean over no values is NaN for a kind that does not support the property.

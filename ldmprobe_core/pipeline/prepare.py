@@ -75,7 +75,7 @@ def check_origin(run: Run, study: Study) -> None:
     Raises:
         UserError: a fingerprint differs from the one that the run recorded.
     """
-    attributes = run.attributes()
+    attributes = run.attributes
     for prop, spec in labelers_of(study).items():
         recorded, current = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, spec)
         if recorded != current:

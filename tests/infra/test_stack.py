@@ -326,8 +326,8 @@ def test_no_key_is_in_the_database_the_logs_or_the_run(connected, scheduled, tmp
             if file.is_file():
                 places[str(file)] = file.read_bytes()
     run = Run("s3://runs/scheduled")
-    files = run.location._files()
-    for path in files.find(run.location._path("")):
+    files = run.location.filesystem()
+    for path in files.find(run.location.path("")):
         places[path] = files.cat_file(path)
     assert len(places) > 300
     for place, content in places.items():

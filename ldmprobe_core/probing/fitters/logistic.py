@@ -184,7 +184,8 @@ class LogisticPath:
 
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
         """Cholesky factor of the penalised Hessian, damped if rounding made it indefinite."""
-        assert self._hessian is not None
+        if self._hessian is None:
+            raise RuntimeError("the Hessian is factorised before it was computed")
         diagonal = np.full(len(self._hessian), penalty)
         diagonal[-1] = 1e-12  # the bias has no penalty and no curvature once all logits saturate
         scale = float(self._hessian.diagonal().mean()) or 1.0
@@ -232,5 +233,6 @@ def fit_logistic(
             best = loss, LinearProbe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:
             break  # weaker penalties overfit further
-    assert best is not None
+    if best is None:
+        raise ValueError("penalties: none. Fix: give at least one")
     return best[1]
