@@ -277,12 +277,12 @@ class Run:
                 ) from error
             raise
 
-    def read(self, group: str, name: str, **where: Any) -> np.ndarray:
+    def read(self, group: str, name: str, **selection: Any) -> np.ndarray:
         """Read values of one array, without its coordinates, which `open` would read too.
 
         Args:
-            where: dimension to an index, a slice, or an array of indices; other dimensions
-                are read whole.
+            selection: index, slice, or array of indices by dimension; other dimensions are read
+                in full.
 
         Raises:
             CorruptChunkError: a chunk is missing, or its checksum is wrong.
@@ -291,7 +291,7 @@ class Run:
         array = zarr.open_array(store, path=f"{group}/{name}", mode="r", zarr_format=3)
         dims = array.metadata.dimension_names  # type: ignore[union-attr]
         assert dims is not None
-        return np.asarray(array.oindex[tuple(where.get(str(dim), slice(None)) for dim in dims)])
+        return np.asarray(array.oindex[tuple(selection.get(str(dim), slice(None)) for dim in dims)])
 
 
 def _consolidate(store: Store) -> None:
@@ -308,18 +308,18 @@ def _check_region(
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
     region: dict[str, slice],
-    given: tuple[int, ...],
+    data_shape: tuple[int, ...],
 ) -> None:
     """Refuse a region of partial chunks: two writers of one chunk would silently lose data."""
     expected = []
     for dim, size, chunk in zip(dims, shape, chunks, strict=True):
-        part = region.get(str(dim), slice(0, size))
-        start, stop = part.start, part.stop
+        span = region.get(str(dim), slice(0, size))
+        start, stop = span.start, span.stop
         if start % chunk or (stop % chunk and stop != size) or not 0 <= start < stop <= size:
             raise ValueError(
                 f"{name}: region {dim} {start}..{stop} does not align with chunks of {chunk} "
                 f"in 0..{size}"
             )
         expected.append(stop - start)
-    if tuple(expected) != given:
-        raise ValueError(f"{name}: data of shape {given} for a region of {tuple(expected)}")
+    if tuple(expected) != data_shape:
+        raise ValueError(f"{name}: data of shape {data_shape} for a region of {tuple(expected)}")

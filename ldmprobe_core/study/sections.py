@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ldmprobe_core.study.conditions import CONDITIONS, PROBE
+from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
 
@@ -322,11 +322,11 @@ class Controls(Section):
     @model_validator(mode="before")
     @classmethod
     def _registered(cls, content: Any) -> Any:
-        return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE])
+        return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE_CONDITION])
 
     def enabled(self, condition: str) -> bool:
         """Whether cells are scored under a condition; the probe itself always is."""
-        if condition == PROBE:
+        if condition == PROBE_CONDITION:
             return True
         return bool((self.__dict__ | (self.model_extra or {})).get(condition))
 

@@ -176,7 +176,7 @@ def test_classify_goes_before_a_study_and_shows_photographs(reference, tmp_path)
     done = ldmprobe("run", *words, home=home)
     assert done.returncode == 0, done.stderr
     assert_same(plain, run)
-    assert "on 3 real pictures" in run.location.read_text("report/index.html")
+    assert "on 3 photographs" in run.location.read_text("report/index.html")
 
 
 def test_a_second_start_is_refused_and_told_by_whom(reference, tmp_path):
