@@ -98,7 +98,7 @@ def capture(
     buffer = ActivationBuffer()
     batch = sampler.sample(samples, buffer, step_images=False)
     activations = buffer.pop()["trained"].values
-    return Captured(batch.image, _label_axes(activations, batch.timestep))
+    return Captured(batch.image, _label_axes(activations, np.asarray(batch.timestep)))
 
 
 def _label_axes(

@@ -59,7 +59,7 @@ class Run(StoredRun):
             UserError: the study does not probe the property.
         """
         self._require_property(prop)
-        return self.open(f"scores/{prop}").score
+        return self.open(f"scores/{prop}", bool(self.progress.completed("probed").all())).score
 
     def probe(self, prop: str, step: int, layer: str, kind: str | None = None) -> LinearProbe:
         """Read a fitted linear probe.
@@ -84,7 +84,7 @@ class Run(StoredRun):
                 f"layer: {layer!r} is not in the run. Fix: take one of "
                 f"{', '.join(self.probe_inputs)}"
             )
-        group = self.open(f"probes/{layer}", require_complete=True)
+        group = self.open(f"probes/{layer}", require_complete=False)
         if step not in group.step.values:
             raise UserError(f"step: {step} is not in the run. Fix: take 1 to {len(group.step)}")
         kinds = [str(name) for name in group.kind.values]
@@ -111,7 +111,8 @@ class Run(StoredRun):
                 f"layer: {layer!r} is not in the run. Fix: take one of "
                 f"{', '.join(self.probe_inputs)}"
             )
-        return self.open(f"activations/{layer}").activation
+        generated = bool(self.progress.completed("generated").all())
+        return self.open(f"activations/{layer}", generated).activation
 
     def _require_property(self, prop: str) -> None:
         if prop not in self.study.labels.maps:

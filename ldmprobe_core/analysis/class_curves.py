@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmprobe_core.analysis.records import ClassesRecord, PhotographsRecord
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.probing.bootstrap import Bootstrap
@@ -101,7 +102,8 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
     study = run.study
     names = list_images(folder)
     spec = study.labels.classes
-    assert spec is not None
+    if spec is None:
+        raise UserError("labels.class: null. Fix: name a class labeler")
     sizes = run.open("images").sizes
     size = sizes["y"], sizes["x"]
     labeler = load_labeler("class", spec, pick_device(study.execution.wanted_device))

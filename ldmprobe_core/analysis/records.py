@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.probing.bootstrap import Interval
 from ldmprobe_core.probing.emergence import Emergence, Leads
 
@@ -127,13 +128,19 @@ class UndefinedRecord(_Record):
 
 
 class PropertyRecord(_Record):
-    """Results of one property."""
+    """Results of one property.
+
+    Attributes:
+        missing: share of the pixels of the stored samples' labels that were not measured, and are
+            left out of fits and scores.
+    """
 
     best: CellRecord
     last: CellRecord
     emergence: EmergenceRecord
     controls: ControlsRecord
     undefined: UndefinedRecord
+    missing: float = 0.0
 
 
 class PhotographsRecord(_Record):
@@ -187,9 +194,8 @@ class Summary(_Record):
         layers: number of captured layers.
         properties: results by property.
         classes: results of the class labeler; None if no class is labeled.
-        labelers: by property, the labeler's score against exact maps of the test samples, an upper
-            bound on what probes trained on its labels can be shown to know; None without exact
-            maps.
+        labelers: by property, the labeler's score against the exact maps of the same test samples;
+            None without exact maps.
         nonfinite, nonfinite_permuted: number of non-finite activation values of the trained and of
             the permuted denoiser.
         seconds: wall time by stage.
@@ -223,5 +229,13 @@ def load_summary(run: Run) -> Summary:
 
     Raises:
         UserError: there is no run, or it is not finished.
+        RunError: summary.json is damaged, or of another release.
     """
-    return Summary.model_validate_json(run.location.read_text("summary.json"))
+    try:
+        return Summary.model_validate_json(run.location.read_bytes("summary.json"))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise RunError(
+            f"{run.url}: summary.json is unreadable ({first['msg']}). Fix: `ldmprobe report "
+            f"{run.url}` writes it again from the stored scores"
+        ) from None

@@ -25,6 +25,7 @@ from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.probing.baselines import position_prediction
 from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.measured import missing_share
 from ldmprobe_core.probing.metrics import HeadlineScorer, score_maps
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.layers import LATENTS
@@ -99,8 +100,9 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         curves[prop] = scores.curves(
             position[0], _image_labeler_scores(run, prop, test, truth, steps)
         )
-        properties[prop] = scores.to_record(position, curves[prop], truth)
-    attributes = run.attributes()
+        missing = missing_share(labels.maps[prop])
+        properties[prop] = scores.to_record(position, curves[prop], truth, missing)
+    attributes = run.attributes
     nonfinite = _nonfinite(run)
     counts = {"total": len(samples)}
     for split in SPLITS:
@@ -266,7 +268,8 @@ class PropertyScores:
 
     def _latents_scores(self, step: int) -> np.ndarray:
         """Scores (metric, test sample) on a step's latents, of the kind best on validation."""
-        assert self.latents is not None
+        if self.latents is None:
+            raise ValueError("controls.latents: false, so there are no scores on latents")
         linear = self.latents[self.linear, :, step]
         with warnings.catch_warnings():
             # The mean over no values is NaN for a kind that does not support the property.
@@ -275,18 +278,21 @@ class PropertyScores:
         best = int(np.argmax(np.where(np.isfinite(validation), validation, -np.inf)))
         return linear[best][:, self.is_test]
 
-    def to_record(self, position: np.ndarray, curves: Curves, truth: np.ndarray) -> PropertyRecord:
+    def to_record(
+        self, position: np.ndarray, curves: Curves, truth: np.ndarray, missing: float
+    ) -> PropertyRecord:
         """Build the property's part of ``summary.json``.
 
         Args:
             position: scores of the position baseline, (metric, test sample).
             curves: result of `curves`.
             truth: labels of the test samples, (test sample, y, x).
+            missing: share of the labels' pixels that were not measured.
         """
         best = self.best()
         undefined = UndefinedRecord(best=int(np.isnan(self.of(best)).sum()), any=self.all_undefined)
         if self.prop.is_mask:
-            empty = ~truth.any((1, 2))
+            empty = ~(truth == 1).any((1, 2))
             # On an empty label mask, Dice is 1 only if the prediction is empty too.
             undefined.both_empty = int((empty & (self.of(best) == 1)).sum())
             undefined.truth_empty = int(empty.sum())
@@ -296,6 +302,7 @@ class PropertyScores:
             emergence=self._emergence(curves),
             controls=self._controls(best, position),
             undefined=undefined,
+            missing=missing,
         )
 
     def _emergence(self, curves: Curves) -> EmergenceRecord:

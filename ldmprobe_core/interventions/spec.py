@@ -104,7 +104,8 @@ class Intervention(BaseModel):
     def defaults(self) -> InterventionDefaults:
         """Settings of the paper for this property."""
         defaults = property_of(self.prop).intervention
-        assert defaults is not None
+        if defaults is None:
+            raise UserError(f"prop: {self.prop!r} has no settings of interventions")
         return defaults
 
     @property

@@ -142,6 +142,11 @@ def _from_file(path: Path, label: np.ndarray) -> np.ndarray:
     values = read_map(
         path, FOREGROUND.name if mask else DEPTH.name, (label.shape[0], label.shape[1])
     )
+    if np.isnan(values).any():
+        raise UserError(
+            f"target.file: {int(np.isnan(values).sum())} pixels are NaN ({str(path)!r}). Fix: give "
+            "every pixel a value to aim at."
+        )
     return values > 0.5 if mask else values.astype(label.dtype)
 
 

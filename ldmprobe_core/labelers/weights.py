@@ -95,7 +95,8 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
     if spec.weights is None and cache is None:
         raise UserError(f"weights are missing. Fix: give a safetensors file of {published}")
     path = Path(spec.weights).expanduser() if spec.weights else cache
-    assert path is not None
+    if path is None:
+        raise UserError(f"give weights: a safetensors file of {published}")
     if path.suffix in {".pth", ".pt", ".bin", ".ckpt"} and path.exists():
         raise UserError(
             f"weights {str(path)!r} are a pickle, which is never opened in a run. Fix: convert "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ldmprobe_core.probing.measured import score_measured
 from ldmprobe_core.probing.metrics import dice
 from ldmprobe_core.study.properties import property_of
 
@@ -15,12 +16,12 @@ def position_threshold(mean: np.ndarray, masks: np.ndarray) -> float:
 
     Args:
         mean: training mean mask (y, x), in 0..1.
-        masks: (n, y, x) bool, the training masks, or those of validation if a run does not store
-            its training samples.
+        masks: (n, y, x) bool, or floats with NaN where not measured: the training masks, or those
+            of validation if a run does not store its training samples.
     """
     candidates = np.linspace(0, 0.95, 39) * float(mean.max() or 1.0)
     scores = [
-        float(dice(np.broadcast_to(mean > threshold, masks.shape), masks).mean())
+        float(score_measured(dice, np.broadcast_to(mean > threshold, masks.shape), masks).mean())
         for threshold in candidates
     ]
     return float(candidates[int(np.argmax(scores))])

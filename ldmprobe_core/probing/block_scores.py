@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.probing.metrics import METRICS, ratio_or_one
+from ldmprobe_core.probing.measured import block_counts, partly_measured
+from ldmprobe_core.probing.metrics import METRICS, ratio_or_one, score_maps
 from ldmprobe_core.probing.ranks import (
     RankedMaps,
     deviation_or_nan,
@@ -16,7 +17,7 @@ from ldmprobe_core.study.properties import property_of
 
 
 def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Mean of each token's block of pixels, (n, *grid) float64.
+    """Mean of the measured pixels of each token's block, (n, *grid) float64; NaN if there are none.
 
     Raises:
         ValueError: the image does not divide into the grid.
@@ -26,7 +27,11 @@ def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     if height % y or width % x:
         raise ValueError(f"maps of {height} x {width} do not divide into {y} x {x} tokens")
     blocks = maps.reshape(n, y, height // y, x, width // x)
-    return blocks.mean((2, 4), dtype=np.float64)
+    counts = block_counts(maps, grid)
+    if counts is None:
+        return blocks.mean((2, 4), dtype=np.float64)
+    total = np.nansum(blocks, (2, 4), dtype=np.float64)
+    return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
 
 
 def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -86,14 +91,16 @@ class BlockScorer:
     of p times the block's mean of the label t.  The same holds for the ranks of t, and the pixel
     ranks of p are a linear function of its token ranks.  So block means of the labels suffice.
     Only the ranks of p less the mean map need every pixel; they are computed a few samples at a
-    time.  A registered metric without such a form is computed at full size.
+    time.  A registered metric without such a form is computed at full size, and so is every metric
+    of a sample with pixels that were not measured.
 
     Args:
         prop: name of a property.
-        truth: (n, y, x); bool for a mask, else values.
+        truth: (n, y, x); bool for a mask, else values; floats with NaN where not measured.
         mean_map: (y, x), the training images' mean label.
         grid: tokens down and across.
-        full: statistics of the same maps, to reuse; computed here if None.
+        full: statistics of those of the maps that are wholly measured, to reuse; computed here if
+            None.
     """
 
     def __init__(
@@ -105,8 +112,14 @@ class BlockScorer:
         full: FullResolutionLabels | None = None,
     ) -> None:
         record = property_of(prop)
-        self.metrics, self.size = record.metrics, truth.shape[1:]
+        self.prop, self.metrics, self.size = prop, record.metrics, (truth.shape[1], truth.shape[2])
+        self.partly, self.partial_truth = partly_measured(truth), truth
+        if self.partly is not None:
+            self.partial_truth, truth = truth[self.partly], truth[~self.partly]
+            truth = truth.astype(bool) if record.is_mask else truth
         self.truth, self.mean_map = truth, mean_map
+        if not len(truth):
+            return
         self.means = flatten_maps(block_means(truth, grid))
         self._forms = {"dice": self._dice, "iou": self._iou}
         if record.is_mask:
@@ -129,12 +142,20 @@ class BlockScorer:
         Args:
             tokens: predictions (n, *grid); bool for a mask, else values.
         """
-        return np.stack([self._score(name, tokens) for name in self.metrics])
+        if self.partly is None:
+            return np.stack([self._score(name, tokens) for name in self.metrics])
+        scores = np.empty((len(self.metrics), len(tokens)))
+        if len(self.truth):
+            whole = tokens[~self.partly]
+            scores[:, ~self.partly] = [self._score(name, whole) for name in self.metrics]
+        predicted = upsample(tokens[self.partly], self.size)
+        scores[:, self.partly] = score_maps(self.prop, predicted, self.partial_truth, self.mean_map)
+        return scores
 
     def _score(self, name: str, tokens: np.ndarray) -> np.ndarray:
         if name in self._forms:
             return self._forms[name](tokens)
-        predicted = upsample(tokens, (self.size[0], self.size[1]))
+        predicted = upsample(tokens, self.size)
         return METRICS[name].score(predicted, self.truth, self.mean_map)
 
     def _dice(self, tokens: np.ndarray) -> np.ndarray:
@@ -165,7 +186,7 @@ class BlockScorer:
         return np.sqrt(np.maximum(squared, 0))
 
     def _spearman_residual(self, tokens: np.ndarray) -> np.ndarray:
-        grid, size = tokens.shape[1:], (self.size[0], self.size[1])
+        grid, size = tokens.shape[1:], self.size
         return self.full.residual_ranked.correlation(
             flatten_maps(tokens).astype(np.float64),
             lambda part: flatten_maps(upsample(part.reshape(-1, *grid), size)),

@@ -1,8 +1,9 @@
 """Metrics of the agreement between predicted and label maps, one number an image.
 
-Every function takes maps (n, y, x) and returns float64 (n,).  Edge cases are defined: Dice and IoU
-of two empty masks are 1 (an absence, predicted correctly); a correlation with a constant map is
-undefined, NaN.  Callers count both.
+Every function takes maps (n, y, x) and returns float64 (n,).  `Metric.score` and `score_maps`
+leave out the pixels of labels that are NaN, which were not measured.  Edge cases are defined: Dice
+and IoU of two empty masks are 1 (an absence, predicted correctly); a correlation with a constant
+map is undefined, NaN.  Callers count both.
 
 `METRICS` lists the metrics by name; a `Property` names those that score it.
 `block_scores.BlockScorer` computes the same scores for predictions that are constant on blocks of
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.probing.measured import measured, score_measured
 from ldmprobe_core.probing.ranks import RankedMaps, deviation_or_nan, flatten_maps, mean_ranks
 from ldmprobe_core.study.properties import property_of
 
@@ -67,8 +69,8 @@ class Metric:
             mean_map: (y, x), the training samples' mean label.
         """
         if self.residual:
-            return self.function(predicted - mean_map, truth - mean_map)
-        return self.function(predicted, truth)
+            return score_measured(self.function, predicted - mean_map, truth - mean_map)
+        return score_measured(self.function, predicted, truth)
 
 
 METRICS: dict[str, Metric] = {
@@ -102,7 +104,8 @@ def score_maps(
 
     Args:
         prop: name of a property.
-        predicted, truth: (n, y, x); bool for a mask, else values.
+        predicted: (n, y, x); bool for a mask, else values.
+        truth: the same of the labels; floats with NaN where not measured.
         mean_map: (y, x), the training samples' mean label.
     """
     names = property_of(prop).metrics
@@ -116,19 +119,20 @@ class HeadlineScorer:
 
     Args:
         prop: name of a property.
-        truth: (n, y, x); bool for a mask, else values.
+        truth: (n, y, x); bool for a mask, else values; floats with NaN where not measured.
     """
 
     def __init__(self, prop: str, truth: np.ndarray) -> None:
         self.truth = truth
         self.metric = property_of(prop).metrics[0]
-        self.ranked = RankedMaps(flatten_maps(truth)) if self.metric == "spearman" else None
+        ranked = self.metric == "spearman" and measured(truth) is None
+        self.ranked = RankedMaps(flatten_maps(truth)) if ranked else None
 
     def score(self, predicted: np.ndarray) -> np.ndarray:
         """Headline scores (n,) of predictions (n, y, x): the first row of `score_maps`."""
         if self.ranked is not None:
             return self.ranked.correlation(flatten_maps(predicted))
-        return METRICS[self.metric].function(predicted, self.truth)
+        return score_measured(METRICS[self.metric].function, predicted, self.truth)
 
 
 def ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -24,8 +24,17 @@ class SufficientStatistics:
     channels: int
 
     @classmethod
-    def from_tokens(cls, x: np.ndarray, y: np.ndarray) -> SufficientStatistics:
-        """Of activations (token, channel) and labels (token, label), added up in float64."""
+    def from_tokens(
+        cls, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None
+    ) -> SufficientStatistics:
+        """Sums over tokens, in float64.
+
+        Args:
+            x: activations (token, channel).
+            y: labels (token, label), finite.
+            weight: (token,) whole numbers: a token counts as so many equal ones; None counts each
+                once.
+        """
         channels, labels = x.shape[1], y.shape[1]
         width = channels + 1 + labels
         upper = np.zeros((width, width), order="F")
@@ -34,6 +43,9 @@ class SufficientStatistics:
             part = rows[: len(block)]
             part[:, :channels] = block
             part[:, channels + 1 :] = y[start : start + len(block)]
+            if weight is not None:
+                part[:, channels] = 1
+                part *= np.sqrt(weight[start : start + len(block), None])
             upper = dsyrk(1.0, part.T, beta=1.0, c=upper, overwrite_c=1)
             start += len(block)
         return cls(np.triu(upper) + np.triu(upper, 1).T, channels)

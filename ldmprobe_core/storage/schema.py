@@ -126,6 +126,10 @@ class RunSchema(GroupBuilder):
         ):
             values = [getattr(s, name) or "" for s in self.samples]
             self.table(group, name, "sample", values, description)
+        if any(s.source_digest for s in self.samples):
+            digests = [s.source_digest or "" for s in self.samples]
+            text = "hash of the contents of the source image and its maps"
+            self.table(group, "source_digest", "sample", digests, text)
         seeds = [s.seed for s in self.samples]
         self.table(group, "seed", "sample", seeds, "seed of the sample's own generator")
 

@@ -4,6 +4,9 @@ A `Study` is a frozen pydantic model read from YAML.  Its hash covers exactly th
 affect the bytes of the result.  It leaves out where the study runs and on how many workers
 (`Execution`), and includes batch size and threads a worker, which affect the last bits of floating
 point results.
+
+`sections.Section` refuses unknown keys and values of other types; `loading.sentence` words these
+refusals.  Rules that concern several sections are methods of `Study`.
 """
 
 from __future__ import annotations
@@ -210,6 +213,8 @@ class Study(Section):
         # Paths do not affect the result: files are represented by their content hash.
         elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
         content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
+        if self.images is not None and not self.images.missing:
+            del content["images"]["missing"]  # studies without it keep the hash they had before
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -114,13 +114,17 @@ class Prompts(Section):
 class Images(Section):
     """Source images of the user, with exact maps beside them, instead of generated images.
 
-    ``a.png`` has its maps in ``a.foreground.*``, ``a.depth.*``, ``a.shading.*`` (PNG, NPY, EXR).
+    ``a.png`` has its maps in ``a.foreground.*``, ``a.depth.*``, ``a.shading.*`` (PNG, TIFF, NPY,
+    EXR).
 
     Attributes:
         folder: that holds the source images.
         caption: prompt of the denoiser for every image.
         samples: number of images, the first by name; None takes all.
         seed: of the noise.
+        missing: property to the value that its maps have where nothing was measured, such as
+            ``{depth: 0}``.  NaN always stands for that.  These pixels are left out of fits and
+            scores.
         content_hash: hash of the files' contents, filled in when they are read.
     """
 
@@ -128,7 +132,16 @@ class Images(Section):
     caption: str = ""
     samples: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    missing: dict[str, float] = Field(default_factory=dict)
     content_hash: str | None = None
+
+    @field_validator("missing")
+    @classmethod
+    def _of_properties(cls, value: dict[str, float]) -> dict[str, float]:
+        for prop in value:
+            if prop not in PROPERTIES:
+                raise ValueError(f"{prop} is not a property; there is {', '.join(PROPERTIES)}")
+        return value
 
 
 class Sampling(Section):
@@ -138,7 +151,8 @@ class Sampling(Section):
     (`ldmprobe_core.study.model_record`); `Study` fills them in.
 
     Attributes:
-        scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other.
+        scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other;
+            `ldmprobe_core.models.schedulers` builds it from the model's config.
         steps: number of sampler steps; some schedulers call the denoiser a few more times.
         guidance: scale of classifier-free guidance; 1 switches it off.
         batch: number of images generated together, which are also written and resumed together.

@@ -68,7 +68,11 @@ def save_labelers(out: Path, networks: dict[str, nn.Module]) -> None:
 
 def save_record(out: Path) -> None:
     """Write the record from which studies take this model's sampling defaults and its words."""
-    sampling = {"scheduler": "ddim", "steps": evaluation.SAMPLER_STEPS, "guidance": evaluation.GUIDANCE}
+    sampling = {
+        "scheduler": "ddim",
+        "steps": evaluation.SAMPLER_STEPS,
+        "guidance": evaluation.GUIDANCE,
+    }
     words = [word for word in caption_words() if word.isalpha()]
     text = json.dumps({"sampling": sampling, "words": words}, indent=2)
     (out / RECORD).write_text(text + "\n")

@@ -142,7 +142,8 @@ class _World:
             panel = np.array([[0, -r, 0], [0, r, 0], [0, r, h], [0, -r, h]])
             panel[:, 0] = -distance
             wall = self.scene.wall
-            assert wall is not None, "a scene with walls names their colour"
+            if wall is None:
+                raise ValueError("a scene with walls names their colour")
             self._add(panel @ _about_z(azimuth).T, square, WALL_COLORS[wall])
 
     def camera_rays(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -92,5 +92,5 @@ def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):
         (("open", runs[0].url + "-none"), "holds no summary.json"),
     ):
         code, _, err = call(*words)
-        assert code == 2
+        assert code == 1
         assert told in " ".join(err.split())

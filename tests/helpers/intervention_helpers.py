@@ -15,4 +15,4 @@ def carry_out_intervention(run, spec):
 
 def loaded_sampler(run):
     """Sampler of the run's model, from the process's cache."""
-    return model_cache.get_sampler(run.study, run.attributes()["model_fingerprint"])
+    return model_cache.get_sampler(run.study, run.attributes["model_fingerprint"])

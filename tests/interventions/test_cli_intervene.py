@@ -11,7 +11,7 @@ def test_cli_intervene_refuses_wrong_options(run, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()
-        assert stop.value.code == 2
+        assert stop.value.code == 1
         assert "Prefect" not in captured.out
         return " ".join(captured.err.split())
 

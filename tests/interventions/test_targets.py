@@ -61,6 +61,9 @@ def test_target_map_refuses_files_that_are_no_map_of_the_image(tmp_path):
         target_map(np.ones((8, 8), bool), Target(file=str(tmp_path / "m.png")))
     with pytest.raises(UserError, match=r"have units .*m\.png.* give the map as \.npy"):
         target_map(np.ones((8, 6), np.float32), Target(file=str(tmp_path / "m.png")))
+    np.save(tmp_path / "n.npy", np.array([[np.nan, 1.0], [2.0, np.nan]]))
+    with pytest.raises(UserError, match=r"target\.file: 2 pixels are NaN .*Fix: give every"):
+        target_map(np.ones((2, 2), np.float32), Target(file=str(tmp_path / "n.npy")))
     with pytest.raises(UserError, match="no such file"):
         target_map(label, Target(file=str(tmp_path / "none.png")))
     (tmp_path / "t.png").write_text("text")

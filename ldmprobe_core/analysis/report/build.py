@@ -30,7 +30,7 @@ from ldmprobe_core.analysis.report.text import (
     step,
 )
 from ldmprobe_core.analysis.summarize import RunAnalysis, summarise
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import (
     FOLDER,
     completed_interventions,
@@ -71,10 +71,16 @@ def build_report(
 def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
     """Rebuild the report of a finished run from its stored scores.
 
+    A damaged summary.json is written again; how long the stages took is then no longer known.
+
     Raises:
         UserError: the run is not finished, or a sample is not held out.
     """
-    return build_report(run, load_summary(run).seconds, samples)
+    try:
+        seconds = load_summary(run).seconds
+    except RunError:
+        seconds = {}
+    return build_report(run, seconds, samples)
 
 
 def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:

@@ -7,6 +7,7 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -23,6 +24,8 @@ from ldmprobe_core.study.properties import property_of
 # Okabe & Ito's palette: distinguishable with every common colour blindness.
 _PROBE, _DECODED, _CLEAN = "#0072B2", "#D55E00", "#E69F00"
 _CONTROLS = ("#009E73", "#CC79A7", "#F0E442", "#000000")
+_NOT_MEASURED = "0.6"
+"""Grey of pixels without a label, a level that no mask has."""
 _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicted clean image"}
 
 
@@ -109,8 +112,9 @@ def sample_grid(
     for prop, result in summary.properties.items():
         truth = labels.maps[prop][sample].astype(float)
         record = property_of(prop)
-        low, high = record.drawing.limits or (truth.min(), truth.max())
-        scale = {"cmap": record.drawing.colormap, "vmin": low, "vmax": high}
+        low, high = record.drawing.limits or (np.nanmin(truth), np.nanmax(truth))
+        colors = colormaps[record.drawing.colormap].with_extremes(bad=_NOT_MEASURED)
+        scale = {"cmap": colors, "vmin": low, "vmax": high}
         best = result.best
         probes = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
         maps = []

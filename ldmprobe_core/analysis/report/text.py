@@ -132,6 +132,8 @@ def headline(summary: Summary) -> list[str]:
             else:
                 line += f", the labeler on the step's decoded latents from step {step(decoded)}"
                 line += _lead_clause(emergence.lead)
+        if result.missing:
+            line += f" {result.missing:.1%} of the pixels of its labels are not measured."
         lines.append(line)
     if summary.classes is not None:
         lines.append(classes_line(summary.classes))

@@ -78,7 +78,10 @@ class CellData:
 
     @cached_property
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Training activations (token, channel) and labels (token, column)."""
+        """Training activations (token, channel) and labels (token, column).
+
+        Labels are NaN where no pixel of the token's block was measured.
+        """
         return self._rows(self.train)
 
     @cached_property
@@ -87,14 +90,34 @@ class CellData:
         return self._rows(self.validation)
 
     @cached_property
+    def complete_columns(self) -> list[int]:
+        """Columns whose labels were measured at every pixel; they share one fit of sums."""
+        return [
+            column
+            for column, (_, prop) in enumerate(self.columns)
+            if self.labels.token_weights(prop, self.grid) is None
+        ]
+
+    @cached_property
     def statistics(self) -> SufficientStatistics:
-        """Sufficient statistics of the training tokens."""
-        return self.stored_statistics or SufficientStatistics.from_tokens(*self.tokens)
+        """Sufficient statistics of the training tokens, with the labels of `complete_columns`."""
+        return self.stored_statistics or self._complete_statistics(*self.tokens)
+
+    @cached_property
+    def validation_statistics(self) -> SufficientStatistics:
+        """The same of the validation tokens."""
+        return self._complete_statistics(*self.validation_tokens)
 
     @cached_property
     def ridge_path(self) -> RidgePath:
-        """Ridge solutions of every label."""
+        """Ridge solutions of the labels of `complete_columns`."""
         return RidgePath.from_statistics(self.statistics)
+
+    def token_weights(self, column: int, members: np.ndarray) -> np.ndarray | None:
+        """Measured pixels in each token's block (n, *grid); None if a label is measured wholly."""
+        assignment, prop = self.columns[column]
+        weights = self.labels.token_weights(prop, self.grid)
+        return None if weights is None else weights[self.label_owners(members, assignment)]
 
     def label_owners(self, members: np.ndarray, assignment: str) -> np.ndarray:
         """Indices of the samples whose labels are assigned to the samples ``members``."""
@@ -105,6 +128,10 @@ class CellData:
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
+
+    def _complete_statistics(self, x: np.ndarray, y: np.ndarray) -> SufficientStatistics:
+        whole = len(self.complete_columns) == len(self.columns)
+        return SufficientStatistics.from_tokens(x, y if whole else y[:, self.complete_columns])
 
     def _rows(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = self.activations[members].reshape(-1, self.activations.shape[-1])
@@ -118,6 +145,9 @@ class CellData:
 @dataclass(frozen=True)
 class FitData:
     """One label of a cell: the argument of `Fitter.fit`.
+
+    Tokens of which no pixel was measured are left out of ``x``, ``y`` and ``weight``; maps have NaN
+    there.
 
     Attributes:
         cell: tokens and labels of the whole cell.
@@ -138,24 +168,50 @@ class FitData:
         return property_of(self.cell.columns[self.column][1])
 
     @property
+    def complete(self) -> bool:
+        """Whether the label was measured at every pixel, so that all weights are equal."""
+        return self.column in self.cell.complete_columns
+
+    @property
     def x(self) -> np.ndarray:
         """Training activations (token, channel) float16."""
-        return self.cell.tokens[0]
+        return self._known(self.cell.tokens[0], self.cell.train)
 
     @property
     def y(self) -> np.ndarray:
         """Training labels (token,) float64: block means; for a mask, the share of foreground."""
-        return self.cell.tokens[1][:, self.column]
+        return self._known(self.cell.tokens[1][:, self.column], self.cell.train)
+
+    @property
+    def weight(self) -> np.ndarray | None:
+        """Measured pixels in the block of each training token, (token,) > 0; None if all were."""
+        return self._weights(self.cell.train)
 
     @property
     def validation_x(self) -> np.ndarray:
         """Validation activations (token, channel) float16."""
-        return self.cell.validation_tokens[0]
+        return self._known(self.cell.validation_tokens[0], self.cell.validation)
 
     @property
     def validation_y(self) -> np.ndarray:
         """Validation labels (token,) float64."""
-        return self.cell.validation_tokens[1][:, self.column]
+        return self._known(self.cell.validation_tokens[1][:, self.column], self.cell.validation)
+
+    @property
+    def validation_weight(self) -> np.ndarray | None:
+        """Measured pixels in the block of each validation token, (token,) > 0; None if all were."""
+        return self._weights(self.cell.validation)
+
+    @property
+    def ridge_path(self) -> tuple[RidgePath, int]:
+        """Ridge solutions on the training tokens, and the index of this label among them."""
+        if self.complete:
+            return self.cell.ridge_path, self.cell.complete_columns.index(self.column)
+        statistics = self.cell.shared(
+            f"statistics {self.column}",
+            lambda: SufficientStatistics.from_tokens(self.x, self.y[:, None], self.weight),
+        )
+        return RidgePath.from_statistics(statistics), 0
 
     @property
     def activations(self) -> np.ndarray:
@@ -168,9 +224,23 @@ class FitData:
         return self.cell.labels.tokens(self.prop.name, self.cell.grid)[self._owners]
 
     @property
+    def map_weights(self) -> np.ndarray | None:
+        """Measured pixels in the blocks of `token_maps`, (n, y, x); None if all were."""
+        return self.cell.token_weights(self.column, self.cell.train)
+
+    @property
     def full_maps(self) -> np.ndarray:
         """Training labels at full size (n, Y, X): bool for a mask, else values."""
         return self.cell.labels.maps[self.prop.name][self._owners]
+
+    def _weights(self, members: np.ndarray) -> np.ndarray | None:
+        weights = self.cell.token_weights(self.column, members)
+        return None if weights is None else weights[weights > 0]
+
+    def _known(self, rows: np.ndarray, members: np.ndarray) -> np.ndarray:
+        """Rows of the tokens of which a pixel was measured."""
+        weights = self.cell.token_weights(self.column, members)
+        return rows if weights is None else rows[weights.ravel() > 0]
 
     @property
     def _owners(self) -> np.ndarray:

@@ -27,14 +27,34 @@ _ROUNDING = 1e-13
 """Differences of the objective below this count as rounding."""
 
 
-def logistic_loss(x: np.ndarray, share: np.ndarray, weight: np.ndarray, bias: float) -> float:
-    """Mean cross-entropy of logits x . weight + bias against soft labels in 0..1."""
+def logistic_loss(
+    x: np.ndarray,
+    share: np.ndarray,
+    weight: np.ndarray,
+    bias: float,
+    token_weight: np.ndarray | None = None,
+) -> float:
+    """Mean cross-entropy of logits x . weight + bias against soft labels in 0..1.
+
+    Args:
+        token_weight: (token,) weights of the mean; None weighs all tokens alike.
+    """
     total, start = 0.0, 0
     for rows in row_blocks(x):
+        part = slice(start, start + len(rows))
         logit = rows @ weight + bias
-        total += float((np.logaddexp(0, logit) - share[start : start + len(rows)] * logit).sum())
+        losses = np.logaddexp(0, logit) - share[part] * logit
+        total += _weighted_sum(losses, token_weight, part)
         start += len(rows)
-    return total / len(x)
+    return total / _total_weight(x, token_weight)
+
+
+def _weighted_sum(values: np.ndarray, weight: np.ndarray | None, part: slice) -> float:
+    return float(values.sum() if weight is None else weight[part] @ values)
+
+
+def _total_weight(x: np.ndarray, weight: np.ndarray | None) -> float:
+    return len(x) if weight is None else float(weight.sum())
 
 
 class LogisticPath:
@@ -48,18 +68,22 @@ class LogisticPath:
     Args:
         x: activations (token, channel).
         share: foreground share of each token, (token,) in 0..1.
+        weight: (token,) weights of the mean, such as measured pixels; None weighs all alike.
 
     Attributes:
         passes: number of passes over the tokens so far.
     """
 
-    def __init__(self, x: np.ndarray, share: np.ndarray) -> None:
-        self.x, self.share = x, share.astype(np.float64)
+    def __init__(self, x: np.ndarray, share: np.ndarray, weight: np.ndarray | None = None) -> None:
+        self.x, self.share, self.weight = x, share.astype(np.float64), weight
+        self.total = _total_weight(x, weight)
         self.passes = 0
         sums = np.zeros(x.shape[1])
+        start = 0
         for rows in row_blocks(x):
-            sums += rows.sum(0)
-        self.mean = sums / len(x)  # uncentred channels would make the Hessian ill-conditioned
+            sums += rows.sum(0) if weight is None else weight[start : start + len(rows)] @ rows
+            start += len(rows)
+        self.mean = sums / self.total  # uncentred channels would make the Hessian ill-conditioned
         self._order = np.random.default_rng(0).permutation(len(x))
         self._hessian: np.ndarray | None = None
 
@@ -121,38 +145,47 @@ class LogisticPath:
         total, start = 0.0, 0
         gradient = np.zeros(len(theta))
         for rows in row_blocks(self.x):
-            share = self.share[start : start + len(rows)]
+            part = slice(start, start + len(rows))
+            share = self.share[part]
             logit = rows @ weight + offset
-            total += float((np.logaddexp(0, logit) - share * logit).sum())
+            total += _weighted_sum(np.logaddexp(0, logit) - share * logit, self.weight, part)
             slope = expit(logit) - share
+            if self.weight is not None:
+                slope *= self.weight[part]
             gradient[:-1] += slope @ rows
             gradient[-1] += slope.sum()
             start += len(rows)
         gradient[:-1] -= gradient[-1] * self.mean
-        gradient /= len(self.x)
+        gradient /= self.total
         gradient[:-1] += penalty * weight
-        return total / len(self.x) + penalty / 2 * float(weight @ weight), gradient
+        return total / self.total + penalty / 2 * float(weight @ weight), gradient
 
     def _update_hessian(self, theta: np.ndarray, tokens: int) -> None:
         """Recompute the Hessian of the cross-entropy at theta from a subsample of the tokens."""
-        chosen = self.x
+        chosen, token_weight = self.x, self.weight
         if tokens < len(self.x):
-            chosen = self.x[np.sort(self._order[:tokens])]
+            index = np.sort(self._order[:tokens])
+            chosen = self.x[index]
+            token_weight = None if self.weight is None else self.weight[index]
         mean, weight = self.mean.astype(np.float32), theta[:-1].astype(np.float32)
-        hessian = np.zeros((len(theta), len(theta)))
+        hessian, start = np.zeros((len(theta), len(theta))), 0
         for rows in row_blocks(chosen, np.float32):
             centred = rows - mean
             probability = expit(centred @ weight + np.float32(theta[-1]))
             root = np.sqrt(probability * (1 - probability))
+            if token_weight is not None:
+                root *= np.sqrt(token_weight[start : start + len(rows)]).astype(np.float32)
+            start += len(rows)
             scaled = np.empty((len(rows), len(theta)), np.float32)
             np.multiply(centred, root[:, None], out=scaled[:, :-1])
             scaled[:, -1] = root
             hessian += scaled.T @ scaled
-        self._hessian = hessian / len(chosen)
+        self._hessian = hessian / _total_weight(chosen, token_weight)
 
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
         """Cholesky factor of the penalised Hessian, damped if rounding made it indefinite."""
-        assert self._hessian is not None
+        if self._hessian is None:
+            raise RuntimeError("the Hessian is factorised before it was computed")
         diagonal = np.full(len(self._hessian), penalty)
         diagonal[-1] = 1e-12  # the bias has no penalty and no curvature once all logits saturate
         scale = float(self._hessian.diagonal().mean()) or 1.0
@@ -172,6 +205,8 @@ def fit_logistic(
     penalties: tuple[float, ...],
     path: RidgePath,
     label: int,
+    token_weight: np.ndarray | None = None,
+    validation_weight: np.ndarray | None = None,
 ) -> LinearProbe:
     """Fit logistic probes and return the one with the least validation cross-entropy.
 
@@ -184,17 +219,20 @@ def fit_logistic(
         penalties: candidate relative penalties.
         path: ridge solutions on the same training tokens.
         label: column of this label in `path`.
+        token_weight, validation_weight: (token,) measured pixels in each token's block; None if
+            all were measured.
     """
     weight, bias = path.solve(max(penalties))
     start = 4 * weight[:, label], 4 * (float(bias[label]) - 0.5)
     best: tuple[float, LinearProbe] | None = None
-    solver = LogisticPath(x, share)
+    solver = LogisticPath(x, share, token_weight)
     for penalty in sorted(penalties, reverse=True):
         start = solver.solve(penalty * path.unit, start)
-        loss = logistic_loss(validation_x, validation_share, *start)
+        loss = logistic_loss(validation_x, validation_share, *start, validation_weight)
         if best is None or loss < best[0]:
             best = loss, LinearProbe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:
             break  # weaker penalties overfit further
-    assert best is not None
+    if best is None:
+        raise ValueError("penalties: none. Fix: give at least one")
     return best[1]

@@ -45,15 +45,16 @@ class RidgeFitter:
     def fit(self, data: FitData) -> LinearProbe:
         """Fit the ridge probe at the penalty with the least validation error."""
         cell = data.cell
-        probes = cell.shared(
-            self.kind.name,
-            lambda: fit_ridge(
-                cell.ridge_path,
-                SufficientStatistics.from_tokens(*cell.validation_tokens),
-                cell.penalties,
-            ),
+        path, index = data.ridge_path
+        if data.complete:
+            probes = cell.shared(
+                self.kind.name, lambda: fit_ridge(path, cell.validation_statistics, cell.penalties)
+            )
+            return probes[index]
+        validation = SufficientStatistics.from_tokens(
+            data.validation_x, data.validation_y[:, None], data.validation_weight
         )
-        return probes[data.column]
+        return fit_ridge(path, validation, cell.penalties)[index]
 
 
 class LogisticFitter:
@@ -69,8 +70,9 @@ class LogisticFitter:
             data.validation_x,
             data.validation_y,
             data.cell.penalties,
-            data.cell.ridge_path,
-            data.column,
+            *data.ridge_path,
+            data.weight,
+            data.validation_weight,
         )
 
 
@@ -91,7 +93,13 @@ class MlpFitter:
 
     def fit(self, data: FitData) -> MlpProbe:
         """Fit the probe for the paper's number of epochs."""
-        return fit_mlp(data.activations, data.token_maps, data.prop.is_mask, data.cell.seed)
+        return fit_mlp(
+            data.activations,
+            data.token_maps,
+            data.prop.is_mask,
+            data.cell.seed,
+            weight=data.map_weights,
+        )
 
 
 for _fitter in (RidgeFitter(), LogisticFitter(), AdamFitter(), MlpFitter()):
