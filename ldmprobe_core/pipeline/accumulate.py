@@ -102,7 +102,7 @@ def _sample_in_memory(run: Run, study: Study, samples: list[Sample]) -> _Trainin
     """Generate and label training samples in memory; returns activations and label maps."""
     buffer = ActivationBuffer()
     source_images, maps = read_source_images(run, study, samples)
-    attributes = run.attributes()
+    attributes = run.attributes
     with model_access(study):
         sampler = get_sampler(study, attributes["model_fingerprint"])
         sampled = sampler.sample(samples, buffer, source_images, step_images=False)

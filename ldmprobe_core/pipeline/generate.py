@@ -39,10 +39,10 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     source_images, maps = read_source_images(run, study, samples)
     region = slice(members.start, members.stop)
     with ActivationWriter(run, region) as activations, model_access(study):
-        sampler = get_sampler(study, run.attributes()["model_fingerprint"])
+        sampler = get_sampler(study, run.attributes["model_fingerprint"])
         sampled = sampler.sample(samples, activations, source_images)
-    assert sampled.trajectory is not None
-    assert sampled.clean is not None
+    if sampled.trajectory is None or sampled.clean is None:
+        raise RuntimeError(f"{url}: the sampler gave no step images of batch {batch}")
     images = {"image": sampled.image, "trajectory": sampled.trajectory, "clean": sampled.clean}
     run.write("images", images, sample=region)
     if maps:
@@ -77,7 +77,7 @@ def read_source_images(
         maps[prop] = np.stack(
             [read_map(m, prop, size, p, missing) for m, p in paths if m is not None]
         )
-    return _read_images(folder, names, size), maps
+    return np.stack([read_image(folder / name, size) for name in names]), maps
 
 
 def _require_unchanged(folder: Path, sample: Sample) -> None:
@@ -93,7 +93,3 @@ def _require_unchanged(folder: Path, sample: Sample) -> None:
             "Fix: restore the files and repeat the command, which resumes the run; a study of the "
             "changed files is another run"
         )
-
-
-def _read_images(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndarray:
-    return np.stack([read_image(folder / name, size) for name in names])

@@ -65,6 +65,7 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
         "model_fingerprint": fingerprint(model_folder(study.model)),
         "labeler_fingerprints": plan.labelers,
         "versions": versions(),
+        "notes": list(plan.notes),
     }
 
 
@@ -74,7 +75,7 @@ def check_origin(run: Run, study: Study) -> None:
     Raises:
         UserError: a fingerprint differs from the one that the run recorded.
     """
-    attributes = run.attributes()
+    attributes = run.attributes
     for prop, spec in labelers_of(study).items():
         recorded, current = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, spec)
         if recorded != current:

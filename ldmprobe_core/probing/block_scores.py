@@ -35,13 +35,17 @@ def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest upsampling of (n, y, x) by whole factors: each token fills its block."""
+    """Upsample maps (n, y, x) to `size` by repeating each token over its block of pixels.
+
+    Args:
+        size: height and width in pixels, multiples of the token grid.
+    """
     _, y, x = tokens.shape
     return tokens.repeat(size[0] // y, 1).repeat(size[1] // x, 2)
 
 
 class FullResolutionLabels:
-    """Statistics of full-size label maps that do not depend on the grid.
+    """Statistics of full-size label maps that all token grids share.
 
     Args:
         truth: values (n, y, x).
@@ -51,7 +55,7 @@ class FullResolutionLabels:
         ranked, residual_ranked: ranks of the labels, and of the labels less the mean map.
         square, deviation: mean square and standard deviation of each label, (n,).
         residual_mean, residual_deviation: mean and standard deviation of labels less the mean map.
-        covariance_with_mean: covariance of the same with the mean map, (n,).
+        covariance_with_mean: covariance of (label less the mean map) with the mean map, (n,).
     """
 
     def __init__(self, truth: np.ndarray, mean_map: np.ndarray) -> None:
@@ -81,11 +85,11 @@ class FullResolutionLabels:
 
 
 class BlockScorer:
-    """Label maps prepared to score block-constant predictions, equal to `score_maps`.
+    """Scorer of block-constant predictions; its scores equal those of `score_maps`.
 
-    A prediction p constant on blocks of B pixels meets a full-size label t only through the
-    blocks' means: mean(p t) = mean over blocks of p times the block's mean of t; the same for the
-    ranks of t, and a block-constant map's pixel ranks are a linear function of its token ranks.
+    For a prediction p that is constant on blocks, mean(p t) over pixels equals the mean over blocks
+    of p times the block's mean of the label t.  The same holds for the ranks of t, and the pixel
+    ranks of p are a linear function of its token ranks.  So block means of the labels suffice.
     Only the ranks of p less the mean map need every pixel; they are computed a few samples at a
     time.  A registered metric without such a form is computed at full size, and so is every metric
     of a sample with pixels that were not measured.
@@ -95,8 +99,8 @@ class BlockScorer:
         truth: (n, y, x); bool for a mask, else values; floats with NaN where not measured.
         mean_map: (y, x), the training images' mean label.
         grid: tokens down and across.
-        full: statistics of the same maps, if they are computed already; of those that are wholly
-            measured alone.
+        full: statistics of those of the maps that are wholly measured, to reuse; computed here if
+            None.
     """
 
     def __init__(
@@ -163,7 +167,7 @@ class BlockScorer:
         return ratio_or_one(overlap, area + truth - overlap)
 
     def _areas(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Shares of the image (n,): overlap, prediction, label."""
+        """Fractions of the image (n,) covered by the overlap, the prediction and the label."""
         flat = flatten_maps(tokens)
         return (flat * self.means).mean(1), flat.mean(1), self.means.mean(1)
 
@@ -193,17 +197,23 @@ class BlockScorer:
         full, mean_map = self.full, self.full.mean_map
         flat = flatten_maps(tokens).astype(np.float64)
         residual_means = self.means - self.mean_map_means - full.residual_mean[:, None]
-        both = (flat * residual_means).mean(1) - full.covariance_with_mean
+        covariance = (flat * residual_means).mean(1) - full.covariance_with_mean
         centred = flat - flat.mean(1, keepdims=True)
         total = np.square(centred).mean(1) + mean_map.var()
         variance = total - 2 * (centred * self.mean_map_means).mean(1)
         # Where the prediction equals the mean map, the variance is rounding residue: treat as 0.
         deviation = np.sqrt(np.where(variance > 1e-12 * total, variance, np.nan))
-        return both / (deviation * full.residual_deviation)
+        return covariance / (deviation * full.residual_deviation)
 
 
 def _block_correlation(tokens: np.ndarray, means: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Correlation of a block-constant map with a map of these block means and deviation."""
+    """Correlation (n,) of block-constant maps with full-size maps.
+
+    Args:
+        tokens: values of the block-constant maps, (n, token).
+        means: block means of the full-size maps, (n, token).
+        deviation: standard deviations of the full-size maps over pixels, (n,).
+    """
     centred = tokens - tokens.mean(1, keepdims=True)
-    both = (centred * (means - means.mean(1, keepdims=True))).mean(1)
-    return both / (deviation_or_nan(tokens) * deviation)
+    covariance = (centred * (means - means.mean(1, keepdims=True))).mean(1)
+    return covariance / (deviation_or_nan(tokens) * deviation)

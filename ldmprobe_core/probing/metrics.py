@@ -1,13 +1,13 @@
-"""Agreement of a predicted map with a label map, one number an image.
+"""Metrics of the agreement between predicted and label maps, one number an image.
 
 Every function takes maps (n, y, x) and returns float64 (n,).  `Metric.score` and `score_maps`
 leave out the pixels of labels that are NaN, which were not measured.  Edge cases are defined: Dice
-and IoU of two empty masks are 1 (nothing was there and nothing was predicted); a correlation with a
-constant side is undefined, NaN.  Callers count both.
+and IoU of two empty masks are 1 (an absence, predicted correctly); a correlation with a constant
+map is undefined, NaN.  Callers count both.
 
-`METRICS` lists them by name; a `Property` names those that score it.  `block_scores.BlockScorer`
-computes the same scores for predictions that are constant on blocks of pixels (a token's
-prediction, upsampled by nearest) without building them at image size.
+`METRICS` lists the metrics by name; a `Property` names those that score it.
+`block_scores.BlockScorer` computes the same scores for predictions that are constant on blocks of
+pixels (a token's prediction, upsampled by nearest) without building them at image size.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Linear correlation over pixels; NaN where a side is constant or not finite."""
+    """Linear correlation over pixels; NaN where either map is constant or not finite."""
     return _correlation(flatten_maps(predicted), flatten_maps(truth))
 
 
 def spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Rank correlation over pixels, ties at their mean rank; NaN where a side is constant."""
+    """Rank correlation over pixels, ties at their mean rank; NaN where either map is constant."""
     return _correlation(mean_ranks(flatten_maps(predicted)), mean_ranks(flatten_maps(truth)))
 
 
 def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Root of the mean squared difference over pixels, in the label's units."""
+    """Root-mean-square difference over pixels, in the label's units."""
     return np.sqrt(np.square(flatten_maps(predicted) - flatten_maps(truth)).mean(1))
 
 
@@ -54,9 +54,9 @@ class Metric:
     """A registered metric.
 
     Attributes:
-        function: from predictions and labels (n, y, x) to scores (n,) float64.
-        residual: the training mean map is subtracted from both first, so that position alone
-            scores nothing.
+        function: maps predictions and labels (n, y, x) to scores (n,) float64.
+        residual: whether the training mean map is first subtracted from both, so that a prediction
+            from position alone scores nothing.
     """
 
     function: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -86,7 +86,7 @@ METRICS: dict[str, Metric] = {
 
 
 def register_metric(name: str, metric: Metric) -> Metric:
-    """Add a metric; properties may then name it.
+    """Register a metric, so that properties may name it.
 
     Raises:
         ValueError: the name is taken.
@@ -100,7 +100,7 @@ def register_metric(name: str, metric: Metric) -> Metric:
 def score_maps(
     prop: str, predicted: np.ndarray, truth: np.ndarray, mean_map: np.ndarray
 ) -> np.ndarray:
-    """Every metric of a property, (metric, n), for full-size maps.
+    """Scores of full-size maps in every metric of a property, (metric, n) float64.
 
     Args:
         prop: name of a property.
@@ -113,9 +113,9 @@ def score_maps(
 
 
 class HeadlineScorer:
-    """The headline score of many predictions against the same labels.
+    """Scorer of many predictions against the same labels, in the property's headline metric.
 
-    The ranks of the labels are computed once.
+    For Spearman, the ranks of the labels are computed once.
 
     Args:
         prop: name of a property.
@@ -129,19 +129,19 @@ class HeadlineScorer:
         self.ranked = RankedMaps(flatten_maps(truth)) if ranked else None
 
     def score(self, predicted: np.ndarray) -> np.ndarray:
-        """Headline scores (n,) of predictions (n, y, x), the first of `score_maps`."""
+        """Headline scores (n,) of predictions (n, y, x): the first row of `score_maps`."""
         if self.ranked is not None:
             return self.ranked.correlation(flatten_maps(predicted))
         return score_measured(METRICS[self.metric].function, predicted, self.truth)
 
 
-def ratio_or_one(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Elementwise quotient; 1 where the denominator is 0."""
-    empty = below == 0
-    return np.where(empty, 1.0, above / np.where(empty, 1, below))
+    empty = denominator == 0
+    return np.where(empty, 1.0, numerator / np.where(empty, 1, denominator))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a.astype(np.float64), b.astype(np.float64)
-    both = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
-    return both / (deviation_or_nan(a) * deviation_or_nan(b))
+    covariance = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
+    return covariance / (deviation_or_nan(a) * deviation_or_nan(b))

@@ -110,9 +110,9 @@ class RunSchema(GroupBuilder):
         )
 
     def _pixels(self, group: zarr.Group, y: int | None = None, x: int | None = None) -> None:
-        for dim, whole, count in (("y", self.height, y), ("x", self.width, x)):
-            count = count or whole
-            centers = (np.arange(count) + 0.5) * whole / count
+        for dim, size, count in (("y", self.height, y), ("x", self.width, x)):
+            count = count or size
+            centers = (np.arange(count) + 0.5) * size / count
             self.coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
 
     def _samples(self) -> None:

@@ -161,7 +161,8 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
             for r in rows
         ]
     count = prompts.count
-    assert count is not None
+    if count is None:
+        raise UserError("prompts.samples: null. Fix: give a number of samples")
     pairs: list[tuple[str, str | None]]
     if prompts.items is not None:
         pairs = [(prompts.items[i % len(prompts.items)], None) for i in range(count)]

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from ldmprobe_core.study.conditions import CONDITIONS, Condition
+from ldmprobe_core.study.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.sections import (
@@ -37,6 +38,8 @@ from ldmprobe_core.study.sections import (
     Section,
     Slug,
 )
+
+_DEFAULTED = {"scheduler", "steps", "guidance"}
 
 LAYOUT_VERSION = 5
 """Version in every hash; increased when the same study gives other bytes or another layout."""
@@ -69,6 +72,28 @@ class Study(Section):
     controls: Controls = Controls()
     bootstrap: BootstrapSettings = BootstrapSettings()
     execution: Execution = Execution()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_model(cls, content: Any) -> Any:
+        """Fill in the sampling keys that are left out and for which the model has a default."""
+        if not isinstance(content, dict):
+            return content
+        model, sampling = content.get("model", Model()), content.get("sampling", {})
+        if isinstance(model, dict):
+            source, revision = model.get("source", EMBEDDED), model.get("revision")
+        else:
+            source, revision = getattr(model, "source", None), getattr(model, "revision", None)
+        if isinstance(sampling, Sampling):
+            sampling = sampling.model_dump(exclude_unset=True)
+        usable = isinstance(source, str) and source and isinstance(revision, str | None)
+        if not usable or not isinstance(sampling, dict) or sampling.keys() >= _DEFAULTED:
+            return content
+        try:
+            record = read_model_record(source, revision)
+        except ValueError as error:
+            raise ValueError(f"model.source: {error}") from None
+        return {**content, "sampling": {**record.sampling, **sampling}}
 
     @model_validator(mode="before")
     @classmethod

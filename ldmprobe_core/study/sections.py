@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ldmprobe_core.study.conditions import CONDITIONS, PROBE
+from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
 
@@ -148,6 +148,9 @@ class Images(Section):
 
 class Sampling(Section):
     """Settings of the sampler.
+
+    A model folder may state other defaults of scheduler, steps and guidance than those below
+    (`ldmprobe_core.study.model_record`); `Study` fills them in.
 
     Attributes:
         scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other;
@@ -335,11 +338,11 @@ class Controls(Section):
     @model_validator(mode="before")
     @classmethod
     def _registered(cls, content: Any) -> Any:
-        return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE])
+        return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE_CONDITION])
 
     def enabled(self, condition: str) -> bool:
         """Whether cells are scored under a condition; the probe itself always is."""
-        if condition == PROBE:
+        if condition == PROBE_CONDITION:
             return True
         return bool((self.__dict__ | (self.model_extra or {})).get(condition))
 

@@ -15,7 +15,7 @@ from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.analysis.report.text import headline
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.pipeline.generate import _read_images, generate_batch
+from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.pipeline.prepare import notes_on_new_run, prepare_run, run_in
 from ldmprobe_core.study.loading import parse_study
@@ -182,7 +182,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
         parse_study({"images": {"folder": "x"}})
     (tmp_path / "1.png").write_text("no picture")
     with pytest.raises(UserError, match=r"1\.png: not a complete image"):
-        _read_images(tmp_path, ["1.png"], (8, 8))
+        read_image(tmp_path / "1.png", (8, 8))
     for name, values, words in (
         ("bad.npy", np.full((4, 4), np.nan), "not finite"),
         ("deep.npy", np.ones((2, 4, 4, 3)), "a map has height and width"),

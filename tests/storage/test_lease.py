@@ -151,7 +151,7 @@ def test_require_held_fails_after_a_takeover(tmp_path):
         lease.require_held()
         lay(url, 2, elsewhere())  # somebody took it for dead
         deadline = time.monotonic() + 20
-        while not lease._lost:
+        while not lease.lost:
             assert time.monotonic() < deadline
             time.sleep(0.02)  # polling for its next beat, bounded by the deadline
         with pytest.raises(RunError, match="taken over"):
@@ -159,18 +159,15 @@ def test_require_held_fails_after_a_takeover(tmp_path):
     assert Location(f"{url}.lease").files() == ["000001", "000002"]  # not its own to remove
 
 
-def test_require_held_fails_after_other_holders_came_and_went(tmp_path):
+def test_require_held_fails_after_other_holders_came_and_went(tmp_path, monkeypatch):
     """Numbers begin at 1 again once all is given back: the key tells whose a file is."""
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 1e6)  # a sleeping process has no heartbeat
     url = str(tmp_path / "run")
     with hold_lease(url, "sleeper") as lease:
-        lease._released.set()  # it sleeps: no beat
-        lease._thread.join()
         Location(f"{url}.lease").remove("000001")
         with pytest.raises(RunError, match="taken over"):
             lease.require_held()
     with hold_lease(url, "sleeper") as lease:
-        lease._released.set()
-        lease._thread.join()
         Location(f"{url}.lease").remove("000001")
         lay(url, 1, elsewhere())
         with pytest.raises(RunError, match="taken over"):
@@ -178,7 +175,9 @@ def test_require_held_fails_after_other_holders_came_and_went(tmp_path):
     assert Location(f"{url}.lease").files() == ["000001"]  # another's, and it stays
     holder_here = Holder.here("late")
     assert (
-        leases._take(Location(f"{url}.lease"), 2, holder_here, replace(elsewhere(), key="older"))
+        leases.take_lease(
+            Location(f"{url}.lease"), 2, holder_here, replace(elsewhere(), key="older")
+        )
         is None
     )
 
@@ -198,8 +197,34 @@ def test_late_lease_file_with_an_outdated_number_is_removed(tmp_path):
     location = Location(str(tmp_path / "run.lease"))
     holder_here, dead = Holder.here("late"), elsewhere()
     lay(str(tmp_path / "run"), 9, elsewhere())  # while it slept others went from 3 to 9
-    assert leases._take(location, 4, holder_here, dead) is None
+    assert leases.take_lease(location, 4, holder_here, dead) is None
     assert location.files() == ["000009"]
     location.remove("000009")  # or came to an end and began anew
-    assert leases._take(location, 4, holder_here, dead) is None
+    assert leases.take_lease(location, 4, holder_here, dead) is None
     assert location.files() == []
+
+
+def test_hold_lease_pauses_and_ends_on_a_store_that_keeps_nothing(tmp_path, monkeypatch):
+    """As an address that lists nothing of what is put there: every try looks like a lost race."""
+    tries, pauses = [], []
+    monkeypatch.setattr(Location, "create", lambda self, name, text: tries.append(name) or True)
+    with (
+        pytest.raises(RunError, match=r"could not be taken in 30 tries\. Fix: "),
+        hold_lease(str(tmp_path / "run"), "unlucky", sleep=pauses.append),
+    ):
+        pass
+    assert len(tries) == 30
+    assert len(pauses) == 29
+    assert min(pauses) >= 0.05
+    assert max(pauses) <= 2.0
+
+
+def test_hold_lease_pauses_and_ends_after_losing_every_race(tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(Location, "create", lambda self, name, text: False)
+    with (
+        pytest.raises(RunError, match="could not be taken"),
+        hold_lease(str(tmp_path / "run"), "late", patience_s=1e9, sleep=pauses.append),
+    ):
+        pass
+    assert len(pauses) == 29

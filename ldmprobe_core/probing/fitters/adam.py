@@ -22,13 +22,16 @@ def fit_adam(
     batch: int = 4,
     learning_rate: float = 1e-3,
 ) -> LinearProbe:
-    """The paper's protocol: one linear layer, nearest upsampling, Adam, full-size loss.
+    """Fit a linear probe by the paper's protocol: nearest upsampling, Adam, full-size loss.
 
-    A mask: two logits without bias under cross-entropy; else one value under Huber's loss with
-    delta 1 (Chen, Viegas & Wattenberg 2023, section 3 and their code).
+    A mask is fitted with two logits without bias under cross-entropy, other maps with one value
+    under Huber's loss with delta 1 (Chen, Viegas & Wattenberg 2023, section 3 and their code).
 
     Args:
         activations: (n, y, x, channel).
+        mask: whether the label is a mask.
+        seed: seed of the initialisation and of the order of samples.
+        batch: samples a gradient step.
         target: (n, Y, X), bool for a mask, else values; floats with NaN where not measured, which
             adds nothing to the loss.
     """
@@ -39,7 +42,7 @@ def fit_adam(
         target = np.where(known, np.nan_to_num(target), _IGNORED)
     y = torch.from_numpy(target.astype(np.int64 if mask else np.float32))
     channels = x.shape[1]
-    bound = channels**-0.5  # torch.nn.Linear's own initialisation
+    bound = channels**-0.5  # the default initialisation of torch.nn.Linear
     outputs = 2 if mask else 1
     weight = torch.empty(outputs, channels).uniform_(-bound, bound, generator=generator)
     bias = torch.empty(outputs).uniform_(-bound, bound, generator=generator)

@@ -1,4 +1,4 @@
-"""The data that fitters are given, and the protocol that they follow."""
+"""Protocols of probes and fitters, and the data passed to a fitter."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ class Probe(Protocol):
     def predict(self, activations: np.ndarray) -> np.ndarray:
         """Predictions (n, y, x) float64 from activations (n, y, x, channel).
 
-        Of a mask they are shares or logits, as the probe kind's ``mask_output`` says.
+        Predictions of a mask are foreground shares or logits: see ``ProbeKind.mask_output``.
         """
         ...
 
 
 class Fitter(Protocol):
-    """Fits probes of one kind.
+    """Protocol of an object that fits probes of one kind.
 
     Attributes:
-        kind: the kind's record: name, supported properties, whether it is linear.
+        kind: record of the kind: name, supported properties, whether it is linear.
     """
 
     kind: ProbeKind
 
     def fit(self, data: FitData) -> Probe:
-        """The probe of one property and label assignment in one cell.
+        """Fit the probe of one property and label assignment in one cell.
 
-        A linear kind returns a `LinearProbe`.
+        Returns:
+            a `LinearProbe` if the kind is linear.
         """
         ...
 
 
 @dataclass
 class CellData:
-    """Training and validation tokens of one cell, with every label that is fitted to them.
+    """Training and validation tokens of one cell, with all labels to fit.
 
     Attributes:
         activations: (sample, y, x, channel) float16.
-        labels: of the same samples.
-        train, validation: (n,) indices of the samples to fit to, and to choose a penalty by.
-        columns: (label assignment, property) of every label, in the order of label columns.
+        labels: label maps of the same samples.
+        train, validation: (n,) indices of the samples for fitting, and for choosing the penalty.
+        columns: (label assignment, property) of each label column.
         penalties: candidate relative penalties.
-        seed: of initialisation and of label assignments.
-        stored_statistics: sufficient statistics of training samples that are not among
-            `activations`; None if they are.
+        seed: seed of initialisations and of label assignments.
+        stored_statistics: sufficient statistics of the training samples; None if `activations`
+            contains those samples.
     """
 
     activations: np.ndarray
@@ -85,7 +86,7 @@ class CellData:
 
     @cached_property
     def validation_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same of the validation samples."""
+        """Validation activations (token, channel) and labels (token, column)."""
         return self._rows(self.validation)
 
     @cached_property
@@ -119,11 +120,11 @@ class CellData:
         return None if weights is None else weights[self.label_owners(members, assignment)]
 
     def label_owners(self, members: np.ndarray, assignment: str) -> np.ndarray:
-        """Indices of the samples whose labels ``members`` get under an assignment."""
+        """Indices of the samples whose labels are assigned to the samples ``members``."""
         return ASSIGNMENTS[assignment](members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
-        """A result that several labels of the cell share, computed once."""
+        """Return a result that several labels of the cell share, computed on the first call."""
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
@@ -150,7 +151,7 @@ class FitData:
 
     Attributes:
         cell: tokens and labels of the whole cell.
-        column: of this label among the cell's.
+        column: index of this label in `cell.columns`.
     """
 
     cell: CellData
@@ -163,7 +164,7 @@ class FitData:
 
     @property
     def prop(self) -> Property:
-        """The property that is fitted."""
+        """Property that the probe predicts."""
         return property_of(self.cell.columns[self.column][1])
 
     @property
@@ -178,7 +179,7 @@ class FitData:
 
     @property
     def y(self) -> np.ndarray:
-        """Training labels (token,) float64: block means, of a mask the share of foreground."""
+        """Training labels (token,) float64: block means; for a mask, the share of foreground."""
         return self._known(self.cell.tokens[1][:, self.column], self.cell.train)
 
     @property
@@ -214,7 +215,7 @@ class FitData:
 
     @property
     def activations(self) -> np.ndarray:
-        """Training activations (n, y, x, channel) float16, sample by sample."""
+        """Training activations (sample, y, x, channel) float16."""
         return self.cell.activations[self.cell.train]
 
     @property
