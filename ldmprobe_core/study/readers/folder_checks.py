@@ -67,7 +67,7 @@ class _Problems:
         """Raise `UserError` with the first problem, and the names of other images with problems."""
         if self.files:
             first, *others = self.files
-            more = f". {len(others)} more images have problems: {_listed(others)}" if others else ""
+            more = f". Other images with problems: {_listed(others)}" if others else ""
             raise UserError(f"{self.files[first]}{more}")
 
 

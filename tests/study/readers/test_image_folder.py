@@ -129,7 +129,7 @@ def _save(values, name="b.depth.npy"):
         (lambda f: shutil.copy(f / "b.png", f / "b0.webp"), r"b0\.webp: the same image as b\.png"),
         (lambda f: _cut(f / "b.depth.npy"), r"b\.depth\.npy: not a map .NPY, 60 bytes"),
         (lambda f: (_cut(f / "b.png"), _cut(f / "d.depth.npy"), _cut(f / "c.png")),
-         r"b\.png: not a .*\. 2 more images have problems: c\.png, d\.png"),
+         r"b\.png: not a .*\. Other images with problems: c\.png, d\.png"),
         (_save(np.random.default_rng(0).random((8, 16))), r"b\.depth\.npy: it is 8 x 16, and its"),
         (_save(np.full((8, 8), np.inf)), r"b\.depth\.npy: values that are not finite"),
         (_save(np.arange(64).reshape(8, 8)), "64-bit integers, and a.depth.npy has floats, so th"),
