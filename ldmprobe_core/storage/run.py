@@ -232,17 +232,19 @@ class Run:
     def samples(self) -> list[Sample]:
         """Every sample of the run, in the order of their indices."""
         table = self.open("samples").load()
-        names = ["prompt", "seed", "category", "split", "source_image", "source_digest"]
         columns = [
-            table[name].values if name in table else [""] * len(table.sample) for name in names
+            table[name].values for name in ("prompt", "seed", "category", "split", "source_image")
         ]
+        digests = [""] * len(table.sample)  # runs of generated images have none
+        if "source_digest" in table:
+            digests = table.source_digest.values
         return [
             Sample(
                 int(index), str(prompt), int(seed), str(category) or None, str(split),
                 str(source_image) or None, source_digest=str(digest) or None,
             )
             for index, prompt, seed, category, split, source_image, digest in zip(
-                table.sample.values, *columns, strict=True
+                table.sample.values, *columns, digests, strict=True
             )
         ]  # fmt: skip
 
