@@ -214,11 +214,11 @@ def show(run: RunArgument, json_: JsonOption = False) -> None:
     from ldmprobe_core.analysis.records import load_summary
 
     finished = _finished(run)
-    text = finished.location.read_text("summary.json")
+    summary = load_summary(finished)
     if json_:
-        typer.echo(text, nl=False)
+        typer.echo(finished.location.read_text("summary.json"), nl=False)
     else:
-        _show(load_summary(finished), finished.url)
+        _show(summary, finished.url)
 
 
 @app.command()
@@ -313,7 +313,7 @@ def _finished(run: str) -> Run:
 
     found = Run(run.removesuffix("/summary.json"))
     found.location.require_reachable()
-    found.location.read_text("summary.json")
+    found.location.read_bytes("summary.json")
     return found
 
 

@@ -13,11 +13,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
+from pydantic import BaseModel, ValidationError
 
 from ldmprobe_core.errors import RunError, UserError
+
+M = TypeVar("M", bound=BaseModel)
 
 _S3_CLIENT = {
     # Retry 500, 503 and cut connections with exponential backoff and jitter; then the unit of work
@@ -212,6 +215,24 @@ class Location:
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.url} holds no {name}: it is not a run, or its run is unfinished"
+            ) from None
+
+    def read_record(self, name: str, model: type[M], remedy: str) -> M:
+        """Read a JSON file as a record.
+
+        Args:
+            remedy: how the file is written again, for the message.
+
+        Raises:
+            UserError: it does not exist.
+            RunError: it is not such a record.
+        """
+        try:
+            return model.model_validate_json(self.read_bytes(name))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise RunError(
+                f"{self.url}: {name} is unreadable ({first['msg']}). Fix: {remedy}"
             ) from None
 
     def write_text(self, name: str, text: str) -> None:

@@ -182,21 +182,27 @@ class Run:
 
         Raises:
             UserError: there is no study, or another release wrote it.
-            RunError: study.json is damaged.
+            RunError: study.json is damaged, or of another run.
         """
         text = self.location.read_bytes("study.json")
         try:
-            return parse_study(json.loads(text), "study.json")
-        except ValueError:
+            study = parse_study(json.loads(text), "study.json")
+        except (ValueError, RecursionError):
             raise RunError(
-                f"{self.url}: study.json is cut or not JSON. Fix: put back a copy of it (`ldmprobe "
-                "run` of the same study writes it into a run that is whole), or move the run away"
+                f"{self.url}: study.json is cut or not JSON. Fix: put back a copy of it, or remove "
+                "summary.json and repeat `ldmprobe run` with the same study, which writes both"
             ) from None
         except UserError as error:
             raise UserError(
                 f"{self.url}: the run was created by another release ({error}). Fix: read it with "
                 "that release, or with xarray alone"
             ) from None
+        if study.hash != (recorded := self.attributes.get("study_hash")):
+            raise RunError(
+                f"{self.url}: study.json has the hash {study.hash}, and the run was created for "
+                f"{recorded}. Fix: put back a copy of its own study.json"
+            )
+        return study
 
     def open(self, group: str, require_complete: bool = True) -> xr.Dataset:
         """Open one group lazily; the module's docstring lists the groups.
