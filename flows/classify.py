@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.checks.worker_memory import worker_memory_limit
 from flows.run_lock import hold_study
 from flows.study import generate_and_label, with_repair
 from flows.workers import workers_of
@@ -38,7 +39,7 @@ def classify_flow(
             lease.require_held()
             return classify(run, photographs)
 
-        with workers_of(study.execution):
+        with workers_of(study.execution, worker_memory_limit(plan)):
             curves = with_repair(run, work)
     publish_classes(curves, study.name, run.url)
     return curves

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 # Defaults unless the environment says otherwise: no telemetry, no progress bars of libraries.
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -22,15 +21,18 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # Everything heavier is imported by the command that needs it: --help answers at once.
+from flows.checks.loopback import bypass_proxies_for_loopback
+from flows.checks.prefect_settings import check_prefect_settings
+from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
+from flows.cli_tables import print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from ldmprobe_core.analysis.records import Summary
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
     from ldmprobe_core.storage.run import Run
 
 app = typer.Typer(
-    help="What a latent diffusion model knows, where, and how early.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -50,6 +52,15 @@ RunArgument = Annotated[str, typer.Argument(help="folder or URL of a run")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
 
 
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="print the traceback of a failure (or LDMPROBE_DEBUG=1)")
+    ] = False,
+) -> None:
+    """What a latent diffusion model knows, where, and how early."""  # main() reads --debug itself
+
+
 @app.command()
 def run(
     study: StudyArgument = "tabletop",
@@ -64,16 +75,17 @@ def run(
     if target.location.has("summary.json"):
         check_origin(target, plan.study)
         console.print(f"{target.url} is finished already; here is what it found.\n")
-        _show(load_summary(target), target.url)
+        print_summary(load_summary(target), target.url, console)
         return
     _require_ready(plan, target)
+    check_prefect_settings()
     from flows.server import prefect_server, run_flow, ui_url
     from flows.study import study_flow
 
     with prefect_server() as api, plan.in_use():
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
         summary = run_flow(study_flow, study=plan.study, store=store)
-    _show(Summary.model_validate(summary), target.url)
+    print_summary(Summary.model_validate(summary), target.url, console)
 
 
 @app.command()
@@ -96,6 +108,7 @@ def classify(
     if photographs is not None:
         list_images(photographs)
     _require_ready(plan, target)
+    check_prefect_settings()
     from flows.classify import classify_flow
     from flows.server import prefect_server, run_flow, ui_url
 
@@ -154,6 +167,7 @@ def intervene(
     )
     what = parse_intervention(content)
     create_intervention(finished, what)
+    check_prefect_settings()
     from flows.intervene import intervene_flow
     from flows.server import prefect_server, run_flow, ui_url
 
@@ -161,10 +175,7 @@ def intervene(
         console.print(f"Prefect UI: {ui_url(api)}\nRun: {finished.url}\n", highlight=False)
         found = run_flow(intervene_flow, url=finished.url, what=what)
     rows = effect_rows(InterventionSummary.model_validate(found))
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table, highlight=False)
+    print_rows(rows, console)
     console.print(f"\nReport: {finished.url}/report/index.html", highlight=False, soft_wrap=True)
 
 
@@ -187,7 +198,7 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
 
     plan = plan_study(load_study(study, overrides))
     if not plan.samples:
-        plan.require_complete()  # its input files are not here
+        _require_complete(plan)  # its input files are not here
     size = len(plan.study.to_json())
     if size > _STUDY_LIMIT:
         raise UserError(
@@ -200,12 +211,25 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
     return plan, target
 
 
+def _require_complete(plan: StudyPlan) -> None:
+    """Refuse a study that lacks something here, and name all of it.
+
+    Raises:
+        UserError: the study lacks something.
+    """
+    if plan.missing:
+        raise UserError("\nldmprobe: ".join(plan.missing))
+
+
 def _require_ready(plan: StudyPlan, target: Run) -> None:
     """Report mistakes before a server is started."""
     from ldmprobe_core.pipeline.planning.plan import check_store
+    from ldmprobe_core.pipeline.prepare import notes_on_new_run
 
-    plan.require_complete()
+    _require_complete(plan)
     check_store(plan, target)
+    for sentence in () if target.exists else notes_on_new_run(plan, target):
+        console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -218,7 +242,7 @@ def show(run: RunArgument, json_: JsonOption = False) -> None:
     if json_:
         typer.echo(finished.location.read_text("summary.json"), nl=False)
     else:
-        _show(summary, finished.url)
+        print_summary(summary, finished.url, console)
 
 
 @app.command()
@@ -233,10 +257,7 @@ def compare(
     if json_:
         typer.echo(json.dumps(rows, indent=2))
         return
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table, highlight=False)
+    print_rows(rows, console)
 
 
 @app.command()
@@ -319,73 +340,41 @@ def _finished(run: str) -> Run:
 
 @app.command()
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
-    """Check a study and print its sizes and what is missing here; no weights are loaded."""
+    """Check a study: what it lacks here (exit code 1), and its sizes; no weights are loaded."""
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 
     plan = plan_study(load_study(study, set_))
-    chosen = plan.study
-    console.print(f"{chosen.name}, run {chosen.run_name}", highlight=False)
-    batches = -(-plan.count // chosen.sampling.batch)
-    kept = f", {plan.n_stored} of them stored" if plan.n_stored < plan.count else ""
-    console.print(
-        f"{plan.count} samples in {batches} batches{kept}, "
-        f"{len(plan.steps)} steps, {len(plan.layers)} layers, {plan.cells} cells",
-        highlight=False,
-    )
-    table = Table("layer", "height x width", "channels", box=None, pad_edge=False)
-    for name, shape in plan.shapes.items():
-        table.add_row(name, f"{shape.y} x {shape.x}", str(shape.channels))
-    console.print(table)
-    for kind, size in plan.bytes_of.items():
-        each = f" ({size / plan.n_stored / 1e6:.1f} MB an image)" if kind == "activations" else ""
-        console.print(f"{kind}: {size / 1e6:.1f} MB{each}", highlight=False)
-    console.print(f"about {plan.bytes / 1e9:.2f} GB before compression", highlight=False)
-    parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan.memory.items())
-    console.print(
-        f"memory of a worker: about {sum(plan.memory.values()) / 1e9:.2f} GB ({parts}), and what "
-        "text encoders and computing take",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for sentence in plan.notes:
-        console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
-    for sentence in plan.missing:
-        console.print(f"missing: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    if plan.missing:
+        _print_missing(plan.missing)
+    print_plan(plan, console)
+    if plan.missing:
+        raise typer.Exit(MISTAKE)
 
 
-def _show(summary: Summary, url: str) -> None:
-    """A column a property: three of them fit a narrow terminal."""
-    from ldmprobe_core.analysis.report.text import best_rows, headline
-
-    rows = best_rows(summary)
-    table = Table("", *(row["property"] for row in rows), box=None, pad_edge=False)
-    for key in rows[0]:
-        if key != "property":
-            table.add_row(key, *(row[key] for row in rows))
-    console.print(table, highlight=False)
-    console.print()
-    for line in headline(summary):
-        console.print(f"• {line}", highlight=False)
-    console.print(f"\nReport: {url.rstrip('/')}/report/index.html", highlight=False, soft_wrap=True)
+def _print_missing(sentences: tuple[str, ...]) -> None:
+    """List on standard error everything that a study lacks on this machine."""
+    errors = Console(stderr=True)
+    for sentence in sentences:
+        text = f"missing: {sentence}"
+        errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Entry point: what stops a run is one sentence on standard error.
-
-    Exit code 2 is a mistake that the user can mend, 1 a run that did not come to its end.
-    """
+    """Entry point: prints one sentence on standard error if the command fails (`EXIT_CODES`)."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for a dash
-    try:
-        app()
-    except (UserError, RunError) as error:
-        Console(stderr=True).print(f"ldmprobe: {error}", style="red", highlight=False, markup=False)
-        raise SystemExit(2 if isinstance(error, UserError) else 1) from None
+    # --debug is accepted anywhere on the line, as a user who repeats a failed command adds it
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    bypass_proxies_for_loopback()
+    code = run_command(lambda: app(arguments), debug_requested(sys.argv[1:]))
+    if "flows.watch" in sys.modules:
+        sys.modules["flows.watch"].limit_exit(code)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectException
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.settings import (
     PREFECT_API_URL,
@@ -29,30 +32,75 @@ from prefect.settings import (
     get_current_settings,
     temporary_settings,
 )
+from prefect.states import Cancelled
 
+from flows.checks.loopback import bypass_proxies_for_loopback
+from flows.checks.prefect_api import check_server
+from flows.checks.prefect_settings import without_password
 from flows.run_lock import task_runs
+from flows.watch import FlowWatch
 from ldmprobe_core.errors import RunError, UserError
+from tasks.stopping import Stop, StoppedError, requested_stop, stoppable
 
 _START_LIMIT_S = 90.0
 _RECORD_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """Server process that this process started.
+
+    Attributes:
+        log: file with its output.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+_started: list[LocalServer] = []
+"""The server that `prefect_server` started, while it is in use."""
 
 
 @contextmanager
 def prefect_server() -> Iterator[str]:
     """Yield the API URL of the configured server, of one on this machine, or of a new one.
 
+    A server on the usual port is used if it is Prefect's, of the same major version, and accepts
+    our credentials; else a new one is started on a free port.
+
     Raises:
+        UserError: the configured server cannot be used.
         RunError: a new server did not start in time; the message names its log.
     """
+    bypass_proxies_for_loopback()
     configured = PREFECT_API_URL.value()
     if configured:
+        check = check_server(configured)
+        if not check.usable:
+            address = without_password(configured)
+            raise UserError(
+                f"PREFECT_API_URL is {address!r}, which {check.problem}. Fix: {check.remedy}"
+            )
         yield configured
         return
-    usual = f"http://127.0.0.1:{_usual_port()}/api"
-    if _answers(usual):
-        with temporary_settings({PREFECT_API_URL: usual}):
-            yield usual
-        return
+    port = _usual_port()
+    usual = f"http://127.0.0.1:{port}/api"
+    if _listens(port):
+        check = check_server(usual)
+        if check.usable:
+            with temporary_settings({PREFECT_API_URL: usual}):
+                yield usual
+            return
+        note = f"note: {usual} {check.problem}: this run starts a server of its own"
+        print(note, file=sys.stderr, flush=True)
+    with start_server() as url, temporary_settings({PREFECT_API_URL: url}):
+        yield url
+
+
+@contextmanager
+def start_server() -> Iterator[str]:
+    """Start a server on a free port, and stop it on exit."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     home = Path(PREFECT_HOME.value())
@@ -65,34 +113,27 @@ def prefect_server() -> Iterator[str]:
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
     }
+    words = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port))
     with log.open("w") as sink:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "prefect",
-                "server",
-                "start",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
-            ],
+            [sys.executable, "-m", *words],
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=os.environ | settings,
             start_new_session=True,  # Ctrl-C reaches the flow first, which then stops the server
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
+    server = LocalServer(process, log)
+    _started.append(server)
     try:
         deadline = time.monotonic() + _START_LIMIT_S
         while not _answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RunError(f"the local Prefect server did not start; its log is {log}")
             time.sleep(0.2)
-        with temporary_settings({PREFECT_API_URL: url}):
-            yield url
+        yield url
     finally:
+        _started.remove(server)
         process.terminate()
         try:
             process.wait(20)
@@ -103,21 +144,60 @@ def prefect_server() -> Iterator[str]:
 def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
     """Run a flow in this process and wait until the server has all of its task runs.
 
-    Call it inside `prefect_server`.
+    Call it inside `prefect_server`.  Ctrl-C, SIGTERM, a cancellation in Prefect and the loss of the
+    server stop the flow after the units in progress (`flows.watch`).
 
     Raises:
+        StoppedError: the flow was stopped.
         Exception: of the flow.
     """
     flow = flow.with_options()  # a copy, to which a hook is added
-    started: list[Any] = []
-    flow.on_running_hooks.append(lambda _flow, run, _state: started.append(run.id))
     _quiet_console()
+    url = str(PREFECT_API_URL.value())
+    server = _started[-1] if _started else None
+    with stoppable(), FlowWatch(url, server) as watch:
+        flow.on_running_hooks.append(lambda _flow, run, _state: watch.begin(run.id))
+        try:
+            result = flow(**parameters)
+        except BaseException as error:
+            stop = requested_stop() or watch.lost_server(error)
+            if stop is None:
+                _drain(watch.flow_runs)
+                raise
+            _record_stop(watch.flow_runs, stop)
+            raise StoppedError(stop.message, stop.exit_code) from error
+        stop = requested_stop()
+        if stop is not None and stop.is_cancellation:  # Prefect accepts no other end then
+            _record_stop(watch.flow_runs, stop)
+            raise StoppedError(stop.message, stop.exit_code)
+        _drain(watch.flow_runs)
+        return result
+
+
+def _drain(flow_runs: list[Any]) -> None:
+    """Wait until the server has every task run and log line of the flow runs."""
     try:
-        return flow(**parameters)
-    finally:
-        for run_id in started:
+        for run_id in flow_runs:
             wait_for_records(run_id)
         APILogHandler().flush()  # send the last lines while the server still runs
+    except (httpx.HTTPError, PrefectException) as error:
+        logging.getLogger("prefect.flow_runs").warning("records are incomplete: %s", error)
+
+
+def _record_stop(flow_runs: list[Any], stop: Stop) -> None:
+    """Mark flow runs that a request stopped, and their unfinished task runs, as cancelled."""
+    if not stop.cancels:
+        return
+    state: State[Any] = Cancelled(message=stop.message)
+    try:
+        with get_client(sync_client=True) as client:
+            for run_id in flow_runs:
+                for task in task_runs(client, run_id):
+                    if not (task.state and task.state.is_final()):
+                        client.set_task_run_state(task.id, state, force=True)
+                client.set_flow_run_state(run_id, state, force=True)
+    except (httpx.HTTPError, PrefectException) as error:
+        logging.getLogger("prefect.flow_runs").warning("the stop is not recorded: %s", error)
 
 
 def wait_for_records(flow_run_id: Any) -> int:
@@ -164,10 +244,15 @@ def _quiet_console() -> None:
 
     The server still receives every line, including tracebacks.
     """
-    for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
+    for name in ("", *logging.root.manager.loggerDict):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, PrefectConsoleHandler):
                 handler.setLevel(logging.CRITICAL)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _answers(url: str) -> bool:

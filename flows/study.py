@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from prefect import flow
 
+from flows.checks.worker_memory import worker_memory_limit
 from flows.run_lock import hold_study
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.storage.checksum_store import CorruptChunkError
@@ -37,7 +38,7 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     """
     with hold_study(study, store) as (plan, lease):
         run = prepare(plan.study, store)
-        with workers_of(study.execution):
+        with workers_of(study.execution, worker_memory_limit(plan)):
             summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
     publish(summary, run.url)
     return summary

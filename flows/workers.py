@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import dask
-import torch
 import yaml
-from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed import Client
 from prefect import Task
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.local_cluster import local_cluster
+from flows.worker_watch import WorkerWatch
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.units import UNITS
 from ldmprobe_core.study.sections import Execution
@@ -26,11 +26,14 @@ _ANSWER_LIMIT_S = 20.0
 
 
 @contextmanager
-def workers_of(execution: Execution) -> Iterator[None]:
+def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None]:
     """Run the tasks that a flow submits inside the block on the workers that the study names.
 
     It replaces the flow's task runner: Prefect creates that one before a deployed flow receives its
-    study.
+    study.  Dask workers are watched (`flows.worker_watch`).
+
+    Args:
+        memory: limit of a local Dask worker in bytes; None for a share of the machine's memory.
 
     Raises:
         UserError: the scheduler does not respond, or none of its workers has the GPUs that tasks
@@ -41,8 +44,19 @@ def workers_of(execution: Execution) -> Iterator[None]:
         raise RuntimeError("workers_of is called within a flow")
     if execution.address:
         _require_workers(execution.address, execution.gpus_per_worker)
-    with runner_of(execution) as runner, flow.model_copy(update={"task_runner": runner}):
+    with (
+        runner_of(execution, memory) as runner,
+        flow.model_copy(update={"task_runner": runner}),
+        _watch_of(runner, execution),
+    ):
         yield
+
+
+def _watch_of(runner: TaskRunner[Any], execution: Execution) -> AbstractContextManager[Any]:
+    if execution.runner == "local":
+        return nullcontext()
+    client: Client = getattr(runner, "client")  # noqa: B009  (creates a cluster of its own)
+    return WorkerWatch(client, None if execution.elsewhere else client.cluster)
 
 
 def submit_units(
@@ -78,8 +92,8 @@ def gpu_resources(execution: Execution) -> AbstractContextManager[Any]:
     return dask.annotate(resources={"GPU": execution.gpus_per_worker})
 
 
-def runner_of(execution: Execution) -> TaskRunner[Any]:
-    """Task runner of a study's ``execution`` section."""
+def runner_of(execution: Execution, memory: int | None = None) -> TaskRunner[Any]:
+    """Task runner of a study's ``execution`` section; ``memory`` limits a local Dask worker."""
     if execution.runner == "local":
         return ThreadPoolTaskRunner(max_workers=execution.workers)
     from prefect_dask import DaskTaskRunner
@@ -93,49 +107,12 @@ def runner_of(execution: Execution) -> TaskRunner[Any]:
         )
     return DaskTaskRunner(
         cluster_class=local_cluster,
-        cluster_kwargs={"workers": execution.workers, "gpus": execution.gpus_per_worker},
-    )
-
-
-def local_cluster(workers: int, gpus: int) -> SpecCluster:
-    """Cluster of one-thread worker processes on this machine, each with its own GPU if asked for.
-
-    Args:
-        gpus: GPUs a worker, 0 or 1.
-
-    Raises:
-        UserError: there are fewer GPUs than workers.
-    """
-    visible = _visible_gpus() if gpus else []
-    if gpus and workers > len(visible):
-        raise UserError(
-            f"execution.workers is {workers}, and this machine has {len(visible)} GPUs. Fix: lower "
-            "it to one worker a GPU"
-        )
-    home = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    return SpecCluster(
-        scheduler={"cls": Scheduler, "options": {**home, "port": 0}},
-        workers={
-            i: {
-                "cls": Nanny,
-                "options": {
-                    **home,
-                    "nthreads": 1,
-                    "resources": {"GPU": gpus} if gpus else {"CPU": 1},
-                    "env": {"CUDA_VISIBLE_DEVICES": visible[i]} if gpus else {},
-                },
-            }
-            for i in range(workers)
+        cluster_kwargs={
+            "workers": execution.workers,
+            "gpus": execution.gpus_per_worker,
+            "memory": memory,
         },
     )
-
-
-def _visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, by CUDA_VISIBLE_DEVICES if it is set."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name for name in chosen.split(",") if name.strip()]
-    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def cluster_spec(execution: Execution) -> dict[str, Any]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import queue
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.checksum_store import CorruptChunkError
+from tasks.failures import cancel_waiting, describe_failure, outcome, remedy
+from tasks.stopping import requested_stop, require_not_stopped
 
 _UPDATE_EVERY_S = 2.0
+_LOOK_EVERY_S = 0.3
 
 
 class StageError(RunError):
@@ -33,7 +37,11 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
     Returns:
         seconds until the last unit ended.
 
+    If a stop is requested, units that have not started are cancelled, and those in progress are
+    waited for.
+
     Raises:
+        StoppedError: a stop was requested.
         CorruptChunkError: a unit read corrupt data.
         UserError: a unit failed because of a mistake that the user can correct.
         StageError: units failed for other reasons; the message has their number and the first.
@@ -51,8 +59,8 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
     with Progress(*columns) as bar:
         line = bar.add_task(stage, total=len(units), pace="")
         names = {future: name for name, future in units.items()}
-        for done, future in enumerate(as_completed(list(names)), start=1):
-            result = future.result(raise_on_failure=False)
+        for done, future in enumerate(_ended(list(names)), start=1):
+            result = outcome(future)
             if isinstance(result, BaseException):
                 failed.append((names[future], result))
             now = time.monotonic()
@@ -60,20 +68,48 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
             if now - updated > _UPDATE_EVERY_S or done == len(units):
                 updated = now
                 artifact.show(done, len(units), now - started)
+    require_not_stopped()
     if failed:
-        for name, error in failed:
-            get_run_logger().error("%s failed: %s: %s", name, type(error).__name__, error)
-        for kind in (CorruptChunkError, UserError):  # their messages contain the remedy
-            for _, error in failed:
-                if isinstance(error, kind):
-                    raise error
-        name, error = failed[0]
-        raise StageError(
-            f"{len(failed)} of {len(units)} units of {stage} failed, the first being "
-            f"{name}, {type(error).__name__}: {error}. Fix: run the study again, which repeats "
-            "only these"
-        )
+        _raise_failure(stage, len(units), failed)
     return time.monotonic() - started
+
+
+def _ended(futures: list[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any]]:
+    """Futures in the order in which they end; after a request to stop, those in progress alone."""
+    ends: queue.Queue[PrefectFuture[Any]] = queue.Queue()
+    for future in futures:
+        future.add_done_callback(ends.put)
+    remaining, stopping = len(futures), False
+    while remaining:
+        stop = requested_stop()
+        if stop is not None:
+            if not stop.waits:
+                return
+            if not stopping:
+                cancel_waiting(futures)
+            stopping = True
+        try:
+            future = ends.get(timeout=_LOOK_EVERY_S)
+        except queue.Empty:
+            continue
+        remaining -= 1
+        if not stopping:
+            yield future
+
+
+def _raise_failure(stage: str, count: int, failed: list[tuple[str, BaseException]]) -> NoReturn:
+    """Log every failure of a stage, and raise the one that says most."""
+    for name, error in failed:
+        get_run_logger().error("%s failed: %s", name, describe_failure(error))
+    for kind in (CorruptChunkError, UserError):  # their messages contain the remedy
+        for _, error in failed:
+            if isinstance(error, kind):
+                raise error
+    name, error = failed[0]
+    raise StageError(
+        f"{len(failed)} of {count} units of {stage} failed, the first being {name}, "
+        f"{describe_failure(error)}. Fix: {remedy(error)}"
+    )
 
 
 class _ProgressArtifact:

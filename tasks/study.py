@@ -17,6 +17,7 @@ from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 from ldmprobe_core.study.schema import LAYOUT_VERSION, Study
 from tasks.references import RunRef, UnitRef
 from tasks.retries import RETRIES
+from tasks.stopping import require_not_stopped
 
 
 def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
@@ -35,6 +36,7 @@ def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
 
 def carry_out(unit: UnitRef) -> dict[str, Any]:
     """Run one unit and log its result; returns counts, seconds and bytes."""
+    require_not_stopped()
     result = UNITS[unit.verb].carry_out(unit.run.url, *unit.index)
     amounts = [f"{value} {name}" for name, value in result.items() if name not in _MEASURES]
     measures = [f"{result['seconds']:.2f} s"]

@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
 from ldmprobe_core.pipeline.model_cache import get_sampler, model_access
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import GENERATE
-from ldmprobe_core.study.readers.image_folder import map_path, read_image, read_map
+from ldmprobe_core.study.readers.image_folder import (
+    map_path,
+    read_image,
+    read_map,
+    source_digest,
+)
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
@@ -55,15 +61,35 @@ def read_source_images(
         None and no maps if the study's images are generated.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or has changed since the run was created.
     """
     if study.images is None:
         return None, {}
     folder, sizes = Path(study.images.folder), run.open("images").sizes
+    for sample in samples:
+        _require_unchanged(folder, sample)
     size = sizes["y"], sizes["x"]
     names = [str(sample.source_image) for sample in samples]
     maps = {}
     for prop in run.exact_properties:
         paths = [(map_path(folder, name, prop), folder / name) for name in names]
-        maps[prop] = np.stack([read_map(m, prop, size, p) for m, p in paths if m is not None])
+        missing = study.images.missing.get(prop)
+        maps[prop] = np.stack(
+            [read_map(m, prop, size, p, missing) for m, p in paths if m is not None]
+        )
     return np.stack([read_image(folder / name, size) for name in names]), maps
+
+
+def _require_unchanged(folder: Path, sample: Sample) -> None:
+    """Refuse a source image that is not the one with which the run was created.
+
+    Raises:
+        UserError: the image or a map of it has other contents, or cannot be read.
+    """
+    name = str(sample.source_image)
+    if sample.source_digest and source_digest(folder, name) != sample.source_digest:
+        raise UserError(
+            f"{folder / name}: this image or a map of it has changed since the run was created. "
+            "Fix: restore the files and repeat the command, which resumes the run; a study of the "
+            "changed files is another run"
+        )

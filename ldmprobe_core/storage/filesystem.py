@@ -376,5 +376,5 @@ class Location:
 def _is_taken(error: OSError) -> bool:
     """Whether the file existed already; s3fs puts S3's response into the cause of an OSError."""
     code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-    taken = code in {"PreconditionFailed", "ConditionalRequestConflict"}
-    return taken or isinstance(error, FileExistsError)
+    precondition_failed = code in {"PreconditionFailed", "ConditionalRequestConflict"}
+    return precondition_failed or isinstance(error, FileExistsError)

@@ -238,15 +238,16 @@ class Run:
     def samples(self) -> list[Sample]:
         """Every sample of the run, in the order of their indices."""
         table = self.open("samples").load()
+        names = ["prompt", "seed", "category", "split", "source_image", "source_digest"]
         columns = [
-            table[name].values for name in ("prompt", "seed", "category", "split", "source_image")
+            table[name].values if name in table else [""] * len(table.sample) for name in names
         ]
         return [
             Sample(
                 int(index), str(prompt), int(seed), str(category) or None, str(split),
-                str(source_image) or None,
+                str(source_image) or None, source_digest=str(digest) or None,
             )
-            for index, prompt, seed, category, split, source_image in zip(
+            for index, prompt, seed, category, split, source_image, digest in zip(
                 table.sample.values, *columns, strict=True
             )
         ]  # fmt: skip
@@ -312,19 +313,19 @@ class Run:
             write_empty_chunks=True,
         )
 
-    def read(self, group: str, name: str, **where: Any) -> np.ndarray:
+    def read(self, group: str, name: str, **selection: Any) -> np.ndarray:
         """Read values of one array, without its coordinates, which `open` would read too.
 
         Args:
-            where: dimension to an index, a slice, or an array of indices; other dimensions
-                are read whole.
+            selection: index, slice, or array of indices by dimension; other dimensions are read
+                in full.
 
         Raises:
             RunError: the array's metadata is missing or unreadable.
             CorruptChunkError: a chunk is missing, or its checksum is wrong.
         """
         array = open_array(self.zarr_store(require_complete=True), self.url, f"{group}/{name}")
-        index = tuple(where.get(dim, slice(None)) for dim in dimensions(array))
+        index = tuple(selection.get(dim, slice(None)) for dim in dimensions(array))
         return np.asarray(array.oindex[index])
 
 
@@ -342,18 +343,18 @@ def _check_region(
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
     region: dict[str, slice],
-    given: tuple[int, ...],
+    data_shape: tuple[int, ...],
 ) -> None:
     """Refuse a region of partial chunks: two writers of one chunk would silently lose data."""
     expected = []
     for dim, size, chunk in zip(dims, shape, chunks, strict=True):
-        part = region.get(str(dim), slice(0, size))
-        start, stop = part.start, part.stop
+        span = region.get(str(dim), slice(0, size))
+        start, stop = span.start, span.stop
         if start % chunk or (stop % chunk and stop != size) or not 0 <= start < stop <= size:
             raise ValueError(
                 f"{name}: region {dim} {start}..{stop} does not align with chunks of {chunk} "
                 f"in 0..{size}"
             )
         expected.append(stop - start)
-    if tuple(expected) != given:
-        raise ValueError(f"{name}: data of shape {given} for a region of {tuple(expected)}")
+    if tuple(expected) != data_shape:
+        raise ValueError(f"{name}: data of shape {data_shape} for a region of {tuple(expected)}")

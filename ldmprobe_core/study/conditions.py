@@ -68,7 +68,7 @@ class Condition:
 CONDITIONS: dict[str, Condition] = {}
 """Registered conditions by name, in the order of the axis; the first is the probe itself."""
 
-PROBE = "probe"
+PROBE_CONDITION = "probe"
 """Name of the condition of the probe itself: the trained network and true labels."""
 
 _RESERVED = {"position", "latents", "enabled"}
@@ -102,10 +102,12 @@ def register_condition(
 
 def controls() -> tuple[Condition, ...]:
     """Registered conditions other than the probe itself, in their order."""
-    return tuple(condition for name, condition in CONDITIONS.items() if name != PROBE)
+    return tuple(condition for name, condition in CONDITIONS.items() if name != PROBE_CONDITION)
 
 
-register_condition(Condition(name=PROBE, title="probe", column="probe", always_stored=True))
+register_condition(
+    Condition(name=PROBE_CONDITION, title="probe", column="probe", always_stored=True)
+)
 register_condition(
     Condition(
         name="shuffled_labels",

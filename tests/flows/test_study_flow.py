@@ -176,7 +176,7 @@ def test_classify_goes_before_a_study_and_shows_photographs(reference, tmp_path)
     done = ldmprobe("run", *words, home=home)
     assert done.returncode == 0, done.stderr
     assert_same(plain, run)
-    assert "on 3 real pictures" in run.location.read_text("report/index.html")
+    assert "on 3 photographs" in run.location.read_text("report/index.html")
 
 
 def test_a_second_start_is_refused_and_told_by_whom(reference, tmp_path):
@@ -184,7 +184,7 @@ def test_a_second_start_is_refused_and_told_by_whom(reference, tmp_path):
     place = f"{tmp_path}/runs/{plain.study.run_name}"
     with hold_lease(place, "flow run 0815"):
         done = ldmprobe("run", str(path), "--store", f"{tmp_path}/runs", home=tmp_path / "prefect")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert "is being worked on by flow run 0815" in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path(place).exists()

@@ -19,8 +19,9 @@ import yaml
 
 from flows.classify import classify_flow
 from flows.intervene import intervene_flow
+from flows.local_cluster import local_cluster
 from flows.study import study_flow
-from flows.workers import cluster_spec, local_cluster, runner_of
+from flows.workers import cluster_spec, runner_of
 from infra import services
 from infra.services import Platform
 from infra.supervisor import Supervisor

@@ -17,17 +17,22 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.devices import pick_device
+from ldmprobe_core.models.architectures.settings import check_settings
+from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
-from ldmprobe_core.models.loading import check_weights, meta_modules, timesteps
-from ldmprobe_core.pipeline.planning.prompt_checks import check_samples
+from ldmprobe_core.models.loading import check_weights, meta_modules
+from ldmprobe_core.models.timesteps import timesteps
+from ldmprobe_core.pipeline.planning.prompt_checks import check_samples, unknown_word_notes
 from ldmprobe_core.pipeline.planning.sizes import stored_bytes, sum_bytes, worker_bytes
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
 from ldmprobe_core.study.layers import LATENTS, LayerShape
+from ldmprobe_core.study.model_record import read_model_record
+from ldmprobe_core.study.readers.folder_checks import check_folder
 from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names
+from ldmprobe_core.study.readers.prompt_files import encoding_notes
 from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
 
@@ -143,9 +148,10 @@ def plan_study(study: Study) -> StudyPlan:
     """
     gaps = _Gaps()
     if not study.execution.elsewhere:
-        gaps.attempt(lambda: pick_device(study.execution.wanted_device))
+        gaps.attempt(lambda: check_device(study))
     folder = _model_configs(study, gaps)
     architecture = detect_architecture(folder)
+    notes = list(check_settings(architecture, study))
     denoiser, vae = meta_modules(architecture)
     shapes = _captured_shapes(study, architecture, denoiser, vae)
     steps = timesteps(architecture, study)
@@ -158,11 +164,11 @@ def plan_study(study: Study) -> StudyPlan:
     if count is None:
         raise UserError(gaps.sentences[-1])  # without the files the number of images is unknown
     samples = make_samples(resolved) if resolved else []
-    notes: tuple[str, ...] = ()
-    if samples and study.images is None and (folder / "tokenizer").is_dir():
-        tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
-        notes = check_samples(samples, tokenize)
+    notes += _prompt_notes(resolved or study, samples, folder, architecture)
     n_stored = n_stored_samples(samples, resolved) if resolved else count
+    exact_properties = _exact_properties(resolved or study, gaps.sentences)
+    if resolved:
+        notes += _source_image_notes(resolved, architecture.size)
     sums = sum_bytes(study, shapes, len(steps))
     bytes_of = stored_bytes(study, shapes, architecture.size, len(steps), n_stored)
     if sums:
@@ -178,10 +184,10 @@ def plan_study(study: Study) -> StudyPlan:
         n_stored=n_stored,
         bytes_of=bytes_of,
         memory=worker_bytes(study, architecture, denoiser, vae, shapes, len(steps), sums),
-        exact_properties=_exact_properties(resolved or study, gaps.sentences),
+        exact_properties=exact_properties,
         labelers=labelers,
         missing=tuple(gaps.sentences),
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
@@ -236,6 +242,25 @@ def _captured_shapes(
     return shapes
 
 
+def _prompt_notes(
+    study: Study, samples: list[Sample], folder: Path, architecture: Architecture
+) -> list[str]:
+    """Notes about prompts that are cut, words that the model never saw, and file encodings.
+
+    Raises:
+        UserError: to the model two samples are the same, or one prompt is in two splits.
+    """
+    notes: list[str] = []
+    if samples and study.images is None and (folder / "tokenizer").is_dir():
+        tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
+        notes += check_samples(samples, tokenize)
+    record = read_model_record(study.model.source, study.model.revision)
+    notes += unknown_word_notes(samples, record)
+    if samples and study.prompts.files is not None:
+        notes += encoding_notes(study.prompts.files)
+    return notes
+
+
 def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
     """Properties of which every source image has an exact map.
 
@@ -254,6 +279,30 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
                 "labeler"
             )
     return present
+
+
+def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:
+    """Notes about a study's source images and their maps, all of which are decoded.
+
+    Args:
+        size: height and width of the model's images in pixels.
+
+    Raises:
+        UserError: a file cannot be read or does not fit, or sums would need pixels that were not
+            measured.
+    """
+    if study.images is None:
+        return ()
+    check = check_folder(study.images, image_names(study.images), size)
+    for prop, share in check.missing.items():
+        spec = study.labels.labeler(prop)
+        if share and spec and spec.name == EXACT_MAPS and study.capture.keep != "activations":
+            raise UserError(
+                f"capture.keep is {study.capture.keep}, and {share:.1%} of the pixels of the "
+                f"{prop} maps are not measured: sums are of all pixels. Fix: set capture.keep to "
+                "activations"
+            )
+    return check.notes
 
 
 def check_store(plan: StudyPlan, run: Run) -> None:

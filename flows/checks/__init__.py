@@ -1,0 +1,1 @@
+"""Checks of the environment that come before any work: proxies, Prefect, memory."""

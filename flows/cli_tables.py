@@ -1,0 +1,77 @@
+"""Tables and lines that the command line prints: plans, summaries, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.checks.worker_memory import memory_lines
+
+if TYPE_CHECKING:
+    from ldmprobe_core.analysis.records import Summary
+    from ldmprobe_core.pipeline.planning.plan import StudyPlan
+
+
+def print_rows(rows: Sequence[Mapping[str, str]], console: Console) -> None:
+    """Print records with equal keys as a table, one a row."""
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table, highlight=False)
+
+
+def print_summary(summary: Summary, url: str, console: Console) -> None:
+    """Print the best cells, the headline and the report's address; properties are columns."""
+    from ldmprobe_core.analysis.report.text import best_rows, headline
+
+    rows = best_rows(summary)
+    table = Table("", *(row["property"] for row in rows), box=None, pad_edge=False)
+    for key in rows[0]:
+        if key != "property":
+            table.add_row(key, *(row[key] for row in rows))
+    console.print(table, highlight=False)
+    console.print()
+    for line in headline(summary):
+        console.print(f"• {line}", highlight=False)
+    console.print(f"\nReport: {url.rstrip('/')}/report/index.html", highlight=False, soft_wrap=True)
+
+
+def print_plan(plan: StudyPlan, console: Console) -> None:
+    """Print a plan's sizes, layer shapes, bytes, memory and notes."""
+    study = plan.study
+    console.print(f"{study.name}, run {study.run_name}", highlight=False)
+    if not plan.samples:
+        console.print(
+            "its prompts or images cannot be read here: the sizes are those of "
+            f"{plan.count} samples",
+            highlight=False,
+        )
+    batches = -(-plan.count // study.sampling.batch)
+    stored = f", {plan.n_stored} of them stored" if plan.n_stored < plan.count else ""
+    console.print(
+        f"{plan.count} samples in {batches} batches{stored}, "
+        f"{len(plan.steps)} steps, {len(plan.layers)} layers, {plan.cells} cells",
+        highlight=False,
+    )
+    table = Table("layer", "height x width", "channels", box=None, pad_edge=False)
+    for name, shape in plan.shapes.items():
+        table.add_row(name, f"{shape.y} x {shape.x}", str(shape.channels))
+    console.print(table)
+    for kind, size in plan.bytes_of.items():
+        each = f" ({size / plan.n_stored / 1e6:.1f} MB an image)" if kind == "activations" else ""
+        console.print(f"{kind}: {size / 1e6:.1f} MB{each}", highlight=False)
+    console.print(f"about {plan.bytes / 1e9:.2f} GB before compression", highlight=False)
+    parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan.memory.items())
+    console.print(
+        f"memory of a worker: about {sum(plan.memory.values()) / 1e9:.2f} GB ({parts}), and what "
+        "text encoders and computing take",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for line in memory_lines(plan):
+        console.print(line, highlight=False, soft_wrap=True)
+    for sentence in plan.notes:
+        console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,72 @@
+"""Watch over Dask workers: replaces lost ones of this machine, and ends a wait for none."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from distributed import Client, SpecCluster
+
+from tasks.stopping import Stop, request_stop
+
+_LOOK_EVERY_S = 3.0
+ABSENCE_LIMIT_S = 120.0
+"""Time without any worker after which the flow stops."""
+
+
+class WorkerWatch:
+    """Context in which a thread looks at the workers of a scheduler.
+
+    A nanny restarts a worker that ends.  Dask's cluster gives a nanny up if that takes longer than
+    15 s (``distributed.deploy.lost-worker-timeout``), and does not replace it: this watch does.
+
+    Args:
+        client: of the scheduler.
+        cluster: whose workers are replaced, None for a cluster that replaces them itself.
+    """
+
+    def __init__(self, client: Client, cluster: SpecCluster | None) -> None:
+        self._client, self._cluster = client, cluster
+        self._count = len(cluster.worker_spec) if cluster is not None else 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_looking, name="workers", daemon=True)
+
+    def __enter__(self) -> WorkerWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+
+    def _keep_looking(self) -> None:
+        present_at = time.monotonic()
+        while not self._over.wait(_LOOK_EVERY_S):
+            if self._number():
+                present_at = time.monotonic()
+            elif time.monotonic() - present_at > ABSENCE_LIMIT_S and not self._over.is_set():
+                message = (
+                    "ldmprobe: there has been no Dask worker for "
+                    f"{ABSENCE_LIMIT_S:.0f} s. What is complete is kept. Fix: look at the workers' "
+                    "logs and memory, and repeat the command, which goes on from there."
+                )
+                request_stop(Stop(message, 3, cancels=False, waits=False, limit_s=20.0))
+                return
+            if self._cluster is not None and not self._over.is_set():
+                self._cluster.scale(self._count)
+
+    def _number(self) -> int:
+        """Number of workers; 0 if the scheduler does not respond."""
+        try:
+            identity: dict[str, Any] = self._client.sync(
+                self._client.scheduler.identity, n_workers=-1, callback_timeout=20
+            )
+        except Exception:  # Dask has errors of many kinds for a connection that is lost
+            return 0
+        return len(identity["workers"])

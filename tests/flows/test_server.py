@@ -1,0 +1,96 @@
+"""Which Prefect server a command uses."""
+
+import contextlib
+import json
+
+import prefect
+import pytest
+from http_servers import http_server
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+import flows.server
+from flows.server import prefect_server
+from infra.stack import free_ports
+from ldmprobe_core.errors import UserError
+
+OURS = json.dumps(prefect.__version__)
+
+
+@pytest.fixture
+def own_server(monkeypatch):
+    """A server of the run's own is a name in place of a process."""
+
+    @contextlib.contextmanager
+    def start():
+        yield "http://127.0.0.1:1/own"
+
+    monkeypatch.setattr(flows.server, "start_server", start)
+    with temporary_settings({PREFECT_API_URL: None}):
+        yield
+
+
+def used(port, monkeypatch):
+    monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(port))
+    with prefect_server() as url:
+        assert PREFECT_API_URL.value() == url
+        return url
+
+
+def test_prefect_server_uses_the_one_on_the_usual_port(own_server, monkeypatch, capfd):
+    with http_server(200, OURS) as port:
+        assert used(port, monkeypatch) == f"http://127.0.0.1:{port}/api"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "word"),
+    [
+        (401, "{}", "refuses the credentials"),
+        (200, "<html></html>", "not a Prefect server"),
+        (200, '"2.20.0"', "version 2.20.0"),
+        (500, "{}", "500"),
+    ],
+)
+def test_prefect_server_starts_its_own_beside_one_that_it_cannot_use(
+    own_server, monkeypatch, capfd, status, body, word
+):
+    with http_server(status, body) as port:
+        assert used(port, monkeypatch) == "http://127.0.0.1:1/own"
+    (note,) = capfd.readouterr().err.splitlines()
+    assert word in note
+    assert "this run starts a server of its own" in note
+
+
+def test_prefect_server_starts_its_own_where_nothing_listens(own_server, monkeypatch, capfd):
+    (port,) = free_ports(1)
+    assert used(port, monkeypatch) == "http://127.0.0.1:1/own"
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "word"),
+    [
+        (401, "{}", "refuses the credentials.*Fix: set PREFECT_API_AUTH_STRING"),
+        (200, "[]", "not a Prefect server"),
+        (200, '"2.20.0"', "version 2.20.0"),
+    ],
+)
+def test_prefect_server_refuses_a_configured_one_that_it_cannot_use(status, body, word):
+    with http_server(status, body) as port:
+        url = f"http://user:word@127.0.0.1:{port}/api"
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            pytest.raises(UserError, match=rf"^PREFECT_API_URL is 'http://127.*{word}"),
+            prefect_server(),
+        ):
+            pass
+
+
+def test_prefect_server_refuses_a_configured_one_that_is_down():
+    (port,) = free_ports(1)
+    with (
+        temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}),
+        pytest.raises(UserError, match=r"does not answer \(ConnectError\)\. Fix: start"),
+        prefect_server(),
+    ):
+        pass

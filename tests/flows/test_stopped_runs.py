@@ -1,0 +1,144 @@
+"""Runs of the command that are stopped from outside: each ends within a bound, and is resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+from run_helpers import assert_same, carry_out, small_study
+
+from infra.stack import free_ports
+from ldmprobe_core.storage.run import Run
+
+pytestmark = pytest.mark.slow
+
+COMMAND = Path(sys.executable).parent / "ldmprobe"
+SAMPLES = 80
+START_LIMIT_S, END_LIMIT_S = 300, 150  # a minute for the units, and room for a loaded machine
+
+
+class Started:
+    """A run of the command in its own process."""
+
+    def __init__(self, folder: Path, study: Path, run: Run) -> None:
+        home = folder / "prefect"
+        self.run, self.log = run, folder / "output"
+        self.before = self._generated()
+        environment = {
+            k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_"))
+        }
+        environment |= {
+            "PREFECT_HOME": str(home),
+            "LDMPROBE_PREFECT_PORT": str(free_ports(1)[0]),
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
+        with self.log.open("w") as sink:
+            self.process = subprocess.Popen(
+                [str(COMMAND), "run", str(study), "--store", str(folder / "runs")],
+                env=environment, cwd=folder, stdout=sink, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def _generated(self) -> int:
+        return int(self.run.progress.completed("generated").sum()) if self.run.exists else 0
+
+    def wait_until_at_work(self) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
+        while self._generated() <= self.before:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)  # polling for its first batch, bounded by the deadline
+
+    def wait_until_said(self, words: str) -> None:
+        deadline = time.monotonic() + 60
+        while words not in self.log.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)  # polling for a sentence, bounded by the deadline
+
+    def end(self) -> tuple[int, str]:
+        try:
+            code = self.process.wait(END_LIMIT_S)
+        finally:
+            self.process.kill()
+        output = self.log.read_text()
+        assert "Traceback" not in output, output
+        assert not Path(f"{self.run.url}.lease").exists() or code == 3
+        assert not self.run.location.has("summary.json")
+        return code, output
+
+    def server(self) -> psutil.Process:
+        (server,) = psutil.Process(self.process.pid).children()
+        return server
+
+    def api(self) -> str:
+        output = self.log.read_text()
+        return output.partition("Prefect UI: ")[2].split()[0] + "/api"
+
+
+@pytest.fixture
+def start(tiny_model, tmp_path):
+    study = small_study("stopped", tiny_model, SAMPLES)
+    path = tmp_path / "study.yaml"
+    path.write_text(study.to_json())  # JSON is YAML
+    run = Run(f"{tmp_path}/runs/{study.run_name}")
+    started = []
+
+    def begin() -> Started:
+        started.append(Started(tmp_path, path, run))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+
+
+@pytest.mark.timeout(1800)
+def test_run_stopped_by_ctrl_c_cancellation_or_loss_of_its_server_is_resumed(
+    start, tiny_model, tmp_path
+):
+    interrupted = start()
+    interrupted.wait_until_at_work()
+    interrupted.process.send_signal(signal.SIGINT)
+    interrupted.wait_until_said("Stopping after this batch; the same command goes on from there.")
+    code, _ = interrupted.end()
+    assert code == 130
+
+    cancelled = start()
+    cancelled.wait_until_at_work()
+    server = cancelled.server()
+    api = cancelled.api()
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        runs = sorted(client.read_flow_runs(), key=lambda run: run.created)
+        assert [run.state.name for run in runs[:-1]] == ["Cancelled"]  # the interrupted one
+        client.set_flow_run_state(runs[-1].id, Cancelling(), force=True)
+    cancelled.wait_until_said(f"flow run {runs[-1].id} was cancelled in Prefect")
+    code, _ = cancelled.end()
+    assert code == 130
+    assert not server.is_running()
+
+    lost = start()
+    lost.wait_until_at_work()
+    api = lost.api()
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        states = [run.state.name for run in client.read_flow_runs()]
+    assert sorted(states) == ["Cancelled", "Cancelled", "Running"]
+    lost.server().kill()
+    killed_at = time.monotonic()
+    code, output = lost.end()
+    assert time.monotonic() - killed_at < 60
+    assert code == 3
+    assert "the Prefect server at" in output
+
+    done = start()
+    assert done.process.wait(END_LIMIT_S + START_LIMIT_S) == 0, done.log.read_text()
+    study = small_study("stopped", tiny_model, SAMPLES)
+    assert_same(carry_out(study, str(tmp_path / "plain")), done.run)

@@ -1,0 +1,120 @@
+"""Signals, loss of the server and cancellation request a stop of the flow, and bound its end."""
+
+import json
+import os
+import signal
+import time
+import uuid
+from types import SimpleNamespace
+
+import pytest
+from http_servers import http_server
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import watch
+from flows.watch import FlowWatch
+from infra.stack import free_ports
+from tasks.stopping import requested_stop, stoppable
+
+RUN = uuid.uuid4()
+URL = "http://127.0.0.1:1/api"
+
+
+def server(ended):
+    return SimpleNamespace(process=SimpleNamespace(poll=lambda: ended, terminate=lambda: None),
+                           log="server.log")  # fmt: skip
+
+
+def until(condition, limit_s=60):
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # polling, bounded by the deadline
+    return condition()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(watch, "_POLL_EVERY_S", 0.05)
+    with stoppable():
+        yield
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Exit codes with which the process would have ended."""
+    codes = []
+    monkeypatch.setattr(watch, "end_at_once", codes.append)
+    return codes
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_flow_watch_first_signal_requests_a_stop_and_the_second_ends(ends, capfd, number, code):
+    before = signal.getsignal(number)
+    with FlowWatch(URL) as flow:
+        flow.begin(RUN)
+        os.kill(os.getpid(), number)
+        stop = until(requested_stop)
+        assert (stop.exit_code, stop.cancels, stop.waits) == (code, True, True)
+        assert ends == []
+        said = capfd.readouterr().err
+        assert "Stopping after this batch; the same command goes on from there." in said
+        os.kill(os.getpid(), number)
+        until(lambda: ends)
+    assert ends == [code]
+    assert signal.getsignal(number) == before
+
+
+def test_flow_watch_ends_the_process_after_the_limit(ends, monkeypatch, capfd):
+    monkeypatch.setattr(watch, "_UNIT_LIMIT_S", 0.0)
+    with FlowWatch(URL):
+        os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: ends)
+    assert set(ends) == {130}
+    assert "the next start repeats them" in capfd.readouterr().err
+
+
+def test_flow_watch_a_server_process_that_ended(ends, capfd):
+    with FlowWatch("http://me:word@127.0.0.1:1/api", server(ended=-9)):
+        stop = until(requested_stop)
+    assert (stop.exit_code, stop.cancels, stop.waits) == (3, False, False)
+    said = capfd.readouterr().err
+    assert "http://127.0.0.1:1/api has ended" in said
+    assert "server.log" in said
+    assert said.count("\n") == 2  # one sentence, after the end of a progress bar
+
+
+def test_flow_watch_a_server_that_answers_no_more(ends, monkeypatch, capfd):
+    monkeypatch.setattr(watch, "_SILENCE_LIMIT_S", 0.2)
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}/api"
+    with temporary_settings({PREFECT_API_URL: url}), FlowWatch(url) as flow:
+        flow.begin(RUN)
+        assert until(requested_stop).exit_code == 3
+    assert "does not answer" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("state", ["CANCELLING", "CANCELLED"])
+def test_flow_watch_a_cancellation_in_prefect(ends, capfd, state):
+    answer = {"id": str(RUN), "flow_id": str(RUN), "name": "study x", "state": {"type": state}}
+    with http_server(200, json.dumps(answer)) as port:
+        url = f"http://127.0.0.1:{port}/api"
+        with temporary_settings({PREFECT_API_URL: url}), FlowWatch(url) as flow:
+            flow.begin(RUN)
+            stop = until(requested_stop)
+    assert stop.is_cancellation
+    assert stop.exit_code == 130
+    assert f"flow run {RUN} was cancelled in Prefect" in capfd.readouterr().err
+
+
+def test_flow_watch_lets_a_running_flow_run(ends):
+    answer = {"id": str(RUN), "flow_id": str(RUN), "name": "x", "state": {"type": "RUNNING"}}
+    with http_server(200, json.dumps(answer)) as port:
+        url = f"http://127.0.0.1:{port}/api"
+        with temporary_settings({PREFECT_API_URL: url}), FlowWatch(url, server(None)) as flow:
+            flow.begin(RUN)
+            assert flow.lost_server(RuntimeError("of the flow")) is None
+            assert flow.lost_server(KeyError("of the flow")) is None
+    assert requested_stop() is None
+    assert ends == []
