@@ -173,7 +173,16 @@ class Run:
         return hold_lease(f"{self.url}.laying-out", "another start", patience_s=_LAYING_OUT_S)
 
     def consolidate(self) -> None:
-        """Consolidate the metadata of all groups, so that xarray opens the run with one read."""
+        """Consolidate the metadata of all groups, so that xarray opens the run with one read.
+
+        Raises:
+            RunError: a group or array that was created before is missing: the consolidated
+                metadata, from which it is restored, stays as it is.
+        """
+        nodes = {path for path, _ in open_group(self.store, self.url).members(max_depth=None)}
+        for path in sorted(consolidated_metadata(self.location).keys() - nodes):
+            if path.partition("/")[0] != "interventions":  # an interrupted one is created again
+                raise metadata_error(self.url, path)
         _consolidate(self.store)
 
     @cached_property

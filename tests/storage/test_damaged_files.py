@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from run_helpers import assert_same, carry_out, small_study
 from zarr.storage import LocalStore
 
+import ldmprobe as lp
 from ldmprobe_core.analysis.compare import compare
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report, rebuild_report
@@ -255,8 +256,6 @@ def test_a_full_or_read_only_disk_is_one_sentence(copy, monkeypatch, code, expec
 
 
 def test_scores_of_a_running_study_read_as_nan(tiny_model, tmp_path):
-    import ldmprobe as lp
-
     run = prepare_run(small_study("fresh", tiny_model, 10), str(tmp_path))
     assert np.isnan(lp.open_run(run.url).scores("depth").values).all()
     assert np.isnan(lp.open_run(run.url).activations(LAYER).values).all()
@@ -353,3 +352,19 @@ def test_read_and_open_refuse_a_hole_in_every_array(copy):
             expected = chunk.relative_to(root).as_posix()
             assert (caught.value.key, caught.value.reason) == (expected, "missing")
         chunk.write_bytes(data)
+
+
+def test_consolidate_does_not_forget_a_lost_group(copy):
+    root = Path(copy.url)
+    before = (root / "zarr.json").read_bytes()
+    (root / "labels/zarr.json").unlink()
+    with pytest.raises(RunError, match=r"labels/zarr\.json is missing"):
+        Run(copy.url).consolidate()
+    assert (root / "zarr.json").read_bytes() == before
+
+
+def test_probe_of_a_complete_cell_is_not_read_from_holes(copy):
+    (Path(copy.url) / f"probes/{LAYER}/weight/c/0/0/1/0").unlink()
+    with pytest.raises(CorruptChunkError, match="weight/c/0/0/1/0 is missing"):
+        lp.open_run(copy.url).probe("depth", 2, LAYER)
+    assert lp.open_run(copy.url).probe("depth", 1, LAYER).weight.shape
