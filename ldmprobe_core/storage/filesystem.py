@@ -117,7 +117,7 @@ def normal_url(url: str) -> str:
     if any(part.strip() in ("", ".", "..") for part in parts):
         raise refused("a part of it is empty, '.' or '..'")
     if unsafe := _UNSAFE.search(rest):
-        raise refused(f"object stores take no {unsafe.group()!r} in keys")
+        raise refused(f"{unsafe.group()!r} is not allowed in keys")
     if protocol == "s3" and not _BUCKET.fullmatch(parts[0]):
         raise refused(f"{parts[0]!r:.80} is not a bucket's name")
     return f"{protocol}://{'/'.join(parts)}"
