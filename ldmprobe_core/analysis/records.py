@@ -228,7 +228,7 @@ def load_summary(run: Run) -> Summary:
 
     Raises:
         UserError: there is no run, or it is not finished.
-        RunError: summary.json is cut or of another release.
+        RunError: summary.json is damaged, or of another release.
     """
     remedy = f"`ldmprobe report {run.url}` writes it again from the stored scores"
     return run.location.read_record("summary.json", Summary, remedy)

@@ -164,11 +164,12 @@ def plan_study(study: Study) -> StudyPlan:
     if count is None:
         raise UserError(gaps.sentences[-1])  # without the files the number of images is unknown
     samples = make_samples(resolved) if resolved else []
-    notes += _prompt_notes(resolved or study, samples, folder, architecture)
-    n_stored = n_stored_samples(samples, resolved) if resolved else count
+    if samples:
+        notes += _prompt_notes(study, samples, folder, architecture)
     exact_properties = _exact_properties(resolved or study, gaps.sentences)
     if resolved:
-        notes += _source_image_notes(resolved, architecture.size)
+        notes += _input_file_notes(resolved, architecture.size)
+    n_stored = n_stored_samples(samples, resolved) if resolved else count
     sums = sum_bytes(study, shapes, len(steps))
     bytes_of = stored_bytes(study, shapes, architecture.size, len(steps), n_stored)
     if sums:
@@ -242,25 +243,6 @@ def _captured_shapes(
     return shapes
 
 
-def _prompt_notes(
-    study: Study, samples: list[Sample], folder: Path, architecture: Architecture
-) -> list[str]:
-    """Notes about prompts that are cut, words that the model never saw, and file encodings.
-
-    Raises:
-        UserError: to the model two samples are the same, or one prompt is in two splits.
-    """
-    notes: list[str] = []
-    if samples and study.images is None and (folder / "tokenizer").is_dir():
-        tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
-        notes += check_samples(samples, tokenize)
-    record = read_model_record(study.model.source, study.model.revision)
-    notes += unknown_word_notes(samples, record)
-    if samples and study.prompts.files is not None:
-        notes += encoding_notes(study.prompts.files)
-    return notes
-
-
 def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
     """Properties of which every source image has an exact map.
 
@@ -279,6 +261,26 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
                 "labeler"
             )
     return present
+
+
+def _prompt_notes(
+    study: Study, samples: list[Sample], folder: Path, architecture: Architecture
+) -> list[str]:
+    """Notes about prompts that are cut, or have words that the model was not trained on."""
+    notes: list[str] = []
+    if study.images is None and (folder / "tokenizer").is_dir():
+        tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
+        notes += check_samples(samples, tokenize)
+    record = read_model_record(study.model.source, study.model.revision)
+    return notes + list(unknown_word_notes(samples, record))
+
+
+def _input_file_notes(study: Study, size: tuple[int, int]) -> list[str]:
+    """Notes about prompt files, source images and maps."""
+    notes: list[str] = []
+    if study.prompts.files is not None:
+        notes += encoding_notes(study.prompts.files)
+    return notes + list(_source_image_notes(study, size))
 
 
 def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:

@@ -185,7 +185,7 @@ class LogisticPath:
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
         """Cholesky factor of the penalised Hessian, damped if rounding made it indefinite."""
         if self._hessian is None:
-            raise RuntimeError("the Hessian is computed before it is factorised")
+            raise RuntimeError("the Hessian is factorised before it was computed")
         diagonal = np.full(len(self._hessian), penalty)
         diagonal[-1] = 1e-12  # the bias has no penalty and no curvature once all logits saturate
         scale = float(self._hessian.diagonal().mean()) or 1.0
