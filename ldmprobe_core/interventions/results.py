@@ -72,9 +72,8 @@ def read_intervention(run: Run, name: str) -> Intervention:
     Raises:
         UserError: the run has no intervention of this name.
     """
-    return Intervention.model_validate_json(
-        run.location.read_text(f"{RECORDS}/{name}/intervention.json")
-    )
+    file = f"{RECORDS}/{name}/intervention.json"
+    return run.location.read_record(file, Intervention, "put back a copy of it, or remove it")
 
 
 def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionSummary:
@@ -133,9 +132,9 @@ def read_intervention_summary(run: Run, name: str) -> InterventionSummary:
     Raises:
         UserError: the intervention has no summary yet.
     """
-    return InterventionSummary.model_validate_json(
-        run.location.read_text(f"{RECORDS}/{name}/summary.json")
-    )
+    remedy = "remove it, and repeat `ldmprobe intervene` with the same options"
+    file = f"{RECORDS}/{name}/summary.json"
+    return run.location.read_record(file, InterventionSummary, remedy)
 
 
 def completed_interventions(run: Run) -> list[str]:

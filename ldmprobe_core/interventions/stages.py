@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.directions import directions_of
 from ldmprobe_core.interventions.edit import EditDirection
 from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
@@ -34,6 +33,7 @@ from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.pipeline.prepare import check_origin
 from ldmprobe_core.pipeline.units import Unit, UnitOperations, register_units
 from ldmprobe_core.storage.group_builder import GroupBuilder
+from ldmprobe_core.storage.nodes import open_group
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 from ldmprobe_core.study.properties import property_of
@@ -75,9 +75,11 @@ def create_intervention(run: Run, spec: Intervention) -> str:
 
 def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: np.ndarray) -> None:
     """Create the arrays of an intervention and write its target maps (target, sample, y, x)."""
-    root = zarr.open_group(run.store, mode="r+", use_consolidated=False)
-    if f"{INTERVENTIONS_GROUP}/{spec.name}" in root:  # an earlier attempt was interrupted
-        del root[f"{INTERVENTIONS_GROUP}/{spec.name}"]
+    path = f"{INTERVENTIONS_GROUP}/{spec.name}"
+    root = open_group(run.store, run.url, mode="r+")
+    if path in root:  # an earlier attempt was interrupted
+        _require_no_results(run, path)
+        del root[path]
     arrays = GroupBuilder(root)
     group = arrays.group(
         f"{INTERVENTIONS_GROUP}/{spec.name}", f"{spec.prop} edited, method {spec.method}"
@@ -108,6 +110,24 @@ def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: n
     one = dict.fromkeys(units, 1)
     arrays.array(group, EDIT.progress, units, one, EDIT.dtype, EDIT.description, compress=False)
     run.write(f"{INTERVENTIONS_GROUP}/{spec.name}", {"target_map": maps.astype(np.float32)})
+
+
+def _require_no_results(run: Run, group: str) -> None:
+    """Refuse to create an intervention in the place of one that lost its record.
+
+    Raises:
+        UserError: a batch of it is complete.
+    """
+    try:
+        done = bool(run.progress_of(group).completed(EDIT).any())
+    except RunError:  # interrupted before this array was created
+        done = False
+    if done:
+        name = group.rpartition("/")[2]
+        raise UserError(
+            f"{run.url}: {group} holds results, but {RECORDS}/{name}/intervention.json is missing. "
+            "Fix: put it back, or move the results away"
+        )
 
 
 def edit_units(run: Run, name: str) -> list[tuple[int, int]]:
