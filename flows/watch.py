@@ -178,7 +178,7 @@ _watches: list[FlowWatch] = []
 _ran = threading.Event()
 
 
-def begin_watch(_flow: Any, flow_run: Any, _state: Any) -> None:
+def begin_watch(flow: Any, flow_run: Any, state: Any) -> None:
     """Prefect's hook ``on_running``: start to watch the flow run.
 
     A function of a module, because the flow is sent to Dask workers with its hooks.

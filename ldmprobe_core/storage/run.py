@@ -48,10 +48,8 @@ from zarr.storage import MemoryStore
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.bookkeeping import ChunkRecord, lay_out, require_no_data
-from ldmprobe_core.storage.checksum_store import ChecksumStore
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import Lease, hold_lease
-from ldmprobe_core.storage.metadata_cache import cached_fact, invalidate_cache
 from ldmprobe_core.storage.nodes import (
     consolidated_metadata,
     dimensions,
@@ -60,9 +58,11 @@ from ldmprobe_core.storage.nodes import (
     open_array,
     open_group,
 )
-from ldmprobe_core.storage.object_store import open_store, require_asserts
 from ldmprobe_core.storage.progress import Progress
 from ldmprobe_core.storage.schema import RunSchema, RunShape
+from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
+from ldmprobe_core.storage.stores.metadata_cache import cached_fact, invalidate_cache
+from ldmprobe_core.storage.stores.object_store import open_store, require_asserts
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.properties import map_properties
