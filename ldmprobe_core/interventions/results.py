@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel
 
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import EDIT_CONDITIONS, Intervention
 from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
@@ -71,9 +72,15 @@ def read_intervention(run: Run, name: str) -> Intervention:
 
     Raises:
         UserError: the run has no intervention of this name.
+        RunError: the record is damaged, or of another intervention.
     """
     file = f"{RECORDS}/{name}/intervention.json"
-    return run.location.read_record(file, Intervention, "put back a copy of it, or remove it")
+    spec = run.location.read_record(file, Intervention, "put back a copy of it")
+    if spec.name != name:  # the name has the hash of the settings
+        raise RunError(
+            f"{run.url}: {file} holds the settings of {spec.name}. Fix: put back a copy of it"
+        )
+    return spec
 
 
 def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionSummary:
@@ -131,6 +138,7 @@ def read_intervention_summary(run: Run, name: str) -> InterventionSummary:
 
     Raises:
         UserError: the intervention has no summary yet.
+        RunError: the summary is damaged.
     """
     remedy = "remove it, and repeat `ldmprobe intervene` with the same options"
     file = f"{RECORDS}/{name}/summary.json"
