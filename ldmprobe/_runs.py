@@ -87,6 +87,8 @@ class Run(StoredRun):
         group = self.open(f"probes/{layer}", require_complete=False)
         if step not in group.step.values:
             raise UserError(f"step: {step} is not in the run. Fix: take 1 to {len(group.step)}")
+        if self.progress.is_done("probed", step - 1, self.probe_inputs.index(layer)):
+            group = self.open(f"probes/{layer}")  # a missing chunk of it is an error
         kinds = [str(name) for name in group.kind.values]
         if kind is not None and kind not in kinds:
             raise UserError(f"kind: {kind!r} is not in the run. Fix: take {', '.join(kinds)}")

@@ -76,8 +76,8 @@ def class_curves(run: Run, level: float, resamples: int) -> ClassesRecord:
     correct = (top == targets).astype(np.float64)
     photographs = None
     if run.location.has(PHOTOGRAPHS):
-        text = run.location.read_text(PHOTOGRAPHS)
-        photographs = PhotographsRecord.model_validate_json(text)
+        remedy = "classify the photographs again, or remove the file"
+        photographs = run.location.read_record(PHOTOGRAPHS, PhotographsRecord, remedy)
     return ClassesRecord(
         accuracy=bootstrap.interval(correct) if by_prompt else None,
         confident=float((final.max(1) > CONFIDENT).mean()),

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from ldmprobe_core.errors import RunError
 from ldmprobe_core.probing.bootstrap import Interval
 from ldmprobe_core.probing.emergence import Emergence, Leads
 
@@ -201,8 +200,8 @@ class Summary(_Record):
         seconds: wall time by stage.
         bytes: size of the run's files.
         versions: versions of Python packages by name.
-        notes: what planning said about the study without refusing it, such as prompts that are
-            cut, or words that the model was not trained on; a sentence each.
+        notes: remarks of the plan on settings that it accepted, one sentence each, such as prompts
+            that are truncated or words that the model was not trained on.
     """
 
     study: str
@@ -231,11 +230,5 @@ def load_summary(run: Run) -> Summary:
         UserError: there is no run, or it is not finished.
         RunError: summary.json is damaged, or of another release.
     """
-    try:
-        return Summary.model_validate_json(run.location.read_bytes("summary.json"))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise RunError(
-            f"{run.url}: summary.json is unreadable ({first['msg']}). Fix: `ldmprobe report "
-            f"{run.url}` writes it again from the stored scores"
-        ) from None
+    remedy = f"`ldmprobe report {run.url}` writes it again from the stored scores"
+    return run.location.read_record("summary.json", Summary, remedy)

@@ -11,7 +11,7 @@ from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 
-FOLDER = "interventions"
+INTERVENTIONS_GROUP = "interventions"
 """Zarr group of the interventions' arrays."""
 RECORDS = "edits"
 """Folder of the JSON records, apart from the arrays: Zarr warns of other files in its groups."""
@@ -72,9 +72,8 @@ def read_intervention(run: Run, name: str) -> Intervention:
     Raises:
         UserError: the run has no intervention of this name.
     """
-    return Intervention.model_validate_json(
-        run.location.read_text(f"{RECORDS}/{name}/intervention.json")
-    )
+    file = f"{RECORDS}/{name}/intervention.json"
+    return run.location.read_record(file, Intervention, "put back a copy of it, or remove it")
 
 
 def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionSummary:
@@ -86,7 +85,7 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
     Raises:
         RuntimeError: a batch of it is not finished.
     """
-    group = f"{FOLDER}/{name}"
+    group = f"{INTERVENTIONS_GROUP}/{name}"
     if not run.progress_of(group).completed(EDIT).all():
         raise RuntimeError(f"intervention: {name} of {run.url} is not finished. Fix: resume it.")
     data = run.open(group, require_complete=True)
@@ -133,9 +132,9 @@ def read_intervention_summary(run: Run, name: str) -> InterventionSummary:
     Raises:
         UserError: the intervention has no summary yet.
     """
-    return InterventionSummary.model_validate_json(
-        run.location.read_text(f"{RECORDS}/{name}/summary.json")
-    )
+    remedy = "remove it, and repeat `ldmprobe intervene` with the same options"
+    file = f"{RECORDS}/{name}/summary.json"
+    return run.location.read_record(file, InterventionSummary, remedy)
 
 
 def completed_interventions(run: Run) -> list[str]:

@@ -92,11 +92,9 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
         UserError: there is no such file, or it is a pickle.
     """
     refuse_revision(spec)
-    if spec.weights is None and cache is None:
-        raise UserError(f"weights are missing. Fix: give a safetensors file of {published}")
     path = Path(spec.weights).expanduser() if spec.weights else cache
     if path is None:
-        raise UserError(f"give weights: a safetensors file of {published}")
+        raise UserError(f"weights are missing. Fix: give a safetensors file of {published}")
     if path.suffix in {".pth", ".pt", ".bin", ".ckpt"} and path.exists():
         raise UserError(
             f"weights {str(path)!r} are a pickle, which is never opened in a run. Fix: convert "

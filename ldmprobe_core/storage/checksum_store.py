@@ -139,12 +139,14 @@ class ChecksumStore(WrapperStore[Store]):
         """Remove a value."""
         if key.endswith("/zarr.json"):
             invalidate_node(self.url, key.removesuffix("/zarr.json"))
-        await self._store.delete(key)
+        with explained_failures(self.url):
+            await self._store.delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Remove everything below a prefix."""
         invalidate_node(self.url, prefix.strip("/"))
-        await self._store.delete_dir(prefix)
+        with explained_failures(self.url):
+            await self._store.delete_dir(prefix)
 
     async def exists(self, key: str) -> bool:
         """Whether a key exists; keys of Zarr v2 never do."""

@@ -13,11 +13,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
+from pydantic import BaseModel, ValidationError
 
 from ldmprobe_core.errors import RunError, UserError
+
+M = TypeVar("M", bound=BaseModel)
 
 _S3_CLIENT = {
     # Retry 500, 503 and cut connections with exponential backoff and jitter; then the unit of work
@@ -114,7 +117,7 @@ def normal_url(url: str) -> str:
     if any(part.strip() in ("", ".", "..") for part in parts):
         raise refused("a part of it is empty, '.' or '..'")
     if unsafe := _UNSAFE.search(rest):
-        raise refused(f"object stores take no {unsafe.group()!r} in keys")
+        raise refused(f"{unsafe.group()!r} is not allowed in keys")
     if protocol == "s3" and not _BUCKET.fullmatch(parts[0]):
         raise refused(f"{parts[0]!r:.80} is not a bucket's name")
     return f"{protocol}://{'/'.join(parts)}"
@@ -212,6 +215,24 @@ class Location:
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.url} holds no {name}: it is not a run, or its run is unfinished"
+            ) from None
+
+    def read_record(self, name: str, model: type[M], remedy: str) -> M:
+        """Read a JSON file as a record.
+
+        Args:
+            remedy: how the file is written again, for the message.
+
+        Raises:
+            UserError: it does not exist.
+            RunError: it is not such a record.
+        """
+        try:
+            return model.model_validate_json(self.read_bytes(name))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise RunError(
+                f"{self.url}: {name} is unreadable ({first['msg']}). Fix: {remedy}"
             ) from None
 
     def write_text(self, name: str, text: str) -> None:

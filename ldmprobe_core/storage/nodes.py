@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import zarr
 from zarr.abc.store import Store
-from zarr.errors import BaseZarrError
 
 from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
@@ -26,8 +25,11 @@ def explained_metadata(url: str, path: str) -> Iterator[None]:
         yield
     except LdmprobeError:
         raise
-    # Zarr and xarray raise many types for metadata that is missing, not JSON, or of another node.
-    except (BaseZarrError, FileNotFoundError, KeyError, ValueError, TypeError) as error:
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise metadata_error(url, path) from error
+        raise  # of the disk or the object store
+    except Exception as error:  # many types for metadata that is not JSON, or of another node
         raise metadata_error(url, path) from error
 
 
@@ -49,12 +51,21 @@ def consolidated_metadata(location: Location) -> dict[str, dict[str, Any]]:
     key = "zarr.json"
     try:
         document = json.loads(location.read_bytes(key))
-        return dict(document["consolidated_metadata"]["metadata"])
-    except (UserError, ValueError, KeyError, TypeError) as error:
+        nodes = dict(document["consolidated_metadata"]["metadata"])
+        if not nodes or not all(_is_node(path, node) for path, node in nodes.items()):
+            raise ValueError("other metadata than a run's")
+        return nodes
+    except (UserError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(
             f"{location.url}: {key}, which lists the run's arrays, is missing or unreadable. Fix: "
             "put it back, or move the run away and run the study again"
         ) from error
+
+
+def _is_node(path: str, metadata: Any) -> bool:
+    """Whether an entry of consolidated metadata can be of a group or an array below the root."""
+    safe = not {"", ".", ".."} & set(path.split("/"))
+    return safe and isinstance(metadata, dict) and metadata.get("node_type") in ("group", "array")
 
 
 def open_group(

@@ -173,7 +173,16 @@ class Run:
         return hold_lease(f"{self.url}.laying-out", "another start", patience_s=_LAYING_OUT_S)
 
     def consolidate(self) -> None:
-        """Consolidate the metadata of all groups, so that xarray opens the run with one read."""
+        """Consolidate the metadata of all groups, so that xarray opens the run with one read.
+
+        Raises:
+            RunError: a group or array that was created before is missing: the consolidated
+                metadata, from which it is restored, stays as it is.
+        """
+        nodes = {path for path, _ in open_group(self.store, self.url).members(max_depth=None)}
+        for path in sorted(consolidated_metadata(self.location).keys() - nodes):
+            if path.partition("/")[0] != "interventions":  # an interrupted one is created again
+                raise metadata_error(self.url, path)
         _consolidate(self.store)
 
     @cached_property
@@ -182,21 +191,27 @@ class Run:
 
         Raises:
             UserError: there is no study, or another release wrote it.
-            RunError: study.json is damaged.
+            RunError: study.json is damaged, or of another run.
         """
         text = self.location.read_bytes("study.json")
         try:
-            return parse_study(json.loads(text), "study.json")
-        except ValueError:
+            study = parse_study(json.loads(text), "study.json")
+        except (ValueError, RecursionError):
             raise RunError(
-                f"{self.url}: study.json is cut or not JSON. Fix: put back a copy of it (`ldmprobe "
-                "run` of the same study writes it into a run that is whole), or move the run away"
+                f"{self.url}: study.json is cut or not JSON. Fix: put back a copy of it, or remove "
+                "summary.json and repeat `ldmprobe run` with the same study, which writes both"
             ) from None
         except UserError as error:
             raise UserError(
                 f"{self.url}: the run was created by another release ({error}). Fix: read it with "
                 "that release, or with xarray alone"
             ) from None
+        if study.hash != (recorded := self.attributes.get("study_hash")):
+            raise RunError(
+                f"{self.url}: study.json has the hash {study.hash}, and the run was created for "
+                f"{recorded}. Fix: put back a copy of its own study.json"
+            )
+        return study
 
     def open(self, group: str, require_complete: bool = True) -> xr.Dataset:
         """Open one group lazily; the module's docstring lists the groups.

@@ -121,7 +121,7 @@ def _damaged_metadata(
         except UserError:
             yield CorruptChunkError(run.url, key, "missing")
             continue
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         # Attributes may be added by a reader; shape, chunks and codecs decide what bytes mean.
         if not isinstance(document, dict) or _fixed(document) != _fixed(metadata):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from intervention_helpers import carry_out_intervention
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.results import summarise_intervention
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention, edit_batch
@@ -38,6 +39,16 @@ def test_create_intervention_replaces_arrays_of_an_interrupted_attempt(run, monk
         create_intervention(run, spec)
     monkeypatch.setattr(Location, "write_text", original)
     assert carry_out_intervention(run, spec).pairs == 2
+
+
+def test_create_intervention_keeps_results_that_lost_their_record(run):
+    spec = Intervention(samples=2, steps=1, seed=12)
+    carry_out_intervention(run, spec)
+    image = run.read(f"interventions/{spec.name}", "image")
+    run.location.remove(f"edits/{spec.name}/intervention.json")
+    with pytest.raises(UserError, match=r"holds results, but .*intervention\.json is missing"):
+        create_intervention(run, spec)
+    np.testing.assert_array_equal(run.read(f"interventions/{spec.name}", "image"), image)
 
 
 def test_create_intervention_names_a_target_file_by_its_contents(run, tmp_path):

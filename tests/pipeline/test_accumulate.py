@@ -51,7 +51,7 @@ def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
 def test_accumulate_unit_that_was_overtaken_leaves_the_sums_unchanged(
     tiny_model, tmp_path, monkeypatch
 ):
-    """A worker that was taken for dead comes back when its part is further on."""
+    """A suspended worker resumes after another one advanced its accumulator."""
     monkeypatch.setattr("ldmprobe_core.study.batching.BATCHES_PER_UNIT", 1)
     run = prepare_run(statistics_study(tiny_model, "statistics"), str(tmp_path))
     real_read = Accumulator.read

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,12 @@ from hypothesis import strategies as st
 from run_helpers import assert_same, carry_out, small_study
 from zarr.storage import LocalStore
 
+import ldmprobe as lp
 from ldmprobe_core.analysis.compare import compare
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report, rebuild_report
 from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.interventions.results import read_intervention, read_intervention_summary
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.checksum_store import CorruptChunkError
@@ -255,8 +256,6 @@ def test_a_full_or_read_only_disk_is_one_sentence(copy, monkeypatch, code, expec
 
 
 def test_scores_of_a_running_study_read_as_nan(tiny_model, tmp_path):
-    import ldmprobe as lp
-
     run = prepare_run(small_study("fresh", tiny_model, 10), str(tmp_path))
     assert np.isnan(lp.open_run(run.url).scores("depth").values).all()
     assert np.isnan(lp.open_run(run.url).activations(LAYER).values).all()
@@ -268,7 +267,7 @@ def test_metadata_error_of_a_folder_that_is_no_run(tmp_path):
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     data=st.one_of(
@@ -280,14 +279,92 @@ def test_metadata_error_of_a_folder_that_is_no_run(tmp_path):
         ).map(lambda value: json.dumps(value).encode()),
     )
 )
-@pytest.mark.parametrize("name", ["summary.json", "study.json", "zarr.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "summary.json",
+        "study.json",
+        "zarr.json",
+        "edits/a/summary.json",
+        "edits/a/intervention.json",
+    ],
+)
 def test_any_bytes_in_a_json_file_are_read_or_refused(name, data, tmp_path):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(data)
     run = Run(str(tmp_path))
     read = {
         "summary.json": lambda: load_summary(run),
         "study.json": lambda: run.study,
         "zarr.json": lambda: consolidated_metadata(run.location),
+        "edits/a/summary.json": lambda: read_intervention_summary(run, "a"),
+        "edits/a/intervention.json": lambda: read_intervention(run, "a"),
     }[name]
-    with suppress(LdmprobeError):  # {} is a study: all of it has defaults
+    with pytest.raises(LdmprobeError) as caught:
         read()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [], {}, {"a": 1}, {"a": {}}, {"a": {"node_type": "picture"}}, {"": {"node_type": "group"}},
+        {"../a": {"node_type": "group"}}, {"/etc": {"node_type": "array"}},
+    ],
+)  # fmt: skip
+def test_consolidated_metadata_refuses_what_no_run_holds(tmp_path, nodes):
+    document = {"node_type": "group", "consolidated_metadata": {"metadata": nodes}}
+    (tmp_path / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(RunError, match=r"zarr\.json, which lists the run's arrays, is missing or"):
+        consolidated_metadata(Location(str(tmp_path)))
+
+
+def test_a_deeply_nested_study_is_one_sentence(tmp_path):
+    (tmp_path / "study.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match=r"study\.json is cut or not JSON"):
+        _ = Run(str(tmp_path)).study
+
+
+@pytest.mark.parametrize("changes", [{"prompts": {"seed": 8}}, {"sampling": {"steps": 2}}])
+def test_a_study_of_another_run_is_one_sentence(copy, changes):
+    path = Path(copy.url) / "study.json"
+    content = json.loads(path.read_text())
+    for section, values in changes.items():
+        content[section] |= values
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"study\.json has the hash .* was created for .* Fix: "):
+        _ = Run(copy.url).study
+
+
+def test_read_and_open_refuse_a_hole_in_every_array(copy):
+    root, run = Path(copy.url), Run(copy.url)
+    nodes = [path for path in root.rglob("zarr.json") if path.parent != root]
+    arrays = [p.parent for p in nodes if json.loads(p.read_text())["node_type"] == "array"]
+    assert len(arrays) > 50
+    for array in arrays:
+        group, _, name = array.relative_to(root).as_posix().rpartition("/")
+        chunk = sorted(path for path in (array / "c").rglob("*") if path.is_file())[-1]
+        data = chunk.read_bytes()
+        chunk.unlink()
+        for read in (lambda g, n: run.read(g, n), lambda g, n: run.open(g)[n].values):
+            with pytest.raises(CorruptChunkError) as caught:
+                read(group, name)
+            expected = chunk.relative_to(root).as_posix()
+            assert (caught.value.key, caught.value.reason) == (expected, "missing")
+        chunk.write_bytes(data)
+
+
+def test_consolidate_does_not_forget_a_lost_group(copy):
+    root = Path(copy.url)
+    before = (root / "zarr.json").read_bytes()
+    (root / "labels/zarr.json").unlink()
+    with pytest.raises(RunError, match=r"labels/zarr\.json is missing"):
+        Run(copy.url).consolidate()
+    assert (root / "zarr.json").read_bytes() == before
+
+
+def test_probe_of_a_complete_cell_is_not_read_from_holes(copy):
+    (Path(copy.url) / f"probes/{LAYER}/weight/c/0/0/1/0").unlink()
+    with pytest.raises(CorruptChunkError, match="weight/c/0/0/1/0 is missing"):
+        lp.open_run(copy.url).probe("depth", 2, LAYER)
+    assert lp.open_run(copy.url).probe("depth", 1, LAYER).weight.shape

@@ -86,7 +86,7 @@ def test_http_errors_of_an_object_store_are_os_errors_and_503_is_transient(
 
 def test_repr_of_a_store_has_no_secret(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-nobody-sees")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-value")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     store = open_store("s3://bucket/prefix")
     assert "a-secret" not in repr(store) + str(store) + repr(store.store.config)

@@ -15,7 +15,7 @@ def test_show_without_assert_statements_is_one_sentence(tmp_path):
         [sys.executable, "-O", "-m", "flows.cli", "show", str(tmp_path)],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
-    assert process.returncode == 2
+    assert process.returncode == 1
     assert process.stdout == ""
     sentence = " ".join(process.stderr.split())
     assert sentence.startswith("ldmprobe: python -O: ")
