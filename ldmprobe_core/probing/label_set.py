@@ -1,4 +1,7 @@
-"""Label maps of a run's images with their splits, and caches of their form on each token grid."""
+"""Label maps of a run's images with their splits, and caches of their form on each token grid.
+
+`ldmprobe_core.study.conditions` shuffles them for the control.
+"""
 
 from __future__ import annotations
 

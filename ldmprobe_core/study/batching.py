@@ -1,4 +1,7 @@
-"""Grouping of training batches into accumulation units, and the width of a cell's Gram matrix."""
+"""Layout of a run's statistics: batches of an accumulation unit, width of a cell's Gram matrix.
+
+Chunk sizes of arrays are decided in `ldmprobe_core.storage.schema`.
+"""
 
 from __future__ import annotations
 

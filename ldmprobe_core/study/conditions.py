@@ -1,6 +1,7 @@
-"""Conditions under which a cell is scored: the probe itself, and controls that should score low.
+"""The probe and its controls as conditions; `derange` shuffles labels, seeded by ``prompts.seed``.
 
-A condition is a network whose activations are read and an assignment of labels to samples.  The
+A condition is a network whose activations are read and an assignment of labels to samples; cells
+are scored under every one, and controls should score low.  The
 axis ``condition`` of stored scores lists the study's conditions by name, so a registered condition
 needs no new layout.
 """

@@ -95,7 +95,7 @@ def sample_grid(
 ) -> Figure:
     """Draw one sample over steps: decoded latents, and every property by probe and by labeler.
 
-    It follows figure 4 of the poster.
+    It follows figure 4 of the capstone poster (`published.POSTER`).
 
     Args:
         labels: labels of the run's samples, the last column.

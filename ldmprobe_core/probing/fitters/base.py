@@ -1,4 +1,4 @@
-"""Protocols of probes and fitters, and the data passed to a fitter."""
+"""Protocols of probes and fitters, and the data passed to a fitter, where labels are assigned."""
 
 from __future__ import annotations
 

@@ -117,7 +117,25 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
                         images.missing.get(prop),
                     )
     problems.require_none()
-    missing = {}
+    missing, map_notes = _check_properties(images, facts)
+    return FolderCheck(tuple(notes + map_notes), missing)
+
+
+def _check_properties(
+    images: Images, facts: dict[str, dict[str, _MapFacts]]
+) -> tuple[dict[str, float], list[str]]:
+    """Share of pixels that were not measured, by property, and notes about the maps.
+
+    Args:
+        facts: by property and file name.
+
+    Raises:
+        UserError: maps of one property differ in kind, or values are stated of maps that are not
+            there.
+    """
+    folder = Path(images.folder).expanduser()
+    missing: dict[str, float] = {}
+    notes: list[str] = []
     for prop, by_name in facts.items():
         stated = prop in images.missing
         if stated and not by_name:
@@ -129,7 +147,7 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
             _require_alike(folder, prop, by_name)
             missing[prop] = float(np.mean([one.missing for one in by_name.values()]))
             notes += _map_notes(prop, by_name, missing[prop], stated)
-    return FolderCheck(tuple(notes), missing)
+    return missing, notes
 
 
 def _check_names(folder: Path) -> list[str]:
