@@ -1,4 +1,4 @@
-"""Figures of interventions: before and after, a strip of an object that moves over its targets, films."""
+"""Figures of interventions: before and after, a strip of one object over all targets, films."""
 
 from __future__ import annotations
 
