@@ -38,7 +38,7 @@ from flows.checks.loopback import bypass_proxies_for_loopback
 from flows.checks.prefect_api import check_server
 from flows.checks.prefect_settings import without_password
 from flows.run_lock import task_runs
-from flows.watch import FlowWatch
+from flows.watch import FlowWatch, begin_watch
 from ldmprobe_core.errors import RunError, UserError
 from tasks.stopping import Stop, StoppedError, requested_stop, stoppable
 
@@ -156,7 +156,7 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
     url = str(PREFECT_API_URL.value())
     server = _started[-1] if _started else None
     with stoppable(), FlowWatch(url, server) as watch:
-        flow.on_running_hooks.append(lambda _flow, run, _state: watch.begin(run.id))
+        flow.on_running_hooks.append(begin_watch)
         try:
             result = flow(**parameters)
         except BaseException as error:

@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Protocol
@@ -75,7 +74,7 @@ class FlowWatch:
         )
 
     def __enter__(self) -> FlowWatch:
-        _last_acts.append(self._end_server)
+        _watches.append(self)
         self._handle(signal.SIGINT)
         self._thread.start()
         return self
@@ -89,11 +88,11 @@ class FlowWatch:
         self._over.set()
         for number, previous in self._handlers.items():
             signal.signal(number, previous)
-        _last_acts.remove(self._end_server)
+        _watches.remove(self)
         _ran.set()
 
     def begin(self, flow_run_id: Any) -> None:
-        """Start to watch a flow run; called as Prefect's hook ``on_running``.
+        """Start to watch a flow run.
 
         Prefect sets a handler of SIGTERM of its own before it, which this one replaces until the
         flow ends.
@@ -167,13 +166,25 @@ class FlowWatch:
         )
         request_stop(Stop(message, 3, cancels=False, waits=False, limit_s=_LOST_LIMIT_S))
 
-    def _end_server(self) -> None:
+    def end_server(self) -> None:
+        """End the server that this process started, if it did."""
         if self._server is not None:
             self._server.process.terminate()
 
 
-_last_acts: list[Callable[[], None]] = []
+_watches: list[FlowWatch] = []
+"""The watch in use; a list, since a flow may be watched within another one's process."""
+
 _ran = threading.Event()
+
+
+def begin_watch(flow: Any, flow_run: Any, state: Any) -> None:
+    """Prefect's hook ``on_running``: start to watch the flow run.
+
+    A function of a module, because the flow is sent to Dask workers with its hooks.
+    """
+    if _watches:
+        _watches[-1].begin(flow_run.id)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
@@ -185,9 +196,9 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
 
 def end_at_once(exit_code: int) -> None:
     """End this process and the server that it started, without waiting for threads."""
-    for act in _last_acts:
+    for watch in _watches:
         with suppress(Exception):
-            act()
+            watch.end_server()
     with suppress(OSError):
         if os.isatty(1):
             os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor

@@ -102,7 +102,7 @@ def capture(
 
 
 def _label_axes(
-    activations: Mapping[str, np.ndarray], timesteps: np.ndarray
+    activations: Mapping[str, np.ndarray], timesteps: np.ndarray | Sequence[float]
 ) -> dict[str, xr.DataArray]:
     """Activations (sample, step, y, x, channel) by layer, with dimensions and coordinates."""
     dims = ("sample", "step", "y", "x", "channel")

@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.storage.checksum_store import CorruptChunkError
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from tasks.failures import cancel_waiting, describe_failure, outcome, remedy
 from tasks.stopping import requested_stop, require_not_stopped
 

@@ -16,24 +16,19 @@ LINES_A_FUNCTION = 60
 SHARED_NAMES: dict[str, str] = {}
 """Public names that two core modules may define, with the reason."""
 
-LONG_FUNCTIONS = {
-    "ldmprobe_core/models/sampling.py:sample",
-    "ldmprobe_core/pipeline/planning/plan.py:plan_study",
-    "ldmprobe_core/pipeline/probe.py:probe_cell",
-}
+LONG_FUNCTIONS = {"ldmprobe_core/study/readers/folder_checks.py:check_folder"}
 """Pending: functions that still have to be split."""
+
+LARGE_FOLDERS: set[str] = set()
+"""Pending: folders that still have to be divided."""
 
 LONG_FILES = {"tests/infra/test_stack.py"}
 """Pending: files that still have to be split."""
 
 PRIVATE_USES = {
+    "tests/flows/test_local_cluster.py",
+    "tests/flows/test_watch.py",
     "tests/flows/test_workers.py",
-    "tests/pipeline/test_accumulate.py",
-    "tests/pipeline/test_activation_sinks.py",
-    "tests/pipeline/test_model_cache.py",
-    "tests/pipeline/test_own_images.py",
-    "tests/storage/test_lease.py",
-    "tests/storage/test_object_store.py",
 }
 """Pending: tests that still use private names of the packages."""
 
@@ -59,7 +54,7 @@ def test_the_cores_top_level_holds_init_and_errors_only():
 def test_folders_hold_few_modules():
     folders = {path.parent for path in modules(*PACKAGES)}
     sizes = {relative(folder): len(list(folder.glob("*.py"))) for folder in folders}
-    assert {name: n for name, n in sizes.items() if n > MODULES_A_FOLDER} == {}
+    assert {name for name, n in sizes.items() if n > MODULES_A_FOLDER} <= LARGE_FOLDERS
 
 
 def test_files_are_short():

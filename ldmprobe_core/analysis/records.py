@@ -200,8 +200,8 @@ class Summary(_Record):
         seconds: wall time by stage.
         bytes: size of the run's files.
         versions: versions of Python packages by name.
-        notes: what planning said about the study without refusing it, such as prompts that are
-            cut, or words that the model was not trained on; a sentence each.
+        notes: remarks of the plan on settings that it accepted, one sentence each, such as prompts
+            that are truncated or words that the model was not trained on.
     """
 
     study: str

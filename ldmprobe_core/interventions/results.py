@@ -12,7 +12,7 @@ from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 
-FOLDER = "interventions"
+INTERVENTIONS_GROUP = "interventions"
 """Zarr group of the interventions' arrays."""
 RECORDS = "edits"
 """Folder of the JSON records, apart from the arrays: Zarr warns of other files in its groups."""
@@ -92,7 +92,7 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
     Raises:
         RuntimeError: a batch of it is not finished.
     """
-    group = f"{FOLDER}/{name}"
+    group = f"{INTERVENTIONS_GROUP}/{name}"
     if not run.progress_of(group).completed(EDIT).all():
         raise RuntimeError(f"intervention: {name} of {run.url} is not finished. Fix: resume it.")
     data = run.open(group, require_complete=True)

@@ -18,7 +18,12 @@ from ldmprobe_core.interventions.directions import directions_of
 from ldmprobe_core.interventions.edit import EditDirection
 from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
 from ldmprobe_core.interventions.plan import InterventionPlan, plan_intervention
-from ldmprobe_core.interventions.results import FOLDER, RECORDS, edit_conditions, read_intervention
+from ldmprobe_core.interventions.results import (
+    INTERVENTIONS_GROUP,
+    RECORDS,
+    edit_conditions,
+    read_intervention,
+)
 from ldmprobe_core.interventions.scores import background_change, score_maps_against_targets
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import resolve_target, target_maps
@@ -70,13 +75,15 @@ def create_intervention(run: Run, spec: Intervention) -> str:
 
 def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: np.ndarray) -> None:
     """Create the arrays of an intervention and write its target maps (target, sample, y, x)."""
-    path = f"{FOLDER}/{spec.name}"
+    path = f"{INTERVENTIONS_GROUP}/{spec.name}"
     root = open_group(run.store, run.url, mode="r+")
     if path in root:  # an earlier attempt was interrupted
         _require_no_results(run, path)
         del root[path]
     arrays = GroupBuilder(root)
-    group = arrays.group(f"{FOLDER}/{spec.name}", f"{spec.prop} edited, method {spec.method}")
+    group = arrays.group(
+        f"{INTERVENTIONS_GROUP}/{spec.name}", f"{spec.prop} edited, method {spec.method}"
+    )
     sizes = run.open("images").sizes
     conditions = edit_conditions(spec)
     targets, n = len(spec.targets), len(plan.samples)
@@ -102,7 +109,7 @@ def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: n
     units = {"target": targets, "batch": -(-n // batch)}
     one = dict.fromkeys(units, 1)
     arrays.array(group, EDIT.progress, units, one, EDIT.dtype, EDIT.description, compress=False)
-    run.write(f"{FOLDER}/{spec.name}", {"target_map": maps.astype(np.float32)})
+    run.write(f"{INTERVENTIONS_GROUP}/{spec.name}", {"target_map": maps.astype(np.float32)})
 
 
 def _require_no_results(run: Run, group: str) -> None:
@@ -125,7 +132,7 @@ def _require_no_results(run: Run, group: str) -> None:
 
 def edit_units(run: Run, name: str) -> list[tuple[int, int]]:
     """Indices (target, batch) of an intervention's units of work."""
-    shape = run.progress_of(f"{FOLDER}/{name}").counts(EDIT).shape
+    shape = run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").counts(EDIT).shape
     return [(t, b) for t in range(shape[0]) for b in range(shape[1])]
 
 
@@ -142,7 +149,7 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
         ``seconds``.
     """
     run = Run(url)
-    group = f"{FOLDER}/{name}"
+    group = f"{INTERVENTIONS_GROUP}/{name}"
     progress = run.progress_of(group)
     if progress.is_done(EDIT, target, batch):
         return {"images": 0, "seconds": 0.0}
@@ -264,6 +271,8 @@ register_units(
             for t, b in edit_units(run, name)
         ],
         carry_out=edit_batch,
-        is_done=lambda run, name, *unit: run.progress_of(f"{FOLDER}/{name}").is_done(EDIT, *unit),
+        is_done=lambda run, name, *unit: run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").is_done(
+            EDIT, *unit
+        ),
     )
 )

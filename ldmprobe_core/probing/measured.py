@@ -76,6 +76,7 @@ def score_measured(
     for i, (guess, label) in enumerate(zip(predicted, truth, strict=True)):
         known = ~np.isnan(label)
         if known.any():
-            kept = label[known].astype(bool if predicted.dtype == bool else label.dtype)
-            scores[i] = function(guess[known][None, None], kept[None, None])[0]
+            dtype = bool if predicted.dtype == bool else label.dtype
+            pixels = label[known].astype(dtype)
+            scores[i] = function(guess[known][None, None], pixels[None, None])[0]
     return scores

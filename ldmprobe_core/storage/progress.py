@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ldmprobe_core.storage.bookkeeping import ChunkRecord, record_name
-from ldmprobe_core.storage.checksum_store import ChecksumStore
 from ldmprobe_core.storage.nodes import open_array
+from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
 from ldmprobe_core.storage.units import UnitKind
 
 GROUP = "progress"

@@ -48,10 +48,8 @@ from zarr.storage import MemoryStore
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.bookkeeping import ChunkRecord, lay_out, require_no_data
-from ldmprobe_core.storage.checksum_store import ChecksumStore
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import Lease, hold_lease
-from ldmprobe_core.storage.metadata_cache import cached_fact, invalidate_cache
 from ldmprobe_core.storage.nodes import (
     consolidated_metadata,
     dimensions,
@@ -60,9 +58,11 @@ from ldmprobe_core.storage.nodes import (
     open_array,
     open_group,
 )
-from ldmprobe_core.storage.object_store import open_store, require_asserts
 from ldmprobe_core.storage.progress import Progress
 from ldmprobe_core.storage.schema import RunSchema, RunShape
+from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
+from ldmprobe_core.storage.stores.metadata_cache import cached_fact, invalidate_cache
+from ldmprobe_core.storage.stores.object_store import open_store, require_asserts
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.properties import map_properties
@@ -247,17 +247,19 @@ class Run:
     def samples(self) -> list[Sample]:
         """Every sample of the run, in the order of their indices."""
         table = self.open("samples").load()
-        names = ["prompt", "seed", "category", "split", "source_image", "source_digest"]
         columns = [
-            table[name].values if name in table else [""] * len(table.sample) for name in names
+            table[name].values for name in ("prompt", "seed", "category", "split", "source_image")
         ]
+        digests = [""] * len(table.sample)  # runs of generated images have none
+        if "source_digest" in table:
+            digests = table.source_digest.values
         return [
             Sample(
                 int(index), str(prompt), int(seed), str(category) or None, str(split),
                 str(source_image) or None, source_digest=str(digest) or None,
             )
             for index, prompt, seed, category, split, source_image, digest in zip(
-                table.sample.values, *columns, strict=True
+                table.sample.values, *columns, digests, strict=True
             )
         ]  # fmt: skip
 

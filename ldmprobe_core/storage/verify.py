@@ -23,11 +23,11 @@ from ldmprobe_core.storage.bookkeeping import (
     record_names,
     unit_of_record,
 )
-from ldmprobe_core.storage.checksum_store import CorruptChunkError
-from ldmprobe_core.storage.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.nodes import consolidated_metadata, dimensions, open_array
 from ldmprobe_core.storage.progress import GROUP
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
+from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.units import UNIT_KINDS, UnitKind, kind_of_group
 from ldmprobe_core.study.batching import BUFFERS
 

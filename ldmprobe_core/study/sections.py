@@ -135,9 +135,11 @@ class Images(Section):
     missing: dict[str, float] = Field(default_factory=dict)
     content_hash: str | None = None
 
-    @field_validator("missing")
+    @field_validator("missing", mode="before")
     @classmethod
-    def _of_properties(cls, value: dict[str, float]) -> dict[str, float]:
+    def _of_properties(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r:.60} is of no property. Fix: name it, as in {{depth: 0}}")
         for prop in value:
             if prop not in PROPERTIES:
                 raise ValueError(f"{prop} is not a property; there is {', '.join(PROPERTIES)}")

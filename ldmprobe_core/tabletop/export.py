@@ -67,7 +67,7 @@ def save_labelers(out: Path, networks: dict[str, nn.Module]) -> None:
 
 
 def save_record(out: Path) -> None:
-    """Write the record from which studies take this model's sampling defaults and its words."""
+    """Write the record of the model's sampling defaults and vocabulary, which studies read."""
     sampling = {
         "scheduler": "ddim",
         "steps": evaluation.SAMPLER_STEPS,

@@ -73,10 +73,10 @@ def main() -> None:
 
 
 def _lower_priority() -> None:
-    """Let every other process of the machine go first: a training takes hours."""
+    """Give this process the lowest CPU priority, because a training takes hours."""
     os.nice(19)
-    # Linux shares a CPU among sessions before it looks at nice values, so that a training that was
-    # started in a session of its own would still get a full share.
+    # Linux divides the CPU among sessions (autogroups) first, and nice values only act within one.
+    # Without a lower autogroup priority, a training in its own session would get a full share.
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text("19")
 

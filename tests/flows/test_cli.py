@@ -41,7 +41,7 @@ def complain(capfd, monkeypatch):
         (["execution.device=cuda"], ["execution.device is 'cuda'", "auto"]),
     ],
 )
-def test_a_mistake_is_told_before_anything_begins(complain, tmp_path, overrides, words):
+def test_run_reports_a_mistake_before_anything_begins(complain, tmp_path, overrides, words):
     options = [part for override in overrides for part in ("--set", override)]
     code, said, out = complain("run", "tabletop", "--store", str(tmp_path / "runs"), *options)
     assert code == 1
@@ -53,7 +53,7 @@ def test_a_mistake_is_told_before_anything_begins(complain, tmp_path, overrides,
     assert not (tmp_path / "runs").exists()
 
 
-def test_more_prompts_than_a_flow_takes_as_parameters(complain, tmp_path):
+def test_run_refuses_more_prompts_than_flow_parameters_hold(complain, tmp_path):
     path = tmp_path / "study.yaml"
     items = [f"{caption} {'x' * 19_000}" for caption, _ in tabletop_prompts(60, 0)]
     path.write_text(json.dumps({"prompts": {"items": items}}))
@@ -64,13 +64,13 @@ def test_more_prompts_than_a_flow_takes_as_parameters(complain, tmp_path):
 
 
 @pytest.mark.parametrize("store", ["", " ", "a\0b", "s3://b/\n", "ftp://a/b"])
-def test_a_store_that_is_no_place(complain, store):
+def test_run_refuses_a_store_that_is_no_path_or_url(complain, store):
     code, said, _ = complain("run", "tabletop", "--store", store)
     assert code == 1
     assert said.startswith("ldmprobe: store ")
 
 
-def test_missing_study_and_missing_run(complain, tmp_path):
+def test_run_and_show_refuse_what_does_not_exist(complain, tmp_path):
     code, said, _ = complain("run", str(tmp_path / "none.yaml"))
     assert code == 1
     assert "no such file" in said
@@ -84,14 +84,14 @@ def test_missing_study_and_missing_run(complain, tmp_path):
         assert (code, "no summary.json" in said) == (1, True)
 
 
-def test_a_home_folder_is_expanded(complain, tmp_path, monkeypatch):
+def test_show_expands_the_home_folder(complain, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     code, said, _ = complain("show", "~/runs/x")
     assert code == 1
     assert str(tmp_path / "runs/x") in said
 
 
-def test_a_port_that_is_none_and_a_server_that_does_not_start(complain, tmp_path, monkeypatch):
+def test_run_refuses_a_bad_port_and_a_server_that_does_not_start(complain, tmp_path, monkeypatch):
     monkeypatch.setenv("LDMPROBE_PREFECT_PORT", "many")
     run = ("run", "tabletop", "--store", str(tmp_path / "runs"))
     code, said, _ = complain(*run)
@@ -103,7 +103,7 @@ def test_a_port_that_is_none_and_a_server_that_does_not_start(complain, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_object_store_that_does_not_answer(complain, monkeypatch):
+def test_run_and_show_refuse_an_object_store_that_does_not_answer(complain, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -115,7 +115,7 @@ def test_an_object_store_that_does_not_answer(complain, monkeypatch):
         assert "Prefect" not in out
 
 
-def test_a_store_that_cannot_be_written_to(complain, tmp_path):
+def test_run_refuses_a_store_that_is_not_writable(complain, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     code, said, out = complain("run", "tabletop", "--store", str(file / "runs"))
@@ -124,7 +124,7 @@ def test_a_store_that_cannot_be_written_to(complain, tmp_path):
     assert "Prefect" not in out
 
 
-def test_a_disk_that_is_too_small(complain, tmp_path, monkeypatch):
+def test_run_refuses_a_disk_that_is_too_small(complain, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
     code, said, _ = complain("run", "tabletop", "--store", str(tmp_path / "runs"))
@@ -165,7 +165,7 @@ def test_check_sizes_the_published_study_from_configs_alone():
         )
 
 
-def test_a_study_that_lacks_something_does_not_begin(complain, tmp_path):
+def test_run_refuses_a_study_whose_model_is_missing(complain, tmp_path):
     code, said, out = complain("run", "poster", "--store", str(tmp_path / "runs"))
     assert code == 1
     assert "CompVis/stable-diffusion-v1-4" in said

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from ldmprobe_core.storage.metadata_cache import invalidate_cache
+from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 
 HARMS = {
     "missing": lambda path: path.unlink(),

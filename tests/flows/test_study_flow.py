@@ -71,7 +71,7 @@ def ldmprobe(*words: str, home: Path, **more: str) -> subprocess.CompletedProces
     )
 
 
-def test_one_command_and_every_task_run_is_recorded(reference, tmp_path):
+def test_run_command_records_every_task_run(reference, tmp_path):
     path, plain = reference
     store, home = tmp_path / "runs", tmp_path / "prefect"
     done = ldmprobe("run", str(path), "--store", str(store), home=home)
@@ -141,7 +141,7 @@ def test_run_plans_and_resolves_a_study_once(tiny_model, tmp_path, monkeypatch):
     assert (folder / "summary.json").is_file()
 
 
-def test_statistics_instead_of_activations_by_two_workers(tiny_model, tmp_path):
+def test_run_command_keeps_statistics_on_two_dask_workers(tiny_model, tmp_path):
     """Through the command: the sums and scores of a plain loop, and only held-out samples kept."""
     content = small_study("sums", tiny_model, 40).model_dump(mode="json", by_alias=True)
     content["capture"] |= {"keep": "statistics", "accumulators": 3}
@@ -159,7 +159,7 @@ def test_statistics_instead_of_activations_by_two_workers(tiny_model, tmp_path):
     assert list(find_corrupt_chunks(run)) == []
 
 
-def test_classify_goes_before_a_study_and_shows_photographs(reference, tmp_path):
+def test_classify_command_precedes_run_and_shows_photographs(reference, tmp_path):
     path, plain = reference
     photographs = tmp_path / "photographs"
     photographs.mkdir()
@@ -179,7 +179,7 @@ def test_classify_goes_before_a_study_and_shows_photographs(reference, tmp_path)
     assert "on 3 photographs" in run.location.read_text("report/index.html")
 
 
-def test_a_second_start_is_refused_and_told_by_whom(reference, tmp_path):
+def test_run_command_refuses_a_run_that_is_held(reference, tmp_path):
     path, plain = reference
     place = f"{tmp_path}/runs/{plain.study.run_name}"
     with hold_lease(place, "flow run 0815"):
@@ -190,7 +190,7 @@ def test_a_second_start_is_refused_and_told_by_whom(reference, tmp_path):
     assert not Path(place).exists()
 
 
-def test_kill_nine_then_the_same_command_is_equal(reference, tmp_path, own_port):
+def test_run_command_resumes_after_kill_with_equal_bytes(reference, tmp_path, own_port):
     path, plain = reference
     store, home = tmp_path / "runs", tmp_path / "prefect"
     run = Run(f"{store}/{plain.study.run_name}")

@@ -1,6 +1,9 @@
-"""Where units of work run, and what is refused before any of them is submitted."""
+"""Task runners of a study, and what is refused before a unit is submitted."""
 
 from __future__ import annotations
+
+import inspect
+from pathlib import Path
 
 import pytest
 from distributed import LocalCluster
@@ -8,10 +11,13 @@ from prefect import flow, task
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.workers import gpu_resources, runner_of, workers_of
+from flows.workers import cluster_spec, gpu_resources, runner_of, workers_of
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.sections import Execution
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = ROOT / "infra" / "kubernetes"
 
 
 @task
@@ -49,31 +55,31 @@ def cluster():
         yield made.scheduler_address
 
 
-def test_local_workers_are_threads_of_the_flow(server):
+def test_runner_of_local_workers_is_a_thread_pool(server):
     runner = runner_of(Execution(workers=3))
     assert isinstance(runner, ThreadPoolTaskRunner)
     assert runner._max_workers == 3
     assert all("ThreadPoolExecutor" in name for name in asking(Execution()))
 
 
-def test_a_flow_learns_of_its_workers_from_its_parameters(server, cluster):
+def test_workers_of_takes_the_address_of_the_study(server, cluster):
     assert all("Dask" in name for name in asking(Execution(runner="dask", address=cluster)))
 
 
-def test_a_task_that_no_worker_may_take_is_not_submitted(server, cluster):
+def test_workers_of_refuses_gpus_that_no_worker_declares(server, cluster):
     execution = Execution(runner="dask", address=cluster, gpus_per_worker=1)
     with pytest.raises(UserError, match=r'gpus_per_worker is 1.*--resources "GPU=1"'):
         asking(execution)
 
 
-def test_a_scheduler_that_is_not_there(server, monkeypatch):
+def test_workers_of_refuses_a_scheduler_that_does_not_answer(server, monkeypatch):
     monkeypatch.setattr("flows.workers._ANSWER_LIMIT_S", 1.0)
     (port,) = free_ports(1)
     with pytest.raises(UserError, match=r"no Dask scheduler answers there"):
         asking(Execution(runner="dask", address=f"tcp://127.0.0.1:{port}"))
 
 
-def test_a_scheduler_without_workers(server):
+def test_workers_of_refuses_a_scheduler_without_workers(server):
     with (
         LocalCluster(
             n_workers=0, processes=False, dashboard_address=None, protocol="tcp", host="127.0.0.1"
@@ -81,3 +87,30 @@ def test_a_scheduler_without_workers(server):
         pytest.raises(UserError, match=r"a scheduler without workers\. Fix: start some"),
     ):
         asking(Execution(runner="dask", address=empty.scheduler_address))
+
+
+def test_cluster_spec_has_the_number_of_workers_and_a_name_of_its_own():
+    execution = Execution(
+        runner="dask", cluster=str(KUBERNETES / "dask-cluster.yaml"), workers=5, gpus_per_worker=1
+    )
+    one, two = cluster_spec(execution), cluster_spec(execution)
+    assert one["spec"]["worker"]["replicas"] == 5
+    names = {spec["metadata"]["name"] for spec in (one, two)}
+    assert len(names) == 2  # one flow's end must not be another's
+    selector = one["spec"]["scheduler"]["service"]["selector"]
+    assert selector["dask.org/cluster-name"] == one["metadata"]["name"]
+    runner = runner_of(execution)
+    assert runner.resolved_cluster_class.__name__ == "KubeCluster"
+    assert (
+        runner.cluster_kwargs.keys()
+        <= inspect.signature(runner.resolved_cluster_class.__init__).parameters.keys()
+    )
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "kind: Pod", "- 1", "kind: DaskCluster"])
+def test_cluster_spec_refuses_a_file_that_describes_no_cluster(tmp_path, content):
+    path = tmp_path / "cluster.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"execution.cluster is .*cluster.yaml"):
+        cluster_spec(Execution(runner="dask", cluster=str(path)))

@@ -245,7 +245,7 @@ def test_a_scheduled_run_is_picked_up_and_gives_the_same_bytes(connected, refere
     assert any(re.fullmatch(r"4 samples, \d+\.\d\d s, \d+\.\d MB", line) for line in logs)
 
 
-def test_a_model_is_loaded_once_a_worker_process(connected, scheduled):
+def test_model_cache_loads_once_a_worker_process(connected, scheduled):
     with Client(connected.env["LDMPROBE_DASK"], set_as_default=False) as client:
         loads = client.run(lambda: dict(model_cache.load_counts))
     assert len(loads) == 2
@@ -253,7 +253,7 @@ def test_a_model_is_loaded_once_a_worker_process(connected, scheduled):
     assert sum(counts["generator"] for counts in loads.values() if counts) >= 1
 
 
-def test_the_form_of_the_ui_knows_every_key(connected):
+def test_deployment_parameters_have_the_study_schema(connected):
     with get_client(sync_client=True) as client:
         schema = client.read_deployment_by_name("study/process").parameter_openapi_schema
         assert {"study", "store"} <= schema["properties"].keys()
@@ -269,7 +269,7 @@ def test_the_form_of_the_ui_knows_every_key(connected):
     shutil.which("chromium") is None and "LDMPROBE_BROWSER_REQUIRED" not in os.environ,
     reason="needs Chromium; .ci/run installs it and insists",
 )
-def test_the_page_of_a_run_shows_what_its_tasks_do(connected, scheduled, tmp_path):
+def test_ui_page_of_a_run_shows_its_tasks(connected, scheduled, tmp_path):
     from playwright.sync_api import expect, sync_playwright
 
     ui = connected.env["PREFECT_API_URL"].removesuffix("/api")
@@ -291,7 +291,7 @@ def test_the_page_of_a_run_shows_what_its_tasks_do(connected, scheduled, tmp_pat
     assert (tmp_path / "run.png").stat().st_size > 20_000
 
 
-def test_an_intervention_runs_as_a_deployment(connected, reference, scheduled):
+def test_intervene_deployment_runs(connected, reference, scheduled):
     url = f"s3://runs/scheduled/{reference[0].run_name}"
     what = {"prop": "foreground", "targets": [{"dx": 0.25, "dy": 0.0}], "samples": 3,
             "layers": ["*"]}  # fmt: skip
@@ -308,7 +308,7 @@ def test_an_intervention_runs_as_a_deployment(connected, reference, scheduled):
     assert f"{name}.png" in run.location.read_text("report/index.html")
 
 
-def test_no_key_is_in_the_database_the_logs_or_the_run(connected, scheduled, tmp_path):
+def test_secrets_are_in_no_database_log_or_run(connected, scheduled, tmp_path):
     secrets = [connected.env["AWS_SECRET_ACCESS_KEY"], connected.env["AWS_ACCESS_KEY_ID"]]
     ports = connected.data / "ports.json"
     port = re.search(r'"postgres": (\d+)', ports.read_text())
@@ -339,7 +339,7 @@ def test_no_key_is_in_the_database_the_logs_or_the_run(connected, scheduled, tmp
         assert (connected.data / name).stat().st_mode & 0o077 == 0, name
 
 
-def test_everything_listens_on_loopback_only(connected):
+def test_services_listen_on_loopback_only(connected):
     listening = set()
     for process in psutil.Process(connected.process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # a flow's process has just ended
@@ -349,7 +349,7 @@ def test_everything_listens_on_loopback_only(connected):
     assert {address.ip for address in listening} <= {"127.0.0.1", "::1"}
 
 
-def test_what_one_client_writes_the_other_reads(connected, tiny_model, monkeypatch):
+def test_obstore_and_s3fs_read_what_the_other_writes(connected, tiny_model, monkeypatch):
     run = prepare_run(small_study("clients", tiny_model, 8), "s3://runs/clients")
     group = f"activations/{run.layers[0]}"
     shape = run.open(group).activation.shape
@@ -374,9 +374,7 @@ def command(stack, study_file, store, **more):
     )  # fmt: skip
 
 
-def test_an_object_store_that_fails_and_dawdles_gives_the_same_bytes(
-    connected, tiny_model, tmp_path
-):
+def test_faulty_object_store_gives_the_same_bytes(connected, tiny_model, tmp_path):
     study = small_study("faulty", tiny_model, 10)
     plain = carry_out(study, str(tmp_path))
     path = tmp_path / "study.yaml"
@@ -401,7 +399,7 @@ def test_an_object_store_that_fails_and_dawdles_gives_the_same_bytes(
     assert faults.done["slow"] > 20
 
 
-def test_of_many_starts_at_once_one_lays_a_run_out(connected, tiny_model):
+def test_prepare_run_at_once_creates_one_run(connected, tiny_model):
     """A conditional put decides, between processes of different machines too."""
     study = small_study("many", tiny_model, 10)
     with ThreadPoolExecutor(4) as pool:
@@ -428,7 +426,7 @@ def kill(stack, what, flow):
 
 
 @pytest.mark.timeout(3000)  # twenty restarts, on a loaded machine too
-def test_twenty_kills_at_any_moment_change_no_bit(connected, tiny_model, tmp_path):
+def test_kills_at_any_moment_change_no_byte(connected, tiny_model, tmp_path):
     """Studies one after the other until twenty kills are through; each is resumed to its end."""
     lot = random.Random(20)
     kills = KILLS.copy()
@@ -495,7 +493,7 @@ def _strike(stack, kills, flow, lot, at_work):
             kill(stack, kills.pop(), flow)
 
 
-def test_it_stops_wholly_and_starts_again_on_the_same_data(stack, reference, scheduled):
+def test_stack_stops_and_starts_again_on_the_same_data(stack, reference, scheduled):
     assert stack.stop() == []
     assert stack.process.returncode == 0
     stack.start()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_a_wheel_runs_a_study_outside_the_clone(tmp_path):
+def test_wheel_runs_a_study_outside_the_clone(tmp_path):
     def call(*words, **more):
         done = subprocess.run(words, capture_output=True, text=True, timeout=400, **more)
         assert done.returncode == 0, done.stdout + done.stderr

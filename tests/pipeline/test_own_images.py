@@ -310,6 +310,10 @@ def test_study_of_missing_values_has_its_own_hash_and_names_properties(measured_
     assert parts.hash == hashlib.sha256(text.encode()).hexdigest()[:16]  # as without the key
     with pytest.raises(UserError, match=r"images\.missing: size is not a property; there is fore"):
         make(images={"folder": "x", "missing": {"size": 0}})
+    with pytest.raises(UserError, match=r"images\.missing: 0 is of no property\. Fix: name it, as"):
+        make(images={"folder": "x", "missing": 0})
+    with pytest.raises(UserError, match=r"images\.missing\.depth is nan"):
+        make(images={"folder": "x", "missing": {"depth": float("nan")}})
 
 
 def test_plan_names_a_broken_file_before_anything_is_made(measured_in_part):

@@ -21,10 +21,10 @@ from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.interventions.results import read_intervention, read_intervention_summary
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
-from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.nodes import consolidated_metadata
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
 

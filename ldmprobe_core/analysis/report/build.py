@@ -32,7 +32,7 @@ from ldmprobe_core.analysis.report.text import (
 from ldmprobe_core.analysis.summarize import RunAnalysis, summarise
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import (
-    FOLDER,
+    INTERVENTIONS_GROUP,
     completed_interventions,
     read_intervention_summary,
 )
@@ -159,7 +159,7 @@ class _FigureWriter:
             f"Samples before and after the intervention {name}, with its controls.",
             result=read_intervention_summary(run, name),
         )
-        if run.open(f"{FOLDER}/{name}").sizes["target"] < 2:
+        if run.open(f"{INTERVENTIONS_GROUP}/{name}").sizes["target"] < 2:
             return
         self._write(
             "interventions",

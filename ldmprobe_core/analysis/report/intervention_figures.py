@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ldmprobe_core.interventions.results import FOLDER, read_intervention
+from ldmprobe_core.interventions.results import INTERVENTIONS_GROUP, read_intervention
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
@@ -22,7 +22,7 @@ _ROWS = 4
 
 def before_and_after(run: Run, name: str) -> Figure:
     """Draw samples in rows: unedited image, target, edited image, its label, controls' images."""
-    data = run.open(f"{FOLDER}/{name}")
+    data = run.open(f"{INTERVENTIONS_GROUP}/{name}")
     index = [int(i) for i in data.sample.values[:_ROWS]]
     unedited = run.read("images", "image", sample=index)
     conditions = [str(v) for v in data.condition.values]
@@ -54,7 +54,7 @@ def before_and_after(run: Run, name: str) -> Figure:
 
 def strip(run: Run, name: str) -> Figure:
     """Draw one sample: every target above, the edited image for it below."""
-    data = run.open(f"{FOLDER}/{name}").isel(sample=0).load()
+    data = run.open(f"{INTERVENTIONS_GROUP}/{name}").isel(sample=0).load()
     count = data.sizes["target"]
     figure = Figure(figsize=(1.3 * count, 3.0))
     grid = figure.subplots(2, count, squeeze=False)
@@ -76,7 +76,7 @@ def _frames(run: Run, name: str) -> list[np.ndarray]:
 
     Small images are enlarged by a whole factor to about 256 pixels of width.
     """
-    images = run.read(f"{FOLDER}/{name}", "image", condition=0, sample=0)
+    images = run.read(f"{INTERVENTIONS_GROUP}/{name}", "image", condition=0, sample=0)
     factor = max(1, 256 // images.shape[2])
     frames = [image.repeat(factor, 0).repeat(factor, 1) for image in images]
     return frames + frames[-2:0:-1]

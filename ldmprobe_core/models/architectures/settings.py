@@ -5,8 +5,6 @@ A setting without effect would give the same computation another hash, hence a s
 
 from __future__ import annotations
 
-from typing import Any
-
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.study.schema import Study
@@ -66,7 +64,7 @@ def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]
     if scale != 1 and not architecture.uses_guidance(negative):
         return (
             f"sampling.guidance has no effect ({scale:g}): the {architecture.denoiser} takes no "
-            "guidance, which needs prompts.negative here",
+            "guidance scale, and classifier-free guidance needs prompts.negative here",
         )
     return ()
 
@@ -74,7 +72,7 @@ def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]
 def dry_run_problem(architecture: Architecture, error: Exception) -> UserError:
     """Error for a denoiser that fails when it is called as its pipeline calls it."""
     reason = str(error).strip().partition("\n")[0]
-    problem: Any = f"{type(error).__name__}: {reason:.120}"
+    problem = f"{type(error).__name__}: {reason:.120}"
     return UserError(
         f"model: the {architecture.denoiser} of {architecture.source} cannot be called as a "
         f"{architecture.pipeline_name} calls it ({problem}). Fix: correct its config.json, or use "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -30,8 +30,6 @@ _MAX_NAMED = 5
 """Most files that one message lists."""
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True)
 class FolderCheck:
@@ -45,6 +43,32 @@ class FolderCheck:
 
     notes: tuple[str, ...]
     missing: dict[str, float]
+
+
+class _Problems:
+    """Problems of several files, which are told together.
+
+    Attributes:
+        files: name of the source image to the first problem with it or its maps.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+
+    @contextmanager
+    def noted(self, name: str) -> Iterator[None]:
+        """Note a `UserError` of the block under a file's name instead of raising it."""
+        try:
+            yield
+        except UserError as error:
+            self.files.setdefault(name, str(error))
+
+    def require_none(self) -> None:
+        """Raise `UserError` with the first problem, and the names of other images with problems."""
+        if self.files:
+            first, *others = self.files
+            more = f". Other images with problems: {_listed(others)}" if others else ""
+            raise UserError(f"{self.files[first]}{more}")
 
 
 @dataclass(frozen=True)
@@ -70,40 +94,29 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
     """
     folder = Path(images.folder).expanduser()
     notes = _check_names(folder)
-    problems: list[tuple[str, str]] = []
-
-    def attempt(name: str, check: Callable[[], Result]) -> Result | None:
-        try:
-            return check()
-        except UserError as error:
-            problems.append((name, str(error)))
-            return None
-
+    problems = _Problems()
     by_pixels: dict[bytes, str] = {}
-    facts: dict[str, dict[str, _MapFacts]] = {prop: {} for prop in map_properties()}
     for name in names:
-        picture = folder / name
-        pixels = attempt(name, lambda p=picture: _check_picture(p, file_digest(p), size))  # type: ignore[misc]
-        if pixels is None:
-            continue
-        attempt(name, lambda p=picture, h=pixels: _require_new(p, h, by_pixels))  # type: ignore[misc]
+        with problems.noted(name):
+            pixels = _check_picture(folder / name, file_digest(folder / name), size)
+            _require_new(folder / name, pixels, by_pixels)
+    whole = [name for name in names if name not in problems.files]
+    facts: dict[str, dict[str, _MapFacts]] = {prop: {} for prop in map_properties()}
+    for name in whole:
         for prop in map_properties():
-            path = map_path(folder, name, prop)
-            if path is None:
-                continue
-            value = images.missing.get(prop)
-            found = attempt(
-                path.name,
-                lambda m=path, p=picture, prop=prop, value=value: _check_map(  # type: ignore[misc]
-                    m, p, file_digest(m), file_digest(p), prop, size, value
-                ),
-            )
-            if found is not None:
-                facts[prop][path.name] = found
-    if problems:
-        more = [name for name, _ in problems[1:]]
-        others = f". {len(more)} more files have problems: {_listed(more)}" if more else ""
-        raise UserError(f"{problems[0][1]}{others}")
+            with problems.noted(name):
+                path = map_path(folder, name, prop)
+                if path is not None:
+                    facts[prop][path.name] = _check_map(
+                        path,
+                        folder / name,
+                        file_digest(path),
+                        file_digest(folder / name),
+                        prop,
+                        size,
+                        images.missing.get(prop),
+                    )
+    problems.require_none()
     missing = {}
     for prop, by_name in facts.items():
         stated = prop in images.missing
@@ -201,11 +214,17 @@ def _check_map(
 
 
 def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None:
-    """Refuse maps of one property whose numbers mean different things.
+    """Refuse maps of one property whose numbers mean different things, or nothing.
 
     Raises:
-        UserError: masks with different levels, or scalar maps of different number types.
+        UserError: masks with different levels, scalar maps of different number types, or only maps
+            with one value throughout.
     """
+    if all(one.constant for one in facts.values()):
+        raise UserError(
+            f"{folder / next(iter(facts))}: like all {prop} maps it has one value throughout, so "
+            "there is nothing to read. Fix: correct the maps, or images.missing"
+        )
     if property_of(prop).is_mask:
         kinds = {name: f"level {one.level:g}" for name, one in facts.items() if one.level}
         meaning = "the maps may hold object numbers"
@@ -233,10 +252,11 @@ def _map_notes(prop: str, facts: dict[str, _MapFacts], missing: float, stated: b
     elif stated:
         notes.append(f"images.missing has {prop}, and all pixels of its maps are measured")
     constant = [name for name, one in facts.items() if one.constant]
-    if constant and not property_of(prop).is_mask:
+    if constant:
+        scalar = ", so that correlations with them are undefined"
         notes.append(
-            f"images: {len(constant)} of {len(facts)} {prop} maps have one value throughout, so "
-            f"that correlations with them are undefined: {_listed(constant)}"
+            f"images: {len(constant)} of {len(facts)} {prop} maps have one value throughout"
+            f"{'' if property_of(prop).is_mask else scalar}: {_listed(constant)}"
         )
     return notes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ BACKGROUND = (255, 255, 255)
 """Colour behind transparent pixels, as a browser shows them; their own RGB values are arbitrary."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
-"""Formats that are decoded, whatever a file's suffix is; JPEG includes MPO."""
+"""Formats that are decoded, independent of a file's suffix; JPEG includes MPO."""
 
 MAX_PIXELS = 80_000_000
 """Largest image that is decoded; a small file can claim far more (a decompression bomb)."""
@@ -31,14 +33,31 @@ def open_rgb(path: Path) -> Image.Image:
         UserError: the file is not an image, incomplete, an animation, or of a mode without a
             defined range.
     """
+    with _opened(path) as image:
+        require_readable_size(path, *image.size)
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # of a camera's MPO the first is the picture
+            raise UserError(f"{path}: an animation of {frames} frames. Fix: save one frame")
+        image.load()
+        return _to_rgb(path, ImageOps.exif_transpose(image))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image in pixels, rotated as its EXIF orientation says.
+
+    Raises:
+        UserError: the file is not an image.
+    """
+    with _opened(path) as image:
+        return ImageOps.exif_transpose(image).size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image; errors of decoders inside the block become a `UserError`."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            require_readable_size(path, *image.size)
-            frames = getattr(image, "n_frames", 1)
-            if frames > 1 and image.format != "MPO":  # of a camera's MPO the first is the picture
-                raise UserError(f"{path}: an animation of {frames} frames. Fix: save one frame")
-            image.load()
-            return _to_rgb(path, ImageOps.exif_transpose(image))
+            yield image
     except UserError:
         raise
     except Image.DecompressionBombError:

@@ -13,11 +13,11 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import map_properties, property_of
-from ldmprobe_core.study.readers.image_files import FORMATS, open_rgb
+from ldmprobe_core.study.readers.image_files import image_size, open_rgb
 from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, LoadedMap, load_map
 from ldmprobe_core.study.sections import Images
 
@@ -54,13 +54,23 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Visible files of a folder and broken links, which are files that are gone, sorted by name."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".")
-        and (path.is_file() or (path.is_symlink() and not path.exists()))
-    )
+    """Visible files of a folder and broken links, which are files that are gone, sorted by name.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    try:
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if not path.name.startswith(".")
+            and (path.is_file() or (path.is_symlink() and not path.exists()))
+        )
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be listed ({type(error).__name__}). Fix: check the folder's "
+            "permissions"
+        ) from error
 
 
 def is_picture(path: Path) -> bool:
@@ -222,8 +232,7 @@ def require_same_aspect(path: Path, loaded: LoadedMap, picture: Path) -> None:
     Raises:
         UserError: the aspects differ by more than a pixel.
     """
-    with Image.open(picture, formats=FORMATS) as source_image:
-        width, height = ImageOps.exif_transpose(source_image).size
+    width, height = image_size(picture)
     down, across = loaded.values.shape
     if abs(down * width - across * height) > max(width, height):
         raise UserError(

@@ -1,6 +1,9 @@
 """Pictures are read for what their mode means, or refused in one sentence."""
 
 import io
+import struct
+import time
+import zlib
 
 import numpy as np
 import pytest
@@ -103,3 +106,15 @@ def test_file_that_is_no_image_is_named_with_its_content(tmp_path, name, data, w
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name}: not a complete image \({words}; .*Fix: save"):
         open_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize("side", [9_000, 100_000])
+def test_image_that_claims_too_many_pixels_is_refused_within_a_second(tmp_path, side):
+    data = bytearray(_written("L", "PNG", size=9))
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"a\.png: .*pixels are more than 80 million\. Fix: scale"):
+        open_rgb(tmp_path / "a.png")
+    assert time.process_time() - start < 1

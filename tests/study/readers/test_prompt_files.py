@@ -1,5 +1,7 @@
 """Prompt files: columns, encodings, splits, and mistakes with their line."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,3 +202,12 @@ def test_prompt_file_of_any_bytes_is_rows_or_one_sentence(tmp_path_factory, data
         return
     assert rows
     assert all(row.prompt.strip() and 0 <= row.seed < 2**63 for row in rows)
+
+
+@pytest.mark.parametrize("data", [b'"' * 4_000_000, b"\xe9" * 4_000_000, b"a,\r" * 1_000_000])
+def test_large_file_that_is_no_prompt_file_is_refused_within_a_second(tmp_path, data):
+    (tmp_path / "a.csv").write_bytes(data)
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"a\.csv"):
+        read_rows({"all": str(tmp_path / "a.csv")})
+    assert time.process_time() - start < 1

@@ -10,7 +10,7 @@ import pytest
 from flows.checks.prefect_settings import check_prefect_settings, without_password
 from ldmprobe_core.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below", "/proc/no-such-folder"])

@@ -17,7 +17,7 @@ from zarr.storage import WrapperStore
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.storage.bookkeeping import ChunkRecord
 from ldmprobe_core.storage.filesystem import explained_failures
-from ldmprobe_core.storage.metadata_cache import documents, invalidate_node, members
+from ldmprobe_core.storage.stores.metadata_cache import documents, invalidate_node, members
 
 _CRC_BYTES = 4
 

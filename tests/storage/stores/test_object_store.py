@@ -9,8 +9,8 @@ import pytest
 from zarr.core.buffer import default_buffer_prototype
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.storage import object_store
-from ldmprobe_core.storage.object_store import open_store
+from ldmprobe_core.storage.stores import object_store
+from ldmprobe_core.storage.stores.object_store import open_store
 from tasks.retries import is_transient
 
 

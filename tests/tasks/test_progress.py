@@ -1,18 +1,39 @@
-"""A request to stop: printed once, seen by stages and units, forgotten by the next flow."""
+"""Waiting for the units of a stage: failures, and requests to stop."""
+
+from __future__ import annotations
 
 import threading
-import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pytest
+from prefect import flow, task
 from prefect.futures import PrefectConcurrentFuture
+from prefect.testing.utilities import prefect_test_harness
 
 import tasks.progress
-from tasks.progress import follow
-from tasks.references import RunRef, UnitRef
-from tasks.stopping import Stop, StoppedError, request_stop, requested_stop, stoppable
-from tasks.study import carry_out
+from ldmprobe_core.errors import UserError
+from tasks.progress import StageError, follow
+from tasks.stopping import Stop, StoppedError, request_stop, stoppable
+
+
+def test_follow_raises_the_user_error_of_a_worker(monkeypatch):
+    @flow
+    def stage(error):
+        @task
+        def unit():
+            raise error
+
+        return follow("stage", {"one": unit.submit()})
+
+    monkeypatch.setattr(tasks.progress, "create_progress_artifact", lambda **_: uuid.uuid4())
+    monkeypatch.setattr(tasks.progress, "update_progress_artifact", lambda **_: None)
+    with prefect_test_harness(server_startup_timeout=120):
+        with pytest.raises(UserError, match=r"^model.source 'x' has fingerprint"):
+            stage(UserError("model.source 'x' has fingerprint a here"))
+        with pytest.raises(StageError, match=r"1 of 1 units of stage failed.*one, ValueError: bad"):
+            stage(ValueError("bad"))
 
 
 @pytest.fixture(autouse=True)
@@ -21,29 +42,6 @@ def no_artifacts(monkeypatch):
     monkeypatch.setattr(tasks.progress, "update_progress_artifact", lambda *_, **__: None)
     with stoppable():
         yield
-
-
-def test_request_stop_prints_and_keeps_the_first(capfd):
-    assert requested_stop() is None
-    assert request_stop(Stop("first – with a dash", 130))
-    assert not request_stop(Stop("second", 143))
-    assert requested_stop().exit_code == 130
-    assert capfd.readouterr().err.split("\n") == ["", "first – with a dash", ""]
-    with stoppable():
-        assert requested_stop() is None
-
-
-def test_stop_is_overdue_after_its_limit():
-    assert not Stop("x", 130, limit_s=60.0).is_overdue
-    assert Stop("x", 130, limit_s=60.0, since=time.monotonic() - 61).is_overdue
-
-
-def test_carry_out_starts_no_unit_after_a_request():
-    request_stop(Stop("stop", 130))
-    unit = UnitRef(run=RunRef(url="/none", identity="x"), verb="generate", index=(0,), title="x")
-    with pytest.raises(StoppedError, match="stop") as stopped:
-        carry_out(unit)
-    assert stopped.value.exit_code == 130
 
 
 def _futures(pool, functions):

@@ -1,0 +1,154 @@
+"""Services of the stack, and the same ones as containers of docker-compose.yml."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import yaml
+
+from infra import services
+from infra.services import Platform
+
+ROOT = Path(__file__).parents[2]
+
+FILLED = {"POSTGRES_PASSWORD": "p", "PREFECT_AUTH": "admin:p", "S3_KEY": "k", "S3_SECRET": "s"}
+
+
+@pytest.fixture(scope="module")
+def compose():
+    """docker-compose.yml with its variables filled in, as compose itself would."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    known = {**FILLED, "LDMPROBE_GPUS": "1"}
+    text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: known.get(m[1], m[2]), text)
+    text = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda m: known[m[1]], text)
+    assert "${" not in text
+    return yaml.safe_load(text)["services"]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """What `make stack` starts, by name."""
+    ports = services.PUBLIC_PORTS | {
+        name: 20_000 + i for i, name in enumerate(services.INNER_PORTS)
+    }
+    secrets = {"database": "p", "s3-key": "k", "s3-secret": "s"}
+    platform = Platform(tmp_path_factory.mktemp("stack"), ports, secrets, workers=2)
+    with mock.patch.object(services, "postgres_program", lambda name: name):
+        return {service.name: service for service in platform.services()}
+
+
+def compose_accepts(folder: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    env_file = folder / "env"
+    example = (ROOT / ".env.example").read_text()
+    for name, value in values.items():
+        example = re.sub(rf"(?m)^{name}=.*$", f"{name}={value}", example)
+    env_file.write_text(example)
+    return subprocess.run(
+        ["docker-compose", "--env-file", str(env_file), "-f", str(ROOT / "docker-compose.yml"),
+         "config"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(
+    shutil.which("docker-compose") is None and "LDMPROBE_STACK_REQUIRED" not in os.environ,
+    reason="needs docker-compose; .ci/run installs it and insists",
+)
+def test_compose_accepts_the_file_and_refuses_an_empty_secret(tmp_path):
+    done = compose_accepts(tmp_path, FILLED)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["services"]["prefect-server"]["ports"] == [
+        "127.0.0.1:4200:4200/tcp"
+    ]
+    for name in FILLED:
+        refused = compose_accepts(tmp_path, FILLED | {name: ""})
+        assert refused.returncode != 0
+        assert f"set {name} in .env" in refused.stderr
+
+
+def test_compose_has_the_services_of_the_stack(compose, local):
+    plain = {name.rstrip("-0123456789") for name in local}
+    assert plain == {name.removesuffix("-gpu") for name in compose}
+    for name, service in compose.items():
+        assert service["restart"] == "on-failure:20", name
+        if not name.startswith("dask-worker"):  # the scheduler knows whether its workers live
+            assert "healthcheck" in service, name
+
+
+def flags(words: list[str]) -> dict[str, str]:
+    """Options of a command; what differs by place (hosts, ports, folders) is left out."""
+    placed = {"host", "port", "dir", "ip", "ip.bind", "name", "dashboard-address"}
+    placed |= {"local-directory", "s3.port", "master.port", "volume.port", "filer.port", "D", "h"}
+    placed |= {"p", "c"}
+    found = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("-") and word != "-m":
+            key, equals, value = word.lstrip("-").partition("=")
+            if not equals and not following.startswith("-"):
+                value = following
+            if key not in placed:
+                found[key] = value
+    return found
+
+
+@pytest.mark.parametrize("name", ["prefect-server", "seaweedfs", "dask-scheduler", "dask-worker",
+                                  "prefect-worker"])  # fmt: skip
+def test_compose_commands_equal_those_of_the_services(compose, local, name):
+    command = compose[name]["command"]
+    if command.startswith("sh -c"):
+        command = command.split("exec ")[1].rstrip('"')
+    words, ours = command.split(), list(local.get(name, local.get(f"{name}-0")).command)
+    program = ours[2] if ours[1] == "-m" else Path(ours[0]).name
+    assert program in words[:3]
+    assert flags(words) == flags(ours)
+
+
+@pytest.mark.parametrize("name", ["prefect-server", "seaweedfs", "dask-worker", "prefect-worker"])
+def test_compose_environments_equal_those_of_the_services(compose, local, name):
+    theirs = compose[name]["environment"]
+    ours = local.get(name, local.get(f"{name}-0")).environment
+    only_there = {"PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"}  # beyond loopback
+    only_here = {"PREFECT_HOME"}  # the image has it
+    assert theirs.keys() - only_there == ours.keys() - only_here
+    placed = {"PREFECT_API_URL", "PREFECT_UI_API_URL", "AWS_ENDPOINT_URL", "LDMPROBE_HOME",
+              "LDMPROBE_DASK",
+              "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_WORKER_WEBSERVER_PORT"}  # fmt: skip
+    for key in (theirs.keys() & ours.keys()) - placed:
+        assert theirs[key] == ours[key], key
+    if name == "prefect-server":
+        url = ours["PREFECT_API_DATABASE_CONNECTION_URL"]
+        container = theirs["PREFECT_API_DATABASE_CONNECTION_URL"]
+        assert re.sub(r"@[^/]+", "", container) == re.sub(r"@[^/]+", "", url)
+
+
+def test_compose_publishes_ports_on_loopback_and_never_dask(compose):
+    published = {name: service["ports"] for name, service in compose.items() if "ports" in service}
+    ports = services.PUBLIC_PORTS
+    assert published == {
+        "prefect-server": [f"127.0.0.1:{ports['prefect-server']}:{ports['prefect-server']}"],
+        "seaweedfs": [f"127.0.0.1:{ports['s3']}:{ports['s3']}"],
+        "dask-scheduler": [f"127.0.0.1:{ports['dask-dashboard']}:{ports['dask-dashboard']}"],
+    }
+
+
+def test_compose_containers_are_not_root(compose):
+    for name, service in compose.items():
+        if name != "postgres":  # whose image drops root itself
+            assert service["cap_drop"] == ["ALL"], name
+            assert service["security_opt"] == ["no-new-privileges:true"], name
+    lines = (ROOT / "infra/docker/Dockerfile").read_text().splitlines()
+    (base,) = [line for line in lines if line.startswith("FROM ")]
+    assert re.fullmatch(r"FROM python:\d+\.\d+\.\d+-slim-\w+", base)
+    assert [line for line in lines if line.startswith("USER ")] == ["USER ldmprobe"]
+    for image in {s["image"] for s in compose.values()} - {"ldmprobe:latest"}:
+        assert re.search(r":\d+\.\d+", image), image
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert "!.env" not in ignored
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
