@@ -214,7 +214,8 @@ class Location:
             return bytes(self.filesystem().cat_file(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{self.url} holds no {name}: it is not a run, or its run is unfinished"
+                f"{self.url} holds no {name}: it is not a run, or its run is unfinished. "
+                "Fix: check the address, or finish the run"
             ) from None
 
     def read_record(self, name: str, model: type[M], remedy: str) -> M:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import zarr
 from zarr.abc.store import Store
+from zarr.errors import ZarrUserWarning
 
 from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
+
+# Such an object is an array that lost its metadata, which is one sentence, or not of a run.
+warnings.filterwarnings("ignore", "Object at .* is not recognized", ZarrUserWarning)
 
 
 @contextmanager
@@ -35,10 +40,14 @@ def explained_metadata(url: str, path: str) -> Iterator[None]:
 
 def metadata_error(url: str, path: str) -> RunError:
     """Error of a group or array whose zarr.json is missing or unreadable."""
-    name = f"{path}/zarr.json" if path else "zarr.json"
+    if not path:
+        return RunError(
+            f"{url}: zarr.json is missing or unreadable. Fix: put it back, or move the run away "
+            "and run the study again"
+        )
     return RunError(
-        f"{url}: {name} is missing or unreadable. Fix: run `ldmprobe verify {url} --redo`, which "
-        "restores metadata from the run's own copy, or put the file back"
+        f"{url}: {path}/zarr.json is missing or unreadable. Fix: run `ldmprobe verify {url} "
+        "--redo`, which restores metadata from the run's own copy, or put the file back"
     )
 
 

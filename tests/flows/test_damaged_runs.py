@@ -20,7 +20,7 @@ HARMS = {
 
 COMMANDS = {
     "show": ["summary.json"],
-    "compare": ["summary.json", "study.json", "zarr.json", "scores/depth/score/zarr.json"],
+    "compare": ["summary.json", "zarr.json", "scores/depth/score/zarr.json"],
     "verify": ["study.json", "zarr.json", "progress/probed/zarr.json", "labels/zarr.json"],
     "report": ["study.json", "zarr.json", "samples/zarr.json", "labels/depth/zarr.json"],
     "intervene": ["study.json", "zarr.json", "labels/foreground/zarr.json"],
@@ -39,7 +39,8 @@ def copy(finished_run, tmp_path):
 def test_command_on_a_damaged_file_is_one_sentence(copy, command, capfd, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # logs of unexpected errors
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9")  # no command comes so far
-    words = {"compare": [str(copy), str(copy)]}.get(command, [str(copy)])
+    words = {"compare": [str(copy), str(copy)], "intervene": [str(copy), "--samples", "2"]}
+    words = words.get(command, [str(copy)])
     for name in COMMANDS[command]:
         path, content = copy / name, (copy / name).read_bytes()
         for harm, damage in HARMS.items():
