@@ -20,9 +20,8 @@ from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.scores import score_maps_against_targets
 from ldmprobe_core.interventions.spec import Intervention
-from ldmprobe_core.interventions.stages import _as_maps
 from ldmprobe_core.interventions.targets import Target, target_maps
-from ldmprobe_core.pipeline.labels import label_set
+from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.storage.run import Run
 
@@ -58,7 +57,7 @@ def main(url: str, count: int) -> None:
                 started = time.perf_counter()
                 images = sample_edited(sampler, samples, editor)
                 seconds[name].append(time.perf_counter() - started)
-                maps = _as_maps(run, base, labelers["foreground"](images))
+                maps = as_label(run.study, base.prop, labelers["foreground"](images))
                 after[name] = float(
                     np.mean(score_maps_against_targets(base.defaults, maps, aim)[0])
                 )

@@ -224,9 +224,12 @@ def _require_complete(plan: StudyPlan) -> None:
 def _require_ready(plan: StudyPlan, target: Run) -> None:
     """Report mistakes before a server is started."""
     from ldmprobe_core.pipeline.planning.plan import check_store
+    from ldmprobe_core.pipeline.prepare import notes_on_new_run
 
     _require_complete(plan)
     check_store(plan, target)
+    for sentence in () if target.exists else notes_on_new_run(plan, target):
+        console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -235,11 +238,11 @@ def show(run: RunArgument, json_: JsonOption = False) -> None:
     from ldmprobe_core.analysis.records import load_summary
 
     finished = _finished(run)
-    text = finished.location.read_text("summary.json")
+    summary = load_summary(finished)
     if json_:
-        typer.echo(text, nl=False)
+        typer.echo(finished.location.read_text("summary.json"), nl=False)
     else:
-        print_summary(load_summary(finished), finished.url, console)
+        print_summary(summary, finished.url, console)
 
 
 @app.command()
@@ -331,7 +334,7 @@ def _finished(run: str) -> Run:
 
     found = Run(run.removesuffix("/summary.json"))
     found.location.require_reachable()
-    found.location.read_text("summary.json")
+    found.location.read_bytes("summary.json")
     return found
 
 

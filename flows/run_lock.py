@@ -1,4 +1,7 @@
-"""Lock that admits one flow at a time to a run, and marks expired holders' flow runs as crashed."""
+"""Lock that admits one flow at a time to a run: it takes the run's lease (`storage.lease`).
+
+Flow runs that ended without releasing it are marked as crashed in Prefect.
+"""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from prefect import flow
 from flows.checks.worker_memory import worker_memory_limit
 from flows.run_lock import hold_study
 from flows.workers import gpu_resources, submit_units, workers_of
-from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.lease import Lease
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Execution
 from tasks.artifacts import publish

@@ -40,7 +40,8 @@ def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None
             request.
     """
     flow = FlowRunContext.get()
-    assert flow is not None, "called within a flow"
+    if flow is None:
+        raise RuntimeError("workers_of is called within a flow")
     if execution.address:
         _require_workers(execution.address, execution.gpus_per_worker)
     with (

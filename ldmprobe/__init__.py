@@ -1,7 +1,7 @@
 """Public Python API of ldmprobe: ``import ldmprobe as lp``.
 
-Every name is imported when it is first used, so that opening a run needs zarr and xarray only and
-``import ldmprobe`` is immediate.
+Names are imported on first use, so that ``import ldmprobe`` takes milliseconds and opening a run
+needs zarr and xarray only.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module 'ldmprobe' has no attribute {name!r}")
-    globals()[name] = value  # so that the next use is an ordinary lookup
+    globals()[name] = value  # later uses do not call __getattr__
     return value
 
 

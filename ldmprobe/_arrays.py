@@ -1,4 +1,4 @@
-"""One's own pipeline and arrays: capture activations, label images, fit a probe."""
+"""Functions on a user's own pipeline and arrays: capture activations, label images, fit probes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from ldmprobe_core.study.sections import LabelerSpec, Probes
 
 @dataclass(frozen=True)
 class Captured(Mapping[str, xr.DataArray]):
-    """Images and activations of one call of `capture`; a mapping from layer to activations.
+    """Result of `capture`: final images, and a mapping from layer names to activations.
 
     Attributes:
-        images: finished images, (sample, y, x, rgb) uint8.
-        layers: layer to (sample, step, y, x, channel) float16; coordinate ``timestep`` beside
-            ``step``, which counts from 1.
+        images: final images, (sample, y, x, rgb) uint8.
+        layers: activations by layer name, (sample, step, y, x, channel) float16.  ``step`` counts
+            from 1; the coordinate ``timestep`` holds the scheduler's timestep of each step.
     """
 
     images: np.ndarray
@@ -59,37 +59,75 @@ def capture(
     guidance: float = 7.5,
     negative: str | None = None,
 ) -> Captured:
-    """Sample from a live diffusers pipeline and keep the denoiser's activations.
+    """Sample from a loaded diffusers pipeline and record the denoiser's activations.
 
-    The pipeline is used as it is: its weights, adapters, device and scheduler.  Under
-    classifier-free guidance the conditional half is kept.
+    The pipeline's own weights, adapters, device and scheduler are used.  With classifier-free
+    guidance, the activations of the conditional half are recorded.
 
     Args:
         pipe: a diffusers pipeline of a registered architecture.
-        prompts: one per image.
+        prompts: one prompt per image; all images form one batch.
         layers: presets (self-attention, cross-attention, resnets, blocks) or globs over the
             denoiser's module names.
-        steps: sampler steps.
-        seeds: of each image's generator; None counts from 0.
+        steps: number of sampler steps.
+        seeds: seed of each image's generator; None counts from 0.
         guidance: classifier-free guidance scale; 1 is none.
+        negative: negative prompt of all images; None for none.
 
     Raises:
-        UserError: an unknown architecture or layer, or seeds that do not match the prompts.
+        UserError: the architecture or a layer is unknown, or the number of seeds differs from the
+            number of prompts.
 
     Example::
 
         captured = lp.capture(pipe, ["a red car on a gray floor"], steps=15, seeds=[0])
         captured["mid_block.attentions.0.transformer_blocks.0.attn1"].sel(step=3)
     """
-    chosen = list(range(len(prompts)) if seeds is None else seeds)
-    if not prompts or len(chosen) != len(prompts):
+    image_seeds = list(range(len(prompts)) if seeds is None else seeds)
+    if not prompts or len(image_seeds) != len(prompts):
         raise UserError(
-            f"seeds: {len(chosen)} for {len(prompts)} prompts. Fix: give one seed for each prompt"
+            f"seeds: {len(image_seeds)} for {len(prompts)} prompts. Fix: give one for each prompt"
         )
     globs = (layers,) if isinstance(layers, str) else tuple(layers)
-    # Copies instead of a parsed study: one prompt is enough here, and nothing is split.
+    study = _capture_study(prompts, globs, steps, guidance, negative)
+    sampler = PipelineSampler(pipe, architecture_of(pipe), study)
+    samples = [
+        Sample(i, prompt, seed, None, "train")
+        for i, (prompt, seed) in enumerate(zip(prompts, image_seeds, strict=True))
+    ]
+    buffer = ActivationBuffer()
+    batch = sampler.sample(samples, buffer, step_images=False)
+    activations = buffer.pop()["trained"].values
+    return Captured(batch.image, _label_axes(activations, np.asarray(batch.timestep)))
+
+
+def _label_axes(
+    activations: Mapping[str, np.ndarray], timesteps: np.ndarray | Sequence[float]
+) -> dict[str, xr.DataArray]:
+    """Activations (sample, step, y, x, channel) by layer, with dimensions and coordinates."""
+    dims = ("sample", "step", "y", "x", "channel")
+    steps = {"step": range(1, len(timesteps) + 1), "timestep": ("step", timesteps)}
+    return {
+        layer: xr.DataArray(
+            values, dims=dims, coords={"sample": range(len(values)), **steps}, name="activation"
+        )
+        for layer, values in activations.items()
+    }
+
+
+def _capture_study(
+    prompts: Sequence[str],
+    layers: tuple[str, ...],
+    steps: int,
+    guidance: float,
+    negative: str | None,
+) -> Study:
+    """Study with the settings of one `capture`, without controls.
+
+    It is copied from the default study: parsing would refuse prompts too few to be split.
+    """
     default = Study()
-    study = default.model_copy(
+    return default.model_copy(
         update={
             "prompts": default.prompts.model_copy(
                 update={"items": tuple(prompts), "negative": negative}
@@ -102,32 +140,11 @@ def capture(
                     "threads": torch.get_num_threads(),
                 }
             ),
-            "capture": default.capture.model_copy(update={"layers": globs}),
+            "capture": default.capture.model_copy(update={"layers": layers}),
             "controls": default.controls.model_copy(
                 update={"permuted_weights": False, "latents": False}
             ),
         }
-    )
-    sampler = PipelineSampler(pipe, architecture_of(pipe), study)
-    samples = [
-        Sample(i, prompt, seed, None, "train")
-        for i, (prompt, seed) in enumerate(zip(prompts, chosen, strict=True))
-    ]
-    buffer = ActivationBuffer()
-    batch = sampler.sample(samples, buffer, step_images=False)
-    activations = buffer.pop()["trained"]
-    coordinates = {
-        "sample": range(len(samples)),
-        "step": range(1, len(batch.timestep) + 1),
-        "timestep": ("step", batch.timestep),
-    }
-    dims = ("sample", "step", "y", "x", "channel")
-    return Captured(
-        batch.image,
-        {
-            name: xr.DataArray(values, dims=dims, coords=coordinates, name="activation")
-            for name, values in activations.values.items()
-        },
     )
 
 
@@ -136,8 +153,8 @@ def load_labeler(prop: str, name: str, weights: str | None = None, device: str =
 
     Args:
         prop: foreground, depth, shading or class, or a registered property.
-        name: such as ``tabletop``, ``midas``, ``tracer``, or a registered one.
-        weights: folder, file or hub id of its weights; None takes its usual ones.
+        name: name of the labeler, such as ``tabletop``, ``midas``, ``tracer`` or a registered one.
+        weights: folder, file or hub id of its weights; None takes the labeler's default.
         device: auto, cpu, cuda or mps.
 
     Returns:
@@ -145,7 +162,7 @@ def load_labeler(prop: str, name: str, weights: str | None = None, device: str =
         probabilities (n, class).
 
     Raises:
-        UserError: no such labeler, or its package or weights are not on this machine.
+        UserError: the labeler is unknown, or its package or weights are missing on this machine.
 
     Example::
 
@@ -162,24 +179,24 @@ def fit_probe(
     penalties: Sequence[float] = Probes().penalties,
     seed: int = 0,
 ) -> LinearProbe:
-    """Fit a linear probe to one's own activations and label maps.
+    """Fit a linear probe to activations and label maps.
 
-    Labels of image size are averaged over each token's block of pixels, which gives the same fit
-    as full-size labels and nearest upsampling.
+    Labels at image size are averaged over each token's block of pixels, which gives the same fit
+    as full-size labels with predictions upsampled by nearest.
 
     Args:
         activations: (sample, y, x, channel), any floating dtype.
-        labels: (sample, Y, X); Y and X are multiples of y and x.  Masks as bool or shares 0..1.
+        labels: (sample, Y, X); Y and X are multiples of y and x.  Masks are bool, or shares 0..1.
         kind: ``ridge``, or ``logistic`` for masks.
-        validation: share of the samples that chooses the penalty; with a single penalty, none.
+        validation: fraction of the samples on which the penalty is chosen; unused with one penalty.
         penalties: candidate L2 penalties, in units of the mean channel variance.
-        seed: of the choice of validation samples.
+        seed: seed of the draw of validation samples.
 
     Returns:
-        weight (channel,) float64, bias, the chosen penalty, and ``predict``.
+        the probe: weight (channel,) float64, bias, the chosen penalty, and ``predict``.
 
     Raises:
-        UserError: shapes that do not match, too few samples, or values that are not finite.
+        UserError: shapes do not match, samples are too few, or values are not finite.
 
     Example::
 
@@ -187,37 +204,45 @@ def fit_probe(
         probe.predict(captured[layer].sel(step=3).values)
     """
     x, y = np.asarray(activations), np.asarray(labels)
-    if x.ndim != 4 or y.ndim != 3 or len(x) != len(y):
-        raise UserError(
-            f"activations: shape {x.shape} with labels of shape {y.shape}. Fix: give (sample, y, "
-            "x, channel) and (sample, Y, X) of the same samples"
-        )
-    if y.shape[1] % x.shape[1] or y.shape[2] % x.shape[2]:
-        raise UserError(
-            f"labels: {y.shape[1]} x {y.shape[2]} do not divide into {x.shape[1]} x {x.shape[2]} "
-            "tokens. Fix: resize them"
-        )
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise UserError("activations, labels: values are not finite. Fix: leave those samples out")
-    if kind not in ("ridge", "logistic"):
-        raise UserError(f"kind: {kind!r} is not known. Fix: take ridge or logistic")
+    _check_fit_arguments(x, y, kind)
     tokens = block_means(y, (x.shape[1], x.shape[2]))
     order = np.random.default_rng(seed).permutation(len(x))
     heldout = round(validation * len(x)) if len(penalties) > 1 else 0
     if len(penalties) > 1 and not 0 < heldout < len(x):
         raise UserError(
-            f"activations: {len(x)} samples leave none to choose a penalty by. Fix: give more "
+            f"activations: too few samples for training and validation ({len(x)}). Fix: give more "
             "samples, or a single penalty"
         )
-    train, choose = order[heldout:], order[:heldout] if heldout else order
+    # With a single penalty there is no choice to make, so any tokens serve as validation.
+    train, validation_index = order[heldout:], order[:heldout] if heldout else order
 
     def rows(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return x[index].reshape(-1, x.shape[-1]), tokens[index].reshape(-1, 1)
 
     train_x, train_y = rows(train)
-    choose_x, choose_y = rows(choose)
+    heldout_x, heldout_y = rows(validation_index)
     path = RidgePath.from_statistics(SufficientStatistics.from_tokens(train_x, train_y))
     if kind == "ridge":
-        chosen = SufficientStatistics.from_tokens(choose_x, choose_y)
-        return fit_ridge(path, chosen, tuple(penalties))[0]
-    return fit_logistic(train_x, train_y[:, 0], choose_x, choose_y[:, 0], tuple(penalties), path, 0)
+        statistics = SufficientStatistics.from_tokens(heldout_x, heldout_y)
+        return fit_ridge(path, statistics, tuple(penalties))[0]
+    return fit_logistic(
+        train_x, train_y[:, 0], heldout_x, heldout_y[:, 0], tuple(penalties), path, 0
+    )
+
+
+def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str) -> None:
+    """Raise a `UserError` for arrays or a kind that `fit_probe` cannot fit."""
+    x, y = activations.shape, labels.shape
+    if len(x) != 4 or len(y) != 3 or x[0] != y[0]:
+        raise UserError(
+            f"activations: they do not match the labels (shapes {x} and {y}). Fix: give (sample, "
+            "y, x, channel) and (sample, Y, X) of the same samples"
+        )
+    if y[1] % x[1] or y[2] % x[2]:
+        raise UserError(
+            f"labels: {y[1]} x {y[2]} do not divide into {x[1]} x {x[2]} tokens. Fix: resize them"
+        )
+    if not (np.isfinite(activations).all() and np.isfinite(labels).all()):
+        raise UserError("activations, labels: values are not finite. Fix: leave those samples out")
+    if kind not in ("ridge", "logistic"):
+        raise UserError(f"kind: {kind!r} is not known. Fix: take ridge or logistic")

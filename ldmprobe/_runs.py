@@ -1,4 +1,4 @@
-"""Studies and runs: plan one, carry it out in this process, open it, edit it, compare it."""
+"""Functions on studies and runs: plan, run in this process, open, intervene, compare, report."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Run(StoredRun):
-    """A study carried out, in a folder or a bucket.
+    """Handle of a run, that is, of a study's results in a folder or a bucket.
 
-    Reading it needs neither torch nor diffusers.
+    Reading it imports neither torch nor diffusers.
 
     Example::
 
@@ -36,7 +36,7 @@ class Run(StoredRun):
 
     @property
     def summary(self) -> Summary:
-        """What was found: the contents of ``summary.json`` as typed records.
+        """Contents of ``summary.json`` as typed records.
 
         Raises:
             UserError: the run is not finished.
@@ -53,19 +53,19 @@ class Run(StoredRun):
 
         Returns:
             (condition, kind, metric, step, layer, sample) float32, lazily loaded; NaN if undefined
-            or not computed.  The coordinate ``split`` tells validation and test samples apart.
+            or not computed.  The coordinate ``split`` is "validation" or "test" for each sample.
 
         Raises:
             UserError: the study does not probe the property.
         """
         self._require_property(prop)
-        return self.open(f"scores/{prop}").score
+        return self.open(f"scores/{prop}", bool(self.progress.completed("probed").all())).score
 
     def probe(self, prop: str, step: int, layer: str, kind: str | None = None) -> LinearProbe:
-        """A fitted linear probe.
+        """Read a fitted linear probe.
 
         Args:
-            prop: property that it reads.
+            prop: property that the probe predicts.
             step: sampler step, from 1.
             layer: one of `layers`.
             kind: one of ``probes.kinds``; None takes the first that was fitted to the property.
@@ -74,7 +74,7 @@ class Run(StoredRun):
             weight (channel,) float64, bias, and ``predict(activations)`` for (n, y, x, channel).
 
         Raises:
-            UserError: there is no such probe.
+            UserError: the run has no such step, layer or kind, or no finite probe of it.
         """
         from ldmprobe_core.probing.linear import LinearProbe
 
@@ -84,9 +84,11 @@ class Run(StoredRun):
                 f"layer: {layer!r} is not in the run. Fix: take one of "
                 f"{', '.join(self.probe_inputs)}"
             )
-        group = self.open(f"probes/{layer}", require_complete=True)
+        group = self.open(f"probes/{layer}", require_complete=False)
         if step not in group.step.values:
             raise UserError(f"step: {step} is not in the run. Fix: take 1 to {len(group.step)}")
+        if self.progress.is_done("probed", step - 1, self.probe_inputs.index(layer)):
+            group = self.open(f"probes/{layer}")  # a missing chunk of it is an error
         kinds = [str(name) for name in group.kind.values]
         if kind is not None and kind not in kinds:
             raise UserError(f"kind: {kind!r} is not in the run. Fix: take {', '.join(kinds)}")
@@ -96,7 +98,8 @@ class Run(StoredRun):
             if np.isfinite(weight).all():
                 return LinearProbe(weight, float(fitted.bias), float(fitted.penalty))
         raise UserError(
-            f"kind: no probe of {kind or 'any kind'} was fitted to {prop} at step {step} of {layer}"
+            f"kind: no linear probe of {prop} at step {step} of {layer} ({kind or 'any kind'}). "
+            "Fix: take another kind, or finish the run"
         )
 
     def activations(self, layer: str) -> xr.DataArray:
@@ -110,7 +113,8 @@ class Run(StoredRun):
                 f"layer: {layer!r} is not in the run. Fix: take one of "
                 f"{', '.join(self.probe_inputs)}"
             )
-        return self.open(f"activations/{layer}").activation
+        generated = bool(self.progress.completed("generated").all())
+        return self.open(f"activations/{layer}", generated).activation
 
     def _require_property(self, prop: str) -> None:
         if prop not in self.study.labels.maps:
@@ -121,14 +125,15 @@ class Run(StoredRun):
 
 
 def load_study(source: str, overrides: Mapping[str, Any] | Sequence[str] | None = None) -> Study:
-    """Read a study.
+    """Load a study from a YAML file.
 
     Args:
-        source: path of a YAML file, or the name of a ready study such as ``tabletop``.
-        overrides: dotted key to value, such as ``{"sampling.steps": 20}``; or ``key=value`` texts.
+        source: path of a YAML file, or the name of an included study such as ``tabletop``.
+        overrides: values by dotted key, such as ``{"sampling.steps": 20}``; or ``key=value``
+            strings.
 
     Raises:
-        UserError: no such file, or a key or value that a study does not have.
+        UserError: the file does not exist, or a key or value is not valid in a study.
 
     Example::
 
@@ -140,13 +145,14 @@ def load_study(source: str, overrides: Mapping[str, Any] | Sequence[str] | None 
 
 
 def plan(study: Study) -> StudyPlan:
-    """Check and size a study; no weights are loaded.
+    """Check a study and compute its sizes, without loading weights.
 
     Returns:
-        layers and their shapes, steps, bytes, memory, and what is missing here; printable.
+        layers and their shapes, steps, bytes, memory, and packages and weights that are missing on
+        this machine; printable.
 
     Raises:
-        UserError: a mistake in the study.
+        UserError: a setting of the study is wrong.
 
     Example::
 
@@ -161,10 +167,10 @@ def open_run(url: str) -> Run:
     """Open a run for reading.
 
     Args:
-        url: its folder or ``s3://bucket/prefix``.
+        url: folder or ``s3://bucket/prefix`` of the run.
 
     Raises:
-        UserError: there is no run, or it is one of another release.
+        UserError: there is no run, or another release wrote it.
 
     Example::
 
@@ -177,21 +183,21 @@ def open_run(url: str) -> Run:
 
 
 def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
-    """Carry a study out in this process, without a server; an interrupted run is resumed.
+    """Run a study in this process, without a server; resume it if it was interrupted.
 
-    Works in a notebook.  For many workers, schedules and a UI use the command ``ldmprobe run``,
-    which gives the same bytes.
+    It also works in a notebook.  For many workers, schedules and a UI use the command ``ldmprobe
+    run``, which writes the same bytes.
 
     Args:
-        study: what to carry out.
-        store: folder or ``s3://bucket/prefix`` that holds runs.
-        progress: show a progress bar.
+        study: the study to run.
+        store: folder or ``s3://bucket/prefix`` that contains runs.
+        progress: whether to show a progress bar.
 
     Returns:
         the finished run, with its report.
 
     Raises:
-        UserError: a mistake in the study, or another process works on the run.
+        UserError: a setting of the study is wrong, or another process is working on the run.
 
     Example::
 
@@ -218,7 +224,7 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
 
 
 def _carry_out(run: Run, progress: bool) -> dict[str, float]:
-    """Carry out every unit of work that is not done; returns seconds by verb."""
+    """Carry out all unfinished units of work; returns the seconds spent by verb."""
     from rich.progress import Progress, TimeRemainingColumn
 
     from ldmprobe_core.pipeline.units import UNITS
@@ -248,21 +254,22 @@ def intervene(
     samples: int = 8,
     **settings: Any,
 ) -> InterventionSummary:
-    """Edit activations until the probes read a target map, denoise on, and score the images.
+    """Edit activations towards target maps, finish denoising, and score the images.
 
     Args:
-        run: a finished run of a generating study.
-        prop: property that is edited.
-        shift: (dx, dy) as shares of width and height, or several of them; None with ``targets``.
-        samples: number of held-out test samples.
+        run: a finished run that generated images.
+        prop: property to edit.
+        shift: (dx, dy) as fractions of width and height, or a sequence of them; None with
+            ``targets``.
+        samples: number of test samples to edit.
         settings: further fields of `ldmprobe_core.interventions.spec.Intervention`, such as
             ``targets``, ``layers``, ``steps``, ``confidence``.
 
     Returns:
-        effects by edit condition, with intervals; also stored in the run, and in its report.
+        effects by edit condition, with intervals; also stored in the run and shown in its report.
 
     Raises:
-        UserError: the run does not hold what the intervention needs.
+        UserError: a setting is wrong, or the run lacks probes or samples that it needs.
 
     Example::
 
@@ -284,14 +291,14 @@ def intervene(
 
 
 def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
-    """Set finished runs side by side, paired if they hold the same samples.
+    """Compare finished runs with the first of them, paired over the samples they share.
 
     Returns:
         one row per property and run: score at the last step, difference to the first run with its
         interval, onset and settled steps.
 
     Raises:
-        UserError: fewer than two runs, or one is not finished.
+        UserError: there are fewer than two runs, or one is not finished.
 
     Example::
 
@@ -303,7 +310,7 @@ def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
 
 
 def write_report(run: StoredRun) -> str:
-    """Build the report of a finished run again.
+    """Rebuild the report of a finished run from its stored scores.
 
     Returns:
         path or URL of ``report/index.html``.

@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.storage.checksum_store import CorruptChunkError
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from tasks.failures import cancel_waiting, describe_failure, outcome, remedy
 from tasks.stopping import requested_stop, require_not_stopped
 
@@ -131,7 +131,8 @@ class _ProgressArtifact:
                 artifact_id = create_progress_artifact(
                     progress=progress, key=f"progress-{self.stage}", description=text
                 )
-                assert isinstance(artifact_id, UUID), "this flow is synchronous"
+                if not isinstance(artifact_id, UUID):
+                    raise TypeError("progress is shown by synchronous flows")
                 self.id = artifact_id
             else:
                 update_progress_artifact(self.id, description=text, progress=progress)

@@ -1,4 +1,8 @@
-"""Retries of tasks that fail because of the network or a server."""
+"""Retries of a whole unit of work that failed because of the network or a server.
+
+Single requests to an object store are retried in `storage.filesystem` and
+`storage.stores.object_store`.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From scores to intervals, emergence, summary, comparison and report."""
+"""Analysis of a run's scores: intervals, emergence, summary, comparison and report."""

@@ -1,4 +1,4 @@
-"""Class probabilities over the steps, and the step at which the class is recognised."""
+"""Class probabilities over steps, and the step from which the target class leads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmprobe_core.analysis.records import ClassesRecord, PhotographsRecord
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.probing.bootstrap import Bootstrap
@@ -18,26 +19,26 @@ CONFIDENT = 0.9
 PHOTOGRAPHS = "photographs.json"
 
 
-def first_stable_step(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Step (from 1) from which the right class has the highest score and keeps it.
+def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """First step (from 1) from which the target class keeps the highest score.
 
     Args:
         scores: (sample, step, class).
-        right: (sample,), index of each sample's right class.
+        targets: (sample,) index of each sample's target class.
 
     Returns:
-        (sample,) float64; NaN where another class leads at the last step.
+        (sample,) float64; NaN where another class has the highest score at the last step.
     """
-    leads = scores.argmax(-1) == right[:, None]
+    leads = scores.argmax(-1) == targets[:, None]
     stays = np.logical_and.accumulate(leads[:, ::-1], axis=1)[:, ::-1]
     return np.where(stays[:, -1], stays.argmax(1) + 1.0, np.nan)
 
 
 def target_classes(run: Run) -> tuple[np.ndarray, bool]:
-    """Index of each sample's right class, and whether prompts name it.
+    """Index of each sample's target class (sample,), and whether it comes from the prompts.
 
-    Where every prompt names one of the labeler's classes it is that; else, for all samples alike,
-    the finished image's own top class.
+    If every prompt names one of the labeler's classes, the target is the prompt's class; otherwise
+    the top class of the final image, for all samples.
     """
     labels = run.open("labels", require_complete=True).load()
     names = [str(name) for name in labels["class"].values]
@@ -48,15 +49,19 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
 
 
 def class_curves(run: Run, level: float, resamples: int) -> ClassesRecord:
-    """Class curves of a labeled run, over all stored samples.
+    """Class record of a labeled run, over all stored samples.
 
     Args:
-        level, resamples: of the bootstrap over prompts.
+        level: confidence level of the bootstrap intervals, such as 0.95.
+        resamples: number of resamples of the prompts.
+
+    Raises:
+        RuntimeError: some batches are not labeled.
     """
     run.progress.require_complete("labeled")
     final = run.read("labels", "class_score")
     top = final.argmax(1)
-    right, by_prompt = target_classes(run)
+    targets, by_prompt = target_classes(run)
     groups = np.array([sample.group for sample in run.samples[: run.n_stored]])
     bootstrap = Bootstrap(groups, resamples, level, seed=0)
     agreement, recognition_step = {}, {}
@@ -64,15 +69,15 @@ def class_curves(run: Run, level: float, resamples: int) -> ClassesRecord:
     for source in SOURCES:
         scores = run.read(f"labels_{source}", "class_score")
         agreement[source] = [float(x) for x in (scores.argmax(2) == top[:, None]).mean(0)]
-        steps = first_stable_step(scores, right)
+        steps = first_stable_step(scores, targets)
         recognition_step[source] = bootstrap.interval(steps)
         if source == "trajectory":
             recognized = float(np.isfinite(steps).mean())
-    correct = (top == right).astype(np.float64)
+    correct = (top == targets).astype(np.float64)
     photographs = None
     if run.location.has(PHOTOGRAPHS):
-        text = run.location.read_text(PHOTOGRAPHS)
-        photographs = PhotographsRecord.model_validate_json(text)
+        remedy = "classify the photographs again, or remove the file"
+        photographs = run.location.read_record(PHOTOGRAPHS, PhotographsRecord, remedy)
     return ClassesRecord(
         accuracy=bootstrap.interval(correct) if by_prompt else None,
         confident=float((final.max(1) > CONFIDENT).mean()),
@@ -85,29 +90,31 @@ def class_curves(run: Run, level: float, resamples: int) -> ClassesRecord:
 
 
 def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
-    """Show real pictures to the run's class labeler, and keep what it says with the run.
+    """Classify photographs with the run's class labeler, and store the record in the run.
 
     Args:
-        folder: of PNG, JPEG or WebP files; they are cut to the aspect of the run's images.
+        folder: folder of PNG, JPEG or WebP files; they are cropped to the aspect ratio of the run's
+            images.
 
     Raises:
-        UserError: no such folder, no pictures in it, or the run labels no class.
+        UserError: the folder does not exist or contains no images.
     """
     study = run.study
     names = list_images(folder)
     spec = study.labels.classes
-    assert spec is not None
+    if spec is None:
+        raise UserError("labels.class: null. Fix: name a class labeler")
     sizes = run.open("images").sizes
     size = sizes["y"], sizes["x"]
     labeler = load_labeler("class", spec, pick_device(study.execution.wanted_device))
-    pictures = np.stack([read_image(Path(folder).expanduser() / name, size) for name in names])
-    scores = labeler(pictures)
+    photographs = np.stack([read_image(Path(folder).expanduser() / name, size) for name in names])
+    scores = labeler(photographs)
     counts = Counter(labeler.classes[i] for i in scores.argmax(1))
-    found = PhotographsRecord(
+    record = PhotographsRecord(
         count=len(names),
         confident=float((scores.max(1) > CONFIDENT).mean()),
         top=float(scores.max(1).mean()),
         classes=dict(counts.most_common()),
     )
-    run.location.write_text(PHOTOGRAPHS, found.model_dump_json(indent=2) + "\n")
-    return found
+    run.location.write_text(PHOTOGRAPHS, record.model_dump_json(indent=2) + "\n")
+    return record

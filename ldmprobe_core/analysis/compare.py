@@ -1,4 +1,4 @@
-"""Comparison of finished runs, paired if they hold the same samples."""
+"""Comparison of finished runs, paired over the samples they share."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from ldmprobe_core.analysis.report.text import number, step
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.conditions import PROBE
+from ldmprobe_core.study.conditions import PROBE_CONDITION
 
 
 def compare(runs: list[Run]) -> list[dict[str, str]]:
-    """One row a property and run: score at the last step, difference to the first run, emergence.
+    """Rows of a table that compares runs with the first of them, one row a property and run.
 
-    The difference is the mean over test samples that both runs hold (same prompt, seed and source
-    image), with a bootstrap interval over their prompts; a dash where they share fewer than two.
+    A row holds the score at the last step, the difference to the first run, and emergence.  The
+    difference is the mean over test samples that both runs contain (same prompt, seed and source
+    image), with a bootstrap interval over their prompts; a dash if they share fewer than two.
 
     Raises:
-        UserError: a run is not finished, or there are fewer than two.
+        UserError: a run is not finished, there are fewer than two, or they have no property in
+            common.
     """
     if len(runs) < 2:
-        raise UserError("compare needs two runs or more: name their folders")
+        raise UserError(f"runs: too few to compare ({len(runs)}). Fix: give two or more.")
     summaries = [load_summary(run) for run in runs]
     common = [
         prop
@@ -30,7 +32,11 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
         if all(prop in summary.properties for summary in summaries)
     ]
     if not common:
-        raise UserError("the runs have no property in common: there is nothing to compare")
+        names = ["/".join(summary.properties) for summary in summaries]
+        raise UserError(
+            f"runs: they have no property in common ({', '.join(names)}). Fix: compare runs that "
+            "probe the same property."
+        )
     rows = []
     for prop in common:
         first = _last_scores(runs[0], summaries[0], prop)
@@ -53,10 +59,10 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
 
 
 def _last_scores(run: Run, summary: Summary, prop: str) -> dict[tuple[str, int, str | None], float]:
-    """Headline score of the last step's best cell, by test sample."""
+    """Headline scores of the last step's best cell, by (prompt, seed, source image)."""
     cell = summary.properties[prop].last
     score = run.open(f"scores/{prop}", require_complete=True).score.sel(
-        condition=PROBE,
+        condition=PROBE_CONDITION,
         kind=cell.kind,
         metric=cell.metric,
         step=cell.step,
@@ -74,6 +80,7 @@ def _last_scores(run: Run, summary: Summary, prop: str) -> dict[tuple[str, int, 
 def _difference(
     first: dict[tuple[str, int, str | None], float], other: dict[tuple[str, int, str | None], float]
 ) -> tuple[str, int]:
+    """Mean difference other - first over shared samples, as text, and the number of pairs."""
     shared = [key for key in first if key in other]
     gaps = np.array([other[key] - first[key] for key in shared])
     pairs = int(np.isfinite(gaps).sum())

@@ -1,7 +1,7 @@
 """Records of ``summary.json``, the numbers of a finished run.
 
-Everything that is chosen (best cell, layer at each step, kind of probe) is chosen on validation
-samples; everything that is reported is measured on test samples, with bootstrap intervals.
+Choices (best cell, layer at each step, kind of probe) are made on validation samples.  Reported
+scores are measured on test samples, with bootstrap intervals.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ class _Record(BaseModel):
 
 
 class CellRecord(_Record):
-    """One cell with its score on the test samples.
+    """Score of one cell on the test samples.
 
     Attributes:
-        residual: the same probe's residual score (position taken off); None for masks.
-        other: the remaining metrics.
+        step: sampler step, from 1.
+        layer: name of the layer.
+        kind: kind of the probe.
+        metric: the property's headline metric, in which `mean`, `low` and `high` are given.
+        residual: score after the training mean map is subtracted from prediction and label; None
+            for masks.
+        other: scores in the remaining metrics of the property.
     """
 
     step: int
@@ -41,10 +46,13 @@ class CellRecord(_Record):
 
 
 class EmergenceRecord(_Record):
-    """Emergence in the probes, in labelers on decoded latents, and on predicted clean images.
+    """Emergence of a property in the probes and in the image labeler.
 
     Attributes:
-        lead: of the probes over each labeler, paired over samples.
+        probe: in the probes, best layer of each step.
+        decoded: in the labeler's maps of each step's decoded latents.
+        clean: in the labeler's maps of each step's predicted clean image.
+        lead: lead of the probes over each of the labeler's two curves, paired over samples.
     """
 
     probe: Emergence
@@ -54,17 +62,18 @@ class EmergenceRecord(_Record):
 
 
 class LeadRecord(_Record):
-    """By how many steps probes are ahead of the labeler on decoded latents, and on clean images."""
+    """Leads of the probes over the labeler on decoded latents and on predicted clean images."""
 
     decoded: Leads
     clean: Leads
 
 
 class ControlRecord(Interval):
-    """A control's score in the best cell and, for maps, its residual score.
+    """Score of a control in the best cell.
 
     Attributes:
-        undefined: test samples whose score is undefined, left out of the mean.
+        residual: residual score of the control; None for masks.
+        undefined: number of test samples whose score is undefined; the mean excludes them.
     """
 
     residual: Interval | None = None
@@ -74,14 +83,14 @@ class ControlRecord(Interval):
 class ControlsRecord(_Record):
     """Scores of the controls in the best cell; None where a control is off.
 
-    Registered conditions and nonlinear kinds of probes that a study switches on are further keys.
+    Registered conditions and nonlinear kinds of probes that a study enables add further keys.
 
     Attributes:
         position: the position baseline.
-        shuffled_labels: the same probe fitted on other images' labels.
-        permuted_weights: the same probe on a denoiser with permuted weights.
-        latents: a linear probe on the denoiser's input at the best cell's step.
-        mlp: a probe with a hidden layer in the best cell, which may score higher.
+        shuffled_labels: the best cell's probe, fitted to the labels of other images.
+        permuted_weights: the best cell's probe, fitted in a denoiser with permuted weights.
+        latents: the best linear probe of the denoiser's input at the best cell's step.
+        mlp: a probe with one hidden layer in the best cell; it may score above the linear probe.
     """
 
     position: ControlRecord
@@ -94,20 +103,21 @@ class ControlsRecord(_Record):
     __pydantic_extra__: dict[str, ControlRecord] = Field(init=False)
 
     def by_name(self) -> dict[str, ControlRecord]:
-        """The controls that are on, fields first."""
+        """Records of the enabled controls by name; declared fields come first."""
         records = {name: getattr(self, name) for name in type(self).model_fields}
         records |= self.model_extra or {}
         return {name: record for name, record in records.items() if record is not None}
 
 
 class UndefinedRecord(_Record):
-    """Samples without a defined score.
+    """Numbers of undefined and of empty scores of a property, in its headline metric.
 
     Attributes:
-        best: test samples undefined in the best cell's headline metric.
-        any: scores undefined over all cells and held-out samples, headline metric.
-        both_empty: test samples whose mask is empty in label and best prediction, scored 1.
-        truth_empty: test samples whose label mask is empty.
+        best: number of test samples with an undefined score in the best cell.
+        any: number of undefined scores over all cells and held-out samples.
+        both_empty: number of test samples whose label and best prediction are both empty masks,
+            which scores 1.
+        truth_empty: number of test samples whose label is an empty mask.
     """
 
     best: int
@@ -117,20 +127,27 @@ class UndefinedRecord(_Record):
 
 
 class PropertyRecord(_Record):
-    """Results of one property."""
+    """Results of one property.
+
+    Attributes:
+        missing: share of the pixels of the stored samples' labels that were not measured, and are
+            left out of fits and scores.
+    """
 
     best: CellRecord
     last: CellRecord
     emergence: EmergenceRecord
     controls: ControlsRecord
     undefined: UndefinedRecord
+    missing: float = 0.0
 
 
 class PhotographsRecord(_Record):
-    """The class labeler on photographs that the user gave, for comparison.
+    """Results of the class labeler on the user's photographs, for comparison.
 
     Attributes:
-        confident: share with a top probability above 0.9.
+        count: number of photographs.
+        confident: fraction of them with a top probability above 0.9.
         top: mean top probability.
         classes: number of photographs by top class.
     """
@@ -142,19 +159,20 @@ class PhotographsRecord(_Record):
 
 
 class ClassesRecord(_Record):
-    """The class labeler on finished images, and on each step's image.
+    """Results of the class labeler on final images and on the images of each step.
 
     Attributes:
-        accuracy: share of all samples whose finished image is given the class of its prompt; None
-            where prompts name no class.
-        confident: share of finished images with a top probability above 0.9.
-        by_prompt: the right class is the prompt's; else it is the finished image's own.
-        recognized: share of images that the right class leads at the last step.
-        recognition_step: by source, the mean step from which the right class leads and stays, over
-            the images that it leads in the end.
-        agreement: by source, for each step the share of images already given the class of the
-            finished image.
-        photographs: of the user, if some were classified.
+        accuracy: fraction of samples whose final image gets the class of its prompt; None if
+            prompts name no class.
+        confident: fraction of final images with a top probability above 0.9.
+        by_prompt: whether the target class is the prompt's; otherwise it is the top class of the
+            final image.
+        recognized: fraction of images whose target class leads at the last step.
+        recognition_step: by source of step images, the mean step from which the target class leads
+            to the end, over the recognized images.
+        agreement: by source of step images, for each step the fraction of images whose top class is
+            that of the final image.
+        photographs: results on the user's photographs; None if there are none.
     """
 
     accuracy: Interval | None
@@ -167,12 +185,23 @@ class ClassesRecord(_Record):
 
 
 class Summary(_Record):
-    """The contents of ``summary.json``.
+    """Contents of ``summary.json``.
 
     Attributes:
-        labelers: by property, the labeler's score against the exact maps of the same test samples:
-            the ceiling of what probes trained on its labels can be shown to know.  None where no
-            exact maps are known.
+        samples: number of samples, in total and by split, and of groups in the test split.
+        steps: number of sampler steps.
+        layers: number of captured layers.
+        properties: results by property.
+        classes: results of the class labeler; None if no class is labeled.
+        labelers: by property, the labeler's score against the exact maps of the same test samples;
+            None without exact maps.
+        nonfinite, nonfinite_permuted: number of non-finite activation values of the trained and of
+            the permuted denoiser.
+        seconds: wall time by stage.
+        bytes: size of the run's files.
+        versions: versions of Python packages by name.
+        notes: remarks of the plan on settings that it accepted, one sentence each, such as prompts
+            that are truncated or words that the model was not trained on.
     """
 
     study: str
@@ -189,14 +218,17 @@ class Summary(_Record):
     seconds: dict[str, float]
     bytes: int
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     model_config = ConfigDict(populate_by_name=True)
 
 
 def load_summary(run: Run) -> Summary:
-    """The summary of a finished run.
+    """Read the summary of a finished run.
 
     Raises:
-        UserError: the run is not finished, or is none.
+        UserError: there is no run, or it is not finished.
+        RunError: summary.json is damaged, or of another release.
     """
-    return Summary.model_validate_json(run.location.read_text("summary.json"))
+    remedy = f"`ldmprobe report {run.url}` writes it again from the stored scores"
+    return run.location.read_record("summary.json", Summary, remedy)

@@ -25,6 +25,7 @@ from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.probing.baselines import position_prediction
 from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.measured import missing_share
 from ldmprobe_core.probing.metrics import HeadlineScorer, score_maps
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.layers import LATENTS
@@ -35,16 +36,17 @@ from ldmprobe_core.study.splits import SPLITS
 
 @dataclass(frozen=True)
 class Curves:
-    """Scores of one property on the test samples, headline metric, for figures.
+    """Scores over steps of one property on the test samples, in the headline metric.
 
     Attributes:
-        probe: best layer of each step, (step, sample).
-        latents: the same of probes on the denoiser's input; None if that control is off.
-        conditions: controls in the same cells, name to (step, sample).
-        sources: image labelers, source to (step, sample).
-        position: (sample,).
-        cells: (step, layer) mean of the best kind over test samples.
-        kind: that kind.
+        probe: scores of the best layer of each step, (step, sample).
+        conditions: scores of the controls in the same cells, by name, (step, sample).
+        sources: scores of the image labeler, by source of step images, (step, sample).
+        position: scores of the position baseline, (sample,).
+        latents: scores of probes on the denoiser's input, (step, sample); None if that control is
+            off.
+        cells: mean score of each cell over test samples, (step, layer), of probes of `kind`.
+        kind: kind of the best cell's probe.
     """
 
     probe: np.ndarray
@@ -58,19 +60,25 @@ class Curves:
 
 @dataclass(frozen=True)
 class RunAnalysis:
-    """A run's scores, read once, with the choices made on validation samples."""
+    """Results of a run: the summary, and the curves behind its figures.
+
+    Attributes:
+        curves: scores over steps by property.
+        bootstrap: resamples of the test prompts.
+        test: indices of the test samples, (test sample,).
+    """
 
     summary: Summary
     curves: dict[str, Curves]
     bootstrap: Bootstrap
-    test: np.ndarray  # sample indices
+    test: np.ndarray
 
 
 def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
-    """Summarise all scores of a finished run.
+    """Summarise all scores of a finished run; choices are made on validation samples.
 
     Args:
-        seconds: wall time of each stage.
+        seconds: wall time by stage.
 
     Raises:
         RuntimeError: the run is not finished.
@@ -92,8 +100,9 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         curves[prop] = scores.curves(
             position[0], _image_labeler_scores(run, prop, test, truth, steps)
         )
-        properties[prop] = scores.to_record(position, curves[prop], truth)
-    attributes = run.attributes()
+        missing = missing_share(labels.maps[prop])
+        properties[prop] = scores.to_record(position, curves[prop], truth, missing)
+    attributes = run.attributes
     nonfinite = _nonfinite(run)
     counts = {"total": len(samples)}
     for split in SPLITS:
@@ -117,6 +126,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         seconds={name: round(value, 1) for name, value in seconds.items()},
         bytes=run.location.size(),
         versions=attributes["versions"],
+        notes=tuple(attributes.get("notes", ())),
     )
     return RunAnalysis(summary, curves, bootstrap, test)
 
@@ -124,8 +134,8 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
 def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
     """Scores (metric, test sample) of the position baseline."""
     maps, mean_map = labels.maps[prop], labels.means[prop]
-    chosen_by = labels.train if len(labels.train) else labels.validation
-    predicted = position_prediction(prop, mean_map, maps[chosen_by], len(test))
+    tuning = labels.train if len(labels.train) else labels.validation
+    predicted = position_prediction(prop, mean_map, maps[tuning], len(test))
     return score_maps(prop, predicted, maps[test], mean_map)
 
 
@@ -160,7 +170,7 @@ def _source_scores(
 ) -> np.ndarray:
     """Headline scores (n,) of the labeler on one step's images; NaN if they are not labeled."""
     maps = run.read(f"labels_{source}", prop, sample=test, step=step)
-    if np.isnan(maps).all():  # exact maps
+    if np.isnan(maps).all():  # a property with exact maps only has no labels of step images
         return np.full(len(test), np.nan)
     return headline.score(as_label(run.study, prop, maps))
 
@@ -200,9 +210,9 @@ class PropertyScores:
         self.test = scores[..., is_test]
         self.linear = [i for i, kind in enumerate(self.kinds) if probe_kind(kind).linear]
         validation = scores[0, self.linear, 0][..., ~is_test]
-        number = np.isfinite(validation).sum(-1)
+        n_defined = np.isfinite(validation).sum(-1)
         total = np.where(np.isfinite(validation), validation, 0).sum(-1)
-        self.choice = np.where(number > 0, total / np.maximum(number, 1), -np.inf)
+        self.choice = np.where(n_defined > 0, total / np.maximum(n_defined, 1), -np.inf)
         supporting = [i for i in self.linear if probe_kind(self.kinds[i]).supports(self.prop)]
         self.all_undefined = int(np.isnan(scores[0, supporting, 0]).sum())
 
@@ -212,7 +222,7 @@ class PropertyScores:
         return self.linear[int(kind)], int(step), int(layer)
 
     def best_at(self, step: int) -> tuple[int, int, int]:
-        """The same among the cells of one step (from 0)."""
+        """Indices (kind, step, layer) of the best cell of one step (from 0)."""
         choice = self.choice[:, step]
         kind, layer = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(kind)], step, int(layer)
@@ -227,23 +237,23 @@ class PropertyScores:
         return np.stack([self.of(cell, condition, m) for m in range(len(self.metrics))])
 
     def curves(self, position: np.ndarray, sources: dict[str, np.ndarray]) -> Curves:
-        """Scores over steps, of the best layer of each step.
+        """Scores over steps of the best layer of each step, with controls and labelers.
 
         Args:
-            position: (test sample,) of the position baseline.
-            sources: of image labelers, source to (step, test sample).
+            position: scores of the position baseline, (test sample,).
+            sources: scores of the image labeler by source, (step, test sample).
         """
         steps = range(self.test.shape[3])
-        path = [self.best_at(step) for step in steps]
+        best_cells = [self.best_at(step) for step in steps]
         kind = self.best()[0]
         with np.errstate(all="ignore"):
             defined = np.isfinite(self.test[0, kind, 0])
             total = np.where(defined, self.test[0, kind, 0], 0).sum(-1)
             cells = total / defined.sum(-1)
         return Curves(
-            probe=np.stack([self.of(cell) for cell in path]),
+            probe=np.stack([self.of(cell) for cell in best_cells]),
             conditions={
-                name: np.stack([self.of(cell, condition=i) for cell in path])
+                name: np.stack([self.of(cell, condition=i) for cell in best_cells])
                 for i, name in enumerate(self.conditions)
                 if name in self.controls
             },
@@ -258,27 +268,32 @@ class PropertyScores:
 
     def _latents_scores(self, step: int) -> np.ndarray:
         """Scores (metric, test sample) on a step's latents, of the kind best on validation."""
-        assert self.latents is not None
+        if self.latents is None:
+            raise ValueError("controls.latents: false, so there are no scores on latents")
         linear = self.latents[self.linear, :, step]
         with warnings.catch_warnings():
-            # A kind that does not support the property: NaN.
+            # The mean over no values is NaN for a kind that does not support the property.
             warnings.simplefilter("ignore", RuntimeWarning)
             validation = np.nanmean(linear[:, 0][:, ~self.is_test], axis=1)
         best = int(np.argmax(np.where(np.isfinite(validation), validation, -np.inf)))
         return linear[best][:, self.is_test]
 
-    def to_record(self, position: np.ndarray, curves: Curves, truth: np.ndarray) -> PropertyRecord:
-        """The property's part of ``summary.json``.
+    def to_record(
+        self, position: np.ndarray, curves: Curves, truth: np.ndarray, missing: float
+    ) -> PropertyRecord:
+        """Build the property's part of ``summary.json``.
 
         Args:
-            position: (metric, test sample) of the position baseline.
+            position: scores of the position baseline, (metric, test sample).
+            curves: result of `curves`.
             truth: labels of the test samples, (test sample, y, x).
+            missing: share of the labels' pixels that were not measured.
         """
         best = self.best()
         undefined = UndefinedRecord(best=int(np.isnan(self.of(best)).sum()), any=self.all_undefined)
         if self.prop.is_mask:
-            empty = ~truth.any((1, 2))
-            # A score of 1 on an empty label mask can only mean that the prediction is empty too.
+            empty = ~(truth == 1).any((1, 2))
+            # On an empty label mask, Dice is 1 only if the prediction is empty too.
             undefined.both_empty = int((empty & (self.of(best) == 1)).sum())
             undefined.truth_empty = int(empty.sum())
         return PropertyRecord(
@@ -287,6 +302,7 @@ class PropertyScores:
             emergence=self._emergence(curves),
             controls=self._controls(best, position),
             undefined=undefined,
+            missing=missing,
         )
 
     def _emergence(self, curves: Curves) -> EmergenceRecord:
@@ -303,7 +319,7 @@ class PropertyScores:
         )
 
     def _controls(self, best: tuple[int, int, int], position: np.ndarray) -> ControlsRecord:
-        """Every control in the best cell; those that are off are None or absent."""
+        """Scores of all controls in the best cell; disabled ones are None or absent."""
         records: dict[str, ControlRecord | None] = {
             "position": self._control(position),
             "shuffled_labels": None,
@@ -320,7 +336,7 @@ class PropertyScores:
         return ControlsRecord.model_validate(records)
 
     def _control(self, values: np.ndarray) -> ControlRecord:
-        """Headline interval and residual of scores (metric, sample)."""
+        """Record of a control's scores (metric, sample): headline interval and residual."""
         return ControlRecord(
             **dict(self.bootstrap.interval(values[0])),
             residual=self._residual(values),
@@ -354,11 +370,11 @@ class PropertyScores:
 def _labeler_scores(
     run: Run, test: np.ndarray, labels: LabelSet, bootstrap: Bootstrap
 ) -> dict[str, Interval] | None:
-    """Headline score of each labeler's maps against the exact ones; None if there are none."""
-    study = run.study
-    both = [p for p in run.exact_properties if p in study.labels.maps and p in labelers_of(study)]
+    """Headline scores of the labelers against exact maps, by property; None without exact maps."""
+    study, labelers = run.study, labelers_of(run.study)
+    compared = [p for p in run.exact_properties if p in study.labels.maps and p in labelers]
     intervals = {}
-    for prop in both:
+    for prop in compared:
         truth = as_label(study, prop, run.read("exact_maps", prop, sample=test))
         scores = score_maps(prop, labels.maps[prop][test], truth, labels.means[prop])[0]
         intervals[prop] = bootstrap.interval(scores)

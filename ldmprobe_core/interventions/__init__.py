@@ -1,1 +1,1 @@
-"""Edit activations towards a target map, denoise on, and score the images."""
+"""Interventions: edit activations towards a target map, finish denoising, score the images."""

@@ -20,42 +20,55 @@ from ldmprobe_core.study.batching import label_assignments
 
 
 def directions_of(
-    run: Run, what: Intervention, plan: InterventionPlan, labels: LabelSet, shuffled: bool = False
+    run: Run, spec: Intervention, plan: InterventionPlan, labels: LabelSet, shuffled: bool = False
 ) -> dict[tuple[int, str], EditDirection]:
-    """The direction of every edited cell.
+    """Edit direction of every edited cell, by (step from 1, layer).
 
     Args:
-        shuffled: of probes trained on labels dealt to other images (the control), fitted here.
+        plan: the checked intervention on the same run.
+        labels: label maps and splits of the run.
+        shuffled: whether to use probes of shuffled labels (the control), which are fitted here.
+
+    Raises:
+        UserError: a cell cannot be edited, as the weights of its probe are zero.
     """
-    found = {}
+    directions = {}
     study = run.study
-    place = {"property": what.prop, "kind": plan.kind}
+    selection = {"property": spec.prop, "kind": plan.kind}
     for layer in plan.layers:
-        probes = run.open(f"probes/{layer}", require_complete=True).sel(place).load()
+        probes = run.open(f"probes/{layer}", require_complete=True).sel(selection).load()
         for step in range(1, plan.steps + 1):
             tokens = run.read(f"activations/{layer}", "activation", step=step - 1)
-            sums = unstored_statistics(run, "trained", step, layer)
+            statistics = unstored_statistics(run, "trained", step, layer)
             if shuffled:
-                assignments = label_assignments(study, "trained") if sums else ("shuffled",)
-                fitted = probe_activations(tokens, labels, study, assignments, sums)
-                probe: Any = fitted["shuffled"].probes[plan.kind, what.prop]
+                assignments = label_assignments(study, "trained") if statistics else ("shuffled",)
+                fitted = probe_activations(tokens, labels, study, assignments, statistics)
+                probe: Any = fitted["shuffled"].probes[plan.kind, spec.prop]
             else:
-                here = probes.sel(step=step)
-                weight = here.weight.values.astype(np.float64)
-                probe = LinearProbe(weight, float(here.bias), float(here.penalty))
+                fitted_cell = probes.sel(step=step)
+                weight = fitted_cell.weight.values.astype(np.float64)
+                probe = LinearProbe(weight, float(fitted_cell.bias), float(fitted_cell.penalty))
             covariance = None
-            if what.method == "exact" and what.metric == "covariance":
-                covariance = (sums or activation_statistics(tokens, labels)).covariance
+            if spec.method == "exact" and spec.metric == "covariance":
+                covariance = (statistics or activation_statistics(tokens, labels)).covariance
             try:
-                found[step, layer] = EditDirection.of_probe(probe, covariance)
+                directions[step, layer] = EditDirection.of_probe(probe, covariance)
             except ValueError as error:
-                raise UserError(f"{layer} at step {step} cannot be edited: {error}") from error
-    return found
+                raise UserError(
+                    f"layers: {layer} cannot be edited at step {step} ({error}). "
+                    "Fix: leave it out of layers, or lower steps."
+                ) from error
+    return directions
 
 
 def activation_statistics(tokens: np.ndarray, labels: LabelSet) -> SufficientStatistics:
-    """Sums over the training samples that are finite, of tokens (sample, y, x, channel) alone."""
-    trained = tokens[labels.train]
-    finite = np.isfinite(trained).reshape(len(trained), -1).all(1)
-    rows = trained[finite].reshape(-1, tokens.shape[-1])
+    """Sufficient statistics of activations, without labels, over the finite training samples.
+
+    Args:
+        tokens: activations (sample, y, x, channel) of all stored samples.
+        labels: its `train` selects the training samples.
+    """
+    training = tokens[labels.train]
+    finite = np.isfinite(training).reshape(len(training), -1).all(1)
+    rows = training[finite].reshape(-1, tokens.shape[-1])
     return SufficientStatistics.from_tokens(rows, np.empty((len(rows), 0)))

@@ -1,9 +1,10 @@
-"""Changing activations so that a linear probe reads a target: exactly, or by gradient descent.
+"""Edits of activations that move a linear probe's prediction to a target.
 
-A probe reads w . h + b off each token h.  The smallest change that makes it read t is along one
-direction: in L2 it is (t - w . h - b) w / |w|^2 (the projection onto a hyperplane), and in the
-activations' own covariance C, where a change d costs d' C^-1 d, it is
-(t - w . h - b) C w / (w' C w): edits then stay where activations live.
+A probe predicts w . h + b from each token h.  The smallest edit after which it predicts t is along
+one direction: in the L2 norm it is (t - w . h - b) w / |w|^2 (the projection onto a hyperplane).
+In the norm d' C^-1 d of an edit d, with C the covariance of the activations, it is
+(t - w . h - b) C w / (w' C w); such an edit stays within the distribution of activations.
+The alternative is the paper's gradient descent on the activations.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from ldmprobe_core.study.probe_kinds import probe_kind
 
 @dataclass(frozen=True)
 class EditDirection:
-    """The edit of one cell.
+    """Probe of one cell, with the direction in which its activations are edited.
 
     Attributes:
-        weight: (channel,) of the probe.
-        bias: of the probe.
-        step: (channel,), scaled so that ``weight . step`` is 1: a step of it raises the reading
-            by one.
+        weight: weight of the probe, (channel,) float32.
+        bias: bias of the probe.
+        step: edit direction, (channel,) float32, scaled so that ``weight . step`` is 1: adding it
+            to a token raises the probe's prediction by 1.
     """
 
     weight: Tensor
@@ -36,33 +37,34 @@ class EditDirection:
 
     @classmethod
     def of_probe(cls, probe: LinearProbe, covariance: np.ndarray | None = None) -> EditDirection:
-        """The cheapest direction for a probe.
+        """Direction of the smallest edit for a probe.
 
         Args:
-            covariance: (channel, channel) of the activations; None measures changes in L2.
+            covariance: covariance of the activations, (channel, channel), which defines the norm of
+                an edit; None uses the L2 norm.
 
         Raises:
-            ValueError: the probe reads nothing (its weights are 0), so no target can be reached.
+            ValueError: the probe's weights are zero, so its prediction cannot be changed.
         """
         raw = probe.weight if covariance is None else covariance @ probe.weight
         gain = float(probe.weight @ raw)
         if not gain > 0:
-            raise ValueError("the probe's weights are zero: no change alters what it reads")
+            raise ValueError("the probe's weights are zero, so no edit changes its prediction")
         return cls(
             torch.from_numpy(probe.weight).float(), probe.bias, torch.from_numpy(raw / gain).float()
         )
 
     def read(self, tokens: Tensor) -> Tensor:
-        """What the probe reads, (n, y, x), of tokens (n, y, x, channel)."""
+        """Predictions (n, y, x) of the probe from tokens (n, y, x, channel)."""
         return tokens @ self.weight + self.bias
 
     def exact(self, tokens: Tensor, target: Tensor, strength: float) -> Tensor:
-        """Tokens changed the least, such that the reading goes ``strength`` of the way there.
+        """Tokens after the smallest edit that moves the prediction towards the target.
 
         Args:
             tokens: (n, y, x, channel) float32.
-            target: (n, y, x), what the probe is to read; NaN leaves a token as it is.
-            strength: 0 changes nothing, 1 reaches the target.
+            target: target prediction (n, y, x); a token whose target is NaN is not edited.
+            strength: fraction of the gap to the target that is closed, 0..1.
         """
         gap = torch.nan_to_num(target - self.read(tokens))
         return tokens + (strength * gap)[..., None] * self.step
@@ -71,14 +73,17 @@ class EditDirection:
 def target_reading(
     share: np.ndarray, kind: str, mask: bool, confidence: float = 0.98
 ) -> np.ndarray:
-    """The prediction of a probe of this kind that means a given map.
+    """Convert a target map to the prediction that stands for it in a probe of this kind.
 
     Args:
         share: block means of the target map, (n, y, x).
         kind: name of a probe kind.
-        mask: the map is a mask.
-        confidence: target probability inside the mask, and 1 - confidence outside, of kinds that
+        mask: whether the map is a mask.
+        confidence: target probability inside the mask, 1 - confidence outside; used by kinds that
             predict logits.
+
+    Returns:
+        (n, y, x): logits for masks if the kind predicts logits, else `share`.
     """
     if mask and probe_kind(kind).mask_output == "logit":
         clipped = np.clip(share, 1 - confidence, confidence)
@@ -94,15 +99,21 @@ def edit_by_gradient_descent(
     iterations: int = 128,
     learning_rate: float = 5e-3,
 ) -> Tensor:
-    """The paper's edit: Adam on the activations themselves until the probe reads the target.
+    """Edit activations by the paper's method: Adam on the activations, at fixed probe weights.
 
-    Cross-entropy of the probe's prediction, upsampled to the image by nearest, with the target
-    mask; Huber's loss with delta 1 for maps (Chen, Viégas & Wattenberg 2023, section 5 and their
-    code).
+    The probe's prediction is upsampled to the image by nearest.  The loss is cross-entropy with a
+    target mask, and Huber's with delta 1 for other maps (Chen, Viégas & Wattenberg 2023, section 5
+    and their code).
 
     Args:
         tokens: (n, y, x, channel) float32.
-        target: (n, Y, X) at the image's size: 0..1 for a mask, else values.
+        target: (n, Y, X) float32 at the image's size: 0..1 for a mask, else values.
+        direction: holds the probe's weight and bias.
+        mask: whether the target is a mask.
+        iterations: number of gradient steps.
+
+    Returns:
+        edited tokens, (n, y, x, channel) float32.
     """
     edited = tokens.detach().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([edited], lr=learning_rate)
@@ -115,17 +126,18 @@ def edit_by_gradient_descent(
             else:
                 loss = F.huber_loss(reading, target, reduction="none", delta=1.0)
             optimizer.zero_grad()
-            # Each sample's own mean: a batch is edited as its samples would be alone.
+            # The mean is per sample, so that an edit does not depend on the batch size.
             loss.mean((1, 2)).sum().backward()
             optimizer.step()
     return edited.detach()
 
 
 def random_change_like(change: Tensor, generator: torch.Generator) -> Tensor:
-    """A change of the same norm at every token, in a random direction.
+    """Random directions with the norm of `change` at every token.
 
     Args:
         change: (n, y, x, channel).
+        generator: CPU generator of the random directions.
     """
     noise = torch.randn(change.shape, generator=generator).to(change)
     norm = change.norm(dim=-1, keepdim=True)

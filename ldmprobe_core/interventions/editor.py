@@ -1,4 +1,4 @@
-"""Sampling with edited activations: hooks on the layers, and the change that they make."""
+"""Sampling with edited activations, by hooks on the denoiser's layers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ldmprobe_core.study.samples import Sample
 
 
 class Editor:
-    """Edits the outputs of layers while a pipeline runs: cells of the first steps, in their turn.
+    """Context manager that edits the outputs of layers while a pipeline runs.
 
     Args:
-        generator: holds the pipeline, and knows how its guidance is called.
-        directions: (step, layer) to the cell's direction; steps from 1.
-        aims: layer's grid to the readings aimed at (n, y, x), or the full-size target for Adam.
+        sampler: sampler of the pipeline whose denoiser is hooked.
+        directions: edit direction of each edited cell, by (step from 1, layer).
+        change: edit of a cell: (step, layer, direction, tokens) -> edited tokens; see `make_edit`.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class Editor:
         def edit(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             step, call = divmod(self._calls - 1, guidance.calls_per_step)
             direction = self.directions.get((step + 1, name))
-            if direction is None or call > 0:  # of two calls the first is the conditional one
+            # With two denoiser calls a step, the first is the conditional one.
+            if direction is None or call > 0:
                 return None
             return change_grid(
                 output,
@@ -89,7 +90,14 @@ class Editor:
 def sample_edited(
     sampler: PipelineSampler, samples: list[Sample], editor: Editor | None
 ) -> np.ndarray:
-    """Finished images (sample, y, x, rgb) uint8 of samples, edited on the way."""
+    """Generate the images of samples with edited activations.
+
+    Args:
+        editor: edits activations meanwhile; None generates without edits.
+
+    Returns:
+        final images (sample, y, x, rgb) uint8.
+    """
     pipeline, study = sampler.pipeline, sampler.study
     torch.set_num_threads(study.sampling.threads)
     negative = study.prompts.negative
@@ -112,17 +120,23 @@ def sample_edited(
 
 
 def make_edit(
-    what: Intervention, kind: str, targets: np.ndarray, random: torch.Generator | None
+    spec: Intervention, kind: str, targets: np.ndarray, random: torch.Generator | None
 ) -> Any:
-    """How tokens of a cell are changed.
+    """Build the edit function of an `Editor`.
 
     Args:
-        targets: (n, Y, X) maps aimed at, at the image's size.
-        random: makes the change a random one of the same norm.
+        spec: method, strength and confidence of the edit.
+        kind: kind of the probes in the edit directions.
+        targets: target maps (n, Y, X) at the image's size.
+        random: if given, replace each edit by a random change of the same norm (the control), drawn
+            from this generator.
+
+    Returns:
+        a function (step, layer, direction, tokens (n, y, x, channel)) -> edited tokens.
     """
-    mask = property_of(what.prop).is_mask
+    mask = property_of(spec.prop).is_mask
     maps = targets.astype(np.float64)
-    whole = torch.from_numpy(maps).float()
+    full_targets = torch.from_numpy(maps).float()
     readings: dict[tuple[int, int], Tensor] = {}
 
     def change(_step: int, _layer: str, direction: EditDirection, tokens: Tensor) -> Tensor:
@@ -130,18 +144,18 @@ def make_edit(
         direction = EditDirection(
             direction.weight.to(tokens.device), direction.bias, direction.step.to(tokens.device)
         )
-        if what.method == "adam":
+        if spec.method == "adam":
             edited = edit_by_gradient_descent(
-                tokens, whole.to(tokens.device), direction, mask,
-                what.iterations, what.learning_rate,
+                tokens, full_targets.to(tokens.device), direction, mask,
+                spec.iterations, spec.learning_rate,
             )  # fmt: skip
         else:
             if grid not in readings:
                 share = block_means(maps, grid)
                 readings[grid] = torch.from_numpy(
-                    target_reading(share, kind, mask, what.confidence)
+                    target_reading(share, kind, mask, spec.confidence)
                 ).float()
-            edited = direction.exact(tokens, readings[grid].to(tokens.device), what.strength)
+            edited = direction.exact(tokens, readings[grid].to(tokens.device), spec.strength)
         if random is None:
             return edited
         return tokens + random_change_like(edited - tokens, random)

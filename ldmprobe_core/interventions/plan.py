@@ -18,13 +18,13 @@ from ldmprobe_core.study.properties import property_of
 
 @dataclass(frozen=True)
 class InterventionPlan:
-    """An intervention on a run, checked.
+    """Checked intervention on a run, with its defaults filled in.
 
     Attributes:
-        samples: indices of who is edited.
+        samples: indices of the edited samples.
         layers: names of the edited layers.
-        steps: how many steps are edited.
-        kind: of the probes.
+        steps: number of edited steps, from the first.
+        kind: kind of the probes that give the edit directions.
     """
 
     samples: list[int]
@@ -33,90 +33,110 @@ class InterventionPlan:
     kind: str
 
 
-def plan_intervention(run: Run, what: Intervention) -> InterventionPlan:
-    """Check an intervention against a run, before anything is loaded.
+def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
+    """Check an intervention against a run, before any model is loaded.
 
     Raises:
-        UserError: the run does not hold what it needs.
+        UserError: the run lacks the probes, samples or layers that the intervention needs.
     """
     study = run.study
     if study.source == "images":
         raise UserError(
-            f"{run.url} looked at pictures and generated none: there is nothing to edit"
+            f"prompts: {run.url} has source images and no prompts, so there is no generation to "
+            "edit. Fix: take a run whose study has prompts."
         )
-    if what.prop not in study.labels.maps:
+    if spec.prop not in study.labels.maps:
         raise UserError(
-            f"property is {what.prop!r}, and {run.url} has probes of "
-            f"{', '.join(study.labels.maps)} only: choose one of them"
+            f"prop: {run.url} has no probes of this property ({spec.prop!r}). Fix: take "
+            f"{', '.join(study.labels.maps)}."
         )
-    if what.controls and study.capture.keep == "statistics" and not study.controls.shuffled_labels:
+    if spec.controls and study.capture.keep == "statistics" and not study.controls.shuffled_labels:
         raise UserError(
-            f"controls is true, and the statistics of {run.url} hold no sums with shuffled labels "
-            "(its study has controls.shuffled_labels false): set controls to false"
+            f"controls: {run.url} has no statistics of shuffled labels (true, but its study has "
+            "controls.shuffled_labels false). Fix: set controls to false."
         )
-    marks = run.progress.completed(PROBE)
-    total = len(marks)
-    steps = what.steps or min(what.defaults.steps, total)
+    completed = run.progress.completed(PROBE)
+    total = len(completed)
+    steps = spec.steps or min(spec.defaults.steps, total)
     if steps > total:
-        raise UserError(f"steps is {steps}, and the run has {total}: lower it")
-    for glob in what.layers or ():
+        raise UserError(f"steps: more than the run's {total} ({steps}). Fix: lower it.")
+    for glob in spec.layers or ():
         if not any(fnmatchcase(name, glob) for name in run.layers):
-            raise UserError(f"layers {glob} match none of {', '.join(run.layers)}")
-    globs = what.layers or what.defaults.layers
+            raise UserError(_no_layers_match(run, glob))
+    globs = spec.layers or spec.defaults.layers
     layers = [
         name
         for name in run.layers
         if any(fnmatchcase(name, glob) for glob in globs) and not name.startswith(VAE)
     ]
-    if not layers and what.layers is None:  # a denoiser without a decoder: all of it
+    if not layers and spec.layers is None:  # a transformer has no decoder: take all layers
         layers = [name for name in run.layers if not name.startswith(VAE)]
     if not layers:
-        raise UserError(f"layers {', '.join(globs)} match none of {', '.join(run.layers)}")
+        raise UserError(_no_layers_match(run, ", ".join(globs)))
     columns = [run.probe_inputs.index(name) for name in layers]
     for step in range(steps):
-        missing = [name for name, c in zip(layers, columns, strict=True) if not marks[step, c]]
+        missing = [
+            name
+            for name, column in zip(layers, columns, strict=True)
+            if not completed[step, column]
+        ]
         if missing:
             raise UserError(
-                f"{run.url} has no probe of {missing[0]} at step {step + 1}: finish the run, "
-                "then edit"
+                f"probes: {run.url} has none of {missing[0]} at step {step + 1}. Fix: finish the "
+                "run first."
             )
-    kind = _kind(run, what)
-    return InterventionPlan(_samples(run, what), layers, steps, kind)
+    kind = _kind(run, spec)
+    return InterventionPlan(_samples(run, spec), layers, steps, kind)
 
 
-def _kind(run: Run, what: Intervention) -> str:
-    """The kind of probes that are edited through.
+def _no_layers_match(run: Run, globs: str) -> str:
+    return f"layers: no layer of the run matches ({globs}). Fix: take {', '.join(run.layers)}."
+
+
+def _kind(run: Run, spec: Intervention) -> str:
+    """Kind of the probes that give the edit directions.
 
     Raises:
         UserError: the run has no such probes of the property, or settings do not fit the kind.
     """
-    prop, kinds = property_of(what.prop), run.study.linear_kinds
-    kind = what.kind or what.defaults.kind
-    if kind not in kinds and what.kind is None:
+    prop, kinds = property_of(spec.prop), run.study.linear_kinds
+    kind = spec.kind or spec.defaults.kind
+    if kind not in kinds and spec.kind is None:
         kind = kinds[0]
     if kind not in kinds or not probe_kind(kind).supports(prop):
-        raise UserError(f"kind is {kind!r}, which no probe of {what.prop} in this run is")
+        usable = [name for name in kinds if probe_kind(name).supports(prop)]
+        raise UserError(
+            f"kind: the run has no probes of {spec.prop} of this kind ({kind!r}). Fix: take "
+            f"{', '.join(usable)}."
+        )
     logits = prop.is_mask and probe_kind(kind).mask_output == "logit"
-    if what.confidence != DEFAULT_CONFIDENCE and not logits:
-        raise UserError(f"confidence is of logits of masks, and kind is {kind}: leave it out")
-    if what.method == "adam" and prop.is_mask and not logits:
-        raise UserError(f"method adam needs logits of masks, which kind {kind} lacks: use exact")
+    if spec.confidence != DEFAULT_CONFIDENCE and not logits:
+        raise UserError(
+            f"confidence: it applies to logits of masks only ({spec.confidence:g} with kind "
+            f"{kind}). Fix: leave it out."
+        )
+    if spec.method == "adam" and prop.is_mask and not logits:
+        raise UserError(
+            f"method: adam needs logits of masks, which kind {kind} does not predict (adam). "
+            "Fix: take exact."
+        )
     return kind
 
 
-def _samples(run: Run, what: Intervention) -> list[int]:
+def _samples(run: Run, spec: Intervention) -> list[int]:
     split = run.open("samples").split.values[: run.n_stored]
-    part = [int(i) for i in np.flatnonzero(split == what.part)]
-    if what.chosen is None:
-        if what.samples > len(part):
+    available = [int(i) for i in np.flatnonzero(split == spec.part)]
+    if spec.chosen is None:
+        if spec.samples > len(available):
             raise UserError(
-                f"samples is {what.samples}, and the run has {len(part)} {what.part} samples: "
-                "lower it"
+                f"samples: more than the run's {len(available)} {spec.part} samples "
+                f"({spec.samples}). Fix: lower it."
             )
-        return part[: what.samples]
-    wrong = [i for i in what.chosen if i not in part]
+        return available[: spec.samples]
+    wrong = [i for i in spec.chosen if i not in available]
     if wrong:
         raise UserError(
-            f"sample {wrong[0]} is not among the run's {what.part} samples, as {part[0]} is"
+            f"chosen: no {spec.part} sample of the run ({wrong[0]}). Fix: take from "
+            f"{', '.join(str(i) for i in available[:8])}{', ...' if len(available) > 8 else ''}."
         )
-    return list(what.chosen)
+    return list(spec.chosen)

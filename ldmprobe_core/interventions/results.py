@@ -5,27 +5,28 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel
 
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import EDIT_CONDITIONS, Intervention
 from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 
-FOLDER = "interventions"
-"""Group of the arrays."""
+INTERVENTIONS_GROUP = "interventions"
+"""Zarr group of the interventions' arrays."""
 RECORDS = "edits"
-"""Folder of what is written beside them; no file lies among arrays, where Zarr would warn."""
+"""Folder of the JSON records, apart from the arrays: Zarr warns of other files in its groups."""
 
 
 class EffectRecord(BaseModel):
-    """What an edit did, by metric, over samples and targets.
+    """Effect of one edit condition over all pairs of sample and target, in the headline metric.
 
     Attributes:
-        mean: the labeler's map of the image against the target.
-        less_unedited: the same less the unedited image's, paired.
-        improved: share of pairs that are better than unedited.
-        outside: mean absolute change of pixels, 0..1, off the object and its target.
-        kept: share of images whose class stays; None where no class is labeled.
+        mean: score of the labeler's map of the edited image against the target.
+        less_unedited: that score less the unedited image's, paired.
+        improved: fraction of pairs whose score is higher than the unedited image's.
+        outside: mean absolute change of pixel values, 0..1, outside the object and its target.
+        kept: fraction of images whose class is unchanged; None if no class is labeled.
     """
 
     mean: Interval
@@ -36,7 +37,18 @@ class EffectRecord(BaseModel):
 
 
 class InterventionSummary(BaseModel):
-    """The record ``summary.json`` of an intervention."""
+    """Contents of an intervention's ``summary.json``.
+
+    Attributes:
+        intervention: its settings.
+        steps, layers, kind: edited steps and layers, and kind of the probes, defaults filled in.
+        metric: the headline metric.
+        pairs: number of pairs of sample and target.
+        undefined: number of pairs without a defined score, over all conditions.
+        unedited: score of the unedited images against the targets.
+        effects: effect by edit condition: the edit and its controls.
+        seconds: wall time.
+    """
 
     intervention: Intervention
     steps: int
@@ -50,80 +62,89 @@ class InterventionSummary(BaseModel):
     seconds: float
 
 
-def edit_conditions(what: Intervention) -> tuple[str, ...]:
-    """Names of the edits that an intervention makes: the edit itself, then its controls."""
-    return EDIT_CONDITIONS if what.controls else EDIT_CONDITIONS[:1]
+def edit_conditions(spec: Intervention) -> tuple[str, ...]:
+    """Names of an intervention's conditions: the edit itself, then its controls if enabled."""
+    return EDIT_CONDITIONS if spec.controls else EDIT_CONDITIONS[:1]
 
 
 def read_intervention(run: Run, name: str) -> Intervention:
-    """What an intervention of this name is.
+    """Read the settings of an intervention.
 
     Raises:
-        UserError: there is none.
+        UserError: the run has no intervention of this name.
+        RunError: the record is damaged, or of another intervention.
     """
-    return Intervention.model_validate_json(
-        run.location.read_text(f"{RECORDS}/{name}/intervention.json")
-    )
+    file = f"{RECORDS}/{name}/intervention.json"
+    spec = run.location.read_record(file, Intervention, "put back a copy of it")
+    if spec.name != name:  # the name has the hash of the settings
+        raise RunError(
+            f"{run.url}: {file} holds the settings of {spec.name}. Fix: put back a copy of it"
+        )
+    return spec
 
 
 def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionSummary:
-    """Condense an intervention and write its ``summary.json``.
+    """Summarise a finished intervention and write its ``summary.json``.
+
+    Args:
+        seconds: wall time, for the record.
 
     Raises:
-        RuntimeError: it is not finished.
+        RuntimeError: a batch of it is not finished.
     """
-    group = f"{FOLDER}/{name}"
+    group = f"{INTERVENTIONS_GROUP}/{name}"
     if not run.progress_of(group).completed(EDIT).all():
-        raise RuntimeError(f"{run.url}: {name} is not finished")
+        raise RuntimeError(f"intervention: {name} of {run.url} is not finished. Fix: resume it.")
     data = run.open(group, require_complete=True)
-    study, what = run.study, read_intervention(run, name)
-    plan = plan_intervention(run, what)
+    study, spec = run.study, read_intervention(run, name)
+    plan = plan_intervention(run, spec)
     prompts = [run.samples[i].prompt for i in plan.samples]
-    groups = np.array(prompts * len(what.targets))  # (target, sample), as the arrays are read
+    groups = np.array(prompts * len(spec.targets))  # in the order of the arrays: (target, sample)
     bootstrap = Bootstrap(groups, study.bootstrap.resamples, study.bootstrap.level, seed=0)
     unedited = data.unedited.values[0].ravel().astype(float)
     effects = {}
     undefined = 0
-    for i, condition in enumerate(edit_conditions(what)):
+    for i, condition in enumerate(edit_conditions(spec)):
         score = data.score.values[i, 0].ravel().astype(float)
         gap = score - unedited
         defined = np.isfinite(gap)
         undefined += int((~defined).sum())
-        kept = data.kept.values[i].ravel()
+        same_class = data.kept.values[i].ravel()
         effects[condition] = EffectRecord(
             mean=bootstrap.interval(np.where(defined, score, np.nan)),
             less_unedited=bootstrap.interval(gap),
             improved=float((gap[defined] > 0).mean()) if defined.any() else 0.0,
             outside=bootstrap.interval(data.outside.values[i].ravel().astype(float)),
-            kept=float(kept.mean()) if np.isfinite(kept).all() else None,
+            kept=float(same_class.mean()) if np.isfinite(same_class).all() else None,
         )
-    findings = InterventionSummary(
-        intervention=what, steps=plan.steps, layers=plan.layers, kind=plan.kind,
-        metric=what.defaults.metrics[0], pairs=len(groups), undefined=undefined,
+    summary = InterventionSummary(
+        intervention=spec, steps=plan.steps, layers=plan.layers, kind=plan.kind,
+        metric=spec.defaults.metrics[0], pairs=len(groups), undefined=undefined,
         unedited=bootstrap.interval(unedited), effects=effects, seconds=round(seconds, 1),
     )  # fmt: skip
     run.location.write_text(
-        f"{RECORDS}/{name}/summary.json", findings.model_dump_json(indent=2) + "\n"
+        f"{RECORDS}/{name}/summary.json", summary.model_dump_json(indent=2) + "\n"
     )
-    return findings
+    return summary
 
 
 def has_intervention_summary(run: Run, name: str) -> bool:
-    """The intervention is finished."""
+    """Whether the intervention is finished and summarised."""
     return run.location.has(f"{RECORDS}/{name}/summary.json")
 
 
 def read_intervention_summary(run: Run, name: str) -> InterventionSummary:
-    """What a finished intervention found.
+    """Read the summary of a finished intervention.
 
     Raises:
-        UserError: it is not finished.
+        UserError: the intervention has no summary yet.
+        RunError: the summary is damaged.
     """
-    return InterventionSummary.model_validate_json(
-        run.location.read_text(f"{RECORDS}/{name}/summary.json")
-    )
+    remedy = "remove it, and repeat `ldmprobe intervene` with the same options"
+    file = f"{RECORDS}/{name}/summary.json"
+    return run.location.read_record(file, InterventionSummary, remedy)
 
 
 def completed_interventions(run: Run) -> list[str]:
-    """Names of the run's interventions that have findings."""
+    """Names of the run's interventions that have a summary."""
     return [name for name in run.location.folders(RECORDS) if has_intervention_summary(run, name)]

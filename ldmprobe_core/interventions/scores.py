@@ -11,26 +11,30 @@ from ldmprobe_core.study.properties import InterventionDefaults
 def score_maps_against_targets(
     defaults: InterventionDefaults, maps: np.ndarray, target_maps: np.ndarray
 ) -> np.ndarray:
-    """Scores (metric, sample) of the maps of edited images against their targets.
+    """Scores (metric, sample) of edited images' label maps against their target maps.
 
     Args:
-        defaults: names the metrics.
+        defaults: intervention settings of the property, which name the metrics.
         maps, target_maps: (sample, y, x); bool for a mask, else values.
     """
     return np.stack([METRICS[name].function(maps, target_maps) for name in defaults.metrics])
 
 
 def background_change(
-    before: np.ndarray, after: np.ndarray, own: np.ndarray, wanted: np.ndarray
+    before: np.ndarray, after: np.ndarray, object_mask: np.ndarray, target_mask: np.ndarray
 ) -> np.ndarray:
-    """Mean absolute change of pixels (sample,), in 0..1, where neither mask is; NaN where none is.
+    """Mean absolute change of pixel values outside both masks.
 
     Args:
         before, after: images (sample, y, x, rgb) uint8.
-        own, wanted: masks (sample, y, x): where the object was, and where it is aimed.
+        object_mask, target_mask: bool masks (sample, y, x) of the object before the edit, and of
+            its target.
+
+    Returns:
+        (sample,) float64 in 0..1; NaN if the masks cover the image.
     """
-    gap = np.abs(before.astype(np.float64) - after).mean(-1) / 255
-    outside = ~(own | wanted)
-    number = outside.sum((1, 2))
+    change = np.abs(before.astype(np.float64) - after).mean(-1) / 255
+    background = ~(object_mask | target_mask)
+    n_pixels = background.sum((1, 2))
     with np.errstate(invalid="ignore"):
-        return np.where(number > 0, (gap * outside).sum((1, 2)) / number, np.nan)
+        return np.where(n_pixels > 0, (change * background).sum((1, 2)) / n_pixels, np.nan)

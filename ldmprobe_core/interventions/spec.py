@@ -35,18 +35,22 @@ class Intervention(BaseModel):
 
     Attributes:
         prop: the edited property, one of `editable_properties`.
-        targets: each sample is edited towards each of them.
-        samples: number of held-out test samples, the first by index; or ``chosen`` by index.
-        method: ``exact`` (closed form) or ``adam`` (the paper's descent).
+        targets: target transformations; each sample is edited towards each target.
+        samples: number of samples to edit, the first of `part` by index.
+        chosen: indices of the samples to edit, instead of `samples`.
+        method: ``exact`` (closed form) or ``adam`` (the paper's gradient descent).
         steps: number of edited steps, from the first: by default 5 for foreground, 3 for depth.
         layers: globs over the run's layers: by default the decoder's for foreground, all for
             depth.
-        kind: of the probes that are edited through, linear.
+        kind: kind of the probes that give the edit directions; a linear one.
         confidence: target probability inside the mask; 1 - confidence outside.
-        strength: share of the way to the target that an exact edit goes, at every cell.
-        metric: in which a change is small: ``l2``, or the activations' own ``covariance``.
-        controls: also edit at random and through shuffled-label probes.
-        part: split whose samples are edited: test, or validation, to find settings.
+        strength: fraction of the gap to the target that an exact edit closes, at every cell.
+        metric: norm that an exact edit minimises: ``l2``, or ``covariance`` (the inverse covariance
+            of the activations).
+        iterations, learning_rate: of the gradient descent of ``adam``.
+        controls: whether to add random edits of the same norm and edits by shuffled-label probes.
+        part: split of the edited samples: test, or validation to tune settings.
+        seed: seed of the random edits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -73,7 +77,7 @@ class Intervention(BaseModel):
     def _editable(cls, value: str) -> str:
         names = editable_properties()
         if value not in names:
-            raise ValueError(f"{value!r} cannot be edited: choose from {', '.join(names)}")
+            raise ValueError(f"{value!r} cannot be edited. Fix: take {', '.join(names)}")
         return value
 
     @field_validator("kind")
@@ -81,27 +85,32 @@ class Intervention(BaseModel):
     def _linear(cls, value: str | None) -> str | None:
         linear = [name for name, kind in PROBE_KINDS.items() if kind.linear]
         if value is not None and value not in linear:
-            raise ValueError(f"{value!r} is no linear probe: choose from {', '.join(linear)}")
+            raise ValueError(f"{value!r} is not a linear kind. Fix: take {', '.join(linear)}")
         return value
 
     @model_validator(mode="after")
     def _distinct(self) -> Intervention:
         if len(set(self.targets)) < len(self.targets) or not self.targets:
-            raise ValueError("targets: name at least one, and each once")
+            raise ValueError(
+                "targets are empty or repeated. Fix: give one or more distinct targets"
+            )
         if self.method == "adam" and (self.strength, self.confidence) != (1.0, DEFAULT_CONFIDENCE):
-            raise ValueError("strength and confidence are of exact edits: leave them out with adam")
+            raise ValueError(
+                "strength and confidence apply to exact edits only. Fix: leave them out with adam"
+            )
         return self
 
     @property
     def defaults(self) -> InterventionDefaults:
-        """The paper's settings for the property."""
+        """Settings of the paper for this property."""
         defaults = property_of(self.prop).intervention
-        assert defaults is not None
+        if defaults is None:
+            raise UserError(f"prop: {self.prop!r} has no settings of interventions")
         return defaults
 
     @property
     def name(self) -> str:
-        """Folder of its results in the run: property, method and a hash of the rest."""
+        """Name of its Zarr group and record folder: property, method, hash of all settings."""
         digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
         return f"{self.prop}-{self.method}-{digest}"
 
@@ -112,10 +121,10 @@ def editable_properties() -> tuple[str, ...]:
 
 
 def parse_intervention(content: dict[str, Any]) -> Intervention:
-    """Validate a mapping.
+    """Build an `Intervention` from a mapping of its fields.
 
     Raises:
-        UserError: one sentence naming the first wrong field and its value.
+        UserError: a field is unknown or has a wrong value; the message names the first such field.
     """
     try:
         return Intervention.model_validate(content)

@@ -1,7 +1,7 @@
-"""The verbs of an intervention on a run: lay out, edit a batch towards a target, summarise.
+"""Units of work of an intervention on a run: create its arrays, edit a batch towards a target.
 
-Results lie in the run's own store under ``interventions/<name>``; a batch is complete or absent, as
-everywhere, so the same call resumes.
+Results are arrays of the run's store under ``interventions/<name>``.  A batch is marked done after
+its data is written, so repeating the calls resumes an interrupted intervention.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.directions import directions_of
 from ldmprobe_core.interventions.edit import EditDirection
 from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
 from ldmprobe_core.interventions.plan import InterventionPlan, plan_intervention
-from ldmprobe_core.interventions.results import FOLDER, RECORDS, edit_conditions, read_intervention
+from ldmprobe_core.interventions.results import (
+    INTERVENTIONS_GROUP,
+    RECORDS,
+    edit_conditions,
+    read_intervention,
+)
 from ldmprobe_core.interventions.scores import background_change, score_maps_against_targets
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import resolve_target, target_maps
@@ -29,68 +33,74 @@ from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.pipeline.prepare import check_origin
 from ldmprobe_core.pipeline.units import Unit, UnitOperations, register_units
 from ldmprobe_core.storage.group_builder import GroupBuilder
+from ldmprobe_core.storage.nodes import open_group
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 from ldmprobe_core.study.properties import property_of
 
 
-def create_intervention(run: Run, what: Intervention) -> str:
-    """Check an intervention and create its arrays, or find them.
+def create_intervention(run: Run, spec: Intervention) -> str:
+    """Check an intervention and create its arrays unless they exist.
 
     Returns:
-        the intervention's name, under which its results lie.
+        the intervention's name, `Intervention.name`.
 
     Raises:
-        UserError: the run does not hold what it needs, or was made by another model.
+        UserError: the run lacks probes, samples or layers that the intervention needs, or was made
+            by another model.
     """
     study = run.study
-    what = what.model_copy(
-        update={"targets": tuple(resolve_target(target) for target in what.targets)}
+    spec = spec.model_copy(
+        update={"targets": tuple(resolve_target(target) for target in spec.targets)}
     )
-    plan = plan_intervention(run, what)
+    plan = plan_intervention(run, spec)
     check_origin(run, study)
-    if what.prop not in labelers_of(study):
-        raise UserError(f"labels.{what.prop} are maps, and edited images need a labeler: name one")
-    own = run.read("labels", what.prop, sample=plan.samples)
-    wanted = target_maps(_as_maps(run, what, own), what.targets)
-    with run.creation_lock():
-        if run.location.has(f"{RECORDS}/{what.name}/intervention.json"):
-            return what.name
-        _create(run, what, plan, wanted)
-        run.consolidate()  # so that a stranger's first look finds the new group too
-        run.location.write_text(
-            f"{RECORDS}/{what.name}/intervention.json", what.model_dump_json(indent=2)
+    if spec.prop not in labelers_of(study):
+        raise UserError(
+            f"labels.{spec.prop}: the run has exact maps and no labeler, which edited images need. "
+            "Fix: name a labeler in the study."
         )
-    return what.name
+    stored = run.read("labels", spec.prop, sample=plan.samples)
+    targets = target_maps(as_label(study, spec.prop, stored), spec.targets)
+    with run.creation_lock():
+        if run.location.has(f"{RECORDS}/{spec.name}/intervention.json"):
+            return spec.name
+        _create_arrays(run, spec, plan, targets)
+        run.consolidate()  # other Zarr readers see only groups in the consolidated metadata
+        run.location.write_text(
+            f"{RECORDS}/{spec.name}/intervention.json", spec.model_dump_json(indent=2)
+        )
+    return spec.name
 
 
-def _as_maps(run: Run, what: Intervention, labels: np.ndarray) -> np.ndarray:
-    return as_label(run.study, what.prop, labels)
-
-
-def _create(run: Run, what: Intervention, plan: InterventionPlan, wanted: np.ndarray) -> None:
-    root = zarr.open_group(run.store, mode="r+", use_consolidated=False)
-    if f"{FOLDER}/{what.name}" in root:  # begun and cut off before its record was written
-        del root[f"{FOLDER}/{what.name}"]
+def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: np.ndarray) -> None:
+    """Create the arrays of an intervention and write its target maps (target, sample, y, x)."""
+    path = f"{INTERVENTIONS_GROUP}/{spec.name}"
+    root = open_group(run.store, run.url, mode="r+")
+    if path in root:  # an earlier attempt was interrupted
+        _require_no_results(run, path)
+        del root[path]
     arrays = GroupBuilder(root)
-    group = arrays.group(f"{FOLDER}/{what.name}", f"{what.prop} edited, method {what.method}")
+    group = arrays.group(
+        f"{INTERVENTIONS_GROUP}/{spec.name}", f"{spec.prop} edited, method {spec.method}"
+    )
     sizes = run.open("images").sizes
-    conditions = edit_conditions(what)
-    targets, n = len(what.targets), len(plan.samples)
+    conditions = edit_conditions(spec)
+    targets, n = len(spec.targets), len(plan.samples)
     batch = min(run.study.sampling.batch, n)
     arrays.coordinate(group, "condition", list(conditions), "the edit proper, and its controls")
-    arrays.coordinate(group, "target", [str(t) for t in what.targets], "what is aimed at")
+    arrays.coordinate(group, "target", [str(t) for t in spec.targets], "what is aimed at")
     arrays.coordinate(group, "sample", plan.samples, "index of the image")
     arrays.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
-    arrays.coordinate(group, "metric", list(what.defaults.metrics), "agreement with the target")
-    where = {"target": targets, "sample": n}
+    arrays.coordinate(group, "metric", list(spec.defaults.metrics), "agreement with the target")
+    pairs = {"target": targets, "sample": n}
     chunk = {"target": 1, "sample": batch}
-    each = {"condition": len(conditions), **where}
+    each = {"condition": len(conditions), **pairs}
     pixels = {"y": sizes["y"], "x": sizes["x"]}
     arrays.array(group, "image", {**each, **pixels, "rgb": 3}, chunk, "uint8", "image", "0..255")
-    arrays.array(group, "label", {**each, **pixels}, chunk, "float32", f"labeler's {what.prop}")
-    arrays.array(group, "target_map", {**where, **pixels}, chunk, "float32", "map aimed at")
-    scores = {"metric": len(what.defaults.metrics), **where}
+    arrays.array(group, "label", {**each, **pixels}, chunk, "float32", f"labeler's {spec.prop}")
+    arrays.array(group, "target_map", {**pairs, **pixels}, chunk, "float32", "map aimed at")
+    scores = {"metric": len(spec.defaults.metrics), **pairs}
     text = "agreement with the target"
     arrays.array(group, "unedited", scores, chunk, "float32", f"{text}, of the unedited image")
     arrays.array(group, "score", {"condition": len(conditions), **scores}, chunk, "float32", text)
@@ -99,96 +109,158 @@ def _create(run: Run, what: Intervention, plan: InterventionPlan, wanted: np.nda
     units = {"target": targets, "batch": -(-n // batch)}
     one = dict.fromkeys(units, 1)
     arrays.array(group, EDIT.progress, units, one, EDIT.dtype, EDIT.description, compress=False)
-    run.write(f"{FOLDER}/{what.name}", {"target_map": wanted.astype(np.float32)})
+    run.write(f"{INTERVENTIONS_GROUP}/{spec.name}", {"target_map": maps.astype(np.float32)})
+
+
+def _require_no_results(run: Run, group: str) -> None:
+    """Refuse to create an intervention in the place of one that lost its record.
+
+    Raises:
+        UserError: a batch of it is complete.
+    """
+    try:
+        done = bool(run.progress_of(group).completed(EDIT).any())
+    except RunError:  # interrupted before this array was created
+        done = False
+    if done:
+        name = group.rpartition("/")[2]
+        raise UserError(
+            f"{run.url}: {group} holds results, but {RECORDS}/{name}/intervention.json is missing. "
+            "Fix: put it back, or move the results away"
+        )
 
 
 def edit_units(run: Run, name: str) -> list[tuple[int, int]]:
-    """Every (target, batch) of an intervention."""
-    shape = run.progress_of(f"{FOLDER}/{name}").counts(EDIT).shape
+    """Indices (target, batch) of an intervention's units of work."""
+    shape = run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").counts(EDIT).shape
     return [(t, b) for t in range(shape[0]) for b in range(shape[1])]
 
 
 def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
-    """Edit one batch of samples towards one target, all conditions, and score the images.
+    """Edit one batch of samples towards one target in all conditions, and score the images.
+
+    Args:
+        url: URL or path of the run.
+        name: name of the intervention.
+        target, batch: indices of the unit of work.
 
     Returns:
-        images and seconds; zero images where it was done before.
+        ``images``, the number of generated images (0 if the unit was done already), and
+        ``seconds``.
     """
     run = Run(url)
-    group = f"{FOLDER}/{name}"
+    group = f"{INTERVENTIONS_GROUP}/{name}"
     progress = run.progress_of(group)
     if progress.is_done(EDIT, target, batch):
         return {"images": 0, "seconds": 0.0}
     started = time.monotonic()
-    study, what = run.study, read_intervention(run, name)
-    plan = plan_intervention(run, what)
-    size = study.sampling.batch
-    index = plan.samples[batch * size : (batch + 1) * size]
-    where = {"target": slice(target, target + 1),
-             "sample": slice(batch * size, batch * size + len(index))}  # fmt: skip
-    samples = [run.samples[i] for i in index]
-    wanted = run.read(group, "target_map", **where)[0]
-    before = run.read("images", "image", sample=index)
-    own = _as_maps(run, what, run.read("labels", what.prop, sample=index))
-    if property_of(what.prop).is_mask:
-        wanted = wanted > 0.5
-    identity = run.location.read_text("identity")
-    scores, maps, images, outside, kept = [], [], [], [], []
-    with use_models(run) as (sampler, labelers):
-        for condition in edit_conditions(what):
-            real = _directions(url, identity, what, condition == "shuffled")
-            seed = torch.Generator().manual_seed(what.seed + 1000 * target + batch)
-            change = make_edit(what, plan.kind, wanted, seed if condition == "random" else None)
-            edited = sample_edited(sampler, samples, Editor(sampler, real, change))
-            found = labelers[what.prop](edited)
-            images.append(edited)
-            maps.append(found)
-            scores.append(
-                score_maps_against_targets(what.defaults, _as_maps(run, what, found), wanted)
-            )
-            outside.append(_outside(before, edited, own, wanted))
-            kept.append(_kept(run, labelers, edited, index))
-    stacked = {
-        "image": np.stack(images), "label": np.stack(maps), "score": np.stack(scores),
-        "outside": np.stack(outside), "kept": np.stack(kept),
-    }  # fmt: skip
-    axis = {"score": 2}
+    spec = read_intervention(run, name)
+    plan = plan_intervention(run, spec)
+    size = run.study.sampling.batch
+    samples = plan.samples[batch * size : (batch + 1) * size]
+    region = {
+        "target": slice(target, target + 1),
+        "sample": slice(batch * size, batch * size + len(samples)),
+    }
+    targets = run.read(group, "target_map", **region)[0]
+    if property_of(spec.prop).is_mask:
+        targets = targets > 0.5
+    labels = as_label(run.study, spec.prop, run.read("labels", spec.prop, sample=samples))
+    results = _edit_in_all_conditions(
+        run, spec, plan, samples, labels, targets, seed=spec.seed + 1000 * target + batch
+    )
+    unedited = score_maps_against_targets(spec.defaults, labels, targets)
+    target_axis = {"score": 2, "unedited": 1}
+    results["unedited"] = unedited
     run.write(
         group,
         {
-            **{n: np.expand_dims(v, axis.get(n, 1)).astype(np.uint8 if n == "image" else np.float32)
-               for n, v in stacked.items()},
-            "unedited": score_maps_against_targets(what.defaults, own, wanted)[:, None].astype(
-                np.float32
-            ),
+            array: np.expand_dims(values, target_axis.get(array, 1)).astype(
+                np.uint8 if array == "image" else np.float32
+            )
+            for array, values in results.items()
         },
-        **where,
-    )  # fmt: skip
+        **region,
+    )
     progress.mark_done(EDIT, target, batch)
-    return {"images": len(index) * len(images), "seconds": time.monotonic() - started}
+    images = len(samples) * len(results["image"])
+    return {"images": images, "seconds": time.monotonic() - started}
 
 
-def _outside(before: np.ndarray, after: np.ndarray, own: np.ndarray, aim: np.ndarray) -> np.ndarray:
-    """Change off both masks; a map has none, so there the whole image counts."""
-    if own.dtype != bool:
-        own = aim = np.zeros(own.shape, bool)
-    return background_change(before, after, own, aim)
+def _edit_in_all_conditions(
+    run: Run,
+    spec: Intervention,
+    plan: InterventionPlan,
+    samples: list[int],
+    labels: np.ndarray,
+    targets: np.ndarray,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Edited images of a batch, their maps and their scores.
+
+    Args:
+        samples: indices of the samples.
+        labels, targets: label and target maps of the samples, (sample, y, x).
+        seed: seed of the random edits.
+
+    Returns:
+        by array, ``image`` (condition, sample, y, x, rgb), ``label`` (condition, sample, y, x),
+        ``score`` (condition, metric, sample), ``outside`` and ``kept`` (condition, sample).
+    """
+    identity = run.location.read_text("identity")
+    unedited = run.read("images", "image", sample=samples)
+    results: dict[str, list[np.ndarray]] = {
+        "image": [], "label": [], "score": [], "outside": [], "kept": [],
+    }  # fmt: skip
+    with use_models(run) as (sampler, labelers):
+        for condition in edit_conditions(spec):
+            directions = _directions(run.url, identity, spec, condition == "shuffled")
+            generator = torch.Generator().manual_seed(seed) if condition == "random" else None
+            change = make_edit(spec, plan.kind, targets, generator)
+            editor = Editor(sampler, directions, change)
+            edited = sample_edited(sampler, [run.samples[i] for i in samples], editor)
+            maps = labelers[spec.prop](edited)
+            scores = score_maps_against_targets(
+                spec.defaults, as_label(run.study, spec.prop, maps), targets
+            )
+            results["image"].append(edited)
+            results["label"].append(maps)
+            results["score"].append(scores)
+            results["outside"].append(_change_outside(unedited, edited, labels, targets))
+            results["kept"].append(_class_unchanged(run, labelers, edited, samples))
+    return {array: np.stack(values) for array, values in results.items()}
 
 
-def _kept(run: Run, labelers: dict[str, Any], edited: np.ndarray, index: list[int]) -> np.ndarray:
+def _change_outside(
+    before: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
+    """Mean absolute change (sample,) outside the masks, or of the whole image for other maps."""
+    if labels.dtype != bool:
+        labels = targets = np.zeros(labels.shape, bool)
+    return background_change(before, after, labels, targets)
+
+
+def _class_unchanged(
+    run: Run, labelers: dict[str, Any], edited: np.ndarray, samples: list[int]
+) -> np.ndarray:
+    """1 for each edited image with the top class of the unedited one, else 0; NaN if unlabeled."""
     if "class" not in labelers:
         return np.full(len(edited), np.nan)
-    was = run.read("labels", "class_score", sample=index).argmax(1)
-    return (labelers["class"](edited).argmax(1) == was).astype(float)
+    top_class = run.read("labels", "class_score", sample=samples).argmax(1)
+    return (labelers["class"](edited).argmax(1) == top_class).astype(float)
 
 
 @lru_cache(maxsize=4)
 def _directions(
-    url: str, identity: str, what: Intervention, shuffled: bool
+    url: str, identity: str, spec: Intervention, shuffled: bool
 ) -> dict[tuple[int, str], EditDirection]:
-    """Directions of an intervention, kept for the next batch."""
+    """Edit directions of an intervention, cached because every batch needs them.
+
+    Args:
+        identity: the run's identity, so that a run created again at the same URL is read again.
+    """
     run = Run(url)
-    return directions_of(run, what, plan_intervention(run, what), label_set(run), shuffled)
+    return directions_of(run, spec, plan_intervention(run, spec), label_set(run), shuffled)
 
 
 register_units(
@@ -199,6 +271,8 @@ register_units(
             for t, b in edit_units(run, name)
         ],
         carry_out=edit_batch,
-        is_done=lambda run, name, *unit: run.progress_of(f"{FOLDER}/{name}").is_done(EDIT, *unit),
+        is_done=lambda run, name, *unit: run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").is_done(
+            EDIT, *unit
+        ),
     )
 )

@@ -1,4 +1,4 @@
-"""Target maps: a sample's own map shifted, scaled or mirrored, or a map from a file."""
+"""Target maps of interventions: a sample's label shifted, scaled or mirrored, or a file's map."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from ldmprobe_core.study.readers.image_folder import read_map
 
 
 def target_maps(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:
-    """Maps aimed at, (target, sample, y, x), of the samples' own labels (sample, y, x)."""
-    return np.stack([np.stack([target_map(own, target) for own in labels]) for target in targets])
+    """Target maps (target, sample, y, x) made from the samples' labels (sample, y, x)."""
+    return np.stack(
+        [np.stack([target_map(label, target) for label in labels]) for target in targets]
+    )
 
 
 class Target(BaseModel):
-    """What a map is turned into, in this order: scaled, mirrored, moved; or replaced by a file.
+    """Transformation of a label map, applied in the order scale, mirror, shift; or a file.
 
     Attributes:
-        dx, dy: shift to the right and down, as shares of the image's width and height.
-        scale: about the object's centre (the mask's, or the image's for a map), 1 leaves it.
-        mirror: left for right, about the image's middle.
-        file: a map of the image's size instead: for a mask PNG or NPY, for a map NPY in the
-            labeler's units.
-        content_hash: of the file's contents, entered when it is read.
+        dx, dy: shift to the right and down, as fractions of the image's width and height.
+        scale: scale factor about the centre of the mask, or of the image for other maps.
+        mirror: whether to swap left and right, about the image's vertical midline.
+        file: path of a map of the image's size that replaces the label: PNG or NPY for a mask, NPY
+            in the labeler's units for other maps.
+        content_hash: SHA-256 prefix of the file's contents, set by `resolve_target`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -42,18 +44,14 @@ class Target(BaseModel):
     content_hash: str | None = None
 
     @model_validator(mode="after")
-    def _one_way(self) -> Target:
-        if self.file is not None and (self.dx, self.dy, self.scale, self.mirror) != (
-            0,
-            0,
-            1,
-            False,
-        ):
-            raise ValueError("a target is a file, or the sample's own map changed: keep one")
+    def _file_or_transformation(self) -> Target:
+        transformed = (self.dx, self.dy, self.scale, self.mirror) != (0, 0, 1, False)
+        if self.file is not None and transformed:
+            raise ValueError("a target has both a file and a transformation. Fix: keep one")
         return self
 
     def __str__(self) -> str:
-        """A short name, such as ``shift 0.2, 0``."""
+        """Short name, such as ``shift 0.2, 0``."""
         if self.file is not None:
             return Path(self.file).name
         parts = []
@@ -67,10 +65,10 @@ class Target(BaseModel):
 
 
 def resolve_target(target: Target) -> Target:
-    """The target with its file's whole path and the digest of its contents.
+    """Copy of a target with the absolute path and content hash of its file, if it has one.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     if target.file is None:
         return target
@@ -78,38 +76,43 @@ def resolve_target(target: Target) -> Target:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise UserError(f"target {target.file!r}: there is no such file") from error
+        raise UserError(_no_file(target.file)) from error
     return target.model_copy(update={"file": str(path), "content_hash": digest})
 
 
-def target_map(own: np.ndarray, target: Target) -> np.ndarray:
-    """The map that a sample is to show.
+def _no_file(path: str) -> str:
+    return f"target.file: no such file ({path!r}). Fix: correct the path."
+
+
+def target_map(label: np.ndarray, target: Target) -> np.ndarray:
+    """Target map of one sample.
 
     Args:
-        own: the sample's label, (y, x); bool for a mask, else values.
+        label: the sample's label, (y, x); bool for a mask, else values.
+        target: transformation of the label, or file that replaces it.
 
     Returns:
-        the same shape and dtype.  What moves in from outside is background in a mask, and the
-        nearest value of the border in a map.
+        (y, x) of the label's dtype.  Pixels shifted in from outside the image are background in a
+        mask, and repeat the border's values in other maps.
 
     Raises:
-        UserError: a file of another size.
+        UserError: the file is missing, unreadable or of another size.
     """
-    height, width = own.shape
+    height, width = label.shape
     if target.file is not None:
-        return _from_file(Path(target.file).expanduser(), own)
-    mask = own.dtype == bool
+        return _from_file(Path(target.file).expanduser(), label)
+    mask = label.dtype == bool
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
-    if mask and own.any():
-        centre = np.argwhere(own).mean(0)
-    # output pixel o shows input pixel i: o = centre + scale (i - centre), mirrored, then shifted
+    if mask and label.any():
+        centre = np.argwhere(label).mean(0)
+    # Input pixel i goes to output pixel o = centre + scale (i - centre), then mirrored and shifted.
     shift = np.array([target.dy * height, target.dx * width])
     flip = np.array([1.0, -1.0 if target.mirror else 1.0])
     middle = np.array([0.0, (width - 1) if target.mirror else 0.0])
-    # i = centre + (flip (o - shift - middle) - centre) / scale
+    # affine_transform takes the inverse: i = centre + (flip (o - shift - middle) - centre) / scale.
     matrix = flip / target.scale
     offset = centre - (flip * (shift + middle) + centre) / target.scale
-    values = own.astype(np.float64)
+    values = label.astype(np.float64)
     moved = affine_transform(
         values,
         np.diag(matrix),
@@ -118,26 +121,33 @@ def target_map(own: np.ndarray, target: Target) -> np.ndarray:
         mode="constant" if mask else "nearest",
         cval=0.0,
     )
-    return moved > 0.5 if mask else moved.astype(own.dtype)
+    return moved > 0.5 if mask else moved.astype(label.dtype)
 
 
-def _from_file(path: Path, own: np.ndarray) -> np.ndarray:
+def _from_file(path: Path, label: np.ndarray) -> np.ndarray:
     if not path.is_file():
-        raise UserError(f"target {str(path)!r}: there is no such file")
-    mask = own.dtype == bool
+        raise UserError(_no_file(str(path)))
+    mask = label.dtype == bool
     if not mask and path.suffix != ".npy":
         raise UserError(
-            f"target {str(path)!r}: a map is given as .npy in the labeler's units; the grey levels "
-            "of a picture have none"
+            f"target.file: grey levels of an image, but the labeler's maps have units "
+            f"({str(path)!r}). Fix: give the map as .npy in the labeler's units."
         )
     shape = _shape_of(path)
-    if shape != own.shape:
+    if shape != label.shape:
         raise UserError(
-            f"target {str(path)!r} is {shape[0]} x {shape[1]}, and the images are {own.shape[0]} x "
-            f"{own.shape[1]}: resize it"
+            f"target.file: {shape[0]} x {shape[1]} pixels, but the images have {label.shape[0]} x "
+            f"{label.shape[1]} ({str(path)!r}). Fix: resize it."
         )
-    values = read_map(path, FOREGROUND.name if mask else DEPTH.name, (own.shape[0], own.shape[1]))
-    return values > 0.5 if mask else values.astype(own.dtype)
+    values = read_map(
+        path, FOREGROUND.name if mask else DEPTH.name, (label.shape[0], label.shape[1])
+    )
+    if np.isnan(values).any():
+        raise UserError(
+            f"target.file: {int(np.isnan(values).sum())} pixels are NaN ({str(path)!r}). Fix: give "
+            "every pixel a value to aim at."
+        )
+    return values > 0.5 if mask else values.astype(label.dtype)
 
 
 def _shape_of(path: Path) -> tuple[int, int]:
@@ -152,4 +162,7 @@ def _shape_of(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except (OSError, ValueError, UnidentifiedImageError) as error:
-        raise UserError(f"target {str(path)!r}: give a PNG or NPY with height and width") from error
+        raise UserError(
+            f"target.file: not a readable map of height and width ({str(path)!r}). "
+            "Fix: give a PNG or NPY."
+        ) from error

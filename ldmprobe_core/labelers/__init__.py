@@ -1,1 +1,1 @@
-"""From an image to a map or to class probabilities."""
+"""Functions from images to maps or class probabilities."""

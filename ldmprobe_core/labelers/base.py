@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Labeler(Protocol):
-    """Model that reads one property off images.
+    """Function from images to labels of one property.
 
     Attributes:
-        units: of the map, in words.
+        units: units of the map, in words.
         classes: names of the classes, in the order of the scores; empty for a map.
     """
 
@@ -37,19 +37,19 @@ class Labeler(Protocol):
 
 
 def no_weights(spec: LabelerSpec) -> list[Path]:
-    """Weight files of a labeler that has none."""
+    """Return no weight files, for labelers without weights."""
     return []
 
 
 @dataclass(frozen=True)
 class LabelerEntry:
-    """How a labeler is checked and loaded.
+    """Functions that check and load a labeler.
 
     Attributes:
         load: loads the labeler onto a device.
         locate_weights: checks packages and weights without loading them, and returns the weights'
-            files, whose digest tells runs with different weights apart.  It raises `UserError`
-            with a remedy if something is missing.
+            files, whose digest distinguishes runs with different weights.  It raises `UserError`
+            with a remedy if a package or file is missing.
     """
 
     load: Callable[[LabelerSpec, torch.device], Labeler]

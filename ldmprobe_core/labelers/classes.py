@@ -83,7 +83,7 @@ def load_vgg16(spec: LabelerSpec, device: torch.device) -> VggLabeler:
     from torchvision.models import vgg16
 
     (path,) = locate_vgg16(spec)
-    with torch.device("meta"):  # 138 million weights that need not be drawn first
+    with torch.device("meta"):  # skips the random initialisation of 138 million weights
         network = vgg16()
     return VggLabeler(load_state(network.to_empty(device="cpu"), path, device), device)
 
@@ -105,5 +105,7 @@ def load_transformers_classes(spec: LabelerSpec, device: torch.device) -> Transf
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"weights {str(folder)!r} do not load: {reason}") from error
+        raise UserError(
+            f"weights {str(folder)!r} do not load ({reason}). Fix: fetch them again"
+        ) from error
     return TransformersClassLabeler(model.to(device).eval().requires_grad_(False), processor)

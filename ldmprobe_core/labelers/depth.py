@@ -21,7 +21,7 @@ _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
 _INVERSE = {"dpt": True, "glpn": False}
 """Whether a model type gives inverse depth (nearer is larger) or depth itself.
 
-Types whose sign, padding and cropping have not been checked are refused.
+Types whose sign, padding and cropping are unverified are refused.
 """
 
 
@@ -29,7 +29,7 @@ class DepthLabeler:
     """Labeler around a transformers depth model.
 
     Attributes:
-        sign: -1 where the model gives inverse depth.
+        sign: -1 if the model gives inverse depth, else 1.
         shift, scale: applied to the signed value: (value - shift) / scale.
     """
 
@@ -92,7 +92,9 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"weights {str(folder)!r} do not load: {reason}") from error
+        raise UserError(
+            f"weights {str(folder)!r} do not load ({reason}). Fix: fetch them again"
+        ) from error
     return model.to(device).eval().requires_grad_(False), processor
 
 
@@ -105,14 +107,17 @@ def _is_inverse(folder: Path) -> bool:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"weights {str(folder)!r}: config.json cannot be read") from error
+        raise UserError(
+            f"weights {str(folder)!r}: config.json cannot be read ({type(error).__name__}). Fix: "
+            "fetch it again"
+        ) from error
     kind = config.get("model_type")
     if kind in ("depth_anything", "prompt_depth_anything"):
         return bool(config.get("depth_estimation_type", "relative") == "relative")
     if kind not in _INVERSE:
         known = ", ".join([*_INVERSE, "depth_anything"])
         raise UserError(
-            f"weights {str(folder)!r} are of type {kind!r}, of which it is not known whether "
-            f"larger is nearer: take one of {known}"
+            f"weights {str(folder)!r} are of a type of unknown sign of depth ({kind!r}). Fix: "
+            f"use one of {known}"
         )
     return _INVERSE[kind]

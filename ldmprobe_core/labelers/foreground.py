@@ -54,8 +54,8 @@ def locate_tracer(spec: LabelerSpec) -> list[Path]:
     """Find carvekit and a file of its published weights."""
     require_package(
         "carvekit",
-        "pip install --no-deps carvekit (with its dependencies it would bring a package named "
-        "typing, which breaks today's Python)",
+        "pip install --no-deps carvekit (its dependencies include a package named typing, which "
+        "breaks current Python)",
     )
     return [find_file(spec, "TRACER-B7's weights (tracer_b7.pth, huggingface.co/Carve/tracer_b7)")]
 

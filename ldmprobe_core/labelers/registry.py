@@ -1,7 +1,7 @@
 """Registry of labelers by property and name: built in, registered, or from other packages.
 
-A package makes its labelers known without being imported first through entry points, whose names
-are ``property.name`` and whose values are what `register_labeler` takes::
+Entry points make the labelers of a package known before it is imported.  Their names are
+``property.name``, and their values are the objects that `register_labeler` decorates::
 
     [project.entry-points."ldmprobe.labelers"]
     "depth.mine" = "my_package.depth:MyDepthLabeler"
@@ -28,7 +28,7 @@ ENTRY_POINTS = "ldmprobe.labelers"
 """Group of the entry points by which other packages offer labelers."""
 
 EXACT_MAPS = "maps"
-"""Name that stands for the exact maps beside source images; no labeler has it."""
+"""Reserved name that stands for the exact maps beside source images."""
 
 _LABELERS: dict[tuple[str, str], LabelerEntry] = {}
 
@@ -38,17 +38,17 @@ Loader = TypeVar("Loader", bound=Callable[..., Any])
 def register_labeler(
     prop: str, name: str, entry: LabelerEntry | None = None
 ) -> Callable[[Loader], Loader]:
-    """Make a labeler known under a property and a name; with no entry, a decorator.
+    """Register a labeler under a property and a name; without an entry, as a decorator.
 
-    The decorator takes a class or a function that is called with a `LabelerSpec` and a
-    ``torch.device`` and returns a `Labeler`.  Its attribute ``locate_weights``, if it has one, is
-    that of a `LabelerEntry`.  A later registration replaces an earlier one of the same name.
-    Worker processes need the registration too: offer it as an entry point (see the module).
+    The decorated class or function is called with a `LabelerSpec` and a ``torch.device`` and
+    returns a `Labeler`.  Its optional attribute ``locate_weights`` is that of a `LabelerEntry`.  A
+    later registration replaces an earlier one of the same name.  Worker processes need the
+    registration too: offer it as an entry point (see the module).
 
     Args:
-        prop: property that is read, such as ``depth``.
-        name: by which ``labels.<property>`` of a study names the labeler.
-        entry: how it is loaded; None takes what is decorated.
+        prop: property that is labeled, such as ``depth``.
+        name: name of the labeler in ``labels.<property>`` of a study.
+        entry: entry of the labeler; None takes the decorated object.
 
     Raises:
         UserError: the name is ``maps``, which stands for exact maps.
@@ -113,7 +113,7 @@ register_labeler(
 
 
 def labeler_names(prop: str) -> list[str]:
-    """Names of every labeler of a property, sorted; entry points are not loaded."""
+    """Names of every labeler of a property, sorted, without loading entry points."""
     registered = {name for known, name in _LABELERS if known == prop}
     offered = {
         point.name.removeprefix(f"{prop}.")
@@ -124,7 +124,7 @@ def labeler_names(prop: str) -> list[str]:
 
 
 def find_labeler(prop: str, name: str) -> LabelerEntry:
-    """Entry of a labeler; an entry point of another package is loaded now.
+    """Entry of a labeler; loads the entry point if another package offers it.
 
     Raises:
         UserError: the property has no labeler of this name, or its package does not import.
@@ -141,7 +141,7 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
                 ) from error
     if (prop, name) not in _LABELERS:
         known = ", ".join(labeler_names(prop))
-        raise UserError(f"labels.{prop} is {name!r}: no such labeler; there is {known}")
+        raise UserError(f"labels.{prop} is {name!r}: no such labeler. Fix: use one of {known}")
     return _LABELERS[prop, name]
 
 

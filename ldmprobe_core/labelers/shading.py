@@ -10,20 +10,20 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.weights import files_of, find_folder, require_package
+from ldmprobe_core.labelers.weights import files_of, find_folder, refuse_revision, require_package
 from ldmprobe_core.study.sections import LabelerSpec
 
 _SCALES = (15 / 512, 80 / 512, 250 / 512)
-"""Jobson, Rahman & Woodell's (1997) 15, 80 and 250 pixels, as shares of the image's longer side."""
+"""Scales of 15, 80 and 250 pixels (Jobson, Rahman & Woodell 1997), as shares of the longer side."""
 _MARIGOLD = "prs-eth/marigold-iid-lighting-v1-1"
 
 
 class RetinexLabeler:
     """Labeler of illumination by multi-scale retinex, an approximation of shading.
 
-    Retinex takes what varies smoothly in the luminance for light (Jobson, Rahman & Woodell 1997).
-    Here that is the geometric mean over scales of the blurred linear luminance, which confuses
-    edges of shade with edges of paint.
+    Retinex attributes the smooth variation of the luminance to light (Jobson, Rahman & Woodell
+    1997): here the geometric mean over scales of the blurred linear luminance.  It confuses edges
+    of shade with edges of paint.
     """
 
     units = "smoothed luminance (retinex illumination), 0..1"
@@ -95,13 +95,14 @@ class IntrinsicLabeler:
 
 def locate_retinex(spec: LabelerSpec) -> list[Path]:
     """Check that no weights are given, since retinex has none."""
+    refuse_revision(spec)
     if spec.weights is not None:
-        raise UserError(f"it takes no weights, and weights is {spec.weights!r}: leave them out")
+        raise UserError(f"it takes no weights ({spec.weights!r}). Fix: leave weights out")
     return []
 
 
 def load_retinex(spec: LabelerSpec, device: torch.device) -> RetinexLabeler:
-    """Make the retinex labeler, which always computes on the CPU."""
+    """Build the retinex labeler, which always computes on the CPU."""
     return RetinexLabeler()
 
 
@@ -121,12 +122,14 @@ def load_marigold(spec: LabelerSpec, device: torch.device) -> MarigoldLabeler:
         )
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"weights {str(folder)!r} do not load: {reason}") from error
+        raise UserError(
+            f"weights {str(folder)!r} do not load ({reason}). Fix: fetch them again"
+        ) from error
     names = (pipeline.target_properties or {}).get("target_names", [])
     if "shading" not in names:
         raise UserError(
-            f"weights {str(folder)!r} predict {', '.join(names) or 'nothing named'}, not shading: "
-            "take the lighting variant"
+            f"weights {str(folder)!r} predict no shading ({', '.join(names) or 'nothing named'}). "
+            "Fix: use the lighting variant"
         )
     pipeline.set_progress_bar_config(disable=True)
     return MarigoldLabeler(pipeline.to(device))
@@ -138,9 +141,11 @@ def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
         "intrinsic",
         "pip install https://github.com/compphoto/Intrinsic/archive/main.zip (academic licence)",
     )
+    refuse_revision(spec)
     if spec.weights not in (None, "paper_weights", "v2"):
         raise UserError(
-            f"weights is {spec.weights!r}: the package loads its own, paper_weights or v2"
+            f"weights is {spec.weights!r}, and the package loads its own. Fix: set it to "
+            "paper_weights or v2"
         )
     return []
 

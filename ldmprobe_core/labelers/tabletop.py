@@ -1,7 +1,7 @@
 """Embedded labelers: small networks trained on the renderer's exact maps.
 
-For the tabletop model they stand in for TRACER (foreground), MiDaS (depth), Intrinsic (shading) and
-VGG-16 (class).  The maps, surface normals among them, come from one network.
+For the tabletop model they take the place of TRACER (foreground), MiDaS (depth), Intrinsic
+(shading) and VGG-16 (class).  One network computes all maps, surface normals included.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
+from ldmprobe_core.labelers.weights import refuse_revision
 from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.study.sections import LabelerSpec
 
@@ -34,8 +35,8 @@ JUDGE_WIDTHS = (24, 48, 96, 160)
 class _MapNetworkCache:
     """Map network with a cache of the last images' maps, one for each thread.
 
-    The three labelers are called with the same array one after the other, so one forward pass
-    serves all of them.
+    The labelers of a study are called with the same array one after the other, so that they share
+    one forward pass.
     """
 
     def __init__(self, network: MapNetwork, device: torch.device) -> None:
@@ -69,13 +70,13 @@ class MapLabeler:
         if self.prop == "foreground":
             output = torch.sigmoid(output)
         if self.prop == "depth":
-            # An image does not tell the scale of its scene: relative depth only, as for MiDaS.
+            # The scale of a scene is not visible in an image: depth is relative, as with MiDaS.
             output = output - output.mean((1, 2), keepdim=True)
         return output.numpy()
 
 
 class NormalLabeler:
-    """Surface normals by the map network, in the axes of `tabletop.render.Rendering.normal`."""
+    """Labeler of surface normals, in the axes of `tabletop.render.Rendering.normal`."""
 
     units = "unit vector in the camera's axes: right, up, towards the camera"
     classes: tuple[str, ...] = ()
@@ -103,7 +104,7 @@ class ClassLabeler:
         return _apply(self.network, images, self.device).softmax(1).numpy()
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """The penultimate layer, (n, d) float32, of uint8 images (n, y, x, rgb)."""
+        """Penultimate layer, (n, d) float32, of uint8 images (n, y, x, rgb)."""
         return _apply(self.network.features, images, self.device).numpy()
 
 
@@ -118,7 +119,7 @@ def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torc
 
 
 def _folder(spec: LabelerSpec) -> Path:
-    """Folder of the labelers' weights: those that ship, or others from the same training."""
+    """Folder of the labelers' weights: the embedded ones, or others from the same training."""
     return Path(spec.weights).expanduser() if spec.weights else MODEL_FOLDER
 
 
@@ -126,7 +127,7 @@ def _path(name: str, folder: Path) -> Path:
     path = folder / "labelers" / f"{name}.safetensors"
     if not path.is_file():
         raise UserError(
-            f"the tabletop labeler's weights {path.name} are missing from {path.parent}: "
+            f"the tabletop labeler's weights {path.name} are missing from {path.parent}. Fix: "
             "reinstall ldmprobe, or train them with python -m ldmprobe_core.tabletop.train"
         )
     return path
@@ -150,12 +151,12 @@ def _maps(device: torch.device, folder: Path) -> _MapNetworkCache:
 
 
 def map_labeler(prop: str, network: MapNetwork, device: torch.device) -> MapLabeler:
-    """One property's labeler from a map network at hand."""
+    """Labeler of one property from a loaded map network."""
     return MapLabeler(prop, _MapNetworkCache(network, device))
 
 
 def load_networks(folder: Path, device: torch.device) -> dict[str, Any]:
-    """The networks of a model folder's labelers by file name: maps, class, judge."""
+    """Load the networks of a model folder's labelers by file name: maps, class, judge."""
     classes = len(CATEGORIES)
     return {
         "maps": _map_network(device, folder),
@@ -170,6 +171,7 @@ def locate_weights(spec: LabelerSpec) -> list[Path]:
     Raises:
         UserError: they are missing.
     """
+    refuse_revision(spec)
     return [_path(name, _folder(spec)) for name in ("maps", "class")]
 
 
@@ -189,17 +191,17 @@ def load_shading(spec: LabelerSpec, device: torch.device) -> MapLabeler:
 
 
 def load_normals(spec: LabelerSpec, device: torch.device) -> NormalLabeler:
-    """Unit vectors perpendicular to the surfaces, in the camera's axes.
+    """Load the labeler of normals: unit vectors perpendicular to surfaces, in the camera's axes.
 
     Raises:
-        UserError: the weights are of a network trained before there were normals.
+        UserError: the weights are of a network that was trained without normals.
     """
     folder = _folder(spec)
     maps = _maps(device, folder)
     if maps.network.outputs < len(MAP_CHANNELS):
         raise UserError(
-            f"the tabletop labeler's weights {_path('maps', folder)} tell no normals: train them "
-            f"further with python -m ldmprobe_core.tabletop.train --from {folder}"
+            f"the tabletop labeler's weights {_path('maps', folder)} give no normals. Fix: train "
+            f"them further with python -m ldmprobe_core.tabletop.train --from {folder}"
         )
     return NormalLabeler(maps)
 
@@ -211,6 +213,6 @@ def load_classes(spec: LabelerSpec, device: torch.device) -> ClassLabeler:
 
 
 def load_judge(spec: LabelerSpec, device: torch.device) -> ClassLabeler:
-    """Load the judge: a second classifier, trained separately, that no study uses."""
+    """Load the judge: a second, separately trained classifier for scores outside studies."""
     network = ClassNetwork(len(CATEGORIES), JUDGE_WIDTHS)
     return ClassLabeler(_weights(network, "judge", device, _folder(spec)), device)

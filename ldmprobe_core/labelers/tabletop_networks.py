@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MAP_CHANNELS = ("foreground", "depth", "shading", "normal x", "normal y", "normal z")
-"""Channels of `MapNetwork`, in order; networks trained before there were normals have three."""
+"""Channels of `MapNetwork`, in order; networks that were trained without normals have three."""
 
 
 class _Block(nn.Module):
@@ -53,8 +53,7 @@ class _Encoder(nn.Module):
 class MapNetwork(nn.Module):
     """U-Net from images (n, rgb, y, x) in -1..1 to the maps of `MAP_CHANNELS`, (n, map, y, x).
 
-
-    Foreground is a logit, depth a logarithm, shading as it is; the normal is a vector of any length
+    Foreground is a logit, depth a logarithm, shading linear; the normal is a vector of any length
     in the camera's axes (`Rendering.normal`).
     """
 
@@ -74,11 +73,11 @@ class MapNetwork(nn.Module):
         )
 
     def load_fewer(self, state: dict[str, Tensor]) -> None:
-        """Take the weights of a network with fewer outputs; the others stay as they are."""
-        own = self.state_dict()
+        """Load the weights of a network with fewer outputs; the further outputs keep theirs."""
+        current = self.state_dict()
         for key in ("head.2.weight", "head.2.bias"):
-            given = state[key]
-            state = state | {key: torch.cat([given, own[key][len(given) :].to(given)])}
+            fewer = state[key]
+            state = state | {key: torch.cat([fewer, current[key][len(fewer) :].to(fewer)])}
         self.load_state_dict(state)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -100,7 +99,7 @@ class ClassNetwork(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def features(self, image: Tensor) -> Tensor:
-        """What the class is read from: the last block's output, its mean over positions, (n, d)."""
+        """Features that the class is computed from: mean of the last block's output, (n, d)."""
         last = self.encoder(image)[-1]
         return F.silu(self.norm(last)).mean((2, 3))
 

@@ -25,7 +25,15 @@ CONVERT = "python -m ldmprobe_core.labelers.weights"
 def require_package(module: str, install: str) -> None:
     """Raise `UserError` if a package is not installed, without importing it."""
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"the package {module} is not installed: {install}")
+        raise UserError(f"the package {module} is not installed. Fix: {install}")
+
+
+def refuse_revision(spec: LabelerSpec) -> None:
+    """Raise `UserError` if a revision is given, which only hub ids have."""
+    if spec.revision is not None:
+        raise UserError(
+            f"revision: only hub ids have revisions ({spec.revision!r:.60}). Fix: leave it out"
+        )
 
 
 def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
@@ -41,20 +49,29 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
 
     source = spec.weights or default
     if source is None:
-        raise UserError("give weights: a folder written by save_pretrained, or a hub id")
+        raise UserError(
+            "weights are missing. Fix: give a folder written by save_pretrained, or a hub id"
+        )
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if folder.is_dir():
+        refuse_revision(spec)
+    else:
         if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-            raise UserError(f"weights {source!r}: there is no such folder")
+            raise UserError(
+                f"weights {source!r}: there is no such folder. Fix: correct the path, or give a "
+                "hub id"
+            )
         try:
             folder = Path(snapshot_download(source, revision=spec.revision, local_files_only=True))
-        except Exception as error:  # the hub's client has many ways to say that it is not there
+        except Exception as error:  # the hub's client raises many types for absent files
             raise UserError(
-                f"weights {source!r} are not in this machine's hub cache: fetch them with "
+                f"weights {source!r} are not in this machine's hub cache. Fix: fetch them with "
                 f"hf download {source}, or give a folder"
             ) from error
     if not files_of(folder):
-        raise UserError(f"weights {str(folder)!r}: the folder holds no safetensors file")
+        raise UserError(
+            f"weights {str(folder)!r}: the folder holds no safetensors file. Fix: fetch one"
+        )
     return folder
 
 
@@ -74,20 +91,22 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
     Raises:
         UserError: there is no such file, or it is a pickle.
     """
-    if spec.weights is None and cache is None:
-        raise UserError(f"give weights: a safetensors file of {published}")
+    refuse_revision(spec)
     path = Path(spec.weights).expanduser() if spec.weights else cache
-    assert path is not None
+    if path is None:
+        raise UserError(f"weights are missing. Fix: give a safetensors file of {published}")
     if path.suffix in {".pth", ".pt", ".bin", ".ckpt"} and path.exists():
         raise UserError(
-            f"weights {str(path)!r} are a pickle, which is never opened in a run: convert them "
-            f"once with {CONVERT} {path}, then give the .safetensors file"
+            f"weights {str(path)!r} are a pickle, which is never opened in a run. Fix: convert "
+            f"them once with {CONVERT} {path}, then give the .safetensors file"
         )
     if not path.is_file():
         pickled = path.with_suffix(".pth")
         if pickled.is_file():
-            raise UserError(f"weights {str(path)!r} are missing: {CONVERT} {pickled} makes them")
-        raise UserError(f"weights {str(path)!r} are missing: fetch {published}")
+            raise UserError(
+                f"weights {str(path)!r} are missing. Fix: make them with {CONVERT} {pickled}"
+            )
+        raise UserError(f"weights {str(path)!r} are missing. Fix: fetch {published}")
     return path
 
 
@@ -103,13 +122,15 @@ def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Modul
         missing, _ = network.load_state_dict(state, strict=False)
     except Exception as error:  # safetensors and torch raise different ones
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"weights {str(path)!r} do not fit the network: {reason}") from error
-    # Published files may have weights that inference does not use, but none may be missing.
+        raise UserError(
+            f"weights {str(path)!r} do not fit the network ({reason}). Fix: fetch them again"
+        ) from error
+    # Published files may have weights that inference does not use.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
             f"weights {str(path)!r} do not fit the network: {missing[0]} and {len(missing) - 1} "
-            "more are missing"
+            "more are missing. Fix: fetch them again"
         )
     return network.to(device).eval().requires_grad_(False)
 

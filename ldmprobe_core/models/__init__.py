@@ -1,1 +1,1 @@
-"""One diffusers pipeline: load it, sample from it, capture and edit its activations."""
+"""Loading of a diffusers pipeline, sampling from it, and capture of its activations."""

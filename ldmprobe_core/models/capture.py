@@ -1,6 +1,6 @@
 """Forward hooks that capture the activations of named modules (conditional half only).
 
-What a call left goes to the host while the device computes on: a `HostTransfer` begins the copy,
+Activations are copied to the host while the device computes on: a `HostTransfer` begins the copy,
 and `HostTransfer.result` waits for it, possibly in another thread.
 """
 
@@ -23,10 +23,11 @@ class ActivationCapture:
 
     Args:
         modules: layer name to module.
-        family: knows which modules return text beside the image.
-        halves: how many copies of the batch one call holds: 2 under guidance (unconditional,
-            then conditional), else 1.  It is declared, never inferred from shapes.
-        network: whose calls are watched; its text input tells how many tokens are text.
+        architecture: tells which modules return text beside the image.
+        batch_copies: copies of the batch in one call: 2 under guidance (unconditional, then
+            conditional), else 1.  It is declared, then checked; shapes alone do not tell it.
+        network: the network that the modules belong to; its text input gives the number of text
+            tokens.  None if no module returns text.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class ActivationCapture:
             network,
         )
         self._grid = architecture.grid
-        self._seen: dict[str, Tensor] = {}
+        self._captured: dict[str, Tensor] = {}
+        self._batch_sizes: dict[str, int] = {}
         self._hooks: list[Any] = []
 
     def __enter__(self) -> ActivationCapture:
@@ -66,37 +68,45 @@ class ActivationCapture:
     def _hook(self, name: str) -> Callable[..., None]:
         item = image_output_index(self.architecture, self.modules[name])
 
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
             grid = to_grid(output, self._grid, item)
-            n = len(grid) // self.batch_copies
-            self._seen[name] = grid[-n:].detach()
+            self._batch_sizes[name] = len(grid)
+            self._captured[name] = grid[-(len(grid) // self.batch_copies) :].detach()
 
-        return keep
+        return record
 
     def discard(self) -> None:
         """Discard the outputs of the last call, such as guidance's unconditional one."""
-        self._seen = {}
+        self._captured = {}
 
     def pop_activations(self, samples: int) -> dict[str, Tensor]:
-        """What the last call left, by layer: float16 (sample, y, x, channel) on the device.
+        """Return the outputs of the last call by layer and forget them.
+
+        Args:
+            samples: number of samples of the batch.
+
+        Returns:
+            float16 (sample, y, x, channel) on the device, a copy each.
 
         Raises:
-            RuntimeError: a hook did not fire, or saw another batch than ``samples``.
+            RuntimeError: a module was not called, or its batch was not ``samples`` times the
+                declared copies.
         """
-        silent = [name for name in self.modules if name not in self._seen]
-        if silent:
+        uncalled = [name for name in self.modules if name not in self._captured]
+        if uncalled:
             raise RuntimeError(
-                f"no activations came from {', '.join(silent)}: the module was not called "
+                f"no activations came from {', '.join(uncalled)}: the module was not called "
                 "(a compiled model bypasses hooks)"
             )
-        taken = {}
-        for name in self.modules:
-            values = self._seen[name]
-            if len(values) != samples:
+        for name, size in self._batch_sizes.items():
+            if size != samples * self.batch_copies:
                 raise RuntimeError(
-                    f"{name} saw a batch of {len(values) * self.batch_copies}, not {samples} x "
-                    f"{self.batch_copies}: the pipeline's guidance is not what was declared"
+                    f"{name} has a batch of {size}, not {samples} x {self.batch_copies}: the "
+                    "pipeline's guidance is not what was declared"
                 )
-            taken[name] = values.to(torch.float16, copy=True)  # not a view of both halves
-        self._seen = {}
-        return taken
+        activations = {
+            name: self._captured[name].to(torch.float16, copy=True)  # no view of the whole batch
+            for name in self.modules
+        }
+        self._captured = {}
+        return activations

@@ -1,4 +1,4 @@
-"""Refusal of values that are not finite, before they become pictures, labels or scores."""
+"""Checks for values that are not finite, before they become images, labels or scores."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ldmprobe_core.errors import RunError
 
 
 class NonFiniteError(RunError):
-    """A network gave NaN or infinite values; the unit of work fails and nothing is recorded.
+    """NaN or infinite values in a network's output; the unit of work fails unrecorded.
 
     Attributes:
-        network: that gave them, such as ``unet``.
-        samples: positions in the batch of the samples concerned.
+        network: name of the network, such as ``unet``.
+        samples: positions in the batch of the affected samples.
         step: sampler step (from 1); None outside the sampler's loop.
     """
 
     def __init__(self, network: str, samples: Sequence[int], step: int | None) -> None:
-        super().__init__(network, tuple(samples), step)  # all of them: errors are pickled
+        super().__init__(network, tuple(samples), step)  # pickling calls with these arguments
         self.network, self.samples, self.step = network, tuple(samples), step
 
     def __str__(self) -> str:
-        which = ", ".join(map(str, self.samples[:5])) + (", ..." if len(self.samples) > 5 else "")
+        named = ", ".join(map(str, self.samples[:5])) + (", ..." if len(self.samples) > 5 else "")
         step = f" at step {self.step}" if self.step is not None else ""
         return (
-            f"{self.network}: values are not finite{step} (samples {which} of the batch). Fix: "
+            f"{self.network}: values are not finite{step} (samples {named} of the batch). Fix: "
             "check its weights for NaN; with model.dtype float16 try float32 or bfloat16"
         )
 
@@ -40,10 +40,10 @@ def require_finite(
     """Check tensors, and dicts or sequences of them.
 
     Args:
-        values: the first dimension of each tensor counts samples, or copies of the batch.
-        network: that gave them.
+        values: tensors whose first dimension is the samples, or several copies of the batch.
+        network: name of the network that computed them.
         step: sampler step, from 1.
-        batch: samples in a batch, if `values` hold several copies of it.
+        batch: number of samples in the batch, if `values` hold several copies of it.
 
     Raises:
         NonFiniteError: a value is NaN or infinite.
@@ -51,8 +51,9 @@ def require_finite(
     if isinstance(values, Tensor):
         if values.is_floating_point() and not bool(torch.isfinite(values).all()):
             rows = torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else None
-            bad = [] if rows is None else (~rows).nonzero().flatten().tolist()
-            raise NonFiniteError(network, sorted({i % (batch or len(values)) for i in bad}), step)
+            affected = [] if rows is None else (~rows).nonzero().flatten().tolist()
+            samples = sorted({i % (batch or len(values)) for i in affected})
+            raise NonFiniteError(network, samples, step)
     elif isinstance(values, dict):
         for value in values.values():
             require_finite(value, network, step, batch)
@@ -62,11 +63,11 @@ def require_finite(
 
 
 def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
-    """Refuse images of a single colour: a labeler would find anything in them.
+    """Refuse images of a single colour, whose labels would be arbitrary.
 
     Args:
         images: (sample, y, x, rgb) uint8.
-        samples: index of each in the run.
+        samples: index of each image's sample in the run.
 
     Raises:
         RunError: an image does not vary; the sample is named.
@@ -86,16 +87,16 @@ def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int])
     """Refuse a labeler's output that is not finite.
 
     Args:
-        name: of the property, for messages.
-        values: (image, ...), the images of a sample one after another.
+        name: name of the property, for messages.
+        values: float (image, ...), with the images of a sample next to each other.
         samples: index of each sample in the run.
 
     Raises:
         RunError: a value is NaN or infinite; property and sample are named.
     """
-    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
-    if len(bad):
-        sample = samples[int(bad[0]) * len(samples) // len(values)]
+    affected = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
+    if len(affected):
+        sample = samples[int(affected[0]) * len(samples) // len(values)]
         raise RunError(
             f"labels.{name}: the labeler gives values that are not finite for sample {sample}. "
             "Fix: check its weights"

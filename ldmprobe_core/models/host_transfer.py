@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_INFINITY_BITS = 0x7C00
+"""Bits of float16's infinity; those of NaN are larger."""
+
 HostActivations = dict[str, tuple[np.ndarray, np.ndarray]]
-"""By layer: float16 (sample, y, x, channel), and int32 counts (sample,) of what is not finite."""
+"""Layer to float16 (sample, y, x, channel) and int32 (sample,), counts of non-finite values."""
 
 
 class HostTransfer:
@@ -20,56 +23,55 @@ class HostTransfer:
     """
 
     def __init__(self, values: dict[str, Tensor]) -> None:
-        counted = {name: (half, _nonfinite(half)) for name, half in values.items()}
+        pairs = {name: (half, _nonfinite(half)) for name, half in values.items()}
         self._event: torch.cuda.Event | None = None
         device = next((half.device for half in values.values()), torch.device("cpu"))
         if device.type == "cuda":
-            side = _side_stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                counted = {
-                    name: (_to_pinned(half, side), _to_pinned(bad, side))
-                    for name, (half, bad) in counted.items()
+            stream = _copy_stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                pairs = {
+                    name: (_to_pinned(half, stream), _to_pinned(counts, stream))
+                    for name, (half, counts) in pairs.items()
                 }
-            self._event = side.record_event()
-        self._values = counted
+            self._event = stream.record_event()
+        self._values = pairs
 
     @property
     def nbytes(self) -> int:
-        """Of the values."""
+        """Number of bytes of the values."""
         return sum(half.nbytes for half, _ in self._values.values())
 
     def result(self) -> HostActivations:
-        """Wait until they are there."""
+        """Wait for the copies and return them."""
         if self._event is not None:
             self._event.synchronize()
         return {
-            name: (half.cpu().numpy(), bad.cpu().numpy())
-            for name, (half, bad) in self._values.items()
+            name: (half.cpu().numpy(), counts.cpu().numpy())
+            for name, (half, counts) in self._values.items()
         }
 
 
 @lru_cache(maxsize=8)
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream that a device's copies go by, beside the one that it computes on."""
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Stream of a device's copies, so that they overlap with its computation."""
     return torch.cuda.Stream(device)
 
 
 def _to_pinned(values: Tensor, stream: torch.cuda.Stream) -> Tensor:
-    """A copy in page-locked memory, begun on a stream; torch lends such memory out again."""
+    """Start a copy into page-locked memory on a stream; torch reuses such memory."""
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
-    values.record_stream(stream)  # its memory is not given away before the copy is done
+    values.record_stream(stream)  # torch then reuses this memory only after the copy
     return host
 
 
 def _nonfinite(half: Tensor) -> Tensor:
-    """Counts (sample,) int32 of values that are not finite: from the model, or from its cast, since
-    float16 ends at 65,504."""
-    bits = half.view(torch.int16) & 0x7FFF  # integers, in whose order nothing finite is above
-    if half.device.type == "cpu" and (not bits.numel() or bits.max() < _INFINITE):
+    """Counts (sample,) int32 of non-finite values, of the model or of the cast to float16.
+
+    The largest float16 is 65,504.
+    """
+    bits = half.view(torch.int16) & 0x7FFF  # without the sign; as integers they sort by magnitude
+    if half.device.type == "cpu" and (not bits.numel() or bits.max() < _INFINITY_BITS):
         return torch.zeros(len(half), dtype=torch.int32)  # a third of the time; a GPU would wait
-    return (bits >= _INFINITE).flatten(1).sum(1, dtype=torch.int32)
-
-
-_INFINITE = 0x7C00  # float16's bits of infinity; NaNs are above
+    return (bits >= _INFINITY_BITS).flatten(1).sum(1, dtype=torch.int32)

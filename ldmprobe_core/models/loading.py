@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,25 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.checkpoint import require_weights
 from ldmprobe_core.models.files.weights import model_folder
-from ldmprobe_core.models.schedulers import new_scheduler
+from ldmprobe_core.models.timesteps import scheduler_of
 from ldmprobe_core.study.schema import Study
 
 
 def load_pipeline(study: Study, device: torch.device) -> Any:
-    """Load the study's pipeline, in eval mode, with the study's scheduler.
+    """Load the study's pipeline in eval mode, with the study's scheduler.
 
     Raises:
-        UserError: the folder holds no pipeline that can be probed, or its weights do not load.
+        UserError: the folder holds no pipeline that can be probed, its weights do not load, or the
+            device does not suit the study.
     """
     model = study.model
     folder = model_folder(model)
     architecture = detect_architecture(folder)
     logging.disable_progress_bar()  # each stage has a bar of its own
-    # Results are those of the study's dtype on every card: no hidden TF32.
+    # TF32 would replace float32 on some GPUs, and the results would depend on the card.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         pipeline: Any = architecture.load_pipeline(
@@ -45,8 +45,10 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
         )
     except (OSError, ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.source {model.source!r} does not load: {reason}") from error
-    pipeline.scheduler = new_scheduler(study.sampling.scheduler, architecture.scheduler)
+        raise UserError(
+            f"model.source {model.source!r} does not load ({reason}). Fix: fetch it again"
+        ) from error
+    pipeline.scheduler = scheduler_of(architecture, study.sampling.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
@@ -55,8 +57,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
         pipeline.enable_attention_slicing()
     if not model.cpu_offload:
         return pipeline.to(device)
-    if device.type == "cpu":
-        raise UserError("model.cpu_offload is on, and the device is the CPU already: turn it off")
+    check_device(study)
     pipeline.enable_model_cpu_offload(device=device)
     return pipeline
 
@@ -64,7 +65,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
 def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     """Build the denoiser and the VAE on the meta device, without weights or memory.
 
-    They give the names of modules and, by a dry run, the shapes of layers.
+    Their modules have names, and a dry run gives the shapes of layers.
 
     Raises:
         UserError: the configs describe no network that diffusers can build.
@@ -75,79 +76,18 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
             return denoiser, AutoencoderKL.from_config(architecture.vae).eval()
     except (TypeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model: {architecture.source} has an unusable config: {reason}") from error
-
-
-def timesteps(architecture: Architecture, study: Study) -> list[float]:
-    """Timesteps of all steps, in sampling order.
-
-    Raises:
-        UserError: the scheduler cannot make this many steps, or makes steps that no model can use:
-            repeated, rising, outside its training schedule, or not finite.
-    """
-    steps = study.sampling.steps
-    try:
-        scheduler = new_scheduler(study.sampling.scheduler, architecture.scheduler)
-        architecture.set_steps(scheduler, steps)
-        values = [float(t) for t in scheduler.timesteps]
-    except UserError:
-        raise
-    except Exception as error:  # each scheduler has its own way to fail on a config
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"sampling.scheduler: {study.sampling.scheduler} cannot make {steps} steps with the "
-            f"model's config ({type(error).__name__}: {reason:.100}). Fix: change sampling.steps "
-            "or sampling.scheduler, or mend the model's scheduler_config.json"
+            f"model: {architecture.source} has an unusable config ({reason}). Fix: fetch it again"
         ) from error
-    trained = int(scheduler.config.get("num_train_timesteps", 1000))
-    problem = _timestep_problem(values, steps, trained) or _noise_problem(scheduler, values)
-    if problem:
-        raise UserError(
-            f"sampling.steps: {problem} (scheduler {study.sampling.scheduler}, {steps} steps). "
-            f"Fix: ask for fewer than {trained} steps, or choose another sampling.scheduler"
-        )
-    return values
-
-
-def _timestep_problem(values: list[float], steps: int, trained: int) -> str | None:
-    """What makes a list of timesteps unusable; None where nothing does.
-
-    Some schedulers visit a timestep twice (PNDM once, Heun each but the last), which is no defect.
-    """
-    if not all(math.isfinite(value) for value in values):
-        return "timesteps are not finite"
-    if len(set(values)) != steps:
-        return f"{len(set(values))} of {steps} timesteps are distinct"
-    if any(later > earlier for earlier, later in itertools.pairwise(values)):
-        return "timesteps do not fall"
-    if min(values) < 0 or max(values) > trained:
-        return f"timesteps {min(values):g} to {max(values):g} leave the schedule 0 to {trained}"
-    return None
-
-
-def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
-    """What makes a schedule's noise levels unusable; None where nothing does."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and not bool(torch.as_tensor(sigmas).isfinite().all()):
-        return "noise levels are not finite"
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None:
-        return None
-    if not bool(alphas.isfinite().all()):
-        return "noise levels are not finite"
-    used = alphas[torch.tensor(values).round().long().clamp(0, len(alphas) - 1)]
-    if scheduler.config.get("prediction_type") == "epsilon" and bool((used <= 0).any()):
-        return "a step has no signal at all, from which predicted noise gives no image"
-    return None
 
 
 def permute_weights(module: nn.Module, seed: int = 100) -> None:
     """Permute the entries of every parameter tensor, in place.
 
-    The paper's control (section 4): each tensor keeps its values and loses what was learned.
+    The paper's control (section 4): each tensor keeps its values but not their learned order.
 
     Args:
-        seed: of the permutation; the paper's code takes 100.
+        seed: seed of the permutation; the paper's code uses 100.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -172,11 +112,11 @@ def check_weights(folder: Path) -> None:
 
 
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components of a pipeline that a study does without."""
+"""Components of a pipeline that a study does not use."""
 
 
 def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Module | None:
-    """A component on the meta device; None for what is no network, such as a tokenizer.
+    """A component on the meta device; None if it is no network, such as a tokenizer.
 
     Raises:
         UserError: its config describes no network that the library can build.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """Where tokens lie: height and width that they tile, and text tokens that may come before."""
+    """Height and width that image tokens tile, and the number of text tokens before them."""
 
     height: int
     width: int
@@ -20,13 +20,14 @@ class Grid:
 
 
 def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
-    """A module's output as (n, y, x, channel).
+    """Convert a module's output to (n, y, x, channel).
 
     Args:
-        output: tokens (n, token, channel), row by row, or a feature map (n, channel, y, x); of a
-            tuple, its ``item``.
-        grid: what the tokens tile, at any scale; where there are text tokens too, they come first
-            and are dropped.
+        output: tokens (n, token, channel), row by row, or a feature map (n, channel, y, x), or a
+            tuple of them.
+        grid: height and width that the tokens tile, at any scale; text tokens come first and are
+            dropped.
+        item: index of the image in a tuple.
 
     Raises:
         ValueError: the output is neither.
@@ -41,27 +42,32 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
     if grid.text and tokens == grid.text + grid.height * grid.width:
         tensor = tensor[:, grid.text :]
         tokens -= grid.text
-    across = round(math.sqrt(tokens * grid.width / grid.height))
-    if across == 0 or tokens % across or tokens // across * grid.width != across * grid.height:
+    columns = round(math.sqrt(tokens * grid.width / grid.height))
+    if columns == 0 or tokens % columns or tokens // columns * grid.width != columns * grid.height:
         raise ValueError(f"its {tokens} tokens do not tile {grid.height} x {grid.width}")
-    return tensor.reshape(n, tokens // across, across, channels)
+    return tensor.reshape(n, tokens // columns, columns, channels)
 
 
 def change_grid(
     output: Any, grid: Grid, item: int, batch_copies: int, change: Callable[[Tensor], Tensor]
 ) -> Any:
-    """A module's output with the conditional half of its image tokens changed.
+    """Return a module's output with the conditional copy of its image tokens changed.
 
     Args:
         output, grid, item: as for `to_grid`.
-        halves: copies of the batch; the last one is the conditional.
-        change: tokens (n, y, x, channel) float32 to the same; what it leaves as it is stays bit for
-            bit.
+        batch_copies: copies of the batch in ``output``; the last one is the conditional.
+        change: tokens (n, y, x, channel) float32 to tokens of the same shape; unchanged values stay
+            equal bit for bit.
+
+    Raises:
+        ValueError: the batch does not divide into that many copies.
     """
     parts = list(output) if isinstance(output, (tuple, list)) else [output]
     tensor = parts[item if isinstance(output, (tuple, list)) else 0]
     new = tensor.clone()
     view = to_grid(new, grid)
+    if len(view) % batch_copies:
+        raise ValueError(f"a batch of {len(view)} does not hold {batch_copies} copies")
     n = len(view) // batch_copies
     old = view[-n:].float()
     view[-n:] += (change(old) - old).to(new.dtype)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.finite import require_finite_labels, require_varied
 from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS, ActivationBuffer, Activations
 from ldmprobe_core.pipeline.generate import read_source_images
 from ldmprobe_core.pipeline.labels import as_labels
 from ldmprobe_core.pipeline.model_cache import get_labelers, get_sampler, model_access
 from ldmprobe_core.pipeline.statistics import Accumulator, run_accumulation_units
+from ldmprobe_core.probing.measured import measured
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import ACCUMULATE
 from ldmprobe_core.study.samples import Sample
@@ -54,7 +56,9 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
     for members in run_accumulation_units(run)[part][number]:
         training = [samples[i] for i in members if samples[i].split == "train"]
         if training:
-            accumulator.add(*load_batch(run, study, training), study)
+            activations, labels = load_batch(run, study, training)
+            _require_measured(labels)
+            accumulator.add(activations, labels, study)
     _require_unit(run, part, done)
     written = accumulator.write(run, part, done + 1)
     _require_unit(run, part, done)
@@ -77,6 +81,20 @@ def _require_unit(run: Run, part: int, done: int) -> None:
         )
 
 
+def _require_measured(labels: dict[str, np.ndarray]) -> None:
+    """Refuse labels with pixels that were not measured, which would make all sums NaN.
+
+    Raises:
+        UserError: there are such pixels; the property is named.
+    """
+    for prop, maps in labels.items():
+        if measured(maps) is not None:
+            raise UserError(
+                f"labels.{prop}: some pixels of the maps are not measured, and sums are of all "
+                "pixels. Fix: set capture.keep to activations"
+            )
+
+
 _TrainingBatch = tuple[dict[str, Activations], dict[str, np.ndarray]]
 
 
@@ -84,7 +102,7 @@ def _sample_in_memory(run: Run, study: Study, samples: list[Sample]) -> _Trainin
     """Generate and label training samples in memory; returns activations and label maps."""
     buffer = ActivationBuffer()
     source_images, maps = read_source_images(run, study, samples)
-    attributes = run.attributes()
+    attributes = run.attributes
     with model_access(study):
         sampler = get_sampler(study, attributes["model_fingerprint"])
         sampled = sampler.sample(samples, buffer, source_images, step_images=False)

@@ -16,7 +16,7 @@ from ldmprobe_core.storage.run import Run
 ACTIVATION_GROUPS = {"trained": "activations", "permuted": "activations_permuted"}
 """Group of a run that holds the activations of each network: its weights trained or permuted."""
 
-_BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 16 << 20
 """Size at which a block of steps is written: one write holds many steps of small layers."""
 
 _AHEAD = 2
@@ -91,7 +91,7 @@ class ActivationWriter:
         """
         self._block.append((network, step, transfer))
         self._filled += transfer.nbytes
-        if self._filled >= _BLOCK_BYTES:
+        if self._filled >= BLOCK_BYTES:
             self._submit_block()
 
     def __exit__(
@@ -135,7 +135,7 @@ def peak_activation_bytes(step: int, steps: int) -> int:
         step: bytes of one step of the batch, all networks together.
         steps: number of steps.
     """
-    return min((2 + _AHEAD) * (_BLOCK_BYTES + step), 2 * steps * step)
+    return min((2 + _AHEAD) * (BLOCK_BYTES + step), 2 * steps * step)
 
 
 def _by_layer(transfers: Iterable[tuple[str, int, HostTransfer]]) -> _Pieces:

@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
 from ldmprobe_core.pipeline.model_cache import get_sampler, model_access
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import GENERATE
-from ldmprobe_core.study.readers.image_folder import map_path, read_image, read_map
+from ldmprobe_core.study.readers.image_folder import (
+    map_path,
+    read_image,
+    read_map,
+    source_digest,
+)
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
@@ -33,10 +39,10 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     source_images, maps = read_source_images(run, study, samples)
     region = slice(members.start, members.stop)
     with ActivationWriter(run, region) as activations, model_access(study):
-        sampler = get_sampler(study, run.attributes()["model_fingerprint"])
+        sampler = get_sampler(study, run.attributes["model_fingerprint"])
         sampled = sampler.sample(samples, activations, source_images)
-    assert sampled.trajectory is not None
-    assert sampled.clean is not None
+    if sampled.trajectory is None or sampled.clean is None:
+        raise RuntimeError(f"{url}: the sampler gave no step images of batch {batch}")
     images = {"image": sampled.image, "trajectory": sampled.trajectory, "clean": sampled.clean}
     run.write("images", images, sample=region)
     if maps:
@@ -55,19 +61,35 @@ def read_source_images(
         None and no maps if the study's images are generated.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or has changed since the run was created.
     """
     if study.images is None:
         return None, {}
     folder, sizes = Path(study.images.folder), run.open("images").sizes
+    for sample in samples:
+        _require_unchanged(folder, sample)
     size = sizes["y"], sizes["x"]
     names = [str(sample.source_image) for sample in samples]
     maps = {}
     for prop in run.exact_properties:
         paths = [(map_path(folder, name, prop), folder / name) for name in names]
-        maps[prop] = np.stack([read_map(m, prop, size, p) for m, p in paths if m is not None])
-    return _read_images(folder, names, size), maps
+        missing = study.images.missing.get(prop)
+        maps[prop] = np.stack(
+            [read_map(m, prop, size, p, missing) for m, p in paths if m is not None]
+        )
+    return np.stack([read_image(folder / name, size) for name in names]), maps
 
 
-def _read_images(folder: Path, names: list[str], size: tuple[int, int]) -> np.ndarray:
-    return np.stack([read_image(folder / name, size) for name in names])
+def _require_unchanged(folder: Path, sample: Sample) -> None:
+    """Refuse a source image that is not the one with which the run was created.
+
+    Raises:
+        UserError: the image or a map of it has other contents, or cannot be read.
+    """
+    name = str(sample.source_image)
+    if sample.source_digest and source_digest(folder, name) != sample.source_digest:
+        raise UserError(
+            f"{folder / name}: this image or a map of it has changed since the run was created. "
+            "Fix: restore the files and repeat the command, which resumes the run; a study of the "
+            "changed files is another run"
+        )

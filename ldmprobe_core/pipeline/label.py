@@ -32,7 +32,7 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     study = run.study
     members = study.batches(run.n_stored)[batch]
     region = slice(members.start, members.stop)
-    fingerprints = run.attributes()["labeler_fingerprints"]
+    fingerprints = run.attributes["labeler_fingerprints"]
     count = written = 0
     for source, group in (
         ("image", "labels"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from ldmprobe_core.pipeline.statistics import mean_maps, require_accumulated
 from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.measured import mean_map, measured
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import LABEL
 from ldmprobe_core.study.properties import property_of
@@ -21,8 +22,15 @@ def as_labels(study: Study, maps: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
-    """Convert maps (..., y, x) for probes: a mask becomes bool, by ``labels.threshold``."""
-    return values > study.labels.threshold if property_of(prop).is_mask else values
+    """Convert maps (..., y, x) for probes: a mask becomes bool, by ``labels.threshold``.
+
+    A mask with pixels that were not measured becomes float32: 0, 1, and NaN there.
+    """
+    if not property_of(prop).is_mask:
+        return values
+    mask = values > study.labels.threshold
+    known = measured(values)
+    return mask if known is None else np.where(known, mask, np.nan).astype(np.float32)
 
 
 def label_set(run: Run) -> LabelSet:
@@ -40,7 +48,7 @@ def label_set(run: Run) -> LabelSet:
         require_accumulated(run)
         means = mean_maps(run)
     else:
-        means = {prop: values[train].mean(0, dtype=np.float64) for prop, values in maps.items()}
+        means = {prop: mean_map(values[train]) for prop, values in maps.items()}
     return LabelSet(
         maps,
         means,

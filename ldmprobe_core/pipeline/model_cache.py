@@ -61,13 +61,19 @@ def use_models(run: Run) -> Iterator[tuple[PipelineSampler, dict[str, Labeler]]]
     """Sampler and labelers of a run, with exclusive access to them."""
     study = run.study
     with model_access(study):
-        attributes = run.attributes()
+        attributes = run.attributes
         labelers = get_labelers(study, attributes["labeler_fingerprints"])
         yield get_sampler(study, attributes["model_fingerprint"]), labelers
 
 
-def _get_or_load(study: Study, kind: str, key: str, load: Callable[[], Any]) -> Any:
-    """Models of one kind from the cache, or loaded into it in place of the last study's."""
+def get_or_load(study: Study, kind: str, key: str, load: Callable[[], Any]) -> Any:
+    """Models of one kind from the cache, or loaded into it in place of the last study's.
+
+    Args:
+        kind: such as ``labelers``; the cache holds one of each kind.
+        key: identifies the models; a cached one with another key is replaced.
+        load: loads the models.
+    """
     cache = shared_models if _shared(study) else thread_local_models.loaded
     if cache.get(kind, ("", None))[0] != key:
         with _model_lock.loading():
@@ -99,7 +105,7 @@ def get_sampler(study: Study, model: str) -> PipelineSampler:
         architecture = detect_architecture(model_folder(study.model))
         return PipelineSampler(load_pipeline(study, device), architecture, study)
 
-    return _get_or_load(
+    return get_or_load(
         study, "generator", f"{study.hash} {model} {study.execution.wanted_device}", load
     )
 
@@ -128,4 +134,4 @@ def get_labelers(study: Study, fingerprints: dict[str, str] | None = None) -> di
 
     named = " ".join(f"{prop}={r.model_dump_json()}" for prop, r in labelers_of(study).items())
     known = " ".join((fingerprints or {}).values())
-    return _get_or_load(study, "labelers", f"{named} {known} {study.execution.wanted_device}", load)
+    return get_or_load(study, "labelers", f"{named} {known} {study.execution.wanted_device}", load)

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from typing import Any
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of
 from ldmprobe_core.models.files.weights import fingerprint, model_folder
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
@@ -65,6 +65,7 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
         "model_fingerprint": fingerprint(model_folder(study.model)),
         "labeler_fingerprints": plan.labelers,
         "versions": versions(),
+        "notes": list(plan.notes),
     }
 
 
@@ -74,7 +75,7 @@ def check_origin(run: Run, study: Study) -> None:
     Raises:
         UserError: a fingerprint differs from the one that the run recorded.
     """
-    attributes = run.attributes()
+    attributes = run.attributes
     for prop, spec in labelers_of(study).items():
         recorded, current = attributes["labeler_fingerprints"].get(prop), check_labeler(prop, spec)
         if recorded != current:
@@ -100,6 +101,56 @@ def run_in(store: str, study: Study) -> Run:
         UserError: ``store`` is not a path or URL.
     """
     return Run(f"{Location(store).url}/{study.run_name}")
+
+
+def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
+    """Sentences about runs of the same study with other source images, which are not continued.
+
+    Args:
+        run: handle of the plan's run, which does not exist yet; its store is searched.
+    """
+    study = plan.study
+    if study.images is None:
+        return ()
+    store = run.url.rpartition("/")[0]
+    notes = []
+    for name in Location(store).folders(""):
+        if not name.startswith(f"{study.name}-") or name == study.run_name:
+            continue
+        other = Run(f"{store}/{name}")
+        try:
+            same = _without_image_set(other.study) == _without_image_set(study)
+            before = {sample.source_image: sample.source_digest for sample in other.samples}
+        except (UserError, RunError, OSError, ValueError, KeyError):
+            continue  # a run of another release, or damaged: nothing can be said of it
+        if same:
+            now = {sample.source_image: sample.source_digest for sample in plan.samples}
+            notes.append(
+                f"{other.url} is a run of this study with other images "
+                f"({_differences(before, now)}). Splits and seeds depend on all images, so that a "
+                "new run begins. To continue that one, restore the folder"
+            )
+    return tuple(notes)
+
+
+def _without_image_set(study: Study) -> dict[str, Any]:
+    images = {"folder", "samples", "content_hash"}
+    return study.model_dump(exclude={"execution": True, "images": images})
+
+
+def _differences(before: dict[str | None, str | None], now: dict[str | None, str | None]) -> str:
+    """Differences of two sets of files, given as name to hash, in words."""
+    kinds = {
+        "removed": [name for name in before if name not in now],
+        "added": [name for name in now if name not in before],
+        "changed": [name for name in now if name in before and now[name] != before[name]],
+    }
+
+    def listed(names: list[str | None]) -> str:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return ", ".join(map(str, names[:3])) + more
+
+    return "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def versions() -> dict[str, str]:

@@ -13,11 +13,13 @@ from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import CellResult, probe_activations
+from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.probe_kinds import probe_kind
+from ldmprobe_core.study.schema import Study
 
 
 def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
@@ -39,47 +41,66 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
     labels = cached_label_set(url, run.location.read_text("identity"))
-    results: dict[tuple[str, str], CellResult] = {}  # by network and label assignment
+    results, channels, bytes_read = _probe_networks(run, step, layer, labels)
+    cell = {"step": slice(step_index, step_index + 1)}
+    probes = _stored_probes(study, results["trained", "true"], channels)
+    run.write(f"probes/{layer}", probes, **cell)
+    at_layer = slice(layer_index, layer_index + 1)
+    for prop in study.labels.maps:
+        scores = _stored_scores(study, results, prop)
+        run.write(f"scores/{prop}", {"score": scores}, layer=at_layer, **cell)
+    run.progress.mark_done(PROBE, step_index, layer_index)
+    return {"seconds": time.monotonic() - started, "bytes": bytes_read}
+
+
+def _probe_networks(
+    run: Run, step: int, layer: str, labels: LabelSet
+) -> tuple[dict[tuple[str, str], CellResult], int, int]:
+    """Train and score the cell of every network that a condition needs.
+
+    Returns:
+        results by network and label assignment, the number of channels, and of bytes read.
+    """
+    study = run.study
+    results: dict[tuple[str, str], CellResult] = {}
     bytes_read = channels = 0
     for network in dict.fromkeys(
         c.network for c in study.conditions if study.controls.enabled(c.name)
     ):
         if network != "trained" and layer == LATENTS:  # the input is the same for every network
             continue
-        group = f"{ACTIVATION_GROUPS[network]}/{layer}"
-        activations = run.read(group, "activation", step=step_index)
+        activations = run.read(f"{ACTIVATION_GROUPS[network]}/{layer}", "activation", step=step - 1)
         bytes_read += activations.nbytes
         channels = activations.shape[-1]
         sums = unstored_statistics(run, network, step, layer)
         cells = probe_activations(activations, labels, study, study.assignments(network), sums)
         results |= {(network, assignment): cell for assignment, cell in cells.items()}
+    return results, channels, bytes_read
 
+
+def _stored_probes(study: Study, fitted: CellResult, channels: int) -> dict[str, np.ndarray]:
+    """Arrays of a cell's linear probes (kind, property, step, ...); NaN if one was not fitted."""
     kinds, maps = study.linear_kinds, study.labels.maps
-    fitted = results["trained", "true"]
     weight = np.full((len(kinds), len(maps), 1, channels), np.nan)
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty = bias.copy()
     for (kind, prop), probe in fitted.probes.items():
-        if not probe_kind(kind).linear:  # a control: scored, not stored
-            continue
-        assert isinstance(probe, LinearProbe)
+        if not (probe_kind(kind).linear and isinstance(probe, LinearProbe)):
+            continue  # a control: scored, not stored
         entry = kinds.index(kind), maps.index(prop), 0
         weight[entry], bias[entry], penalty[entry] = probe.weight, probe.bias, probe.penalty
-    cell = {"step": slice(step_index, step_index + 1)}
-    run.write(f"probes/{layer}", {"weight": weight, "bias": bias, "penalty": penalty}, **cell)
-    for prop in maps:
-        undefined = np.full_like(fitted.scores[prop], np.nan)
-        scores = [
-            results[c.network, c.assignment].scores[prop]
-            if study.controls.enabled(c.name) and (c.network, c.assignment) in results
-            else undefined
-            for c in study.conditions
-        ]
-        run.write(
-            f"scores/{prop}",
-            {"score": np.stack(scores)[:, :, :, None, None, :]},
-            layer=slice(layer_index, layer_index + 1),
-            **cell,
-        )
-    run.progress.mark_done(PROBE, step_index, layer_index)
-    return {"seconds": time.monotonic() - started, "bytes": bytes_read}
+    return {"weight": weight, "bias": bias, "penalty": penalty}
+
+
+def _stored_scores(
+    study: Study, results: dict[tuple[str, str], CellResult], prop: str
+) -> np.ndarray:
+    """Scores of a cell (condition, kind, metric, step, layer, sample); NaN if not computed."""
+    undefined = np.full_like(results["trained", "true"].scores[prop], np.nan)
+    scores = [
+        results[c.network, c.assignment].scores[prop]
+        if study.controls.enabled(c.name) and (c.network, c.assignment) in results
+        else undefined
+        for c in study.conditions
+    ]
+    return np.stack(scores)[:, :, :, None, None, :]

@@ -57,9 +57,9 @@ class Accumulator:
     count: int
 
     @classmethod
-    def read(cls, run: Run, part: int, done: int) -> Accumulator:
+    def read(cls, run: Run, accumulator: int, done: int) -> Accumulator:
         """Read the sums of an accumulator's first ``done`` units; zeros if ``done`` is 0."""
-        index = {"accumulator": part, "buffer": done % BUFFERS}
+        index = {"accumulator": accumulator, "buffer": done % BUFFERS}
 
         def stored(group: str, name: str) -> np.ndarray:
             if done:
@@ -77,10 +77,13 @@ class Accumulator:
             int(stored(f"{STATISTICS_GROUP}/labels", "count")),
         )
 
-    def write(self, run: Run, part: int, done: int) -> int:
+    def write(self, run: Run, accumulator: int, done: int) -> int:
         """Write the buffer that is active after this number of units; returns bytes."""
         buffer = done % BUFFERS
-        region = {"accumulator": slice(part, part + 1), "buffer": slice(buffer, buffer + 1)}
+        region = {
+            "accumulator": slice(accumulator, accumulator + 1),
+            "buffer": slice(buffer, buffer + 1),
+        }
         for (network, layer), gram in self.grams.items():
             sums = {"gram": gram, "nonfinite": self.nonfinite[network, layer]}
             values = {name: value[None, None] for name, value in sums.items()}
@@ -91,20 +94,20 @@ class Accumulator:
         return sum(gram.nbytes for gram in self.grams.values())
 
     def add(
-        self, shown: dict[str, Activations], labels: dict[str, np.ndarray], study: Study
+        self, activations: dict[str, Activations], labels: dict[str, np.ndarray], study: Study
     ) -> None:
         """Add a batch's training samples.
 
-        A sample with a non-finite activation in a cell is left out of that cell's sums.
+        A sample with a non-finite activation in a cell is excluded from that cell's sums.
 
         Args:
-            shown: network to its activations (sample, step, y, x, channel).
+            activations: activations (sample, step, y, x, channel) by network.
             labels: property to full-size maps (sample, y, x); foreground is bool.
         """
         samples = np.arange(len(next(iter(labels.values()))))
         owners = {name: assign(samples, study.prompts.seed) for name, assign in ASSIGNMENTS.items()}
         tokens: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
-        for network, captured in shown.items():
+        for network, captured in activations.items():
             assignments = label_assignments(study, network)
             for layer, values in captured.values.items():
                 bad = captured.nonfinite[layer]
@@ -145,10 +148,11 @@ def require_accumulated(run: Run) -> None:
         RuntimeError: a training batch is not in them yet.
     """
     done = run.progress.counts(ACCUMULATE)
-    for part, units in enumerate(run_accumulation_units(run)):
-        if done[part] != len(units):
+    for accumulator, units in enumerate(run_accumulation_units(run)):
+        if done[accumulator] != len(units):
             raise RuntimeError(
-                f"{run.url}: accumulator {part} has {done[part]} of {len(units)} units"
+                f"{run.url}: accumulator {accumulator} has {done[accumulator]} of its "
+                f"{len(units)} units"
             )
 
 
@@ -188,8 +192,8 @@ def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:
     """Sum of every accumulator's active buffer, added pairwise to keep rounding errors small."""
     done = run.progress.counts(ACCUMULATE)
     parts = [
-        run.read(group, name, accumulator=part, buffer=int(units) % BUFFERS, **index)
-        for part, units in enumerate(done)
+        run.read(group, name, accumulator=accumulator, buffer=int(units) % BUFFERS, **index)
+        for accumulator, units in enumerate(done)
     ]
     while len(parts) > 1:
         pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]

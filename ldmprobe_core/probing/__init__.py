@@ -1,1 +1,1 @@
-"""Arrays in, probes and scores out; no disk, no network, no pipeline."""
+"""Fits and scores probes on in-memory arrays; uses no disk, network or diffusion pipeline."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.probing.metrics import METRICS, ratio_or_one
+from ldmprobe_core.probing.measured import block_counts, partly_measured
+from ldmprobe_core.probing.metrics import METRICS, ratio_or_one, score_maps
 from ldmprobe_core.probing.ranks import (
     RankedMaps,
     deviation_or_nan,
@@ -16,7 +17,7 @@ from ldmprobe_core.study.properties import property_of
 
 
 def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Mean of each token's block of pixels, (n, *grid) float64.
+    """Mean of the measured pixels of each token's block, (n, *grid) float64; NaN if there are none.
 
     Raises:
         ValueError: the image does not divide into the grid.
@@ -26,17 +27,25 @@ def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     if height % y or width % x:
         raise ValueError(f"maps of {height} x {width} do not divide into {y} x {x} tokens")
     blocks = maps.reshape(n, y, height // y, x, width // x)
-    return blocks.mean((2, 4), dtype=np.float64)
+    counts = block_counts(maps, grid)
+    if counts is None:
+        return blocks.mean((2, 4), dtype=np.float64)
+    total = np.nansum(blocks, (2, 4), dtype=np.float64)
+    return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
 
 
 def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest upsampling of (n, y, x) by whole factors: each token fills its block."""
+    """Upsample maps (n, y, x) to `size` by repeating each token over its block of pixels.
+
+    Args:
+        size: height and width in pixels, multiples of the token grid.
+    """
     _, y, x = tokens.shape
     return tokens.repeat(size[0] // y, 1).repeat(size[1] // x, 2)
 
 
 class FullResolutionLabels:
-    """Statistics of full-size label maps that do not depend on the grid.
+    """Statistics of full-size label maps that all token grids share.
 
     Args:
         truth: values (n, y, x).
@@ -46,7 +55,7 @@ class FullResolutionLabels:
         ranked, residual_ranked: ranks of the labels, and of the labels less the mean map.
         square, deviation: mean square and standard deviation of each label, (n,).
         residual_mean, residual_deviation: mean and standard deviation of labels less the mean map.
-        covariance_with_mean: covariance of the same with the mean map, (n,).
+        covariance_with_mean: covariance of (label less the mean map) with the mean map, (n,).
     """
 
     def __init__(self, truth: np.ndarray, mean_map: np.ndarray) -> None:
@@ -76,20 +85,22 @@ class FullResolutionLabels:
 
 
 class BlockScorer:
-    """Label maps prepared to score block-constant predictions, equal to `score_maps`.
+    """Scorer of block-constant predictions; its scores equal those of `score_maps`.
 
-    A prediction p constant on blocks of B pixels meets a full-size label t only through the
-    blocks' means: mean(p t) = mean over blocks of p times the block's mean of t; the same for the
-    ranks of t, and a block-constant map's pixel ranks are a linear function of its token ranks.
+    For a prediction p that is constant on blocks, mean(p t) over pixels equals the mean over blocks
+    of p times the block's mean of the label t.  The same holds for the ranks of t, and the pixel
+    ranks of p are a linear function of its token ranks.  So block means of the labels suffice.
     Only the ranks of p less the mean map need every pixel; they are computed a few samples at a
-    time.  A registered metric without such a form is computed at full size.
+    time.  A registered metric without such a form is computed at full size, and so is every metric
+    of a sample with pixels that were not measured.
 
     Args:
         prop: name of a property.
-        truth: (n, y, x); bool for a mask, else values.
+        truth: (n, y, x); bool for a mask, else values; floats with NaN where not measured.
         mean_map: (y, x), the training images' mean label.
         grid: tokens down and across.
-        full: statistics of the same maps, if they are computed already.
+        full: statistics of those of the maps that are wholly measured, to reuse; computed here if
+            None.
     """
 
     def __init__(
@@ -101,8 +112,14 @@ class BlockScorer:
         full: FullResolutionLabels | None = None,
     ) -> None:
         record = property_of(prop)
-        self.metrics, self.size = record.metrics, truth.shape[1:]
+        self.prop, self.metrics, self.size = prop, record.metrics, (truth.shape[1], truth.shape[2])
+        self.partly, self.partial_truth = partly_measured(truth), truth
+        if self.partly is not None:
+            self.partial_truth, truth = truth[self.partly], truth[~self.partly]
+            truth = truth.astype(bool) if record.is_mask else truth
         self.truth, self.mean_map = truth, mean_map
+        if not len(truth):
+            return
         self.means = flatten_maps(block_means(truth, grid))
         self._forms = {"dice": self._dice, "iou": self._iou}
         if record.is_mask:
@@ -125,12 +142,20 @@ class BlockScorer:
         Args:
             tokens: predictions (n, *grid); bool for a mask, else values.
         """
-        return np.stack([self._score(name, tokens) for name in self.metrics])
+        if self.partly is None:
+            return np.stack([self._score(name, tokens) for name in self.metrics])
+        scores = np.empty((len(self.metrics), len(tokens)))
+        if len(self.truth):
+            whole = tokens[~self.partly]
+            scores[:, ~self.partly] = [self._score(name, whole) for name in self.metrics]
+        predicted = upsample(tokens[self.partly], self.size)
+        scores[:, self.partly] = score_maps(self.prop, predicted, self.partial_truth, self.mean_map)
+        return scores
 
     def _score(self, name: str, tokens: np.ndarray) -> np.ndarray:
         if name in self._forms:
             return self._forms[name](tokens)
-        predicted = upsample(tokens, (self.size[0], self.size[1]))
+        predicted = upsample(tokens, self.size)
         return METRICS[name].score(predicted, self.truth, self.mean_map)
 
     def _dice(self, tokens: np.ndarray) -> np.ndarray:
@@ -142,7 +167,7 @@ class BlockScorer:
         return ratio_or_one(overlap, area + truth - overlap)
 
     def _areas(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Shares of the image (n,): overlap, prediction, label."""
+        """Fractions of the image (n,) covered by the overlap, the prediction and the label."""
         flat = flatten_maps(tokens)
         return (flat * self.means).mean(1), flat.mean(1), self.means.mean(1)
 
@@ -161,7 +186,7 @@ class BlockScorer:
         return np.sqrt(np.maximum(squared, 0))
 
     def _spearman_residual(self, tokens: np.ndarray) -> np.ndarray:
-        grid, size = tokens.shape[1:], (self.size[0], self.size[1])
+        grid, size = tokens.shape[1:], self.size
         return self.full.residual_ranked.correlation(
             flatten_maps(tokens).astype(np.float64),
             lambda part: flatten_maps(upsample(part.reshape(-1, *grid), size)),
@@ -172,17 +197,23 @@ class BlockScorer:
         full, mean_map = self.full, self.full.mean_map
         flat = flatten_maps(tokens).astype(np.float64)
         residual_means = self.means - self.mean_map_means - full.residual_mean[:, None]
-        both = (flat * residual_means).mean(1) - full.covariance_with_mean
+        covariance = (flat * residual_means).mean(1) - full.covariance_with_mean
         centred = flat - flat.mean(1, keepdims=True)
         total = np.square(centred).mean(1) + mean_map.var()
         variance = total - 2 * (centred * self.mean_map_means).mean(1)
         # Where the prediction equals the mean map, the variance is rounding residue: treat as 0.
         deviation = np.sqrt(np.where(variance > 1e-12 * total, variance, np.nan))
-        return both / (deviation * full.residual_deviation)
+        return covariance / (deviation * full.residual_deviation)
 
 
 def _block_correlation(tokens: np.ndarray, means: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Correlation of a block-constant map with a map of these block means and deviation."""
+    """Correlation (n,) of block-constant maps with full-size maps.
+
+    Args:
+        tokens: values of the block-constant maps, (n, token).
+        means: block means of the full-size maps, (n, token).
+        deviation: standard deviations of the full-size maps over pixels, (n,).
+    """
     centred = tokens - tokens.mean(1, keepdims=True)
-    both = (centred * (means - means.mean(1, keepdims=True))).mean(1)
-    return both / (deviation_or_nan(tokens) * deviation)
+    covariance = (centred * (means - means.mean(1, keepdims=True))).mean(1)
+    return covariance / (deviation_or_nan(tokens) * deviation)

@@ -11,9 +11,11 @@ from ldmprobe_core.probing.emergence import ONSET, SETTLED, Emergence, Lead, Lea
 
 
 class Interval(BaseModel):
-    """A mean over samples and its bootstrap interval; None where every sample is undefined.
+    """Mean over samples with its bootstrap interval.
 
-    Of fewer than two groups there is a mean and no interval.
+    Attributes:
+        mean: None if the score of every sample is undefined.
+        low, high: ends of the interval; None too if the samples form fewer than two groups.
     """
 
     mean: float | None
@@ -22,15 +24,16 @@ class Interval(BaseModel):
 
 
 class Bootstrap:
-    """Resamples of the held-out prompts, drawn once and shared, so that comparisons are paired.
+    """Cluster bootstrap over groups of samples, such as the images of one prompt.
 
-    Images of one prompt are not independent: they are drawn together (the cluster bootstrap).
+    Images of one prompt are not independent, so a resample contains all of a group's samples or
+    none.  The resamples are drawn once and used for every interval, which makes comparisons paired.
 
     Args:
-        groups: (sample,), what each sample belongs to; samples of a group are drawn together.
-        resamples: number of resamples, drawn with replacement.
-        level: of the intervals, such as 0.95.
-        seed: of the drawing.
+        groups: (sample,) group of each sample, such as its prompt.
+        resamples: number of resamples of the groups, drawn with replacement.
+        level: confidence level of the intervals, such as 0.95.
+        seed: seed of the random draws.
     """
 
     def __init__(self, groups: np.ndarray, resamples: int, level: float, seed: int) -> None:
@@ -50,30 +53,30 @@ class Bootstrap:
             values: (..., sample), NaN where undefined.
 
         Returns:
-            (resample, ...); NaN where a resample holds no defined sample.
+            (resample, ...) float64; NaN where a resample contains no defined sample.
         """
         defined = np.isfinite(values)
         total = self.counts @ np.moveaxis(np.where(defined, values, 0), -1, 0).reshape(
             values.shape[-1], -1
         )
-        number = self.counts @ np.moveaxis(defined, -1, 0).reshape(values.shape[-1], -1)
+        n_defined = self.counts @ np.moveaxis(defined, -1, 0).reshape(values.shape[-1], -1)
         with np.errstate(invalid="ignore"):
-            return (total / number).reshape(len(self.counts), *values.shape[:-1])
+            return (total / n_defined).reshape(len(self.counts), *values.shape[:-1])
 
     def interval(self, values: np.ndarray) -> Interval:
-        """Mean of values (sample,) and its percentile interval; NaN samples are left out."""
+        """Mean of values (sample,) and its percentile interval; NaN values are skipped."""
         if not np.isfinite(values).any():
             return Interval(mean=None, low=None, high=None)
-        if self.groups < 2:  # one prompt says nothing of how prompts differ
+        if self.groups < 2:  # the spread between groups cannot be estimated from one group
             return Interval(mean=float(np.nanmean(values)), low=None, high=None)
         low, high = np.nanpercentile(self.means(values), self.tails)
         return Interval(mean=float(np.nanmean(values)), low=float(low), high=float(high))
 
     def emergence(self, scores: np.ndarray, baseline: np.ndarray) -> Emergence:
-        """Onset and settled steps of a curve, recomputed in every resample.
+        """Onset and settled steps of a curve, with percentile intervals over the resamples.
 
-        Undefined (None) where the last step's score does not clear the baseline, that is, where
-        the interval of their difference reaches zero.
+        Both are undefined (None) unless the last step's score exceeds the baseline, that is, unless
+        the interval of their difference lies above zero.
 
         Args:
             scores: (step, sample).
@@ -81,23 +84,23 @@ class Bootstrap:
         """
         lead = self.interval(scores[-1] - baseline)
         if lead.low is None or lead.low <= 0:
-            nowhere = Step(step=None, low=None, high=None)
-            return Emergence(onset=nowhere, settled=nowhere)
+            undefined = Step(step=None, low=None, high=None)
+            return Emergence(onset=undefined, settled=undefined)
         return Emergence(
             onset=self._step(scores, baseline, ONSET), settled=self._step(scores, baseline, SETTLED)
         )
 
     def lead(self, first: np.ndarray, other: np.ndarray, baseline: np.ndarray) -> Leads:
-        """How many steps the first curve is ahead of the other, in the same resamples.
+        """Number of steps by which the first curve precedes the other, with paired intervals.
 
         Args:
             first, other: (step, sample).
-            baseline: (sample,), of both.
+            baseline: (sample,), the position baseline of both curves.
         """
-        ends = [self.emergence(curve, baseline).onset.step for curve in (first, other)]
-        if None in ends:
-            nowhere = Lead(steps=None, low=None, high=None)
-            return Leads(onset=nowhere, settled=nowhere)
+        onsets = [self.emergence(curve, baseline).onset.step for curve in (first, other)]
+        if None in onsets:
+            undefined = Lead(steps=None, low=None, high=None)
+            return Leads(onset=undefined, settled=undefined)
         return Leads(**{
             name: self._lead(first, other, baseline, share)
             for name, share in (("onset", ONSET), ("settled", SETTLED))
@@ -106,36 +109,36 @@ class Bootstrap:
     def _lead(
         self, first: np.ndarray, other: np.ndarray, baseline: np.ndarray, share: float
     ) -> Lead:
-        a, drawn_a = self.steps(first, baseline, share)
-        b, drawn_b = self.steps(other, baseline, share)
-        low, high = np.percentile(drawn_b - drawn_a, self.tails, method="nearest")
-        return Lead(steps=b - a, low=int(low), high=int(high))
+        first_step, first_resampled = self.steps(first, baseline, share)
+        other_step, other_resampled = self.steps(other, baseline, share)
+        low, high = np.percentile(other_resampled - first_resampled, self.tails, method="nearest")
+        return Lead(steps=other_step - first_step, low=int(low), high=int(high))
 
     def _step(self, scores: np.ndarray, baseline: np.ndarray, share: float) -> Step:
-        whole, drawn = self.steps(scores, baseline, share)
-        low, high = np.percentile(drawn, self.tails, method="nearest")
-        return Step(step=whole, low=int(low), high=int(high))
+        step, resampled = self.steps(scores, baseline, share)
+        low, high = np.percentile(resampled, self.tails, method="nearest")
+        return Step(step=step, low=int(low), high=int(high))
 
     def steps(
         self, scores: np.ndarray, baseline: np.ndarray, share: float
     ) -> tuple[int, np.ndarray]:
-        """The step from which the gain stays at ``share``: of the samples, and of each resample.
+        """First step from which the gain over the baseline stays at ``share`` of the last step's.
 
         Args:
             scores: (step, sample).
             baseline: (sample,).
 
         Returns:
-            the step, from 1, and (resample,) the same of every resample.
+            the step (from 1) for all samples, and (resample,) the step for every resample.
         """
         gain, full = scores - baseline, scores[-1] - baseline
         common = np.isfinite(gain) & np.isfinite(full)
         pair = np.stack([np.where(common, gain, np.nan), np.where(common, full, np.nan)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a step that no sample defines: NaN
-            whole = np.nanmean(pair, axis=-1)
-        drawn = self.means(pair)
+            means = np.nanmean(pair, axis=-1)
+        resampled = self.means(pair)
         return (
-            int(stays_from(whole[:1], whole[1:], share)[0]),
-            stays_from(drawn[:, 0], drawn[:, 1], share),
+            int(stays_from(means[:1], means[1:], share)[0]),
+            stays_from(resampled[:, 0], resampled[:, 1], share),
         )

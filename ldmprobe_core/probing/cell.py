@@ -37,67 +37,73 @@ def probe_activations(
     labels: LabelSet,
     study: Study,
     assignments: tuple[str, ...] = ("true",),
-    sums: SufficientStatistics | None = None,
+    statistics: SufficientStatistics | None = None,
 ) -> dict[str, CellResult]:
     """Fit every probe of a cell and score it on the held-out samples.
 
-    A sample with a non-finite activation is left out: it is not trained on and its scores are NaN,
-    which the summary counts.
+    A sample with a non-finite activation is excluded from training, and its scores are NaN; the
+    summary counts them.
 
     Args:
         activations: (sample, y, x, channel) float16.
+        labels: label maps and splits of the same samples.
+        study: its probe kinds, penalties and prompt seed are used.
         assignments: names of label assignments: ``true``, and ``shuffled`` for the shuffled-label
             control.
-        sums: sufficient statistics of training samples that are not in `activations`; label
+        statistics: sufficient statistics of training samples that are not in `activations`; label
             columns ordered by (assignment, property).
+
+    Returns:
+        Probes and scores by label assignment; no probes and NaN scores if the cell has no usable
+        training or validation samples.
     """
     finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
     train = labels.train[finite[labels.train]]
     validation = labels.validation[finite[labels.validation]]
     probes: dict[str, _Probes] = {assignment: {} for assignment in assignments}
-    if (sums.n if sums else len(train)) and len(validation):
+    if (statistics.n if statistics else len(train)) and len(validation):
         columns = [(assignment, prop) for assignment in assignments for prop in labels.maps]
         data = CellData(
             activations, labels, train, validation, columns,
-            study.probes.penalties, study.prompts.seed, sums,
+            study.probes.penalties, study.prompts.seed, statistics,
         )  # fmt: skip
         _fit(data, study.kinds, probes)
-    return _scored(activations, finite, labels, study, probes)
+    return _score_heldout(activations, finite, labels, study, probes)
 
 
 def _fit(data: CellData, kinds: tuple[str, ...], probes: dict[str, _Probes]) -> None:
-    """Enter the probe of every kind, assignment and property that belong together."""
+    """Fit every kind to every label that it supports, and add the probes to `probes`."""
     for name, fitter in FITTERS.items():
         if name not in kinds:
             continue
         for column, (assignment, prop) in enumerate(data.columns):
-            # Nonlinear kinds are controls themselves: no control of them is fitted.
+            # Nonlinear kinds are controls themselves, so they get no shuffled-label control.
             if fitter.kind.supports(property_of(prop)) and (
                 fitter.kind.linear or assignment == "true"
             ):
                 probes[assignment][name, prop] = fitter.fit(FitData(data, column))
 
 
-def _scored(
+def _score_heldout(
     activations: np.ndarray,
     finite: np.ndarray,
     labels: LabelSet,
     study: Study,
     probes: dict[str, _Probes],
 ) -> dict[str, CellResult]:
-    """Every probe's scores on the held-out samples; all linear ones predict in one pass."""
+    """Score every probe on the held-out samples; all linear probes predict in one pass."""
     heldout, usable = activations[labels.heldout], finite[labels.heldout]
     heldout[~usable] = 0
     linear = {
-        (assignment, name): probe
+        (assignment, (kind, prop)): probe
         for assignment, fitted in probes.items()
-        for name, probe in fitted.items()
-        if probe_kind(name[0]).linear
+        for (kind, prop), probe in fitted.items()
+        if probe_kind(kind).linear
     }
     predicted = {}
     if linear:
-        together = predictions(heldout, list(linear.values()))  # type: ignore[arg-type]
-        predicted = {key: together[..., i] for i, key in enumerate(linear)}
+        stacked = predictions(heldout, list(linear.values()))  # type: ignore[arg-type]
+        predicted = {key: stacked[..., i] for i, key in enumerate(linear)}
     results = {}
     for assignment, fitted in probes.items():
         scores = {}

@@ -1,9 +1,11 @@
-"""Bootstrap intervals over held-out samples, and the steps at which a property emerges.
+"""Onset and settled steps: records, and the rule that finds the step in a curve of scores.
 
 With score s(t) at step t, position baseline b and last step T, gain(t) = (s(t) - b) / (s(T) - b),
-each mean over the samples for which all three are defined.
+each a mean over the samples for which all three are defined.
 *Onset* is the first step from which the gain stays at 0.5 or more, *settled* the same with 0.9.
 Without the baseline, a map that position already explains would "emerge" at step 1.
+
+`bootstrap.Bootstrap.emergence` and `bootstrap.Bootstrap.lead` fill the records, with intervals.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ ONSET, SETTLED = 0.5, 0.9
 
 
 class Step(BaseModel):
-    """A step (from 1) and its bootstrap interval; None where it is undefined."""
+    """Step (from 1) with the ends of its bootstrap interval; all None if the step is undefined."""
 
     step: int | None
     low: int | None
@@ -23,7 +25,10 @@ class Step(BaseModel):
 
 
 class Lead(BaseModel):
-    """By how many steps one curve is there before another, paired; None where either never is."""
+    """Number of steps by which one curve precedes another, with its paired bootstrap interval.
+
+    Negative if it follows the other; all None if the step of either curve is undefined.
+    """
 
     steps: int | None
     low: int | None
@@ -31,14 +36,14 @@ class Lead(BaseModel):
 
 
 class Leads(BaseModel):
-    """Lead at half and at nine tenths of the gain."""
+    """Leads of one curve over another at the onset and at the settled step."""
 
     onset: Lead
     settled: Lead
 
 
 class Emergence(BaseModel):
-    """When a property is there: half of its gain over position, and nine tenths of it."""
+    """Steps from which a property keeps 50 % (onset) and 90 % (settled) of its gain."""
 
     onset: Step
     settled: Step
@@ -53,7 +58,7 @@ def stays_from(gains: np.ndarray, full: np.ndarray, share: float) -> np.ndarray:
             not positive counts as below.
 
     Returns:
-        (curve,) int; the last step where a curve's own end does not clear its baseline.
+        (curve,) int; the last step for a curve whose last score does not exceed its baseline.
     """
     with np.errstate(invalid="ignore"):
         reached = (full > 0) & (gains >= share * full)

@@ -1,4 +1,7 @@
-"""Labels of a run's images with their splits, prepared for every token grid."""
+"""Label maps of a run's images with their splits, and caches of their form on each token grid.
+
+`ldmprobe_core.study.conditions` shuffles them for the control.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from functools import lru_cache
 import numpy as np
 
 from ldmprobe_core.probing.block_scores import BlockScorer, FullResolutionLabels, block_means
+from ldmprobe_core.probing.measured import block_counts, partly_measured
 from ldmprobe_core.study.properties import property_of
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Label maps of the finished images, and the split of every sample.
+    """Label maps of the final images, and the split of every sample.
 
     Attributes:
-        maps: property to (sample, y, x); bool for a mask.
+        maps: property to (sample, y, x); bool for a mask; floats with NaN where not measured.
         means: property to the training samples' mean label, (y, x) float64.
-        train, validation, heldout: sample indices; heldout is validation and test, in sample
-            order.
+        train, validation, heldout: sample indices, ascending; heldout holds validation and test.
     """
 
     maps: dict[str, np.ndarray]
@@ -30,18 +33,28 @@ class LabelSet:
 
     @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
-        """Block means of every label, (sample, *grid)."""
+        """Block means of every label, (sample, *grid); NaN where no pixel was measured."""
         return block_means(self.maps[prop], grid)
 
-    @lru_cache(maxsize=8)  # noqa: B019  (one set lives as long as its run's worker)
+    @lru_cache(maxsize=32)  # noqa: B019  (as below)
+    def token_weights(self, prop: str, grid: tuple[int, int]) -> np.ndarray | None:
+        """Measured pixels in each token's block, (sample, *grid); None if all were measured."""
+        return block_counts(self.maps[prop], grid)
+
+    @lru_cache(maxsize=8)  # noqa: B019  (a process keeps one label set per run)
     def _full(self, prop: str) -> FullResolutionLabels:
-        return FullResolutionLabels(self.maps[prop][self.heldout], self.means[prop])
+        heldout = self.maps[prop][self.heldout]
+        partly = partly_measured(heldout)
+        return FullResolutionLabels(
+            heldout if partly is None else heldout[~partly], self.means[prop]
+        )
 
     @lru_cache(maxsize=32)  # noqa: B019  (as above)
     def scorer(self, prop: str, grid: tuple[int, int]) -> BlockScorer:
-        """Held-out labels, prepared for scoring predictions on this grid."""
+        """Scorer of predictions on a token grid against the held-out labels."""
         heldout, mean_map = self.maps[prop][self.heldout], self.means[prop]
-        if property_of(prop).is_mask:
+        partly = partly_measured(heldout)
+        if property_of(prop).is_mask or (partly is not None and partly.all()):
             return BlockScorer(prop, heldout, mean_map, grid)
         return BlockScorer(prop, heldout, mean_map, grid, self._full(prop))
 

@@ -4,10 +4,11 @@ A probe maps a token's channels to a property of the token's block of pixels.  I
 upsampled by nearest, is constant on the block; so squared error against the full-size map differs
 from squared error against the block's mean label only by a factor and a constant, and
 cross-entropy against the full-size mask equals cross-entropy against the block's foreground share.
-Both fits are therefore exact on tokens, with as many rows fewer as a block has pixels.
+Both fits are therefore exact on tokens: one row a block instead of one row a pixel.
 
-Penalties are relative: an L2 penalty p means ``p x v``, v the mean variance of a channel over the
-training tokens, in an objective that is a *mean* over pixels.  So one list serves every layer.
+Penalties are relative: an L2 penalty p means ``p x v``, with v the mean variance of a channel over
+the training tokens, in an objective that is a *mean* over pixels.  So one list of penalties suits
+every layer.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ import numpy as np
 import torch
 
 ROWS_AT_ONCE = 1 << 11
-"""Rows that are converted and multiplied together, few enough for a CPU's cache."""
+"""Rows a block: converted and multiplied together, few enough for a CPU's cache."""
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """prediction = activation . weight + bias.
+    """Linear probe: prediction = activation . weight + bias.
 
     Attributes:
         weight: (channel,) float64.
-        bias: scalar.
-        penalty: the relative penalty it was fitted with; NaN if the fit has none.
+        bias: scalar, in the label's units (logits for logistic and Adam probes of masks).
+        penalty: relative L2 penalty of the fit; NaN for kinds without one.
     """
 
     weight: np.ndarray
@@ -68,6 +69,6 @@ def row_blocks(
     """
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = rows[start : start + ROWS_AT_ONCE]
-        if block.dtype == np.float16:  # torch converts it with the CPU's own instruction
+        if block.dtype == np.float16:  # torch converts float16 several times faster than numpy
             block = torch.from_numpy(np.ascontiguousarray(block)).float().numpy()
         yield block if dtype is None else block.astype(dtype, copy=False)

@@ -1,12 +1,13 @@
-"""Agreement of a predicted map with a label map, one number an image.
+"""Metrics of the agreement between predicted and label maps, one number an image.
 
-Every function takes maps (n, y, x) and returns float64 (n,).  Edge cases are defined: Dice and IoU
-of two empty masks are 1 (nothing was there and nothing was predicted); a correlation with a
-constant side is undefined, NaN.  Callers count both.
+Every function takes maps (n, y, x) and returns float64 (n,).  `Metric.score` and `score_maps`
+leave out the pixels of labels that are NaN, which were not measured.  Edge cases are defined: Dice
+and IoU of two empty masks are 1 (an absence, predicted correctly); a correlation with a constant
+map is undefined, NaN.  Callers count both.
 
-`METRICS` lists them by name; a `Property` names those that score it.  `block_scores.BlockScorer`
-computes the same scores for predictions that are constant on blocks of pixels (a token's
-prediction, upsampled by nearest) without building them at image size.
+`METRICS` lists the metrics by name; a `Property` names those that score it.
+`block_scores.BlockScorer` computes the same scores for predictions that are constant on blocks of
+pixels (a token's prediction, upsampled by nearest) without building them at image size.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.probing.measured import measured, score_measured
 from ldmprobe_core.probing.ranks import RankedMaps, deviation_or_nan, flatten_maps, mean_ranks
 from ldmprobe_core.study.properties import property_of
 
@@ -33,17 +35,17 @@ def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Linear correlation over pixels; NaN where a side is constant or not finite."""
+    """Linear correlation over pixels; NaN where either map is constant or not finite."""
     return _correlation(flatten_maps(predicted), flatten_maps(truth))
 
 
 def spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Rank correlation over pixels, ties at their mean rank; NaN where a side is constant."""
+    """Rank correlation over pixels, ties at their mean rank; NaN where either map is constant."""
     return _correlation(mean_ranks(flatten_maps(predicted)), mean_ranks(flatten_maps(truth)))
 
 
 def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Root of the mean squared difference over pixels, in the label's units."""
+    """Root-mean-square difference over pixels, in the label's units."""
     return np.sqrt(np.square(flatten_maps(predicted) - flatten_maps(truth)).mean(1))
 
 
@@ -52,9 +54,9 @@ class Metric:
     """A registered metric.
 
     Attributes:
-        function: from predictions and labels (n, y, x) to scores (n,) float64.
-        residual: the training mean map is subtracted from both first, so that position alone
-            scores nothing.
+        function: maps predictions and labels (n, y, x) to scores (n,) float64.
+        residual: whether the training mean map is first subtracted from both, so that a prediction
+            from position alone scores nothing.
     """
 
     function: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -67,8 +69,8 @@ class Metric:
             mean_map: (y, x), the training samples' mean label.
         """
         if self.residual:
-            return self.function(predicted - mean_map, truth - mean_map)
-        return self.function(predicted, truth)
+            return score_measured(self.function, predicted - mean_map, truth - mean_map)
+        return score_measured(self.function, predicted, truth)
 
 
 METRICS: dict[str, Metric] = {
@@ -84,7 +86,7 @@ METRICS: dict[str, Metric] = {
 
 
 def register_metric(name: str, metric: Metric) -> Metric:
-    """Add a metric; properties may then name it.
+    """Register a metric, so that properties may name it.
 
     Raises:
         ValueError: the name is taken.
@@ -98,11 +100,12 @@ def register_metric(name: str, metric: Metric) -> Metric:
 def score_maps(
     prop: str, predicted: np.ndarray, truth: np.ndarray, mean_map: np.ndarray
 ) -> np.ndarray:
-    """Every metric of a property, (metric, n), for full-size maps.
+    """Scores of full-size maps in every metric of a property, (metric, n) float64.
 
     Args:
         prop: name of a property.
-        predicted, truth: (n, y, x); bool for a mask, else values.
+        predicted: (n, y, x); bool for a mask, else values.
+        truth: the same of the labels; floats with NaN where not measured.
         mean_map: (y, x), the training samples' mean label.
     """
     names = property_of(prop).metrics
@@ -110,34 +113,35 @@ def score_maps(
 
 
 class HeadlineScorer:
-    """The headline score of many predictions against the same labels.
+    """Scorer of many predictions against the same labels, in the property's headline metric.
 
-    The ranks of the labels are computed once.
+    For Spearman, the ranks of the labels are computed once.
 
     Args:
         prop: name of a property.
-        truth: (n, y, x); bool for a mask, else values.
+        truth: (n, y, x); bool for a mask, else values; floats with NaN where not measured.
     """
 
     def __init__(self, prop: str, truth: np.ndarray) -> None:
         self.truth = truth
         self.metric = property_of(prop).metrics[0]
-        self.ranked = RankedMaps(flatten_maps(truth)) if self.metric == "spearman" else None
+        ranked = self.metric == "spearman" and measured(truth) is None
+        self.ranked = RankedMaps(flatten_maps(truth)) if ranked else None
 
     def score(self, predicted: np.ndarray) -> np.ndarray:
-        """Headline scores (n,) of predictions (n, y, x), the first of `score_maps`."""
+        """Headline scores (n,) of predictions (n, y, x): the first row of `score_maps`."""
         if self.ranked is not None:
             return self.ranked.correlation(flatten_maps(predicted))
-        return METRICS[self.metric].function(predicted, self.truth)
+        return score_measured(METRICS[self.metric].function, predicted, self.truth)
 
 
-def ratio_or_one(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Elementwise quotient; 1 where the denominator is 0."""
-    empty = below == 0
-    return np.where(empty, 1.0, above / np.where(empty, 1, below))
+    empty = denominator == 0
+    return np.where(empty, 1.0, numerator / np.where(empty, 1, denominator))
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a.astype(np.float64), b.astype(np.float64)
-    both = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
-    return both / (deviation_or_nan(a) * deviation_or_nan(b))
+    covariance = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
+    return covariance / (deviation_or_nan(a) * deviation_or_nan(b))

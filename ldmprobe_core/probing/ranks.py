@@ -7,121 +7,132 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.stats import rankdata
 
+_CHUNK_PIXELS = 1 << 17
+"""Pixels ranked together: 1 MB of float64 ranks, which fits a CPU's cache."""
+
+COUNTING_SORT_PIXELS = 1 << 15
+"""Smallest map, in pixels, for which counting float16 values is faster than sorting them."""
+
 
 def flatten_maps(maps: np.ndarray) -> np.ndarray:
-    """Maps (n, y, x) as rows of pixels, (n, pixel)."""
+    """Reshape maps (n, y, x) to rows of pixels, (n, pixel)."""
     return maps.reshape(len(maps), -1)
 
 
 def mean_ranks(flat: np.ndarray) -> np.ndarray:
-    """Mean ranks along each row, float64; a row that is not finite becomes NaN."""
+    """Ranks (from 1) along each row, ties at their mean rank, float64; NaN in non-finite rows."""
     if flat.dtype == np.float16:
         if flat.shape[1] >= COUNTING_SORT_PIXELS:
             return ranks_of_float16(flat)
-        flat = flat.astype(np.float32)  # which sorts several times faster
-    order, tied = _in_order(flat)
-    ranks = np.empty(flat.shape)  # without ties a rank is a place in the order
-    places = np.broadcast_to(np.arange(1.0, flat.shape[1] + 1), flat.shape)
-    np.put_along_axis(ranks, order, places, axis=1)
-    if tied.any():  # three times as slow
+        flat = flat.astype(np.float32)  # sorts several times faster than float16
+    order, tied = _argsort_with_ties(flat)
+    ranks = np.empty(flat.shape)
+    sorted_ranks = np.broadcast_to(np.arange(1.0, flat.shape[1] + 1), flat.shape)
+    np.put_along_axis(ranks, order, sorted_ranks, axis=1)
+    if tied.any():  # only these rows, as rankdata takes three times as long
         ranks[tied] = rankdata(flat[tied], axis=1)
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks
 
 
-def _in_order(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of each row's values in ascending order, and which rows have equal ones, (n,)."""
+def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Argsort of each row, (n, pixel), and whether the row contains equal values, (n,) bool."""
     order = np.argsort(flat, axis=1)
-    ordered = np.take_along_axis(flat, order, axis=1)
-    return order, (ordered[:, 1:] == ordered[:, :-1]).any(1)
+    ascending = np.take_along_axis(flat, order, axis=1)
+    return order, (ascending[:, 1:] == ascending[:, :-1]).any(1)
 
 
 class RankedMaps:
-    """Maps whose ranks are taken once, to be correlated with the ranks of many others.
+    """Maps whose ranks are computed once and correlated with the ranks of many other maps.
 
     Args:
         flat: (n, pixel).
-        off: (pixel,), taken off these maps and off all others first.
+        baseline: (pixel,), subtracted from these and from the other maps before ranking.
 
     Attributes:
-        deviation: of the ranks, (n,); NaN where a map is constant or not finite.
-        centred: ranks less their mean, (n, pixel): multiples of a half, which float32 holds exactly
-            up to eight million pixels.
+        deviation: standard deviation of the ranks, (n,); NaN where a map is constant or not finite.
+        centred: ranks less their mean, (n, pixel): multiples of a half, which float32 represents
+            exactly up to eight million pixels.
     """
 
-    def __init__(self, flat: np.ndarray, off: np.ndarray | None = None) -> None:
-        self.off = off
+    def __init__(self, flat: np.ndarray, baseline: np.ndarray | None = None) -> None:
+        self.baseline = baseline
         self.deviation = np.empty(len(flat))
         self.centred: np.ndarray = np.empty(flat.shape, np.float32)
-        middle = (flat.shape[1] + 1) / 2
+        mean_rank = (flat.shape[1] + 1) / 2
         start = 0
-        for part in iter_chunks(flat):
-            ranks = mean_ranks(self._rest(part))
-            place = slice(start, start + len(part))
-            self.deviation[place], self.centred[place] = deviation_or_nan(ranks), ranks - middle
-            start += len(part)
+        for chunk in iter_chunks(flat):
+            ranks = mean_ranks(self._residual(chunk))
+            rows = slice(start, start + len(chunk))
+            self.deviation[rows], self.centred[rows] = deviation_or_nan(ranks), ranks - mean_rank
+            start += len(chunk)
 
-    def _rest(self, flat: np.ndarray) -> np.ndarray:
-        return flat if self.off is None else flat - self.off
+    def _residual(self, flat: np.ndarray) -> np.ndarray:
+        return flat if self.baseline is None else flat - self.baseline
 
     def correlation(
-        self, flat: np.ndarray, grown: Callable[[np.ndarray], np.ndarray] = lambda part: part
+        self, flat: np.ndarray, upsample: Callable[[np.ndarray], np.ndarray] = lambda chunk: chunk
     ) -> np.ndarray:
-        """Rank correlation with other maps, (n,); as `spearman`.
+        """Rank correlation (n,) with other maps, equal to `metrics.spearman`.
 
         Args:
-            flat: (n, pixel), or what `grown` makes so: a few samples at a time.
+            flat: (n, pixel), or (n, token) with `upsample`.
+            upsample: maps rows (m, token) to (m, pixel); called on a few rows at a time.
         """
-        found, start = np.empty(len(flat)), 0
-        for part in iter_chunks(flat, self.centred.shape[1]):
-            place = slice(start, start + len(part))
-            found[place] = self._of_few(self._rest(grown(part)), place)
-            start += len(part)
-        return found
+        correlations, start = np.empty(len(flat)), 0
+        for chunk in iter_chunks(flat, self.centred.shape[1]):
+            rows = slice(start, start + len(chunk))
+            correlations[rows] = self._chunk_correlation(self._residual(upsample(chunk)), rows)
+            start += len(chunk)
+        return correlations
 
-    def _of_few(self, flat: np.ndarray, place: slice) -> np.ndarray:
+    def _chunk_correlation(self, flat: np.ndarray, rows: slice) -> np.ndarray:
         count = flat.shape[1]
-        centred, deviation = self.centred[place], self.deviation[place]
+        centred, deviation = self.centred[rows], self.deviation[rows]
         if flat.dtype == np.float16 and count >= COUNTING_SORT_PIXELS:
-            return _with_ranks(mean_ranks(flat), centred, deviation)
+            return _rank_correlation(mean_ranks(flat), centred, deviation)
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
-        order, tied = _in_order(flat)
+        order, tied = _argsort_with_ties(flat)
         tied |= ~np.isfinite(flat).all(1)
-        # Without ties the other's ranks are 1..count: what meets them is gathered in their order.
-        places = np.arange(count) - (count - 1) / 2
-        both = np.take_along_axis(centred, order, axis=1) @ places / count
-        found = both / (np.sqrt((count**2 - 1) / 12) * deviation)
+        # Without ties, `flat` in ascending order has the ranks 1..count, so it suffices to bring
+        # our ranks into that order.
+        centred_ranks = np.arange(count) - (count - 1) / 2
+        covariance = np.take_along_axis(centred, order, axis=1) @ centred_ranks / count
+        correlations = covariance / (np.sqrt((count**2 - 1) / 12) * deviation)
         if tied.any():
-            found[tied] = _with_ranks(mean_ranks(flat[tied]), centred[tied], deviation[tied])
-        return found
+            correlations[tied] = _rank_correlation(
+                mean_ranks(flat[tied]), centred[tied], deviation[tied]
+            )
+        return correlations
 
 
-def _with_ranks(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Correlation of ranks with centred ranks; with one side centred the other need not be."""
-    both = (ranks * centred).mean(1)
-    return both / (deviation_or_nan(ranks) * deviation)
+def _rank_correlation(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Correlation (n,) of ranks (n, pixel) with centred ranks (n, pixel) of known deviation (n,).
+
+    One centred factor suffices for the covariance.
+    """
+    covariance = (ranks * centred).mean(1)
+    return covariance / (deviation_or_nan(ranks) * deviation)
 
 
 def iter_chunks(flat: np.ndarray, pixels: int | None = None) -> Iterator[np.ndarray]:
-    """So many maps at a time as a CPU's cache holds, or one."""
-    at_once = max(1, _AT_ONCE // (pixels or flat.shape[1]))
-    for a in range(0, len(flat), at_once):
-        yield flat[a : a + at_once]
+    """Split rows into consecutive chunks that fit a CPU's cache, at least one row each.
 
-
-_AT_ONCE = 1 << 17
-"""Pixels that are ranked together, 1 MB of them."""
-
-COUNTING_SORT_PIXELS = 1 << 15
-"""Pixels from which counting float16 values is faster than sorting them."""
+    Args:
+        flat: (n, pixel).
+        pixels: pixels a row once it is upsampled; those of `flat` if None.
+    """
+    rows = max(1, _CHUNK_PIXELS // (pixels or flat.shape[1]))
+    for start in range(0, len(flat), rows):
+        yield flat[start : start + rows]
 
 
 def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
-    """`mean_ranks` of float16 by counting: there are only 65,536 values, and nothing is sorted."""
-    bits = (flat + np.float16(0)).view(np.uint16)  # -0 and 0 are one value
-    ordered = np.where(bits >> 15, ~bits, bits | 0x8000)  # integers in the order of the floats
+    """Mean ranks of float16 rows as `mean_ranks`, by counting each of the 65,536 values."""
+    bits = (flat + np.float16(0)).view(np.uint16)  # adding 0 turns -0 into 0
+    sort_keys = np.where(bits >> 15, ~bits, bits | 0x8000)  # integers that sort as the floats do
     ranks = np.empty(flat.shape)
-    for row, keys in zip(ranks, ordered, strict=True):
+    for row, keys in zip(ranks, sort_keys, strict=True):
         counts = np.bincount(keys, minlength=1 << 16)
         row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]  # mean rank of ties
     ranks[~np.isfinite(flat).all(1)] = np.nan

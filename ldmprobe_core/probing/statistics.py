@@ -1,4 +1,4 @@
-"""Sufficient statistics of linear regression, which add up over samples and workers."""
+"""Sufficient statistics of linear regression, additive over samples and workers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,29 @@ from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
 
 @dataclass(frozen=True)
 class SufficientStatistics:
-    """Sums of products of tokens with themselves and with their labels; they add up.
+    """Sums of products of activations and labels over tokens; `+` merges two sets of tokens.
 
     Attributes:
-        gram: Z'Z of rows Z = [activation, 1, label] (channel + 1 + label), symmetric, float64: one
-            symmetric rank-k update a block of tokens.
-        channels: how many of its columns are activations.
+        gram: Z'Z for the matrix Z with one row [activations, 1, labels] a token; symmetric float64
+            of (channel + 1 + label) rows, computed by one rank-k update a block of tokens.
+        channels: number of activation columns, which come first.
     """
 
     gram: np.ndarray
     channels: int
 
     @classmethod
-    def from_tokens(cls, x: np.ndarray, y: np.ndarray) -> SufficientStatistics:
-        """Of activations (token, channel) and labels (token, label), added up in float64."""
+    def from_tokens(
+        cls, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None
+    ) -> SufficientStatistics:
+        """Sums over tokens, in float64.
+
+        Args:
+            x: activations (token, channel).
+            y: labels (token, label), finite.
+            weight: (token,) whole numbers: a token counts as so many equal ones; None counts each
+                once.
+        """
         channels, labels = x.shape[1], y.shape[1]
         width = channels + 1 + labels
         upper = np.zeros((width, width), order="F")
@@ -34,6 +43,9 @@ class SufficientStatistics:
             part = rows[: len(block)]
             part[:, :channels] = block
             part[:, channels + 1 :] = y[start : start + len(block)]
+            if weight is not None:
+                part[:, channels] = 1
+                part *= np.sqrt(weight[start : start + len(block), None])
             upper = dsyrk(1.0, part.T, beta=1.0, c=upper, overwrite_c=1)
             start += len(block)
         return cls(np.triu(upper) + np.triu(upper, 1).T, channels)
@@ -43,7 +55,7 @@ class SufficientStatistics:
 
     @property
     def n(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return round(self.gram[self.channels, self.channels])
 
     @property
@@ -73,12 +85,17 @@ class SufficientStatistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Of the activations, (channel, channel)."""
+        """Covariance of the activations, (channel, channel)."""
         mean = self.x / self.n
         return self.xx / self.n - np.outer(mean, mean)
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """Mean squared error (label,) of predictions x . weight + bias; weight (channel, label)."""
+        """Mean squared error (label,) of predictions x . weight + bias on these tokens.
+
+        Args:
+            weight: (channel, label).
+            bias: (label,).
+        """
         squared = self.yy + (weight * (self.xx @ weight)).sum(0) + self.n * bias**2
         cross = (weight * self.xy).sum(0) + bias * self.y
         return (squared - 2 * cross + 2 * bias * (self.x @ weight)) / self.n

@@ -6,15 +6,21 @@ any S3 client; URLs and studies do not contain them.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
+from pydantic import BaseModel, ValidationError
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
+
+M = TypeVar("M", bound=BaseModel)
 
 _S3_CLIENT = {
     # Retry 500, 503 and cut connections with exponential backoff and jitter; then the unit of work
@@ -45,29 +51,91 @@ def client_options(url: str) -> dict[str, Any]:
     return options
 
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_NO_HARD_LINKS = (
+    errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV,
+    errno.EINVAL, errno.EACCES,
+)  # fmt: skip
+"""Errors of file systems that have no hard links, such as FAT, many FUSE mounts and some shares."""
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", re.IGNORECASE)
+
+_UNSAFE = re.compile(r"[\\{}^%`\[\]\"<>~#|*?]")
+"""Characters that the clients of object stores refuse, or take for patterns and queries."""
+
+
+@contextmanager
+def explained_failures(url: str) -> Iterator[None]:
+    """Raise a full disk, a used-up quota or a read-only file system as one sentence.
+
+    Raises:
+        UserError: the disk is full, or nothing can be written to it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise UserError(
+                f"store {url!r}: no space is left ({error.strerror}). Fix: free some, then repeat "
+                "the command, which resumes the run"
+            ) from error
+        # The client of an object store raises a PermissionError without a number.
+        if error.errno == errno.EROFS or isinstance(error, PermissionError):
+            raise Location(url).unwritable(error) from error
+        raise
+
+
+def normal_url(url: str) -> str:
+    """The one spelling of a store's address: an absolute folder, or a URL without a last slash.
+
+    A relative folder would be another one to a worker that was started elsewhere.
+
+    Raises:
+        UserError: the URL is empty or not printable, begins or ends with a space, has an unknown
+            protocol, names no bucket, or has a part that is empty, ``.``, ``..`` or not a key.
+    """
+
+    def refused(problem: str) -> UserError:
+        return UserError(
+            f"store {url!r:.80}: {problem}. Fix: give a local folder or s3://bucket/prefix"
+        )
+
+    if not url.strip() or not url.isprintable():
+        raise refused("empty or with control characters")
+    if url != url.strip():
+        raise refused("a space at its beginning or end")
+    protocol, separator, rest = url.partition("://")
+    if not separator:
+        if re.match("(s3|gs|gcs|az|abfss?|https?|file|memory):", url, re.IGNORECASE):
+            raise refused("no two slashes follow its protocol")
+        return "/" + os.path.abspath(os.path.expanduser(url)).lstrip("/")
+    protocol = protocol.lower()
+    if protocol not in ("s3", "memory"):
+        raise refused("unknown protocol")
+    parts = rest.rstrip("/").split("/")
+    if any(part.strip() in ("", ".", "..") for part in parts):
+        raise refused("a part of it is empty, '.' or '..'")
+    if unsafe := _UNSAFE.search(rest):
+        raise refused(f"{unsafe.group()!r} is not allowed in keys")
+    if protocol == "s3" and not _BUCKET.fullmatch(parts[0]):
+        raise refused(f"{parts[0]!r:.80} is not a bucket's name")
+    return f"{protocol}://{'/'.join(parts)}"
+
+
 class Location:
     """A folder, or ``s3://bucket/prefix``, and the files in it, named with forward slashes.
 
     Args:
-        url: a local folder, or an address in a bucket.
+        url: a local folder, or an address in a bucket; kept as `normal_url` spells it.
 
     Raises:
-        UserError: the URL is empty, or has control characters or an unknown protocol.
+        UserError: the URL is not an address of a store; see `normal_url`.
     """
 
     def __init__(self, url: str) -> None:
-        if not url.strip() or not url.isprintable():
-            raise UserError(
-                f"store {url!r:.80}: empty or with control characters. Fix: give a local folder "
-                "or s3://bucket/prefix"
-            )
-        self.remote = "://" in url
-        self.url = (url if self.remote else os.path.expanduser(url)).rstrip("/")
-        if self.remote and not self.url.startswith(("s3://", "memory://")):
-            raise UserError(
-                f"store {url!r:.80}: unknown protocol. Fix: give a local folder or "
-                "s3://bucket/prefix"
-            )
+        self.url = normal_url(url)
+        self.remote = "://" in self.url
 
     # --- can it be used --------------------------------------------------------------------------
 
@@ -80,7 +148,7 @@ class Location:
         if not self.remote:
             return
         try:
-            self._files(patient=False).info(self._path("study.json"))
+            self.filesystem(patient=False).info(self.path("study.json"))
         except FileNotFoundError:
             return
         except Exception as error:  # clients raise many types
@@ -97,9 +165,9 @@ class Location:
         """
         try:
             if self.remote:
-                probe = self._path("writable")
-                self._files().pipe_file(probe, b"")
-                self._files().rm_file(probe)
+                probe = self.path("writable")
+                self.filesystem().pipe_file(probe, b"")
+                self.filesystem().rm_file(probe)
                 return
             folder = Path(self.url).absolute()
             while not folder.exists():
@@ -120,15 +188,21 @@ class Location:
 
     def has(self, name: str) -> bool:
         """Whether a file exists."""
-        return bool(self._files().exists(self._path(name)))
+        return bool(self.filesystem().exists(self.path(name)))
 
     def read_text(self, name: str) -> str:
         """Read a text file.
 
         Raises:
             UserError: it does not exist.
+            RunError: it is not text in UTF-8.
         """
-        return self.read_bytes(name).decode()
+        try:
+            return self.read_bytes(name).decode()
+        except UnicodeDecodeError:
+            raise RunError(
+                f"{self.url}: {name} is not text, so it was damaged. Fix: put back a copy of it"
+            ) from None
 
     def read_bytes(self, name: str) -> bytes:
         """Read a file.
@@ -137,10 +211,29 @@ class Location:
             UserError: it does not exist.
         """
         try:
-            return bytes(self._files().cat_file(self._path(name)))
+            return bytes(self.filesystem().cat_file(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{self.url} holds no {name}: it is not a run, or its run is unfinished"
+                f"{self.url} holds no {name}: it is not a run, or its run is unfinished. "
+                "Fix: check the address, or finish the run"
+            ) from None
+
+    def read_record(self, name: str, model: type[M], remedy: str) -> M:
+        """Read a JSON file as a record.
+
+        Args:
+            remedy: how the file is written again, for the message.
+
+        Raises:
+            UserError: it does not exist.
+            RunError: it is not such a record.
+        """
+        try:
+            return model.model_validate_json(self.read_bytes(name))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise RunError(
+                f"{self.url}: {name} is unreadable ({first['msg']}). Fix: {remedy}"
             ) from None
 
     def write_text(self, name: str, text: str) -> None:
@@ -148,8 +241,16 @@ class Location:
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file atomically."""
-        files, path = self._files(), self._path(name)
+        """Write a file atomically.
+
+        Raises:
+            UserError: the disk is full, or read-only.
+        """
+        with explained_failures(self.url):
+            self._write_bytes(name, data)
+
+    def _write_bytes(self, name: str, data: bytes) -> None:
+        files, path = self.filesystem(), self.path(name)
         if self.remote:
             files.pipe_file(path, data)
             return
@@ -169,37 +270,59 @@ class Location:
                 raise
 
     def write_many(self, files: dict[str, bytes]) -> None:
-        """Write files concurrently; not atomic, an interruption leaves some of them."""
-        if not self.remote:
-            for folder in {os.path.dirname(self._path(name)) for name in files}:
-                os.makedirs(folder, exist_ok=True)
-        self._files().pipe({self._path(name): data for name, data in files.items()})
+        """Write files concurrently; not atomic, an interruption leaves some of them.
+
+        Raises:
+            UserError: the disk is full, or read-only.
+        """
+        with explained_failures(self.url):
+            if not self.remote:
+                for folder in {os.path.dirname(self.path(name)) for name in files}:
+                    os.makedirs(folder, exist_ok=True)
+            self.filesystem().pipe({self.path(name): data for name, data in files.items()})
 
     def create(self, name: str, text: str) -> bool:
         """Create a file if it does not exist; return whether this call created it.
 
         Atomic among concurrent callers: a hard link locally, a conditional PUT on an object store.
+        On a file system without hard links the file is created empty, then replaced by the complete
+        one; readers see it empty for a moment, and for good if this process ends just then.
 
         Raises:
-            UserError: the location is not writable.
+            UserError: the location is not writable, or its disk is full.
         """
-        path = self._path(name)
         try:
-            if self.remote:
-                self._files().pipe_file(path, text.encode(), mode="create")
-            else:
-                self.write_text(part := f"{name}.{uuid.uuid4().hex}", text)
-                try:
-                    os.link(
-                        self._path(part), path
-                    )  # links the complete file, so no reader gets a partial one
-                finally:
-                    self.remove(part)
+            with explained_failures(self.url):
+                if self.remote:
+                    self.filesystem().pipe_file(self.path(name), text.encode(), mode="create")
+                else:
+                    self._create_locally(name, text)
         except OSError as error:
             if not _is_taken(error):
                 raise self.unwritable(error) from error
             return self.remote and self._is_ours(name, text)
         return True
+
+    def _create_locally(self, name: str, text: str) -> None:
+        """Create a local file.
+
+        Raises:
+            FileExistsError: it exists.
+            OSError: the file cannot be written.
+        """
+        path = self.path(name)
+        self.write_text(part := f"{name}.{uuid.uuid4().hex}", text)
+        try:
+            os.link(self.path(part), path)  # a complete file, so no reader gets a partial one
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            os.replace(self.path(part), path)
+        finally:
+            self.remove(part)
 
     def _is_ours(self, name: str, text: str) -> bool:
         """Whether the refused conditional PUT was ours: a retry after a lost response."""
@@ -210,13 +333,8 @@ class Location:
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
-        with suppress(FileNotFoundError):
-            self._files().rm_file(self._path(name))
-
-    def remove_all(self) -> None:
-        """Remove the folder or prefix with everything in it, if it exists."""
-        with suppress(FileNotFoundError):
-            self._files().rm(self._path(""), recursive=True)
+        with explained_failures(self.url), suppress(FileNotFoundError):
+            self.filesystem().rm_file(self.path(name))
 
     def files(self, name: str = "") -> list[str]:
         """Names of the files directly in a folder; empty if it does not exist."""
@@ -228,24 +346,30 @@ class Location:
 
     def size(self) -> int:
         """Total size of all files in bytes."""
-        return int(self._files().du(self._path("")))
+        return int(self.filesystem().du(self.path("")))
 
     def _listed(self, name: str, kind: str) -> list[str]:
         try:
-            entries = self._files().ls(self._path(name), detail=True)
+            entries = self.filesystem().ls(self.path(name), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
         return sorted(path.rpartition("/")[2] for path in paths)
 
-    def _files(self, patient: bool = True) -> Any:
+    def filesystem(self, patient: bool = True) -> Any:
+        """The fsspec file system that holds the location.
+
+        Args:
+            patient: whether failed requests are retried often.
+        """
         options = client_options(self.url)
         if options and not patient:
             options["config_kwargs"] = _IMPATIENT
         protocol = self.url.partition("://")[0] if self.remote else "file"
         return fsspec.filesystem(protocol, **options)
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
+        """Path of a file in `filesystem`; of the location itself if ``name`` is empty."""
         base = self.url.partition("://")[2] if self.remote else self.url
         return f"{base}/{name}" if name else base
 
@@ -253,5 +377,5 @@ class Location:
 def _is_taken(error: OSError) -> bool:
     """Whether the file existed already; s3fs puts S3's response into the cause of an OSError."""
     code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-    taken = code in {"PreconditionFailed", "ConditionalRequestConflict"}
-    return taken or isinstance(error, FileExistsError)
+    precondition_failed = code in {"PreconditionFailed", "ConditionalRequestConflict"}
+    return precondition_failed or isinstance(error, FileExistsError)

@@ -4,28 +4,37 @@ Leases are numbered files, ``<location>.lease/000001`` and so on, created atomic
 number is the valid one.  Its holder rewrites it with a new heartbeat every few seconds.  A process
 that sees no new heartbeat for `STALE_S` creates the next number; if several try, one succeeds.
 Expiry is measured with the waiting process's own clock, so clocks of machines need not agree.
+
+`flows.run_lock` holds the lease of a run during a flow, and `Run.creation_lock` another one while
+groups are created.  A lease is no lock on files, and no lock between the workers of one flow, whose
+units write different chunks: a holder that was suspended can still write after its lease expired,
+so it calls `Lease.require_held` before it starts further work.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
 
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
 
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
+
+MOST_RACES = 30
+"""Most tries to create the next lease; the pauses between them grow to two seconds."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Lease:
     Attributes:
         previous: expired holders, oldest first; more than one if a successor died before reporting
             its predecessor.
+        lost: whether another process took the lease over.
     """
 
     def __init__(
@@ -79,7 +89,8 @@ class Lease:
     ) -> None:
         self.previous = previous
         self._location, self._number, self._holder = location, number, holder
-        self._released, self._lost = threading.Event(), False
+        self.lost = False
+        self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
         self._thread.start()
 
@@ -90,8 +101,8 @@ class Lease:
             RunError: another process holds the lease now, or has held it since.
         """
         if not self._is_mine():
-            self._lost = True
-        if self._lost:
+            self.lost = True
+        if self.lost:
             raise RunError(
                 f"{self._location.url.removesuffix('.lease')} was taken over by another process "
                 "while this one did not respond. Fix: let that one finish, or start again after it"
@@ -111,7 +122,7 @@ class Lease:
                 Exception
             ):  # the store may be unreachable for a moment; retry at the next one
                 if not self._is_mine():
-                    self._lost = True
+                    self.lost = True
                     return
                 self._location.write_text(_name(self._number), _text(self._holder))
 
@@ -121,7 +132,7 @@ class Lease:
         self._thread.join(timeout=60)
         # If the store is unreachable the heartbeat stops, which releases the lease in time.
         with suppress(Exception):
-            if not self._lost and self._is_mine():
+            if not self.lost and self._is_mine():
                 for number in sorted(_numbers(self._location)):
                     self._location.remove(_name(number))
                 if not self._location.remote:
@@ -129,20 +140,27 @@ class Lease:
 
 
 @contextmanager
-def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[Lease]:
+def hold_lease(
+    url: str,
+    description: str,
+    patience_s: float = 0.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Lease]:
     """Hold the lease of a run; other processes wait or are refused.
 
     Args:
         url: of the run; the lease is a folder beside it.
         description: of this process, shown to others that wait.
         patience_s: how long to wait for a holder that is alive.
+        sleep: pauses between two tries.
 
     Raises:
         UserError: another process that is alive holds the lease.
+        RunError: the lease could not be created in `MOST_RACES` tries.
     """
     location, holder_here = Location(f"{url.rstrip('/')}.lease"), Holder.here(description)
     deadline = time.monotonic() + patience_s
-    lease, unreadable = None, (0, 0.0)
+    lease, unreadable, lost_races = None, (0, 0.0), 0
     while lease is None:
         number = max(_numbers(location), default=0)
         held_by = _read(location, number) if number else None
@@ -150,10 +168,18 @@ def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[
             if unreadable[0] != number:
                 unreadable = number, time.monotonic()
             if time.monotonic() - unreadable[1] < STALE_S:
-                time.sleep(0.1)
+                sleep(0.1)
                 continue
         if held_by is None or held_by.is_dead or _stopped(location, number, held_by, deadline):
-            lease = _take(location, number + 1, holder_here, held_by)
+            lease = take_lease(location, number + 1, holder_here, held_by)
+            if lease is None:
+                lost_races += 1
+                if lost_races >= MOST_RACES:
+                    raise RunError(
+                        f"{url}: the lease could not be taken in {MOST_RACES} tries. Fix: see "
+                        "whether the store keeps what is written to it, then repeat the command"
+                    )
+                sleep(min(0.05 * 2**lost_races, 2.0) * random.uniform(0.5, 1.0))
         elif time.monotonic() >= deadline:
             raise UserError(
                 f"{url} is being worked on by {held_by.description} (process {held_by.pid} on "
@@ -165,10 +191,18 @@ def hold_lease(url: str, description: str, patience_s: float = 0.0) -> Iterator[
         lease.release()
 
 
-def _take(
+def take_lease(
     location: Location, number: int, holder_here: Holder, previous: Holder | None
 ) -> Lease | None:
-    """Create the next lease file; None if another process created it first."""
+    """Create the next lease file.
+
+    Args:
+        number: one more than that of ``previous``.
+        previous: holder of the expired lease that was read before; None if there was none.
+
+    Returns:
+        None if another process created the file first, or the leases changed meanwhile.
+    """
     if not location.create(_name(number), _text(holder_here)):
         return None
     numbers = _numbers(location)
@@ -219,7 +253,7 @@ def _read(location: Location, number: int) -> Holder | None:
     """Holder of a numbered lease; None if it was released or is not completely written yet."""
     try:
         return Holder(**json.loads(location.read_text(_name(number))))
-    except (UserError, ValueError, TypeError):
+    except (LdmprobeError, ValueError, TypeError):
         return None
 
 

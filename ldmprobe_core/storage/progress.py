@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import zarr
 
-from ldmprobe_core.storage.checksum_store import ChecksumStore
+from ldmprobe_core.storage.bookkeeping import ChunkRecord, record_name
+from ldmprobe_core.storage.nodes import open_array
+from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
 from ldmprobe_core.storage.units import UnitKind
 
 GROUP = "progress"
@@ -25,11 +26,18 @@ class Progress:
     Args:
         url: of the run, for messages.
         store: opens the run's Zarr store.
+        record: of the chunks that units write; stored before a unit is recorded as complete.
         group: that holds the arrays.
     """
 
-    def __init__(self, url: str, store: Callable[[], ChecksumStore], group: str = GROUP) -> None:
-        self._url, self._store, self._group = url, store, group
+    def __init__(
+        self,
+        url: str,
+        store: Callable[[], ChecksumStore],
+        record: ChunkRecord,
+        group: str = GROUP,
+    ) -> None:
+        self._url, self._store, self._record, self._group = url, store, record, group
 
     def mark_done(self, kind: UnitKind | str, *index: int) -> None:
         """Record one unit as complete; call it after its data is written."""
@@ -41,11 +49,14 @@ class Progress:
 
     def set_count(self, kind: UnitKind | str, *index: int, count: int) -> None:
         """Record how many units are complete at one index."""
-        self._open("r+")[_array(kind)][index] = count  # type: ignore[index]
+        if count:
+            name = kind if isinstance(kind, str) else kind.progress
+            self._record.save(record_name(f"{self._group}/{name}", index))
+        self._open(kind, "r+")[index] = count
 
     def count(self, kind: UnitKind | str, *index: int) -> int:
         """Number of units that are complete at one index."""
-        return int(self._open("r")[_array(kind)][index])  # type: ignore[index,arg-type]
+        return int(self._open(kind)[index])
 
     def is_done(self, kind: UnitKind | str, *index: int) -> bool:
         """Whether one unit is complete."""
@@ -54,7 +65,7 @@ class Progress:
     def counts(self, kind: UnitKind | str) -> np.ndarray:
         """Number of complete units at every index, int: 0 or 1 except for sequential kinds."""
         # A chunk that was never written reads as 0.
-        return np.asarray(self._open("r")[_array(kind)][...])  # type: ignore[index]
+        return np.asarray(self._open(kind)[...])
 
     def completed(self, kind: UnitKind | str) -> np.ndarray:
         """Whether any unit is complete, bool, at every index."""
@@ -68,16 +79,12 @@ class Progress:
         """
         missing = np.argwhere(~self.completed(kind))
         if len(missing):
+            name = kind if isinstance(kind, str) else kind.progress
             raise RuntimeError(
-                f"{self._url}: {len(missing)} units are not {_array(kind)} yet, the first being "
+                f"{self._url}: {len(missing)} units are not {name} yet, the first being "
                 f"{tuple(int(i) for i in missing[0])}"
             )
 
-    def _open(self, mode: Literal["r", "r+"]) -> zarr.Group:
-        return zarr.open_group(
-            self._store(), path=self._group, mode=mode, use_consolidated=False, zarr_format=3
-        )
-
-
-def _array(kind: UnitKind | str) -> str:
-    return kind if isinstance(kind, str) else kind.progress
+    def _open(self, kind: UnitKind | str, mode: Literal["r", "r+"] = "r") -> Any:
+        name = kind if isinstance(kind, str) else kind.progress
+        return open_array(self._store(), self._url, f"{self._group}/{name}", mode)

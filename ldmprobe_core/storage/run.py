@@ -32,11 +32,9 @@ them.
 
 from __future__ import annotations
 
-import errno
 import json
-import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -48,14 +46,23 @@ from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from ldmprobe_core.errors import UserError
-from ldmprobe_core.storage.checksum_store import ChecksumStore
+from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.storage.bookkeeping import ChunkRecord, lay_out, require_no_data
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import Lease, hold_lease
-from ldmprobe_core.storage.metadata_cache import cached_fact, invalidate_cache
-from ldmprobe_core.storage.object_store import open_store
+from ldmprobe_core.storage.nodes import (
+    consolidated_metadata,
+    dimensions,
+    explained_metadata,
+    metadata_error,
+    open_array,
+    open_group,
+)
 from ldmprobe_core.storage.progress import Progress
 from ldmprobe_core.storage.schema import RunSchema, RunShape
+from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
+from ldmprobe_core.storage.stores.metadata_cache import cached_fact, invalidate_cache
+from ldmprobe_core.storage.stores.object_store import open_store, require_asserts
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.properties import map_properties
@@ -79,15 +86,20 @@ class Run:
     Attributes:
         location: the files of the run's folder or prefix.
         progress: which units of work are complete.
+
+    Raises:
+        UserError: the URL is not an address of a store, or Python runs without assert statements.
     """
 
     def __init__(self, url: str) -> None:
+        require_asserts()
         self.location = Location(url)
-        self.progress = Progress(self.location.url, lambda: self.store)
+        self._record = ChunkRecord(self.location)
+        self.progress = Progress(self.location.url, lambda: self.store, self._record)
 
     def progress_of(self, group: str) -> Progress:
         """Progress record of units whose array lies in another group, such as an edit's."""
-        return Progress(self.url, lambda: self.store, group)
+        return Progress(self.url, lambda: self.store, self._record, group)
 
     @property
     def url(self) -> str:
@@ -101,13 +113,17 @@ class Run:
         """Zarr store of the run's group; reading a chunk with a wrong checksum raises."""
         return self.zarr_store(require_complete=False)
 
-    def zarr_store(self, require_complete: bool) -> ChecksumStore:
+    def zarr_store(
+        self, require_complete: bool, recorded: Mapping[str, bytes] | None = None
+    ) -> ChecksumStore:
         """Zarr store of the run's group.
 
         Args:
             require_complete: raise on a missing chunk too, instead of returning the fill value.
+            recorded: checksums by key, to which chunks that are read are compared.
         """
-        return ChecksumStore(open_store(self.url), self.url, require_complete)
+        store = open_store(self.url)
+        return ChecksumStore(store, self.url, require_complete, self._record, recorded)
 
     @property
     def exists(self) -> bool:
@@ -121,10 +137,15 @@ class Run:
             shape: sizes and coordinates of the arrays.
             record: attributes of the root group, such as versions and fingerprints.
 
+        Nothing that this did not write is ever removed: an interrupted creation is repeated over
+        its own files, and other files stay.
+
         Raises:
-            UserError: the run's folder or prefix is not writable.
+            UserError: the run's folder or prefix is not writable, or holds data of a run whose
+                study.json is missing.
         """
         study = shape.study
+        require_no_data(self.location)
         # Build in memory and upload at once: one request an array is slow on an object store.
         buffers: dict[str, Buffer] = {}
         root = zarr.create_group(
@@ -140,13 +161,8 @@ class Run:
         RunSchema(root, shape).build()
         _consolidate(root.store)
         invalidate_cache(self.url)
-        try:
-            self.location.remove_all()
-            self.location.write_many({key: value.to_bytes() for key, value in buffers.items()})
-        except OSError as error:
-            raise self.location.unwritable(error) from error
-        self.location.write_text("identity", uuid.uuid4().hex)
-        self.location.write_text("study.json", study.to_json())
+        files = {key: value.to_bytes() for key, value in buffers.items()}
+        lay_out(self.location, files, study.to_json())
 
     def creation_lock(self) -> AbstractContextManager[Lease]:
         """Lock for creating groups in the run; another process waits for it.
@@ -157,7 +173,16 @@ class Run:
         return hold_lease(f"{self.url}.laying-out", "another start", patience_s=_LAYING_OUT_S)
 
     def consolidate(self) -> None:
-        """Consolidate the metadata of all groups, so that xarray opens the run with one read."""
+        """Consolidate the metadata of all groups, so that xarray opens the run with one read.
+
+        Raises:
+            RunError: a group or array that was created before is missing: the consolidated
+                metadata, from which it is restored, stays as it is.
+        """
+        nodes = {path for path, _ in open_group(self.store, self.url).members(max_depth=None)}
+        for path in sorted(consolidated_metadata(self.location).keys() - nodes):
+            if path.partition("/")[0] != "interventions":  # an interrupted one is created again
+                raise metadata_error(self.url, path)
         _consolidate(self.store)
 
     @cached_property
@@ -166,24 +191,57 @@ class Run:
 
         Raises:
             UserError: there is no study, or another release wrote it.
+            RunError: study.json is damaged, or of another run.
         """
+        text = self.location.read_bytes("study.json")
         try:
-            return parse_study(json.loads(self.location.read_text("study.json")), "study.json")
+            study = parse_study(json.loads(text), "study.json")
+        except (ValueError, RecursionError):
+            raise RunError(
+                f"{self.url}: study.json is cut or not JSON. Fix: put back a copy of it, or remove "
+                "summary.json and repeat `ldmprobe run` with the same study, which writes both"
+            ) from None
         except UserError as error:
             raise UserError(
                 f"{self.url}: the run was created by another release ({error}). Fix: read it with "
                 "that release, or with xarray alone"
             ) from None
+        if study.hash != (recorded := self.attributes.get("study_hash")):
+            raise RunError(
+                f"{self.url}: study.json has the hash {study.hash}, and the run was created for "
+                f"{recorded}. Fix: put back a copy of its own study.json"
+            )
+        return study
 
-    def open(self, group: str, require_complete: bool = False) -> xr.Dataset:
+    def open(self, group: str, require_complete: bool = True) -> xr.Dataset:
         """Open one group lazily; the module's docstring lists the groups.
 
         Args:
-            require_complete: raise on a missing chunk instead of returning the fill value, which
-                is NaN or 0.
+            require_complete: raise on a missing chunk; if false, it reads as the fill value, NaN
+                or 0, as the results of units that are not done yet do.
+
+        Raises:
+            RunError: the group's metadata is missing or unreadable.
+            CorruptChunkError: on reading values, a chunk is missing or its checksum is wrong.
         """
         store = self.zarr_store(require_complete)
-        return xr.open_zarr(store, group=group, consolidated=False, chunks=None, zarr_format=3)
+        with explained_metadata(self.url, group):
+            data = xr.open_zarr(store, group=group, consolidated=False, chunks=None, zarr_format=3)
+        # xarray lists what is there, so an array without metadata would silently be left out.
+        for path in self._laid_out():
+            parent, _, name = path.rpartition("/")
+            if parent == group and name not in data.variables:
+                raise metadata_error(self.url, path)
+        return data
+
+    def _laid_out(self) -> list[str]:
+        """Paths of the arrays that were created in the run, as its metadata lists them."""
+
+        def read() -> list[str]:
+            metadata = consolidated_metadata(self.location)
+            return [path for path, entry in metadata.items() if entry["node_type"] == "array"]
+
+        return list(cached_fact(self.url, "arrays", read))
 
     @cached_property
     def samples(self) -> list[Sample]:
@@ -192,21 +250,23 @@ class Run:
         columns = [
             table[name].values for name in ("prompt", "seed", "category", "split", "source_image")
         ]
+        digests = [""] * len(table.sample)  # runs of generated images have none
+        if "source_digest" in table:
+            digests = table.source_digest.values
         return [
             Sample(
                 int(index), str(prompt), int(seed), str(category) or None, str(split),
-                str(source_image) or None,
+                str(source_image) or None, source_digest=str(digest) or None,
             )
-            for index, prompt, seed, category, split, source_image in zip(
-                table.sample.values, *columns, strict=True
+            for index, prompt, seed, category, split, source_image, digest in zip(
+                table.sample.values, *columns, digests, strict=True
             )
         ]  # fmt: skip
 
+    @cached_property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the root group, recorded when the run was created."""
-        return dict(
-            zarr.open_group(self.store, mode="r", use_consolidated=False, zarr_format=3).attrs
-        )
+        return dict(open_group(self.store, self.url).attrs)
 
     @property
     def layers(self) -> list[str]:
@@ -230,7 +290,7 @@ class Run:
     @property
     def exact_properties(self) -> list[str]:
         """Properties of which every source image has an exact map."""
-        root = zarr.open_group(self.store, mode="r", use_consolidated=False, zarr_format=3)
+        root = open_group(self.store, self.url)
         return [name for name in map_properties() if f"exact_maps/{name}" in root]
 
     # --- writing and reading regions -----------------------------------------------------------
@@ -247,51 +307,37 @@ class Run:
                 not the region's.
             UserError: the disk is full.
         """
-        node = zarr.open_group(
-            self.store, path=group, mode="r+", use_consolidated=False, zarr_format=3
-        )
         data = {}
         for name, value in values.items():
-            array = node[name]
-            assert isinstance(array, zarr.Array)
-            dims = array.metadata.dimension_names  # type: ignore[union-attr]
-            assert dims is not None
+            array = open_array(self.store, self.url, f"{group}/{name}")
+            dims = dimensions(array)
             _check_region(f"{group}/{name}", dims, array.shape, array.chunks, region, value.shape)
             data[name] = (dims, value)
         used = {d for dims, _ in data.values() for d in dims}
-        try:
-            xr.Dataset(data).to_zarr(
-                self.store,
-                group=group,
-                region={dim: part for dim, part in region.items() if dim in used},
-                consolidated=False,
-                mode="r+",
-                zarr_format=3,
-                write_empty_chunks=True,
-            )
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f"store {self.url!r}: no space is left. Fix: free some, then repeat the "
-                    "command, which resumes the run"
-                ) from error
-            raise
+        xr.Dataset(data).to_zarr(
+            self.store,
+            group=group,
+            region={dim: part for dim, part in region.items() if dim in used},
+            consolidated=False,
+            mode="r+",
+            zarr_format=3,
+            write_empty_chunks=True,
+        )
 
-    def read(self, group: str, name: str, **where: Any) -> np.ndarray:
+    def read(self, group: str, name: str, **selection: Any) -> np.ndarray:
         """Read values of one array, without its coordinates, which `open` would read too.
 
         Args:
-            where: dimension to an index, a slice, or an array of indices; other dimensions
-                are read whole.
+            selection: index, slice, or array of indices by dimension; other dimensions are read
+                in full.
 
         Raises:
+            RunError: the array's metadata is missing or unreadable.
             CorruptChunkError: a chunk is missing, or its checksum is wrong.
         """
-        store = self.zarr_store(require_complete=True)
-        array = zarr.open_array(store, path=f"{group}/{name}", mode="r", zarr_format=3)
-        dims = array.metadata.dimension_names  # type: ignore[union-attr]
-        assert dims is not None
-        return np.asarray(array.oindex[tuple(where.get(str(dim), slice(None)) for dim in dims)])
+        array = open_array(self.zarr_store(require_complete=True), self.url, f"{group}/{name}")
+        index = tuple(selection.get(dim, slice(None)) for dim in dimensions(array))
+        return np.asarray(array.oindex[index])
 
 
 def _consolidate(store: Store) -> None:
@@ -308,18 +354,18 @@ def _check_region(
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
     region: dict[str, slice],
-    given: tuple[int, ...],
+    data_shape: tuple[int, ...],
 ) -> None:
     """Refuse a region of partial chunks: two writers of one chunk would silently lose data."""
     expected = []
     for dim, size, chunk in zip(dims, shape, chunks, strict=True):
-        part = region.get(str(dim), slice(0, size))
-        start, stop = part.start, part.stop
+        span = region.get(str(dim), slice(0, size))
+        start, stop = span.start, span.stop
         if start % chunk or (stop % chunk and stop != size) or not 0 <= start < stop <= size:
             raise ValueError(
                 f"{name}: region {dim} {start}..{stop} does not align with chunks of {chunk} "
                 f"in 0..{size}"
             )
         expected.append(stop - start)
-    if tuple(expected) != given:
-        raise ValueError(f"{name}: data of shape {given} for a region of {tuple(expected)}")
+    if tuple(expected) != data_shape:
+        raise ValueError(f"{name}: data of shape {data_shape} for a region of {tuple(expected)}")

@@ -110,9 +110,9 @@ class RunSchema(GroupBuilder):
         )
 
     def _pixels(self, group: zarr.Group, y: int | None = None, x: int | None = None) -> None:
-        for dim, whole, count in (("y", self.height, y), ("x", self.width, x)):
-            count = count or whole
-            centers = (np.arange(count) + 0.5) * whole / count
+        for dim, size, count in (("y", self.height, y), ("x", self.width, x)):
+            count = count or size
+            centers = (np.arange(count) + 0.5) * size / count
             self.coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
 
     def _samples(self) -> None:
@@ -126,6 +126,10 @@ class RunSchema(GroupBuilder):
         ):
             values = [getattr(s, name) or "" for s in self.samples]
             self.table(group, name, "sample", values, description)
+        if any(s.source_digest for s in self.samples):
+            digests = [s.source_digest or "" for s in self.samples]
+            text = "hash of the contents of the source image and its maps"
+            self.table(group, "source_digest", "sample", digests, text)
         seeds = [s.seed for s in self.samples]
         self.table(group, "seed", "sample", seeds, "seed of the sample's own generator")
 

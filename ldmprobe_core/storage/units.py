@@ -71,7 +71,8 @@ class UnitKind:
             if name in chunk:
                 index.append(chunk[name])
             else:
-                assert dim == "layer", f"{path} has no dimension {name}"
+                if dim != "layer":
+                    raise ValueError(f"{path} has no dimension {name}")
                 index.append(layers.index(path.partition("/")[2].rpartition("/")[0]))
         return tuple(index)
 

@@ -1,4 +1,7 @@
-"""Grouping of training batches into accumulation units, and the width of a cell's Gram matrix."""
+"""Layout of a run's statistics: batches of an accumulation unit, width of a cell's Gram matrix.
+
+Chunk sizes of arrays are decided in `ldmprobe_core.storage.schema`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from ldmprobe_core.study.schema import Study
 
 STATISTICS_GROUP = "statistics"
 BUFFERS = 2
-_BATCHES_A_UNIT = 16
+"""Buffers of an accumulator, the active one and the next."""
+
+BATCHES_PER_UNIT = 16
+"""Most batches that one accumulation unit adds to the statistics."""
 
 
 def label_assignments(study: Study, network: str) -> tuple[str, ...]:
@@ -40,8 +46,8 @@ def accumulation_units(study: Study, first: int, count: int) -> list[list[list[r
     )
     return [
         [
-            [batches[i] for i in part[a : a + _BATCHES_A_UNIT]]
-            for a in range(0, len(part), _BATCHES_A_UNIT)
+            [batches[i] for i in part[a : a + BATCHES_PER_UNIT]]
+            for a in range(0, len(part), BATCHES_PER_UNIT)
         ]
         for part in parts
     ]

@@ -1,6 +1,7 @@
-"""Conditions under which a cell is scored: the probe itself, and controls that should score low.
+"""The probe and its controls as conditions; `derange` shuffles labels, seeded by ``prompts.seed``.
 
-A condition is a network whose activations are read and an assignment of labels to samples.  The
+A condition is a network whose activations are read and an assignment of labels to samples; cells
+are scored under every one, and controls should score low.  The
 axis ``condition`` of stored scores lists the study's conditions by name, so a registered condition
 needs no new layout.
 """
@@ -68,7 +69,7 @@ class Condition:
 CONDITIONS: dict[str, Condition] = {}
 """Registered conditions by name, in the order of the axis; the first is the probe itself."""
 
-PROBE = "probe"
+PROBE_CONDITION = "probe"
 """Name of the condition of the probe itself: the trained network and true labels."""
 
 _RESERVED = {"position", "latents", "enabled"}
@@ -102,10 +103,12 @@ def register_condition(
 
 def controls() -> tuple[Condition, ...]:
     """Registered conditions other than the probe itself, in their order."""
-    return tuple(condition for name, condition in CONDITIONS.items() if name != PROBE)
+    return tuple(condition for name, condition in CONDITIONS.items() if name != PROBE_CONDITION)
 
 
-register_condition(Condition(name=PROBE, title="probe", column="probe", always_stored=True))
+register_condition(
+    Condition(name=PROBE_CONDITION, title="probe", column="probe", always_stored=True)
+)
 register_condition(
     Condition(
         name="shuffled_labels",

@@ -19,12 +19,15 @@ class MapFormat:
 
     Attributes:
         minimum: smallest allowed value; None allows any.
-        unit_range: values are 0..1, or 0..255 or 0..65535, which are scaled to 0..1.
+        two_levels: maps have two levels, 0 and one other, which becomes 1.
+        mean_of_colors: of three float channels that differ, such as coloured light, the mean is
+            taken; otherwise they are refused.
         resampling: used when a map is resized to the image.
     """
 
     minimum: float | None = None
-    unit_range: bool = False
+    two_levels: bool = False
+    mean_of_colors: bool = False
     resampling: Literal["nearest", "bilinear"] = "bilinear"
 
 
@@ -146,7 +149,7 @@ FOREGROUND = register_property(
         title="foreground",
         kind="mask",
         metrics=("dice", "iou"),
-        map_format=MapFormat(unit_range=True, resampling="nearest"),
+        map_format=MapFormat(two_levels=True, resampling="nearest"),
         drawing=Drawing(colormap="gray", limits=(0, 1)),
         intervention=InterventionDefaults(
             steps=5, layers=("up_blocks.*",), kind="logistic", metrics=("dice",)
@@ -170,6 +173,6 @@ SHADING = register_property(
         title="shading",
         kind="scalar",
         metrics=_MAP_METRICS,
-        map_format=MapFormat(minimum=0),
+        map_format=MapFormat(minimum=0, mean_of_colors=True),
     )
 )

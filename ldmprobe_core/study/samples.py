@@ -10,8 +10,13 @@ from ldmprobe_core.study.prompt_sets import (
     object_prompts,
     tabletop_prompts,
 )
-from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names, images_hash
-from ldmprobe_core.study.readers.prompt_files import Row, digest_of, read_rows
+from ldmprobe_core.study.readers.image_folder import (
+    exact_map_properties,
+    image_names,
+    images_hash,
+    source_digest,
+)
+from ldmprobe_core.study.readers.prompt_files import MAX_SEED, Row, digest_of, read_rows
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Images, Prompts
 from ldmprobe_core.study.splits import SampleDraft, assign_splits
@@ -25,6 +30,8 @@ class Sample:
         index: position along the run's ``sample`` dimension.
         category: class that the prompt names; None if unknown.
         source_image: file name of the source image; None if the image is generated.
+        source_digest: hash of the contents of the source image and its maps; None if the image is
+            generated.
         origin: where the prompt was read, for messages, such as ``a.csv, line 3``; not stored.
     """
 
@@ -35,6 +42,7 @@ class Sample:
     split: str
     source_image: str | None = None
     origin: str = field(default="", compare=False)
+    source_digest: str | None = None
 
     @property
     def group(self) -> str:
@@ -52,7 +60,7 @@ def resolve_inputs(study: Study) -> Study:
     """
     if study.images is not None:
         images = study.images.model_copy(
-            update={"folder": str(Path(study.images.folder).expanduser().absolute())}
+            update={"folder": absolute_path(study.images.folder, "images.folder")}
         )
         names = image_names(images)
         exact_map_properties(images, names)
@@ -62,9 +70,7 @@ def resolve_inputs(study: Study) -> Study:
     prompts = study.prompts
     if prompts.files is None:
         return study
-    files = {
-        split: str(Path(path).expanduser().absolute()) for split, path in prompts.files.items()
-    }
+    files = {split: absolute_path(path, "prompts.files") for split, path in prompts.files.items()}
     count = len(read_rows(files))
     if prompts.samples not in (None, count):
         raise UserError(
@@ -74,6 +80,23 @@ def resolve_inputs(study: Study) -> Study:
     digest = _unchanged("prompts.files", prompts.content_hash, digest_of(files))
     update = {"files": files, "samples": count, "content_hash": digest}
     return study.model_copy(update={"prompts": prompts.model_copy(update=update)})
+
+
+def absolute_path(path: str, field: str) -> str:
+    """A path as absolute text, ``~`` resolved.
+
+    Args:
+        field: key of the study that holds it, for messages.
+
+    Raises:
+        UserError: it begins with the name of a user whom this machine does not know.
+    """
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise UserError(
+            f"{field}: {path!r:.80} names an unknown user. Fix: give the whole path"
+        ) from error
 
 
 def _unchanged(field: str, before: str | None, now: str) -> str:
@@ -101,30 +124,33 @@ def make_samples(study: Study) -> list[Sample]:
     if study.capture.keep == "statistics":
         drafts.sort(key=lambda draft: split_of[draft.group] == "train")  # a stable sort
     return [
-        Sample(i, d.prompt, d.seed, d.category, split_of[d.group], d.source_image, d.origin)
+        Sample(
+            i, d.prompt, d.seed, d.category, split_of[d.group], d.source_image, d.origin,
+            d.source_digest,
+        )
         for i, d in enumerate(drafts)
-    ]
-
-
-_MAX_SEED = 2**63 - 1
-"""Largest seed that the store keeps exactly, as int64."""
+    ]  # fmt: skip
 
 
 def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
     largest = max((draft.seed for draft in drafts), default=0)
-    if largest > _MAX_SEED:
+    if largest > MAX_SEED:
         key = "images.seed" if study.images is not None else "prompts.seed"
         raise UserError(
             f"{key}: the last of {len(drafts)} samples would have seed {largest}, and seeds are at "
-            f"most {_MAX_SEED}. Fix: start with a smaller seed"
+            f"most {MAX_SEED}. Fix: start with a smaller seed"
         )
 
 
 def _drafts_of_images(images: Images) -> list[SampleDraft]:
+    folder = Path(images.folder).expanduser()
     return [
-        SampleDraft(images.caption, images.seed + i, None, None, name, name)
+        SampleDraft(
+            images.caption, images.seed + i, None, None, name, name,
+            source_digest=source_digest(folder, name),
+        )
         for i, name in enumerate(image_names(images))
-    ]
+    ]  # fmt: skip
 
 
 def _drafts(prompts: Prompts) -> list[SampleDraft]:
@@ -135,7 +161,8 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
             for r in rows
         ]
     count = prompts.count
-    assert count is not None
+    if count is None:
+        raise UserError("prompts.samples: null. Fix: give a number of samples")
     pairs: list[tuple[str, str | None]]
     if prompts.items is not None:
         pairs = [(prompts.items[i % len(prompts.items)], None) for i in range(count)]

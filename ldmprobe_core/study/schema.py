@@ -4,6 +4,9 @@ A `Study` is a frozen pydantic model read from YAML.  Its hash covers exactly th
 affect the bytes of the result.  It leaves out where the study runs and on how many workers
 (`Execution`), and includes batch size and threads a worker, which affect the last bits of floating
 point results.
+
+`sections.Section` refuses unknown keys and values of other types; `loading.sentence` words these
+refusals.  Rules that concern several sections are methods of `Study`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pydantic import (
 )
 
 from ldmprobe_core.study.conditions import CONDITIONS, Condition
+from ldmprobe_core.study.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.sections import (
@@ -34,6 +38,8 @@ from ldmprobe_core.study.sections import (
     Section,
     Slug,
 )
+
+_DEFAULTED = {"scheduler", "steps", "guidance"}
 
 LAYOUT_VERSION = 5
 """Version in every hash; increased when the same study gives other bytes or another layout."""
@@ -66,6 +72,28 @@ class Study(Section):
     controls: Controls = Controls()
     bootstrap: BootstrapSettings = BootstrapSettings()
     execution: Execution = Execution()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_model(cls, content: Any) -> Any:
+        """Fill in the sampling keys that are left out and for which the model has a default."""
+        if not isinstance(content, dict):
+            return content
+        model, sampling = content.get("model", Model()), content.get("sampling", {})
+        if isinstance(model, dict):
+            source, revision = model.get("source", EMBEDDED), model.get("revision")
+        else:
+            source, revision = getattr(model, "source", None), getattr(model, "revision", None)
+        if isinstance(sampling, Sampling):
+            sampling = sampling.model_dump(exclude_unset=True)
+        usable = isinstance(source, str) and source and isinstance(revision, str | None)
+        if not usable or not isinstance(sampling, dict) or sampling.keys() >= _DEFAULTED:
+            return content
+        try:
+            record = read_model_record(source, revision)
+        except ValueError as error:
+            raise ValueError(f"model.source: {error}") from None
+        return {**content, "sampling": {**record.sampling, **sampling}}
 
     @model_validator(mode="before")
     @classmethod
@@ -185,6 +213,8 @@ class Study(Section):
         # Paths do not affect the result: files are represented by their content hash.
         elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
         content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
+        if self.images is not None and not self.images.missing:
+            del content["images"]["missing"]  # studies without it keep the hash they had before
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from ldmprobe_core.study.conditions import CONDITIONS, PROBE
+from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
 
@@ -114,13 +114,17 @@ class Prompts(Section):
 class Images(Section):
     """Source images of the user, with exact maps beside them, instead of generated images.
 
-    ``a.png`` has its maps in ``a.foreground.*``, ``a.depth.*``, ``a.shading.*`` (PNG, NPY, EXR).
+    ``a.png`` has its maps in ``a.foreground.*``, ``a.depth.*``, ``a.shading.*`` (PNG, TIFF, NPY,
+    EXR).
 
     Attributes:
         folder: that holds the source images.
         caption: prompt of the denoiser for every image.
         samples: number of images, the first by name; None takes all.
         seed: of the noise.
+        missing: property to the value that its maps have where nothing was measured, such as
+            ``{depth: 0}``.  NaN always stands for that.  These pixels are left out of fits and
+            scores.
         content_hash: hash of the files' contents, filled in when they are read.
     """
 
@@ -128,14 +132,29 @@ class Images(Section):
     caption: str = ""
     samples: PositiveInt | None = None
     seed: Annotated[int, Field(ge=0)] = 0
+    missing: dict[str, float] = Field(default_factory=dict)
     content_hash: str | None = None
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _of_properties(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r:.60} is of no property. Fix: name it, as in {{depth: 0}}")
+        for prop in value:
+            if prop not in PROPERTIES:
+                raise ValueError(f"{prop} is not a property; there is {', '.join(PROPERTIES)}")
+        return value
 
 
 class Sampling(Section):
     """Settings of the sampler.
 
+    A model folder may state other defaults of scheduler, steps and guidance than those below
+    (`ldmprobe_core.study.model_record`); `Study` fills them in.
+
     Attributes:
-        scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other.
+        scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other;
+            `ldmprobe_core.models.schedulers` builds it from the model's config.
         steps: number of sampler steps; some schedulers call the denoiser a few more times.
         guidance: scale of classifier-free guidance; 1 switches it off.
         batch: number of images generated together, which are also written and resumed together.
@@ -319,11 +338,11 @@ class Controls(Section):
     @model_validator(mode="before")
     @classmethod
     def _registered(cls, content: Any) -> Any:
-        return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE])
+        return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE_CONDITION])
 
     def enabled(self, condition: str) -> bool:
         """Whether cells are scored under a condition; the probe itself always is."""
-        if condition == PROBE:
+        if condition == PROBE_CONDITION:
             return True
         return bool((self.__dict__ | (self.model_extra or {})).get(condition))
 

@@ -23,6 +23,7 @@ class SampleDraft:
     """Prompt or source image, all of whose samples go into one split."""
     source_image: str | None = None
     origin: str = ""
+    source_digest: str | None = None
 
 
 def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:

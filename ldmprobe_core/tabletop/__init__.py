@@ -1,12 +1,12 @@
-"""Tabletop: a small rendered world and the latent diffusion model trained on it.
+"""Tabletop: a renderer of simple scenes, and the training of the embedded latent diffusion model.
 
-Stable Diffusion's weights are large and not ours to ship, so ldmprobe carries a world of its own:
-single objects on a floor, rendered with exact masks, depth and shading, and a real latent
-diffusion model trained on those pictures.  A study of it takes minutes on a laptop, and because
-the renderer knows the truth, the error of every labeler is known too.
+Stable Diffusion's weights are too large to ship and may not be redistributed here, so ldmprobe
+ships a small latent diffusion model of its own.  It is trained on renderings of single objects on a
+floor, for which masks, depth, shading and normals are exact.  A study of it takes minutes on a
+laptop, and the exact maps also give the error of every labeler.
 """
 
 from __future__ import annotations
 
 IMAGE_SIZE = 64
-"""Height and width of every tabletop picture, in pixels."""
+"""Height and width of tabletop images, in pixels."""

@@ -1,4 +1,4 @@
-"""The tabletop VAE: a small `diffusers.AutoencoderKL`, trained on renders, its latents whitened."""
+"""Tabletop VAE: a small `diffusers.AutoencoderKL` trained on renderings, with whitened latents."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from ldmprobe_core.tabletop import IMAGE_SIZE
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.training import Recipe, Trainer, autocast, to_images, to_unit
 
-RECIPE = Recipe(samples=44_000, batch=16, learning_rate=1e-3, average=0.995, weight_decay=0.0)
+AUTOENCODER_RECIPE = Recipe(
+    samples=44_000, batch=16, learning_rate=1e-3, average=0.995, weight_decay=0.0
+)
 
 _KL_WEIGHT = 1e-3
 _OBJECT_WEIGHT = 4.0
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """64 x 64 pixels to 16 x 16 latents of four channels."""
+    """Untrained VAE from 64 x 64 pixels to 16 x 16 latents of four channels."""
     torch.manual_seed(1)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -37,20 +39,20 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def load_autoencoder(folder: Path) -> AutoencoderKL:
-    """The VAE of a model folder, float32, not to be trained."""
+    """Load the VAE of a model folder in float32, with frozen parameters."""
     model = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
 
 def reconstruction_loss(output: Tensor, image: Tensor, foreground: Tensor) -> Tensor:
-    """L1 + squared + gradient + chroma error, the object counting more than the room.
+    """Sum of L1, squared, gradient and chroma errors, with more weight on the object.
 
     Args:
         output, image: (n, rgb, y, x) in -1..1.
-        foreground: (n, 1, y, x), share of the pixel that is object.
+        foreground: (n, 1, y, x), fraction of each pixel that the object covers.
     """
-    near = F.max_pool2d(foreground, 3, stride=1, padding=1)  # the outline counts as well
-    weight = 1 + _OBJECT_WEIGHT * near
+    dilated = F.max_pool2d(foreground, 3, stride=1, padding=1)  # includes the outline
+    weight = 1 + _OBJECT_WEIGHT * dilated
     weight = weight / weight.mean()
     error = output - image
     chroma = error - error.mean(1, keepdim=True)
@@ -61,9 +63,9 @@ def reconstruction_loss(output: Tensor, image: Tensor, foreground: Tensor) -> Te
 
 
 def train_autoencoder(
-    data: Dataset, folder: Path, device: torch.device, recipe: Recipe = RECIPE
+    data: Dataset, folder: Path, device: torch.device, recipe: Recipe = AUTOENCODER_RECIPE
 ) -> AutoencoderKL:
-    """Train, whiten and return the VAE; resumes from ``folder``."""
+    """Train the VAE, whiten its latents and return it; resumes from a checkpoint in ``folder``."""
     model = new_autoencoder()
     trainer = Trainer(folder, "autoencoder", model, recipe, device)
 
@@ -86,7 +88,7 @@ def train_autoencoder(
 
 @torch.no_grad()
 def encode(model: AutoencoderKL, images: np.ndarray, device: torch.device) -> Tensor:
-    """Posterior means (n, channel, y, x) float32 of uint8 images (n, y, x, rgb)."""
+    """Encode images uint8 (n, y, x, rgb) to posterior means (n, channel, y, x) float32."""
     parts = [
         model.encode(to_unit(images[a : a + 128], device)).latent_dist.mean.float().cpu()
         for a in range(0, len(images), 128)
@@ -96,7 +98,7 @@ def encode(model: AutoencoderKL, images: np.ndarray, device: torch.device) -> Te
 
 @torch.no_grad()
 def decode(model: AutoencoderKL, latents: Tensor, device: torch.device) -> np.ndarray:
-    """uint8 images (n, y, x, rgb) of latents (n, channel, y, x)."""
+    """Decode latents (n, channel, y, x) to images uint8 (n, y, x, rgb)."""
     parts = [
         to_images(model.decode(latents[a : a + 128].float().to(device)).sample)
         for a in range(0, len(latents), 128)
@@ -108,30 +110,30 @@ def decode(model: AutoencoderKL, latents: Tensor, device: torch.device) -> np.nd
 def whiten(model: AutoencoderKL, latents: Tensor) -> None:
     """Fold a whitening of the latents into the VAE's 1 x 1 convolutions, in place.
 
-    A small VAE's channels come out correlated, and a diffusion model's noise then drowns all but
-    their common part until the last steps.  With z = C^(-1/2) (m - mean) every channel has mean 0
-    and variance 1 and none is correlated with another.  The posterior becomes its mean: the
-    log-variance is set to its lower bound.
+    The channels of a small VAE are correlated.  A diffusion model's noise then hides all but their
+    common component until the last steps.  After z = C^(-1/2) (m - mean), with C and mean of the
+    posterior means m, all channels have mean 0 and variance 1 and are uncorrelated.  The posterior
+    collapses to its mean: the log-variance is set to its lower bound.
 
     Args:
-        latents: (n, channel, y, x) of the model as it is.
+        latents: posterior means of the model before whitening, (n, channel, y, x).
     """
     rows = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1]).double()
     mean = rows.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov(rows.T))
-    into = vectors @ torch.diag(values.rsqrt()) @ vectors.T
-    back = vectors @ torch.diag(values.sqrt()) @ vectors.T
+    whitening = vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    inverse = vectors @ torch.diag(values.sqrt()) @ vectors.T
     channels = len(mean)
 
     inner, outer = model.quant_conv, model.post_quant_conv
     weight, bias = inner.weight.double().cpu(), inner.bias.double().cpu()
-    fresh = torch.zeros_like(weight)
-    fresh[:channels, :, 0, 0] = into @ weight[:channels, :, 0, 0]
-    shift = torch.full_like(bias, -30.0)
-    shift[:channels] = into @ (bias[:channels] - mean)
-    inner.weight.copy_(fresh)
-    inner.bias.copy_(shift)
+    new_weight = torch.zeros_like(weight)
+    new_weight[:channels, :, 0, 0] = whitening @ weight[:channels, :, 0, 0]
+    new_bias = torch.full_like(bias, -30.0)
+    new_bias[:channels] = whitening @ (bias[:channels] - mean)
+    inner.weight.copy_(new_weight)
+    inner.bias.copy_(new_bias)
 
     weight, bias = outer.weight.double().cpu(), outer.bias.double().cpu()
     outer.bias.copy_(bias + weight[:, :, 0, 0] @ mean)
-    outer.weight.copy_((weight[:, :, 0, 0] @ back)[:, :, None, None])
+    outer.weight.copy_((weight[:, :, 0, 0] @ inverse)[:, :, None, None])

@@ -1,7 +1,7 @@
-"""Rendered scenes on disk: made once, by several processes, resumed by block.
+"""Rendered scenes on disk, written block by block by several processes.
 
-One ``.npy`` file an array under the dataset's folder, readable by memory map: ``rgb`` uint8
-(scene, y, x, rgb); ``foreground`` uint8 (scene, y, x), share of the pixel x 255; ``depth`` float16
+Each array is one ``.npy`` file in the dataset's folder, for reading by memory map: ``rgb`` uint8
+(scene, y, x, rgb); ``foreground`` uint8 (scene, y, x), covered fraction x 255; ``depth`` float16
 (scene, y, x), log z; ``shading`` uint8 (scene, y, x), x 255; ``normal`` int8 (scene, y, x, axis),
 x 127, axes and antialiasing as in `Rendering.normal` (unit vectors before rounding, zero in the
 sky); ``category`` uint8 (scene,), an index into `CATEGORIES`.  Scene i has seed i; captions follow
@@ -24,7 +24,7 @@ from ldmprobe_core.tabletop.render import Rendering, render
 from ldmprobe_core.tabletop.scenes import sample_scene, scene_caption
 
 BLOCK = 500
-"""Scenes rendered between two completion marks."""
+"""Scenes a block; a block is marked when it is complete."""
 
 _PIXELS = (IMAGE_SIZE, IMAGE_SIZE)
 _ARRAYS: dict[str, tuple[tuple[int, ...], type]] = {
@@ -38,7 +38,7 @@ _ARRAYS: dict[str, tuple[tuple[int, ...], type]] = {
 
 
 def quantize(rendering: Rendering) -> dict[str, np.ndarray]:
-    """A rendering's maps in the dataset's dtypes."""
+    """Convert a rendering's maps to the dataset's dtypes."""
     return {
         "rgb": np.rint(rendering.rgb * 255).astype(np.uint8),
         "foreground": np.rint(rendering.foreground * 255).astype(np.uint8),
@@ -66,39 +66,46 @@ def render_dataset(
     processes: int = os.cpu_count() or 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Render scenes 0..``scenes`` into ``folder``; blocks that are done already are kept.
+    """Render scenes 0..``scenes`` - 1 into ``folder``, except for blocks that are complete.
 
     Args:
-        progress: called with the number of scenes finished by this call, after each block.
+        processes: number of rendering processes.
+        progress: called after each block with the number of scenes that this call has rendered.
 
     Raises:
-        ValueError: ``folder`` holds a dataset of another size or without one of the arrays.
+        ValueError: ``folder`` contains a dataset of another size, or one that lacks an array.
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = any(folder.glob("done-*"))
     for name, (shape, dtype) in _ARRAYS.items():
         path = folder / f"{name}.npy"
         if begun and not path.exists():
-            raise ValueError(f"{path} is missing from a dataset made earlier: remove the folder")
+            raise ValueError(f"{path} is missing from an earlier dataset. Fix: remove the folder")
         if not path.exists():
             np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=(scenes, *shape)).flush()
         elif len(np.load(path, mmap_mode="r")) != scenes:
-            raise ValueError(f"{path} holds another number of scenes than {scenes}: remove it")
+            raise ValueError(f"{path} has another number of scenes than {scenes}. Fix: remove it")
     blocks = [(a, min(a + BLOCK, scenes)) for a in range(0, scenes, BLOCK)]
     blocks = [b for b in blocks if not (folder / f"done-{b[0]:06d}").exists()]
     done = 0
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_render_block, folder, *block): block for block in blocks}
-        for finished in as_completed(waiting):
+        futures = {pool.submit(_render_block, folder, *block): block for block in blocks}
+        for finished in as_completed(futures):
             finished.result()
-            start, stop = waiting[finished]
+            start, stop = futures[finished]
             done += stop - start
             progress(done)
 
 
 class Dataset:
-    """Memory-mapped arrays of a rendered dataset, as attributes; the last ``held_out`` are kept
-    apart from training."""
+    """Memory-mapped arrays of a rendered dataset, as attributes.
+
+    Args:
+        held_out: number of scenes, the last ones, that are not trained on.
+
+    Attributes:
+        train, held_out: indices of the training scenes and of the others.
+    """
 
     def __init__(self, folder: Path, held_out: int) -> None:
         self.rgb, self.foreground, self.depth, self.shading, self.normal, self.category = (
@@ -109,19 +116,23 @@ class Dataset:
         self.held_out = range(self.scenes - held_out, self.scenes)
 
     def captions(self) -> list[str]:
-        """The caption of every scene."""
+        """Captions of all scenes, in order."""
         return [scene_caption(sample_scene(seed)) for seed in range(self.scenes)]
 
 
 def shuffled_batches(n: int, size: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Endless batches of indices below ``n``, each epoch a new shuffle; ``start`` skips batches.
+    """Endless iterator over batches of indices below ``n``, shuffled in each epoch.
 
-    A batch depends on its number only, so a resumed training sees what an undisturbed one sees.
+    A batch depends on its number only, so a resumed training gets the same batches.
+
+    Args:
+        size: indices a batch.
+        start: number of the first batch.
     """
-    a_pass = n // size
+    batches_an_epoch = n // size
     step = start
     while True:
-        order = np.random.default_rng([seed, step // a_pass]).permutation(n)
-        for within in range(step % a_pass, a_pass):
-            yield order[within * size : (within + 1) * size]
+        order = np.random.default_rng([seed, step // batches_an_epoch]).permutation(n)
+        for batch in range(step % batches_an_epoch, batches_an_epoch):
+            yield order[batch * size : (batch + 1) * size]
             step += 1

@@ -1,4 +1,4 @@
-"""The tabletop UNet and text encoder: trained together on latents and captions."""
+"""Tabletop UNet and text encoder, trained together on latents and captions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.tokenizer import CAPTION_LENGTH, new_tokenizer
 from ldmprobe_core.tabletop.training import Recipe, Trainer, autocast, computes_bfloat16
 
-RECIPE = Recipe(samples=350_000, batch=32, learning_rate=6e-4)
-CONTINUED = Recipe(samples=1_500_000, batch=32, learning_rate=4e-4, average=0.9995)
-"""Further training of a denoiser that has been trained before; with `CONTINUED_OBJECTIVE`."""
+DENOISER_RECIPE = Recipe(samples=350_000, batch=32, learning_rate=6e-4)
+DENOISER_CONTINUED = Recipe(samples=1_500_000, batch=32, learning_rate=4e-4, average=0.9995)
+"""Recipe of further training of a trained denoiser, with `CONTINUED_OBJECTIVE`."""
 
 LATENT_SIZE = 16
 _CAPTION_DROPOUT = 0.1
@@ -33,11 +33,13 @@ _CAPTION_DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Objective:
-    """How the velocity's squared error is weighted.
+    """Weighting of the squared error of the velocity.
 
     Attributes:
-        snr_clip: weight min(1, snr_clip / (1 + SNR)) by noise level; infinite = all levels alike.
-        by_pixels: weight latent channels by what their errors do to pixels, `channel_effects`.
+        snr_clip: noise levels are weighted by min(1, snr_clip / (1 + SNR)); infinity weights all
+            levels alike.
+        by_pixels: whether latent channels are weighted by their effect on pixels, see
+            `channel_effects`.
     """
 
     snr_clip: float = 5.0
@@ -45,13 +47,15 @@ class Objective:
 
 
 CONTINUED_OBJECTIVE = Objective(snr_clip=20.0, by_pixels=True)
-"""For straight edges.  At an SNR of 20 the error is still 0.1 of a latent's standard deviation, and
-a clip at 5 counts a quarter of it; and two of the four channels make four fifths of the picture.
+"""Objective that improves straight edges.
+
+At an SNR of 20 the error is still 0.1 of a latent's standard deviation, but a clip at 5 weights it
+by a quarter.  Two of the four latent channels have four fifths of the effect on pixels.
 """
 
 
 class Denoiser(nn.Module):
-    """UNet and text encoder as one module, so that one optimiser and one checkpoint serve both."""
+    """UNet and text encoder as one module, for one optimiser and one checkpoint."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -84,12 +88,12 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, latents: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
-        """Predicted velocity of noisy latents (n, channel, y, x) under captions (n, token)."""
-        words = self.text_encoder(tokens).last_hidden_state
-        return self.unet(latents, timestep, words).sample
+        """Predict the velocity of noisy latents (n, channel, y, x) for captions (n, token)."""
+        embeddings = self.text_encoder(tokens).last_hidden_state
+        return self.unet(latents, timestep, embeddings).sample
 
     def arrange(self, device: torch.device) -> Denoiser:
-        """Move to the device, in the memory format that is faster there; returns itself."""
+        """Move to the device, in the memory format that is faster there, and return self."""
         channels_last = device.type == "cpu" and not computes_bfloat16(device)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.unet.to(memory_format=layout)
@@ -97,7 +101,7 @@ class Denoiser(nn.Module):
 
 
 def load_denoiser(folder: Path) -> Denoiser:
-    """UNet and text encoder of a tabletop model folder, float32."""
+    """Load UNet and text encoder of a tabletop model folder in float32."""
     model = Denoiser(new_tokenizer())
     model.unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
     model.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
@@ -107,21 +111,24 @@ def load_denoiser(folder: Path) -> Denoiser:
 def new_pipeline(
     vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer
 ) -> StableDiffusionPipeline:
-    """The parts as one pipeline, without a safety checker; they are shared, not copied."""
+    """Pipeline of the given parts (shared, not copied), without a safety checker."""
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=denoiser.text_encoder,
         tokenizer=tokenizer,
         unet=denoiser.unet,
-        scheduler=new_scheduler(),
+        scheduler=new_tabletop_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
 
 
-def new_scheduler() -> DDIMScheduler:
-    """The noise schedule of Stable Diffusion, with velocity prediction (Salimans & Ho 2022)."""
+def new_tabletop_scheduler() -> DDIMScheduler:
+    """DDIM scheduler with Stable Diffusion's noise schedule and velocity prediction.
+
+    For velocity prediction see Salimans & Ho 2022.
+    """
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -136,41 +143,49 @@ def new_scheduler() -> DDIMScheduler:
 def latent_dataset(
     data: Dataset, vae: AutoencoderKL, folder: Path, device: torch.device
 ) -> np.ndarray:
-    """Latents of every scene and its mirror image, (flip, scene, channel, y, x) float16, kept on
-    disk.  A caption names no side, so it fits the mirror image as well."""
+    """Latents of every scene and of its mirror image, computed once and stored in ``folder``.
+
+    Captions name neither left nor right, so they are true of the mirror images as well.
+
+    Returns:
+        (flip, scene, channel, y, x) float16, memory-mapped.
+    """
     path = folder / "latents.npy"
     if not path.exists():
         shape = (2, data.scenes, 4, LATENT_SIZE, LATENT_SIZE)
-        fresh = path.with_suffix(".part")
-        out = np.lib.format.open_memmap(fresh, "w+", dtype=np.float16, shape=shape)
+        unfinished = path.with_suffix(".part")
+        out = np.lib.format.open_memmap(unfinished, "w+", dtype=np.float16, shape=shape)
         for start in range(0, data.scenes, 512):
             images = data.rgb[start : start + 512]
             for flip, view in enumerate((images, images[:, :, ::-1])):
                 with autocast(device):
                     out[flip, start : start + len(images)] = encode(vae, view, device).numpy()
         out.flush()
-        fresh.replace(path)
+        unfinished.replace(path)
     return np.load(path, mmap_mode="r")
 
 
 @torch.no_grad()
 def channel_effects(vae: AutoencoderKL, latents: Tensor, spread: float = 0.2) -> Tensor:
-    """Mean squared change of pixels by white noise in one latent channel, (channel,), mean 1.
+    """Mean squared change of pixels by white noise in each latent channel.
 
     Args:
-        latents: (n, channel, y, x) to decode, as they are and with noise.
-        spread: standard deviation of the noise; one latent channel's own is about 1.
+        latents: (n, channel, y, x), decoded without and with noise.
+        spread: standard deviation of the noise; that of a latent channel is about 1.
+
+    Returns:
+        (channel,), scaled to mean 1.
     """
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(latents[:, 0].shape, generator=generator).to(latents) * spread
-    plain = vae.decode(latents).sample
-    effects = []
+    clean = vae.decode(latents).sample
+    changes = []
     for channel in range(latents.shape[1]):
-        disturbed = latents.clone()
-        disturbed[:, channel] += noise
-        effects.append((vae.decode(disturbed).sample - plain).square().mean())
-    every = torch.stack(effects)
-    return every / every.mean()
+        noisy = latents.clone()
+        noisy[:, channel] += noise
+        changes.append((vae.decode(noisy).sample - clean).square().mean())
+    effects = torch.stack(changes)
+    return effects / effects.mean()
 
 
 def velocity_loss(
@@ -183,14 +198,14 @@ def velocity_loss(
 ) -> Tensor:
     """Squared error of the velocity, weighted by min(1, snr_clip / (1 + SNR)) and by channel.
 
-    The weight by noise is min-SNR of Hang et al. 2023 (arXiv 2303.09556) carried over to
-    velocities, except that it never falls off towards pure noise, where a picture's layout is
-    decided.
+    The weight by noise level is min-SNR (Hang et al. 2023, arXiv 2303.09556) for velocities, except
+    that it stays 1 towards pure noise, where the layout of an image is decided.
 
     Args:
-        predicted, clean, noise: (n, channel, y, x).
+        predicted: predicted velocity, (n, channel, y, x).
+        clean, noise: latents and noise of the noisy input, (n, channel, y, x).
         alpha_bar: (n,), cumulative product of the schedule at each sample's timestep.
-        channel_weight: (channel,), of mean 1; None weights all alike.
+        channel_weight: (channel,), with mean 1; None weights all channels alike.
     """
     a, s = alpha_bar.sqrt()[:, None, None, None], (1 - alpha_bar).sqrt()[:, None, None, None]
     error = (predicted - (a * noise - s * clean)).square().mean((2, 3))
@@ -207,41 +222,41 @@ def train_denoiser(
     tokenizer: CLIPTokenizer,
     folder: Path,
     device: torch.device,
-    recipe: Recipe = RECIPE,
+    recipe: Recipe = DENOISER_RECIPE,
     model: Denoiser | None = None,
     objective: Objective = Objective(),
     milestone: Callable[[int, dict[str, Tensor]], None] | None = None,
     cpu_limit: float = math.inf,
 ) -> Denoiser:
-    """Train and return UNet and text encoder; resumes from ``folder``.
+    """Train and return UNet and text encoder; resumes from a checkpoint in ``folder``.
 
     Args:
-        model: what to begin from, trained in place; None is a new one.
-        milestone, cpu_limit: as for `Trainer.fit`.
+        model: model to train in place; None trains a new one.
+        milestone, cpu_limit: see `Trainer.fit`.
     """
     model = (model or Denoiser(tokenizer)).arrange(device)
     trainer = Trainer(folder, "denoiser", model, recipe, device)
     latents = latent_dataset(data, vae, folder, device)
     tokens = tokenize(tokenizer, data.captions()).to(device)
-    nothing = tokenize(tokenizer, [""])[0].to(device)
-    alphas = new_scheduler().alphas_cumprod.to(device)
+    empty_caption = tokenize(tokenizer, [""])[0].to(device)
+    alphas = new_tabletop_scheduler().alphas_cumprod.to(device)
     channels = None
     if objective.by_pixels:
-        some = torch.from_numpy(latents[0, :64].astype(np.float32))
-        channels = channel_effects(vae, some.to(device))
+        sample_latents = torch.from_numpy(latents[0, :64].astype(np.float32))
+        channels = channel_effects(vae, sample_latents.to(device))
 
     def loss(index: np.ndarray, step: int) -> Tensor:
         n = len(index)
         flip = torch.randint(2, (n,)).numpy()
         clean = torch.from_numpy(latents[flip, index].astype(np.float32)).to(device)
-        words = tokens[torch.from_numpy(index).to(device)].clone()
-        words[torch.rand(n, device=device) < _CAPTION_DROPOUT] = nothing
+        captions = tokens[torch.from_numpy(index).to(device)].clone()
+        captions[torch.rand(n, device=device) < _CAPTION_DROPOUT] = empty_caption
         timestep = torch.randint(len(alphas), (n,), device=device)
         noise = torch.randn_like(clean)
         a = alphas[timestep][:, None, None, None]
         noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
         with autocast(device):
-            predicted = model(noisy, timestep, words)
+            predicted = model(noisy, timestep, captions)
         return velocity_loss(
             predicted.float(), clean, noise, alphas[timestep], objective.snr_clip, channels
         )
@@ -251,7 +266,7 @@ def train_denoiser(
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids (n, CAPTION_LENGTH) int64."""
+    """Token ids of captions, (n, CAPTION_LENGTH) int64."""
     return tokenizer(
         captions,
         padding="max_length",

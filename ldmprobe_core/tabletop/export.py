@@ -1,4 +1,4 @@
-"""Writing the model folder: a diffusers pipeline in float16, and the labelers beside it."""
+"""Export of the model folder: a diffusers pipeline and labelers in float16, and a model card."""
 
 from __future__ import annotations
 
@@ -28,25 +28,27 @@ from ldmprobe_core.labelers.tabletop import (
     load_shading,
 )
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
+from ldmprobe_core.study.model_record import RECORD
 from ldmprobe_core.study.prompt_sets import CATEGORIES, FLOOR_COLORS, OBJECT_COLORS, WALL_COLORS
 from ldmprobe_core.study.sections import LabelerSpec
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.denoiser import Denoiser, new_pipeline
 from ldmprobe_core.tabletop.measures import evaluation
+from ldmprobe_core.tabletop.scenes import caption_words
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
-GENERATED = 480
-"""Images generated for the judge, balanced over the categories."""
+JUDGED_IMAGES = 480
+"""Number of images generated for the judge's accuracy, balanced over the categories."""
 
 
 def save_pipeline(
     out: Path, vae: AutoencoderKL, denoiser: Denoiser, tokenizer: CLIPTokenizer
 ) -> None:
-    """Write the pipeline in the ordinary diffusers layout, float16 safetensors.
+    """Write the pipeline in the ordinary diffusers layout, as float16 safetensors.
 
-    Loaded without a dtype, every part is float32: diffusers' parts always are, and the text
-    encoder, to which transformers gives the dtype that its config names, by that name.  The modules
-    themselves are float16 afterwards.
+    Loaded without a dtype, all parts become float32: diffusers does so by default, and transformers
+    uses the dtype in the text encoder's config, which is set to float32 here.  The given modules
+    are converted to float16 in place.
     """
     shutil.rmtree(out / "unet", ignore_errors=True)
     pipeline = new_pipeline(vae, denoiser, tokenizer)
@@ -57,15 +59,27 @@ def save_pipeline(
 
 
 def save_labelers(out: Path, networks: dict[str, nn.Module]) -> None:
-    """Write each labeler's weights, float16 safetensors."""
+    """Write the weights of the labelers' networks as float16 safetensors, by file name."""
     (out / "labelers").mkdir(parents=True, exist_ok=True)
     for name, network in networks.items():
         state = {key: value.half().contiguous() for key, value in network.state_dict().items()}
         save_file(state, out / "labelers" / f"{name}.safetensors")
 
 
+def save_record(out: Path) -> None:
+    """Write the record of the model's sampling defaults and vocabulary, which studies read."""
+    sampling = {
+        "scheduler": "ddim",
+        "steps": evaluation.SAMPLER_STEPS,
+        "guidance": evaluation.GUIDANCE,
+    }
+    words = [word for word in caption_words() if word.isalpha()]
+    text = json.dumps({"sampling": sampling, "words": words}, indent=2)
+    (out / RECORD).write_text(text + "\n")
+
+
 def new_labelers() -> dict[str, nn.Module]:
-    """The labelers' networks by file name, untrained."""
+    """Untrained networks of the labelers, by file name."""
     classes = len(CATEGORIES)
     return {
         "maps": MapNetwork(),
@@ -85,17 +99,19 @@ def export(
     contact_sheet: Path,
     before: dict[str, dict[str, int]] | None = None,
 ) -> None:
-    """Write the model folder, measure it as shipped (from its float16 files), write its card.
+    """Write the model folder, measure it from its float16 files, and write its card.
 
     Args:
-        work: the training folder, whose records tell samples and seconds.
+        work: training folder, which contains the records of samples and seconds.
+        out: model folder to write.
         labelers: trained networks by file name.
-        contact_sheet: picture file of 64 generated images to write.
-        before: `training_records` of the model that this one was trained further from.
+        contact_sheet: image file of 64 generated images to write.
+        before: `training_records` of the model from which this training continued.
     """
     tokenizer = new_tokenizer()
     save_pipeline(out, vae, denoiser, tokenizer)
     save_labelers(out, labelers)
+    save_record(out)
     figures, images, pairs = measure(data, out, device)
     records = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
     figures["training"] = add_records(before or {}, records)
@@ -106,25 +122,29 @@ def export(
 
 
 def training_records(folder: Path) -> dict[str, dict[str, int]]:
-    """Steps, samples and seconds of each network of a model folder, by its name."""
+    """Read steps, samples and seconds of training of a model folder, by network."""
     return json.loads((folder / "figures.json").read_text())["training"]
 
 
 def add_records(
     before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
 ) -> dict[str, dict[str, int]]:
-    """Training records of two trainings, one after the other, added up by network."""
-    both = {name: dict(record) for name, record in before.items()}
+    """Sum the records of two consecutive trainings, by network."""
+    total = {name: dict(record) for name, record in before.items()}
     for name, record in after.items():
-        old = both.get(name, {})
-        both[name] = {key: value + old.get(key, 0) for key, value in record.items()}
-    return both
+        old = total.get(name, {})
+        total[name] = {key: value + old.get(key, 0) for key, value in record.items()}
+    return total
 
 
 def measure(
     data: Dataset, folder: Path, device: torch.device
 ) -> tuple[dict[str, Any], np.ndarray, list[tuple[str, str]]]:
-    """All held-out figures of a model folder, with the generated images and their prompts."""
+    """Measure a model folder on held-out scenes and generated images.
+
+    Returns:
+        the figures, the generated images (n, y, x, rgb) uint8, and their (prompt, category) pairs.
+    """
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
     index = np.array(data.held_out)
@@ -139,17 +159,17 @@ def measure(
     }
     if load_networks(folder, device)["maps"].outputs == len(MAP_CHANNELS):
         named["normal"] = load_normals(spec, device)
-    some = index[:600]
-    rebuilt = evaluation.reconstruct(pipeline.vae, data.rgb[some], device)
-    images, pairs = evaluation.generate_balanced(pipeline, GENERATED)
+    measured = index[:600]
+    rebuilt = evaluation.reconstruct(pipeline.vae, data.rgb[measured], device)
+    images, pairs = evaluation.generate_balanced(pipeline, JUDGED_IMAGES)
     figures = {
         "scenes": evaluation.scene_baselines(
             foreground, data.depth[index].astype(np.float32), data.shading[index]
         ),
         "vae": evaluation.reconstruction_figures(
-            data.rgb[some], rebuilt, foreground[: len(some)], evaluation.colors_of(some)
+            data.rgb[measured], rebuilt, foreground[: len(measured)], evaluation.colors_of(measured)
         ),
-        "labelers": evaluation.labeler_figures(data, some, named, rebuilt),
+        "labelers": evaluation.labeler_figures(data, measured, named, rebuilt),
         "generated": evaluation.class_accuracy(named["judge"], images, pairs),
         "guidance": evaluation.GUIDANCE,
     }
@@ -157,7 +177,7 @@ def measure(
 
 
 def model_card(figures: dict[str, Any], data: Dataset) -> str:
-    """Write the model folder's README: its making, its use, its figures on held-out data."""
+    """Text of the model folder's README: training, use, and figures on held-out data."""
     generated, vae = figures["generated"], figures["vae"]
     lines = [
         *_INTRODUCTION,
@@ -200,7 +220,7 @@ def model_card(figures: dict[str, Any], data: Dataset) -> str:
 
 
 def _figure_rows(figures: dict[str, Any]) -> list[tuple[str, float, str]]:
-    """Rows of the card's table: what was measured, the figure, and its goal."""
+    """Rows of the card's table: quantity, measured value, goal."""
     generated, labelers, vae = figures["generated"], figures["labelers"], figures["vae"]
     rows = [
         ("scenes: mean-map Dice", figures["scenes"]["dice"], "<= 0.40"),
@@ -226,7 +246,7 @@ def _figure_rows(figures: dict[str, Any]) -> list[tuple[str, float, str]]:
             labelers["class on reconstructions"],
             ">= 0.90",
         ),
-        (f"judge: accuracy on {GENERATED} generated images", generated["all"], ">= 0.60"),
+        (f"judge: accuracy on {JUDGED_IMAGES} generated images", generated["all"], ">= 0.60"),
     ]
     if "normal, degrees off" in labelers:
         name = "normal labeler: mean angle error on renders, degrees"

@@ -1,8 +1,8 @@
-"""Training the labelers on the renderer's exact maps: one map network, two classifiers.
+"""Training of the labelers on the renderer's exact maps: a map network and two classifiers.
 
-Half of each batch are renders, half their VAE reconstructions, since the pictures to be labeled
-come out of the VAE.  The second classifier, the *judge*, differs in width, seed and data order: it
-scores generated images without having taken part in a study.
+Half of each batch are renderings, half are VAE reconstructions, because the images to be labeled
+are decoded by the VAE.  The second classifier, the *judge*, differs in width, seed and data order.
+No study uses it, so it is an independent measure of generated images.
 """
 
 from __future__ import annotations
@@ -23,36 +23,40 @@ from ldmprobe_core.tabletop.training import Recipe, Trainer, autocast, computes_
 
 MAP_RECIPE = Recipe(samples=96_000, batch=32, learning_rate=2e-3, average=0.995, seed=11)
 MAP_CONTINUED = Recipe(samples=200_000, batch=32, learning_rate=1e-3, average=0.995, seed=14)
-"""Further training of a map network that has been trained before."""
+"""Recipe of further training of a trained map network."""
 CLASS_RECIPE = Recipe(samples=80_000, batch=32, learning_rate=1.5e-3, average=0.995, seed=12)
 JUDGE_RECIPE = Recipe(samples=80_000, batch=32, learning_rate=1.5e-3, average=0.995, seed=13)
 
 
 RECONSTRUCTED = 16_000
-"""Number of scenes, from the first, whose reconstructions are trained on."""
+"""Number of scenes, the first ones, whose reconstructions are used in training."""
 
 
 def reconstructions(
     data: Dataset, vae: AutoencoderKL, latents: np.ndarray, folder: Path, device: torch.device
 ) -> np.ndarray:
-    """VAE reconstructions (scene, y, x, rgb) uint8 of the first `RECONSTRUCTED` scenes, on disk."""
+    """VAE reconstructions of the first `RECONSTRUCTED` scenes, computed once, kept in ``folder``.
+
+    Returns:
+        (scene, y, x, rgb) uint8, memory-mapped.
+    """
     path = folder / "reconstructions.npy"
     count = min(RECONSTRUCTED, len(data.train))
     if not path.exists():
-        fresh = path.with_suffix(".part")
+        unfinished = path.with_suffix(".part")
         shape = (count, *data.rgb.shape[1:])
-        out = np.lib.format.open_memmap(fresh, "w+", dtype=np.uint8, shape=shape)
+        out = np.lib.format.open_memmap(unfinished, "w+", dtype=np.uint8, shape=shape)
         for a in range(0, count, 512):
-            part = torch.from_numpy(latents[0, a : min(a + 512, count)].astype(np.float32))
+            chunk = torch.from_numpy(latents[0, a : min(a + 512, count)].astype(np.float32))
             with autocast(device):
-                out[a : a + len(part)] = decode(vae, part, device)
+                out[a : a + len(chunk)] = decode(vae, chunk, device)
         out.flush()
-        fresh.replace(path)
+        unfinished.replace(path)
     return np.load(path, mmap_mode="r")
 
 
-class _Pictures:
-    """Batches of pictures, half of them reconstructions, mirrored at every other step."""
+class _ImageBatches:
+    """Training batches: half renderings, half reconstructions, mirrored at every other step."""
 
     def __init__(self, data: Dataset, rebuilt: np.ndarray, device: torch.device) -> None:
         self.data, self.rebuilt, self.device = data, rebuilt, device
@@ -64,7 +68,7 @@ class _Pictures:
             [self.data.rgb[i] for i in index[:half]] + [self.rebuilt[i] for i in index[half:]]
         )
         tensor = to_unit(images, self.device)
-        # A little grain: generated pictures are never as clean as renders.
+        # Noise makes labelers robust to generated images, which are less clean than renderings.
         tensor = tensor + 0.03 * torch.rand(len(index), 1, 1, 1, device=self.device) * (
             torch.randn_like(tensor)
         )
@@ -76,14 +80,15 @@ def map_loss(
 ) -> Tensor:
     """Sum of the losses of all maps.
 
-    Cross-entropy and Dice for the mask; L1 of value and gradient for depth and shading;
-    `relief_loss` for depth inside the object; `normal_loss` for normals, over the picture and over
-    the object.
+    The losses are cross-entropy and Dice for the mask, L1 of value and gradient for depth and
+    shading, `relief_loss` for depth inside the object, and `normal_loss` for normals, over the
+    image and again over the object.
 
     Args:
-        output: (n, map, y, x), raw.
-        mask, depth, shading: (n, y, x).
-        normal: (n, axis, y, x), unit vectors or zero.
+        output: raw network output, (n, map, y, x).
+        mask: covered fraction of each pixel, (n, y, x).
+        depth, shading: (n, y, x).
+        normal: (n, axis, y, x), unit vectors, or zero in the sky.
     """
     logit = output[:, 0]
     share = torch.sigmoid(logit)
@@ -97,44 +102,44 @@ def map_loss(
     inside = (mask > 0.5).float()
     total = total + 0.5 * relief_loss(output[:, 1], depth, inside)
     everywhere = torch.ones_like(mask)
-    for weight, where in ((2.0, everywhere), (1.0, inside)):
-        total = total + weight * normal_loss(output[:, 3:], normal, where)
+    for weight, region in ((2.0, everywhere), (1.0, inside)):
+        total = total + weight * normal_loss(output[:, 3:], normal, region)
     return total
 
 
 def relief_loss(value: Tensor, truth: Tensor, inside: Tensor) -> Tensor:
-    """Mean absolute error of depth less its object's mean, in the object's standard deviations.
+    """Mean absolute error of depth relative to the object's mean, in its standard deviations.
 
-    The whole picture's error hardly sees an object's own relief, which is a few hundredths of the
-    range from the object to the wall.
+    It makes up for the error over the whole image, in which an object's relief hardly counts: the
+    relief is a few hundredths of the depth range from object to wall.
 
     Args:
-        value, truth: (n, y, x), log depth.
-        inside: (n, y, x), 1 on the object, 0 elsewhere; an image without an object counts nothing.
+        value, truth: log depth, (n, y, x).
+        inside: (n, y, x), 1 on the object, 0 elsewhere; an image without an object contributes 0.
     """
     area = inside.sum((1, 2)).clamp(min=1)
 
-    def mean(of: Tensor) -> Tensor:
-        return (of * inside).sum((1, 2)) / area
+    def mean(values: Tensor) -> Tensor:
+        return (values * inside).sum((1, 2)) / area
 
-    def centred(of: Tensor) -> Tensor:
-        return of - mean(of)[:, None, None]
+    def centred(values: Tensor) -> Tensor:
+        return values - mean(values)[:, None, None]
 
     spread = mean(centred(truth).square()).sqrt().clamp(min=0.01)
     return (mean((centred(value) - centred(truth)).abs()) / spread).mean()
 
 
-def normal_loss(vectors: Tensor, truth: Tensor, where: Tensor) -> Tensor:
-    """Mean of 1 - cosine of the angle between vectors and unit vectors.
+def normal_loss(vectors: Tensor, truth: Tensor, region: Tensor) -> Tensor:
+    """Mean over a region of 1 - cosine of the angle between predicted and true normals.
 
     Args:
-        vectors: (n, axis, y, x), of any length.
-        truth: (n, axis, y, x), of length 1, or 0 where nothing counts.
-        where: (n, y, x), 1 where to look, 0 elsewhere.
+        vectors: predicted normals of any length, (n, axis, y, x).
+        truth: true normals, (n, axis, y, x), of length 1, or 0 in pixels to ignore.
+        region: (n, y, x), 1 in pixels to include, 0 elsewhere.
     """
-    where = where * (truth.square().sum(1) > 0.5)
+    region = region * (truth.square().sum(1) > 0.5)
     cosine = F.cosine_similarity(vectors, truth, dim=1)
-    return ((1 - cosine) * where).sum() / where.sum().clamp(min=1)
+    return ((1 - cosine) * region).sum() / region.sum().clamp(min=1)
 
 
 def train_maps(
@@ -145,10 +150,11 @@ def train_maps(
     recipe: Recipe = MAP_RECIPE,
     begin: MapNetwork | None = None,
 ) -> MapNetwork:
-    """Train and return the map network; resumes from ``folder``.
+    """Train and return the map network; resumes from a checkpoint in ``folder``.
 
     Args:
-        begin: a trained network, with normals or without, whose weights to begin from.
+        rebuilt: reconstructions of the first training scenes, (scene, y, x, rgb) uint8.
+        begin: trained network, with or without normals, from whose weights to start.
     """
     torch.manual_seed(3)
     model = MapNetwork()
@@ -157,10 +163,10 @@ def train_maps(
     if device.type == "cpu" and not computes_bfloat16(device):
         model.to(memory_format=torch.channels_last)  # faster in float32
     trainer = Trainer(folder, "maps", model, recipe, device)
-    pictures = _Pictures(data, rebuilt, device)
+    batches = _ImageBatches(data, rebuilt, device)
 
     def loss(index: np.ndarray, step: int) -> Tensor:
-        index, images = pictures.batch(index, step)
+        index, images = batches.batch(index, step)
         truth = np.stack(
             [
                 np.stack([data.foreground[i] / np.float32(255) for i in index]),
@@ -182,7 +188,7 @@ def train_maps(
 
 
 def mirrored(normal: Tensor) -> Tensor:
-    """Normals (n, axis, y, x) of the mirror image: moved, and turned to the other side."""
+    """Normals (n, axis, y, x) of the mirror image: pixels flipped, and x components negated."""
     sign = torch.tensor([-1.0, 1.0, 1.0], device=normal.device)
     return normal.flip(3) * sign[:, None, None]
 
@@ -196,14 +202,14 @@ def train_classifier(
     device: torch.device,
     recipe: Recipe,
 ) -> ClassNetwork:
-    """Train and return a classifier over `CATEGORIES`; resumes from ``folder``."""
+    """Train and return a classifier of `CATEGORIES`; resumes from a checkpoint in ``folder``."""
     torch.manual_seed(recipe.seed)
     model = ClassNetwork(len(CATEGORIES), widths) if widths else ClassNetwork(len(CATEGORIES))
     trainer = Trainer(folder, name, model, recipe, device)
-    pictures = _Pictures(data, rebuilt, device)
+    batches = _ImageBatches(data, rebuilt, device)
 
     def loss(index: np.ndarray, step: int) -> Tensor:
-        index, images = pictures.batch(index, step)
+        index, images = batches.batch(index, step)
         truth = torch.from_numpy(data.category[np.asarray(index)].astype(np.int64)).to(device)
         with autocast(device):
             output = model(images)

@@ -1,7 +1,7 @@
-"""The twelve objects, as triangle meshes standing on the floor at the origin.
+"""Triangle meshes of the twelve objects, which stand on the floor at the origin.
 
-Every object is a list of parts; a part whose colour is None takes the object's named colour.
-Shapes are a little stout: table legs and mug handles must survive a small VAE.
+Each object is a list of parts; a part whose colour is None gets the colour of the scene's object.
+Thin parts such as table legs and mug handles are thickened, so that a small VAE preserves them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Colored = tuple[trimesh.Trimesh, RGB | None]
 
 
 class Part(NamedTuple):
-    """Vertices (n, 3) float64, triangles (m, 3) int32, and a colour of its own or None."""
+    """Part of an object: vertices (n, 3) float64, triangles (m, 3) int32, fixed colour or None."""
 
     vertices: np.ndarray
     triangles: np.ndarray
@@ -35,7 +35,11 @@ _LEAF: RGB = (0.16, 0.50, 0.14)
 
 @cache
 def object_parts(category: str, lying: bool = False) -> tuple[Part, ...]:
-    """Parts of one object, facing +x (towards the camera at yaw 0), resting on z = 0.
+    """Parts of one object, facing +x (towards the camera at yaw 0) and standing on z = 0.
+
+    Args:
+        category: one of `CATEGORIES`.
+        lying: whether a ring lies flat instead of standing.
 
     Raises:
         KeyError: the category has no mesh.
@@ -116,9 +120,8 @@ def _mug() -> list[_Colored]:
     _turn(handle, 90, (1, 0, 0))
     _turn(handle, 90, (0, 0, 1))
     handle.apply_translation((0, 0.36, 0.38))
-    # The half of the handle's ring that lies inside the wall would show in the mug: cut it off.
-    keep = handle.triangles_center[:, 1] > 0.31
-    handle.update_faces(keep)
+    # Remove the half of the handle's ring that would be visible inside the mug.
+    handle.update_faces(handle.triangles_center[:, 1] > 0.31)
     return [
         (revolve(outside, sections=96), None),
         (revolve(inside, sections=96), _CREAM),
@@ -170,7 +173,7 @@ def _house() -> list[_Colored]:
 
 def _lemon() -> list[_Colored]:
     along = np.linspace(-1, 1, 81)
-    # A stout ellipse with a nub at either end, the two together making the outline of a lemon.
+    # The outline is an ellipse with a nub at either end.
     radius = 0.34 * np.sqrt(np.clip(1 - (along / 0.92) ** 2, 0, None))
     nub = 0.09 * np.sqrt(np.clip(1 - along**2, 0, None))
     profile = np.column_stack([np.maximum(radius, nub), along * 0.52])
@@ -191,7 +194,7 @@ def _orange() -> list[_Colored]:
 
 
 def _prism(outline: list[tuple[float, float]], half_width: float) -> trimesh.Trimesh:
-    """A convex (x, z) outline, extruded along y to both sides."""
+    """Prism of a convex (x, z) outline, extruded along y by ``half_width`` to both sides."""
     points = [(x, side * half_width, z) for side in (-1, 1) for x, z in outline]
     return trimesh.convex.convex_hull(np.array(points))
 

@@ -1,8 +1,8 @@
-"""Ray casting a scene: the picture and its exact maps.
+"""Ray caster of scenes: image and exact maps.
 
-Light is one directional lamp with hard shadows plus an ambient sky sampled in fixed directions, so
-a picture is free of noise and, sample by sample, ``rgb = albedo * shading`` holds exactly.  Rays
-are cast by Intel Embree through ``embreex``.
+The light is one directional lamp with hard shadows, and an ambient sky sampled in fixed directions.
+So images are free of noise, and ``rgb = albedo * shading`` holds exactly for every ray.  Rays are
+cast by Intel Embree through ``embreex``.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from ldmprobe_core.tabletop.meshes import object_parts
 from ldmprobe_core.tabletop.scenes import LOOK_AT, Arrangement, Item, Scene, camera_axes
 
 SAMPLES = 2
-"""Rays a pixel, along each axis."""
+"""Rays a pixel along each axis."""
 NEAR, FAR = 1.0, 12.0
 """Depth is clipped to this range, in scene units, before the logarithm."""
 SKY: RGB = (0.80, 0.86, 0.92)
 
-_AMBIENT_FLOOR, _AMBIENT_SKY, _LAMP = 0.12, 0.33, 0.55  # add up to 1: nothing overexposes
+_AMBIENT_FLOOR, _AMBIENT_SKY, _LAMP = 0.12, 0.33, 0.55  # their sum is 1, so nothing is overexposed
 _WALL_HEIGHT, _FLOOR_REACH = 6.0, 40.0
 _LIFT = 2e-3  # secondary rays start this far off the surface, against self-intersection
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """A picture and its maps, every one (y, x), (y, x, rgb) or (y, x, axis), float32.
+    """Image of a scene with its exact maps, all float32.
 
     Attributes:
-        rgb: 0..1, display values (no gamma).
-        foreground: share of the pixel that objects cover, 0..1.
-        objects: (object, y, x), share of the pixel that each object covers, 0..1.
-        depth: mean of log z over the pixel, z along the camera's axis, clipped to `NEAR`..`FAR`;
-            larger is farther.
-        shading: light arriving at the surface, 0..1; 1 in the sky.
-        albedo: colour of the surface, 0..1.
-        normal: unit vector perpendicular to the visible side of the surface, in the camera's axes:
-            x to the right of the picture, y up, z from the scene towards the camera (right-handed,
-            as in OpenGL; a surface seen head-on has (0, 0, 1)).  The mean over the pixel's rays
-            that hit a surface, brought back to unit length; (0, 0, 0) where all see the sky.  Round
-            objects have the normals of their mesh's triangles: a ball's are within 3 degrees of a
-            sphere's.
+        rgb: (y, x, rgb) display values in 0..1 (no gamma).
+        foreground: (y, x), fraction of each pixel that objects cover.
+        objects: (object, y, x), fraction of each pixel that each object covers.
+        depth: (y, x), mean of log z over the pixel, with z along the camera's axis, clipped to
+            `NEAR`..`FAR`; larger is farther.
+        shading: (y, x), light arriving at the surface, 0..1; 1 in the sky.
+        albedo: (y, x, rgb), colour of the surface, 0..1.
+        normal: (y, x, axis), unit normals of the visible side of the surface, in the camera's axes:
+            x to the right of the image, y up, z from the scene towards the camera (right-handed, as
+            in OpenGL; a surface seen head-on has (0, 0, 1)).  A pixel's normal is the normalised
+            mean over its rays that hit a surface; (0, 0, 0) if all rays reach the sky.  Round
+            objects have the normals of their mesh's triangles, which for a ball are within 3
+            degrees of a sphere's.
     """
 
     rgb: np.ndarray
@@ -87,7 +87,7 @@ def render(scene: Scene | Arrangement, size: int = IMAGE_SIZE, samples: int = SA
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., axis) at length 1; zero vectors stay zero."""
+    """Normalise vectors (..., axis) to length 1; zero vectors stay zero."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(length > 0, length, 1)
 
@@ -103,13 +103,13 @@ class _Hit:
 
 
 class _World:
-    """A scene handed to Embree; a single object's bounding sphere sits above the origin."""
+    """Geometry of a scene in Embree, with its camera and lights."""
 
     def __init__(self, scene: Scene | Arrangement) -> None:
         self.scene = scene
         self.embree = EmbreeScene()
         self.albedo: list[RGB] = []
-        self.owner: list[int] = []  # of each mesh, the object it is a part of
+        self.owner: list[int] = []  # index of the object to which each mesh belongs, or -1
         if isinstance(scene, Arrangement):
             items = scene.items
         else:
@@ -122,9 +122,9 @@ class _World:
             for part in object_parts(item.category, item.lying):
                 vertices.append(part.vertices @ turn.T + item.place)
                 self._add(vertices[-1], part.triangles, part.color or OBJECT_COLORS[item.color], i)
-        everything = np.concatenate(vertices)
-        self.center = (everything.min(0) + everything.max(0)) / 2
-        self.radius = float(np.linalg.norm(everything - self.center, axis=1).max())
+        all_vertices = np.concatenate(vertices)
+        self.center = (all_vertices.min(0) + all_vertices.max(0)) / 2
+        self.radius = float(np.linalg.norm(all_vertices - self.center, axis=1).max())
         self._add_room()
 
     def _add(self, vertices: np.ndarray, faces: np.ndarray, color: RGB, owner: int = -1) -> None:
@@ -142,11 +142,12 @@ class _World:
             panel = np.array([[0, -r, 0], [0, r, 0], [0, r, h], [0, -r, h]])
             panel[:, 0] = -distance
             wall = self.scene.wall
-            assert wall is not None, "a scene with walls names their colour"
+            if wall is None:
+                raise ValueError("a scene with walls names their colour")
             self._add(panel @ _about_z(azimuth).T, square, WALL_COLORS[wall])
 
     def camera_rays(self, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Origin (3,), unit directions (width², 3) and the camera's axes, rows right, up, back."""
+        """Origin (3,) and unit directions (width², 3) of rays; axes (3, 3): right, up, back."""
         s = self.scene
         tangent = np.tan(np.radians(s.field_of_view) / 2)
         right, up, back = camera_axes(s.elevation, s.roll)
@@ -154,7 +155,7 @@ class _World:
             origin, offset = np.array(LOOK_AT) + back * s.distance, (0.0, 0.0)
         else:
             origin, offset = self.center + back * self.radius / (s.size * tangent), s.offset
-        # The lens is shifted, not the camera turned: the object keeps its shape off-centre.
+        # A shifted lens, unlike a turned camera, does not change the object's shape.
         ticks = (np.arange(width) + 0.5) / width * 2 - 1
         across = (ticks - 2 * offset[0]) * tangent
         above = (-ticks - 2 * offset[1]) * tangent
@@ -166,20 +167,20 @@ class _World:
 
     def cast(self, origin: np.ndarray, rays: np.ndarray) -> _Hit:
         starts = np.tile(origin, (len(rays), 1))
-        found = self.embree.run(starts, rays, output=True)
-        valid = found["geomID"] >= 0
-        normal = found["Ng"][valid]
+        hits = self.embree.run(starts, rays, output=True)
+        valid = hits["geomID"] >= 0
+        normal = hits["Ng"][valid]
         normal /= np.linalg.norm(normal, axis=1, keepdims=True)
         facing = np.sign(-(normal * rays[valid]).sum(1, keepdims=True))
-        distance = np.where(valid, found["tfar"], np.inf).astype(np.float32)
-        albedo = np.array([*self.albedo, SKY], np.float32)[found["geomID"]]  # -1 is the sky
+        distance = np.where(valid, hits["tfar"], np.inf).astype(np.float32)
+        albedo = np.array([*self.albedo, SKY], np.float32)[hits["geomID"]]  # -1 is the sky
         return _Hit(
             valid=valid,
             point=(starts + rays * np.where(valid, distance, 0)[:, None])[valid],
             normal=normal * facing,
             distance=distance,
             albedo=albedo,
-            item=np.array([*self.owner, -1])[found["geomID"]],
+            item=np.array([*self.owner, -1])[hits["geomID"]],
         )
 
     def light(self, hit: _Hit, width: int) -> np.ndarray:
@@ -194,36 +195,40 @@ class _World:
             np.float32,
         )
         total = _AMBIENT_FLOOR + _LAMP * self._visible(hit, np.arange(len(hit.point)), lamp)
-        # Neighbouring rays take different quarters of the sky; a pixel sees all of it.
+        # Neighbouring rays sample different quarters of the sky; together, a pixel's sample all.
         row, column = np.divmod(np.flatnonzero(hit.valid), width)
         quarter = (row % 2) * 2 + column % 2
-        for which, directions in enumerate(_sky_directions()):
-            mine = np.flatnonzero(quarter == which)
+        for number, directions in enumerate(_sky_directions()):
+            members = np.flatnonzero(quarter == number)
             norm = directions[:, 2].sum()
             for direction in directions:
-                total[mine] += _AMBIENT_SKY / norm * self._visible(hit, mine, direction)
+                total[members] += _AMBIENT_SKY / norm * self._visible(hit, members, direction)
         return np.minimum(total, 1.0)
 
-    def _visible(self, hit: _Hit, which: np.ndarray, direction: np.ndarray) -> np.ndarray:
-        """Cosine towards ``direction`` where nothing is in the way, else 0; (which,)."""
-        cosine = np.maximum(hit.normal[which] @ direction, 0).astype(np.float32)
-        ask = np.flatnonzero(cosine > 0)
-        points = hit.point[which[ask]] + _LIFT * hit.normal[which[ask]]
+    def _visible(self, hit: _Hit, members: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        """Cosine (member,) of the normal with ``direction``; 0 if the direction is blocked.
+
+        Args:
+            members: indices of the hits.
+        """
+        cosine = np.maximum(hit.normal[members] @ direction, 0).astype(np.float32)
+        facing = np.flatnonzero(cosine > 0)
+        points = hit.point[members[facing]] + _LIFT * hit.normal[members[facing]]
         rays = np.tile(direction.astype(np.float32), (len(points), 1))
         blocked = self.embree.run(points.astype(np.float32), rays, query="OCCLUDED") >= 0
-        cosine[ask[blocked]] = 0
+        cosine[facing[blocked]] = 0
         return cosine
 
 
 @lru_cache(maxsize=1)
 def _sky_directions() -> list[np.ndarray]:
-    """24 directions spread over the upper hemisphere (a Fibonacci lattice), in four quarters."""
+    """Four sets of 6 directions, together a Fibonacci lattice of the upper hemisphere."""
     k = np.arange(24) + 0.5
     z = k / 24
     angle = np.pi * (1 + 5**0.5) * k
     ring = np.sqrt(1 - z**2)
-    every = np.column_stack([ring * np.cos(angle), ring * np.sin(angle), z])
-    return [every[start::4] for start in range(4)]
+    directions = np.column_stack([ring * np.cos(angle), ring * np.sin(angle), z])
+    return [directions[start::4] for start in range(4)]
 
 
 def _about_z(degrees: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What can stand on the tabletop: sampling a scene and saying it in words."""
+"""Scenes of the tabletop: random draws of their parameters, and their captions."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ from ldmprobe_core.study.prompt_sets import (
 )
 
 WALL_KINDS = {"none": 0.03, "back": 0.15, "oblique": 0.47, "corner": 0.35}
-"""Share of each wall layout; oblique walls and corners keep position from giving depth away."""
+"""Probability of each wall layout; with oblique walls and corners position predicts depth less."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One object on a floor, a camera and a lamp.  Lengths are in scene units, angles in degrees.
+    """Scene of one object on a floor, with a camera and a lamp.
+
+    Lengths are in scene units, angles in degrees.
 
     Attributes:
         category: one of `CATEGORIES`.
-        color: one of `OBJECT_COLORS`; for a fruit, its own colour.
+        color: one of `OBJECT_COLORS`, or the natural colour of a fruit.
         floor: one of `FLOOR_COLORS`.
-        wall: one of `WALL_COLORS`, or None where there is no wall.
-        walls: for each wall its azimuth (direction of its normal, relative to the camera's) and
-            its distance behind the object.
+        wall: one of `WALL_COLORS`; None without walls.
+        walls: azimuth (direction of the normal, relative to the camera's) and distance behind the
+            object of each wall.
         yaw: rotation of the object about the vertical, relative to the camera.
-        lying: the ring lies flat instead of standing.
-        size: apparent diameter of the object's bounding sphere, as a share of the frame's width.
-        offset: where the object's centre appears, (right, up), as a share of the frame's width
-            from the frame's centre.
-        elevation, roll, field_of_view: of the camera.
-        lamp_azimuth, lamp_elevation: of the one directional light, azimuth relative to the camera.
+        lying: whether a ring lies flat instead of standing.
+        size: apparent diameter of the object's bounding sphere, as a fraction of the frame's width.
+        offset: position of the object's centre relative to the image's, (right, up), as a fraction
+            of the frame's width.
+        elevation, roll, field_of_view: angles of the camera.
+        lamp_azimuth, lamp_elevation: direction of the directional light, azimuth relative to the
+            camera.
     """
 
     category: str
@@ -59,13 +62,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Item:
-    """One object of several.
+    """One object of an `Arrangement`.
 
     Attributes:
-        category, color, yaw, lying: as of a `Scene`.
-        scale: its size, as a multiple of the mesh's.
-        place: (x, y, z) of the middle of its underside in scene units, x towards the camera, y to
-            the right, z up; z = 0 stands on the floor, more floats.
+        category, color, yaw, lying: see `Scene`.
+        scale: scale factor of the mesh.
+        place: (x, y, z) of the centre of its underside in scene units, x towards the camera, y to
+            the right, z up; the object stands on the floor at z = 0 and floats above it at z > 0.
     """
 
     category: str
@@ -78,11 +81,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Several objects at free distances, on the floor or above it; else as a `Scene`.
+    """Scene of several objects, on the floor or above it; other fields are those of `Scene`.
 
     Attributes:
-        items: two or three, each of a category of its own.
-        distance: from the camera to the point it looks at, `LOOK_AT`.
+        items: two or three objects of distinct categories.
+        distance: distance from the camera to the point it looks at, `LOOK_AT`.
     """
 
     items: tuple[Item, ...]
@@ -98,11 +101,15 @@ class Arrangement:
 
 
 LOOK_AT = (0.0, 0.0, 0.4)
-"""Where the camera of an `Arrangement` looks, at the middle of the picture."""
+"""Point (x, y, z) at the image's centre, in an `Arrangement`."""
 
 
 def camera_axes(elevation: float, roll: float) -> np.ndarray:
-    """Unit vectors right, up and back (towards the camera), (axis, xyz), of angles in degrees."""
+    """Unit vectors right, up and back (towards the camera) of a camera, (axis, xyz).
+
+    Args:
+        elevation, roll: angles in degrees.
+    """
     e, r = np.radians([elevation, roll])
     back = np.array([np.cos(e), 0.0, np.sin(e)])
     up = np.array([-np.sin(e), 0.0, np.cos(e)])
@@ -111,9 +118,10 @@ def camera_axes(elevation: float, roll: float) -> np.ndarray:
 
 
 def arrangement_caption(arrangement: Arrangement) -> str:
-    """In words, such as ``a red cube and a blue ball on a gray floor``; no order is meant.
+    """Caption of several objects, such as ``a red cube and a blue ball on a gray floor``.
 
-    The embedded model's captions name one object: it was not trained on these.
+    The order of the objects has no meaning.  The embedded model was trained on captions of one
+    object only.
     """
     *most, last = (thing_phrase(item.category, item.color) for item in arrangement.items)
     things = f"{', '.join(most)} and {last}"
@@ -121,23 +129,23 @@ def arrangement_caption(arrangement: Arrangement) -> str:
 
 
 def scene_caption(scene: Scene) -> str:
-    """`caption` of a whole scene."""
+    """Caption of a scene, such as ``a red cube on a gray floor, white wall``."""
     return caption(scene.category, scene.color, scene.floor, scene.wall)
 
 
 def caption_words() -> list[str]:
-    """Every word a caption can hold, sorted; the tokenizer gives each a token of its own."""
+    """Sorted words of all possible captions; the tokenizer has one token for each."""
     words = {"a", "an", "on", "floor", "wall", ","}
     words.update(CATEGORIES, OBJECT_COLORS, FLOOR_COLORS, WALL_COLORS)
     return sorted(words)
 
 
 _YAW_LIMIT = {"ring": 55.0, "armchair": 65.0, "mug": 60.0}
-"""Objects that are hard to tell from behind or edge-on keep their telling side in view."""
+"""Largest yaw in degrees of objects that are hard to recognise from behind or edge-on."""
 
 
 def sample_scene(seed: int) -> Scene:
-    """Draw the scene with this seed; the same seed always gives the same scene."""
+    """Draw a scene; equal seeds give equal scenes."""
     rng = np.random.default_rng([20_26, seed])
     category = str(rng.choice(CATEGORIES))
     color = _sample_color(rng, category)
@@ -178,38 +186,39 @@ def _sample_yaw(rng: np.random.Generator, category: str) -> float:
     limit = _YAW_LIMIT.get(category, 180.0)
     yaw = float(rng.uniform(-limit, limit))
     if category == "mug" and rng.random() < 0.5:
-        yaw += 180.0  # the handle shows on either side
+        yaw += 180.0  # puts the handle on the other side, where it is visible too
     return yaw
 
 
 def _sample_lamp(rng: np.random.Generator, walls: tuple[tuple[float, float], ...]) -> float:
     azimuth = float(rng.uniform(-180, 180))
     while any(np.cos(np.radians(azimuth - facing)) < 0.1 for facing, _ in walls):
-        azimuth = float(rng.uniform(-180, 180))  # a lamp behind a wall lights nothing
+        azimuth = float(rng.uniform(-180, 180))  # a lamp behind a wall would light nothing
     return azimuth
 
 
-_BROAD = 0.62
-"""Radius of a cylinder about every mesh's middle, in scene units."""
+_OBJECT_RADIUS = 0.62
+"""Radius in scene units of a vertical cylinder that contains any mesh."""
 
 
 def sample_arrangement(seed: int) -> Arrangement:
-    """Draw two or three objects with this seed; the same seed always gives the same ones.
+    """Draw an arrangement of two or three objects; equal seeds give equal arrangements.
 
-    An object is put on the line of sight through a point of the picture: half of them where it
-    meets the floor, the others nearer to the camera, above the floor.  Its size is drawn as it
-    appears.  So size does not tell how far away an object is, and height in the picture, where
-    floors recede, tells it less; half of the time the first two are at one height.
+    An object is placed on the line of sight through a point of the image: half of the objects where
+    the line meets the floor, the others nearer to the camera, above the floor.  The size is drawn
+    as it appears in the image.  So apparent size is independent of distance, and height in the
+    image predicts distance less; in half of the arrangements the first two objects have the same
+    height in the image.
     """
     rng = np.random.default_rng([20_27, seed])
     while True:
-        drawn = _try_arrangement(rng)
-        if drawn is not None:
-            return drawn
+        arrangement = _try_arrangement(rng)
+        if arrangement is not None:
+            return arrangement
 
 
 def _try_arrangement(rng: np.random.Generator) -> Arrangement | None:
-    """One draw; None where the objects found no room."""
+    """Draw one arrangement; None if an object cannot be placed."""
     categories = [str(name) for name in rng.permutation(CATEGORIES)[: rng.integers(2, 4)]]
     floor = str(rng.choice(list(FLOOR_COLORS)))
     layout = str(rng.choice(list(WALL_KINDS), p=list(WALL_KINDS.values())))
@@ -222,13 +231,13 @@ def _try_arrangement(rng: np.random.Generator) -> Arrangement | None:
     tangent = np.tan(np.radians(field_of_view) / 2)
 
     items: list[Item] = []
-    seen: list[tuple[float, float]] = []
-    level = rng.random() < 0.5
+    positions: list[tuple[float, float]] = []  # in the image, (right, up)
+    same_height = rng.random() < 0.5
     for category in categories:
         for _ in range(60):
             across, above = float(rng.uniform(-0.75, 0.75)), float(rng.uniform(-0.8, 0.35))
-            if level and len(seen) == 1:
-                above = seen[0][1] + float(rng.normal(0, 0.02))
+            if same_height and len(positions) == 1:
+                above = positions[0][1] + float(rng.normal(0, 0.02))
             ray = tangent * (across * right + above * up) - back
             share = 1.0 if rng.random() < 0.5 else float(rng.uniform(0.6, 0.95))
             apparent = float(rng.uniform(0.65, 1.05))
@@ -239,13 +248,13 @@ def _try_arrangement(rng: np.random.Generator) -> Arrangement | None:
             place = camera + ray * depth
             place[2] = max(place[2], 0.0)
             if _has_room(place, scale, items, walls) and all(
-                np.hypot(across - a, above - b) > 0.45 for a, b in seen
+                np.hypot(across - a, above - b) > 0.45 for a, b in positions
             ):
                 color, yaw = _sample_color(rng, category), _sample_yaw(rng, category)
                 x, y, z = (float(value) for value in place)
                 lying = bool(rng.random() < 0.3)
                 items.append(Item(category, color, yaw, lying, scale, (x, y, z)))
-                seen.append((across, above))
+                positions.append((across, above))
                 break
         else:
             return None
@@ -269,8 +278,8 @@ def _has_room(
     items: list[Item],
     walls: tuple[tuple[float, float], ...],
 ) -> bool:
-    """Whether an object here stays clear of others, of walls and of the camera's near side."""
-    radius = _BROAD * scale
+    """Whether an object at this place is clear of other objects, of walls and of the camera."""
+    radius = _OBJECT_RADIUS * scale
     for azimuth, behind in walls:
         facing = np.cos(np.radians(azimuth)), np.sin(np.radians(azimuth))
         if place[0] * facing[0] + place[1] * facing[1] - radius < -behind:
@@ -278,7 +287,8 @@ def _has_room(
     if place[0] > 3.0 or place[0] < -4.0:
         return False
     return all(
-        np.hypot(place[0] - item.place[0], place[1] - item.place[1]) > radius + _BROAD * item.scale
+        np.hypot(place[0] - item.place[0], place[1] - item.place[1])
+        > radius + _OBJECT_RADIUS * item.scale
         for item in items
     )
 

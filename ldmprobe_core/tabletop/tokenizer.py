@@ -1,6 +1,6 @@
-"""A CLIP tokenizer whose vocabulary is the tabletop's words, one token each.
+"""CLIP tokenizer with one token for each word of the tabletop captions.
 
-Any other text still tokenizes, byte by byte, as with CLIP's own vocabulary.
+Other text is tokenized byte by byte, as with CLIP's own vocabulary.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from transformers import CLIPTokenizer
 from ldmprobe_core.tabletop.scenes import caption_words
 
 CAPTION_LENGTH = 24
-"""Tokens a caption is padded or cut to, begin and end included."""
+"""Tokens a caption, after padding or truncation, including the begin and end tokens."""
 
 _END = "</w>"
 
 
 def new_tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE with just the merges that make each caption word one token."""
+    """Byte-level BPE tokenizer with only the merges that make each caption word one token."""
     merges: list[tuple[str, str]] = []
     for word in caption_words():
         merges += _missing_merges(word, merges)
@@ -34,7 +34,7 @@ def new_tokenizer() -> CLIPTokenizer:
 
 
 def _missing_merges(word: str, merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Merges to add after ``merges`` so that byte-pair encoding leaves ``word`` in one piece."""
+    """Merges to append to ``merges`` so that byte-pair encoding makes ``word`` one token."""
     rank = {pair: i for i, pair in enumerate(merges)}
     pieces = [*word[:-1], word[-1] + _END]
     added: list[tuple[str, str]] = []
@@ -60,7 +60,7 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in byte-level BPE (as in GPT-2)."""
+    """Printable character that represents each byte in byte-level BPE (as in GPT-2)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [b for b in range(256) if b not in plain]
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(hidden))]

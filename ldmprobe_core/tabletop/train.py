@@ -1,12 +1,12 @@
-"""Make the embedded model from nothing: ``python -m ldmprobe_core.tabletop.train``.
+"""Train the embedded model from scratch: ``python -m ldmprobe_core.tabletop.train``.
 
 Stages, each resumed from its checkpoint in the working folder: render scenes, train the VAE, train
-the labelers, train UNet and text encoder, measure everything on held-out scenes, write the model
-folder and its card.  Needs ``ldmprobe[tabletop]`` for rendering; uses CUDA when present.
+the labelers, train UNet and text encoder, measure the networks on held-out scenes, write the model
+folder and its card.  Rendering needs ``ldmprobe[tabletop]``; CUDA is used if available.
 
-With ``--from FOLDER`` VAE and classifiers are those of a model folder, as they are, and the map
-network, the UNet and the text encoder are trained further from its weights, each if its stage
-(labelers, denoiser) is named.
+With ``--from FOLDER``, VAE and classifiers are taken from a model folder unchanged.  The map
+network (stage labelers), the UNet and the text encoder (stage denoiser) are trained further from
+its weights if their stages are selected.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STAGES = ("render", "autoencoder", "denoiser", "labelers", "export")
 
 
 def main() -> None:
-    """Command line."""
+    """Run the stages that the command line selects."""
     args = _arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -60,7 +60,7 @@ def main() -> None:
     if begin:
         vae = autoencoder.load_autoencoder(begin).to(device)
     else:
-        recipe = replace(autoencoder.RECIPE, samples=args.autoencoder_samples)
+        recipe = replace(autoencoder.AUTOENCODER_RECIPE, samples=args.autoencoder_samples)
         vae = autoencoder.train_autoencoder(data, work, device, recipe)
     latents = denoiser.latent_dataset(data, vae, work, device)
 
@@ -73,10 +73,10 @@ def main() -> None:
 
 
 def _lower_priority() -> None:
-    """Let every other process of the machine go first: a training takes hours."""
+    """Give this process the lowest CPU priority, because a training takes hours."""
     os.nice(19)
-    # Linux shares a CPU among sessions before it looks at nice values, so that a training that was
-    # started in a session of its own would still get a full share.
+    # Linux divides the CPU among sessions (autogroups) first, and nice values only act within one.
+    # Without a lower autogroup priority, a training in its own session would get a full share.
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text("19")
 
@@ -88,7 +88,7 @@ def _labeler_networks(
     latents: np.ndarray,
     device: torch.device,
 ) -> dict[str, nn.Module]:
-    """Labeler networks by file name: loaded, trained or trained further, as the stages say."""
+    """Labeler networks by file name: loaded, trained or trained further, depending on stages."""
     begin, work = args.begin, args.work
     if begin:
         networks = load_networks(begin, device)
@@ -120,9 +120,9 @@ def _train_denoiser(
     device: torch.device,
     labelers: dict[str, nn.Module],
 ) -> denoiser.Denoiser:
-    """Train UNet and text encoder; milestones are measured where there are labelers to do so."""
+    """Train UNet and text encoder; measure milestones if there are labelers for it."""
     begin = args.begin
-    recipe = denoiser.CONTINUED if begin else denoiser.RECIPE
+    recipe = denoiser.DENOISER_CONTINUED if begin else denoiser.DENOISER_RECIPE
     recipe = replace(recipe, samples=args.denoiser_samples or recipe.samples)
     tokenizer = new_tokenizer()
     model = denoiser.load_denoiser(begin) if begin else denoiser.Denoiser(tokenizer)
@@ -157,11 +157,14 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--contact-sheet", type=Path, default=Path("docs/contact-sheet.png"))
     parser.add_argument("--scenes", type=int, default=38_000)
-    parser.add_argument("--autoencoder-samples", type=int, default=autoencoder.RECIPE.samples)
+    parser.add_argument(
+        "--autoencoder-samples", type=int, default=autoencoder.AUTOENCODER_RECIPE.samples
+    )
     parser.add_argument(
         "--denoiser-samples",
         type=int,
-        help=f"default {denoiser.RECIPE.samples}, or {denoiser.CONTINUED.samples} more with --from",
+        help=f"default {denoiser.DENOISER_RECIPE.samples}, "
+        f"or {denoiser.DENOISER_CONTINUED.samples} more with --from",
     )
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 0)))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))

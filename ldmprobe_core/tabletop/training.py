@@ -1,7 +1,7 @@
-"""One training loop for every tabletop network: schedule, moving average, checkpoints, progress.
+"""Training loop of the tabletop networks: schedule, moving average, checkpoints, progress lines.
 
-Checkpoints are safetensors (no pickle), written beside the old one and then renamed, so a training
-that is killed at any moment resumes from its last whole checkpoint.
+Checkpoints are safetensors (no pickle).  Each is written to a temporary file and then renamed, so a
+training that is killed at any moment resumes from its last complete checkpoint.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from ldmprobe_core.tabletop.dataset import shuffled_batches
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast.
+    """Hyperparameters of a training.
 
     Attributes:
-        samples: training samples to draw in all.
+        samples: number of training samples to draw, with repetition.
         batch: samples a step.
-        learning_rate: peak, reached after `warmup` steps, held, then brought to zero over the
-            last `decay` share of the steps along a half cosine.
-        average: decay of the exponential moving average of the weights; 0 keeps none.
+        learning_rate: peak rate, reached after `warmup` steps, then constant, then reduced to zero
+            along a half cosine over the last fraction `decay` of the steps.
+        average: decay of the exponential moving average of the weights; 0 turns it off.
+        seed: seed of batches and noise.
     """
 
     samples: int
@@ -45,25 +46,30 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in all."""
+        """Total number of optimiser steps."""
         return self.samples // self.batch
 
     def rate(self, step: int) -> float:
         """Learning rate at a step (from 0)."""
         rise = min(1.0, (step + 1) / self.warmup)
-        left = (self.steps - step) / max(1.0, self.decay * self.steps)
-        fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, left)))
+        remaining = (self.steps - step) / max(1.0, self.decay * self.steps)
+        fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, remaining)))
         return self.learning_rate * rise * fall
 
 
 class Trainer:
-    """Trains ``model`` and leaves the averaged weights in it.
+    """Trainer of one network, which ends with the averaged weights.
 
     Args:
-        folder: where checkpoints and ``NAME.json`` (steps, seconds) are kept.
-        name: of this training, for the files and the progress lines.
-        model: float32 parameters, which the training begins from unless there is a checkpoint; the
-            forward pass may run in autocast.
+        folder: folder of the checkpoint and of ``NAME.json`` (steps, samples, seconds).
+        name: name of the training, for files and progress lines.
+        model: network with float32 parameters, the starting point unless there is a checkpoint;
+            the forward pass may run in autocast.
+
+    Attributes:
+        average: averaged weights, as a state dict.
+        step: number of steps done.
+        seconds, cpu_seconds: wall and CPU time of the training so far.
     """
 
     CHECKPOINT_EVERY_S = 120.0
@@ -89,12 +95,12 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """All steps of the recipe are done."""
+        """Whether all steps of the recipe are done."""
         return self.step >= self.recipe.steps
 
     @property
     def samples(self) -> int:
-        """Training samples seen."""
+        """Number of training samples drawn so far."""
         return self.step * self.recipe.batch
 
     def fit(
@@ -105,29 +111,29 @@ class Trainer:
         milestone_every: int = 100_000,
         cpu_limit: float = math.inf,
     ) -> None:
-        """Run to the recipe's end.
+        """Train to the end of the recipe, from the checkpoint if there is one.
 
         Args:
-            scenes: indices are drawn below this.
-            loss: maps (indices of a batch, step) to a scalar.
-            milestone: called with the samples seen and the averaged weights (state dict) before
-                the first step and whenever another ``milestone_every`` samples have been seen.  A
-                training that was killed calls it again for what came after its last checkpoint.
-            cpu_limit: stop after this much CPU time of the process, in seconds, before the
-                recipe's end; to compare recipes at equal cost on a machine that others use.
+            scenes: number of training scenes; batches are indices below it.
+            loss: function from (indices of a batch, step) to a scalar loss.
+            milestone: called with the number of samples and the averaged weights (a state dict)
+                before the first step and after every ``milestone_every`` samples.  After a kill,
+                the milestones since the last checkpoint are called again.
+            cpu_limit: CPU time of the process, in seconds, after which to stop early; it serves to
+                compare recipes at equal cost on a shared machine.
         """
         batches = shuffled_batches(scenes, self.recipe.batch, self.recipe.seed, self.step)
         if milestone and self.step == 0:
             milestone(0, self.average)
         self.model.train()
-        first, before = self.step, self.seconds
-        saved = begun = time.monotonic()
+        first_step, seconds_before = self.step, self.seconds
+        saved = started = time.monotonic()
         cpu_before = self.cpu_seconds - time.process_time()
         progress = _Progress(self)
         while not self.finished and self.cpu_seconds < cpu_limit:
             value = self._update(loss, next(batches))
             now = time.monotonic()
-            self.seconds = before + now - begun
+            self.seconds = seconds_before + now - started
             self.cpu_seconds = cpu_before + time.process_time()
             progress.add(value, now)
             if milestone and self.samples // milestone_every > (
@@ -135,15 +141,15 @@ class Trainer:
             ):
                 milestone(self.samples, self.average)
                 self.model.train()
-                took = time.monotonic() - now  # which is no training time
-                begun, saved = begun + took, 0.0
-                progress.pause(took)
+                pause = time.monotonic() - now  # does not count as training time
+                started, saved = started + pause, 0.0
+                progress.pause(pause)
                 cpu_before = self.cpu_seconds - time.process_time()
             if now - saved > self.CHECKPOINT_EVERY_S:
                 saved = time.monotonic()
-                self._save()
-        if self.step > first:
-            self._save()
+                self.save_checkpoint()
+        if self.step > first_step:
+            self.save_checkpoint()
         self.model.load_state_dict(self.average)
         self.model.eval()
 
@@ -151,7 +157,8 @@ class Trainer:
         """Take one optimiser step on a batch of scene indices; returns its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step)
-        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)  # resuming repeats the noise
+        # The seed depends on the step alone, so that a resumed training draws the same noise.
+        torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
         value = loss(batch, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -162,32 +169,33 @@ class Trainer:
         return value.item()
 
     def _update_average(self) -> None:
-        # A young average follows the weights closely, else it remembers their random start.
-        keep = min(self.recipe.average, (1 + self.step) / (10 + self.step))
+        # Early on, the average follows the weights closely, so that it forgets their random start.
+        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for key, value in self.model.state_dict().items():
                 if value.is_floating_point() and self.recipe.average > 0:
-                    self.average[key].lerp_(value, 1 - keep)
+                    self.average[key].lerp_(value, 1 - decay)
                 else:
                     self.average[key].copy_(value)
 
-    def _save(self) -> None:
+    def save_checkpoint(self) -> None:
+        """Replace the checkpoint and the record by the current state."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors[f"optimizer.{i}.exp_avg"] = state["exp_avg"]
             tensors[f"optimizer.{i}.exp_avg_sq"] = state["exp_avg_sq"]
-        fresh = self.path.with_suffix(".tmp")
+        temporary = self.path.with_suffix(".tmp")
         save_file(
             {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-            fresh,
+            temporary,
             metadata={
                 "step": str(self.step),
                 "seconds": str(self.seconds),
                 "cpu_seconds": str(self.cpu_seconds),
             },
         )
-        fresh.replace(self.path)
+        temporary.replace(self.path)
         record = {"step": self.step, "samples": self.samples, "seconds": round(self.seconds)}
         self.record.write_text(json.dumps(record | {"cpu_seconds": round(self.cpu_seconds)}))
 
@@ -198,24 +206,24 @@ class Trainer:
             self.seconds = float(file.metadata()["seconds"])
             self.cpu_seconds = float(file.metadata().get("cpu_seconds", 0.0))
 
-        def part(prefix: str) -> dict[str, Tensor]:
+        def with_prefix(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
 
-        self.model.load_state_dict(part("model."))
-        self.average = part("average.")
+        self.model.load_state_dict(with_prefix("model."))
+        self.average = with_prefix("average.")
         state: dict[int, dict[str, Tensor]] = {}
         parameters = list(self.model.parameters())
-        for key, tensor in part("optimizer.").items():
+        for key, tensor in with_prefix("optimizer.").items():
             i, name = key.split(".")
-            # In the parameter's memory format, which the fused optimiser takes for granted.
+            # The fused optimiser requires the parameter's memory format.
             moment = torch.empty_like(parameters[int(i)]).copy_(tensor).detach()
             state.setdefault(int(i), {"step": torch.tensor(float(self.step))})[name] = moment
-        fresh = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class _Progress:
-    """Prints samples seen, loss, rate and time left, every `Trainer.PROGRESS_EVERY_S`."""
+    """Printer of samples, loss, rate and remaining time, every `Trainer.PROGRESS_EVERY_S`."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -223,7 +231,7 @@ class _Progress:
         self._loss = 0.0
 
     def add(self, loss: float, now: float) -> None:
-        """Record the loss of a step that ended at ``now``; print when it is time."""
+        """Record the loss of a step that ended at ``now``, and print a line if one is due."""
         trainer, recipe = self._trainer, self._trainer.recipe
         self._loss = loss if self._loss == 0 else 0.98 * self._loss + 0.02 * loss
         elapsed = now - self._printed
@@ -239,27 +247,27 @@ class _Progress:
         self._printed, self._printed_step = now, trainer.step
 
     def pause(self, seconds: float) -> None:
-        """Leave out seconds in which nothing was trained."""
+        """Exclude a pause of the training from the rate."""
         self._printed += seconds
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is worth while: not on CPUs without AVX-512, which are 16 times slower."""
+    """Whether bfloat16 is fast on the device; on CPUs without AVX-512 it is 16 times slower."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision in bfloat16 where the device computes in it, else float32."""
+    """Autocast context: mixed precision in bfloat16 if the device is fast in it, else float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_bfloat16(device))
 
 
 def to_unit(images: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (n, y, x, rgb) to float32 (n, rgb, y, x) in -1..1."""
+    """Convert images uint8 (n, y, x, rgb) to float32 (n, rgb, y, x) in -1..1."""
     tensor = torch.from_numpy(np.ascontiguousarray(images)).to(device)
     return tensor.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(tensor: Tensor) -> np.ndarray:
-    """float (n, rgb, y, x) in -1..1 to uint8 (n, y, x, rgb)."""
+    """Convert images float (n, rgb, y, x) in -1..1 to uint8 (n, y, x, rgb)."""
     scaled = ((tensor.float() + 1) * 127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -51,7 +51,7 @@ def test_compare_pairs_differences_over_common_samples(runs):
 def test_compare_of_runs_without_common_samples_has_no_differences(runs):
     for row in compare([runs[0], runs[2]]):
         assert row["difference"] in ("", "–")
-    with pytest.raises(UserError, match="two runs or more"):
+    with pytest.raises(UserError, match="too few to compare"):
         compare(runs[:1])
 
 
@@ -85,9 +85,9 @@ def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):
     assert opened[0].endswith("report/index.html")
     trained = int(np.flatnonzero(runs[0].open("samples").split.values == "train")[0])
     for words, told in (
-        (("report", runs[0].url, "--samples", str(trained)), "was trained on"),
+        (("report", runs[0].url, "--samples", str(trained)), "not a held-out sample of the run"),
         (("report", runs[0].url, "--samples", "three"), "--samples is 'three'"),
-        (("compare", runs[0].url), "two runs or more"),
+        (("compare", runs[0].url), "too few to compare"),
         (("compare", runs[0].url, runs[0].url + "-none"), "holds no summary.json"),
         (("open", runs[0].url + "-none"), "holds no summary.json"),
     ):

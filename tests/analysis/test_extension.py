@@ -174,7 +174,9 @@ def test_studies_name_only_registered_extensions(tiny_study):
         tiny_study(labels={"edges": "difference"})
     with pytest.raises(UserError, match=r"controls: reversed_labels is not a key"):
         tiny_study(controls={"reversed_labels": True})
-    with pytest.raises(UserError, match=r"kinds has 'least-squares': choose from ridge, logistic"):
+    with pytest.raises(
+        UserError, match=r"kinds has 'least-squares'\. Fix: choose from ridge, logistic"
+    ):
         tiny_study(probes={"kinds": ["least-squares"]})
     with pytest.raises(UserError, match=r"none of them linear"):
         tiny_study(probes={"kinds": ["mlp"]})

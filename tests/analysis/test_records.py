@@ -17,7 +17,7 @@ def test_summary_fits_the_json_schema_that_ships(finished_run):
     for key in ("seconds", "bytes", "samples", "versions", "study_hash"):
         assert record[key]
     for found in record["properties"].values():
-        assert set(found) == {"best", "last", "emergence", "controls", "undefined"}
+        assert set(found) == {"best", "last", "emergence", "controls", "undefined", "missing"}
         assert set(found["emergence"]) == {"probe", "decoded", "clean", "lead"}
         names = {"position", "shuffled_labels", "permuted_weights", "latents", "mlp"}
         assert set(found["controls"]) == names

@@ -22,6 +22,9 @@ def test_build_report_escapes_prompts_and_writes_figures(tiny_study, tmp_path):
     assert "&lt;script&gt;alert(" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     record = json.loads(run.location.read_text("summary.json"))
+    (note,) = record["notes"]
+    assert note.startswith("8 of 8 prompts are longer than the model reads")
+    assert "8 of 8 prompts are longer than the model reads" in page
     assert record["properties"]["depth"]["controls"]["permuted_weights"] is None
     for name in ("foreground-heatmap.png", "depth-curves.png"):
         assert (Path(run.url) / "report" / name).stat().st_size > 5_000

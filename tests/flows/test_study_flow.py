@@ -176,7 +176,7 @@ def test_classify_command_precedes_run_and_shows_photographs(reference, tmp_path
     done = ldmprobe("run", *words, home=home)
     assert done.returncode == 0, done.stderr
     assert_same(plain, run)
-    assert "on 3 real pictures" in run.location.read_text("report/index.html")
+    assert "on 3 photographs" in run.location.read_text("report/index.html")
 
 
 def test_run_command_refuses_a_run_that_is_held(reference, tmp_path):

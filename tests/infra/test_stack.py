@@ -326,8 +326,8 @@ def test_secrets_are_in_no_database_log_or_run(connected, scheduled, tmp_path):
             if file.is_file():
                 places[str(file)] = file.read_bytes()
     run = Run("s3://runs/scheduled")
-    files = run.location._files()
-    for path in files.find(run.location._path("")):
+    files = run.location.filesystem()
+    for path in files.find(run.location.path("")):
         places[path] = files.cat_file(path)
     assert len(places) > 300
     for place, content in places.items():

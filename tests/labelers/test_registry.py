@@ -12,8 +12,10 @@ from ldmprobe_core.labelers.registry import (
     check_labeler,
     find_labeler,
     labeler_names,
+    labelers_of,
     register_labeler,
 )
+from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.sections import LabelerSpec
 
 
@@ -85,3 +87,29 @@ def test_find_labeler_loads_an_entry_point_when_it_is_asked_for(package):
 def test_find_labeler_lists_the_names_of_the_property():
     with pytest.raises(UserError, match=r"labels\.shading is 'midas'.*marigold, retinex"):
         find_labeler("shading", "midas")
+
+
+@pytest.mark.parametrize(
+    ("prop", "name", "weights"),
+    [
+        ("depth", "tabletop", None),
+        ("depth", "midas", "folder"),
+        ("shading", "retinex", None),
+        ("class", "vgg16", "file"),
+    ],
+)
+def test_check_labeler_refuses_a_revision_of_what_has_none(tmp_path, prop, name, weights):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    files = {"folder": str(tmp_path), "file": str(tmp_path / "model.safetensors"), None: None}
+    spec = LabelerSpec(name=name, weights=files[weights], revision="main")
+    with pytest.raises(UserError, match=rf"labels\.{prop} .*only hub ids have revisions.*Fix"):
+        check_labeler(prop, spec)
+
+
+def test_labelers_of_takes_a_name_alone_or_a_mapping():
+    short = parse_study({"labels": {"depth": "midas", "class": None}})
+    long = parse_study({"labels": {"depth": {"name": "midas"}, "class": None}})
+    assert short == long
+    assert labelers_of(short)["depth"] == LabelerSpec(name="midas")
+    with pytest.raises(UserError, match=r"labels\.depth.*weightz"):
+        parse_study({"labels": {"depth": {"name": "midas", "weightz": "x"}}})

@@ -101,10 +101,10 @@ def test_fit_probe_chooses_the_penalty_with_the_least_validation_error(data):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x, y: (x[0], y), "activations: shape"),
+        (lambda x, y: (x[0], y), "activations: they do not match the labels"),
         (lambda x, y: (x, y[:, :5]), "do not divide into 3 x 4 tokens"),
         (lambda x, y: (x * np.nan, y), "values are not finite"),
-        (lambda x, y: (x[:1], y[:1]), "leave none to choose a penalty by"),
+        (lambda x, y: (x[:1], y[:1]), "too few samples for training and validation"),
     ],
 )
 def test_fit_probe_refuses_what_does_not_fit(data, change, words):

@@ -99,7 +99,7 @@ def test_a_probe_predicts_what_its_stored_weights_say(run):
         ({"prop": "depth", "step": 1, "layer": None, "kind": "adam"}, "kind: 'adam' is not in the"),
         (
             {"prop": "depth", "step": 1, "layer": None, "kind": "logistic"},
-            "no probe of logistic",
+            "no linear probe of depth",
         ),
     ],
 )

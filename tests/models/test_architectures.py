@@ -1,5 +1,8 @@
 """Every architecture on a tiny checkpoint of its own classes: plan, generation, activations."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import tiny_models
@@ -8,6 +11,7 @@ from model_helpers import architecture_study, load_sampler
 from run_helpers import carry_out, generated
 
 from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.samples import make_samples
@@ -122,3 +126,85 @@ def test_whole_study_of_an_architecture(model_folders, name, tmp_path):
     assert summary.layers == len(plan_study(study).layers)
     assert "vae.decoder.mid_block.attentions.0" in run.layers
     assert summary.properties["shading"].best.mean is not None
+
+
+MEAN, STD = [0.3, -0.2, 0.1, 0.5], [0.5, 1.5, 2.0, 0.8]
+VAE, UNET, SCHEDULER = "vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"
+EDITS = [  # family, file, keys, the key that is refused or None
+    ("sdxl", VAE, {"latents_mean": MEAN, "latents_std": STD, "scaling_factor": 0.8}, None),
+    ("sdxl", VAE, {"latents_mean": MEAN}, None),
+    ("sdxl", VAE, {"latents_mean": MEAN[:3], "latents_std": STD}, "latents_mean"),
+    ("sdxl", VAE, {"shift_factor": 0.4, "force_upcast": True}, None),
+    ("sd1", VAE, {"shift_factor": 0.4, "latents_mean": MEAN, "latents_std": STD}, None),
+    ("sd1", VAE, {"scaling_factor": 0}, "scaling_factor"),
+    ("sd1", VAE, {"_class_name": "AutoencoderTiny"}, "_class_name"),
+    ("pixart", VAE, {"shift_factor": 0.4, "scaling_factor": 0.3}, None),
+    ("sd3", VAE, {"shift_factor": 0.4, "latents_mean": MEAN, "latents_std": STD}, None),
+    ("sd3", VAE, {"shift_factor": None}, "shift_factor"),
+    ("flux", VAE, {"shift_factor": -0.4, "scaling_factor": 0.3}, None),
+    ("flux", VAE, {"shift_factor": None}, "shift_factor"),
+    ("sd1", SCHEDULER, {"steps_offset": 0}, None),
+    ("sd1", SCHEDULER, {"skip_prk_steps": False}, "skip_prk_steps"),
+    ("sd2", SCHEDULER, {"steps_offset": 0, "clip_sample": True}, None),
+    ("sdxl", SCHEDULER, {"clip_sample": True, "clip_sample_range": 0.5}, None),
+    ("sdxl", SCHEDULER, {"clip_sample": None, "set_alpha_to_one": False}, None),
+    ("pixart", SCHEDULER, {"thresholding": True, "prediction_type": "sample"}, None),
+    ("sd3", SCHEDULER, {"use_dynamic_shifting": True}, None),
+    ("sd3", SCHEDULER, {"stochastic_sampling": True}, "stochastic_sampling"),
+    ("flux", SCHEDULER, {"use_karras_sigmas": True, "shift_terminal": 0.1}, None),
+    ("sd1", UNET, {"center_input_sample": True, "sample_size": [8, 12]}, None),
+    ("sd1", UNET, {"class_embed_type": "identity"}, "class_labels"),
+    ("sd1", UNET, {"sample_size": None}, "sample_size"),
+]
+OWN_SCHEDULER = {"sd1": "pndm", "sd3": "flow", "flux": "flow"}
+
+
+@pytest.mark.parametrize(("name", "file", "keys", "refused"), EDITS)
+def test_images_for_any_config_equal_those_of_the_familys_pipeline_or_are_refused(
+    model_folders, tmp_path, name, file, keys, refused
+):
+    folder = tmp_path / name
+    shutil.copytree(model_folders[name], folder)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | keys))
+    study = architecture_study(
+        folder,
+        name,
+        sampling={"scheduler": OWN_SCHEDULER.get(name, "ddim")},
+        controls={"permuted_weights": False},
+    )
+    if refused is not None:
+        with pytest.raises(UserError, match=f"{refused}.*Fix"):
+            plan_study(study)
+        return
+    plan = plan_study(study)
+    samples = make_samples(study)[:2]
+    made = generated(load_sampler(study), samples)
+    architecture = detect_architecture(folder)
+    pipeline = architecture.load_pipeline(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompt=[s.prompt for s in samples],
+        num_inference_steps=3,
+        generator=[torch.Generator().manual_seed(s.seed) for s in samples],
+        output_type="np",
+        **architecture.arguments(2.0, None),
+    ).images
+    assert np.abs(made.image.astype(int) - np.rint(images * 255)).max() <= 1
+    assert made.timestep == pytest.approx(plan.steps)
+    assert made.timestep == pytest.approx([float(t) for t in pipeline.scheduler.timesteps])
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "sd1"])
+def test_normalise_is_the_inverse_of_denormalise(model_folders, name):
+    architecture = detect_architecture(model_folders[name])
+    architecture.vae |= {"latents_mean": MEAN, "latents_std": STD, "shift_factor": 0.4}
+    latents = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    there = architecture.denormalise(latents)
+    torch.testing.assert_close(architecture.normalise(there), latents)
+    expected = {  # as each family's pipeline writes it, with the tiny VAE's scaling factor of 0.5
+        "sdxl": latents * torch.tensor(STD).view(1, 4, 1, 1) / 0.5
+        + torch.tensor(MEAN).view(1, 4, 1, 1),
+        "sd3": latents / 0.5 + 0.4,
+        "sd1": latents / 0.5,
+    }
+    torch.testing.assert_close(there, expected[name])

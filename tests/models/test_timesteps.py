@@ -7,7 +7,7 @@ import tiny_models
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.loading import timesteps
+from ldmprobe_core.models.timesteps import timesteps
 from ldmprobe_core.study.loading import parse_study
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc")
@@ -45,7 +45,7 @@ def test_timesteps_refuse_more_steps_than_the_schedule_has(folder, scheduler):
         ("sd1", {"beta_schedule": "foo"}),
         ("sd1", {"num_train_timesteps": 0}),
         ("sd1", {"beta_end": float("inf")}),
-        ("sd3", {"use_dynamic_shifting": True}),
+        ("sd3", {"use_dynamic_shifting": True, "base_image_seq_len": 4096}),
     ],
 )
 def test_a_scheduler_config_that_cannot_be_used_is_one_sentence(tmp_path, name, change):
@@ -68,3 +68,9 @@ def test_predicted_noise_at_zero_signal_is_refused(tmp_path):
         timesteps(detect_architecture(folder), study(folder, "ddim", 5))
     path.write_text(json.dumps(config | {"prediction_type": "v_prediction"}))
     assert len(timesteps(detect_architecture(folder), study(folder, "ddim", 5))) == 5
+
+
+@pytest.mark.parametrize("scheduler", ["lms", "ddim", "unipc"])
+def test_timesteps_refuse_an_absurd_number_of_steps_at_once(folder, scheduler):
+    with pytest.raises(UserError, match=r"the schedule has 1000 steps .*2000000000 steps.*Fix"):
+        timesteps(detect_architecture(folder), study(folder, scheduler, 2_000_000_000))

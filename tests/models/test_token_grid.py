@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldmprobe_core.models.token_grid import Grid, to_grid
+from ldmprobe_core.models.token_grid import Grid, change_grid, to_grid
 
 
 def test_to_grid_of_an_image_that_is_not_square():
@@ -21,3 +21,23 @@ def test_to_grid_drops_text_tokens_that_come_first():
     grid = to_grid((None, tokens), Grid(8, 4, text=7), item=1)
     assert grid.shape == (1, 8, 4, 1)
     assert grid[0, 0, 0, 0] == 7
+
+
+@pytest.mark.parametrize("batch_copies", [1, 2])
+def test_change_grid_changes_conditional_image_tokens_only(batch_copies):
+    text = 3
+    output = torch.arange(2.0 * batch_copies * (text + 8) * 5).reshape(
+        2 * batch_copies, text + 8, 5
+    )
+    changed = change_grid((None, output), Grid(4, 2, text), 1, batch_copies, lambda h: h + 1)[1]
+    expected = output.clone()
+    for n in range(2 * batch_copies - 2, 2 * batch_copies):
+        for token in range(text, text + 8):
+            expected[n, token] += 1
+    torch.testing.assert_close(changed, expected)
+    maps = torch.zeros(2 * batch_copies, 5, 4, 2)
+    changed = change_grid(maps, Grid(8, 4), 0, batch_copies, lambda h: h + torch.arange(5.0))
+    assert (changed[-2:] == torch.arange(5.0)[None, :, None, None]).all()
+    assert (changed[:-2] == 0).all()
+    assert (maps == 0).all()  # the output itself is not modified
+    assert torch.equal(change_grid(output, Grid(11, 1), 0, batch_copies, lambda h: h), output)

@@ -19,7 +19,7 @@ from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
     tiny_model, tmp_path, summed, monkeypatch
 ):
-    monkeypatch.setattr("ldmprobe_core.study.batching._BATCHES_A_UNIT", 1)
+    monkeypatch.setattr("ldmprobe_core.study.batching.BATCHES_PER_UNIT", 1)
     run = prepare_run(statistics_study(tiny_model, "statistics"), str(tmp_path))
     first, second = run_accumulation_units(run)[0]
     assert accumulate_unit(run.url, 0, 0)["samples"] == len(first[0])
@@ -51,8 +51,8 @@ def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
 def test_accumulate_unit_that_was_overtaken_leaves_the_sums_unchanged(
     tiny_model, tmp_path, monkeypatch
 ):
-    """A worker that was taken for dead comes back when its part is further on."""
-    monkeypatch.setattr("ldmprobe_core.study.batching._BATCHES_A_UNIT", 1)
+    """A suspended worker resumes after another one advanced its accumulator."""
+    monkeypatch.setattr("ldmprobe_core.study.batching.BATCHES_PER_UNIT", 1)
     run = prepare_run(statistics_study(tiny_model, "statistics"), str(tmp_path))
     real_read = Accumulator.read
 

@@ -42,7 +42,7 @@ class Recorder:
 
 @pytest.mark.parametrize("block", [1, 3 * 2 * BYTES, 1 << 30], ids=["each", "three", "all"])
 def test_activation_writer_writes_every_step_of_every_layer_once(monkeypatch, block):
-    monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(activation_sinks, "BLOCK_BYTES", block)
     rng, run, expected = np.random.default_rng(0), Recorder(), {}
     with ActivationWriter(run, slice(0, 2)) as into:
         for step in range(7):
@@ -82,7 +82,7 @@ def test_activation_writer_counts_non_finite_values_by_sample_and_step():
 
 def test_activation_writer_makes_generation_wait_for_a_slow_store(monkeypatch):
     """With the store held up, no more than two blocks leave; the third step has to wait."""
-    monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(activation_sinks, "BLOCK_BYTES", 1)
     rng, run, passed = np.random.default_rng(0), Recorder(), []
     run.may_go.clear()
     reached = threading.Semaphore(0)
@@ -106,7 +106,7 @@ def test_activation_writer_makes_generation_wait_for_a_slow_store(monkeypatch):
 
 
 def test_activation_writer_error_stops_the_batch(monkeypatch):
-    monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(activation_sinks, "BLOCK_BYTES", 1)
     rng, run = np.random.default_rng(0), Recorder()
     run.fails = True
 
@@ -138,7 +138,7 @@ def test_activation_writer_stores_the_bytes_of_activations_in_memory(
     tiny_model, tmp_path, monkeypatch
 ):
     """Written step by step, read back whole: the bytes of the same batch kept in memory."""
-    monkeypatch.setattr(activation_sinks, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(activation_sinks, "BLOCK_BYTES", 1)
     run = prepare_run(small_study("kept", tiny_model, 6), str(tmp_path))
     generate_batch(run.url, 0)
     with model_cache.use_models(run) as (sampler, _):

@@ -18,7 +18,7 @@ def test_get_labelers_refuses_weights_with_another_fingerprint(finished_run, mon
     monkeypatch.setattr(model_cache, "thread_local_models", model_cache.ThreadLocalModels())
     with pytest.raises(UserError, match=r"labels\.foreground has weights with fingerprint another"):
         model_cache.get_labelers(
-            finished_run.study, finished_run.attributes()["labeler_fingerprints"]
+            finished_run.study, finished_run.attributes["labeler_fingerprints"]
         )
 
 
@@ -56,10 +56,10 @@ def test_gpu_threads_share_one_model_and_exclude_each_other(finished_run, monkey
     study, made = finished_run.study, []
     for _ in range(2):
         thread = threading.Thread(
-            target=lambda: made.append(model_cache._get_or_load(study, "generator", "key", object))
+            target=lambda: made.append(model_cache.get_or_load(study, "generator", "key", object))
         )
         thread.start()
         thread.join(30)
     assert made[0] is made[1]
     with model_cache.model_access(study):
-        assert not model_cache._device.acquire(blocking=False)
+        assert not model_cache.model_access(study).acquire(blocking=False)

@@ -1,18 +1,27 @@
 """Studies of source images: exact maps, noised latents, and mistakes of folders."""
 
+import hashlib
+import json
+
 import numpy as np
 import OpenEXR
 import pytest
 from PIL import Image
 from run_helpers import carry_out, generated
+from scipy import stats
+from sklearn.linear_model import Ridge
 
+from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.analysis.report.text import headline
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.pipeline.generate import _read_images
+from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.planning.plan import plan_study
+from ldmprobe_core.pipeline.prepare import notes_on_new_run, prepare_run, run_in
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.readers.image_folder import read_image, read_map
 from ldmprobe_core.study.samples import make_samples, resolve_inputs
+from ldmprobe_core.study.schema import LAYOUT_VERSION
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 
@@ -173,7 +182,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
         parse_study({"images": {"folder": "x"}})
     (tmp_path / "1.png").write_text("no picture")
     with pytest.raises(UserError, match=r"1\.png: not a complete image"):
-        _read_images(tmp_path, ["1.png"], (8, 8))
+        read_image(tmp_path / "1.png", (8, 8))
     for name, values, words in (
         ("bad.npy", np.full((4, 4), np.nan), "not finite"),
         ("deep.npy", np.ones((2, 4, 4, 3)), "a map has height and width"),
@@ -184,8 +193,9 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
             read_map(tmp_path / name, "shading", (4, 4))
     numbers = np.zeros((4, 4), np.uint8)
     numbers[1:3] = 2
+    numbers[3] = 1
     Image.fromarray(numbers).save(tmp_path / "numbers.png")
-    with pytest.raises(UserError, match=r"not 0 to 2\. Fix: convert a map of object numbers"):
+    with pytest.raises(UserError, match=r"not values 0, 1, 2\. Fix: convert a map of object"):
         read_map(tmp_path / "numbers.png", "foreground", (4, 4))
     for name, data in (("cut.exr", b"v/1\x01"), ("empty.npy", b"")):
         (tmp_path / name).write_bytes(data)
@@ -199,3 +209,155 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     with pytest.raises(UserError, match="not a map"):
         read_map(tmp_path / "objects.npy", "depth", (4, 4))
     assert resolve_inputs(study(scenes[0])).images.samples == 18
+
+
+@pytest.fixture
+def measured_in_part(tmp_path, tiny_study):
+    """Study of 12 noise images, 16-bit depth maps with zeros, and masks with unknown outlines."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i in range(12):
+        stem = str(folder / f"{i:02d}")
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(f"{stem}.png")
+        depth = rng.integers(1000, 9000, (16, 16)).astype(np.uint16)
+        depth[rng.random((16, 16)) < 0.3] = 0
+        depth[:4, :4] = 0
+        Image.fromarray(depth).save(f"{stem}.depth.png")
+        mask = rng.choice(np.array([0, 15, 255], np.uint8), (16, 16))
+        Image.fromarray(mask).save(f"{stem}.foreground.png")
+
+    def make(**parts):
+        return tiny_study(
+            **{
+                "source": "images",
+                "prompts": {},
+                "images": {"folder": str(folder), "missing": {"depth": 0, "foreground": 255}},
+                "labels": {"foreground": "maps", "depth": "maps", "shading": None, "class": None},
+                "sampling": {"scheduler": "ddim", "guidance": 1.0},
+                **parts,
+            }
+        )
+
+    return folder, make
+
+
+def test_pixels_not_measured_are_left_out_of_fits_and_scores_of_a_run(measured_in_part, tmp_path):
+    folder, make = measured_in_part
+    study = make(controls={"shuffled_labels": False, "permuted_weights": False})
+    depth = np.stack([np.asarray(Image.open(folder / f"{i:02d}.depth.png")) for i in range(12)])
+    masks = np.stack(
+        [np.asarray(Image.open(folder / f"{i:02d}.foreground.png")) for i in range(12)]
+    )
+    share = (depth == 0).mean()
+    plan = plan_study(study)
+    assert f"{share:.1%} of the pixels of the depth maps are not measured" in " ".join(plan.notes)
+    run = carry_out(study, str(tmp_path / "store"))
+    expected = np.where(depth == 0, np.nan, depth.astype(np.float32))
+    np.testing.assert_array_equal(run.read("labels", "depth"), expected)
+
+    record = build_report(run, {}).properties
+    assert record["depth"].missing == pytest.approx(share)
+    assert record["foreground"].missing == pytest.approx((masks == 255).mean())
+    assert record["depth"].undefined.best == 0
+    page = run.location.read_text("report/index.html")
+    assert f"{share * 100:.1f}% of the pixels of its labels are not measured" in page
+    assert "not measured" in headline(load_summary(run))[0]
+
+    # One cell again, from the stored activations, by scipy and scikit-learn
+    layer = run.layers[0]
+    activations = run.read(f"activations/{layer}", "activation", step=2).astype(np.float64)
+    grow = 16 // activations.shape[1]
+    pixels = activations.repeat(grow, 1).repeat(grow, 2)
+    split = np.array([sample.split for sample in run.samples])
+    known = depth > 0
+    train = known & (split == "train")[:, None, None]
+    x, y = pixels[train], expected[train].astype(np.float64)
+    probes = run.open(f"probes/{layer}").sel(property="depth", kind="ridge", step=3)
+    alpha = float(probes.penalty) * x.var(0).mean() * len(x)
+    fit = Ridge(alpha=alpha, solver="cholesky").fit(x, y)
+    scores = run.open("scores/depth").score.sel(
+        condition="probe", kind="ridge", metric="spearman", step=3, layer=layer
+    )
+    for i, score in zip(scores.sample.values, scores.values, strict=True):
+        predicted = fit.predict(pixels[i].reshape(-1, pixels.shape[-1])).reshape(16, 16)
+        own = stats.spearmanr(predicted[known[i]], expected[i][known[i]]).statistic
+        assert score == pytest.approx(own, abs=0.02)
+
+
+@pytest.mark.parametrize("keep", ["statistics", "both"])
+def test_pixels_not_measured_are_refused_with_sums(measured_in_part, keep):
+    _, make = measured_in_part
+    parts = {"capture": {"keep": keep}, "probes": {"kinds": ["ridge"]}}
+    words = rf"capture\.keep is {keep}, and .*% of the pixels of the foreground maps are not"
+    with pytest.raises(UserError, match=words):
+        plan_study(make(**parts))
+    labeled = {"foreground": "tabletop", "depth": "tabletop", "shading": None, "class": None}
+    assert plan_study(make(**parts, labels=labeled)).notes  # maps are compared with, not fitted to
+
+
+def test_study_of_missing_values_has_its_own_hash_and_names_properties(measured_in_part):
+    _, make = measured_in_part
+    folder = {"folder": make().images.folder, "missing": {}}
+    assert make().hash != make(images=folder).hash
+    parts = make(images=folder)
+    content = parts.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude={"execution": True, "prompts": {"files"}, "images": {"folder", "missing"}},
+    )
+    text = json.dumps([LAYOUT_VERSION, content], sort_keys=True)
+    assert parts.hash == hashlib.sha256(text.encode()).hexdigest()[:16]  # as without the key
+    with pytest.raises(UserError, match=r"images\.missing: size is not a property; there is fore"):
+        make(images={"folder": "x", "missing": {"size": 0}})
+    with pytest.raises(UserError, match=r"images\.missing: 0 is of no property\. Fix: name it, as"):
+        make(images={"folder": "x", "missing": 0})
+    with pytest.raises(UserError, match=r"images\.missing\.depth is nan"):
+        make(images={"folder": "x", "missing": {"depth": float("nan")}})
+
+
+def test_plan_names_a_broken_file_before_anything_is_made(measured_in_part):
+    folder, make = measured_in_part
+    whole = (folder / "03.png").read_bytes()
+    (folder / "03.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"03\.png: not a complete image"):
+        plan_study(make())
+
+
+@pytest.mark.parametrize("changed", ["07.png", "07.depth.png"])
+def test_batch_of_files_that_changed_is_refused_and_resumes_when_they_are_back(
+    measured_in_part, tmp_path, changed
+):
+    folder, make = measured_in_part
+    run = prepare_run(make(), str(tmp_path / "store"))
+    generate_batch(run.url, 0)
+    before = (folder / changed).read_bytes()
+    Image.effect_noise((16, 16), 90).save(folder / changed)
+    with pytest.raises(UserError, match=r"07\.png: this image or a map of it has changed since"):
+        generate_batch(run.url, 1)
+    (folder / changed).unlink()
+    with pytest.raises(UserError, match=r"07(\.depth)?\.png: (cannot be read|this image or a map)"):
+        generate_batch(run.url, 1)
+    assert [run.progress.is_done("generated", i) for i in range(3)] == [True, False, False]
+    (folder / changed).write_bytes(before)
+    assert prepare_run(make(), str(tmp_path / "store")).url == run.url
+    assert generate_batch(run.url, 0)["samples"] == 0
+    assert generate_batch(run.url, 1)["samples"] == 4
+
+
+def test_new_run_of_fewer_images_is_explained(measured_in_part, tmp_path):
+    folder, make = measured_in_part
+    store = str(tmp_path / "store")
+    first = prepare_run(make(), store)
+    (tmp_path / "store" / "tiny-notes").mkdir()
+    plan = plan_study(make())
+    assert notes_on_new_run(plan, run_in(store, plan.study)) == ()
+    for name in ("03.png", "03.depth.png", "03.foreground.png"):
+        (folder / name).unlink()
+    Image.effect_noise((16, 16), 90).save(folder / "05.png")
+    plan = plan_study(make())
+    (note,) = notes_on_new_run(plan, run_in(store, plan.study))
+    assert first.url in note
+    assert "(removed: 03.png; changed: 05.png)" in note
+    other = plan_study(make(sampling={"scheduler": "ddim", "guidance": 1.0, "steps": 4}))
+    assert notes_on_new_run(other, run_in(store, other.study)) == ()

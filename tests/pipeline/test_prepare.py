@@ -15,7 +15,7 @@ from ldmprobe_core.storage.run import Run
 def test_prepare_run_records_study_and_versions(finished_run):
     again = Run(finished_run.url).study
     assert again.hash == finished_run.study.hash
-    attributes = finished_run.attributes()
+    attributes = finished_run.attributes
     assert attributes["study_hash"] == again.hash
     assert {"torch", "diffusers", "zarr", "python"} <= set(attributes["versions"])
 

@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, whoever dies, sleeps or comes late."""
+"""Leases: one holder at a time when processes end, are suspended or compete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(leases, "STALE_S", 1.0)
 
 
-def lay(url: str, number: int, holder: Holder) -> None:
+def write_lease(url: str, number: int, holder: Holder) -> None:
     location = Location(f"{url}.lease")
     assert location.create(f"{number:06d}", json.dumps(vars(holder)))
 
@@ -103,7 +103,7 @@ def test_holder_is_dead_when_its_pid_belongs_to_another_process():
 
 def test_lease_of_a_silent_remote_holder_is_taken_over_after_stale_s(tmp_path):
     url = str(tmp_path / "run")
-    lay(url, 7, elsewhere())
+    write_lease(url, 7, elsewhere())
     started = time.monotonic()
     with hold_lease(url, "next") as lease:
         assert time.monotonic() - started >= 1.0
@@ -114,8 +114,8 @@ def test_lease_of_a_silent_remote_holder_is_taken_over_after_stale_s(tmp_path):
 def test_lease_previous_lists_every_dead_holder(tmp_path):
     url = str(tmp_path / "run")
     older = replace(elsewhere(), key="older", description="flow run 0")
-    lay(url, 6, older)  # the next one was killed before it could tell of this one
-    lay(url, 7, elsewhere())
+    write_lease(url, 6, older)  # its successor was killed before it reported this one
+    write_lease(url, 7, elsewhere())
     with hold_lease(url, "next") as lease:
         assert lease.previous == (older, elsewhere())
     assert Location(f"{url}.lease").files() == []
@@ -123,7 +123,7 @@ def test_lease_previous_lists_every_dead_holder(tmp_path):
 
 def test_lease_of_a_remote_holder_with_heartbeats_is_not_taken_over(tmp_path):
     url, over = str(tmp_path / "run"), threading.Event()
-    lay(url, 1, elsewhere())
+    write_lease(url, 1, elsewhere())
 
     def heartbeat() -> None:
         count = 0
@@ -149,9 +149,9 @@ def test_require_held_fails_after_a_takeover(tmp_path):
     url = str(tmp_path / "run")
     with hold_lease(url, "sleeper") as lease:
         lease.require_held()
-        lay(url, 2, elsewhere())  # somebody took it for dead
+        write_lease(url, 2, elsewhere())  # a takeover
         deadline = time.monotonic() + 20
-        while not lease._lost:
+        while not lease.lost:
             assert time.monotonic() < deadline
             time.sleep(0.02)  # polling for its next beat, bounded by the deadline
         with pytest.raises(RunError, match="taken over"):
@@ -159,26 +159,25 @@ def test_require_held_fails_after_a_takeover(tmp_path):
     assert Location(f"{url}.lease").files() == ["000001", "000002"]  # not its own to remove
 
 
-def test_require_held_fails_after_other_holders_came_and_went(tmp_path):
-    """Numbers begin at 1 again once all is given back: the key tells whose a file is."""
+def test_require_held_fails_after_other_holders_came_and_went(tmp_path, monkeypatch):
+    """Numbers begin at 1 again after a release, so the key identifies the holder of a file."""
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 1e6)  # a sleeping process has no heartbeat
     url = str(tmp_path / "run")
     with hold_lease(url, "sleeper") as lease:
-        lease._released.set()  # it sleeps: no beat
-        lease._thread.join()
         Location(f"{url}.lease").remove("000001")
         with pytest.raises(RunError, match="taken over"):
             lease.require_held()
     with hold_lease(url, "sleeper") as lease:
-        lease._released.set()
-        lease._thread.join()
         Location(f"{url}.lease").remove("000001")
-        lay(url, 1, elsewhere())
+        write_lease(url, 1, elsewhere())
         with pytest.raises(RunError, match="taken over"):
             lease.require_held()
     assert Location(f"{url}.lease").files() == ["000001"]  # another's, and it stays
     holder_here = Holder.here("late")
     assert (
-        leases._take(Location(f"{url}.lease"), 2, holder_here, replace(elsewhere(), key="older"))
+        leases.take_lease(
+            Location(f"{url}.lease"), 2, holder_here, replace(elsewhere(), key="older")
+        )
         is None
     )
 
@@ -197,9 +196,37 @@ def test_lease_file_that_is_not_valid_is_taken_over_after_stale_s(tmp_path, cont
 def test_late_lease_file_with_an_outdated_number_is_removed(tmp_path):
     location = Location(str(tmp_path / "run.lease"))
     holder_here, dead = Holder.here("late"), elsewhere()
-    lay(str(tmp_path / "run"), 9, elsewhere())  # while it slept others went from 3 to 9
-    assert leases._take(location, 4, holder_here, dead) is None
+    write_lease(
+        str(tmp_path / "run"), 9, elsewhere()
+    )  # other processes went from 3 to 9 during a suspend
+    assert leases.take_lease(location, 4, holder_here, dead) is None
     assert location.files() == ["000009"]
-    location.remove("000009")  # or came to an end and began anew
-    assert leases._take(location, 4, holder_here, dead) is None
+    location.remove("000009")  # or all were released, and numbers begin at 1 again
+    assert leases.take_lease(location, 4, holder_here, dead) is None
     assert location.files() == []
+
+
+def test_hold_lease_pauses_and_ends_on_a_store_that_keeps_nothing(tmp_path, monkeypatch):
+    """Without a listing of the new file, every try looks like a lost race."""
+    tries, pauses = [], []
+    monkeypatch.setattr(Location, "create", lambda self, name, text: tries.append(name) or True)
+    with (
+        pytest.raises(RunError, match=r"could not be taken in 30 tries\. Fix: "),
+        hold_lease(str(tmp_path / "run"), "unlucky", sleep=pauses.append),
+    ):
+        pass
+    assert len(tries) == 30
+    assert len(pauses) == 29
+    assert min(pauses) >= 0.05
+    assert max(pauses) <= 2.0
+
+
+def test_hold_lease_pauses_and_ends_after_losing_every_race(tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(Location, "create", lambda self, name, text: False)
+    with (
+        pytest.raises(RunError, match="could not be taken"),
+        hold_lease(str(tmp_path / "run"), "late", patience_s=1e9, sleep=pauses.append),
+    ):
+        pass
+    assert len(pauses) == 29

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
 
@@ -35,8 +35,9 @@ def test_read_returns_written_regions_and_the_short_last_batch(run):
 
 
 def test_unwritten_arrays_are_nan_in_open_and_an_error_in_read(run):
-    assert np.isnan(run.open(f"activations/{LAYER}").activation.values).all()
-    assert np.isnan(run.open("scores/depth").score.values).all()
+    for group, name in ((f"activations/{LAYER}", "activation"), ("scores/depth", "score")):
+        values = run.open(group, require_complete=False)[name].values
+        assert np.isnan(values).all()
     with pytest.raises(CorruptChunkError, match="is missing"):
         run.read("scores/depth", "score")
 

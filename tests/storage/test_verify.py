@@ -18,8 +18,8 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.probe import probe_cell
-from ldmprobe_core.storage.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"

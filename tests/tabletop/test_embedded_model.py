@@ -1,4 +1,4 @@
-"""The shipped weights, as a stranger loads them, measured on scenes and prompts not trained on."""
+"""Shipped weights, loaded as users do, measured on scenes and prompts not used in training."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def pictures(scenes):
     return np.stack([np.rint(r.rgb * 255).astype(np.uint8) for r in scenes[1]])
 
 
-def test_the_folder_is_small_and_safe():
+def test_model_folder_is_small_and_has_no_pickles():
     files = [path for path in MODEL_FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 40e6
     weights = [path for path in files if path.stat().st_size > 200_000]
@@ -52,7 +52,7 @@ def test_the_folder_is_small_and_safe():
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
 
 
-def test_the_cards_snippet_runs_as_printed(monkeypatch):
+def test_model_card_snippet_runs_as_printed(monkeypatch):
     """No dtype is given: all parts must load in one."""
     card = (MODEL_FOLDER / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
@@ -68,7 +68,7 @@ def test_the_cards_snippet_runs_as_printed(monkeypatch):
     assert image.std() > 10
 
 
-def test_position_alone_does_not_give_the_maps_away(scenes):
+def test_scene_baselines_of_position_are_low(scenes):
     maps = scenes[1]
     found = evaluation.scene_baselines(
         np.stack([m.foreground > 0.5 for m in maps]),
@@ -80,7 +80,7 @@ def test_position_alone_does_not_give_the_maps_away(scenes):
     assert found["shading"] <= 0.65
 
 
-def test_the_vae_keeps_pictures_and_their_colors(pipeline, scenes, pictures):
+def test_vae_reconstruction_keeps_detail_and_colors(pipeline, scenes, pictures):
     rebuilt = evaluation.reconstruct(pipeline.vae, pictures, CPU)
     error = np.square(pictures / 255.0 - rebuilt / 255.0).mean((1, 2, 3))
     assert (-10 * np.log10(error)).mean() >= 28
@@ -94,7 +94,7 @@ def test_the_vae_keeps_pictures_and_their_colors(pipeline, scenes, pictures):
     assert max(np.mean(g) for g in gaps.values()) <= 0.06
 
 
-def test_labelers_agree_with_the_exact_maps(pipeline, scenes, pictures):
+def test_labelers_agree_with_exact_maps(pipeline, scenes, pictures):
     drawn, maps = scenes
     masks = tabletop.load_foreground(OWN, CPU)(pictures) > 0.5
     assert dice(masks, np.stack([m.foreground > 0.5 for m in maps])).mean() >= 0.93
@@ -109,7 +109,7 @@ def test_labelers_agree_with_the_exact_maps(pipeline, scenes, pictures):
     assert (classes(rebuilt).argmax(1) == truth).mean() >= 0.90
 
 
-def test_a_label_does_not_depend_on_its_batch(pictures):
+def test_labelers_do_not_depend_on_the_batch(pictures):
     for load in (tabletop.load_foreground, tabletop.load_depth, tabletop.load_classes):
         labeler = load(OWN, CPU)
         together = labeler(pictures[:70])
@@ -118,7 +118,7 @@ def test_a_label_does_not_depend_on_its_batch(pictures):
             np.testing.assert_allclose(together[i], alone, atol=1e-4 * np.ptp(together))
 
 
-def test_generated_pictures_show_what_was_asked_for(pipeline):
+def test_generated_images_show_the_prompts_category(pipeline):
     """The judge took no part in training the denoiser, nor in any study."""
     images, pairs = evaluation.generate_balanced(pipeline, 120)
     assert images.shape == (120, 64, 64, 3)
@@ -126,7 +126,7 @@ def test_generated_pictures_show_what_was_asked_for(pipeline):
     assert found["all"] >= 0.60
 
 
-def test_the_card_tells_the_figures_of_these_weights():
+def test_model_card_lists_the_figures_of_the_weights():
     figures = json.loads((MODEL_FOLDER / "figures.json").read_text())
     card = (MODEL_FOLDER / "README.md").read_text()
     assert f"{figures['generated']['all']:.3f}" in card

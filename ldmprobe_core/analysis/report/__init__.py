@@ -1,1 +1,1 @@
-"""The report of a run: one folder, no network."""
+"""Report of a run: page and figures."""

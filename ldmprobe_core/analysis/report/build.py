@@ -1,4 +1,4 @@
-"""The report of a run: one folder, no network."""
+"""Builder of a run's report: a folder with a page and figures, readable without a network."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from ldmprobe_core.analysis.report.text import (
     step,
 )
 from ldmprobe_core.analysis.summarize import RunAnalysis, summarise
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import (
-    FOLDER,
+    INTERVENTIONS_GROUP,
     completed_interventions,
     read_intervention_summary,
 )
@@ -50,12 +50,12 @@ def build_report(
     """Write ``summary.json`` and ``report/`` into the run.
 
     Args:
-        seconds: wall time of each stage, for the record.
-        samples: held-out samples whose step-by-step grids are shown; None takes test samples of
+        seconds: wall time by stage, for the record.
+        samples: held-out samples whose step-by-step grids are drawn; None takes test samples of
             different classes.
 
     Raises:
-        UserError: a sample is not among those held out.
+        UserError: a sample is not held out.
         RuntimeError: the run is not finished.
     """
     analysis = summarise(run, seconds)
@@ -63,7 +63,7 @@ def build_report(
     record = analysis.summary.model_dump(mode="json", by_alias=True)
     run.location.write_text("report/index.html", _page(run, analysis.summary, figure_records))
     run.location.write_text("report/plotly.min.js", get_plotlyjs())
-    # Last, and whole: a run that has a summary is a finished run.
+    # Written last, because a run with a summary counts as finished.
     run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     return analysis.summary
 
@@ -71,38 +71,46 @@ def build_report(
 def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
     """Rebuild the report of a finished run from its stored scores.
 
+    A damaged summary.json is written again; how long the stages took is then no longer known.
+
     Raises:
-        UserError: the run is not finished, or a sample is not among those held out.
+        UserError: the run is not finished, or a sample is not held out.
     """
-    return build_report(run, load_summary(run).seconds, samples)
+    try:
+        seconds = load_summary(run).seconds
+    except RunError:
+        seconds = {}
+    return build_report(run, seconds, samples)
 
 
 def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
-    """Samples for the grids: as asked for, or test samples of as many classes as possible."""
+    """Samples for the grids: the given ones, or test samples of as many classes as possible."""
     heldout = {int(i) for i in label_set(run).heldout}
     for sample in samples or ():
         if sample not in heldout:
             raise UserError(
-                f"sample {sample} was trained on, or is none: held out are "
-                f"{min(heldout)}..{max(heldout)}"
-                f" without the training samples, such as {int(analysis.test[0])}"
+                f"samples: not a held-out sample of the run ({sample}). Fix: take held-out ones, "
+                f"such as {', '.join(str(i) for i in sorted(heldout)[:3])}."
             )
     if samples:
         return list(samples)
-    everyone = run.samples
-    seen: dict[str, list[int]] = {}
+    by_class: dict[str, list[int]] = {}
     for index in analysis.test:
-        sample = everyone[index]
-        seen.setdefault(sample.category or sample.prompt, []).append(int(index))
-    rounds = [group[i] for i in range(GRID_SAMPLES) for group in seen.values() if i < len(group)]
-    return sorted(rounds[:GRID_SAMPLES])
+        sample = run.samples[index]
+        by_class.setdefault(sample.category or sample.prompt, []).append(int(index))
+    # First one sample of each class, then a second of each, and so on.
+    candidates = [
+        members[i] for i in range(GRID_SAMPLES) for members in by_class.values() if i < len(members)
+    ]
+    return sorted(candidates[:GRID_SAMPLES])
 
 
 class _FigureWriter:
-    """Draws every figure into a run's report folder.
+    """Writer of figures into a run's report folder.
 
     Attributes:
-        entries: by section of the page, one record a figure: file name, alternative text, caption.
+        entries: records of the figures by section of the page: file name, alternative text, and
+            further fields of the section.
     """
 
     def __init__(self, run: Run, analysis: RunAnalysis) -> None:
@@ -151,13 +159,13 @@ class _FigureWriter:
             f"Samples before and after the intervention {name}, with its controls.",
             result=read_intervention_summary(run, name),
         )
-        if run.open(f"{FOLDER}/{name}").sizes["target"] < 2:
+        if run.open(f"{INTERVENTIONS_GROUP}/{name}").sizes["target"] < 2:
             return
         self._write(
             "interventions",
             f"{name}-strip.png",
             intervention_figures.strip(run, name),
-            f"One sample, every target of {name} above and what came out of it below.",
+            f"One sample: every target of {name} above, the edited image below.",
         )
         run.location.write_bytes(f"report/{name}.gif", intervention_figures.animation(run, name))
         animation = {
@@ -167,7 +175,7 @@ class _FigureWriter:
         self.entries["interventions"].append(animation)
         ffmpeg = shutil.which("ffmpeg")
         if ffmpeg:
-            with suppress(OSError, subprocess.CalledProcessError):  # one without H.264, say
+            with suppress(OSError, subprocess.CalledProcessError):  # such as ffmpeg without H.264
                 film = intervention_figures.film(run, name, ffmpeg)
                 run.location.write_bytes(f"report/{name}.mp4", film)
                 animation["film"] = f"{name}.mp4"
@@ -186,14 +194,14 @@ class _FigureWriter:
 
     def add_classes(self, indices: list[int]) -> None:
         """Draw class probabilities over steps of some samples."""
-        right, _ = target_classes(self.run)
+        targets, _ = target_classes(self.run)
         scores = self.run.read("labels_trajectory", "class_score", sample=indices)
-        leading = first_stable_step(scores, right[indices])
-        for index, first in zip(indices, leading, strict=True):
+        first_steps = first_stable_step(scores, targets[indices])
+        for index, first_step in zip(indices, first_steps, strict=True):
             self._write(
                 "classes",
                 f"class-{index:05d}.png",
-                figures.class_figure(self.run, index, int(right[index]), float(first)),
+                figures.class_figure(self.run, index, int(targets[index]), float(first_step)),
                 f"Class probabilities over steps of sample {index}.",
                 caption=self._caption(index),
             )
@@ -206,7 +214,7 @@ class _FigureWriter:
 def _draw_figures(
     run: Run, analysis: RunAnalysis, indices: list[int]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Draw every figure into the run; returns their records by section of the page."""
+    """Write all figures into the run; returns their records by section of the page."""
     writer = _FigureWriter(run, analysis)
     writer.add_properties()
     for name in completed_interventions(run):
@@ -217,7 +225,7 @@ def _draw_figures(
     return writer.entries
 
 
-def _page(run: Run, summary: Summary, pictures: dict[str, Any]) -> str:
+def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
     template = resources.files(__package__) / "page.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -234,7 +242,7 @@ def _page(run: Run, summary: Summary, pictures: dict[str, Any]) -> str:
         study=study,
         headline=headline(summary),
         rows=best_rows(summary),
-        pictures=pictures,
+        figures=figure_records,
         columns=columns,
         residual_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
         masks=[name for name in summary.properties if property_of(name).is_mask],
@@ -244,6 +252,6 @@ def _page(run: Run, summary: Summary, pictures: dict[str, Any]) -> str:
 
 
 def _columns(steps: int) -> list[int]:
-    """Steps to show: the early ones, where the news is, and the last."""
-    wanted = [1, 2, 3, 5, 8, 10, 12, 15]
-    return sorted({s for s in wanted if s < steps} | {steps})
+    """Steps in a sample's grid: denser early, where properties emerge, and always the last."""
+    candidates = [1, 2, 3, 5, 8, 10, 12, 15]
+    return sorted({step for step in candidates if step < steps} | {steps})

@@ -1,4 +1,4 @@
-"""The figures of a report, drawn with matplotlib on colour scales that colour-blind people read."""
+"""Figures of a report, drawn with matplotlib in colours that are safe for colour blindness."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -23,19 +24,21 @@ from ldmprobe_core.study.properties import property_of
 # Okabe & Ito's palette: distinguishable with every common colour blindness.
 _PROBE, _DECODED, _CLEAN = "#0072B2", "#D55E00", "#E69F00"
 _CONTROLS = ("#009E73", "#CC79A7", "#F0E442", "#000000")
+_NOT_MEASURED = "0.6"
+"""Grey of pixels without a label, a level that no mask has."""
 _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicted clean image"}
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG; no date or version in it, so the same figure gives the same bytes."""
+    """Encode a figure as PNG, without date or version, so that equal figures have equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def heatmap(prop: str, curves: Curves, layers: list[str], summary: Summary) -> Figure:
-    """Score of every cell, step x layer, the best cell framed."""
-    found = summary.properties[prop]
+    """Draw the mean score of every cell, step by layer, with a frame around the best cell."""
+    best = summary.properties[prop].best
     steps = curves.cells.shape[0]
     figure = Figure(figsize=(1.8 + 0.42 * steps, 1.2 + 0.36 * len(layers)))
     axes = figure.subplots()
@@ -43,22 +46,18 @@ def heatmap(prop: str, curves: Curves, layers: list[str], summary: Summary) -> F
     axes.set_xticks(range(steps), [str(s + 1) for s in range(steps)])
     axes.set_yticks(range(len(layers)), [short_layer(name) for name in layers], fontsize=8)
     axes.set_xlabel("step")
-    metric = metric_title(found.best.metric)
+    metric = metric_title(best.metric)
     axes.set_title(f"{prop}: {metric} of {curves.kind} probes on test samples", fontsize=10)
     figure.colorbar(image, ax=axes, pad=0.02)
-    where = found.best.step - 1, layers.index(found.best.layer)
-    axes.add_patch(
-        Rectangle(
-            (where[0] - 0.5, where[1] - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=2.5
-        )
-    )
+    corner = best.step - 1.5, layers.index(best.layer) - 0.5
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=2.5))
     return figure
 
 
-def curves_figure(prop: str, findings: RunAnalysis) -> Figure:
-    """Scores over steps: probes, image labelers and controls, with intervals."""
-    curves, bootstrap = findings.curves[prop], findings.bootstrap
-    found = findings.summary.properties[prop]
+def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
+    """Draw scores over steps of probes, image labelers and controls, with intervals."""
+    curves, bootstrap = analysis.curves[prop], analysis.bootstrap
+    best = analysis.summary.properties[prop].best
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.subplots()
     steps = np.arange(1, len(curves.probe) + 1)
@@ -83,9 +82,9 @@ def curves_figure(prop: str, findings: RunAnalysis) -> Figure:
         axes.axhline(position.mean, color="0.35", linewidth=1, label="position alone")
         axes.axhspan(position.low, position.high, color="0.35", alpha=0.12, linewidth=0)
     axes.set_xlabel("step")
-    axes.set_ylabel(metric_title(found.best.metric))
+    axes.set_ylabel(metric_title(best.metric))
     axes.set_xticks(steps)
-    axes.set_title(f"{prop}: when is it there?", fontsize=10)
+    axes.set_title(f"{prop}: score over steps", fontsize=10)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     axes.grid(alpha=0.25)
     return figure
@@ -94,35 +93,38 @@ def curves_figure(prop: str, findings: RunAnalysis) -> Figure:
 def sample_grid(
     run: Run, labels: LabelSet, summary: Summary, sample: int, steps: list[int]
 ) -> Figure:
-    """One sample over steps: what the step looks like, and every property by probe and by labeler.
+    """Draw one sample over steps: decoded latents, and every property by probe and by labeler.
 
-    The poster's figure 4.
+    It follows figure 4 of the capstone poster (`published.POSTER`).
 
     Args:
+        labels: labels of the run's samples, the last column.
+        summary: names the best cell of each property, whose layer's probes are drawn.
         sample: index of a held-out sample.
-        steps: from 1, the columns.
+        steps: steps (from 1) of the columns.
     """
     columns = [step - 1 for step in steps]
-    shown = run.read("images", "trajectory", sample=sample)[columns]
+    step_images = run.read("images", "trajectory", sample=sample)[columns]
     rows: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
-        ("decoded latents", list(shown), {})
+        ("decoded latents", list(step_images), {})
     ]
     finals: list[np.ndarray | None] = [run.read("images", "image", sample=sample)]
-    for prop, found in summary.properties.items():
+    for prop, result in summary.properties.items():
         truth = labels.maps[prop][sample].astype(float)
         record = property_of(prop)
-        low, high = record.drawing.limits or (truth.min(), truth.max())
-        scale = {"cmap": record.drawing.colormap, "vmin": low, "vmax": high}
-        best = found.best
-        weights = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
+        low, high = record.drawing.limits or (np.nanmin(truth), np.nanmax(truth))
+        colors = colormaps[record.drawing.colormap].with_extremes(bad=_NOT_MEASURED)
+        scale = {"cmap": colors, "vmin": low, "vmax": high}
+        best = result.best
+        probes = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
         maps = []
-        for at in columns:
-            tokens = run.read(f"activations/{best.layer}", "activation", sample=sample, step=at)
-            weight, bias = weights.weight.values[at], float(weights.bias.values[at])
-            value = tokens.astype(np.float64) @ weight + bias
+        for column in columns:
+            tokens = run.read(f"activations/{best.layer}", "activation", sample=sample, step=column)
+            weight, bias = probes.weight.values[column], float(probes.bias.values[column])
+            predicted = tokens.astype(np.float64) @ weight + bias
             if record.is_mask:
-                value = value > probe_kind(best.kind).mask_threshold
-            maps.append(upsample(value[None], truth.shape)[0].astype(float))
+                predicted = predicted > probe_kind(best.kind).mask_threshold
+            maps.append(upsample(predicted[None], truth.shape)[0].astype(float))
         rows.append((f"probe {prop}", maps, scale))
         finals.append(truth)
         step_maps = run.read("labels_trajectory", prop, sample=sample)[columns].astype(float)
@@ -134,8 +136,8 @@ def sample_grid(
     figure = Figure(figsize=(1.15 * width + 1.2, 1.15 * len(rows) + 0.5))
     grid = figure.subplots(len(rows), width, squeeze=False)
     for (name, maps, scale), final, axes in zip(rows, finals, grid, strict=True):
-        for panel, picture in zip(axes, [*maps, final], strict=True):
-            panel.imshow(picture, interpolation="nearest", **scale)
+        for panel, image in zip(axes, [*maps, final], strict=True):
+            panel.imshow(image, interpolation="nearest", **scale)
             panel.set_xticks([])
             panel.set_yticks([])
         axes[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
@@ -146,34 +148,35 @@ def sample_grid(
     return figure
 
 
-def class_figure(run: Run, sample: int, right: int, from_step: float) -> Figure:
-    """One sample's class probabilities over steps, thumbnails of the steps above.
+def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure:
+    """Draw one sample's class probabilities over steps, below thumbnails of the steps.
 
     Args:
-        right: index of the right class.
-        from_step: step from which it leads and stays; NaN where it does not.
+        sample: index of the sample.
+        target: index of the target class.
+        from_step: first step from which the target class leads to the end; NaN if it does not.
     """
     names = [str(name) for name in run.open("labels")["class"].values]
     scores = {s: run.read(f"labels_{s}", "class_score", sample=sample) for s in SOURCES}
     decoded = scores["trajectory"]
     steps = np.arange(1, len(decoded) + 1)
-    top = [right, *(int(i) for i in np.argsort(-decoded.max(0)) if i != right)][:4]
-    shown = run.read("images", "trajectory", sample=sample)
+    top = [target, *(int(i) for i in np.argsort(-decoded.max(0)) if i != target)][:4]
+    step_images = run.read("images", "trajectory", sample=sample)
     columns = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
     figure = Figure(figsize=(7.4, 3.4))
     grid = figure.add_gridspec(2, len(columns), height_ratios=(1, 2.4), hspace=0.12, wspace=0.05)
-    for place, at in enumerate(columns):
-        panel = figure.add_subplot(grid[0, place])
-        panel.imshow(shown[at])
-        panel.set_title(f"step {at + 1}", fontsize=7)
+    for column, step_index in enumerate(columns):
+        panel = figure.add_subplot(grid[0, column])
+        panel.imshow(step_images[step_index])
+        panel.set_title(f"step {step_index + 1}", fontsize=7)
         panel.set_xticks([])
         panel.set_yticks([])
     axes = figure.add_subplot(grid[1, :])
     colors = (_PROBE, _DECODED, *_CONTROLS[:2])
-    for name, color in zip(top, colors, strict=False):
-        axes.plot(steps, decoded[:, name], "o-", color=color, markersize=3, label=names[name])
-    clean = scores["clean"][:, right]
-    axes.plot(steps, clean, "--", color=_PROBE, label=f"{names[right]}, predicted clean image")
+    for index, color in zip(top, colors, strict=False):
+        axes.plot(steps, decoded[:, index], "o-", color=color, markersize=3, label=names[index])
+    clean = scores["clean"][:, target]
+    axes.plot(steps, clean, "--", color=_PROBE, label=f"{names[target]}, predicted clean image")
     if np.isfinite(from_step):
         axes.axvline(from_step, color="0.4", linewidth=1, linestyle=":")
     axes.set_xlabel("step")

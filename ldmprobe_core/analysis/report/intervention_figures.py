@@ -1,4 +1,4 @@
-"""Figures of interventions: before and after, and the poster's strip of a moving object."""
+"""Figures of interventions: before and after, a strip of one object over all targets, films."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ldmprobe_core.interventions.results import FOLDER, read_intervention
+from ldmprobe_core.interventions.results import INTERVENTIONS_GROUP, read_intervention
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
 _TITLES = {"edited": "edited", "random": "random change", "shuffled": "shuffled-label\nprobes"}
-_SHOWN = 4
+_ROWS = 4
+"""Samples in a before-and-after figure."""
 
 
 def before_and_after(run: Run, name: str) -> Figure:
-    """Samples in rows: unedited, map aimed at, edited with its map, and the controls' images."""
-    data = run.open(f"{FOLDER}/{name}")
-    index = [int(i) for i in data.sample.values[:_SHOWN]]
+    """Draw samples in rows: unedited image, target, edited image, its label, controls' images."""
+    data = run.open(f"{INTERVENTIONS_GROUP}/{name}")
+    index = [int(i) for i in data.sample.values[:_ROWS]]
     unedited = run.read("images", "image", sample=index)
     conditions = [str(v) for v in data.condition.values]
-    first = data.isel(target=0, sample=slice(0, _SHOWN)).load()
+    first = data.isel(target=0, sample=slice(0, _ROWS)).load()
     titles = ["unedited", f"target\n{first.target.values}", "edited", "its map",
               *(_TITLES[v] for v in conditions[1:])]  # fmt: skip
     colormap = property_of(read_intervention(run, name).prop).drawing.colormap
@@ -33,15 +34,15 @@ def before_and_after(run: Run, name: str) -> Figure:
     grid = figure.subplots(len(index), len(titles), squeeze=False)
     for i, axes in enumerate(grid):
         images = first.image.values[:, i]
-        pictures = [
+        panels = [
             unedited[i],
             first.target_map.values[i],
             images[0],
             first.label.values[0, i],
             *images[1:],
         ]
-        for panel, picture in zip(axes, pictures, strict=True):
-            panel.imshow(picture, cmap=colormap)
+        for panel, image in zip(axes, panels, strict=True):
+            panel.imshow(image, cmap=colormap)
             panel.set_xticks([])
             panel.set_yticks([])
         axes[0].set_ylabel(f"sample {index[i]}", fontsize=7)
@@ -52,8 +53,8 @@ def before_and_after(run: Run, name: str) -> Figure:
 
 
 def strip(run: Run, name: str) -> Figure:
-    """One sample: every target above, what came out of it below."""
-    data = run.open(f"{FOLDER}/{name}").isel(sample=0).load()
+    """Draw one sample: every target above, the edited image for it below."""
+    data = run.open(f"{INTERVENTIONS_GROUP}/{name}").isel(sample=0).load()
     count = data.sizes["target"]
     figure = Figure(figsize=(1.3 * count, 3.0))
     grid = figure.subplots(2, count, squeeze=False)
@@ -71,15 +72,18 @@ def strip(run: Run, name: str) -> Figure:
 
 
 def _frames(run: Run, name: str) -> list[np.ndarray]:
-    """The first sample's edited images, target by target, there and back; at least 256 wide."""
-    images = run.read(f"{FOLDER}/{name}", "image", condition=0, sample=0)
-    grow = max(1, 256 // images.shape[2])
-    frames = [image.repeat(grow, 0).repeat(grow, 1) for image in images]
+    """Edited images of the first sample over the targets, forwards then backwards.
+
+    Small images are enlarged by a whole factor to about 256 pixels of width.
+    """
+    images = run.read(f"{INTERVENTIONS_GROUP}/{name}", "image", condition=0, sample=0)
+    factor = max(1, 256 // images.shape[2])
+    frames = [image.repeat(factor, 0).repeat(factor, 1) for image in images]
     return frames + frames[-2:0:-1]
 
 
 def animation(run: Run, name: str, milliseconds: int = 200) -> bytes:
-    """A GIF of one sample's edited images, target by target, there and back."""
+    """Encode one sample's edited images over the targets as GIF, forwards then backwards."""
     frames = [Image.fromarray(frame) for frame in _frames(run, name)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:],
@@ -88,15 +92,19 @@ def animation(run: Run, name: str, milliseconds: int = 200) -> bytes:
 
 
 def film(run: Run, name: str, ffmpeg: str, milliseconds: int = 200) -> bytes:
-    """The same as MP4 (H.264, plays in every browser), by the ffmpeg of this path.
+    """Encode one sample's edited images as MP4 (H.264, which every browser plays).
+
+    Args:
+        ffmpeg: path of the ffmpeg program.
+        milliseconds: duration of each frame.
 
     Raises:
-        subprocess.CalledProcessError: ffmpeg refused.
+        subprocess.CalledProcessError: ffmpeg failed, for instance because it has no H.264 encoder.
     """
     frames = np.stack(_frames(run, name) * 3)
     height, width = frames.shape[1:3]
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "film.mp4"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
         subprocess.run(
             [
                 ffmpeg, "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24",

@@ -1,4 +1,4 @@
-"""Published results, which a report lists beside its own."""
+"""Published results, for comparison with a run's own in its report."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One published result."""
+    """One published result.
 
-    what: str
-    figure: str
+    Attributes:
+        quantity: description of the measured quantity.
+        value: the published value.
+        source: publication.
+    """
+
+    quantity: str
+    value: str
     source: str
 
 
@@ -21,7 +27,7 @@ SCORES = {
     "depth": Published("rank correlation, last step", "0.71", POSTER),
     "shading": Published("rank correlation, last step", "0.62", POSTER),
 }
-"""The best layer's score at the last step, of the properties that were published."""
+"""Published scores of the best layer at the last step, by property."""
 
 STEPS = (
     Published("properties emerge in the probes", "step 3 of 15", POSTER),

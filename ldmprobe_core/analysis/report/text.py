@@ -1,6 +1,6 @@
-"""A summary in sentences and table rows, for terminals, artifacts and the page.
+"""Sentences and table rows of a summary, for terminals, artifacts and the report's page.
 
-The command line imports this module, so it imports neither torch nor a plotting library.
+The command line imports this module, so it must not import torch or a plotting library.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _EFFECTS = {
 
 
 def metric_title(name: str) -> str:
-    """A metric's name in text."""
+    """Title of a metric, for texts and axes."""
     return _METRIC_TITLES.get(name, name)
 
 
 def control_title(name: str) -> str:
-    """A control's name in text: a baseline, a condition or a nonlinear kind of probe."""
+    """Title of a control: of a baseline, a condition or a nonlinear kind of probe."""
     if name in _BASELINE_TITLES:
         return _BASELINE_TITLES[name]
     record = CONDITIONS.get(name) or PROBE_KINDS.get(name)
@@ -46,8 +46,8 @@ def control_title(name: str) -> str:
 
 
 def control_columns(summary: Summary) -> dict[str, str]:
-    """Controls of a summary's table: name to heading; optional ones only if a property has them."""
-    used = {name for found in summary.properties.values() for name in found.controls.by_name()}
+    """Column headings of controls by name; optional controls only if some property has them."""
+    used = {name for result in summary.properties.values() for name in result.controls.by_name()}
     columns = {"position": "position"}
     for condition in controls():
         if condition.always_stored or condition.name in used:
@@ -57,14 +57,14 @@ def control_columns(summary: Summary) -> dict[str, str]:
 
 
 def short_layer(layer: str) -> str:
-    """A layer's name without the parts that all attention layers share."""
+    """Shorten a layer's name by the part that all attention layers share."""
     return layer.replace(".transformer_blocks.0", "")
 
 
 def number(interval: Interval | CellRecord | None) -> str:
-    """An interval as ``0.83 [0.80, 0.86]``; a dash where it is undefined or absent.
+    """Format a mean with its interval as ``0.83 [0.80, 0.86]``; a dash if it is undefined.
 
-    With a single prompt there is a mean and no interval.
+    With a single prompt, only the mean is given.
     """
     if interval is None or interval.mean is None:
         return "–"
@@ -74,17 +74,17 @@ def number(interval: Interval | CellRecord | None) -> str:
 
 
 def step(value: Step) -> str:
-    """A step as ``3 [2, 4]``; a dash where it is undefined."""
+    """Format a step as ``3 [2, 4]``; a dash if it is undefined."""
     return "–" if value.step is None else f"{value.step} [{value.low}, {value.high}]"
 
 
 def lead(value: Lead) -> str:
-    """A lead as ``7 [6, 8]``; a dash where it is undefined."""
+    """Format a lead as ``7 [6, 8]``; a dash if it is undefined."""
     return "–" if value.steps is None else f"{value.steps} [{value.low}, {value.high}]"
 
 
 def best_rows(summary: Summary) -> list[dict[str, str]]:
-    """One row a property: best cell, the last step's, controls, emergence."""
+    """Table rows, one a property: best cell, last step, controls, emergence."""
     columns = control_columns(summary)
     rows = []
     for name, result in summary.properties.items():
@@ -111,7 +111,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
 
 
 def headline(summary: Summary) -> list[str]:
-    """One sentence a property."""
+    """Sentences that summarise the results, one a property, and one on classes."""
     lines = []
     for name, result in summary.properties.items():
         best, last, emergence = result.best, result.last, result.emergence
@@ -121,14 +121,19 @@ def headline(summary: Summary) -> list[str]:
         )
         probe, decoded = emergence.probe.onset, emergence.decoded.onset
         if probe.step is None:
-            line += " When it emerges is undefined: the probes do not clear the position baseline."
+            line += (
+                " Its onset is undefined, as the probes do not clear the position baseline at the "
+                "last step."
+            )
         else:
-            line += f" Probes have half of it from step {step(probe)}"
+            line += f" Probes keep half of their gain from step {step(probe)}"
             if decoded.step is None:
-                line += "; when a labeler on the step's own image sees it is undefined."
+                line += "; the onset of the labeler on the step's decoded latents is undefined."
             else:
-                line += f", the labeler on the step's own image from step {step(decoded)}"
-                line += _leading(emergence.lead)
+                line += f", the labeler on the step's decoded latents from step {step(decoded)}"
+                line += _lead_clause(emergence.lead)
+        if result.missing:
+            line += f" {result.missing:.1%} of the pixels of its labels are not measured."
         lines.append(line)
     if summary.classes is not None:
         lines.append(classes_line(summary.classes))
@@ -136,7 +141,7 @@ def headline(summary: Summary) -> list[str]:
 
 
 def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
-    """One row a condition of an intervention, the unedited image first."""
+    """Table rows of an intervention: the unedited images, then one row a condition."""
     metric = f"{metric_title(summary.metric)} with target"
     rows = [
         {
@@ -163,30 +168,30 @@ def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
 
 
 def classes_line(classes: ClassesRecord) -> str:
-    """When the class labeler names the object, in a sentence."""
+    """Sentence on the step from which the class labeler gives the target class."""
     decoded, clean = classes.recognition_step["trajectory"], classes.recognition_step["clean"]
-    target = "prompt's class" if classes.by_prompt else "finished image's class"
+    target = "prompt's class" if classes.by_prompt else "final image's top class"
     share, confident = classes.recognized * 100, classes.confident * 100
     return (
-        f"Class: the {target} leads at the last step in {share:.1f}% of images, there on average "
-        f"from step {number(decoded)} on in the decoded latents and from step {number(clean)} in "
-        f"the predicted clean image; {confident:.1f}% of finished images have a top probability "
-        "above 90%."
+        f"Class: the {target} leads at the last step in {share:.1f}% of images; in these it leads, "
+        f"on average, from step {number(decoded)} on in the decoded latents and from step "
+        f"{number(clean)} on in the predicted clean image. {confident:.1f}% of final images have a "
+        "top probability above 90%."
     )
 
 
-def _leading(leads: LeadRecord) -> str:
-    """Number of steps by which probes lead each labeler."""
+def _lead_clause(leads: LeadRecord) -> str:
+    """End of a sentence: the number of steps by which the probes lead the labeler."""
     decoded, clean = leads.decoded.onset, leads.clean.onset
     text = f": a lead of {lead(decoded)} steps"
     if clean.steps is None:
-        return f"{text}; over the labeler on the predicted clean image it is undefined."
+        return f"{text}; the lead over the labeler on the predicted clean image is undefined."
     return f"{text}, and of {lead(clean)} over the labeler on the predicted clean image."
 
 
 def _against(result: PropertyRecord) -> str:
-    """Which controls the best cell exceeds (disjoint intervals), and which it does not."""
-    # A nonlinear probe may score higher than the best linear one, so it is no control to clear.
+    """Clause naming the controls that the best cell exceeds (disjoint intervals) or does not."""
+    # Nonlinear probes may well score above the best linear one, so they are not controls to clear.
     records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
     cleared = [name for name, record in records.items() if _above(result.best, record)]
     missed = [name for name in records if name not in cleared]
@@ -201,5 +206,5 @@ def _against(result: PropertyRecord) -> str:
 
 
 def _above(one: CellRecord, other: Interval) -> bool:
-    """Whether an interval lies wholly above another; false if either is undefined."""
+    """Whether the first interval lies entirely above the other; False if either is undefined."""
     return one.low is not None and other.high is not None and one.low > other.high

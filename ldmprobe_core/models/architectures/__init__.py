@@ -1,1 +1,1 @@
-"""What is specific to an architecture: how it is called, guided, decoded."""
+"""Descriptions of architectures: calls, guidance, latents and settings of a pipeline class."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from ldmprobe_core.models.architectures.base import Guidance, TransformerArchitecture
+from ldmprobe_core.models.architectures.base import (
+    Guidance,
+    ShiftedLatents,
+    TransformerArchitecture,
+    dynamic_shift,
+)
 from ldmprobe_core.models.token_grid import Grid
 
 
-class Flux(TransformerArchitecture):
+class Flux(ShiftedLatents, TransformerArchitecture):
     """Flux: joint, then single blocks on a sequence of text and image tokens; packed latents.
 
-    Guidance is an input of the distilled denoiser, one call a step.  With a negative prompt it is
-    classifier-free guidance proper instead, in two calls: conditional, then unconditional.
+    The guidance scale is an input of the distilled denoiser, with one call a step.  A negative
+    prompt switches to classifier-free guidance in two calls: conditional, then unconditional.
     """
 
     network = FluxTransformer2DModel
@@ -28,11 +34,11 @@ class Flux(TransformerArchitecture):
         ),
     }
     joint_block_classes = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-    _TEXT = 77  # tokens of the dry run; a capture reads the real number off each call
+    _TEXT = 77  # text tokens of the dry run; a capture takes the number from each call
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width of the latents of the VAE's image size, or of 1024 pixels."""
+        """Height and width of the latents for the VAE's image size, else for 1024 pixels."""
         # The transformer takes any size; Flux was trained at 1024 pixels.
         pixels = int(self.vae.get("sample_size") or 1024)
         side = 2 * (pixels // (2 * self.reduction))
@@ -40,8 +46,17 @@ class Flux(TransformerArchitecture):
 
     @property
     def grid(self) -> Grid:
-        """Height and width of the token grid: 2 x 2 latents a token, whatever the config says."""
+        """Height and width of the token grid; the pipeline packs 2 x 2 latents into a token."""
         return Grid(self.latent[0] // 2, self.latent[1] // 2)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents: a token holds 2 x 2 of them."""
+        return int(self.config["in_channels"]) // 4
+
+    def uses_guidance(self, negative: str | None) -> bool:
+        """Whether the scale affects the images: as an input, or with a negative prompt."""
+        return bool(self.config["guidance_embeds"]) or negative is not None
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
         """Denoiser calls: one a step, or two with a negative prompt."""
@@ -56,12 +71,11 @@ class Flux(TransformerArchitecture):
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
         """Shift the schedule by the number of image tokens (Esser et al. 2024, section 5.3.2)."""
-        config = scheduler.config
-        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        tokens = self.grid.height * self.grid.width
-        mu = low + (high - low) * (tokens - few) / (many - few)
-        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist(), mu=mu)
+        mu = dynamic_shift(scheduler, self.grid, default_max_shift=1.15)
+        if scheduler.config.get("use_flow_sigmas"):
+            scheduler.set_timesteps(steps, mu=mu)
+        else:
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
     def dummy_inputs(self) -> dict[str, Any]:
         """See `Architecture.dummy_inputs`."""

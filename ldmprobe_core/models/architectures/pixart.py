@@ -11,7 +11,7 @@ from ldmprobe_core.models.architectures.base import TransformerArchitecture
 
 
 class PixArt(TransformerArchitecture):
-    """PixArt alpha and sigma: a transformer with cross-attention to the text."""
+    """PixArt sigma: a transformer with cross-attention to the text."""
 
     network = PixArtTransformer2DModel
     presets: ClassVar = {
@@ -19,6 +19,9 @@ class PixArt(TransformerArchitecture):
         "cross-attention": ("*.attn2",),
         "blocks": ("transformer_blocks.[0-9]", "transformer_blocks.[0-9][0-9]"),
     }
+
+    size_multiple = 8
+    _passes_size: ClassVar[bool] = False
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
         """See `Architecture.arguments`; image sizes and captions are not rewritten."""
@@ -30,15 +33,22 @@ class PixArt(TransformerArchitecture):
 
     def dummy_inputs(self) -> dict[str, Any]:
         """See `Architecture.dummy_inputs`."""
-        added: dict[str, Any]
-        extra = self.config.get("use_additional_conditions")
-        if extra or (extra is None and self.config["sample_size"] == 128):
+        added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+        if self._passes_size and self.config["sample_size"] == 128:
             added = {"resolution": torch.empty(1, 2), "aspect_ratio": torch.empty(1, 1)}
-        else:  # the model asks for the keys either way
-            added = {"resolution": None, "aspect_ratio": None}
         return {
             "hidden_states": torch.empty(1, self.config["in_channels"], *self.latent),
             "timestep": torch.ones(1),
             "encoder_hidden_states": torch.empty(1, 77, self.config["caption_channels"]),
             "added_cond_kwargs": added,
         }
+
+
+class PixArtAlpha(PixArt):
+    """PixArt alpha: its pipeline passes the image size to models of 1024 pixels.
+
+    With a single step it takes the predicted clean latents in place of the scheduler's step.
+    """
+
+    min_steps = 2
+    _passes_size = True

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.flux import Flux
-from ldmprobe_core.models.architectures.pixart import PixArt
+from ldmprobe_core.models.architectures.pixart import PixArt, PixArtAlpha
 from ldmprobe_core.models.architectures.stable_diffusion import StableDiffusion, StableDiffusionXL
 from ldmprobe_core.models.architectures.stable_diffusion_3 import StableDiffusion3
 
@@ -22,10 +22,10 @@ ArchitectureClass = TypeVar("ArchitectureClass", bound=type[Architecture])
 def register_architecture(
     *pipeline_names: str,
 ) -> Callable[[ArchitectureClass], ArchitectureClass]:
-    """Make an architecture known under the names of its pipeline classes; a class decorator.
+    """Decorate a class to register it as the architecture of pipeline classes.
 
-    A later registration of a name replaces the earlier one.  Worker processes need it too: put it
-    in a module that they import.
+    A later registration of a name replaces the earlier one.  Worker processes need the registration
+    too: put it in a module that they import.
 
     Args:
         pipeline_names: pipeline classes, as ``model_index.json`` names them.
@@ -46,7 +46,8 @@ def register_architecture(
 register_architecture("StableDiffusionPipeline")(StableDiffusion)
 register_architecture("StableDiffusionXLPipeline")(StableDiffusionXL)
 register_architecture("StableDiffusion3Pipeline")(StableDiffusion3)
-register_architecture("PixArtAlphaPipeline", "PixArtSigmaPipeline")(PixArt)
+register_architecture("PixArtAlphaPipeline")(PixArtAlpha)
+register_architecture("PixArtSigmaPipeline")(PixArt)
 register_architecture("FluxPipeline")(Flux)
 
 
@@ -62,7 +63,7 @@ def detect_architecture(folder: Path) -> Architecture:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"model.source: {folder / 'model_index.json'} does not name a pipeline "
-            f"({type(error).__name__}): give a folder written by save_pretrained"
+            f"({type(error).__name__}). Fix: give a folder written by save_pretrained"
         ) from error
     if name not in _ARCHITECTURES:
         raise UserError(f"model.source: {_unsupported(name)}")

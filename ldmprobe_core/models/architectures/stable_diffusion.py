@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 
-from ldmprobe_core.models.architectures.base import UNET_PRESETS, Architecture
+from ldmprobe_core.models.architectures.base import UNET_PRESETS, Architecture, Guidance
 
 
 class UNetArchitecture(Architecture):
@@ -16,20 +17,48 @@ class UNetArchitecture(Architecture):
     denoiser = "unet"
     network = UNet2DConditionModel
     presets: ClassVar = UNET_PRESETS
+    size_multiple = 8
+
+    def guidance(self, scale: float, negative: str | None) -> Guidance:
+        """Denoiser calls: a UNet that takes the guidance scale as an input needs one copy only.
+
+        Such UNets (latent consistency models) have ``time_cond_proj_dim`` in their config.
+        """
+        if self.config["time_cond_proj_dim"] is not None:
+            return Guidance()
+        return super().guidance(scale, negative)
 
     def dummy_inputs(self) -> dict[str, Any]:
         """See `Architecture.dummy_inputs`."""
-        return {
+        width = self.config["cross_attention_dim"]
+        call = {
             "sample": torch.empty(1, self.config["in_channels"], *self.latent),
             "timestep": torch.ones(1),
-            "encoder_hidden_states": torch.empty(1, 77, self.config["cross_attention_dim"]),
+            "encoder_hidden_states": torch.empty(1, 77, width),
         }
+        if self.config["time_cond_proj_dim"] is not None:
+            call["timestep_cond"] = torch.empty(1, self.config["time_cond_proj_dim"])
+        return call
 
 
 class StableDiffusion(UNetArchitecture):
     """Stable Diffusion 1.x and 2.x, loaded without the safety checker, which blacks images out."""
 
     load_arguments: ClassVar = {"safety_checker": None, "requires_safety_checker": False}
+
+    def scheduler_config(self, class_name: str) -> dict[str, Any]:
+        """See `Architecture.scheduler_config`; the pipeline corrects two keys of old configs.
+
+        It sets ``steps_offset`` to 1 and ``clip_sample`` to false, which in another scheduler class
+        takes effect only if the config states the key.
+        """
+        config = dict(self.scheduler)
+        is_own = class_name == config.get("_class_name")
+        if config.get("steps_offset", 0 if is_own else 1) != 1:
+            config["steps_offset"] = 1
+        if config.get("clip_sample", is_own) is True:
+            config["clip_sample"] = False
+        return config
 
 
 class StableDiffusionXL(UNetArchitecture):
@@ -44,3 +73,40 @@ class StableDiffusionXL(UNetArchitecture):
         )
         added = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, times)}
         return {**super().dummy_inputs(), "added_cond_kwargs": added}
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """See `Architecture.denormalise`; by mean and deviation too if the config has both."""
+        if not self._standardised:
+            return super().denormalise(latents)
+        mean, std = self._moments(latents)
+        return latents * std / self.vae["scaling_factor"] + mean
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """See `Architecture.normalise`."""
+        if not self._standardised:
+            return super().normalise(latents)
+        mean, std = self._moments(latents)
+        return (latents - mean) * self.vae["scaling_factor"] / std
+
+    def check_vae(self) -> None:
+        """See `Architecture.check_vae`; mean and deviation have a number for each channel."""
+        super().check_vae()
+        if not self._standardised:
+            return
+        channels = self.vae["latent_channels"]
+        for key in ("latents_mean", "latents_std"):
+            values = self.vae[key]
+            usable = isinstance(values, (list, tuple)) and len(values) == channels
+            if not usable or not all(isinstance(v, (int, float)) for v in values):
+                self._refuse_vae(key, values, f"give {channels} numbers, or null")
+        if not all(self.vae["latents_std"]):
+            self._refuse_vae("latents_std", self.vae["latents_std"], "give numbers other than 0")
+
+    @property
+    def _standardised(self) -> bool:
+        return self.vae["latents_mean"] is not None and self.vae["latents_std"] is not None
+
+    def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, (1, channel, 1, 1) each."""
+        mean, std = (latents.new_tensor(self.vae[f"latents_{name}"]) for name in ("mean", "std"))
+        return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)

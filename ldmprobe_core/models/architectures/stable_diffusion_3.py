@@ -7,10 +7,14 @@ from typing import Any, ClassVar
 import torch
 from diffusers import SD3Transformer2DModel
 
-from ldmprobe_core.models.architectures.base import TransformerArchitecture
+from ldmprobe_core.models.architectures.base import (
+    ShiftedLatents,
+    TransformerArchitecture,
+    dynamic_shift,
+)
 
 
-class StableDiffusion3(TransformerArchitecture):
+class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
     """Stable Diffusion 3: joint blocks, image and text tokens side by side; flow matching."""
 
     network = SD3Transformer2DModel
@@ -19,6 +23,17 @@ class StableDiffusion3(TransformerArchitecture):
         "blocks": ("transformer_blocks.[0-9]", "transformer_blocks.[0-9][0-9]"),
     }
     joint_block_classes = ("JointTransformerBlock",)
+
+    def set_steps(self, scheduler: Any, steps: int) -> None:
+        """Shift the schedule by the number of image tokens if the scheduler's config asks for it.
+
+        The pipeline computes it so (Esser et al. 2024, section 5.3.2).
+        """
+        if scheduler.config.get("use_dynamic_shifting"):
+            mu = dynamic_shift(scheduler, self.grid, default_max_shift=1.16)
+            scheduler.set_timesteps(steps, mu=mu)
+        else:
+            scheduler.set_timesteps(steps)
 
     def dummy_inputs(self) -> dict[str, Any]:
         """See `Architecture.dummy_inputs`."""

@@ -1,8 +1,8 @@
 """Completeness of a model folder's weights, from index files and safetensors headers alone.
 
-`from_pretrained` draws a tensor at random where the file has none of its name, so that every worker
+`from_pretrained` draws a tensor at random if the file has none of its name, so that every worker
 would compute with another model.  Here each tensor that a network needs is looked up, with its
-shape, before anything is loaded.
+shape, before the weights are loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 
 _MAX_HEADER = 100 << 20
-"""The format's own limit of a header, in bytes."""
+"""Limit of a header by the format, in bytes."""
 
 _DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
@@ -38,11 +38,11 @@ _RENAMED = [
 """Names of attention weights in older checkpoints, which diffusers renames while loading."""
 
 _PREFIXES = ("text_model.", "model.", "encoder.")
-"""Prefixes that transformers adds or removes between releases, and understands either way."""
+"""Prefixes that transformers adds or removes between releases; it loads both forms."""
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a safetensors file; no data is read.
+    """Read names and shapes of the tensors in a safetensors file, from its header alone.
 
     Raises:
         UserError: the file is cut short, a pointer of Git LFS, or no safetensors file.
@@ -90,14 +90,14 @@ def _tensors(header: Any, data_bytes: int) -> dict[str, tuple[int, ...]]:
 
 
 def read_component(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of one component, over its shards.
+    """Read names and shapes of all tensors of one component, over its shards.
 
     Args:
-        folder: of the component, such as ``unet/``.
+        folder: folder of the component, such as ``unet/``.
 
     Raises:
         UserError: there are no safetensors weights of the default variant, a shard is missing, or a
-            file is not whole.
+            file is incomplete.
     """
     for stem in _STEMS:
         index = folder / f"{stem}.safetensors.index.json"
@@ -139,11 +139,11 @@ def require_weights(folder: Path, network: nn.Module) -> None:
     """Check that a component's files hold every tensor that its network needs, in its shape.
 
     Args:
-        folder: of the component.
-        network: the component, on the meta device (names and shapes only).
+        folder: folder of the component.
+        network: the component on the meta device (names and shapes only).
 
     Raises:
-        UserError: a tensor is missing or has another shape, or a file is not whole; file or folder
+        UserError: a tensor is missing or has another shape, or a file is incomplete; file or folder
             and tensor are named.
     """
     stored = {_current_name(name): shape for name, shape in read_component(folder).items()}
@@ -151,12 +151,12 @@ def require_weights(folder: Path, network: nn.Module) -> None:
     tied = _tied(network)
     missing, reshaped = [], []
     for name, shape in needed.items():
-        found = next((stored[alias] for alias in _aliases(name) if alias in stored), None)
-        if found is None:
+        stored_shape = next((stored[alias] for alias in _aliases(name) if alias in stored), None)
+        if stored_shape is None:
             if name not in tied and not name.endswith("position_ids"):
                 missing.append(name)
-        elif found != shape and _squeezed(found) != _squeezed(shape):
-            reshaped.append(f"{name} is {found}, not {shape}")
+        elif stored_shape != shape and _squeezed(stored_shape) != _squeezed(shape):
+            reshaped.append(f"{name} is {stored_shape}, not {shape}")
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
@@ -176,7 +176,7 @@ def _current_name(name: str) -> str:
 
 
 def _aliases(name: str) -> Iterable[str]:
-    """Names under which a tensor may be stored, the network's own first."""
+    """Names under which a tensor may be stored; the network's own is first."""
     yield name
     for prefix in _PREFIXES:
         yield prefix + name
@@ -185,7 +185,7 @@ def _aliases(name: str) -> Iterable[str]:
 
 
 def _tied(network: nn.Module) -> set[str]:
-    """Tensors that are another tensor of the network, so that files hold one of the two."""
+    """Names of tensors that equal another tensor of the network, which alone is stored."""
     tied: set[str] = set()
     for prefix, module in network.named_modules():
         keys = getattr(module, "_tied_weights_keys", None) or ()
@@ -195,5 +195,5 @@ def _tied(network: nn.Module) -> set[str]:
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A 1 x 1 convolution and a linear layer hold the same numbers."""
+    """Shape without sides of 1: a 1 x 1 convolution and a linear layer have the same values."""
     return tuple(n for n in shape if n != 1)

@@ -1,7 +1,7 @@
-"""Prompts as the text encoders see them: token ids, and what is cut off.
+"""Token ids of prompts as the text encoders read them, and the text that is cut off.
 
-Two prompts that differ as text can be one and the same to a model: a tokenizer folds case and
-spaces, and cuts what is beyond its length.  Samples are told apart by these ids.
+Prompts that differ as text can have the same tokens: a tokenizer folds case and spaces, and cuts
+text beyond its length.  Samples are therefore identified by token ids.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 from ldmprobe_core.errors import UserError
 
 TokenIds = tuple[tuple[int, ...], ...]
-"""Ids that reach each text encoder, one tuple per tokenizer."""
+"""Ids that each text encoder reads, one tuple per tokenizer."""
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """One prompt as a pipeline's text encoders see it.
+    """One prompt as a pipeline's text encoders read it.
 
     Attributes:
-        ids: per tokenizer, special tokens included, padding left out, cut to the length used.
-        cut: text of the tokens beyond the length that every tokenizer takes; empty where at least
-            one of them takes the whole prompt.
+        ids: ids of each tokenizer, with special tokens and without padding, cut to its length.
+        cut: text that is beyond the length of every tokenizer; empty if at least one of them takes
+            the whole prompt.
     """
 
     ids: TokenIds
@@ -35,11 +35,12 @@ class PromptTokens:
 
 
 class PromptTokenizer:
-    """All tokenizers of a pipeline, with the lengths at which the pipeline cuts.
+    """All tokenizers of a pipeline, with the lengths to which the pipeline cuts.
 
     Args:
-        folder: of the model, with its tokenizers.
-        call: of the pipeline class, whose default of `max_sequence_length` is where it cuts.
+        folder: folder of the model, with its tokenizers.
+        call: the pipeline class's ``__call__``, whose default of ``max_sequence_length`` is the
+            length of tokenizers other than CLIP's.
 
     Raises:
         UserError: a tokenizer cannot be loaded, or has more tokens than its encoder's vocabulary.
@@ -48,7 +49,7 @@ class PromptTokenizer:
     def __init__(self, folder: Path, call: Callable[..., Any]) -> None:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         parameters = inspect.signature(call).parameters
-        longest = (
+        default_length = (
             parameters["max_sequence_length"].default
             if "max_sequence_length" in parameters
             else None
@@ -61,18 +62,20 @@ class PromptTokenizer:
             encoder = folder / name.replace("tokenizer", "text_encoder") / "config.json"
             _require_vocabulary(folder / name, tokenizer, encoder)
             is_clip = "CLIP" in str(entry[1])
-            limit = tokenizer.model_max_length if is_clip or longest is None else longest
+            limit = (
+                tokenizer.model_max_length if is_clip or default_length is None else default_length
+            )
             self._tokenizers.append((tokenizer, int(limit)))
 
     def __call__(self, prompt: str) -> PromptTokens:
-        """Token ids of a prompt, and the text that no encoder sees."""
+        """Token ids of a prompt, and the text that every encoder lacks."""
         ids, cuts = [], []
         for tokenizer, limit in self._tokenizers:
             whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            kept = tokenizer(prompt, truncation=True, max_length=limit).input_ids
-            ids.append(tuple(int(i) for i in kept))
-            lost = whole[limit - 1 : -1] if len(whole) > limit else []
-            cuts.append(tokenizer.decode(lost).strip() if lost else "")
+            used = tokenizer(prompt, truncation=True, max_length=limit).input_ids
+            ids.append(tuple(int(i) for i in used))
+            beyond = whole[limit - 1 : -1] if len(whole) > limit else []
+            cuts.append(tokenizer.decode(beyond).strip() if beyond else "")
         return PromptTokens(tuple(ids), min(cuts, key=len, default=""))
 
 
@@ -81,7 +84,7 @@ def _load(folder: Path, kind: str) -> Any:
     tokenizer: Any = getattr(library, kind, None) or library.AutoTokenizer
     try:
         return tokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library raises a dozen kinds for a broken folder
+    except Exception as error:  # the library raises many types for a broken folder
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"model: {folder} holds no usable tokenizer ({reason:.100}). Fix: fetch it again"
@@ -89,11 +92,11 @@ def _load(folder: Path, kind: str) -> Any:
 
 
 def _require_vocabulary(folder: Path, tokenizer: Any, encoder: Path) -> None:
-    """Refuse a tokenizer whose ids its text encoder has no embedding for."""
+    """Refuse a tokenizer with more ids than its text encoder has embeddings."""
     try:
         size = int(json.loads(encoder.read_text("utf-8"))["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        return  # an encoder without a vocabulary of its own
+        return  # an encoder whose config states no vocabulary
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= size:
         raise UserError(

@@ -11,20 +11,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
+from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.devices import pick_device
+from ldmprobe_core.models.architectures.settings import check_settings
+from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
-from ldmprobe_core.models.loading import check_weights, meta_modules, timesteps
-from ldmprobe_core.pipeline.planning.prompt_checks import check_samples
-from ldmprobe_core.pipeline.planning.sizes import _bytes, _memory, _sum_bytes
+from ldmprobe_core.models.loading import check_weights, meta_modules
+from ldmprobe_core.models.timesteps import timesteps
+from ldmprobe_core.pipeline.planning.prompt_checks import check_samples, unknown_word_notes
+from ldmprobe_core.pipeline.planning.sizes import stored_bytes, sum_bytes, worker_bytes
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
 from ldmprobe_core.study.layers import LATENTS, LayerShape
+from ldmprobe_core.study.model_record import read_model_record
+from ldmprobe_core.study.readers.folder_checks import check_folder
 from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names
+from ldmprobe_core.study.readers.prompt_files import encoding_notes
 from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
 
@@ -138,31 +146,92 @@ def plan_study(study: Study) -> StudyPlan:
         UserError: a mistake, such as a layer or a labeler that does not exist.  Files that are only
             absent from this machine are listed in the plan's `missing` instead.
     """
-    missing: list[str] = []
+    gaps = _Gaps()
+    if not study.execution.elsewhere:
+        gaps.attempt(lambda: check_device(study))
+    folder = _model_configs(study, gaps)
+    architecture = detect_architecture(folder)
+    notes = list(check_settings(architecture, study))
+    denoiser, vae = meta_modules(architecture)
+    shapes = _captured_shapes(study, architecture, denoiser, vae)
+    steps = timesteps(architecture, study)
+    labelers = {}
+    for prop, spec in labelers_of(study).items():
+        require_known(prop, spec)
+        labelers[prop] = gaps.attempt(partial(check_labeler, prop, spec))
+    resolved: Study | None = gaps.attempt(lambda: resolve_inputs(study))
+    count = (resolved or study).count
+    if count is None:
+        raise UserError(gaps.sentences[-1])  # without the files the number of images is unknown
+    samples = make_samples(resolved) if resolved else []
+    if samples:
+        notes += _prompt_notes(study, samples, folder, architecture)
+    exact_properties = _exact_properties(resolved or study, gaps.sentences)
+    if resolved:
+        notes += _input_file_notes(resolved, architecture.size)
+    n_stored = n_stored_samples(samples, resolved) if resolved else count
+    sums = sum_bytes(study, shapes, len(steps))
+    bytes_of = stored_bytes(study, shapes, architecture.size, len(steps), n_stored)
+    if sums:
+        bytes_of["statistics"] = BUFFERS * min(study.capture.accumulators, count) * sums
+    return StudyPlan(
+        study=resolved or study,
+        samples=tuple(samples),
+        folder=folder,
+        size=architecture.size,
+        shapes=shapes,
+        steps=steps,
+        count=count,
+        n_stored=n_stored,
+        bytes_of=bytes_of,
+        memory=worker_bytes(study, architecture, denoiser, vae, shapes, len(steps), sums),
+        exact_properties=exact_properties,
+        labelers=labelers,
+        missing=tuple(gaps.sentences),
+        notes=tuple(notes),
+    )
 
-    def attempt(check: Callable[[], Any]) -> Any:
+
+class _Gaps:
+    """Requirements that this machine does not meet, a sentence each."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def attempt(self, check: Callable[[], Any]) -> Any:
+        """Result of a check; None if it raises, and then its sentence is a gap."""
         try:
             return check()
         except UserError as error:
-            missing.append(str(error))
+            self.sentences.append(str(error))
             return None
 
-    if not study.execution.elsewhere:
-        attempt(lambda: pick_device(study.execution.wanted_device))
+
+def _model_configs(study: Study, gaps: _Gaps) -> Path:
+    """Folder of the model's configs; weights that are absent or incomplete are gaps."""
     folder = config_folder(study.model)
-    if not has_weights(folder):
-        missing.append(
+    if has_weights(folder):
+        gaps.attempt(lambda: check_weights(folder))
+    else:
+        gaps.sentences.append(
             f"model.source {study.model.source!r}: its weights (safetensors) are not on this "
             "machine. Fix: fetch them, or give the folder that holds them"
         )
-    else:
-        attempt(lambda: check_weights(folder))
-    architecture = detect_architecture(folder)
-    denoiser, vae = meta_modules(architecture)
+    return folder
+
+
+def _captured_shapes(
+    study: Study, architecture: Architecture, denoiser: nn.Module, vae: nn.Module
+) -> dict[str, LayerShape]:
+    """Shape of each probe input: the captured layers, and the latents if they are a control.
+
+    Raises:
+        UserError: a layer does not exist, or its tokens do not divide the image.
+    """
     names = list(capturable_modules(denoiser, vae))
     layers = match_layers(architecture, names, study.capture.layers)
     shapes = layer_shapes(architecture, denoiser, vae, layers)
-    height, width = size = architecture.size
+    height, width = architecture.size
     for name, shape in shapes.items():
         if height % shape.y or width % shape.x:
             raise UserError(
@@ -171,43 +240,7 @@ def plan_study(study: Study) -> StudyPlan:
             )
     if study.controls.latents:
         shapes[LATENTS] = LayerShape(*architecture.latent, int(architecture.vae["latent_channels"]))
-    steps = timesteps(architecture, study)
-    labelers = {}
-    for prop, spec in labelers_of(study).items():
-        require_known(prop, spec)
-        labelers[prop] = attempt(partial(check_labeler, prop, spec))
-    resolved: Study | None = attempt(lambda: resolve_inputs(study))
-    count = (resolved or study).count
-    if count is None:
-        raise UserError(missing[-1])  # the number of images is unknown without the input files
-    samples = make_samples(resolved) if resolved else []
-    notes: tuple[str, ...] = ()
-    if samples and study.images is None and (folder / "tokenizer").is_dir():
-        tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
-        notes = check_samples(samples, tokenize)
-    stored = n_stored_samples(samples, resolved) if resolved else count
-    exact_properties = _exact_properties(resolved or study, missing)
-    sums = _sum_bytes(study, shapes, len(steps))
-    sizes = _bytes(study, shapes, size, len(steps), stored)
-    if sums:
-        sizes["statistics"] = BUFFERS * min(study.capture.accumulators, count) * sums
-    memory = _memory(study, architecture, denoiser, vae, shapes, len(steps), sums)
-    return StudyPlan(
-        study=resolved or study,
-        samples=tuple(samples),
-        folder=folder,
-        size=size,
-        shapes=shapes,
-        steps=steps,
-        count=count,
-        n_stored=stored,
-        bytes_of=sizes,
-        memory=memory,
-        exact_properties=exact_properties,
-        labelers=labelers,
-        missing=tuple(missing),
-        notes=notes,
-    )
+    return shapes
 
 
 def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
@@ -228,6 +261,50 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
                 "labeler"
             )
     return present
+
+
+def _prompt_notes(
+    study: Study, samples: list[Sample], folder: Path, architecture: Architecture
+) -> list[str]:
+    """Notes about prompts that are cut, or have words that the model was not trained on."""
+    notes: list[str] = []
+    if study.images is None and (folder / "tokenizer").is_dir():
+        tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
+        notes += check_samples(samples, tokenize)
+    record = read_model_record(study.model.source, study.model.revision)
+    return notes + list(unknown_word_notes(samples, record))
+
+
+def _input_file_notes(study: Study, size: tuple[int, int]) -> list[str]:
+    """Notes about prompt files, source images and maps."""
+    notes: list[str] = []
+    if study.prompts.files is not None:
+        notes += encoding_notes(study.prompts.files)
+    return notes + list(_source_image_notes(study, size))
+
+
+def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:
+    """Notes about a study's source images and their maps, all of which are decoded.
+
+    Args:
+        size: height and width of the model's images in pixels.
+
+    Raises:
+        UserError: a file cannot be read or does not fit, or sums would need pixels that were not
+            measured.
+    """
+    if study.images is None:
+        return ()
+    check = check_folder(study.images, image_names(study.images), size)
+    for prop, share in check.missing.items():
+        spec = study.labels.labeler(prop)
+        if share and spec and spec.name == EXACT_MAPS and study.capture.keep != "activations":
+            raise UserError(
+                f"capture.keep is {study.capture.keep}, and {share:.1%} of the pixels of the "
+                f"{prop} maps are not measured: sums are of all pixels. Fix: set capture.keep to "
+                "activations"
+            )
+    return check.notes
 
 
 def check_store(plan: StudyPlan, run: Run) -> None:

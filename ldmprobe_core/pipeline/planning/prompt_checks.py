@@ -6,10 +6,14 @@ from collections.abc import Callable, Sequence
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.files.tokenization import PromptTokens, TokenIds
+from ldmprobe_core.study.model_record import ModelRecord
 from ldmprobe_core.study.samples import Sample
 
 _MAX_NAMED = 3
 """Most prompts that one note lists."""
+
+_MAX_WORDS = 12
+"""Most words that one note lists."""
 
 
 def check_samples(
@@ -51,6 +55,29 @@ def check_samples(
     named = "; ".join(f"{p!r:.60} loses {tokens[p].cut!r:.60}" for p in cut[:_MAX_NAMED])
     more = f"; and {len(cut) - _MAX_NAMED} more" if len(cut) > _MAX_NAMED else ""
     return (f"{len(cut)} of {len(tokens)} prompts are longer than the model reads: {named}{more}",)
+
+
+def unknown_word_notes(samples: Sequence[Sample], record: ModelRecord) -> tuple[str, ...]:
+    """Name words in the prompts that the model was not trained on.
+
+    Args:
+        record: of the model; without a list of words there is nothing to name.
+
+    Returns:
+        one sentence; empty if all words are known.
+    """
+    prompts = list(dict.fromkeys(sample.prompt for sample in samples))
+    unknown = {prompt: record.unknown_words(prompt) for prompt in prompts}
+    affected = [prompt for prompt in prompts if unknown[prompt]]
+    if not affected:
+        return ()
+    words = list(dict.fromkeys(word for prompt in affected for word in unknown[prompt]))
+    named = ", ".join(map(repr, words[:_MAX_WORDS]))
+    more = f" and {len(words) - _MAX_WORDS} more" if len(words) > _MAX_WORDS else ""
+    return (
+        f"{len(affected)} of {len(prompts)} prompts have words that the model was not trained on, "
+        f"so that their images may not show them: {named}{more}",
+    )
 
 
 def _name(sample: Sample) -> str:

@@ -12,7 +12,7 @@ from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.schema import Study
 
 
-def _bytes(
+def stored_bytes(
     study: Study, shapes: dict[str, LayerShape], size: tuple[int, int], steps: int, count: int
 ) -> dict[str, int]:
     """Stored bytes by kind of array, before compression; ``count`` images are stored."""
@@ -40,7 +40,7 @@ def _bytes(
     return {name: size for name, size in sizes.items() if size}
 
 
-def _sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
+def sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
     """Bytes of one accumulator's sums; 0 if the study keeps no statistics."""
     if study.capture.keep == "activations":
         return 0
@@ -53,7 +53,7 @@ def _sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
     return entries * steps * 8
 
 
-def _memory(
+def worker_bytes(
     study: Study,
     architecture: Architecture,
     denoiser: nn.Module,

@@ -1,1 +1,1 @@
-"""Kinds of probes: how each is fitted."""
+"""Fitters: one for each kind of probe."""

@@ -7,6 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.probing.measured import measured
+
+_IGNORED = -100
+"""Class of pixels that were not measured; cross-entropy leaves them out of its mean."""
 
 
 def fit_adam(
@@ -18,20 +22,27 @@ def fit_adam(
     batch: int = 4,
     learning_rate: float = 1e-3,
 ) -> LinearProbe:
-    """The paper's protocol: one linear layer, nearest upsampling, Adam, full-size loss.
+    """Fit a linear probe by the paper's protocol: nearest upsampling, Adam, full-size loss.
 
-    A mask: two logits without bias under cross-entropy; else one value under Huber's loss with
-    delta 1 (Chen, Viegas & Wattenberg 2023, section 3 and their code).
+    A mask is fitted with two logits without bias under cross-entropy, other maps with one value
+    under Huber's loss with delta 1 (Chen, Viegas & Wattenberg 2023, section 3 and their code).
 
     Args:
         activations: (n, y, x, channel).
-        target: (n, Y, X), bool for a mask, else values.
+        mask: whether the label is a mask.
+        seed: seed of the initialisation and of the order of samples.
+        batch: samples a gradient step.
+        target: (n, Y, X), bool for a mask, else values; floats with NaN where not measured, which
+            adds nothing to the loss.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(activations.astype(np.float32)).permute(0, 3, 1, 2)
+    known = measured(target)
+    if known is not None and mask:
+        target = np.where(known, np.nan_to_num(target), _IGNORED)
     y = torch.from_numpy(target.astype(np.int64 if mask else np.float32))
     channels = x.shape[1]
-    bound = channels**-0.5  # torch.nn.Linear's own initialisation
+    bound = channels**-0.5  # the default initialisation of torch.nn.Linear
     outputs = 2 if mask else 1
     weight = torch.empty(outputs, channels).uniform_(-bound, bound, generator=generator)
     bias = torch.empty(outputs).uniform_(-bound, bound, generator=generator)
@@ -44,9 +55,12 @@ def fit_adam(
                 output = output + bias[:, None, None]
             output = F.interpolate(output, size=tuple(y.shape[1:]), mode="nearest")
             if mask:
-                loss = F.cross_entropy(output, y[index])
-            else:
+                loss = F.cross_entropy(output, y[index], ignore_index=_IGNORED)
+            elif known is None:
                 loss = F.huber_loss(output[:, 0], y[index], delta=1.0)
+            else:
+                pixels = ~y[index].isnan()
+                loss = F.huber_loss(output[:, 0][pixels], y[index][pixels], delta=1.0)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

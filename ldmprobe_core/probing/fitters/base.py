@@ -1,4 +1,4 @@
-"""The data that fitters are given, and the protocol that they follow."""
+"""Protocols of probes and fitters, and the data passed to a fitter, where labels are assigned."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ class Probe(Protocol):
     def predict(self, activations: np.ndarray) -> np.ndarray:
         """Predictions (n, y, x) float64 from activations (n, y, x, channel).
 
-        Of a mask they are shares or logits, as the probe kind's ``mask_output`` says.
+        Predictions of a mask are foreground shares or logits: see ``ProbeKind.mask_output``.
         """
         ...
 
 
 class Fitter(Protocol):
-    """Fits probes of one kind.
+    """Protocol of an object that fits probes of one kind.
 
     Attributes:
-        kind: the kind's record: name, supported properties, whether it is linear.
+        kind: record of the kind: name, supported properties, whether it is linear.
     """
 
     kind: ProbeKind
 
     def fit(self, data: FitData) -> Probe:
-        """The probe of one property and label assignment in one cell.
+        """Fit the probe of one property and label assignment in one cell.
 
-        A linear kind returns a `LinearProbe`.
+        Returns:
+            a `LinearProbe` if the kind is linear.
         """
         ...
 
 
 @dataclass
 class CellData:
-    """Training and validation tokens of one cell, with every label that is fitted to them.
+    """Training and validation tokens of one cell, with all labels to fit.
 
     Attributes:
         activations: (sample, y, x, channel) float16.
-        labels: of the same samples.
-        train, validation: (n,) indices of the samples to fit to, and to choose a penalty by.
-        columns: (label assignment, property) of every label, in the order of label columns.
+        labels: label maps of the same samples.
+        train, validation: (n,) indices of the samples for fitting, and for choosing the penalty.
+        columns: (label assignment, property) of each label column.
         penalties: candidate relative penalties.
-        seed: of initialisation and of label assignments.
-        stored_statistics: sufficient statistics of training samples that are not among
-            `activations`; None if they are.
+        seed: seed of initialisations and of label assignments.
+        stored_statistics: sufficient statistics of the training samples; None if `activations`
+            contains those samples.
     """
 
     activations: np.ndarray
@@ -77,33 +78,60 @@ class CellData:
 
     @cached_property
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Training activations (token, channel) and labels (token, column)."""
+        """Training activations (token, channel) and labels (token, column).
+
+        Labels are NaN where no pixel of the token's block was measured.
+        """
         return self._rows(self.train)
 
     @cached_property
     def validation_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same of the validation samples."""
+        """Validation activations (token, channel) and labels (token, column)."""
         return self._rows(self.validation)
 
     @cached_property
+    def complete_columns(self) -> list[int]:
+        """Columns whose labels were measured at every pixel; they share one fit of sums."""
+        return [
+            column
+            for column, (_, prop) in enumerate(self.columns)
+            if self.labels.token_weights(prop, self.grid) is None
+        ]
+
+    @cached_property
     def statistics(self) -> SufficientStatistics:
-        """Sufficient statistics of the training tokens."""
-        return self.stored_statistics or SufficientStatistics.from_tokens(*self.tokens)
+        """Sufficient statistics of the training tokens, with the labels of `complete_columns`."""
+        return self.stored_statistics or self._complete_statistics(*self.tokens)
+
+    @cached_property
+    def validation_statistics(self) -> SufficientStatistics:
+        """The same of the validation tokens."""
+        return self._complete_statistics(*self.validation_tokens)
 
     @cached_property
     def ridge_path(self) -> RidgePath:
-        """Ridge solutions of every label."""
+        """Ridge solutions of the labels of `complete_columns`."""
         return RidgePath.from_statistics(self.statistics)
 
+    def token_weights(self, column: int, members: np.ndarray) -> np.ndarray | None:
+        """Measured pixels in each token's block (n, *grid); None if a label is measured wholly."""
+        assignment, prop = self.columns[column]
+        weights = self.labels.token_weights(prop, self.grid)
+        return None if weights is None else weights[self.label_owners(members, assignment)]
+
     def label_owners(self, members: np.ndarray, assignment: str) -> np.ndarray:
-        """Indices of the samples whose labels ``members`` get under an assignment."""
+        """Indices of the samples whose labels are assigned to the samples ``members``."""
         return ASSIGNMENTS[assignment](members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
-        """A result that several labels of the cell share, computed once."""
+        """Return a result that several labels of the cell share, computed on the first call."""
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
+
+    def _complete_statistics(self, x: np.ndarray, y: np.ndarray) -> SufficientStatistics:
+        whole = len(self.complete_columns) == len(self.columns)
+        return SufficientStatistics.from_tokens(x, y if whole else y[:, self.complete_columns])
 
     def _rows(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = self.activations[members].reshape(-1, self.activations.shape[-1])
@@ -118,9 +146,12 @@ class CellData:
 class FitData:
     """One label of a cell: the argument of `Fitter.fit`.
 
+    Tokens of which no pixel was measured are left out of ``x``, ``y`` and ``weight``; maps have NaN
+    there.
+
     Attributes:
         cell: tokens and labels of the whole cell.
-        column: of this label among the cell's.
+        column: index of this label in `cell.columns`.
     """
 
     cell: CellData
@@ -133,32 +164,58 @@ class FitData:
 
     @property
     def prop(self) -> Property:
-        """The property that is fitted."""
+        """Property that the probe predicts."""
         return property_of(self.cell.columns[self.column][1])
+
+    @property
+    def complete(self) -> bool:
+        """Whether the label was measured at every pixel, so that all weights are equal."""
+        return self.column in self.cell.complete_columns
 
     @property
     def x(self) -> np.ndarray:
         """Training activations (token, channel) float16."""
-        return self.cell.tokens[0]
+        return self._known(self.cell.tokens[0], self.cell.train)
 
     @property
     def y(self) -> np.ndarray:
-        """Training labels (token,) float64: block means, of a mask the share of foreground."""
-        return self.cell.tokens[1][:, self.column]
+        """Training labels (token,) float64: block means; for a mask, the share of foreground."""
+        return self._known(self.cell.tokens[1][:, self.column], self.cell.train)
+
+    @property
+    def weight(self) -> np.ndarray | None:
+        """Measured pixels in the block of each training token, (token,) > 0; None if all were."""
+        return self._weights(self.cell.train)
 
     @property
     def validation_x(self) -> np.ndarray:
         """Validation activations (token, channel) float16."""
-        return self.cell.validation_tokens[0]
+        return self._known(self.cell.validation_tokens[0], self.cell.validation)
 
     @property
     def validation_y(self) -> np.ndarray:
         """Validation labels (token,) float64."""
-        return self.cell.validation_tokens[1][:, self.column]
+        return self._known(self.cell.validation_tokens[1][:, self.column], self.cell.validation)
+
+    @property
+    def validation_weight(self) -> np.ndarray | None:
+        """Measured pixels in the block of each validation token, (token,) > 0; None if all were."""
+        return self._weights(self.cell.validation)
+
+    @property
+    def ridge_path(self) -> tuple[RidgePath, int]:
+        """Ridge solutions on the training tokens, and the index of this label among them."""
+        if self.complete:
+            return self.cell.ridge_path, self.cell.complete_columns.index(self.column)
+        statistics = self.cell.shared(
+            f"statistics {self.column}",
+            lambda: SufficientStatistics.from_tokens(self.x, self.y[:, None], self.weight),
+        )
+        return RidgePath.from_statistics(statistics), 0
 
     @property
     def activations(self) -> np.ndarray:
-        """Training activations (n, y, x, channel) float16, sample by sample."""
+        """Training activations (sample, y, x, channel) float16."""
         return self.cell.activations[self.cell.train]
 
     @property
@@ -167,9 +224,23 @@ class FitData:
         return self.cell.labels.tokens(self.prop.name, self.cell.grid)[self._owners]
 
     @property
+    def map_weights(self) -> np.ndarray | None:
+        """Measured pixels in the blocks of `token_maps`, (n, y, x); None if all were."""
+        return self.cell.token_weights(self.column, self.cell.train)
+
+    @property
     def full_maps(self) -> np.ndarray:
         """Training labels at full size (n, Y, X): bool for a mask, else values."""
         return self.cell.labels.maps[self.prop.name][self._owners]
+
+    def _weights(self, members: np.ndarray) -> np.ndarray | None:
+        weights = self.cell.token_weights(self.column, members)
+        return None if weights is None else weights[weights > 0]
+
+    def _known(self, rows: np.ndarray, members: np.ndarray) -> np.ndarray:
+        """Rows of the tokens of which a pixel was measured."""
+        weights = self.cell.token_weights(self.column, members)
+        return rows if weights is None else rows[weights.ravel() > 0]
 
     @property
     def _owners(self) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Logistic probes: cross-entropy with each token's share of foreground, by a second-order method.
+"""Logistic probes: cross-entropy with each token's foreground share, by a second-order method.
 
 Cross-entropy against a full-size mask equals cross-entropy against the block's foreground share, so
-this is exact on tokens.  A pass over the tokens gives value and gradient in float64; the curvature
-only steers the steps, so it is taken in float32, of a part of the tokens, and kept while it serves.
+the fit on tokens is exact.  One pass over the tokens gives value and gradient in float64.  The
+Hessian affects only the speed of convergence, so it is computed in float32 from a subsample of the
+tokens and reused while it still gives good steps.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ldmprobe_core.probing.fitters.ridge import RidgePath
 from ldmprobe_core.probing.linear import LinearProbe, row_blocks
 
 _TOKENS_A_CHANNEL = 64
-"""Tokens that the curvature is first taken of, for each channel: a tenth off, at a bounded cost."""
+"""Tokens a channel in the first Hessian's subsample: about 10 % error at a bounded cost."""
 
 _SLOW = 0.25
 """Recompute the Hessian if a step shrinks the Newton decrement by less than this factor."""
@@ -23,42 +24,68 @@ _SLOW = 0.25
 _MOST_STEPS = 200
 
 _ROUNDING = 1e-13
-"""Differences of the objective below this are not told from rounding."""
+"""Differences of the objective below this count as rounding."""
 
 
-def logistic_loss(x: np.ndarray, share: np.ndarray, weight: np.ndarray, bias: float) -> float:
-    """Mean cross-entropy of logits x . weight + bias against soft labels in 0..1."""
+def logistic_loss(
+    x: np.ndarray,
+    share: np.ndarray,
+    weight: np.ndarray,
+    bias: float,
+    token_weight: np.ndarray | None = None,
+) -> float:
+    """Mean cross-entropy of logits x . weight + bias against soft labels in 0..1.
+
+    Args:
+        token_weight: (token,) weights of the mean; None weighs all tokens alike.
+    """
     total, start = 0.0, 0
     for rows in row_blocks(x):
+        part = slice(start, start + len(rows))
         logit = rows @ weight + bias
-        total += float((np.logaddexp(0, logit) - share[start : start + len(rows)] * logit).sum())
+        losses = np.logaddexp(0, logit) - share[part] * logit
+        total += _weighted_sum(losses, token_weight, part)
         start += len(rows)
-    return total / len(x)
+    return total / _total_weight(x, token_weight)
+
+
+def _weighted_sum(values: np.ndarray, weight: np.ndarray | None, part: slice) -> float:
+    return float(values.sum() if weight is None else weight[part] @ values)
+
+
+def _total_weight(x: np.ndarray, weight: np.ndarray | None) -> float:
+    return len(x) if weight is None else float(weight.sum())
 
 
 class LogisticPath:
-    """Minimises mean cross-entropy + penalty / 2 |w|² (bias unpenalised), penalty after penalty.
+    """Solver of logistic regression for a series of penalties on the same tokens.
 
-    The same optimum as scikit-learn's ``LogisticRegression(C=1 / (penalty N))`` on N pixels.
-    Newton's method with a curvature that is kept from step to step and from penalty to penalty
-    (Shamanskii 1967), so that most steps cost one pass over the tokens.
+    It minimises mean cross-entropy + penalty / 2 |w|² (bias unpenalised), as scikit-learn's
+    ``LogisticRegression(C=1 / (penalty N))`` does on N pixels.  Newton's method reuses its Hessian
+    from step to step and from penalty to penalty (Shamanskii 1967), so that most steps cost one
+    pass over the tokens.
 
     Args:
-        x: (token, channel); share: (token,) in 0..1.
+        x: activations (token, channel).
+        share: foreground share of each token, (token,) in 0..1.
+        weight: (token,) weights of the mean, such as measured pixels; None weighs all alike.
 
     Attributes:
-        passes: over the tokens, so far.
+        passes: number of passes over the tokens so far.
     """
 
-    def __init__(self, x: np.ndarray, share: np.ndarray) -> None:
-        self.x, self.share = x, share.astype(np.float64)
+    def __init__(self, x: np.ndarray, share: np.ndarray, weight: np.ndarray | None = None) -> None:
+        self.x, self.share, self.weight = x, share.astype(np.float64), weight
+        self.total = _total_weight(x, weight)
         self.passes = 0
         sums = np.zeros(x.shape[1])
+        start = 0
         for rows in row_blocks(x):
-            sums += rows.sum(0)
-        self.mean = sums / len(x)  # channels are centred, or the bias would drown the curvature
+            sums += rows.sum(0) if weight is None else weight[start : start + len(rows)] @ rows
+            start += len(rows)
+        self.mean = sums / self.total  # uncentred channels would make the Hessian ill-conditioned
         self._order = np.random.default_rng(0).permutation(len(x))
-        self._curvature: np.ndarray | None = None
+        self._hessian: np.ndarray | None = None
 
     def solve(
         self, penalty: float, start: tuple[np.ndarray, float], tolerance: float = 1e-9
@@ -66,95 +93,106 @@ class LogisticPath:
         """Weight (channel,) and bias at the optimum.
 
         Args:
-            penalty: absolute, > 0.
+            penalty: absolute penalty, > 0.
             start: weight and bias to begin from.
-            tolerance: on the Newton decrement by the curvature that is kept; half of a true one is
-                the distance to the minimum, to second order.
+            tolerance: bound on the Newton decrement, computed with the reused Hessian.  Half of the
+                exact decrement is, to second order, the objective's distance from its minimum.
         """
-        place = np.append(start[0], start[1] + self.mean @ start[0])  # bias at the mean token
-        tokens = _TOKENS_A_CHANNEL * len(place)
-        value, gradient = self._value_and_gradient(place, penalty)
-        current = self._curvature is None
+        # theta holds the weight, then the bias at the mean token.
+        theta = np.append(start[0], start[1] + self.mean @ start[0])
+        tokens = _TOKENS_A_CHANNEL * len(theta)
+        value, gradient = self._value_and_gradient(theta, penalty)
+        current = self._hessian is None
         if current:
-            self._update_hessian(place, tokens)
+            self._update_hessian(theta, tokens)
         factor = self._factor(penalty)
-        before = np.inf
+        previous_decrement = np.inf
         for _ in range(_MOST_STEPS):
             step = cho_solve(factor, gradient)
             decrement = float(gradient @ step)
             if decrement < tolerance:
                 break
-            slow = decrement > _SLOW * before
+            slow = decrement > _SLOW * previous_decrement
             size = 1.0
             while not slow or current:
-                trial = place - size * step
+                trial = theta - size * step
                 trial_value, trial_gradient = self._value_and_gradient(trial, penalty)
                 if trial_value <= value - 1e-4 * size * decrement + _ROUNDING:
-                    place, value, gradient = trial, trial_value, trial_gradient
-                    before, current = decrement, False
+                    theta, value, gradient = trial, trial_value, trial_gradient
+                    previous_decrement, current = decrement, False
                     break
                 if not current:
                     slow = True
                     continue
                 size /= 2
-                if size < 1e-8:  # rounding is all that is left to gain
-                    return self._uncentred(place)
+                if size < 1e-8:  # further decrease of the objective is below rounding
+                    return self._uncentred(theta)
             else:
-                self._update_hessian(place, tokens)
-                factor, before, current = self._factor(penalty), np.inf, True
+                self._update_hessian(theta, tokens)
+                factor, previous_decrement, current = self._factor(penalty), np.inf, True
                 tokens *= 2  # subsample twice as many tokens next time
-        return self._uncentred(place)
+        return self._uncentred(theta)
 
-    def _uncentred(self, place: np.ndarray) -> tuple[np.ndarray, float]:
-        return place[:-1], float(place[-1] - self.mean @ place[:-1])
+    def _uncentred(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
+        """Weight and bias for activations that are not centred."""
+        return theta[:-1], float(theta[-1] - self.mean @ theta[:-1])
 
-    def _value_and_gradient(self, place: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-        """Objective and gradient, in one pass."""
+    def _value_and_gradient(self, theta: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        """Objective and gradient at theta, in one pass over the tokens."""
         self.passes += 1
-        weight = place[:-1]
-        offset = place[-1] - self.mean @ weight
+        weight = theta[:-1]
+        offset = theta[-1] - self.mean @ weight
         total, start = 0.0, 0
-        gradient = np.zeros(len(place))
+        gradient = np.zeros(len(theta))
         for rows in row_blocks(self.x):
-            share = self.share[start : start + len(rows)]
+            part = slice(start, start + len(rows))
+            share = self.share[part]
             logit = rows @ weight + offset
-            total += float((np.logaddexp(0, logit) - share * logit).sum())
+            total += _weighted_sum(np.logaddexp(0, logit) - share * logit, self.weight, part)
             slope = expit(logit) - share
+            if self.weight is not None:
+                slope *= self.weight[part]
             gradient[:-1] += slope @ rows
             gradient[-1] += slope.sum()
             start += len(rows)
         gradient[:-1] -= gradient[-1] * self.mean
-        gradient /= len(self.x)
+        gradient /= self.total
         gradient[:-1] += penalty * weight
-        return total / len(self.x) + penalty / 2 * float(weight @ weight), gradient
+        return total / self.total + penalty / 2 * float(weight @ weight), gradient
 
-    def _update_hessian(self, place: np.ndarray, tokens: int) -> None:
+    def _update_hessian(self, theta: np.ndarray, tokens: int) -> None:
         """Recompute the Hessian of the cross-entropy at theta from a subsample of the tokens."""
-        chosen = self.x
+        chosen, token_weight = self.x, self.weight
         if tokens < len(self.x):
-            chosen = self.x[np.sort(self._order[:tokens])]
-        mean, weight = self.mean.astype(np.float32), place[:-1].astype(np.float32)
-        hessian = np.zeros((len(place), len(place)))
+            index = np.sort(self._order[:tokens])
+            chosen = self.x[index]
+            token_weight = None if self.weight is None else self.weight[index]
+        mean, weight = self.mean.astype(np.float32), theta[:-1].astype(np.float32)
+        hessian, start = np.zeros((len(theta), len(theta))), 0
         for rows in row_blocks(chosen, np.float32):
             centred = rows - mean
-            chance = expit(centred @ weight + np.float32(place[-1]))
-            root = np.sqrt(chance * (1 - chance))
-            bent = np.empty((len(rows), len(place)), np.float32)
-            np.multiply(centred, root[:, None], out=bent[:, :-1])
-            bent[:, -1] = root
-            hessian += bent.T @ bent
-        self._curvature = hessian / len(chosen)
+            probability = expit(centred @ weight + np.float32(theta[-1]))
+            root = np.sqrt(probability * (1 - probability))
+            if token_weight is not None:
+                root *= np.sqrt(token_weight[start : start + len(rows)]).astype(np.float32)
+            start += len(rows)
+            scaled = np.empty((len(rows), len(theta)), np.float32)
+            np.multiply(centred, root[:, None], out=scaled[:, :-1])
+            scaled[:, -1] = root
+            hessian += scaled.T @ scaled
+        self._hessian = hessian / _total_weight(chosen, token_weight)
 
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
-        """Curvature with the penalty, factorised; damped where float32 left it indefinite."""
-        assert self._curvature is not None
-        diagonal = np.full(len(self._curvature), penalty)
-        diagonal[-1] = 1e-12  # keeps the bias solvable where every prediction is already certain
-        scale = float(self._curvature.diagonal().mean()) or 1.0
+        """Cholesky factor of the penalised Hessian, damped if rounding made it indefinite."""
+        if self._hessian is None:
+            raise RuntimeError("the Hessian is factorised before it was computed")
+        diagonal = np.full(len(self._hessian), penalty)
+        diagonal[-1] = 1e-12  # the bias has no penalty and no curvature once all logits saturate
+        scale = float(self._hessian.diagonal().mean()) or 1.0
         damping = 0.0
         while True:
             try:
-                return cho_factor(self._curvature + np.diag(diagonal + damping), lower=True)
+                return cho_factor(self._hessian + np.diag(diagonal + damping), lower=True)
             except np.linalg.LinAlgError:
                 damping = max(10 * damping, 1e-7 * scale)
 
@@ -167,25 +205,34 @@ def fit_logistic(
     penalties: tuple[float, ...],
     path: RidgePath,
     label: int,
+    token_weight: np.ndarray | None = None,
+    validation_weight: np.ndarray | None = None,
 ) -> LinearProbe:
-    """Logistic probe at the penalty with the least validation cross-entropy.
+    """Fit logistic probes and return the one with the least validation cross-entropy.
 
-    The path goes from the strongest penalty to the weakest, each from the last one's optimum, the
-    first from the ridge solution (a share's slope is a quarter of its logit's).
+    Penalties are fitted from strongest to weakest, each started from the previous optimum and the
+    first from the ridge solution (the slope of a share is a quarter of that of its logit).
 
     Args:
-        path: of the same training tokens; `label` is this label's column in it.
+        x, validation_x: activations (token, channel).
+        share, validation_share: foreground share of each token, (token,) in 0..1.
+        penalties: candidate relative penalties.
+        path: ridge solutions on the same training tokens.
+        label: column of this label in `path`.
+        token_weight, validation_weight: (token,) measured pixels in each token's block; None if
+            all were measured.
     """
     weight, bias = path.solve(max(penalties))
     start = 4 * weight[:, label], 4 * (float(bias[label]) - 0.5)
     best: tuple[float, LinearProbe] | None = None
-    fits = LogisticPath(x, share)
+    solver = LogisticPath(x, share, token_weight)
     for penalty in sorted(penalties, reverse=True):
-        start = fits.solve(penalty * path.unit, start)
-        loss = logistic_loss(validation_x, validation_share, *start)
+        start = solver.solve(penalty * path.unit, start)
+        loss = logistic_loss(validation_x, validation_share, *start, validation_weight)
         if best is None or loss < best[0]:
             best = loss, LinearProbe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:
-            break  # weaker penalties only fit the training tokens further
-    assert best is not None
+            break  # weaker penalties overfit further
+    if best is None:
+        raise ValueError("penalties: none. Fix: give at least one")
     return best[1]

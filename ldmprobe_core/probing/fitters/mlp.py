@@ -1,4 +1,4 @@
-"""The paper's control of linearity: a probe with one hidden layer, on the same tokens."""
+"""The paper's linearity control: a probe with one hidden layer, fitted to the same tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class MlpProbe:
-    """prediction = relu(activation . first + offsets) . second + bias."""
+    """Probe with one hidden layer: prediction = relu(activation . W + a) . v + b."""
 
     network: nn.Sequential
 
@@ -31,23 +31,29 @@ def fit_mlp(
     epochs: int = 30,
     batch: int = 4,
     learning_rate: float = 1e-3,
+    weight: np.ndarray | None = None,
 ) -> MlpProbe:
-    """channels -> channels / 2 -> 1 with a ReLU between, by Adam (the paper's code, section 4).
+    """Fit the network channels -> channels / 2 -> ReLU -> 1 by Adam (the paper's code, section 4).
 
-    A mask under cross-entropy with each token's share of it, else Huber's loss with delta 1, on
-    block means: for cross-entropy that has the same optimum as on pixels.
+    A mask is fitted under cross-entropy with each token's foreground share, other maps under
+    Huber's loss with delta 1 on block means.  For cross-entropy the optimum is that on pixels.
 
     Args:
         activations: (n, y, x, channel).
-        target: (n, y, x), the labels' block means.
+        mask: whether the label is a mask.
+        seed: seed of the initialisation and of the order of samples.
+        batch: samples a gradient step.
+        target: (n, y, x), the labels' block means; NaN where `weight` is 0.
+        weight: (n, y, x), weight of each token in the loss; None weighs all alike.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(activations.astype(np.float32))
-    y = torch.from_numpy(target.astype(np.float32))
+    y = torch.from_numpy(np.nan_to_num(target).astype(np.float32))
+    weights = None if weight is None else torch.from_numpy(weight.astype(np.float32))
     channels = x.shape[-1]
     inner, outer = nn.Linear(channels, channels // 2), nn.Linear(channels // 2, 1)
     for layer in (inner, outer):
-        bound = layer.in_features**-0.5  # torch's own initialisation, from our generator
+        bound = layer.in_features**-0.5  # torch's default initialisation, but seeded
         for parameter in layer.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
     network = nn.Sequential(inner, nn.ReLU(), outer)
@@ -55,10 +61,13 @@ def fit_mlp(
     for _ in range(epochs):
         for index in torch.randperm(len(x), generator=generator).split(batch):
             output = network(x[index])[..., 0]
+            reduction = "mean" if weights is None else "none"
             if mask:
-                loss = F.binary_cross_entropy_with_logits(output, y[index])
+                loss = F.binary_cross_entropy_with_logits(output, y[index], reduction=reduction)
             else:
-                loss = F.huber_loss(output, y[index], delta=1.0)
+                loss = F.huber_loss(output, y[index], reduction=reduction, delta=1.0)
+            if weights is not None:
+                loss = (loss * weights[index]).sum() / weights[index].sum().clamp_min(1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Registry of fitters: one for every kind of probe."""
+"""Registry of fitters, one for each kind of probe."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ldmprobe_core.study.probe_kinds import (
 )
 
 FITTERS: dict[str, Fitter] = {}
-"""Fitters by the name of their kind, in the order in which they are run."""
+"""Fitters by the name of their kind, in the order in which they run."""
 
 
 def register_fitter(fitter: Fitter) -> Fitter:
-    """Add a fitter, and its kind if that is new; studies may then name it in ``probes.kinds``.
+    """Register a fitter, and its kind if new, so that ``probes.kinds`` of a study may name it.
 
     Raises:
-        ValueError: another fitter, or another kind, has the name.
+        ValueError: another fitter or another kind has the same name.
     """
     name = fitter.kind.name
     if name in FITTERS:
@@ -38,60 +38,68 @@ def register_fitter(fitter: Fitter) -> Fitter:
 
 
 class RidgeFitter:
-    """Ridge probes of all labels of a cell from one factorisation a penalty."""
+    """Fitter of ridge probes: one factorisation a penalty serves all labels of a cell."""
 
     kind = RIDGE
 
     def fit(self, data: FitData) -> LinearProbe:
-        """The ridge probe at the penalty with the least validation error."""
+        """Fit the ridge probe at the penalty with the least validation error."""
         cell = data.cell
-        probes = cell.shared(
-            self.kind.name,
-            lambda: fit_ridge(
-                cell.ridge_path,
-                SufficientStatistics.from_tokens(*cell.validation_tokens),
-                cell.penalties,
-            ),
+        path, index = data.ridge_path
+        if data.complete:
+            probes = cell.shared(
+                self.kind.name, lambda: fit_ridge(path, cell.validation_statistics, cell.penalties)
+            )
+            return probes[index]
+        validation = SufficientStatistics.from_tokens(
+            data.validation_x, data.validation_y[:, None], data.validation_weight
         )
-        return probes[data.column]
+        return fit_ridge(path, validation, cell.penalties)[index]
 
 
 class LogisticFitter:
-    """Logistic probes of masks, started from the ridge solution."""
+    """Fitter of logistic probes of masks, started from the ridge solution."""
 
     kind = LOGISTIC
 
     def fit(self, data: FitData) -> LinearProbe:
-        """The logistic probe at the penalty with the least validation cross-entropy."""
+        """Fit the logistic probe at the penalty with the least validation cross-entropy."""
         return fit_logistic(
             data.x,
             data.y,
             data.validation_x,
             data.validation_y,
             data.cell.penalties,
-            data.cell.ridge_path,
-            data.column,
+            *data.ridge_path,
+            data.weight,
+            data.validation_weight,
         )
 
 
 class AdamFitter:
-    """The paper's linear probes, fitted to full-size maps."""
+    """Fitter of the paper's linear probes on full-size maps."""
 
     kind = ADAM
 
     def fit(self, data: FitData) -> LinearProbe:
-        """The probe after the paper's number of epochs."""
+        """Fit the probe for the paper's number of epochs."""
         return fit_adam(data.activations, data.full_maps, data.prop.is_mask, data.cell.seed)
 
 
 class MlpFitter:
-    """The paper's probes with one hidden layer, the control of linearity."""
+    """Fitter of the paper's probes with one hidden layer, the linearity control."""
 
     kind = MLP
 
     def fit(self, data: FitData) -> MlpProbe:
-        """The probe after the paper's number of epochs."""
-        return fit_mlp(data.activations, data.token_maps, data.prop.is_mask, data.cell.seed)
+        """Fit the probe for the paper's number of epochs."""
+        return fit_mlp(
+            data.activations,
+            data.token_maps,
+            data.prop.is_mask,
+            data.cell.seed,
+            weight=data.map_weights,
+        )
 
 
 for _fitter in (RidgeFitter(), LogisticFitter(), AdamFitter(), MlpFitter()):

@@ -1,7 +1,7 @@
 """Ridge probes from sufficient statistics: one pass over the tokens serves every label and penalty.
 
-Least squares needs only sums of products, and those add up over samples, batches and workers: the
-same probes come out however the tokens were dealt.
+Least squares needs only sums of products.  They are additive over samples, batches and workers, so
+the probes do not depend on how the tokens were distributed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from ldmprobe_core.probing.statistics import SufficientStatistics
 
 @dataclass(frozen=True)
 class RidgePath:
-    """Ridge solutions for every penalty, from the same sums.
+    """Ridge solutions for every penalty, from one set of sufficient statistics.
 
-    Minimises mean (y - x.w - b)² + p v |w|² (bias unpenalised), v the mean channel variance.  The
-    same optimum as scikit-learn's ``Ridge(alpha=p v N)`` on N pixels.  A penalty costs one Cholesky
-    factorisation: six of them take half as long as one eigendecomposition that would serve any.
+    A solution minimises mean (y - x.w - b)² + p v |w|² (bias unpenalised) with v the mean channel
+    variance, as scikit-learn's ``Ridge(alpha=p v N)`` does on N pixels.  Each penalty costs one
+    Cholesky factorisation; six of them take half as long as one eigendecomposition, which would
+    serve any number of penalties.
+
+    Attributes:
+        mean_x, mean_y: means of activations (channel,) and of labels (label,).
+        covariance: covariance of the activations, (channel, channel).
+        cross: covariance of activations with labels, (channel, label).
     """
 
     mean_x: np.ndarray
@@ -31,13 +37,13 @@ class RidgePath:
 
     @classmethod
     def from_statistics(cls, statistics: SufficientStatistics) -> RidgePath:
-        """Centre the sums.
+        """Compute means and covariances from sums over tokens.
 
         Raises:
             ValueError: there are no tokens.
         """
         if not statistics.n:
-            raise ValueError("no tokens to fit a probe to")
+            raise ValueError("statistics: no tokens (0) to fit a probe to. Fix: add samples.")
         mean_x, mean_y = statistics.x / statistics.n, statistics.y / statistics.n
         cross = statistics.xy / statistics.n - np.outer(mean_x, mean_y)
         return cls(mean_x, mean_y, statistics.covariance, cross)
@@ -54,18 +60,19 @@ class RidgePath:
         try:
             factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
             weight = cho_solve(factor, self.cross, check_finite=False)
-        except np.linalg.LinAlgError:  # rounding outweighs the penalty: leave out what is rounding
+        except np.linalg.LinAlgError:
+            # Rounding exceeds the penalty: drop the eigenvalues that are rounding residue.
             values, vectors = np.linalg.eigh(self.covariance)
-            real = values > len(values) * np.finfo(float).eps * values.max()
-            scale = values[real] + penalty * self.unit
-            weight = vectors[:, real] @ (vectors[:, real].T @ self.cross / scale[:, None])
+            usable = values > len(values) * np.finfo(float).eps * values.max()
+            scale = values[usable] + penalty * self.unit
+            weight = vectors[:, usable] @ (vectors[:, usable].T @ self.cross / scale[:, None])
         return weight, self.mean_y - self.mean_x @ weight
 
 
 def fit_ridge(
     path: RidgePath, validation: SufficientStatistics, penalties: tuple[float, ...]
 ) -> list[LinearProbe]:
-    """One ridge probe a label, each at the penalty with the least validation error."""
+    """Ridge probes, one a label, each at the penalty with the least validation error."""
     solutions = [path.solve(penalty) for penalty in penalties]
     errors = np.stack([validation.error(*solution) for solution in solutions])
     probes = []

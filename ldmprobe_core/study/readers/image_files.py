@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ldmprobe_core.errors import UserError
 
 BACKGROUND = (255, 255, 255)
 """Colour behind transparent pixels, as a browser shows them; their own RGB values are arbitrary."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
+"""Formats that are decoded, independent of a file's suffix; JPEG includes MPO."""
+
+MAX_PIXELS = 80_000_000
+"""Largest image that is decoded; a small file can claim far more (a decompression bomb)."""
 
 _DIRECT = {"RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB"}
 """Modes that Pillow converts to RGB correctly if the image has no transparency."""
@@ -25,24 +33,83 @@ def open_rgb(path: Path) -> Image.Image:
         UserError: the file is not an image, incomplete, an animation, or of a mode without a
             defined range.
     """
+    with _opened(path) as image:
+        require_readable_size(path, *image.size)
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # of a camera's MPO the first is the picture
+            raise UserError(f"{path}: an animation of {frames} frames. Fix: save one frame")
+        image.load()
+        return _to_rgb(path, ImageOps.exif_transpose(image))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image in pixels, rotated as its EXIF orientation says.
+
+    Raises:
+        UserError: the file is not an image.
+    """
+    with _opened(path) as image:
+        return ImageOps.exif_transpose(image).size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image; errors of decoders inside the block become a `UserError`."""
     try:
-        with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
-                raise UserError(
-                    f"{path}: an animation of {image.n_frames} frames. Fix: save one frame"  # type: ignore[attr-defined]
-                )
-            image.load()
-            return _to_rgb(path, ImageOps.exif_transpose(image))
-    except (
-        OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, TypeError,
-        KeyError, IndexError, NotImplementedError, ZeroDivisionError,
-        UnidentifiedImageError, Image.DecompressionBombError,
-    ) as error:  # fmt: skip
-        # Pillow's decoders raise all of these for broken files.
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise too_large(path) from None
+    except Exception as error:  # decoders raise anything for broken files, even SyntaxError
         raise UserError(
-            f"{path}: not a complete image ({type(error).__name__}). Fix: save it again, or "
-            "remove it"
+            f"{path}: not a complete image ({describe_content(path)}; {type(error).__name__}). "
+            "Fix: save it again, or remove it"
         ) from error
+
+
+def require_readable_size(path: Path, width: int, height: int) -> None:
+    """Raise `UserError` if an image has more than `MAX_PIXELS` pixels."""
+    if width * height > MAX_PIXELS:
+        raise too_large(path, f"{width} x {height}")
+
+
+def too_large(path: Path, size: str = "its") -> UserError:
+    """Error for an image of more than `MAX_PIXELS` pixels."""
+    return UserError(
+        f"{path}: {size} pixels are more than {MAX_PIXELS // 1_000_000} million. Fix: scale it "
+        "down, or remove it"
+    )
+
+
+_SIGNATURES = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"RIFF": "WebP",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\x93NUMPY": "NPY",
+    b"v/1\x01": "EXR",
+    b"PK": "a ZIP archive",
+    b"%PDF": "PDF",
+    b"<": "markup",
+    b"version https://git-lfs": "a Git LFS pointer",
+}
+
+
+def describe_content(path: Path) -> str:
+    """Kind of a file by its first bytes, with its size, such as ``JPEG, 1234 bytes``."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+        size = path.stat().st_size
+    except OSError:
+        return "cannot be read"
+    kind = next((name for mark, name in _SIGNATURES.items() if start.startswith(mark)), None)
+    return f"{kind}, {size} bytes" if kind else f"{size} bytes"
 
 
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:

@@ -1,25 +1,27 @@
 """A user's source images, with exact maps beside them.
 
 ``lemon.png`` is a source image; ``lemon.depth.npy``, ``lemon.foreground.png`` and
-``lemon.shading.exr`` are its maps.  Depth may be in any unit, larger is farther; foreground is 0
-or white; shading is at least 0.
+``lemon.shading.exr`` are its maps.  Depth may be in any unit, larger is farther; foreground has the
+levels 0 and one other; shading is at least 0.  NaN, and the values in ``images.missing``, are
+pixels that were not measured.
 """
 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import map_properties, property_of
-from ldmprobe_core.study.readers.image_files import open_rgb
+from ldmprobe_core.study.readers.image_files import image_size, open_rgb
+from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, LoadedMap, load_map
 from ldmprobe_core.study.sections import Images
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-_MAPS = (".npy", ".png", ".exr")
 
 
 def list_images(folder: str, field: str = "photographs") -> list[str]:
@@ -34,23 +36,52 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
     path_of_folder = Path(folder).expanduser()
     if not path_of_folder.is_dir():
         raise UserError(f"{field} {folder!r}: there is no such folder. Fix: check the path")
-    names = sorted(
-        path.name
-        for path in path_of_folder.iterdir()
-        if path.suffix.lower() in _PICTURES
-        and not path.name.startswith(".")
-        and Path(path.stem).suffix[1:] not in map_properties()
-    )
+    names = sorted(path.name for path in files_in(path_of_folder) if is_picture(path))
     if not names:
         raise UserError(f"{field} {folder!r} holds 0 images. Fix: add PNG, JPEG or WebP files")
     stems: dict[str, str] = {}
     for name in names:
-        other = stems.setdefault(Path(name).stem, name)
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UserError(
+                f"{field} {folder!r}: the file name {name!a} is not UTF-8. Fix: rename it"
+            )
+        other = stems.setdefault(unicodedata.normalize("NFC", Path(name).stem), name)
         if other != name:
             raise UserError(
                 f"{field} {folder!r}: {other} and {name} would share their maps. Fix: rename one"
             )
     return names
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Visible files of a folder and broken links, which are files that are gone, sorted by name.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    try:
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if not path.name.startswith(".")
+            and (path.is_file() or (path.is_symlink() and not path.exists()))
+        )
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be listed ({type(error).__name__}). Fix: check the folder's "
+            "permissions"
+        ) from error
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's name is that of an image and not of a map."""
+    return path.suffix.lower() in _PICTURES and map_property(path) is None
+
+
+def map_property(path: Path) -> str | None:
+    """Property in a map's file name, such as ``depth`` in ``a.depth.png``; None if it has none."""
+    prop = Path(path.stem).suffix[1:].lower()
+    return prop if prop in map_properties() else None
 
 
 def image_names(images: Images) -> list[str]:
@@ -70,25 +101,65 @@ def image_names(images: Images) -> list[str]:
 
 
 def images_hash(images: Images, names: list[str]) -> str:
-    """Hash of the contents of the source images and all their maps; 16 hex digits."""
+    """Hash of the contents of the source images and all their maps; 16 hex digits.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     folder = Path(images.folder).expanduser()
     digest = hashlib.sha256()
     for name in names:
-        maps = [map_path(folder, name, prop) for prop in map_properties()]
-        for path in (folder / name, *(p for p in maps if p is not None)):
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        _update_with_files(digest, folder, name)
     return digest.hexdigest()[:16]
 
 
+def source_digest(folder: Path, name: str) -> str:
+    """Hash of the contents of one source image and its maps; 16 hex digits.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    _update_with_files(digest, folder, name)
+    return digest.hexdigest()[:16]
+
+
+def _update_with_files(digest: hashlib._Hash, folder: Path, name: str) -> None:
+    maps = [map_path(folder, name, prop) for prop in map_properties()]
+    for path in (folder / name, *(p for p in maps if p is not None)):
+        digest.update(path.name.encode() + file_digest(path))
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's contents.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}). Fix: restore the file, or check its "
+            "permissions"
+        ) from error
+
+
 def map_path(folder: Path, picture: str, prop: str) -> Path | None:
-    """Path of a source image's exact map of a property; None if it has none."""
+    """Path of a source image's exact map of a property; None if it has none.
+
+    Raises:
+        UserError: it has several, in different formats.
+    """
     stem = Path(picture).stem
-    for suffix in _MAPS:
-        path = folder / f"{stem}.{prop}{suffix}"
-        if path.is_file():
-            return path
-    return None
+    paths = [folder / f"{stem}.{prop}{suffix}" for suffix in MAP_SUFFIXES]
+    present = [path for path in paths if path.is_file()]
+    if len(present) > 1:
+        raise UserError(
+            f"{present[0]}: {picture} has another {prop} map, {present[1].name}. Fix: remove one"
+        )
+    return present[0] if present else None
 
 
 def exact_map_properties(images: Images, names: list[str]) -> tuple[str, ...]:
@@ -106,7 +177,8 @@ def exact_map_properties(images: Images, names: list[str]) -> tuple[str, ...]:
         elif len(missing) < len(names):
             raise UserError(
                 f"images.folder {images.folder!r}: {missing[0]} has no {prop} map beside it, as "
-                f"other images have. Fix: add {Path(missing[0]).stem}.{prop}.npy, .png or .exr"
+                f"other images have. Fix: add {Path(missing[0]).stem}.{prop}.npy, .png, .tif or "
+                ".exr"
             )
     return tuple(present)
 
@@ -127,79 +199,88 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_map(
-    path: Path, prop: str, size: tuple[int, int], picture: Path | None = None
+    path: Path,
+    prop: str,
+    size: tuple[int, int],
+    picture: Path | None = None,
+    missing: float | None = None,
 ) -> np.ndarray:
     """Read a map as (y, x) float32, cropped and resized as its source image is.
 
-    The property's `MapFormat` decides scaling, limits and resampling.
+    The property's `MapFormat` decides limits and resampling.
 
     Args:
         size: height and width in pixels.
         picture: source image of the map, whose aspect it must have; None skips this check.
+        missing: value of pixels that were not measured, besides NaN; None if there is none.
+
+    Returns:
+        NaN where not measured; 0 or 1 in a mask.
 
     Raises:
         UserError: the file cannot be read, or its values are out of the property's range.
     """
-    values = _load_map(path)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: values that are not finite. Fix: replace them")
-    form = property_of(prop).map_format
-    if form.unit_range:
-        high = float(values.max())
-        if values.min() < 0 or (high > 1 and high not in (255, 65535)):
-            raise UserError(
-                f"{path}: a mask has values 0 to 1 or 0 to 255, not {values.min():g} to {high:g}. "
-                "Fix: convert a map of object numbers to a mask"
-            )
-        values = values / max(high, 1)
-    if form.minimum is not None and values.min() < form.minimum:
-        raise UserError(f"{path}: {prop} is at least {form.minimum:g}, not {values.min():g}")
+    loaded = load_map(path, prop, missing)
     if picture is not None:
-        with Image.open(picture) as source_image:
-            width, height = ImageOps.exif_transpose(source_image).size
-        if abs(values.shape[0] * width - values.shape[1] * height) > max(width, height):
-            raise UserError(
-                f"{path}: it is {values.shape[0]} x {values.shape[1]}, and its source image "
-                f"{height} x {width}. Fix: give both the same aspect"
-            )
+        require_same_aspect(path, loaded, picture)
+    return resize_map(path, loaded, prop, size)
+
+
+def require_same_aspect(path: Path, loaded: LoadedMap, picture: Path) -> None:
+    """Refuse a map whose shape does not fit its source image.
+
+    Raises:
+        UserError: the aspects differ by more than a pixel.
+    """
+    width, height = image_size(picture)
+    down, across = loaded.values.shape
+    if abs(down * width - across * height) > max(width, height):
+        raise UserError(
+            f"{path}: it is {down} x {across}, and its source image {height} x {width}. Fix: give "
+            "both the same aspect"
+        )
+
+
+MIN_MEASURED = 0.01
+"""Smallest share of a map's pixels, at the model's size, that must be measured."""
+
+
+def resize_map(path: Path, loaded: LoadedMap, prop: str, size: tuple[int, int]) -> np.ndarray:
+    """Crop a map centrally to the aspect of ``size`` and resize it; (y, x) float32.
+
+    A resized pixel is the weighted mean of the measured pixels that it covers, and NaN where less
+    than half of the weight is measured.
+
+    Args:
+        path: of the map, for messages.
+
+    Raises:
+        UserError: less than `MIN_MEASURED` of the resized pixels are measured.
+    """
+    values = loaded.values
     box = _middle(values.shape[0], values.shape[1], size)
-    resampling = Image.Resampling[form.resampling.upper()]
-    image = Image.fromarray(values.astype(np.float32))
-    return np.asarray(image.resize(size[::-1], resampling, box=box), dtype=np.float32)
+    resampling = Image.Resampling[property_of(prop).map_format.resampling.upper()]
 
+    def resized(pixels: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(pixels.astype(np.float32))
+        return np.asarray(image.resize(size[::-1], resampling, box=box), dtype=np.float32)
 
-def _load_map(path: Path) -> np.ndarray:
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        elif path.suffix == ".exr":
-            values = _load_exr(path)
-        else:
-            with Image.open(path) as image:
-                values = np.asarray(image)
-    except (OSError, ValueError, EOFError, RuntimeError) as error:
+    measured = ~np.isnan(values)
+    if measured.all():
+        return resized(values)
+    if resampling == Image.Resampling.NEAREST:
+        result = resized(values)
+    else:
+        weight = resized(measured)
+        total = resized(np.where(measured, values, 0))
+        result = np.where(weight >= 0.5, total / np.maximum(weight, 0.5), np.nan).astype(np.float32)
+    share = float((~np.isnan(result)).mean())
+    if share < MIN_MEASURED:
         raise UserError(
-            f"{path}: not a map ({type(error).__name__}). Fix: save it again"
-        ) from error
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim == 3:
-        values = values[..., : min(3, values.shape[2])].mean(-1)
-    if values.ndim != 2 or values.size == 0:
-        raise UserError(f"{path}: a map has height and width, not shape {values.shape}")
-    return values
-
-
-def _load_exr(path: Path) -> np.ndarray:
-    try:
-        import OpenEXR
-    except ImportError:
-        raise UserError(
-            f"{path}: reading EXR needs a package. Fix: pip install 'ldmprobe[exr]', or save it as "
-            ".npy"
-        ) from None
-    with OpenEXR.File(str(path)) as file:
-        channels = [channel.pixels for channel in file.channels().values()]
-    return np.concatenate([np.atleast_3d(channel) for channel in channels], axis=-1)
+            f"{path}: only {share:.2%} of its pixels are measured, fewer than {MIN_MEASURED:.0%}. "
+            "Fix: remove the source image and its maps"
+        )
+    return result
 
 
 def _middle(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:

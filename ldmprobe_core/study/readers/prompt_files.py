@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.readers.text_files import decode_text
+from ldmprobe_core.study.readers.text_files import decode_text, line_of
 from ldmprobe_core.study.splits import SPLITS
 
 _ALIASES = {"prompts": "prompt", "seeds": "seed", "prompt_inds": "index"}
 """Column names of the paper's files; the index is accepted and ignored."""
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+MAX_SEED = 2**63 - 1
+"""Largest seed that the store keeps exactly, as int64."""
+_MAX_DIGITS = 30
+"""Most digits of a seed that are converted: Python refuses numbers of thousands of digits."""
 _COLUMNS = ("prompt", "seed", "split", "class", "index")
 
 
@@ -82,6 +87,27 @@ def read_rows(files: Mapping[Any, str]) -> list[Row]:
     return rows
 
 
+def encoding_notes(files: Mapping[Any, str]) -> tuple[str, ...]:
+    """Sentences about files that are not UTF-8 and are read as Windows-1252, with an example.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    notes = []
+    for path in files.values():
+        data = _bytes(path)
+        try:
+            data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            text = decode_text(data, path)
+            line = line_of(text, error.start)
+            notes.append(
+                f"{path} is not UTF-8 and is read as Windows-1252, such as "
+                f"{text.splitlines()[line - 1]!r:.60} on line {line}"
+            )
+    return tuple(notes)
+
+
 def _bytes(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
@@ -95,7 +121,8 @@ def _bytes(path: str) -> bytes:
 def _read(path: str, split: str | None) -> list[Row]:
     data = _bytes(path)
     text = decode_text(data, path)
-    reader = csv.reader(io.StringIO(text, newline=""))
+    # Strict: else a quote that is never closed swallows the lines below it.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
         names = [_ALIASES.get(name.strip().lower(), name.strip().lower()) for name in header]
@@ -105,26 +132,32 @@ def _read(path: str, split: str | None) -> list[Row]:
         for fields in reader:
             if any(value.strip() for value in fields):
                 origin = f"{path}, line {line}"
-                values = dict(zip(names, fields, strict=False))
-                rows.append(_row(values, len(fields), origin, split))
                 if len(fields) != len(names):
                     raise UserError(
-                        f"{origin}: {len(fields)} fields for {len(names)} columns. Fix: quote "
-                        "prompts that contain commas"
+                        f"{origin}: {len(fields)} fields for {len(names)} columns. Fix: separate "
+                        "fields by commas, and quote prompts that contain commas"
                     )
+                rows.append(_row(dict(zip(names, fields, strict=True)), origin, split))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        raise UserError(
+            f"{path}, line {reader.line_num}: not CSV ({error}). Fix: put prompts that contain "
+            "commas or quotes into quotes, and write a quote inside twice"
+        ) from error
     if not rows:
         raise UserError(f"{path}: no rows. Fix: add one row an image")
     return rows
 
 
 def _check_header(path: str, header: list[str], names: list[str], split: str | None) -> None:
-    if len(header) == 1 and ";" in header[0]:
-        raise UserError(
-            f"{path}, line 1: the columns are separated by semicolons. Fix: separate them by commas"
-        )
+    if header and header[0].lower().startswith("sep="):
+        raise UserError(f"{path}, line 1: a separator, not column names. Fix: remove the line")
+    for mark, plural in _SEPARATORS.items():
+        if len(header) == 1 and mark in header[0]:
+            raise UserError(
+                f"{path}, line 1: the columns are separated by {plural}. Fix: separate them by "
+                "commas"
+            )
     for required in ("prompt", "seed"):
         if required not in names:
             raise UserError(
@@ -146,13 +179,15 @@ def _check_header(path: str, header: list[str], names: list[str], split: str | N
         )
 
 
-def _row(fields: dict[str, str], count: int, where: str, split: str | None) -> Row:
+def _row(fields: dict[str, str], where: str, split: str | None) -> Row:
     prompt = fields.get("prompt", "").strip()
     if not prompt:
         raise UserError(f"{where}: the prompt is empty. Fix: write one, or remove the line")
     text = fields.get("seed", "").strip()
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise UserError(f"{where}: seed is {text!r:.30}. Fix: give a whole number, at least 0")
+    if not text.isdecimal() or len(text) > _MAX_DIGITS or int(text) > MAX_SEED:
+        raise UserError(
+            f"{where}: seed is {text!r:.30}. Fix: give a whole number from 0 to {MAX_SEED}"
+        )
     if "split" in fields:
         split = fields["split"].strip()
         if split not in SPLITS:

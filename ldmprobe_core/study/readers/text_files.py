@@ -15,14 +15,21 @@ _WIDE = {
 }
 """Byte order marks; UTF-32's begins with UTF-16's and comes first."""
 
+_SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+"""First bytes of XLSX and ODS files, which are ZIP archives, and of XLS files."""
+
 _MULTIBYTE = re.compile(
     rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
 )
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_NOT_WESTERN = re.compile(rb"[\xc0-\xff]{3}|[\x80-\xff]{4}")
+"""Runs of bytes that no Western European word has: Cyrillic, Greek, Chinese, Japanese, ..."""
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffd\ufffe\uffff]")
+_NAMED = {"\ufeff": "a byte order mark inside the file", "\ufffd": "a character that was lost"}
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decode a file as UTF-8, or else as Windows-1252 if it has no multi-byte UTF-8 character.
+    """Decode a file as UTF-8, or else as Windows-1252 if its bytes can be Western European words.
 
     Spreadsheet programs write Windows-1252, which equals Latin-1 for accented letters.  A file with
     both valid and invalid multi-byte UTF-8 is refused, since either encoding would decode some of
@@ -33,42 +40,60 @@ def decode_text(data: bytes, name: str) -> str:
         name: of the file, for messages.
 
     Raises:
-        UserError: neither encoding fits, or there is a control character; with line and byte.
+        UserError: neither encoding fits, or there is a control character, a byte order mark inside
+            the file or a replacement character; with line and byte.
     """
+    if data.startswith(_SPREADSHEETS):
+        raise UserError(f"{name}: the file is a spreadsheet. Fix: export it as CSV, in UTF-8")
     for mark, encoding in _WIDE.items():
         if data.startswith(mark):
             raise UserError(f"{name}: the file is {encoding}. Fix: save it as UTF-8")
+    if 4 * data.count(0) > len(data):
+        encoding = "UTF-32" if 2 * data.count(0) > len(data) else "UTF-16"
+        raise UserError(
+            f"{name}: the file is {encoding} without a byte order mark. Fix: save it as UTF-8"
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         text = _windows_1252(data, error.start, name)
     control = _CONTROL.search(text)
     if control is not None:
-        line = text.count("\n", 0, control.start()) + 1
+        what = _NAMED.get(control[0], f"control character {ord(control[0]):#04x}")
         raise UserError(
-            f"{name}, line {line}: control character {ord(control[0]):#04x}. Fix: remove it, or "
-            "save the file as UTF-8 text"
+            f"{name}, line {line_of(text, control.start())}: {what}. Fix: remove it, or save the "
+            "file as UTF-8 text"
         )
     return text
 
 
+def line_of(text: str, position: int) -> int:
+    """Line (from 1) of a position in a text whose lines end with LF, CRLF or CR."""
+    before = text[:position].replace("\r\n", "\n")
+    return before.count("\n") + before.count("\r") + 1
+
+
 def _windows_1252(data: bytes, invalid: int, name: str) -> str:
-    """Decode as Windows-1252; refuse a file that contains multi-byte UTF-8 characters.
+    """Decode as Windows-1252; refuse a file whose bytes are another encoding's.
 
     Args:
         invalid: index of the first byte that is not UTF-8.
     """
-    line = data.count(b"\n", 0, invalid) + 1
-    if _MULTIBYTE.search(data):
-        raise UserError(
-            f"{name}, line {line}: byte {data[invalid]:#04x} is not UTF-8, as the rest of the file "
-            "is. Fix: save the file as UTF-8"
+
+    def refused(position: int, reason: str) -> UserError:
+        line = line_of(data[:position].decode("latin-1"), position)
+        return UserError(
+            f"{name}, line {line}: byte {data[position]:#04x} is {reason}. Fix: save the file as "
+            "UTF-8"
         )
+
+    if _MULTIBYTE.search(data):
+        raise refused(invalid, "not UTF-8, as the rest of the file is")
+    other = _NOT_WESTERN.search(data)
     try:
-        return data.decode("cp1252")
+        text = data.decode("cp1252")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name}, line {line}: byte {data[error.start]:#04x} is neither UTF-8 nor "
-            "Windows-1252. Fix: save the file as UTF-8"
-        ) from None
+        raise refused(error.start, "neither UTF-8 nor Windows-1252") from None
+    if other is not None:
+        raise refused(other.start(), "not UTF-8, and Windows-1252 has no such words")
+    return text

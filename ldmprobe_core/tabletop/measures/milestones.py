@@ -1,7 +1,7 @@
-"""Measuring a denoiser while it trains: class accuracy, likeness to renders, straight edges.
+"""Measures of a denoiser in training: class accuracy, distance from renderings, straight edges.
 
-Every figure is of the averaged weights, on the same prompts and the same initial noise each time,
-so that two milestones differ by the training alone.
+All milestones use the averaged weights with the same prompts and the same initial noise, so that
+differences between milestones come from the training alone.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ from ldmprobe_core.tabletop.measures.evaluation import (
 )
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
-GENERATED = 240
-"""Images generated at each milestone, balanced over the categories."""
+MILESTONE_IMAGES = 240
+"""Number of images generated at each milestone, balanced over the categories."""
 KEPT_EVERY = 200_000
-"""Samples between two milestones whose averaged weights are kept."""
+"""Training samples between two saved copies of the averaged weights."""
 
 _MASK_ABOVE = 0.3
 
 
 class Milestones:
-    """What to do at a milestone of a denoiser's training; see `Trainer.fit`.
+    """Callback that measures a denoiser at the milestones of its training; see `Trainer.fit`.
 
-    Writes ``SAMPLES.json`` (the figures), ``SAMPLES.png`` (a contact sheet of 64 images), and every
-    `KEPT_EVERY` samples ``SAMPLES.safetensors`` (the averaged weights, float16).
+    It writes ``SAMPLES.json`` (the figures), ``SAMPLES.png`` (a contact sheet of 64 images), and
+    every `KEPT_EVERY` samples ``SAMPLES.safetensors`` (the averaged weights, float16).
 
     Args:
-        folder: where to write.
-        model: of the architecture in training; its weights are overwritten.
-        latents: (flip, scene, channel, y, x) of ``data``; the held-out scenes' are decoded, for
-            generated images have been through the VAE's decoder as well.
-        judge: the classifier that no study uses.
-        foreground: tells where the object hides the edge of the floor.
-        renders: how many held-out scenes to compare with; all where there are fewer.
+        folder: folder to write to.
+        model: model of the architecture in training; its weights are overwritten.
+        latents: latents of ``data``, (flip, scene, channel, y, x).  Held-out scenes are decoded
+            from them, so that they pass through the VAE's decoder like generated images.
+        judge: classifier that no study uses.
+        foreground: labeler whose masks show where the object hides the edge of the floor.
+        generated: number of images to generate.
+        renders: largest number of held-out scenes to compare with.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Milestones:
         latents: np.ndarray,
         judge: ClassLabeler,
         foreground: MapLabeler,
-        generated: int = GENERATED,
+        generated: int = MILESTONE_IMAGES,
         renders: int = 2000,
     ) -> None:
         self.folder, self.vae = folder, vae
@@ -73,14 +74,14 @@ class Milestones:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, samples: int, average: dict[str, Tensor]) -> None:
-        """Measure and keep the averaged weights, unless a run that was cut off has done so."""
+        """Measure the averaged weights, unless this milestone was measured before a restart."""
         name = f"{samples:07d}"
         path = self.folder / f"{name}.json"
         if path.exists():
             return
         self.model.load_state_dict(average)
         self.model.eval()
-        if samples % KEPT_EVERY < 100:  # a milestone falls on the first whole batch past it
+        if samples % KEPT_EVERY < 100:  # milestones fall on the first whole batch after a multiple
             state = {key: value.half().contiguous() for key, value in average.items()}
             save_file(state, self.folder / f"{name}.safetensors")
         figures, images, captions = self.measure()
@@ -95,13 +96,16 @@ class Milestones:
         )
 
     def measure(self) -> tuple[dict[str, Any], np.ndarray, list[str]]:
-        """The figures of the model as it is, with the generated images and their captions.
+        """Measure the model with its present weights.
 
-        Figures: ``accuracy``, the judge's, over all and by category; ``frechet``, distance of the
-        judge's features between generated images and held-out renders through the VAE, both with
-        a wall; ``frechet of renders``, the same between as many renders and the others; ``edge``,
-        mean residual in pixels of the line along the floor's edge (`line_residual`), with its
-        median, and the share of images in which it could be measured; the same of renders.
+        Returns:
+            the figures, the generated images (n, y, x, rgb) uint8, and their captions.  Figures:
+            ``accuracy`` of the judge, over all and by category; ``frechet``, the distance of the
+            judge's features between generated images and decoded held-out renderings, both with a
+            wall; ``frechet of renders``, the distance between as many renderings and the others;
+            ``edge``, the mean residual in pixels of the line along the floor's edge
+            (`line_residual`), its median, and the fraction of images in which it was measured; and
+            the same of renderings.
         """
         device = self.device
         pipeline = new_pipeline(self.vae, self.model, new_tokenizer()).to(device)
@@ -124,14 +128,14 @@ class Milestones:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
     def reference(self, count: int) -> tuple[np.ndarray, dict[str, float]]:
-        """Features (n, d) of held-out renders through the VAE, and the renders' own figures.
+        """Features (n, d) of decoded held-out renderings, and the figures of the renderings.
 
         Args:
-            count: how many of the renders play the generated images, against the others.
+            count: number of renderings that are compared with the others, as generated images are.
         """
         if self._reference is None:
             captions = self.data.captions()
@@ -140,22 +144,25 @@ class Milestones:
             images = decode(self.vae, latents, self.device)
             features = self.judge.features(images)
             count = min(count, len(features) // 2)
-            some = slice(None, 2 * self.generated)
+            measured = slice(None, 2 * self.generated)
             self._reference = (
                 features,
                 {
                     "frechet of renders": frechet_distance(features[:count], features[count:]),
-                    **self._edge(images[some], [captions[i] for i in index[some]], " of renders"),
+                    **self._edge(
+                        images[measured], [captions[i] for i in index[measured]], " of renders"
+                    ),
                 },
             )
         return self._reference
 
-    def _edge(self, images: np.ndarray, captions: list[str], of: str) -> dict[str, float]:
+    def _edge(self, images: np.ndarray, captions: list[str], suffix: str) -> dict[str, float]:
+        """Figures of the floor's edge in images, with a suffix to their names."""
         residuals, tried = edge_residuals(images, self.foreground(images) > _MASK_ABOVE, captions)
         return {
-            f"edge{of}": float(residuals.mean()),
-            f"edge median{of}": float(np.median(residuals)),
-            f"edge measured{of}": len(residuals) / max(1, tried),
+            f"edge{suffix}": float(residuals.mean()),
+            f"edge median{suffix}": float(np.median(residuals)),
+            f"edge measured{suffix}": len(residuals) / max(1, tried),
         }
 
 

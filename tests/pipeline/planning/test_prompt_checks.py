@@ -78,3 +78,11 @@ def test_a_last_seed_beyond_the_store_is_refused(key, tmp_path):
         make_samples(parse_study(content))
     content[key]["seed"] -= 9
     assert make_samples(parse_study(content))[-1].seed == 2**63 - 1
+
+
+def test_plan_names_words_that_the_model_was_not_trained_on():
+    items = ["a red car on a gray floor", "a zebra on a gray floor", "a lemon in the rain, a zebra"]
+    (note,) = plan_study(parse_study({"prompts": {"items": items}})).notes
+    assert note.startswith("2 of 3 prompts have words that the model was not trained on")
+    assert note.endswith("'zebra', 'in', 'the', 'rain'")
+    assert plan_study(parse_study({"prompts": {"samples": 60}})).notes == ()

@@ -1,6 +1,9 @@
 """Pictures are read for what their mode means, or refused in one sentence."""
 
 import io
+import struct
+import time
+import zlib
 
 import numpy as np
 import pytest
@@ -68,14 +71,50 @@ def _written(mode: str, kind: str, size: int) -> bytes:
     st.sampled_from([("RGB", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("RGB", "JPEG"), ("L", "WEBP")]),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
     st.integers(0, 400),
+    st.binary(max_size=60),
 )
-def test_damaged_image_gives_an_image_or_one_sentence(tmp_path_factory, kind, flips, cut):
+def test_damaged_image_gives_an_image_or_one_sentence(tmp_path_factory, kind, flips, cut, rest):
+    """Whole files with some bytes replaced, cut files, and files that go on with other bytes."""
     data = bytearray(_written(*kind, size=9))
     for position, value in flips:
         data[position % len(data)] = value
     path = tmp_path_factory.getbasetemp() / f"any.{kind[1].lower()}"
-    path.write_bytes(bytes(data[: cut or len(data)]))
+    path.write_bytes(bytes(data[: cut or len(data)]) + rest)
     try:
         assert open_rgb(path).mode == "RGB"
     except UserError as error:
         assert "Fix" in str(error)  # noqa: PT017  (either outcome is right)
+
+
+def test_image_of_a_camera_with_several_frames_is_its_first(tmp_path):
+    """MPO, which phones save with the suffix .jpg."""
+    first = Image.new("RGB", (8, 8), (200, 10, 10))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[first.rotate(90)])
+    assert open_rgb(tmp_path / "a.jpg").getpixel((4, 4))[0] > 150
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.png", b"", "0 bytes"),
+        ("a.png", b"%PDF-1.4 ...", "PDF, 12 bytes"),
+        ("a.jpg", b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer, 42 bytes"),
+        ("a.jpg", b"<html>not found</html>", "markup, 22 bytes"),
+    ],
+)
+def test_file_that_is_no_image_is_named_with_its_content(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name}: not a complete image \({words}; .*Fix: save"):
+        open_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize("side", [9_000, 100_000])
+def test_image_that_claims_too_many_pixels_is_refused_within_a_second(tmp_path, side):
+    data = bytearray(_written("L", "PNG", size=9))
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"a\.png: .*pixels are more than 80 million\. Fix: scale"):
+        open_rgb(tmp_path / "a.png")
+    assert time.process_time() - start < 1

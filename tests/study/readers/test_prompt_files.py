@@ -1,10 +1,14 @@
 """Prompt files: columns, encodings, splits, and mistakes with their line."""
 
+import time
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.loading import parse_study
-from ldmprobe_core.study.readers.prompt_files import read_rows
+from ldmprobe_core.study.readers.prompt_files import encoding_notes, read_rows
 from ldmprobe_core.study.samples import make_samples, resolve_inputs
 
 
@@ -76,6 +80,18 @@ def test_prompt_file_without_splits_is_split_at_random(tmp_path):
         ("prompt,seed,split\na,1,dev\n", ["line 2", "'dev'"]),
         ("prompt,seed\na, with a comma,1\n", ["line 2"]),
         ("prompt,seed\n", ["no rows"]),
+        ("prompt\tseed\na\t1\n", ["line 1", "separated by tabs"]),
+        ("prompt;seed\na;1\n", ["line 1", "separated by semicolons"]),
+        ("prompt|seed\na|1\n", ["line 1", "separated by vertical bars"]),
+        ("sep=;\nprompt;seed\na;1\n", ["line 1", "a separator, not column names"]),
+        ("sep=,\nprompt,seed\na,1\n", ["line 1", "a separator, not column names"]),
+        ("prompt,seed\na;1\n", ["line 2", "1 fields for 2 columns", "by commas"]),
+        ("prompt,seed\na\t1\n", ["line 2", "1 fields for 2 columns", "by commas"]),
+        ('prompt,seed\n"a,1\nb"x,2\n', ["line 3", "not CSV"]),
+        ('prompt,seed\na,1\n"b,2\nc,3\n', ["line 4", "not CSV"]),
+        ("prompt,seed\ra,1\rb,two\r", ["line 3", "'two'"]),
+        ("prompt,seed\na,9223372036854775808\n", ["line 2", "from 0 to 9223372036854775807"]),
+        (f"prompt,seed\na,{'9' * 5000}\n", ["line 2", "seed is '999"]),
         ("", ["no column 'prompt'"]),
     ],
 )
@@ -123,3 +139,75 @@ def test_hash_is_of_the_contents_of_prompt_files_not_of_their_paths(tmp_path):
         resolve_inputs(first)
     assert resolve_inputs(parse_study({"prompts": {"files": str(one)}})).hash != second.hash
     assert read_rows({"all": str(one)})[2].seed == 4
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_prompt_file_of_any_line_ends_is_read_right(tmp_path, end):
+    path = tmp_path / "a.csv"
+    path.write_bytes(end.join(["prompt,seed", "a,1", "b,2", '"c, d",3', ""]).encode())
+    assert [(s.prompt, s.seed) for s in samples_of(str(path))] == [("a", 1), ("b", 2), ("c, d", 3)]
+
+
+def test_encoding_notes_tell_of_files_in_windows_1252(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"prompt,seed\nthe cat\x92s hat,1\n")
+    (note,) = encoding_notes({"all": str(path)})
+    assert note.endswith("a.csv is not UTF-8 and is read as Windows-1252, such as "
+                         "'the cat\u2019s hat,1' on line 2")  # fmt: skip
+    path.write_text("prompt,seed\nthe caf\xe9,1\n", "utf-8")
+    assert encoding_notes({"all": str(path)}) == ()
+
+
+def test_paths_of_unknown_users_are_refused():
+    for content, key in (
+        ({"prompts": {"files": "~no-such-user-here/a.csv"}}, "prompts.files"),
+        ({"source": "images", "images": {"folder": "~no-such-user-here/a"}}, "images.folder"),
+    ):
+        with pytest.raises(UserError, match=f"{key}: '~no-such-user-here.*unknown user"):
+            resolve_inputs(parse_study(content))
+
+
+_CELLS = st.one_of(
+    st.sampled_from(["prompt", "seed", "split", "class", "train", "test", "1", '"', "a", "", "é"]),
+    st.text(max_size=5),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.tuples(
+            st.lists(st.lists(_CELLS, max_size=4), max_size=5),
+            st.sampled_from([",", ";", "\t"]),
+            st.sampled_from(["\n", "\r\n", "\r"]),
+            st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252", "utf-16-le"]),
+            st.booleans(),
+        ),
+    )
+)
+def test_prompt_file_of_any_bytes_is_rows_or_one_sentence(tmp_path_factory, data):
+    if isinstance(data, tuple):
+        lines, comma, end, encoding, header = data
+        lines = [["prompt", "seed"], *lines] if header else lines
+        text = end.join(comma.join(line) for line in lines)
+        data = text.encode(encoding, "replace")
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(data)
+    try:
+        rows = read_rows({"all": str(path)})
+    except UserError as error:
+        assert "any.csv" in str(error)  # noqa: PT017  (either outcome is right)
+        assert "Fix: " in str(error)  # noqa: PT017
+        return
+    assert rows
+    assert all(row.prompt.strip() and 0 <= row.seed < 2**63 for row in rows)
+
+
+@pytest.mark.parametrize("data", [b'"' * 4_000_000, b"\xe9" * 4_000_000, b"a,\r" * 1_000_000])
+def test_large_file_that_is_no_prompt_file_is_refused_within_a_second(tmp_path, data):
+    (tmp_path / "a.csv").write_bytes(data)
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"a\.csv"):
+        read_rows({"all": str(tmp_path / "a.csv")})
+    assert time.process_time() - start < 1

@@ -6,7 +6,7 @@ data that a disk or a network changed raises an error that names the chunk.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import google_crc32c
@@ -15,7 +15,9 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import WrapperStore
 
 from ldmprobe_core.errors import RunError
-from ldmprobe_core.storage.metadata_cache import documents, invalidate_node, members
+from ldmprobe_core.storage.bookkeeping import ChunkRecord
+from ldmprobe_core.storage.filesystem import explained_failures
+from ldmprobe_core.storage.stores.metadata_cache import documents, invalidate_node, members
 
 _CRC_BYTES = 4
 
@@ -24,10 +26,10 @@ _OLDER = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
 class CorruptChunkError(RunError):
-    """Chunk of a run that is missing, or whose checksum is wrong.
+    """Chunk or metadata of a run that is missing, or whose content is not what was written.
 
     Attributes:
-        key: path of the chunk in the run, such as ``images/image/c/0/0/0/0``.
+        key: path in the run, such as ``images/image/c/0/0/0/0`` or ``images/image/zarr.json``.
         reason: ``missing``, or ``changed``.
     """
 
@@ -42,9 +44,14 @@ class CorruptChunkError(RunError):
         )
 
     @property
+    def is_metadata(self) -> bool:
+        """Whether it is the zarr.json of a group or array, not a chunk."""
+        return self.key.endswith("/zarr.json")
+
+    @property
     def array(self) -> str:
-        """Path of the chunk's array."""
-        return self.key.partition("/c/")[0]
+        """Path of the array or, for metadata, of the array or group."""
+        return self.key.removesuffix("/zarr.json").partition("/c/")[0]
 
     @property
     def chunk_index(self) -> tuple[int, ...]:
@@ -58,14 +65,25 @@ class ChecksumStore(WrapperStore[Store]):
     Args:
         url: of the run, for messages.
         require_complete: raise on a missing chunk too, instead of returning the fill value.
+        record: notes the chunks that are written.
+        recorded: key to checksum of chunks as they were written; a chunk that was copied from
+            another key differs.
     """
 
-    def __init__(self, store: Store, url: str = "", require_complete: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        url: str = "",
+        require_complete: bool = False,
+        record: ChunkRecord | None = None,
+        recorded: Mapping[str, bytes] | None = None,
+    ) -> None:
         super().__init__(store)
         self.url, self.require_complete = url, require_complete
+        self._record, self._recorded = record, recorded or {}
 
     def _with_store(self, store: Store) -> ChecksumStore:
-        return type(self)(store, self.url, self.require_complete)
+        return type(self)(store, self.url, self.require_complete, self._record, self._recorded)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -90,6 +108,8 @@ class ChecksumStore(WrapperStore[Store]):
         checksum = data[-_CRC_BYTES:].tobytes()
         if google_crc32c.value(data[:-_CRC_BYTES]).to_bytes(_CRC_BYTES, "little") != checksum:
             raise CorruptChunkError(self.url, key, "changed")
+        if self._recorded.get(key, checksum) != checksum:
+            raise CorruptChunkError(self.url, key, "changed")  # another chunk's bytes
         return value
 
     async def _document(self, key: str, prototype: BufferPrototype) -> Buffer | None:
@@ -103,21 +123,30 @@ class ChecksumStore(WrapperStore[Store]):
         return known[key]
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a value; cached metadata of its node is dropped."""
+        """Write a value; cached metadata of its node is dropped.
+
+        Raises:
+            UserError: the disk is full, or read-only.
+        """
         if key.endswith("/zarr.json"):
             invalidate_node(self.url, key.removesuffix("/zarr.json"))
-        await self._store.set(key, value)
+        with explained_failures(self.url):
+            await self._store.set(key, value)
+        if self._record is not None:
+            self._record.add(key, value.as_numpy_array()[-_CRC_BYTES:].tobytes())
 
     async def delete(self, key: str) -> None:
         """Remove a value."""
         if key.endswith("/zarr.json"):
             invalidate_node(self.url, key.removesuffix("/zarr.json"))
-        await self._store.delete(key)
+        with explained_failures(self.url):
+            await self._store.delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Remove everything below a prefix."""
         invalidate_node(self.url, prefix.strip("/"))
-        await self._store.delete_dir(prefix)
+        with explained_failures(self.url):
+            await self._store.delete_dir(prefix)
 
     async def exists(self, key: str) -> bool:
         """Whether a key exists; keys of Zarr v2 never do."""

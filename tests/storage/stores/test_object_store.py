@@ -9,8 +9,8 @@ import pytest
 from zarr.core.buffer import default_buffer_prototype
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.storage import object_store
-from ldmprobe_core.storage.object_store import open_store
+from ldmprobe_core.storage.stores import object_store
+from ldmprobe_core.storage.stores.object_store import open_store
 from tasks.retries import is_transient
 
 
@@ -69,7 +69,7 @@ def test_http_errors_of_an_object_store_are_os_errors_and_503_is_transient(
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(object_store, "_RETRIES", {"max_retries": 0})
+    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 0})
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
@@ -86,7 +86,7 @@ def test_http_errors_of_an_object_store_are_os_errors_and_503_is_transient(
 
 def test_repr_of_a_store_has_no_secret(monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-nobody-sees")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-value")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     store = open_store("s3://bucket/prefix")
     assert "a-secret" not in repr(store) + str(store) + repr(store.store.config)

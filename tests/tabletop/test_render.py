@@ -1,42 +1,28 @@
-"""The rendered world against closed forms, and its captions, tokens, dataset and training loop."""
+"""Renderings of known scenes, against closed forms."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from ldmprobe_core.study.prompt_sets import (
-    CATEGORIES,
-    FLOOR_COLORS,
-    OBJECT_COLORS,
-    WALL_COLORS,
-    caption,
-)
-from ldmprobe_core.tabletop import autoencoder, render
-from ldmprobe_core.tabletop.dataset import Dataset, quantize, render_dataset, shuffled_batches
-from ldmprobe_core.tabletop.denoiser import velocity_loss
+from ldmprobe_core.tabletop import render
+from ldmprobe_core.tabletop.dataset import quantize
 from ldmprobe_core.tabletop.scenes import (
     LOOK_AT,
     Arrangement,
     Item,
     Scene,
-    arrangement_caption,
     camera_axes,
-    caption_words,
-    sample_arrangement,
     sample_scene,
-    scene_caption,
 )
-from ldmprobe_core.tabletop.tokenizer import CAPTION_LENGTH, new_tokenizer
-from ldmprobe_core.tabletop.training import Recipe, Trainer
 
 BALL = Scene(
     category="ball", color="red", floor="gray", wall=None, walls=(), yaw=0, lying=False,
     size=0.5, offset=(0.0, 0.0), elevation=40, roll=0, field_of_view=40, lamp_azimuth=0,
     lamp_elevation=50,
 )  # fmt: skip
+
+
 RADIUS = 0.45  # of the ball's mesh
 
 
@@ -45,14 +31,14 @@ def camera_of(scene):
     return RADIUS / (scene.size * np.tan(np.radians(scene.field_of_view) / 2))
 
 
-def test_depth_at_the_balls_nearest_point():
+def test_render_depth_at_the_balls_nearest_point():
     picture = render.render(BALL, size=33, samples=1)
     nearest = camera_of(BALL) - RADIUS
     assert np.exp(picture.depth[16, 16]) == pytest.approx(nearest, rel=2e-3)
     assert picture.foreground[16, 16] == 1
 
 
-def test_depth_of_the_floor_is_its_planes():
+def test_render_depth_of_the_floor_plane():
     """z where the pixel's ray meets z = 0, worked out from the camera alone."""
     picture = render.render(BALL, size=33, samples=1)
     distance, tangent = camera_of(BALL), np.tan(np.radians(20))
@@ -76,7 +62,7 @@ def degrees_between(a, b):
     return np.degrees(np.arccos(np.clip((a * b).sum(-1), -1, 1)))
 
 
-def test_normals_of_floor_and_wall_are_their_planes():
+def test_render_normals_of_floor_and_wall_planes():
     """The floor faces up; a wall at azimuth a faces (cos a, sin a, 0); seen in camera axes."""
     scene = replace(BALL, size=0.2, wall="white", walls=((30.0, 0.8),), roll=0)
     picture = render.render(scene, size=33)
@@ -94,7 +80,7 @@ def test_normals_of_floor_and_wall_are_their_planes():
     np.testing.assert_allclose(rolled.normal[32, 30], turned, atol=1e-5)
 
 
-def test_normals_of_a_ball_are_a_spheres():
+def test_render_normals_of_a_sphere():
     """(point - centre) / radius where each pixel's ray meets the sphere."""
     size = 65
     picture = render.render(BALL, size=size, samples=1)
@@ -115,7 +101,7 @@ def test_normals_of_a_ball_are_a_spheres():
     np.testing.assert_allclose(normal[32, 32], (0, 0, 1), atol=1e-9)
 
 
-def test_normals_are_unit_vectors_or_sky_and_keep_within_a_degree_as_int8():
+def test_render_normals_have_unit_length_and_survive_int8():
     for seed in range(12):
         picture = render.render(sample_scene(seed))
         length = np.linalg.norm(picture.normal, axis=-1)
@@ -128,7 +114,7 @@ def test_normals_are_unit_vectors_or_sky_and_keep_within_a_degree_as_int8():
         assert degrees_between(back, picture.normal)[~sky].max() < 0.5
 
 
-def test_the_balls_outline_has_the_size_it_was_given():
+def test_render_outline_has_the_scenes_size():
     picture = render.render(replace(BALL, size=0.4), size=128, samples=2)
     # A sphere's outline is the tangent cone: a little wider than the sphere at its centre's depth.
     half = np.arcsin(RADIUS / camera_of(replace(BALL, size=0.4)))
@@ -136,14 +122,14 @@ def test_the_balls_outline_has_the_size_it_was_given():
     assert picture.foreground[64].sum() == pytest.approx(width, abs=1.0)
 
 
-def test_the_lens_shift_moves_the_object():
+def test_render_offset_moves_the_object():
     picture = render.render(replace(BALL, offset=(0.2, -0.1)), size=64)
     rows, columns = np.nonzero(picture.foreground > 0.5)
     assert columns.mean() == pytest.approx(31.5 + 0.2 * 64, abs=1.5)
     assert rows.mean() == pytest.approx(31.5 + 0.1 * 64, abs=1.5)
 
 
-def test_shading_is_lamberts_law_on_an_open_floor():
+def test_render_shading_follows_lamberts_law():
     """Far from the ball the floor sees lamp and sky: ambient + lamp x sine of its elevation."""
     for elevation in (30, 60):
         scene = replace(BALL, lamp_elevation=elevation, size=0.15)
@@ -153,7 +139,7 @@ def test_shading_is_lamberts_law_on_an_open_floor():
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_picture_is_albedo_times_shading(seed):
+def test_render_rgb_is_albedo_times_shading(seed):
     picture = render.render(sample_scene(seed), samples=1)
     np.testing.assert_allclose(picture.rgb, picture.albedo * picture.shading[..., None], atol=1e-6)
     assert picture.rgb.min() >= 0
@@ -173,7 +159,7 @@ TWO_BALLS = Arrangement(
 )  # fmt: skip
 
 
-def test_two_objects_are_where_they_were_put():
+def test_render_arrangement_places_objects():
     """Outline's middle and nearest depth of each ball, worked out from its centre alone."""
     size = 129
     picture = render.render(TWO_BALLS, size=size, samples=1)
@@ -194,7 +180,7 @@ def test_two_objects_are_where_they_were_put():
         assert seen == pytest.approx(nearest * depth / np.linalg.norm(center), rel=3e-3)
 
 
-def test_the_nearer_object_hides_the_other():
+def test_render_arrangement_nearer_object_hides_the_other():
     near = replace(TWO_BALLS.items[1], place=(1.5, -0.8, 0.9))
     both = render.render(replace(TWO_BALLS, items=(TWO_BALLS.items[0], near)))
     swapped = render.render(replace(TWO_BALLS, items=(near, TWO_BALLS.items[0])))
@@ -205,155 +191,9 @@ def test_the_nearer_object_hides_the_other():
     np.testing.assert_array_equal(both.rgb, swapped.rgb)
 
 
-def test_arrangements_leave_every_object_in_sight_and_depth_to_be_seen():
-    ordered = []
-    for seed in range(60):
-        drawn = sample_arrangement(seed)
-        assert drawn == sample_arrangement(seed)
-        assert len({item.category for item in drawn.items}) == len(drawn.items)
-        assert min(item.place[2] for item in drawn.items) >= 0
-        picture = render.render(drawn)
-        areas = (picture.objects > 0.5).sum((1, 2))
-        assert areas.min() >= 12, drawn
-        depths = [picture.depth[mask > 0.5].mean() for mask in picture.objects]
-        ordered += [
-            (areas[i] < areas[j]) == (depths[i] > depths[j])
-            for i in range(len(depths))
-            for j in range(i)
-        ]
-    assert 0.4 < np.mean(ordered) < 0.7  # size alone hardly tells
-    assert arrangement_caption(TWO_BALLS) == "a red ball and a blue ball on a gray floor"
-    three = (*TWO_BALLS.items, Item("orange", "orange", 0, False, 1, (0, 0, 0)))
-    words = arrangement_caption(replace(TWO_BALLS, items=three, wall="white"))
-    assert words == "a red ball, a blue ball and an orange on a gray floor, white wall"
-
-
-def test_a_scene_is_its_seed():
+def test_render_is_deterministic_in_the_seed():
     assert sample_scene(5) == sample_scene(5)
     assert sample_scene(5) != sample_scene(6)
     a, b = render.render(sample_scene(5)), render.render(sample_scene(5))
     np.testing.assert_array_equal(a.rgb, b.rgb)
     np.testing.assert_array_equal(a.depth, b.depth)
-
-
-def test_every_category_is_drawn_and_shows():
-    seen = {}
-    for seed in range(80):
-        scene = sample_scene(seed)
-        seen.setdefault(scene.category, scene)
-    assert set(seen) == set(CATEGORIES)
-    for scene in seen.values():
-        share = render.render(scene).foreground.mean()
-        assert 0.01 < share < 0.6, scene
-
-
-def test_captions_and_their_tokens():
-    assert (
-        caption("cube", "orange", "gray", "white") == "an orange cube on a gray floor, white wall"
-    )
-    assert caption("orange", "orange", "black", None) == "an orange on a black floor"
-    tokenizer = new_tokenizer()
-    unknown = []
-    for word in caption_words():
-        ids = tokenizer(word).input_ids
-        unknown += [word] if len(ids) != 3 else []
-    assert unknown == []
-    assert len({tokenizer(word).input_ids[1] for word in caption_words()}) == len(caption_words())
-    for category in CATEGORIES:
-        for color in OBJECT_COLORS:
-            for wall in (None, *WALL_COLORS):
-                for floor in FLOOR_COLORS:
-                    words = caption(category, color, floor, wall)
-                    assert len(tokenizer(words).input_ids) <= CAPTION_LENGTH
-    odd = tokenizer("Zürich, 東京 \x00").input_ids
-    assert tokenizer.unk_token_id not in odd[1:-1]
-
-
-def test_a_dataset_resumes_by_block(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldmprobe_core.tabletop.dataset.BLOCK", 4)
-    render_dataset(tmp_path, 10, processes=1)
-    data = Dataset(tmp_path, held_out=3)
-    first = render.render(sample_scene(7))
-    np.testing.assert_array_equal(data.rgb[7], np.rint(first.rgb * 255))
-    assert CATEGORIES[data.category[7]] == sample_scene(7).category
-    assert data.captions()[7] == scene_caption(sample_scene(7))
-    assert list(data.train) == list(range(7))
-    done = []
-    (tmp_path / "done-000004").unlink()
-    render_dataset(tmp_path, 10, processes=1, progress=done.append)
-    assert done == [4]
-    with pytest.raises(ValueError, match="another number of scenes"):
-        render_dataset(tmp_path, 11, processes=1)
-    (tmp_path / "normal.npy").unlink()
-    with pytest.raises(ValueError, match=r"normal\.npy is missing"):
-        render_dataset(tmp_path, 10, processes=1)
-
-
-def test_batches_cover_every_pass_and_can_be_joined_midway():
-    batches = shuffled_batches(10, 3, seed=1)
-    drawn = [next(batches) for _ in range(7)]
-    assert len(np.unique(np.concatenate(drawn[:3]))) == 9
-    later = shuffled_batches(10, 3, seed=1, start=4)
-    for expected in drawn[4:]:
-        np.testing.assert_array_equal(next(later), expected)
-
-
-def test_a_resumed_training_equals_an_undisturbed_one(tmp_path):
-    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    recipe = Recipe(samples=60 * 5, batch=5, learning_rate=1e-2, warmup=3, average=0.9)
-
-    def train(folder, stop=None):
-        torch.manual_seed(1)
-        folder.mkdir(exist_ok=True)
-        model = nn.Linear(6, 1)
-        trainer = Trainer(folder, "line", model, recipe, torch.device("cpu"))
-
-        def loss(index, step):
-            if step == stop:
-                trainer._save()
-                raise KeyboardInterrupt
-            noise = torch.randn(len(index), 1)
-            return (model(x[index]) - x[index].sum(1, keepdim=True) - 0.1 * noise).square().mean()
-
-        trainer.fit(50, loss)
-        return model
-
-    whole = train(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", stop=23)
-    resumed = train(tmp_path / "cut")
-    assert torch.equal(whole.weight, resumed.weight)
-    assert torch.equal(whole.bias, resumed.bias)
-
-
-def test_the_learning_rate_rises_holds_and_falls():
-    recipe = Recipe(samples=1000, batch=1, learning_rate=2.0, warmup=10, decay=0.4)
-    assert recipe.rate(0) == pytest.approx(0.2)
-    assert recipe.rate(300) == pytest.approx(2.0)
-    assert recipe.rate(800) == pytest.approx(1.0)
-    assert recipe.rate(999) < 0.01
-
-
-def test_whitening_changes_latents_not_pictures():
-    torch.manual_seed(0)
-    model = autoencoder.new_autoencoder().eval()
-    images = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
-    cpu = torch.device("cpu")
-    before = autoencoder.encode(model, images, cpu)
-    with torch.no_grad():
-        pictures = model.decode(before).sample
-        autoencoder.whiten(model, before)
-        after = autoencoder.encode(model, images, cpu)
-        torch.testing.assert_close(model.decode(after).sample, pictures, rtol=1e-3, atol=1e-3)
-    rows = after.permute(0, 2, 3, 1).reshape(-1, 4)
-    torch.testing.assert_close(rows.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
-    torch.testing.assert_close(torch.cov(rows.T), torch.eye(4), atol=1e-3, rtol=0)
-
-
-def test_velocity_loss_by_hand():
-    clean, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 3.0)
-    for alpha, weight in ((0.5, 1.0), (0.9, 5 / 10), (0.99, 5 / 100)):
-        a, s = alpha**0.5, (1 - alpha) ** 0.5
-        target = a * 3 - s * 2
-        loss = velocity_loss(torch.zeros(1, 1, 1, 1), clean, noise, torch.tensor([alpha]))
-        assert float(loss) == pytest.approx(weight * target**2, rel=1e-4)

@@ -29,7 +29,7 @@ CLIENT = "LDMPROBE_CHUNKS"
 
 T = TypeVar("T")
 
-_RETRIES: Any = {
+RETRIES: Any = {
     # As `filesystem` does for s3fs: exponential backoff with jitter, then the unit of work fails.
     "max_retries": 5,
     "retry_timeout": timedelta(minutes=1),
@@ -39,6 +39,20 @@ _RETRIES: Any = {
         "base": 2,
     },
 }
+"""Retries of one request by the client."""
+
+
+def require_asserts() -> None:
+    """Refuse ``python -O``: Zarr reads its metadata within assert statements.
+
+    Raises:
+        UserError: Python runs without assert statements.
+    """
+    if not __debug__:
+        raise UserError(
+            "python -O: Zarr cannot open groups without assert statements. Fix: start Python "
+            "without -O, and unset PYTHONOPTIMIZE"
+        )
 
 
 def open_store(url: str) -> Store:
@@ -110,7 +124,7 @@ async def _with_retries(ask: Callable[[], Awaitable[T]]) -> T:
             if wait is None:
                 raise OSError(_line(error)) from error
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
-    raise AssertionError("the last try has no wait")
+    raise RuntimeError("the last try has no wait")
 
 
 _WAITS = (0.1, 0.5, 2.0)
@@ -147,7 +161,7 @@ def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
             "connect_timeout": "10s",
             "timeout": "120s",
         },
-        retry_config=_RETRIES,
+        retry_config=RETRIES,
         credential_provider=credentials,
     )
 

@@ -1,0 +1,106 @@
+"""Groups and arrays of a run, opened with one sentence where their metadata is damaged."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import zarr
+from zarr.abc.store import Store
+from zarr.errors import ZarrUserWarning
+
+from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.storage.filesystem import Location
+
+# Such an object is an array that lost its metadata, which is one sentence, or not of a run.
+warnings.filterwarnings("ignore", "Object at .* is not recognized", ZarrUserWarning)
+
+
+@contextmanager
+def explained_metadata(url: str, path: str) -> Iterator[None]:
+    """Raise whatever a missing, cut or foreign zarr.json causes as one error.
+
+    Raises:
+        RunError: the metadata of the group or array is missing or unreadable.
+    """
+    try:
+        yield
+    except LdmprobeError:
+        raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise metadata_error(url, path) from error
+        raise  # of the disk or the object store
+    except Exception as error:  # many types for metadata that is not JSON, or of another node
+        raise metadata_error(url, path) from error
+
+
+def metadata_error(url: str, path: str) -> RunError:
+    """Error of a group or array whose zarr.json is missing or unreadable."""
+    if not path:
+        return RunError(
+            f"{url}: zarr.json is missing or unreadable. Fix: put it back, or move the run away "
+            "and run the study again"
+        )
+    return RunError(
+        f"{url}: {path}/zarr.json is missing or unreadable. Fix: run `ldmprobe verify {url} "
+        "--redo`, which restores metadata from the run's own copy, or put the file back"
+    )
+
+
+def consolidated_metadata(location: Location) -> dict[str, dict[str, Any]]:
+    """Metadata of every group and array that was created in a run, by path.
+
+    Raises:
+        RunError: the root's zarr.json is missing, cut, or holds none.
+    """
+    key = "zarr.json"
+    try:
+        document = json.loads(location.read_bytes(key))
+        nodes = dict(document["consolidated_metadata"]["metadata"])
+        if not nodes or not all(_is_node(path, node) for path, node in nodes.items()):
+            raise ValueError("other metadata than a run's")
+        return nodes
+    except (UserError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(
+            f"{location.url}: {key}, which lists the run's arrays, is missing or unreadable. Fix: "
+            "put it back, or move the run away and run the study again"
+        ) from error
+
+
+def _is_node(path: str, metadata: Any) -> bool:
+    """Whether an entry of consolidated metadata can be of a group or an array below the root."""
+    safe = not {"", ".", ".."} & set(path.split("/"))
+    return safe and isinstance(metadata, dict) and metadata.get("node_type") in ("group", "array")
+
+
+def open_group(
+    store: Store, url: str, path: str = "", mode: Literal["r", "r+"] = "r"
+) -> zarr.Group:
+    """Open a group of a run.
+
+    Args:
+        url: of the run, for messages.
+
+    Raises:
+        RunError: its metadata is missing or unreadable.
+    """
+    with explained_metadata(url, path):
+        return zarr.open_group(store, path=path, mode=mode, use_consolidated=False, zarr_format=3)
+
+
+def open_array(store: Store, url: str, path: str, mode: Literal["r", "r+"] = "r") -> Any:
+    """Open an array of a run; arguments and errors as `open_group`."""
+    with explained_metadata(url, path):
+        return zarr.open_array(store, path=path, mode=mode, zarr_format=3)
+
+
+def dimensions(array: Any) -> tuple[str, ...]:
+    """Names of an array's dimensions; every array of a run has them."""
+    names = array.metadata.dimension_names
+    if names is None or None in names:
+        raise RunError(f"{array.path}: its dimensions have no names, so it is no array of a run")
+    return tuple(str(name) for name in names)

@@ -1,0 +1,1 @@
+"""Zarr stores of a run: object store client, checksums, cached metadata."""

@@ -1,0 +1,285 @@
+"""Checks of a folder of source images and maps, by decoding every file before a run begins."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.properties import map_properties, property_of
+from ldmprobe_core.study.readers.image_folder import (
+    file_digest,
+    files_in,
+    is_picture,
+    map_path,
+    map_property,
+    read_image,
+    require_same_aspect,
+    resize_map,
+)
+from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, load_map
+from ldmprobe_core.study.sections import Images
+
+_MAX_NAMED = 5
+"""Most files that one message lists."""
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True)
+class FolderCheck:
+    """Findings about a folder in which every file can be read.
+
+    Attributes:
+        notes: warnings that do not prevent a run, a sentence each.
+        missing: property to the share of its maps' pixels that were not measured, over all source
+            images at the model's size.
+    """
+
+    notes: tuple[str, ...]
+    missing: dict[str, float]
+
+
+class _Problems:
+    """Problems of several files, which are told together.
+
+    Attributes:
+        files: name of the source image to the first problem with it or its maps.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+
+    @contextmanager
+    def noted(self, name: str) -> Iterator[None]:
+        """Note a `UserError` of the block under a file's name instead of raising it."""
+        try:
+            yield
+        except UserError as error:
+            self.files.setdefault(name, str(error))
+
+    def require_none(self) -> None:
+        """Raise `UserError` with the first problem, and the names of other images with problems."""
+        if self.files:
+            first, *others = self.files
+            more = f". Other images with problems: {_listed(others)}" if others else ""
+            raise UserError(f"{self.files[first]}{more}")
+
+
+@dataclass(frozen=True)
+class _MapFacts:
+    missing: float
+    encoding: str
+    level: float | None
+    constant: bool
+
+
+def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> FolderCheck:
+    """Decode every source image and map, and compare the maps of each property.
+
+    Files that were decoded before in this process are recognised by their content.
+
+    Args:
+        names: file names of the source images.
+        size: height and width of the model's images in pixels.
+
+    Raises:
+        UserError: files that cannot be read, do not fit, or have different units; the first is
+            described, and the others are named.
+    """
+    folder = Path(images.folder).expanduser()
+    notes = _check_names(folder)
+    problems = _Problems()
+    by_pixels: dict[bytes, str] = {}
+    for name in names:
+        with problems.noted(name):
+            pixels = _check_picture(folder / name, file_digest(folder / name), size)
+            _require_new(folder / name, pixels, by_pixels)
+    whole = [name for name in names if name not in problems.files]
+    facts: dict[str, dict[str, _MapFacts]] = {prop: {} for prop in map_properties()}
+    for name in whole:
+        for prop in map_properties():
+            with problems.noted(name):
+                path = map_path(folder, name, prop)
+                if path is not None:
+                    facts[prop][path.name] = _check_map(
+                        path,
+                        folder / name,
+                        file_digest(path),
+                        file_digest(folder / name),
+                        prop,
+                        size,
+                        images.missing.get(prop),
+                    )
+    problems.require_none()
+    missing, map_notes = _check_properties(images, facts)
+    return FolderCheck(tuple(notes + map_notes), missing)
+
+
+def _check_properties(
+    images: Images, facts: dict[str, dict[str, _MapFacts]]
+) -> tuple[dict[str, float], list[str]]:
+    """Share of pixels that were not measured, by property, and notes about the maps.
+
+    Args:
+        facts: by property and file name.
+
+    Raises:
+        UserError: maps of one property differ in kind, or values are stated of maps that are not
+            there.
+    """
+    folder = Path(images.folder).expanduser()
+    missing: dict[str, float] = {}
+    notes: list[str] = []
+    for prop, by_name in facts.items():
+        stated = prop in images.missing
+        if stated and not by_name:
+            raise UserError(
+                f"images.missing has {prop}, and there are no {prop} maps in {images.folder!r}. "
+                "Fix: remove the key, or add the maps"
+            )
+        if by_name:
+            _require_alike(folder, prop, by_name)
+            missing[prop] = float(np.mean([one.missing for one in by_name.values()]))
+            notes += _map_notes(prop, by_name, missing[prop], stated)
+    return missing, notes
+
+
+def _check_names(folder: Path) -> list[str]:
+    """Notes about files that are not read.
+
+    Raises:
+        UserError: a file has the name of a map and the suffix of another format.
+    """
+    files = files_in(folder)
+    stems = {path.stem for path in files if is_picture(path)}
+    unread, orphans = [], []
+    for path in files:
+        prop = map_property(path)
+        if prop is not None:
+            stem, _, written = path.stem.rpartition(".")
+            if path.suffix not in MAP_SUFFIXES or written != prop:
+                raise UserError(
+                    f"{path}: by its name this is a {prop} map, and maps are named "
+                    f"{stem}.{prop}.npy, .png, .tif or .exr. Fix: save it so, or rename it"
+                )
+            if stem not in stems:
+                orphans.append(path.name)
+        elif not is_picture(path) and path.name.lower() not in _SYSTEM_FILES:
+            unread.append(path.name)
+    notes = []
+    if unread:
+        notes.append(
+            f"images.folder: files that are neither PNG, JPEG or WebP images nor maps are not "
+            f"read: {_listed(unread)}"
+        )
+    if orphans:
+        notes.append(f"images.folder: maps without a source image are not read: {_listed(orphans)}")
+    return notes
+
+
+@lru_cache(maxsize=1 << 16)
+def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> bytes:
+    """SHA-256 of the pixels at the model's size, by which equal images are recognised."""
+    pixels = read_image(path, size)
+    if (pixels == pixels[0, 0]).all():
+        raise UserError(
+            f"{path}: one colour throughout, so there is nothing to read in it. Fix: remove it, "
+            "or save it again"
+        )
+    return hashlib.sha256(pixels.tobytes()).digest()
+
+
+def _require_new(path: Path, pixels: bytes, names: dict[bytes, str]) -> None:
+    """Refuse an image that another file holds already: one may be trained on and one tested on.
+
+    Args:
+        names: hash of pixels to file name, of the images before; this one is added.
+
+    Raises:
+        UserError: another file has the same pixels.
+    """
+    first = names.setdefault(pixels, path.name)
+    if first != path.name:
+        raise UserError(f"{path}: the same image as {first}. Fix: remove one, with its maps")
+
+
+@lru_cache(maxsize=1 << 16)
+def _check_map(
+    path: Path,
+    picture: Path,
+    digest: bytes,
+    picture_digest: bytes,
+    prop: str,
+    size: tuple[int, int],
+    missing: float | None,
+) -> _MapFacts:
+    loaded = load_map(path, prop, missing)
+    require_same_aspect(path, loaded, picture)
+    values = resize_map(path, loaded, prop, size)
+    measured = values[~np.isnan(values)]
+    return _MapFacts(
+        1 - measured.size / values.size,
+        loaded.encoding,
+        loaded.level,
+        bool((measured == measured[0]).all()),
+    )
+
+
+def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None:
+    """Refuse maps of one property whose numbers mean different things, or nothing.
+
+    Raises:
+        UserError: masks with different levels, scalar maps of different number types, or only maps
+            with one value throughout.
+    """
+    if all(one.constant for one in facts.values()):
+        raise UserError(
+            f"{folder / next(iter(facts))}: like all {prop} maps it has one value throughout, so "
+            "there is nothing to read. Fix: correct the maps, or images.missing"
+        )
+    if property_of(prop).is_mask:
+        kinds = {name: f"level {one.level:g}" for name, one in facts.items() if one.level}
+        meaning = "the maps may hold object numbers"
+    else:
+        kinds = {name: one.encoding for name, one in facts.items()}
+        meaning = "their units differ"
+    first: dict[str, str] = {}
+    for name, kind in kinds.items():
+        first.setdefault(kind, name)
+    if len(first) > 1:
+        (kind, name), (other_kind, other) = list(first.items())[:2]
+        raise UserError(
+            f"{folder / other}: it has {other_kind}, and {name} has {kind}, so {meaning}. Fix: "
+            f"save all {prop} maps alike"
+        )
+
+
+def _map_notes(prop: str, facts: dict[str, _MapFacts], missing: float, stated: bool) -> list[str]:
+    notes = []
+    if missing:
+        notes.append(
+            f"images: {missing:.1%} of the pixels of the {prop} maps are not measured, and are "
+            "left out of fits and scores"
+        )
+    elif stated:
+        notes.append(f"images.missing has {prop}, and all pixels of its maps are measured")
+    constant = [name for name, one in facts.items() if one.constant]
+    if constant:
+        scalar = ", so that correlations with them are undefined"
+        notes.append(
+            f"images: {len(constant)} of {len(facts)} {prop} maps have one value throughout"
+            f"{'' if property_of(prop).is_mask else scalar}: {_listed(constant)}"
+        )
+    return notes
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _MAX_NAMED} more" if len(listed) > _MAX_NAMED else ""
+    return ", ".join(listed[:_MAX_NAMED]) + more

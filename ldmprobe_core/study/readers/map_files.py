@@ -1,0 +1,252 @@
+"""Reader of map files (NPY, PNG, TIFF, EXR), by what their mode and their values mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.properties import MapFormat, property_of
+from ldmprobe_core.study.readers.image_files import (
+    describe_content,
+    require_readable_size,
+    too_large,
+)
+
+MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".exr")
+"""Suffixes of map files, lowercase."""
+
+_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
+_ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
+_FULL_LEVELS = (1, 255, 65535)
+"""Levels that stand for foreground in a mask without background."""
+_MAX_NAMED = 6
+"""Most levels of a map that one message lists."""
+
+
+@dataclass(frozen=True)
+class LoadedMap:
+    """Values of a map file.
+
+    Attributes:
+        values: (y, x) float64; 0 or 1 in a mask; NaN where not measured.
+        encoding: type of the stored numbers, such as ``16-bit integers``; scalar maps of different
+            encodings have different units.
+        level: number that stands for foreground in a mask; None in other maps and empty masks.
+    """
+
+    values: np.ndarray
+    encoding: str
+    level: float | None = None
+
+
+def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
+    """Read a map file at its own size.
+
+    Args:
+        prop: name of the property, whose `MapFormat` decides which values are valid.
+        missing: value of pixels that were not measured, besides NaN; None if there is none.
+
+    Raises:
+        UserError: the file is not a complete map, its mode or channels have no meaning for the
+            property, its values are out of range, or no pixel is measured.
+    """
+    record = property_of(prop)
+    stored = _decoded(path, record.map_format)
+    encoding = _encoding(stored.dtype)
+    if encoding == "bits" and not record.is_mask:
+        raise UserError(f"{path}: bits are a mask, not {prop}. Fix: save 8 or 16 bits, or floats")
+    values = stored.astype(np.float64)
+    if missing is not None:
+        values[values == missing] = np.nan
+    if np.isinf(values).any() or (np.abs(values) > np.finfo(np.float32).max).any():
+        raise UserError(
+            f"{path}: values that are not finite in float32. Fix: replace them by NaN, which "
+            "stands for pixels that were not measured"
+        )
+    measured = values[~np.isnan(values)]
+    if not measured.size:
+        raise UserError(
+            f"{path}: 0 pixels are measured, since all values are not finite or equal "
+            f"images.missing.{prop}. Fix: remove the image, or correct the map"
+        )
+    level = None
+    if record.map_format.two_levels:
+        level = _mask_level(path, prop, measured)
+        values = np.where(np.isnan(values), np.nan, values != 0)
+    minimum = record.map_format.minimum
+    if minimum is not None and measured.min() < minimum:
+        raise UserError(
+            f"{path}: {prop} is at least {minimum:g}, not {measured.min():g}. Fix: correct the "
+            f"map, or give images.missing.{prop} if the value stands for pixels not measured"
+        )
+    return LoadedMap(values, encoding, level)
+
+
+def _mask_level(path: Path, prop: str, measured: np.ndarray) -> float | None:
+    """The number that stands for foreground; None if there is no foreground.
+
+    Raises:
+        UserError: the map has other levels than 0 and one other.
+    """
+    levels = np.unique(measured)
+    if (len(levels) == 2 and levels[0] == 0) or (len(levels) == 1 and levels[0] in _FULL_LEVELS):
+        return float(levels[-1])
+    if len(levels) == 1 and levels[0] == 0:
+        return None
+    named = ", ".join(f"{level:g}" for level in levels[:_MAX_NAMED])
+    more = f", ... ({len(levels)} in all, to {levels[-1]:g})" if len(levels) > _MAX_NAMED else ""
+    raise UserError(
+        f"{path}: a mask has 0 for background and one other value, not values {named}{more}. Fix: "
+        "convert a map of object numbers or a soft mask to 0 and 255; if a value stands for pixels "
+        f"that are not known, give it as images.missing.{prop}"
+    )
+
+
+def _encoding(dtype: np.dtype) -> str:
+    if dtype.kind == "b":
+        return "bits"
+    return "floats" if dtype.kind == "f" else f"{8 * dtype.itemsize}-bit integers"
+
+
+def _decoded(path: Path, form: MapFormat) -> np.ndarray:
+    """Stored numbers (y, x) of a map file, in the file's own type."""
+    try:
+        if path.suffix == ".npy":
+            values = _npy(path)
+        elif path.suffix == ".exr":
+            values = _exr(path)
+        else:
+            values = _image(path)
+    except UserError:
+        raise
+    except Image.DecompressionBombError:
+        raise too_large(path) from None
+    except Exception as error:  # decoders raise anything for broken files, even SyntaxError
+        raise UserError(
+            f"{path}: not a map ({describe_content(path)}; {type(error).__name__}). Fix: save it "
+            "again, or remove it"
+        ) from error
+    if values.ndim == 3:
+        values = _without_channels(path, values, form.mean_of_colors and values.dtype.kind == "f")
+    if values.ndim != 2 or values.size == 0:
+        raise UserError(
+            f"{path}: a map has height and width, not shape {values.shape}. Fix: save (y, x) values"
+        )
+    return values
+
+
+def _without_channels(path: Path, values: np.ndarray, mean_of_colors: bool) -> np.ndarray:
+    """One channel of (y, x, channel) values whose channels agree.
+
+    Args:
+        mean_of_colors: take the mean of three channels that differ.
+
+    Raises:
+        UserError: channels differ, alpha varies, or there are too many channels.
+    """
+    if values.shape[2] == 4:
+        alpha = values[..., 3]
+        opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
+        if not (alpha == opaque).all():
+            raise UserError(
+                f"{path}: its transparency varies, so its values have no single meaning. Fix: save "
+                "the map without an alpha channel"
+            )
+        values = values[..., :3]
+    if values.shape[2] not in (1, 3):
+        raise UserError(
+            f"{path}: a map has height and width, not shape {values.shape}. Fix: save one channel"
+        )
+    first = values[..., 0]
+    equal_nan = values.dtype.kind == "f"
+    if all(np.array_equal(first, values[..., i], equal_nan) for i in range(1, values.shape[2])):
+        return first
+    if mean_of_colors:
+        return np.asarray(values.mean(-1, dtype=np.float64))
+    raise UserError(
+        f"{path}: its colour channels differ, so it is a picture of a map and not its values. Fix: "
+        "save one channel of values"
+    )
+
+
+def _npy(path: Path) -> np.ndarray:
+    values = np.load(path, allow_pickle=False, mmap_mode="r")
+    if not isinstance(values, np.ndarray):
+        raise UserError(f"{path}: an archive of arrays (NPZ). Fix: save one array as NPY")
+    if values.dtype.kind not in "biuf":
+        raise UserError(
+            f"{path}: values of type {values.dtype} are not numbers. Fix: save integers or floats"
+        )
+    if values.ndim in (2, 3):
+        require_readable_size(path, values.shape[1], values.shape[0])
+        return np.array(values)  # closes the file
+    return np.empty(values.shape) if values.size == 0 else values
+
+
+def _exr(path: Path) -> np.ndarray:
+    try:
+        import OpenEXR
+    except ImportError:
+        raise UserError(
+            f"{path}: reading EXR needs a package. Fix: pip install 'ldmprobe[exr]', or save it as "
+            ".npy"
+        ) from None
+    with OpenEXR.File(str(path), header_only=True) as file:
+        header = file.header()
+        (left, top), (right, bottom) = ([int(v) for v in corner] for corner in header["dataWindow"])
+        require_readable_size(path, right - left + 1, bottom - top + 1)
+        windows = [np.asarray(header[name]).tolist() for name in ("dataWindow", "displayWindow")]
+        if len(file.parts) > 1:
+            raise UserError(f"{path}: {len(file.parts)} parts. Fix: save one part")
+        if windows[0] != windows[1]:
+            raise UserError(
+                f"{path}: its data window is not its display window. Fix: save the whole image"
+            )
+    with OpenEXR.File(str(path), separate_channels=True) as file:
+        channels = {name: channel.pixels for name, channel in file.channels().items()}
+    names = set(channels)
+    if len(names) == 1:
+        return np.asarray(next(iter(channels.values())))
+    if names in ({"R", "G", "B"}, {"R", "G", "B", "A"}):
+        return np.stack([channels[name] for name in "RGBA" if name in channels], axis=-1)
+    raise UserError(
+        f"{path}: channels {', '.join(sorted(names))} of which none is the map. Fix: save one "
+        "channel"
+    )
+
+
+def _image(path: Path) -> np.ndarray:
+    """Stored numbers of a PNG or TIFF file, (y, x) or (y, x, channel)."""
+    with Image.open(path, formats=[_FORMATS[path.suffix]]) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            raise UserError(
+                f"{path}: {image.n_frames} frames or pages. Fix: save one"  # type: ignore[attr-defined]
+            )
+        require_readable_size(path, *image.size)
+        sixteen_bits = "16" in str(image.tile[0].args)
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    mode = upright.mode
+    transparent = upright.info.get("transparency")
+    if sixteen_bits and not mode.startswith("I"):
+        raise UserError(
+            f"{path}: 16 bits a channel in mode {mode}, of which 8 would be read. Fix: save one "
+            "16-bit channel"
+        )
+    if mode in _ALPHA_MODES or (transparent is not None and mode in ("P", "RGB")):
+        return np.asarray(upright.convert("RGBA"))
+    if mode == "P":
+        return np.asarray(upright.convert("RGB"))
+    if mode not in ("1", "L", "RGB", "F") and not mode.startswith("I"):
+        raise UserError(f"{path}: mode {mode} is a picture. Fix: save one channel of values")
+    values = np.asarray(upright)
+    if transparent is not None and np.isin(values, transparent).any():
+        raise UserError(
+            f"{path}: value {transparent} is transparent. Fix: save the map without transparency; "
+            "if these pixels were not measured, give the value in images.missing"
+        )
+    return values

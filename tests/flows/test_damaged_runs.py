@@ -1,0 +1,73 @@
+"""Commands on runs with damaged files: one sentence that names the file, and what to do."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import cli
+from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
+
+HARMS = {
+    "missing": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "noise": lambda path: path.write_bytes(bytes(range(256))),
+    "list": lambda path: path.write_text("[1, 2]"),
+}
+
+COMMANDS = {
+    "show": ["summary.json"],
+    "compare": ["summary.json", "zarr.json", "scores/depth/score/zarr.json"],
+    "verify": ["study.json", "zarr.json", "progress/probed/zarr.json", "labels/zarr.json"],
+    "report": ["study.json", "zarr.json", "samples/zarr.json", "labels/depth/zarr.json"],
+    "intervene": ["study.json", "zarr.json", "labels/foreground/zarr.json"],
+}
+
+
+@pytest.fixture
+def copy(finished_run, tmp_path):
+    """The finished run elsewhere, to be damaged."""
+    target = tmp_path / Path(finished_run.url).name
+    shutil.copytree(finished_run.url, target)
+    return target
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_on_a_damaged_file_is_one_sentence(copy, command, capfd, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # logs of unexpected errors
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9")  # no command comes so far
+    words = {"compare": [str(copy), str(copy)], "intervene": [str(copy), "--samples", "2"]}
+    words = words.get(command, [str(copy)])
+    for name in COMMANDS[command]:
+        path, content = copy / name, (copy / name).read_bytes()
+        for harm, damage in HARMS.items():
+            damage(path)
+            invalidate_cache(str(copy))  # as in a new process
+            monkeypatch.setattr(sys, "argv", ["ldmprobe", command, *words])
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+            captured = capfd.readouterr()
+            case = (command, name, harm, captured.out[-300:], captured.err)
+            sentence = captured.err if stop.value.code else captured.out
+            if command == "verify" and "redo" in captured.err:  # a line for each damaged file
+                sentence = captured.out + captured.err
+            assert stop.value.code, case
+            assert "unexpected" not in captured.err, case
+            assert "Traceback" not in captured.err, case
+            assert name.rpartition("/")[2] in sentence, case
+            assert len(captured.err.strip().splitlines()) == 1, case
+            path.write_bytes(content)
+
+
+def test_report_and_show_of_a_damaged_summary(copy, capfd, monkeypatch):
+    before = json.loads((copy / "summary.json").read_text())["properties"]
+    for harm in ("cut", "noise", "list"):
+        HARMS[harm](copy / "summary.json")
+        monkeypatch.setattr(sys, "argv", ["ldmprobe", "report", str(copy)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code, capfd.readouterr().err
+        assert json.loads((copy / "summary.json").read_text())["properties"] == before

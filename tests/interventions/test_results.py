@@ -1,0 +1,64 @@
+"""Summaries of interventions, against a loop over the images."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from intervention_helpers import carry_out_intervention
+
+from ldmprobe_core.interventions.plan import plan_intervention
+from ldmprobe_core.interventions.results import read_intervention_summary, summarise_intervention
+from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.interventions.stages import edit_batch, edit_units
+from ldmprobe_core.interventions.targets import Target
+from ldmprobe_core.pipeline import model_cache
+from ldmprobe_core.probing.bootstrap import Bootstrap
+from ldmprobe_core.probing.metrics import dice
+
+
+@pytest.mark.parametrize("prop", ["foreground", "depth"])
+def test_summarise_intervention_equals_a_loop_over_the_images(run, prop):
+    spec = Intervention(
+        prop=prop, samples=5, targets=(Target(dx=0.25), Target(dy=-0.125)), steps=3, layers=("*",)
+    )
+    summary = carry_out_intervention(run, spec)
+    data = xr.open_zarr(run.url, group=f"interventions/{spec.name}", chunks=None)
+    labelers = model_cache.get_labelers(run.study)
+    index = [int(i) for i in data.sample.values]
+    labels = run.read("labels", prop, sample=index)
+    scores = {"unedited": []}
+    for t in range(2):
+        target_map = data.target_map.values[t]
+        for condition, images in zip(data.condition.values, data.image.values[:, t], strict=True):
+            label = labelers[prop](images)
+            np.testing.assert_allclose(
+                data.label.sel(condition=condition).values[t], label, rtol=1e-3, atol=1e-3
+            )
+            if prop == "foreground":
+                scores.setdefault(str(condition), []).append(dice(label > 0.5, target_map > 0.5))
+        if prop == "foreground":
+            scores["unedited"].append(dice(labels > 0.5, target_map > 0.5))
+    if prop == "foreground":
+        np.testing.assert_allclose(summary.unedited.mean, np.mean(scores["unedited"]), atol=1e-6)
+        for condition, effect in summary.effects.items():
+            np.testing.assert_allclose(effect.mean.mean, np.mean(scores[condition]), atol=1e-6)
+            gap = np.array(scores[condition]) - scores["unedited"]
+            np.testing.assert_allclose(effect.less_unedited.mean, gap.mean(), atol=1e-6)
+            assert effect.improved == pytest.approx((gap > 0).mean())
+    assert summary.pairs == 10
+    assert set(summary.effects) == {"edited", "random", "shuffled"}
+    assert read_intervention_summary(run, spec.name) == summary
+    # Repeating the calls generates nothing and gives the same summary.
+    assert all(
+        edit_batch(run.url, spec.name, t, b)["images"] == 0 for t, b in edit_units(run, spec.name)
+    )
+    assert summarise_intervention(run, spec.name, 1.0) == summary
+
+
+def test_summarise_intervention_resamples_prompts_over_all_targets(run):
+    """Two targets of a sample are not independent: the interval is over prompts."""
+    spec = Intervention(samples=5, targets=(Target(dx=0.25), Target(dx=0.2501)), steps=1)
+    summary = carry_out_intervention(run, spec)
+    score = run.read(f"interventions/{spec.name}", "score", condition=0, metric=0)
+    prompts = [run.samples[i].prompt for i in plan_intervention(run, spec).samples]
+    expected = Bootstrap(np.array(prompts * 2), 200, 0.95, 0).interval(score.ravel().astype(float))
+    assert summary.effects["edited"].mean.low == pytest.approx(expected.low)

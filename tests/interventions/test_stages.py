@@ -1,0 +1,66 @@
+"""Units of work of an intervention: creation, resuming, target files."""
+
+import numpy as np
+import pytest
+from intervention_helpers import carry_out_intervention
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.interventions.results import summarise_intervention
+from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.interventions.stages import create_intervention, edit_batch
+from ldmprobe_core.interventions.targets import Target
+from ldmprobe_core.storage.filesystem import Location
+
+
+def test_edit_batch_repeats_a_batch_that_is_not_marked_done(run):
+    spec = Intervention(samples=3, steps=2, layers=("*",), seed=4)
+    create_intervention(run, spec)
+    edit_batch(run.url, spec.name, 0, 0)
+    group = f"interventions/{spec.name}"
+    before = run.read(group, "image")
+    run.write(group, {"done": np.zeros((1, 1), np.uint8), "image": np.zeros_like(before)})
+    with pytest.raises(RuntimeError, match="not finished"):
+        summarise_intervention(run, spec.name, 0.0)
+    edit_batch(run.url, spec.name, 0, 0)
+    np.testing.assert_array_equal(run.read(group, "image"), before)
+
+
+def test_create_intervention_replaces_arrays_of_an_interrupted_attempt(run, monkeypatch):
+    spec = Intervention(samples=2, steps=1, seed=11)
+    original = Location.write_text
+
+    def interrupted(self, name, text):
+        if name.endswith("intervention.json"):
+            raise OSError("interrupted")
+        original(self, name, text)
+
+    monkeypatch.setattr(Location, "write_text", interrupted)
+    with pytest.raises(OSError, match="interrupted"):
+        create_intervention(run, spec)
+    monkeypatch.setattr(Location, "write_text", original)
+    assert carry_out_intervention(run, spec).pairs == 2
+
+
+def test_create_intervention_keeps_results_that_lost_their_record(run):
+    spec = Intervention(samples=2, steps=1, seed=12)
+    carry_out_intervention(run, spec)
+    image = run.read(f"interventions/{spec.name}", "image")
+    run.location.remove(f"edits/{spec.name}/intervention.json")
+    with pytest.raises(UserError, match=r"holds results, but .*intervention\.json is missing"):
+        create_intervention(run, spec)
+    np.testing.assert_array_equal(run.read(f"interventions/{spec.name}", "image"), image)
+
+
+def test_create_intervention_names_a_target_file_by_its_contents(run, tmp_path):
+    path = tmp_path / "t.npy"
+    names = []
+    for i in (0, 1):
+        mask = np.zeros((16, 16), np.float32)
+        mask[4 * i : 8 + 4 * i, 3:9] = 1
+        np.save(path, mask)
+        names.append(
+            create_intervention(run, Intervention(samples=1, targets=(Target(file=str(path)),)))
+        )
+        target_map = run.read(f"interventions/{names[-1]}", "target_map")
+        np.testing.assert_array_equal(target_map[0, 0], mask)
+    assert names[0] != names[1]

@@ -1,0 +1,52 @@
+"""Depth labelers: normalisation and sign."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from labeler_weights import depth_anything, glpn
+from transformers import DPTForDepthEstimation, DPTImageProcessor
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.registry import check_labeler, load_labeler
+from ldmprobe_core.study.sections import LabelerSpec
+
+CPU = torch.device("cpu")
+
+
+def test_load_midas_gives_the_networks_inverse_depth_negated_and_normalised(loaded, source_images):
+    spec, labeler = loaded("depth", "midas")
+    model = DPTForDepthEstimation.from_pretrained(spec.weights).eval()
+    processor = DPTImageProcessor.from_pretrained(spec.weights)
+    with torch.no_grad():
+        raw = model(**processor(list(source_images), return_tensors="pt")).predicted_depth
+        big = torch.nn.functional.interpolate(
+            raw[:, None], (48, 64), mode="bicubic", align_corners=False
+        )[:, 0]
+    np.testing.assert_allclose(
+        labeler(source_images), -(big.numpy() - 15.740597) / 9.281932, atol=1e-4
+    )
+    assert "inverse" in labeler.units
+
+
+def test_depth_labeler_sign_follows_the_models_convention(source_images, tmp_path):
+    depth_anything(tmp_path / "relative")
+    depth_anything(tmp_path / "metric", "metric")
+    signs = {}
+    for kind in ("relative", "metric"):
+        spec = LabelerSpec(name="depth-anything", weights=str(tmp_path / kind))
+        signs[kind] = load_labeler("depth", spec, CPU)
+    assert signs["relative"].sign == -1
+    assert signs["metric"].sign == 1
+    glpn(tmp_path / "glpn")
+    spec = LabelerSpec(name="transformers", weights=str(tmp_path / "glpn"))
+    assert load_labeler("depth", spec, CPU).sign == 1
+
+
+def test_locate_transformers_depth_refuses_a_model_type_of_unknown_sign(tmp_path):
+    glpn(tmp_path / "new")
+    path = tmp_path / "new" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "marvel"}))
+    with pytest.raises(UserError, match=r"labels\.depth.*'marvel'.*use one of dpt"):
+        check_labeler("depth", LabelerSpec(name="transformers", weights=str(tmp_path / "new")))

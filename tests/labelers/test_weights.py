@@ -1,0 +1,67 @@
+"""Lookup, loading and conversion of labelers' weights."""
+
+import importlib.util
+
+import pytest
+import torch
+from labeler_weights import glpn
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.registry import check_labeler, load_labeler
+from ldmprobe_core.labelers.weights import convert
+from ldmprobe_core.study.sections import LabelerSpec
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("prop", "spec", "words"),
+    [
+        ("shading", {"name": "intrinsic"}, ["intrinsic is not installed", "compphoto"]),
+        ("shading", {"name": "retinex", "weights": "x"}, ["takes no weights"]),
+        ("depth", {"name": "midas"}, ["Intel/dpt-large", "hf download Intel/dpt-large"]),
+        ("depth", {"name": "depth-anything"}, ["weights are missing"]),
+        ("depth", {"name": "depth-anything", "weights": "/none/such"}, ["no such folder"]),
+        ("foreground", {"name": "tracer"}, ["weights are missing", "tracer_b7"]),
+        ("foreground", {"name": "inspyrenet", "weights": "/none.safetensors"}, ["are missing"]),
+        ("foreground", {"name": "tabletop", "weights": "/none"}, ["maps.safetensors", "missing"]),
+        ("class", {"name": "vgg16", "weights": "/none.safetensors"}, ["vgg16-397923af.pth"]),
+    ],
+)
+def test_check_labeler_names_missing_weights_with_a_remedy(prop, spec, words):
+    with pytest.raises(UserError) as caught:
+        check_labeler(prop, LabelerSpec(**spec))
+    message = str(caught.value)
+    assert message.startswith(f"labels.{prop} is '{spec['name']}': ")
+    for word in words:
+        assert word in message
+
+
+def test_require_package_names_the_installation(monkeypatch):
+    real = importlib.util.find_spec
+    gone = {"carvekit", "transparent_background"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in gone else real(n))
+    for name, words in (
+        ("tracer", "pip install --no-deps carvekit"),
+        ("inspyrenet", r"pip install 'ldmprobe\[inspyrenet\]'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_labeler("foreground", LabelerSpec(name=name))
+
+
+def test_convert_turns_a_pickle_that_find_file_refuses_into_safetensors(tmp_path):
+    torch.save({"state_dict": {"a": torch.arange(3.0), "b": torch.ones(2)}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"are a pickle.*labelers\.weights .*w\.pth"):
+        check_labeler("foreground", LabelerSpec(name="tracer", weights=str(tmp_path / "w.pth")))
+    out = convert(tmp_path / "w.pth")
+    assert out == tmp_path / "w.safetensors"
+    with pytest.raises(UserError, match="do not fit the network"):
+        load_labeler("class", LabelerSpec(name="vgg16", weights=str(out)), CPU)
+
+
+def test_find_folder_refuses_a_folder_of_pickles(tmp_path):
+    glpn(tmp_path / "g")
+    weights = tmp_path / "g" / "model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match="holds no safetensors"):
+        check_labeler("depth", LabelerSpec(name="transformers", weights=str(tmp_path / "g")))

@@ -1,0 +1,264 @@
+"""Fits and scores of labels with pixels that were not measured, on the measured pixels alone."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import f1_score, jaccard_score
+
+from ldmprobe_core.probing import metrics
+from ldmprobe_core.probing.baselines import position_prediction, position_threshold
+from ldmprobe_core.probing.block_scores import BlockScorer, block_means, upsample
+from ldmprobe_core.probing.cell import probe_activations
+from ldmprobe_core.probing.fitters.adam import fit_adam
+from ldmprobe_core.probing.fitters.mlp import fit_mlp
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.measured import mean_map, measured, score_measured
+from ldmprobe_core.study.loading import parse_study
+
+N, GRID, SIZE, CHANNELS = 12, (3, 4), (6, 12), 4
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+
+
+def holes(maps, seed, whole=()):
+    """Float maps with a third of the pixels, and the first block, not measured."""
+    lost = np.random.default_rng(seed).random(maps.shape) < 0.33
+    lost[:, :2, :3] = True
+    lost[list(whole)] = False
+    return np.where(lost, np.nan, maps).astype(np.float32)
+
+
+@pytest.fixture
+def data():
+    """Activations, and a mask, depth and shading that depend on them; shading is whole."""
+    rng = np.random.default_rng(3)
+    activations = rng.normal(1, [1, 2, 0.5, 1], (N, *GRID, CHANNELS)).astype(np.float16)
+    signal = pixels_of(activations) @ np.array([1, -0.5, 2, 0])
+    depth = signal + rng.normal(0, 1, (N, *SIZE))
+    mask = holes(depth > depth.mean(), 1, whole=[2, 10])
+    return activations, {"foreground": mask, "depth": holes(depth, 2), "shading": signal**2}
+
+
+def pixels_of(activations):
+    return activations.astype(np.float64).repeat(2, 1).repeat(3, 2)
+
+
+@pytest.fixture
+def labels(data):
+    maps = data[1]
+    train = np.arange(6)
+    means = {prop: mean_map(values[train]) for prop, values in maps.items()}
+    return LabelSet(maps, means, train, np.arange(6, 9), np.arange(6, N))
+
+
+def study_of(kinds, penalties=(1e-3, 1.0), **controls):
+    return parse_study(
+        {
+            "probes": {"kinds": list(kinds), "penalties": list(penalties)},
+            "controls": {"shuffled_labels": True, "permuted_weights": False, **controls},
+        }
+    )
+
+
+def rows_of(activations, maps, members):
+    """Pixels (pixel, channel) and labels (pixel,) that were measured."""
+    x, y = pixels_of(activations[members]).reshape(-1, CHANNELS), maps[members].ravel()
+    return x[~np.isnan(y)], y[~np.isnan(y)].astype(np.float64)
+
+
+def test_measured_of_complete_maps_is_none():
+    assert measured(np.zeros((2, 3, 3), bool)) is None
+    assert measured(np.zeros((2, 3, 3))) is None
+    assert measured(np.full((1, 1, 2), np.nan)).tolist() == [[[False, False]]]
+
+
+def test_mean_map_is_of_the_measured_maps_at_each_pixel(data):
+    depth = data[1]["depth"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        expected = np.nanmean(depth.astype(np.float64), 0)
+    expected[np.isnan(expected)] = np.nanmean(depth.astype(np.float64))
+    np.testing.assert_allclose(mean_map(depth), expected)
+    whole = np.random.default_rng(0).random((5, 4, 4)).astype(np.float32)
+    assert mean_map(whole).tobytes() == whole.mean(0, dtype=np.float64).tobytes()
+
+
+def test_block_means_are_of_measured_pixels(data):
+    depth = data[1]["depth"]
+    found = block_means(depth, GRID)
+    assert np.isnan(found[:, 0, 0]).all()
+    for i, y, x in np.ndindex(N, *GRID):
+        block = depth[i, 2 * y : 2 * y + 2, 3 * x : 3 * x + 3].astype(np.float64)
+        known = block[~np.isnan(block)]
+        assert found[i, y, x] == pytest.approx(known.mean() if known.size else np.nan, nan_ok=True)
+
+
+@pytest.mark.parametrize("prop", ["depth", "shading", "foreground"])
+@pytest.mark.parametrize("assignment", ["true", "shuffled"])
+def test_ridge_probe_equals_scikit_learn_on_measured_pixels(data, labels, prop, assignment):
+    activations, maps = data
+    study = study_of(["ridge"])
+    result = probe_activations(activations, labels, study, ("true", "shuffled"))
+    probe = result[assignment].probes["ridge", prop]
+    from ldmprobe_core.study.conditions import ASSIGNMENTS
+
+    def rows(members):
+        owners = ASSIGNMENTS[assignment](members, study.prompts.seed)
+        values = maps[prop].astype(np.float64).copy()
+        values[members] = maps[prop][owners]
+        return rows_of(activations, values, members)
+
+    x, y = rows(labels.train)
+    choose_x, choose_y = rows(labels.validation)
+    fits = []
+    for penalty in study.probes.penalties:
+        fit = Ridge(alpha=penalty * x.var(0).mean() * len(x)).fit(x, y)
+        fits.append((((fit.predict(choose_x) - choose_y) ** 2).mean(), penalty, fit))
+    _, penalty, fit = min(fits, key=lambda one: one[0])
+    assert probe.penalty == penalty
+    np.testing.assert_allclose(probe.weight, fit.coef_, rtol=1e-6)
+    assert probe.bias == pytest.approx(fit.intercept_, rel=1e-6)
+
+
+def test_logistic_probe_equals_scikit_learn_on_measured_pixels(data, labels):
+    activations, maps = data
+    probe = probe_activations(activations, labels, study_of(["ridge", "logistic"], [1e-2]))
+    probe = probe["true"].probes["logistic", "foreground"]
+    x, y = rows_of(activations, maps["foreground"], labels.train)
+    penalty = 1e-2 * x.var(0).mean()
+    reference = LogisticRegression(C=1 / (penalty * len(x)), tol=1e-10, max_iter=10_000).fit(x, y)
+    np.testing.assert_allclose(probe.weight, reference.coef_[0], rtol=1e-4, atol=1e-5)
+    assert probe.bias == pytest.approx(reference.intercept_[0], rel=1e-4)
+
+
+def test_logistic_probe_chooses_its_penalty_on_measured_pixels(data, labels):
+    activations, maps = data
+    penalties = (1e-4, 1e-1, 10.0)
+    probe = probe_activations(activations, labels, study_of(["ridge", "logistic"], penalties))
+    chosen = probe["true"].probes["logistic", "foreground"].penalty
+    x, y = rows_of(activations, maps["foreground"], labels.train)
+    choose_x, choose_y = rows_of(activations, maps["foreground"], labels.validation)
+    losses = []
+    for penalty in penalties:
+        scale = penalty * x.var(0).mean() * len(x)
+        fit = LogisticRegression(C=1 / scale, tol=1e-10, max_iter=10_000).fit(x, y)
+        chance = expit(fit.decision_function(choose_x))
+        losses.append(-np.log(np.where(choose_y, chance, 1 - chance)).mean())
+    assert chosen == penalties[int(np.argmin(losses))]
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_adam_and_mlp_are_blind_to_pixels_not_measured(data, mask):
+    """Equal fits whatever the activations are where nothing was measured, and no NaN."""
+    activations, maps = data
+    target = maps["foreground" if mask else "depth"]
+    lost = np.isnan(block_means(target, GRID))
+    other = np.where(lost[..., None], 7, activations)
+    counts = (~np.isnan(target)).reshape(N, 3, 2, 4, 3).sum((2, 4)).astype(float)
+    one, two = (fit_adam(x, target, mask, epochs=2) for x in (activations, other))
+    np.testing.assert_allclose(one.weight, two.weight, rtol=1e-6)
+    assert np.isfinite(one.weight).all()
+    means = block_means(target, GRID)
+    probes = [fit_mlp(x, means, mask, epochs=2, weight=counts) for x in (activations, other)]
+    one, two = (probe.predict(activations) for probe in probes)
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    assert np.isfinite(one).all()
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_adam_with_everything_measured_takes_the_same_steps_for_floats(data, mask):
+    """A sample of which only one pixel is lost moves a fit by little: the mean, not the sum."""
+    activations, maps = data
+    target = np.nan_to_num(maps["foreground" if mask else "depth"])
+    whole = fit_adam(activations, target > 0.5 if mask else target, mask, epochs=2)
+    target = target.copy()
+    target[0, 0, 0] = np.nan
+    partly = fit_adam(activations, target, mask, epochs=2)
+    assert not np.array_equal(partly.weight, whole.weight)
+    np.testing.assert_allclose(partly.weight, whole.weight, atol=2e-3)
+
+
+def expected_scores(prop, predicted, truth, mean):
+    """Every metric by scipy and scikit-learn on measured pixels."""
+    rows = []
+    for p, t in zip(predicted, truth, strict=True):
+        known = ~np.isnan(t)
+        p, t, m = p[known], t[known].astype(np.float64), mean[known]
+        if prop == "foreground":
+            rows.append([f1_score(t, p), jaccard_score(t, p)])
+        else:
+            p = p.astype(np.float64)
+            rows.append([
+                stats.spearmanr(p, t).statistic, stats.pearsonr(p, t).statistic,
+                np.sqrt(((p - t) ** 2).mean()), stats.spearmanr(p - m, t - m).statistic,
+                stats.pearsonr(p - m, t - m).statistic,
+            ])  # fmt: skip
+    return np.transpose(rows)
+
+
+@pytest.mark.parametrize("prop", ["foreground", "depth"])
+@pytest.mark.parametrize("whole", [(), (1, 4)])
+def test_scores_equal_scipy_and_scikit_learn_on_measured_pixels(prop, whole):
+    rng = np.random.default_rng(0)
+    truth, tokens = rng.random((6, *SIZE)), rng.random((6, *GRID))
+    if prop == "foreground":
+        truth, tokens = truth > 0.5, tokens > 0.5
+    truth = holes(truth, 5, whole)
+    mean = rng.random(SIZE)
+    big = upsample(tokens, SIZE)
+    expected = expected_scores(prop, big, truth, mean)
+    blocks = BlockScorer(prop, truth, mean, GRID).scores(tokens)
+    np.testing.assert_allclose(blocks, expected, atol=1e-6)
+    np.testing.assert_allclose(metrics.score_maps(prop, big, truth, mean), expected, atol=1e-6)
+    full = rng.random((6, *SIZE))
+    full = full > 0.5 if prop == "foreground" else full
+    found = metrics.HeadlineScorer(prop, truth).score(full)
+    np.testing.assert_allclose(found, expected_scores(prop, full, truth, mean)[0], atol=1e-6)
+
+
+def test_scores_of_a_sample_without_measured_pixels_are_undefined():
+    truth = np.full((2, 2, 2), np.nan)
+    truth[1] = [[0, 1], [2, 3]]
+    found = score_measured(metrics.rmse, np.zeros((2, 2, 2)), truth)
+    assert np.isnan(found[0])
+    assert found[1] == pytest.approx(np.sqrt(3.5))
+
+
+def test_position_baseline_is_chosen_on_measured_pixels(data):
+    masks = data[1]["foreground"]
+    mean = mean_map(masks)
+    candidates = np.linspace(0, 0.95, 39) * mean.max()
+    scores = []
+    for threshold in candidates:
+        by_map = [
+            f1_score(m[~np.isnan(m)], (mean > threshold)[~np.isnan(m)], zero_division=1)
+            for m in masks
+        ]
+        scores.append(np.mean(by_map))
+    assert position_threshold(mean, masks) == candidates[int(np.argmax(scores))]
+    assert position_prediction("foreground", mean, masks, 2).dtype == bool
+
+
+def test_cell_scores_of_held_out_samples_leave_out_pixels_not_measured(data, labels):
+    activations, maps = data
+    study = study_of(["ridge", "logistic", "adam"], mlp=True)
+    result = probe_activations(activations, labels, study)["true"]
+    for row, kind in enumerate(study.kinds):
+        for prop in ("foreground", "depth"):
+            if (kind, prop) not in result.probes:
+                continue
+            tokens = result.probes[kind, prop].predict(activations[labels.heldout])
+            if prop == "foreground":
+                tokens = tokens > (0.5 if kind == "ridge" else 0)
+            truth = maps[prop][labels.heldout]
+            expected = expected_scores(prop, upsample(tokens, SIZE), truth, labels.means[prop])
+            np.testing.assert_allclose(result.scores[prop][row], expected, atol=1e-5)

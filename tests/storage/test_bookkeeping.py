@@ -1,0 +1,111 @@
+"""Records of the chunks that units have written: a chunk in another chunk's place is damage."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from run_helpers import assert_same, carry_out
+
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.bookkeeping import (
+    CREATED,
+    read_record,
+    record_name,
+    record_names,
+    unit_of_record,
+)
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
+
+
+@pytest.fixture
+def copy(finished_run, tmp_path):
+    """The finished run elsewhere, to be damaged."""
+    target = tmp_path / "runs" / Path(finished_run.url).name
+    shutil.copytree(finished_run.url, target)
+    return Run(str(target))
+
+
+@pytest.mark.parametrize("index", [(3,), (1, 0), (0, 12, 7)])
+def test_unit_of_record_is_the_inverse_of_record_name(index):
+    name = record_name("interventions/depth-exact-ab/done", index)
+    assert unit_of_record(name) == ("interventions/depth-exact-ab/done", index)
+
+
+def test_records_hold_the_last_bytes_of_every_chunk_that_units_write(finished_run):
+    root = Path(finished_run.url)
+    recorded = read_record(finished_run.location, CREATED)
+    for array in ("generated", "labeled", "probed"):
+        for name in record_names(finished_run.location, f"progress/{array}"):
+            recorded |= read_record(finished_run.location, name)
+    chunks = {
+        path.relative_to(root).as_posix(): path.read_bytes()[-4:]
+        for path in root.rglob("*")
+        if path.is_file() and "/c/" in path.as_posix()
+    }
+    marks = {key for key in chunks if key.split("/c/")[0].endswith(("ated", "labeled", "probed"))}
+    assert recorded == {key: crc for key, crc in chunks.items() if key not in marks}
+
+
+COPIED = [
+    ("images/image/c/0/0/0/0", "images/image/c/1/0/0/0"),
+    (f"activations/{LAYER}/activation/c/0/0/0/0/0", f"activations/{LAYER}/activation/c/0/1/0/0/0"),
+    ("labels_clean/depth/c/0/0/0/0", "labels_trajectory/depth/c/0/0/0/0"),
+    (f"probes/{LAYER}/weight/c/0/0/0/0", f"probes/{LAYER}/weight/c/0/0/2/0"),
+    ("scores/depth/score/c/0/0/0/0/0/0", "scores/depth/score/c/0/0/0/1/1/0"),
+]
+
+
+@pytest.mark.parametrize(("source", "target"), COPIED, ids=[target for _, target in COPIED])
+def test_find_corrupt_chunks_names_a_chunk_in_the_place_of_another(
+    finished_run, copy, source, target
+):
+    root = Path(copy.url)
+    assert (root / source).read_bytes() != (root / target).read_bytes()
+    shutil.copy(root / source, root / target)
+    damage = list(find_corrupt_chunks(Run(copy.url)))
+    assert [(chunk.key, chunk.reason) for chunk in damage] == [(target, "changed")]
+    assert clear_progress(copy, damage) == []
+    assert_same(finished_run, carry_out(copy.study, str(root.parent)))
+    assert list(find_corrupt_chunks(Run(copy.url))) == []
+
+
+def test_find_corrupt_chunks_names_exchanged_prompts_and_categories(copy):
+    root = Path(copy.url)
+    shutil.copy(root / "samples/category/c/0", root / "samples/prompt/c/0")
+    (damage,) = find_corrupt_chunks(Run(copy.url))
+    assert (damage.key, damage.reason) == ("samples/prompt/c/0", "changed")
+    assert clear_progress(copy, [damage]) == [damage]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', '{"a": "xyz"}', "\xff"])
+def test_find_corrupt_chunks_names_a_damaged_record(finished_run, copy, text):
+    name = record_name("progress/labeled", (1,))
+    (Path(copy.url) / name).write_bytes(text.encode("latin-1"))
+    damage = list(find_corrupt_chunks(Run(copy.url)))
+    assert [chunk.key for chunk in damage] == [name]
+    assert clear_progress(copy, damage) == []
+    carry_out(copy.study, str(Path(copy.url).parent))
+    assert list(find_corrupt_chunks(Run(copy.url))) == []
+    original = json.loads((Path(finished_run.url) / name).read_text())
+    assert json.loads((Path(copy.url) / name).read_text()) == original
+
+
+def test_records_of_units_that_are_not_complete_are_not_compared(finished_run, tmp_path):
+    run = prepare_run(finished_run.study, str(tmp_path))
+    generate_batch(run.url, 0)
+    run.progress.clear("generated", 0)
+    shutil.copy(  # as a worker on another device that was interrupted within the batch
+        Path(run.url) / "images/trajectory/c/0/0/0/0/0",
+        Path(run.url) / "images/trajectory/c/0/1/0/0/0",
+    )
+    assert list(find_corrupt_chunks(run)) == []
+
+
+def test_find_corrupt_chunks_reads_runs_without_records(copy):
+    shutil.rmtree(Path(copy.url) / "checksums")
+    assert list(find_corrupt_chunks(Run(copy.url))) == []

@@ -1,0 +1,248 @@
+"""Map files are read by what mode, channels and values mean, or refused in one sentence."""
+
+import io
+import struct
+import time
+import zlib
+
+import numpy as np
+import OpenEXR
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.readers.map_files import load_map
+
+RAMP = np.array([[0, 1, 2], [3, 4, 200]])
+MASK = np.array([[0, 1, 1], [0, 0, 1]])
+
+
+def _image(values, mode=None, palette=None, alpha=None):
+    image = Image.fromarray(np.asarray(values), mode=mode) if mode == "P" else Image.fromarray(
+        np.asarray(values)
+    )  # fmt: skip
+    if palette:
+        image.putpalette(palette)
+    if alpha is not None:
+        image.putalpha(Image.fromarray(np.full(np.asarray(values).shape[:2], alpha, np.uint8)))
+    return image
+
+
+def _ramp(dtype):
+    return RAMP.astype(dtype)
+
+
+def _grey_rgb(values):
+    return np.repeat(np.asarray(values, np.uint8)[..., None], 3, -1)
+
+
+def _png(width, height, bits, color_type, raw):
+    """PNG file of raw rows, each after its filter byte."""
+
+    def chunk(kind, data):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    head = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(raw)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _png_of_16_bit_rgb(path):
+    """Three equal 16-bit channels, of which Pillow reads 8 bits."""
+    rows = np.repeat((RAMP * 300).astype(">u2")[..., None], 3, -1)
+    path.write_bytes(_png(3, 2, 16, 2, b"".join(b"\0" + row.tobytes() for row in rows)))
+
+
+def _write(path, values):
+    if callable(values):
+        values(path)
+    elif isinstance(values, Image.Image):
+        values.save(path)
+    elif path.suffix == ".npy":
+        np.save(path, values)
+    else:
+        channels = values if isinstance(values, dict) else {"Y": values}
+        OpenEXR.File({}, channels).write(str(path))
+
+
+COLOURED = np.stack([RAMP, RAMP, RAMP + 1], -1)
+
+GREYS = [level for level in range(256) for _ in "rgb"]
+
+READ = [
+    # file, property, what is saved, values expected
+    ("a.png", "depth", _image(_ramp(np.uint8)), RAMP),
+    ("a.png", "depth", _image((RAMP * 300).astype(np.uint16)), RAMP * 300),
+    ("a.tif", "depth", _image((RAMP * 300).astype("<u2")), RAMP * 300),
+    ("a.tif", "depth", _image((RAMP * 300).astype(">u2")), RAMP * 300),
+    ("a.tiff", "depth", _image((RAMP - 7).astype(np.int32)), RAMP - 7),
+    ("a.tif", "shading", _image((RAMP / 7).astype(np.float32)), (RAMP / 7).astype(np.float32)),
+    ("a.png", "depth", _image(_grey_rgb(RAMP)), RAMP),
+    ("a.png", "depth", _image(_ramp(np.uint8), alpha=255), RAMP),
+    ("a.png", "depth", _image(_grey_rgb(RAMP), alpha=255), RAMP),
+    ("a.png", "depth", _image(_ramp(np.uint8), "P", GREYS), RAMP),
+    ("a.npy", "depth", _ramp(np.int64), RAMP),
+    ("a.npy", "depth", _ramp(">f4"), RAMP),
+    ("a.npy", "depth", np.asfortranarray(_ramp(np.float16)), RAMP),
+    ("a.npy", "depth", _ramp(np.float64)[..., None], RAMP),
+    ("a.npy", "shading", COLOURED.astype(np.float32), COLOURED.mean(-1)),
+    ("a.exr", "depth", {"Z": _ramp(np.float32)}, RAMP),
+    ("a.exr", "depth", {"Z": _ramp(np.uint32)}, RAMP),
+    ("a.exr", "shading", {"RGB": COLOURED.astype(np.float32)}, COLOURED.mean(-1)),
+    ("a.npy", "foreground", MASK.astype(bool), MASK),
+    ("a.npy", "foreground", MASK * 7, MASK),
+    ("a.npy", "foreground", MASK * 0.0, MASK * 0),
+    ("a.npy", "foreground", MASK * 0 + 1, MASK * 0 + 1),
+    ("a.png", "foreground", _image(MASK.astype(bool)), MASK),
+    ("a.png", "foreground", _image((MASK * 255).astype(np.uint8)), MASK),
+    ("a.png", "foreground", _image((MASK * 65535).astype(np.uint16)), MASK),
+    ("a.png", "foreground", _image(MASK.astype(np.uint8), "P", [0, 0, 0, 255, 255, 255]), MASK),
+    ("a.exr", "foreground", MASK.astype(np.float32), MASK),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "prop", "saved", "expected"), READ)
+def test_load_map_reads_values_of_every_mode(tmp_path, name, prop, saved, expected):
+    _write(tmp_path / name, saved)
+    np.testing.assert_allclose(load_map(tmp_path / name, prop).values, expected, rtol=1e-6)
+
+
+def _soft():
+    return np.linspace(0, 1, 24).reshape(4, 6)
+
+
+THREE = np.array([[0, 15, 255]], np.uint8)
+TRANSPARENT = _image(np.dstack([_grey_rgb(RAMP), np.array([[0, 255, 255]] * 2)]).astype(np.uint8))
+FRAMES = [_image(_ramp(np.uint8)), _image(_ramp(np.uint8) + 1)]
+
+
+def _frames(path):
+    FRAMES[0].save(path, save_all=True, append_images=FRAMES[1:])
+
+
+REFUSED = [
+    # file, property, what is saved, words of the message
+    ("a.png", "foreground", _image(THREE), "not values 0, 15, 255.*images.missing.foreground"),
+    ("a.npy", "foreground", np.array([[0, 1, 2]]), "not values 0, 1, 2"),
+    ("a.npy", "foreground", np.array([[1, 2, 1]]), "not values 1, 2"),
+    ("a.npy", "foreground", np.array([[-1, 0, 0]]), "not values -1, 0"),
+    ("a.npy", "foreground", np.array([[7, 7]]), "not values 7"),
+    ("a.npy", "foreground", _soft(), r"0, 0\.0434783, .* \(24 in all, to 1\).*soft mask"),
+    ("a.png", "foreground", _image(COLOURED.astype(np.uint8)), "colour channels differ"),
+    ("a.png", "foreground", _image(MASK.astype(np.uint8), "P", [0, 0, 0, 128, 0, 0]), "channels"),
+    ("a.png", "foreground", TRANSPARENT, "transparency varies"),
+    ("a.png", "depth", _image(_ramp(np.uint8), alpha=0), "transparency varies"),
+    ("a.png", "depth", _image(COLOURED.astype(np.uint8)), "colour channels differ"),
+    ("a.png", "shading", _image(COLOURED.astype(np.uint8)), "colour channels differ"),
+    ("a.npy", "depth", COLOURED.astype(np.float32), "colour channels differ"),
+    ("a.png", "depth", _png_of_16_bit_rgb, "16 bits a channel in mode RGB"),
+    ("a.png", "depth", lambda p: _image(_ramp(np.uint8)).save(p, transparency=2), "value 2 is tra"),
+    ("a.tif", "depth", _frames, "2 fr"),
+    ("a.png", "depth", _frames, "2 fr"),
+    ("a.tif", "depth", Image.new("CMYK", (3, 2)), "mode CMYK is a picture"),
+    ("a.png", "depth", lambda p: Image.new("L", (3, 2), 7).save(p, "JPEG"), "not a map .JPEG, "),
+    ("a.png", "depth", _image(MASK.astype(bool)), "bits are a mask"),
+    ("a.npy", "depth", MASK.astype(bool), "bits are a mask"),
+    ("a.npy", "depth", np.array([[1, np.inf]]), "not finite in float32.*NaN"),
+    ("a.npy", "depth", np.array([[1, 1e300]]), "not finite in float32"),
+    ("a.exr", "depth", {"Z": np.array([[1, np.inf]], np.float32)}, "not finite"),
+    ("a.npy", "depth", np.full((2, 2), np.nan), "0 pixels are measured"),
+    ("a.npy", "shading", -_ramp(np.float32), "shading is at least 0, not -200"),
+    ("a.npy", "depth", _ramp(np.complex64), "complex64 are not numbers"),
+    ("a.npy", "depth", RAMP.astype(str), "are not numbers"),
+    ("a.npy", "depth", lambda p: np.save(p, np.array([{}]), allow_pickle=True), "not a map"),
+    ("a.npy", "depth", lambda p: np.savez(p.open("wb"), a=RAMP), "archive of arrays"),
+    ("a.npy", "depth", np.ones(4), r"height and width, not shape \(4,\)"),
+    ("a.npy", "depth", np.ones((3, 4, 5)), r"not shape \(3, 4, 5\)"),
+    ("a.npy", "depth", np.ones((0, 4)), "not a map|height and width"),
+    ("a.exr", "depth", {"Z": _ramp(np.float32), "N": _ramp(np.float32)}, "channels N, Z"),
+    ("a.exr", "depth", {"RGB": COLOURED.astype(np.float32)}, "colour channels differ"),
+    ("a.png", "depth", lambda p: p.write_bytes(b""), "not a map .0 bytes"),
+    ("a.npy", "depth", lambda p: p.write_bytes(b"version https://git-lfs.github.com"), "Git LFS"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "prop", "saved", "words"), REFUSED)
+def test_load_map_refuses_values_without_a_meaning(tmp_path, name, prop, saved, words):
+    _write(tmp_path / name, saved)
+    with pytest.raises(UserError, match=rf"a\.\w+: .*{words}") as caught:
+        load_map(tmp_path / name, prop)
+    assert "Fix: " in str(caught.value)
+
+
+def test_load_map_marks_pixels_not_measured(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[0, 2.5, np.nan], [np.nan, 7, 0]]))
+    expected = np.array([[np.nan, 2.5, np.nan], [np.nan, 7, np.nan]])
+    np.testing.assert_array_equal(load_map(tmp_path / "a.npy", "depth", 0).values, expected)
+    _image(np.array([[0, 15, 255]], np.uint8)).save(tmp_path / "a.png")
+    loaded = load_map(tmp_path / "a.png", "foreground", 255)
+    np.testing.assert_array_equal(loaded.values, [[0, 1, np.nan]])
+    assert loaded.level == 15
+    _image(np.array([[0, 255, 255]], np.uint8)).save(tmp_path / "a.png")
+    np.save(tmp_path / "b.npy", np.zeros((2, 2)))
+    with pytest.raises(UserError, match="0 pixels are measured"):
+        load_map(tmp_path / "b.npy", "depth", 0)
+
+
+def test_load_map_of_a_bomb_is_refused_before_it_is_decoded(tmp_path):
+    """Headers that claim 81 million and 10 billion pixels, within a second each."""
+    (tmp_path / "a.png").write_bytes(_png(100_000, 100_000, 8, 0, b""))
+    (tmp_path / "b.png").write_bytes(_png(9_000, 9_000, 8, 0, b""))
+    with (tmp_path / "a.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (100_000, 100_000)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * 100_000**2)  # a hole: no bytes on disk
+    for name in ("a.png", "b.png", "a.npy"):
+        start = time.process_time()
+        with pytest.raises(UserError, match="more than 80 million"):
+            load_map(tmp_path / name, "depth")
+        assert time.process_time() - start < 1
+
+
+def _bytes_of(kind):
+    stream = io.BytesIO()
+    if kind == "npy":
+        np.save(stream, _ramp(np.float32))
+    else:
+        image = _image(_ramp(np.uint8 if kind == "png" else np.uint16))
+        image.save(stream, "PNG" if kind == "png" else "TIFF")
+    return stream.getvalue()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["npy", "png", "tif", "exr"]),
+    st.sampled_from(["depth", "foreground", "shading"]),
+    st.one_of(
+        st.binary(max_size=200),
+        st.tuples(
+            st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+            st.integers(0, 400),
+        ),
+    ),
+    st.sampled_from([None, 0.0, 200.0]),
+)
+def test_map_of_any_bytes_is_a_map_or_one_sentence(tmp_path_factory, kind, prop, data, missing):
+    path = tmp_path_factory.getbasetemp() / f"any.{kind}"
+    if isinstance(data, tuple):
+        if kind == "exr":
+            OpenEXR.File({}, {"Y": _ramp(np.float32)}).write(str(path))
+            whole = bytearray(path.read_bytes())
+        else:
+            whole = bytearray(_bytes_of(kind))
+        for position, value in data[0]:
+            whole[position % len(whole)] = value
+        data = bytes(whole[: data[1] or len(whole)])
+    path.write_bytes(data)
+    try:
+        values = load_map(path, prop, missing).values
+    except UserError as error:
+        assert "Fix" in str(error)  # noqa: PT017  (either outcome is right)
+        return
+    assert values.ndim == 2
+    assert not np.isinf(values).any()
+    if prop == "foreground":
+        assert set(np.unique(values[~np.isnan(values)])) <= {0, 1}

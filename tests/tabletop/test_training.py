@@ -1,0 +1,106 @@
+"""Training loop: schedule, and resuming after interruptions."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldmprobe_core.tabletop.training import Recipe, Trainer
+
+
+def test_trainer_resumed_equals_uninterrupted(tmp_path):
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(samples=60 * 5, batch=5, learning_rate=1e-2, warmup=3, average=0.9)
+
+    def train(folder, stop=None):
+        torch.manual_seed(1)
+        folder.mkdir(exist_ok=True)
+        model = nn.Linear(6, 1)
+        trainer = Trainer(folder, "line", model, recipe, torch.device("cpu"))
+
+        def loss(index, step):
+            if step == stop:
+                trainer.save_checkpoint()
+                raise KeyboardInterrupt
+            noise = torch.randn(len(index), 1)
+            return (model(x[index]) - x[index].sum(1, keepdim=True) - 0.1 * noise).square().mean()
+
+        trainer.fit(50, loss)
+        return model
+
+    uninterrupted = train(tmp_path / "uninterrupted")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "interrupted", stop=23)
+    resumed = train(tmp_path / "interrupted")
+    assert torch.equal(uninterrupted.weight, resumed.weight)
+    assert torch.equal(uninterrupted.bias, resumed.bias)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+from ldmprobe_core.tabletop.training import Recipe, Trainer
+
+folder, stop = Path(sys.argv[1]), int(sys.argv[2])
+torch.manual_seed(1)
+x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+recipe = Recipe(samples=300, batch=5, learning_rate=1e-2, warmup=3, average=0.9)
+model = nn.Sequential(nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 4, 3, padding=1), nn.Flatten())
+model.append(nn.Linear(4, 1)).to(memory_format=torch.channels_last)
+trainer = Trainer(folder, "line", model, recipe, torch.device("cpu"))
+trainer.CHECKPOINT_EVERY_S, trainer.PROGRESS_EVERY_S = 0.0, 1e9
+
+def loss(index, step):
+    if step == stop:
+        # Killed in the middle of writing a checkpoint.
+        (folder / "line.tmp").write_bytes((folder / "line.safetensors").read_bytes()[:99])
+        os.kill(os.getpid(), signal.SIGKILL)
+    noise = torch.randn(len(index), 1)
+    return (model(x[index]) - x[index].sum(1, keepdim=True) - 0.1 * noise).square().mean()
+
+def milestone(samples, average):
+    torch.rand(samples)  # its use of the generator must not matter
+    with (folder / "milestones").open("a") as file:
+        print(samples, average["1.weight"].sum().item(), file=file)
+
+trainer.fit(50, loss, milestone, milestone_every=100)
+print(*torch.cat([value.flatten() for value in model.state_dict().values()]).tolist())
+"""
+
+
+def test_trainer_killed_while_saving_equals_uninterrupted(tmp_path):
+    def train(name, stop):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", KILLED, str(folder), str(stop)]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if process.returncode > 0:
+            raise AssertionError(process.stderr)
+        recorded = np.loadtxt(folder / "milestones")
+        return process.returncode, np.array(process.stdout.split(), float), recorded
+
+    code, uninterrupted, milestones = train("uninterrupted", -1)
+    assert code == 0
+    assert milestones[:, 0].tolist() == [0, 100, 200, 300]
+    for stop in (23, 41):
+        code, _, _ = train("killed", stop)
+        assert code == -signal.SIGKILL
+    code, resumed, recorded = train("killed", -1)
+    assert code == 0
+    # Up to the last bit of a sum, whose order depends on where the tensors lie in memory.
+    np.testing.assert_allclose(resumed, uninterrupted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(recorded, milestones, rtol=1e-4, atol=1e-6)
+
+
+def test_recipe_rate_rises_holds_and_falls():
+    recipe = Recipe(samples=1000, batch=1, learning_rate=2.0, warmup=10, decay=0.4)
+    assert recipe.rate(0) == pytest.approx(0.2)
+    assert recipe.rate(300) == pytest.approx(2.0)
+    assert recipe.rate(800) == pytest.approx(1.0)
+    assert recipe.rate(999) < 0.01
