@@ -26,13 +26,17 @@ from prefect.states import StateType
 from flows.checks.prefect_settings import without_password
 from tasks.stopping import Stop, request_stop, requested_stop, say
 
-_LOOK_EVERY_S = 0.5
-_POLL_EVERY_S = 3.0
-_SILENCE_LIMIT_S = 40.0
+LOOK_EVERY_S = 0.5
+"""Interval between two looks at whether a stop was asked for."""
+
+POLL_EVERY_S = 3.0
+"""Interval between two questions to the server."""
+
+SILENCE_LIMIT_S = 40.0
 """Time without an answer after which the server counts as lost; a restart takes less."""
 
-_UNIT_LIMIT_S = 60.0
-_LOST_LIMIT_S = 10.0
+UNIT_LIMIT_S = 60.0
+LOST_LIMIT_S = 10.0
 _EXIT_LIMIT_S = 20.0
 
 _RESUMES = "the same command goes on from there"
@@ -114,9 +118,9 @@ class FlowWatch:
             self._handlers.setdefault(number, previous)
 
     def _keep_looking(self) -> None:
-        next_poll = time.monotonic() + _POLL_EVERY_S
+        next_poll = time.monotonic() + POLL_EVERY_S
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            while not self._over.wait(_LOOK_EVERY_S):
+            while not self._over.wait(LOOK_EVERY_S):
                 stop = requested_stop()
                 if stop is not None:
                     if stop.is_overdue:
@@ -127,7 +131,7 @@ class FlowWatch:
                     self._request_lost()
                 elif self.flow_runs and time.monotonic() >= next_poll:
                     self._poll()
-                    next_poll = time.monotonic() + _POLL_EVERY_S
+                    next_poll = time.monotonic() + POLL_EVERY_S
 
     def _poll(self) -> None:
         """Ask the server for the state of the flow run."""
@@ -139,7 +143,7 @@ class FlowWatch:
             self._answered_at = time.monotonic()
             return
         except (httpx.HTTPError, PrefectException, RuntimeError, OSError):
-            if time.monotonic() - self._answered_at > _SILENCE_LIMIT_S:
+            if time.monotonic() - self._answered_at > SILENCE_LIMIT_S:
                 self._request_lost()
             return
         self._answered_at = time.monotonic()
@@ -149,7 +153,7 @@ class FlowWatch:
                 f"{_RESUMES}."
             )
             request_stop(
-                Stop(message, 130, cancels=True, is_cancellation=True, limit_s=_UNIT_LIMIT_S)
+                Stop(message, 130, cancels=True, is_cancellation=True, limit_s=UNIT_LIMIT_S)
             )
 
     def _has_ended(self) -> bool:
@@ -164,7 +168,7 @@ class FlowWatch:
             f"answer{log}. What is complete is kept. Fix: {fix}, and repeat the command, which "
             "goes on from there."
         )
-        request_stop(Stop(message, 3, cancels=False, waits=False, limit_s=_LOST_LIMIT_S))
+        request_stop(Stop(message, 3, cancels=False, waits=False, limit_s=LOST_LIMIT_S))
 
     def end_server(self) -> None:
         """End the server that this process started, if it did."""
@@ -190,7 +194,7 @@ def begin_watch(flow: Any, flow_run: Any, state: Any) -> None:
 def _on_signal(number: int, _frame: FrameType | None) -> None:
     """Request a stop at the first signal; end the process at the second."""
     message = f"Stopping after this batch; {_RESUMES}."
-    if not request_stop(Stop(message, 128 + number, limit_s=_UNIT_LIMIT_S)):
+    if not request_stop(Stop(message, 128 + number, limit_s=UNIT_LIMIT_S)):
         end_at_once(128 + number)
 
 

@@ -11,7 +11,9 @@ from distributed import Client, SpecCluster
 
 from tasks.stopping import Stop, request_stop
 
-_LOOK_EVERY_S = 3.0
+LOOK_EVERY_S = 3.0
+"""Interval between two counts of the workers."""
+
 ABSENCE_LIMIT_S = 120.0
 """Time without any worker after which the flow stops."""
 
@@ -47,7 +49,7 @@ class WorkerWatch:
 
     def _keep_looking(self) -> None:
         present_at = time.monotonic()
-        while not self._over.wait(_LOOK_EVERY_S):
+        while not self._over.wait(LOOK_EVERY_S):
             if self._number():
                 present_at = time.monotonic()
             elif time.monotonic() - present_at > ABSENCE_LIMIT_S and not self._over.is_set():

@@ -22,7 +22,7 @@ from ldmprobe_core.pipeline.units import UNITS
 from ldmprobe_core.study.sections import Execution
 from tasks.references import UnitRef
 
-_ANSWER_LIMIT_S = 20.0
+ANSWER_LIMIT_S = 20.0
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def cluster_spec(execution: Execution) -> dict[str, Any]:
 def _require_workers(address: str, gpus: int) -> None:
     """Check a scheduler's workers before submission: a task that none can take would never run."""
     try:
-        with Client(address, timeout=_ANSWER_LIMIT_S, set_as_default=False) as client:
+        with Client(address, timeout=ANSWER_LIMIT_S, set_as_default=False) as client:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
     except (OSError, TimeoutError, ValueError):
         raise UserError(

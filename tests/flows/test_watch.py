@@ -35,8 +35,8 @@ def until(condition, limit_s=60):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(watch, "_POLL_EVERY_S", 0.05)
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(watch, "POLL_EVERY_S", 0.05)
     with stoppable():
         yield
 
@@ -67,7 +67,7 @@ def test_flow_watch_first_signal_requests_a_stop_and_the_second_ends(ends, capfd
 
 
 def test_flow_watch_ends_the_process_after_the_limit(ends, monkeypatch, capfd):
-    monkeypatch.setattr(watch, "_UNIT_LIMIT_S", 0.0)
+    monkeypatch.setattr(watch, "UNIT_LIMIT_S", 0.0)
     with FlowWatch(URL):
         os.kill(os.getpid(), signal.SIGINT)
         until(lambda: ends)
@@ -86,7 +86,7 @@ def test_flow_watch_a_server_process_that_ended(ends, capfd):
 
 
 def test_flow_watch_a_server_that_answers_no_more(ends, monkeypatch, capfd):
-    monkeypatch.setattr(watch, "_SILENCE_LIMIT_S", 0.2)
+    monkeypatch.setattr(watch, "SILENCE_LIMIT_S", 0.2)
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}/api"
     with temporary_settings({PREFECT_API_URL: url}), FlowWatch(url) as flow:

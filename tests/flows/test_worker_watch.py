@@ -21,7 +21,7 @@ from tasks.stopping import requested_stop, stoppable
 @pytest.mark.slow
 def test_worker_watch_replaces_workers_that_the_cluster_gave_up(monkeypatch):
     """Dask gives a nanny up if its worker is not back in time: here at once."""
-    monkeypatch.setattr(worker_watch, "_LOOK_EVERY_S", 0.5)
+    monkeypatch.setattr(worker_watch, "LOOK_EVERY_S", 0.5)
     with (
         stoppable(),
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}),
@@ -43,7 +43,7 @@ def test_worker_watch_replaces_workers_that_the_cluster_gave_up(monkeypatch):
 
 
 def test_worker_watch_stops_a_flow_that_has_no_workers(monkeypatch, capfd):
-    monkeypatch.setattr(worker_watch, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(worker_watch, "LOOK_EVERY_S", 0.05)
     monkeypatch.setattr(worker_watch, "ABSENCE_LIMIT_S", 0.2)
 
     def no_scheduler(*_, **__):

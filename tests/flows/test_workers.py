@@ -73,7 +73,7 @@ def test_workers_of_refuses_gpus_that_no_worker_declares(server, cluster):
 
 
 def test_workers_of_refuses_a_scheduler_that_does_not_answer(server, monkeypatch):
-    monkeypatch.setattr("flows.workers._ANSWER_LIMIT_S", 1.0)
+    monkeypatch.setattr("flows.workers.ANSWER_LIMIT_S", 1.0)
     (port,) = free_ports(1)
     with pytest.raises(UserError, match=r"no Dask scheduler answers there"):
         asking(Execution(runner="dask", address=f"tcp://127.0.0.1:{port}"))
