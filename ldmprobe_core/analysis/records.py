@@ -184,6 +184,23 @@ class ClassesRecord(_Record):
     photographs: PhotographsRecord | None = None
 
 
+class NonfiniteRecord(_Record):
+    """Activation values of one cell that are not finite in float16.
+
+    Attributes:
+        network: ``trained`` or ``permuted``.
+        step: from 1.
+        share: of all values of the cell, over all samples.
+        samples: number of stored samples that the cell's probes leave out for it.
+    """
+
+    network: str
+    step: int
+    layer: str
+    share: float
+    samples: int
+
+
 class Summary(_Record):
     """Contents of ``summary.json``.
 
@@ -197,6 +214,7 @@ class Summary(_Record):
             None without exact maps.
         nonfinite, nonfinite_permuted: number of non-finite activation values of the trained and of
             the permuted denoiser.
+        nonfinite_cells: the cells that they are in, largest share first.
         seconds: wall time by stage.
         bytes: size of the run's files.
         versions: versions of Python packages by name.
@@ -215,6 +233,7 @@ class Summary(_Record):
     labelers: dict[str, Interval] | None = None
     nonfinite: int
     nonfinite_permuted: int | None = None
+    nonfinite_cells: list[NonfiniteRecord] = Field(default_factory=list)
     seconds: dict[str, float]
     bytes: int
     versions: dict[str, str]

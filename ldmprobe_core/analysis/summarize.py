@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmprobe_core.analysis.class_curves import class_curves
+from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.records import (
     CellRecord,
     ControlRecord,
@@ -19,9 +20,7 @@ from ldmprobe_core.analysis.records import (
     UndefinedRecord,
 )
 from ldmprobe_core.labelers.registry import labelers_of
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.labels import as_label, label_set
-from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.probing.baselines import position_prediction
 from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
@@ -103,7 +102,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         missing = missing_share(labels.maps[prop])
         properties[prop] = scores.to_record(position, curves[prop], truth, missing)
     attributes = run.attributes
-    nonfinite = _nonfinite(run)
+    nonfinite, nonfinite_cells = count_nonfinite(run)
     counts = {"total": len(samples)}
     for split in SPLITS:
         counts[split] = sum(sample.split == split for sample in samples)
@@ -123,6 +122,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         labelers=_labeler_scores(run, test, labels, bootstrap),
         nonfinite=nonfinite["trained"],
         nonfinite_permuted=nonfinite.get("permuted"),
+        nonfinite_cells=nonfinite_cells,
         seconds={name: round(value, 1) for name, value in seconds.items()},
         bytes=run.location.size(),
         versions=attributes["versions"],
@@ -150,19 +150,6 @@ def _image_labeler_scores(
         )
         for source in SOURCES
     }
-
-
-def _nonfinite(run: Run) -> dict[str, int]:
-    """Non-finite activation values of each network, over stored and accumulated samples."""
-    study = run.study
-    counts = {}
-    for network, group in ACTIVATION_GROUPS.items():
-        if network == "trained" or study.controls.permuted_weights:
-            stored = [run.read(f"{group}/{name}", "nonfinite").sum() for name in run.layers]
-            counts[network] = int(sum(int(n) for n in stored))
-            if study.capture.keep == "statistics":
-                counts[network] += nonfinite_in(run, network)
-    return counts
 
 
 def _source_scores(

@@ -27,7 +27,6 @@ from ldmprobe_core.study.batching import (
     label_assignments,
 )
 from ldmprobe_core.study.conditions import ASSIGNMENTS
-from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.schema import Study
 
 
@@ -180,12 +179,9 @@ def mean_maps(run: Run) -> dict[str, np.ndarray]:
     return {p: _merged(run, f"{STATISTICS_GROUP}/labels", p) / count for p in run.study.labels.maps}
 
 
-def nonfinite_in(run: Run, network: str) -> int:
-    """Number of values that are not finite in float16, over layers and training samples."""
-    layers = [name for name in _layers(run, network) if name != LATENTS]
-    return sum(
-        int(_merged(run, f"{STATISTICS_GROUP}/{network}/{n}", "nonfinite").sum()) for n in layers
-    )
+def nonfinite_in(run: Run, network: str, layer: str) -> np.ndarray:
+    """Number of values that are not finite in float16, over training samples, (step,) int64."""
+    return _merged(run, f"{STATISTICS_GROUP}/{network}/{layer}", "nonfinite")
 
 
 def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:

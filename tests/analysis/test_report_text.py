@@ -105,3 +105,14 @@ def test_text_imports_neither_torch_nor_plotting():
         f"loaded = {heavy} & set(sys.modules); assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_headline_of_one_test_prompt_compares_with_nothing():
+    whole = summary(0.3, 0.2, 0.1)
+    result = whole.properties["depth"]
+    for cell in (result.best, result.last):
+        cell.low = cell.high = None
+    whole.samples["test_groups"] = 1
+    (line,) = headline(whole)
+    assert line.endswith("the best cell, 0.60, has no interval (1 test prompt) to compare by.")
+    assert best_rows(whole)[0]["above position"] == "no interval"

@@ -80,6 +80,12 @@ def test_probe_cell_counts_non_finite_activations_and_gives_them_no_score(finish
     summary = summarise(run, {}).summary
     assert summary.nonfinite == 2
     assert summary.nonfinite_permuted == 5 * bad.size
+    (cell,) = [c for c in summary.nonfinite_cells if c.network == "trained"]
+    assert (cell.step, cell.layer, cell.samples) == (1, layer, 2)
+    n_values = len(bad) * np.prod(run.read(f"activations/{layer}", "activation").shape[2:])
+    assert cell.share == pytest.approx(2 / n_values)
+    permuted = [c for c in summary.nonfinite_cells if c.network == "permuted"]
+    assert sorted(c.step for c in permuted) == [1, 2, 3]
     for found in summary.properties.values():
         if found.best.layer == layer:  # an undefined control is shown as undefined, not as absent
             assert found.controls.permuted_weights.mean is None

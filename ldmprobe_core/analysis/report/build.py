@@ -231,7 +231,12 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(
-        number=number, step=step, lead=lead, effects=effect_rows, control_title=control_title
+        number=number,
+        step=step,
+        lead=lead,
+        effects=effect_rows,
+        control_title=control_title,
+        short_layer=short_layer,
     )
     study, columns = run.study, control_columns(summary)
     content = yaml.safe_dump(

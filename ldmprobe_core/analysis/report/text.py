@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ldmprobe_core.analysis.records import (
     CellRecord,
     ClassesRecord,
+    EmergenceRecord,
     LeadRecord,
     PropertyRecord,
     Summary,
@@ -98,7 +99,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
                 "at": f"step {best.step}, {short_layer(best.layer)}, {best.kind}",
                 "last step": number(result.last),
                 **{heading: number(records.get(key)) for key, heading in columns.items()},
-                "above position": "yes" if above else "not clearly",
+                "above position": "yes" if above else "not clearly" if best.low else "no interval",
                 "onset": step(emergence.probe.onset),
                 "image onset": step(emergence.decoded.onset),
                 "settled": step(emergence.probe.settled),
@@ -117,21 +118,11 @@ def headline(summary: Summary) -> list[str]:
         best, last, emergence = result.best, result.last, result.emergence
         line = (
             f"{name.capitalize()}: at the last step the best probe scores {number(last)} "
-            f"({metric_title(best.metric)}); the best cell, {number(best)}, {_against(result)}."
+            f"({metric_title(best.metric)}); the best cell, {number(best)}, "
+            f"{_against(result, summary.samples)}."
         )
-        probe, decoded = emergence.probe.onset, emergence.decoded.onset
-        if probe.step is None:
-            line += (
-                " Its onset is undefined, as the probes do not clear the position baseline at the "
-                "last step."
-            )
-        else:
-            line += f" Probes keep half of their gain from step {step(probe)}"
-            if decoded.step is None:
-                line += "; the onset of the labeler on the step's decoded latents is undefined."
-            else:
-                line += f", the labeler on the step's decoded latents from step {step(decoded)}"
-                line += _lead_clause(emergence.lead)
+        if best.low is not None:  # else its onset is unknown for the same reason
+            line += _onset_sentence(emergence)
         if result.missing:
             line += f" {result.missing:.1%} of the pixels of its labels are not measured."
         lines.append(line)
@@ -180,6 +171,23 @@ def classes_line(classes: ClassesRecord) -> str:
     )
 
 
+def _onset_sentence(emergence: EmergenceRecord) -> str:
+    """Sentence on the step from which the probes, and the labelers, keep half of their gain."""
+    probe, decoded = emergence.probe.onset, emergence.decoded.onset
+    if probe.step is None:
+        return (
+            " Its onset is undefined, as the probes do not clear the position baseline at the "
+            "last step."
+        )
+    sentence = f" Probes keep half of their gain from step {step(probe)}"
+    if decoded.step is None:
+        return f"{sentence}; the onset of the labeler on the step's decoded latents is undefined."
+    return (
+        f"{sentence}, the labeler on the step's decoded latents from step {step(decoded)}"
+        f"{_lead_clause(emergence.lead)}"
+    )
+
+
 def _lead_clause(leads: LeadRecord) -> str:
     """End of a sentence: the number of steps by which the probes lead the labeler."""
     decoded, clean = leads.decoded.onset, leads.clean.onset
@@ -189,8 +197,15 @@ def _lead_clause(leads: LeadRecord) -> str:
     return f"{text}, and of {lead(clean)} over the labeler on the predicted clean image."
 
 
-def _against(result: PropertyRecord) -> str:
-    """Clause naming the controls that the best cell exceeds (disjoint intervals) or does not."""
+def _against(result: PropertyRecord, samples: dict[str, int]) -> str:
+    """Clause naming the controls that the best cell exceeds (disjoint intervals) or does not.
+
+    Args:
+        samples: counts of the summary; of too few test prompts there is no interval.
+    """
+    if result.best.low is None:
+        prompts = samples.get("test_groups", 0)
+        return f"has no interval ({prompts} test prompt{'s' * (prompts != 1)}) to compare by"
     # Nonlinear probes may well score above the best linear one, so they are not controls to clear.
     records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
     cleared = [name for name, record in records.items() if _above(result.best, record)]

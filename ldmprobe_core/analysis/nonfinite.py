@@ -1,0 +1,45 @@
+"""Activation values that are not finite, by cell."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldmprobe_core.analysis.records import NonfiniteRecord
+from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.statistics import nonfinite_in
+from ldmprobe_core.storage.run import Run
+
+
+def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
+    """Non-finite activation values over all samples: number by network, and the cells they are in.
+
+    They are counted over stored and accumulated samples.
+    """
+    study, total = run.study, len(run.samples)
+    counts: dict[str, int] = {}
+    cells = []
+    for network, group in ACTIVATION_GROUPS.items():
+        if network == "permuted" and not study.controls.permuted_weights:
+            continue
+        counts[network] = 0
+        for layer in run.layers:
+            stored = run.read(f"{group}/{layer}", "nonfinite")  # (sample, step)
+            by_step = stored.sum(0, dtype=np.int64)
+            if study.capture.keep == "statistics":
+                by_step = by_step + nonfinite_in(run, network, layer)
+            counts[network] += int(by_step.sum())
+            if not by_step.any():
+                continue
+            sizes = run.open(f"{group}/{layer}").sizes
+            values = total * sizes["y"] * sizes["x"] * sizes["channel"]
+            cells += [
+                NonfiniteRecord(
+                    network=network,
+                    step=int(step) + 1,
+                    layer=layer,
+                    share=float(by_step[step] / values),
+                    samples=int((stored[:, step] > 0).sum()),
+                )
+                for step in np.flatnonzero(by_step)
+            ]
+    return counts, sorted(cells, key=lambda cell: -cell.share)
