@@ -128,6 +128,8 @@ def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
         return None
     if not bool(alphas.isfinite().all()):
         return "noise levels are not finite"
+    if max(values) > len(alphas) - 1:  # some schedulers index with it, beyond the end
+        return f"timesteps reach {max(values):g}, and the schedule ends at {len(alphas) - 1}"
     used = alphas[torch.tensor(values).round().long().clamp(0, len(alphas) - 1)]
     if scheduler.config.get("prediction_type") == "epsilon" and bool((used <= 0).any()):
         return "a step has no signal at all, from which predicted noise gives no image"

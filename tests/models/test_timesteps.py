@@ -4,10 +4,11 @@ import json
 
 import pytest
 import tiny_models
+import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.timesteps import timesteps
+from ldmprobe_core.models.timesteps import scheduler_of, timesteps
 from ldmprobe_core.study.loading import parse_study
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc")
@@ -74,3 +75,22 @@ def test_predicted_noise_at_zero_signal_is_refused(tmp_path):
 def test_timesteps_refuse_an_absurd_number_of_steps_at_once(folder, scheduler):
     with pytest.raises(UserError, match=r"the schedule has 1000 steps .*2000000000 steps.*Fix"):
         timesteps(detect_architecture(folder), study(folder, scheduler, 2_000_000_000))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "euler", "unipc"])
+@pytest.mark.parametrize("steps", [999, 1000])
+def test_as_many_steps_as_trained_are_refused_or_run_to_their_end(folder, scheduler, steps):
+    """Timesteps 1..1000 of a schedule with 1000 entries would fail in the middle of a batch."""
+    architecture = detect_architecture(folder)
+    try:
+        timesteps(architecture, study(folder, scheduler, steps))
+    except UserError as error:
+        assert str(error).startswith("sampling.steps: ")
+        return
+    used = scheduler_of(architecture, scheduler)
+    architecture.set_steps(used, steps)
+    latents = torch.ones(1, 4, 2, 2)
+    for timestep in used.timesteps:
+        model_input = used.scale_model_input(latents, timestep)
+        latents = used.step(model_input * 0, timestep, latents).prev_sample
+    assert latents.isfinite().all()

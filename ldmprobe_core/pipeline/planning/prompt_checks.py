@@ -9,6 +9,9 @@ from ldmprobe_core.models.files.tokenization import PromptTokens, TokenIds
 from ldmprobe_core.study.model_record import ModelRecord
 from ldmprobe_core.study.samples import Sample
 
+_SEED_BITS = 0xFFFFFFFF
+"""Bits of a seed that PyTorch's generator on the CPU takes, which draws all initial latents."""
+
 _MAX_NAMED = 3
 """Most prompts that one note lists."""
 
@@ -35,12 +38,14 @@ def check_samples(
     splits: dict[TokenIds, Sample] = {}
     for sample in samples:
         ids = tokens[sample.prompt].ids
-        twin = images.setdefault((ids, sample.seed), sample)
+        twin = images.setdefault((ids, sample.seed & _SEED_BITS), sample)
         if twin is not sample:
+            seeds = f"same seed ({sample.seed})"
+            if sample.seed != twin.seed:
+                seeds = f"same last 32 bits of the seed ({sample.seed} and {twin.seed})"
             raise UserError(
                 f"{_name(sample)}: to the model this is the same prompt as {_name(twin)}, with the "
-                f"same seed ({sample.seed}), so both images would be equal. Fix: remove one, or "
-                "give it another seed"
+                f"{seeds}, so both images would be equal. Fix: remove one, or give it another seed"
             )
         first = splits.setdefault(ids, sample)
         if first.split != sample.split:

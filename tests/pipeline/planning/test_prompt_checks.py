@@ -1,6 +1,7 @@
 """Prompts that are one to the model are refused, with both of their lines."""
 
 import pytest
+import torch
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
@@ -30,6 +31,17 @@ def test_prompt_checks_find_a_duplicate_in_two_spellings(tokenize):
     ]
     with pytest.raises(UserError, match=r"a\.csv, line 3 .* the same prompt as a\.csv, line 2 .*5"):
         check_samples(samples, tokenize)
+
+
+def test_prompt_checks_take_seeds_as_the_generator_does(tokenize):
+    """PyTorch's generator on the CPU takes the last 32 bits of a seed."""
+    seeds = 5, 5 + 2**32
+    noise = [torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    assert torch.equal(*noise)
+    samples = [sample(i, "a red ball on a gray floor", seed) for i, seed in enumerate(seeds)]
+    with pytest.raises(UserError, match=r"last 32 bits of the seed \(4294967301 and 5\)"):
+        check_samples(samples, tokenize)
+    assert check_samples([samples[0], sample(1, samples[0].prompt, 6)], tokenize) == ()
 
 
 def test_prompt_checks_find_a_leak_in_two_spellings_and_splits(tokenize):
