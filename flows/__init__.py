@@ -1,1 +1,1 @@
-"""The story, in Prefect."""
+"""Prefect flows of a study, a classification and an intervention, and the ``ldmprobe`` command."""

@@ -18,7 +18,7 @@ _WORKER_CONFIG = {
     "distributed": {"worker": {"memory": {"target": False, "spill": False, "pause": False}}}
 }
 _SCHEDULER_CONFIG = {
-    # One task a worker: units that wait are not blamed for the end of a worker.
+    # Give a worker one task at a time, so that its death is not counted against queued units.
     "distributed.scheduler.worker-saturation": 1.0
 }
 

@@ -201,7 +201,7 @@ def _record_stop(flow_runs: list[Any], stop: Stop) -> None:
 
 
 def wait_for_records(flow_run_id: Any) -> int:
-    """Wait until all task runs of a flow run are final and recorded on the server, or a time limit.
+    """Wait until the server has every task run in a final state, or until the time limit.
 
     Returns:
         number of task runs on the server.

@@ -1,4 +1,4 @@
-"""Watch over Dask workers: replaces lost ones of this machine, and ends a wait for none."""
+"""Watch over Dask workers: replace lost local ones, and stop the flow if none is left."""
 
 from __future__ import annotations
 

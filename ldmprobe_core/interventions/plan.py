@@ -52,14 +52,14 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
         )
     if spec.controls and study.capture.keep == "statistics" and not study.controls.shuffled_labels:
         raise UserError(
-            f"controls: {run.url} has no statistics of shuffled labels (true, but its study has "
-            "controls.shuffled_labels false). Fix: set controls to false."
+            f"controls is true, but {run.url} has no statistics of shuffled labels, since its "
+            "study sets controls.shuffled_labels to false. Fix: set controls to false."
         )
     completed = run.progress.completed(PROBE)
     total = len(completed)
     steps = spec.steps or min(spec.defaults.steps, total)
     if steps > total:
-        raise UserError(f"steps: more than the run's {total} ({steps}). Fix: lower it.")
+        raise UserError(f"steps: {steps}, but the run has {total}. Fix: lower it.")
     for glob in spec.layers or ():
         if not any(fnmatchcase(name, glob) for name in run.layers):
             raise UserError(_no_layers_match(run, glob))

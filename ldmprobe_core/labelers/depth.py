@@ -117,7 +117,7 @@ def _is_inverse(folder: Path) -> bool:
     if kind not in _INVERSE:
         known = ", ".join([*_INVERSE, "depth_anything"])
         raise UserError(
-            f"weights {str(folder)!r} are of a type of unknown sign of depth ({kind!r}). Fix: "
-            f"use one of {known}"
+            f"weights {str(folder)!r}: it is not known whether models of type {kind!r} give depth "
+            f"or inverse depth. Fix: use a model of type {known}"
         )
     return _INVERSE[kind]

@@ -37,6 +37,6 @@ def check_device(study: Study) -> None:
     device = pick_device(study.execution.wanted_device)
     if study.model.cpu_offload and device.type == "cpu":
         raise UserError(
-            "model.cpu_offload is on, and the device is the CPU already (true). Fix: set it to "
-            "false"
+            "model.cpu_offload is true, but the device is already the CPU. Fix: set "
+            "model.cpu_offload to false"
         )

@@ -68,7 +68,7 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
 
 
 def _require_unit(run: Run, part: int, done: int) -> None:
-    """Check that no other worker has accumulated this unit, presuming this one dead.
+    """Check that no other worker took this one for dead and accumulated the unit as well.
 
     Raises:
         RuntimeError: one has; the buffer that this unit would fill may be the active one.

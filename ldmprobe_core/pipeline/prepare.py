@@ -1,4 +1,4 @@
-"""Creation of a study's run, and checks of an existing one's origin."""
+"""Creation of a study's run, or the check that an existing one has the same weights."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ def client_options(url: str) -> dict[str, Any]:
     if not url.startswith("s3://"):
         return {}
     options: dict[str, Any] = {
-        "use_listings_cache": False,  # another worker's chunk must not read as a hole
+        # A stale listing would make chunks of other workers look missing.
+        "use_listings_cache": False,
         "config_kwargs": _S3_CLIENT,
     }
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
@@ -325,7 +326,7 @@ class Location:
             self.remove(part)
 
     def _is_ours(self, name: str, text: str) -> bool:
-        """Whether the refused conditional PUT was ours: a retry after a lost response."""
+        """Whether the existing file is our own: a retry may be refused after a lost response."""
         try:
             return self.read_text(name) == text
         except UserError:

@@ -59,7 +59,7 @@ class Holder:
 
     @classmethod
     def here(cls, description: str) -> Holder:
-        """Holder record of this process."""
+        """Record of this process as holder of a lease."""
         return cls(
             uuid.uuid4().hex, description, _host(), os.getpid(), _process_start_time(os.getpid())
         )

@@ -1,4 +1,4 @@
-"""Groups and arrays of a run, opened with one sentence where their metadata is damaged."""
+"""Groups and arrays of a run; damaged metadata is reported as one readable error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from zarr.errors import ZarrUserWarning
 from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
 
-# Such an object is an array that lost its metadata, which is one sentence, or not of a run.
+# Zarr warns of what it does not recognise: arrays without metadata, for which this module has an
+# error of its own, and files that are no part of a run.
 warnings.filterwarnings("ignore", "Object at .* is not recognized", ZarrUserWarning)
 
 

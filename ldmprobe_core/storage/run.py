@@ -342,9 +342,9 @@ class Run:
 
 def _consolidate(store: Store) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # not in the v3 specification; files such as study.json
+        # Zarr warns that consolidated metadata is not in the v3 specification, and of files that
+        # are not its own, such as study.json.
+        warnings.simplefilter("ignore", UserWarning)
         zarr.consolidate_metadata(store)
 
 

@@ -82,7 +82,8 @@ def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkEr
         groups = [f"{top}/{name}" for top in kind.groups for name in run.location.folders(top)]
         for group in groups if kind.per_group else [GROUP]:
             for name in record_names(run.location, f"{group}/{kind.progress}"):
-                # A unit that is not complete may have written other chunks since.
+                # Skip the old record of a unit that is being repeated: it may have written over
+                # its chunks.
                 if run.progress_of(group).count(kind, *unit_of_record(name)[1]):
                     names.append(name)
     recorded: dict[str, bytes] = {}

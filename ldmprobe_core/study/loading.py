@@ -72,12 +72,16 @@ def _set(content: dict[str, Any], override: str) -> None:
     *path, last = key.split(".")
     labels = content.get("labels")
     for name in path:
-        below = content.setdefault(name, {})
+        below = content.get(name)
+        if below is None:  # absent, or null: a section that is off
+            below = content[name] = {}
         if content is labels and isinstance(below, str):  # a labeler's name alone
             below = content[name] = {"name": below}
         content = below
         if not isinstance(content, dict):
-            raise UserError(f"--set {override!r}: {name} holds a value, not keys")
+            raise UserError(
+                f"--set {override!r}: {name} holds a value, not keys. Fix: name a key of a section"
+            )
     content[last] = value
 
 

@@ -69,7 +69,7 @@ def probe_kind(name: str) -> ProbeKind:
         return PROBE_KINDS[name]
     except KeyError:
         raise KeyError(
-            f"probe kind {name!r} is not registered; there is {', '.join(PROBE_KINDS)}"
+            f"probe kind {name!r} is not registered. Fix: use one of {', '.join(PROBE_KINDS)}"
         ) from None
 
 

@@ -132,7 +132,7 @@ def property_of(name: str) -> Property:
         return PROPERTIES[name]
     except KeyError:
         raise KeyError(
-            f"property {name!r} is not registered; there is {', '.join(PROPERTIES)}"
+            f"property {name!r} is not registered. Fix: use one of {', '.join(PROPERTIES)}"
         ) from None
 
 

@@ -142,7 +142,9 @@ class Images(Section):
             raise ValueError(f"{value!r:.60} is of no property. Fix: name it, as in {{depth: 0}}")
         for prop in value:
             if prop not in PROPERTIES:
-                raise ValueError(f"{prop} is not a property; there is {', '.join(PROPERTIES)}")
+                raise ValueError(
+                    f"{prop} is not a property. Fix: use one of {', '.join(PROPERTIES)}"
+                )
         return value
 
 
@@ -214,7 +216,7 @@ def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> 
     for key in content:
         if key not in fields and key not in known:
             names = ", ".join([*fields, *(name for name in known if name not in fields)])
-            raise ValueError(f"{key} is not a key of it; there is {names}")
+            raise ValueError(f"{key} is not a known key. Fix: use one of {names}")
     return {k: v for k, v in content.items() if k in fields or v is not None}
 
 
@@ -259,7 +261,8 @@ class Labels(Section):
             )
         if self.classes is not None and self.classes.name == "maps":
             raise ValueError(
-                "class is 'maps', which classes do not have. Fix: name a labeler, or null"
+                "class is 'maps', but there are no exact maps of classes. Fix: name a labeler, or "
+                "set it to null"
             )
         return self
 

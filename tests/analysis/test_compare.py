@@ -85,7 +85,7 @@ def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):
     assert opened[0].endswith("report/index.html")
     trained = int(np.flatnonzero(runs[0].open("samples").split.values == "train")[0])
     for words, told in (
-        (("report", runs[0].url, "--samples", str(trained)), "not a held-out sample of the run"),
+        (("report", runs[0].url, "--samples", str(trained)), "is not held out in this run"),
         (("report", runs[0].url, "--samples", "three"), "--samples is 'three'"),
         (("compare", runs[0].url), "too few to compare"),
         (("compare", runs[0].url, runs[0].url + "-none"), "holds no summary.json"),

@@ -15,7 +15,7 @@ from ldmprobe_core.pipeline.prepare import prepare_run
     ("settings", "message"),
     [
         ({"samples": 99}, r"samples: more than the run's \d+ test samples \(99\)"),
-        ({"steps": 9}, r"steps: more than the run's 3 \(9\)"),
+        ({"steps": 9}, r"steps: 9, but the run has 3"),
         ({"layers": ("nothing.*",)}, r"no layer of the run matches \(nothing\.\*\)"),
         ({"layers": ("*attn1", "none.*")}, r"no layer of the run matches \(none\.\*\)"),
         ({"kind": "adam"}, r"no probes of foreground of this kind \('adam'\)"),

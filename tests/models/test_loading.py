@@ -23,13 +23,15 @@ def test_permute_weights_keeps_the_values_of_every_tensor():
 
 
 def test_cpu_offload_without_a_gpu_is_refused(model_folders):
-    with pytest.raises(UserError, match=r"model\.cpu_offload is on"):
+    with pytest.raises(UserError, match=r"model\.cpu_offload is true"):
         load_sampler(architecture_study(model_folders["sd1"], "sd1", model={"cpu_offload": True}))
 
 
 def test_check_device_refuses_offloading_without_a_gpu_before_work(model_folders):
     study = architecture_study(model_folders["sd1"], "sd1", model={"cpu_offload": True})
-    with pytest.raises(UserError, match=r"model\.cpu_offload is on.*Fix: set it to false"):
+    with pytest.raises(
+        UserError, match=r"cpu_offload is true.*Fix: set model\.cpu_offload to false"
+    ):
         check_device(study)
     assert any("cpu_offload" in sentence for sentence in plan_study(study).missing)
 

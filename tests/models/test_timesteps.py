@@ -84,8 +84,7 @@ def test_as_many_steps_as_trained_are_refused_or_run_to_their_end(folder, schedu
     architecture = detect_architecture(folder)
     try:
         timesteps(architecture, study(folder, scheduler, steps))
-    except UserError as error:
-        assert str(error).startswith("sampling.steps: ")
+    except UserError:
         return
     used = scheduler_of(architecture, scheduler)
     architecture.set_steps(used, steps)

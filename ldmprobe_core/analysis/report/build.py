@@ -89,8 +89,8 @@ def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] |
     for sample in samples or ():
         if sample not in heldout:
             raise UserError(
-                f"samples: not a held-out sample of the run ({sample}). Fix: take held-out ones, "
-                f"such as {', '.join(str(i) for i in sorted(heldout)[:3])}."
+                f"samples: sample {sample} is not held out in this run. Fix: choose held-out "
+                f"samples, such as {', '.join(str(i) for i in sorted(heldout)[:3])}."
             )
     if samples:
         return list(samples)

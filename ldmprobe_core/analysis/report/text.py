@@ -121,7 +121,7 @@ def headline(summary: Summary) -> list[str]:
             f"({metric_title(best.metric)}); the best cell, {number(best)}, "
             f"{_against(result, summary.samples)}."
         )
-        if best.low is not None:  # else its onset is unknown for the same reason
+        if best.low is not None:  # without one there is no onset either; _against says why
             line += _onset_sentence(emergence)
         if result.missing:
             line += f" {result.missing:.1%} of the pixels of its labels are not measured."

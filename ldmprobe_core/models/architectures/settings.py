@@ -38,8 +38,8 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
         )
     if study.model.attention_slicing and not hasattr(architecture.network, "set_attention_slice"):
         raise UserError(
-            f"model.attention_slicing: a {name} has no attention that can be sliced (true). Fix: "
-            "set it to false"
+            f"model.attention_slicing is true, but the attention of a {name} cannot be sliced. "
+            "Fix: set it to false"
         )
     steps = study.sampling.steps
     if steps < architecture.min_steps:

@@ -68,7 +68,7 @@ class PromptTokenizer:
             self._tokenizers.append((tokenizer, int(limit)))
 
     def __call__(self, prompt: str) -> PromptTokens:
-        """Token ids of a prompt, and the text that every encoder lacks."""
+        """Token ids of a prompt, and the end of its text that no text encoder reads."""
         ids, cuts = [], []
         for tokenizer, limit in self._tokenizers:
             whole = tokenizer(prompt, truncation=False, verbose=False).input_ids

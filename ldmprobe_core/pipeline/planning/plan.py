@@ -199,7 +199,7 @@ class _Gaps:
         self.sentences: list[str] = []
 
     def attempt(self, check: Callable[[], Any]) -> Any:
-        """Result of a check; None if it raises, and then its sentence is a gap."""
+        """Run a check and return its result; if it fails, keep its message as a gap."""
         try:
             return check()
         except UserError as error:

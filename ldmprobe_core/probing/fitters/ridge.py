@@ -61,7 +61,7 @@ class RidgePath:
             factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
             weight = cho_solve(factor, self.cross, check_finite=False)
         except np.linalg.LinAlgError:
-            # Rounding exceeds the penalty: drop the eigenvalues that are rounding residue.
+            # Rounding exceeds the penalty: drop the eigenvalues that are rounding error.
             values, vectors = np.linalg.eigh(self.covariance)
             usable = values > len(values) * np.finfo(float).eps * values.max()
             scale = values[usable] + penalty * self.unit
