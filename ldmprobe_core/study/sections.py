@@ -260,10 +260,7 @@ class Labels(Section):
                 "name a labeler for at least one"
             )
         if self.classes is not None and self.classes.name == "maps":
-            raise ValueError(
-                "class is 'maps', but there are no exact maps of classes. Fix: name a labeler, or "
-                "set it to null"
-            )
+            raise ValueError("class is 'maps', but classes have none. Fix: name a labeler or null")
         return self
 
 
