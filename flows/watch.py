@@ -37,7 +37,7 @@ SILENCE_LIMIT_S = 40.0
 
 UNIT_LIMIT_S = 60.0
 LOST_LIMIT_S = 10.0
-_EXIT_LIMIT_S = 20.0
+EXIT_LIMIT_S = 20.0
 
 _RESUMES = "the same command goes on from there"
 _OVERDUE = "The units in progress did not end within {:.0f} s; the next start repeats them."
@@ -93,7 +93,7 @@ class FlowWatch:
         for number, previous in self._handlers.items():
             signal.signal(number, previous)
         _watches.remove(self)
-        _ran.set()
+        flow_ran.set()
 
     def begin(self, flow_run_id: Any) -> None:
         """Start to watch a flow run.
@@ -179,7 +179,7 @@ class FlowWatch:
 _watches: list[FlowWatch] = []
 """The watch in use; a list, since a flow may be watched within another one's process."""
 
-_ran = threading.Event()
+flow_ran = threading.Event()
 
 
 def begin_watch(flow: Any, flow_run: Any, state: Any) -> None:
@@ -210,9 +210,18 @@ def end_at_once(exit_code: int) -> None:
 
 
 def limit_exit(exit_code: int) -> None:
-    """Bound the exit of a process that ran a flow: Prefect's threads may wait for a lost server."""
-    if _ran.is_set():
+    """Bound the exit of a process that ran a flow: Prefect's threads may wait for a lost server.
+
+    A process that goes on after all, such as one that calls the command line as a function, is left
+    alone.
+    """
+
+    def end() -> None:
+        if not threading.main_thread().is_alive():  # the interpreter waits for other threads
+            end_at_once(exit_code)
+
+    if flow_ran.is_set():
         sys.stdout.flush()
-        timer = threading.Timer(_EXIT_LIMIT_S, end_at_once, (exit_code,))
+        timer = threading.Timer(EXIT_LIMIT_S, end)
         timer.daemon = True
         timer.start()

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from types import SimpleNamespace
@@ -118,3 +120,32 @@ def test_flow_watch_lets_a_running_flow_run(ends):
             assert flow.lost_server(KeyError("of the flow")) is None
     assert requested_stop() is None
     assert ends == []
+
+
+HANGING = """
+import sys, threading, time
+from flows import watch
+
+watch.EXIT_LIMIT_S = 0.5
+watch.flow_ran.set()
+hanging = threading.Thread(target=time.sleep, args=(600,))
+hanging.start()
+watch.limit_exit(5)
+if sys.argv[1] == "goes on":
+    time.sleep(2)  # four times the limit
+    print("still here", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("then", "output"), [("ends", ""), ("goes on", "still here\n")])
+def test_limit_exit_ends_a_process_that_waits_for_threads_only(then, output):
+    """A process that is still at work when the limit is over is left alone, as pytest's is."""
+    command = [sys.executable, "-c", HANGING, then]
+    if then == "ends":
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 5
+        assert done.stdout == output
+        return
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == output
+        process.kill()
