@@ -89,6 +89,8 @@ def sentence(error: ValidationError) -> str:
     """First problem of a validation error as a sentence: field, value, remedy."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "study"
+    if not field.isprintable():  # a key may hold line ends, and a message is one line
+        field = repr(field)
     if first["type"] == "extra_forbidden":
         return f"{field} is not a key of a study; {_known_keys(first['loc'])}"
     message = first["msg"].removeprefix("Value error, ")
