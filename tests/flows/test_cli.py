@@ -35,7 +35,10 @@ def complain(capfd, monkeypatch):
         (["capture.layers=['nothing.*']"], ["capture.layers 'nothing.*' matches no module"]),
         (
             ["labels.depth=midas9"],
-            ["labels.depth is 'midas9'", "use one of depth-anything, midas, tabletop, transformers"],
+            [
+                "labels.depth is 'midas9'",
+                "use one of depth-anything, midas, tabletop, transformers",
+            ],
         ),
         (["model.source=/no/such/folder"], ["model.source '/no/such/folder'", "model_index.json"]),
         (["execution.device=cuda"], ["execution.device is 'cuda'", "auto"]),
