@@ -22,6 +22,7 @@ from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.prepare import run_in
 from ldmprobe_core.storage.lease import Lease, hold_lease
 from ldmprobe_core.study.schema import Study
+from tasks.stopping import requested_stop
 
 _WHO = "flow run "
 _PAGE = 200
@@ -40,6 +41,10 @@ def hold_run(url: str) -> Iterator[Lease]:
         try:
             yield lease
         finally:
+            stop = requested_stop()
+            if stop is not None and not stop.cancels:
+                # The server is lost, so nothing can record this flow run's end: its successor does.
+                lease.abandon()
             for run in unmarked:  # the server did not respond before: try once more
                 _reconcile(run)
 

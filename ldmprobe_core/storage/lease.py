@@ -126,6 +126,14 @@ class Lease:
                     return
                 self._location.write_text(_name(self._number), _text(self._holder))
 
+    def abandon(self) -> None:
+        """Leave the lease as a process that ended without a word does.
+
+        The next holder then finds this one among its `previous`, and can record its end.
+        """
+        self._released.set()
+        self.lost = True
+
     def release(self) -> None:
         """Stop the heartbeat and remove the lease, if this process still holds it."""
         self._released.set()

@@ -230,3 +230,15 @@ def test_hold_lease_pauses_and_ends_after_losing_every_race(tmp_path, monkeypatc
     ):
         pass
     assert len(pauses) == 29
+
+
+def test_abandoned_lease_is_passed_on_with_its_holder(tmp_path, monkeypatch):
+    url = str(tmp_path / "run")
+    with hold_lease(url, "first") as lease:
+        lease.abandon()
+    monkeypatch.setattr(Holder, "is_dead", property(lambda holder: holder.description == "first"))
+    with hold_lease(url, "second") as lease:
+        lease.require_held()
+        assert [holder.description for holder in lease.previous] == ["first"]
+    with hold_lease(url, "third") as lease:
+        assert lease.previous == ()
