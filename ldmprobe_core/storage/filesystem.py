@@ -31,7 +31,7 @@ _S3_CLIENT = {
 }
 
 _IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
-"""Client settings with fewer retries, so that a wrong endpoint is reported within seconds."""
+"""Client settings for the first request, with few retries so that a wrong endpoint shows soon."""
 
 
 def client_options(url: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ldmprobe_core.storage.schema import RunSchema
 
 ARRAY_DIM = {"batch": "sample"}
-"""Dimension of data arrays that is divided by a progress dimension, if their names differ."""
+"""Data array's dimension by progress dimension, if they differ: a batch is a chunk of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
