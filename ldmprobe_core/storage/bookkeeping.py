@@ -1,14 +1,15 @@
-"""Bookkeeping of the files that a run has written, beside its arrays.
+"""Records of the files that a run has written, stored in JSON files beside its arrays.
 
-``creating.json`` is written first and removed last when a run is created.  It lists the files that
-the creation writes: an interrupted creation is told from a run that lost its ``study.json``, and
-repeated without removing files of others.
+``creating.json`` exists only while a run is being created, and lists the files that the creation
+writes.  If the creation is interrupted, this file stays.  It shows that the run is incomplete, and
+not a complete run that lost its ``study.json``.  The creation can then be repeated without removing
+any other files.
 
-``checksums/<progress array>/<index>.json`` holds the checksums of the chunks that one unit of work
-has written, by key; it is written just before the unit is recorded as complete.  A chunk's own
-checksum shows that its bytes are what was written, not that they were written for this chunk: a
-chunk that was copied over another one passes it, and is found by this record.
-``checksums/created.json`` holds those of coordinates and samples.
+``checksums/<progress array>/<index>.json`` maps the key of each chunk that one unit of work has
+written to the chunk's checksum.  The file is written just before the unit is recorded as complete.
+Every chunk also ends with its own checksum, but a chunk that was copied over another one passes
+that check; comparing it with the record reveals the copy.  ``checksums/created.json`` is the record
+of the chunks that the creation wrote: coordinates and samples.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ GROUPS = (
     "labels_trajectory", "labels_clean", "probes", "scores", "statistics", "interventions",
     "progress",
 )  # fmt: skip
-"""Groups that a run may have."""
+"""Names of the top-level groups that a run may have."""
 
 _CRC_BYTES = 4
 
@@ -39,7 +40,7 @@ class ChunkRecord:
     """Checksums of the chunks that one handle of a run has written since its last complete unit.
 
     Args:
-        location: of the run.
+        location: the run's folder or prefix.
     """
 
     def __init__(self, location: Location) -> None:
@@ -47,18 +48,20 @@ class ChunkRecord:
         self._checksums: dict[str, str] = {}
 
     def add(self, key: str, chunk: bytes) -> None:
-        """Note a chunk that was written; other files, and chunks of progress, are passed over.
+        """Note the checksum of a chunk that was written.
+
+        Files that are not chunks are ignored, and so are chunks of progress arrays.
 
         Args:
-            key: path in the run.
-            chunk: its bytes, or at least the last four.
+            key: the file's path in the run.
+            chunk: the chunk's bytes, or at least the last four.
         """
         array, separator, _ = key.partition("/c/")
         if separator and array.rpartition("/")[2] not in _progress_arrays():
             self._checksums[key] = checksum_of(chunk).hex()
 
     def save(self, name: str) -> None:
-        """Store the noted chunks as a record of this name; an empty record is not stored."""
+        """Write the noted checksums to the file ``name``, unless no chunk was noted."""
         chunks, self._checksums = self._checksums, {}
         if chunks:
             self._location.write_text(name, json.dumps(chunks, indent=0, sort_keys=True))
@@ -69,23 +72,23 @@ def _progress_arrays() -> set[str]:
 
 
 def checksum_of(chunk: bytes) -> bytes:
-    """CRC-32C of a stored chunk: its last four bytes."""
+    """Return the CRC-32C of a stored chunk, which is its last four bytes."""
     return chunk[-_CRC_BYTES:]
 
 
 def record_name(array: str, index: tuple[int, ...]) -> str:
-    """Name of the file with the chunks of a unit."""
+    """Name of the file with the checksums of one unit's chunks."""
     return f"{FOLDER}/{array}/{'-'.join(map(str, index))}.json"
 
 
 def unit_of_record(name: str) -> tuple[str, tuple[int, ...]]:
-    """Progress array and index of the unit that wrote a record; inverse of `record_name`."""
+    """Return a unit's progress array and index from its record's name; inverse of `record_name`."""
     array, _, index = name.removeprefix(f"{FOLDER}/").removesuffix(".json").rpartition("/")
     return array, tuple(int(part) for part in index.split("-"))
 
 
 def read_record(location: Location, name: str) -> dict[str, bytes]:
-    """Checksums of a unit's chunks, by key.
+    """Read a record: the checksums of the chunks that a unit wrote, by key.
 
     Raises:
         ValueError: the file is damaged.
@@ -98,17 +101,17 @@ def read_record(location: Location, name: str) -> dict[str, bytes]:
 
 
 def record_names(location: Location, array: str) -> Iterator[str]:
-    """Names of the records of one progress array's units; empty for a run that has none."""
+    """Iterate over the names of the records that exist for the units of one progress array."""
     for name in location.files(f"{FOLDER}/{array}"):
         if name.endswith(".json"):
             yield f"{FOLDER}/{array}/{name}"
 
 
 def require_no_data(location: Location) -> None:
-    """Refuse to create a run in the place of one that lost its study.json.
+    """Refuse to create a run where another run lies that has lost its study.json.
 
     Raises:
-        UserError: there are groups or metadata of a run whose creation was not interrupted.
+        UserError: the location holds groups or metadata of a run that was created completely.
     """
     if location.has(CREATING) and not _has_progress(location):
         return
@@ -122,10 +125,10 @@ def require_no_data(location: Location) -> None:
 
 
 def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
-    """Write the files of a new run; ``study.json``, written last, makes it a run.
+    """Write the files of a new run.  ``study.json`` comes last and marks the run as complete.
 
     Args:
-        files: contents of the Zarr hierarchy by key.
+        files: contents of the files of the Zarr hierarchy, by key.
         study: text of ``study.json``.
 
     Raises:
@@ -136,7 +139,8 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
         created.add(key, data)
     try:
         for name in _interrupted_files(location) - files.keys():
-            location.remove(name)  # as another release would have created it
+            # Another release may have created files here that this release does not write.
+            location.remove(name)
         location.write_text(CREATING, json.dumps(sorted(files)))
         location.write_many(files)
     except OSError as error:
@@ -148,18 +152,19 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
 
 
 def _has_progress(location: Location) -> bool:
-    """Whether any unit was recorded as complete."""
+    """Whether any unit of work was recorded as complete."""
     folders = [f"progress/{kind.progress}/c" for kind in UNIT_KINDS.values()]
     return any(location.files(folder) or location.folders(folder) for folder in folders)
 
 
 def _interrupted_files(location: Location) -> set[str]:
-    """Files of an interrupted creation, whether or not it came to write them."""
+    """Names of the files that an interrupted creation wrote or would have written."""
     if not location.has(CREATING):
         return set()
     try:
         names = json.loads(location.read_text(CREATING))
-    except (LdmprobeError, ValueError):  # damaged: nothing is removed
+    except (LdmprobeError, ValueError):
+        # A damaged list cannot tell which files the creation wrote, so none may be removed.
         return set()
     files = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
     return {name for name in files if name.partition("/")[0] in (*GROUPS, "zarr.json")

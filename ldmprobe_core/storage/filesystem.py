@@ -1,7 +1,7 @@
-"""File operations that are the same in a local folder and below a prefix of a bucket.
+"""File operations that work alike in a local folder and below a prefix of a bucket.
 
 Credentials and endpoint of an object store come only from the environment or an AWS profile, as for
-any S3 client; URLs and studies do not contain them.
+any S3 client.  URLs and studies do not contain them.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ldmprobe_core.errors import RunError, UserError
 M = TypeVar("M", bound=BaseModel)
 
 _S3_CLIENT = {
-    # Retry 500, 503 and cut connections with exponential backoff and jitter; then the unit of work
-    # fails and is retried as a whole.
+    # The client retries responses 500 and 503 and broken connections, with exponential backoff and
+    # jitter.  After the last attempt the unit of work fails, and the whole unit is retried.
     "retries": {"mode": "standard", "max_attempts": 8},
     "connect_timeout": 10,
     "read_timeout": 60,
 }
 
 _IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
-"""Fewer retries for the first request, so that a wrong endpoint is reported soon."""
+"""Client settings for the first request, with few retries so that a wrong endpoint shows soon."""
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """Options of an S3 client, in addition to those that it reads from the environment.
+    """Options for an S3 client, in addition to those that it reads from the environment.
 
-    fsspec caches clients by these options.  They include the endpoint, so that another endpoint in
-    the same process gets another client, but no secrets, because options can be pickled.
+    fsspec caches clients by these options.  The endpoint is one of them, so that one process can
+    use two endpoints.  Secrets are not, because options may be pickled and sent to workers.
     """
     if not url.startswith("s3://"):
         return {}
     options: dict[str, Any] = {
-        # A stale listing would make chunks of other workers look missing.
+        # With a cached listing, chunks that other workers have just written would seem missing.
         "use_listings_cache": False,
         "config_kwargs": _S3_CLIENT,
     }
@@ -63,12 +63,12 @@ _NO_HARD_LINKS = (
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", re.IGNORECASE)
 
 _UNSAFE = re.compile(r"[\\{}^%`\[\]\"<>~#|*?]")
-"""Characters that the clients of object stores refuse, or take for patterns and queries."""
+"""Characters that object store clients refuse, or interpret as patterns or queries."""
 
 
 @contextmanager
 def explained_failures(url: str) -> Iterator[None]:
-    """Raise a full disk, a used-up quota or a read-only file system as one sentence.
+    """Turn errors of a full disk, an exceeded quota or a read-only store into a `UserError`.
 
     Raises:
         UserError: the disk is full, or nothing can be written to it.
@@ -81,16 +81,17 @@ def explained_failures(url: str) -> Iterator[None]:
                 f"store {url!r}: no space is left ({error.strerror}). Fix: free some, then repeat "
                 "the command, which resumes the run"
             ) from error
-        # The client of an object store raises a PermissionError without a number.
+        # Object store clients raise a PermissionError that has no errno.
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
             raise Location(url).unwritable(error) from error
         raise
 
 
 def normal_url(url: str) -> str:
-    """The one spelling of a store's address: an absolute folder, or a URL without a last slash.
+    """Normalize a store's address to an absolute folder, or to a URL without a trailing slash.
 
-    A relative folder would be another one to a worker that was started elsewhere.
+    Folders are made absolute because a worker that was started in another folder would resolve a
+    relative path differently.
 
     Raises:
         UserError: the URL is empty or not printable, begins or ends with a space, has an unknown
@@ -125,10 +126,10 @@ def normal_url(url: str) -> str:
 
 
 class Location:
-    """A folder, or ``s3://bucket/prefix``, and the files in it, named with forward slashes.
+    """Access to the files in a folder or below ``s3://bucket/prefix``, by names like ``a/b.json``.
 
     Args:
-        url: a local folder, or an address in a bucket; kept as `normal_url` spells it.
+        url: a local folder, or an address in a bucket; `normal_url` normalizes it.
 
     Raises:
         UserError: the URL is not an address of a store; see `normal_url`.
@@ -138,13 +139,13 @@ class Location:
         self.url = normal_url(url)
         self.remote = "://" in self.url
 
-    # --- can it be used --------------------------------------------------------------------------
+    # --- checks of access -----------------------------------------------------------------------
 
     def require_reachable(self) -> None:
         """Check that an object store responds; local folders are not checked.
 
         Raises:
-            UserError: it does not respond, or it refuses the credentials.
+            UserError: the object store does not respond, or refuses the credentials.
         """
         if not self.remote:
             return
@@ -152,17 +153,17 @@ class Location:
             self.filesystem(patient=False).info(self.path("study.json"))
         except FileNotFoundError:
             return
-        except Exception as error:  # clients raise many types
+        except Exception as error:  # S3 clients raise exceptions of many types.
             raise UserError(
                 f"store {self.url!r} cannot be reached ({type(error).__name__}). Fix: check its "
                 "endpoint and credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...)"
             ) from error
 
     def require_writable(self) -> None:
-        """Check that this location is writable; nothing is left in it.
+        """Check that files can be written to this location, without leaving any there.
 
         Raises:
-            UserError: it is not writable.
+            UserError: the location is not writable.
         """
         try:
             if self.remote:
@@ -175,11 +176,11 @@ class Location:
                 folder = folder.parent
             if not folder.is_dir() or not os.access(folder, os.W_OK):
                 raise PermissionError(folder)
-        except Exception as error:  # clients raise many types
+        except Exception as error:  # S3 clients raise exceptions of many types.
             raise self.unwritable(error) from error
 
     def unwritable(self, error: Exception) -> UserError:
-        """Error to raise after writing failed."""
+        """Build the error to raise after a write to this location has failed."""
         return UserError(
             f"store {self.url!r} cannot be written to ({type(error).__name__}). Fix: choose "
             "another store, or correct its permissions or credentials"
@@ -192,11 +193,11 @@ class Location:
         return bool(self.filesystem().exists(self.path(name)))
 
     def read_text(self, name: str) -> str:
-        """Read a text file.
+        """Read a text file in UTF-8.
 
         Raises:
-            UserError: it does not exist.
-            RunError: it is not text in UTF-8.
+            UserError: the file does not exist.
+            RunError: the file is not text in UTF-8.
         """
         try:
             return self.read_bytes(name).decode()
@@ -206,10 +207,10 @@ class Location:
             ) from None
 
     def read_bytes(self, name: str) -> bytes:
-        """Read a file.
+        """Read a file's bytes.
 
         Raises:
-            UserError: it does not exist.
+            UserError: the file does not exist.
         """
         try:
             return bytes(self.filesystem().cat_file(self.path(name)))
@@ -220,14 +221,14 @@ class Location:
             ) from None
 
     def read_record(self, name: str, model: type[M], remedy: str) -> M:
-        """Read a JSON file as a record.
+        """Read a JSON file and validate it as a record of type ``model``.
 
         Args:
-            remedy: how the file is written again, for the message.
+            remedy: advice on how to write the file again, for the error message.
 
         Raises:
-            UserError: it does not exist.
-            RunError: it is not such a record.
+            UserError: the file does not exist.
+            RunError: the file is not a valid record of this type.
         """
         try:
             return model.model_validate_json(self.read_bytes(name))
@@ -255,14 +256,16 @@ class Location:
         if self.remote:
             files.pipe_file(path, data)
             return
-        part = f"{path}.{uuid.uuid4().hex}.part"  # unique among writers
+        # A random name keeps processes that write the same file apart.
+        part = f"{path}.{uuid.uuid4().hex}.part"
         for retries_left in (2, 1, 0):
             files.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
                 files.pipe_file(part, data)
                 os.replace(part, path)
                 return
-            except FileNotFoundError:  # another process just removed the empty folder
+            except FileNotFoundError:
+                # Another process has removed the folder while it was empty.
                 if not retries_left:
                     raise
             except OSError:
@@ -271,7 +274,7 @@ class Location:
                 raise
 
     def write_many(self, files: dict[str, bytes]) -> None:
-        """Write files concurrently; not atomic, an interruption leaves some of them.
+        """Write several files concurrently.  An interruption may leave some of them unwritten.
 
         Raises:
             UserError: the disk is full, or read-only.
@@ -285,9 +288,10 @@ class Location:
     def create(self, name: str, text: str) -> bool:
         """Create a file if it does not exist; return whether this call created it.
 
-        Atomic among concurrent callers: a hard link locally, a conditional PUT on an object store.
-        On a file system without hard links the file is created empty, then replaced by the complete
-        one; readers see it empty for a moment, and for good if this process ends just then.
+        If several processes call this at once, exactly one succeeds.  Local files are created by a
+        hard link, and objects by a conditional PUT.  On a file system without hard links the file
+        is first created empty and then replaced, so readers may see an empty file; it stays empty
+        if this process ends in between.
 
         Raises:
             UserError: the location is not writable, or its disk is full.
@@ -308,13 +312,14 @@ class Location:
         """Create a local file.
 
         Raises:
-            FileExistsError: it exists.
+            FileExistsError: the file exists already.
             OSError: the file cannot be written.
         """
         path = self.path(name)
         self.write_text(part := f"{name}.{uuid.uuid4().hex}", text)
         try:
-            os.link(self.path(part), path)  # a complete file, so no reader gets a partial one
+            # The link makes a complete file appear at once, so readers never see a part of it.
+            os.link(self.path(part), path)
         except FileExistsError:
             raise
         except OSError as error:
@@ -326,7 +331,8 @@ class Location:
             self.remove(part)
 
     def _is_ours(self, name: str, text: str) -> bool:
-        """Whether the existing file is our own: a retry may be refused after a lost response."""
+        """Whether this process wrote the existing file."""
+        # If the response to a successful PUT is lost, the client retries it and is refused.
         try:
             return self.read_text(name) == text
         except UserError:
@@ -338,11 +344,11 @@ class Location:
             self.filesystem().rm_file(self.path(name))
 
     def files(self, name: str = "") -> list[str]:
-        """Names of the files directly in a folder; empty if it does not exist."""
+        """Sorted names of the files directly in a folder; an empty list if it does not exist."""
         return self._listed(name, "file")
 
     def folders(self, name: str) -> list[str]:
-        """Names of the folders directly in a folder; empty if it does not exist."""
+        """Sorted names of the folders directly in a folder; an empty list if it does not exist."""
         return self._listed(name, "directory")
 
     def size(self) -> int:
@@ -361,7 +367,7 @@ class Location:
         """The fsspec file system that holds the location.
 
         Args:
-            patient: whether failed requests are retried often.
+            patient: True retries failed requests many times, False only once or twice.
         """
         options = client_options(self.url)
         if options and not patient:
@@ -370,13 +376,14 @@ class Location:
         return fsspec.filesystem(protocol, **options)
 
     def path(self, name: str) -> str:
-        """Path of a file in `filesystem`; of the location itself if ``name`` is empty."""
+        """Path of a file for use with `filesystem`; an empty name gives the location's own path."""
         base = self.url.partition("://")[2] if self.remote else self.url
         return f"{base}/{name}" if name else base
 
 
 def _is_taken(error: OSError) -> bool:
-    """Whether the file existed already; s3fs puts S3's response into the cause of an OSError."""
+    """Whether a file could not be created because it exists already."""
+    # s3fs stores the response of S3 in the cause of the OSError.
     code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
     precondition_failed = code in {"PreconditionFailed", "ConditionalRequestConflict"}
     return precondition_failed or isinstance(error, FileExistsError)

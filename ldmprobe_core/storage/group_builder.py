@@ -1,4 +1,7 @@
-"""Builder of Zarr arrays with named dimensions, description, units and a checksum per chunk."""
+"""Builder of Zarr groups and arrays.
+
+Every array has named dimensions, a description, units and a checksum at the end of each chunk.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 
 class GroupBuilder:
-    """Creates groups and arrays below a root."""
+    """Builder that creates groups and arrays below a root group."""
 
     def __init__(self, root: zarr.Group) -> None:
         self.root = root
@@ -31,11 +34,11 @@ class GroupBuilder:
         units: str = "1",
         compress: bool = True,
     ) -> None:
-        """Create an empty array with named dimensions.
+        """Create an array with named dimensions and no data.
 
         Args:
-            sizes: dimension to its length, in the order of the array's dimensions.
-            chunks: dimension to its chunk length; a dimension that is absent is not chunked.
+            sizes: length of each dimension by name, in the order of the array's dimensions.
+            chunks: chunk length by dimension; a dimension without an entry is not divided.
         """
         floating = np.dtype(dtype).kind == "f"
         group.create_array(
@@ -43,7 +46,8 @@ class GroupBuilder:
             shape=tuple(sizes.values()),
             chunks=tuple(chunks.get(dim, size) for dim, size in sizes.items()),
             dtype=dtype,
-            fill_value=np.nan if floating else 0,  # a missing chunk of floats reads as NaN
+            # NaN for floats that were never written cannot be mistaken for a result.
+            fill_value=np.nan if floating else 0,
             compressors=(ZstdCodec(level=1), Crc32cCodec()) if compress else (Crc32cCodec(),),
             dimension_names=tuple(sizes),
             attributes={"description": description, "units": units},
@@ -63,7 +67,8 @@ class GroupBuilder:
         data = np.asarray(values)
         text = data.dtype.kind == "U"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # string dtypes are an extension of Zarr v3
+            # Zarr warns that string dtypes are not in the v3 specification.
+            warnings.simplefilter("ignore")
             array = group.create_array(
                 name,
                 shape=data.shape,
@@ -72,7 +77,8 @@ class GroupBuilder:
                 compressors=(ZstdCodec(level=1), Crc32cCodec()),
                 dimension_names=(dim,),
                 attributes={"description": description, "units": units},
-                config={"write_empty_chunks": True},  # so that an absent chunk means lost data
+                # All chunks are written, so that an absent chunk means lost data.
+                config={"write_empty_chunks": True},
             )
             array[:] = data.astype(object) if text else data
 
@@ -85,10 +91,11 @@ class GroupBuilder:
         units: str = "1",
         name: str | None = None,
     ) -> None:
-        """Create a coordinate of a dimension.
+        """Create a coordinate array of a dimension and write its values.
 
         Args:
-            name: of a further coordinate of the same dimension; None for the dimension's own.
+            name: name of an additional coordinate of the dimension; None creates the main one,
+                which has the dimension's name.
         """
         self.table(group, name or dim, dim, values, description, units)
         if name:

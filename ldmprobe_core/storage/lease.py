@@ -1,14 +1,15 @@
-"""A lease on a run: one holder at a time, with takeover when a holder stops.
+"""A lease that one process at a time holds on a run, and that expires when the process stops.
 
-Leases are numbered files, ``<location>.lease/000001`` and so on, created atomically; the highest
-number is the valid one.  Its holder rewrites it with a new heartbeat every few seconds.  A process
-that sees no new heartbeat for `STALE_S` creates the next number; if several try, one succeeds.
-Expiry is measured with the waiting process's own clock, so clocks of machines need not agree.
+Leases are numbered files, ``<location>.lease/000001`` and so on.  The file with the highest number
+is the valid lease.  Its holder rewrites the file with a new heartbeat every few seconds.  A process
+that sees no new heartbeat for `STALE_S` seconds may take over by creating the file with the next
+number.  Files are created atomically, so only one of several processes succeeds.  Each waiting
+process measures the time with its own clock, so the clocks of machines need not agree.
 
-`flows.run_lock` holds the lease of a run during a flow, and `Run.creation_lock` another one while
-groups are created.  A lease is no lock on files, and no lock between the workers of one flow, whose
-units write different chunks: a holder that was suspended can still write after its lease expired,
-so it calls `Lease.require_held` before it starts further work.
+`flows.run_lock` holds the lease of a run during a flow, and `Run.creation_lock` holds another lease
+while groups are created.  A lease does not lock files: a process that was suspended can still write
+after its lease has expired, so it must call `Lease.require_held` before it starts further work.
+The workers of one flow share its lease, because their units of work write different chunks.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ HEARTBEAT_S = 5.0
 STALE_S = 30.0
 
 MOST_RACES = 30
-"""Most tries to create the next lease; the pauses between them grow to two seconds."""
+"""Largest number of attempts to create the next lease; pauses between them grow to 2 seconds."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Process that holds a lease.
+    """Record of the process that holds a lease.
 
     Attributes:
-        key: random, one per acquisition.
-        description: of the holder for messages, such as a flow run's id.
+        key: random key that identifies one acquisition of a lease.
+        description: name of the holder for messages, such as a flow run's id.
         host: machine, boot and process namespace, within which ``pid`` is unique.
         pid: id of the process.
-        started_at: start time of the process on its machine, since a pid may be reused.
+        started_at: start time of the process, which tells it from a later process with its pid.
         heartbeat: counter that increases while the holder is alive.
     """
 
@@ -59,14 +60,14 @@ class Holder:
 
     @classmethod
     def here(cls, description: str) -> Holder:
-        """Record of this process as holder of a lease."""
+        """Create the record of the current process."""
         return cls(
             uuid.uuid4().hex, description, _host(), os.getpid(), _process_start_time(os.getpid())
         )
 
     @property
     def is_dead(self) -> bool:
-        """Whether its process is known to have ended; always False on another machine."""
+        """Whether the process is known to have ended; False if it is on another machine."""
         if self.host != _host():
             return False
         try:
@@ -76,12 +77,12 @@ class Holder:
 
 
 class Lease:
-    """Lease that this process holds; a thread renews it until `release`.
+    """Lease that this process holds; a thread renews it until `release` is called.
 
     Attributes:
-        previous: expired holders, oldest first; more than one if a successor died before reporting
-            its predecessor.
-        lost: whether another process took the lease over.
+        previous: earlier holders whose leases expired, oldest first; several if one of them ended
+            before it could report the one before.
+        lost: whether another process has taken over the lease.
     """
 
     def __init__(
@@ -95,10 +96,10 @@ class Lease:
         self._thread.start()
 
     def require_held(self) -> None:
-        """Raise if another process has taken the lease over, for example after a suspend.
+        """Raise if another process has taken over the lease, as may happen during a suspend.
 
         Raises:
-            RunError: another process holds the lease now, or has held it since.
+            RunError: another process holds the lease, or has held it in the meantime.
         """
         if not self._is_mine():
             self.lost = True
@@ -109,7 +110,7 @@ class Lease:
             )
 
     def _is_mine(self) -> bool:
-        """This lease has the highest number, and its file still carries our key."""
+        """Whether this lease has the highest number and its file still holds this process's key."""
         if max(_numbers(self._location), default=0) != self._number:
             return False
         held_by = _read(self._location, self._number)
@@ -118,9 +119,8 @@ class Lease:
     def _keep_alive(self) -> None:
         while not self._released.wait(HEARTBEAT_S):
             self._holder = replace(self._holder, heartbeat=self._holder.heartbeat + 1)
-            with suppress(
-                Exception
-            ):  # the store may be unreachable for a moment; retry at the next one
+            # The store may be unreachable for a moment; the next heartbeat is then tried as usual.
+            with suppress(Exception):
                 if not self._is_mine():
                     self.lost = True
                     return
@@ -138,7 +138,7 @@ class Lease:
         """Stop the heartbeat and remove the lease, if this process still holds it."""
         self._released.set()
         self._thread.join(timeout=60)
-        # If the store is unreachable the heartbeat stops, which releases the lease in time.
+        # If the store cannot be reached, the lease expires anyway, since its heartbeat has stopped.
         with suppress(Exception):
             if not self.lost and self._is_mine():
                 for number in sorted(_numbers(self._location)):
@@ -154,17 +154,17 @@ def hold_lease(
     patience_s: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Lease]:
-    """Hold the lease of a run; other processes wait or are refused.
+    """Hold the lease of a run; other processes that ask for it wait or are refused.
 
     Args:
-        url: of the run; the lease is a folder beside it.
-        description: of this process, shown to others that wait.
-        patience_s: how long to wait for a holder that is alive.
-        sleep: pauses between two tries.
+        url: URL of the run; the lease's files are in a folder beside the run.
+        description: name of this process in the messages of other processes.
+        patience_s: longest time in seconds to wait for a holder that is alive.
+        sleep: function that pauses between two attempts, given seconds.
 
     Raises:
         UserError: another process that is alive holds the lease.
-        RunError: the lease could not be created in `MOST_RACES` tries.
+        RunError: the lease could not be created in `MOST_RACES` attempts.
     """
     location, holder_here = Location(f"{url.rstrip('/')}.lease"), Holder.here(description)
     deadline = time.monotonic() + patience_s
@@ -172,7 +172,9 @@ def hold_lease(
     while lease is None:
         number = max(_numbers(location), default=0)
         held_by = _read(location, number) if number else None
-        if number and held_by is None:  # just released, or damaged by a power failure
+        if number and held_by is None:
+            # The file was just released, or a power failure damaged it.  A damaged file counts as
+            # expired if it stays unreadable for as long as a lease without a heartbeat.
             if unreadable[0] != number:
                 unreadable = number, time.monotonic()
             if time.monotonic() - unreadable[1] < STALE_S:
@@ -205,11 +207,12 @@ def take_lease(
     """Create the next lease file.
 
     Args:
-        number: one more than that of ``previous``.
-        previous: holder of the expired lease that was read before; None if there was none.
+        number: number of the new lease, one more than that of ``previous``.
+        previous: holder of the expired lease, as read before; None if there was no lease.
 
     Returns:
-        None if another process created the file first, or the leases changed meanwhile.
+        the lease; None if another process was first, or if the files have changed since the
+        expired lease was read.
     """
     if not location.create(_name(number), _text(holder_here)):
         return None
@@ -217,7 +220,8 @@ def take_lease(
     overtaken = max(numbers, default=0) != number
     before = _read(location, number - 1) if previous is not None else None
     vanished = previous is not None and (before is None or before.key != previous.key)
-    if overtaken or vanished:  # the lease changed after it was read
+    if overtaken or vanished:
+        # The decision to take over was based on a lease that has changed since.
         location.remove(_name(number))
         return None
     holders = (_read(location, earlier) for earlier in sorted(numbers) if earlier < number)
@@ -227,17 +231,17 @@ def take_lease(
 
 
 def _stopped(location: Location, number: int, holder: Holder, deadline: float) -> bool:
-    """Whether a lease got no new heartbeat for `STALE_S`.
+    """Watch a lease and return whether it gets no new heartbeat for `STALE_S` seconds.
 
-    False as soon as the lease is gone, its process is known to have ended, or a heartbeat arrives
-    after the deadline.
+    Returns False early if the lease disappears, if its process is known to have ended, or if a
+    heartbeat arrives after the deadline; the caller then reads the lease again.
     """
     since = time.monotonic()
     while time.monotonic() - since < STALE_S:
         time.sleep(0.2)
         now = _read(location, number)
         if now is None or holder.is_dead:
-            return False  # the caller reads the lease again
+            return False
         if now.heartbeat != holder.heartbeat:
             holder, since = now, time.monotonic()
             if since >= deadline:
@@ -258,7 +262,7 @@ def _text(holder: Holder) -> str:
 
 
 def _read(location: Location, number: int) -> Holder | None:
-    """Holder of a numbered lease; None if it was released or is not completely written yet."""
+    """Read the holder of a numbered lease; None if the file is missing or incomplete."""
     try:
         return Holder(**json.loads(location.read_text(_name(number))))
     except (LdmprobeError, ValueError, TypeError):
@@ -266,18 +270,18 @@ def _read(location: Location, number: int) -> Holder | None:
 
 
 def _host() -> str:
-    """Host name, boot id and process namespace: several machines may share a host name."""
+    """Host name, boot id and process namespace; a host name alone may not be unique."""
     parts = [socket.gethostname()]
-    with suppress(OSError):  # Linux has both
+    with suppress(OSError):  # Only Linux has these two files.
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
     return "/".join(parts)
 
 
 def _process_start_time(pid: int) -> float:
-    """Start time of a process in ticks since boot, which setting the clock does not change.
+    """Start time of a process, in ticks since boot so that setting the clock does not change it.
 
-    Without /proc it is seconds since the epoch.
+    On systems without /proc the unit is seconds since the epoch.
 
     Raises:
         psutil.NoSuchProcess: no process has this id.

@@ -1,4 +1,4 @@
-"""Groups and arrays of a run; damaged metadata is reported as one readable error."""
+"""Functions that open a run's groups and arrays, and explain damaged metadata in one error."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from zarr.errors import ZarrUserWarning
 from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
 
-# Zarr warns of what it does not recognise: arrays without metadata, for which this module has an
-# error of its own, and files that are no part of a run.
+# Zarr warns about arrays without metadata, for which this module raises an error, and about files
+# that do not belong to a run, which are harmless.
 warnings.filterwarnings("ignore", "Object at .* is not recognized", ZarrUserWarning)
 
 
 @contextmanager
 def explained_metadata(url: str, path: str) -> Iterator[None]:
-    """Raise whatever a missing, cut or foreign zarr.json causes as one error.
+    """Turn every exception that a missing or damaged zarr.json causes into one `RunError`.
 
     Raises:
         RunError: the metadata of the group or array is missing or unreadable.
@@ -34,13 +34,14 @@ def explained_metadata(url: str, path: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise metadata_error(url, path) from error
-        raise  # of the disk or the object store
-    except Exception as error:  # many types for metadata that is not JSON, or of another node
+        # Other OSErrors come from the disk or the object store, not from the metadata.
+        raise
+    except Exception as error:  # Zarr raises exceptions of many types for invalid metadata.
         raise metadata_error(url, path) from error
 
 
 def metadata_error(url: str, path: str) -> RunError:
-    """Error of a group or array whose zarr.json is missing or unreadable."""
+    """Build the error for a group or array whose zarr.json is missing or unreadable."""
     if not path:
         return RunError(
             f"{url}: zarr.json is missing or unreadable. Fix: put it back, or move the run away "
@@ -53,10 +54,10 @@ def metadata_error(url: str, path: str) -> RunError:
 
 
 def consolidated_metadata(location: Location) -> dict[str, dict[str, Any]]:
-    """Metadata of every group and array that was created in a run, by path.
+    """Read the metadata of every group and array of a run, by path, from the root's zarr.json.
 
     Raises:
-        RunError: the root's zarr.json is missing, cut, or holds none.
+        RunError: the root's zarr.json is missing or damaged, or lists no groups and arrays.
     """
     key = "zarr.json"
     try:
@@ -73,7 +74,7 @@ def consolidated_metadata(location: Location) -> dict[str, dict[str, Any]]:
 
 
 def _is_node(path: str, metadata: Any) -> bool:
-    """Whether an entry of consolidated metadata can be of a group or an array below the root."""
+    """Whether an entry of consolidated metadata describes a group or array below the root."""
     safe = not {"", ".", ".."} & set(path.split("/"))
     return safe and isinstance(metadata, dict) and metadata.get("node_type") in ("group", "array")
 
@@ -84,17 +85,17 @@ def open_group(
     """Open a group of a run.
 
     Args:
-        url: of the run, for messages.
+        url: URL of the run, for messages.
 
     Raises:
-        RunError: its metadata is missing or unreadable.
+        RunError: the group's metadata is missing or unreadable.
     """
     with explained_metadata(url, path):
         return zarr.open_group(store, path=path, mode=mode, use_consolidated=False, zarr_format=3)
 
 
 def open_array(store: Store, url: str, path: str, mode: Literal["r", "r+"] = "r") -> Any:
-    """Open an array of a run; arguments and errors as `open_group`."""
+    """Open an array of a run; arguments and errors are those of `open_group`."""
     with explained_metadata(url, path):
         return zarr.open_array(store, path=path, mode=mode, zarr_format=3)
 

@@ -1,4 +1,4 @@
-"""Record of the complete units of work of a run."""
+"""Record of which units of work of a run are complete."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
 from ldmprobe_core.storage.units import UnitKind
 
 GROUP = "progress"
-"""Group of the arrays: one per kind of unit, one element per unit."""
+"""Name of the group that holds one array per kind of unit, with one element per unit."""
 
 
 class Progress:
-    """Completion record of a run's units of work; one array per kind of unit.
+    """Record of which units of work of a run are complete, with one array per kind of unit.
 
-    A unit is either complete or absent: it is recorded after all of its data is written.  A kind
-    is given as a `UnitKind` or as the name of its array, such as ``generated``; an index has that
-    array's dimensions, for example ``(step, layer)`` of ``probed``, from 0.
+    A unit is recorded as complete after all of its data is written.  In the methods, ``kind`` is a
+    `UnitKind` or the name of its array, such as ``generated``, and ``index`` is a position in that
+    array, from 0; for example, the array ``probed`` has the dimensions ``(step, layer)``.
 
     Args:
-        url: of the run, for messages.
-        store: opens the run's Zarr store.
-        record: of the chunks that units write; stored before a unit is recorded as complete.
-        group: that holds the arrays.
+        url: URL of the run, for messages.
+        store: function that opens the run's Zarr store.
+        record: checksums of the chunks that a unit has written; they are saved just before the unit
+            is recorded as complete.
+        group: path of the group that holds the arrays.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class Progress:
         self._url, self._store, self._record, self._group = url, store, record, group
 
     def mark_done(self, kind: UnitKind | str, *index: int) -> None:
-        """Record one unit as complete; call it after its data is written."""
+        """Record one unit as complete; call this after the unit's data is written."""
         self.set_count(kind, *index, count=1)
 
     def clear(self, kind: UnitKind | str, *index: int) -> None:
-        """Record the units of one index as not done, so that the next run makes their data."""
+        """Record the units at one index as not complete, so that the next run repeats them."""
         self.set_count(kind, *index, count=0)
 
     def set_count(self, kind: UnitKind | str, *index: int, count: int) -> None:
@@ -63,19 +64,19 @@ class Progress:
         return bool(self.count(kind, *index))
 
     def counts(self, kind: UnitKind | str) -> np.ndarray:
-        """Number of complete units at every index, int: 0 or 1 except for sequential kinds."""
-        # A chunk that was never written reads as 0.
+        """Integer array of the number of complete units: 0 or 1, except for sequential kinds."""
+        # Chunks that were never written read as 0, the fill value.
         return np.asarray(self._open(kind)[...])
 
     def completed(self, kind: UnitKind | str) -> np.ndarray:
-        """Whether any unit is complete, bool, at every index."""
+        """Boolean array that is True at each index where a unit is complete."""
         return self.counts(kind).astype(bool)
 
     def require_complete(self, kind: UnitKind | str) -> None:
-        """Refuse to continue while a unit of this kind is missing.
+        """Raise an error unless all units of this kind are complete.
 
         Raises:
-            RuntimeError: the number of missing units, and the first of them.
+            RuntimeError: units are missing; the message gives their number and the first index.
         """
         missing = np.argwhere(~self.completed(kind))
         if len(missing):

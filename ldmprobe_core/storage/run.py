@@ -1,9 +1,8 @@
-"""Storage of a run: one Zarr v3 group in a folder or a bucket, written by region, read with xarray.
+"""Storage of a run as a Zarr v3 group in a folder or a bucket, readable with xarray.
 
-Only this module and `ldmprobe_core.storage.schema` know the names of groups and arrays.  All of
-them are created together with the run; workers then fill regions that are whole chunks, so that no
-two writers share a chunk.  A unit of work is either complete or absent: it is recorded in
-``progress/`` after its data is written.
+All groups and arrays are created together with the run.  Workers then fill regions that consist of
+whole chunks, so that two workers never write to the same chunk.  A unit of work is recorded in
+``progress/`` after all of its data is written.  `ldmprobe_core.storage.schema` defines the layout.
 
 Layout (dimensions in brackets)::
 
@@ -25,9 +24,9 @@ Layout (dimensions in brackets)::
     progress/                  generated, labeled [batch]; probed [step, layer]; accumulated
                                    [accumulator]
 
-With ``capture.keep: statistics`` only these sums are stored of training samples.  Held-out samples
-then have the first indices, and the dimension ``sample`` of every group except samples/ holds only
-them.
+With ``capture.keep: statistics``, training samples contribute only to the sums in statistics/.
+Held-out samples then have the first indices, and they alone are stored along the dimension
+``sample`` of every group except samples/.
 """
 
 from __future__ import annotations
@@ -70,14 +69,14 @@ from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 SOURCES = ("trajectory", "clean")
-"""Per-step images that are labeled: decoded latents, and the predicted clean image."""
+"""Per-step images that are labeled: the decoded latents, and the predicted clean image."""
 
 _LAYING_OUT_S = 120.0
-"""Longest time to wait for another process that creates the same run; creation takes seconds."""
+"""Longest wait in seconds for another process to create the same run, which takes seconds."""
 
 
 class Run:
-    """Handle of a run: its arrays, samples, study and progress, addressed by URL.
+    """Access to one run by its URL: its arrays, samples, study and progress.
 
     Args:
         url: a local folder, or ``s3://bucket/prefix``; credentials and endpoint come from the
@@ -98,7 +97,7 @@ class Run:
         self.progress = Progress(self.location.url, lambda: self.store, self._record)
 
     def progress_of(self, group: str) -> Progress:
-        """Progress record of units whose array lies in another group, such as an edit's."""
+        """Progress record in a group other than ``progress``, such as that of an intervention."""
         return Progress(self.url, lambda: self.store, self._record, group)
 
     @property
@@ -110,35 +109,36 @@ class Run:
 
     @property
     def store(self) -> ChecksumStore:
-        """Zarr store of the run's group; reading a chunk with a wrong checksum raises."""
+        """Zarr store of the run, which raises an error for a chunk with a wrong checksum."""
         return self.zarr_store(require_complete=False)
 
     def zarr_store(
         self, require_complete: bool, recorded: Mapping[str, bytes] | None = None
     ) -> ChecksumStore:
-        """Zarr store of the run's group.
+        """Zarr store of the run, which raises an error for a chunk with a wrong checksum.
 
         Args:
-            require_complete: raise on a missing chunk too, instead of returning the fill value.
-            recorded: checksums by key, to which chunks that are read are compared.
+            require_complete: True also raises for a missing chunk, which otherwise reads as the
+                fill value.
+            recorded: expected checksums by key; a chunk with another checksum raises too.
         """
         store = open_store(self.url)
         return ChecksumStore(store, self.url, require_complete, self._record, recorded)
 
     @property
     def exists(self) -> bool:
-        """Whether a run was created here completely: study.json is written last."""
+        """Whether the run was created completely, which its study.json shows as the last file."""
         return self.location.has("study.json")
 
     def create(self, shape: RunShape, record: dict[str, Any]) -> None:
-        """Create every array of the run, empty, with dimensions, coordinates and units.
+        """Create the run: every array with dimensions and units, and the values of coordinates.
 
         Args:
             shape: sizes and coordinates of the arrays.
             record: attributes of the root group, such as versions and fingerprints.
 
-        Nothing that this did not write is ever removed: an interrupted creation is repeated over
-        its own files, and other files stay.
+        If an earlier creation was interrupted, this one replaces its files.  All other files in
+        the folder or prefix stay.
 
         Raises:
             UserError: the run's folder or prefix is not writable, or holds data of a run whose
@@ -146,7 +146,8 @@ class Run:
         """
         study = shape.study
         require_no_data(self.location)
-        # Build in memory and upload at once: one request an array is slow on an object store.
+        # The hierarchy is built in memory and uploaded concurrently, because creating arrays one
+        # by one is slow on an object store.
         buffers: dict[str, Buffer] = {}
         root = zarr.create_group(
             MemoryStore(buffers),
@@ -165,7 +166,7 @@ class Run:
         lay_out(self.location, files, study.to_json())
 
     def creation_lock(self) -> AbstractContextManager[Lease]:
-        """Lock for creating groups in the run; another process waits for it.
+        """Lock to hold while groups of the run are created; other processes wait for it.
 
         Raises:
             UserError: another process has held the lock for longer than creating a run takes.
@@ -173,15 +174,16 @@ class Run:
         return hold_lease(f"{self.url}.laying-out", "another start", patience_s=_LAYING_OUT_S)
 
     def consolidate(self) -> None:
-        """Consolidate the metadata of all groups, so that xarray opens the run with one read.
+        """Collect the metadata of all groups in the root, so that one read opens the run.
 
         Raises:
-            RunError: a group or array that was created before is missing: the consolidated
-                metadata, from which it is restored, stays as it is.
+            RunError: a group or array of the present consolidated metadata is missing.  The
+                metadata is then not rewritten, because the missing node can be restored from it.
         """
         nodes = {path for path, _ in open_group(self.store, self.url).members(max_depth=None)}
         for path in sorted(consolidated_metadata(self.location).keys() - nodes):
-            if path.partition("/")[0] != "interventions":  # an interrupted one is created again
+            # An intervention whose creation was interrupted is created again by the next run.
+            if path.partition("/")[0] != "interventions":
                 raise metadata_error(self.url, path)
         _consolidate(self.store)
 
@@ -190,8 +192,8 @@ class Run:
         """The study that the run carries out.
 
         Raises:
-            UserError: there is no study, or another release wrote it.
-            RunError: study.json is damaged, or of another run.
+            UserError: study.json does not exist, or another release wrote it.
+            RunError: study.json is damaged, or belongs to another run.
         """
         text = self.location.read_bytes("study.json")
         try:
@@ -214,20 +216,21 @@ class Run:
         return study
 
     def open(self, group: str, require_complete: bool = True) -> xr.Dataset:
-        """Open one group lazily; the module's docstring lists the groups.
+        """Open one group as a lazy dataset; the module's docstring lists the groups.
 
         Args:
-            require_complete: raise on a missing chunk; if false, it reads as the fill value, NaN
-                or 0, as the results of units that are not done yet do.
+            require_complete: True raises for a missing chunk; False reads it as the fill value,
+                NaN or 0, so that a run can be read before all units are complete.
 
         Raises:
             RunError: the group's metadata is missing or unreadable.
-            CorruptChunkError: on reading values, a chunk is missing or its checksum is wrong.
+            CorruptChunkError: a chunk is missing or its checksum is wrong; raised when values
+                are read.
         """
         store = self.zarr_store(require_complete)
         with explained_metadata(self.url, group):
             data = xr.open_zarr(store, group=group, consolidated=False, chunks=None, zarr_format=3)
-        # xarray lists what is there, so an array without metadata would silently be left out.
+        # xarray silently leaves out an array without metadata, so compare with the full list.
         for path in self._laid_out():
             parent, _, name = path.rpartition("/")
             if parent == group and name not in data.variables:
@@ -235,7 +238,7 @@ class Run:
         return data
 
     def _laid_out(self) -> list[str]:
-        """Paths of the arrays that were created in the run, as its metadata lists them."""
+        """Paths of all arrays of the run, as its consolidated metadata lists them."""
 
         def read() -> list[str]:
             metadata = consolidated_metadata(self.location)
@@ -250,7 +253,8 @@ class Run:
         columns = [
             table[name].values for name in ("prompt", "seed", "category", "split", "source_image")
         ]
-        digests = [""] * len(table.sample)  # runs of generated images have none
+        # Runs of generated images have no array of source digests.
+        digests = [""] * len(table.sample)
         if "source_digest" in table:
             digests = table.source_digest.values
         return [
@@ -265,17 +269,17 @@ class Run:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the root group, recorded when the run was created."""
+        """Attributes of the root group, such as versions, recorded when the run was created."""
         return dict(open_group(self.store, self.url).attrs)
 
     @property
     def layers(self) -> list[str]:
-        """Captured layers, in the denoiser's order."""
+        """Names of the captured layers, in the denoiser's order."""
         return [name for name in self.probe_inputs if name != LATENTS]
 
     @property
     def probe_inputs(self) -> list[str]:
-        """Names of all probe inputs: the layers, and the latents if they are a control."""
+        """Names of the layers and, if the study has that control, the latents."""
         return list(
             cached_fact(
                 self.url, "layers", lambda: [str(n) for n in self.read("progress", "layer")]
@@ -284,12 +288,12 @@ class Run:
 
     @property
     def n_stored(self) -> int:
-        """Number of samples with stored images and activations: all, or only the held-out ones."""
+        """Number of samples with stored images and activations: all samples, or held-out ones."""
         return int(cached_fact(self.url, "stored", lambda: self.open("images").sizes["sample"]))
 
     @property
     def exact_properties(self) -> list[str]:
-        """Properties of which every source image has an exact map."""
+        """Names of the properties for which every source image has an exact map."""
         root = open_group(self.store, self.url)
         return [name for name in map_properties() if f"exact_maps/{name}" in root]
 
@@ -299,12 +303,12 @@ class Run:
         """Write whole chunks of arrays of one group.
 
         Args:
-            values: array name to data; along dimensions without a region the data is whole.
-            region: dimension to slice.
+            values: data by array name; it spans the full length of dimensions without a region.
+            region: slice to write to, by dimension.
 
         Raises:
-            ValueError: a region does not begin and end on chunk borders, or the data's shape is
-                not the region's.
+            ValueError: a region does not begin and end on chunk borders, or differs in shape from
+                the data.
             UserError: the disk is full.
         """
         data = {}
@@ -325,11 +329,11 @@ class Run:
         )
 
     def read(self, group: str, name: str, **selection: Any) -> np.ndarray:
-        """Read values of one array, without its coordinates, which `open` would read too.
+        """Read values of one array; faster than `open`, which also reads coordinates.
 
         Args:
-            selection: index, slice, or array of indices by dimension; other dimensions are read
-                in full.
+            selection: by dimension, an index, a slice or an array of indices; other dimensions
+                are read in full.
 
         Raises:
             RunError: the array's metadata is missing or unreadable.
@@ -342,8 +346,8 @@ class Run:
 
 def _consolidate(store: Store) -> None:
     with warnings.catch_warnings():
-        # Zarr warns that consolidated metadata is not in the v3 specification, and of files that
-        # are not its own, such as study.json.
+        # Zarr warns that consolidated metadata is not in the v3 specification, and that it does not
+        # recognize other files, such as study.json.
         warnings.simplefilter("ignore", UserWarning)
         zarr.consolidate_metadata(store)
 
@@ -356,7 +360,7 @@ def _check_region(
     region: dict[str, slice],
     data_shape: tuple[int, ...],
 ) -> None:
-    """Refuse a region of partial chunks: two writers of one chunk would silently lose data."""
+    """Refuse a region with partial chunks, since two writers of one chunk could lose data."""
     expected = []
     for dim, size, chunk in zip(dims, shape, chunks, strict=True):
         span = region.get(str(dim), slice(0, size))

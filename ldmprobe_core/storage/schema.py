@@ -1,7 +1,8 @@
-"""Schema of a run: every group and array, with dimensions, coordinates and units.
+"""Schema of a run, which defines every group and array with dimensions and units.
 
-Chunks follow the units of work: a batch of samples at one step, or one cell, so that a worker's
-region is always whole chunks and a cell reads only the chunks that it needs.
+Chunks follow the units of work.  A chunk holds, for example, a batch of samples at one step, or the
+results of one cell (a sampler step and a layer).  A worker therefore writes whole chunks only, and
+probing a cell reads only the chunks that it needs.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ class RunShape:
     """Sizes and coordinates of a run's arrays.
 
     Attributes:
-        shapes: of every captured layer, in the denoiser's order.
+        study: study that the run carries out.
+        samples: all samples, in the order of their indices.
+        shapes: shape of every probe input by name, in the denoiser's order.
         size: height and width of the images in pixels.
-        exact_properties: properties of which every source image has an exact map; empty if images
-            are generated.
-        timesteps: the scheduler's timestep of every sampler step.
+        timesteps: the scheduler's timestep at every sampler step.
         classes: names of the classes; empty if classes are not labeled.
-        units: property to the unit of its labels.
+        units: unit of the labels, by property.
+        exact_properties: properties for which every source image has an exact map; empty if images
+            are generated.
     """
 
     study: Study
@@ -52,7 +55,7 @@ class RunShape:
 
 
 class RunSchema(GroupBuilder):
-    """Creates every array of a run, empty."""
+    """Builder that creates every group and array of a run, and the values of coordinates."""
 
     def __init__(self, root: zarr.Group, shape: RunShape) -> None:
         super().__init__(root)
@@ -68,7 +71,7 @@ class RunSchema(GroupBuilder):
         self.steps = len(self.timesteps)
 
     def build(self) -> None:
-        """Create all groups, each with its own coordinates, so that it can be read alone."""
+        """Create all groups; each has its own coordinates, so that it can be read alone."""
         self._samples()
         self._images()
         summed = self.study.capture.keep != "activations"
@@ -173,7 +176,7 @@ class RunSchema(GroupBuilder):
         cells = {"sample": len(self.stored_samples), "step": self.steps}
         chunk = {"sample": self.batch, "step": 1}
         grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
-        # Uncompressed: zstd saves only 6 to 12 % of activations, which does not repay its time.
+        # Activations are not compressed: zstd would save only 6 to 12 %, too little for its time.
         self.array(
             group,
             "activation",
@@ -238,9 +241,9 @@ class RunSchema(GroupBuilder):
             )
 
     def _sums(self, network: str, name: str, shape: LayerShape) -> None:
-        """Create the sums of one layer's cells, with two buffers an accumulator.
+        """Create the arrays of sums for one layer, with two buffers per accumulator.
 
-        ``progress/accumulated`` tells which of the two is the active one.
+        ``progress/accumulated`` shows which of the two buffers is the active one.
         """
         group = self.group(
             f"{STATISTICS_GROUP}/{network}/{name}", f"Sums over training samples of {name}."

@@ -1,7 +1,7 @@
-"""Kinds of units of work: which progress array records them, and which groups they write.
+"""Registry of the kinds of units of work, with the arrays and groups that each kind writes.
 
-The one table that the layout of a run, its progress record, verification and repair read.  What a
-unit computes is bound to its kind in `ldmprobe_core.pipeline.units`.
+The layout of a run, its progress record, verification and repair all use this registry.
+`ldmprobe_core.pipeline.units` assigns to each kind the function that computes a unit.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ if TYPE_CHECKING:
     from ldmprobe_core.storage.schema import RunSchema
 
 ARRAY_DIM = {"batch": "sample"}
-"""Dimension of data arrays whose chunks follow a progress dimension of another name."""
+"""Data array's dimension by progress dimension, if they differ: a batch is a chunk of samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitKind:
-    """One kind of unit of work, as a run's storage knows it.
+    """Record of one kind of unit of work, with the arrays and groups that it writes.
 
     Attributes:
         verb: name of the kind, such as ``generate``.
         progress: array that records its complete units, such as ``generated``.
-        dims: dimensions of that array; one index is one unit, or one sequence of units.
+        dims: dimensions of the progress array; an index stands for one unit, or for one sequence
+            of units if `sequential`.
         groups: top-level groups whose chunks the units write.
-        description: of the array.
-        sequential: the units of an index run one after another, and the array counts them (int64);
-            else it holds 0 or 1 (uint8).
-        per_group: each group below ``groups`` has a progress array of its own, created together
-            with that group; else the array lies in ``progress/`` and is created with the run.
-        applies_to: whether a study has units of this kind.
-        create_groups: creates the groups of a kind that the schema does not know, empty.
+        description: text that describes the progress array.
+        sequential: True if the units of an index run one after another; the array then counts
+            them (int64).  False if it holds 0 or 1 (uint8).
+        per_group: True if each group below ``groups`` has its own progress array, created together
+            with the group.  False if the array is in ``progress/`` and created with the run.
+        applies_to: function that returns whether a study has units of this kind.
+        create_groups: function that creates the groups of this kind; None if `RunSchema` does.
     """
 
     verb: str
@@ -49,20 +50,20 @@ class UnitKind:
 
     @property
     def dtype(self) -> str:
-        """Type of the progress array."""
+        """Data type of the progress array."""
         return "int64" if self.sequential else "uint8"
 
     def index_of_chunk(
         self, path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...], layers: list[str]
     ) -> tuple[int, ...]:
-        """Index in the progress array of the units that write a chunk.
+        """Find the progress array's index for the unit that writes a chunk of a data array.
 
         Args:
-            path: of the data array, such as ``probes/mid_block/weight``.
-            dims: names of its dimensions.
-            chunk_index: of the chunk in the array's chunk grid, which follows the units.
-            layers: everything that is probed, in order; an array without the dimension ``layer``
-                lies in its layer's group.
+            path: path of the data array, such as ``probes/mid_block/weight``.
+            dims: names of the data array's dimensions.
+            chunk_index: position of the chunk in the data array's chunk grid.
+            layers: names of all probe inputs, in order.  If the data array has no dimension
+                ``layer``, its path gives the layer.
         """
         chunk = dict(zip(dims, chunk_index, strict=True))
         index = []
@@ -117,14 +118,14 @@ EDIT = UnitKind(
 )
 
 UNIT_KINDS: dict[str, UnitKind] = {}
-"""Every kind of unit by its verb, in the order in which a run carries them out."""
+"""Registered kinds of units by verb, in the order in which a run carries them out."""
 
 
 def register_unit_kind(kind: UnitKind) -> UnitKind:
-    """Add a kind of unit; runs that are created afterwards have its progress array.
+    """Register a kind of unit; runs that are created afterwards have its progress array.
 
     Raises:
-        ValueError: its verb, its progress array or one of its groups is another kind's.
+        ValueError: another kind has the same verb, progress array or one of the groups.
     """
     for other in UNIT_KINDS.values():
         if kind.verb == other.verb or kind.progress == other.progress:
@@ -140,11 +141,11 @@ for _kind in (GENERATE, LABEL, ACCUMULATE, PROBE, EDIT):
 
 
 def kind_of_group(path: str) -> UnitKind | None:
-    """Kind of the units that write a group or array; None for coordinates' and samples' groups."""
+    """Kind of the units that write to a group or array; None if no unit writes there."""
     group = path.partition("/")[0]
     return next((kind for kind in UNIT_KINDS.values() if group in kind.groups), None)
 
 
 def kinds_in(study: Study) -> list[UnitKind]:
-    """Kinds whose progress arrays lie in a study's ``progress/``."""
+    """Kinds of units that have a progress array in the group ``progress`` of a study's run."""
     return [k for k in UNIT_KINDS.values() if not k.per_group and k.applies_to(study)]

@@ -1,8 +1,9 @@
-"""Detection of corrupt chunks in a run, and repair by clearing the progress of their units.
+"""Detection of corrupt chunks in a run, and repair by having their units of work repeated.
 
-Units of work make the arrays (`ldmprobe_core.storage.units`); the next run repeats every unit that
-is not recorded as complete, with the same result.  Coordinates, ``samples/`` and interventions are
-not written again by a run: their corrupt chunks are only reported.
+Each chunk is written by one unit of work (`ldmprobe_core.storage.units`).  To repair a chunk, its
+unit is recorded as not complete; the next run then repeats the unit, with the same result.  A run
+does not rewrite coordinates, ``samples/`` and interventions, so their corrupt chunks are only
+reported.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from ldmprobe_core.storage.units import UNIT_KINDS, UnitKind, kind_of_group
 from ldmprobe_core.study.batching import BUFFERS
 
 _Expectation = Callable[[str, tuple[str, ...], tuple[int, ...]], bool]
-"""Whether a chunk must exist, by its array's path and dimensions and its chunk index."""
+"""Function of an array's path, its dimensions and a chunk index: whether the chunk must exist."""
 
 
 def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError]:
-    """Read everything that must exist; yield what is missing and what has changed.
+    """Read all chunks and metadata of a run, and yield an error for each missing or changed one.
 
-    The run's consolidated metadata, written when its groups were created, says which groups and
-    arrays there must be; the progress record says which of their chunks.
+    The run's consolidated metadata, written when its groups were created, lists the groups and
+    arrays that must exist.  The progress record shows which of their chunks must exist.
 
     Args:
         array: path of one array or group to read; the whole run if empty.
@@ -60,7 +61,8 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
     ]
     yield from corrupt_progress
     if corrupt_progress or any(path in unreadable for path in _arrays(laid_out, GROUP)):
-        return  # without the progress record it is unknown which other chunks must exist
+        # Without the progress record it is unknown which other chunks must exist.
+        return
     is_expected = _expectation(run)
     recorded, damaged_records = _recorded_checksums(run)
     if not array:
@@ -72,18 +74,18 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
 
 
 def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkError]]:
-    """Checksums by key of the chunks that complete units and the creation wrote.
+    """Read the recorded checksums of the chunks that complete units and the creation wrote.
 
     Returns:
-        the checksums, and the records that are damaged.
+        the checksums by key, and an error for each damaged record.
     """
     names = [CREATED] if run.location.has(CREATED) else []
     for kind in UNIT_KINDS.values():
         groups = [f"{top}/{name}" for top in kind.groups for name in run.location.folders(top)]
         for group in groups if kind.per_group else [GROUP]:
             for name in record_names(run.location, f"{group}/{kind.progress}"):
-                # Skip the old record of a unit that is being repeated: it may have written over
-                # its chunks.
+                # A unit that is not complete is being repeated.  It may have overwritten its chunks
+                # already, so its old record is skipped.
                 if run.progress_of(group).count(kind, *unit_of_record(name)[1]):
                     names.append(name)
     recorded: dict[str, bytes] = {}
@@ -97,7 +99,7 @@ def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkEr
 
 
 def _arrays(laid_out: dict[str, dict[str, Any]], below: str) -> list[str]:
-    """Paths of the arrays at or below a path, in order."""
+    """Sorted paths of the arrays at or below a path."""
     return sorted(
         path
         for path, metadata in laid_out.items()
@@ -112,7 +114,7 @@ def _is_below(path: str, below: str) -> bool:
 def _damaged_metadata(
     run: Run, laid_out: dict[str, dict[str, Any]], below: str
 ) -> Iterator[CorruptChunkError]:
-    """Groups and arrays whose own zarr.json is missing, or is not what was created."""
+    """Yield an error for each group or array whose zarr.json is missing or was changed."""
     for path, metadata in sorted(laid_out.items()):
         if not _is_below(path, below):
             continue
@@ -124,7 +126,7 @@ def _damaged_metadata(
             continue
         except (ValueError, RecursionError):
             document = None
-        # Attributes may be added by a reader; shape, chunks and codecs decide what bytes mean.
+        # Users may add attributes; only the shape, chunks and codecs decide how data is decoded.
         if not isinstance(document, dict) or _fixed(document) != _fixed(metadata):
             yield CorruptChunkError(run.url, key, "changed")
 
@@ -135,12 +137,12 @@ def _fixed(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[CorruptChunkError]:
-    """Make the next run write corrupt chunks again, by recording their units as not done.
+    """Record the units of corrupt chunks as not complete, so that the next run repeats them.
 
-    Damaged metadata is restored from the run's consolidated copy first.
+    Damaged metadata of groups and arrays is first restored from the run's consolidated copy.
 
     Returns:
-        the chunks that no unit of a run can write again.
+        the chunks that cannot be repaired, because no unit of a run writes them.
     """
     chunks = list(chunks)
     restored = [chunk for chunk in chunks if chunk.is_metadata]
@@ -150,7 +152,7 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
             document = json.dumps(laid_out[chunk.array], indent=2)
             run.location.write_text(chunk.key, document)
         invalidate_cache(run.url)
-        # Chunks below restored metadata could not be looked at before.
+        # Chunks of these arrays could not be checked before their metadata was restored.
         chunks = list(find_corrupt_chunks(run))
     beyond_repair = []
     progress_arrays = {kind.progress for kind in UNIT_KINDS.values()}
@@ -166,7 +168,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
             continue
         group, _, name = chunk.array.partition("/")
         if group == GROUP and name in progress_arrays:
-            run.progress.set_count(name, *chunk.chunk_index, count=0)  # one chunk an element
+            # Each chunk of a progress array holds one element, so their indices agree.
+            run.progress.set_count(name, *chunk.chunk_index, count=0)
             continue
         layers = layers or run.probe_inputs
         dims = dimensions(open_array(run.store, run.url, chunk.array))
@@ -181,24 +184,25 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
 def unit_of_chunk(
     path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...], layers: list[str]
 ) -> tuple[UnitKind, tuple[int, ...]] | None:
-    """Kind and progress index of the unit that writes a chunk; None if no unit does.
+    """Find the kind and the progress index of the unit that writes a chunk; None if no unit does.
 
-    All units of an accumulator have one index, since each adds to the result of the last.
+    All units of an accumulator share one index, since each adds to the result of the one before.
 
     Args:
-        path: of the array.
+        path: path of the array.
         dims: names of the array's dimensions.
-        chunk_index: of the chunk in the array's chunk grid.
-        layers: everything that is probed, in order.
+        chunk_index: position of the chunk in the array's chunk grid.
+        layers: names of all probe inputs, in order.
     """
     kind = kind_of_group(path)
     if kind is None or len(dims) < 2 or path.rpartition("/")[2] == kind.progress:
-        return None  # one-dimensional arrays are coordinates
+        # One-dimensional arrays are coordinates, which are written when the run is created.
+        return None
     return kind, kind.index_of_chunk(path, dims, chunk_index, layers)
 
 
 def _expectation(run: Run) -> _Expectation:
-    """Rule that tells which chunks must exist, from the run's current progress record."""
+    """Build the function that tells which chunks must exist, from the run's progress record."""
     layers = run.probe_inputs
     counts_by_group: dict[str, np.ndarray] = {}
 
@@ -208,7 +212,8 @@ def _expectation(run: Run) -> _Expectation:
         if key not in counts_by_group:
             try:
                 counts_by_group[key] = run.progress_of(group).counts(kind)
-            except RunError:  # not created yet, or itself reported as corrupt
+            except RunError:
+                # The array does not exist yet, or it was already reported as corrupt.
                 counts_by_group[key] = np.zeros(0, int)
         return counts_by_group[key]
 
@@ -216,26 +221,28 @@ def _expectation(run: Run) -> _Expectation:
         unit = unit_of_chunk(path, dims, chunk_index, layers)
         if unit is None:
             kind = kind_of_group(path)
-            # A group that was being created when its process ended may lack coordinates.
+            # If the creation of a group was interrupted, coordinates may be missing without damage.
             return kind is None or not kind.per_group or bool(counts(kind, path).any())
         recorded = counts(unit[0], path)
         if not recorded.size:
             return False
         count = int(recorded[unit[1]])
         if "buffer" in dims and count % BUFFERS != chunk_index[dims.index("buffer")]:
-            return False  # the inactive one of the two buffers
+            # The chunk belongs to the inactive buffer, which is never read and may be incomplete.
+            return False
         return count > 0
 
     return is_expected
 
 
 def _corrupt_chunks(array: zarr.Array, is_expected: _Expectation) -> Iterator[CorruptChunkError]:
-    """Corrupt chunks of an array; a missing chunk counts only if it is expected."""
+    """Yield an error for each corrupt chunk, and for each missing chunk that must exist."""
     dims = dimensions(array)
     for chunk_index in product(*(range(count) for count in array.cdata_shape)):
         expected = is_expected(array.path, dims, chunk_index)
         if not expected and "buffer" in dims:
-            continue  # never read, and overwritten by the accumulator's next unit
+            # The inactive buffer is never read, and the accumulator's next unit overwrites it.
+            continue
         try:
             array.blocks[chunk_index]
         except CorruptChunkError as error:

@@ -1,1 +1,1 @@
-"""What is asked for: YAML to `Study`, to samples, to units of work."""
+"""Description of an experiment: reads a study from YAML, then makes its samples and batches."""

@@ -1,4 +1,4 @@
-"""Layout of a run's statistics: batches of an accumulation unit, width of a cell's Gram matrix.
+"""Sizes in a run's statistics: batches of an accumulation unit, and width of a Gram matrix.
 
 Chunk sizes of arrays are decided in `ldmprobe_core.storage.schema`.
 """
@@ -11,30 +11,34 @@ from ldmprobe_core.study.schema import Study
 
 STATISTICS_GROUP = "statistics"
 BUFFERS = 2
-"""Buffers of an accumulator, the active one and the next."""
+"""Number of buffers of an accumulator: one holds the current sums, one receives the next."""
 
 BATCHES_PER_UNIT = 16
-"""Most batches that one accumulation unit adds to the statistics."""
+"""Largest number of batches that one accumulation unit adds to the statistics."""
 
 
 def label_assignments(study: Study, network: str) -> tuple[str, ...]:
-    """Label assignments in a network's statistics, in the order of their label columns.
+    """Names of the label assignments in a network's statistics, in the order of label columns.
 
-    Only true labels if activations are stored as well: controls are then fitted to those.
+    If activations are stored as well, the statistics hold true labels only, because controls are
+    then fitted to the stored activations.
     """
     return study.assignments(network) if study.capture.keep == "statistics" else ("true",)
 
 
 def gram_width(study: Study, network: str, channels: int) -> int:
-    """Width of a cell's Gram matrix: channels, the constant, and each assignment's labels."""
+    """Width of a cell's Gram matrix: channels, a constant, and the labels of each assignment."""
     return channels + 1 + len(label_assignments(study, network)) * len(study.labels.maps)
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
-    """Batches of the training samples ``first`` to ``count - 1``, by accumulator and unit.
+    """Divide the training samples ``first`` to ``count - 1`` into batches, by accumulator and unit.
 
-    A last batch of one sample is joined to the one before it, because the shuffled-label control
-    needs at least two images a batch.
+    If only one sample remains for the last batch, it is added to the batch before, because the
+    shuffled-label control needs at least two images per batch.
+
+    Returns:
+        sample indices of a batch, as a range, by accumulator, unit and batch.
     """
     size = study.sampling.batch
     starts = list(range(first, count, size))

@@ -1,9 +1,9 @@
-"""The probe and its controls as conditions; `derange` shuffles labels, seeded by ``prompts.seed``.
+"""Registry of the conditions under which cells are scored: the probe itself and its controls.
 
-A condition is a network whose activations are read and an assignment of labels to samples; cells
-are scored under every one, and controls should score low.  The
-axis ``condition`` of stored scores lists the study's conditions by name, so a registered condition
-needs no new layout.
+A condition combines a network, whose activations are probed, with an assignment of labels to
+samples.  Each cell (a sampler step and a layer) is scored under every condition of the study, and
+controls should score low.  The axis ``condition`` of stored scores lists the conditions by name, so
+registering a condition does not change the layout of a run.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import numpy as np
 
 
 def own_labels(members: np.ndarray, seed: int) -> np.ndarray:
-    """Assign to every sample its own label; returns the indices unchanged."""
+    """Assign its own label to every sample, by returning the indices unchanged."""
     return members
 
 
 def derange(index: np.ndarray, seed: int) -> np.ndarray:
-    """Assign to every sample the label of another one: a cyclic shift of a random order.
+    """Assign to every sample the label of another sample, by a cyclic shift of a random order.
 
     A single sample keeps its own label.
 
     Args:
-        index: (sample,) indices.
-        seed: of the random order.
+        index: (sample,) indices of the samples.
+        seed: seed of the random order; a study uses ``prompts.seed``.
 
     Returns:
-        (sample,) indices of the samples whose labels they get.
+        (sample,) for each sample, the index of the sample whose label it gets.
     """
     order = np.random.default_rng(seed).permutation(len(index))
     partner = np.empty(len(index), dtype=index.dtype)
@@ -41,21 +41,25 @@ ASSIGNMENTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "true": own_labels,
     "shuffled": derange,
 }
-"""Label assignments by name: functions of sample indices (sample,) and a seed that return, for each
-sample, the index of the sample whose label it gets."""
+"""Label assignments by name.
+
+Each is a function of sample indices (sample,) and a seed.  It returns, for each sample, the index
+of the sample whose label it gets.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A network and a label assignment that a cell is probed and scored under.
+    """A network and a label assignment with which cells are probed and scored.
 
     Attributes:
-        name: on the axis ``condition`` of scores, and the key in ``controls`` of a study.
-        title: name in text.
-        column: heading in narrow tables.
-        network: that is probed: ``trained``, or ``permuted`` with permuted weights.
+        name: name on the axis ``condition`` of scores, and key in ``controls`` of a study.
+        title: name of the condition in text.
+        column: heading of its column in narrow tables.
+        network: network that is probed: ``trained``, or ``permuted`` with permuted weights.
         assignment: name of a label assignment in `ASSIGNMENTS`.
-        always_stored: part of every run's axis, NaN where the control is off.
+        always_stored: True puts the condition on the axis of every run, with NaN as its scores if
+            the study has switched it off.
     """
 
     name: str
@@ -67,10 +71,10 @@ class Condition:
 
 
 CONDITIONS: dict[str, Condition] = {}
-"""Registered conditions by name, in the order of the axis; the first is the probe itself."""
+"""Registered conditions by name, in the order of the axis ``condition``; the probe is first."""
 
 PROBE_CONDITION = "probe"
-"""Name of the condition of the probe itself: the trained network and true labels."""
+"""Name of the condition that is no control: the trained network with true labels."""
 
 _RESERVED = {"position", "latents", "enabled"}
 
@@ -78,13 +82,14 @@ _RESERVED = {"position", "latents", "enabled"}
 def register_condition(
     new: Condition, assign: Callable[[np.ndarray, int], np.ndarray] | None = None
 ) -> Condition:
-    """Add a condition; studies switch it on with ``controls.<name>: true``.
+    """Register a condition; studies switch it on with ``controls.<name>: true``.
 
     Args:
-        assign: function of its label assignment, if that is new; see `ASSIGNMENTS`.
+        new: condition to register.
+        assign: function of the condition's label assignment, if that is not in `ASSIGNMENTS` yet.
 
     Raises:
-        ValueError: the name is taken or reserved, or the assignment unknown or taken.
+        ValueError: the name is taken or reserved, or the assignment is unknown or taken.
     """
     if new.name in CONDITIONS or new.name in _RESERVED:
         raise ValueError(f"condition {new.name!r}: the name is taken. Fix: choose another.")
@@ -102,7 +107,7 @@ def register_condition(
 
 
 def controls() -> tuple[Condition, ...]:
-    """Registered conditions other than the probe itself, in their order."""
+    """Registered conditions other than the probe itself, in the order of registration."""
     return tuple(condition for name, condition in CONDITIONS.items() if name != PROBE_CONDITION)
 
 

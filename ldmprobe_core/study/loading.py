@@ -1,4 +1,4 @@
-"""Reader of studies: a YAML file with overrides, validated; errors are one sentence."""
+"""Reader of studies, which validates a YAML file and overrides and explains the first error."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from ldmprobe_core.study.sections import LabelerSpec
 
 
 def load_study(source: str, overrides: list[str] | None = None) -> Study:
-    """Read a study from a YAML file or from the studies that are shipped.
+    """Read a study from a YAML file, or by name from the studies in this package.
 
     Args:
-        source: path of a YAML file, or the name of a ready study such as ``tabletop``.
-        overrides: ``key=value`` with dotted keys, such as ``sampling.steps=20``; values are YAML.
+        source: path of a YAML file, or name of a study in this package, such as ``tabletop``.
+        overrides: texts ``key=value`` with a dotted key and a YAML value, such as
+            ``sampling.steps=20``; they replace values of the file.
 
     Raises:
         UserError: the file does not exist or is not YAML, or a key or value is invalid.
     """
     path = Path(source)
-    if os.path.isfile(source):  # unlike Path.is_file it does not raise on any string
+    # Some strings, such as very long ones, would make Path.is_file raise an error.
+    if os.path.isfile(source):
         data = path.read_bytes()
     else:
         ready = STUDIES / f"{source}.yaml"
@@ -47,13 +49,14 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
 
 
 def parse_study(content: dict[str, Any], where: str = "study") -> Study:
-    """Validate the content of a study.
+    """Build a study from the content of a YAML or JSON file, and validate it.
 
     Args:
-        where: source of the content, for messages.
+        content: values by key.
+        where: name of the file, for messages.
 
     Raises:
-        UserError: one sentence that names the first wrong field and its value.
+        UserError: a key or value is invalid; the message names the first such field.
     """
     try:
         return Study.model_validate(content)
@@ -73,9 +76,11 @@ def _set(content: dict[str, Any], override: str) -> None:
     labels = content.get("labels")
     for name in path:
         below = content.get(name)
-        if below is None:  # absent, or null: a section that is off
+        # A section that is absent or null becomes an empty one.
+        if below is None:
             below = content[name] = {}
-        if content is labels and isinstance(below, str):  # a labeler's name alone
+        # A labeler that is given by its name alone becomes a mapping.
+        if content is labels and isinstance(below, str):
             below = content[name] = {"name": below}
         content = below
         if not isinstance(content, dict):
@@ -86,10 +91,11 @@ def _set(content: dict[str, Any], override: str) -> None:
 
 
 def sentence(error: ValidationError) -> str:
-    """First problem of a validation error as a sentence: field, value, remedy."""
+    """Message about the first problem of a validation error, with the field and its value."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "study"
-    if not field.isprintable():  # a key may hold line ends, and a message is one line
+    # A key may contain line ends, but a message must be one line.
+    if not field.isprintable():
         field = repr(field)
     if first["type"] == "extra_forbidden":
         return f"{field} is not a key of a study; {_known_keys(first['loc'])}"
@@ -105,9 +111,10 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     part: Any = Study
     for name in location[:-1]:
         fields = {(f.alias or key): f for key, f in part.model_fields.items()}
-        field = fields.get(str(name))  # none: a labeler of a registered property
+        # A key that is no field names a registered property, whose value is a labeler.
+        field = fields.get(str(name))
         annotation = field.annotation if field else LabelerSpec
-        # an optional part is a union with None
+        # An optional section is annotated as a union with None.
         part = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
     keys = ", ".join((f.alias or key) for key, f in part.model_fields.items())
     return f"{'.'.join(map(str, location[:-1])) or 'a study'} has: {keys}"

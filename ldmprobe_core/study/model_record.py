@@ -1,11 +1,11 @@
-"""What a model folder states about itself for studies: sampling defaults and known words.
+"""Reader of a model's record, which gives sampling defaults and the words that the model knows.
 
-A model folder may hold ``ldmprobe.json``, an object with two optional keys::
+The record is the file ``ldmprobe.json`` in a model folder, an object with two optional keys::
 
     {"sampling": {"scheduler": "ddim", "steps": 15, "guidance": 3.0}, "words": ["a", "red", "car"]}
 
-``sampling`` gives the values of the study's sampling keys that a study leaves out.  ``words`` lists
-all words that the model was trained on; planning names prompts with other words.
+``sampling`` gives defaults for sampling keys that a study leaves out.  ``words`` lists all words
+that the model was trained on; planning warns about prompts that contain other words.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.study.sections import Sampling, Section
 
 RECORD = "ldmprobe.json"
-"""Name of the record's file in a model folder."""
+"""File name of the record in a model folder."""
 
 EMBEDDED = "tabletop"
-"""Name of the embedded model, as ``model.source``."""
+"""Value of ``model.source`` for the embedded model."""
 
 _DEFAULTED = ("scheduler", "steps", "guidance")
 
@@ -34,7 +34,7 @@ class ModelRecord(Section):
 
     Attributes:
         sampling: values of the keys scheduler, steps and guidance that a study leaves out.
-        words: words that the model was trained on, in lowercase; empty if any word is known.
+        words: words that the model was trained on, in lowercase; empty if it accepts any word.
     """
 
     sampling: dict[str, Any] = Field(default_factory=dict)
@@ -49,7 +49,7 @@ class ModelRecord(Section):
         return value
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """Words of a text that the model was not trained on, in lowercase, each once."""
+        """Distinct words of a text that the model was not trained on, in lowercase."""
         if not self.words:
             return ()
         words = re.findall(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}-][^\W_]+)*", text.lower())
@@ -57,17 +57,17 @@ class ModelRecord(Section):
 
 
 def read_model_record(source: str, revision: str | None = None) -> ModelRecord:
-    """Record of a model, by its name in a study; an empty record if the model has none.
+    """Read a model's record; a model without a record gets an empty one.
 
-    The default scheduler of a flow-matching model without a record is ``flow``, the only one that
-    fits it.
+    The empty record of a flow-matching model has the default scheduler ``flow``, because no other
+    scheduler fits such a model.
 
     Args:
-        source: ``tabletop``, path of a folder, or hub id; only files on this machine are read.
+        source: ``tabletop``, path of a folder, or hub id; nothing is downloaded.
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        ValueError: the record is not JSON, or has other keys or values than documented.
+        ValueError: the record is not JSON, or has invalid keys or values.
     """
     path = _find(source, revision, RECORD)
     if path is None:
@@ -83,18 +83,20 @@ def _record_of_scheduler(config: Path | None) -> ModelRecord:
     try:
         name = json.loads(config.read_bytes())["_class_name"] if config else ""
     except (OSError, ValueError, KeyError, TypeError):
-        name = ""  # planning names the broken config
+        # Planning reports a damaged config in detail.
+        name = ""
     return ModelRecord(sampling={"scheduler": "flow"} if str(name).startswith("FlowMatch") else {})
 
 
 def _find(source: str, revision: str | None, name: str) -> Path | None:
-    """A file of a model, if it is on this machine."""
+    """Path of a file of a model; None if the file is not on this machine."""
     folder = MODEL_FOLDER if source == EMBEDDED else Path(source).expanduser()
     if (folder / name).is_file():
         return folder / name
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return None
-    from huggingface_hub import try_to_load_from_cache  # slow to import, and rarely needed
+    # This import is slow, and only models from the hub need it.
+    from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(source, name, revision=revision)
     return Path(cached) if isinstance(cached, str) else None

@@ -16,14 +16,14 @@ class ProbeKind:
     """Record of a kind of probe.
 
     Attributes:
-        name: as ``probes.kinds`` of a study names it.
-        title: name in text.
-        linear: whether it has one weight a channel and a bias, which are stored.  Other kinds are
-            controls: fitted on true labels, scored, and never chosen as the best probe.
-        from_statistics: whether it can be fitted from sufficient statistics alone.
-        property_kinds: kinds of properties that it can fit; None stands for all.
-        mask_output: its prediction for a mask: the ``share`` of foreground in a token's block, or
-            the ``logit`` of that share.
+        name: name in ``probes.kinds`` of a study.
+        title: name of the kind in text.
+        linear: whether a probe consists of one weight per channel and a bias, which are stored.
+            Other kinds are controls, which are scored but never chosen as the best probe.
+        from_statistics: whether probes can be fitted from sufficient statistics alone.
+        property_kinds: kinds of properties that probes can predict; None stands for all.
+        mask_output: prediction for a mask, either the ``share`` of foreground in the block of
+            pixels that a token covers, or the ``logit`` of that share.
     """
 
     name: str
@@ -34,21 +34,21 @@ class ProbeKind:
     mask_output: Literal["share", "logit"] = "logit"
 
     def supports(self, prop: Property) -> bool:
-        """Whether this kind fits a property."""
+        """Whether probes of this kind can predict a property."""
         return self.property_kinds is None or prop.kind in self.property_kinds
 
     @property
     def mask_threshold(self) -> float:
-        """Threshold above which a token's prediction counts as foreground."""
+        """Threshold above which the prediction for a token counts as foreground."""
         return 0.5 if self.mask_output == "share" else 0.0
 
 
 PROBE_KINDS: dict[str, ProbeKind] = {}
-"""Registered kinds by name, in the order in which they are fitted."""
+"""Registered kinds of probes by name, in the order in which they are fitted."""
 
 
 def register_probe_kind(kind: ProbeKind) -> ProbeKind:
-    """Add a kind of probe; `probing.fitters.registry.register_fitter` also adds its fitter.
+    """Register a kind of probe; `probing.fitters.registry.register_fitter` also adds its fitter.
 
     Raises:
         ValueError: the name is taken.
@@ -60,7 +60,7 @@ def register_probe_kind(kind: ProbeKind) -> ProbeKind:
 
 
 def probe_kind(name: str) -> ProbeKind:
-    """The record of a registered kind.
+    """Return the record of a registered kind of probe.
 
     Raises:
         KeyError: no kind of this name is registered.

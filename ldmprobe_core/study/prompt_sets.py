@@ -10,7 +10,7 @@ OBJECTS = (
     "running shoe", "sports car", "school bus", "mountain bike", "lighthouse", "castle",
     "golden retriever", "tabby cat", "goldfish",
 )  # fmt: skip
-"""Nouns of the set ``objects``, for models of photographs; most are class names of ImageNet-1k."""
+"""Nouns of the set ``objects``, for models trained on photographs; most are ImageNet-1k classes."""
 PLACES = (
     "on a wooden table", "on a beach", "in a garden", "in a bright room", "in the snow",
     "on grass", "on a stone floor", "on a street", "against a plain wall", "at sunset",
@@ -18,7 +18,7 @@ PLACES = (
 
 
 def object_prompts(count: int, seed: int) -> list[tuple[str, str]]:
-    """``count`` (prompt, object) pairs of the set ``objects``, balanced over the objects."""
+    """Make ``count`` pairs (prompt, object) of the set ``objects``, balanced over the objects."""
     rng = np.random.default_rng([count, seed])
     orders = {name: rng.permutation(len(PLACES)) for name in OBJECTS}
     pairs = []
@@ -31,9 +31,9 @@ def object_prompts(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def tabletop_prompts(count: int, seed: int) -> list[tuple[str, str]]:
-    """``count`` (caption, category) pairs, balanced over the categories.
+    """Make ``count`` pairs (caption, category) of the set ``tabletop``, balanced over categories.
 
-    Captions repeat only after all captions of a category are used.
+    A caption repeats only after all captions of its category have been used.
     """
     rng = np.random.default_rng([count, seed])
     decks = {}
@@ -79,7 +79,7 @@ WALL_COLORS: dict[str, RGB] = {
     "blue": (0.45, 0.55, 0.72),
 }
 FRUIT_COLORS: dict[str, str] = {"lemon": "yellow", "orange": "orange"}
-"""Categories of fixed colour, which captions do not name, with that colour."""
+"""Colour of each category that has a fixed colour; its captions do not name the colour."""
 
 CATEGORIES: tuple[str, ...] = (
     "ball",
@@ -109,6 +109,6 @@ def thing_phrase(category: str, color: str) -> str:
 
 
 def place_phrase(floor: str, wall: str | None) -> str:
-    """Phrase for floor and wall, such as ``on a gray floor, white wall``."""
+    """Phrase for the floor and the wall, such as ``on a gray floor, white wall``."""
     behind = f", {wall} wall" if wall else ""
     return f"on a {floor} floor{behind}"

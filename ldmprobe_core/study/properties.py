@@ -1,7 +1,8 @@
-"""Properties of an image that labelers read and probes predict, one record each.
+"""Registry of the properties of an image that labelers measure and probes predict.
 
-Everything that depends on a property is a field of its `Property` record; no other module compares
-property names.  `register_property` adds one, and studies may then name a labeler for it.
+Everything that depends on a property is a field of its `Property` record, so that no other module
+needs to compare names of properties.  `register_property` adds a property; studies may then name a
+labeler for it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ CLASS = "class"
 
 @dataclass(frozen=True, kw_only=True)
 class MapFormat:
-    """Checks and resampling of exact maps that a user gives as files.
+    """Rules for checking and resizing the exact maps that a user gives as files.
 
     Attributes:
         minimum: smallest allowed value; None allows any.
-        two_levels: maps have two levels, 0 and one other, which becomes 1.
-        mean_of_colors: of three float channels that differ, such as coloured light, the mean is
-            taken; otherwise they are refused.
-        resampling: used when a map is resized to the image.
+        two_levels: True if a map must have two levels, 0 and another number, which becomes 1.
+        mean_of_colors: True takes the mean of three float channels that differ, such as those of
+            coloured light; False refuses such a map.
+        resampling: method of resizing a map to the size of the image.
     """
 
     minimum: float | None = None
@@ -33,13 +34,14 @@ class MapFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class InterventionDefaults:
-    """The paper's settings for editing a property.
+    """Default settings for editing a property, which are those of the paper.
 
     Attributes:
-        steps: number of edited steps, from the first.
-        layers: globs over layer names.
-        kind: kind of probe that is edited through.
-        metrics: agreement of an edited image's map with its target, headline first.
+        steps: number of sampler steps to edit, counted from the first.
+        layers: glob patterns that select layers by name.
+        kind: kind of probe whose weights determine the edit.
+        metrics: metrics that compare an edited image's map with its target; the first is the main
+            one.
     """
 
     steps: int
@@ -54,7 +56,7 @@ class Drawing:
 
     Attributes:
         colormap: name of a matplotlib colour map.
-        limits: values of its two ends; None takes the smallest and largest of the label map.
+        limits: values at both ends of the scale; None takes the extremes of the label map.
     """
 
     colormap: str = "viridis"
@@ -63,19 +65,20 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Property:
-    """A property of an image.
+    """Record of a property of an image, such as depth.
 
     Attributes:
         name: key in ``labels`` of a study, and name of arrays: lowercase letters, digits and _.
-        title: name in text.
-        kind: ``mask``, a map that is cut at a threshold and scored as a region; ``scalar``, a map
-            of one value a pixel.
-        metrics: names of the metrics that score it (`ldmprobe_core.probing.metrics.METRICS`),
-            headline first.  A metric ``<name>_residual`` is the same with the training mean map
-            subtracted from label and prediction, so that position alone scores nothing.
-        map_format: checks of exact maps given as files.
+        title: name of the property in text.
+        kind: ``mask`` for a map that a threshold turns into a region, which is scored; ``scalar``
+            for a map with one number per pixel.
+        metrics: names of the metrics that score predictions
+            (`ldmprobe_core.probing.metrics.METRICS`); the first is the main one.  The metric
+            ``<name>_residual`` first subtracts the training mean map from label and prediction, so
+            that a prediction from position alone scores nothing.
+        map_format: rules for exact maps that are given as files.
         drawing: colour scale in figures.
-        intervention: defaults of edits; None if edits are not supported.
+        intervention: default settings of edits; None if edits are not supported.
     """
 
     name: str
@@ -88,27 +91,28 @@ class Property:
 
     @property
     def is_mask(self) -> bool:
-        """Whether labels are boolean masks, and predictions are cut at a threshold."""
+        """Whether labels are boolean masks, to which predictions are converted by a threshold."""
         return self.kind == "mask"
 
     @property
     def residual_metric(self) -> str | None:
-        """The residual form of the headline metric; None if the property has none."""
+        """Name of the residual form of the main metric; None if the property does not use it."""
         name = f"{self.metrics[0]}_residual"
         return name if name in self.metrics else None
 
 
 PROPERTIES: dict[str, Property] = {}
-"""Registered properties by name, in the order in which they are stored and shown."""
+"""Registered properties by name, in the order in which they are stored and displayed."""
 
 _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 
 
 def register_property(new: Property) -> Property:
-    """Add a property; studies may then name a labeler for it under ``labels``.
+    """Register a property; studies may then name a labeler for it under ``labels``.
 
     Raises:
-        ValueError: its name is taken, reserved or not a lowercase identifier, or it has no metrics.
+        ValueError: the name is taken, reserved or not a lowercase identifier, or the property has
+            no metrics.
     """
     if new.name in PROPERTIES or new.name in _RESERVED:
         raise ValueError(f"property {new.name!r}: the name is taken. Fix: choose another.")
@@ -123,7 +127,7 @@ def register_property(new: Property) -> Property:
 
 
 def property_of(name: str) -> Property:
-    """The record of a registered property.
+    """Return the record of a registered property.
 
     Raises:
         KeyError: no property of this name is registered.
@@ -137,7 +141,7 @@ def property_of(name: str) -> Property:
 
 
 def map_properties() -> tuple[str, ...]:
-    """Names of the properties that are maps and probed per pixel, in their order."""
+    """Names of the registered properties, all of which are maps, in the order of registration."""
     return tuple(PROPERTIES)
 
 

@@ -1,4 +1,4 @@
-"""Samples of a study: prompts, seeds and splits."""
+"""Samples of a study, each with its prompt or source image, seed and split."""
 
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ from ldmprobe_core.study.splits import SampleDraft, assign_splits
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a study: generated from a prompt, or a source image.
+    """One image of a study, which is generated from a prompt or is a source image.
 
     Attributes:
         index: position along the run's ``sample`` dimension.
+        prompt: text that conditions the denoiser.
+        seed: seed of the sample's noise.
         category: class that the prompt names; None if unknown.
+        split: ``train``, ``validation`` or ``test``.
         source_image: file name of the source image; None if the image is generated.
+        origin: file and line that give the prompt, such as ``a.csv, line 3``, for messages; not
+            stored in the run.
         source_digest: hash of the contents of the source image and its maps; None if the image is
             generated.
-        origin: where the prompt was read, for messages, such as ``a.csv, line 3``; not stored.
     """
 
     index: int
@@ -46,17 +50,17 @@ class Sample:
 
     @property
     def group(self) -> str:
-        """Prompt or source image; samples that share it are not independent."""
+        """Prompt, or source image; samples of one group are not independent of each other."""
         return self.source_image or self.prompt
 
 
 def resolve_inputs(study: Study) -> Study:
-    """Study with the number of samples and the content hash of its input files filled in.
+    """Read a study's input files, and return the study with their sample count and content hash.
 
-    The hash of the returned study depends on the files' contents and not on their paths.
+    The hash of the returned study depends on the contents of the files and not on their paths.
 
     Raises:
-        UserError: a mistake in the files, or files that changed since the study was resolved first.
+        UserError: a file is invalid, or has changed since the study was first resolved.
     """
     if study.images is not None:
         images = study.images.model_copy(
@@ -83,13 +87,13 @@ def resolve_inputs(study: Study) -> Study:
 
 
 def absolute_path(path: str, field: str) -> str:
-    """A path as absolute text, ``~`` resolved.
+    """Return a path as an absolute one, with ``~`` replaced by the home folder.
 
     Args:
-        field: key of the study that holds it, for messages.
+        field: key of the study that gives the path, for messages.
 
     Raises:
-        UserError: it begins with the name of a user whom this machine does not know.
+        UserError: the path begins with ``~name``, and this machine has no user of that name.
     """
     try:
         return str(Path(path).expanduser().absolute())
@@ -109,20 +113,21 @@ def _unchanged(field: str, before: str | None, now: str) -> str:
 
 
 def make_samples(study: Study) -> list[Sample]:
-    """Samples of a study in order; deterministic for a given study.
+    """Make the samples of a study, in the order of their indices; equal studies give equal lists.
 
-    All samples of a prompt are in one split.  Splits that files name are kept; if they name no
-    validation split, it is taken from the training prompts.  If only statistics of training samples
-    are kept, the stored samples come first.
+    All samples of a prompt are in one split.  Splits that are given in prompt files are used; if
+    none of them is validation, validation prompts are drawn from the training prompts.  If the run
+    keeps only statistics of training samples, held-out samples come first.
 
     Raises:
-        UserError: a mistake in the input files, or too few prompts for the splits.
+        UserError: an input file is invalid, or there are too few prompts for the splits.
     """
     drafts = _drafts_of_images(study.images) if study.images else _drafts(study.prompts)
     _require_storable_seeds(drafts, study)
     split_of = assign_splits(drafts, study)
     if study.capture.keep == "statistics":
-        drafts.sort(key=lambda draft: split_of[draft.group] == "train")  # a stable sort
+        # The sort is stable, so samples keep their order within both parts.
+        drafts.sort(key=lambda draft: split_of[draft.group] == "train")
     return [
         Sample(
             i, d.prompt, d.seed, d.category, split_of[d.group], d.source_image, d.origin,
@@ -170,7 +175,7 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
         pairs = list(object_prompts(count, prompts.seed))
     else:
         pairs = list(tabletop_prompts(count, prompts.seed))
-    # Seeds count up over all samples, so that a repeated prompt gets another seed each time.
+    # Each sample has another seed, so that a repeated prompt does not give the same image.
     return [
         SampleDraft(
             prompt,
@@ -185,7 +190,7 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
 
 
 def n_stored_samples(samples: list[Sample], study: Study) -> int:
-    """Number of samples that are stored, from the first."""
+    """Number of samples whose images are stored; they have the first indices."""
     if study.capture.keep != "statistics":
         return len(samples)
     return sum(sample.split != "train" for sample in samples)

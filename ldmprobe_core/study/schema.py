@@ -1,12 +1,12 @@
-"""Description of one experiment, a study.
+"""Description of one experiment, which is called a study.
 
-A `Study` is a frozen pydantic model read from YAML.  Its hash covers exactly the settings that
-affect the bytes of the result.  It leaves out where the study runs and on how many workers
-(`Execution`), and includes batch size and threads a worker, which affect the last bits of floating
+A `Study` is a frozen pydantic model that is read from YAML.  Its hash covers exactly the settings
+that affect the bytes of the result.  Settings of the workers (`Execution`) are therefore left out,
+but batch size and threads per worker are included, because they affect the last bits of floating
 point results.
 
-`sections.Section` refuses unknown keys and values of other types; `loading.sentence` words these
-refusals.  Rules that concern several sections are methods of `Study`.
+`sections.Section` refuses unknown keys and values of a wrong type, and `loading.sentence` turns
+these errors into messages.  Rules that concern several sections are validators of `Study`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from ldmprobe_core.study.sections import (
 _DEFAULTED = {"scheduler", "steps", "guidance"}
 
 LAYOUT_VERSION = 5
-"""Version in every hash; increased when the same study gives other bytes or another layout."""
+"""Version that is part of every hash, and grows when equal studies no longer give equal bytes."""
 
 
 def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Iterate over the strings in a study's content, each with the dotted name of its key."""
+    """Iterate over the strings in a study's content as pairs of dotted key and string."""
     if isinstance(content, str):
         yield name, content
     elif isinstance(content, dict):
@@ -76,7 +76,7 @@ class Study(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_model(cls, content: Any) -> Any:
-        """Fill in the sampling keys that are left out and for which the model has a default."""
+        """Fill in the model's own defaults for sampling keys that the study leaves out."""
         if not isinstance(content, dict):
             return content
         model, sampling = content.get("model", Model()), content.get("sampling", {})
@@ -172,25 +172,25 @@ class Study(Section):
 
     @property
     def count(self) -> int | None:
-        """Number of images; None before the input files are read."""
+        """Number of images; None if it is unknown because the input files are not read yet."""
         return self.prompts.count if self.images is None else self.images.samples
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of probes that are scored: ``probes.kinds``, then the control ``mlp``."""
+        """Kinds of probes that are scored: those in ``probes.kinds``, then the control ``mlp``."""
         control = self.controls.mlp and MLP.name not in self.probes.kinds
         return (*self.probes.kinds, *((MLP.name,) if control else ()))
 
     @property
     def linear_kinds(self) -> tuple[str, ...]:
-        """Kinds whose weights are stored and among which the best probe is chosen."""
+        """Kinds of linear probes; their weights are stored, and the best probe is one of them."""
         return tuple(kind for kind in self.probes.kinds if probe_kind(kind).linear)
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
-        """Conditions on the axis ``condition`` of scores: the probe itself, then controls.
+        """Conditions on the axis ``condition`` of stored scores: the probe itself, then controls.
 
-        Conditions with `always_stored` are included even if `controls.enabled` is False for them.
+        A condition with `always_stored` is on the axis even if the study has switched it off.
         """
         return tuple(
             condition
@@ -199,7 +199,7 @@ class Study(Section):
         )
 
     def assignments(self, network: str) -> tuple[str, ...]:
-        """Label assignments that a network's cells are probed under; true labels come first."""
+        """Names of the label assignments for probing a network; ``true`` comes first."""
         names = [
             condition.assignment
             for condition in self.conditions
@@ -209,25 +209,26 @@ class Study(Section):
 
     @property
     def hash(self) -> str:
-        """Hash of the settings that affect the result, 16 hex digits."""
-        # Paths do not affect the result: files are represented by their content hash.
+        """Hash of the settings that affect the bytes of the result, as 16 hex digits."""
+        # Paths do not affect the result; input files are represented by their content hash.
         elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
         content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
         if self.images is not None and not self.images.missing:
-            del content["images"]["missing"]  # studies without it keep the hash they had before
+            # The key is newer than the hash, and runs of studies without it must stay valid.
+            del content["images"]["missing"]
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     @property
     def run_name(self) -> str:
-        """Folder of the run: the study's name and its hash."""
+        """Name of the run's folder, made of the study's name and its hash."""
         return f"{self.name}-{self.hash[:10]}"
 
     def batches(self, stored: int) -> list[range]:
-        """Sample indices of each batch of the ``stored`` first samples; the last may be shorter."""
+        """Divide the first ``stored`` samples into batches of indices; the last may be shorter."""
         size = self.sampling.batch
         return [range(start, min(start + size, stored)) for start in range(0, stored, size)]
 
     def to_json(self) -> str:
-        """JSON of the whole study, defaults included."""
+        """JSON text of the study, with the values of all keys, including defaults."""
         return self.model_dump_json(by_alias=True, indent=2)

@@ -35,20 +35,20 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Base class of a study's sections: frozen, strict, unknown keys refused."""
+    """Base class of a study's sections, which are frozen, strict and refuse unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
-    """Latent diffusion model: ``tabletop`` (embedded), a diffusers folder, or a hub id.
+    """Latent diffusion model that is probed, and how it is loaded.
 
     Attributes:
-        source: ``tabletop``, path of a folder, or hub id.
+        source: ``tabletop`` for the embedded model, path of a diffusers folder, or hub id.
         revision: branch, tag or commit of a hub id.
-        dtype: of the denoiser and the text encoders; the VAE always computes in float32.
-        attention_slicing: compute attention in slices: less memory, a little slower.
-        cpu_offload: keep only the module that computes on the device; needs a GPU.
+        dtype: data type of the denoiser and the text encoders; the VAE always uses float32.
+        attention_slicing: compute attention in slices, which is slower but needs less memory.
+        cpu_offload: keep only the module in use on the GPU, and the others in main memory.
     """
 
     source: str = Field("tabletop", min_length=1)
@@ -59,19 +59,19 @@ class Model(Section):
 
 
 class Prompts(Section):
-    """Prompts of the images to generate: a built-in set, a list, or files.
+    """Prompts of the images to generate, from a built-in set, a list, or files.
 
     Attributes:
-        set: built-in set, used if neither `items` nor `files` is given.
+        set: name of a built-in set, used if neither `items` nor `files` is given.
         items: list of prompts.
         files: CSV files with columns prompt, seed and optionally split and class (docs/models.md);
-            one path, or a path for each of the splits train and test.
-        samples: number of images; None takes all of `items` or `files`, or 240 of a set.  `items`
-            repeat if there are fewer of them.
-        negative: negative prompt of classifier-free guidance, for every image.
+            either one path, or a path for each of the splits train and test.
+        samples: number of images; None takes all of `items` or `files`, or 240 of a set.  If there
+            are fewer `items` than samples, they are repeated.
+        negative: negative prompt of classifier-free guidance, used for every image.
         content_hash: hash of the files' contents, filled in when they are read.
-        seed: of the first image; each further image adds 1.  It also decides which captions of the
-            set are drawn, and how prompts are assigned to splits.
+        seed: seed of the first image, to which each further image adds 1.  It also seeds the choice
+            of prompts from the set, and the assignment of prompts to splits.
     """
 
     set: Literal["tabletop", "objects"] = "tabletop"
@@ -89,7 +89,7 @@ class Prompts(Section):
 
     @property
     def count(self) -> int | None:
-        """Number of images; None before the files are read."""
+        """Number of images; None if it is unknown because the files are not read yet."""
         if self.samples is not None or self.files is not None:
             return self.samples
         return len(self.items) if self.items is not None else 240
@@ -112,19 +112,18 @@ class Prompts(Section):
 
 
 class Images(Section):
-    """Source images of the user, with exact maps beside them, instead of generated images.
+    """Source images of the user, with optional exact maps, used instead of generated images.
 
-    ``a.png`` has its maps in ``a.foreground.*``, ``a.depth.*``, ``a.shading.*`` (PNG, TIFF, NPY,
-    EXR).
+    The maps of ``a.png`` are files beside it, named ``a.foreground.*``, ``a.depth.*`` and
+    ``a.shading.*`` (PNG, TIFF, NPY or EXR).
 
     Attributes:
-        folder: that holds the source images.
-        caption: prompt of the denoiser for every image.
-        samples: number of images, the first by name; None takes all.
-        seed: of the noise.
-        missing: property to the value that its maps have where nothing was measured, such as
-            ``{depth: 0}``.  NaN always stands for that.  These pixels are left out of fits and
-            scores.
+        folder: folder that holds the source images.
+        caption: prompt that is given to the denoiser with every image.
+        samples: number of images to take, in the order of their names; None takes all.
+        seed: seed of the first image's noise, to which each further image adds 1.
+        missing: by property, the value that marks unmeasured pixels in its maps, such as
+            ``{depth: 0}``; NaN always marks them too.  Fits and scores leave these pixels out.
         content_hash: hash of the files' contents, filled in when they are read.
     """
 
@@ -151,16 +150,16 @@ class Images(Section):
 class Sampling(Section):
     """Settings of the sampler.
 
-    A model folder may state other defaults of scheduler, steps and guidance than those below
-    (`ldmprobe_core.study.model_record`); `Study` fills them in.
+    The record of a model (`ldmprobe_core.study.model_record`) may replace the defaults of
+    scheduler, steps and guidance.
 
     Attributes:
-        scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), else any other;
-            `ldmprobe_core.models.schedulers` builds it from the model's config.
-        steps: number of sampler steps; some schedulers call the denoiser a few more times.
+        scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), and any other name
+            for other models; see `ldmprobe_core.models.schedulers`.
+        steps: number of sampler steps; some schedulers call the denoiser a few times more.
         guidance: scale of classifier-free guidance; 1 switches it off.
-        batch: number of images generated together, which are also written and resumed together.
-        threads: CPU threads a worker; workers x threads should equal the machine's cores.
+        batch: number of images that are generated together and stored as one unit of work.
+        threads: CPU threads per worker; workers x threads should equal the machine's cores.
     """
 
     scheduler: Literal["lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow"] = "lms"
@@ -174,11 +173,11 @@ class Capture(Section):
     """Layers whose activations are captured, and the form in which they are stored.
 
     Attributes:
-        layers: globs over module names, or presets: self-attention, cross-attention, resnets,
-            blocks, and vae (the decoder's middle attention, the paper's control).
-        keep: ``activations``; ``statistics``, which stores activations of held-out samples, and of
-            training samples only sums, whose size does not grow with their number; or ``both``.
-        accumulators: number of accumulators of statistics, and of workers that can share the work.
+        layers: glob patterns for module names, or presets: self-attention, cross-attention,
+            resnets, blocks, and vae (middle attention of the VAE's decoder, the paper's control).
+        keep: ``activations`` of all samples; ``statistics``, which stores only sums for training
+            samples, whose size is independent of their number; or ``both``.
+        accumulators: number of partial sums, and so of workers that can compute them in parallel.
     """
 
     layers: tuple[str, ...] = Field(("self-attention",), strict=False, min_length=1)
@@ -187,9 +186,9 @@ class Capture(Section):
 
 
 class LabelerSpec(Section):
-    """Labeler by name, with its weights: a folder, a file or a hub id.
+    """Name of a labeler, and its weights: a folder, a file or a hub id.
 
-    In YAML the name alone may stand for the mapping.
+    In YAML, a labeler may be given by its name alone instead of a mapping.
     """
 
     name: str
@@ -206,9 +205,9 @@ _TABLETOP = LabelerSpec(name="tabletop")
 
 
 def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> Any:
-    """Refuse keys that are neither fields nor registered names; drop extra keys set to null.
+    """Refuse keys that are neither fields nor registered names; drop registered keys set to null.
 
-    A null extra key means the same as an absent one, so both give the study the same hash.
+    A null key means the same as an absent one, so both must give the study the same hash.
     """
     if not isinstance(content, dict):
         return content
@@ -221,9 +220,9 @@ def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> 
 
 
 class Labels(Section):
-    """Labelers by property; None leaves the property out.
+    """Labeler of each property; a property whose labeler is None is not probed.
 
-    Every registered map property is also a key, and off by default.
+    Every other registered property is also a key, with None as its default.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -234,17 +233,17 @@ class Labels(Section):
     shading: _Reader = _TABLETOP
     classes: _Reader = Field(_TABLETOP, alias="class")
     threshold: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.5
-    """Value of a labeler's map above which a pixel is foreground."""
+    """Threshold for a labeler's foreground map, above which a pixel is foreground."""
 
     def labeler(self, prop: str) -> LabelerSpec | None:
-        """The labeler of a map property or of ``class``; None if the property is left out."""
+        """Labeler of a map property or of ``class``; None if the property is left out."""
         if prop == CLASS:
             return self.classes
         return (self.__dict__ | (self.model_extra or {})).get(prop)
 
     @property
     def maps(self) -> tuple[str, ...]:
-        """Names of the map properties that are probed, in the order of their registry."""
+        """Names of the properties that are probed, in the order of registration."""
         return tuple(prop for prop in map_properties() if self.labeler(prop) is not None)
 
     @model_validator(mode="before")
@@ -265,11 +264,11 @@ class Labels(Section):
 
 
 class Split(Section):
-    """Shares of the prompts that are used to train, choose and score probes; they add up to 1.
+    """Shares of the prompts for training, choosing and scoring probes; they add up to 1.
 
     Attributes:
-        heldout: approximate number of samples to hold out, divided in the proportion of
-            ``validation`` and ``test``; all others train.  None uses the three shares.
+        heldout: approximate number of samples to hold out; ``validation`` and ``test`` give the
+            proportion in which they are divided.  None divides all samples by the three shares.
     """
 
     train: Annotated[float, Field(gt=0, lt=1)] = 0.45
@@ -289,10 +288,10 @@ class Probes(Section):
     """Probes that are trained in each cell.
 
     Attributes:
-        kinds: names of registered kinds: ``ridge`` (all properties), ``logistic`` (masks),
-            ``adam`` (the paper's protocol, all properties; slow).  At least one is linear.
-        penalties: candidate L2 penalties, in units of the layer's mean channel variance; the best
-            on the validation split is chosen.
+        kinds: names of registered kinds, at least one of them linear: ``ridge`` (all properties),
+            ``logistic`` (masks), ``adam`` (the paper's protocol for all properties, slow).
+        penalties: L2 penalties to choose from by the score on the validation split, in units of
+            the layer's mean channel variance.
     """
 
     kinds: tuple[str, ...] = Field(("ridge", "logistic"), strict=False, min_length=1)
@@ -316,15 +315,15 @@ class Probes(Section):
 
 
 class Controls(Section):
-    """Controls, by switch; the control by position alone is always computed.
+    """Switches of the controls; the control that predicts from position alone is always on.
 
-    Every registered condition is also a key, and off by default.
+    Every other registered condition is also a key, and off by default.
 
     Attributes:
-        latents: probe the denoiser's input, the noisy latents, at each step.
-        mlp: fit a probe with one hidden layer in each cell (slow).
-        shuffled_labels: train on labels assigned to other training images.
-        permuted_weights: probe a denoiser with every weight tensor permuted, on the same latents.
+        latents: probe the noisy latents, the denoiser's input, at each step.
+        mlp: fit a probe with one hidden layer in each cell, which is slow.
+        shuffled_labels: train probes on the labels of other training images.
+        permuted_weights: probe a denoiser with permuted weight tensors, on the same latents.
     """
 
     shuffled_labels: bool = True
@@ -341,34 +340,34 @@ class Controls(Section):
         return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE_CONDITION])
 
     def enabled(self, condition: str) -> bool:
-        """Whether cells are scored under a condition; the probe itself always is."""
+        """Whether the study scores cells under a condition; always True for the probe itself."""
         if condition == PROBE_CONDITION:
             return True
         return bool((self.__dict__ | (self.model_extra or {})).get(condition))
 
 
 class BootstrapSettings(Section):
-    """Settings of the bootstrap over held-out samples: number of resamples, confidence level."""
+    """Number of resamples and confidence level of the bootstrap over held-out samples."""
 
     resamples: Annotated[int, Field(ge=100)] = 1000
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
 class Execution(Section):
-    """Settings of the workers that carry a study out; not part of its hash.
+    """Settings of the workers that carry out a study, which are not part of its hash.
 
-    The number of workers does not affect the result's bytes; another device or machine type affects
-    the last bits.
+    The number of workers does not affect the bytes of the result, but the type of device or machine
+    may change the last bits.
 
     Attributes:
-        runner: ``local``, threads of the flow's process; or ``dask``, worker processes.
+        runner: ``local`` for threads in the flow's process, ``dask`` for worker processes.
         workers: number of workers; ignored if `address` is given.
-        address: of a running Dask scheduler.
-        cluster: YAML file of a dask-kubernetes DaskCluster, created for the run.  With neither,
-            Dask workers are processes of this machine.
-        gpus_per_worker: 1 sends generation and labeling to Dask workers that declare a GPU, and
-            gives one to each local worker; 0 uses none.
-        device: ``auto`` takes CUDA, then MPS, then the CPU.
+        address: address of a running Dask scheduler.  Without `address` and `cluster`, Dask workers
+            are processes on this machine.
+        cluster: YAML file of a dask-kubernetes DaskCluster that is created for the run.
+        gpus_per_worker: 1 runs generation and labeling on Dask workers that declare a GPU, and
+            gives each worker on this machine one GPU; 0 uses no GPUs.
+        device: device to compute on; ``auto`` takes CUDA if available, else MPS, else the CPU.
     """
 
     runner: Literal["local", "dask"] = "local"
@@ -389,10 +388,10 @@ class Execution(Section):
 
     @property
     def wanted_device(self) -> str:
-        """Device to compute on: ``cuda`` if workers have GPUs and ``device`` is ``auto``."""
+        """Device to ask for: ``device``, or ``cuda`` if that is ``auto`` and workers have GPUs."""
         return "cuda" if self.device == "auto" and self.gpus_per_worker else self.device
 
     @property
     def elsewhere(self) -> bool:
-        """Whether other machines may compute, so that this one's devices are irrelevant."""
+        """Whether workers may be on other machines, whose devices cannot be checked here."""
         return bool(self.address or self.cluster)

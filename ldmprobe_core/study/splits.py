@@ -13,24 +13,27 @@ from ldmprobe_core.study.schema import Study
 
 @dataclass(frozen=True)
 class SampleDraft:
-    """Sample before its split is known; see `Sample`."""
+    """Sample whose split is not assigned yet; the fields are those of `Sample`."""
 
     prompt: str
     seed: int
     category: str | None
     split: str | None
     group: str
-    """Prompt or source image, all of whose samples go into one split."""
+    """Prompt or source image; all samples of a group are assigned to the same split."""
     source_image: str | None = None
     origin: str = ""
     source_digest: str | None = None
 
 
 def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
-    """Split of every group: the given one, or one drawn at random; no split is empty.
+    """Assign a split to every group: the one that a prompt file gives, or one drawn at random.
+
+    Returns:
+        split by group; every split has at least one group.
 
     Raises:
-        UserError: the files name splits and leave one empty, or no prompt is left to train on.
+        UserError: no group is in one of the splits, or no group remains to train on.
     """
     split = study.probes.split
     given = {draft.group: draft.split for draft in drafts}
@@ -42,7 +45,8 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
             f"probes.split.heldout is {split.heldout}, and prompts.files name splits. Fix: leave "
             "one of them out"
         )
-    if assigned:  # the files name splits; only validation may be absent, and is drawn from train
+    # If prompt files give splits without validation, it is drawn from the training prompts.
+    if assigned:
         unsplit = "validation" not in assigned.values()
         loose = sorted(g for g, name in assigned.items() if name == "train") if unsplit else []
         names_to_draw = ["train", "validation"]
@@ -68,7 +72,7 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
 
 
 def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> int:
-    """Number of groups, in order, that hold at least this number of samples; at least two."""
+    """Number of groups, from the first, that together hold ``samples`` samples; at least two."""
     count = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
     count = max(count, 2)
     if count >= len(groups):
@@ -80,7 +84,7 @@ def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> i
 
 
 def _apportion(count: int, shares: dict[str, float]) -> list[str]:
-    """Split names for a number of groups, in proportion; each name at least once if possible."""
+    """List split names in proportion to their shares; each occurs at least once if possible."""
     total, names, remaining = sum(shares.values()), list(shares), count
     apportioned: list[str] = []
     for i, name in enumerate(names):

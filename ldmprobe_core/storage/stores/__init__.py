@@ -1,1 +1,1 @@
-"""Zarr stores of a run: object store client, checksums, cached metadata."""
+"""Zarr stores of a run, with an object store client, checksums and cached metadata."""

@@ -1,7 +1,7 @@
 """Zarr store wrapper that verifies each chunk's CRC-32C on read.
 
-Every chunk of a run ends with a CRC-32C (`ldmprobe_core.storage.group_builder`), so that reading
-data that a disk or a network changed raises an error that names the chunk.
+Every chunk of a run ends with a CRC-32C, which `ldmprobe_core.storage.group_builder` configures.
+If a disk or a network has changed a chunk, reading it raises an error that names the chunk.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ldmprobe_core.storage.stores.metadata_cache import documents, invalidate_no
 _CRC_BYTES = 4
 
 _OLDER = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
-"""Keys of Zarr v2, which no run has: Zarr's look-ups get no request."""
+"""Names of metadata files of Zarr v2.  No run has them, so look-ups of them send no request."""
 
 
 class CorruptChunkError(RunError):
-    """Chunk or metadata of a run that is missing, or whose content is not what was written.
+    """Error for a chunk or metadata of a run that is missing or has changed since it was written.
 
     Attributes:
         key: path in the run, such as ``images/image/c/0/0/0/0`` or ``images/image/zarr.json``.
@@ -34,7 +34,8 @@ class CorruptChunkError(RunError):
     """
 
     def __init__(self, url: str, key: str, reason: str) -> None:
-        super().__init__(url, key, reason)  # all arguments, so that the error can be unpickled
+        # Unpickling calls the class with these arguments.
+        super().__init__(url, key, reason)
         self.url, self.key, self.reason = url, key, reason
 
     def __str__(self) -> str:
@@ -45,29 +46,30 @@ class CorruptChunkError(RunError):
 
     @property
     def is_metadata(self) -> bool:
-        """Whether it is the zarr.json of a group or array, not a chunk."""
+        """Whether the key is the zarr.json of a group or array, and not a chunk."""
         return self.key.endswith("/zarr.json")
 
     @property
     def array(self) -> str:
-        """Path of the array or, for metadata, of the array or group."""
+        """Path of the array that the chunk belongs to, or of the array or group of the metadata."""
         return self.key.removesuffix("/zarr.json").partition("/c/")[0]
 
     @property
     def chunk_index(self) -> tuple[int, ...]:
-        """Index in the array's grid of chunks."""
+        """Position of the chunk in the array's chunk grid."""
         return tuple(int(i) for i in self.key.partition("/c/")[2].split("/"))
 
 
 class ChecksumStore(WrapperStore[Store]):
-    """Zarr store of a run that raises on corrupt chunks.
+    """Zarr store of a run that raises an error for corrupt chunks.
 
     Args:
-        url: of the run, for messages.
-        require_complete: raise on a missing chunk too, instead of returning the fill value.
-        record: notes the chunks that are written.
-        recorded: key to checksum of chunks as they were written; a chunk that was copied from
-            another key differs.
+        store: Zarr store that holds the data.
+        url: URL of the run, for messages.
+        require_complete: True also raises for a missing chunk, which otherwise reads as the fill
+            value.
+        record: record to which the checksum of each written chunk is added; None adds none.
+        recorded: expected checksums by key, which reveal a chunk that was copied from another key.
     """
 
     def __init__(
@@ -88,10 +90,11 @@ class ChecksumStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read a value; the checksum is verified if it is a whole chunk.
+        """Read a value, and verify the checksum of a chunk that is read in full.
 
         Raises:
-            CorruptChunkError: the checksum is wrong, or the chunk is missing and must exist.
+            CorruptChunkError: the checksum is wrong, or a chunk is missing and
+                ``require_complete`` is True.
         """
         if key.endswith("/zarr.json"):
             return await self._document(key, prototype)
@@ -109,11 +112,12 @@ class ChecksumStore(WrapperStore[Store]):
         if google_crc32c.value(data[:-_CRC_BYTES]).to_bytes(_CRC_BYTES, "little") != checksum:
             raise CorruptChunkError(self.url, key, "changed")
         if self._recorded.get(key, checksum) != checksum:
-            raise CorruptChunkError(self.url, key, "changed")  # another chunk's bytes
+            # The bytes are intact, but they are those of another chunk.
+            raise CorruptChunkError(self.url, key, "changed")
         return value
 
     async def _document(self, key: str, prototype: BufferPrototype) -> Buffer | None:
-        """Metadata of a group or an array, requested once a process."""
+        """Read the metadata of a group or an array, which each process requests only once."""
         known = documents.setdefault(self.url, {})
         if key not in known:
             document = await self._store.get(key, prototype)
@@ -123,7 +127,7 @@ class ChecksumStore(WrapperStore[Store]):
         return known[key]
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a value; cached metadata of its node is dropped.
+        """Write a value; if it is metadata, drop the cached copy.
 
         Raises:
             UserError: the disk is full, or read-only.
@@ -143,13 +147,13 @@ class ChecksumStore(WrapperStore[Store]):
             await self._store.delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
-        """Remove everything below a prefix."""
+        """Remove all keys below a prefix, and the cached metadata of that node."""
         invalidate_node(self.url, prefix.strip("/"))
         with explained_failures(self.url):
             await self._store.delete_dir(prefix)
 
     async def exists(self, key: str) -> bool:
-        """Whether a key exists; keys of Zarr v2 never do."""
+        """Whether a key exists; always False for metadata files of Zarr v2."""
         if key.rpartition("/")[2] in _OLDER:
             return False
         return key in documents.get(self.url, {}) or await self._store.exists(key)
@@ -160,7 +164,10 @@ class ChecksumStore(WrapperStore[Store]):
         return not known and await self._store.is_empty(prefix)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """List the names in a group; cached, since only ``interventions`` gets new members."""
+        """List the names in a group.
+
+        The list is cached, except for the root and ``interventions``, which get new members.
+        """
         known, group = members.setdefault(self.url, {}), prefix.strip("/")
         if group not in known:
             names = tuple([name async for name in self._store.list_dir(prefix)])

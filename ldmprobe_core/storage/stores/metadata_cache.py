@@ -1,4 +1,4 @@
-"""Per-process cache of a run's metadata, by the run's URL."""
+"""Cache of the metadata of runs in this process, by the URL of the run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from zarr.core.buffer import Buffer
 documents: dict[str, dict[str, Buffer]] = {}
 members: dict[str, dict[str, tuple[str, ...]]] = {}
 _facts: dict[str, dict[str, Any]] = {}
-"""Metadata that is constant after a run is created, by the run's URL.
+"""Facts about a run that stay the same after it is created, by URL and by name of the fact.
 
-It is requested once a process, which saves nine of ten requests to an object store.  The root's
-attributes and all data are not cached.
+With `documents` and `members`, this saves nine of ten requests to an object store.  The root's
+attributes and the data of arrays are not cached.
 """
 
 
 def invalidate_node(url: str, node: str) -> None:
-    """Drop the cached metadata of a node and its descendants, and its parent's list of members."""
+    """Drop the cached metadata of a node, its descendants, and its parent's list of members."""
     cached, listed = documents.get(url, {}), members.get(url, {})
     for key in [key for key in cached if key.startswith(f"{node}/")]:
         del cached[key]
@@ -28,13 +28,13 @@ def invalidate_node(url: str, node: str) -> None:
 
 
 def invalidate_cache(url: str) -> None:
-    """Drop all cached metadata of a URL, because a run is created there."""
+    """Drop all cached metadata of a URL; call this when a run is created there."""
     for known in (documents, members, _facts):
         known.pop(url, None)
 
 
 def cached_fact(url: str, fact: str, find: Callable[[], Any]) -> Any:
-    """Cached constant of a run, such as its layers; ``find`` is called once a process."""
+    """Return a constant of a run, such as its layers; ``find`` computes it on the first call."""
     facts = _facts.setdefault(url, {})
     if fact not in facts:
         facts[fact] = find()

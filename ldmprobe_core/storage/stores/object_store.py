@@ -1,8 +1,8 @@
 """Client of an object store for the chunks of Zarr arrays.
 
-`obstore` (Python bindings of the Rust crate object_store) transfers chunks; other files go through
-s3fs (`ldmprobe_core.storage.filesystem`).  ``LDMPROBE_CHUNKS=s3fs`` sends chunks through s3fs too,
-for an object store that obstore does not support.
+Chunks are transferred by `obstore`, Python bindings of the Rust crate object_store, and other files
+by s3fs (`ldmprobe_core.storage.filesystem`).  For an object store that obstore does not support,
+the environment variable ``LDMPROBE_CHUNKS=s3fs`` selects s3fs for chunks too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ CLIENT = "LDMPROBE_CHUNKS"
 T = TypeVar("T")
 
 RETRIES: Any = {
-    # As `filesystem` does for s3fs: exponential backoff with jitter, then the unit of work fails.
+    # Like s3fs in `filesystem`, the client retries with exponential backoff and jitter.  After the
+    # last attempt the unit of work fails.
     "max_retries": 5,
     "retry_timeout": timedelta(minutes=1),
     "backoff": {
@@ -39,11 +40,11 @@ RETRIES: Any = {
         "base": 2,
     },
 }
-"""Retries of one request by the client."""
+"""Settings for how often and how long obstore retries one request."""
 
 
 def require_asserts() -> None:
-    """Refuse ``python -O``: Zarr reads its metadata within assert statements.
+    """Refuse to run under ``python -O``, because Zarr reads its metadata in assert statements.
 
     Raises:
         UserError: Python runs without assert statements.
@@ -76,19 +77,19 @@ def open_store(url: str) -> Store:
 
 
 class Bucket(ObjectStore[S3Store]):
-    """obstore's Zarr store with further retries, which raises OSErrors as other stores do.
+    """Zarr store of obstore with additional retries, which raises OSErrors as other stores do.
 
-    obstore retries a request that fails, but not a response that is cut off; this class does.
+    obstore retries a request that fails, but not one whose response is cut off; this class does.
 
     Raises, from every method:
         PermissionError: the credentials are refused.
-        OSError: the object store failed at every retry.
+        OSError: the request failed at every attempt.
     """
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read a value or a byte range of it; None if the key does not exist."""
+        """Read a value or a byte range of a value; None if the key does not exist."""
         return await _with_retries(lambda: super(Bucket, self).get(key, prototype, byte_range))
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -114,7 +115,7 @@ class Bucket(ObjectStore[S3Store]):
 
 
 async def _with_retries(ask: Callable[[], Awaitable[T]]) -> T:
-    """Await a request, retry it if it fails, and convert the last failure to an OSError."""
+    """Await a request, retry it if it fails, and turn the last failure into an OSError."""
     for wait in (*_WAITS, None):
         try:
             return await ask()
@@ -135,7 +136,7 @@ def _line(error: BaseError) -> str:
 
 
 def _identity() -> tuple[str | None, ...]:
-    """Values of the environment variables that select a client: part of its cache key."""
+    """Values of the environment variables that affect a client, for the key of the client cache."""
     names = ("ENDPOINT_URL", "ENDPOINT_URL_S3", "PROFILE", "ACCESS_KEY_ID", *_REGION)
     return tuple(os.environ.get(f"AWS_{name}") for name in names)
 
@@ -147,7 +148,8 @@ _REGION = ("REGION", "DEFAULT_REGION")
 def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
     session = botocore.session.get_session()
     credentials = _Credentials(session)
-    # Endpoint and region as AWS's own client finds them: environment, profile, services section.
+    # botocore finds endpoint and region in all places that AWS documents: the environment, the
+    # profile, and the section `services` of the config file.
     meta = session.create_client("s3", region_name=os.environ.get("AWS_REGION")).meta
     region = meta.region_name if meta.region_name not in (None, "aws-global") else "us-east-1"
     endpoint = None if ".amazonaws.com" in meta.endpoint_url else meta.endpoint_url
@@ -167,7 +169,7 @@ def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
 
 
 class _Credentials:
-    """Credential provider that follows AWS's order (environment, profile, role) and refreshes."""
+    """Credential provider that lets botocore find credentials and refresh them."""
 
     def __init__(self, session: botocore.session.Session) -> None:
         credentials = session.get_credentials()

@@ -1,1 +1,1 @@
-"""Readers of a user's files: YAML, prompt lists, pictures and maps."""
+"""Readers of a user's files: YAML, prompt files, source images and maps."""

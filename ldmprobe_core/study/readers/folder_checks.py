@@ -1,4 +1,4 @@
-"""Checks of a folder of source images and maps, by decoding every file before a run begins."""
+"""Checks of a folder of source images and maps, which decode every file before a run begins."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, load_map
 from ldmprobe_core.study.sections import Images
 
 _MAX_NAMED = 5
-"""Most files that one message lists."""
+"""Largest number of files that one message lists."""
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
 class FolderCheck:
-    """Findings about a folder in which every file can be read.
+    """Result of checking a folder in which every file is usable.
 
     Attributes:
-        notes: warnings that do not prevent a run, a sentence each.
-        missing: property to the share of its maps' pixels that were not measured, over all source
-            images at the model's size.
+        notes: warnings about problems that do not prevent a run.
+        missing: by property, the share of pixels that were not measured, over the maps of all
+            source images at the model's image size.
     """
 
     notes: tuple[str, ...]
@@ -46,10 +46,10 @@ class FolderCheck:
 
 
 class _Problems:
-    """Problems of several files, which are told together.
+    """Collection of the problems of several files, which are reported in one error.
 
     Attributes:
-        files: name of the source image to the first problem with it or its maps.
+        files: by name of a source image, the first problem with it or its maps.
     """
 
     def __init__(self) -> None:
@@ -57,14 +57,14 @@ class _Problems:
 
     @contextmanager
     def noted(self, name: str) -> Iterator[None]:
-        """Note a `UserError` of the block under a file's name instead of raising it."""
+        """Record a `UserError` of the block under the name of a file instead of raising it."""
         try:
             yield
         except UserError as error:
             self.files.setdefault(name, str(error))
 
     def require_none(self) -> None:
-        """Raise `UserError` with the first problem, and the names of other images with problems."""
+        """Raise a `UserError` with the first problem and the names of other images, if any."""
         if self.files:
             first, *others = self.files
             more = f". Other images with problems: {_listed(others)}" if others else ""
@@ -82,15 +82,16 @@ class _MapFacts:
 def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> FolderCheck:
     """Decode every source image and map, and compare the maps of each property.
 
-    Files that were decoded before in this process are recognised by their content.
+    Results are cached in this process by the contents of the files.
 
     Args:
+        images: section of the study that names the folder.
         names: file names of the source images.
         size: height and width of the model's images in pixels.
 
     Raises:
-        UserError: files that cannot be read, do not fit, or have different units; the first is
-            described, and the others are named.
+        UserError: files cannot be read, do not fit their source image, or have different units.
+            The message explains the first problem and names the other files.
     """
     folder = Path(images.folder).expanduser()
     notes = _check_names(folder)
@@ -124,14 +125,17 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
 def _check_properties(
     images: Images, facts: dict[str, dict[str, _MapFacts]]
 ) -> tuple[dict[str, float], list[str]]:
-    """Share of pixels that were not measured, by property, and notes about the maps.
+    """Compare the maps of each property with each other.
 
     Args:
-        facts: by property and file name.
+        facts: facts about each map, by property and file name.
+
+    Returns:
+        the share of pixels that were not measured, by property, and notes about the maps.
 
     Raises:
-        UserError: maps of one property differ in kind, or values are stated of maps that are not
-            there.
+        UserError: the maps of a property differ in kind, or ``images.missing`` has a property
+            without maps.
     """
     folder = Path(images.folder).expanduser()
     missing: dict[str, float] = {}
@@ -151,10 +155,10 @@ def _check_properties(
 
 
 def _check_names(folder: Path) -> list[str]:
-    """Notes about files that are not read.
+    """Return notes about files that are not read.
 
     Raises:
-        UserError: a file has the name of a map and the suffix of another format.
+        UserError: a file is named like a map, but has the suffix of a format that maps cannot have.
     """
     files = files_in(folder)
     stems = {path.stem for path in files if is_picture(path)}
@@ -185,7 +189,7 @@ def _check_names(folder: Path) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> bytes:
-    """SHA-256 of the pixels at the model's size, by which equal images are recognised."""
+    """Check an image, and return the SHA-256 of its pixels at the model's image size."""
     pixels = read_image(path, size)
     if (pixels == pixels[0, 0]).all():
         raise UserError(
@@ -196,10 +200,11 @@ def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> bytes:
 
 
 def _require_new(path: Path, pixels: bytes, names: dict[bytes, str]) -> None:
-    """Refuse an image that another file holds already: one may be trained on and one tested on.
+    """Refuse an image that equals an earlier one, since one could be in train and one in test.
 
     Args:
-        names: hash of pixels to file name, of the images before; this one is added.
+        pixels: hash of the image's pixels.
+        names: file names of the earlier images by hash, to which this image is added.
 
     Raises:
         UserError: another file has the same pixels.
@@ -232,11 +237,11 @@ def _check_map(
 
 
 def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None:
-    """Refuse maps of one property whose numbers mean different things, or nothing.
+    """Refuse maps of one property that have different units, or that are all constant.
 
     Raises:
-        UserError: masks with different levels, scalar maps of different number types, or only maps
-            with one value throughout.
+        UserError: masks have different levels, scalar maps have different number types, or every
+            map has the same value in all pixels.
     """
     if all(one.constant for one in facts.values()):
         raise UserError(

@@ -12,38 +12,39 @@ from PIL import Image, ImageOps
 from ldmprobe_core.errors import UserError
 
 BACKGROUND = (255, 255, 255)
-"""Colour behind transparent pixels, as a browser shows them; their own RGB values are arbitrary."""
+"""Colour behind transparent pixels, as in a browser, since their RGB values are arbitrary."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
-"""Formats that are decoded, independent of a file's suffix; JPEG includes MPO."""
+"""Formats that are decoded, whatever the suffix of the file; JPEG includes MPO."""
 
 MAX_PIXELS = 80_000_000
-"""Largest image that is decoded; a small file can claim far more (a decompression bomb)."""
+"""Largest image that is decoded, so that a small file cannot fill the memory."""
 
 _DIRECT = {"RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB"}
 """Modes that Pillow converts to RGB correctly if the image has no transparency."""
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Read an image file as 8-bit RGB, rotated as its EXIF orientation says.
+    """Read an image file as 8-bit RGB, rotated by its EXIF orientation.
 
-    16-bit grey is scaled to 8 bits; transparent pixels are composed on white (`BACKGROUND`).
+    16-bit grey is scaled to 8 bits, and transparent images are composed on white (`BACKGROUND`).
 
     Raises:
-        UserError: the file is not an image, incomplete, an animation, or of a mode without a
-            defined range.
+        UserError: the file is not an image, is incomplete or an animation, or has a mode whose
+            range of brightness is undefined.
     """
     with _opened(path) as image:
         require_readable_size(path, *image.size)
         frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # of a camera's MPO the first is the picture
+        # The first frame of an MPO file, which cameras write, is the photograph.
+        if frames > 1 and image.format != "MPO":
             raise UserError(f"{path}: an animation of {frames} frames. Fix: save one frame")
         image.load()
         return _to_rgb(path, ImageOps.exif_transpose(image))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image in pixels, rotated as its EXIF orientation says.
+    """Width and height in pixels of an image after rotation by its EXIF orientation.
 
     Raises:
         UserError: the file is not an image.
@@ -54,7 +55,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; errors of decoders inside the block become a `UserError`."""
+    """Open an image, and turn errors of decoders inside the block into a `UserError`."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             yield image
@@ -62,7 +63,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         raise too_large(path) from None
-    except Exception as error:  # decoders raise anything for broken files, even SyntaxError
+    except Exception as error:  # Decoders raise many types for broken files, even SyntaxError.
         raise UserError(
             f"{path}: not a complete image ({describe_content(path)}; {type(error).__name__}). "
             "Fix: save it again, or remove it"
@@ -76,7 +77,7 @@ def require_readable_size(path: Path, width: int, height: int) -> None:
 
 
 def too_large(path: Path, size: str = "its") -> UserError:
-    """Error for an image of more than `MAX_PIXELS` pixels."""
+    """Build the error for an image of more than `MAX_PIXELS` pixels."""
     return UserError(
         f"{path}: {size} pixels are more than {MAX_PIXELS // 1_000_000} million. Fix: scale it "
         "down, or remove it"
@@ -101,7 +102,7 @@ _SIGNATURES = {
 
 
 def describe_content(path: Path) -> str:
-    """Kind of a file by its first bytes, with its size, such as ``JPEG, 1234 bytes``."""
+    """Describe a file by its format, from its first bytes, and size: ``JPEG, 1234 bytes``."""
     try:
         with path.open("rb") as file:
             start = file.read(32)

@@ -1,9 +1,9 @@
-"""A user's source images, with exact maps beside them.
+"""Reader of a user's folder of source images, which may have exact maps beside them.
 
 ``lemon.png`` is a source image; ``lemon.depth.npy``, ``lemon.foreground.png`` and
-``lemon.shading.exr`` are its maps.  Depth may be in any unit, larger is farther; foreground has the
-levels 0 and one other; shading is at least 0.  NaN, and the values in ``images.missing``, are
-pixels that were not measured.
+``lemon.shading.exr`` are its maps.  Depth may have any unit, and increases with distance.  A
+foreground map holds 0 and one other number.  Shading is at least 0.  NaN, and the values in
+``images.missing``, mark pixels that were not measured.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def list_images(folder: str, field: str = "photographs") -> list[str]:
-    """File names of the images in a folder, sorted, without the maps beside them.
+    """List the file names of the images in a folder, sorted, without those of their maps.
 
     Args:
+        folder: path of the folder.
         field: name of the setting that gives the folder, for messages.
 
     Raises:
-        UserError: the folder does not exist, has no image, or has two that would share their maps.
+        UserError: the folder does not exist, has no images, or has two images that differ only in
+            their suffix and would share their maps.
     """
     path_of_folder = Path(folder).expanduser()
     if not path_of_folder.is_dir():
@@ -54,7 +56,7 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Visible files of a folder and broken links, which are files that are gone, sorted by name.
+    """List the visible files of a folder by name, with broken links, so that these are reported.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -74,18 +76,18 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's name is that of an image and not of a map."""
+    """Whether a file is an image and not a map, judged by its name."""
     return path.suffix.lower() in _PICTURES and map_property(path) is None
 
 
 def map_property(path: Path) -> str | None:
-    """Property in a map's file name, such as ``depth`` in ``a.depth.png``; None if it has none."""
+    """Property in the file name of a map, such as ``depth`` in ``a.depth.png``; None if no map."""
     prop = Path(path.stem).suffix[1:].lower()
     return prop if prop in map_properties() else None
 
 
 def image_names(images: Images) -> list[str]:
-    """File names of a study's source images, in order.
+    """List the file names of a study's source images, in the order of its samples.
 
     Raises:
         UserError: the folder does not exist or has too few images.
@@ -101,7 +103,7 @@ def image_names(images: Images) -> list[str]:
 
 
 def images_hash(images: Images, names: list[str]) -> str:
-    """Hash of the contents of the source images and all their maps; 16 hex digits.
+    """Hash of the names and contents of source images and their maps, as 16 hex digits.
 
     Raises:
         UserError: a file cannot be read.
@@ -114,7 +116,7 @@ def images_hash(images: Images, names: list[str]) -> str:
 
 
 def source_digest(folder: Path, name: str) -> str:
-    """Hash of the contents of one source image and its maps; 16 hex digits.
+    """Hash of the names and contents of one source image and its maps, as 16 hex digits.
 
     Raises:
         UserError: a file cannot be read.
@@ -147,10 +149,10 @@ def file_digest(path: Path) -> bytes:
 
 
 def map_path(folder: Path, picture: str, prop: str) -> Path | None:
-    """Path of a source image's exact map of a property; None if it has none.
+    """Find a source image's exact map of a property; None if it has none.
 
     Raises:
-        UserError: it has several, in different formats.
+        UserError: the image has several such maps, in different formats.
     """
     stem = Path(picture).stem
     paths = [folder / f"{stem}.{prop}{suffix}" for suffix in MAP_SUFFIXES]
@@ -163,10 +165,10 @@ def map_path(folder: Path, picture: str, prop: str) -> Path | None:
 
 
 def exact_map_properties(images: Images, names: list[str]) -> tuple[str, ...]:
-    """Properties of which every source image has an exact map.
+    """Names of the properties for which every source image has an exact map.
 
     Raises:
-        UserError: only some of the images have a map of a property.
+        UserError: some images have a map of a property, and others have not.
     """
     folder = Path(images.folder).expanduser()
     present = []
@@ -205,17 +207,17 @@ def read_map(
     picture: Path | None = None,
     missing: float | None = None,
 ) -> np.ndarray:
-    """Read a map as (y, x) float32, cropped and resized as its source image is.
+    """Read a map as (y, x) float32, cropped and resized in the same way as its source image.
 
-    The property's `MapFormat` decides limits and resampling.
+    The property's `MapFormat` gives the allowed values and the resampling method.
 
     Args:
         size: height and width in pixels.
-        picture: source image of the map, whose aspect it must have; None skips this check.
-        missing: value of pixels that were not measured, besides NaN; None if there is none.
+        picture: source image, whose aspect the map must have; None skips this check.
+        missing: value that marks pixels that were not measured, like NaN; None if only NaN does.
 
     Returns:
-        NaN where not measured; 0 or 1 in a mask.
+        the values of the map, 0 or 1 in a mask; NaN for pixels that were not measured.
 
     Raises:
         UserError: the file cannot be read, or its values are out of the property's range.
@@ -230,7 +232,7 @@ def require_same_aspect(path: Path, loaded: LoadedMap, picture: Path) -> None:
     """Refuse a map whose shape does not fit its source image.
 
     Raises:
-        UserError: the aspects differ by more than a pixel.
+        UserError: the aspects differ by more than one pixel.
     """
     width, height = image_size(picture)
     down, across = loaded.values.shape
@@ -242,17 +244,17 @@ def require_same_aspect(path: Path, loaded: LoadedMap, picture: Path) -> None:
 
 
 MIN_MEASURED = 0.01
-"""Smallest share of a map's pixels, at the model's size, that must be measured."""
+"""Smallest share of measured pixels that a map at the model's image size must have."""
 
 
 def resize_map(path: Path, loaded: LoadedMap, prop: str, size: tuple[int, int]) -> np.ndarray:
     """Crop a map centrally to the aspect of ``size`` and resize it; (y, x) float32.
 
-    A resized pixel is the weighted mean of the measured pixels that it covers, and NaN where less
-    than half of the weight is measured.
+    A resized pixel is the weighted mean of the measured pixels that it covers.  It is NaN if less
+    than half of the weight belongs to measured pixels.
 
     Args:
-        path: of the map, for messages.
+        path: path of the map, for messages.
 
     Raises:
         UserError: less than `MIN_MEASURED` of the resized pixels are measured.

@@ -1,4 +1,4 @@
-"""Reader of map files (NPY, PNG, TIFF, EXR), by what their mode and their values mean."""
+"""Reader of map files (NPY, PNG, TIFF, EXR), which refuses files with an ambiguous meaning."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".exr")
 _FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
 _FULL_LEVELS = (1, 255, 65535)
-"""Levels that stand for foreground in a mask without background."""
+"""Numbers that mean foreground in a mask that has no background."""
 _MAX_NAMED = 6
-"""Most levels of a map that one message lists."""
+"""Largest number of levels that one message lists."""
 
 
 @dataclass(frozen=True)
 class LoadedMap:
-    """Values of a map file.
+    """Values of a map file, and how they were stored.
 
     Attributes:
-        values: (y, x) float64; 0 or 1 in a mask; NaN where not measured.
+        values: (y, x) float64; 0 or 1 in a mask; NaN for pixels that were not measured.
         encoding: type of the stored numbers, such as ``16-bit integers``; scalar maps of different
             encodings have different units.
-        level: number that stands for foreground in a mask; None in other maps and empty masks.
+        level: number that means foreground in a mask; None for other maps and empty masks.
     """
 
     values: np.ndarray
@@ -44,11 +44,11 @@ class LoadedMap:
 
 
 def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
-    """Read a map file at its own size.
+    """Read a map file without resizing it.
 
     Args:
-        prop: name of the property, whose `MapFormat` decides which values are valid.
-        missing: value of pixels that were not measured, besides NaN; None if there is none.
+        prop: name of the property, whose `MapFormat` gives the allowed values.
+        missing: value that marks pixels that were not measured, like NaN; None if only NaN does.
 
     Raises:
         UserError: the file is not a complete map, its mode or channels have no meaning for the
@@ -87,10 +87,10 @@ def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
 
 
 def _mask_level(path: Path, prop: str, measured: np.ndarray) -> float | None:
-    """The number that stands for foreground; None if there is no foreground.
+    """Find the number that means foreground in a mask; None if the mask has no foreground.
 
     Raises:
-        UserError: the map has other levels than 0 and one other.
+        UserError: the mask holds other numbers than 0 and one number for foreground.
     """
     levels = np.unique(measured)
     if (len(levels) == 2 and levels[0] == 0) or (len(levels) == 1 and levels[0] in _FULL_LEVELS):
@@ -113,7 +113,7 @@ def _encoding(dtype: np.dtype) -> str:
 
 
 def _decoded(path: Path, form: MapFormat) -> np.ndarray:
-    """Stored numbers (y, x) of a map file, in the file's own type."""
+    """Decode the numbers (y, x) of a map file, in the data type of the file."""
     try:
         if path.suffix == ".npy":
             values = _npy(path)
@@ -125,7 +125,7 @@ def _decoded(path: Path, form: MapFormat) -> np.ndarray:
         raise
     except Image.DecompressionBombError:
         raise too_large(path) from None
-    except Exception as error:  # decoders raise anything for broken files, even SyntaxError
+    except Exception as error:  # Decoders raise many types for broken files, even SyntaxError.
         raise UserError(
             f"{path}: not a map ({describe_content(path)}; {type(error).__name__}). Fix: save it "
             "again, or remove it"
@@ -140,10 +140,10 @@ def _decoded(path: Path, form: MapFormat) -> np.ndarray:
 
 
 def _without_channels(path: Path, values: np.ndarray, mean_of_colors: bool) -> np.ndarray:
-    """One channel of (y, x, channel) values whose channels agree.
+    """Reduce (y, x, channel) values with equal channels to one channel.
 
     Args:
-        mean_of_colors: take the mean of three channels that differ.
+        mean_of_colors: True takes the mean of channels that differ; False refuses them.
 
     Raises:
         UserError: channels differ, alpha varies, or there are too many channels.
@@ -183,7 +183,8 @@ def _npy(path: Path) -> np.ndarray:
         )
     if values.ndim in (2, 3):
         require_readable_size(path, values.shape[1], values.shape[0])
-        return np.array(values)  # closes the file
+        # A copy in memory lets the mapped file be closed.
+        return np.array(values)
     return np.empty(values.shape) if values.size == 0 else values
 
 
@@ -220,7 +221,7 @@ def _exr(path: Path) -> np.ndarray:
 
 
 def _image(path: Path) -> np.ndarray:
-    """Stored numbers of a PNG or TIFF file, (y, x) or (y, x, channel)."""
+    """Decode the numbers of a PNG or TIFF file, (y, x) or (y, x, channel)."""
     with Image.open(path, formats=[_FORMATS[path.suffix]]) as image:
         if getattr(image, "n_frames", 1) > 1:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Reader of prompts in CSV files, with this project's columns or those of the paper's files."""
+"""Reader of prompts in CSV files, which accepts the column names of the paper's files too."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ldmprobe_core.study.readers.text_files import decode_text, line_of
 from ldmprobe_core.study.splits import SPLITS
 
 _ALIASES = {"prompts": "prompt", "seeds": "seed", "prompt_inds": "index"}
-"""Column names of the paper's files; the index is accepted and ignored."""
+"""Column names in the paper's files, with their names here; the column index is ignored."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 MAX_SEED = 2**63 - 1
-"""Largest seed that the store keeps exactly, as int64."""
+"""Largest seed that can be stored, as int64."""
 _MAX_DIGITS = 30
-"""Most digits of a seed that are converted: Python refuses numbers of thousands of digits."""
+"""Longest text that is converted to a seed; Python refuses numbers of thousands of digits."""
 _COLUMNS = ("prompt", "seed", "split", "class", "index")
 
 
@@ -29,9 +29,9 @@ class Row:
     """One row of a prompt file: an image to generate.
 
     Attributes:
-        split: given in the file; None if the file has no column of splits.
+        split: split that the file gives; None if the file has no column of splits.
         category: class that the prompt names; None if unknown.
-        where: file and line, for messages.
+        where: file and line of the row, for messages.
     """
 
     prompt: str
@@ -42,7 +42,7 @@ class Row:
 
 
 def digest_of(files: Mapping[Any, str]) -> str:
-    """Hash of the files' contents, 16 hex digits.
+    """Hash of the contents of prompt files, as 16 hex digits.
 
     Raises:
         UserError: a file cannot be read.
@@ -57,10 +57,10 @@ def read_rows(files: Mapping[Any, str]) -> list[Row]:
     """Read every row of a study's prompt files, in order.
 
     Args:
-        files: split to path; ``all`` is a file that may have a column of splits.
+        files: path by split; the file of the key ``all`` may have a column of splits.
 
     Raises:
-        UserError: the first invalid row or column, with file and line.
+        UserError: a row or column is invalid; the message names the file and line of the first.
     """
     rows = [
         row
@@ -88,7 +88,7 @@ def read_rows(files: Mapping[Any, str]) -> list[Row]:
 
 
 def encoding_notes(files: Mapping[Any, str]) -> tuple[str, ...]:
-    """Sentences about files that are not UTF-8 and are read as Windows-1252, with an example.
+    """Return a note, with an example, about each file that is read as Windows-1252, not UTF-8.
 
     Raises:
         UserError: a file cannot be read.
@@ -121,7 +121,7 @@ def _bytes(path: str) -> bytes:
 def _read(path: str, split: str | None) -> list[Row]:
     data = _bytes(path)
     text = decode_text(data, path)
-    # Strict: else a quote that is never closed swallows the lines below it.
+    # Without ``strict``, a quote that is never closed would take in all lines below it.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])

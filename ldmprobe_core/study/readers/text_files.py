@@ -1,4 +1,4 @@
-"""Decoding of text files whose encoding is not stated."""
+"""Decoder of text files whose encoding is unknown."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _WIDE = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-"""Byte order marks; UTF-32's begins with UTF-16's and comes first."""
+"""Encodings by byte order mark.  UTF-32 is first, since its mark begins with that of UTF-16."""
 
 _SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-"""First bytes of XLSX and ODS files, which are ZIP archives, and of XLS files."""
+"""First bytes of ZIP archives, such as XLSX and ODS files, and of XLS files."""
 
 _MULTIBYTE = re.compile(
     rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
 )
 _NOT_WESTERN = re.compile(rb"[\xc0-\xff]{3}|[\x80-\xff]{4}")
-"""Runs of bytes that no Western European word has: Cyrillic, Greek, Chinese, Japanese, ..."""
+"""Runs of bytes that occur in Cyrillic or Chinese text, but in no Western European word."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffd\ufffe\uffff]")
 _NAMED = {"\ufeff": "a byte order mark inside the file", "\ufffd": "a character that was lost"}
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decode a file as UTF-8, or else as Windows-1252 if its bytes can be Western European words.
+    """Decode a file as UTF-8, or as Windows-1252 if its bytes can be Western European words.
 
     Spreadsheet programs write Windows-1252, which equals Latin-1 for accented letters.  A file with
     both valid and invalid multi-byte UTF-8 is refused, since either encoding would decode some of
@@ -37,11 +37,11 @@ def decode_text(data: bytes, name: str) -> str:
 
     Args:
         data: the file's bytes.
-        name: of the file, for messages.
+        name: name of the file, for messages.
 
     Raises:
-        UserError: neither encoding fits, or there is a control character, a byte order mark inside
-            the file or a replacement character; with line and byte.
+        UserError: neither encoding fits, or the text has a control character, a replacement
+            character, or a byte order mark after its beginning.
     """
     if data.startswith(_SPREADSHEETS):
         raise UserError(f"{name}: the file is a spreadsheet. Fix: export it as CSV, in UTF-8")
@@ -68,13 +68,13 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def line_of(text: str, position: int) -> int:
-    """Line (from 1) of a position in a text whose lines end with LF, CRLF or CR."""
+    """Line number, from 1, of a position in a text whose lines end with LF, CRLF or CR."""
     before = text[:position].replace("\r\n", "\n")
     return before.count("\n") + before.count("\r") + 1
 
 
 def _windows_1252(data: bytes, invalid: int, name: str) -> str:
-    """Decode as Windows-1252; refuse a file whose bytes are another encoding's.
+    """Decode a file as Windows-1252, and refuse a file that seems to have another encoding.
 
     Args:
         invalid: index of the first byte that is not UTF-8.

@@ -9,20 +9,20 @@ import yaml
 from ldmprobe_core.errors import UserError
 
 MAX_BYTES = 4 << 20
-"""Largest file that is read; a study with 10,000 prompts in it is smaller."""
+"""Largest size of a YAML file in bytes; a study that lists 10,000 prompts is smaller."""
 
 MAX_DEPTH = 32
-"""Deepest nesting of mappings and lists; a study needs five levels."""
+"""Largest depth of nested mappings and lists; a study needs five levels."""
 
 MAX_NODES = 100_000
-"""Most values after aliases are expanded: nine lines of nested aliases can stand for billions."""
+"""Largest number of values after aliases are expanded; a few nested aliases can give billions."""
 
-# libyaml parses ten times as fast, but not every build of PyYAML has it.
+# The loader based on libyaml is ten times as fast, but not every build of PyYAML has it.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _StrictLoader(_Base):
-    """Safe loader that refuses a key given twice in one mapping, where YAML keeps the last."""
+    """Safe loader that refuses duplicate keys, of which PyYAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
@@ -32,7 +32,8 @@ class _StrictLoader(_Base):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not _is_hashable(key):
-                continue  # the base class raises for it
+                # The base class raises an error for this key.
+                continue
             if key in lines:
                 raise _ReadError(
                     line, f"key {key!r:.40} is given twice (first on line {lines[key]})"
@@ -42,7 +43,7 @@ class _StrictLoader(_Base):
 
 
 class _ReadError(Exception):
-    """Problem in a YAML document, with its line (from 1) or None."""
+    """Problem in a YAML document, with its line number, from 1, or None if unknown."""
 
     def __init__(self, line: int | None, text: str) -> None:
         super().__init__(line, text)
@@ -53,15 +54,15 @@ def read_yaml(data: bytes, name: str) -> Any:
     """Read one YAML document.
 
     Args:
-        data: the file's bytes, UTF-8.
-        name: of the file, for messages.
+        data: the file's bytes, in UTF-8.
+        name: name of the file, for messages.
 
     Returns:
-        dicts, lists and scalars; None for an empty document.
+        the document as dicts, lists and scalars; None if it is empty.
 
     Raises:
         UserError: the document is not YAML or not UTF-8, has a duplicate key, is too large or too
-            deep, or has too many values after aliases are expanded; with the line if known.
+            deep, or has too many values after aliases are expanded.
     """
     try:
         return _read(data)
@@ -98,13 +99,14 @@ def _read(data: bytes) -> Any:
         line_number = mark.line + 1 if mark is not None else None
         raise _ReadError(line_number, "this is not valid YAML") from None
     except (ValueError, OverflowError, TypeError, RecursionError) as error:
-        # Raised for a date such as 2026-99-99, a number of 5,000 digits, or a list as a key.
+        # PyYAML raises these for a date such as 2026-99-99, a number of 5,000 digits, or a list as
+        # a key.
         reason = str(error).partition("\n")[0]
         raise _ReadError(None, f"a value cannot be read ({reason:.80})") from None
 
 
 def _require_shallow(text: str) -> None:
-    """Refuse deep nesting before a parser recurses into it."""
+    """Refuse a deeply nested document before the loader recurses into it."""
     depth = 0
     for event in yaml.parse(text, Loader=_Base):
         if isinstance(event, yaml.CollectionStartEvent):
