@@ -1,4 +1,4 @@
-"""The classify flow, which measures at which step a classifier first names the final class."""
+"""The classify flow, which measures from which step on a classifier names the object."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def classify_flow(
 ) -> dict[str, Any]:
     """Generate and label the images of a study, and return its class curves without probing.
 
-    A class curve gives, for each step, the share of images that the classifier already assigns to
-    the class of the finished image.  If the study flow runs the same study later, it continues
-    from these images and labels, and its report also shows the results for the photographs.
+    The class curves show how the classifier's answers change over the denoising steps.  If the
+    study flow runs the same study later, it continues from these images and labels, and its report
+    also shows the results for the photographs.
 
     Args:
         study: study to generate and label.

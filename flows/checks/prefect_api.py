@@ -51,7 +51,7 @@ def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
     """Check whether the server at a URL is a Prefect server that flows can run with.
 
     The check asks the server for its version, and uses the credentials and TLS settings of
-    Prefect's client.  Prefect Cloud reports no version, so the check reads one flow run there.
+    Prefect's client.  For Prefect Cloud it reads one flow run instead of the version.
 
     Args:
         url: URL of the API, such as ``http://127.0.0.1:4200/api``.

@@ -15,7 +15,7 @@ from ldmprobe_core.errors import UserError
 def check_prefect_settings() -> None:
     """Raise an error for Prefect settings that would make Prefect fail later.
 
-    This function imports Prefect, which takes about a second, so call it only if Prefect is needed.
+    This function imports Prefect, which is slow, so call it only if Prefect is needed.
 
     Raises:
         UserError: PREFECT_HOME is not writable, PREFECT_API_URL is not a URL, or Prefect refuses
