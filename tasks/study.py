@@ -114,7 +114,7 @@ def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
 
 @task(name="classify", task_run_name="classify {run.url}")
 def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
-    """Summarise class scores over the steps, and classify a folder of photographs if one is given."""
+    """Summarise class scores over the steps, and classify the photographs if a folder is given."""
     store = Run(run.url)
     if photographs is not None:
         classify_photographs(store, photographs)
