@@ -205,8 +205,7 @@ def fit_probe(
         seed: seed of the random choice of validation samples.
 
     Returns:
-        the probe, with ``weight`` (channel,) float64, ``bias``, the chosen ``penalty``, and the
-        method ``predict``.
+        the probe: ``weight`` (channel,) float64, ``bias``, chosen ``penalty``, and ``predict``.
 
     Raises:
         UserError: shapes do not match, samples are too few, or values are not finite.
