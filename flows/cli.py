@@ -68,7 +68,7 @@ def run(
     store: StoreOption = "runs",
     set_: SetOption = None,
 ) -> None:
-    """Carry a study out, resume it, or show it where it is finished."""
+    """Carry out a study, resume it, or show its results if it is finished."""
     from ldmprobe_core.analysis.records import Summary, load_summary
     from ldmprobe_core.pipeline.prepare import check_origin
 
@@ -98,7 +98,7 @@ def classify(
         str | None, typer.Option(help="folder of real pictures for the same classifier")
     ] = None,
 ) -> None:
-    """When is the object named? Generate and label only; a later run continues from here."""
+    """When is the object named? Generate and label only; a later `run` continues from here."""
     from ldmprobe_core.analysis.records import ClassesRecord
     from ldmprobe_core.analysis.report.text import classes_line
     from ldmprobe_core.study.readers.image_folder import list_images
@@ -150,7 +150,7 @@ def intervene(
     metric: Annotated[str, typer.Option(help="covariance or l2")] = "covariance",
     controls: Annotated[bool, typer.Option(help="also edit at random and through shuffled")] = True,
 ) -> None:
-    """Edit activations until probes read a target, denoise on, and score the images."""
+    """Edit activations until probes read a target, finish denoising, and score the images."""
     from ldmprobe_core.analysis.report.text import effect_rows
     from ldmprobe_core.interventions.results import InterventionSummary
     from ldmprobe_core.interventions.spec import parse_intervention
@@ -252,7 +252,7 @@ def compare(
     runs: Annotated[list[str], typer.Argument(help="runs; the first is the reference")],
     json_: JsonOption = False,
 ) -> None:
-    """Set finished runs side by side; paired where they hold the same samples."""
+    """Compare finished runs, pairwise on the samples that they share."""
     from ldmprobe_core.analysis.compare import compare as rows_of
 
     rows = rows_of([_finished(run) for run in runs])
@@ -269,7 +269,7 @@ def verify(
         bool, typer.Option("--redo", help="have the next `run` make again what is damaged")
     ] = False,
 ) -> None:
-    """Read a run's every chunk, and name those that are missing or not as they were written."""
+    """Read every chunk of a run, and list those that are missing or changed since they were written."""
     from ldmprobe_core.storage.run import Run
     from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
@@ -301,7 +301,7 @@ def report(
         str | None, typer.Option(help="held-out samples to show, such as 3,17")
     ] = None,
 ) -> None:
-    """Rebuild a finished run's report; nothing is generated, labeled or probed."""
+    """Rebuild a finished run's report without generating, labeling or probing."""
     from ldmprobe_core.analysis.report.build import rebuild_report
 
     finished = _finished(run)
@@ -342,7 +342,7 @@ def _finished(run: str) -> Run:
 
 @app.command()
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
-    """Check a study: what it lacks here (exit code 1), and its sizes; no weights are loaded."""
+    """Print a study's sizes and missing requirements (exit code 1) without loading weights."""
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 

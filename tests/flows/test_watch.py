@@ -139,7 +139,7 @@ if sys.argv[1] == "goes on":
 
 @pytest.mark.parametrize(("then", "output"), [("ends", ""), ("goes on", "still here\n")])
 def test_limit_exit_ends_a_process_that_waits_for_threads_only(then, output):
-    """A process whose main thread still works after the time limit, like pytest's, is not ended."""
+    """A process is ended only if its main thread has finished, as pytest's has not."""
     command = [sys.executable, "-c", HANGING, then]
     if then == "ends":
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -20,7 +20,7 @@ from tasks.stopping import requested_stop, stoppable
 
 @pytest.mark.slow
 def test_worker_watch_replaces_workers_that_the_cluster_gave_up(monkeypatch):
-    """Make Dask drop a lost worker at once, instead of after its usual time limit."""
+    """Dask drops lost workers almost at once here, and the watch replaces them."""
     monkeypatch.setattr(worker_watch, "LOOK_EVERY_S", 0.5)
     with (
         stoppable(),

@@ -401,7 +401,7 @@ def test_faulty_object_store_gives_the_same_bytes(connected, tiny_model, tmp_pat
 
 
 def test_prepare_run_at_once_creates_one_run(connected, tiny_model):
-    """Only one process gets a lease, because the object store accepts only one conditional put."""
+    """The object store accepts only one conditional put, so only one caller creates the run."""
     study = small_study("many", tiny_model, 10)
     with ThreadPoolExecutor(4) as pool:
         starts = [pool.submit(prepare_run, study, "s3://runs/many") for _ in range(4)]
@@ -426,7 +426,7 @@ def kill(stack, what, flow):
     target.kill()
 
 
-@pytest.mark.timeout(3000)  # twenty restarts, on a loaded machine too
+@pytest.mark.timeout(3000)  # enough for twenty restarts on a busy machine
 def test_kills_at_any_moment_change_no_byte(connected, tiny_model, tmp_path):
     """Run studies until twenty processes were killed; each study is resumed and completed."""
     lot = random.Random(20)

@@ -7,7 +7,7 @@ from infra.supervisor import Supervisor
 
 
 def test_supervisor_restarts_a_service_and_stops_all(tmp_path):
-    """Return a service that counts its starts in a file, and ends at once the first two times."""
+    """The service counts its own starts in a file, and ends at once after the first two."""
     starts = tmp_path / "starts"
     script = (
         f"echo >> {starts}; [ $(wc -l < {starts}) -lt 3 ] && exit 3; trap 'exit 0' TERM; "
