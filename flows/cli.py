@@ -252,7 +252,7 @@ def compare(
     runs: Annotated[list[str], typer.Argument(help="runs; the first is the reference")],
     json_: JsonOption = False,
 ) -> None:
-    """Compare finished runs, pairwise on the samples that they share."""
+    """Compare finished runs, paired over the samples that they share."""
     from ldmprobe_core.analysis.compare import compare as rows_of
 
     rows = rows_of([_finished(run) for run in runs])
@@ -269,7 +269,7 @@ def verify(
         bool, typer.Option("--redo", help="have the next `run` make again what is damaged")
     ] = False,
 ) -> None:
-    """Read every chunk of a run, and list those that are missing or changed since they were written."""
+    """Read every chunk of a run, and list those that are missing or have changed since."""
     from ldmprobe_core.storage.run import Run
     from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
