@@ -1,1 +1,1 @@
-"""Prefect flows of a study, a classification and an intervention, and the ``ldmprobe`` command."""
+"""The three Prefect flows (study, classify and intervene), and the ``ldmprobe`` command line."""

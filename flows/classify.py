@@ -1,4 +1,4 @@
-"""Classify flow: generate and label a study, and measure at which step classes are named."""
+"""The classify flow, which measures from which step on a classifier names the object."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from tasks.study import classify, prepare
 def classify_flow(
     study: Study, store: str = "runs", photographs: str | None = None
 ) -> dict[str, Any]:
-    """Generate and label a study without probes, and return its class curves.
+    """Generate and label the images of a study, and return its class curves without probing.
 
-    The study flow of the same study resumes from here; its report shows the photographs too.
+    The class curves show how the classifier's answers change over the denoising steps.  If the
+    study flow runs the same study later, it continues from these images and labels, and its report
+    also shows the results for the photographs.
 
     Args:
         study: study to generate and label.
-        store: folder or ``s3://bucket/prefix`` that holds runs.
-        photographs: folder of photographs for the same classifier; None for none.
+        store: folder or ``s3://bucket/prefix`` that contains runs.
+        photographs: folder of real photographs to classify as well, or None.
     """
     if study.labels.classes is None:
         raise UserError("labels.class is null, and classify needs a class labeler. Fix: name one")

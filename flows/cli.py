@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-# Defaults unless the environment says otherwise: no telemetry, no progress bars of libraries.
+# Turn off telemetry and the progress bars of libraries, unless the user has set these variables.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-# Everything heavier is imported by the command that needs it: --help answers at once.
+# Each command imports slow modules such as torch and Prefect itself, so that --help is fast.
 from flows.checks.loopback import bypass_proxies_for_loopback
 from flows.checks.prefect_settings import check_prefect_settings
 from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
@@ -39,7 +39,7 @@ app = typer.Typer(
 console = Console()
 
 _STUDY_LIMIT = 400_000
-"""Bytes; Prefect takes parameters of up to 512 KiB."""
+"""Largest study in bytes.  Prefect accepts flow parameters of up to 512 KiB."""
 
 StudyArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a ready study")]
 StoreOption = Annotated[str, typer.Option(help="folder or s3://bucket/prefix that holds runs")]
@@ -58,7 +58,8 @@ def options(
         bool, typer.Option("--debug", help="print the traceback of a failure (or LDMPROBE_DEBUG=1)")
     ] = False,
 ) -> None:
-    """What a latent diffusion model knows, where, and how early."""  # main() reads --debug itself
+    """What a latent diffusion model knows, where, and how early."""
+    # ``debug`` is declared for --help only: main() looks for --debug in the arguments itself.
 
 
 @app.command()
@@ -67,7 +68,7 @@ def run(
     store: StoreOption = "runs",
     set_: SetOption = None,
 ) -> None:
-    """Carry a study out, resume it, or show it where it is finished."""
+    """Carry out a study, resume it, or show its results if it is finished."""
     from ldmprobe_core.analysis.records import Summary, load_summary
     from ldmprobe_core.pipeline.prepare import check_origin
 
@@ -97,7 +98,7 @@ def classify(
         str | None, typer.Option(help="folder of real pictures for the same classifier")
     ] = None,
 ) -> None:
-    """When is the object named? Generate and label only; a later run continues from here."""
+    """When is the object named? Generate and label only; a later `run` continues from here."""
     from ldmprobe_core.analysis.records import ClassesRecord
     from ldmprobe_core.analysis.report.text import classes_line
     from ldmprobe_core.study.readers.image_folder import list_images
@@ -149,7 +150,7 @@ def intervene(
     metric: Annotated[str, typer.Option(help="covariance or l2")] = "covariance",
     controls: Annotated[bool, typer.Option(help="also edit at random and through shuffled")] = True,
 ) -> None:
-    """Edit activations until probes read a target, denoise on, and score the images."""
+    """Edit activations until probes read a target, finish denoising, and score the images."""
     from ldmprobe_core.analysis.report.text import effect_rows
     from ldmprobe_core.interventions.results import InterventionSummary
     from ldmprobe_core.interventions.spec import parse_intervention
@@ -191,14 +192,15 @@ def _shift(text: str) -> dict[str, float]:
 
 
 def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
-    """Plan a study, and give the handle of its run, which may not exist yet."""
+    """Plan a study, and return its plan and its run, which need not exist yet."""
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.pipeline.prepare import run_in
     from ldmprobe_core.study.loading import load_study
 
     plan = plan_study(load_study(study, overrides))
     if not plan.samples:
-        _require_complete(plan)  # its input files are not here
+        # The prompts or images cannot be read here; this names the missing files.
+        _require_complete(plan)
     size = len(plan.study.to_json())
     if size > _STUDY_LIMIT:
         raise UserError(
@@ -212,17 +214,17 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
 
 
 def _require_complete(plan: StudyPlan) -> None:
-    """Refuse a study that lacks something here, and name all of it.
+    """Require that every package and file that the study needs is on this machine.
 
     Raises:
-        UserError: the study lacks something.
+        UserError: something is missing; the message lists all of it.
     """
     if plan.missing:
         raise UserError("\nldmprobe: ".join(plan.missing))
 
 
 def _require_ready(plan: StudyPlan, target: Run) -> None:
-    """Report mistakes before a server is started."""
+    """Raise an error if the study cannot run here, and print notes about a new run."""
     from ldmprobe_core.pipeline.planning.plan import check_store
     from ldmprobe_core.pipeline.prepare import notes_on_new_run
 
@@ -250,7 +252,7 @@ def compare(
     runs: Annotated[list[str], typer.Argument(help="runs; the first is the reference")],
     json_: JsonOption = False,
 ) -> None:
-    """Set finished runs side by side; paired where they hold the same samples."""
+    """Compare finished runs, paired over the samples that they share."""
     from ldmprobe_core.analysis.compare import compare as rows_of
 
     rows = rows_of([_finished(run) for run in runs])
@@ -267,7 +269,7 @@ def verify(
         bool, typer.Option("--redo", help="have the next `run` make again what is damaged")
     ] = False,
 ) -> None:
-    """Read a run's every chunk, and name those that are missing or not as they were written."""
+    """Read every chunk of a run, and list those that are missing or have changed since."""
     from ldmprobe_core.storage.run import Run
     from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
@@ -299,7 +301,7 @@ def report(
         str | None, typer.Option(help="held-out samples to show, such as 3,17")
     ] = None,
 ) -> None:
-    """Rebuild a finished run's report; nothing is generated, labeled or probed."""
+    """Rebuild a finished run's report without generating, labeling or probing."""
     from ldmprobe_core.analysis.report.build import rebuild_report
 
     finished = _finished(run)
@@ -325,10 +327,10 @@ def open_(run: RunArgument) -> None:
 
 
 def _finished(run: str) -> Run:
-    """A run that has a summary.
+    """Return a run after checking that it is finished, which means that it has a summary.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no run at this address, or it has no summary.
     """
     from ldmprobe_core.storage.run import Run
 
@@ -340,7 +342,7 @@ def _finished(run: str) -> Run:
 
 @app.command()
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
-    """Check a study: what it lacks here (exit code 1), and its sizes; no weights are loaded."""
+    """Print a study's sizes and missing requirements (exit code 1) without loading weights."""
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 
@@ -353,7 +355,7 @@ def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
 
 
 def _print_missing(sentences: tuple[str, ...]) -> None:
-    """List on standard error everything that a study lacks on this machine."""
+    """List on standard error the packages and files that a study needs and this machine lacks."""
     errors = Console(stderr=True)
     for sentence in sentences:
         text = f"missing: {sentence}"
@@ -361,14 +363,18 @@ def _print_missing(sentences: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Entry point: prints one sentence on standard error if the command fails (`EXIT_CODES`)."""
+    """Run the ``ldmprobe`` command, and exit with one of the codes in `EXIT_CODES`.
+
+    A command that fails prints a one-sentence message on standard error.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? for a dash
-    # --debug is accepted anywhere on the line, as a user who repeats a failed command adds it
+            # A terminal that cannot show a character, such as a dash, shows "?" instead of failing.
+            stream.reconfigure(errors="replace")
+    # Accept --debug anywhere on the line, because users append it to a command that just failed.
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     bypass_proxies_for_loopback()
     code = run_command(lambda: app(arguments), debug_requested(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Exit codes of the command line, and the sentence that it prints for every failure."""
+"""Exit codes of the command line, and the message that it prints if a command fails."""
 
 from __future__ import annotations
 
@@ -15,33 +15,39 @@ from rich.console import Console
 from ldmprobe_core.errors import RunError, UserError
 
 DONE, MISTAKE, USAGE, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes: success, a mistake that the user can correct, wrong usage of the command, a fault of
-the machine or of this program, and an interruption (Ctrl-C)."""
+"""Exit codes of the command.
+
+``DONE`` means success, ``MISTAKE`` an error that the user can correct, ``USAGE`` wrong arguments,
+``FAULT`` a failure of the machine or of this program, and ``INTERRUPTED`` a stop by Ctrl-C.
+"""
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a mistake in a study, a file or the environment; 2 wrong usage; "
     "3 a fault of the machine or of ldmprobe; 130 stopped by Ctrl-C or in Prefect (143 by SIGTERM)."
 )
-"""The same as one line of `ldmprobe --help`."""
+"""Description of the exit codes, which ``ldmprobe --help`` prints as its last line."""
 
 _LONGEST_MESSAGE = 300
 
 
 def run_command(command: Callable[[], object], debug: bool = False) -> int:
-    """Call a command, and print one sentence on standard error if it fails.
+    """Call a command, print a message on standard error if it fails, and return the exit code.
 
-    An exception that is neither a `UserError` nor a `RunError` is unexpected: its traceback is
-    written to a log file, whose path is in the sentence.
+    An exception that is neither a `UserError` nor a `RunError` is unexpected.  Its traceback is
+    written to a log file, and the message names that file.
 
     Args:
-        debug: whether to print the traceback of every failure as well.
+        command: function that runs the command.
+        debug: whether to print the traceback of every failure too.
 
     Returns:
-        the exit code.
+        the exit code of the process.
     """
     try:
         command()
-    except SystemExit as stop:  # typer reports wrong usage itself, and ends with it on success too
+    except SystemExit as stop:
+        # typer raises SystemExit after every command, including successful ones, and has already
+        # printed its own message if the usage was wrong.
         return _code_of(stop)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -56,7 +62,7 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
 
 
 def debug_requested(arguments: list[str]) -> bool:
-    """Whether ``--debug`` is among the arguments, or LDMPROBE_DEBUG is set to anything but 0."""
+    """Return whether the user asked for tracebacks, by ``--debug`` or by LDMPROBE_DEBUG=1."""
     return "--debug" in arguments or os.environ.get("LDMPROBE_DEBUG", "0") not in ("", "0")
 
 
@@ -71,7 +77,7 @@ def _report(message: str, debug: bool) -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    """The sentence for an unexpected exception; its traceback goes to a log file."""
+    """Write the traceback of an unexpected exception to a log file, and return the message."""
     lines = str(error).strip().splitlines() or [""]
     detail = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
     if len(detail) > _LONGEST_MESSAGE:
@@ -82,10 +88,11 @@ def _unexpected(error: Exception) -> str:
 
 
 def write_log(text: str) -> Path | None:
-    """Write a new log file, readable by its owner alone; returns its path, None without a place.
+    """Write text to a new log file that only its owner can read, and return the file's path.
 
-    The folder is ``ldmprobe`` in XDG_STATE_HOME (``~/.local/state`` by default), or else the
-    temporary folder.
+    The file is created in the folder ``ldmprobe`` under XDG_STATE_HOME (by default
+    ``~/.local/state``), or in the temporary folder if that is not writable.  The function returns
+    None if neither folder is writable.
     """
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     command = " ".join(sys.argv)

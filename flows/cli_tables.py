@@ -1,4 +1,4 @@
-"""Tables and lines that the command line prints: plans, summaries, comparisons."""
+"""Functions that print plans, summaries and comparisons on the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_rows(rows: Sequence[Mapping[str, str]], console: Console) -> None:
-    """Print records with equal keys as a table, one a row."""
+    """Print a table with one row per record; all records have the same keys, the columns."""
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row.values())
@@ -24,7 +24,12 @@ def print_rows(rows: Sequence[Mapping[str, str]], console: Console) -> None:
 
 
 def print_summary(summary: Summary, url: str, console: Console) -> None:
-    """Print the best cells, the headline and the report's address; properties are columns."""
+    """Print the results of a run.
+
+    The output is a table of the best cell of each property, with one column per property, then
+    the main findings as sentences, and the address of the report.  A cell is a combination of a
+    step and a layer.
+    """
     from ldmprobe_core.analysis.report.text import best_rows, headline
 
     rows = best_rows(summary)
@@ -40,7 +45,7 @@ def print_summary(summary: Summary, url: str, console: Console) -> None:
 
 
 def print_plan(plan: StudyPlan, console: Console) -> None:
-    """Print a plan's sizes, layer shapes, bytes, memory and notes."""
+    """Print the sizes of a planned study, the shapes of its layers, and its memory and storage."""
     study = plan.study
     console.print(f"{study.name}, run {study.run_name}", highlight=False)
     if not plan.samples:

@@ -1,4 +1,4 @@
-"""Intervene flow: edit activations, finish denoising, and score the images."""
+"""The intervene flow, which edits activations during denoising and scores the final images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from tasks.references import units_of
 
 @flow(name="intervene", flow_run_name="intervene {what.prop}")
 def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
-    """Carry an intervention out on a finished run, and return its summary.
+    """Carry out an intervention on a finished run, and return its summary.
 
-    Batches and targets are distributed over the run's workers; complete ones are skipped.
+    Each pair of a batch and a target is one unit of work.  The workers of the run's study share
+    the units, and units that are already complete are skipped.
 
     Args:
-        url: of the run.
+        url: folder or URL of the run.
         what: property, targets and settings of the intervention.
     """
     run, name = plan_edits(url, what)

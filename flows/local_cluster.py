@@ -1,4 +1,7 @@
-"""Dask cluster of worker processes on this machine; also preloaded by those processes."""
+"""Starts a Dask cluster of worker processes on this machine.
+
+Each worker process also imports this module at its start, and Dask then calls `dask_setup` in it.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,29 @@ from flows.checks.worker_memory import machine_memory
 from ldmprobe_core.errors import UserError
 
 _WORKER_CONFIG = {
-    # Results are small: a worker near its limit is not helped by spilling or pausing, which would
-    # let its unit wait for ever.  At 95% of the limit its nanny ends and restarts it.
+    # Spilling and pausing are off, because they do not help here: task results are small, and a
+    # paused worker would never finish its unit.  At 95% of the limit, Dask's nanny process ends the
+    # worker and starts it again.
     "distributed": {"worker": {"memory": {"target": False, "spill": False, "pause": False}}}
 }
 _SCHEDULER_CONFIG = {
-    # Give a worker one task at a time, so that its death is not counted against queued units.
+    # A worker receives one task at a time.  If it dies, Dask counts the death against every task
+    # that it held, and tasks that only waited in its queue should not be blamed.
     "distributed.scheduler.worker-saturation": 1.0
 }
 
 
 def local_cluster(workers: int, gpus: int, memory: int | None = None) -> SpecCluster:
-    """Cluster of one-thread worker processes on this machine, each with its own GPU if asked for.
+    """Start a cluster of worker processes on this machine, each with one thread.
 
     Args:
-        gpus: GPUs a worker, 0 or 1.
-        memory: limit of a worker in bytes; None for an equal share of the machine's memory.
+        workers: number of worker processes.
+        gpus: number of GPUs of each worker, which is 0 or 1.
+        memory: memory limit of a worker in bytes; None gives each worker an equal share of the
+            machine's memory.
 
     Raises:
-        UserError: there are fewer GPUs than workers.
+        UserError: each worker needs a GPU, and the machine has fewer GPUs than workers.
     """
     visible = _visible_gpus() if gpus else []
     if gpus and workers > len(visible):
@@ -63,15 +70,16 @@ def local_cluster(workers: int, gpus: int, memory: int | None = None) -> SpecClu
 
 
 def dask_setup(_worker: Any) -> None:
-    """Ignore Ctrl-C in a worker process, which a terminal sends to the whole process group.
+    """Make a worker process ignore Ctrl-C; Dask calls this function when the worker starts.
 
-    The flow's process receives it too, and stops after the units in progress.
+    A terminal sends Ctrl-C to the workers as well as to the flow's process.  The workers ignore
+    it, so that they finish their units while the flow stops.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, by CUDA_VISIBLE_DEVICES if it is set."""
+    """Return the names of the GPUs that this process may use, which CUDA_VISIBLE_DEVICES limits."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name for name in chosen.split(",") if name.strip()]

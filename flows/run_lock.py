@@ -1,6 +1,7 @@
-"""Lock that admits one flow at a time to a run: it takes the run's lease (`storage.lease`).
+"""Ensures that only one flow at a time works on a run.
 
-Flow runs that ended without releasing it are marked as crashed in Prefect.
+A flow holds the run's lease (`ldmprobe_core.storage.lease`) while it works.  If an earlier flow run
+died without releasing the lease, the next flow marks that flow run as crashed in Prefect.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ _PAGE = 200
 
 @contextmanager
 def hold_run(url: str) -> Iterator[Lease]:
-    """Hold the lease of a run, or of one of its interventions, from within a flow.
+    """Hold the lease of a run, or of one of its interventions, for the flow that calls this.
 
     Raises:
-        UserError: another flow run that is alive holds it.
+        UserError: another flow run that is still alive holds the lease.
     """
     with hold_lease(url, f"{_WHO}{runtime.flow_run.id}") as lease:
         expired = {holder.description.removeprefix(_WHO) for holder in lease.previous}
@@ -45,17 +46,21 @@ def hold_run(url: str) -> Iterator[Lease]:
             if stop is not None and not stop.cancels:
                 # The server is lost, so nothing can record this flow run's end: its successor does.
                 lease.abandon()
-            for run in unmarked:  # the server did not respond before: try once more
+            # The server did not accept these marks before, so try once more.
+            for run in unmarked:
                 _reconcile(run)
 
 
 @contextmanager
 def hold_study(study: Study, store: str) -> Iterator[tuple[StudyPlan, Lease]]:
-    """Plan a study, unless its plan is in use, and hold its run, which need not exist yet.
+    """Plan a study and hold the lease of its run, which need not exist yet.
+
+    If this process has already planned the study and still uses that plan, it is not computed
+    again.
 
     Raises:
-        UserError: a mistake in the study, a requirement that this machine does not meet, or another
-            flow run that is alive holds the run.
+        UserError: the study has a mistake, this machine lacks something that the study needs, or
+            another flow run that is still alive holds the lease.
     """
     plan = plan_of(study)
     plan.require_complete()
@@ -64,10 +69,10 @@ def hold_study(study: Study, store: str) -> Iterator[tuple[StudyPlan, Lease]]:
 
 
 def _reconcile(flow_run_id: str) -> bool:
-    """Mark the flow run of an expired holder, and its task runs, as crashed on the server.
+    """Mark a flow run that died while it held the lease, and its task runs, as crashed in Prefect.
 
     Returns:
-        whether the server accepted it.
+        whether the server accepted the marks.
     """
     logger = get_run_logger()
     message = f"its process ended without a word; flow run {runtime.flow_run.id} goes on from there"
@@ -77,11 +82,13 @@ def _reconcile(flow_run_id: str) -> bool:
             for task in task_runs(client, run.id):
                 if not (task.state and task.state.is_final()):
                     client.set_task_run_state(task.id, Crashed(message=message), force=True)
-            again = flow_run_id == str(runtime.flow_run.id)  # the UI's Retry runs under the same id
+            # The Retry button of Prefect's UI starts a flow again under the same id.  The flow run
+            # is then this one, which has not crashed.
+            again = flow_run_id == str(runtime.flow_run.id)
             if not again and not (run.state and run.state.is_final()):
                 client.set_flow_run_state(run.id, Crashed(message=message), force=True)
     except (ObjectNotFound, PrefectHTTPStatusError, httpx.HTTPError, ValueError) as error:
-        # It may have run on another server; the run does not depend on this mark.
+        # The flow run may belong to another server.  The mark is for the UI only, so go on.
         logger.warning("flow run %s was not marked as crashed: %s", flow_run_id, error)
         return False
     logger.info("flow run %s had died; this one goes on from where it was", flow_run_id)
@@ -89,7 +96,7 @@ def _reconcile(flow_run_id: str) -> bool:
 
 
 def task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> list[TaskRun]:
-    """All task runs of a flow run that the server knows."""
+    """Return every task run of a flow run that the server has recorded."""
     runs: list[TaskRun] = []
     of_flow_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     while True:

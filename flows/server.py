@@ -1,7 +1,8 @@
-"""Prefect server for flows run from the command line: the configured one, or a temporary one.
+"""Provides the Prefect server for flows that the command line runs, and runs those flows.
 
-Prefect's in-process server may exit before it has stored all events, so a separate server is
-started on loopback instead, and stopped only after every task run of the flow is recorded.
+If no server is available, this module starts a temporary one on loopback in its own process, and
+stops it after it has recorded every task run of the flow.  Prefect could also start a server inside
+the flow's process, but that one may exit before it has stored all events.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ _RECORD_LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class LocalServer:
-    """Server process that this process started.
+    """A Prefect server that this process started.
 
     Attributes:
-        log: file with its output.
+        process: the server's process.
+        log: file that contains the server's output.
     """
 
     process: subprocess.Popen[bytes]
@@ -59,19 +61,20 @@ class LocalServer:
 
 
 _started: list[LocalServer] = []
-"""The server that `prefect_server` started, while it is in use."""
+"""The server that `start_server` started, for as long as it is in use; empty if there is none."""
 
 
 @contextmanager
 def prefect_server() -> Iterator[str]:
-    """Yield the API URL of the configured server, of one on this machine, or of a new one.
+    """Choose or start a Prefect server, and yield the URL of its API.
 
-    A server on the usual port is used if it is Prefect's, of the same major version, and accepts
-    our credentials; else a new one is started on a free port.
+    The server is the one that PREFECT_API_URL names.  If that is not set, it is the server on the
+    usual port of this machine, provided that `check_server` finds it usable.  Otherwise, a new
+    server is started on a free port, and stopped when the context ends.
 
     Raises:
-        UserError: the configured server cannot be used.
-        RunError: a new server did not start in time; the message names its log.
+        UserError: PREFECT_API_URL names a server that cannot be used.
+        RunError: the new server did not start in time; the message names its log.
     """
     bypass_proxies_for_loopback()
     configured = PREFECT_API_URL.value()
@@ -100,7 +103,7 @@ def prefect_server() -> Iterator[str]:
 
 @contextmanager
 def start_server() -> Iterator[str]:
-    """Start a server on a free port, and stop it on exit."""
+    """Start a new Prefect server on a free port, yield its API's URL, and stop it on exit."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     home = Path(PREFECT_HOME.value())
@@ -109,7 +112,8 @@ def start_server() -> Iterator[str]:
     settings = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        # SQLite allows one writer at a time; on a busy machine the others wait instead of failing.
+        # SQLite allows only one writer at a time.  On a busy machine, the others may wait for more
+        # than Prefect's default timeout, which would fail the flow.
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
     }
@@ -120,7 +124,9 @@ def start_server() -> Iterator[str]:
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=os.environ | settings,
-            start_new_session=True,  # Ctrl-C reaches the flow first, which then stops the server
+            # In a session of its own, the server does not receive Ctrl-C from the terminal.  The
+            # flow does, and stops the server after it has recorded its end.
+            start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
     server = LocalServer(process, log)
@@ -142,16 +148,22 @@ def start_server() -> Iterator[str]:
 
 
 def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
-    """Run a flow in this process and wait until the server has all of its task runs.
+    """Run a flow in this process, and return its result after the server has recorded it.
 
-    Call it inside `prefect_server`.  Ctrl-C, SIGTERM, a cancellation in Prefect and the loss of the
-    server stop the flow after the units in progress (`flows.watch`).
+    Call this function inside `prefect_server`.  The flow stops early on Ctrl-C, on SIGTERM, if it
+    is cancelled in Prefect, and if the server is lost.  Except for a lost server, it first
+    finishes the units in progress (`flows.watch`).
+
+    Args:
+        flow: flow to run.
+        parameters: parameters of the flow.
 
     Raises:
-        StoppedError: the flow was stopped.
-        Exception: of the flow.
+        StoppedError: the flow was stopped early.
+        Exception: any exception that the flow raises.
     """
-    flow = flow.with_options()  # a copy, to which a hook is added
+    # Copy the flow, so that the hook that is added below does not stay on the original.
+    flow = flow.with_options()
     _quiet_console()
     url = str(PREFECT_API_URL.value())
     server = _started[-1] if _started else None
@@ -167,7 +179,9 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
             _record_stop(watch.flow_runs, stop)
             raise StoppedError(stop.message, stop.exit_code) from error
         stop = requested_stop()
-        if stop is not None and stop.is_cancellation:  # Prefect accepts no other end then
+        # A flow run that is being cancelled in Prefect may only end as cancelled, even if the flow
+        # has completed in the meantime.
+        if stop is not None and stop.is_cancellation:
             _record_stop(watch.flow_runs, stop)
             raise StoppedError(stop.message, stop.exit_code)
         _drain(watch.flow_runs)
@@ -175,17 +189,18 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
 
 
 def _drain(flow_runs: list[Any]) -> None:
-    """Wait until the server has every task run and log line of the flow runs."""
+    """Wait until the server has recorded every task run and log line of these flow runs."""
     try:
         for run_id in flow_runs:
             wait_for_records(run_id)
-        APILogHandler().flush()  # send the last lines while the server still runs
+        # Send the last log lines before the server is stopped.
+        APILogHandler().flush()
     except (httpx.HTTPError, PrefectException) as error:
         logging.getLogger("prefect.flow_runs").warning("records are incomplete: %s", error)
 
 
 def _record_stop(flow_runs: list[Any], stop: Stop) -> None:
-    """Mark flow runs that a request stopped, and their unfinished task runs, as cancelled."""
+    """Mark flow runs and their unfinished task runs as cancelled, if the stop requires it."""
     if not stop.cancels:
         return
     state: State[Any] = Cancelled(message=stop.message)
@@ -201,10 +216,12 @@ def _record_stop(flow_runs: list[Any], stop: Stop) -> None:
 
 
 def wait_for_records(flow_run_id: Any) -> int:
-    """Wait until the server has every task run in a final state, or until the time limit.
+    """Wait until every task run of a flow run is in a final state on the server.
+
+    The wait ends early after `_RECORD_LIMIT_S`.
 
     Returns:
-        number of task runs on the server.
+        number of task runs that the server has recorded.
     """
     deadline = time.monotonic() + _RECORD_LIMIT_S
     last, quiet_since = -1, time.monotonic()
@@ -221,18 +238,19 @@ def wait_for_records(flow_run_id: Any) -> int:
 
 
 def ui_url(api_url: str) -> str:
-    """URL of the server's UI."""
+    """Return the URL of the user interface of the server with this API."""
     return get_current_settings().ui_url or api_url.removesuffix("/api")
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to end the server together with its parent, after kill -9 too."""
-    set_parent_death_signal = 1  # from sys/prctl.h
+    """Ask Linux to end the server when its parent process ends, even if that is killed."""
+    # The value of PR_SET_PDEATHSIG in the C header sys/prctl.h.
+    set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _usual_port() -> int:
-    """Port from LDMPROBE_PREFECT_PORT, or Prefect's default, 4200."""
+    """Return the port that LDMPROBE_PREFECT_PORT gives, or else Prefect's default, 4200."""
     text = os.environ.get("LDMPROBE_PREFECT_PORT", "4200")
     if not (text.isdecimal() and 0 < int(text) < 65536):
         raise UserError(f"LDMPROBE_PREFECT_PORT is {text!r}. Fix: give a port number, such as 4200")
@@ -240,9 +258,9 @@ def _usual_port() -> int:
 
 
 def _quiet_console() -> None:
-    """Hide Prefect's log from the terminal, which shows progress bars and the final error only.
+    """Hide Prefect's log from the terminal, where it would break up the progress bars.
 
-    The server still receives every line, including tracebacks.
+    The server still receives every log line, including tracebacks.
     """
     for name in ("", *logging.root.manager.loggerDict):
         for handler in logging.getLogger(name).handlers:
@@ -263,9 +281,10 @@ def _answers(url: str) -> bool:
 
 
 def _free_port() -> int:
-    """Free port other than the usual one, where other runs look for a permanent server.
+    """Return a free port that is not the usual port of a Prefect server.
 
-    A temporary server ends with its run, and other runs must not depend on it.
+    Other runs would use a server on the usual port.  They must not depend on this one, which is
+    stopped when its own run ends.
     """
     while True:
         with socket.socket() as probe:

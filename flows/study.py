@@ -1,4 +1,8 @@
-"""Study flow: generate, label, accumulate statistics if the study keeps any, probe, summarise."""
+"""The study flow: generate and label images, train probes on the activations, and report.
+
+A study can also ask for sums over all training samples instead of stored activations.  In that
+case, the flow accumulates these statistics before it trains the probes.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +26,22 @@ from tasks.study import accumulate, generate, label, prepare, probe, redo, summa
 T = TypeVar("T")
 
 _REDOS = 5
-"""Most repairs of corrupt data before a flow fails, since a failing disk would corrupt more."""
+"""Largest number of repairs of corrupt data in one flow.
+
+The number is limited because a failing disk would corrupt the repaired data again.
+"""
 
 
 @flow(name="study", flow_run_name="study {study.name}")
 def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
-    """Carry a study out in ``store`` and return its summary.
+    """Carry out a study, store its results in ``store``, and return its summary.
 
-    Units of work are distributed over the study's workers.  Units that are complete in the store
-    are skipped, so the same call resumes an interrupted run; units with corrupt data are repeated.
+    The study's workers share the units of work.  Units that are already complete are skipped, so
+    the same call also resumes an interrupted run.  Units whose stored data is corrupt are repeated.
 
     Args:
         study: study to carry out; every key has a default.
-        store: folder or ``s3://bucket/prefix`` that holds runs.
+        store: folder or ``s3://bucket/prefix`` that contains runs.
     """
     with hold_study(study, store) as (plan, lease):
         run = prepare(plan.study, store)
@@ -45,10 +52,15 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
 
 
 def with_repair(run: RunRef, work: Callable[[], T]) -> T:
-    """Call ``work``, and again after each repair if it reads corrupt data.
+    """Call ``work``; if it reads corrupt data, prepare the data's repair and call it again.
+
+    Args:
+        run: run that contains the data.
+        work: function that carries out every unit that is not complete.
 
     Raises:
-        CorruptChunkError: data is corrupt again after `_REDOS` repairs, or cannot be repaired.
+        CorruptChunkError: there is still corrupt data after `_REDOS` repairs, or no unit of work
+            writes the corrupt data, so that it cannot be repaired.
     """
     for _ in range(_REDOS):
         try:
@@ -69,7 +81,10 @@ def _run_to_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str
 
 
 def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
-    """Generate every batch, and label each once it is generated; returns seconds by stage."""
+    """Generate and label every batch, and return the seconds that each stage took.
+
+    A batch is labeled as soon as it is generated, while other batches are still in progress.
+    """
     with gpu_resources(execution):
         generated = submit_units(generate, units_of(run, "generate"))
         labeled = submit_units(label, units_of(run, "label"), after=list(generated.values()))
@@ -77,9 +92,10 @@ def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
 
 
 def _accumulate(run: RunRef, execution: Execution) -> dict[str, float]:
-    """Accumulate statistics if the study keeps any; returns seconds by stage.
+    """Accumulate statistics if the study asks for them, and return the seconds that it took.
 
-    Accumulators are filled side by side, the units of one in sequence.
+    Different accumulators are filled in parallel.  The units of the same accumulator run one after
+    another, because each adds to the sums of the one before.
     """
     units = units_of(run, "accumulate")
     if not units:

@@ -1,8 +1,8 @@
-"""Watch over a flow of the command line: signals, cancellation in Prefect, loss of the server.
+"""Stops a flow of the command line on a signal, on cancellation in Prefect, or without a server.
 
-Each of them requests a stop (`tasks.stopping`).  A request has a time limit, after which the
-process ends in any case: units are recorded as complete after their data is written, so that only
-the units in progress are lost, which the next start repeats.
+Each of these events requests a stop (`tasks.stopping`).  A request has a time limit, after which
+the process ends even if units are still in progress.  This is safe, because a unit is recorded as
+complete only after its data is written: the next start repeats the units that were in progress.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from flows.checks.prefect_settings import without_password
 from tasks.stopping import Stop, request_stop, requested_stop, say
 
 LOOK_EVERY_S = 0.5
-"""Interval between two looks at whether a stop was asked for."""
+"""Interval in seconds between two checks whether a stop was requested or the server has ended."""
 
 POLL_EVERY_S = 3.0
-"""Interval between two questions to the server."""
+"""Interval in seconds between two requests for the state of the flow run."""
 
 SILENCE_LIMIT_S = 40.0
-"""Time without an answer after which the server counts as lost; a restart takes less."""
+"""Seconds without an answer after which the server counts as lost; a restart takes less."""
 
 UNIT_LIMIT_S = 60.0
 LOST_LIMIT_S = 10.0
@@ -44,26 +44,29 @@ _OVERDUE = "The units in progress did not end within {:.0f} s; the next start re
 
 
 class ServerProcess(Protocol):
-    """Server that this process started, and its log."""
+    """A Prefect server that this process started; `flows.server.LocalServer` is one."""
 
     @property
     def process(self) -> Any:
-        """The process, a `subprocess.Popen`."""
+        """The server's process, a `subprocess.Popen`."""
 
     @property
     def log(self) -> Any:
-        """Path of the file with its output."""
+        """Path of the file that contains the server's output."""
 
 
 class FlowWatch:
-    """Context that watches over a flow run by a thread, and handles SIGINT and SIGTERM.
+    """Context manager that requests a stop of the flow that runs inside it.
+
+    A thread asks the server whether the flow run was cancelled, and notices if the server is lost.
+    Handlers of SIGINT and SIGTERM request a stop too.
 
     Args:
-        url: of the Prefect API.
-        server: the process behind it if this process started it, else None.
+        url: URL of the Prefect API.
+        server: the Prefect server if this process started it, else None.
 
     Attributes:
-        flow_runs: ids of the flow runs that began, in order.
+        flow_runs: ids of the flow runs that have begun, in order.
     """
 
     def __init__(self, url: str, server: ServerProcess | None = None) -> None:
@@ -72,7 +75,8 @@ class FlowWatch:
         self._answered_at = time.monotonic()
         self._over = threading.Event()
         self._handlers: dict[signal.Signals, Any] = {}
-        watch = contextvars.copy_context()  # Prefect's settings belong to a context
+        # Prefect keeps its settings in context variables, which a new thread would not inherit.
+        watch = contextvars.copy_context()
         self._thread = threading.Thread(
             target=watch.run, args=(self._keep_looking,), name="flow-watch", daemon=True
         )
@@ -98,14 +102,21 @@ class FlowWatch:
     def begin(self, flow_run_id: Any) -> None:
         """Start to watch a flow run.
 
-        Prefect sets a handler of SIGTERM of its own before it, which this one replaces until the
-        flow ends.
+        Prefect sets its own handler of SIGTERM just before the flow run begins, so this method sets
+        ours again.  The previous handler returns when the flow ends.
         """
         self.flow_runs.append(flow_run_id)
         self._handle(signal.SIGTERM)
 
     def lost_server(self, error: BaseException) -> Stop | None:
-        """The request to stop if an error of the flow comes from a server that is lost."""
+        """Request a stop if the server of this process has ended and caused an error of the flow.
+
+        Args:
+            error: exception that the flow raised.
+
+        Returns:
+            the request to stop, or None if the error has another cause.
+        """
         if not isinstance(error, (httpx.HTTPError, PrefectException, RuntimeError, OSError)):
             return None
         if self._has_ended():
@@ -134,12 +145,13 @@ class FlowWatch:
                     next_poll = time.monotonic() + POLL_EVERY_S
 
     def _poll(self) -> None:
-        """Ask the server for the state of the flow run."""
+        """Ask the server for the state of the flow run, and request a stop if it was cancelled."""
         flow_run_id = self.flow_runs[-1]
         try:
             with get_client(sync_client=True, httpx_settings={"timeout": 10.0}) as client:
                 state = client.read_flow_run(flow_run_id).state
-        except ObjectNotFound:  # it was deleted: that is no reason to stop
+        except ObjectNotFound:
+            # Someone deleted the flow run in Prefect, but the flow itself can go on.
             self._answered_at = time.monotonic()
             return
         except (httpx.HTTPError, PrefectException, RuntimeError, OSError):
@@ -171,28 +183,29 @@ class FlowWatch:
         request_stop(Stop(message, 3, cancels=False, waits=False, limit_s=LOST_LIMIT_S))
 
     def end_server(self) -> None:
-        """End the server that this process started, if it did."""
+        """End the Prefect server, if this process started it."""
         if self._server is not None:
             self._server.process.terminate()
 
 
 _watches: list[FlowWatch] = []
-"""The watch in use; a list, since a flow may be watched within another one's process."""
+"""The watches in use, innermost last, because one flow can run inside another one's watch."""
 
 flow_ran = threading.Event()
 
 
 def begin_watch(flow: Any, flow_run: Any, state: Any) -> None:
-    """Prefect's hook ``on_running``: start to watch the flow run.
+    """Start to watch a flow run; Prefect calls this as the flow's ``on_running`` hook.
 
-    A function of a module, because the flow is sent to Dask workers with its hooks.
+    This is a module-level function because Dask pickles the flow with its hooks to send it to
+    workers, and a method of `FlowWatch` cannot be pickled.
     """
     if _watches:
         _watches[-1].begin(flow_run.id)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
-    """Request a stop at the first signal; end the process at the second."""
+    """Request a stop at the first signal, and end the process at once at the second."""
     message = f"Stopping after this batch; {_RESUMES}."
     if not request_stop(Stop(message, 128 + number, limit_s=UNIT_LIMIT_S)):
         end_at_once(128 + number)
@@ -205,19 +218,21 @@ def end_at_once(exit_code: int) -> None:
             watch.end_server()
     with suppress(OSError):
         if os.isatty(1):
-            os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
+            # Show the terminal's cursor again, which a progress bar hides.
+            os.write(1, b"\x1b[?25h")
     os._exit(exit_code)
 
 
 def limit_exit(exit_code: int) -> None:
-    """Bound the exit of a process that ran a flow: Prefect's threads may wait for a lost server.
+    """End this process if it ran a flow and does not exit within `EXIT_LIMIT_S`.
 
-    A process that goes on after all, such as one that calls the command line as a function, is left
-    alone.
+    Python waits for all threads before it exits, and Prefect's threads may wait for a lost server.
+    A process whose main thread is still at work, such as a test that calls the command line as a
+    function, is not ended.
     """
 
     def end() -> None:
-        if not threading.main_thread().is_alive():  # the interpreter waits for other threads
+        if not threading.main_thread().is_alive():
             end_at_once(exit_code)
 
     if flow_ran.is_set():

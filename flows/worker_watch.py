@@ -1,4 +1,4 @@
-"""Watch over Dask workers: replace lost local ones, and stop the flow if none is left."""
+"""Replaces local Dask workers that are lost, and stops the flow if no worker is left."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from distributed import Client, SpecCluster
 from tasks.stopping import Stop, request_stop
 
 LOOK_EVERY_S = 3.0
-"""Interval between two counts of the workers."""
+"""Interval in seconds between two counts of the workers."""
 
 ABSENCE_LIMIT_S = 120.0
-"""Time without any worker after which the flow stops."""
+"""Seconds without any worker after which the flow stops."""
 
 
 class WorkerWatch:
-    """Context in which a thread looks at the workers of a scheduler.
+    """Context manager whose thread counts the workers of a Dask scheduler and replaces lost ones.
 
-    A nanny restarts a worker that ends.  Dask's cluster gives a nanny up if that takes longer than
-    15 s (``distributed.deploy.lost-worker-timeout``), and does not replace it: this watch does.
+    Each local worker has a nanny process that restarts it if it ends.  If the restart takes longer
+    than 15 s (``distributed.deploy.lost-worker-timeout``), Dask drops the worker for good.  The
+    thread therefore asks the cluster again and again for the original number of workers.
 
     Args:
-        client: of the scheduler.
-        cluster: whose workers are replaced, None for a cluster that replaces them itself.
+        client: client of the scheduler.
+        cluster: local cluster whose lost workers are replaced, or None if the workers belong to
+            another cluster, which has to replace them itself.
     """
 
     def __init__(self, client: Client, cluster: SpecCluster | None) -> None:
@@ -64,11 +66,12 @@ class WorkerWatch:
                 self._cluster.scale(self._count)
 
     def _number(self) -> int:
-        """Number of workers; 0 if the scheduler does not respond."""
+        """Return the number of workers, or 0 if the scheduler does not respond."""
         try:
             identity: dict[str, Any] = self._client.sync(
                 self._client.scheduler.identity, n_workers=-1, callback_timeout=20
             )
-        except Exception:  # Dask has errors of many kinds for a connection that is lost
+        except Exception:
+            # Dask raises exceptions of many types if the connection to the scheduler is lost.
             return 0
         return len(identity["workers"])

@@ -1,4 +1,4 @@
-"""Task runners for units of work: threads of the flow's process, or Dask workers."""
+"""Sets up the workers of a flow, which are threads or Dask workers, and submits units to them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ ANSWER_LIMIT_S = 20.0
 
 @contextmanager
 def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None]:
-    """Run the tasks that a flow submits inside the block on the workers that the study names.
+    """Run every task that a flow submits inside this context on the workers that the study names.
 
-    It replaces the flow's task runner: Prefect creates that one before a deployed flow receives its
-    study.  Dask workers are watched (`flows.worker_watch`).
+    A deployed flow gets its task runner from Prefect before it receives its study, so this context
+    replaces that task runner.  It also watches Dask workers (`flows.worker_watch`).
 
     Args:
-        memory: limit of a local Dask worker in bytes; None for a share of the machine's memory.
+        execution: section of the study that describes the workers.
+        memory: memory limit of a local Dask worker in bytes; None gives each worker an equal share
+            of the machine's memory.
 
     Raises:
-        UserError: the scheduler does not respond, or none of its workers has the GPUs that tasks
-            request.
+        UserError: the Dask scheduler of the study does not respond, has no workers, or has no
+            worker with as many GPUs as a task needs.
     """
     flow = FlowRunContext.get()
     if flow is None:
@@ -55,7 +57,8 @@ def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None
 def _watch_of(runner: TaskRunner[Any], execution: Execution) -> AbstractContextManager[Any]:
     if execution.runner == "local":
         return nullcontext()
-    client: Client = getattr(runner, "client")  # noqa: B009  (creates a cluster of its own)
+    # Reading this attribute starts the cluster; `getattr` makes the side effect visible.
+    client: Client = getattr(runner, "client")  # noqa: B009
     return WorkerWatch(client, None if execution.elsewhere else client.cluster)
 
 
@@ -64,12 +67,16 @@ def submit_units(
     units: list[UnitRef],
     after: Sequence[PrefectFuture[Any]] = (),
 ) -> dict[str, PrefectFuture[Any]]:
-    """Submit a task for every unit; returns futures by the units' titles.
+    """Submit one task for each unit, and return the tasks' futures by the units' titles.
 
-    Units of a sequential kind wait for the unit before with the same first number in their index.
+    Units of a sequential kind, such as those that add to the same accumulator, run one after
+    another.  The first part of a unit's index tells which of them belong together.
 
     Args:
-        after: for each unit, another future that it waits for; empty for none.
+        unit_task: task that carries out one unit.
+        units: units to carry out, in order.
+        after: one future for each unit, which must end before the unit starts; empty if the units
+            do not wait for anything.
     """
     futures: dict[str, PrefectFuture[Any]] = {}
     last: dict[int | str, PrefectFuture[Any]] = {}
@@ -83,9 +90,9 @@ def submit_units(
 
 
 def gpu_resources(execution: Execution) -> AbstractContextManager[Any]:
-    """Send tasks submitted inside the block to workers with a free GPU, if the study asks for GPUs.
+    """Require a GPU for every task that is submitted inside this context, if the study uses GPUs.
 
-    Only generation and labeling need one: probes are trained on any worker.
+    Tasks that train probes are submitted outside this context, so any worker can run them.
     """
     if execution.runner == "local" or not execution.gpus_per_worker:
         return nullcontext()
@@ -93,7 +100,12 @@ def gpu_resources(execution: Execution) -> AbstractContextManager[Any]:
 
 
 def runner_of(execution: Execution, memory: int | None = None) -> TaskRunner[Any]:
-    """Task runner of a study's ``execution`` section; ``memory`` limits a local Dask worker."""
+    """Return the Prefect task runner that the ``execution`` section of a study describes.
+
+    Args:
+        execution: section of the study.
+        memory: memory limit of a local Dask worker in bytes, as in `workers_of`.
+    """
     if execution.runner == "local":
         return ThreadPoolTaskRunner(max_workers=execution.workers)
     from prefect_dask import DaskTaskRunner
@@ -116,10 +128,10 @@ def runner_of(execution: Execution, memory: int | None = None) -> TaskRunner[Any
 
 
 def cluster_spec(execution: Execution) -> dict[str, Any]:
-    """DaskCluster resource of dask-kubernetes, with the study's number of workers.
+    """Return the DaskCluster resource for dask-kubernetes, with the study's number of workers.
 
-    Its name gets a random suffix: flows with equal names would share a cluster, which the first to
-    end would delete.
+    The name of the resource gets a random suffix.  Otherwise two flows would share one cluster, and
+    the flow that ends first would delete it.
 
     Raises:
         UserError: the file cannot be read, is not YAML, or describes another resource.
@@ -142,7 +154,10 @@ def cluster_spec(execution: Execution) -> dict[str, Any]:
 
 
 def _require_workers(address: str, gpus: int) -> None:
-    """Check a scheduler's workers before submission: a task that none can take would never run."""
+    """Require that a Dask scheduler has a worker with enough GPUs.
+
+    Without this check, tasks that need more GPUs than any worker has would wait for ever.
+    """
     try:
         with Client(address, timeout=ANSWER_LIMIT_S, set_as_default=False) as client:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()

@@ -1,4 +1,4 @@
-"""Temporary object store on loopback, for tests and benchmarks."""
+"""Runs a temporary S3 object store on this machine, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ KEY, SECRET = "ldmprobe-test", "not-a-real-secret-7f3a"
 
 @contextmanager
 def object_store(folder: Path) -> Iterator[dict[str, str]]:
-    """Run SeaweedFS with a bucket ``runs``; yields the environment variables of an S3 client."""
+    """Run an object store (SeaweedFS) with an empty bucket ``runs`` until the context ends.
+
+    Args:
+        folder: folder for the store's data and logs.
+
+    Yields:
+        the environment variables that an S3 client needs to connect to the store.
+    """
     for name in ("logs", "seaweedfs"):
         (folder / name).mkdir(parents=True)
     names = ("s3", "weed-master", "weed-volume", "weed-filer", "prefect-server", "dask-scheduler")

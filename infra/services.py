@@ -1,7 +1,8 @@
-"""Services of the platform as processes of one machine; docker-compose.yml has the same ones.
+"""The services of the platform, described as processes of one machine.
 
-Each has a command, an environment and a health check.  Secrets are passed in environments and in
-files that only the owner may read, never on a command line.
+Each service has a command, an environment and a health check.  Other users can see command lines,
+so secrets are passed only in environment variables and in files that their owner alone can read.
+docker-compose.yml describes the same services as containers.
 """
 
 from __future__ import annotations
@@ -23,32 +24,35 @@ import httpx
 HOST = "127.0.0.1"
 
 PUBLIC_PORTS = {"prefect-server": 4200, "s3": 8333, "dask-scheduler": 8786, "dask-dashboard": 8787}
-"""Fixed ports that users connect to; services connect to each other over free ports."""
+"""Fixed ports of the services that users connect to; other services use any free port."""
 
 INNER_PORTS = ("postgres", "weed-master", "weed-volume", "weed-filer", "prefect-worker")
 
 BUCKET, REGION = "runs", "us-east-1"
 DATABASE = DATABASE_USER = "prefect"
 POOL = "ldmprobe"
-"""Name of this machine's work pool; infra/prefect.yaml names those of other deployments."""
+"""Name of the Prefect work pool whose flow runs this machine carries out."""
 
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-"""Environment that switches telemetry off."""
+"""Environment variables that turn off telemetry."""
 
 
 class StackError(Exception):
-    """Failure to start the stack; the message has the reason and the remedy."""
+    """The stack cannot start or go on; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """One process of the stack.
+    """Description of one process of the stack.
 
     Attributes:
-        environment: variables in addition to those inherited from this process.
-        is_well: health check, called repeatedly after the start, from this machine.
-        user: that it runs as if it refuses to run as root; None for the current user.
-        stop_with: signal on which it ends cleanly.
+        name: name of the service and of its log file.
+        command: program and arguments.
+        is_well: health check, which is called again and again after the start until it succeeds.
+        environment: environment variables in addition to those inherited from this process.
+        user: user that runs the process, or None for the current user.  It is set for programs that
+            refuse to run as root.
+        stop_with: signal that makes the process end cleanly.
     """
 
     name: str
@@ -64,11 +68,12 @@ class Platform:
     """Settings that the services share.
 
     Attributes:
-        data: folder of all persistent data.
-        ports: by name, see `PUBLIC_PORTS` and `INNER_PORTS`.
-        secrets: ``database``, ``s3-key`` and ``s3-secret``.
+        data: folder that contains all persistent data.
+        ports: ports by name; the names are those in `PUBLIC_PORTS` and `INNER_PORTS`.
+        secrets: passwords and keys by name: ``database``, ``s3-key`` and ``s3-secret``.
         workers: number of Dask workers if there are no GPUs.
-        gpus: numbers of the GPUs, one a worker; empty for workers on the CPU.
+        gpus: numbers of the GPUs, each of which gets one Dask worker; empty if there are none, and
+            the workers compute on the CPU.
     """
 
     data: Path
@@ -89,7 +94,7 @@ class Platform:
 
     @property
     def client_environment(self) -> dict[str, str]:
-        """Environment variables of the platform's clients: workers, and a user's shell."""
+        """Environment variables with which a worker or a user's shell connects to the platform."""
         return {
             **QUIET,
             "PREFECT_API_URL": self.api,
@@ -106,13 +111,13 @@ class Platform:
         }
 
     def services(self) -> list[Service]:
-        """Every service, in the order in which they are started."""
+        """Return every service of the platform, in the order in which they are ready for use."""
         server = [database(self), prefect_server(self)]
         return [*server, object_store(self), *dask(self), prefect_worker(self)]
 
 
 def database(platform: Platform) -> Service:
-    """PostgreSQL, the database of the Prefect server."""
+    """Describe PostgreSQL, the database of the Prefect server."""
     port = str(platform.ports["postgres"])
     folder = platform.data / "postgres"
     return Service(
@@ -121,12 +126,13 @@ def database(platform: Platform) -> Service:
          "-c", "unix_socket_directories="),
         lambda: _succeeds(postgres_program("pg_isready"), "-q", "-h", HOST, "-p", port),
         user=unprivileged_user(),
-        stop_with=signal.SIGINT,  # which ends connections; SIGTERM would wait for them
+        # On SIGINT, PostgreSQL closes its connections; on SIGTERM, it would wait for the clients.
+        stop_with=signal.SIGINT,
     )  # fmt: skip
 
 
 def prefect_server(platform: Platform) -> Service:
-    """Prefect's API, scheduler and UI."""
+    """Describe the Prefect server, which has an API, a scheduler and a web UI."""
     password = quote(platform.secrets["database"])
     address = f"{HOST}:{platform.ports['postgres']}"
     port = platform.ports["prefect-server"]
@@ -137,7 +143,8 @@ def prefect_server(platform: Platform) -> Service:
         {
             **QUIET,
             "PREFECT_HOME": str(platform.data / "prefect"),
-            "PREFECT_UI_API_URL": platform.api,  # the browser's requests go to this URL
+            # The UI runs in the user's browser and sends its requests to this URL.
+            "PREFECT_UI_API_URL": platform.api,
             "PREFECT_API_DATABASE_CONNECTION_URL": (
                 f"postgresql+asyncpg://{DATABASE_USER}:{password}@{address}/{DATABASE}"
             ),
@@ -146,7 +153,11 @@ def prefect_server(platform: Platform) -> Service:
 
 
 def object_store(platform: Platform) -> Service:
-    """SeaweedFS: one process with a master, a volume server, a filer and the S3 gateway."""
+    """Describe the S3 object store.
+
+    It is one SeaweedFS process, which contains a master, a volume server, a filer and an S3
+    gateway.
+    """
     ports, folder = platform.ports, platform.data / "seaweedfs"
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if weed is None:
@@ -159,14 +170,17 @@ def object_store(platform: Platform) -> Service:
          f"-filer.port={ports['weed-filer']}", "-s3.port.iceberg=0", "-s3.port.lance=0",
          "-master.telemetry=false", "-volume.preStopSeconds=1", "-master.volumeSizeLimitMB=1024"),
         lambda: _answers(f"http://{HOST}:{ports['s3']}/healthz"),
-        # The only identity with access; without one, access would be anonymous.
+        # Only clients with these keys have access.  Without any keys, everyone would have it.
         {name: platform.client_environment[name]
          for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
     )  # fmt: skip
 
 
 def dask(platform: Platform) -> list[Service]:
-    """Dask scheduler, and one-thread workers: one a GPU, or `Platform.workers` on the CPU."""
+    """Describe the Dask scheduler and its workers, each of which has one thread.
+
+    There is one worker for each GPU, or `Platform.workers` of them if there are no GPUs.
+    """
     port, dashboard = platform.ports["dask-scheduler"], platform.ports["dask-dashboard"]
     scheduler = Service(
         "dask-scheduler",
@@ -183,7 +197,7 @@ def dask(platform: Platform) -> list[Service]:
             f"dask-worker-{i}",
             _python("distributed.cli.dask_worker", platform.scheduler, "--host", HOST,
                     "--nthreads", "1", "--resources", resource, "--name", f"worker-{i}",
-                    # by default its HTTP server listens on every interface
+                    # Without this option, the worker's HTTP server listens on every interface.
                     "--dashboard-address", f"{HOST}:0",
                     "--local-directory", str(platform.data / "dask")),
             lambda: workers_at(platform.scheduler) >= i + 1,
@@ -194,7 +208,7 @@ def dask(platform: Platform) -> list[Service]:
 
 
 def prefect_worker(platform: Platform) -> Service:
-    """Prefect worker, which runs each scheduled flow run of the work pool in a process."""
+    """Describe the Prefect worker, which starts a process for each flow run of the work pool."""
     port = platform.ports["prefect-worker"]
     return Service(
         "prefect-worker",
@@ -203,14 +217,17 @@ def prefect_worker(platform: Platform) -> Service:
         lambda: _answers(f"http://{HOST}:{port}/health"),
         {
             **platform.client_environment,
-            "PREFECT_WORKER_WEBSERVER_HOST": HOST,  # by default every interface of the machine
+            # Without this setting, the worker's web server listens on every interface.
+            "PREFECT_WORKER_WEBSERVER_HOST": HOST,
             "PREFECT_WORKER_WEBSERVER_PORT": str(port),
         },
     )  # fmt: skip
 
 
 def postgres_program(name: str) -> str:
-    """Path of one of PostgreSQL's programs, which Debian does not put on the PATH.
+    """Return the path of one of PostgreSQL's programs.
+
+    Debian does not put these programs on the PATH, so this function also searches its folder.
 
     Raises:
         StackError: PostgreSQL is not installed.
@@ -229,7 +246,15 @@ def postgres_program(name: str) -> str:
 
 
 def unprivileged_user() -> str | None:
-    """User for PostgreSQL, which refuses to run as root; None if this process is not root."""
+    """Return the user that runs PostgreSQL, which refuses to run as root.
+
+    Returns:
+        the name of an unprivileged user, or None if this process does not run as root, so that
+        PostgreSQL can run as the current user.
+
+    Raises:
+        StackError: this process runs as root, and there is no unprivileged user.
+    """
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -241,7 +266,7 @@ def unprivileged_user() -> str | None:
 
 
 def workers_at(scheduler: str) -> int:
-    """Number of workers of a Dask scheduler; 0 if it does not respond."""
+    """Return the number of workers of a Dask scheduler, or 0 if it does not respond."""
     from distributed import Client
 
     try:

@@ -1,7 +1,8 @@
-"""Setup of a running platform: its bucket, work pool, deployments and automation.
+"""Sets up a platform whose servers are running, by ``python -m infra.setup``.
 
-``python -m infra.setup`` sets up the server and the object store that the environment names
-(PREFECT_API_URL, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...); repeating it changes nothing.
+This creates the bucket in the object store, and the work pool, the deployments and an automation on
+the Prefect server.  Environment variables name the servers (PREFECT_API_URL, AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, ...).  It is safe to repeat the setup.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ _LIMIT_S = 60.0
 _SILENCE = timedelta(seconds=600)
 """Time without a heartbeat after which a flow run counts as crashed.
 
-A flow run sends one every 180 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENCY).
+A flow run sends a heartbeat every 180 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENCY).
 """
 
 
 class SetupError(Exception):
-    """Failure of a setup step, which the message names."""
+    """A setup step failed; the message says which one."""
 
 
 def main() -> None:
-    """Run every setup step; exit with 1 if one fails."""
+    """Run every setup step, and exit with 1 if one of them fails."""
     try:
         make_bucket()
         deploy()
@@ -40,10 +41,10 @@ def main() -> None:
 
 
 def make_bucket() -> None:
-    """Create the bucket of LDMPROBE_STORE, and check that it is writable.
+    """Create the bucket that LDMPROBE_STORE names, and check that it is writable.
 
     Raises:
-        SetupError: it is not writable within a minute.
+        SetupError: the bucket is not writable within a minute.
     """
     bucket = os.environ["LDMPROBE_STORE"].removeprefix("s3://").partition("/")[0]
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
@@ -51,7 +52,8 @@ def make_bucket() -> None:
         endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True
     )
     deadline = time.monotonic() + _LIMIT_S
-    while True:  # the gateway responds before the servers behind it are ready
+    # Try again on errors: the S3 gateway accepts requests before the servers behind it are ready.
+    while True:
         try:
             if not files.exists(bucket):
                 files.mkdir(bucket)
@@ -65,10 +67,10 @@ def make_bucket() -> None:
 
 
 def deploy() -> None:
-    """Create the work pool of LDMPROBE_POOL and its deployments.
+    """Create the work pool that LDMPROBE_POOL names, and its deployments.
 
     Raises:
-        SetupError: Prefect failed; the message has the last lines of its output.
+        SetupError: Prefect's command failed; the message contains the last lines of its output.
     """
     pool = os.environ["LDMPROBE_POOL"]
     _prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
@@ -76,9 +78,10 @@ def deploy() -> None:
 
 
 def watch_over_flow_runs() -> None:
-    """Create an automation that marks flow runs without heartbeats as crashed.
+    """Create a Prefect automation that marks flow runs without heartbeats as crashed.
 
-    A flow that resumes another one's run marks that one itself; this covers those not resumed.
+    A flow that resumes a study also marks the flow run that died (`flows.run_lock`).  The
+    automation is for flow runs that nobody resumes.
     """
     from prefect.client.orchestration import get_client
     from prefect.events.actions import ChangeFlowRunState

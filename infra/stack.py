@@ -1,8 +1,9 @@
-"""Stack of all services of a cluster on this machine's loopback, for ``make stack``.
+"""Runs all services of a cluster on this machine; ``make stack`` starts this module.
 
-It has PostgreSQL, the Prefect server with its UI, an S3 object store, a Dask scheduler with
-workers, a Prefect worker, and the deployments.  Data persists between starts.  All processes end
-with the stack: on Ctrl-C, on SIGTERM, and on Linux also when it is killed.
+The services are PostgreSQL, the Prefect server with its UI, an S3 object store, a Dask scheduler
+with workers, and a Prefect worker that runs the deployments.  They are reachable from this machine
+only.  Data persists between starts.  All processes end with the stack, which stops on Ctrl-C or
+SIGTERM.  On Linux they also end if the stack is killed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def main() -> None:
         "--free-ports", action="store_true", help="take free ports instead of the usual ones"
     )
     options = parser.parse_args()
-    bypass_proxies_for_loopback()  # for the health checks, and for the services
+    # The health checks and the services connect to this machine, which no proxy can reach.
+    bypass_proxies_for_loopback()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     supervisor = None
@@ -69,7 +71,8 @@ def main() -> None:
     finally:
         if supervisor is not None:
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the stop
+                # A second signal must not interrupt the services' orderly stop.
+                signal.signal(number, signal.SIG_IGN)
             supervisor.stop()
 
 
@@ -78,7 +81,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _alone(data: Path) -> TextIO:
-    """Lock the data folder: two stacks on one folder would corrupt each other's data."""
+    """Lock the data folder, because two stacks in one folder would corrupt each other's data."""
     data.mkdir(parents=True, exist_ok=True)
     lock = (data / "lock").open("w")
     try:
@@ -91,13 +94,18 @@ def _alone(data: Path) -> TextIO:
 
 
 def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
-    """Create the data folder, or read it: secrets and ports are chosen at the first start.
+    """Prepare the data folder, and return the settings of the platform.
+
+    The first start chooses secrets and free ports, and writes them to the folder.  Later starts
+    read them from there.
 
     Args:
-        anywhere: whether to use free ports instead of the usual ones.
+        data: folder for all persistent data.
+        workers: number of Dask workers if there are no GPUs.
+        anywhere: whether to use free ports for all services instead of the usual ones.
 
     Raises:
-        StackError: a port is busy.
+        StackError: another process uses one of the ports.
     """
     for name in ("logs", "prefect", "dask", "seaweedfs"):
         (data / name).mkdir(exist_ok=True)
@@ -109,7 +117,8 @@ def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
             "s3-secret": secrets.token_urlsafe(30),
         },
     )
-    ports_file = data / "ports.json"  # reused by the next start on the same data
+    # The next start with the same data folder uses the same ports.
+    ports_file = data / "ports.json"
     ports: dict[str, int] = json.loads(ports_file.read_text()) if ports_file.exists() else {}
     names = (*PUBLIC_PORTS, *INNER_PORTS) if anywhere else INNER_PORTS
     missing = [name for name in names if name not in ports]
@@ -133,19 +142,21 @@ def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
 
 
 def start(platform: Platform, supervisor: Supervisor) -> None:
-    """Start every service in order, with its setup steps before and after.
+    """Start every service, and set up the database, the bucket and the deployments.
 
     Raises:
-        StackError: a service cannot be started.
+        StackError: a service cannot be started, or a setup step failed.
     """
     services = platform.services()
     independent = [s for s in services if s.name not in ("prefect-server", "prefect-worker")]
     _make_database(platform)
-    for service in independent:  # all at once
+    # These services do not need each other, so they can all start at the same time.
+    for service in independent:
         supervisor.start(service)
     for service in services:
         if service not in independent:
-            if service.name == "prefect-worker":  # needs the work pool, which needs the server
+            # The setup creates the work pool on the Prefect server, and the worker needs the pool.
+            if service.name == "prefect-worker":
                 run_once((sys.executable, "-m", "infra.setup"), platform.client_environment)
             supervisor.start(service)
         supervisor.wait(service)
@@ -165,7 +176,8 @@ def _make_database(platform: Platform) -> None:
             )
     if (folder / "PG_VERSION").exists():
         return
-    for path in folder.iterdir():  # remains of an interrupted start
+    # Remove the files of an earlier start that was interrupted before the database was complete.
+    for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     password = platform.data / "database-password"
     _private(password, platform.secrets["database"])
@@ -186,7 +198,7 @@ def _can_enter(folder: Path, user: str) -> bool:
 
 
 def _make_schema(platform: Platform) -> None:
-    """Create the database unless it exists; the Prefect server creates its tables."""
+    """Create an empty database unless it exists; the Prefect server creates the tables in it."""
     to_server = {
         "PGHOST": HOST, "PGPORT": str(platform.ports["postgres"]), "PGUSER": DATABASE_USER,
         "PGPASSWORD": platform.secrets["database"], "PGDATABASE": "postgres",
@@ -198,14 +210,14 @@ def _make_schema(platform: Platform) -> None:
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Read a JSON file; if it does not exist, write the result of ``make`` to it first."""
+    """Read a JSON file, after writing the result of ``make`` to it if it does not exist."""
     if not path.exists():
         _private(path, json.dumps(make()))
     return json.loads(path.read_text())
 
 
 def _private(path: Path, text: str) -> None:
-    """Write a file atomically, readable only by its owner from its creation on."""
+    """Write a file atomically, so that nobody but its owner can read it at any moment."""
     part = path.with_name(path.name + ".part")
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
@@ -213,7 +225,10 @@ def _private(path: Path, text: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports, each below 55,536, because SeaweedFS also uses the port 10,000 above."""
+    """Return the numbers of free ports on this machine.
+
+    Each number is below 55,536, because SeaweedFS adds 10,000 to its port to get a second one.
+    """
     sockets: list[socket.socket] = []
     ports: list[int] = []
     while len(ports) < count:
@@ -238,7 +253,7 @@ def _is_busy(port: int) -> bool:
 
 
 def _gpus() -> tuple[int, ...]:
-    """Numbers of the NVIDIA GPUs that this process may use."""
+    """Return the numbers of the NVIDIA GPUs that this process may use."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return tuple(int(number) for number in chosen.split(",") if number.strip().isdecimal())

@@ -1,4 +1,4 @@
-"""Supervisor of processes: start, health checks, restart and stop."""
+"""Starts services as processes, waits until they are healthy, restarts them, and stops them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from infra.services import Service, StackError
 _WELL_LIMIT_S = 90.0
 _STOP_LIMIT_S = 20.0
 _RESTARTS = 20
-"""Most restarts of a service before the stack stops, like on-failure of Docker Compose."""
+"""Largest number of restarts of one service; if it ends once more, the stack stops."""
 
 
 class Supervisor:
-    """Supervisor that keeps services running until `stop` is called.
+    """Keeps services running until `stop` is called.
 
     Args:
-        logs: folder of log files, one a service.
-        say: function that receives messages about restarts.
+        logs: folder for log files; each service has one.
+        say: function that is called with a message for each restart.
     """
 
     def __init__(self, logs: Path, say: Callable[[str], None]) -> None:
@@ -34,7 +34,7 @@ class Supervisor:
         self._stopping = False
 
     def start(self, service: Service) -> None:
-        """Start a service."""
+        """Start a service without waiting until it is ready."""
         with self._log(service).open("ab") as sink:
             process = subprocess.Popen(
                 service.command,
@@ -43,7 +43,9 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env=_environment() | service.environment,
                 user=service.user,
-                start_new_session=True,  # Ctrl-C is for the stack, which stops them in order
+                # In a session of its own, the service does not receive Ctrl-C from the terminal.
+                # The stack does, and stops its services in the right order.
+                start_new_session=True,
                 preexec_fn=_end_with_parent(service.stop_with) if sys.platform == "linux" else None,
             )
         self.running[service.name] = (service, process)
@@ -52,7 +54,7 @@ class Supervisor:
         """Wait until a service passes its health check.
 
         Raises:
-            StackError: it ended, or did not pass in time; the message names its log.
+            StackError: the service ended, or did not pass in time; the message names its log file.
         """
         deadline = time.monotonic() + _WELL_LIMIT_S
         while not service.is_well():
@@ -84,7 +86,7 @@ class Supervisor:
         self.start(service)
 
     def stop(self) -> None:
-        """Stop every service in reverse order; kill those that do not end in time."""
+        """Stop every service, the last one first, and kill those that do not end in time."""
         self._stopping = True
         for service, process in reversed(list(self.running.values())):
             if process.poll() is None:
@@ -101,7 +103,7 @@ class Supervisor:
 
 
 def _environment() -> dict[str, str]:
-    """Environment of this process without variables that select another server or bucket."""
+    """Return this process's environment without variables that name other servers or buckets."""
     excluded_prefixes = ("PREFECT_", "AWS_", "DASK_", "PG")
     return {
         key: value for key, value in os.environ.items() if not key.startswith(excluded_prefixes)
@@ -109,17 +111,26 @@ def _environment() -> dict[str, str]:
 
 
 def _end_with_parent(with_signal: signal.Signals) -> Callable[[], object]:
-    """Function for the child process: ask Linux to end it with the stack, after kill -9 too."""
-    set_parent_death_signal = 1  # from sys/prctl.h
+    """Return a function that a new service process calls before its program starts.
+
+    It asks Linux to send the process a signal when the stack ends, even if the stack is killed.
+    """
+    # The value of PR_SET_PDEATHSIG in the C header sys/prctl.h.
+    set_parent_death_signal = 1
     library = ctypes.CDLL(None)
     return lambda: library.prctl(set_parent_death_signal, int(with_signal))
 
 
 def run_once(command: Sequence[str], environment: dict[str, str], user: str | None = None) -> str:
-    """Run a program and return its output.
+    """Run a program to its end, and return its output.
+
+    Args:
+        command: program and arguments.
+        environment: environment variables in addition to those of this process.
+        user: user that runs the program, or None for the current user.
 
     Raises:
-        StackError: it failed; the message has the last lines of its output.
+        StackError: the program failed; the message contains the last lines of its output.
     """
     done = subprocess.run(
         command,

@@ -1,7 +1,7 @@
 """Public Python API of ldmprobe: ``import ldmprobe as lp``.
 
-Names are imported on first use, so that ``import ldmprobe`` takes milliseconds and opening a run
-needs zarr and xarray only.
+Each name is imported from its module when it is first used.  ``import ldmprobe`` therefore takes
+milliseconds, and a program that only opens runs imports zarr and xarray but not torch.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module 'ldmprobe' has no attribute {name!r}")
-    globals()[name] = value  # later uses do not call __getattr__
+    # Python finds the name in the module from now on, and does not call this function for it again.
+    globals()[name] = value
     return value
 
 

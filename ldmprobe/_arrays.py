@@ -1,4 +1,7 @@
-"""Functions on a user's own pipeline and arrays: capture activations, label images, fit probes."""
+"""Functions for a user's own pipeline and arrays.
+
+They capture activations from a diffusers pipeline, label images, and fit linear probes.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +32,14 @@ from ldmprobe_core.study.sections import LabelerSpec, Probes
 
 @dataclass(frozen=True)
 class Captured(Mapping[str, xr.DataArray]):
-    """Result of `capture`: final images, and a mapping from layer names to activations.
+    """Final images and activations that `capture` returns.
+
+    The object is also a mapping, so that ``captured[layer]`` gives the activations of a layer.
 
     Attributes:
         images: final images, (sample, y, x, rgb) uint8.
-        layers: activations by layer name, (sample, step, y, x, channel) float16.  ``step`` counts
-            from 1; the coordinate ``timestep`` holds the scheduler's timestep of each step.
+        layers: activations by layer name, each (sample, step, y, x, channel) float16.  Steps count
+            from 1, and the coordinate ``timestep`` gives the scheduler's timestep of each step.
     """
 
     images: np.ndarray
@@ -59,20 +64,21 @@ def capture(
     guidance: float = 7.5,
     negative: str | None = None,
 ) -> Captured:
-    """Sample from a loaded diffusers pipeline and record the denoiser's activations.
+    """Generate images with a loaded diffusers pipeline, and record the denoiser's activations.
 
-    The pipeline's own weights, adapters, device and scheduler are used.  With classifier-free
-    guidance, the activations of the conditional half are recorded.
+    The images are generated with the pipeline's own weights, adapters, device and scheduler.  With
+    classifier-free guidance, the denoiser also runs without the prompt, but only the activations
+    of its run with the prompt are recorded.
 
     Args:
         pipe: a diffusers pipeline of a registered architecture.
-        prompts: one prompt per image; all images form one batch.
-        layers: presets (self-attention, cross-attention, resnets, blocks) or globs over the
-            denoiser's module names.
-        steps: number of sampler steps.
-        seeds: seed of each image's generator; None counts from 0.
-        guidance: classifier-free guidance scale; 1 is none.
-        negative: negative prompt of all images; None for none.
+        prompts: one prompt for each image.  All images are generated in a single batch.
+        layers: layers to record, as names of presets (self-attention, cross-attention, resnets or
+            blocks) or as glob patterns that match names of the denoiser's modules.
+        steps: number of denoising steps.
+        seeds: seed of each image's random generator; None uses the numbers from 0 on.
+        guidance: scale of the classifier-free guidance; 1 turns guidance off.
+        negative: negative prompt for all images, or None.
 
     Raises:
         UserError: the architecture or a layer is unknown, or the number of seeds differs from the
@@ -104,7 +110,7 @@ def capture(
 def _label_axes(
     activations: Mapping[str, np.ndarray], timesteps: np.ndarray | Sequence[float]
 ) -> dict[str, xr.DataArray]:
-    """Activations (sample, step, y, x, channel) by layer, with dimensions and coordinates."""
+    """Convert activations (sample, step, y, x, channel) to arrays with named dimensions."""
     dims = ("sample", "step", "y", "x", "channel")
     steps = {"step": range(1, len(timesteps) + 1), "timestep": ("step", timesteps)}
     return {
@@ -122,9 +128,10 @@ def _capture_study(
     guidance: float,
     negative: str | None,
 ) -> Study:
-    """Study with the settings of one `capture`, without controls.
+    """Return a study with the settings of one call of `capture`, without controls.
 
-    It is copied from the default study: parsing would refuse prompts too few to be split.
+    The function copies the default study instead of parsing a new one, because parsing refuses
+    studies with too few prompts for a training, a validation and a test set.
     """
     default = Study()
     return default.model_copy(
@@ -149,17 +156,19 @@ def _capture_study(
 
 
 def load_labeler(prop: str, name: str, weights: str | None = None, device: str = "auto") -> Labeler:
-    """Load a labeler by property and name.
+    """Load a labeler, which predicts a property of images such as their depth.
 
     Args:
-        prop: foreground, depth, shading or class, or a registered property.
-        name: name of the labeler, such as ``tabletop``, ``midas``, ``tracer`` or a registered one.
-        weights: folder, file or hub id of its weights; None takes the labeler's default.
-        device: auto, cpu, cuda or mps.
+        prop: property to predict: foreground, depth, shading, class, or the name of a property that
+            you have registered.
+        name: name of the labeler, such as ``tabletop``, ``midas``, ``tracer``, or one that you have
+            registered.
+        weights: folder, file or Hugging Face id of the labeler's weights; None uses its default.
+        device: device to run on, which is auto, cpu, cuda or mps.
 
     Returns:
-        a callable from images (n, y, x, rgb) uint8 to maps (n, y, x) float32, or to class
-        probabilities (n, class).
+        a function that takes images (n, y, x, rgb) uint8.  It returns maps (n, y, x) float32, or
+        class probabilities (n, class) if the property is class.
 
     Raises:
         UserError: the labeler is unknown, or its package or weights are missing on this machine.
@@ -179,21 +188,24 @@ def fit_probe(
     penalties: Sequence[float] = Probes().penalties,
     seed: int = 0,
 ) -> LinearProbe:
-    """Fit a linear probe to activations and label maps.
+    """Fit a linear probe that predicts label maps from activations.
 
-    Labels at image size are averaged over each token's block of pixels, which gives the same fit
-    as full-size labels with predictions upsampled by nearest.
+    If the labels have more pixels than the activations have positions, each position is trained on
+    the mean of the labels in its block of pixels.  This gives the same probe as a fit to all
+    pixels in which the prediction of a position applies to its whole block.
 
     Args:
-        activations: (sample, y, x, channel), any floating dtype.
-        labels: (sample, Y, X); Y and X are multiples of y and x.  Masks are bool, or shares 0..1.
+        activations: (sample, y, x, channel) of any floating-point type.
+        labels: (sample, Y, X), where Y and X are multiples of y and x.  A mask is boolean, or gives
+            a fraction from 0 to 1 for each pixel.
         kind: ``ridge``, or ``logistic`` for masks.
-        validation: fraction of the samples on which the penalty is chosen; unused with one penalty.
-        penalties: candidate L2 penalties, in units of the mean channel variance.
-        seed: seed of the draw of validation samples.
+        validation: fraction of the samples that is set aside to choose the penalty.  It has no
+            effect if there is only one penalty.
+        penalties: candidate L2 penalties, as multiples of the channels' mean variance.
+        seed: seed of the random choice of validation samples.
 
     Returns:
-        the probe: weight (channel,) float64, bias, the chosen penalty, and ``predict``.
+        the probe: ``weight`` (channel,) float64, ``bias``, chosen ``penalty``, and ``predict``.
 
     Raises:
         UserError: shapes do not match, samples are too few, or values are not finite.
@@ -213,7 +225,7 @@ def fit_probe(
             f"activations: too few samples for training and validation ({len(x)}). Fix: give more "
             "samples, or a single penalty"
         )
-    # With a single penalty there is no choice to make, so any tokens serve as validation.
+    # With a single penalty there is nothing to choose, so the validation samples do not matter.
     train, validation_index = order[heldout:], order[:heldout] if heldout else order
 
     def rows(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -231,7 +243,7 @@ def fit_probe(
 
 
 def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str) -> None:
-    """Raise a `UserError` for arrays or a kind that `fit_probe` cannot fit."""
+    """Raise a `UserError` if `fit_probe` cannot fit a probe of this kind to these arrays."""
     x, y = activations.shape, labels.shape
     if len(x) != 4 or len(y) != 3 or x[0] != y[0]:
         raise UserError(

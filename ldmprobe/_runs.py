@@ -1,4 +1,8 @@
-"""Functions on studies and runs: plan, run in this process, open, intervene, compare, report."""
+"""Functions for studies and their runs.
+
+They load, plan and run a study in this process, open its run, intervene on it, compare it with
+others, and write its report.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class Run(StoredRun):
-    """Handle of a run, that is, of a study's results in a folder or a bucket.
+    """A run, which is the folder or bucket prefix that contains the results of a study.
 
-    Reading it imports neither torch nor diffusers.
+    Opening and reading a run imports neither torch nor diffusers.
 
     Example::
 
@@ -36,7 +40,7 @@ class Run(StoredRun):
 
     @property
     def summary(self) -> Summary:
-        """Contents of ``summary.json`` as typed records.
+        """Main results of the run, which are stored in its file ``summary.json``.
 
         Raises:
             UserError: the run is not finished.
@@ -46,14 +50,15 @@ class Run(StoredRun):
         return load_summary(self)
 
     def scores(self, prop: str) -> xr.DataArray:
-        """Scores of every probe and control on the held-out samples.
+        """Return the scores of every probe and control on the held-out samples.
 
         Args:
-            prop: a property of the study, such as ``depth``.
+            prop: property that the study probes, such as ``depth``.
 
         Returns:
-            (condition, kind, metric, step, layer, sample) float32, lazily loaded; NaN if undefined
-            or not computed.  The coordinate ``split`` is "validation" or "test" for each sample.
+            scores (condition, kind, metric, step, layer, sample) float32, which are read from the
+            store when they are used.  A score is NaN if it is undefined or not computed yet.  The
+            coordinate ``split`` is "validation" or "test" for each sample.
 
         Raises:
             UserError: the study does not probe the property.
@@ -62,19 +67,22 @@ class Run(StoredRun):
         return self.open(f"scores/{prop}", bool(self.progress.completed("probed").all())).score
 
     def probe(self, prop: str, step: int, layer: str, kind: str | None = None) -> LinearProbe:
-        """Read a fitted linear probe.
+        """Read the linear probe that was fitted at one step of one layer.
 
         Args:
             prop: property that the probe predicts.
-            step: sampler step, from 1.
-            layer: one of `layers`.
-            kind: one of ``probes.kinds``; None takes the first that was fitted to the property.
+            step: denoising step, counted from 1.
+            layer: name of the layer.
+            kind: one of the study's ``probes.kinds``; None uses the first kind that was fitted to
+                the property.
 
         Returns:
-            weight (channel,) float64, bias, and ``predict(activations)`` for (n, y, x, channel).
+            the probe, with ``weight`` (channel,) float64, ``bias``, and the method ``predict`` for
+            activations (n, y, x, channel).
 
         Raises:
-            UserError: the run has no such step, layer or kind, or no finite probe of it.
+            UserError: the step, the layer or the kind is not in the run, or no such probe was
+                fitted.
         """
         from ldmprobe_core.probing.linear import LinearProbe
 
@@ -88,7 +96,8 @@ class Run(StoredRun):
         if step not in group.step.values:
             raise UserError(f"step: {step} is not in the run. Fix: take 1 to {len(group.step)}")
         if self.progress.is_done("probed", step - 1, self.probe_inputs.index(layer)):
-            group = self.open(f"probes/{layer}")  # a missing chunk of it is an error
+            # The probe is complete, so open the group such that a missing chunk raises an error.
+            group = self.open(f"probes/{layer}")
         kinds = [str(name) for name in group.kind.values]
         if kind is not None and kind not in kinds:
             raise UserError(f"kind: {kind!r} is not in the run. Fix: take {', '.join(kinds)}")
@@ -103,7 +112,13 @@ class Run(StoredRun):
         )
 
     def activations(self, layer: str) -> xr.DataArray:
-        """Activations of a layer, (sample, step, y, x, channel) float16, lazily loaded.
+        """Return the activations of a layer, which are read from the store when they are used.
+
+        Args:
+            layer: name of the layer.
+
+        Returns:
+            activations (sample, step, y, x, channel) float16.
 
         Raises:
             UserError: the layer is not in the run.
@@ -129,11 +144,11 @@ def load_study(source: str, overrides: Mapping[str, Any] | Sequence[str] | None 
 
     Args:
         source: path of a YAML file, or the name of an included study such as ``tabletop``.
-        overrides: values by dotted key, such as ``{"sampling.steps": 20}``; or ``key=value``
-            strings.
+        overrides: values that replace those of the file, either by dotted key, such as
+            ``{"sampling.steps": 20}``, or as strings of the form ``key=value``.
 
     Raises:
-        UserError: the file does not exist, or a key or value is not valid in a study.
+        UserError: the file does not exist, or one of its keys or values is not valid.
 
     Example::
 
@@ -148,8 +163,8 @@ def plan(study: Study) -> StudyPlan:
     """Check a study and compute its sizes, without loading weights.
 
     Returns:
-        layers and their shapes, steps, bytes, memory, and packages and weights that are missing on
-        this machine; printable.
+        the plan, which contains the steps, the layers and their shapes, the expected storage and
+        memory, and the packages and weights that are missing on this machine.  It can be printed.
 
     Raises:
         UserError: a setting of the study is wrong.
@@ -170,7 +185,7 @@ def open_run(url: str) -> Run:
         url: folder or ``s3://bucket/prefix`` of the run.
 
     Raises:
-        UserError: there is no run, or another release wrote it.
+        UserError: there is no run at this address, or it has another release's format.
 
     Example::
 
@@ -183,10 +198,10 @@ def open_run(url: str) -> Run:
 
 
 def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
-    """Run a study in this process, without a server; resume it if it was interrupted.
+    """Run a study in this process, or resume it if it was interrupted.
 
-    It also works in a notebook.  For many workers, schedules and a UI use the command ``ldmprobe
-    run``, which writes the same bytes.
+    This function needs no server and also works in a notebook.  If you need several workers,
+    schedules or a web UI, use the command ``ldmprobe run``, which stores exactly the same results.
 
     Args:
         study: the study to run.
@@ -194,7 +209,7 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
         progress: whether to show a progress bar.
 
     Returns:
-        the finished run, with its report.
+        the finished run, which contains a report.
 
     Raises:
         UserError: a setting of the study is wrong, or another process is working on the run.
@@ -224,7 +239,7 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
 
 
 def _carry_out(run: Run, progress: bool) -> dict[str, float]:
-    """Carry out all unfinished units of work; returns the seconds spent by verb."""
+    """Carry out all unfinished units of work, and return the seconds spent on each kind of unit."""
     from rich.progress import Progress, TimeRemainingColumn
 
     from ldmprobe_core.pipeline.units import UNITS
@@ -258,18 +273,19 @@ def intervene(
 
     Args:
         run: a finished run that generated images.
-        prop: property to edit.
-        shift: (dx, dy) as fractions of width and height, or a sequence of them; None with
-            ``targets``.
+        prop: property to edit, such as ``foreground``.
+        shift: shift (dx, dy) of the property's map, as fractions of width and height, or a sequence
+            of shifts.  It has no effect if ``targets`` is given.
         samples: number of test samples to edit.
         settings: further fields of `ldmprobe_core.interventions.spec.Intervention`, such as
-            ``targets``, ``layers``, ``steps``, ``confidence``.
+            ``targets``, ``layers``, ``steps`` and ``confidence``.
 
     Returns:
-        effects by edit condition, with intervals; also stored in the run and shown in its report.
+        the effects of the edit and of its controls, with confidence intervals.  They are also
+        stored in the run, and `write_report` adds them to its report.
 
     Raises:
-        UserError: a setting is wrong, or the run lacks probes or samples that it needs.
+        UserError: a setting is wrong, or the run does not have the necessary probes or samples.
 
     Example::
 
@@ -291,14 +307,17 @@ def intervene(
 
 
 def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
-    """Compare finished runs with the first of them, paired over the samples they share.
+    """Compare finished runs with the first of them.
+
+    The difference between two runs is the mean over the test samples that both runs contain.
 
     Returns:
-        one row per property and run: score at the last step, difference to the first run with its
-        interval, onset and settled steps.
+        one row for each property and run.  It gives the score at the last step, the difference from
+        the first run with its confidence interval, and the steps from which the score keeps 50%
+        (onset) and 90% (settled) of its gain.
 
     Raises:
-        UserError: there are fewer than two runs, or one is not finished.
+        UserError: there are fewer than two runs, or one of them is not finished.
 
     Example::
 
@@ -313,7 +332,7 @@ def write_report(run: StoredRun) -> str:
     """Rebuild the report of a finished run from its stored scores.
 
     Returns:
-        path or URL of ``report/index.html``.
+        path or URL of the report's page ``report/index.html``.
 
     Raises:
         UserError: the run is not finished.

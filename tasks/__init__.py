@@ -1,1 +1,1 @@
-"""Prefect tasks, thin wrappers of the units of `ldmprobe_core.pipeline`."""
+"""Prefect tasks, most of which carry out one unit of work of `ldmprobe_core.pipeline`."""

@@ -1,4 +1,7 @@
-"""Results as Prefect artifacts, which the UI shows with their history over scheduled runs."""
+"""Publishes results as Prefect artifacts.
+
+Prefect's UI shows these artifacts, and keeps the earlier versions from previous scheduled runs.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,15 @@ from ldmprobe_core.storage.run import Run
 
 
 def publish(record: dict[str, Any], url: str) -> None:
-    """Publish best cells, a short text, a heatmap a property, and a link to the report.
+    """Publish the results of a study as Prefect artifacts.
 
-    Artifact keys contain the study's name.
+    There is a table with the best cell (step and layer) of each property, a short text, one
+    heatmap per property, and a link to the report.  The key of each artifact contains the study's
+    name, so that runs of the same study share a history.
+
+    Args:
+        record: summary of the run as JSON.
+        url: folder or URL of the run.
     """
     summary = Summary.model_validate(record)
     name, run = summary.study, Run(url)
@@ -53,7 +62,7 @@ def publish(record: dict[str, Any], url: str) -> None:
 
 
 def publish_intervention(found: dict[str, Any], url: str) -> None:
-    """Publish the effects of an intervention and of its controls as a table."""
+    """Publish a table with the effects of an intervention and of its control edits."""
     what = found["intervention"]
     create_table_artifact(
         table=effect_rows(InterventionSummary.model_validate(found)),
@@ -63,7 +72,10 @@ def publish_intervention(found: dict[str, Any], url: str) -> None:
 
 
 def publish_classes(found: dict[str, Any], name: str, url: str) -> None:
-    """Publish class curves as a sentence, and the share of named images by step as a table."""
+    """Publish a text about the class curves, and a table with one row per denoising step.
+
+    The table gives the share of images whose class at that step equals that of the finished image.
+    """
     lines = [
         f"# {name}",
         "",

@@ -1,4 +1,4 @@
-"""Outcome of units of work: results, errors of the unit, and failures of the workers themselves."""
+"""Determines how units of work ended, and describes failures of units and of their workers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from prefect.futures import PrefectFuture, PrefectWrappedFuture
 
 
 def outcome(future: PrefectFuture[Any]) -> Any:
-    """Result of a future that has ended, or the exception of its unit or of its worker.
+    """Return the result of a future that has ended, or the exception with which it failed.
 
-    A unit's own exception is in the state of its task run; if the worker ended, or the scheduler,
-    Dask's future itself raises.
+    An exception that the unit raised is the result of its task run, so Prefect returns it here.  If
+    the worker or the Dask scheduler ended, there is no such result, and Dask raises an exception.
     """
     try:
         return future.result(raise_on_failure=False)
@@ -25,7 +25,10 @@ def outcome(future: PrefectFuture[Any]) -> Any:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Kind and message of a unit's failure, to follow the unit's name and a comma."""
+    """Describe the failure of a unit.
+
+    The caller puts the description after the unit's name and a comma in an error message.
+    """
     if isinstance(error, KilledWorker):
         last = getattr(error.last_worker, "address", error.last_worker)
         return (
@@ -40,7 +43,7 @@ def describe_failure(error: BaseException) -> str:
 
 
 def remedy(error: BaseException) -> str:
-    """Correction of a unit's failure, as an imperative."""
+    """Return advice to the user on the failure of a unit, as an imperative."""
     again = "run the study again, which repeats only these"
     if isinstance(error, KilledWorker):
         return (
@@ -53,23 +56,25 @@ def remedy(error: BaseException) -> str:
 
 
 def cancel_waiting(futures: Sequence[PrefectFuture[Any]]) -> None:
-    """Cancel the units that no worker has started yet."""
+    """Cancel those futures whose units no worker has started yet."""
     wrapped = [
         future.wrapped_future for future in futures if isinstance(future, PrefectWrappedFuture)
     ]
     on_dask = [future for future in wrapped if isinstance(future, DaskFuture)]
     for future in wrapped:
         if not isinstance(future, DaskFuture):
-            future.cancel()  # without effect on one that runs
+            # This has no effect on a future whose unit is running.
+            future.cancel()
     if on_dask:
         client = on_dask[0].client
         running: set[Any] = set()
-        with suppress(OSError, TimeoutError):  # the scheduler may be lost
+        # If the scheduler is lost, no worker can report its units, and all futures are cancelled.
+        with suppress(OSError, TimeoutError):
             for keys in client.run(executing_keys, on_error="ignore").values():
                 running |= set(keys)
         client.cancel([future for future in on_dask if future.key not in running], force=True)
 
 
 def executing_keys(dask_worker: Any) -> list[Any]:
-    """Keys of the tasks that a Dask worker runs; called on the worker."""
+    """Return the keys of the tasks that a Dask worker is running; Dask calls this on the worker."""
     return [task.key for task in dask_worker.state.executing]

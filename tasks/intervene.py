@@ -18,7 +18,11 @@ from tasks.study import carry_out
 
 @task(name="plan edits", task_run_name="plan {what.prop} edits")
 def plan_edits(url: str, what: Intervention) -> tuple[RunRef, str]:
-    """Check an intervention, create its arrays unless they exist, and return run and name."""
+    """Check an intervention, and create the arrays for its results unless they exist.
+
+    Returns:
+        a reference to the run, and the name of the intervention.
+    """
     run = Run(url)
     name = create_intervention(run, what)
     return RunRef(url=run.url, identity=run.location.read_text("identity").strip()), name
@@ -31,13 +35,13 @@ def plan_edits(url: str, what: Intervention) -> tuple[RunRef, str]:
     **RETRIES,
 )
 def edit(unit: UnitRef) -> dict[str, Any]:
-    """Edit one batch towards one target, and score it."""
+    """Edit the activations of one batch towards one target, and score the resulting images."""
     return carry_out(unit)
 
 
 @task(name="summarise edits", task_run_name="summarise {name}")
 def summarise_edits(run: RunRef, name: str, seconds: float) -> dict[str, Any]:
-    """Summarise an intervention, and rebuild the run's report with it."""
+    """Summarise an intervention, and rebuild the run's report so that it shows the results."""
     store = Run(run.url)
     findings = summarise_intervention(store, name, seconds)
     rebuild_report(store)

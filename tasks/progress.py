@@ -1,4 +1,7 @@
-"""Progress of a fan-out: a bar in the terminal, an artifact in the Prefect UI."""
+"""Waits for the units of a stage, and shows progress in the terminal and in Prefect's UI.
+
+A stage is a step of a flow, such as generation, that submits many units of work at once.
+"""
 
 from __future__ import annotations
 
@@ -25,26 +28,28 @@ _LOOK_EVERY_S = 0.3
 
 
 class StageError(RunError):
-    """Failure of some units of a stage; the other units are complete and recorded."""
+    """Some units of a stage failed; the other units are complete and recorded."""
 
 
 def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
     """Wait for every unit of a stage, and show progress.
 
+    If a stop is requested, this function cancels the units that have not started, and waits for
+    those in progress.
+
     Args:
-        units: name of each unit to its future.
+        stage: name of the stage, for display.
+        units: future of each unit by the unit's name.
 
     Returns:
         seconds until the last unit ended.
-
-    If a stop is requested, units that have not started are cancelled, and those in progress are
-    waited for.
 
     Raises:
         StoppedError: a stop was requested.
         CorruptChunkError: a unit read corrupt data.
         UserError: a unit failed because of a mistake that the user can correct.
-        StageError: units failed for other reasons; the message has their number and the first.
+        StageError: units failed for other reasons; the message gives the number of failed units
+            and describes the first failure.
     """
     started = updated = time.monotonic()
     artifact = _ProgressArtifact(stage)
@@ -75,7 +80,12 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
 
 
 def _ended(futures: list[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any]]:
-    """Futures in the order in which they end; after a request to stop, those in progress alone."""
+    """Yield futures in the order in which they end, until all have ended.
+
+    After a request to stop, the function cancels the units that have not started, waits for the
+    rest without yielding them, and returns.  If the request does not wait for units, it returns at
+    once.
+    """
     ends: queue.Queue[PrefectFuture[Any]] = queue.Queue()
     for future in futures:
         future.add_done_callback(ends.put)
@@ -98,10 +108,11 @@ def _ended(futures: list[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any]]:
 
 
 def _raise_failure(stage: str, count: int, failed: list[tuple[str, BaseException]]) -> NoReturn:
-    """Log every failure of a stage, and raise the one that says most."""
+    """Log every failure of a stage, and raise an error for the most informative one."""
     for name, error in failed:
         get_run_logger().error("%s failed: %s", name, describe_failure(error))
-    for kind in (CorruptChunkError, UserError):  # their messages contain the remedy
+    # Exceptions of these two types already tell the user what to do, so raise them unchanged.
+    for kind in (CorruptChunkError, UserError):
         for _, error in failed:
             if isinstance(error, kind):
                 raise error
@@ -113,9 +124,10 @@ def _raise_failure(stage: str, count: int, failed: list[tuple[str, BaseException
 
 
 class _ProgressArtifact:
-    """Progress of a stage in the UI; failures to update it are logged and ignored.
+    """Shows the progress of a stage in Prefect's UI.
 
-    It is created when the first unit ends, and again if the server did not answer before.
+    The artifact is created at the first call of `show`, or at a later call if the server did not
+    answer.  Failures to create or update it are logged and otherwise ignored.
     """
 
     def __init__(self, stage: str) -> None:

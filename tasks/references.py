@@ -1,4 +1,7 @@
-"""References to runs and units that tasks exchange as JSON; arrays go through the store."""
+"""References to runs and units of work, which Prefect tasks exchange as JSON.
+
+Tasks exchange only these small references.  They read and write arrays in the store.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from ldmprobe_core.storage.run import Run
 
 
 class RunRef(BaseModel):
-    """Reference to a run: its URL, and the identity that it got when it was created.
+    """Reference to a run: its URL, and the random identity that it received when it was created.
 
-    The identity is part of every cache key: a run that was deleted and created again is another
-    run, whose units are not done.
+    The identity is part of every cache key.  If a run is deleted and created again at the same URL,
+    it therefore does not reuse cached results of the deleted run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -26,9 +29,10 @@ class UnitRef(BaseModel):
     """Reference to one unit of work of a run.
 
     Attributes:
+        run: reference to the run.
         verb: kind of the unit, a key of `ldmprobe_core.pipeline.units.UNITS`.
-        index: of the unit within its kind.
-        title: name of its task run.
+        index: index of the unit among the units of its kind.
+        title: name of the unit's task run in Prefect.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,15 +44,17 @@ class UnitRef(BaseModel):
 
     @property
     def is_done(self) -> bool:
-        """Whether the run's progress record has the unit."""
+        """Whether the run's progress record contains the unit as complete."""
         return UNITS[self.verb].is_done(Run(self.run.url), *self.index)
 
 
 def units_of(run: RunRef, verb: str, *scope: str) -> list[UnitRef]:
-    """References of every unit of one kind, in order.
+    """Return references to all units of one kind, in order.
 
     Args:
-        scope: name of the intervention, for the verb ``edit``.
+        run: reference to the run.
+        verb: kind of the units, a key of `ldmprobe_core.pipeline.units.UNITS`.
+        scope: name of the intervention if the verb is ``edit``; nothing for other verbs.
     """
     return [
         UnitRef(run=run, verb=verb, index=unit.index, title=unit.title)

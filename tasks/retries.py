@@ -1,7 +1,7 @@
-"""Retries of a whole unit of work that failed because of the network or a server.
+"""Rules by which Prefect repeats a unit of work that failed because of the network or a server.
 
-Single requests to an object store are retried in `storage.filesystem` and
-`storage.stores.object_store`.
+`ldmprobe_core.storage` already repeats single requests to an object store.  The rules here apply if
+a unit fails in spite of that.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ _PERMANENT = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG,
     errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
 }  # fmt: skip
-"""Errors that a retry would meet again: a full disk, no permission, a name that is too long."""
+"""Error numbers that a retry would meet again, such as a full disk or a missing permission."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether a retry may succeed after this error."""
+    """Return whether a retry may succeed after this error."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         return False
-    if isinstance(error, OSError):  # includes timeouts and broken connections
+    # Timeouts and broken connections are OSErrors too.
+    if isinstance(error, OSError):
         return error.errno not in _PERMANENT
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -35,7 +36,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 async def should_retry(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Prefect's ``retry_condition_fn``: whether to retry a failed task run."""
+    """Return whether to retry a failed task run; Prefect calls this as ``retry_condition_fn``."""
     try:
         await state.aresult()
     except Exception as error:
@@ -45,8 +46,9 @@ async def should_retry(_task: Task, _run: TaskRun, state: State) -> bool:
 
 RETRIES: dict[str, Any] = {
     "retries": 4,
-    "retry_delay_seconds": exponential_backoff(backoff_factor=1),  # 1, 2, 4, 8 seconds
+    # The delays before the four retries are 1, 2, 4 and 8 seconds.
+    "retry_delay_seconds": exponential_backoff(backoff_factor=1),
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": should_retry,
 }
-"""Options of a task that runs a unit of work, which is retried as a whole, at most four times."""
+"""Options of every Prefect task that carries out a unit of work."""

@@ -1,4 +1,4 @@
-"""Request to stop a flow early, which its stages and units look at."""
+"""Requests to stop a flow early, which the stages and units of the flow check for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ldmprobe_core.errors import RunError
 
 
 class StoppedError(RunError):
-    """A flow that ended early because a stop was requested.
+    """A flow ended early because a stop was requested.
 
     Attributes:
-        exit_code: of the command line.
-        is_printed: True: the user has read the message already.
+        exit_code: exit code of the command line.
+        is_printed: always True, which tells the command line that the message was printed already.
     """
 
     is_printed = True
@@ -32,13 +32,13 @@ class Stop:
     """A request to stop.
 
     Attributes:
-        message: sentence for the user.
-        exit_code: of the command line.
-        cancels: whether the flow run becomes Cancelled in Prefect; else it failed.
-        is_cancellation: whether it was cancelled in Prefect.
-        waits: whether units that run are waited for.
-        limit_s: time after which the process ends in any case.
-        since: clock value of the request, from `time.monotonic`.
+        message: message for the user.
+        exit_code: exit code of the command line.
+        cancels: whether to mark the flow run as cancelled in Prefect.
+        is_cancellation: whether the request comes from a cancellation in Prefect.
+        waits: whether the flow waits for units in progress before it ends.
+        limit_s: seconds after the request at which the process ends in any case.
+        since: time of the request on the clock of `time.monotonic`.
     """
 
     message: str
@@ -56,14 +56,16 @@ class Stop:
 
 
 _requests: list[Stop] = []
-_lock = threading.RLock()  # a signal handler may interrupt its own thread within it
+# The lock is reentrant because a signal handler may interrupt the thread that holds it, and then
+# request a stop in that same thread.
+_lock = threading.RLock()
 
 
 def request_stop(stop: Stop) -> bool:
     """Ask the flow of this process to stop, and print the message at once.
 
     Returns:
-        False if a stop was requested before; the first one remains.
+        True, or False if an earlier request exists, which then stays in force.
     """
     with _lock:
         if _requests:
@@ -74,17 +76,19 @@ def request_stop(stop: Stop) -> bool:
 
 
 def say(sentence: str) -> None:
-    """Print a sentence on standard error, also from a signal handler that interrupts a print."""
+    """Print a message on standard error in a way that is safe inside a signal handler."""
     os.write(2, f"\n{sentence}\n".encode("utf-8", "replace"))
 
 
 def requested_stop() -> Stop | None:
-    """The request to stop this process's flow, if there is one."""
+    """Return the request to stop the flow of this process, or None."""
     return _requests[0] if _requests else None
 
 
 def require_not_stopped() -> None:
-    """End a stage or a unit that has not started yet if a stop was requested.
+    """Raise an error if a stop was requested.
+
+    Units call this before they start, and stages call it when they end.
 
     Raises:
         StoppedError: a stop was requested.
@@ -95,7 +99,7 @@ def require_not_stopped() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Forget requests of earlier flows of this process, and on exit those of this one."""
+    """Run a flow without requests from earlier flows, and discard its own requests at the end."""
     _requests.clear()
     try:
         yield

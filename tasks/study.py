@@ -21,11 +21,11 @@ from tasks.stopping import require_not_stopped
 
 
 def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
-    """Cache key of a unit of work: layout version, verb, run identity, and the unit's index.
+    """Return the key under which Prefect caches the result of a unit of work.
 
-    Code is not part of it: `LAYOUT_VERSION` is raised when the same unit gives another result.
-    The run's progress record decides which units are done, never Prefect's cache: a unit that is
-    not recorded there has no key, so it is carried out.
+    The run's progress record decides which units are complete.  For any other unit this function
+    returns None, so that Prefect carries the unit out instead of using a cached result.  The key
+    contains `LAYOUT_VERSION` because a new release may compute a different result for the unit.
     """
     unit: UnitRef = parameters["unit"]
     if not unit.is_done:
@@ -35,7 +35,7 @@ def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
 
 
 def carry_out(unit: UnitRef) -> dict[str, Any]:
-    """Run one unit and log its result; returns counts, seconds and bytes."""
+    """Carry out one unit, log its result, and return it: counts, seconds and bytes."""
     require_not_stopped()
     result = UNITS[unit.verb].carry_out(unit.run.url, *unit.index)
     amounts = [f"{value} {name}" for name, value in result.items() if name not in _MEASURES]
@@ -59,7 +59,7 @@ _UNIT_OPTIONS: dict[str, Any] = {
 
 @task(name="prepare", task_run_name="prepare {study.name}")
 def prepare(study: Study, store: str) -> RunRef:
-    """Check the study, then create its run, or open the one that exists."""
+    """Check a study, and create its run unless the run exists."""
     run = prepare_run(study, store)
     get_run_logger().info("run at %s", run.url)
     return RunRef(url=run.url, identity=run.location.read_text("identity").strip())
@@ -67,34 +67,34 @@ def prepare(study: Study, store: str) -> RunRef:
 
 @task(name="generate", **_UNIT_OPTIONS)
 def generate(unit: UnitRef) -> dict[str, Any]:
-    """Generate one batch, and write images and activations to the store."""
+    """Generate one batch, and write its images and activations to the store."""
     return carry_out(unit)
 
 
 @task(name="label", **_UNIT_OPTIONS)
 def label(unit: UnitRef) -> dict[str, Any]:
-    """Label one batch's finished images and step images."""
+    """Label the finished images of one batch, and the images decoded at each step."""
     return carry_out(unit)
 
 
 @task(name="tally", **_UNIT_OPTIONS)
 def accumulate(unit: UnitRef) -> dict[str, Any]:
-    """Add the training samples of a few batches to an accumulator's statistics."""
+    """Add the training samples of a few batches to the sums from which probes are trained."""
     return carry_out(unit)
 
 
 @task(name="probe", **_UNIT_OPTIONS)
 def probe(unit: UnitRef) -> dict[str, Any]:
-    """Train and score every probe and control of one cell."""
+    """Train and score all probes of one cell (a step and a layer), and its control probes."""
     return carry_out(unit)
 
 
 @task(name="redo", task_run_name="redo what is damaged in {array}")
 def redo(run: RunRef, array: str) -> None:
-    """Verify an array, and clear the progress of the units that wrote its corrupt chunks.
+    """Mark the units that wrote the corrupt chunks of an array as not done, so that they repeat.
 
     Raises:
-        CorruptChunkError: no unit of a run writes the chunk, so it cannot be repaired.
+        CorruptChunkError: no unit of work writes a corrupt chunk, so it cannot be repaired.
     """
     store = Run(run.url)
     corrupt = list(find_corrupt_chunks(store, array))
@@ -107,14 +107,14 @@ def redo(run: RunRef, array: str) -> None:
 
 @task(name="summarise", task_run_name="summarise {run.url}")
 def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
-    """Summarise all scores; writes summary.json and the report."""
+    """Summarise all scores, and write summary.json and the report."""
     summary = build_report(Run(run.url), seconds)
     return summary.model_dump(mode="json", by_alias=True)
 
 
 @task(name="classify", task_run_name="classify {run.url}")
 def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
-    """Summarise class scores over the steps; classify a folder of photographs too, if given."""
+    """Summarise class scores over the steps, and classify the photographs if a folder is given."""
     store = Run(run.url)
     if photographs is not None:
         classify_photographs(store, photographs)

@@ -1,1 +1,1 @@
-"""Checks of the environment that come before any work: proxies, Prefect, memory."""
+"""Checks of the environment before a flow starts: HTTP proxies, Prefect and memory."""

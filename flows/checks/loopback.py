@@ -1,4 +1,4 @@
-"""Exemption of loopback addresses from HTTP proxies."""
+"""Keeps requests to servers on this machine from going through an HTTP proxy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def bypass_proxies_for_loopback() -> None:
-    """Add loopback addresses to NO_PROXY of this process and of those that it starts.
+    """Add the loopback addresses to NO_PROXY, for this process and the processes that it starts.
 
-    Clients of different libraries read the upper or the lower case name: both are set.  A variable
-    that is ``*`` (no proxy at all) stays as it is.
+    Some HTTP libraries read ``NO_PROXY`` and others read ``no_proxy``, so this function sets both.
+    If the list already contains ``*``, which disables proxies for every host, nothing is added.
     """
     listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     hosts = [host.strip() for host in listed.split(",") if host.strip()]

@@ -1,4 +1,4 @@
-"""Check of a Prefect server: whether it answers, is Prefect, admits us, and fits our version."""
+"""Checks whether the server at an address is a Prefect server that flows can run with."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ Status = Literal["usable", "silent", "locked", "foreign", "incompatible"]
 
 @dataclass(frozen=True)
 class ServerCheck:
-    """Result of a check of a server.
+    """Result of the check of one server.
 
     Attributes:
-        status: ``usable``; ``silent``, it does not answer; ``locked``, it asks for other
-            credentials; ``foreign``, it is not a Prefect server; ``incompatible``, it is a Prefect
-            server of another major version.
-        problem: the observation, as the predicate of a sentence about the address.
-        remedy: correction, as an imperative.
+        status: ``usable`` if flows can run with the server.  Otherwise ``silent`` if it does not
+            answer, ``locked`` if it refuses our credentials, ``foreign`` if it is not a Prefect
+            server, or ``incompatible`` if it is a Prefect server of another major version.
+        problem: description of the problem that follows the address in an error message, such as
+            "is not a Prefect server's API"; empty if the server is usable.
+        remedy: advice to the user as an imperative; empty if the server is usable.
     """
 
     status: Status
@@ -47,14 +48,17 @@ class ServerCheck:
 
 
 def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
-    """Ask a server for its version, with the credentials and TLS settings of Prefect's client.
+    """Check whether the server at a URL is a Prefect server that flows can run with.
+
+    The check asks the server for its version, and uses the credentials and TLS settings of
+    Prefect's client.  For Prefect Cloud it reads one flow run instead of the version.
 
     Args:
-        url: of the API, such as ``http://127.0.0.1:4200/api``.
-        limit_s: how long to wait for an answer.
+        url: URL of the API, such as ``http://127.0.0.1:4200/api``.
+        limit_s: longest time to wait for an answer, in seconds.
 
     Raises:
-        UserError: the proxies that the environment names cannot be used.
+        UserError: a proxy that an environment variable names cannot be used.
     """
     quick = {PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}
     cloud = url.startswith(PREFECT_CLOUD_API_URL.value())
@@ -62,7 +66,7 @@ def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
         with temporary_settings(quick):
             client = get_client(sync_client=True, httpx_settings={"timeout": limit_s})
     except (ImportError, ValueError) as error:
-        # httpx constructs every proxy at once, also for addresses that are exempt from proxies
+        # httpx sets up every configured proxy at this point, even if NO_PROXY exempts this server.
         raise UserError(
             f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({_first_sentence(error)}). Fix: "
             "give an http:// address, install httpx[socks] for a SOCKS proxy, or unset it"
@@ -81,7 +85,8 @@ def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
             f"does not answer ({type(error).__name__})",
             "start that server, correct the address, or unset it for one of the run's own",
         )
-    except ValueError:  # the answer is not JSON
+    except ValueError:
+        # The answer is not JSON, so this is not Prefect's API.
         return _FOREIGN
 
 
@@ -93,7 +98,7 @@ _FOREIGN = ServerCheck(
 
 
 def _judge(version: object) -> ServerCheck:
-    """Compare a server's version with that of the client: the major versions must be equal."""
+    """Accept a server if its major version is equal to that of the installed Prefect client."""
     ours, theirs = _major(prefect.__version__), _major(version)
     if theirs is None:
         return _FOREIGN

@@ -1,4 +1,4 @@
-"""Checks of Prefect's settings that come before Prefect itself is imported."""
+"""Checks of Prefect's settings, so that a wrong setting gives a clear message before any work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from ldmprobe_core.errors import UserError
 
 
 def check_prefect_settings() -> None:
-    """Refuse settings with which Prefect would fail later; imports Prefect.
+    """Raise an error for Prefect settings that would make Prefect fail later.
+
+    This function imports Prefect, which is slow, so call it only if Prefect is needed.
 
     Raises:
         UserError: PREFECT_HOME is not writable, PREFECT_API_URL is not a URL, or Prefect refuses
@@ -23,7 +25,8 @@ def check_prefect_settings() -> None:
     from pydantic import ValidationError
 
     try:
-        with redirect_stderr(io.StringIO()):  # Prefect prints a list of the same problems
+        # On import, Prefect itself prints its invalid settings; our own message replaces that list.
+        with redirect_stderr(io.StringIO()):
             from prefect.settings import PREFECT_API_URL
 
             url = PREFECT_API_URL.value()
@@ -34,7 +37,8 @@ def check_prefect_settings() -> None:
             f"Prefect's setting {key!r} is {problem['input']!r:.80}: {problem['msg']}. Fix: "
             "correct it in the environment (PREFECT_...), in .env, prefect.toml or the profile"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:  # an unreadable profiles.toml, for example
+    except (ValueError, KeyError, TypeError) as error:
+        # Prefect raises one of these if profiles.toml is malformed, for example.
         raise UserError(
             f"Prefect's settings cannot be read ({type(error).__name__}: {error}). Fix: correct "
             "prefect.toml or the profiles.toml in PREFECT_HOME"
@@ -55,7 +59,7 @@ def _require_writable(home: Path) -> None:
 
 
 def without_password(url: str) -> str:
-    """The URL without the user and password that it may contain, for messages."""
+    """Return a URL without its user name and password, so that messages can show it."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 

@@ -1,4 +1,4 @@
-"""Memory of a study's workers: the limit of a Dask worker, and whether the machine has enough."""
+"""Computes the memory limit of a Dask worker, and whether this machine has enough memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ if TYPE_CHECKING:
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
 
 _BASE = 2 << 30
-"""Bytes of a worker process before it loads a model: libraries and their buffers."""
+"""Bytes that a worker process needs for libraries and their buffers before it loads a model."""
 
 _MARGIN = 2
-"""Factor for values that the plan does not count, such as the networks' intermediate ones."""
+"""Factor on the planned bytes: the plan does not count the networks' intermediate values."""
 
 
 def planned_bytes(plan: StudyPlan) -> int:
-    """Bytes that a worker is expected to need: the plan's, and the text encoders' weights."""
+    """Return the bytes that a worker is expected to need.
+
+    This is the memory that the plan lists, plus the weights of the model's text encoders.
+    """
     encoders = sum(
         max(sum(path.stat().st_size for path in files) for files in _variants(folder.iterdir()))
         for folder in plan.folder.glob("text_encoder*")
@@ -27,31 +30,33 @@ def planned_bytes(plan: StudyPlan) -> int:
 
 
 def _variants(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Weight files by precision: a folder may hold both."""
+    """Split weight files into half and full precision, because a folder may contain both."""
     files = [path for path in paths if path.suffix == ".safetensors"]
     half = [path for path in files if ".fp16." in path.name]
     return half, [path for path in files if path not in half]
 
 
 def worker_memory_limit(plan: StudyPlan) -> int:
-    """Memory limit of a local Dask worker in bytes, at which Dask ends and restarts it.
+    """Return the memory limit of a local Dask worker in bytes.
 
-    Twice the planned bytes and 2 GiB, and at most the memory of the machine.
+    Dask restarts a worker that reaches its limit.  The limit is twice the planned bytes plus
+    2 GiB, but never more than the memory of the machine.
     """
     return min(_MARGIN * planned_bytes(plan) + _BASE, machine_memory())
 
 
 def machine_memory() -> int:
-    """Memory of this machine, or of its container, in bytes."""
+    """Return the memory of this machine in bytes, or of the container that this process runs in."""
     from distributed.system import MEMORY_LIMIT
 
     return int(MEMORY_LIMIT)
 
 
 def memory_lines(plan: StudyPlan) -> list[str]:
-    """The memory limit of a study's Dask workers, and a note if this machine has too little.
+    """Return lines about memory for the user to read.
 
-    Empty if the study runs on other machines.
+    They give the memory limit of the study's Dask workers, and a note if this machine has too
+    little memory for the study.  There are none if the study runs on other machines.
     """
     execution = plan.study.execution
     if execution.elsewhere:

@@ -1,1 +1,1 @@
-"""The container image, and what runs inside it only."""
+"""The container image, and a health check that runs only inside its containers."""

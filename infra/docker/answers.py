@@ -1,4 +1,4 @@
-"""Health check of a container by HTTP, since the image has no curl."""
+"""HTTP health check of a container; it replaces curl, which the image does not contain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import urllib.request
 
 
 def main() -> None:
-    """Exit with 0 if the URL in the first argument responds successfully, else with 1."""
+    """Exit with 0 if the URL in the first argument answers without an error, and else with 1."""
     try:
         with urllib.request.urlopen(sys.argv[1], timeout=3):
             return

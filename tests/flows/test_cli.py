@@ -1,4 +1,4 @@
-"""Mistakes at the command line: one sentence, exit code 1, nothing begun."""
+"""Tests that a user's mistake gives a one-line message and exit code 1 before any work starts."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from ldmprobe_core.study.prompt_sets import tabletop_prompts
 
 @pytest.fixture
 def complain(capfd, monkeypatch):
-    """Runs the command as its entry point does; gives what it said on standard error."""
+    """Return a function that runs the command and returns its standard error."""
 
     def call(*words):
         monkeypatch.setattr("sys.argv", ["ldmprobe", *words])
@@ -100,14 +100,15 @@ def test_run_refuses_a_bad_port_and_a_server_that_does_not_start(complain, tmp_p
     code, said, _ = complain(*run)
     assert (code, "LDMPROBE_PREFECT_PORT is 'many'" in said) == (1, True)
     monkeypatch.setenv("LDMPROBE_PREFECT_PORT", "9")
-    monkeypatch.setattr("sys.executable", "/bin/false")  # what the server would be started with
+    # The command would start a Prefect server with this program, which would fail.
+    monkeypatch.setattr("sys.executable", "/bin/false")
     code, said, _ = complain(*run)
     assert (code, "Prefect server did not start; its log is" in said) == (3, True)
     assert not (tmp_path / "runs").exists()
 
 
 def test_run_and_show_refuse_an_object_store_that_does_not_answer(complain, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens here
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     for words in (("show", "s3://bucket/run"), ("run", "tabletop", "--store", "s3://bucket/runs")):
@@ -141,16 +142,18 @@ def test_check_prints_sizes():
     assert result.exit_code == 0
     assert "240 samples" in result.output
     assert "15 steps, 7 layers, 105 cells" in result.output
-    # 76,800 values a step: 3 layers of 16 x 16 x 64, 3 of 8 x 8 x 128, 1 of 4 x 4 x 192
+    # Each step has 76,800 values, in three layers of 16 x 16 x 64, three of 8 x 8 x 128 and one of
+    # 4 x 4 x 192.
     values = 3 * 16 * 16 * 64 + 3 * 8 * 8 * 128 + 4 * 4 * 192
     assert f"activations: {240 * 15 * values * 2 / 1e6:.1f} MB" in result.output
     assert f"latents: {240 * 15 * 16 * 16 * 4 * 2 / 1e6:.1f} MB" in result.output
 
 
 def test_check_sizes_the_published_study_from_configs_alone():
-    """16 layers x 15 steps of Stable Diffusion 1.4 over 617 images, as computed by hand."""
+    """The plan of 617 images with 16 layers and 15 steps has the sizes that we computed by hand."""
     result = CliRunner().invoke(cli.app, ["check", "paper"])
-    assert result.exit_code == 1  # its weights and prompts are not on this machine
+    # The command reports that the weights and prompts of this study are missing here.
+    assert result.exit_code == 1
     told = " ".join(result.output.split())
     assert "617 samples in 155 batches, 15 steps, 16 layers, 240 cells" in told
     values = 5 * 4096 * 320 + 5 * 1024 * 640 + 5 * 256 * 1280 + 64 * 1280

@@ -1,4 +1,4 @@
-"""Exit codes, the sentence of an unexpected failure, and what `check` and `run` find missing."""
+"""Tests of exit codes, of messages about failures, and of reports about missing requirements."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from ldmprobe_core.errors import RunError, UserError
 
 @pytest.fixture(autouse=True)
 def state(tmp_path, monkeypatch):
-    """Folder of log files."""
+    """Return the folder in which the command writes its log files."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("LDMPROBE_DEBUG", raising=False)
     return tmp_path / "state" / "ldmprobe"
@@ -21,7 +21,7 @@ def state(tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(capfd, monkeypatch):
-    """Runs the entry point; returns its exit code, standard error and standard output."""
+    """Return a function that runs the command; it returns exit code, standard error and output."""
 
     def run(*words):
         monkeypatch.setattr("sys.argv", ["ldmprobe", *words])

@@ -1,4 +1,4 @@
-"""Commands import what they need and no more."""
+"""Tests that each command imports only the packages that it needs."""
 
 import json
 import os
@@ -23,7 +23,7 @@ print(json.dumps([sorted(sys.modules), times.user + times.system]), file=sys.std
 
 
 def command(*words: str, encoding: str = "utf-8") -> tuple[str, set[str], float]:
-    """Output of a command, the top-level modules that it imported, and its CPU seconds."""
+    """Run a command, and return its output, the packages that it imported, and its CPU seconds."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(argv=["ldmprobe", *words])],
         capture_output=True,
@@ -38,7 +38,7 @@ def test_help_imports_no_library_of_the_core():
     output, modules, seconds = command("--help")
     assert "classify" in output
     assert not modules & (HEAVY | {"numpy", "zarr", "xarray", "pandas", "pydantic"})
-    assert seconds < 1.5  # 0.4 s on an idle machine
+    assert seconds < 1.5  # it takes 0.4 s on an idle machine
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Commands on runs with damaged files: one sentence that names the file, and what to do."""
+"""Tests that a command on a damaged run names the damaged file and tells the user what to do."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ COMMANDS = {
 
 @pytest.fixture
 def copy(finished_run, tmp_path):
-    """The finished run elsewhere, to be damaged."""
+    """Return a copy of a finished run, which the tests damage."""
     target = tmp_path / Path(finished_run.url).name
     shutil.copytree(finished_run.url, target)
     return target
@@ -37,15 +37,17 @@ def copy(finished_run, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_on_a_damaged_file_is_one_sentence(copy, command, capfd, monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # logs of unexpected errors
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9")  # no command comes so far
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # for log files
+    # No command should get as far as connecting to a server, so this address has none.
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9")
     words = {"compare": [str(copy), str(copy)], "intervene": [str(copy), "--samples", "2"]}
     words = words.get(command, [str(copy)])
     for name in COMMANDS[command]:
         path, content = copy / name, (copy / name).read_bytes()
         for harm, damage in HARMS.items():
             damage(path)
-            invalidate_cache(str(copy))  # as in a new process
+            # Each command sees the files as a new process would.
+            invalidate_cache(str(copy))
             monkeypatch.setattr(sys, "argv", ["ldmprobe", command, *words])
             with pytest.raises(SystemExit) as stop:
                 cli.main()

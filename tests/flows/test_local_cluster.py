@@ -1,4 +1,4 @@
-"""Dask workers of this machine: memory limit, signals, GPUs."""
+"""Tests of Dask workers on this machine: their memory limit, signals and GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which Prefect server a command uses."""
+"""Tests of the choice of the Prefect server that a command uses."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ OURS = json.dumps(prefect.__version__)
 
 @pytest.fixture
 def own_server(monkeypatch):
-    """A server of the run's own is a name in place of a process."""
+    """Replace the start of a new server, so that the tests only see which server is chosen."""
 
     @contextlib.contextmanager
     def start():

@@ -1,4 +1,4 @@
-"""Runs of the command that are stopped from outside: each ends within a bound, and is resumed."""
+"""Tests that a run stopped from outside ends within a time limit and can be resumed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ pytestmark = pytest.mark.slow
 
 COMMAND = Path(sys.executable).parent / "ldmprobe"
 SAMPLES = 80
-START_LIMIT_S, END_LIMIT_S = 300, 150  # a minute for the units, and room for a loaded machine
+# The command may wait a minute for its units; the rest is a margin for a busy machine.
+START_LIMIT_S, END_LIMIT_S = 300, 150
 
 
 class Started:
-    """A run of the command in its own process."""
+    """The command ``ldmprobe run`` in a process of its own."""
 
     def __init__(self, folder: Path, study: Path, run: Run) -> None:
         home = folder / "prefect"

@@ -1,4 +1,4 @@
-"""The study as a user runs it: the command in its own process, real servers, real workers."""
+"""Tests of the study flow as a user runs it, with real processes, servers and workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMMAND = Path(sys.executable).parent / "ldmprobe"
 
 @pytest.fixture(scope="module")
 def reference(tiny_model, tmp_path_factory):
-    """The study, and its run by a plain loop."""
+    """Return a study, and its run by a plain loop, which the tests compare with the flow's run."""
     study = small_study("flow", tiny_model, 12)
     folder = tmp_path_factory.mktemp("reference")
     path = folder / "study.yaml"
@@ -44,7 +44,7 @@ def reference(tiny_model, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_port(monkeypatch):
-    """No server that happens to run on this machine is taken for the test's own."""
+    """Keep the tests from using a Prefect server that happens to run on this machine."""
     (port,) = free_ports(1)
     monkeypatch.setenv("LDMPROBE_PREFECT_PORT", str(port))
     return port
@@ -81,7 +81,7 @@ def test_run_command_records_every_task_run(reference, tmp_path):
     assert_same(plain, run)
     assert (store / plain.study.run_name / "report" / "index.html").is_file()
 
-    # The server that the command started is gone; what it stored is read by another one.
+    # The server that the command started has ended, so a new server reads its records.
     with temporary_settings({PREFECT_HOME: home, PREFECT_API_URL: None}):
         os.environ["PREFECT_HOME"] = str(home)
         try:
@@ -112,7 +112,7 @@ def test_run_command_records_every_task_run(reference, tmp_path):
 
 
 def test_run_plans_and_resolves_a_study_once(tiny_model, tmp_path, monkeypatch):
-    """The command plans before a server is started; the flow in the same process takes that."""
+    """The flow uses the plan that the command made, instead of planning the study a second time."""
     calls = []
 
     def counted(name):
@@ -142,7 +142,7 @@ def test_run_plans_and_resolves_a_study_once(tiny_model, tmp_path, monkeypatch):
 
 
 def test_run_command_keeps_statistics_on_two_dask_workers(tiny_model, tmp_path):
-    """Through the command: the sums and scores of a plain loop, and only held-out samples kept."""
+    """The command gives the same sums and scores as a loop, and stores only held-out samples."""
     content = small_study("sums", tiny_model, 40).model_dump(mode="json", by_alias=True)
     content["capture"] |= {"keep": "statistics", "accumulators": 3}
     content["probes"] = {"kinds": ["ridge"], "split": {"heldout": 8}}
@@ -210,7 +210,7 @@ def test_run_command_resumes_after_kill_with_equal_bytes(reference, tmp_path, ow
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not run.location.has("summary.json")
-    # What is more, the disk has changed a bit of what was written.
+    # In addition, one bit of the stored data is changed, as by a failing disk.
     done = int(run.progress.completed("generated").argmax())
     layer = run.layers[0]
     chunk = Path(run.url) / f"activations/{layer}/activation/c/{done}/1/0/0/0"

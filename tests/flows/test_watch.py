@@ -1,4 +1,4 @@
-"""Signals, loss of the server and cancellation request a stop of the flow, and bound its end."""
+"""Tests that signals, a lost server and a cancellation stop the flow within a time limit."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def ends(monkeypatch):
-    """Exit codes with which the process would have ended."""
+    """Collect the exit codes with which the process would have ended."""
     codes = []
     monkeypatch.setattr(watch, "end_at_once", codes.append)
     return codes
@@ -139,7 +139,7 @@ if sys.argv[1] == "goes on":
 
 @pytest.mark.parametrize(("then", "output"), [("ends", ""), ("goes on", "still here\n")])
 def test_limit_exit_ends_a_process_that_waits_for_threads_only(then, output):
-    """A process that is still at work when the limit is over is left alone, as pytest's is."""
+    """A process is ended only if its main thread has finished, as pytest's has not."""
     command = [sys.executable, "-c", HANGING, then]
     if then == "ends":
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)

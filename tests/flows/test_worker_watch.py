@@ -1,4 +1,4 @@
-"""Watch over Dask workers: replacement, and the end of a wait for none."""
+"""Tests that lost Dask workers are replaced, and that a flow without any worker stops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.stopping import requested_stop, stoppable
 
 @pytest.mark.slow
 def test_worker_watch_replaces_workers_that_the_cluster_gave_up(monkeypatch):
-    """Dask gives a nanny up if its worker is not back in time: here at once."""
+    """Dask drops lost workers almost at once here, and the watch replaces them."""
     monkeypatch.setattr(worker_watch, "LOOK_EVERY_S", 0.5)
     with (
         stoppable(),
@@ -33,7 +33,7 @@ def test_worker_watch_replaces_workers_that_the_cluster_gave_up(monkeypatch):
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 120
-        while specs.workers:  # the cluster closes both nannies, and forgets them
+        while specs.workers:  # until the cluster has dropped both workers
             assert time.monotonic() < deadline
             time.sleep(0.05)  # polling, bounded by the deadline
         with WorkerWatch(client, specs):

@@ -1,4 +1,4 @@
-"""Task runners of a study, and what is refused before a unit is submitted."""
+"""Tests of the task runners of a study, and of the errors before a unit is submitted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A scheduler with one worker that has no GPU."""
+    """Start a Dask scheduler with one worker, which has no GPU."""
     with LocalCluster(
         n_workers=1,
         processes=False,
@@ -96,7 +96,8 @@ def test_cluster_spec_has_the_number_of_workers_and_a_name_of_its_own():
     one, two = cluster_spec(execution), cluster_spec(execution)
     assert one["spec"]["worker"]["replicas"] == 5
     names = {spec["metadata"]["name"] for spec in (one, two)}
-    assert len(names) == 2  # one flow's end must not be another's
+    # With equal names, the end of one flow would delete the cluster of the other.
+    assert len(names) == 2
     selector = one["spec"]["scheduler"]["service"]["selector"]
     assert selector["dask.org/cluster-name"] == one["metadata"]["name"]
     runner = runner_of(execution)

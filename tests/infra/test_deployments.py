@@ -1,4 +1,4 @@
-"""Deployments of the flows, as infra/prefect.yaml describes them."""
+"""Tests of the deployments that infra/prefect.yaml describes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests for Kubernetes, by the schemas of its resources."""
+"""Tests that the Kubernetes manifests match the schemas of their resources."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dask_schemas():
 
 
 def closed(schema):
-    """The same schema, which takes no key that it does not name."""
+    """Return a copy of a schema that refuses keys that it does not define."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -64,7 +64,7 @@ def test_manifests_are_valid(manifest, dask_schemas):
 
 
 def test_manifests_with_a_mistake_are_refused(dask_schemas):
-    """The checks above can fail: an unknown key, a wrong type."""
+    """An unknown key or a wrong type makes the checks above fail."""
     cluster = yaml.safe_load((KUBERNETES / "dask-cluster.yaml").read_text())["spec"]
     spec = closed(dask_schemas["DaskCluster"]["properties"]["spec"])
     for wrong in ({**cluster, "workers": 3}, {**cluster, "worker": {"replicas": "many"}}):
@@ -93,7 +93,7 @@ def test_job_template_makes_a_valid_job():
     job = fill(template["job_configuration"]["job_manifest"])
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
-    container["resources"]["limits"]["nvidia.com/gpu"] = "1"  # the API takes both, the schema one
+    container["resources"]["limits"]["nvidia.com/gpu"] = "1"  # the schema has text only
     kubernetes_validate.validate(job, "1.31", strict=True)
 
 

@@ -1,4 +1,4 @@
-"""Services of the stack, and the same ones as containers of docker-compose.yml."""
+"""Tests that the services of the stack and of docker-compose.yml are the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILLED = {"POSTGRES_PASSWORD": "p", "PREFECT_AUTH": "admin:p", "S3_KEY": "k", "S
 
 @pytest.fixture(scope="module")
 def compose():
-    """docker-compose.yml with its variables filled in, as compose itself would."""
+    """Return docker-compose.yml with its variables replaced, as Docker Compose does it."""
     text = (ROOT / "docker-compose.yml").read_text()
     known = {**FILLED, "LDMPROBE_GPUS": "1"}
     text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: known.get(m[1], m[2]), text)
@@ -33,7 +33,7 @@ def compose():
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    """What `make stack` starts, by name."""
+    """Return the services that `make stack` starts, by name."""
     ports = services.PUBLIC_PORTS | {
         name: 20_000 + i for i, name in enumerate(services.INNER_PORTS)
     }
@@ -82,7 +82,7 @@ def test_compose_has_the_services_of_the_stack(compose, local):
 
 
 def flags(words: list[str]) -> dict[str, str]:
-    """Options of a command; what differs by place (hosts, ports, folders) is left out."""
+    """Return the options of a command without hosts, ports and folders, which differ by machine."""
     placed = {"host", "port", "dir", "ip", "ip.bind", "name", "dashboard-address"}
     placed |= {"local-directory", "s3.port", "master.port", "volume.port", "filer.port", "D", "h"}
     placed |= {"p", "c"}

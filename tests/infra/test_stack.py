@@ -1,4 +1,4 @@
-"""The whole platform on one machine, with real components: scheduled, watched, broken, resumed."""
+"""Tests of the whole platform on one machine, with real services that are also killed."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ HOSTILE = [
     "w" * 10_000,
     "\N{RIGHT-TO-LEFT OVERRIDE}drawkcab \N{PILE OF POO}",
 ]
-"""Prompts are anybody's text: they are shown, and do nothing else."""
+"""Prompts that try to do harm; the platform has to show them as plain text."""
 
 
 class Stack:
-    """A running `make stack`, and what it told of itself."""
+    """A running ``make stack``, and the text that it has printed."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -97,14 +97,14 @@ class Stack:
         self.env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
 
     def stop(self) -> list[psutil.Process]:
-        """End it as a user would, and give what is still alive of all that it had started."""
+        """Stop the stack as a user does, and return those of its processes that are still alive."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(120)
         return psutil.wait_procs(children, timeout=10)[1]
 
     def service(self, name: str) -> psutil.Process:
-        """The process of a service."""
+        """Return the process of a service."""
         words = {
             "server": "server start", "postgres": "postgres -D", "nanny": "dask_worker",
         }[name]  # fmt: skip
@@ -126,7 +126,8 @@ class Stack:
 @pytest.fixture(scope="module")
 def stack():
     folder = Path(tempfile.mkdtemp(prefix="ldmprobe-stack-"))
-    folder.chmod(0o755)  # PostgreSQL runs as another user where we are root
+    # If we are root, PostgreSQL runs as another user, who has to enter this folder.
+    folder.chmod(0o755)
     running = Stack(folder / "data")
     yield running
     if running.process.poll() is None:
@@ -136,7 +137,7 @@ def stack():
 
 @pytest.fixture
 def connected(stack, monkeypatch):
-    """This process is a client of the stack."""
+    """Set the environment variables that make this process a client of the stack."""
     for name, value in stack.env.items():
         monkeypatch.setenv(name, value)
     with temporary_settings({PREFECT_API_URL: stack.env["PREFECT_API_URL"]}):
@@ -145,7 +146,7 @@ def connected(stack, monkeypatch):
 
 @pytest.fixture(scope="module")
 def reference(tiny_model, tmp_path_factory):
-    """A study, with prompts of ill will among its own, and its run by a plain loop."""
+    """Return a study with some malicious prompts, and its run by a plain loop."""
     content = small_study("stacked", tiny_model, 22).model_dump(mode="json", by_alias=True)
     content["prompts"]["items"] = [*HOSTILE, "a red cube", "a dog"]
     study = parse_study(content)
@@ -153,7 +154,7 @@ def reference(tiny_model, tmp_path_factory):
 
 
 def on_dask(study, stack):
-    """Parameters of the study flow, on the stack's workers."""
+    """Return parameters with which the study flow runs on the stack's workers."""
     content = study.model_dump(mode="json", by_alias=True)
     content["execution"] = {"runner": "dask", "address": stack.env["LDMPROBE_DASK"]}
     return content
@@ -179,7 +180,7 @@ def logs_of(client, flow_run_id):
 
 @pytest.fixture(scope="module")
 def scheduled(stack, reference):
-    """The reference's study, carried out by the schedule of a deployment."""
+    """Return a run of the same study that the schedule of a deployment started."""
     study, _ = reference
     with (
         temporary_settings({PREFECT_API_URL: stack.env["PREFECT_API_URL"]}),
@@ -200,7 +201,7 @@ def scheduled(stack, reference):
                 "parameters": parameters,
             }],
         ).raise_for_status()  # fmt: skip
-        # Prefect's scheduler looks at deployments that changed every 5 seconds, at all every 60.
+        # Prefect's scheduler checks changed deployments every 5 seconds, and all every 60 seconds.
         touched = DeploymentUpdate(description=deployment.description)
         client.update_deployment(deployment.id, touched)
         deadline = time.monotonic() + 90
@@ -223,7 +224,7 @@ def test_a_scheduled_run_is_picked_up_and_gives_the_same_bytes(connected, refere
     assert "<html" in run.location.read_text("report/index.html")
     scheduled_runs = Location("s3://runs/scheduled")
     top = {*scheduled_runs.folders(""), *scheduled_runs.files("")}
-    # No prompt made a place of its own; SeaweedFS keeps the empty folders of leases.
+    # No prompt created a file of its own.  SeaweedFS keeps the empty folders of released leases.
     assert {name for name in top if not name.endswith(".lease")} == {study.run_name}
 
     with get_client(sync_client=True) as client:
@@ -333,7 +334,7 @@ def test_secrets_are_in_no_database_log_or_run(connected, scheduled, tmp_path):
     for place, content in places.items():
         for secret in (*secrets, kept[1]):
             if not (place.endswith("seaweedfs.log") and secret == secrets[1]):
-                # SeaweedFS tells its own log, which is ours alone to read, the id of its identity.
+                # SeaweedFS writes its key id to its log, which only the current user can read.
                 assert secret.encode() not in content, place
     for name in ("secrets.json", "env"):
         assert (connected.data / name).stat().st_mode & 0o077 == 0, name
@@ -400,7 +401,7 @@ def test_faulty_object_store_gives_the_same_bytes(connected, tiny_model, tmp_pat
 
 
 def test_prepare_run_at_once_creates_one_run(connected, tiny_model):
-    """A conditional put decides, between processes of different machines too."""
+    """The object store accepts only one conditional put, so only one caller creates the run."""
     study = small_study("many", tiny_model, 10)
     with ThreadPoolExecutor(4) as pool:
         starts = [pool.submit(prepare_run, study, "s3://runs/many") for _ in range(4)]
@@ -425,9 +426,9 @@ def kill(stack, what, flow):
     target.kill()
 
 
-@pytest.mark.timeout(3000)  # twenty restarts, on a loaded machine too
+@pytest.mark.timeout(3000)  # enough for twenty restarts on a busy machine
 def test_kills_at_any_moment_change_no_byte(connected, tiny_model, tmp_path):
-    """Studies one after the other until twenty kills are through; each is resumed to its end."""
+    """Run studies until twenty processes were killed; each study is resumed and completed."""
     lot = random.Random(20)
     kills = KILLS.copy()
     lot.shuffle(kills)
@@ -469,18 +470,18 @@ def test_kills_at_any_moment_change_no_byte(connected, tiny_model, tmp_path):
             time.sleep(1)  # polling for the state of a flow that was killed, bounded
         assert states["Completed"] == number
         assert states["Crashed"] >= 1, states
-        # What was killed before it held anything, nobody can know of until it has been silent for
-        # long (infra.setup).
+        # A flow run that was killed before it held a lease is only marked as crashed after ten
+        # minutes without a heartbeat (infra.setup).
         silent = [run.id for run in runs if not run.state.is_final()]
     assert len(silent) <= 2
 
 
 def _strike(stack, kills, flow, lot, at_work):
-    """Kill things while a flow works, each after a while, until it ends.
+    """Kill processes at random times while a flow runs, until the flow ends.
 
-    Some are killed while the flow still starts: every fourth time.  Of the others each is at work
-    when it is struck, however long its start takes: a flow that was killed before it held its run
-    leaves nothing that a later one could mark as crashed.
+    About one time in four, the first process is killed while the flow may still be starting.
+    Otherwise the function first waits until the flow has written data.  A flow that is killed
+    before it holds the lease of its run leaves no trace, so a later flow cannot mark it as crashed.
     """
     if lot.random() < 0.75:
         deadline = time.monotonic() + 300

@@ -1,4 +1,4 @@
-"""Supervisor of processes: restart and stop."""
+"""Tests that the supervisor restarts and stops processes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from infra.supervisor import Supervisor
 
 
 def test_supervisor_restarts_a_service_and_stops_all(tmp_path):
-    """A counter of starts, kept by the service itself, whose first two starts end at once."""
+    """The service counts its own starts in a file, and ends at once after the first two."""
     starts = tmp_path / "starts"
     script = (
         f"echo >> {starts}; [ $(wc -l < {starts}) -lt 3 ] && exit 3; trap 'exit 0' TERM; "

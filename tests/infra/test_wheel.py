@@ -1,4 +1,4 @@
-"""The built wheel, away from the clone."""
+"""Tests of the built wheel, outside the source tree."""
 
 import os
 import subprocess

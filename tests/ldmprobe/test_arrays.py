@@ -1,4 +1,4 @@
-"""One's own pipeline and arrays, against hooks by hand and scikit-learn."""
+"""Tests of capture and fit_probe against hand-written hooks and scikit-learn."""
 
 import numpy as np
 import pytest

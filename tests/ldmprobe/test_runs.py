@@ -1,4 +1,4 @@
-"""The public API on studies and runs, against the plain loop and the arrays themselves."""
+"""Tests of the Python API for studies and runs, against a plain loop and the stored arrays."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Failures of units and of the workers that run them."""
+"""Tests of the descriptions of failures of units and of their workers."""
 
 from __future__ import annotations
 

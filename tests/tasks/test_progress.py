@@ -1,4 +1,4 @@
-"""Waiting for the units of a stage: failures, and requests to stop."""
+"""Tests of waiting for the units of a stage, with failures and requests to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""References to runs and units that tasks exchange as JSON."""
+"""Tests of the references to runs and units that tasks exchange as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CELL = UnitRef(run=RUN, verb="probe", index=(3, "up_blocks.1.attentions.0"), tit
 
 
 def test_unit_ref_survives_json(tiny_study, tmp_path):
-    """Numbers stay numbers, and a layer's name stays text."""
+    """After a round trip through JSON, a number is a number and a layer's name is text."""
     for unit in (BATCH, CELL):
         assert UnitRef.model_validate_json(unit.model_dump_json()) == unit
 

@@ -1,4 +1,4 @@
-"""Errors after which a task is retried."""
+"""Tests of the choice of errors after which a task is retried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request to stop: printed once, seen by units, forgotten by the next flow."""
+"""Tests that a request to stop is printed once, stops units, and does not affect later flows."""
 
 from __future__ import annotations
 

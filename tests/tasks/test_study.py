@@ -1,4 +1,4 @@
-"""Cache keys and options of the tasks of units, without a server."""
+"""Tests of cache keys and task options of units, without a Prefect server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loopback addresses are never reached by a proxy."""
+"""Tests that requests to loopback addresses never go through a proxy."""
 
 import os
 
@@ -23,7 +23,7 @@ def no_proxies(monkeypatch):
     "name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HTTPS_PROXY"]
 )
 def test_bypass_proxies_reaches_a_loopback_server(monkeypatch, name):
-    monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: nothing listens
+    monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens on this port
     bypass_proxies_for_loopback()
     with http_server(200, '"3.9.1"') as port:
         for host in ("127.0.0.1", "localhost"):
@@ -43,5 +43,5 @@ def test_bypass_proxies_keeps_the_hosts_that_are_listed(monkeypatch, variables, 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     bypass_proxies_for_loopback()
-    bypass_proxies_for_loopback()  # twice is once
+    bypass_proxies_for_loopback()  # a second call changes nothing
     assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == expected

@@ -1,4 +1,4 @@
-"""What a server is, by its answer to one question."""
+"""Tests of the check that tells whether a server is a usable Prefect server."""
 
 import json
 

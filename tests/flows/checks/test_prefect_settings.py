@@ -1,4 +1,4 @@
-"""Prefect's settings are checked before any work, a sentence each."""
+"""Tests that each wrong Prefect setting gives one clear message before any work starts."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Memory limit of a Dask worker, from the plan."""
+"""Tests of the memory limit of a Dask worker, which is computed from the plan."""
 
 import pytest
 
