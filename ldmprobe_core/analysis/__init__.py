@@ -1,1 +1,1 @@
-"""Analysis of a run's scores: intervals, emergence, summary, comparison and report."""
+"""Analysis of finished runs: summary of the scores, comparison of runs, and report."""

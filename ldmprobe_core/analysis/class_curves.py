@@ -1,4 +1,4 @@
-"""Class probabilities over steps, and the step from which the target class leads."""
+"""Class probabilities over steps, and the step from which a sample's class is recognised."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ PHOTOGRAPHS = "photographs.json"
 
 
 def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """First step (from 1) from which the target class keeps the highest score.
+    """Find the step from which the target class has the highest score up to the last step.
 
     Args:
-        scores: (sample, step, class).
-        targets: (sample,) index of each sample's target class.
+        scores: class scores (sample, step, class).
+        targets: index of each sample's target class, (sample,).
 
     Returns:
-        (sample,) float64; NaN where another class has the highest score at the last step.
+        steps counted from 1, (sample,) float64; NaN if another class has the highest score at the
+        last step.
     """
     leads = scores.argmax(-1) == targets[:, None]
     stays = np.logical_and.accumulate(leads[:, ::-1], axis=1)[:, ::-1]
@@ -35,10 +36,13 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def target_classes(run: Run) -> tuple[np.ndarray, bool]:
-    """Index of each sample's target class (sample,), and whether it comes from the prompts.
+    """Choose the target class of each sample.
 
-    If every prompt names one of the labeler's classes, the target is the prompt's class; otherwise
-    the top class of the final image, for all samples.
+    If every prompt names one of the labeler's classes, the targets are the classes of the prompts.
+    Otherwise, the target of every sample is the top class of its final image.
+
+    Returns:
+        indices of the classes, (sample,), and whether they come from the prompts.
     """
     labels = run.open("labels", require_complete=True).load()
     names = [str(name) for name in labels["class"].values]
@@ -49,11 +53,12 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
 
 
 def class_curves(run: Run, level: float, resamples: int) -> ClassesRecord:
-    """Class record of a labeled run, over all stored samples.
+    """Summarise the class scores of a labeled run over all stored samples.
 
     Args:
+        run: run whose images are labeled.
         level: confidence level of the bootstrap intervals, such as 0.95.
-        resamples: number of resamples of the prompts.
+        resamples: number of bootstrap resamples of the prompts.
 
     Raises:
         RuntimeError: some batches are not labeled.
@@ -93,8 +98,9 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
     """Classify photographs with the run's class labeler, and store the record in the run.
 
     Args:
-        folder: folder of PNG, JPEG or WebP files; they are cropped to the aspect ratio of the run's
-            images.
+        run: run to which the photographs are compared.
+        folder: folder of PNG, JPEG or WebP files.  The photographs are cropped to the aspect ratio
+            of the run's images, and resized.
 
     Raises:
         UserError: the folder does not exist or contains no images.

@@ -1,4 +1,4 @@
-"""Comparison of finished runs, paired over the samples they share."""
+"""Comparison of finished runs, based on the test samples that they share."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ldmprobe_core.study.conditions import PROBE_CONDITION
 
 
 def compare(runs: list[Run]) -> list[dict[str, str]]:
-    """Rows of a table that compares runs with the first of them, one row a property and run.
+    """Build a table that compares runs with the first of them.
 
-    A row holds the score at the last step, the difference to the first run, and emergence.  The
-    difference is the mean over test samples that both runs contain (same prompt, seed and source
-    image), with a bootstrap interval over their prompts; a dash if they share fewer than two.
+    The table has one row for each property and run, with the score at the last step, its difference
+    to the first run's score, and the onset and settled steps.  The difference is a mean over the
+    test samples that both runs contain (same prompt, seed and source image), with a bootstrap
+    interval over their prompts.  It is a dash if the runs share fewer than two of these samples.
 
     Raises:
-        UserError: a run is not finished, there are fewer than two, or they have no property in
-            common.
+        UserError: a run is not finished, fewer than two runs are given, or they have no property
+            in common.
     """
     if len(runs) < 2:
         raise UserError(f"runs: too few to compare ({len(runs)}). Fix: give two or more.")
@@ -59,7 +60,7 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
 
 
 def _last_scores(run: Run, summary: Summary, prop: str) -> dict[tuple[str, int, str | None], float]:
-    """Headline scores of the last step's best cell, by (prompt, seed, source image)."""
+    """Read the test scores of the best cell at the last step, by (prompt, seed, source image)."""
     cell = summary.properties[prop].last
     score = run.open(f"scores/{prop}", require_complete=True).score.sel(
         condition=PROBE_CONDITION,
@@ -80,7 +81,7 @@ def _last_scores(run: Run, summary: Summary, prop: str) -> dict[tuple[str, int, 
 def _difference(
     first: dict[tuple[str, int, str | None], float], other: dict[tuple[str, int, str | None], float]
 ) -> tuple[str, int]:
-    """Mean difference other - first over shared samples, as text, and the number of pairs."""
+    """Format the mean of other - first over shared samples, and count these samples."""
     shared = [key for key in first if key in other]
     gaps = np.array([other[key] - first[key] for key in shared])
     pairs = int(np.isfinite(gaps).sum())

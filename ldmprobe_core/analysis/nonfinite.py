@@ -1,4 +1,4 @@
-"""Activation values that are not finite, by cell."""
+"""Counts of activation values that are infinite or NaN."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from ldmprobe_core.storage.run import Run
 
 
 def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
-    """Non-finite activation values over all samples: number by network, and the cells they are in.
+    """Count the non-finite activation values of a run, and list the cells that contain them.
 
-    They are counted over stored and accumulated samples.
+    The counts cover all samples, including training samples of which the run stores only sufficient
+    statistics.
+
+    Returns:
+        number of values by network (``trained`` and ``permuted``), and a record of each cell with
+        non-finite values, by descending share.
     """
     study, total = run.study, len(run.samples)
     counts: dict[str, int] = {}
@@ -23,7 +28,8 @@ def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
             continue
         counts[network] = 0
         for layer in run.layers:
-            stored = run.read(f"{group}/{layer}", "nonfinite")  # (sample, step)
+            # The array has the axes (sample, step).
+            stored = run.read(f"{group}/{layer}", "nonfinite")
             by_step = stored.sum(0, dtype=np.int64)
             if study.capture.keep == "statistics":
                 by_step = by_step + nonfinite_in(run, network, layer)

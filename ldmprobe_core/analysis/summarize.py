@@ -1,4 +1,4 @@
-"""Summary of a finished run's scores: choices, intervals, controls, emergence."""
+"""Summary of a finished run: best cells, intervals of their scores, controls and emergence."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ class Curves:
     """Scores over steps of one property on the test samples, in the headline metric.
 
     Attributes:
-        probe: scores of the best layer of each step, (step, sample).
-        conditions: scores of the controls in the same cells, by name, (step, sample).
-        sources: scores of the image labeler, by source of step images, (step, sample).
+        probe: scores of the best layer at each step, (step, sample).
+        conditions: scores of the controls in the same cells, (step, sample) by name of the control.
+        sources: scores of the image labeler on the images of each step, (step, sample) by source
+            of the images.
         position: scores of the position baseline, (sample,).
-        latents: scores of probes on the denoiser's input, (step, sample); None if that control is
-            off.
-        cells: mean score of each cell over test samples, (step, layer), of probes of `kind`.
-        kind: kind of the best cell's probe.
+        latents: scores of probes on the denoiser's input, (step, sample); None if the study
+            disables that control.
+        cells: mean score over test samples of the probes of `kind` in each cell, (step, layer).
+        kind: kind of the probe in the best cell.
     """
 
     probe: np.ndarray
@@ -59,9 +60,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class RunAnalysis:
-    """Results of a run: the summary, and the curves behind its figures.
+    """Results of a run: its summary, and the scores that the figures of its report show.
 
     Attributes:
+        summary: contents of ``summary.json``.
         curves: scores over steps by property.
         bootstrap: resamples of the test prompts.
         test: indices of the test samples, (test sample,).
@@ -74,10 +76,13 @@ class RunAnalysis:
 
 
 def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
-    """Summarise all scores of a finished run; choices are made on validation samples.
+    """Summarise all scores of a finished run.
+
+    The best cells are chosen on validation samples, and their scores are given on test samples.
 
     Args:
-        seconds: wall time by stage.
+        run: finished run.
+        seconds: wall time by stage, which the summary reports.
 
     Raises:
         RuntimeError: the run is not finished.
@@ -132,7 +137,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
 
 
 def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
-    """Scores (metric, test sample) of the position baseline."""
+    """Score the position baseline on the test samples, (metric, test sample)."""
     maps, mean_map = labels.maps[prop], labels.means[prop]
     tuning = labels.train if len(labels.train) else labels.validation
     predicted = position_prediction(prop, mean_map, maps[tuning], len(test))
@@ -142,7 +147,7 @@ def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarra
 def _image_labeler_scores(
     run: Run, prop: str, test: np.ndarray, truth: np.ndarray, steps: int
 ) -> dict[str, np.ndarray]:
-    """Headline scores (step, test sample) of the labeler on each source of step images."""
+    """Score the labeler on the images of each step, (step, test sample) by source of the images."""
     headline = HeadlineScorer(prop, truth)
     return {
         source: np.stack(
@@ -155,27 +160,29 @@ def _image_labeler_scores(
 def _source_scores(
     run: Run, source: str, prop: str, test: np.ndarray, step: int, headline: HeadlineScorer
 ) -> np.ndarray:
-    """Headline scores (n,) of the labeler on one step's images; NaN if they are not labeled."""
+    """Score the labeler on the images of one step, (n,); NaN if these have no labels."""
     maps = run.read(f"labels_{source}", prop, sample=test, step=step)
-    if np.isnan(maps).all():  # a property with exact maps only has no labels of step images
+    # A property with exact maps but no labeler has no labels of step images.
+    if np.isnan(maps).all():
         return np.full(len(test), np.nan)
     return headline.score(as_label(run.study, prop, maps))
 
 
 class PropertyScores:
-    """Scores of one property, with the choices made on validation samples.
+    """Scores of one property in all cells; the best cells are chosen on validation samples.
 
     Args:
         run: a finished run.
         prop: name of the property.
-        is_test: (held-out sample,) bool: test, not validation.
-        bootstrap: over the test samples.
+        is_test: whether each held-out sample is a test sample, not a validation sample,
+            (held-out sample,) bool.
+        bootstrap: bootstrap over the test samples.
 
     Attributes:
-        conditions: names on the axis of the scores; the first is the probe itself.
-        test: (condition, kind, metric, step, layer, test sample) float64.
-        linear: indices of the kinds among which the best is chosen.
-        choice: (linear kind, step, layer) mean headline score on validation samples.
+        conditions: names of the conditions; the first is the probe itself, the others are controls.
+        test: test scores (condition, kind, metric, step, layer, test sample) float64.
+        linear: indices of the linear kinds; only these are candidates for the best cell.
+        choice: mean headline score on validation samples, (linear kind, step, layer).
     """
 
     def __init__(self, run: Run, prop: str, is_test: np.ndarray, bootstrap: Bootstrap) -> None:
@@ -189,7 +196,7 @@ class PropertyScores:
         self.layers, inputs = run.layers, run.probe_inputs
         self.latents = None
         if LATENTS in inputs:
-            # (kind, metric, step, held-out sample)
+            # The axes are (kind, metric, step, held-out sample).
             self.latents = scores[0, :, :, :, inputs.index(LATENTS)]
         self.is_test = is_test
         layers = [inputs.index(name) for name in self.layers]
@@ -204,31 +211,31 @@ class PropertyScores:
         self.all_undefined = int(np.isnan(scores[0, supporting, 0]).sum())
 
     def best(self) -> tuple[int, int, int]:
-        """Indices (kind, step, layer) of the cell with the best validation score."""
+        """Find the cell with the best validation score, as indices (kind, step, layer)."""
         kind, step, layer = np.unravel_index(self.choice.argmax(), self.choice.shape)
         return self.linear[int(kind)], int(step), int(layer)
 
     def best_at(self, step: int) -> tuple[int, int, int]:
-        """Indices (kind, step, layer) of the best cell of one step (from 0)."""
+        """Find the best cell of one step (from 0), as indices (kind, step, layer)."""
         choice = self.choice[:, step]
         kind, layer = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(kind)], step, int(layer)
 
     def of(self, cell: tuple[int, int, int], condition: int = 0, metric: int = 0) -> np.ndarray:
-        """Scores (test sample,) of a cell."""
+        """Test scores of a cell in one metric, (test sample,)."""
         kind, step, layer = cell
         return self.test[condition, kind, metric, step, layer]
 
     def all_metrics(self, cell: tuple[int, int, int], condition: int = 0) -> np.ndarray:
-        """Scores (metric, test sample) of a cell."""
+        """Test scores of a cell in all metrics, (metric, test sample)."""
         return np.stack([self.of(cell, condition, m) for m in range(len(self.metrics))])
 
     def curves(self, position: np.ndarray, sources: dict[str, np.ndarray]) -> Curves:
-        """Scores over steps of the best layer of each step, with controls and labelers.
+        """Collect the test scores over steps, of the best layer at each step and its controls.
 
         Args:
             position: scores of the position baseline, (test sample,).
-            sources: scores of the image labeler by source, (step, test sample).
+            sources: scores of the image labeler, (step, test sample) by source of the images.
         """
         steps = range(self.test.shape[3])
         best_cells = [self.best_at(step) for step in steps]
@@ -254,12 +261,15 @@ class PropertyScores:
         )
 
     def _latents_scores(self, step: int) -> np.ndarray:
-        """Scores (metric, test sample) on a step's latents, of the kind best on validation."""
+        """Test scores of probes on the latents of a step, (metric, test sample).
+
+        The kind of the probes is the linear kind with the best validation score.
+        """
         if self.latents is None:
             raise ValueError("controls.latents: false, so there are no scores on latents")
         linear = self.latents[self.linear, :, step]
         with warnings.catch_warnings():
-            # The mean over no values is NaN for a kind that does not support the property.
+            # A kind that does not support the property has no scores, and its mean is NaN.
             warnings.simplefilter("ignore", RuntimeWarning)
             validation = np.nanmean(linear[:, 0][:, ~self.is_test], axis=1)
         best = int(np.argmax(np.where(np.isfinite(validation), validation, -np.inf)))
@@ -272,9 +282,9 @@ class PropertyScores:
 
         Args:
             position: scores of the position baseline, (metric, test sample).
-            curves: result of `curves`.
+            curves: result of the method `curves`.
             truth: labels of the test samples, (test sample, y, x).
-            missing: share of the labels' pixels that were not measured.
+            missing: fraction, 0..1, of the labels' pixels that were not measured.
         """
         best = self.best()
         undefined = UndefinedRecord(best=int(np.isnan(self.of(best)).sum()), any=self.all_undefined)
@@ -306,7 +316,7 @@ class PropertyScores:
         )
 
     def _controls(self, best: tuple[int, int, int], position: np.ndarray) -> ControlsRecord:
-        """Scores of all controls in the best cell; disabled ones are None or absent."""
+        """Summarise all controls in the best cell; disabled controls are None or absent."""
         records: dict[str, ControlRecord | None] = {
             "position": self._control(position),
             "shuffled_labels": None,
@@ -323,7 +333,7 @@ class PropertyScores:
         return ControlsRecord.model_validate(records)
 
     def _control(self, values: np.ndarray) -> ControlRecord:
-        """Record of a control's scores (metric, sample): headline interval and residual."""
+        """Summarise the test scores (metric, sample) of a control."""
         return ControlRecord(
             **dict(self.bootstrap.interval(values[0])),
             residual=self._residual(values),
@@ -357,7 +367,7 @@ class PropertyScores:
 def _labeler_scores(
     run: Run, test: np.ndarray, labels: LabelSet, bootstrap: Bootstrap
 ) -> dict[str, Interval] | None:
-    """Headline scores of the labelers against exact maps, by property; None without exact maps."""
+    """Score the labelers against exact maps, by property; None if there are no exact maps."""
     study, labelers = run.study, labelers_of(run.study)
     compared = [p for p in run.exact_properties if p in study.labels.maps and p in labelers]
     intervals = {}

@@ -1,4 +1,4 @@
-"""Edit directions of every cell of an intervention."""
+"""Directions along which an intervention edits the activations of each layer and step."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ from ldmprobe_core.study.batching import label_assignments
 def directions_of(
     run: Run, spec: Intervention, plan: InterventionPlan, labels: LabelSet, shuffled: bool = False
 ) -> dict[tuple[int, str], EditDirection]:
-    """Edit direction of every edited cell, by (step from 1, layer).
+    """Compute the edit direction of every edited cell, by (step from 1, layer).
 
     Args:
+        run: run whose probes give the directions.
+        spec: settings of the intervention.
         plan: the checked intervention on the same run.
         labels: label maps and splits of the run.
-        shuffled: whether to use probes of shuffled labels (the control), which are fitted here.
+        shuffled: whether to use probes of shuffled labels, as a control.  The run does not store
+            these probes, so they are fitted again.
 
     Raises:
-        UserError: a cell cannot be edited, as the weights of its probe are zero.
+        UserError: a cell cannot be edited, because the weights of its probe are zero.
     """
     directions = {}
     study = run.study
@@ -62,11 +65,13 @@ def directions_of(
 
 
 def activation_statistics(tokens: np.ndarray, labels: LabelSet) -> SufficientStatistics:
-    """Sufficient statistics of activations, without labels, over the finite training samples.
+    """Compute sufficient statistics of activations, without labels, over training samples.
+
+    Samples with non-finite activations are not used.
 
     Args:
         tokens: activations (sample, y, x, channel) of all stored samples.
-        labels: its `train` selects the training samples.
+        labels: label set of the run, which gives the indices of the training samples.
     """
     training = tokens[labels.train]
     finite = np.isfinite(training).reshape(len(training), -1).all(1)

@@ -1,10 +1,13 @@
 """Edits of activations that move a linear probe's prediction to a target.
 
-A probe predicts w . h + b from each token h.  The smallest edit after which it predicts t is along
-one direction: in the L2 norm it is (t - w . h - b) w / |w|^2 (the projection onto a hyperplane).
-In the norm d' C^-1 d of an edit d, with C the covariance of the activations, it is
-(t - w . h - b) C w / (w' C w); such an edit stays within the distribution of activations.
-The alternative is the paper's gradient descent on the activations.
+A probe predicts w . h + b from the activation h of a token.  The smallest edit d after which the
+probe predicts t depends on the norm of d.  In the L2 norm, it is d = (t - w . h - b) w / |w|^2, the
+projection onto a hyperplane.  In the norm d' C^-1 d, where C is the covariance of the activations,
+it is d = (t - w . h - b) C w / (w' C w).  This second edit changes the activations mostly in the
+directions in which they vary anyway.
+
+The alternative method is gradient descent on the activations, as in Chen, Viégas & Wattenberg
+(2023).
 """
 
 from __future__ import annotations
@@ -22,13 +25,13 @@ from ldmprobe_core.study.probe_kinds import probe_kind
 
 @dataclass(frozen=True)
 class EditDirection:
-    """Probe of one cell, with the direction in which its activations are edited.
+    """Linear probe of one cell (a layer at a step), and the direction of edits in the cell.
 
     Attributes:
         weight: weight of the probe, (channel,) float32.
         bias: bias of the probe.
-        step: edit direction, (channel,) float32, scaled so that ``weight . step`` is 1: adding it
-            to a token raises the probe's prediction by 1.
+        step: edit direction, (channel,) float32.  Adding it to a token raises the prediction by 1,
+            that is, ``weight . step`` is 1.
     """
 
     weight: Tensor
@@ -37,9 +40,10 @@ class EditDirection:
 
     @classmethod
     def of_probe(cls, probe: LinearProbe, covariance: np.ndarray | None = None) -> EditDirection:
-        """Direction of the smallest edit for a probe.
+        """Compute the direction of the smallest edit that changes a probe's prediction.
 
         Args:
+            probe: linear probe of the cell.
             covariance: covariance of the activations, (channel, channel), which defines the norm of
                 an edit; None uses the L2 norm.
 
@@ -55,16 +59,20 @@ class EditDirection:
         )
 
     def read(self, tokens: Tensor) -> Tensor:
-        """Predictions (n, y, x) of the probe from tokens (n, y, x, channel)."""
+        """Predict (n, y, x) with the probe from tokens (n, y, x, channel)."""
         return tokens @ self.weight + self.bias
 
     def exact(self, tokens: Tensor, target: Tensor, strength: float) -> Tensor:
-        """Tokens after the smallest edit that moves the prediction towards the target.
+        """Apply the smallest edit that moves the predictions towards the target.
 
         Args:
-            tokens: (n, y, x, channel) float32.
-            target: target prediction (n, y, x); a token whose target is NaN is not edited.
-            strength: fraction of the gap to the target that is closed, 0..1.
+            tokens: activations (n, y, x, channel) float32.
+            target: target predictions (n, y, x); a token whose target is NaN is not edited.
+            strength: fraction, 0..1, of the difference between prediction and target that the edit
+                removes.
+
+        Returns:
+            edited tokens, (n, y, x, channel) float32.
         """
         gap = torch.nan_to_num(target - self.read(tokens))
         return tokens + (strength * gap)[..., None] * self.step
@@ -73,14 +81,14 @@ class EditDirection:
 def target_reading(
     share: np.ndarray, kind: str, mask: bool, confidence: float = 0.98
 ) -> np.ndarray:
-    """Convert a target map to the prediction that stands for it in a probe of this kind.
+    """Convert a target map to the predictions that a probe of this kind should make.
 
     Args:
         share: block means of the target map, (n, y, x).
         kind: name of a probe kind.
         mask: whether the map is a mask.
-        confidence: target probability inside the mask, 1 - confidence outside; used by kinds that
-            predict logits.
+        confidence: target probability inside the mask; outside, it is 1 - confidence.  Only kinds
+            of probes that predict logits use it.
 
     Returns:
         (n, y, x): logits for masks if the kind predicts logits, else `share`.
@@ -99,18 +107,19 @@ def edit_by_gradient_descent(
     iterations: int = 128,
     learning_rate: float = 5e-3,
 ) -> Tensor:
-    """Edit activations by the paper's method: Adam on the activations, at fixed probe weights.
+    """Edit activations by the paper's method, gradient descent on the activations with Adam.
 
-    The probe's prediction is upsampled to the image by nearest.  The loss is cross-entropy with a
-    target mask, and Huber's with delta 1 for other maps (Chen, Viégas & Wattenberg 2023, section 5
-    and their code).
+    The probe stays fixed, and its prediction is upsampled to the image's size.  For a mask, the
+    loss is cross-entropy; for other maps, it is Huber's with delta 1.  Both follow section 5 of
+    Chen, Viégas & Wattenberg (2023) and their published code.
 
     Args:
-        tokens: (n, y, x, channel) float32.
-        target: (n, Y, X) float32 at the image's size: 0..1 for a mask, else values.
-        direction: holds the probe's weight and bias.
+        tokens: activations (n, y, x, channel) float32.
+        target: target maps (n, Y, X) float32 at the image's size; 0..1 for a mask, else values.
+        direction: edit direction of the cell; only its probe's weight and bias are used.
         mask: whether the target is a mask.
         iterations: number of gradient steps.
+        learning_rate: learning rate of Adam.
 
     Returns:
         edited tokens, (n, y, x, channel) float32.
@@ -126,18 +135,18 @@ def edit_by_gradient_descent(
             else:
                 loss = F.huber_loss(reading, target, reduction="none", delta=1.0)
             optimizer.zero_grad()
-            # The mean is per sample, so that an edit does not depend on the batch size.
+            # Averaging over pixels but not samples makes an edit independent of the batch size.
             loss.mean((1, 2)).sum().backward()
             optimizer.step()
     return edited.detach()
 
 
 def random_change_like(change: Tensor, generator: torch.Generator) -> Tensor:
-    """Random directions with the norm of `change` at every token.
+    """Draw random changes of activations that have the norm of `change` at every token.
 
     Args:
-        change: (n, y, x, channel).
-        generator: CPU generator of the random directions.
+        change: changes of activations, (n, y, x, channel).
+        generator: random number generator on the CPU.
     """
     noise = torch.randn(change.shape, generator=generator).to(change)
     norm = change.norm(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Sampling with edited activations, by hooks on the denoiser's layers."""
+"""Generation of images with edited activations, by hooks on the denoiser's layers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from ldmprobe_core.study.samples import Sample
 
 
 class Editor:
-    """Context manager that edits the outputs of layers while a pipeline runs.
+    """Editor of layer outputs; calling it gives a context manager to run a pipeline in.
 
     Args:
         sampler: sampler of the pipeline whose denoiser is hooked.
         directions: edit direction of each edited cell, by (step from 1, layer).
-        change: edit of a cell: (step, layer, direction, tokens) -> edited tokens; see `make_edit`.
+        change: function (step, layer, direction, tokens) that returns the edited tokens of a cell;
+            `make_edit` builds one.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Editor:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Hook the denoiser for one pipeline call."""
+        """Hook the denoiser for one call of the pipeline, and remove the hooks afterwards."""
         modules = dict(self.sampler.denoiser.named_modules())
         denoiser = self.sampler.denoiser
         hooks = [denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
@@ -72,7 +73,7 @@ class Editor:
         def edit(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             step, call = divmod(self._calls - 1, guidance.calls_per_step)
             direction = self.directions.get((step + 1, name))
-            # With two denoiser calls a step, the first is the conditional one.
+            # If guidance calls the denoiser twice in a step, only the first call is conditional.
             if direction is None or call > 0:
                 return None
             return change_grid(
@@ -93,7 +94,9 @@ def sample_edited(
     """Generate the images of samples with edited activations.
 
     Args:
-        editor: edits activations meanwhile; None generates without edits.
+        sampler: sampler of the pipeline.
+        samples: samples that give the prompts and seeds.
+        editor: editor that is active during generation; None generates without edits.
 
     Returns:
         final images (sample, y, x, rgb) uint8.
@@ -128,11 +131,11 @@ def make_edit(
         spec: method, strength and confidence of the edit.
         kind: kind of the probes in the edit directions.
         targets: target maps (n, Y, X) at the image's size.
-        random: if given, replace each edit by a random change of the same norm (the control), drawn
-            from this generator.
+        random: generator for the control that replaces each edit by a random change of the same
+            norm; None applies the edits themselves.
 
     Returns:
-        a function (step, layer, direction, tokens (n, y, x, channel)) -> edited tokens.
+        function (step, layer, direction, tokens) that returns edited tokens, (n, y, x, channel).
     """
     mask = property_of(spec.prop).is_mask
     maps = targets.astype(np.float64)

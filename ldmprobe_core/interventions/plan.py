@@ -1,4 +1,4 @@
-"""Checks of an intervention against a run, before any model is loaded."""
+"""Checks that a run has all that an intervention needs, before any model is loaded."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ldmprobe_core.study.properties import property_of
 
 @dataclass(frozen=True)
 class InterventionPlan:
-    """Checked intervention on a run, with its defaults filled in.
+    """Choices of a checked intervention that its settings leave to defaults or to the run.
 
     Attributes:
         samples: indices of the edited samples.
         layers: names of the edited layers.
-        steps: number of edited steps, from the first.
+        steps: number of edited steps, counted from the first step.
         kind: kind of the probes that give the edit directions.
     """
 
@@ -34,7 +34,7 @@ class InterventionPlan:
 
 
 def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
-    """Check an intervention against a run, before any model is loaded.
+    """Check that a run has all that an intervention needs, and fill in the defaults.
 
     Raises:
         UserError: the run lacks the probes, samples or layers that the intervention needs.
@@ -69,7 +69,8 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
         for name in run.layers
         if any(fnmatchcase(name, glob) for glob in globs) and not name.startswith(VAE)
     ]
-    if not layers and spec.layers is None:  # a transformer has no decoder: take all layers
+    # The default globs select a U-Net's decoder.  A transformer has none, so take all its layers.
+    if not layers and spec.layers is None:
         layers = [name for name in run.layers if not name.startswith(VAE)]
     if not layers:
         raise UserError(_no_layers_match(run, ", ".join(globs)))
@@ -94,10 +95,11 @@ def _no_layers_match(run: Run, globs: str) -> str:
 
 
 def _kind(run: Run, spec: Intervention) -> str:
-    """Kind of the probes that give the edit directions.
+    """Choose the kind of the probes that give the edit directions.
 
     Raises:
-        UserError: the run has no such probes of the property, or settings do not fit the kind.
+        UserError: the run has no probes of this kind for the property, or the method or confidence
+            does not apply to the kind.
     """
     prop, kinds = property_of(spec.prop), run.study.linear_kinds
     kind = spec.kind or spec.defaults.kind

@@ -1,4 +1,4 @@
-"""Records of an intervention: its settings, effects and summary."""
+"""JSON records of an intervention in a run: its settings and the summary of its effects."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 
 INTERVENTIONS_GROUP = "interventions"
-"""Zarr group of the interventions' arrays."""
+"""Zarr group that contains the arrays of all interventions."""
 RECORDS = "edits"
-"""Folder of the JSON records, apart from the arrays: Zarr warns of other files in its groups."""
+"""Folder of the JSON records; separate from the arrays, as Zarr warns of foreign files."""
 
 
 class EffectRecord(BaseModel):
-    """Effect of one edit condition over all pairs of sample and target, in the headline metric.
+    """Effect of the edit, or of one control, over all pairs of sample and target.
 
     Attributes:
-        mean: score of the labeler's map of the edited image against the target.
-        less_unedited: that score less the unedited image's, paired.
-        improved: fraction of pairs whose score is higher than the unedited image's.
+        mean: mean score against the target, in the property's headline metric, of the labeler's map
+            of the edited image.
+        less_unedited: mean difference between this score and the score of the unedited image.
+        improved: fraction of pairs in which the edited image scores higher than the unedited one.
         outside: mean absolute change of pixel values, 0..1, outside the object and its target.
-        kept: fraction of images whose class is unchanged; None if no class is labeled.
+        kept: fraction of images whose top class is unchanged; None if the run has no class labels.
     """
 
     mean: Interval
@@ -40,14 +41,16 @@ class InterventionSummary(BaseModel):
     """Contents of an intervention's ``summary.json``.
 
     Attributes:
-        intervention: its settings.
-        steps, layers, kind: edited steps and layers, and kind of the probes, defaults filled in.
-        metric: the headline metric.
+        intervention: settings of the intervention.
+        steps: number of edited steps.
+        layers: names of the edited layers.
+        kind: kind of the probes that give the edit directions.
+        metric: headline metric, in which the scores are given.
         pairs: number of pairs of sample and target.
-        undefined: number of pairs without a defined score, over all conditions.
+        undefined: number of scores that are undefined, over all pairs and conditions.
         unedited: score of the unedited images against the targets.
-        effects: effect by edit condition: the edit and its controls.
-        seconds: wall time.
+        effects: effects of the edit and of each control, by name of the condition.
+        seconds: wall time of the intervention.
     """
 
     intervention: Intervention
@@ -63,7 +66,7 @@ class InterventionSummary(BaseModel):
 
 
 def edit_conditions(spec: Intervention) -> tuple[str, ...]:
-    """Names of an intervention's conditions: the edit itself, then its controls if enabled."""
+    """List the conditions of an intervention: the edit itself, then its controls if enabled."""
     return EDIT_CONDITIONS if spec.controls else EDIT_CONDITIONS[:1]
 
 
@@ -72,11 +75,12 @@ def read_intervention(run: Run, name: str) -> Intervention:
 
     Raises:
         UserError: the run has no intervention of this name.
-        RunError: the record is damaged, or of another intervention.
+        RunError: the record is damaged, or belongs to another intervention.
     """
     file = f"{RECORDS}/{name}/intervention.json"
     spec = run.location.read_record(file, Intervention, "put back a copy of it")
-    if spec.name != name:  # the name has the hash of the settings
+    # The name contains the hash of the settings, so this detects an exchanged record.
+    if spec.name != name:
         raise RunError(
             f"{run.url}: {file} holds the settings of {spec.name}. Fix: put back a copy of it"
         )
@@ -87,10 +91,12 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
     """Summarise a finished intervention and write its ``summary.json``.
 
     Args:
-        seconds: wall time, for the record.
+        run: run that contains the intervention.
+        name: name of the intervention.
+        seconds: wall time of the intervention, which the summary reports.
 
     Raises:
-        RuntimeError: a batch of it is not finished.
+        RuntimeError: some batches of the intervention are not finished.
     """
     group = f"{INTERVENTIONS_GROUP}/{name}"
     if not run.progress_of(group).completed(EDIT).all():
@@ -99,7 +105,8 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
     study, spec = run.study, read_intervention(run, name)
     plan = plan_intervention(run, spec)
     prompts = [run.samples[i].prompt for i in plan.samples]
-    groups = np.array(prompts * len(spec.targets))  # in the order of the arrays: (target, sample)
+    # The arrays have the axes (target, sample), so the prompts repeat for each target.
+    groups = np.array(prompts * len(spec.targets))
     bootstrap = Bootstrap(groups, study.bootstrap.resamples, study.bootstrap.level, seed=0)
     unedited = data.unedited.values[0].ravel().astype(float)
     effects = {}
@@ -129,7 +136,7 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
 
 
 def has_intervention_summary(run: Run, name: str) -> bool:
-    """Whether the intervention is finished and summarised."""
+    """Whether a run's intervention is finished and has a summary."""
     return run.location.has(f"{RECORDS}/{name}/summary.json")
 
 

@@ -1,4 +1,4 @@
-"""Scores of edited images against their targets."""
+"""Scores that tell whether an edited image follows its target and stays the same elsewhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from ldmprobe_core.study.properties import InterventionDefaults
 def score_maps_against_targets(
     defaults: InterventionDefaults, maps: np.ndarray, target_maps: np.ndarray
 ) -> np.ndarray:
-    """Scores (metric, sample) of edited images' label maps against their target maps.
+    """Score the label maps of edited images against their target maps.
 
     Args:
         defaults: intervention settings of the property, which name the metrics.
-        maps, target_maps: (sample, y, x); bool for a mask, else values.
+        maps: label maps of the edited images, (sample, y, x); bool for a mask, else values.
+        target_maps: target maps, likewise.
+
+    Returns:
+        (metric, sample) float64.
     """
     return np.stack([METRICS[name].function(maps, target_maps) for name in defaults.metrics])
 
@@ -23,15 +27,17 @@ def score_maps_against_targets(
 def background_change(
     before: np.ndarray, after: np.ndarray, object_mask: np.ndarray, target_mask: np.ndarray
 ) -> np.ndarray:
-    """Mean absolute change of pixel values outside both masks.
+    """Measure how much an edit changes the background, as a mean absolute change of pixel values.
+
+    The background is the part of the image outside both masks.
 
     Args:
         before, after: images (sample, y, x, rgb) uint8.
-        object_mask, target_mask: bool masks (sample, y, x) of the object before the edit, and of
-            its target.
+        object_mask: bool masks of the object before the edit, (sample, y, x).
+        target_mask: bool masks of the object's target, (sample, y, x).
 
     Returns:
-        (sample,) float64 in 0..1; NaN if the masks cover the image.
+        (sample,) float64 in 0..1; NaN if the masks cover the entire image.
     """
     change = np.abs(before.astype(np.float64) - after).mean(-1) / 255
     background = ~(object_mask | target_mask)

@@ -1,4 +1,4 @@
-"""Validated settings of an intervention: property, targets, layers, steps, method."""
+"""Settings of an intervention and their validation."""
 
 from __future__ import annotations
 
@@ -31,25 +31,32 @@ DEFAULT_CONFIDENCE = 0.98
 
 
 class Intervention(BaseModel):
-    """Settings of an intervention; None takes the paper's setting for the property.
+    """Settings of an intervention.
+
+    If `steps`, `layers` or `kind` is None, the property's defaults apply, which follow the paper
+    (Chen, Viégas & Wattenberg 2023).
 
     Attributes:
-        prop: the edited property, one of `editable_properties`.
+        prop: name of the edited property, one of `editable_properties`.
         targets: target transformations; each sample is edited towards each target.
-        samples: number of samples to edit, the first of `part` by index.
+        samples: number of samples to edit; the first ones of the split `part` are taken.
         chosen: indices of the samples to edit, instead of `samples`.
         method: ``exact`` (closed form) or ``adam`` (the paper's gradient descent).
-        steps: number of edited steps, from the first: by default 5 for foreground, 3 for depth.
-        layers: globs over the run's layers: by default the decoder's for foreground, all for
-            depth.
-        kind: kind of the probes that give the edit directions; a linear one.
-        confidence: target probability inside the mask; 1 - confidence outside.
-        strength: fraction of the gap to the target that an exact edit closes, at every cell.
+        steps: number of edited steps, counted from the first; by default 5 for foreground and 3
+            for depth.
+        layers: globs that select layers of the run; by default the decoder's layers for foreground
+            and all layers for depth.
+        kind: kind of the linear probes that give the edit directions.
+        confidence: target probability inside a mask; outside, it is 1 - confidence.
+        strength: fraction, 0..1, of the difference between prediction and target that an exact
+            edit removes in each cell.
         metric: norm that an exact edit minimises: ``l2``, or ``covariance`` (the inverse covariance
             of the activations).
-        iterations, learning_rate: of the gradient descent of ``adam``.
-        controls: whether to add random edits of the same norm and edits by shuffled-label probes.
-        part: split of the edited samples: test, or validation to tune settings.
+        iterations: number of gradient steps of the method ``adam``.
+        learning_rate: learning rate of the method ``adam``.
+        controls: whether to run two controls as well: random edits of the same norm, and edits by
+            probes of shuffled labels.
+        part: split from which the edited samples come; validation is for tuning settings.
         seed: seed of the random edits.
     """
 
@@ -102,7 +109,7 @@ class Intervention(BaseModel):
 
     @property
     def defaults(self) -> InterventionDefaults:
-        """Settings of the paper for this property."""
+        """Default settings for the property, which follow the paper."""
         defaults = property_of(self.prop).intervention
         if defaults is None:
             raise UserError(f"prop: {self.prop!r} has no settings of interventions")
@@ -110,7 +117,7 @@ class Intervention(BaseModel):
 
     @property
     def name(self) -> str:
-        """Name of its Zarr group and record folder: property, method, hash of all settings."""
+        """Name of the intervention in a run: property, method and hash of all settings."""
         digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
         return f"{self.prop}-{self.method}-{digest}"
 
@@ -124,7 +131,8 @@ def parse_intervention(content: dict[str, Any]) -> Intervention:
     """Build an `Intervention` from a mapping of its fields.
 
     Raises:
-        UserError: a field is unknown or has a wrong value; the message names the first such field.
+        UserError: a field is unknown or has a wrong value; the message names the first of these
+            fields.
     """
     try:
         return Intervention.model_validate(content)

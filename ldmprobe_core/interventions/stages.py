@@ -1,7 +1,7 @@
-"""Units of work of an intervention on a run: create its arrays, edit a batch towards a target.
+"""Stages of an intervention on a run: creating its arrays, and editing one batch of samples.
 
-Results are arrays of the run's store under ``interventions/<name>``.  A batch is marked done after
-its data is written, so repeating the calls resumes an interrupted intervention.
+The results are arrays in the run's store, under ``interventions/<name>``.  A batch is marked as
+done after its data is written, so an interrupted intervention resumes when the calls are repeated.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def create_intervention(run: Run, spec: Intervention) -> str:
         the intervention's name, `Intervention.name`.
 
     Raises:
-        UserError: the run lacks probes, samples or layers that the intervention needs, or was made
-            by another model.
+        UserError: the run lacks probes, samples or layers that the intervention needs, or
+            the model or a labeler has other weights than when the run was created.
     """
     study = run.study
     spec = spec.model_copy(
@@ -66,7 +66,8 @@ def create_intervention(run: Run, spec: Intervention) -> str:
         if run.location.has(f"{RECORDS}/{spec.name}/intervention.json"):
             return spec.name
         _create_arrays(run, spec, plan, targets)
-        run.consolidate()  # other Zarr readers see only groups in the consolidated metadata
+        # Other Zarr readers see only groups that are in the consolidated metadata.
+        run.consolidate()
         run.location.write_text(
             f"{RECORDS}/{spec.name}/intervention.json", spec.model_dump_json(indent=2)
         )
@@ -77,7 +78,8 @@ def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: n
     """Create the arrays of an intervention and write its target maps (target, sample, y, x)."""
     path = f"{INTERVENTIONS_GROUP}/{spec.name}"
     root = open_group(run.store, run.url, mode="r+")
-    if path in root:  # an earlier attempt was interrupted
+    # Without a record, an existing group comes from an interrupted attempt to create it.
+    if path in root:
         _require_no_results(run, path)
         del root[path]
     arrays = GroupBuilder(root)
@@ -113,14 +115,19 @@ def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: n
 
 
 def _require_no_results(run: Run, group: str) -> None:
-    """Refuse to create an intervention in the place of one that lost its record.
+    """Refuse to overwrite the arrays of an intervention if they contain results.
+
+    Args:
+        run: run that contains the arrays.
+        group: Zarr group of an intervention whose record is missing.
 
     Raises:
-        UserError: a batch of it is complete.
+        UserError: a batch of the intervention is complete.
     """
     try:
         done = bool(run.progress_of(group).completed(EDIT).any())
-    except RunError:  # interrupted before this array was created
+    except RunError:
+        # The attempt was interrupted before it created the progress array.
         done = False
     if done:
         name = group.rpartition("/")[2]
@@ -131,13 +138,13 @@ def _require_no_results(run: Run, group: str) -> None:
 
 
 def edit_units(run: Run, name: str) -> list[tuple[int, int]]:
-    """Indices (target, batch) of an intervention's units of work."""
+    """List the indices (target, batch) of an intervention's units of work."""
     shape = run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").counts(EDIT).shape
     return [(t, b) for t in range(shape[0]) for b in range(shape[1])]
 
 
 def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
-    """Edit one batch of samples towards one target in all conditions, and score the images.
+    """Edit one batch of samples towards one target, with all controls, and score the images.
 
     Args:
         url: URL or path of the run.
@@ -145,8 +152,8 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
         target, batch: indices of the unit of work.
 
     Returns:
-        ``images``, the number of generated images (0 if the unit was done already), and
-        ``seconds``.
+        ``images``, the number of generated images (0 if the batch was done already), and
+        ``seconds``, the wall time.
     """
     run = Run(url)
     group = f"{INTERVENTIONS_GROUP}/{name}"
@@ -196,16 +203,20 @@ def _edit_in_all_conditions(
     targets: np.ndarray,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Edited images of a batch, their maps and their scores.
+    """Generate the edited images of a batch in all conditions, label them and score them.
 
     Args:
+        run: run that contains the intervention.
+        spec: settings of the intervention.
+        plan: checked intervention.
         samples: indices of the samples.
         labels, targets: label and target maps of the samples, (sample, y, x).
         seed: seed of the random edits.
 
     Returns:
-        by array, ``image`` (condition, sample, y, x, rgb), ``label`` (condition, sample, y, x),
-        ``score`` (condition, metric, sample), ``outside`` and ``kept`` (condition, sample).
+        arrays by name: ``image`` (condition, sample, y, x, rgb),
+        ``label`` (condition, sample, y, x), ``score`` (condition, metric, sample),
+        ``outside`` and ``kept`` (condition, sample).
     """
     identity = run.location.read_text("identity")
     unedited = run.read("images", "image", sample=samples)
@@ -234,7 +245,10 @@ def _edit_in_all_conditions(
 def _change_outside(
     before: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: np.ndarray
 ) -> np.ndarray:
-    """Mean absolute change (sample,) outside the masks, or of the whole image for other maps."""
+    """Mean absolute change of pixel values outside the masks, (sample,).
+
+    For a property that is not a mask, the change is that of the entire image.
+    """
     if labels.dtype != bool:
         labels = targets = np.zeros(labels.shape, bool)
     return background_change(before, after, labels, targets)
@@ -243,7 +257,10 @@ def _change_outside(
 def _class_unchanged(
     run: Run, labelers: dict[str, Any], edited: np.ndarray, samples: list[int]
 ) -> np.ndarray:
-    """1 for each edited image with the top class of the unedited one, else 0; NaN if unlabeled."""
+    """Compare the top classes of edited and unedited images, (sample,) float64.
+
+    The value is 1 for an unchanged class, 0 for a changed one, and NaN without a class labeler.
+    """
     if "class" not in labelers:
         return np.full(len(edited), np.nan)
     top_class = run.read("labels", "class_score", sample=samples).argmax(1)
@@ -254,10 +271,14 @@ def _class_unchanged(
 def _directions(
     url: str, identity: str, spec: Intervention, shuffled: bool
 ) -> dict[tuple[int, str], EditDirection]:
-    """Edit directions of an intervention, cached because every batch needs them.
+    """Compute the edit directions of an intervention; cached because every batch needs them.
 
     Args:
-        identity: the run's identity, so that a run created again at the same URL is read again.
+        url: URL or path of the run.
+        identity: identity of the run.  It is a cache key only, so that the directions are computed
+            again if another run has been created at the same URL.
+        spec: settings of the intervention.
+        shuffled: whether to use probes of shuffled labels.
     """
     run = Run(url)
     return directions_of(run, spec, plan_intervention(run, spec), label_set(run), shuffled)

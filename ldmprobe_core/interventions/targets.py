@@ -1,4 +1,4 @@
-"""Target maps of interventions: a sample's label shifted, scaled or mirrored, or a file's map."""
+"""Target maps of interventions: transformed labels of the samples, or maps from files."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from ldmprobe_core.study.readers.image_folder import read_map
 
 
 def target_maps(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:
-    """Target maps (target, sample, y, x) made from the samples' labels (sample, y, x)."""
+    """Compute target maps (target, sample, y, x) from the samples' labels (sample, y, x)."""
     return np.stack(
         [np.stack([target_map(label, target) for label in labels]) for target in targets]
     )
 
 
 class Target(BaseModel):
-    """Transformation of a label map, applied in the order scale, mirror, shift; or a file.
+    """Target of an edit: a transformation of the label map, or a file that replaces the map.
+
+    A transformation first scales the map, then mirrors it, then shifts it.
 
     Attributes:
-        dx, dy: shift to the right and down, as fractions of the image's width and height.
+        dx: shift to the right, as a fraction of the image's width.
+        dy: shift down, as a fraction of the image's height.
         scale: scale factor about the centre of the mask, or of the image for other maps.
         mirror: whether to swap left and right, about the image's vertical midline.
-        file: path of a map of the image's size that replaces the label: PNG or NPY for a mask, NPY
-            in the labeler's units for other maps.
-        content_hash: SHA-256 prefix of the file's contents, set by `resolve_target`.
+        file: path of a map of the image's size; PNG or NPY for a mask, NPY in the labeler's units
+            for other maps.
+        content_hash: first 16 hexadecimal digits of the SHA-256 hash of the file, set by
+            `resolve_target`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -65,7 +69,9 @@ class Target(BaseModel):
 
 
 def resolve_target(target: Target) -> Target:
-    """Copy of a target with the absolute path and content hash of its file, if it has one.
+    """Copy a target, and complete the absolute path and content hash of its file.
+
+    A target without a file is returned unchanged.
 
     Raises:
         UserError: the file cannot be read.
@@ -85,18 +91,18 @@ def _no_file(path: str) -> str:
 
 
 def target_map(label: np.ndarray, target: Target) -> np.ndarray:
-    """Target map of one sample.
+    """Compute the target map of one sample.
 
     Args:
         label: the sample's label, (y, x); bool for a mask, else values.
         target: transformation of the label, or file that replaces it.
 
     Returns:
-        (y, x) of the label's dtype.  Pixels shifted in from outside the image are background in a
-        mask, and repeat the border's values in other maps.
+        (y, x) with the label's dtype.  Pixels that come from outside the image are background in a
+        mask, and repeat the values at the border in other maps.
 
     Raises:
-        UserError: the file is missing, unreadable or of another size.
+        UserError: the file is missing or unreadable, or its map has another size than the label.
     """
     height, width = label.shape
     if target.file is not None:
@@ -105,11 +111,12 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     if mask and label.any():
         centre = np.argwhere(label).mean(0)
-    # Input pixel i goes to output pixel o = centre + scale (i - centre), then mirrored and shifted.
+    # Scaling takes input pixel i to centre + scale (i - centre); mirroring and shifting follow.
     shift = np.array([target.dy * height, target.dx * width])
     flip = np.array([1.0, -1.0 if target.mirror else 1.0])
     middle = np.array([0.0, (width - 1) if target.mirror else 0.0])
-    # affine_transform takes the inverse: i = centre + (flip (o - shift - middle) - centre) / scale.
+    # `affine_transform` needs the input pixel i of each output pixel o:
+    # i = centre + (flip (o - shift - middle) - centre) / scale.
     matrix = flip / target.scale
     offset = centre - (flip * (shift + middle) + centre) / target.scale
     values = label.astype(np.float64)

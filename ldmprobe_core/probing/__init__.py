@@ -1,1 +1,1 @@
-"""Fits and scores probes on in-memory arrays; uses no disk, network or diffusion pipeline."""
+"""Fitting and scoring of probes on arrays in memory, without disk, network or diffusion model."""

@@ -1,4 +1,8 @@
-"""Scores of predictions that are constant on blocks of pixels, without upsampling them."""
+"""Fast scoring of token predictions against label maps at the image's size.
+
+A probe predicts one value for each token, which stands for a block of pixels.  `BlockScorer`
+computes the scores from block means of the labels, so that it need not upsample the predictions.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,17 @@ from ldmprobe_core.study.properties import property_of
 
 
 def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Mean of the measured pixels of each token's block, (n, *grid) float64; NaN if there are none.
+    """Average the measured pixels in the block of each token.
+
+    Args:
+        maps: label maps (n, y, x), with NaN at pixels that were not measured.
+        grid: number of tokens down and across.
+
+    Returns:
+        (n, *grid) float64; NaN for a block without measured pixels.
 
     Raises:
-        ValueError: the image does not divide into the grid.
+        ValueError: the height or width of the maps is not a multiple of the grid's.
     """
     n, height, width = maps.shape
     y, x = grid
@@ -45,17 +56,18 @@ def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class FullResolutionLabels:
-    """Statistics of full-size label maps that all token grids share.
+    """Statistics of label maps that do not depend on the token grid, computed once for all layers.
 
     Args:
-        truth: values (n, y, x).
-        mean_map: (y, x), the training images' mean label.
+        truth: label maps (n, y, x) of a property that is not a mask.
+        mean_map: mean label of the training samples, (y, x).
 
     Attributes:
-        ranked, residual_ranked: ranks of the labels, and of the labels less the mean map.
+        ranked, residual_ranked: ranks of the labels, and of the labels minus the mean map.
         square, deviation: mean square and standard deviation of each label, (n,).
-        residual_mean, residual_deviation: mean and standard deviation of labels less the mean map.
-        covariance_with_mean: covariance of (label less the mean map) with the mean map, (n,).
+        residual_mean, residual_deviation: mean and standard deviation of (label minus mean map),
+            (n,).
+        covariance_with_mean: covariance of (label minus mean map) with the mean map, (n,).
     """
 
     def __init__(self, truth: np.ndarray, mean_map: np.ndarray) -> None:
@@ -85,22 +97,24 @@ class FullResolutionLabels:
 
 
 class BlockScorer:
-    """Scorer of block-constant predictions; its scores equal those of `score_maps`.
+    """Scorer of token predictions; it gives the scores that `score_maps` gives after upsampling.
 
-    For a prediction p that is constant on blocks, mean(p t) over pixels equals the mean over blocks
-    of p times the block's mean of the label t.  The same holds for the ranks of t, and the pixel
-    ranks of p are a linear function of its token ranks.  So block means of the labels suffice.
-    Only the ranks of p less the mean map need every pixel; they are computed a few samples at a
-    time.  A registered metric without such a form is computed at full size, and so is every metric
-    of a sample with pixels that were not measured.
+    Let p be a prediction that is constant on each block, and t the label.  The mean of p t over
+    pixels equals the mean over blocks of p times the block mean of t, so most metrics need only the
+    block means of the labels.  Rank correlation needs only the block means of the labels' ranks,
+    because the pixel ranks of p are a linear function of its token ranks.
+
+    Three cases need every pixel: the rank correlation after subtracting the mean map (computed for
+    a few samples at a time), metrics without a formula in block means, and samples with pixels that
+    were not measured.
 
     Args:
         prop: name of a property.
-        truth: (n, y, x); bool for a mask, else values; floats with NaN where not measured.
-        mean_map: (y, x), the training images' mean label.
-        grid: tokens down and across.
-        full: statistics of those of the maps that are wholly measured, to reuse; computed here if
-            None.
+        truth: label maps (n, y, x); bool for a mask, else values; floats with NaN at pixels that
+            were not measured.
+        mean_map: mean label of the training samples, (y, x).
+        grid: number of tokens down and across.
+        full: statistics of the label maps without NaN, shared between grids; None computes them.
     """
 
     def __init__(
@@ -137,10 +151,13 @@ class BlockScorer:
         }
 
     def scores(self, tokens: np.ndarray) -> np.ndarray:
-        """Every metric of the property, (metric, n) float64.
+        """Score predictions in every metric of the property.
 
         Args:
             tokens: predictions (n, *grid); bool for a mask, else values.
+
+        Returns:
+            (metric, n) float64.
         """
         if self.partly is None:
             return np.stack([self._score(name, tokens) for name in self.metrics])
@@ -193,7 +210,7 @@ class BlockScorer:
         )
 
     def _pearson_residual(self, tokens: np.ndarray) -> np.ndarray:
-        """Correlation of p - m with t - m, m the mean map, from block means alone."""
+        """Correlate prediction minus mean map with label minus mean map, from block means alone."""
         full, mean_map = self.full, self.full.mean_map
         flat = flatten_maps(tokens).astype(np.float64)
         residual_means = self.means - self.mean_map_means - full.residual_mean[:, None]
@@ -201,16 +218,17 @@ class BlockScorer:
         centred = flat - flat.mean(1, keepdims=True)
         total = np.square(centred).mean(1) + mean_map.var()
         variance = total - 2 * (centred * self.mean_map_means).mean(1)
-        # Where the prediction equals the mean map, the variance is rounding residue: treat as 0.
+        # If the prediction equals the mean map, the variance is only rounding error.  NaN marks the
+        # correlation as undefined, where a division would give an arbitrary number.
         deviation = np.sqrt(np.where(variance > 1e-12 * total, variance, np.nan))
         return covariance / (deviation * full.residual_deviation)
 
 
 def _block_correlation(tokens: np.ndarray, means: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Correlation (n,) of block-constant maps with full-size maps.
+    """Correlation (n,) of maps that are constant on blocks with maps at the image's size.
 
     Args:
-        tokens: values of the block-constant maps, (n, token).
+        tokens: values of the block-constant maps, one for each token, (n, token).
         means: block means of the full-size maps, (n, token).
         deviation: standard deviations of the full-size maps over pixels, (n,).
     """

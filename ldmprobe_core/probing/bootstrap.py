@@ -1,4 +1,4 @@
-"""Cluster-bootstrap intervals over held-out samples."""
+"""Bootstrap intervals of scores over held-out samples, resampled by prompt."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Interval(BaseModel):
 class Bootstrap:
     """Cluster bootstrap over groups of samples, such as the images of one prompt.
 
-    Images of one prompt are not independent, so a resample contains all of a group's samples or
-    none.  The resamples are drawn once and used for every interval, which makes comparisons paired.
+    Images of one prompt are not independent, so each draw adds all samples of a group.  The same
+    resamples serve every interval, so that differences between curves are paired.
 
     Args:
-        groups: (sample,) group of each sample, such as its prompt.
+        groups: group of each sample, such as its prompt, (sample,).
         resamples: number of resamples of the groups, drawn with replacement.
         level: confidence level of the intervals, such as 0.95.
         seed: seed of the random draws.
@@ -47,10 +47,10 @@ class Bootstrap:
         self.tails = (50 * (1 - level), 100 - 50 * (1 - level))
 
     def means(self, values: np.ndarray) -> np.ndarray:
-        """Mean over defined samples in every resample.
+        """Average the defined scores in every resample.
 
         Args:
-            values: (..., sample), NaN where undefined.
+            values: scores (..., sample); NaN for a sample whose score is undefined.
 
         Returns:
             (resample, ...) float64; NaN where a resample contains no defined sample.
@@ -64,23 +64,24 @@ class Bootstrap:
             return (total / n_defined).reshape(len(self.counts), *values.shape[:-1])
 
     def interval(self, values: np.ndarray) -> Interval:
-        """Mean of values (sample,) and its percentile interval; NaN values are skipped."""
+        """Mean and percentile interval of scores (sample,); NaN scores are skipped."""
         if not np.isfinite(values).any():
             return Interval(mean=None, low=None, high=None)
-        if self.groups < 2:  # the spread between groups cannot be estimated from one group
+        # The spread between groups cannot be estimated from a single group.
+        if self.groups < 2:
             return Interval(mean=float(np.nanmean(values)), low=None, high=None)
         low, high = np.nanpercentile(self.means(values), self.tails)
         return Interval(mean=float(np.nanmean(values)), low=float(low), high=float(high))
 
     def emergence(self, scores: np.ndarray, baseline: np.ndarray) -> Emergence:
-        """Onset and settled steps of a curve, with percentile intervals over the resamples.
+        """Find the onset and settled steps of a curve, with their percentile intervals.
 
-        Both are undefined (None) unless the last step's score exceeds the baseline, that is, unless
-        the interval of their difference lies above zero.
+        Both steps are None unless the last step's score clearly exceeds the baseline: the interval
+        of their difference must lie above zero.
 
         Args:
-            scores: (step, sample).
-            baseline: (sample,), the position baseline in the same metric.
+            scores: scores of the curve, (step, sample).
+            baseline: scores of the position baseline in the same metric, (sample,).
         """
         lead = self.interval(scores[-1] - baseline)
         if lead.low is None or lead.low <= 0:
@@ -91,11 +92,11 @@ class Bootstrap:
         )
 
     def lead(self, first: np.ndarray, other: np.ndarray, baseline: np.ndarray) -> Leads:
-        """Number of steps by which the first curve precedes the other, with paired intervals.
+        """Count the steps by which the first curve precedes the other, with paired intervals.
 
         Args:
-            first, other: (step, sample).
-            baseline: (sample,), the position baseline of both curves.
+            first, other: scores of the two curves, (step, sample).
+            baseline: scores of the position baseline, which both curves share, (sample,).
         """
         onsets = [self.emergence(curve, baseline).onset.step for curve in (first, other)]
         if None in onsets:
@@ -122,20 +123,22 @@ class Bootstrap:
     def steps(
         self, scores: np.ndarray, baseline: np.ndarray, share: float
     ) -> tuple[int, np.ndarray]:
-        """First step from which the gain over the baseline stays at ``share`` of the last step's.
+        """Find the step from which a curve keeps a share of its final gain over the baseline.
 
         Args:
-            scores: (step, sample).
-            baseline: (sample,).
+            scores: scores of the curve, (step, sample).
+            baseline: scores of the position baseline, (sample,).
+            share: fraction of the last step's gain, 0..1.
 
         Returns:
-            the step (from 1) for all samples, and (resample,) the step for every resample.
+            the step (from 1) for all samples together, and the step in each resample, (resample,).
         """
         gain, full = scores - baseline, scores[-1] - baseline
         common = np.isfinite(gain) & np.isfinite(full)
         pair = np.stack([np.where(common, gain, np.nan), np.where(common, full, np.nan)])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a step that no sample defines: NaN
+            # NaN is the intended mean of a step at which no sample has a defined score.
+            warnings.simplefilter("ignore", RuntimeWarning)
             means = np.nanmean(pair, axis=-1)
         resampled = self.means(pair)
         return (

@@ -1,4 +1,4 @@
-"""Fitting and scoring of every probe and control of one (step, layer)."""
+"""Fitting and scoring of all probes of one cell, that is, one layer at one step."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _Probes = dict[tuple[str, str], Probe]
 
 @dataclass(frozen=True)
 class CellResult:
-    """Probes and scores of a cell under one label assignment.
+    """Probes and scores of one cell, for true labels or for shuffled labels.
 
     Attributes:
-        probes: (kind, property) to probe.
-        scores: property to (kind, metric, held-out sample) float32; NaN where the kind does not
-            support the property or the score is undefined.
+        probes: fitted probes, by (kind, property).
+        scores: arrays (kind, metric, held-out sample) float32, by property; NaN if the kind does
+            not support the property or the score is undefined.
     """
 
     probes: dict[tuple[str, str], Probe]
@@ -41,21 +41,21 @@ def probe_activations(
 ) -> dict[str, CellResult]:
     """Fit every probe of a cell and score it on the held-out samples.
 
-    A sample with a non-finite activation is excluded from training, and its scores are NaN; the
-    summary counts them.
+    A sample with a non-finite activation is not used for fitting, and its scores are NaN.  The
+    run's summary reports the number of non-finite values.
 
     Args:
         activations: (sample, y, x, channel) float16.
         labels: label maps and splits of the same samples.
-        study: its probe kinds, penalties and prompt seed are used.
-        assignments: names of label assignments: ``true``, and ``shuffled`` for the shuffled-label
-            control.
-        statistics: sufficient statistics of training samples that are not in `activations`; label
-            columns ordered by (assignment, property).
+        study: study of the run; it gives the probe kinds, the penalties and the seed.
+        assignments: names of the label assignments to fit: ``true``, or ``shuffled`` for the
+            control with shuffled labels.
+        statistics: sufficient statistics of the training samples, for a run that does not store
+            their activations; its label columns are ordered by (assignment, property).
 
     Returns:
-        Probes and scores by label assignment; no probes and NaN scores if the cell has no usable
-        training or validation samples.
+        Probes and scores by label assignment.  Without usable training or validation samples, there
+        are no probes and all scores are NaN.
     """
     finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
     train = labels.train[finite[labels.train]]
@@ -91,7 +91,10 @@ def _score_heldout(
     study: Study,
     probes: dict[str, _Probes],
 ) -> dict[str, CellResult]:
-    """Score every probe on the held-out samples; all linear probes predict in one pass."""
+    """Score every probe on the held-out samples.
+
+    All linear probes predict in one pass over the activations, which is faster than one pass each.
+    """
     heldout, usable = activations[labels.heldout], finite[labels.heldout]
     heldout[~usable] = 0
     linear = {

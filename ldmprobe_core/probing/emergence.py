@@ -1,11 +1,12 @@
-"""Onset and settled steps: records, and the rule that finds the step in a curve of scores.
+"""Onset and settled steps: the records, and the rule that finds the steps in a curve of scores.
 
-With score s(t) at step t, position baseline b and last step T, gain(t) = (s(t) - b) / (s(T) - b),
-each a mean over the samples for which all three are defined.
-*Onset* is the first step from which the gain stays at 0.5 or more, *settled* the same with 0.9.
-Without the baseline, a map that position already explains would "emerge" at step 1.
+The relative gain at step t is (s(t) - b) / (s(T) - b), where s is the score, b the score of the
+position baseline and T the last step.  Each is a mean over the samples for which all three are
+defined.  The *onset* is the first step from which the gain stays at 0.5 or above, and the *settled*
+step is the first from which it stays at 0.9 or above.  Without the baseline, a property whose map
+depends on position alone would seem to emerge at step 1.
 
-`bootstrap.Bootstrap.emergence` and `bootstrap.Bootstrap.lead` fill the records, with intervals.
+`bootstrap.Bootstrap.emergence` and `bootstrap.Bootstrap.lead` compute the records.
 """
 
 from __future__ import annotations
@@ -50,15 +51,18 @@ class Emergence(BaseModel):
 
 
 def stays_from(gains: np.ndarray, full: np.ndarray, share: float) -> np.ndarray:
-    """First step (from 1) from which each curve keeps ``share`` or more of its full gain.
+    """Find the step from which each curve keeps at least a share of its full gain.
+
+    A step does not reach the share if its gain is undefined or its full gain is not positive.
 
     Args:
-        gains: (curve, step) score less baseline, NaN where undefined (which counts as below).
-        full: (curve, step) the last step's gain over the same samples; a step whose full gain is
-            not positive counts as below.
+        gains: score minus baseline, (curve, step); NaN if undefined.
+        full: gain of the last step, over the samples that define the gain of each step,
+            (curve, step).
+        share: required fraction of the full gain, 0..1.
 
     Returns:
-        (curve,) int; the last step for a curve whose last score does not exceed its baseline.
+        steps counted from 1, (curve,) int; the last step if the curve ends below its baseline.
     """
     with np.errstate(invalid="ignore"):
         reached = (full > 0) & (gains >= share * full)

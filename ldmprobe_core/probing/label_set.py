@@ -1,6 +1,6 @@
-"""Label maps of a run's images with their splits, and caches of their form on each token grid.
+"""Label maps of a run's images, with the split of each sample.
 
-`ldmprobe_core.study.conditions` shuffles them for the control.
+Layers with the same token grid share the block means and scorers of the labels, so both are cached.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ class LabelSet:
     """Label maps of the final images, and the split of every sample.
 
     Attributes:
-        maps: property to (sample, y, x); bool for a mask; floats with NaN where not measured.
-        means: property to the training samples' mean label, (y, x) float64.
-        train, validation, heldout: sample indices, ascending; heldout holds validation and test.
+        maps: label maps (sample, y, x) by property; bool for a fully measured mask, else floats
+            with NaN at pixels that were not measured.
+        means: mean label of the training samples by property, (y, x) float64.
+        train, validation, heldout: indices of the samples, ascending; the held-out samples are
+            those of the validation and test splits.
     """
 
     maps: dict[str, np.ndarray]
@@ -33,12 +35,12 @@ class LabelSet:
 
     @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
-        """Block means of every label, (sample, *grid); NaN where no pixel was measured."""
+        """Block means of every label, (sample, *grid); NaN for a block without measured pixels."""
         return block_means(self.maps[prop], grid)
 
     @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def token_weights(self, prop: str, grid: tuple[int, int]) -> np.ndarray | None:
-        """Measured pixels in each token's block, (sample, *grid); None if all were measured."""
+        """Number of measured pixels in each block, (sample, *grid); None if all were measured."""
         return block_counts(self.maps[prop], grid)
 
     @lru_cache(maxsize=8)  # noqa: B019  (a process keeps one label set per run)

@@ -1,14 +1,14 @@
-"""Linear probes on tokens.
+"""Linear probes, which predict a property from the channels of each token.
 
-A probe maps a token's channels to a property of the token's block of pixels.  Its prediction,
-upsampled by nearest, is constant on the block; so squared error against the full-size map differs
-from squared error against the block's mean label only by a factor and a constant, and
-cross-entropy against the full-size mask equals cross-entropy against the block's foreground share.
-Both fits are therefore exact on tokens: one row a block instead of one row a pixel.
+A token stands for a block of pixels, and the upsampled prediction is constant on that block.  Two
+identities follow.  The squared error against the full-size map equals, up to a factor and a
+constant, the squared error against the block means of the map.  The cross-entropy against a
+full-size mask equals the cross-entropy against the foreground share of each block.  A fit with one
+row for each token is therefore exact, and needs no row for each pixel.
 
-Penalties are relative: an L2 penalty p means ``p x v``, with v the mean variance of a channel over
-the training tokens, in an objective that is a *mean* over pixels.  So one list of penalties suits
-every layer.
+L2 penalties are relative: a penalty p stands for ``p x v`` in an objective that is a mean over
+pixels, where v is the mean variance of a channel over the training tokens.  The same list of
+penalties therefore suits every layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 ROWS_AT_ONCE = 1 << 11
-"""Rows a block: converted and multiplied together, few enough for a CPU's cache."""
+"""Number of rows that are converted and multiplied together; few enough for a CPU's cache."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class LinearProbe:
 
 
 def predictions(activations: np.ndarray, probes: list[LinearProbe]) -> np.ndarray:
-    """Predictions of several probes from one pass over the tokens.
+    """Predict with several probes in one pass over the tokens.
 
     Args:
         activations: (n, y, x, channel), any floating dtype.
+        probes: probes of the same layer.
 
     Returns:
         (n, y, x, probe) float64.
@@ -61,14 +62,16 @@ def predictions(activations: np.ndarray, probes: list[LinearProbe]) -> np.ndarra
 def row_blocks(
     rows: np.ndarray, dtype: type[np.floating] | None = np.float64
 ) -> Iterator[np.ndarray]:
-    """Blocks of `ROWS_AT_ONCE` rows, converted to a dtype.
+    """Yield consecutive blocks of `ROWS_AT_ONCE` rows, converted to a dtype.
 
     Args:
-        rows: (row, column).
-        dtype: float64 or float32; None keeps each block's own, but converts float16 to float32.
+        rows: matrix (row, column).
+        dtype: float64 or float32; None keeps the dtype of the rows, except that float16 becomes
+            float32.
     """
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = rows[start : start + ROWS_AT_ONCE]
-        if block.dtype == np.float16:  # torch converts float16 several times faster than numpy
+        # Torch converts float16 several times faster than NumPy does.
+        if block.dtype == np.float16:
             block = torch.from_numpy(np.ascontiguousarray(block)).float().numpy()
         yield block if dtype is None else block.astype(dtype, copy=False)

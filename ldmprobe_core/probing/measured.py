@@ -1,4 +1,7 @@
-"""Pixels of label maps that were measured; the others are NaN, and left out of fits and scores."""
+"""Handling of label maps in which some pixels were not measured.
+
+The pixels that were not measured are NaN.  Fits and scores use only the other pixels.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ import numpy as np
 
 
 def measured(maps: np.ndarray) -> np.ndarray | None:
-    """Which pixels of label maps were measured, as bool of the same shape; None if all were.
+    """Mark the measured pixels of label maps.
 
     Args:
-        maps: bool, or floats with NaN where not measured.
+        maps: bool, or floats with NaN at pixels that were not measured.
+
+    Returns:
+        bool array of the same shape, True at measured pixels; None if all pixels were measured.
     """
     if maps.dtype.kind != "f":
         return None
@@ -20,21 +26,22 @@ def measured(maps: np.ndarray) -> np.ndarray | None:
 
 
 def partly_measured(maps: np.ndarray) -> np.ndarray | None:
-    """Which maps (n, y, x) have pixels that were not measured, (n,) bool; None if none has."""
+    """Mark the maps (n, y, x) that have unmeasured pixels, (n,) bool; None if there are none."""
     known = measured(maps)
     return None if known is None else np.asarray(~known.all((1, 2)))
 
 
 def missing_share(maps: np.ndarray) -> float:
-    """Share of the pixels of label maps that were not measured."""
+    """Fraction, 0..1, of the pixels of label maps that were not measured."""
     known = measured(maps)
     return 0.0 if known is None else float(1 - known.mean())
 
 
 def mean_map(maps: np.ndarray) -> np.ndarray:
-    """Mean of label maps (n, y, x) over the measured ones at each pixel, (y, x) float64.
+    """Average label maps (n, y, x) at each pixel, (y, x) float64.
 
-    A pixel that was measured in no map gets the mean of all measured pixels.
+    Only the maps in which a pixel was measured count towards its mean.  A pixel that was measured
+    in no map gets the mean of all measured pixels.
     """
     known = measured(maps)
     if known is None:
@@ -47,7 +54,10 @@ def mean_map(maps: np.ndarray) -> np.ndarray:
 
 
 def block_counts(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray | None:
-    """Number of measured pixels in each token's block, (n, *grid) float64; None if all were."""
+    """Count the measured pixels in each token's block, (n, *grid) float64.
+
+    Returns None if all pixels were measured.
+    """
     known = measured(maps)
     if known is None:
         return None
@@ -61,13 +71,16 @@ def score_measured(
     predicted: np.ndarray,
     truth: np.ndarray,
 ) -> np.ndarray:
-    """Scores (n,) of maps on the measured pixels of their labels.
+    """Score maps on the measured pixels of their labels only.
 
     Args:
-        function: of predictions and labels (n, y, x), such as `metrics.dice`; maps with pixels that
-            were not measured are given to it one at a time, as (1, 1, measured pixel).
-        predicted: (n, y, x); bool if the labels are masks.
-        truth: (n, y, x); bool, or floats with NaN where not measured.
+        function: metric of predictions and labels (n, y, x), such as `metrics.dice`.  A map with
+            unmeasured pixels is passed to it alone, as an array (1, 1, measured pixel).
+        predicted: predictions (n, y, x); bool if the labels are masks.
+        truth: labels (n, y, x); bool, or floats with NaN at pixels that were not measured.
+
+    Returns:
+        scores (n,); NaN for a label without measured pixels.
     """
     partly = partly_measured(truth)
     if partly is None:

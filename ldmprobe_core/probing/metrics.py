@@ -1,13 +1,12 @@
-"""Metrics of the agreement between predicted and label maps, one number an image.
+"""Metrics that compare predicted maps with label maps and give one number for each image.
 
-Every function takes maps (n, y, x) and returns float64 (n,).  `Metric.score` and `score_maps`
-leave out the pixels of labels that are NaN, which were not measured.  Edge cases are defined: Dice
-and IoU of two empty masks are 1 (an absence, predicted correctly); a correlation with a constant
-map is undefined, NaN.  Callers count both.
+Every metric function takes maps (n, y, x) and returns float64 (n,).  The Dice and IoU of two empty
+masks are 1, because the absence of an object was predicted correctly.  A correlation with a
+constant map is undefined, and its score is NaN.  The run's summary counts both cases.
+`Metric.score` and `score_maps` ignore label pixels that are NaN, that is, not measured.
 
-`METRICS` lists the metrics by name; a `Property` names those that score it.
-`block_scores.BlockScorer` computes the same scores for predictions that are constant on blocks of
-pixels (a token's prediction, upsampled by nearest) without building them at image size.
+`METRICS` lists the metrics by name, and each `Property` names the metrics that it uses.
+`block_scores.BlockScorer` gives the same scores for token predictions without upsampling them.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from ldmprobe_core.study.properties import property_of
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Twice the overlap over the sum of the areas of two bool masks; both empty = 1."""
+    """Dice coefficient of two bool masks: 2 |A and B| / (|A| + |B|); 1 if both are empty."""
     overlap = (predicted & truth).sum((1, 2))
     return ratio_or_one(2.0 * overlap, predicted.sum((1, 2)) + truth.sum((1, 2)))
 
 
 def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Overlap over union of two bool masks; both empty = 1."""
+    """Intersection over union of two bool masks; 1 if both are empty."""
     overlap = (predicted & truth).sum((1, 2))
     return ratio_or_one(1.0 * overlap, (predicted | truth).sum((1, 2)))
 
 
 def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Linear correlation over pixels; NaN where either map is constant or not finite."""
+    """Linear correlation over pixels; NaN if either map is constant or has non-finite values."""
     return _correlation(flatten_maps(predicted), flatten_maps(truth))
 
 
 def spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Rank correlation over pixels, ties at their mean rank; NaN where either map is constant."""
+    """Rank correlation over pixels, with mean ranks for ties; NaN if either map is constant."""
     return _correlation(mean_ranks(flatten_maps(predicted)), mean_ranks(flatten_maps(truth)))
 
 
@@ -54,19 +53,24 @@ class Metric:
     """A registered metric.
 
     Attributes:
-        function: maps predictions and labels (n, y, x) to scores (n,) float64.
-        residual: whether the training mean map is first subtracted from both, so that a prediction
-            from position alone scores nothing.
+        function: function of predictions and labels (n, y, x) that returns scores (n,) float64.
+        residual: whether the mean map of the training samples is first subtracted from predictions
+            and labels, so that a prediction of position alone earns no score.
     """
 
     function: Callable[[np.ndarray, np.ndarray], np.ndarray]
     residual: bool = False
 
     def score(self, predicted: np.ndarray, truth: np.ndarray, mean_map: np.ndarray) -> np.ndarray:
-        """Scores (n,) of maps (n, y, x).
+        """Score predictions against labels.
 
         Args:
-            mean_map: (y, x), the training samples' mean label.
+            predicted: predictions (n, y, x).
+            truth: labels (n, y, x).
+            mean_map: mean label of the training samples, (y, x).
+
+        Returns:
+            (n,) float64.
         """
         if self.residual:
             return score_measured(self.function, predicted - mean_map, truth - mean_map)
@@ -82,14 +86,14 @@ METRICS: dict[str, Metric] = {
     "spearman_residual": Metric(spearman, residual=True),
     "pearson_residual": Metric(pearson, residual=True),
 }
-"""Metrics by name."""
+"""Registered metrics by name."""
 
 
 def register_metric(name: str, metric: Metric) -> Metric:
     """Register a metric, so that properties may name it.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: another metric has this name.
     """
     if name in METRICS:
         raise ValueError(f"metric {name!r}: the name is taken. Fix: choose another.")
@@ -100,13 +104,16 @@ def register_metric(name: str, metric: Metric) -> Metric:
 def score_maps(
     prop: str, predicted: np.ndarray, truth: np.ndarray, mean_map: np.ndarray
 ) -> np.ndarray:
-    """Scores of full-size maps in every metric of a property, (metric, n) float64.
+    """Score maps at the image's size in every metric of a property.
 
     Args:
         prop: name of a property.
-        predicted: (n, y, x); bool for a mask, else values.
-        truth: the same of the labels; floats with NaN where not measured.
-        mean_map: (y, x), the training samples' mean label.
+        predicted: predictions (n, y, x); bool for a mask, else values.
+        truth: labels, likewise; floats with NaN at pixels that were not measured.
+        mean_map: mean label of the training samples, (y, x).
+
+    Returns:
+        (metric, n) float64.
     """
     names = property_of(prop).metrics
     return np.stack([METRICS[name].score(predicted, truth, mean_map) for name in names])
@@ -115,11 +122,13 @@ def score_maps(
 class HeadlineScorer:
     """Scorer of many predictions against the same labels, in the property's headline metric.
 
-    For Spearman, the ranks of the labels are computed once.
+    The headline metric is the first that the property names.  If it is the rank correlation, the
+    ranks of the labels are computed once.
 
     Args:
         prop: name of a property.
-        truth: (n, y, x); bool for a mask, else values; floats with NaN where not measured.
+        truth: labels (n, y, x); bool for a mask, else values; floats with NaN at pixels that were
+            not measured.
     """
 
     def __init__(self, prop: str, truth: np.ndarray) -> None:
@@ -129,14 +138,14 @@ class HeadlineScorer:
         self.ranked = RankedMaps(flatten_maps(truth)) if ranked else None
 
     def score(self, predicted: np.ndarray) -> np.ndarray:
-        """Headline scores (n,) of predictions (n, y, x): the first row of `score_maps`."""
+        """Score predictions (n, y, x), (n,); equal to the first row of `score_maps`."""
         if self.ranked is not None:
             return self.ranked.correlation(flatten_maps(predicted))
         return score_measured(METRICS[self.metric].function, predicted, self.truth)
 
 
 def ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Elementwise quotient; 1 where the denominator is 0."""
+    """Divide elementwise; the result is 1 wherever the denominator is 0."""
     empty = denominator == 0
     return np.where(empty, 1.0, numerator / np.where(empty, 1, denominator))
 

@@ -1,4 +1,4 @@
-"""Ranks of maps, and rank correlations of many maps with the same labels."""
+"""Fast ranks of maps, and rank correlations of many maps with the same labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 _CHUNK_PIXELS = 1 << 17
-"""Pixels ranked together: 1 MB of float64 ranks, which fits a CPU's cache."""
+"""Number of pixels that are ranked together; their ranks (1 MB of float64) fit a CPU's cache."""
 
 COUNTING_SORT_PIXELS = 1 << 15
 """Smallest map, in pixels, for which counting float16 values is faster than sorting them."""
@@ -20,23 +20,28 @@ def flatten_maps(maps: np.ndarray) -> np.ndarray:
 
 
 def mean_ranks(flat: np.ndarray) -> np.ndarray:
-    """Ranks (from 1) along each row, ties at their mean rank, float64; NaN in non-finite rows."""
+    """Rank the values of each row from 1, in float64; equal values share their mean rank.
+
+    All ranks of a row with a non-finite value are NaN.
+    """
     if flat.dtype == np.float16:
         if flat.shape[1] >= COUNTING_SORT_PIXELS:
             return ranks_of_float16(flat)
-        flat = flat.astype(np.float32)  # sorts several times faster than float16
+        # NumPy sorts float32 several times faster than float16.
+        flat = flat.astype(np.float32)
     order, tied = _argsort_with_ties(flat)
     ranks = np.empty(flat.shape)
     sorted_ranks = np.broadcast_to(np.arange(1.0, flat.shape[1] + 1), flat.shape)
     np.put_along_axis(ranks, order, sorted_ranks, axis=1)
-    if tied.any():  # only these rows, as rankdata takes three times as long
+    # `rankdata` handles ties but takes three times as long, so only rows with ties use it.
+    if tied.any():
         ranks[tied] = rankdata(flat[tied], axis=1)
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks
 
 
 def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Argsort of each row, (n, pixel), and whether the row contains equal values, (n,) bool."""
+    """Sort each row; return the order (n, pixel), and whether it contains equal values, (n,)."""
     order = np.argsort(flat, axis=1)
     ascending = np.take_along_axis(flat, order, axis=1)
     return order, (ascending[:, 1:] == ascending[:, :-1]).any(1)
@@ -46,13 +51,15 @@ class RankedMaps:
     """Maps whose ranks are computed once and correlated with the ranks of many other maps.
 
     Args:
-        flat: (n, pixel).
-        baseline: (pixel,), subtracted from these and from the other maps before ranking.
+        flat: maps as rows of pixels, (n, pixel).
+        baseline: map (pixel,) that is subtracted from these maps and from the other maps before
+            ranking; None subtracts nothing.
 
     Attributes:
-        deviation: standard deviation of the ranks, (n,); NaN where a map is constant or not finite.
-        centred: ranks less their mean, (n, pixel): multiples of a half, which float32 represents
-            exactly up to eight million pixels.
+        deviation: standard deviation of the ranks, (n,); NaN if a map is constant or has
+            non-finite values.
+        centred: ranks minus their mean, (n, pixel) float32.  They are multiples of a half, which
+            float32 represents exactly for maps of up to eight million pixels.
     """
 
     def __init__(self, flat: np.ndarray, baseline: np.ndarray | None = None) -> None:
@@ -73,11 +80,12 @@ class RankedMaps:
     def correlation(
         self, flat: np.ndarray, upsample: Callable[[np.ndarray], np.ndarray] = lambda chunk: chunk
     ) -> np.ndarray:
-        """Rank correlation (n,) with other maps, equal to `metrics.spearman`.
+        """Correlate the ranks with those of other maps, (n,); equal to `metrics.spearman`.
 
         Args:
-            flat: (n, pixel), or (n, token) with `upsample`.
-            upsample: maps rows (m, token) to (m, pixel); called on a few rows at a time.
+            flat: the other maps, (n, pixel), or (n, token) if `upsample` is given.
+            upsample: function that upsamples rows (m, token) to (m, pixel).  It is called on a few
+                rows at a time, so that the upsampled maps never exist all at once.
         """
         correlations, start = np.empty(len(flat)), 0
         for chunk in iter_chunks(flat, self.centred.shape[1]):
@@ -94,8 +102,8 @@ class RankedMaps:
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
         order, tied = _argsort_with_ties(flat)
         tied |= ~np.isfinite(flat).all(1)
-        # Without ties, `flat` in ascending order has the ranks 1..count, so it suffices to bring
-        # our ranks into that order.
+        # Without ties, the ascending values of `flat` have the ranks 1..count.  Reordering the
+        # stored ranks is therefore enough, and the ranks of `flat` need not be computed.
         centred_ranks = np.arange(count) - (count - 1) / 2
         covariance = np.take_along_axis(centred, order, axis=1) @ centred_ranks / count
         correlations = covariance / (np.sqrt((count**2 - 1) / 12) * deviation)
@@ -107,9 +115,9 @@ class RankedMaps:
 
 
 def _rank_correlation(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Correlation (n,) of ranks (n, pixel) with centred ranks (n, pixel) of known deviation (n,).
+    """Correlate ranks (n, pixel) with centred ranks (n, pixel) of known deviation (n,).
 
-    One centred factor suffices for the covariance.
+    The covariance of two variables needs only one of them centred, so `ranks` need not be.
     """
     covariance = (ranks * centred).mean(1)
     return covariance / (deviation_or_nan(ranks) * deviation)
@@ -119,8 +127,8 @@ def iter_chunks(flat: np.ndarray, pixels: int | None = None) -> Iterator[np.ndar
     """Split rows into consecutive chunks that fit a CPU's cache, at least one row each.
 
     Args:
-        flat: (n, pixel).
-        pixels: pixels a row once it is upsampled; those of `flat` if None.
+        flat: maps as rows, (n, pixel).
+        pixels: number of pixels of a row after upsampling; None means that rows are not upsampled.
     """
     rows = max(1, _CHUNK_PIXELS // (pixels or flat.shape[1]))
     for start in range(0, len(flat), rows):
@@ -128,18 +136,21 @@ def iter_chunks(flat: np.ndarray, pixels: int | None = None) -> Iterator[np.ndar
 
 
 def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
-    """Mean ranks of float16 rows as `mean_ranks`, by counting each of the 65,536 values."""
-    bits = (flat + np.float16(0)).view(np.uint16)  # adding 0 turns -0 into 0
-    sort_keys = np.where(bits >> 15, ~bits, bits | 0x8000)  # integers that sort as the floats do
+    """Rank float16 rows as `mean_ranks` does, by counting each of the 65,536 possible values."""
+    # Adding 0 turns -0 into +0, so that both get the same bits and hence the same rank.
+    bits = (flat + np.float16(0)).view(np.uint16)
+    # Flip the bits so that the unsigned integers sort in the order of the floats.
+    sort_keys = np.where(bits >> 15, ~bits, bits | 0x8000)
     ranks = np.empty(flat.shape)
     for row, keys in zip(ranks, sort_keys, strict=True):
         counts = np.bincount(keys, minlength=1 << 16)
-        row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]  # mean rank of ties
+        # The cumulative count is the highest rank of equal values; the mean rank lies below it.
+        row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks
 
 
 def deviation_or_nan(flat: np.ndarray) -> np.ndarray:
-    """Standard deviation of each row, NaN where the row is constant."""
+    """Standard deviation of each row; NaN if the row is constant."""
     constant = flat.min(1) == flat.max(1)
     return np.where(constant, np.nan, flat.std(1, dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Sufficient statistics of linear regression, additive over samples and workers."""
+"""Sufficient statistics of linear regression, which workers compute separately and then add."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
 
 @dataclass(frozen=True)
 class SufficientStatistics:
-    """Sums of products of activations and labels over tokens; `+` merges two sets of tokens.
+    """Sums of products of activations and labels over tokens.
+
+    Adding two objects gives the statistics of both sets of tokens together.
 
     Attributes:
-        gram: Z'Z for the matrix Z with one row [activations, 1, labels] a token; symmetric float64
-            of (channel + 1 + label) rows, computed by one rank-k update a block of tokens.
-        channels: number of activation columns, which come first.
+        gram: Gram matrix Z'Z, where the row of Z for each token is [activations, 1, labels];
+            symmetric float64 with (channel + 1 + label) rows.
+        channels: number of channels of the activations.
     """
 
     gram: np.ndarray
@@ -27,13 +29,12 @@ class SufficientStatistics:
     def from_tokens(
         cls, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None
     ) -> SufficientStatistics:
-        """Sums over tokens, in float64.
+        """Sum over tokens in float64, with one rank-k update for each block of tokens.
 
         Args:
             x: activations (token, channel).
             y: labels (token, label), finite.
-            weight: (token,) whole numbers: a token counts as so many equal ones; None counts each
-                once.
+            weight: number of times that each token counts, (token,); None counts each token once.
         """
         channels, labels = x.shape[1], y.shape[1]
         width = channels + 1 + labels
@@ -55,7 +56,7 @@ class SufficientStatistics:
 
     @property
     def n(self) -> int:
-        """Number of tokens."""
+        """Number of tokens, each counted as often as its weight says."""
         return round(self.gram[self.channels, self.channels])
 
     @property
@@ -90,7 +91,7 @@ class SufficientStatistics:
         return self.xx / self.n - np.outer(mean, mean)
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """Mean squared error (label,) of predictions x . weight + bias on these tokens.
+        """Mean squared error of the predictions x . weight + bias on these tokens, (label,).
 
         Args:
             weight: (channel, label).

@@ -1,1 +1,1 @@
-"""Report of a run: page and figures."""
+"""Report of a run, an HTML page with figures."""

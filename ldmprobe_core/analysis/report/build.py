@@ -1,4 +1,7 @@
-"""Builder of a run's report: a folder with a page and figures, readable without a network."""
+"""Building of a run's report, a folder with an HTML page and figures.
+
+The page loads nothing from the network, so the folder can be copied and read offline.
+"""
 
 from __future__ import annotations
 
@@ -47,12 +50,16 @@ GRID_SAMPLES = 4
 def build_report(
     run: Run, seconds: dict[str, float], samples: tuple[int, ...] | None = None
 ) -> Summary:
-    """Write ``summary.json`` and ``report/`` into the run.
+    """Write ``summary.json`` and the folder ``report`` into a run.
 
     Args:
-        seconds: wall time by stage, for the record.
-        samples: held-out samples whose step-by-step grids are drawn; None takes test samples of
+        run: finished run.
+        seconds: wall time by stage, which the summary reports.
+        samples: indices of held-out samples to show step by step; None chooses test samples of
             different classes.
+
+    Returns:
+        the summary of the run.
 
     Raises:
         UserError: a sample is not held out.
@@ -71,7 +78,8 @@ def build_report(
 def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
     """Rebuild the report of a finished run from its stored scores.
 
-    A damaged summary.json is written again; how long the stages took is then no longer known.
+    A damaged ``summary.json`` is replaced.  The new one then lacks the wall time of the stages, of
+    which the damaged file had the only record.
 
     Raises:
         UserError: the run is not finished, or a sample is not held out.
@@ -84,7 +92,7 @@ def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
 
 
 def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
-    """Samples for the grids: the given ones, or test samples of as many classes as possible."""
+    """Choose the samples to show step by step: the given ones, or test samples of many classes."""
     heldout = {int(i) for i in label_set(run).heldout}
     for sample in samples or ():
         if sample not in heldout:
@@ -98,7 +106,7 @@ def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] |
     for index in analysis.test:
         sample = run.samples[index]
         by_class.setdefault(sample.category or sample.prompt, []).append(int(index))
-    # First one sample of each class, then a second of each, and so on.
+    # The candidates are one sample of each class, then a second one of each, and so on.
     candidates = [
         members[i] for i in range(GRID_SAMPLES) for members in by_class.values() if i < len(members)
     ]
@@ -109,8 +117,8 @@ class _FigureWriter:
     """Writer of figures into a run's report folder.
 
     Attributes:
-        entries: records of the figures by section of the page: file name, alternative text, and
-            further fields of the section.
+        entries: records of the figures, by section of the page.  A record has the file name, the
+            alternative text and further fields that the section needs.
     """
 
     def __init__(self, run: Run, analysis: RunAnalysis) -> None:
@@ -124,7 +132,7 @@ class _FigureWriter:
         self.entries[section].append({"file": name, "alt": alternative, **more})
 
     def add_properties(self) -> None:
-        """Draw a heatmap and curves of every property."""
+        """Draw the heatmap and the curves of every property."""
         layers = self.run.layers
         for prop, curves in self.analysis.curves.items():
             best = self.summary.properties[prop].best
@@ -150,7 +158,7 @@ class _FigureWriter:
             )
 
     def add_intervention(self, name: str) -> None:
-        """Draw an intervention's samples; with several targets also a strip and films."""
+        """Draw an intervention's samples; if it has several targets, also a strip and films."""
         run = self.run
         self._write(
             "interventions",
@@ -175,13 +183,14 @@ class _FigureWriter:
         self.entries["interventions"].append(animation)
         ffmpeg = shutil.which("ffmpeg")
         if ffmpeg:
-            with suppress(OSError, subprocess.CalledProcessError):  # such as ffmpeg without H.264
+            # The film is optional: some builds of ffmpeg have no H.264 encoder.
+            with suppress(OSError, subprocess.CalledProcessError):
                 film = intervention_figures.film(run, name, ffmpeg)
                 run.location.write_bytes(f"report/{name}.mp4", film)
                 animation["film"] = f"{name}.mp4"
 
     def add_samples(self, indices: list[int]) -> None:
-        """Draw step images, probe maps and labeler maps of some samples."""
+        """Draw the step images, probe maps and labeler maps of the given samples."""
         labels, steps = label_set(self.run), _columns(self.summary.steps)
         for index in indices:
             self._write(
@@ -193,7 +202,7 @@ class _FigureWriter:
             )
 
     def add_classes(self, indices: list[int]) -> None:
-        """Draw class probabilities over steps of some samples."""
+        """Draw the class probabilities over steps of the given samples."""
         targets, _ = target_classes(self.run)
         scores = self.run.read("labels_trajectory", "class_score", sample=indices)
         first_steps = first_stable_step(scores, targets[indices])
@@ -214,7 +223,7 @@ class _FigureWriter:
 def _draw_figures(
     run: Run, analysis: RunAnalysis, indices: list[int]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write all figures into the run; returns their records by section of the page."""
+    """Draw all figures, write them into the run, and return their records by section."""
     writer = _FigureWriter(run, analysis)
     writer.add_properties()
     for name in completed_interventions(run):
@@ -257,6 +266,9 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
 
 
 def _columns(steps: int) -> list[int]:
-    """Steps in a sample's grid: denser early, where properties emerge, and always the last."""
+    """Choose the steps of a sample's grid.
+
+    Most are early steps, because properties emerge there, and the last step is always included.
+    """
     candidates = [1, 2, 3, 5, 8, 10, 12, 15]
     return sorted({step for step in candidates if step < steps} | {steps})

@@ -1,4 +1,4 @@
-"""Figures of a report, drawn with matplotlib in colours that are safe for colour blindness."""
+"""Figures of a report, in colours that readers with colour blindness can distinguish."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.properties import property_of
 
-# Okabe & Ito's palette: distinguishable with every common colour blindness.
+# Okabe and Ito's palette can be distinguished with every common form of colour blindness.
 _PROBE, _DECODED, _CLEAN = "#0072B2", "#D55E00", "#E69F00"
 _CONTROLS = ("#009E73", "#CC79A7", "#F0E442", "#000000")
 _NOT_MEASURED = "0.6"
-"""Grey of pixels without a label, a level that no mask has."""
+"""Grey level of pixels that were not measured; no pixel of a mask is drawn in it."""
 _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicted clean image"}
 
 
 def png(figure: Figure) -> bytes:
-    """Encode a figure as PNG, without date or version, so that equal figures have equal bytes."""
+    """Encode a figure as PNG.
+
+    The file has no date or software version, so that equal figures have equal bytes.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
@@ -55,7 +58,7 @@ def heatmap(prop: str, curves: Curves, layers: list[str], summary: Summary) -> F
 
 
 def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
-    """Draw scores over steps of probes, image labelers and controls, with intervals."""
+    """Draw the scores of probes, image labelers and controls over steps, with intervals."""
     curves, bootstrap = analysis.curves[prop], analysis.bootstrap
     best = analysis.summary.properties[prop].best
     figure = Figure(figsize=(6.4, 3.6))
@@ -93,15 +96,18 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
 def sample_grid(
     run: Run, labels: LabelSet, summary: Summary, sample: int, steps: list[int]
 ) -> Figure:
-    """Draw one sample over steps: decoded latents, and every property by probe and by labeler.
+    """Draw one sample step by step, with the maps of every property by the probe and the labeler.
 
-    It follows figure 4 of the capstone poster (`published.POSTER`).
+    The columns are steps, and the last column shows the final image and its labels.  The first row
+    shows the decoded latents.  The layout follows figure 4 of the capstone poster
+    (`published.POSTER`).
 
     Args:
-        labels: labels of the run's samples, the last column.
-        summary: names the best cell of each property, whose layer's probes are drawn.
+        run: finished run.
+        labels: label set of the run.
+        summary: summary of the run; the probes drawn are those of each property's best layer.
         sample: index of a held-out sample.
-        steps: steps (from 1) of the columns.
+        steps: steps to draw, counted from 1.
     """
     columns = [step - 1 for step in steps]
     step_images = run.read("images", "trajectory", sample=sample)[columns]
@@ -149,12 +155,14 @@ def sample_grid(
 
 
 def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure:
-    """Draw one sample's class probabilities over steps, below thumbnails of the steps.
+    """Draw the class probabilities of one sample over steps, below thumbnails of its step images.
 
     Args:
+        run: run with class labels.
         sample: index of the sample.
         target: index of the target class.
-        from_step: first step from which the target class leads to the end; NaN if it does not.
+        from_step: step from which the target class has the highest probability up to the last
+            step; NaN if another class has it at the last step.
     """
     names = [str(name) for name in run.open("labels")["class"].values]
     scores = {s: run.read(f"labels_{s}", "class_score", sample=sample) for s in SOURCES}

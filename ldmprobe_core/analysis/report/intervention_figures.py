@@ -1,4 +1,4 @@
-"""Figures of interventions: before and after, a strip of one object over all targets, films."""
+"""Figures and animations of the images that an intervention edited."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ldmprobe_core.study.properties import property_of
 
 _TITLES = {"edited": "edited", "random": "random change", "shuffled": "shuffled-label\nprobes"}
 _ROWS = 4
-"""Samples in a before-and-after figure."""
+"""Largest number of samples in a before-and-after figure."""
 
 
 def before_and_after(run: Run, name: str) -> Figure:
-    """Draw samples in rows: unedited image, target, edited image, its label, controls' images."""
+    """Draw one sample per row: unedited image, target, edited image, its map, and the controls."""
     data = run.open(f"{INTERVENTIONS_GROUP}/{name}")
     index = [int(i) for i in data.sample.values[:_ROWS]]
     unedited = run.read("images", "image", sample=index)
@@ -53,7 +53,7 @@ def before_and_after(run: Run, name: str) -> Figure:
 
 
 def strip(run: Run, name: str) -> Figure:
-    """Draw one sample: every target above, the edited image for it below."""
+    """Draw all targets of one sample in a row, and the edited image of each target below it."""
     data = run.open(f"{INTERVENTIONS_GROUP}/{name}").isel(sample=0).load()
     count = data.sizes["target"]
     figure = Figure(figsize=(1.3 * count, 3.0))
@@ -72,9 +72,9 @@ def strip(run: Run, name: str) -> Figure:
 
 
 def _frames(run: Run, name: str) -> list[np.ndarray]:
-    """Edited images of the first sample over the targets, forwards then backwards.
+    """Order the first sample's edited images by target, forwards and then backwards.
 
-    Small images are enlarged by a whole factor to about 256 pixels of width.
+    Small images are enlarged by an integer factor, to a width of at most 256 pixels.
     """
     images = run.read(f"{INTERVENTIONS_GROUP}/{name}", "image", condition=0, sample=0)
     factor = max(1, 256 // images.shape[2])
@@ -83,7 +83,7 @@ def _frames(run: Run, name: str) -> list[np.ndarray]:
 
 
 def animation(run: Run, name: str, milliseconds: int = 200) -> bytes:
-    """Encode one sample's edited images over the targets as GIF, forwards then backwards."""
+    """Encode the first sample's edited images, one for each target, as an animated GIF."""
     frames = [Image.fromarray(frame) for frame in _frames(run, name)]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:],
@@ -92,9 +92,13 @@ def animation(run: Run, name: str, milliseconds: int = 200) -> bytes:
 
 
 def film(run: Run, name: str, ffmpeg: str, milliseconds: int = 200) -> bytes:
-    """Encode one sample's edited images as MP4 (H.264, which every browser plays).
+    """Encode the first sample's edited images, one for each target, as an MP4 film.
+
+    The codec is H.264, because every browser plays it.
 
     Args:
+        run: run that contains the intervention.
+        name: name of the intervention.
         ffmpeg: path of the ffmpeg program.
         milliseconds: duration of each frame.
 

@@ -1,4 +1,4 @@
-"""Published results, for comparison with a run's own in its report."""
+"""Published results, which a report shows next to the results of its run."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One published result.
+    """Published value of one measured quantity.
 
     Attributes:
         quantity: description of the measured quantity.
-        value: the published value.
-        source: publication.
+        value: published value, as text.
+        source: citation of the publication.
     """
 
     quantity: str

@@ -1,6 +1,7 @@
-"""Sentences and table rows of a summary, for terminals, artifacts and the report's page.
+"""Sentences and table rows that present a summary on terminals, in artifacts and in reports.
 
-The command line imports this module, so it must not import torch or a plotting library.
+The command line imports this module, so it must not import torch or a plotting library, which
+would make every command start slowly.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ _EFFECTS = {
 
 
 def metric_title(name: str) -> str:
-    """Title of a metric, for texts and axes."""
+    """Title of a metric in sentences and on axes."""
     return _METRIC_TITLES.get(name, name)
 
 
 def control_title(name: str) -> str:
-    """Title of a control: of a baseline, a condition or a nonlinear kind of probe."""
+    """Title of a control, which is a baseline, a condition or a nonlinear kind of probe."""
     if name in _BASELINE_TITLES:
         return _BASELINE_TITLES[name]
     record = CONDITIONS.get(name) or PROBE_KINDS.get(name)
@@ -47,7 +48,10 @@ def control_title(name: str) -> str:
 
 
 def control_columns(summary: Summary) -> dict[str, str]:
-    """Column headings of controls by name; optional controls only if some property has them."""
+    """Choose the column headings of the controls, by name.
+
+    An optional control gets a column only if at least one property has it.
+    """
     used = {name for result in summary.properties.values() for name in result.controls.by_name()}
     columns = {"position": "position"}
     for condition in controls():
@@ -58,14 +62,14 @@ def control_columns(summary: Summary) -> dict[str, str]:
 
 
 def short_layer(layer: str) -> str:
-    """Shorten a layer's name by the part that all attention layers share."""
+    """Shorten a layer's name by removing a part that all attention layers share."""
     return layer.replace(".transformer_blocks.0", "")
 
 
 def number(interval: Interval | CellRecord | None) -> str:
-    """Format a mean with its interval as ``0.83 [0.80, 0.86]``; a dash if it is undefined.
+    """Format a mean with its interval, as ``0.83 [0.80, 0.86]``; a dash if the mean is undefined.
 
-    With a single prompt, only the mean is given.
+    If the interval is undefined, only the mean is given.
     """
     if interval is None or interval.mean is None:
         return "–"
@@ -75,17 +79,17 @@ def number(interval: Interval | CellRecord | None) -> str:
 
 
 def step(value: Step) -> str:
-    """Format a step as ``3 [2, 4]``; a dash if it is undefined."""
+    """Format a step with its interval, as ``3 [2, 4]``; a dash if the step is undefined."""
     return "–" if value.step is None else f"{value.step} [{value.low}, {value.high}]"
 
 
 def lead(value: Lead) -> str:
-    """Format a lead as ``7 [6, 8]``; a dash if it is undefined."""
+    """Format a lead with its interval, as ``7 [6, 8]``; a dash if the lead is undefined."""
     return "–" if value.steps is None else f"{value.steps} [{value.low}, {value.high}]"
 
 
 def best_rows(summary: Summary) -> list[dict[str, str]]:
-    """Table rows, one a property: best cell, last step, controls, emergence."""
+    """Build the table of best cells, last steps, controls and emergence, one row per property."""
     columns = control_columns(summary)
     rows = []
     for name, result in summary.properties.items():
@@ -112,7 +116,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
 
 
 def headline(summary: Summary) -> list[str]:
-    """Sentences that summarise the results, one a property, and one on classes."""
+    """Write the sentences that summarise the results: one for each property, and one on classes."""
     lines = []
     for name, result in summary.properties.items():
         best, last, emergence = result.best, result.last, result.emergence
@@ -121,7 +125,8 @@ def headline(summary: Summary) -> list[str]:
             f"({metric_title(best.metric)}); the best cell, {number(best)}, "
             f"{_against(result, summary.samples)}."
         )
-        if best.low is not None:  # without one there is no onset either; _against says why
+        # Without an interval, the onset is undefined too, and the line above already says why.
+        if best.low is not None:
             line += _onset_sentence(emergence)
         if result.missing:
             line += f" {result.missing:.1%} of the pixels of its labels are not measured."
@@ -132,7 +137,7 @@ def headline(summary: Summary) -> list[str]:
 
 
 def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
-    """Table rows of an intervention: the unedited images, then one row a condition."""
+    """Build the table of an intervention: the unedited images, then one row per condition."""
     metric = f"{metric_title(summary.metric)} with target"
     rows = [
         {
@@ -159,7 +164,7 @@ def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
 
 
 def classes_line(classes: ClassesRecord) -> str:
-    """Sentence on the step from which the class labeler gives the target class."""
+    """Write the sentence on the step from which the class labeler recognises the target class."""
     decoded, clean = classes.recognition_step["trajectory"], classes.recognition_step["clean"]
     target = "prompt's class" if classes.by_prompt else "final image's top class"
     share, confident = classes.recognized * 100, classes.confident * 100
@@ -172,7 +177,7 @@ def classes_line(classes: ClassesRecord) -> str:
 
 
 def _onset_sentence(emergence: EmergenceRecord) -> str:
-    """Sentence on the step from which the probes, and the labelers, keep half of their gain."""
+    """Write the sentence on the steps from which probes and labelers keep half of their gain."""
     probe, decoded = emergence.probe.onset, emergence.decoded.onset
     if probe.step is None:
         return (
@@ -189,7 +194,7 @@ def _onset_sentence(emergence: EmergenceRecord) -> str:
 
 
 def _lead_clause(leads: LeadRecord) -> str:
-    """End of a sentence: the number of steps by which the probes lead the labeler."""
+    """Write the end of the sentence, on the steps by which the probes precede the labeler."""
     decoded, clean = leads.decoded.onset, leads.clean.onset
     text = f": a lead of {lead(decoded)} steps"
     if clean.steps is None:
@@ -198,15 +203,19 @@ def _lead_clause(leads: LeadRecord) -> str:
 
 
 def _against(result: PropertyRecord, samples: dict[str, int]) -> str:
-    """Clause naming the controls that the best cell exceeds (disjoint intervals) or does not.
+    """Write the clause on the controls that the best cell exceeds, and those that it does not.
+
+    The best cell exceeds a control if its interval lies above the interval of the control.
 
     Args:
-        samples: counts of the summary; of too few test prompts there is no interval.
+        result: record of the property.
+        samples: numbers of samples in the summary.  With too few test prompts, the best cell has
+            no interval, and the clause says so.
     """
     if result.best.low is None:
         prompts = samples.get("test_groups", 0)
         return f"has no interval ({prompts} test prompt{'s' * (prompts != 1)}) to compare by"
-    # Nonlinear probes may well score above the best linear one, so they are not controls to clear.
+    # A nonlinear probe may score above the best linear one, so the clause does not mention it.
     records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
     cleared = [name for name, record in records.items() if _above(result.best, record)]
     missed = [name for name in records if name not in cleared]
@@ -221,5 +230,5 @@ def _against(result: PropertyRecord, samples: dict[str, int]) -> str:
 
 
 def _above(one: CellRecord, other: Interval) -> bool:
-    """Whether the first interval lies entirely above the other; False if either is undefined."""
+    """Whether one interval lies entirely above the other; False if either is undefined."""
     return one.low is not None and other.high is not None and one.low > other.high

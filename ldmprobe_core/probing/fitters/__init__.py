@@ -1,1 +1,1 @@
-"""Fitters: one for each kind of probe."""
+"""Fitters, one for each kind of probe."""

@@ -1,4 +1,4 @@
-"""The paper's protocol: a linear probe fitted by Adam on the full-size loss."""
+"""Linear probes fitted as in Chen, Viégas & Wattenberg (2023), by Adam on a full-size loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.measured import measured
 
 _IGNORED = -100
-"""Class of pixels that were not measured; cross-entropy leaves them out of its mean."""
+"""Class index of pixels that were not measured; PyTorch's cross-entropy ignores this class."""
 
 
 def fit_adam(
@@ -24,16 +24,17 @@ def fit_adam(
 ) -> LinearProbe:
     """Fit a linear probe by the paper's protocol: nearest upsampling, Adam, full-size loss.
 
-    A mask is fitted with two logits without bias under cross-entropy, other maps with one value
-    under Huber's loss with delta 1 (Chen, Viegas & Wattenberg 2023, section 3 and their code).
+    For a mask, the probe gives two logits without bias, and the loss is cross-entropy.  For other
+    maps, it gives one value, and the loss is Huber's with delta 1.  Both follow section 3 of the
+    paper and its published code.
 
     Args:
         activations: (n, y, x, channel).
         mask: whether the label is a mask.
         seed: seed of the initialisation and of the order of samples.
-        batch: samples a gradient step.
-        target: (n, Y, X), bool for a mask, else values; floats with NaN where not measured, which
-            adds nothing to the loss.
+        batch: number of samples in a gradient step.
+        target: labels (n, Y, X) at the image's size; bool for a mask, else values; floats with NaN
+            at pixels that were not measured, which do not count in the loss.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(activations.astype(np.float32)).permute(0, 3, 1, 2)
@@ -42,7 +43,8 @@ def fit_adam(
         target = np.where(known, np.nan_to_num(target), _IGNORED)
     y = torch.from_numpy(target.astype(np.int64 if mask else np.float32))
     channels = x.shape[1]
-    bound = channels**-0.5  # the default initialisation of torch.nn.Linear
+    # Initialise as torch.nn.Linear does by default, but from a seeded generator.
+    bound = channels**-0.5
     outputs = 2 if mask else 1
     weight = torch.empty(outputs, channels).uniform_(-bound, bound, generator=generator)
     bias = torch.empty(outputs).uniform_(-bound, bound, generator=generator)

@@ -1,4 +1,8 @@
-"""Protocols of probes and fitters, and the data passed to a fitter, where labels are assigned."""
+"""Protocols of probes and fitters, and the data that a fitter receives.
+
+A fitter receives the labels after they are assigned to samples, so the same fitter serves true
+labels and, for the control, shuffled labels.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ class Probe(Protocol):
     def predict(self, activations: np.ndarray) -> np.ndarray:
         """Predictions (n, y, x) float64 from activations (n, y, x, channel).
 
-        Predictions of a mask are foreground shares or logits: see ``ProbeKind.mask_output``.
+        Probes of a mask predict foreground shares or logits; ``ProbeKind.mask_output`` says which.
         """
         ...
 
@@ -32,7 +36,7 @@ class Fitter(Protocol):
     """Protocol of an object that fits probes of one kind.
 
     Attributes:
-        kind: record of the kind: name, supported properties, whether it is linear.
+        kind: record of the kind of probe: name, supported properties, whether it is linear.
     """
 
     kind: ProbeKind
@@ -41,22 +45,23 @@ class Fitter(Protocol):
         """Fit the probe of one property and label assignment in one cell.
 
         Returns:
-            a `LinearProbe` if the kind is linear.
+            the fitted probe; a `LinearProbe` if the kind is linear.
         """
         ...
 
 
 @dataclass
 class CellData:
-    """Training and validation tokens of one cell, with all labels to fit.
+    """Training and validation tokens of one cell (a layer at a step), with all labels to fit.
 
     Attributes:
         activations: (sample, y, x, channel) float16.
         labels: label maps of the same samples.
-        train, validation: (n,) indices of the samples for fitting, and for choosing the penalty.
-        columns: (label assignment, property) of each label column.
+        train: indices of the samples to which probes are fitted, (n,).
+        validation: indices of the samples on which the penalty is chosen, (n,).
+        columns: label assignment and property of each label to fit.
         penalties: candidate relative penalties.
-        seed: seed of initialisations and of label assignments.
+        seed: seed of the probes' initialisations and of the shuffled label assignment.
         stored_statistics: sufficient statistics of the training samples; None if `activations`
             contains those samples.
     """
@@ -73,14 +78,14 @@ class CellData:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Tokens down and across."""
+        """Number of tokens down and across."""
         return self.activations.shape[1], self.activations.shape[2]
 
     @cached_property
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """Training activations (token, channel) and labels (token, column).
 
-        Labels are NaN where no pixel of the token's block was measured.
+        The label of a token is NaN if no pixel of its block was measured.
         """
         return self._rows(self.train)
 
@@ -91,7 +96,10 @@ class CellData:
 
     @cached_property
     def complete_columns(self) -> list[int]:
-        """Columns whose labels were measured at every pixel; they share one fit of sums."""
+        """Columns whose labels were measured at every pixel.
+
+        All their tokens weigh the same, so they can share one set of sufficient statistics.
+        """
         return [
             column
             for column, (_, prop) in enumerate(self.columns)
@@ -105,16 +113,16 @@ class CellData:
 
     @cached_property
     def validation_statistics(self) -> SufficientStatistics:
-        """The same of the validation tokens."""
+        """Sufficient statistics of the validation tokens, with the same labels."""
         return self._complete_statistics(*self.validation_tokens)
 
     @cached_property
     def ridge_path(self) -> RidgePath:
-        """Ridge solutions of the labels of `complete_columns`."""
+        """Ridge solutions for the labels of `complete_columns`."""
         return RidgePath.from_statistics(self.statistics)
 
     def token_weights(self, column: int, members: np.ndarray) -> np.ndarray | None:
-        """Measured pixels in each token's block (n, *grid); None if a label is measured wholly."""
+        """Count the measured pixels of each token, (n, *grid); None if all pixels were measured."""
         assignment, prop = self.columns[column]
         weights = self.labels.token_weights(prop, self.grid)
         return None if weights is None else weights[self.label_owners(members, assignment)]
@@ -144,13 +152,13 @@ class CellData:
 
 @dataclass(frozen=True)
 class FitData:
-    """One label of a cell: the argument of `Fitter.fit`.
+    """Data of one label of a cell, the argument of `Fitter.fit`.
 
-    Tokens of which no pixel was measured are left out of ``x``, ``y`` and ``weight``; maps have NaN
-    there.
+    ``x``, ``y`` and ``weight`` contain only tokens with a measured pixel in their block.
+    ``token_maps`` and ``full_maps`` have NaN where nothing was measured.
 
     Attributes:
-        cell: tokens and labels of the whole cell.
+        cell: tokens and all labels of the cell.
         column: index of this label in `cell.columns`.
     """
 
@@ -184,7 +192,7 @@ class FitData:
 
     @property
     def weight(self) -> np.ndarray | None:
-        """Measured pixels in the block of each training token, (token,) > 0; None if all were."""
+        """Number of measured pixels of each training token, (token,) > 0; None if all were."""
         return self._weights(self.cell.train)
 
     @property
@@ -199,7 +207,7 @@ class FitData:
 
     @property
     def validation_weight(self) -> np.ndarray | None:
-        """Measured pixels in the block of each validation token, (token,) > 0; None if all were."""
+        """Number of measured pixels of each validation token, (token,) > 0; None if all were."""
         return self._weights(self.cell.validation)
 
     @property
@@ -225,7 +233,7 @@ class FitData:
 
     @property
     def map_weights(self) -> np.ndarray | None:
-        """Measured pixels in the blocks of `token_maps`, (n, y, x); None if all were."""
+        """Number of measured pixels of each token, (n, y, x); None if all were measured."""
         return self.cell.token_weights(self.column, self.cell.train)
 
     @property
@@ -238,7 +246,7 @@ class FitData:
         return None if weights is None else weights[weights > 0]
 
     def _known(self, rows: np.ndarray, members: np.ndarray) -> np.ndarray:
-        """Rows of the tokens of which a pixel was measured."""
+        """Select the rows of tokens with at least one measured pixel."""
         weights = self.cell.token_weights(self.column, members)
         return rows if weights is None else rows[weights.ravel() > 0]
 

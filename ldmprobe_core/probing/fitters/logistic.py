@@ -1,9 +1,9 @@
-"""Logistic probes: cross-entropy with each token's foreground share, by a second-order method.
+"""Logistic probes of masks, fitted by Newton's method to the foreground share of each token.
 
-Cross-entropy against a full-size mask equals cross-entropy against the block's foreground share, so
-the fit on tokens is exact.  One pass over the tokens gives value and gradient in float64.  The
-Hessian affects only the speed of convergence, so it is computed in float32 from a subsample of the
-tokens and reused while it still gives good steps.
+The cross-entropy against a full-size mask equals the cross-entropy against the foreground share of
+each token's block, so a fit on tokens is exact.  The objective and its gradient are computed in
+float64 over all tokens.  The Hessian affects only the speed of convergence, so it is computed in
+float32 from a subsample of the tokens and reused as long as it gives good steps.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ldmprobe_core.probing.fitters.ridge import RidgePath
 from ldmprobe_core.probing.linear import LinearProbe, row_blocks
 
 _TOKENS_A_CHANNEL = 64
-"""Tokens a channel in the first Hessian's subsample: about 10 % error at a bounded cost."""
+"""Number of tokens for each channel in the first Hessian's subsample, for an error near 10 %."""
 
 _SLOW = 0.25
-"""Recompute the Hessian if a step shrinks the Newton decrement by less than this factor."""
+"""Recompute the Hessian if a step leaves more than this fraction of the Newton decrement."""
 
 _MOST_STEPS = 200
 
 _ROUNDING = 1e-13
-"""Differences of the objective below this count as rounding."""
+"""Largest difference of the objective that is treated as rounding error."""
 
 
 def logistic_loss(
@@ -37,7 +37,11 @@ def logistic_loss(
     """Mean cross-entropy of logits x . weight + bias against soft labels in 0..1.
 
     Args:
-        token_weight: (token,) weights of the mean; None weighs all tokens alike.
+        x: activations (token, channel).
+        share: soft labels, the foreground share of each token, (token,).
+        weight: weight of the probe, (channel,).
+        bias: bias of the probe.
+        token_weight: weight of each token in the mean, (token,); None weighs all tokens equally.
     """
     total, start = 0.0, 0
     for rows in row_blocks(x):
@@ -60,15 +64,16 @@ def _total_weight(x: np.ndarray, weight: np.ndarray | None) -> float:
 class LogisticPath:
     """Solver of logistic regression for a series of penalties on the same tokens.
 
-    It minimises mean cross-entropy + penalty / 2 |w|² (bias unpenalised), as scikit-learn's
-    ``LogisticRegression(C=1 / (penalty N))`` does on N pixels.  Newton's method reuses its Hessian
-    from step to step and from penalty to penalty (Shamanskii 1967), so that most steps cost one
-    pass over the tokens.
+    The objective is mean cross-entropy + penalty / 2 |w|², without a penalty on the bias, as in
+    scikit-learn's ``LogisticRegression(C=1 / (penalty N))`` on N pixels.  Newton's method reuses
+    its Hessian between steps and between penalties (Shamanskii 1967), so that most steps cost only
+    one pass over the tokens.
 
     Args:
         x: activations (token, channel).
         share: foreground share of each token, (token,) in 0..1.
-        weight: (token,) weights of the mean, such as measured pixels; None weighs all alike.
+        weight: weight of each token, such as its number of measured pixels, (token,); None weighs
+            all tokens equally.
 
     Attributes:
         passes: number of passes over the tokens so far.
@@ -83,22 +88,23 @@ class LogisticPath:
         for rows in row_blocks(x):
             sums += rows.sum(0) if weight is None else weight[start : start + len(rows)] @ rows
             start += len(rows)
-        self.mean = sums / self.total  # uncentred channels would make the Hessian ill-conditioned
+        # The solver centres channels by their means; otherwise the Hessian is ill-conditioned.
+        self.mean = sums / self.total
         self._order = np.random.default_rng(0).permutation(len(x))
         self._hessian: np.ndarray | None = None
 
     def solve(
         self, penalty: float, start: tuple[np.ndarray, float], tolerance: float = 1e-9
     ) -> tuple[np.ndarray, float]:
-        """Weight (channel,) and bias at the optimum.
+        """Find the weight (channel,) and bias that minimise the objective.
 
         Args:
             penalty: absolute penalty, > 0.
-            start: weight and bias to begin from.
-            tolerance: bound on the Newton decrement, computed with the reused Hessian.  Half of the
-                exact decrement is, to second order, the objective's distance from its minimum.
+            start: weight and bias at which the iteration starts.
+            tolerance: Newton decrement below which the iteration stops.  Half of the decrement
+                estimates, to second order, how far the objective is above its minimum.
         """
-        # theta holds the weight, then the bias at the mean token.
+        # `theta` is the weight followed by the bias for centred activations.
         theta = np.append(start[0], start[1] + self.mean @ start[0])
         tokens = _TOKENS_A_CHANNEL * len(theta)
         value, gradient = self._value_and_gradient(theta, penalty)
@@ -125,16 +131,18 @@ class LogisticPath:
                     slow = True
                     continue
                 size /= 2
-                if size < 1e-8:  # further decrease of the objective is below rounding
+                # A smaller step would change the objective by less than its rounding error.
+                if size < 1e-8:
                     return self._uncentred(theta)
             else:
                 self._update_hessian(theta, tokens)
                 factor, previous_decrement, current = self._factor(penalty), np.inf, True
-                tokens *= 2  # subsample twice as many tokens next time
+                # If this Hessian is not good enough either, the next one uses a larger subsample.
+                tokens *= 2
         return self._uncentred(theta)
 
     def _uncentred(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
-        """Weight and bias for activations that are not centred."""
+        """Convert the solution for centred activations to weight and bias for the original ones."""
         return theta[:-1], float(theta[-1] - self.mean @ theta[:-1])
 
     def _value_and_gradient(self, theta: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
@@ -187,7 +195,8 @@ class LogisticPath:
         if self._hessian is None:
             raise RuntimeError("the Hessian is factorised before it was computed")
         diagonal = np.full(len(self._hessian), penalty)
-        diagonal[-1] = 1e-12  # the bias has no penalty and no curvature once all logits saturate
+        # The bias has no penalty, and has no curvature either if all logits are saturated.
+        diagonal[-1] = 1e-12
         scale = float(self._hessian.diagonal().mean()) or 1.0
         damping = 0.0
         while True:
@@ -210,8 +219,9 @@ def fit_logistic(
 ) -> LinearProbe:
     """Fit logistic probes and return the one with the least validation cross-entropy.
 
-    Penalties are fitted from strongest to weakest, each started from the previous optimum and the
-    first from the ridge solution (the slope of a share is a quarter of that of its logit).
+    The fits go from the strongest penalty to the weakest, and each starts from the previous
+    optimum.  The first starts from the ridge solution times 4, because a share changes a quarter as
+    fast as its logit does (at a share of one half).
 
     Args:
         x, validation_x: activations (token, channel).
@@ -219,8 +229,8 @@ def fit_logistic(
         penalties: candidate relative penalties.
         path: ridge solutions on the same training tokens.
         label: column of this label in `path`.
-        token_weight, validation_weight: (token,) measured pixels in each token's block; None if
-            all were measured.
+        token_weight, validation_weight: number of measured pixels in each token's block, (token,);
+            None if all were measured.
     """
     weight, bias = path.solve(max(penalties))
     start = 4 * weight[:, label], 4 * (float(bias[label]) - 0.5)
@@ -232,7 +242,8 @@ def fit_logistic(
         if best is None or loss < best[0]:
             best = loss, LinearProbe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:
-            break  # weaker penalties overfit further
+            # The loss rises because the probe overfits, and weaker penalties overfit even more.
+            break
     if best is None:
         raise ValueError("penalties: none. Fix: give at least one")
     return best[1]

@@ -1,4 +1,7 @@
-"""The paper's linearity control: a probe with one hidden layer, fitted to the same tokens."""
+"""Nonlinear probes with one hidden layer, a control that shows what linear probes miss.
+
+The control is that of Chen, Viégas & Wattenberg (2023).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ class MlpProbe:
 
     @torch.no_grad()
     def predict(self, activations: np.ndarray) -> np.ndarray:
-        """Predictions (n, y, x) float64 from activations (n, y, x, channel); logits for masks."""
+        """Predict (n, y, x) float64 from activations (n, y, x, channel); logits for masks."""
         parts = [self.network(torch.from_numpy(a.astype(np.float32)))[..., 0] for a in activations]
         return torch.stack(parts).double().numpy()
 
@@ -35,16 +38,17 @@ def fit_mlp(
 ) -> MlpProbe:
     """Fit the network channels -> channels / 2 -> ReLU -> 1 by Adam (the paper's code, section 4).
 
-    A mask is fitted under cross-entropy with each token's foreground share, other maps under
-    Huber's loss with delta 1 on block means.  For cross-entropy the optimum is that on pixels.
+    For a mask, the loss is cross-entropy with the foreground share of each token, which has the
+    same optimum as cross-entropy over pixels.  For other maps, it is Huber's loss with delta 1 on
+    the block means.
 
     Args:
         activations: (n, y, x, channel).
         mask: whether the label is a mask.
         seed: seed of the initialisation and of the order of samples.
-        batch: samples a gradient step.
-        target: (n, y, x), the labels' block means; NaN where `weight` is 0.
-        weight: (n, y, x), weight of each token in the loss; None weighs all alike.
+        batch: number of samples in a gradient step.
+        target: block means of the labels, (n, y, x); NaN for tokens whose `weight` is 0.
+        weight: weight of each token in the loss, (n, y, x); None weighs all tokens equally.
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(activations.astype(np.float32))
@@ -53,7 +57,8 @@ def fit_mlp(
     channels = x.shape[-1]
     inner, outer = nn.Linear(channels, channels // 2), nn.Linear(channels // 2, 1)
     for layer in (inner, outer):
-        bound = layer.in_features**-0.5  # torch's default initialisation, but seeded
+        # Initialise as torch.nn.Linear does by default, but from a seeded generator.
+        bound = layer.in_features**-0.5
         for parameter in layer.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
     network = nn.Sequential(inner, nn.ReLU(), outer)

@@ -1,4 +1,4 @@
-"""Registry of fitters, one for each kind of probe."""
+"""Registry of fitters, and the fitters of the four built-in kinds of probes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from ldmprobe_core.study.probe_kinds import (
 )
 
 FITTERS: dict[str, Fitter] = {}
-"""Fitters by the name of their kind, in the order in which they run."""
+"""Registered fitters by the name of their probe kind, in the order in which they run."""
 
 
 def register_fitter(fitter: Fitter) -> Fitter:
-    """Register a fitter, and its kind if new, so that ``probes.kinds`` of a study may name it.
+    """Register a fitter, so that a study may name its probe kind under ``probes.kinds``.
+
+    The probe kind itself is registered too if it is new.
 
     Raises:
         ValueError: another fitter or another kind has the same name.
@@ -38,7 +40,7 @@ def register_fitter(fitter: Fitter) -> Fitter:
 
 
 class RidgeFitter:
-    """Fitter of ridge probes: one factorisation a penalty serves all labels of a cell."""
+    """Fitter of ridge probes, which shares matrix factorisations between the labels of a cell."""
 
     kind = RIDGE
 
@@ -58,7 +60,7 @@ class RidgeFitter:
 
 
 class LogisticFitter:
-    """Fitter of logistic probes of masks, started from the ridge solution."""
+    """Fitter of logistic probes of masks; the solver starts from the ridge solution."""
 
     kind = LOGISTIC
 
@@ -87,7 +89,7 @@ class AdamFitter:
 
 
 class MlpFitter:
-    """Fitter of the paper's probes with one hidden layer, the linearity control."""
+    """Fitter of the paper's nonlinear probes with one hidden layer, which serve as a control."""
 
     kind = MLP
 

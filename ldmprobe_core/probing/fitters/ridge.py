@@ -1,7 +1,8 @@
-"""Ridge probes from sufficient statistics: one pass over the tokens serves every label and penalty.
+"""Ridge probes, fitted from sufficient statistics.
 
-Least squares needs only sums of products.  They are additive over samples, batches and workers, so
-the probes do not depend on how the tokens were distributed.
+Least squares needs only sums of products over the tokens, so one pass over the tokens serves every
+label and penalty.  Sums from several batches or workers can be added, so the probes do not depend
+on how the tokens were distributed.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from ldmprobe_core.probing.statistics import SufficientStatistics
 class RidgePath:
     """Ridge solutions for every penalty, from one set of sufficient statistics.
 
-    A solution minimises mean (y - x.w - b)² + p v |w|² (bias unpenalised) with v the mean channel
-    variance, as scikit-learn's ``Ridge(alpha=p v N)`` does on N pixels.  Each penalty costs one
-    Cholesky factorisation; six of them take half as long as one eigendecomposition, which would
-    serve any number of penalties.
+    A solution minimises mean (y - x.w - b)² + p v |w|², where p is the relative penalty and v the
+    mean variance of a channel; the bias has no penalty.  On N pixels, scikit-learn's
+    ``Ridge(alpha=p v N)`` gives the same solution.  Each penalty needs one Cholesky factorisation.
+    A single eigendecomposition would serve all penalties, but takes as long as twelve
+    factorisations.
 
     Attributes:
         mean_x, mean_y: means of activations (channel,) and of labels (label,).
@@ -50,18 +52,19 @@ class RidgePath:
 
     @property
     def unit(self) -> float:
-        """Mean channel variance, the unit of penalties; 1 where the layer is constant."""
+        """Mean variance of a channel, the unit of penalties; 1 if all activations are constant."""
         return max(float(self.covariance.diagonal().mean()), 0.0) or 1.0
 
     def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-        """Weight (channel, label) and bias (label,) at a relative penalty > 0."""
+        """Solve for weight (channel, label) and bias (label,) at a relative penalty > 0."""
         system = self.covariance.copy()
         system.flat[:: len(system) + 1] += penalty * self.unit
         try:
             factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
             weight = cho_solve(factor, self.cross, check_finite=False)
         except np.linalg.LinAlgError:
-            # Rounding exceeds the penalty: drop the eigenvalues that are rounding error.
+            # The factorisation fails if rounding errors exceed the penalty.  The solution then uses
+            # only the eigenvalues that are larger than rounding errors.
             values, vectors = np.linalg.eigh(self.covariance)
             usable = values > len(values) * np.finfo(float).eps * values.max()
             scale = values[usable] + penalty * self.unit
@@ -72,7 +75,7 @@ class RidgePath:
 def fit_ridge(
     path: RidgePath, validation: SufficientStatistics, penalties: tuple[float, ...]
 ) -> list[LinearProbe]:
-    """Ridge probes, one a label, each at the penalty with the least validation error."""
+    """Fit a ridge probe to each label, at the penalty with the least validation error."""
     solutions = [path.solve(penalty) for penalty in penalties]
     errors = np.stack([validation.error(*solution) for solution in solutions])
     probes = []
