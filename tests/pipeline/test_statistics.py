@@ -98,7 +98,8 @@ def test_keep_statistics_stores_only_held_out_samples_and_first(summed):
         )
     )
     assert training == list(range(HELD_OUT, 24))
-    counts = summed.open("statistics/labels")["count"].values
+    # Only one of the two buffers of an accumulator need be written.
+    counts = summed.open("statistics/labels", require_complete=False)["count"].values
     assert sum(counts[p, u % 2] for p, u in enumerate(summed.progress.counts("accumulated"))) == 16
 
 
