@@ -48,5 +48,5 @@ def test_locate_transformers_depth_refuses_a_model_type_of_unknown_sign(tmp_path
     glpn(tmp_path / "new")
     path = tmp_path / "new" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "marvel"}))
-    with pytest.raises(UserError, match=r"labels\.depth.*'marvel'.*use one of dpt"):
+    with pytest.raises(UserError, match=r"labels\.depth.*'marvel'.*use a model of type dpt"):
         check_labeler("depth", LabelerSpec(name="transformers", weights=str(tmp_path / "new")))
