@@ -170,7 +170,7 @@ def test_a_whole_study_with_registered_extensions(registered, tiny_study, tmp_pa
 
 
 def test_studies_name_only_registered_extensions(tiny_study):
-    with pytest.raises(UserError, match=r"labels: edges is not a known key.*foreground, depth, shading"):
+    with pytest.raises(UserError, match=r"labels: edges is not a known key.*foreground, depth"):
         tiny_study(labels={"edges": "difference"})
     with pytest.raises(UserError, match=r"controls: reversed_labels is not a known key"):
         tiny_study(controls={"reversed_labels": True})
