@@ -81,7 +81,7 @@ def watch_over_flow_runs() -> None:
     """Create a Prefect automation that marks flow runs without heartbeats as crashed.
 
     A flow that resumes a study also marks the flow run that died (`flows.run_lock`).  The
-    automation is for flow runs that nobody resumes.
+    automation is for flow runs that are not resumed.
     """
     from prefect.client.orchestration import get_client
     from prefect.events.actions import ChangeFlowRunState

@@ -217,7 +217,7 @@ def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _private(path: Path, text: str) -> None:
-    """Write a file atomically, so that nobody but its owner can read it at any moment."""
+    """Write a file atomically, so that only its owner can read it, at every moment."""
     part = path.with_name(path.name + ".part")
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)

@@ -158,7 +158,7 @@ def test_logistic_probe_chooses_its_penalty_on_measured_pixels(data, labels):
 
 @pytest.mark.parametrize("mask", [True, False])
 def test_adam_and_mlp_are_blind_to_pixels_not_measured(data, mask):
-    """Equal fits whatever the activations are where nothing was measured, and no NaN."""
+    """Activations of tokens without a measured pixel change no fit, and give no NaN."""
     activations, maps = data
     target = maps["foreground" if mask else "depth"]
     lost = np.isnan(block_means(target, GRID))

@@ -15,7 +15,7 @@ BACKGROUND = (255, 255, 255)
 """Colour behind transparent pixels, as in a browser, since their RGB values are arbitrary."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
-"""Formats that are decoded, whatever the suffix of the file; JPEG includes MPO."""
+"""Formats that are decoded, chosen by content and not by suffix; JPEG includes MPO."""
 
 MAX_PIXELS = 80_000_000
 """Largest image that is decoded, so that a small file cannot fill the memory."""
