@@ -56,16 +56,32 @@ def image_size(path: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image, and turn errors of decoders inside the block into a `UserError`."""
+    with (
+        explained_decoding(path, "a complete image"),
+        Image.open(path, formats=FORMATS) as image,
+    ):
+        yield image
+
+
+@contextmanager
+def explained_decoding(path: Path, kind: str) -> Iterator[None]:
+    """Turn errors of decoders inside the block into one that names the file.
+
+    Args:
+        kind: what the file should be, for the message, such as ``a map``.
+
+    Raises:
+        UserError: the file is too large, broken, or of another kind.
+    """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
+        yield
     except UserError:
         raise
     except Image.DecompressionBombError:
         raise too_large(path) from None
     except Exception as error:  # Decoders raise many types for broken files, even SyntaxError.
         raise UserError(
-            f"{path}: not a complete image ({describe_content(path)}; {type(error).__name__}). "
+            f"{path}: not {kind} ({describe_content(path)}; {type(error).__name__}). "
             "Fix: save it again, or remove it"
         ) from error
 

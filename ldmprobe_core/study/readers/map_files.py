@@ -11,9 +11,8 @@ from PIL import Image, ImageOps
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import MapFormat, property_of
 from ldmprobe_core.study.readers.image_files import (
-    describe_content,
+    explained_decoding,
     require_readable_size,
-    too_large,
 )
 
 MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".exr")
@@ -114,22 +113,13 @@ def _encoding(dtype: np.dtype) -> str:
 
 def _decoded(path: Path, form: MapFormat) -> np.ndarray:
     """Decode the numbers (y, x) of a map file, in the data type of the file."""
-    try:
+    with explained_decoding(path, "a map"):
         if path.suffix == ".npy":
             values = _npy(path)
         elif path.suffix == ".exr":
             values = _exr(path)
         else:
             values = _image(path)
-    except UserError:
-        raise
-    except Image.DecompressionBombError:
-        raise too_large(path) from None
-    except Exception as error:  # Decoders raise many types for broken files, even SyntaxError.
-        raise UserError(
-            f"{path}: not a map ({describe_content(path)}; {type(error).__name__}). Fix: save it "
-            "again, or remove it"
-        ) from error
     if values.ndim == 3:
         values = _without_channels(path, values, form.mean_of_colors and values.dtype.kind == "f")
     if values.ndim != 2 or values.size == 0:
