@@ -40,7 +40,7 @@ from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.probe import probe_cell
-from ldmprobe_core.probing.bootstrap import Bootstrap
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import score_maps
 from ldmprobe_core.storage.run import Run

@@ -16,8 +16,8 @@ def main(store: str = "runs", overrides: dict = SMALL) -> lp.Run:
     print(lp.plan(study))
     run = lp.run_study(study, store)
     for name, found in run.summary.properties.items():
-        best, position = found.best, found.controls.position.mean
-        print(f"{name}: {best.mean:.2f} at step {best.step}; position alone {position:.2f}")
+        best, position = found.best, found.controls.position.same_cell
+        print(f"{name}: {best.score} at step {best.step}; position alone {position}")
     print(lp.write_report(run))
     return run
 

@@ -118,6 +118,4 @@ def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
     store = Run(run.url)
     if photographs is not None:
         classify_photographs(store, photographs)
-    study = store.study
-    curves = class_curves(store, study.bootstrap.level, study.bootstrap.resamples)
-    return curves.model_dump(mode="json")
+    return class_curves(store).model_dump(mode="json")

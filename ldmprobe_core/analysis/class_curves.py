@@ -11,7 +11,7 @@ from ldmprobe_core.analysis.records import ClassesRecord, PhotographsRecord
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
-from ldmprobe_core.probing.bootstrap import Bootstrap
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.readers.image_folder import list_images, read_image
 
@@ -52,13 +52,8 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
     return labels.class_score.values.argmax(1), False
 
 
-def class_curves(run: Run, level: float, resamples: int) -> ClassesRecord:
+def class_curves(run: Run) -> ClassesRecord:
     """Summarise the class scores of a labeled run over all stored samples.
-
-    Args:
-        run: run whose images are labeled.
-        level: confidence level of the bootstrap intervals, such as 0.95.
-        resamples: number of bootstrap resamples of the prompts.
 
     Raises:
         RuntimeError: some batches are not labeled.
@@ -67,8 +62,7 @@ def class_curves(run: Run, level: float, resamples: int) -> ClassesRecord:
     final = run.read("labels", "class_score")
     top = final.argmax(1)
     targets, by_prompt = target_classes(run)
-    groups = np.array([sample.group for sample in run.samples[: run.n_stored]])
-    bootstrap = Bootstrap(groups, resamples, level, seed=0)
+    bootstrap = Bootstrap.of_samples(run.samples[: run.n_stored], run.study.bootstrap, seed=0)
     agreement, recognition_step = {}, {}
     recognized = 0.0
     for source in SOURCES:

@@ -7,9 +7,11 @@ import numpy as np
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report.text import number, step
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.probing.bootstrap import Bootstrap
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import PROBE_CONDITION
+from ldmprobe_core.study.samples import Sample
+from ldmprobe_core.study.sections import BootstrapSettings
 
 
 def compare(runs: list[Run]) -> list[dict[str, str]]:
@@ -43,24 +45,33 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
         first = _last_scores(runs[0], summaries[0], prop)
         for run, summary in zip(runs, summaries, strict=True):
             result = summary.properties[prop]
-            gap, pairs = _difference(first, _last_scores(run, summary, prop))
+            gap, pairs = _difference(
+                first, _last_scores(run, summary, prop), runs[0].study.bootstrap
+            )
             rows.append(
                 {
                     "property": prop,
                     "run": run.url.rpartition("/")[2],
-                    "last step": number(result.last),
+                    "last step": number(result.last.score),
                     "difference": gap if run is not runs[0] else "",
                     "pairs": str(pairs) if run is not runs[0] else "",
-                    "position": number(result.controls.position),
-                    "onset": step(result.emergence.probe.onset),
-                    "settled": step(result.emergence.probe.settled),
+                    "position": number(result.controls.position.same_cell),
+                    "onset": step(result.emergence.probe.relative.onset),
+                    "settled": step(result.emergence.probe.relative.settled),
                 }
             )
     return rows
 
 
-def _last_scores(run: Run, summary: Summary, prop: str) -> dict[tuple[str, int, str | None], float]:
-    """Read the test scores of the best cell at the last step, by (prompt, seed, source image)."""
+_Key = tuple[str, int, str | None]
+
+
+def _last_scores(run: Run, summary: Summary, prop: str) -> dict[_Key, tuple[float, Sample]]:
+    """Read the test scores of the best cell at the last step, each with its sample.
+
+    Returns:
+        scores and samples by (prompt, seed, source image).
+    """
     cell = summary.properties[prop].last
     score = run.open(f"scores/{prop}", require_complete=True).score.sel(
         condition=PROBE_CONDITION,
@@ -72,20 +83,22 @@ def _last_scores(run: Run, summary: Summary, prop: str) -> dict[tuple[str, int, 
     samples = run.samples
     values = zip(score.sample.values, score.split.values, score.values, strict=True)
     return {
-        (samples[i].prompt, samples[i].seed, samples[i].source_image): float(value)
+        (samples[i].prompt, samples[i].seed, samples[i].source_image): (float(value), samples[i])
         for i, split, value in values
         if split == "test"
     }
 
 
 def _difference(
-    first: dict[tuple[str, int, str | None], float], other: dict[tuple[str, int, str | None], float]
+    first: dict[_Key, tuple[float, Sample]],
+    other: dict[_Key, tuple[float, Sample]],
+    settings: BootstrapSettings,
 ) -> tuple[str, int]:
     """Format the mean of other - first over shared samples, and count these samples."""
     shared = [key for key in first if key in other]
-    gaps = np.array([other[key] - first[key] for key in shared])
+    gaps = np.array([other[key][0] - first[key][0] for key in shared])
     pairs = int(np.isfinite(gaps).sum())
     if pairs < 2:
         return "–", pairs
-    groups = np.array([key[2] or key[0] for key in shared])
-    return number(Bootstrap(groups, 1000, 0.95, seed=0).interval(gaps)), pairs
+    bootstrap = Bootstrap.of_samples([first[key][1] for key in shared], settings, seed=0)
+    return number(bootstrap.interval(gaps)), pairs

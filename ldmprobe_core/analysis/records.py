@@ -6,12 +6,12 @@ scores are measured on test samples, with bootstrap intervals.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ldmprobe_core.probing.bootstrap import Interval
-from ldmprobe_core.probing.emergence import Emergence, Leads
+from ldmprobe_core.probing.inference.bootstrap import Interval
+from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 
 if TYPE_CHECKING:
     from ldmprobe_core.storage.run import Run
@@ -28,7 +28,8 @@ class CellRecord(_Record):
         step: sampler step, from 1.
         layer: name of the layer.
         kind: kind of the probe.
-        metric: the property's headline metric, in which `mean`, `low` and `high` are given.
+        metric: the property's headline metric, in which `score` is given.
+        score: mean score with its interval.
         residual: score after the training mean map is subtracted from prediction and label; None
             for masks.
         other: scores in the remaining metrics of the property.
@@ -38,59 +39,122 @@ class CellRecord(_Record):
     layer: str
     kind: str
     metric: str
-    mean: float | None
-    low: float | None
-    high: float | None
+    score: Interval
     residual: Interval | None = None
     other: dict[str, Interval] = Field(default_factory=dict)
+
+
+class LayerRecord(_Record):
+    """Layer and kind of probe whose scores over the steps are reported.
+
+    Both are chosen once for all steps, by the mean validation score over the steps.
+
+    Attributes:
+        name: name of the layer.
+        kind: kind of the probe.
+        tied: layers within one standard error of the chosen one, best first; it is among them.
+    """
+
+    name: str
+    kind: str
+    tied: list[str]
+
+
+class BarRecord(_Record):
+    """Steps from which a curve stays at or above 50 % (onset) and 90 % (settled) of a gain."""
+
+    onset: Crossing
+    settled: Crossing
+
+
+class CurveRecord(_Record):
+    """Emergence of a property in one curve of scores over the steps.
+
+    Attributes:
+        relative: steps at which the curve reaches shares of its own final gain over position.
+        absolute: steps at which it reaches shares of the probes' final gain, which is the same
+            height for every curve.
+    """
+
+    relative: BarRecord
+    absolute: BarRecord
 
 
 class EmergenceRecord(_Record):
     """Emergence of a property in the probes and in the image labeler.
 
     Attributes:
-        probe: in the probes, best layer of each step.
+        probe: in the probes of the chosen layer.
         decoded: in the labeler's maps of each step's decoded latents.
         clean: in the labeler's maps of each step's predicted clean image.
-        lead: lead of the probes over each of the labeler's two curves, paired over samples.
     """
 
-    probe: Emergence
-    decoded: Emergence
-    clean: Emergence
-    lead: LeadRecord
+    probe: CurveRecord
+    decoded: CurveRecord
+    clean: CurveRecord
 
 
 class LeadRecord(_Record):
+    """Leads of the probes over the labeler on one source of step images, at absolute bars."""
+
+    onset: Lead
+    settled: Lead
+
+
+class LeadsRecord(_Record):
     """Leads of the probes over the labeler on decoded latents and on predicted clean images."""
 
-    decoded: Leads
-    clean: Leads
+    decoded: LeadRecord
+    clean: LeadRecord
 
 
-class ControlRecord(Interval):
-    """Score of a control in the best cell.
+class OwnBestRecord(_Record):
+    """Score of a control on the test samples, in the cell that suits the control best.
+
+    That cell is chosen on validation samples, as the probe's is.
 
     Attributes:
-        residual: residual score of the control; None for masks.
-        undefined: number of test samples whose score is undefined; the mean excludes them.
+        step, layer, kind: cell and kind of probe; None for a control without them.
+        score: mean score with its interval.
     """
 
+    step: int | None = None
+    layer: str | None = None
+    kind: str | None = None
+    score: Interval
+
+
+class ControlRecord(_Record):
+    """Scores of a control, and their difference to the scores of the probe.
+
+    Attributes:
+        same_cell: score of the control in the probe's best cell.
+        own_best: score of the control in its own best cell.
+        difference: score of the probe's best cell minus the score of the control's own best cell,
+            paired over samples.
+        residual: residual score of the control in the probe's best cell; None for masks.
+        undefined: number of test samples whose score is undefined in the probe's best cell; means
+            exclude them.
+    """
+
+    same_cell: Interval
+    own_best: OwnBestRecord
+    difference: Interval
     residual: Interval | None = None
     undefined: int = 0
 
 
 class ControlsRecord(_Record):
-    """Scores of the controls in the best cell; None where a control is off.
+    """Results of the controls; None where a control is off.
 
     Registered conditions and nonlinear kinds of probes that a study enables add further keys.
 
     Attributes:
-        position: the position baseline.
-        shuffled_labels: the best cell's probe, fitted to the labels of other images.
-        permuted_weights: the best cell's probe, fitted in a denoiser with permuted weights.
-        latents: the best linear probe of the denoiser's input at the best cell's step.
-        mlp: a probe with one hidden layer in the best cell; it may score above the linear probe.
+        position: the position baseline, which has no cell.
+        shuffled_labels: probes fitted to the labels of other images.
+        permuted_weights: probes of a denoiser with permuted weights.
+        latents: probes of the denoiser's input, at the same step for `same_cell`.
+        mlp: probes with one hidden layer; they may score above the linear probe.
     """
 
     position: ControlRecord
@@ -107,6 +171,21 @@ class ControlsRecord(_Record):
         records = {name: getattr(self, name) for name in type(self).model_fields}
         records |= self.model_extra or {}
         return {name: record for name, record in records.items() if record is not None}
+
+
+class ClustersRecord(_Record):
+    """Numbers of clusters of dependent test samples, over which intervals are taken.
+
+    Attributes:
+        prompts: number of distinct prompts.
+        categories: number of distinct categories; None if they are unknown or too few.
+        wider: clusters that give the wider interval of the best cell's score, which is the one
+            reported; None if there is no interval.
+    """
+
+    prompts: int
+    categories: int | None
+    wider: Literal["prompts", "categories"] | None
 
 
 class UndefinedRecord(_Record):
@@ -130,13 +209,20 @@ class PropertyRecord(_Record):
     """Results of one property.
 
     Attributes:
+        best: best cell, chosen on validation samples.
+        last: best cell of the last step.
+        layer: layer of the curves that `emergence` and `leads` refer to.
+        clusters: clusters of dependent samples.
         missing: share of the pixels of the stored samples' labels that were not measured, and are
             left out of fits and scores.
     """
 
     best: CellRecord
     last: CellRecord
+    layer: LayerRecord
     emergence: EmergenceRecord
+    leads: LeadsRecord
+    clusters: ClustersRecord
     controls: ControlsRecord
     undefined: UndefinedRecord
     missing: float = 0.0

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import EDIT_CONDITIONS, Intervention
-from ldmprobe_core.probing.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 
@@ -102,12 +102,11 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
     if not run.progress_of(group).completed(EDIT).all():
         raise RuntimeError(f"intervention: {name} of {run.url} is not finished. Fix: resume it.")
     data = run.open(group, require_complete=True)
-    study, spec = run.study, read_intervention(run, name)
+    spec = read_intervention(run, name)
     plan = plan_intervention(run, spec)
-    prompts = [run.samples[i].prompt for i in plan.samples]
-    # The arrays have the axes (target, sample), so the prompts repeat for each target.
-    groups = np.array(prompts * len(spec.targets))
-    bootstrap = Bootstrap(groups, study.bootstrap.resamples, study.bootstrap.level, seed=0)
+    # The arrays have the axes (target, sample), so the samples repeat for each target.
+    pairs = [run.samples[i] for i in plan.samples] * len(spec.targets)
+    bootstrap = Bootstrap.of_samples(pairs, run.study.bootstrap, seed=0)
     unedited = data.unedited.values[0].ravel().astype(float)
     effects = {}
     undefined = 0
@@ -126,7 +125,7 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
         )
     summary = InterventionSummary(
         intervention=spec, steps=plan.steps, layers=plan.layers, kind=plan.kind,
-        metric=spec.defaults.metrics[0], pairs=len(groups), undefined=undefined,
+        metric=spec.defaults.metrics[0], pairs=len(pairs), undefined=undefined,
         unedited=bootstrap.interval(unedited), effects=effects, seconds=round(seconds, 1),
     )  # fmt: skip
     run.location.write_text(

@@ -34,7 +34,7 @@ def run(tiny_model, tmp_path_factory):
 
 
 def test_class_curves_equal_a_slow_loop(run):
-    found = class_curves(run, 0.95, 200)
+    found = class_curves(run)
     final = run.read("labels", "class_score")
     categories = [str(c) for c in run.open("samples").category.values]
     assert found.by_prompt
@@ -62,7 +62,7 @@ def test_class_curves_equal_a_slow_loop(run):
 def test_class_curves_without_classes_use_the_class_of_the_finished_image(tiny_study, tmp_path):
     study = tiny_study(prompts={"items": [f"a thing {i}" for i in range(6)], "samples": 6})
     run = carry_out(study, str(tmp_path))
-    found = class_curves(run, 0.95, 200)
+    found = class_curves(run)
     assert not found.by_prompt
     assert found.accuracy is None
     assert found.recognized == 1.0
@@ -84,6 +84,6 @@ def test_class_curves_of_own_images_use_the_same_labeler(run, tmp_path):
     assert found.top == pytest.approx(scores.max(1).mean(), rel=1e-5)
     assert found.confident == pytest.approx((scores.max(1) > 0.9).mean())
     assert sum(found.classes.values()) == 5
-    assert class_curves(run, 0.95, 200).photographs.count == 5
+    assert class_curves(run).photographs.count == 5
     with pytest.raises(UserError, match="there is no such folder"):
         classify_photographs(run, str(tmp_path / "none"))

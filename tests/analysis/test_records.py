@@ -17,8 +17,11 @@ def test_summary_fits_the_json_schema_that_ships(finished_run):
     for key in ("seconds", "bytes", "samples", "versions", "study_hash"):
         assert record[key]
     for found in record["properties"].values():
-        assert set(found) == {"best", "last", "emergence", "controls", "undefined", "missing"}
-        assert set(found["emergence"]) == {"probe", "decoded", "clean", "lead"}
+        assert set(found) == {
+            "best", "last", "layer", "emergence", "leads", "clusters", "controls", "undefined",
+            "missing",
+        }  # fmt: skip
+        assert set(found["emergence"]) == {"probe", "decoded", "clean"}
         names = {"position", "shuffled_labels", "permuted_weights", "latents", "mlp"}
         assert set(found["controls"]) == names
     del record["properties"]["depth"]["best"]

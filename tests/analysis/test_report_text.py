@@ -3,48 +3,63 @@
 import subprocess
 import sys
 
+import pytest
+
 from ldmprobe_core.analysis.records import (
+    BarRecord,
     CellRecord,
+    ClustersRecord,
     ControlRecord,
     ControlsRecord,
+    CurveRecord,
     EmergenceRecord,
+    LayerRecord,
     LeadRecord,
+    LeadsRecord,
+    OwnBestRecord,
     PropertyRecord,
     Summary,
     UndefinedRecord,
 )
-from ldmprobe_core.analysis.report.text import best_rows, headline, number, step
-from ldmprobe_core.probing.bootstrap import Interval
-from ldmprobe_core.probing.emergence import Emergence, Lead, Leads, Step
+from ldmprobe_core.analysis.report.text import best_rows, headline, lead, number, step
+from ldmprobe_core.probing.inference.bootstrap import Interval
+from ldmprobe_core.probing.inference.emergence import Crossing, Lead
+
+THIRD = Crossing(step=3, low=2, high=4, determined=True, distribution=[0, 0.2, 0.9, *[1.0] * 12])
+WIDE = Crossing(step=3, low=1, high=None, determined=False, distribution=[0.5] * 15)
 
 
 def interval(mean, half=0.05):
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+    return Interval(mean=mean, low=mean - half, high=mean + half)
 
 
-def control(mean):
-    return ControlRecord(**interval(mean))
+def control(mean, same=0.1):
+    """A control that scores `mean` in its own best cell, where the probe's best is 0.6."""
+    return ControlRecord(
+        same_cell=interval(same),
+        own_best=OwnBestRecord(step=2, layer="b", kind="ridge", score=interval(mean)),
+        difference=interval(0.6 - mean),
+    )
 
 
-def summary(position, shuffled, permuted, **more):
-    third = Step(step=3, low=2, high=4)
-    nowhere = Step(step=None, low=None, high=None)
-    no_lead = Lead(steps=None, low=None, high=None)
-    no_leads = Leads(onset=no_lead, settled=no_lead)
-    never = Emergence(onset=nowhere, settled=nowhere)
-    best = CellRecord(
-        step=9, layer="a.transformer_blocks.0.attn1", kind="ridge", metric="spearman",
-        **interval(0.6),
-    )  # fmt: skip
+def curve(value):
+    bar = BarRecord(onset=value, settled=value)
+    return CurveRecord(relative=bar, absolute=bar)
+
+
+def summary(position, shuffled, permuted, onset=THIRD, **more):
+    no_leads = LeadRecord(onset=Lead(), settled=Lead())
+    name = "a.transformer_blocks.0.attn1"
+    best = CellRecord(step=9, layer=name, kind="ridge", metric="spearman", score=interval(0.6))
     result = PropertyRecord(
         best=best,
-        last=best,
+        last=best.model_copy(deep=True),
+        layer=LayerRecord(name=name, kind="ridge", tied=[name]),
         emergence=EmergenceRecord(
-            probe=Emergence(onset=third, settled=third),
-            decoded=never,
-            clean=never,
-            lead=LeadRecord(decoded=no_leads, clean=no_leads),
+            probe=curve(onset), decoded=curve(Crossing()), clean=curve(Crossing())
         ),
+        leads=LeadsRecord(decoded=no_leads, clean=no_leads),
+        clusters=ClustersRecord(prompts=20, categories=None, wider="prompts"),
         controls=ControlsRecord(
             position=control(position),
             shuffled_labels=control(shuffled),
@@ -61,14 +76,14 @@ def summary(position, shuffled, permuted, **more):
 
 def test_headline_with_all_controls_cleared():
     (line,) = headline(summary(0.3, 0.2, 0.1))
-    assert "is above position alone (0.30 [0.25, 0.35]), shuffled labels" in line
+    assert "is above position alone (by 0.30 [0.25, 0.35]), shuffled labels" in line
     assert "not clearly" not in line
-    assert "step 3 [2, 4]" in line
+    assert "Probes of a.attn1 keep half of their gain from step 3 [2, 4]" in line
 
 
 def test_headline_names_a_control_that_is_not_cleared():
-    (line,) = headline(summary(0.3, 0.55, 0.1))
-    assert "but not clearly above shuffled labels (0.55" in line
+    (line,) = headline(summary(0.3, 0.56, 0.1))
+    assert "but not clearly above shuffled labels (by 0.04 [-0.01, 0.09])" in line
     (line,) = headline(summary(0.7, 0.55, 0.6))
     assert "is not clearly above position alone" in line
 
@@ -87,7 +102,47 @@ def test_best_rows_with_absent_and_undefined_values():
     assert number(Interval(mean=None, low=None, high=None)) == "–"
     assert number(Interval(mean=0.5, low=None, high=None)) == "0.50"
     assert number(None) == "–"
-    assert step(Step(step=3, low=1, high=4)) == "3 [1, 4]"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (THIRD, "3 [2, 4]"),
+        (WIDE, "not determined [1, >15]"),
+        (Crossing(), "–"),
+        (Crossing(step=None, low=14, high=None, distribution=[0.0] * 15),
+         "not determined [14, >15]"),
+    ],
+)  # fmt: skip
+def test_step_says_what_is_not_determined(value, text):
+    assert step(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Lead(steps=3, low=2, high=5, determined=True), "3 [2, 5]"),
+        (Lead(steps=3, low=-4, high=9), "not determined [-4, 9]"),
+        (Lead(steps=3), "not determined"),
+        (Lead(), "–"),
+    ],
+)
+def test_lead_says_what_is_not_determined(value, text):
+    assert lead(value) == text
+
+
+def test_headline_says_that_an_onset_is_not_determined():
+    (line,) = headline(summary(0.3, 0.2, 0.1, onset=WIDE))
+    assert "from a step that this run does not determine (not determined [1, >15])" in line
+    assert "from step" not in line
+
+
+def test_headline_compares_with_a_control_in_its_own_best_cell():
+    """A control that scores low in the probe's cell is judged by the cell that suits it best."""
+    made = summary(0.3, 0.2, 0.1)
+    made.properties["depth"].controls.shuffled_labels = control(0.58, same=0.0)
+    (line,) = headline(made)
+    assert "not clearly above shuffled labels (by 0.02" in line
 
 
 def test_best_rows_list_optional_controls_last():
@@ -111,8 +166,10 @@ def test_headline_of_one_test_prompt_compares_with_nothing():
     whole = summary(0.3, 0.2, 0.1)
     result = whole.properties["depth"]
     for cell in (result.best, result.last):
-        cell.low = cell.high = None
-    whole.samples["test_groups"] = 1
+        cell.score.low = cell.score.high = None
+    for record in result.controls.by_name().values():
+        record.difference.low = record.difference.high = None
+    result.clusters.prompts = 1
     (line,) = headline(whole)
     assert line.endswith("the best cell, 0.60, has no interval (1 test prompt) to compare by.")
     assert best_rows(whole)[0]["above position"] == "no interval"

@@ -11,7 +11,7 @@ from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import edit_batch, edit_units
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.pipeline import model_cache
-from ldmprobe_core.probing.bootstrap import Bootstrap
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.metrics import dice
 
 

@@ -125,7 +125,7 @@ def test_whole_study_of_an_architecture(model_folders, name, tmp_path):
     summary = build_report(run, {})
     assert summary.layers == len(plan_study(study).layers)
     assert "vae.decoder.mid_block.attentions.0" in run.layers
-    assert summary.properties["shading"].best.mean is not None
+    assert summary.properties["shading"].best.score.mean is not None
 
 
 MEAN, STD = [0.3, -0.2, 0.1, 0.5], [0.5, 1.5, 2.0, 0.8]

@@ -84,10 +84,11 @@ def test_own_images_probed_against_exact_maps_and_against_labels(scenes, tmp_pat
     summary = build_report(run, {})
     assert summary.samples["total"] == n
     assert summary.samples["test_groups"] == summary.samples["test"]  # each picture by itself
-    assert summary.properties["depth"].best.low < summary.properties["depth"].best.high
-    assert summary.properties["foreground"].best.mean > 0.5
+    depth = summary.properties["depth"].best.score
+    assert depth.low < depth.high
+    assert summary.properties["foreground"].best.score.mean > 0.5
     assert summary.labelers is None
-    assert summary.properties["depth"].emergence.decoded.onset.step is None
+    assert summary.properties["depth"].emergence.decoded.relative.onset.step is None
 
     labeled = carry_out(own_images_study(folder), str(tmp_path))
     np.testing.assert_array_equal(labeled.read("exact_maps", "depth"), run.read("labels", "depth"))

@@ -73,7 +73,7 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
         axes.plot(steps, mean, style, color=color, label=label, markersize=4)
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
 
-    line(curves.probe, "probe, best layer", _PROBE, "o-")
+    line(curves.probe, f"probe, {short_layer(curves.layer.name)}", _PROBE, "o-")
     for (source, values), color in zip(curves.sources.items(), (_DECODED, _CLEAN), strict=True):
         line(values, _LABELS[source], color, "s--")
     for (name, values), color in zip(curves.conditions.items(), cycle(_CONTROLS), strict=False):

@@ -9,15 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ldmprobe_core.analysis.records import (
-    CellRecord,
     ClassesRecord,
-    EmergenceRecord,
-    LeadRecord,
+    ControlRecord,
+    LeadsRecord,
     PropertyRecord,
     Summary,
 )
-from ldmprobe_core.probing.bootstrap import Interval
-from ldmprobe_core.probing.emergence import Lead, Step
+from ldmprobe_core.probing.inference.bootstrap import Interval
+from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.conditions import CONDITIONS, controls
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
@@ -66,7 +65,7 @@ def short_layer(layer: str) -> str:
     return layer.replace(".transformer_blocks.0", "")
 
 
-def number(interval: Interval | CellRecord | None) -> str:
+def number(interval: Interval | None) -> str:
     """Format a mean with its interval, as ``0.83 [0.80, 0.86]``; a dash if the mean is undefined.
 
     If the interval is undefined, only the mean is given.
@@ -78,38 +77,62 @@ def number(interval: Interval | CellRecord | None) -> str:
     return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def step(value: Step) -> str:
-    """Format a step with its interval, as ``3 [2, 4]``; a dash if the step is undefined."""
-    return "–" if value.step is None else f"{value.step} [{value.low}, {value.high}]"
+def step(value: Crossing) -> str:
+    """Format a step with its interval, as ``3 [2, 4]``; a dash if the step is undefined.
+
+    ``>15`` stands for a step after the last one.  If the interval is too wide to determine the
+    step, only the interval is given.
+    """
+    last = len(value.distribution)
+    if not last:
+        return "–"
+    low, high = (f">{last}" if end is None else str(end) for end in (value.low, value.high))
+    if not value.determined:
+        return f"not determined [{low}, {high}]"
+    return f"{value.step} [{low}, {high}]"
 
 
 def lead(value: Lead) -> str:
     """Format a lead with its interval, as ``7 [6, 8]``; a dash if the lead is undefined."""
-    return "–" if value.steps is None else f"{value.steps} [{value.low}, {value.high}]"
+    if value.low is None or value.high is None:
+        return "–" if value.steps is None else "not determined"
+    if not value.determined:
+        return f"not determined [{value.low}, {value.high}]"
+    return f"{value.steps} [{value.low}, {value.high}]"
 
 
 def best_rows(summary: Summary) -> list[dict[str, str]]:
-    """Build the table of best cells, last steps, controls and emergence, one row per property."""
+    """Build the table of best cells, last steps, controls and emergence, one row per property.
+
+    The columns of controls show their scores in their own best cells.
+    """
     columns = control_columns(summary)
     rows = []
     for name, result in summary.properties.items():
         best, emergence, records = result.best, result.emergence, result.controls.by_name()
-        above = _above(best, result.controls.position)
+        above = exceeds(result.controls.position)
         rows.append(
             {
                 "property": name,
                 "metric": metric_title(best.metric),
-                "best": number(best),
+                "best": number(best.score),
                 "at": f"step {best.step}, {short_layer(best.layer)}, {best.kind}",
-                "last step": number(result.last),
-                **{heading: number(records.get(key)) for key, heading in columns.items()},
-                "above position": "yes" if above else "not clearly" if best.low else "no interval",
-                "onset": step(emergence.probe.onset),
-                "image onset": step(emergence.decoded.onset),
-                "settled": step(emergence.probe.settled),
-                "image settled": step(emergence.decoded.settled),
-                "lead": lead(emergence.lead.decoded.onset),
-                "lead over clean": lead(emergence.lead.clean.onset),
+                "last step": number(result.last.score),
+                **{
+                    heading: number(records[key].own_best.score) if key in records else "–"
+                    for key, heading in columns.items()
+                },
+                "above position": "yes"
+                if above
+                else "not clearly"
+                if best.score.low is not None
+                else "no interval",
+                "onset": step(emergence.probe.relative.onset),
+                "image onset": step(emergence.decoded.relative.onset),
+                "settled": step(emergence.probe.relative.settled),
+                "image settled": step(emergence.decoded.relative.settled),
+                "lead": lead(result.leads.decoded.onset),
+                "lead over clean": lead(result.leads.clean.onset),
             }
         )
     return rows
@@ -119,15 +142,15 @@ def headline(summary: Summary) -> list[str]:
     """Write the sentences that summarise the results: one for each property, and one on classes."""
     lines = []
     for name, result in summary.properties.items():
-        best, last, emergence = result.best, result.last, result.emergence
+        best, last = result.best, result.last
         line = (
-            f"{name.capitalize()}: at the last step the best probe scores {number(last)} "
-            f"({metric_title(best.metric)}); the best cell, {number(best)}, "
-            f"{_against(result, summary.samples)}."
+            f"{name.capitalize()}: at the last step the best probe scores {number(last.score)} "
+            f"({metric_title(best.metric)}); the best cell, {number(best.score)}, "
+            f"{_against(result)}."
         )
         # Without an interval, the onset is undefined too, and the line above already says why.
-        if best.low is not None:
-            line += _onset_sentence(emergence)
+        if best.score.low is not None:
+            line += _onset_sentence(result)
         if result.missing:
             line += f" {result.missing:.1%} of the pixels of its labels are not measured."
         lines.append(line)
@@ -176,59 +199,70 @@ def classes_line(classes: ClassesRecord) -> str:
     )
 
 
-def _onset_sentence(emergence: EmergenceRecord) -> str:
+def _onset_sentence(result: PropertyRecord) -> str:
     """Write the sentence on the steps from which probes and labelers keep half of their gain."""
-    probe, decoded = emergence.probe.onset, emergence.decoded.onset
-    if probe.step is None:
+    probe = result.emergence.probe.relative.onset
+    decoded = result.emergence.decoded.relative.onset
+    if not probe.distribution:
         return (
             " Its onset is undefined, as the probes do not clear the position baseline at the "
             "last step."
         )
-    sentence = f" Probes keep half of their gain from step {step(probe)}"
-    if decoded.step is None:
+    layer = short_layer(result.layer.name)
+    sentence = f" Probes of {layer} keep half of their gain {_from(probe)}"
+    if not decoded.distribution:
         return f"{sentence}; the onset of the labeler on the step's decoded latents is undefined."
     return (
-        f"{sentence}, the labeler on the step's decoded latents from step {step(decoded)}"
-        f"{_lead_clause(emergence.lead)}"
+        f"{sentence}, the labeler on the step's decoded latents keeps half of its own "
+        f"{_from(decoded)}{_lead_clause(result.leads)}"
     )
 
 
-def _lead_clause(leads: LeadRecord) -> str:
+def _from(value: Crossing) -> str:
+    """Write the step of a crossing as ``from step 3 [2, 4]``, or that it is not determined."""
+    if value.determined:
+        return f"from step {step(value)}"
+    return f"from a step that this run does not determine ({step(value)})"
+
+
+def _lead_clause(leads: LeadsRecord) -> str:
     """Write the end of the sentence, on the steps by which the probes precede the labeler."""
     decoded, clean = leads.decoded.onset, leads.clean.onset
-    text = f": a lead of {lead(decoded)} steps"
-    if clean.steps is None:
-        return f"{text}; the lead over the labeler on the predicted clean image is undefined."
-    return f"{text}, and of {lead(clean)} over the labeler on the predicted clean image."
+    return (
+        ". At half of the probes' gain, the same height for both, the lead of the probes is "
+        f"{lead(decoded)} steps over the labeler on decoded latents and {lead(clean)} over the "
+        "labeler on the predicted clean image."
+    ).replace("is – steps over", "is undefined over")
 
 
-def _against(result: PropertyRecord, samples: dict[str, int]) -> str:
+def exceeds(control: ControlRecord) -> bool:
+    """Whether the probe's best cell exceeds a control in the control's own best cell.
+
+    The interval of the paired difference must lie above zero.
+    """
+    return control.difference.low is not None and control.difference.low > 0
+
+
+def _against(result: PropertyRecord) -> str:
     """Write the clause on the controls that the best cell exceeds, and those that it does not.
 
-    The best cell exceeds a control if its interval lies above the interval of the control.
-
-    Args:
-        result: record of the property.
-        samples: numbers of samples in the summary.  With too few test prompts, the best cell has
-            no interval, and the clause says so.
+    Each control is given with its score in its own best cell and the paired difference.  With too
+    few test prompts there is no interval, and the clause says so.
     """
-    if result.best.low is None:
-        prompts = samples.get("test_groups", 0)
+    if result.best.score.low is None:
+        prompts = result.clusters.prompts
         return f"has no interval ({prompts} test prompt{'s' * (prompts != 1)}) to compare by"
     # A nonlinear probe may score above the best linear one, so the clause does not mention it.
     records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
-    cleared = [name for name, record in records.items() if _above(result.best, record)]
+    cleared = [name for name, record in records.items() if exceeds(record)]
     missed = [name for name in records if name not in cleared]
 
     def listed(names: list[str]) -> str:
-        return ", ".join(f"{control_title(name)} ({number(records[name])})" for name in names)
+        return ", ".join(
+            f"{control_title(name)} (by {number(records[name].difference)})" for name in names
+        )
 
     if not missed:
         return f"is above {listed(cleared)}"
     above = f"is above {listed(cleared)}, but " if cleared else "is "
     return f"{above}not clearly above {listed(missed)}"
-
-
-def _above(one: CellRecord, other: Interval) -> bool:
-    """Whether one interval lies entirely above the other; False if either is undefined."""
-    return one.low is not None and other.high is not None and one.low > other.high

@@ -1,0 +1,348 @@
+"""Scores of one property in all cells: best cells, controls, and curves over the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ldmprobe_core.analysis.records import (
+    BarRecord,
+    CellRecord,
+    ClustersRecord,
+    ControlRecord,
+    ControlsRecord,
+    CurveRecord,
+    EmergenceRecord,
+    LayerRecord,
+    LeadRecord,
+    LeadsRecord,
+    OwnBestRecord,
+    PropertyRecord,
+    UndefinedRecord,
+)
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.inference.emergence import (
+    SHARES,
+    Crossing,
+    absolute_margins,
+    crossing,
+    lead_over,
+    relative_margins,
+)
+from ldmprobe_core.probing.inference.selection import choose_layer
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.probe_kinds import probe_kind
+from ldmprobe_core.study.properties import property_of
+
+_Cell = tuple[int, int, int]
+"""Indices of a cell: kind of probe, step and layer."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Scores over steps of one property on the test samples, in the headline metric.
+
+    Attributes:
+        probe: scores of the probes of one layer and kind, (step, sample).
+        conditions: scores of the controls in the same cells, (step, sample) by name of the control.
+        sources: scores of the image labeler on the images of each step, (step, sample) by source
+            of the images.
+        position: scores of the position baseline, (sample,).
+        latents: scores of probes on the denoiser's input, (step, sample); None if the study
+            disables that control.
+        cells: mean score over test samples of the probes of `kind` in each cell, (step, layer).
+        kind: kind of the probe in the best cell.
+        layer: layer and kind of `probe`, which are chosen once for all steps.
+    """
+
+    probe: np.ndarray
+    conditions: dict[str, np.ndarray]
+    sources: dict[str, np.ndarray]
+    position: np.ndarray
+    latents: np.ndarray | None
+    cells: np.ndarray
+    kind: str
+    layer: LayerRecord
+
+
+class PropertyScores:
+    """Scores of one property in all cells; the best cells are chosen on validation samples.
+
+    Args:
+        run: a finished run.
+        prop: name of the property.
+        heldout: indices of the held-out samples, (held-out sample,).
+        is_test: whether each held-out sample is a test sample, not a validation sample,
+            (held-out sample,) bool.
+        bootstrap: bootstrap over the test samples.
+
+    Attributes:
+        conditions: names of the conditions; the first is the probe itself, the others are controls.
+        scores: scores (condition, kind, metric, step, layer, held-out sample) float64.
+        linear: indices of the linear kinds; only these are candidates for the best cell.
+        latents: scores of probes on the denoiser's input, (kind, metric, step, held-out sample);
+            None if the study disables that control.
+    """
+
+    def __init__(
+        self, run: Run, prop: str, heldout: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
+    ) -> None:
+        group = run.open(f"scores/{prop}")
+        scores = run.read(f"scores/{prop}", "score").astype(np.float64)
+        self.prop, self.bootstrap = property_of(prop), bootstrap
+        self.conditions = [str(name) for name in group.condition.values]
+        self.controls = [name for name in self.conditions[1:] if run.study.controls.enabled(name)]
+        self.metrics = self.prop.metrics
+        self.kinds = [str(kind) for kind in group.kind.values]
+        self.layers, inputs = run.layers, run.probe_inputs
+        self.latents = None
+        if LATENTS in inputs:
+            self.latents = scores[0, :, :, :, inputs.index(LATENTS)]
+        self.is_test = is_test
+        samples = run.samples
+        self.validation_groups = np.array([samples[i].group for i in heldout[~is_test]])
+        self.scores = scores[..., [inputs.index(name) for name in self.layers], :]
+        self.linear = [i for i, kind in enumerate(self.kinds) if probe_kind(kind).linear]
+        supporting = [i for i in self.linear if probe_kind(self.kinds[i]).supports(self.prop)]
+        self.all_undefined = int(np.isnan(scores[0, supporting, 0]).sum())
+
+    def best(self, condition: int = 0) -> _Cell:
+        """Find the cell in which a condition has the best validation score."""
+        choice = self._validation(self.scores[condition, self.linear, 0])
+        kind, step, layer = np.unravel_index(choice.argmax(), choice.shape)
+        return self.linear[int(kind)], int(step), int(layer)
+
+    def best_at(self, step: int) -> _Cell:
+        """Find the best cell of one step (from 0)."""
+        choice = self._validation(self.scores[0, self.linear, 0, step])
+        kind, layer = np.unravel_index(choice.argmax(), choice.shape)
+        return self.linear[int(kind)], step, int(layer)
+
+    def of(self, cell: _Cell, condition: int = 0) -> np.ndarray:
+        """Test scores of a cell in all metrics, (metric, test sample)."""
+        kind, step, layer = cell
+        return self.scores[condition, kind, :, step, layer][:, self.is_test]
+
+    def curves(self, position: np.ndarray, sources: dict[str, np.ndarray]) -> Curves:
+        """Collect the test scores over steps of the chosen layer, and of its controls.
+
+        Args:
+            position: scores of the position baseline, (test sample,).
+            sources: scores of the image labeler, (step, test sample) by source of the images.
+        """
+        kind, layer, tied = self._curve_layer()
+        over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]
+        best_kind = self.best()[0]
+        return Curves(
+            probe=over_steps[0],
+            conditions={
+                name: over_steps[i]
+                for i, name in enumerate(self.conditions)
+                if name in self.controls
+            },
+            sources=sources,
+            position=position,
+            latents=self._latents_curve(),
+            cells=_defined_mean(self.scores[0, best_kind, 0][..., self.is_test], np.nan),
+            kind=self.kinds[best_kind],
+            layer=LayerRecord(name=self.layers[layer], kind=self.kinds[kind], tied=tied),
+        )
+
+    def to_record(
+        self, position: np.ndarray, curves: Curves, truth: np.ndarray, missing: float
+    ) -> PropertyRecord:
+        """Build the property's part of ``summary.json``.
+
+        Args:
+            position: scores of the position baseline, (metric, test sample).
+            curves: result of the method `curves`.
+            truth: labels of the test samples, (test sample, y, x).
+            missing: fraction, 0..1, of the labels' pixels that were not measured.
+        """
+        best = self.best()
+        scores = self.of(best)[0]
+        undefined = UndefinedRecord(best=int(np.isnan(scores).sum()), any=self.all_undefined)
+        if self.prop.is_mask:
+            empty = ~(truth == 1).any((1, 2))
+            # On an empty label mask, Dice is 1 only if the prediction is empty too.
+            undefined.both_empty = int((empty & (scores == 1)).sum())
+            undefined.truth_empty = int(empty.sum())
+        emergence = _emergence(curves, self.bootstrap)
+        return PropertyRecord(
+            best=self._cell(best),
+            last=self._cell(self.best_at(self.scores.shape[3] - 1)),
+            layer=curves.layer,
+            emergence=emergence,
+            leads=_leads(emergence),
+            clusters=ClustersRecord(
+                prompts=self.bootstrap.groups,
+                categories=self.bootstrap.categories,
+                wider=self.bootstrap.wider(scores),
+            ),
+            controls=self._controls(best, position),
+            undefined=undefined,
+            missing=missing,
+        )
+
+    def _validation(self, scores: np.ndarray) -> np.ndarray:
+        """Mean over validation samples of scores (..., held-out sample); -inf if undefined."""
+        return _defined_mean(scores[..., ~self.is_test], -np.inf)
+
+    def _curve_layer(self) -> tuple[int, int, list[str]]:
+        """Choose the kind and layer of all curves; returns their indices and the tied layers."""
+        # The axes become (step, kind and layer, validation sample).
+        scores = self.scores[0, self.linear, 0][..., ~self.is_test].swapaxes(0, 1)
+        candidates = [(kind, layer) for kind in self.linear for layer in range(len(self.layers))]
+        choice = choose_layer(
+            scores.reshape(len(scores), len(candidates), -1), self.validation_groups
+        )
+        tied = [self.layers[candidates[i][1]] for i in choice.tied]
+        return *candidates[choice.layer], list(dict.fromkeys(tied))
+
+    def _latents_curve(self) -> np.ndarray | None:
+        """Test scores of probes of the latents over steps, (step, test sample); None if off."""
+        if self.latents is None:
+            return None
+        steps = range(self.latents.shape[2])
+        return np.stack([self._latents_at(self.latents, step)[0] for step in steps])
+
+    def _latents_at(self, latents: np.ndarray, step: int) -> np.ndarray:
+        """Test scores of probes of the latents at a step, (metric, test sample).
+
+        The linear kind is used whose probes have the best validation score.
+        """
+        choice = self._validation(latents[self.linear, 0, step])
+        return latents[self.linear[int(choice.argmax())], :, step][:, self.is_test]
+
+    def _controls(self, best: _Cell, position: np.ndarray) -> ControlsRecord:
+        """Summarise all controls; disabled controls are None or absent."""
+        probe, step = self.of(best)[0], best[1]
+        everywhere = OwnBestRecord(score=self.bootstrap.interval(position[0]))
+        records: dict[str, ControlRecord | None] = {
+            "position": self._control(probe, position, everywhere, position[0]),
+            "shuffled_labels": None,
+            "permuted_weights": None,
+        }
+        if self.latents is not None:
+            choice = self._validation(self.latents[self.linear, 0])
+            row, own_step = np.unravel_index(choice.argmax(), choice.shape)
+            kind = self.linear[int(row)]
+            own = self.latents[kind, 0, own_step, self.is_test]
+            record = self._own_best(own, (kind, int(own_step), None))
+            same = self._latents_at(self.latents, step)
+            records["latents"] = self._control(probe, same, record, own)
+        for i, kind_name in enumerate(self.kinds):
+            if i not in self.linear:
+                choice = self._validation(self.scores[0, i, 0])
+                own_step, layer = np.unravel_index(choice.argmax(), choice.shape)
+                cell = i, int(own_step), int(layer)
+                own = self.of(cell)[0]
+                same = self.of((i, *best[1:]))
+                records[kind_name] = self._control(probe, same, self._own_best(own, cell), own)
+        for i, name in enumerate(self.conditions):
+            if name in self.controls:
+                cell = self.best(i)
+                own = self.of(cell, i)[0]
+                record = self._own_best(own, cell)
+                records[name] = self._control(probe, self.of(best, i), record, own)
+        return ControlsRecord.model_validate(records)
+
+    def _own_best(self, scores: np.ndarray, cell: tuple[int, int, int | None]) -> OwnBestRecord:
+        kind, step, layer = cell
+        return OwnBestRecord(
+            step=step + 1,
+            layer=LATENTS if layer is None else self.layers[layer],
+            kind=self.kinds[kind],
+            score=self.bootstrap.interval(scores),
+        )
+
+    def _control(
+        self, probe: np.ndarray, same: np.ndarray, own: OwnBestRecord, own_scores: np.ndarray
+    ) -> ControlRecord:
+        """Summarise a control.
+
+        Args:
+            probe: headline scores of the probe's best cell, (test sample,).
+            same: scores of the control in that cell, (metric, test sample).
+            own: record of the control's own best cell.
+            own_scores: headline scores of the control in its own best cell, (test sample,).
+        """
+        return ControlRecord(
+            same_cell=self.bootstrap.interval(same[0]),
+            own_best=own,
+            difference=self.bootstrap.interval(probe - own_scores),
+            residual=self._residual(same),
+            undefined=int(np.isnan(same[0]).sum()),
+        )
+
+    def _residual(self, values: np.ndarray) -> Interval | None:
+        name = self.prop.residual_metric
+        if name is None:
+            return None
+        return self.bootstrap.interval(values[self.metrics.index(name)])
+
+    def _cell(self, cell: _Cell) -> CellRecord:
+        kind, step, layer = cell
+        values = self.of(cell)
+        return CellRecord(
+            step=step + 1,
+            layer=self.layers[layer],
+            kind=self.kinds[kind],
+            metric=self.metrics[0],
+            score=self.bootstrap.interval(values[0]),
+            residual=self._residual(values),
+            other={
+                name: self.bootstrap.interval(values[i])
+                for i, name in enumerate(self.metrics)
+                if i > 0
+            },
+        )
+
+
+def _defined_mean(scores: np.ndarray, otherwise: float) -> np.ndarray:
+    """Mean of the defined scores over the last axis; `otherwise` where there are none."""
+    defined = np.isfinite(scores)
+    count = defined.sum(-1)
+    total = np.where(defined, scores, 0).sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), otherwise)
+
+
+def _emergence(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
+    """Find the steps at which probes and labelers reach their bars."""
+    position = curves.position
+
+    def record(scores: np.ndarray) -> CurveRecord:
+        above = bootstrap.interval(scores[-1] - position).low
+        if above is None or above <= 0:
+            # Without a gain at the last step there is no share of it to reach.
+            undefined = BarRecord(onset=Crossing(), settled=Crossing())
+            return CurveRecord(relative=undefined, absolute=undefined)
+        relative, absolute = {}, {}
+        for name, share in SHARES.items():
+            relative[name] = crossing(relative_margins(scores, position, share), bootstrap)
+            margins = absolute_margins(scores, curves.probe[-1], position, share)
+            absolute[name] = crossing(margins, bootstrap)
+        return CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
+
+    return EmergenceRecord(
+        probe=record(curves.probe),
+        decoded=record(curves.sources["trajectory"]),
+        clean=record(curves.sources["clean"]),
+    )
+
+
+def _leads(emergence: EmergenceRecord) -> LeadsRecord:
+    """Find the leads of the probes over the labelers, at bars of equal height."""
+    probe = emergence.probe.absolute
+
+    def record(other: BarRecord) -> LeadRecord:
+        return LeadRecord(
+            onset=lead_over(probe.onset, other.onset),
+            settled=lead_over(probe.settled, other.settled),
+        )
+
+    return LeadsRecord(
+        decoded=record(emergence.decoded.absolute), clean=record(emergence.clean.absolute)
+    )

@@ -1,0 +1,1 @@
+"""Statistical inference from scores: intervals, emergence steps, and the choice of layers."""

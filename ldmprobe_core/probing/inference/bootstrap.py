@@ -1,0 +1,153 @@
+"""Bootstrap intervals of scores over held-out samples, resampled by prompt and by category."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel
+
+from ldmprobe_core.study.samples import Sample
+from ldmprobe_core.study.sections import BootstrapSettings
+
+MINIMUM_CLUSTERS = 5
+"""Smallest number of clusters for which an interval is given.
+
+The spread between clusters cannot be estimated from fewer, and the bootstrap of so few is too
+narrow.
+"""
+
+
+class Interval(BaseModel):
+    """Mean over samples with its bootstrap interval.
+
+    Attributes:
+        mean: None if the score of every sample is undefined.
+        low, high: ends of the interval; None too if the samples form fewer than
+            `MINIMUM_CLUSTERS` clusters.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+class Bootstrap:
+    """Cluster bootstrap over prompts and, if they are known, over categories.
+
+    Images of one prompt are not independent, and neither are images of one category, so each draw
+    adds all samples of a cluster.  Of the interval over prompts and the interval over categories,
+    the wider is given.  The same resamples serve every interval, so differences are paired.
+
+    Args:
+        prompts: prompt of each sample, or another group of dependent samples, (sample,).
+        resamples: number of resamples of the clusters, drawn with replacement.
+        level: confidence level of the intervals, such as 0.95.
+        seed: seed of the random draws.
+        categories: category of each sample, (sample,).  None, or fewer than `MINIMUM_CLUSTERS`
+            distinct categories, resamples by prompt only.
+
+    Attributes:
+        clusterings: index of each sample's cluster, (sample,), for every way of clustering.
+        counts: number of times that each resample contains a sample, (resample, sample) float64,
+            in the same order.
+        groups: number of distinct prompts.
+    """
+
+    def __init__(
+        self,
+        prompts: np.ndarray,
+        resamples: int,
+        level: float,
+        seed: int,
+        categories: np.ndarray | None = None,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.level, self.seed = level, seed
+        self.tails = (50 * (1 - level), 100 - 50 * (1 - level))
+        self.clusterings = [np.unique(prompts, return_inverse=True)[1]]
+        if categories is not None and len(np.unique(categories)) >= MINIMUM_CLUSTERS:
+            self.clusterings.append(np.unique(categories, return_inverse=True)[1])
+        self.counts = [_draw(member, resamples, rng) for member in self.clusterings]
+        self.groups = _count(self.clusterings[0])
+
+    @classmethod
+    def of_samples(
+        cls, samples: Sequence[Sample], settings: BootstrapSettings, seed: int
+    ) -> Bootstrap:
+        """Build the bootstrap of some samples, by category only if all categories are known."""
+        categories = [sample.category for sample in samples]
+        return cls(
+            np.array([sample.group for sample in samples]),
+            settings.resamples,
+            settings.level,
+            seed,
+            None if None in categories else np.array(categories),
+        )
+
+    @property
+    def categories(self) -> int | None:
+        """Number of distinct categories; None if samples are resampled by prompt only."""
+        return _count(self.clusterings[1]) if len(self.clusterings) > 1 else None
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there are enough prompts for intervals."""
+        return self.groups >= MINIMUM_CLUSTERS
+
+    def interval(self, values: np.ndarray) -> Interval:
+        """Mean and percentile interval of scores (sample,); NaN scores are skipped."""
+        if not np.isfinite(values).any():
+            return Interval(mean=None, low=None, high=None)
+        mean = float(np.nanmean(values))
+        if not self.has_intervals:
+            return Interval(mean=mean, low=None, high=None)
+        low, high = max(self._ends(values), key=_width)
+        return Interval(mean=mean, low=low, high=high)
+
+    def wider(self, values: np.ndarray) -> Literal["prompts", "categories"] | None:
+        """Name the clusters that give the interval of scores (sample,); None without interval."""
+        if not self.has_intervals or not np.isfinite(values).any():
+            return None
+        by_prompt, *by_category = (_width(pair) for pair in self._ends(values))
+        return "categories" if by_category and by_category[0] > by_prompt else "prompts"
+
+    def _ends(self, values: np.ndarray) -> list[tuple[float, float]]:
+        """Ends of the percentile interval of scores (sample,), for every way of clustering."""
+        ends = [
+            np.nanpercentile(resampled_means(values, counts), self.tails) for counts in self.counts
+        ]
+        return [(float(low), float(high)) for low, high in ends]
+
+
+def resampled_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Average the defined scores in every resample.
+
+    Args:
+        values: scores (..., sample); NaN for a sample whose score is undefined.
+        counts: number of times that each resample contains a sample, (resample, sample).
+
+    Returns:
+        (resample, ...) float64; NaN where a resample contains no defined sample.
+    """
+    defined = np.isfinite(values)
+    rows = np.moveaxis(np.where(defined, values, 0), -1, 0).reshape(values.shape[-1], -1)
+    n_defined = counts @ np.moveaxis(defined, -1, 0).reshape(values.shape[-1], -1)
+    with np.errstate(invalid="ignore"):
+        return (counts @ rows / n_defined).reshape(len(counts), *values.shape[:-1])
+
+
+def _width(ends: tuple[float, float]) -> float:
+    return ends[1] - ends[0]
+
+
+def _count(member: np.ndarray) -> int:
+    return int(member.max(initial=-1)) + 1
+
+
+def _draw(member: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw clusters with replacement, and count how often each sample is drawn."""
+    n = _count(member)
+    drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)]
+    return np.stack(drawn).astype(np.float64)[:, member]

@@ -1,0 +1,90 @@
+"""Bootstrap intervals against plain formulas."""
+
+import numpy as np
+import pytest
+
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap, resampled_means
+
+
+def test_bootstrap_of_one_prompt_has_a_mean_and_no_interval():
+    found = Bootstrap(np.array(["one"] * 5), 100, 0.95, 0).interval(np.arange(5.0))
+    assert (found.mean, found.low, found.high) == (2.0, None, None)
+
+
+def test_bootstrap_draws_samples_of_a_prompt_together():
+    """16 prompts of 5 equal images: the interval is that of 16 samples, not of 80."""
+    rng = np.random.default_rng(4)
+    level = rng.normal(0, 1, 16)
+    prompts = np.repeat([f"prompt {i}" for i in range(16)], 5)
+    values = np.repeat(level, 5)
+    together = Bootstrap(prompts, 4000, 0.95, 0)
+    found = together.interval(values)
+    half = 1.96 * level.std() / 4
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.08)
+    assert together.groups == 16
+    for counts in together.counts[0][:20]:
+        assert (counts.reshape(16, 5) == counts[::5, None]).all()
+        assert counts.sum() == 80
+
+
+def test_bootstrap_interval_equals_the_normal_approximation():
+    values = np.random.default_rng(1).normal(3, 2, 60)
+    found = Bootstrap(np.arange(60), 4000, 0.95, 0).interval(values)
+    assert found.mean == pytest.approx(values.mean())
+    half = 1.96 * values.std() / np.sqrt(60)  # the normal approximation of the same interval
+    assert found.low == pytest.approx(values.mean() - half, abs=0.08)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.08)
+
+
+def test_bootstrap_leaves_out_undefined_samples():
+    values = np.array([1.0, 2.0, 3.0, np.nan, 2.0, np.nan])
+    bootstrap = Bootstrap(np.arange(6), 500, 0.95, 0)
+    found = bootstrap.interval(values)
+    assert found.mean == pytest.approx(2.0)
+    assert 1.0 <= found.low <= found.high <= 3.0
+    nothing = bootstrap.interval(np.full(6, np.nan))
+    assert nothing.mean is None
+    assert nothing.low is None
+
+
+def test_resample_means_equal_a_loop():
+    bootstrap = Bootstrap(np.arange(6), 100, 0.95, 3)
+    values = np.random.default_rng(2).random((2, 6))
+    values[1, 2] = np.nan
+    (counts,) = bootstrap.counts
+    means = resampled_means(values, counts)
+    for r in range(100):
+        drawn = np.repeat(values, counts[r].astype(int), axis=1)
+        np.testing.assert_allclose(means[r], np.nanmean(drawn, axis=1))
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 4])
+def test_bootstrap_of_fewer_than_five_prompts_has_no_interval(prompts):
+    groups = np.arange(12) % prompts
+    found = Bootstrap(groups, 100, 0.95, 0).interval(np.arange(12.0))
+    assert (found.mean, found.low, found.high) == (5.5, None, None)
+    assert Bootstrap(groups, 100, 0.95, 0).wider(np.arange(12.0)) is None
+
+
+def test_bootstrap_gives_the_wider_of_the_intervals_over_prompts_and_categories():
+    """Scores differ between 8 categories only, so that 64 prompts are 8 independent samples."""
+    rng = np.random.default_rng(7)
+    level = rng.normal(0, 1, 8)
+    categories = np.repeat(np.arange(8), 8)
+    values = level[categories] + rng.normal(0, 0.01, 64)
+    by_both = Bootstrap(np.arange(64), 4000, 0.95, 0, categories)
+    found = by_both.interval(values)
+    half = 1.96 * level.std() / np.sqrt(8)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+    assert by_both.wider(values) == "categories"
+    # Scores that balance within each category are certain over categories, and not over prompts.
+    balanced = np.tile([-1.0, 1.0], 32)
+    found = by_both.interval(balanced)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 / np.sqrt(64), rel=0.1)
+    assert by_both.wider(balanced) == "prompts"
+
+
+def test_bootstrap_of_few_categories_resamples_prompts_only():
+    bootstrap = Bootstrap(np.arange(40), 100, 0.95, 0, np.arange(40) % 4)
+    assert bootstrap.categories is None
+    assert len(bootstrap.counts) == 1
