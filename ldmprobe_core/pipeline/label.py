@@ -1,4 +1,4 @@
-"""Labeling of one batch: finished images, decoded latents, predicted clean images."""
+"""Computation of one labeling unit: the labels of one batch's images at every step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ from ldmprobe_core.storage.units import GENERATE, LABEL
 
 
 def label_batch(url: str, batch: int) -> dict[str, Any]:
-    """Label one batch: finished images, decoded latents and predicted clean images.
+    """Label the images of one batch and write the labels to the run.
+
+    The images are the finished images and, for every step, the decoded latents and the predicted
+    clean images.
+
+    Args:
+        url: URL of the run.
+        batch: index of the batch (from 0).
 
     Returns:
-        images, seconds and bytes written; zero images if the batch was done before.
+        numbers of ``images`` labeled, ``seconds`` taken and ``bytes`` written; all are 0 if the
+        batch was complete already.
 
     Raises:
         RuntimeError: the batch is not generated yet.
+        RunError: an image is of a single colour, or a labeler gave NaN or infinite values.
+        UserError: the labelers' weights differ from those with which the run was created.
     """
     run = Run(url)
     if run.progress.is_done(LABEL, batch):
@@ -54,7 +64,9 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         for name, values in labels.items():
             require_finite_labels(name, values, members)
         for prop in study.labels.maps:
-            if prop not in labels:  # exact maps exist for the source image, not for its steps
+            # A property without a labeler has exact maps, which exist only for source images; its
+            # labels of the step images are NaN.
+            if prop not in labels:
                 shape = flat.shape[:3]
                 labels[prop] = (
                     run.read("exact_maps", prop, sample=region)
