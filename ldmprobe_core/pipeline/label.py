@@ -17,20 +17,15 @@ from ldmprobe_core.storage.units import GENERATE, LABEL
 def label_batch(url: str, batch: int) -> dict[str, Any]:
     """Label the images of one batch and write the labels to the run.
 
-    The images are the finished images and, for every step, the decoded latents and the predicted
-    clean images.
-
-    Args:
-        url: URL of the run.
-        batch: index of the batch (from 0).
+    The finished images are labeled, and the decoded and predicted clean images of every step.
 
     Returns:
         numbers of ``images`` labeled, ``seconds`` taken and ``bytes`` written; all are 0 if the
         batch was complete already.
 
     Raises:
-        RuntimeError: the batch is not generated yet.
-        RunError: an image is of a single colour, or a labeler gave NaN or infinite values.
+        RuntimeError: the batch is not generated yet, an image is of a single colour, or a labeler
+            gave NaN or infinite values.
         UserError: the labelers' weights differ from those with which the run was created.
     """
     run = Run(url)
@@ -64,8 +59,7 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         for name, values in labels.items():
             require_finite_labels(name, values, members)
         for prop in study.labels.maps:
-            # A property without a labeler has exact maps, which exist only for source images; its
-            # labels of the step images are NaN.
+            # Exact maps exist only for source images, so the labels of step images are NaN.
             if prop not in labels:
                 shape = flat.shape[:3]
                 labels[prop] = (
