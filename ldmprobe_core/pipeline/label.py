@@ -15,17 +15,13 @@ from ldmprobe_core.storage.units import GENERATE, LABEL
 
 
 def label_batch(url: str, batch: int) -> dict[str, Any]:
-    """Label the images of one batch and write the labels to the run.
-
-    The finished images are labeled, and the decoded and predicted clean images of every step.
+    """Label the finished images of one batch and the images of every step, and write the labels.
 
     Returns:
-        numbers of ``images`` labeled, ``seconds`` taken and ``bytes`` written; all are 0 if the
-        batch was complete already.
+        numbers of ``images`` labeled, ``seconds`` taken and ``bytes`` written; 0 if already done.
 
     Raises:
-        RuntimeError: the batch is not generated yet, an image is of a single colour, or a labeler
-            gave NaN or infinite values.
+        RuntimeError: the batch is not generated yet, or images or labels are unusable.
         UserError: the labelers' weights differ from those with which the run was created.
     """
     run = Run(url)
