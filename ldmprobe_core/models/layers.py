@@ -61,10 +61,10 @@ def match_layers(
         matching = {name for name in names if any(_matches(name, glob) for glob in globs)}
         if not matching:
             if layer in PRESETS and layer not in presets:
-                remedy = f"; this model has {', '.join(presets)}"
+                remedy = f". Fix: use a preset of this model ({', '.join(presets)})"
             else:
                 close = difflib.get_close_matches(layer.replace("*", ""), names, n=3, cutoff=0.3)
-                remedy = f"; close names are {', '.join(close)}" if close else ""
+                remedy = f". Fix: use a name such as {', '.join(close)}" if close else ""
             raise UserError(f"capture.layers {layer!r} matches no module of the denoiser{remedy}")
         chosen |= matching
     return [name for name in names if name in chosen]

@@ -47,8 +47,8 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
         return {"samples": 0, "seconds": 0.0, "bytes": 0}
     if done < number:
         raise RuntimeError(
-            f"{run.url}: accumulator {part} has {done} of the {number} units that must precede "
-            f"unit {number}. Fix: submit its units in order"
+            f"{run.url}: unit {number} of accumulator {part} needs the {number} units before it, "
+            f"and {done} are complete. Fix: submit its units in order"
         )
     started = time.monotonic()
     # The number of BLAS threads affects the last bits of sums; with one thread they are
