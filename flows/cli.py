@@ -70,11 +70,11 @@ def run(
 ) -> None:
     """Carry out a study, resume it, or show its results if it is finished."""
     from ldmprobe_core.analysis.records import Summary, load_summary
-    from ldmprobe_core.pipeline.prepare import check_origin
+    from ldmprobe_core.pipeline.prepare import check_fingerprints
 
     plan, target = _plan(study, store, set_)
     if target.location.has("summary.json"):
-        check_origin(target, plan.study)
+        check_fingerprints(target, plan.study)
         console.print(f"{target.url} is finished already; here is what it found.\n")
         print_summary(load_summary(target), target.url, console)
         return

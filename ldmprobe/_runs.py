@@ -220,7 +220,7 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
     """
     from ldmprobe_core.analysis.report.build import build_report
     from ldmprobe_core.pipeline.planning.plan import check_store, plan_study
-    from ldmprobe_core.pipeline.prepare import check_origin, prepare_run, run_in
+    from ldmprobe_core.pipeline.prepare import check_fingerprints, prepare_run, run_in
     from ldmprobe_core.storage.lease import hold_lease
 
     planned = plan_study(study)
@@ -228,7 +228,7 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
     target = run_in(store, planned.study)
     target.location.require_reachable()
     if target.location.has("summary.json"):
-        check_origin(target, planned.study)
+        check_fingerprints(target, planned.study)
         return Run(target.url)
     check_store(planned, target)
     with planned.in_use(), hold_lease(target.url, f"run_study (process {os.getpid()})"):

@@ -30,7 +30,7 @@ from ldmprobe_core.interventions.targets import resolve_target, target_maps
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.pipeline.model_cache import use_models
-from ldmprobe_core.pipeline.prepare import check_origin
+from ldmprobe_core.pipeline.prepare import check_fingerprints
 from ldmprobe_core.pipeline.units import Unit, UnitOperations, register_units
 from ldmprobe_core.storage.group_builder import GroupBuilder
 from ldmprobe_core.storage.nodes import open_group
@@ -54,7 +54,7 @@ def create_intervention(run: Run, spec: Intervention) -> str:
         update={"targets": tuple(resolve_target(target) for target in spec.targets)}
     )
     plan = plan_intervention(run, spec)
-    check_origin(run, study)
+    check_fingerprints(run, study)
     if spec.prop not in labelers_of(study):
         raise UserError(
             f"labels.{spec.prop}: the run has exact maps and no labeler, which edited images need. "

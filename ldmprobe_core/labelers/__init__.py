@@ -1,1 +1,1 @@
-"""Functions from images to maps or class probabilities."""
+"""Labelers: functions that compute a map of a property, or class probabilities, from images."""

@@ -1,4 +1,4 @@
-"""Protocol of a labeler, and the registry entry by which one is checked and loaded."""
+"""Protocol that labelers follow, and the registry entry that tells how to check and load one."""
 
 from __future__ import annotations
 
@@ -16,40 +16,44 @@ if TYPE_CHECKING:
 
 
 class Labeler(Protocol):
-    """Function from images to labels of one property.
+    """Function that computes the labels of one property, such as depth, from images.
 
     Attributes:
-        units: units of the map, in words.
-        classes: names of the classes, in the order of the scores; empty for a map.
+        units: units of the labels, in words, such as ``metre``.
+        classes: names of the classes, in the order of their probabilities; empty for labelers that
+            give maps.
     """
 
     units: str
     classes: tuple[str, ...]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Label images (n, y, x, rgb) uint8; an image's label does not depend on the others.
+        """Label images; the label of an image must not depend on the other images.
+
+        Args:
+            images: (n, y, x, rgb) uint8.
 
         Returns:
-            float32: a map (n, y, x), in which larger depth is farther, foreground is in 0..1 and
-            shading is at least 0; or class probabilities (n, class).
+            float32 maps (n, y, x) or class probabilities (n, class).  In maps, larger depth means
+            farther, foreground is a probability in 0..1, and shading is at least 0.
         """
         ...
 
 
 def no_weights(spec: LabelerSpec) -> list[Path]:
-    """Return no weight files, for labelers without weights."""
+    """Return an empty list of weight files, for labelers that need none."""
     return []
 
 
 @dataclass(frozen=True)
 class LabelerEntry:
-    """Functions that check and load a labeler.
+    """Registry entry of a labeler: functions that check and load it.
 
     Attributes:
-        load: loads the labeler onto a device.
-        locate_weights: checks packages and weights without loading them, and returns the weights'
-            files, whose digest distinguishes runs with different weights.  It raises `UserError`
-            with a remedy if a package or file is missing.
+        load: function that loads the labeler onto a device.
+        locate_weights: function that returns the labeler's weight files without loading them; it
+            raises `UserError` if a file or package is missing.  A hash of the files is recorded in
+            each run.
     """
 
     load: Callable[[LabelerSpec, torch.device], Labeler]

@@ -1,4 +1,4 @@
-"""Class labelers: image classifiers."""
+"""Labelers of the class: image classifiers from torchvision and transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _BATCH = 16
 
 
 class VggLabeler:
-    """Labeler around torchvision's VGG-16 and its transforms: resize to 256, crop to 224."""
+    """Class labeler that uses torchvision's VGG-16.
+
+    Images are resized to 256 pixels and cropped to 224, as in the network's training.
+    """
 
     units = "probability"
 
@@ -40,7 +43,7 @@ class VggLabeler:
 
 
 class TransformersClassLabeler:
-    """Labeler around an image classifier of transformers."""
+    """Class labeler that uses an image classifier of transformers."""
 
     units = "probability"
 
@@ -60,7 +63,7 @@ class TransformersClassLabeler:
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
-    """Number repeated class names: ImageNet has two cranes and two maillots."""
+    """Make class names unique by numbers, since ImageNet has ``crane`` and ``maillot`` twice."""
     counts: dict[str, int] = {}
     unique = []
     for name in names:
@@ -70,7 +73,7 @@ def _unique(names: list[str]) -> tuple[str, ...]:
 
 
 def locate_vgg16(spec: LabelerSpec) -> list[Path]:
-    """Find a weights file: the one that is given, or in torchvision's cache."""
+    """Find the weights file of VGG-16: that of the study, or else that in torchvision's cache."""
     from torchvision.models import VGG16_Weights
 
     published = Path(VGG16_Weights.IMAGENET1K_V1.url).name
@@ -79,22 +82,27 @@ def locate_vgg16(spec: LabelerSpec) -> list[Path]:
 
 
 def load_vgg16(spec: LabelerSpec, device: torch.device) -> VggLabeler:
-    """Load VGG-16 (Simonyan & Zisserman 2015), trained on ImageNet-1k."""
+    """Load the labeler with VGG-16 (Simonyan & Zisserman 2015), trained on ImageNet-1k."""
     from torchvision.models import vgg16
 
     (path,) = locate_vgg16(spec)
-    with torch.device("meta"):  # skips the random initialisation of 138 million weights
+    # On the meta device, the random initialisation of 138 million weights is skipped.
+    with torch.device("meta"):
         network = vgg16()
     return VggLabeler(load_state(network.to_empty(device="cpu"), path, device), device)
 
 
 def locate_transformers_classes(spec: LabelerSpec) -> list[Path]:
-    """Find the files of a folder or hub id."""
+    """Find the files of an image classifier, in a folder or in the Hugging Face cache."""
     return files_of(find_folder(spec))
 
 
 def load_transformers_classes(spec: LabelerSpec, device: torch.device) -> TransformersClassLabeler:
-    """Load an image classifier from a folder or hub id."""
+    """Load an image classifier of transformers from a folder or the Hugging Face cache.
+
+    Raises:
+        UserError: the weights are missing or do not load.
+    """
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     folder = find_folder(spec)

@@ -1,4 +1,4 @@
-"""Depth labelers: transformers' monocular estimators; larger values are farther."""
+"""Labelers of depth: monocular depth estimators of transformers; larger values mean farther."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ from ldmprobe_core.study.sections import LabelerSpec
 
 _MIDAS = "Intel/dpt-large"
 _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
-"""DPT-Large's inverse depth over the paper's images, as its code normalises it."""
+"""Mean and standard deviation of DPT-Large's inverse depth on the images of the paper.
+
+The code of the paper (Chen, Viégas & Wattenberg 2023) normalises depth with these values.
+"""
 
 _INVERSE = {"dpt": True, "glpn": False}
-"""Whether a model type gives inverse depth (nearer is larger) or depth itself.
+"""Model types of transformers, each with whether it gives inverse depth (larger means nearer).
 
-Types whose sign, padding and cropping are unverified are refused.
+Types that are not listed are refused, since the sign of their output has not been verified.
 """
 
 
 class DepthLabeler:
-    """Labeler around a transformers depth model.
+    """Depth labeler that uses a depth estimator of transformers.
+
+    The labels are ``sign * (output - shift) / scale`` for the output of the model.
 
     Attributes:
         sign: -1 if the model gives inverse depth, else 1.
-        shift, scale: applied to the signed value: (value - shift) / scale.
+        shift, scale: numbers that normalise the model's output.
     """
 
     classes: tuple[str, ...] = ()
@@ -55,16 +60,17 @@ class DepthLabeler:
 
 
 def locate_transformers_depth(spec: LabelerSpec) -> list[Path]:
-    """Find the files of a folder or hub id."""
+    """Find the files of a depth estimator, in a folder or in the Hugging Face cache."""
     return _files(find_folder(spec))
 
 
 def locate_midas(spec: LabelerSpec) -> list[Path]:
-    """Find the files of a folder or hub id; without one, of DPT-Large."""
+    """Find the files of a DPT model, by default DPT-Large, in a folder or the cache."""
     return _files(find_folder(spec, _MIDAS))
 
 
 def _files(folder: Path) -> list[Path]:
+    """List the files of a depth estimator, after a check that its model type is known."""
     _is_inverse(folder)
     return files_of(folder)
 
@@ -76,13 +82,14 @@ def load_transformers_depth(spec: LabelerSpec, device: torch.device) -> DepthLab
 
 
 def load_midas(spec: LabelerSpec, device: torch.device) -> DepthLabeler:
-    """Load DPT (MiDaS 3), Large or Hybrid; normalised as the paper's code does."""
+    """Load DPT (MiDaS 3), Large or Hybrid, with the paper's normalisation of depth."""
     folder = find_folder(spec, _MIDAS)
     parts = _load(folder, device)
     return DepthLabeler(*parts, inverse=True, shift=_MIDAS_MEAN, scale=_MIDAS_DEVIATION)
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
+    """Load a depth estimator and its image processor; raises `UserError` if they do not load."""
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
     try:
@@ -99,10 +106,10 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
 
 
 def _is_inverse(folder: Path) -> bool:
-    """Whether the model of a folder gives inverse depth, by its config.
+    """Whether the depth estimator in a folder gives inverse depth, according to its config.
 
     Raises:
-        UserError: the sign of its model type is not known.
+        UserError: the config cannot be read, or the model type is not in `_INVERSE`.
     """
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))

@@ -1,7 +1,8 @@
-"""Foreground labelers: saliency networks, whose architecture comes from their authors' packages.
+"""Labelers of the foreground: the saliency networks TRACER and InSPyReNet.
 
-The packages' own loaders unpickle and download, so the networks are built here and filled from a
-safetensors file.
+The classes of the networks come from the packages carvekit and transparent-background.  Their own
+loaders are not used, because they download files and unpickle them; instead, weights are read from
+a safetensors file.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ _INSPYRENET_SIDE = 384
 
 
 class SaliencyLabeler:
-    """Labeler around a network that predicts the probability of foreground.
+    """Foreground labeler that uses a saliency network.
 
     Args:
-        side: height and width in pixels of the network's input.
+        network: network from images (n, rgb, y, x) to probabilities of foreground (n, 1, y, x).
+        side: height and width of the network's input in pixels.
+        device: device of the network.
     """
 
     units = "probability of foreground"
@@ -51,7 +54,11 @@ class SaliencyLabeler:
 
 
 def locate_tracer(spec: LabelerSpec) -> list[Path]:
-    """Find carvekit and a file of its published weights."""
+    """Check that carvekit is installed, and find the weights file of TRACER.
+
+    Raises:
+        UserError: the package or the file is missing.
+    """
     require_package(
         "carvekit",
         "pip install --no-deps carvekit (its dependencies include a package named typing, which "
@@ -61,9 +68,10 @@ def locate_tracer(spec: LabelerSpec) -> list[Path]:
 
 
 def load_tracer(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
-    """Load TRACER with EfficientNet-B7 (Lee, Shin & Han 2022), as carvekit publishes it."""
+    """Load TRACER with EfficientNet-B7 (Lee, Shin & Han 2022), with carvekit's weights."""
     (path,) = locate_tracer(spec)
-    with torch.random.fork_rng():  # carvekit seeds the global generators when it is imported
+    # The import of carvekit seeds PyTorch's global random generators, which must not change.
+    with torch.random.fork_rng():
         from carvekit.ml.arch.tracerb7.efficientnet import EfficientEncoderB7
         from carvekit.ml.arch.tracerb7.tracer import TracerDecoder
 
@@ -76,13 +84,17 @@ def load_tracer(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
 
 
 def locate_inspyrenet(spec: LabelerSpec) -> list[Path]:
-    """Find transparent-background and a local checkpoint."""
+    """Check that transparent-background is installed, and find the weights file of InSPyReNet.
+
+    Raises:
+        UserError: the package or the file is missing.
+    """
     require_package("transparent_background", "pip install 'ldmprobe[inspyrenet]'")
     return [find_file(spec, "InSPyReNet's weights (ckpt_fast.pth of transparent-background)")]
 
 
 def load_inspyrenet(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
-    """Load InSPyReNet with Swin-B (Kim et al. 2022) at 384 pixels, the package's fast mode."""
+    """Load InSPyReNet with Swin-B (Kim et al. 2022) for inputs of 384 pixels (its fast mode)."""
     (path,) = locate_inspyrenet(spec)
     from transparent_background.InSPyReNet import InSPyReNet_SwinB
 

@@ -1,4 +1,4 @@
-"""Batches of images through a network, and conversions between images and tensors."""
+"""Helpers for labelers: processing of images in batches, and conversion to tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from torch.nn import functional as F
 def in_batches(
     images: np.ndarray, batch: int, label: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Apply ``label`` to images (n, y, x, rgb), ``batch`` at a time; float32 (n, ...)."""
+    """Apply a function to images in batches, which limits the memory that it needs.
+
+    Args:
+        images: (n, y, x, rgb).
+        batch: largest number of images in one call.
+        label: function from images to labels (n, ...).
+
+    Returns:
+        labels of all images, float32 (n, ...).
+    """
     return np.concatenate(
         [label(images[start : start + batch]) for start in range(0, len(images), batch)]
     ).astype(np.float32)
@@ -26,17 +35,28 @@ def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Standardise images (n, rgb, y, x) in 0..1 by the mean and deviation of each channel."""
+    """Subtract a mean from each channel of images, and divide it by a standard deviation.
+
+    Args:
+        images: (n, rgb, y, x) in 0..1.
+        mean, std: mean and standard deviation of each channel.
+    """
     shape = (1, 3, 1, 1)
     centre = torch.tensor(mean, device=images.device).view(shape)
     return (images - centre) / torch.tensor(std, device=images.device).view(shape)
 
 
 def resized(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
-    """Resize maps (n, y, x) to another height and width."""
+    """Resize maps (n, y, x) to a height and width, and convert them to NumPy float32.
+
+    Args:
+        maps: maps on any device.
+        size: height and width in pixels.
+        mode: interpolation of PyTorch, ``bilinear`` or ``bicubic``.
+    """
     upsampled = F.interpolate(maps.float()[:, None], size, mode=mode, align_corners=False)
     return upsampled[:, 0].cpu().numpy()
 
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""Channel statistics that networks trained on ImageNet expect."""
+"""Mean and standard deviation of each RGB channel over ImageNet, for `normalise`."""

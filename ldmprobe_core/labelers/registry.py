@@ -1,7 +1,8 @@
-"""Registry of labelers by property and name: built in, registered, or from other packages.
+"""Registry of labelers, each under a property and a name.
 
-Entry points make the labelers of a package known before it is imported.  Their names are
-``property.name``, and their values are the objects that `register_labeler` decorates::
+Labelers are built in, registered with `register_labeler`, or offered by other packages as entry
+points.  The name of an entry point is ``property.name``; its value is a class or function as for
+`register_labeler`::
 
     [project.entry-points."ldmprobe.labelers"]
     "depth.mine" = "my_package.depth:MyDepthLabeler"
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     import torch
 
 ENTRY_POINTS = "ldmprobe.labelers"
-"""Group of the entry points by which other packages offer labelers."""
+"""Name of the entry-point group in which other packages offer labelers."""
 
 EXACT_MAPS = "maps"
-"""Reserved name that stands for the exact maps beside source images."""
+"""Labeler name in a study that means: read the labels from map files beside the source images."""
 
 _LABELERS: dict[tuple[str, str], LabelerEntry] = {}
 
@@ -38,17 +39,18 @@ Loader = TypeVar("Loader", bound=Callable[..., Any])
 def register_labeler(
     prop: str, name: str, entry: LabelerEntry | None = None
 ) -> Callable[[Loader], Loader]:
-    """Register a labeler under a property and a name; without an entry, as a decorator.
+    """Register a labeler under a property and a name, usually as a decorator.
 
-    The decorated class or function is called with a `LabelerSpec` and a ``torch.device`` and
-    returns a `Labeler`.  Its optional attribute ``locate_weights`` is that of a `LabelerEntry`.  A
-    later registration replaces an earlier one of the same name.  Worker processes need the
-    registration too: offer it as an entry point (see the module).
+    The decorated class or function takes a `LabelerSpec` and a ``torch.device``, and returns a
+    `Labeler`.  It may have an attribute ``locate_weights`` (see `LabelerEntry`).  A later
+    registration replaces an earlier one with the same property and name.  Registrations hold for
+    one process; for worker processes, offer the labeler as an entry point (see this module's
+    docstring).
 
     Args:
         prop: property that is labeled, such as ``depth``.
         name: name of the labeler in ``labels.<property>`` of a study.
-        entry: entry of the labeler; None takes the decorated object.
+        entry: registry entry, for use without decoration; None builds it from the decorated object.
 
     Raises:
         UserError: the name is ``maps``, which stands for exact maps.
@@ -71,7 +73,7 @@ def register_labeler(
 
 
 def as_entry(loader: Any) -> LabelerEntry:
-    """Registry entry of a loader: a class or function, or an entry already."""
+    """Build a registry entry from a labeler class or a loading function; return entries as is."""
     if isinstance(loader, LabelerEntry):
         return loader
     return LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
@@ -113,7 +115,7 @@ register_labeler(
 
 
 def labeler_names(prop: str) -> list[str]:
-    """Names of every labeler of a property, sorted, without loading entry points."""
+    """List the names of a property's labelers, sorted; entry points are included but not loaded."""
     registered = {name for known, name in _LABELERS if known == prop}
     offered = {
         point.name.removeprefix(f"{prop}.")
@@ -124,10 +126,10 @@ def labeler_names(prop: str) -> list[str]:
 
 
 def find_labeler(prop: str, name: str) -> LabelerEntry:
-    """Entry of a labeler; loads the entry point if another package offers it.
+    """Find the registry entry of a labeler; if it is from another package, that is imported.
 
     Raises:
-        UserError: the property has no labeler of this name, or its package does not import.
+        UserError: the property has no labeler of this name, or its package cannot be imported.
     """
     if (prop, name) not in _LABELERS:
         points = entry_points(group=ENTRY_POINTS, name=f"{prop}.{name}")
@@ -160,10 +162,10 @@ def require_known(prop: str, spec: LabelerSpec) -> None:
 
 
 def check_labeler(prop: str, spec: LabelerSpec) -> str:
-    """Check that a labeler can be loaded on this machine, without loading it.
+    """Check that this machine has a labeler's package and weights, without loading them.
 
     Returns:
-        16 hex digits: a digest of the labeler's name and weight files.
+        fingerprint of the labeler: 16 hexadecimal digits, a hash of its name and weight files.
 
     Raises:
         UserError: its package or weights are missing.
@@ -181,7 +183,7 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
-    """Labeler specs of a study by property; properties read from exact maps are left out."""
+    """Return a study's labelers by property, without properties that are read from map files."""
     specs = {prop: study.labels.labeler(prop) for prop in map_properties()}
     specs["class"] = study.labels.classes
     return {

@@ -1,4 +1,4 @@
-"""Shading labelers: intrinsic decompositions, and a classical approximation without weights."""
+"""Labelers of shading: two neural image decompositions, and retinex, which has no weights."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from ldmprobe_core.labelers.weights import files_of, find_folder, refuse_revisio
 from ldmprobe_core.study.sections import LabelerSpec
 
 _SCALES = (15 / 512, 80 / 512, 250 / 512)
-"""Scales of 15, 80 and 250 pixels (Jobson, Rahman & Woodell 1997), as shares of the longer side."""
+"""Standard deviations of the Gaussian blurs in retinex, as shares of the image's longer side.
+
+They are 15, 80 and 250 pixels (Jobson, Rahman & Woodell 1997) for an image of 512 pixels.
+"""
 _MARIGOLD = "prs-eth/marigold-iid-lighting-v1-1"
 
 
 class RetinexLabeler:
-    """Labeler of illumination by multi-scale retinex, an approximation of shading.
+    """Shading labeler that estimates illumination by multi-scale retinex.
 
-    Retinex attributes the smooth variation of the luminance to light (Jobson, Rahman & Woodell
-    1997): here the geometric mean over scales of the blurred linear luminance.  It confuses edges
-    of shade with edges of paint.
+    Retinex assumes that smooth variation of the luminance comes from light (Jobson, Rahman &
+    Woodell 1997).  The label is the geometric mean of the linear luminance after blurs at several
+    scales.  It is an approximation, which cannot tell the edge of a shadow from the edge of a
+    painted area.
     """
 
     units = "smoothed luminance (retinex illumination), 0..1"
@@ -43,7 +47,7 @@ class RetinexLabeler:
 
 
 class MarigoldLabeler:
-    """Labeler around Marigold's lighting model (Ke et al. 2025): luminance of its shading."""
+    """Shading labeler that uses the luminance of Marigold's predicted shading (Ke et al. 2025)."""
 
     units = "shading, luminance, linear, up to scale"
     classes: tuple[str, ...] = ()
@@ -53,7 +57,7 @@ class MarigoldLabeler:
         self.target_index = pipeline.target_properties["target_names"].index("shading")
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`; every image gets the same noise."""
+        """See `ldmprobe_core.labelers.base.Labeler`; all images use the same initial noise."""
         return np.stack([self._label(image) for image in images]).astype(np.float32)
 
     @torch.no_grad()
@@ -67,7 +71,10 @@ class MarigoldLabeler:
 
 
 class IntrinsicLabeler:
-    """Labeler of grey ordinal shading s (Careaga & Aksoy 2023), from its 1 / (s + 1)."""
+    """Shading labeler that uses the package intrinsic (Careaga & Aksoy 2023).
+
+    The package predicts 1 / (s + 1) for a shading s; the label is s.
+    """
 
     units = "shading, linear, up to scale"
     classes: tuple[str, ...] = ()
@@ -94,7 +101,7 @@ class IntrinsicLabeler:
 
 
 def locate_retinex(spec: LabelerSpec) -> list[Path]:
-    """Check that no weights are given, since retinex has none."""
+    """Check that the study gives no weights for retinex, which has none; returns no files."""
     refuse_revision(spec)
     if spec.weights is not None:
         raise UserError(f"it takes no weights ({spec.weights!r}). Fix: leave weights out")
@@ -107,12 +114,16 @@ def load_retinex(spec: LabelerSpec, device: torch.device) -> RetinexLabeler:
 
 
 def locate_marigold(spec: LabelerSpec) -> list[Path]:
-    """Find the files of a Marigold pipeline."""
+    """Find the files of a Marigold pipeline, in a folder or in the Hugging Face cache."""
     return files_of(find_folder(spec, _MARIGOLD))
 
 
 def load_marigold(spec: LabelerSpec, device: torch.device) -> MarigoldLabeler:
-    """Load Marigold from a folder or hub id."""
+    """Load a Marigold pipeline that predicts shading, from a folder or the Hugging Face cache.
+
+    Raises:
+        UserError: the weights are missing, do not load, or do not predict shading.
+    """
     from diffusers import MarigoldIntrinsicsPipeline
 
     folder = find_folder(spec, _MARIGOLD)
@@ -136,7 +147,11 @@ def load_marigold(spec: LabelerSpec, device: torch.device) -> MarigoldLabeler:
 
 
 def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
-    """Find the package, which loads its own weights: ``paper_weights`` or ``v2``."""
+    """Check that the package intrinsic is installed; returns no files, as it loads its own weights.
+
+    Raises:
+        UserError: the package is missing, or ``weights`` is neither ``paper_weights`` nor ``v2``.
+    """
     require_package(
         "intrinsic",
         "pip install https://github.com/compphoto/Intrinsic/archive/main.zip (academic licence)",
@@ -151,7 +166,7 @@ def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
 
 
 def load_intrinsic(spec: LabelerSpec, device: torch.device) -> IntrinsicLabeler:
-    """Load Intrinsic by the package's own loader, from torch's cache or its release page."""
+    """Load the labeler with the package's own loader, which may download its weights."""
     locate_intrinsic(spec)
     from intrinsic.pipeline import load_models
 

@@ -1,7 +1,7 @@
-"""Embedded labelers: small networks trained on the renderer's exact maps.
+"""Labelers for the tabletop model: small networks that are part of this package.
 
-For the tabletop model they take the place of TRACER (foreground), MiDaS (depth), Intrinsic
-(shading) and VGG-16 (class).  One network computes all maps, surface normals included.
+They were trained on exact maps from the renderer of tabletop scenes.  One network computes the maps
+of foreground, depth, shading and surface normals, and another computes class probabilities.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ JUDGE_WIDTHS = (24, 48, 96, 160)
 
 
 class _MapNetworkCache:
-    """Map network with a cache of the last images' maps, one for each thread.
+    """Map network with a cache of its last result, one cache for each thread.
 
-    The labelers of a study are called with the same array one after the other, so that they share
-    one forward pass.
+    A study calls the labelers of several properties with the same array of images, and the cache
+    lets them share one forward pass.
     """
 
     def __init__(self, network: MapNetwork, device: torch.device) -> None:
@@ -70,7 +70,8 @@ class MapLabeler:
         if self.prop == "foreground":
             output = torch.sigmoid(output)
         if self.prop == "depth":
-            # The scale of a scene is not visible in an image: depth is relative, as with MiDaS.
+            # An image does not show the absolute scale of a scene, so depth is relative to the
+            # image's mean.
             output = output - output.mean((1, 2), keepdim=True)
         return output.numpy()
 
@@ -85,13 +86,13 @@ class NormalLabeler:
         self.maps = maps
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Unit vectors (n, y, x, axis) float32 of uint8 images (n, y, x, rgb)."""
+        """Compute unit normals (n, y, x, axis) float32 from images (n, y, x, rgb) uint8."""
         vectors = self.maps(images)[:, MAP_CHANNELS.index("normal x") :].permute(0, 2, 3, 1)
         return normalize(vectors, dim=-1).contiguous().numpy()
 
 
 class ClassLabeler:
-    """Labeler of the tabletop categories."""
+    """Labeler of class probabilities over the categories of the tabletop scenes."""
 
     units = "probability"
     classes = CATEGORIES
@@ -104,7 +105,7 @@ class ClassLabeler:
         return _apply(self.network, images, self.device).softmax(1).numpy()
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Penultimate layer, (n, d) float32, of uint8 images (n, y, x, rgb)."""
+        """Compute penultimate-layer features (n, d) float32 of images (n, y, x, rgb) uint8."""
         return _apply(self.network.features, images, self.device).numpy()
 
 
@@ -119,7 +120,7 @@ def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torc
 
 
 def _folder(spec: LabelerSpec) -> Path:
-    """Folder of the labelers' weights: the embedded ones, or others from the same training."""
+    """Model folder with the labelers' weights: that of the study, or that of this package."""
     return Path(spec.weights).expanduser() if spec.weights else MODEL_FOLDER
 
 
@@ -134,7 +135,7 @@ def _path(name: str, folder: Path) -> Path:
 
 
 def _map_network(device: torch.device, folder: Path) -> MapNetwork:
-    """The map network, with as many outputs as its weights have."""
+    """Load the map network; the number of its outputs is read from the weights."""
     outputs = len(load_file(_path("maps", folder))["head.2.bias"])
     return _weights(MapNetwork(outputs=outputs), "maps", device, folder)
 
@@ -151,12 +152,12 @@ def _maps(device: torch.device, folder: Path) -> _MapNetworkCache:
 
 
 def map_labeler(prop: str, network: MapNetwork, device: torch.device) -> MapLabeler:
-    """Labeler of one property from a loaded map network."""
+    """Build the labeler of one property (foreground, depth or shading) from a map network."""
     return MapLabeler(prop, _MapNetworkCache(network, device))
 
 
 def load_networks(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Load the networks of a model folder's labelers by file name: maps, class, judge."""
+    """Load the labelers' networks from a model folder: ``maps``, ``class`` and ``judge``."""
     classes = len(CATEGORIES)
     return {
         "maps": _map_network(device, folder),
@@ -166,27 +167,27 @@ def load_networks(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def locate_weights(spec: LabelerSpec) -> list[Path]:
-    """Find the weight files.
+    """Find the weight files of the map network and the classifier.
 
     Raises:
-        UserError: they are missing.
+        UserError: a file is missing, or the study gives a revision, which these labelers lack.
     """
     refuse_revision(spec)
     return [_path(name, _folder(spec)) for name in ("maps", "class")]
 
 
 def load_foreground(spec: LabelerSpec, device: torch.device) -> MapLabeler:
-    """Load the foreground labeler: share of each pixel that the object covers, 0..1."""
+    """Load the labeler of foreground: the share of each pixel that an object covers, 0..1."""
     return MapLabeler("foreground", _maps(device, _folder(spec)))
 
 
 def load_depth(spec: LabelerSpec, device: torch.device) -> MapLabeler:
-    """Load the depth labeler: log of depth along the camera's axis, less the image's mean."""
+    """Load the labeler of depth: log depth along the camera's axis, minus the image's mean."""
     return MapLabeler("depth", _maps(device, _folder(spec)))
 
 
 def load_shading(spec: LabelerSpec, device: torch.device) -> MapLabeler:
-    """Load the shading labeler: light that arrives at each surface, 0..1."""
+    """Load the labeler of shading: the light that arrives at each surface, 0..1."""
     return MapLabeler("shading", _maps(device, _folder(spec)))
 
 
@@ -194,7 +195,7 @@ def load_normals(spec: LabelerSpec, device: torch.device) -> NormalLabeler:
     """Load the labeler of normals: unit vectors perpendicular to surfaces, in the camera's axes.
 
     Raises:
-        UserError: the weights are of a network that was trained without normals.
+        UserError: the weights are missing, or are of a network without outputs for normals.
     """
     folder = _folder(spec)
     maps = _maps(device, folder)
@@ -207,12 +208,12 @@ def load_normals(spec: LabelerSpec, device: torch.device) -> NormalLabeler:
 
 
 def load_classes(spec: LabelerSpec, device: torch.device) -> ClassLabeler:
-    """Load the class labeler: probabilities of the twelve categories."""
+    """Load the labeler of the class: probabilities of the twelve categories."""
     network = ClassNetwork(len(CATEGORIES))
     return ClassLabeler(_weights(network, "class", device, _folder(spec)), device)
 
 
 def load_judge(spec: LabelerSpec, device: torch.device) -> ClassLabeler:
-    """Load the judge: a second, separately trained classifier for scores outside studies."""
+    """Load the judge, a second classifier that was trained separately from the class labeler."""
     network = ClassNetwork(len(CATEGORIES), JUDGE_WIDTHS)
     return ClassLabeler(_weights(network, "judge", device, _folder(spec)), device)

@@ -1,4 +1,4 @@
-"""Networks of the embedded labelers: a small U-Net for maps, its encoder alone for classes."""
+"""Networks of the tabletop labelers: a small U-Net for maps, and a classifier."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MAP_CHANNELS = ("foreground", "depth", "shading", "normal x", "normal y", "normal z")
-"""Channels of `MapNetwork`, in order; networks that were trained without normals have three."""
+"""Output channels of `MapNetwork`, in order; a network without normals has only the first three."""
 
 
 class _Block(nn.Module):
@@ -53,8 +53,8 @@ class _Encoder(nn.Module):
 class MapNetwork(nn.Module):
     """U-Net from images (n, rgb, y, x) in -1..1 to the maps of `MAP_CHANNELS`, (n, map, y, x).
 
-    Foreground is a logit, depth a logarithm, shading linear; the normal is a vector of any length
-    in the camera's axes (`Rendering.normal`).
+    The foreground is a logit, depth is the logarithm of a distance, and shading is linear.  The
+    normal is a vector of any length in the camera's axes: right, up, towards the camera.
     """
 
     def __init__(
@@ -73,7 +73,10 @@ class MapNetwork(nn.Module):
         )
 
     def load_fewer(self, state: dict[str, Tensor]) -> None:
-        """Load the weights of a network with fewer outputs; the further outputs keep theirs."""
+        """Load the weights of a `MapNetwork` with fewer outputs.
+
+        The weights of the outputs that the other network lacks are not changed.
+        """
         current = self.state_dict()
         for key in ("head.2.weight", "head.2.bias"):
             fewer = state[key]
@@ -99,7 +102,7 @@ class ClassNetwork(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def features(self, image: Tensor) -> Tensor:
-        """Features that the class is computed from: mean of the last block's output, (n, d)."""
+        """Compute the features from which the class is predicted, (n, d): a mean over the image."""
         last = self.encoder(image)[-1]
         return F.silu(self.norm(last)).mean((2, 3))
 

@@ -1,6 +1,6 @@
-"""Lookup and loading of labelers' weights: a file, a folder or the hub's cache; safetensors only.
+"""Search and loading of labelers' weights, from safetensors files only.
 
-Convert weights that are published as a pickled state dict once::
+Weights that are published as a pickled state dict must be converted once::
 
     python -m ldmprobe_core.labelers.weights model.pth      # writes model.safetensors beside it
 """
@@ -23,13 +23,21 @@ CONVERT = "python -m ldmprobe_core.labelers.weights"
 
 
 def require_package(module: str, install: str) -> None:
-    """Raise `UserError` if a package is not installed, without importing it."""
+    """Check that a package is installed, without importing it.
+
+    Args:
+        module: name under which the package is imported.
+        install: command that installs it, for the message.
+
+    Raises:
+        UserError: the package is not installed.
+    """
     if importlib.util.find_spec(module) is None:
         raise UserError(f"the package {module} is not installed. Fix: {install}")
 
 
 def refuse_revision(spec: LabelerSpec) -> None:
-    """Raise `UserError` if a revision is given, which only hub ids have."""
+    """Raise `UserError` if the study gives a revision for weights that are not a hub id."""
     if spec.revision is not None:
         raise UserError(
             f"revision: only hub ids have revisions ({spec.revision!r:.60}). Fix: leave it out"
@@ -37,13 +45,16 @@ def refuse_revision(spec: LabelerSpec) -> None:
 
 
 def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
-    """Find a folder written by ``save_pretrained``, or a hub id's copy in the hub's cache.
+    """Find the folder of a labeler's weights, given as a local folder or a hub id.
+
+    Nothing is downloaded: the files of a hub id must be in the Hugging Face cache.
 
     Args:
-        default: hub id that is taken if the spec names no weights.
+        spec: the study's settings of the labeler.
+        default: hub id to use if the study gives no weights.
 
     Raises:
-        UserError: there is no such folder, or it holds no safetensors file.
+        UserError: the folder does not exist, or has no safetensors file.
     """
     from huggingface_hub import snapshot_download
 
@@ -63,7 +74,8 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
             )
         try:
             folder = Path(snapshot_download(source, revision=spec.revision, local_files_only=True))
-        except Exception as error:  # the hub's client raises many types for absent files
+        # The hub's client raises exceptions of many types for files that are not in the cache.
+        except Exception as error:
             raise UserError(
                 f"weights {source!r} are not in this machine's hub cache. Fix: fetch them with "
                 f"hf download {source}, or give a folder"
@@ -76,20 +88,21 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """List the weight and config files of a folder; empty without safetensors files."""
+    """List the safetensors and JSON files in a folder; empty if it has no safetensors file."""
     weights = list(folder.rglob("*.safetensors"))
     return [*weights, *folder.rglob("*.json")] if weights else []
 
 
 def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> Path:
-    """Find a state dict in one safetensors file.
+    """Find the safetensors file of a labeler's weights.
 
     Args:
-        published: name of the published file, for the message if it is missing.
-        cache: file that is taken if the spec names none.
+        spec: the study's settings of the labeler.
+        published: description of the published weights, for messages.
+        cache: file to use if the study gives no weights.
 
     Raises:
-        UserError: there is no such file, or it is a pickle.
+        UserError: the file does not exist, or is a pickle.
     """
     refuse_revision(spec)
     path = Path(spec.weights).expanduser() if spec.weights else cache
@@ -111,21 +124,25 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
 
 
 def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Module:
-    """Fill a network with the weights of a safetensors file, in eval mode and float32.
+    """Load the weights of a safetensors file into a network.
+
+    Returns:
+        the network in eval mode and float32, on the device.
 
     Raises:
-        UserError: the file does not fit the network.
+        UserError: the file cannot be read, or its tensors do not fit the network.
     """
     try:
         state = {name: value.float() if value.is_floating_point() else value
                  for name, value in load_file(path).items()}  # fmt: skip
         missing, _ = network.load_state_dict(state, strict=False)
-    except Exception as error:  # safetensors and torch raise different ones
+    # Safetensors and PyTorch raise exceptions of many types for unsuitable files.
+    except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"weights {str(path)!r} do not fit the network ({reason}). Fix: fetch them again"
         ) from error
-    # Published files may have weights that inference does not use.
+    # These counters of batch normalisation are used in training only, and some files lack them.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
@@ -136,10 +153,13 @@ def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Modul
 
 
 def convert(path: Path) -> Path:
-    """Write a pickled state dict as a safetensors file beside it.
+    """Convert a pickled state dict to a safetensors file in the same folder.
 
-    torch's restricted unpickler admits tensors and plain containers only; still, convert only files
-    from a trusted origin.
+    PyTorch's restricted unpickler loads only tensors and plain containers, but convert only files
+    that you trust nevertheless.
+
+    Returns:
+        path of the safetensors file.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)

@@ -1,1 +1,1 @@
-"""Loading of a diffusers pipeline, sampling from it, and capture of its activations."""
+"""Loading of diffusers pipelines, sampling of images, and capture of activations."""

@@ -1,7 +1,7 @@
-"""Forward hooks that capture the activations of named modules (conditional half only).
+"""Forward hooks that capture the outputs of a network's modules as activations.
 
-Activations are copied to the host while the device computes on: a `HostTransfer` begins the copy,
-and `HostTransfer.result` waits for it, possibly in another thread.
+Under classifier-free guidance a network processes each sample twice, with and without its prompt.
+Only the activations with the prompt (the conditional ones) are captured.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from ldmprobe_core.models.token_grid import to_grid
 
 
 class ActivationCapture:
-    """Hooks on modules, as a context manager; `pop_activations` after each call of their network.
+    """Context manager that captures the outputs of modules while its block runs.
+
+    After each call of the network, `pop_activations` returns the outputs of that call.
 
     Args:
         modules: layer name to module.
-        architecture: tells which modules return text beside the image.
-        batch_copies: copies of the batch in one call: 2 under guidance (unconditional, then
-            conditional), else 1.  It is declared, then checked; shapes alone do not tell it.
-        network: the network that the modules belong to; its text input gives the number of text
-            tokens.  None if no module returns text.
+        architecture: architecture of the model, which gives the token grid and the modules whose
+            output includes text tokens.
+        batch_copies: number of copies of the batch in one call: 2 if guidance puts an unconditional
+            copy before the conditional one, else 1.
+        network: network that the modules belong to, whose text input gives the number of text
+            tokens.  None if no module's output includes text tokens.
     """
 
     def __init__(
@@ -62,10 +65,12 @@ class ActivationCapture:
         self._hooks.clear()
 
     def _count_text(self, _network: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        """Hook before the network's call that records the number of text tokens in its input."""
         text = kwargs["encoder_hidden_states"]
         self._grid = replace(self._grid, text=text.shape[1])
 
     def _hook(self, name: str) -> Callable[..., None]:
+        """Build the forward hook that captures the output of one layer."""
         item = image_output_index(self.architecture, self.modules[name])
 
         def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -76,27 +81,27 @@ class ActivationCapture:
         return record
 
     def discard(self) -> None:
-        """Discard the outputs of the last call, such as guidance's unconditional one."""
+        """Discard the outputs of the network's last call, such as an unconditional call."""
         self._captured = {}
 
     def pop_activations(self, samples: int) -> dict[str, Tensor]:
-        """Return the outputs of the last call by layer and forget them.
+        """Return the activations of the network's last call, and remove them from this object.
 
         Args:
-            samples: number of samples of the batch.
+            samples: number of samples in the batch.
 
         Returns:
-            float16 (sample, y, x, channel) on the device, a copy each.
+            layer name to activations, float16 (sample, y, x, channel), copied on their device.
 
         Raises:
-            RuntimeError: a module was not called, or its batch was not ``samples`` times the
-                declared copies.
+            RuntimeError: a module was not called, or its batch size was not ``samples`` times
+                ``batch_copies``.
         """
         uncalled = [name for name in self.modules if name not in self._captured]
         if uncalled:
             raise RuntimeError(
-                f"no activations came from {', '.join(uncalled)}: the module was not called "
-                "(a compiled model bypasses hooks)"
+                f"no activations came from {', '.join(uncalled)}: the module was not called. Fix: "
+                "if the model was compiled, load it without compilation, which bypasses hooks"
             )
         for name, size in self._batch_sizes.items():
             if size != samples * self.batch_copies:
@@ -104,9 +109,9 @@ class ActivationCapture:
                     f"{name} has a batch of {size}, not {samples} x {self.batch_copies}: the "
                     "pipeline's guidance is not what was declared"
                 )
+        # A view of the output would keep the memory of the whole batch, so each part is copied.
         activations = {
-            name: self._captured[name].to(torch.float16, copy=True)  # no view of the whole batch
-            for name in self.modules
+            name: self._captured[name].to(torch.float16, copy=True) for name in self.modules
         }
         self._captured = {}
         return activations

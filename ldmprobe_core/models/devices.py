@@ -1,4 +1,4 @@
-"""Choice of the compute device."""
+"""Choice of the device (CUDA, MPS or CPU) that runs the models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from ldmprobe_core.study.schema import Study
 
 
 def pick_device(name: str) -> torch.device:
-    """Choose the device of a name; ``auto`` takes CUDA, then MPS, then the CPU.
+    """Convert a device name to a torch device, after a check that this machine has it.
+
+    Args:
+        name: ``cuda``, ``mps``, ``cpu``, or ``auto`` for the first of these that is available.
 
     Raises:
         UserError: this machine does not have the device.
@@ -29,10 +32,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_device(study: Study) -> None:
-    """Check that a study's device is on this machine, and that its model settings suit it.
+    """Check that this machine has a study's device, and that its model settings suit the device.
 
     Raises:
-        UserError: this machine does not have the device, or offloading is on without a GPU.
+        UserError: this machine does not have the device, or ``model.cpu_offload`` is true although
+            the device is the CPU.
     """
     device = pick_device(study.execution.wanted_device)
     if study.model.cpu_offload and device.type == "cpu":

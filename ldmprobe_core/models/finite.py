@@ -1,4 +1,4 @@
-"""Checks for values that are not finite, before they become images, labels or scores."""
+"""Checks for unusable outputs of networks: NaN, infinite values, and images of one colour."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from ldmprobe_core.errors import RunError
 
 
 class NonFiniteError(RunError):
-    """NaN or infinite values in a network's output; the unit of work fails unrecorded.
+    """Error for NaN or infinite values in the output of a network or the scheduler.
 
     Attributes:
-        network: name of the network, such as ``unet``.
-        samples: positions in the batch of the affected samples.
-        step: sampler step (from 1); None outside the sampler's loop.
+        network: name of the network, such as ``unet``, or ``scheduler``.
+        samples: positions of the affected samples in their batch, from 0.
+        step: sampler step (from 1); None if the values were computed after the last step.
     """
 
     def __init__(self, network: str, samples: Sequence[int], step: int | None) -> None:
-        super().__init__(network, tuple(samples), step)  # pickling calls with these arguments
+        # An unpickled exception is built from these arguments.
+        super().__init__(network, tuple(samples), step)
         self.network, self.samples, self.step = network, tuple(samples), step
 
     def __str__(self) -> str:
@@ -37,13 +38,15 @@ class NonFiniteError(RunError):
 def require_finite(
     values: Any, network: str, step: int | None = None, batch: int | None = None
 ) -> None:
-    """Check tensors, and dicts or sequences of them.
+    """Check that tensors hold neither NaN nor infinite values.
 
     Args:
-        values: tensors whose first dimension is the samples, or several copies of the batch.
-        network: name of the network that computed them.
-        step: sampler step, from 1.
-        batch: number of samples in the batch, if `values` hold several copies of it.
+        values: a tensor, or a dict, list or tuple of tensors, nested to any depth; other values are
+            ignored.  The first dimension of each tensor is the sample.
+        network: name of the network that computed the values, for the message.
+        step: sampler step (from 1), for the message; None if the values are of no step.
+        batch: number of samples in the batch; needed only if the tensors hold several copies of
+            the batch, as under guidance.
 
     Raises:
         NonFiniteError: a value is NaN or infinite.
@@ -63,14 +66,14 @@ def require_finite(
 
 
 def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
-    """Refuse images of a single colour, whose labels would be arbitrary.
+    """Check that no image is of a single colour, because its labels would be meaningless.
 
     Args:
         images: (sample, y, x, rgb) uint8.
-        samples: index of each image's sample in the run.
+        samples: index in the run of each image's sample, for the message.
 
     Raises:
-        RunError: an image does not vary; the sample is named.
+        RunError: all pixels of an image are equal.
     """
     flat = images.reshape(len(images), -1, images.shape[-1])
     constant = np.flatnonzero((flat == flat[:, :1]).all((1, 2)))
@@ -84,15 +87,15 @@ def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
 
 
 def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int]) -> None:
-    """Refuse a labeler's output that is not finite.
+    """Check that a labeler's output holds neither NaN nor infinite values.
 
     Args:
-        name: name of the property, for messages.
-        values: float (image, ...), with the images of a sample next to each other.
-        samples: index of each sample in the run.
+        name: name of the labeled property, for the message.
+        values: float (image, ...); every sample has the same number of consecutive images.
+        samples: index in the run of each sample, for the message.
 
     Raises:
-        RunError: a value is NaN or infinite; property and sample are named.
+        RunError: a value is NaN or infinite.
     """
     affected = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
     if len(affected):

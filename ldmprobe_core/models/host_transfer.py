@@ -1,4 +1,4 @@
-"""Asynchronous copies of activations from the device to host memory."""
+"""Asynchronous copies of activations from GPU memory to host memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ import torch
 from torch import Tensor
 
 _INFINITY_BITS = 0x7C00
-"""Bits of float16's infinity; those of NaN are larger."""
+"""Bit pattern of infinity in float16, as an integer; the bit patterns of NaN are larger."""
 
 HostActivations = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Layer to float16 (sample, y, x, channel) and int32 (sample,), counts of non-finite values."""
+"""Activations in host memory by layer name, each with counts of its non-finite values.
+
+The activations are float16 (sample, y, x, channel), and the counts are int32 (sample,).
+"""
 
 
 class HostTransfer:
-    """Asynchronous copy of activations from the device to the host.
+    """Copy of activations to host memory, which runs while a GPU continues to compute.
+
+    The copy starts at once; `result` waits until it is complete.  Activations that are on the CPU
+    already are not copied.
 
     Args:
-        values: layer name to float16 (sample, y, x, channel) on the device.
+        values: layer name to activations, float16 (sample, y, x, channel), all on one device.
     """
 
     def __init__(self, values: dict[str, Tensor]) -> None:
@@ -39,11 +45,11 @@ class HostTransfer:
 
     @property
     def nbytes(self) -> int:
-        """Number of bytes of the values."""
+        """Size of the activations in bytes, without the counts of non-finite values."""
         return sum(half.nbytes for half, _ in self._values.values())
 
     def result(self) -> HostActivations:
-        """Wait for the copies and return them."""
+        """Wait until the copy is complete, then return the activations as NumPy arrays."""
         if self._event is not None:
             self._event.synchronize()
         return {
@@ -54,26 +60,31 @@ class HostTransfer:
 
 @lru_cache(maxsize=8)
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """Stream of a device's copies, so that they overlap with its computation."""
+    """CUDA stream for copies from a device; a stream of their own lets them overlap computation."""
     return torch.cuda.Stream(device)
 
 
 def _to_pinned(values: Tensor, stream: torch.cuda.Stream) -> Tensor:
-    """Start a copy into page-locked memory on a stream; torch reuses such memory."""
+    """Start an asynchronous copy of a GPU tensor to page-locked host memory on a stream."""
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
-    values.record_stream(stream)  # torch then reuses this memory only after the copy
+    # Without this call, PyTorch could reuse the memory of `values` before the copy is complete.
+    values.record_stream(stream)
     return host
 
 
 def _nonfinite(half: Tensor) -> Tensor:
-    """Counts (sample,) int32 of non-finite values, of the model or of the cast to float16.
+    """Count the infinite and NaN values of each sample, (sample,) int32.
 
-    The largest float16 is 65,504.
+    Finite values above 65,504 count too, since the conversion to float16 has made them infinite.
+
+    Args:
+        half: float16 (sample, ...).
     """
-    bits = half.view(torch.int16) & 0x7FFF  # without the sign; as integers they sort by magnitude
+    # Without the sign bit, float16 values compared as integers are in order of magnitude.
+    bits = half.view(torch.int16) & 0x7FFF
+    # On a CPU, this test for the usual case takes a third of the time of a count per sample.  On a
+    # GPU it would have to wait for the maximum, and delay the copy.
     if half.device.type == "cpu" and (not bits.numel() or bits.max() < _INFINITY_BITS):
-        return torch.zeros(
-            len(half), dtype=torch.int32
-        )  # this takes a third of the time; on a GPU, reading the maximum would stall the stream
+        return torch.zeros(len(half), dtype=torch.int32)
     return (bits >= _INFINITY_BITS).flatten(1).sum(1, dtype=torch.int32)

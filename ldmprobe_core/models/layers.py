@@ -1,4 +1,4 @@
-"""Layers by name: which modules can be captured, globs over them, and their shapes."""
+"""Names and shapes of the layers whose activations can be captured."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from ldmprobe_core.models.token_grid import Grid, to_grid
 from ldmprobe_core.study.layers import LayerShape
 
 VAE = "vae."
-"""Prefix of the names of the decoder's modules; names of the denoiser's have none."""
+"""Prefix of layer names in the VAE's decoder; names of layers in the denoiser have no prefix."""
 
 
 def capturable_modules(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module]:
-    """Every module that can be captured, by name, in the networks' own order.
+    """List the modules whose outputs can be captured: those of the denoiser and the VAE's decoder.
 
-    Containers of modules are left out, since they are never called.
+    `ModuleList` and `ModuleDict` containers are left out, since hooks on them are never called.
+
+    Returns:
+        layer name to module, in the order in which the networks define them; names in the decoder
+        start with ``vae.decoder``.
     """
     named = dict(denoiser.named_modules())
     named |= {
@@ -37,14 +41,18 @@ def capturable_modules(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Modu
 def match_layers(
     architecture: Architecture, names: list[str], layers: tuple[str, ...]
 ) -> list[str]:
-    """Select the names that a study's ``capture.layers`` match, in the networks' own order.
+    """Select the layers that match a study's setting ``capture.layers``.
 
     Args:
-        names: name of every module.
-        layers: globs, or names of presets.
+        architecture: architecture of the model, which defines the presets.
+        names: names of all modules that can be captured.
+        layers: globs over module names, such as ``*.attn1``, or preset names, such as ``resnets``.
+
+    Returns:
+        the matching names, in the order of ``names``.
 
     Raises:
-        UserError: a glob or preset matches no module; close names are listed.
+        UserError: a glob or preset matches no module; the message lists similar names.
     """
     presets = {**architecture.presets, "vae": (VAE + "decoder.mid_block.attentions.0",)}
     chosen = set()
@@ -53,39 +61,46 @@ def match_layers(
         matching = {name for name in names if any(_matches(name, glob) for glob in globs)}
         if not matching:
             if layer in PRESETS and layer not in presets:
-                remedy = f"; this model has {', '.join(presets)}"
+                remedy = f". Fix: use a preset of this model ({', '.join(presets)})"
             else:
                 close = difflib.get_close_matches(layer.replace("*", ""), names, n=3, cutoff=0.3)
-                remedy = f"; close names are {', '.join(close)}" if close else ""
+                remedy = f". Fix: use a name such as {', '.join(close)}" if close else ""
             raise UserError(f"capture.layers {layer!r} matches no module of the denoiser{remedy}")
         chosen |= matching
     return [name for name in names if name in chosen]
 
 
 def _matches(name: str, glob: str) -> bool:
-    """Whether a glob matches a name; only globs with the prefix match the decoder's modules."""
+    """Whether a glob matches a layer name; only globs that start with ``vae.`` match the VAE."""
     return fnmatchcase(name, glob) and (glob.startswith(VAE) or not name.startswith(VAE))
 
 
 def image_output_index(architecture: Architecture, module: nn.Module) -> int:
-    """Index of the image in a module's output: 1 for joint blocks, which return the text first."""
+    """Index of the image tokens in a module's output if the output is a tuple.
+
+    Joint blocks return (text, image), so the index is 1 for them and 0 for other modules.
+    """
     return int(type(module).__name__ in architecture.joint_block_classes)
 
 
 def layer_shapes(
     architecture: Architecture, denoiser: nn.Module, vae: Any, layers: list[str]
 ) -> dict[str, LayerShape]:
-    """Shapes of layers by a dry run on the meta device, without weights, memory or arithmetic.
+    """Find the shapes of layers by one call of the networks on the meta device.
+
+    Tensors on the meta device have shapes but no data, so the call needs no weights.
 
     Args:
-        denoiser, vae: on the meta device.
+        architecture: architecture of the model, which gives the inputs of the call.
+        denoiser, vae: networks on the meta device.
+        layers: names of the layers.
 
     Returns:
-        the layers in the order in which they are called.
+        layer name to height, width and channels, in the order in which the layers are called.
 
     Raises:
-        UserError: the denoiser cannot be called as its pipeline calls it, or a layer is not called
-            or gives neither tokens nor a map.
+        UserError: the denoiser does not accept the inputs that its pipeline passes, a layer is not
+            called, or the output of a layer is neither image tokens nor a feature map.
     """
     outputs: dict[str, Any] = {}
 
@@ -106,7 +121,8 @@ def layer_shapes(
         hook.remove()
     text = call["encoder_hidden_states"].shape[1] if architecture.joint_block_classes else 0
     grid = replace(architecture.grid, text=text)
-    called = sorted(layers, key=[*outputs, *layers].index)  # in the order of the calls
+    # `outputs` has the layers in the order of the calls; layers that were not called come last.
+    called = sorted(layers, key=[*outputs, *layers].index)
     return {
         name: _shape_of(name, outputs, grid, image_output_index(architecture, modules[name]))
         for name in called
@@ -114,6 +130,7 @@ def layer_shapes(
 
 
 def _shape_of(name: str, outputs: dict[str, Any], grid: Grid, item: int) -> LayerShape:
+    """Shape of one layer's output; raises `UserError` if the layer cannot be probed."""
     if name not in outputs:
         raise UserError(
             f"capture.layers: {name} is never called by the denoiser. Fix: choose a narrower glob"

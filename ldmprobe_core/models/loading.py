@@ -1,4 +1,4 @@
-"""Loading of a diffusers pipeline from a folder or the hub's cache; safetensors only."""
+"""Loading of a diffusers pipeline from a local folder or the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -23,22 +23,34 @@ from ldmprobe_core.study.schema import Study
 
 
 def load_pipeline(study: Study, device: torch.device) -> Any:
-    """Load the study's pipeline in eval mode, with the study's scheduler.
+    """Load the diffusers pipeline of a study's model, in eval mode and with the study's scheduler.
+
+    Weights are read from safetensors files on this machine only; nothing is downloaded.
+
+    Args:
+        study: study whose ``model`` and ``sampling.scheduler`` settings are used.
+        device: device that the pipeline is moved to.
+
+    Returns:
+        the pipeline, with a float32 VAE and the other networks in ``model.dtype``.
 
     Raises:
-        UserError: the folder holds no pipeline that can be probed, its weights do not load, or the
-            device does not suit the study.
+        UserError: the model is not on this machine, its architecture is not supported, its weights
+            do not load, or the device does not suit the study.
     """
     model = study.model
     folder = model_folder(model)
     architecture = detect_architecture(folder)
-    logging.disable_progress_bar()  # each stage has a bar of its own
-    # TF32 would replace float32 on some GPUs, and the results would depend on the card.
+    # The command line shows a progress bar of its own for each stage of a run.
+    logging.disable_progress_bar()
+    # With TF32, some GPUs compute float32 products less exactly, and results would depend on the
+    # type of GPU.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         pipeline: Any = architecture.load_pipeline(
             folder,
-            # In float16 some VAEs overflow, and decoding is a small part of the time.
+            # Some VAEs overflow in float16, and float32 costs little here, since decoding is a
+            # small part of the time.
             dtype={"vae": torch.float32, "default": getattr(torch, model.dtype)},
             use_safetensors=True,
             local_files_only=True,
@@ -63,12 +75,12 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
 
 
 def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
-    """Build the denoiser and the VAE on the meta device, without weights or memory.
+    """Build a model's denoiser and VAE on the meta device, where tensors have shapes but no data.
 
-    Their modules have names, and a dry run gives the shapes of layers.
+    These networks give the names of modules and the shapes of their outputs without weights.
 
     Raises:
-        UserError: the configs describe no network that diffusers can build.
+        UserError: diffusers cannot build a network from the model's configs.
     """
     try:
         with torch.device("meta"):
@@ -82,11 +94,13 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
 
 
 def permute_weights(module: nn.Module, seed: int = 100) -> None:
-    """Permute the entries of every parameter tensor, in place.
+    """Randomly permute the entries of every parameter tensor of a network, in place.
 
-    The paper's control (section 4): each tensor keeps its values but not their learned order.
+    Each tensor keeps its values, but their learned order is lost.  Probes on such a network are a
+    control (Chen, Viégas & Wattenberg 2023, section 4).
 
     Args:
+        module: network whose parameters are permuted.
         seed: seed of the permutation; the paper's code uses 100.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -97,10 +111,11 @@ def permute_weights(module: nn.Module, seed: int = 100) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Check that a model folder holds every tensor of every network; no weights are loaded.
+    """Check that a model folder has every weight tensor of its networks, without loading them.
 
     Raises:
-        UserError: a tensor, a shard or a file is missing, cut, or of another shape.
+        UserError: a file, a shard or a tensor is missing, a file is incomplete, or a tensor has
+            another shape than its network needs.
     """
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     for name, entry in index.items():
@@ -112,14 +127,22 @@ def check_weights(folder: Path) -> None:
 
 
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components of a pipeline that a study does not use."""
+"""Components of a pipeline that a study does not use, so their weights need not be present."""
 
 
 def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Module | None:
-    """A component on the meta device; None if it is no network, such as a tokenizer.
+    """Build a pipeline component on the meta device, where tensors have shapes but no data.
+
+    Args:
+        folder: folder of the component, with its config.
+        library: library of the component's class, such as ``diffusers``.
+        name: name of the class.
+
+    Returns:
+        the network; None if the component is not a network, such as a tokenizer.
 
     Raises:
-        UserError: its config describes no network that the library can build.
+        UserError: the library cannot build the network from its config.
     """
     if library not in ("diffusers", "transformers"):
         return None

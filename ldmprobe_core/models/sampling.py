@@ -1,9 +1,10 @@
-"""Run the pipeline on one batch and record images, step images and activations.
+"""Sampling of one batch of images with a diffusers pipeline, and recording of its activations.
 
-The pipeline itself does the sampling; everything is read off through hooks on the denoiser and a
-`SchedulerTap`, so what is probed is what diffusers computes.  Activations are handed to a sink step
-by step, so that memory holds only one step of them.  For source images the tap returns the image's
-latents with the next step's noise to the pipeline, in place of the step's own result.
+The unmodified diffusers pipeline runs the sampling loop.  Hooks on the denoiser record activations,
+and a `SchedulerTap` records the latents of each step.  Activations are passed to a sink after every
+step, so that memory holds the activations of only one step.  If the study has source images, the
+tap replaces the result of each step by the latents of the source image, noised to the level of the
+next step.
 """
 
 from __future__ import annotations
@@ -32,25 +33,33 @@ from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 _PIXELS_PER_DECODE = 1 << 16
-"""Pixels that are decoded together: one image of 512 x 512, or 16 of 64 x 64.
+"""Number of image pixels in one call of the VAE's decoder: 4 images of 128 x 128, or 16 of 64 x 64.
 
-Larger parts do not fit a CPU's cache and take a quarter longer for each image.
+The limit is for speed: the intermediate values of larger calls do not fit a CPU's cache, and each
+image then takes a quarter longer.  An image with more pixels than this is decoded in a call by
+itself.
 """
 
 ActivationSink = Callable[[str, int, HostTransfer], None]
-"""Receiver of activations: network ("trained", "permuted"), step from 0, layers of that step."""
+"""Function that receives the activations of one step.
+
+Its arguments are the network ("trained", or "permuted" for the copy with permuted weights), the
+index of the sampler step (from 0), and the activations by layer.
+"""
 
 
 @dataclass
 class SampledBatch:
-    """One batch of samples.
+    """Images of one sampled batch.
 
     Attributes:
-        image: finished images, or the source images, (sample, y, x, rgb) uint8.
-        trajectory: decoded latents after every step, (sample, step, y, x, rgb) uint8; the last
-            step's are the finished images.  None without step images.
-        clean: the predicted clean image at every step, decoded, same shape; None likewise.
-        timestep: the scheduler's number of every step.
+        image: (sample, y, x, rgb) uint8, the images after the last step; the source images if the
+            study has any.
+        trajectory: (sample, step, y, x, rgb) uint8, the latents after each step, decoded to images.
+            None if step images were not requested.
+        clean: (sample, step, y, x, rgb) uint8, the clean latents that the denoiser predicts at each
+            step, decoded to images.  None if step images were not requested.
+        timestep: the scheduler's timestep of each step, such as 981.0.
     """
 
     image: np.ndarray
@@ -60,12 +69,12 @@ class SampledBatch:
 
 
 class PipelineSampler:
-    """Sampler of one study's batches on a loaded pipeline.
+    """Sampler that generates a study's batches with a loaded diffusers pipeline.
 
     Args:
         pipeline: loaded diffusers pipeline in eval mode, with the study's scheduler.
-        architecture: architecture of the pipeline.
-        study: gives steps, guidance, layers and the switch of the permuted control.
+        architecture: description of the pipeline's class.
+        study: study whose settings are used: steps, guidance, captured layers and controls.
     """
 
     def __init__(self, pipeline: Any, architecture: Architecture, study: Study) -> None:
@@ -91,21 +100,27 @@ class PipelineSampler:
         source_images: np.ndarray | None = None,
         step_images: bool = True,
     ) -> SampledBatch:
-        """Sample one batch; each sample has its own generator, seeded on the CPU.
+        """Generate the images of one batch and pass their activations to a sink.
+
+        Each sample has a random generator of its own on the CPU, so that its image does not depend
+        on the rest of the batch.
 
         Args:
-            samples: prompts and seeds.
-            sink: receives activations as they are computed: of the denoisers' layers and the
-                latents during sampling, step by step, of the decoder's layers afterwards.
-            source_images: (sample, y, x, rgb) uint8, whose noised latents replace the sampled ones.
-            step_images: also decode the latents and the predicted clean image of each step, which
-                takes about as long as the denoiser itself.
+            samples: samples of the batch, each with a prompt and a seed.
+            sink: function that receives the activations: those of the denoiser (and the latents, if
+                they are a control) at each step, those of the VAE's decoder after the last step.
+            source_images: (sample, y, x, rgb) uint8 images to use instead of generated ones: at
+                each step the denoiser receives their noised latents.  None generates images.
+            step_images: whether to decode the latents and the predicted clean latents of every
+                step, which takes about as long as the denoiser.
 
         Raises:
-            RuntimeError: the pipeline called the denoiser otherwise than was declared.
-            NonFiniteError: a network or the scheduler gave NaN or infinite values.
+            RuntimeError: the number or the batch size of the denoiser's calls differs from that
+                which the architecture declares.
+            NonFiniteError: a network or the scheduler computed NaN or infinite values.
         """
-        torch.set_num_threads(self.study.sampling.threads)  # a thread's own setting: set each time
+        # PyTorch keeps this number per thread, and any thread may call this method.
+        torch.set_num_threads(self.study.sampling.threads)
         steps = self._run_pipeline(samples, sink, source_images, step_images)
         for number, latents in enumerate(steps.after, 1):
             require_finite(latents, "scheduler", number)
@@ -126,7 +141,14 @@ class PipelineSampler:
         source_images: np.ndarray | None,
         predicts_clean: bool,
     ) -> StepRecorder:
-        """Run the pipeline on a batch up to its final latents, with hooks and tap in place."""
+        """Run the pipeline on a batch up to the final latents, while hooks record every step.
+
+        Args:
+            predicts_clean: whether to record the predicted clean latents of every step.
+
+        Returns:
+            latents and timesteps of every step; the sink has received the denoiser's activations.
+        """
         generators = [torch.Generator().manual_seed(sample.seed) for sample in samples]
         steps, arguments, replace = StepRecorder(), {}, None
         if source_images is not None:
@@ -155,9 +177,16 @@ class PipelineSampler:
     def _decode_steps(
         self, after: list[Tensor], sink: ActivationSink, step_images: bool
     ) -> list[np.ndarray]:
-        """Images of the latents after each step, or after the last step alone.
+        """Decode the latents after each step, and pass the VAE decoder's activations to the sink.
 
-        All steps are decoded if layers of the decoder are captured.
+        Args:
+            after: latents after each step, in the pipeline's layout.
+            step_images: whether to decode every step.  If False, only the last step is decoded,
+                unless layers of the decoder are captured, which needs every step.
+
+        Returns:
+            (sample, y, x, rgb) uint8 images of each decoded step; the last element is the finished
+            images.
         """
         decoded, last = [], len(after) - 1
         for step, latents in enumerate(after):
@@ -169,7 +198,10 @@ class PipelineSampler:
         return decoded
 
     def _latents_sink(self, sink: ActivationSink) -> Callable[[int, Tensor], None]:
-        """Callback that records the latents when ``controls.latents`` is on."""
+        """Build a callback that passes the latents before each step to the sink.
+
+        The callback does nothing if ``controls.latents`` is off.
+        """
 
         def record(step: int, latents: Tensor) -> None:
             if self.study.controls.latents:
@@ -181,6 +213,7 @@ class PipelineSampler:
     def _capture(
         self, network: nn.Module, batch_copies: int, captures_vae: bool
     ) -> ActivationCapture:
+        """Hooks for the captured layers of a denoiser, or of a VAE if ``captures_vae`` is True."""
         modules = dict(network.named_modules())
         prefix = VAE if captures_vae else ""
         names = [name for name in self.layers if name.startswith(VAE) == captures_vae]
@@ -192,7 +225,19 @@ class PipelineSampler:
     def _tap_denoiser(
         self, capture: ActivationCapture, steps: StepRecorder, sink: ActivationSink, samples: int
     ) -> Any:
-        """Hook that records each denoiser call and repeats it on the permuted denoiser."""
+        """Hook the denoiser so that each call passes its activations to the sink.
+
+        If the study has the permuted-weights control, the hook calls the permuted denoiser with the
+        same inputs.
+
+        Args:
+            capture: hooks on the layers of the denoiser.
+            steps: record of the steps so far, which gives the index of the current step.
+            samples: number of samples in the batch.
+
+        Returns:
+            a context manager; the hook is removed when its block ends.
+        """
         permuted_capture = (
             self._capture(self.permuted_denoiser, 1, captures_vae=False)
             if self.permuted_denoiser
@@ -205,7 +250,9 @@ class PipelineSampler:
             require_finite(text, "text encoder", number, samples)
             require_finite(output, self.architecture.denoiser, number, samples)
             steps.calls += 1
-            if steps.calls > 1:  # guidance's unconditional call, which comes second
+            # If guidance makes two calls per step, the second is the unconditional one, whose
+            # activations are not probed.
+            if steps.calls > 1:
                 capture.discard()
                 return
             step = len(steps.after)
@@ -224,7 +271,17 @@ class PipelineSampler:
     def _noised_images(
         self, source_images: np.ndarray, generators: list[torch.Generator]
     ) -> tuple[Callable[[int], Tensor], Tensor]:
-        """Noised latents of source images at each step, and the initial latents."""
+        """Encode source images and prepare their noised latents.
+
+        Args:
+            source_images: (sample, y, x, rgb) uint8.
+            generators: random generator of each sample, which draws its noise.
+
+        Returns:
+            a function from the number of finished steps to the latents that the next step starts
+            from (without noise after the last step), and the latents to pass to the pipeline's
+            call; both in the pipeline's layout.
+        """
         pipeline, architecture = self.pipeline, self.architecture
         vae = pipeline.vae
         images = torch.from_numpy(np.ascontiguousarray(source_images)).permute(0, 3, 1, 2).float()
@@ -245,27 +302,42 @@ class PipelineSampler:
                 return clean
             return noised(scheduler, clean, noise, step)
 
-        # The pipeline takes unit noise and scales it itself.
+        # The pipeline multiplies its initial latents by the scheduler's initial noise level, so
+        # they are divided by it here.
         start = latents_at(0) / float(getattr(scheduler, "init_noise_sigma", 1.0))
         return latents_at, start.to(next(self.denoiser.parameters()).dtype)
 
     @property
     def _decode_batch(self) -> int:
+        """Number of images in one call of the VAE."""
         height, width = self.architecture.size
         return max(1, _PIXELS_PER_DECODE // (height * width))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Decode latents in the pipeline's layout to images (sample, y, x, rgb) uint8."""
+        """Decode latents to images with the pipeline's VAE.
+
+        Args:
+            latents: (sample, channel, y, x), or (sample, token, channel) for Flux.
+
+        Returns:
+            (sample, y, x, rgb) uint8.
+
+        Raises:
+            NonFiniteError: the VAE computed NaN or infinite values.
+        """
         return self._decode(latents, self.pipeline.vae, None)
 
     def _decode(
         self, latents: Tensor, vae: Any, sink: Callable[[HostTransfer], None] | None
     ) -> np.ndarray:
-        """Decode latents in the pipeline's layout to images (sample, y, x, rgb) uint8.
+        """Decode latents to images (sample, y, x, rgb) uint8, and capture the decoder's layers.
 
         Args:
-            sink: receives the activations of the decoder's captured layers.
+            latents: latents in the pipeline's layout.
+            vae: the pipeline's VAE, or its copy with permuted weights.
+            sink: function that receives the activations of the decoder's captured layers; None
+                captures none.
         """
         images, parts = [], []
         captures_vae = self.captures_vae and sink is not None
@@ -275,7 +347,9 @@ class PipelineSampler:
                 stack.enter_context(capture)
             for part in self.architecture.unpack(latents).split(self._decode_batch):
                 decoded = self.architecture.decode(vae, part)
-                if vae is self.pipeline.vae:  # the permuted one is a control: its images are unused
+                # The images of the VAE with permuted weights are not used, so only the trained
+                # VAE's have to be finite.
+                if vae is self.pipeline.vae:
                     require_finite(decoded, "vae")
                 images.append(_to_images(decoded))
                 if captures_vae:
@@ -287,14 +361,21 @@ class PipelineSampler:
 
 
 def _permuted(network: nn.Module) -> nn.Module:
-    """Copy of a network with every weight tensor permuted."""
+    """Copy a network and permute the entries of each of its weight tensors."""
     permuted = copy.deepcopy(network)
     permute_weights(permuted)
     return permuted
 
 
 def _conditional_call(args: tuple, kwargs: dict, batch_copies: int) -> tuple[tuple, dict]:
-    """Arguments of a call with the conditional copy of every batched tensor, dicts included."""
+    """Reduce the arguments of a denoiser call to the conditional part of the batch.
+
+    Under guidance, tensors hold the batch twice: the unconditional copy, then the conditional one.
+
+    Args:
+        args, kwargs: arguments of the call; tensors in nested dicts are reduced too.
+        batch_copies: number of copies of the batch in each tensor, 1 or 2.
+    """
 
     def conditional(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim > 0 and batch_copies > 1 and len(value) > 1:
@@ -307,6 +388,6 @@ def _conditional_call(args: tuple, kwargs: dict, batch_copies: int) -> tuple[tup
 
 
 def _to_images(tensor: Tensor) -> np.ndarray:
-    """Convert float (n, rgb, y, x) in -1..1 to uint8 (n, y, x, rgb), as diffusers does."""
+    """Convert float images (n, rgb, y, x) in -1..1 to uint8 (n, y, x, rgb), as diffusers does."""
     unit = (tensor / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
     return (unit * 255).round().astype(np.uint8)

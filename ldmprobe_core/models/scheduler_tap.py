@@ -1,4 +1,4 @@
-"""Observation of a scheduler's steps: latents before and after, and the predicted clean image."""
+"""Recording of a scheduler's steps: latents before and after, and the predicted clean latents."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ldmprobe_core.models.schedulers import predicted_clean
 
 @dataclass
 class StepRecorder:
-    """Latents and timesteps of one batch, one entry a step.
+    """Latents and timesteps of one batch; each list has one element per sampler step.
 
     Attributes:
         after: latents after each step, in the pipeline's layout.
-        clean: predicted clean latents of each step, float32, same layout; empty if they are not
-            asked for.
-        timestep: the scheduler's number of each step.
-        calls: number of denoiser calls since the last step.
+        clean: float32 clean latents that the denoiser predicts at each step, in the same layout;
+            empty unless they were requested.
+        timestep: the scheduler's timestep of each step, such as 981.0.
+        calls: number of denoiser calls since the last complete step.
     """
 
     after: list[Tensor] = field(default_factory=list)
@@ -32,22 +32,23 @@ class StepRecorder:
 
 
 class SchedulerTap:
-    """Context manager that records a scheduler's steps, and can replace their results.
+    """Context manager that records the steps of a scheduler and can replace their results.
 
-    Pipelines have no hook with a step's inputs, so inside the block the instance's ``step`` shadows
-    the method of its class.
+    Diffusers has no callback that receives the inputs of a scheduler step.  The context manager
+    therefore replaces the scheduler's method ``step`` by a wrapper, and restores it on exit.
 
     Args:
-        scheduler: of the pipeline.
-        steps: receives the latents and timesteps.
-        guidance: declared calls of the denoiser in a step.
-        before: called with each step, from 0, and the latents that it begins from.
+        scheduler: scheduler of the pipeline.
+        steps: record to which latents and timesteps are appended.
+        guidance: expected number of denoiser calls per step.
+        before: function that is called before each step with its index (from 0) and the latents
+            that the step starts from.
         predicts_clean: whether to record the predicted clean latents.
-        replace: number of finished steps to the latents that the pipeline continues with, in place
-            of the step's result; None leaves the result.
+        replace: function from the number of finished steps to the latents that the pipeline
+            continues with instead of the scheduler's result; None keeps the scheduler's result.
 
     Raises:
-        RuntimeError: at a step, if the denoiser was not called as often as declared.
+        RuntimeError: raised by a step if the number of denoiser calls is not the expected one.
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class SchedulerTap:
     def __enter__(self) -> None:
         inner, steps = self.scheduler.step, self.steps
 
-        @functools.wraps(inner)  # pipelines look at its signature
+        # Pipelines inspect the signature of `step` to decide which arguments they pass.
+        @functools.wraps(inner)
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
             if steps.calls != self.guidance.calls_per_step:
                 raise RuntimeError(
@@ -88,4 +90,5 @@ class SchedulerTap:
         self.scheduler.step = step
 
     def __exit__(self, *_: object) -> None:
-        del self.scheduler.step  # no longer shadows the method of the class
+        # Without the instance attribute, `step` is the method of the class again.
+        del self.scheduler.step

@@ -1,14 +1,19 @@
-"""Samplers by name, noise levels of their steps, and the clean latents that an output implies.
+"""Schedulers by name, the noise levels of their steps, and predicted clean latents.
 
-Every scheduler keeps its latents as ``c x0 + d eps``, with clean latents x0, noise eps, and a level
-(c, d) for every step: c = a and d = s of the diffusion itself (a^2 + s^2 = 1) for DDIM, PNDM, DPM++
-and UniPC; c = 1 and d = s / a = sigma for LMS, Euler and Heun; c = 1 - sigma and d = sigma for flow
-matching.  The level is read off the scheduler's own ``add_noise`` (flow matching: ``scale_noise``),
-so that it is right for any scheduler and any choice of sigmas.
+The latents of every scheduler have the form ``c x0 + d eps`` with clean latents x0 and noise eps.
+The coefficients (c, d) of a step depend on the scheduler:
 
-To add a sampler, add its class to `_CLASSES` here and its name to `Sampling.scheduler` in
-``ldmprobe_core/study/sections.py``; `ldmprobe_core.models.timesteps` then rehearses it at planning
-and refuses configs whose predicted clean latents are not those that the scheduler itself computes.
+- DDIM, PNDM, DPM++ and UniPC: c = a and d = s, the signal and noise of the diffusion process, with
+  a^2 + s^2 = 1;
+- LMS, Euler and Heun: c = 1 and d = sigma = s / a;
+- flow matching: c = 1 - sigma and d = sigma.
+
+This module obtains them by calls of the scheduler's method ``add_noise`` (``scale_noise`` for flow
+matching), so that they are correct for every scheduler and every choice of sigmas.
+
+To add a scheduler, add its class to `_CLASSES` here and its name to `Sampling.scheduler` in
+``ldmprobe_core/study/sections.py``.  `ldmprobe_core.models.timesteps` then tests it whenever a
+study is planned, and refuses configs for which `predicted_clean` disagrees with the scheduler.
 """
 
 from __future__ import annotations
@@ -44,12 +49,17 @@ _CLASSES: dict[str, Any] = {
 }
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    # A checkpoint for another scheduler says nothing of clipping, and DDIM clips by default: its
-    # predicted clean latents would be cut at 1.
+    # DDIM by default clips predicted clean latents to -1..1, which is wrong for latent diffusion,
+    # and the configs of other schedulers do not have this key.
     "ddim": {"clip_sample": False},
-    "pndm": {"skip_prk_steps": True},  # as Stable Diffusion was published: N + 1 calls
+    # PNDM by default begins with Runge-Kutta steps, which need several denoiser calls per step.
+    # The original sampler of Stable Diffusion skips them.
+    "pndm": {"skip_prk_steps": True},
 }
-"""Defaults of keys that only one class knows, for models published with another scheduler."""
+"""Config values by scheduler name, for models that were published with another scheduler.
+
+They apply to keys that the model's own scheduler config leaves out.
+"""
 
 _TRAINED = (
     "num_train_timesteps",
@@ -60,31 +70,38 @@ _TRAINED = (
     "prediction_type",
     "rescale_betas_zero_snr",
 )
-"""Keys that describe how the model was trained, so that every sampler needs their values."""
+"""Config keys that describe the model's training, and so apply to every scheduler it is used with.
+"""
 
 
 class Level(NamedTuple):
-    """Latents are ``clean * x0 + noise * eps`` at this step."""
+    """Coefficients of the latents ``clean * x0 + noise * eps`` at one step of a scheduler."""
 
     clean: float
     noise: float
 
 
 def scheduler_class_name(name: str) -> str:
-    """Name of the diffusers class of a sampler, such as ``DDIMScheduler`` of ``ddim``."""
+    """Name of the diffusers class for a study's ``sampling.scheduler``.
+
+    For example, it is ``DDIMScheduler`` for ``ddim``.
+    """
     return _CLASSES[name].__name__
 
 
 def new_scheduler(name: str, config: dict[str, Any]) -> Any:
-    """Build a scheduler on the noise schedule that a model was trained with.
+    """Build a scheduler that uses the noise schedule of a model's training.
 
     Args:
-        name: as a study names it.
-        config: the model's own ``scheduler_config.json``.
+        name: name of the scheduler in a study, such as ``ddim``.
+        config: content of the model's ``scheduler_config.json``.
+
+    Returns:
+        a diffusers scheduler whose timesteps are not set yet.
 
     Raises:
-        UserError: a flow-matching model is to be sampled as a diffusion model or the other way, or
-            the scheduler cannot use a key of the config.
+        UserError: the scheduler is for flow matching and the model is not, or the reverse; or the
+            scheduler does not support the value of a key in the config.
     """
     is_flow_model = is_flow(config)
     if is_flow_model != (name == "flow"):
@@ -102,15 +119,15 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
 
 
 def is_flow(config: dict[str, Any]) -> bool:
-    """Whether a scheduler's config is that of a flow-matching model."""
+    """Whether a scheduler config belongs to a flow-matching model."""
     return str(config.get("_class_name", "")).startswith("FlowMatch")
 
 
 def _training_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Defaults, in the model's own scheduler class, of the keys that describe its training.
+    """Default training parameters (`_TRAINED`) of the scheduler class that a model's config names.
 
     Raises:
-        UserError: the class has no schedule of betas, so that other samplers do not fit the model.
+        UserError: the class has no schedule of betas, so that no other scheduler fits the model.
     """
     class_name = str(config.get("_class_name", ""))
     published_class = getattr(diffusers, class_name, None)
@@ -126,33 +143,38 @@ def _training_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_keys(name: str, scheduler_class: Any, config: dict[str, Any]) -> None:
-    """Refuse values that the scheduler ignores or that make sampling irreproducible."""
+    """Refuse config values that a scheduler would ignore, or with which it is not reproducible.
+
+    Raises:
+        UserError: the config has such a value.
+    """
     known = default_config(scheduler_class)
     for key in ("trained_betas", "rescale_betas_zero_snr"):
         if config.get(key) and key not in known:
             able = [n for n, c in _CLASSES.items() if key in default_config(c)]
             raise UserError(
-                f"sampling.scheduler: {name} has no {key}, which the model's scheduler_config.json "
-                f"sets ({config[key]!r:.40}). Fix: use {', '.join(able)}"
+                f"sampling.scheduler: {name} does not support {key}, which the model's "
+                f"scheduler_config.json sets ({config[key]!r:.40}). Fix: use {', '.join(able)}"
             )
     if "skip_prk_steps" in known and not config.get("skip_prk_steps", known["skip_prk_steps"]):
         raise UserError(
-            f"sampling.scheduler: {name} with Runge-Kutta steps takes several calls for one step "
-            "(skip_prk_steps false in the model's scheduler_config.json). Fix: set it to true, or "
-            "choose another sampling.scheduler"
+            f"sampling.scheduler: {name} with Runge-Kutta steps calls the denoiser several times "
+            "per step (skip_prk_steps is false in the model's scheduler_config.json). Fix: set "
+            "skip_prk_steps to true, or choose another sampling.scheduler"
         )
     if "stochastic_sampling" in known and config.get("stochastic_sampling"):
         raise UserError(
-            f"sampling.scheduler: {name} would draw noise that no seed decides "
-            "(stochastic_sampling true in the model's scheduler_config.json). Fix: set it to false"
+            f"sampling.scheduler: {name} would draw noise without a seed (stochastic_sampling is "
+            "true in the model's scheduler_config.json). Fix: set stochastic_sampling to false"
         )
 
 
 def level_of(scheduler: Any, timestep: float | Tensor) -> Level:
-    """Noise level of a step of a scheduler whose timesteps are set.
+    """Coefficients of signal and noise in the latents before one step of a scheduler.
 
     Args:
-        timestep: the scheduler's number of the step; one of ``scheduler.timesteps``.
+        scheduler: diffusers scheduler whose timesteps are set.
+        timestep: one of ``scheduler.timesteps``.
     """
     add_noise = getattr(scheduler, "scale_noise", None)
     timesteps = torch.as_tensor(timestep).reshape(1).cpu()
@@ -169,25 +191,35 @@ def level_of(scheduler: Any, timestep: float | Tensor) -> Level:
 def predicted_clean(
     scheduler: Any, output: Tensor, timestep: float | Tensor, sample: Tensor
 ) -> Tensor:
-    """Compute the clean latents that the denoiser's output implies at a step.
+    """Compute the clean latents x0 that the denoiser's output implies at a step.
 
-    With a x0 + s eps on the diffusion's own scale: x0 = (sample - s eps) / a for noise prediction,
-    and x0 = a sample - s v for velocity prediction (Salimans & Ho 2022, appendix D).  Flow matching
-    predicts eps - x0, so that x0 = sample - sigma output (Lipman et al. 2023).  If the scheduler
-    clips or thresholds x0 before it uses it, the result is clipped or thresholded alike.
+    For latents ``sample = a x0 + s eps`` with a^2 + s^2 = 1:
+
+    - noise prediction (the output is eps): x0 = (sample - s eps) / a;
+    - velocity prediction (the output is v): x0 = a sample - s v (Salimans & Ho 2022, appendix D);
+    - flow matching (the output is eps - x0): x0 = sample - sigma output (Lipman et al. 2023).
+
+    If the scheduler clips or thresholds x0, the result is clipped or thresholded in the same way.
 
     Args:
-        output: the (guided) model output, (n, channel, y, x), or (n, token, channel) for Flux.
-        sample: latents before the step, same shape.
+        scheduler: diffusers scheduler whose timesteps are set.
+        output: output of the denoiser after guidance, (n, channel, y, x), or (n, token, channel)
+            for Flux.
+        timestep: one of ``scheduler.timesteps``.
+        sample: latents before the step, in the shape of ``output``.
 
     Returns:
-        float32, same shape.
+        float32 clean latents in the shape of ``output``.
+
+    Raises:
+        ValueError: the scheduler's prediction type is unknown.
     """
     level = level_of(scheduler, timestep)
     clean = _implied_clean(scheduler, level, output.float(), sample.float())
     known = default_config(type(scheduler))
     if "thresholding" in known and scheduler.config.thresholding:
-        # Imagen's dynamic thresholding (Saharia et al. 2022), by the scheduler's own method.
+        # The private method computes the dynamic thresholding of Imagen (Saharia et al. 2022)
+        # exactly as the scheduler's step does.
         return scheduler._threshold_sample(clean)
     if "clip_sample" in known and scheduler.config.clip_sample:
         bound = scheduler.config.clip_sample_range
@@ -196,6 +228,7 @@ def predicted_clean(
 
 
 def _implied_clean(scheduler: Any, level: Level, output: Tensor, sample: Tensor) -> Tensor:
+    """Clean latents by the formulas of `predicted_clean`, without clipping or thresholding."""
     clean, noise = level
     if hasattr(scheduler, "scale_noise"):
         return sample - noise * output
@@ -203,7 +236,9 @@ def _implied_clean(scheduler: Any, level: Level, output: Tensor, sample: Tensor)
     if kind == "epsilon":
         return (sample - noise * output) / clean
     if kind == "v_prediction":
-        scale = (clean**2 + noise**2) ** 0.5  # from the scheduler's scale to the diffusion's own
+        # The formula for velocity holds for coefficients with a^2 + s^2 = 1, so latents and
+        # coefficients of schedulers with other scales (Euler, LMS, Heun) are divided by `scale`.
+        scale = (clean**2 + noise**2) ** 0.5
         return clean / scale * sample / scale - noise / scale * output
     if kind in ("sample", "original_sample"):
         return output
@@ -213,11 +248,15 @@ def _implied_clean(scheduler: Any, level: Level, output: Tensor, sample: Tensor)
 
 
 def noised(scheduler: Any, clean: Tensor, noise: Tensor, index: int) -> Tensor:
-    """Mix clean latents with noise at the level of one of the scheduler's steps.
+    """Add noise to clean latents, at the noise level before one of the scheduler's steps.
 
     Args:
-        clean, noise: (n, ...), same shape.
-        index: of the step, from 0.
+        scheduler: diffusers scheduler whose timesteps are set.
+        clean, noise: tensors (n, ...) of the same shape; the noise has unit variance.
+        index: index of the step (from 0).
+
+    Returns:
+        noised latents, in the shape and dtype of ``clean``.
     """
     level = level_of(scheduler, scheduler.timesteps[index])
     return (level.clean * clean + level.noise * noise).to(clean.dtype)

@@ -1,8 +1,8 @@
-"""Timesteps of a study, and a rehearsal of its scheduler, both before anything is generated.
+"""Timesteps of a study, and a test run of its scheduler before any image is generated.
 
-The rehearsal steps through the whole schedule with random latents of a few values and random model
-outputs.  It finds configs that fail in the middle of a batch, and configs whose predicted clean
-latents differ from those that the scheduler itself computes.
+The test run steps through the schedule with small random latents and random model outputs.  It
+finds scheduler configs that would fail in the middle of a batch, and configs for which
+`predicted_clean` disagrees with the clean latents that the scheduler itself computes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,25 @@ from ldmprobe_core.models.schedulers import (
 from ldmprobe_core.study.schema import Study
 
 _TOLERANCE = 1e-4
-"""Largest difference of predicted clean latents, as a share of their largest value (at least 1)."""
+"""Largest accepted difference between two computations of the predicted clean latents.
+
+It is relative to the largest absolute value of the latents, or to 1 if that is larger.
+"""
 
 _MOST_REHEARSED = 50
-"""Most steps of a rehearsal: failures depend on the config, hardly on the number of steps."""
+"""Largest number of steps in a scheduler's test run.
+
+More would take time and find little, since failures depend on the config rather than on the number
+of steps.
+"""
 
 
 def scheduler_of(architecture: Architecture, name: str) -> Any:
-    """Build the scheduler of a name for a model, from the config that its pipeline would use.
+    """Build a scheduler for a model, from the config that the model's pipeline would use.
+
+    Args:
+        architecture: architecture of the model, with its scheduler config.
+        name: name of the scheduler in a study, such as ``ddim``.
 
     Raises:
         UserError: the scheduler does not fit the model.
@@ -42,12 +53,13 @@ def scheduler_of(architecture: Architecture, name: str) -> Any:
 
 
 def timesteps(architecture: Architecture, study: Study) -> list[float]:
-    """Timesteps of all steps, in sampling order.
+    """Compute the scheduler's timestep of every sampling step, in sampling order.
 
     Raises:
-        UserError: the scheduler cannot make this many steps, or makes steps that no model can use:
-            repeated, rising, outside its training schedule, or not finite; or its predicted clean
-            latents are unknown.  The key of ``scheduler_config.json`` that causes it is named.
+        UserError: the scheduler cannot provide this number of steps; or its timesteps repeat,
+            increase, are not finite or lie outside the range of the training; or its predicted
+            clean latents cannot be computed.  If a single key of ``scheduler_config.json`` is the
+            cause, the message names it.
     """
     name, steps = study.sampling.scheduler, study.sampling.steps
     values, problem = _attempt(architecture, name, steps)
@@ -62,9 +74,17 @@ def timesteps(architecture: Architecture, study: Study) -> list[float]:
 
 
 def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[float], str | None]:
-    """Timesteps, and a defect of the schedule in words; None if it is usable."""
+    """Compute the timesteps and test the schedule.
+
+    Returns:
+        the timesteps, and a description of what is wrong with the schedule; None if it is usable.
+
+    Raises:
+        UserError: the scheduler does not fit the model.
+    """
     trained = architecture.scheduler.get("num_train_timesteps", 1000)
-    if isinstance(trained, int) and steps > trained > 0:  # else some classes would allocate them
+    # Some scheduler classes allocate memory for any number of steps, so this is checked first.
+    if isinstance(trained, int) and steps > trained > 0:
         return [], f"the schedule has {trained} steps"
     try:
         scheduler = scheduler_of(architecture, name)
@@ -77,14 +97,20 @@ def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[fl
             problem = _rehearsal_problem(scheduler, int(architecture.vae["latent_channels"]))
     except UserError:
         raise
-    except Exception as error:  # each scheduler has its own way to fail on a config
+    # Scheduler classes raise various types of exceptions for configs that they cannot use.
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         return [], f"the scheduler cannot make these steps ({type(error).__name__}: {reason:.100})"
     return values, problem
 
 
 def _cause(architecture: Architecture, name: str, steps: int) -> str:
-    """Name the first key of the scheduler's config without which the schedule is usable."""
+    """Find a key of the scheduler's config that makes the schedule unusable.
+
+    Returns:
+        text for the error message, with the first key after whose removal the schedule is usable;
+        empty if there is no such key.
+    """
     config = architecture.scheduler
     try:
         for key in config:
@@ -103,9 +129,15 @@ def _cause(architecture: Architecture, name: str, steps: int) -> str:
 
 
 def _timestep_problem(values: list[float], steps: int, trained: int) -> str | None:
-    """Defect of a list of timesteps in words; None if it is usable.
+    """Describe what is wrong with a list of timesteps; None if it is usable.
 
-    Some schedulers visit a timestep twice (PNDM one, Heun each but the last), which is no defect.
+    A timestep that occurs twice is accepted, because PNDM repeats one timestep and Heun repeats all
+    but the last.
+
+    Args:
+        values: timesteps in sampling order.
+        steps: required number of distinct timesteps.
+        trained: number of timesteps in the model's training.
     """
     if not all(math.isfinite(value) for value in values):
         return "timesteps are not finite"
@@ -119,7 +151,7 @@ def _timestep_problem(values: list[float], steps: int, trained: int) -> str | No
 
 
 def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
-    """Defect of a schedule's noise levels in words; None if they are usable."""
+    """Describe what is wrong with a scheduler's noise levels; None if they are usable."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and not bool(torch.as_tensor(sigmas).isfinite().all()):
         return "noise levels are not finite"
@@ -128,20 +160,22 @@ def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
         return None
     if not bool(alphas.isfinite().all()):
         return "noise levels are not finite"
-    if max(values) > len(alphas) - 1:  # some schedulers index with it, beyond the end
+    # Some schedulers use the timestep as an index into `alphas`, and would read beyond its end.
+    if max(values) > len(alphas) - 1:
         return f"timesteps reach {max(values):g}, and the schedule ends at {len(alphas) - 1}"
     used = alphas[torch.tensor(values).round().long().clamp(0, len(alphas) - 1)]
     if scheduler.config.get("prediction_type") == "epsilon" and bool((used <= 0).any()):
-        return "a step has no signal at all, from which predicted noise gives no image"
+        return "a step has no signal at all, so no clean image follows from the predicted noise"
     return None
 
 
 def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
-    """Defect that shows while a scheduler steps through its schedule, in words; None without one.
+    """Step through a schedule with random data, and describe what goes wrong; None if nothing does.
 
     Args:
-        scheduler: scheduler whose timesteps are set; it cannot be used afterwards.
-        channels: channels of the latents.
+        scheduler: scheduler whose timesteps are set.  The test run changes its state, so it cannot
+            be used for sampling afterwards.
+        channels: number of channels of the latents.
     """
     generator = torch.Generator().manual_seed(0)
     noise_source = {}
@@ -169,7 +203,12 @@ def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
 
 
 def _record_conversions(scheduler: Any) -> list[Tensor]:
-    """List that receives the converted model outputs of a multistep solver, one a step."""
+    """Wrap a multistep solver's ``convert_model_output`` so that its results are recorded.
+
+    Returns:
+        a list to which each step appends the converted model output: predicted clean latents or
+        predicted noise.  It stays empty for schedulers without this method.
+    """
     converted: list[Tensor] = []
     convert = getattr(scheduler, "convert_model_output", None)
     if convert is not None:
@@ -183,12 +222,14 @@ def _record_conversions(scheduler: Any) -> list[Tensor]:
 
 
 def _converts_to_clean(scheduler: Any) -> bool:
-    """Whether a multistep solver works on clean latents; otherwise it works on noise."""
-    if "predict_x0" in default_config(type(scheduler)):  # UniPC
+    """Whether a multistep solver converts model outputs to clean latents, rather than to noise."""
+    # Only UniPC has the key `predict_x0`; DPM-Solver has `algorithm_type`.
+    if "predict_x0" in default_config(type(scheduler)):
         return bool(scheduler.config.predict_x0)
     return str(scheduler.config.get("algorithm_type")).endswith("++")
 
 
 def _agree(clean: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors have the same shape and are equal within `_TOLERANCE`."""
     bound = _TOLERANCE * max(1.0, float(expected.abs().max()))
     return clean.shape == expected.shape and bool(((clean - expected).abs() <= bound).all())

@@ -1,4 +1,4 @@
-"""Tokens as a grid of height x width, and edits of them in place."""
+"""Conversion of a layer's output to a grid of height x width, and changes to that grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """Height and width that image tokens tile, and the number of text tokens before them."""
+    """Arrangement of a layer's tokens: text tokens first, then image tokens row by row.
+
+    Attributes:
+        height, width: rows and columns of image tokens.
+        text: number of text tokens that precede the image tokens; 0 if there are none.
+    """
 
     height: int
     width: int
@@ -20,17 +25,21 @@ class Grid:
 
 
 def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
-    """Convert a module's output to (n, y, x, channel).
+    """Convert a module's output to a grid of image tokens, (n, y, x, channel).
 
     Args:
-        output: tokens (n, token, channel), row by row, or a feature map (n, channel, y, x), or a
-            tuple of them.
-        grid: height and width that the tokens tile, at any scale; text tokens come first and are
-            dropped.
-        item: index of the image in a tuple.
+        output: image tokens (n, token, channel) in row order, a feature map (n, channel, y, x), or
+            a tuple or list of such tensors.
+        grid: arrangement of the tokens.  Only the ratio of its height to its width is used, since
+            layers differ in resolution.  Text tokens are removed.
+        item: index of the image tensor if the output is a tuple or list.
+
+    Returns:
+        (n, y, x, channel), a view of the output where possible.
 
     Raises:
-        ValueError: the output is neither.
+        ValueError: the output is neither tokens nor a feature map, or the number of its tokens does
+            not fit the grid.
     """
     tensor = output[item] if isinstance(output, (tuple, list)) else output
     if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
@@ -51,16 +60,23 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
 def change_grid(
     output: Any, grid: Grid, item: int, batch_copies: int, change: Callable[[Tensor], Tensor]
 ) -> Any:
-    """Return a module's output with the conditional copy of its image tokens changed.
+    """Apply a function to the image tokens in a module's output, for conditional samples only.
 
     Args:
-        output, grid, item: as for `to_grid`.
-        batch_copies: copies of the batch in ``output``; the last one is the conditional.
-        change: tokens (n, y, x, channel) float32 to tokens of the same shape; unchanged values stay
-            equal bit for bit.
+        output: output of the module, in a form that `to_grid` accepts.
+        grid: arrangement of the tokens.
+        item: index of the image tensor if the output is a tuple or list.
+        batch_copies: number of copies of the batch in the output: 1, or 2 under guidance.  The last
+            copy is the conditional one.
+        change: function from tokens (n, y, x, channel) float32 to changed tokens of the same shape.
+            Tokens that it returns unchanged keep their exact bits in the output.
+
+    Returns:
+        a copy of the output, in the same form and dtype.
 
     Raises:
-        ValueError: the batch does not divide into that many copies.
+        ValueError: the batch size is not a multiple of ``batch_copies``, or the output does not fit
+            the grid.
     """
     parts = list(output) if isinstance(output, (tuple, list)) else [output]
     tensor = parts[item if isinstance(output, (tuple, list)) else 0]

@@ -1,1 +1,1 @@
-"""The units of work of a study: plan, prepare, generate, label, accumulate, probe."""
+"""Stages of a study: planning, creation of the run, and the computation of its units of work."""

@@ -1,4 +1,4 @@
-"""Accumulation of sufficient statistics over one unit of training batches."""
+"""Computation of one accumulation unit: statistics of a few batches of training samples."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ from ldmprobe_core.study.schema import Study
 
 
 def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
-    """Add the training samples of a few batches to an accumulator; its units run in sequence.
+    """Add the training samples of one unit, a few batches, to the sums of an accumulator.
 
-    Stored activations are read.  Otherwise each batch is generated and labeled here, in memory.
+    If the run stores activations, they are read; otherwise the batches are generated and labeled in
+    memory.  The units of an accumulator must be run in order.
 
     Args:
-        part: number of the accumulator.
-        number: of the unit, from 0.
+        url: URL of the run.
+        part: index of the accumulator (from 0).
+        number: index of the unit within the accumulator (from 0).
 
     Returns:
-        samples, seconds and bytes written; zero samples if the unit was done before.
+        numbers of ``samples`` added, ``seconds`` taken and ``bytes`` written; all are 0 if the unit
+        was complete already.
 
     Raises:
-        RuntimeError: the units before it are not complete, or another worker added this one.
+        RuntimeError: an earlier unit is not complete, or another worker has added this unit.
+        UserError: the maps have pixels without a measured value.
     """
     run = Run(url)
     done = run.progress.count(ACCUMULATE, part)
@@ -43,11 +47,13 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
         return {"samples": 0, "seconds": 0.0, "bytes": 0}
     if done < number:
         raise RuntimeError(
-            f"{run.url}: accumulator {part} has {done} of the {number} units that must precede "
-            f"unit {number}. Fix: submit its units in order"
+            f"{run.url}: unit {number} of accumulator {part} needs the {number} units before it, "
+            f"and {done} are complete. Fix: submit its units in order"
         )
     started = time.monotonic()
-    threadpool_limits(1, user_api="blas")  # see `probe_cell`: threads change last bits
+    # The number of BLAS threads affects the last bits of sums; with one thread they are
+    # reproducible.
+    threadpool_limits(1, user_api="blas")
     study = run.study
     accumulator = Accumulator.read(run, part, done)
     before = accumulator.count
@@ -68,30 +74,41 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
 
 
 def _require_unit(run: Run, part: int, done: int) -> None:
-    """Check that no other worker took this one for dead and accumulated the unit as well.
+    """Check that no other worker has added the current unit in the meantime.
+
+    A worker that does not respond for long is considered lost, and its unit is given to another.
+    If it continues nevertheless, its write could overwrite sums that are in use.
+
+    Args:
+        run: the run.
+        part: index of the accumulator.
+        done: number of complete units of the accumulator when the current unit started.
 
     Raises:
-        RuntimeError: one has; the buffer that this unit would fill may be the active one.
+        RuntimeError: the number of complete units has changed.
     """
     now = run.progress.count(ACCUMULATE, part)
     if now != done:
         raise RuntimeError(
-            f"{run.url}: accumulator {part} advanced from {done} units to {now} while this unit "
-            "ran; its result is discarded"
+            f"{run.url}: another worker advanced accumulator {part} from {done} units to {now} "
+            "while this unit ran; this unit's result is discarded"
         )
 
 
 def _require_measured(labels: dict[str, np.ndarray]) -> None:
-    """Refuse labels with pixels that were not measured, which would make all sums NaN.
+    """Refuse label maps with NaN (pixels without a measured value), since sums would be NaN.
+
+    Args:
+        labels: property to maps (sample, y, x).
 
     Raises:
-        UserError: there are such pixels; the property is named.
+        UserError: a map has such pixels.
     """
     for prop, maps in labels.items():
         if measured(maps) is not None:
             raise UserError(
-                f"labels.{prop}: some pixels of the maps are not measured, and sums are of all "
-                "pixels. Fix: set capture.keep to activations"
+                f"labels.{prop}: some pixels of the maps have no measured value, but statistics "
+                "need a value for every pixel. Fix: set capture.keep to activations"
             )
 
 
@@ -99,7 +116,11 @@ _TrainingBatch = tuple[dict[str, Activations], dict[str, np.ndarray]]
 
 
 def _sample_in_memory(run: Run, study: Study, samples: list[Sample]) -> _TrainingBatch:
-    """Generate and label training samples in memory; returns activations and label maps."""
+    """Generate and label training samples in memory.
+
+    Returns:
+        activations by network, and label maps (sample, y, x) by property.
+    """
     buffer = ActivationBuffer()
     source_images, maps = read_source_images(run, study, samples)
     attributes = run.attributes
@@ -118,7 +139,11 @@ def _sample_in_memory(run: Run, study: Study, samples: list[Sample]) -> _Trainin
 
 
 def _read_from_store(run: Run, study: Study, samples: list[Sample]) -> _TrainingBatch:
-    """Read activations and label maps of stored training samples."""
+    """Read the activations and label maps of training samples from the run.
+
+    Returns:
+        activations by network, and label maps (sample, y, x) by property.
+    """
     index = np.array([sample.index for sample in samples])
     activations = {}
     for network, group in ACTIVATION_GROUPS.items():

@@ -1,4 +1,4 @@
-"""Sinks for captured activations: an asynchronous store writer and an in-memory buffer."""
+"""Receivers of captured activations: one keeps them in memory, one writes them to the run."""
 
 from __future__ import annotations
 
@@ -14,24 +14,30 @@ from ldmprobe_core.models.host_transfer import HostTransfer
 from ldmprobe_core.storage.run import Run
 
 ACTIVATION_GROUPS = {"trained": "activations", "permuted": "activations_permuted"}
-"""Group of a run that holds the activations of each network: its weights trained or permuted."""
+"""Name of the group in a run that holds the activations of each network.
+
+The networks are the model with its trained weights, and its copy with permuted weights.
+"""
 
 BLOCK_BYTES = 16 << 20
-"""Size at which a block of steps is written: one write holds many steps of small layers."""
+"""Number of bytes of activations that are collected before they are written.
+
+Many steps of small layers are thus written at once, since each write has a fixed cost.
+"""
 
 _AHEAD = 2
-"""Most blocks that wait to be written before generation waits for the store."""
+"""Largest number of blocks that are queued or being written; at this number, generation waits."""
 
 _Pieces = dict[tuple[str, str], list[tuple[int, np.ndarray, np.ndarray]]]
 
 
 @dataclass
 class Activations:
-    """Captured activations of one network.
+    """Captured activations of one network for one batch.
 
     Attributes:
-        values: layer to (sample, step, y, x, channel) float16.
-        nonfinite: layer to (sample, step) int32, counts of values that are not finite.
+        values: layer name to activations, float16 (sample, step, y, x, channel).
+        nonfinite: layer name to the number of NaN or infinite values, int32 (sample, step).
     """
 
     values: dict[str, np.ndarray]
@@ -39,17 +45,17 @@ class Activations:
 
 
 class ActivationBuffer:
-    """Sink that holds all activations of a batch in memory, of every network and layer."""
+    """Receiver that collects all activations of one batch in memory."""
 
     def __init__(self) -> None:
         self._transfers: list[tuple[str, int, HostTransfer]] = []
 
     def __call__(self, network: str, step: int, transfer: HostTransfer) -> None:
-        """Keep the activations of a network at a step, from 0."""
+        """Add the activations of one network at one step (from 0)."""
         self._transfers.append((network, step, transfer))
 
     def pop(self) -> dict[str, Activations]:
-        """Remove and return all activations, by network."""
+        """Return the collected activations by network, and clear the buffer."""
         activations: dict[str, Activations] = {}
         for (network, layer), pieces in _by_layer(self._transfers).items():
             captured = activations.setdefault(network, Activations({}, {}))
@@ -60,15 +66,17 @@ class ActivationBuffer:
 
 
 class ActivationWriter:
-    """Sink that writes a batch into a run while its next steps are computed; a context manager.
+    """Receiver that writes the activations of one batch to a run, in a background thread.
 
-    Peak memory: one filling block, `_AHEAD` queued, and two copies of the block being written.
+    Use it as a context manager: all activations are written when its block ends without an error.
+    See `peak_activation_bytes` for its use of memory.
 
     Args:
-        region: sample indices of the batch; whole chunks.
+        run: run to write to.
+        region: range of the batch's sample indices; it must consist of whole chunks.
 
     Attributes:
-        bytes: of the activations that were queued so far.
+        bytes: number of bytes of activations submitted for writing so far.
     """
 
     def __init__(self, run: Run, region: slice) -> None:
@@ -84,10 +92,10 @@ class ActivationWriter:
         return self
 
     def __call__(self, network: str, step: int, transfer: HostTransfer) -> None:
-        """Queue the activations of a network at a step, from 0.
+        """Queue the activations of one network at one step (from 0) for writing.
 
         Raises:
-            Exception: of the write of an earlier block.
+            Exception: the write of an earlier block failed; its exception is raised here.
         """
         self._block.append((network, step, transfer))
         self._filled += transfer.nbytes
@@ -108,17 +116,19 @@ class ActivationWriter:
                 self.run.write(f"{ACTIVATION_GROUPS[network]}/{layer}", stacked, sample=self.region)
 
     def _submit_block(self) -> None:
+        """Pass the current block to the writing thread, and start a new block."""
         self._wait_for(_AHEAD - 1)
         self._pending.append(self._writer.submit(self._write, self._block))
         self.bytes += self._filled
         self._block, self._filled = [], 0
 
     def _wait_for(self, pending: int) -> None:
-        """Wait until at most ``pending`` blocks are queued or being written."""
+        """Wait until at most this number of blocks are queued or being written."""
         while len(self._pending) > pending:
             self._pending.popleft().result()
 
     def _write(self, block: list[tuple[str, int, HostTransfer]]) -> None:
+        """Write the activations of one block; this runs in the writing thread."""
         for (network, layer), pieces in _by_layer(block).items():
             steps = slice(pieces[0][0], pieces[-1][0] + 1)
             stacked = {"activation": np.stack([values for _, values, _ in pieces], axis=1)}
@@ -129,17 +139,25 @@ class ActivationWriter:
 
 
 def peak_activation_bytes(step: int, steps: int) -> int:
-    """Peak bytes of activations in memory while a batch is written.
+    """Estimate the peak memory that an `ActivationWriter` needs for activations, in bytes.
+
+    It holds one block that is filling, `_AHEAD` blocks in the queue, and a second copy of the block
+    that is being written.
 
     Args:
-        step: bytes of one step of the batch, all networks together.
-        steps: number of steps.
+        step: bytes of the activations of one step of a batch, for all networks together.
+        steps: number of sampler steps.
     """
     return min((2 + _AHEAD) * (BLOCK_BYTES + step), 2 * steps * step)
 
 
 def _by_layer(transfers: Iterable[tuple[str, int, HostTransfer]]) -> _Pieces:
-    """Group by network and layer: steps in order, each with its values and counts."""
+    """Group transferred activations by (network, layer), after waiting for their copies.
+
+    Returns:
+        (network, layer) to a list of (step, activations, counts of non-finite values), in the order
+        of the steps.
+    """
     pieces: _Pieces = {}
     for network, step, transfer in transfers:
         for layer, (values, bad) in transfer.result().items():

@@ -1,4 +1,4 @@
-"""Generation of one batch: images and activations are written to the run."""
+"""Computation of one generation unit: the images and activations of one batch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,20 @@ from ldmprobe_core.study.schema import Study
 
 
 def generate_batch(url: str, batch: int) -> dict[str, Any]:
-    """Generate one batch and write images and activations.
+    """Generate the images of one batch, and write them and their activations to the run.
+
+    Args:
+        url: URL of the run.
+        batch: index of the batch (from 0).
 
     Returns:
-        samples, seconds and bytes written; zero samples if the batch was done before.
+        numbers of ``samples`` generated, ``seconds`` taken and ``bytes`` written; all are 0 if the
+        batch was complete already.
+
+    Raises:
+        UserError: a source image or map has changed or cannot be read, or the model's weights
+            differ from those with which the run was created.
+        NonFiniteError: a network computed NaN or infinite values.
     """
     run = Run(url)
     if run.progress.is_done(GENERATE, batch):
@@ -55,10 +65,11 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
 def read_source_images(
     run: Run, study: Study, samples: list[Sample]
 ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """Source images (sample, y, x, rgb) uint8 of a batch, and its exact maps by property.
+    """Read the source images of samples, and the exact maps that belong to the images.
 
     Returns:
-        None and no maps if the study's images are generated.
+        source images (sample, y, x, rgb) uint8, and maps (sample, y, x) by property; None and an
+        empty dict if the study generates its images.
 
     Raises:
         UserError: a file cannot be read, or has changed since the run was created.
@@ -81,10 +92,10 @@ def read_source_images(
 
 
 def _require_unchanged(folder: Path, sample: Sample) -> None:
-    """Refuse a source image that is not the one with which the run was created.
+    """Check that a sample's source image and its maps are the same as when the run was created.
 
     Raises:
-        UserError: the image or a map of it has other contents, or cannot be read.
+        UserError: one of these files has changed or cannot be read.
     """
     name = str(sample.source_image)
     if sample.source_digest and source_digest(folder, name) != sample.source_digest:

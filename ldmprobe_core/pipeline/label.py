@@ -1,4 +1,4 @@
-"""Labeling of one batch: finished images, decoded latents, predicted clean images."""
+"""Computation of one labeling unit: the labels of one batch's images at every step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from ldmprobe_core.storage.units import GENERATE, LABEL
 
 
 def label_batch(url: str, batch: int) -> dict[str, Any]:
-    """Label one batch: finished images, decoded latents and predicted clean images.
+    """Label the finished images of one batch and the images of every step, and write the labels.
 
     Returns:
-        images, seconds and bytes written; zero images if the batch was done before.
+        numbers of ``images`` labeled, ``seconds`` taken and ``bytes`` written; 0 if already done.
 
     Raises:
-        RuntimeError: the batch is not generated yet.
+        RuntimeError: the batch is not generated yet, or images or labels are unusable.
+        UserError: the labelers' weights differ from those with which the run was created.
     """
     run = Run(url)
     if run.progress.is_done(LABEL, batch):
@@ -54,7 +55,8 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         for name, values in labels.items():
             require_finite_labels(name, values, members)
         for prop in study.labels.maps:
-            if prop not in labels:  # exact maps exist for the source image, not for its steps
+            # Exact maps exist only for source images, so the labels of step images are NaN.
+            if prop not in labels:
                 shape = flat.shape[:3]
                 labels[prop] = (
                     run.read("exact_maps", prop, sample=region)

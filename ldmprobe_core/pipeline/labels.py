@@ -1,4 +1,4 @@
-"""Labels of a run as probes are fitted to them: masks, maps and their training means."""
+"""Labels of a run in the form that probes are fitted to: boolean masks and float maps."""
 
 from __future__ import annotations
 
@@ -17,14 +17,24 @@ from ldmprobe_core.study.schema import Study
 
 
 def as_labels(study: Study, maps: dict[str, Any]) -> dict[str, np.ndarray]:
-    """`as_label` of each property's maps."""
+    """Convert the maps of every property to labels for probes; see `as_label`."""
     return {prop: as_label(study, prop, values) for prop, values in maps.items()}
 
 
 def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
-    """Convert maps (..., y, x) for probes: a mask becomes bool, by ``labels.threshold``.
+    """Convert the maps of one property to labels for probes.
 
-    A mask with pixels that were not measured becomes float32: 0, 1, and NaN there.
+    Maps of a mask property, such as foreground, are thresholded at ``labels.threshold``.  Other
+    maps are returned unchanged.
+
+    Args:
+        study: study with the threshold.
+        prop: name of the property.
+        values: maps (..., y, x); NaN marks pixels without a measured value.
+
+    Returns:
+        for a mask property, a bool array, or a float32 array of 0, 1 and NaN if there are pixels
+        without a measured value.
     """
     if not property_of(prop).is_mask:
         return values
@@ -34,10 +44,10 @@ def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
 
 
 def label_set(run: Run) -> LabelSet:
-    """Labels of the stored finished images, with splits.
+    """Read the labels of a run's stored images, with their splits and the training means.
 
     Raises:
-        RuntimeError: a batch is not labeled yet, or not yet in the statistics.
+        RuntimeError: a batch is not labeled yet, or an accumulation unit is not complete yet.
     """
     run.progress.require_complete(LABEL)
     study = run.study
@@ -60,9 +70,11 @@ def label_set(run: Run) -> LabelSet:
 
 @lru_cache(maxsize=2)
 def cached_label_set(url: str, identity: str) -> LabelSet:
-    """`label_set`, cached in this process for the next cells of the same run.
+    """Return the labels of a run (`label_set`) from a cache in this process.
 
     Args:
-        identity: of the run; it changes if the run is deleted and created again.
+        url: URL of the run.
+        identity: identifier that a run gets when it is created.  It prevents the use of cached
+            labels after the run at this URL was deleted and created again.
     """
     return label_set(Run(url))

@@ -1,7 +1,7 @@
-"""Per-process cache of loaded models, a sampler and labelers, and the locks that guard it.
+"""Cache of a process's loaded models (a sampler and labelers), and the locks that protect it.
 
-On a CPU every thread has models of its own (`thread_local_models`); on a GPU all threads share one
-set (`shared_models`).  A study with another model replaces the last one.
+On a CPU, each thread loads its own models (`thread_local_models`).  On a GPU, all threads share one
+set of models (`shared_models`).  The cache holds the models of one study at a time.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.schema import Study
 
 load_counts: Counter[str] = Counter()
-"""Number of times this process has loaded a sampler (``generator``) and ``labelers``."""
+"""Number of times that this process has loaded a sampler (``generator``) and ``labelers``."""
 
 
 class ThreadLocalModels(threading.local):
-    """Models that a thread has loaded: kind of model to its cache key and the models."""
+    """Cache of the calling thread's models: kind of model to its cache key and the models."""
 
     def __init__(self) -> None:
         self.loaded: dict[str, tuple[str, Any]] = {}
@@ -43,22 +43,33 @@ _device = threading.Lock()
 
 
 def _shared(study: Study) -> bool:
-    """Whether threads take turns with one set of models: on a GPU, to save its memory.
+    """Whether all threads share one set of models, which is so on a GPU, to save its memory.
 
-    On a CPU, two concurrent batches with one thread and one model each take a seventh less time
-    than the same batches one after the other with two threads.
+    On a CPU, models are not shared, since concurrent batches are faster there: two batches at once,
+    each with its own model and one PyTorch thread, take a seventh less time than the same batches
+    in turn with two PyTorch threads.
     """
     return pick_device(study.execution.wanted_device).type != "cpu"
 
 
 def model_access(study: Study) -> AbstractContextManager[Any]:
-    """Exclusive access to the calling thread's models of a study; no model loads meanwhile."""
+    """Return a context manager that gives the calling thread exclusive use of its models.
+
+    No thread of this process loads a model while the block runs.
+    """
     return _device if _shared(study) else _model_lock.computing()
 
 
 @contextmanager
 def use_models(run: Run) -> Iterator[tuple[PipelineSampler, dict[str, Labeler]]]:
-    """Sampler and labelers of a run, with exclusive access to them."""
+    """Context manager that gives exclusive use of a run's sampler and labelers.
+
+    They are loaded if they are not in the cache.
+
+    Raises:
+        UserError: a model is missing, or its weights differ from those with which the run was
+            created.
+    """
     study = run.study
     with model_access(study):
         attributes = run.attributes
@@ -67,12 +78,13 @@ def use_models(run: Run) -> Iterator[tuple[PipelineSampler, dict[str, Labeler]]]
 
 
 def get_or_load(study: Study, kind: str, key: str, load: Callable[[], Any]) -> Any:
-    """Models of one kind from the cache, or loaded into it in place of the last study's.
+    """Return models from the cache, after loading them if they are not in it.
 
     Args:
-        kind: such as ``labelers``; the cache holds one of each kind.
-        key: identifies the models; a cached one with another key is replaced.
-        load: loads the models.
+        study: study whose device determines the cache: one per thread (CPU) or per process (GPU).
+        kind: kind of the models, such as ``labelers``.  The cache has one entry for each kind.
+        key: text that identifies the models; an entry with another key is replaced.
+        load: function that loads the models.
     """
     cache = shared_models if _shared(study) else thread_local_models.loaded
     if cache.get(kind, ("", None))[0] != key:
@@ -83,13 +95,16 @@ def get_or_load(study: Study, kind: str, key: str, load: Callable[[], Any]) -> A
 
 
 def get_sampler(study: Study, model: str) -> PipelineSampler:
-    """The study's sampler, loaded at the first call; call it inside `model_access`.
+    """Return a study's sampler, which is loaded at the first call.
+
+    Call this function inside the block of `model_access`.
 
     Args:
-        model: fingerprint that the run was started with.
+        study: study whose model is loaded.
+        model: fingerprint of the model's files that was recorded when the run was created.
 
     Raises:
-        UserError: the model's files on this worker have another fingerprint.
+        UserError: the model's files on this worker have another fingerprint, or do not load.
     """
 
     def load() -> PipelineSampler:
@@ -111,13 +126,17 @@ def get_sampler(study: Study, model: str) -> PipelineSampler:
 
 
 def get_labelers(study: Study, fingerprints: dict[str, str] | None = None) -> dict[str, Labeler]:
-    """The study's labelers by property, loaded at the first call; call it inside `model_access`.
+    """Return a study's labelers by property, which are loaded at the first call.
+
+    Call this function inside the block of `model_access`.
 
     Args:
-        fingerprints: those that the run was started with; None while the run is created.
+        study: study whose labelers are loaded.
+        fingerprints: fingerprint of each labeler's files that was recorded when the run was
+            created, by property; None skips the comparison.
 
     Raises:
-        UserError: a labeler's files on this worker have another fingerprint.
+        UserError: a labeler's files on this worker have another fingerprint, or do not load.
     """
 
     def load() -> dict[str, Labeler]:

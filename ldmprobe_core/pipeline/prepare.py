@@ -1,4 +1,4 @@
-"""Creation of a study's run, or the check that an existing one has the same weights."""
+"""Creation of a study's run, or a check that an existing run was made with the same weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", 
 
 
 def prepare_run(study: Study, store: str) -> Run:
-    """Check the study, then create its run in ``store``, or open the one that exists.
+    """Check a study, then create its run in a store, or open the run if it exists.
 
-    If the plan in use (`StudyPlan.in_use`) is this study's, no other plan is made.
+    Args:
+        study: study to run.  Inside the block of `StudyPlan.in_use`, that plan is used for it.
+        store: path or URL of the folder that holds runs.
 
     Raises:
-        UserError: a mistake in the study, a store that is too small or not writable, or an existing
-            run of another model.
+        UserError: the study has a mistake, a model or file is missing, the store is not writable or
+            too small, or the existing run was created with other weights.
     """
     plan = plan_of(study)
     plan.require_complete()
@@ -34,19 +36,22 @@ def prepare_run(study: Study, store: str) -> Run:
     run = run_in(store, study)
     check_store(plan, run)
     if not run.exists:
-        shape, record = _run_shape(plan)  # loads labelers, so it comes before the lock is taken
+        # This loads labelers and can take long, so it comes before the lock.
+        shape, record = _run_shape(plan)
         with run.creation_lock() as lock:
             if not run.exists:
                 lock.require_held()
                 run.create(shape, record)
                 return run
-    check_origin(run, study)
-    run.location.write_text("study.json", study.to_json())  # only its execution section may differ
+    check_fingerprints(run, study)
+    # The settings in the execution section may differ from the recorded ones, as they do not affect
+    # results; the current ones are recorded.
+    run.location.write_text("study.json", study.to_json())
     return run
 
 
 def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
-    """The shape of a study's run, and the metadata that is recorded with it."""
+    """Determine the arrays of a new run, and the metadata to record in it."""
     study = plan.study
     with model_access(study):
         labelers = get_labelers(study)
@@ -69,11 +74,11 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
     }
 
 
-def check_origin(run: Run, study: Study) -> None:
-    """Refuse a run that was created with other weights of the model or of a labeler.
+def check_fingerprints(run: Run, study: Study) -> None:
+    """Check that a run was created with the current weights of the study's model and labelers.
 
     Raises:
-        UserError: a fingerprint differs from the one that the run recorded.
+        UserError: the fingerprint of a model's or labeler's files differs from the recorded one.
     """
     attributes = run.attributes
     for prop, spec in labelers_of(study).items():
@@ -95,7 +100,12 @@ def check_origin(run: Run, study: Study) -> None:
 
 
 def run_in(store: str, study: Study) -> Run:
-    """Handle of a resolved study's run in a store, whether or not it exists yet.
+    """Return the `Run` of a study in a store; it need not exist yet.
+
+    Args:
+        store: path or URL of the folder that holds runs.
+        study: study whose input files were read (``StudyPlan.study``), since their hash is part of
+            the run's name.
 
     Raises:
         UserError: ``store`` is not a path or URL.
@@ -104,10 +114,14 @@ def run_in(store: str, study: Study) -> Run:
 
 
 def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
-    """Sentences about runs of the same study with other source images, which are not continued.
+    """Warn about runs of the same study with other source images, which will not be continued.
 
     Args:
-        run: handle of the plan's run, which does not exist yet; its store is searched.
+        plan: plan of the study.
+        run: the study's run, which does not exist yet; the store that it will be in is searched.
+
+    Returns:
+        one note for each such run; empty if there is none.
     """
     study = plan.study
     if study.images is None:
@@ -122,7 +136,8 @@ def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
             same = _without_image_set(other.study) == _without_image_set(study)
             before = {sample.source_image: sample.source_digest for sample in other.samples}
         except (UserError, RunError, OSError, ValueError, KeyError):
-            continue  # a run of another release, or damaged: nothing can be said of it
+            # The run is damaged or of another release, so its study cannot be compared.
+            continue
         if same:
             now = {sample.source_image: sample.source_digest for sample in plan.samples}
             notes.append(
@@ -134,12 +149,13 @@ def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
 
 
 def _without_image_set(study: Study) -> dict[str, Any]:
+    """Settings of a study that affect results, except for its set of source images."""
     images = {"folder", "samples", "content_hash"}
     return study.model_dump(exclude={"execution": True, "images": images})
 
 
 def _differences(before: dict[str | None, str | None], now: dict[str | None, str | None]) -> str:
-    """Differences of two sets of files, given as name to hash, in words."""
+    """Describe which files were removed, added or changed between two sets of name to hash."""
     kinds = {
         "removed": [name for name in before if name not in now],
         "added": [name for name in now if name not in before],
@@ -154,7 +170,7 @@ def _differences(before: dict[str | None, str | None], now: dict[str | None, str
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that affect results."""
+    """Return the versions of Python and of the packages that affect results, by name."""
     packages = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

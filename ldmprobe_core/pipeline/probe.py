@@ -1,4 +1,4 @@
-"""Training and scoring of every probe and control of one cell."""
+"""Computation of one probing unit: all probes and controls of one cell (step and layer)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ from ldmprobe_core.study.schema import Study
 
 
 def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
-    """Train and score every probe and control of one cell.
+    """Train and score all probes and controls of one cell, and write the results to the run.
 
     Args:
-        step: from 1.
+        url: URL of the run.
+        step: sampler step (from 1).
+        layer: name of the layer, or of the latents.
 
     Returns:
-        seconds and bytes read; zero if the cell was done before.
+        numbers of ``seconds`` taken and ``bytes`` read; both are 0 if the cell was complete
+        already.
+
+    Raises:
+        RuntimeError: a batch is not labeled yet, or an accumulation unit is not complete yet.
     """
     run = Run(url)
     step_index, layer_index = step - 1, run.probe_inputs.index(layer)
@@ -37,7 +43,8 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
         return {"seconds": 0.0, "bytes": 0}
     started = time.monotonic()
     study = run.study
-    # The number of BLAS threads changes the last bits of sums; cells run side by side instead.
+    # The number of threads affects the last bits of sums, so each cell uses one; several cells run
+    # in parallel instead.
     threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
     labels = cached_label_set(url, run.location.read_text("identity"))
@@ -56,10 +63,13 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
 def _probe_networks(
     run: Run, step: int, layer: str, labels: LabelSet
 ) -> tuple[dict[tuple[str, str], CellResult], int, int]:
-    """Train and score the cell of every network that a condition needs.
+    """Train and score the probes of one cell, for each network whose activations are probed.
+
+    The networks are the model with its trained weights and, for a control, with permuted weights.
 
     Returns:
-        results by network and label assignment, the number of channels, and of bytes read.
+        results by network and label assignment, the number of channels of the activations, and the
+        number of bytes read.
     """
     study = run.study
     results: dict[tuple[str, str], CellResult] = {}
@@ -67,7 +77,8 @@ def _probe_networks(
     for network in dict.fromkeys(
         c.network for c in study.conditions if study.controls.enabled(c.name)
     ):
-        if network != "trained" and layer == LATENTS:  # the input is the same for every network
+        # The latents before a step are the same for every network, so one network is enough.
+        if network != "trained" and layer == LATENTS:
             continue
         activations = run.read(f"{ACTIVATION_GROUPS[network]}/{layer}", "activation", step=step - 1)
         bytes_read += activations.nbytes
@@ -79,14 +90,25 @@ def _probe_networks(
 
 
 def _stored_probes(study: Study, fitted: CellResult, channels: int) -> dict[str, np.ndarray]:
-    """Arrays of a cell's linear probes (kind, property, step, ...); NaN if one was not fitted."""
+    """Arrange the linear probes of one cell as the arrays that are stored.
+
+    Args:
+        study: study that gives the kinds of linear probes and the properties, in order.
+        fitted: probes fitted to the true labels of the trained network.
+        channels: number of channels of the activations.
+
+    Returns:
+        ``weight`` (kind, property, step, channel), ``bias`` and ``penalty`` (kind, property, step),
+        all float64 with one step; NaN for probes that were not fitted.
+    """
     kinds, maps = study.linear_kinds, study.labels.maps
     weight = np.full((len(kinds), len(maps), 1, channels), np.nan)
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty = bias.copy()
     for (kind, prop), probe in fitted.probes.items():
+        # Other kinds of probes are scored, but have no weights to store per channel.
         if not (probe_kind(kind).linear and isinstance(probe, LinearProbe)):
-            continue  # a control: scored, not stored
+            continue
         entry = kinds.index(kind), maps.index(prop), 0
         weight[entry], bias[entry], penalty[entry] = probe.weight, probe.bias, probe.penalty
     return {"weight": weight, "bias": bias, "penalty": penalty}
@@ -95,7 +117,12 @@ def _stored_probes(study: Study, fitted: CellResult, channels: int) -> dict[str,
 def _stored_scores(
     study: Study, results: dict[tuple[str, str], CellResult], prop: str
 ) -> np.ndarray:
-    """Scores of a cell (condition, kind, metric, step, layer, sample); NaN if not computed."""
+    """Arrange one property's scores of a cell as the array that is stored.
+
+    Returns:
+        (condition, kind, metric, step, layer, sample), with one step and one layer; NaN for
+        conditions that were not computed.
+    """
     undefined = np.full_like(results["trained", "true"].scores[prop], np.nan)
     scores = [
         results[c.network, c.assignment].scores[prop]

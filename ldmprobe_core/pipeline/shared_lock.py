@@ -1,4 +1,4 @@
-"""Lock that threads hold side by side while they compute, and alone while they load a model."""
+"""Lock that prevents any thread from computing while another thread loads a model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 
 class SharedExclusiveLock:
-    """Readers-writer lock: computing is shared, loading is exclusive and has priority.
+    """Lock with shared access for threads that compute, and exclusive access to load a model.
 
-    Libraries change process-wide state while they load a model, such as torch's default dtype, so
-    a computation at the same time could give different numbers.
+    Threads that wait for exclusive access have priority.  The lock is needed because libraries
+    change the state of the whole process while they load a model, such as PyTorch's default dtype,
+    and a computation at that time could give different numbers.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class SharedExclusiveLock:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Hold the lock shared; a thread that holds it already may enter again."""
+        """Hold shared access during the block; blocks of one thread may be nested."""
         if self._is_computing:
             yield
             return
@@ -49,7 +50,10 @@ class SharedExclusiveLock:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Hold the lock alone; a thread's shared access is suspended meanwhile."""
+        """Hold exclusive access during the block.
+
+        If the calling thread has shared access, it gives that up for the duration of the block.
+        """
         suspended = int(self._is_computing)
         with self._changed:
             self._computing -= suspended
@@ -70,4 +74,5 @@ class SharedExclusiveLock:
 
     @property
     def _is_computing(self) -> bool:
+        """Whether the calling thread has shared access."""
         return getattr(self._this_thread, "computing", False)

@@ -1,12 +1,14 @@
-"""Sufficient statistics of training samples, whose size depends on channels and not on samples.
+"""Sums over training samples from which linear probes can be fitted without stored activations.
 
-A training batch's activations stay in memory until its labels exist; then each cell adds them to
-its sums of products (`ldmprobe_core.probing.statistics.SufficientStatistics`), and they are
-discarded.  Training batches are divided among *accumulators*, each filled by one worker at a time,
-a few batches a unit of work.  An accumulator has two buffers in the store: a unit reads the active
-one, which holds all earlier units, adds its batches, and writes the other.  Its progress record,
-written last, makes that buffer the active one, so a unit that is interrupted or retried is counted
-once, and no two workers share a chunk.
+The sums (`ldmprobe_core.probing.statistics.SufficientStatistics`) are products of activations and
+labels, and their size does not depend on the number of samples.  The activations of a batch are
+added to the sums of each cell as soon as the batch is labeled, and are then discarded.
+
+The training batches are divided among *accumulators*, and the batches of an accumulator among units
+of work, which run in order.  An accumulator has two buffers in the store.  A unit reads the active
+buffer, which includes all earlier units, adds its own batches, and writes the other buffer.  It
+then records its progress, which makes the other buffer the active one.  A unit that is interrupted
+and repeated is therefore counted only once, and no two workers write the same chunk.
 """
 
 from __future__ import annotations
@@ -31,7 +33,12 @@ from ldmprobe_core.study.schema import Study
 
 
 def run_accumulation_units(run: Run) -> list[list[list[range]]]:
-    """Training batches grouped by accumulator and unit; empty if the run keeps no statistics."""
+    """List the batches of each accumulation unit.
+
+    Returns:
+        for each accumulator a list of units, and for each unit a list of batches as ranges of
+        sample indices; empty if the run stores activations instead of statistics.
+    """
     study = run.study
     if study.capture.keep == "activations":
         return []
@@ -41,13 +48,15 @@ def run_accumulation_units(run: Run) -> list[list[list[range]]]:
 
 @dataclass
 class Accumulator:
-    """Sums over the training samples of some units, in memory.
+    """Sums of one accumulator, in memory.
 
     Attributes:
-        grams: network and layer to (step, entry) float64, lower triangles of cells' Gram matrices.
-        nonfinite: network and layer to (step,) int64, values that are not finite in float16.
-        labels: property to (y, x) float64, the sum of label maps.
-        count: number of samples.
+        grams: (network, layer) to float64 (step, entry), the lower triangle of the Gram matrix of
+            each cell, row by row.
+        nonfinite: (network, layer) to int64 (step,), the number of activations that are NaN or
+            infinite in float16.
+        labels: property to float64 (y, x), the sum of the label maps.
+        count: number of samples in the sums.
     """
 
     grams: dict[tuple[str, str], np.ndarray]
@@ -57,7 +66,13 @@ class Accumulator:
 
     @classmethod
     def read(cls, run: Run, accumulator: int, done: int) -> Accumulator:
-        """Read the sums of an accumulator's first ``done`` units; zeros if ``done`` is 0."""
+        """Read the sums of an accumulator from a run.
+
+        Args:
+            run: run to read from.
+            accumulator: index of the accumulator (from 0).
+            done: number of its complete units; 0 gives sums of zero.
+        """
         index = {"accumulator": accumulator, "buffer": done % BUFFERS}
 
         def stored(group: str, name: str) -> np.ndarray:
@@ -77,7 +92,16 @@ class Accumulator:
         )
 
     def write(self, run: Run, accumulator: int, done: int) -> int:
-        """Write the buffer that is active after this number of units; returns bytes."""
+        """Write the sums to the buffer that becomes active when the current unit is complete.
+
+        Args:
+            run: run to write to.
+            accumulator: index of the accumulator (from 0).
+            done: number of its complete units, including the current one.
+
+        Returns:
+            number of bytes of the Gram matrices.
+        """
         buffer = done % BUFFERS
         region = {
             "accumulator": slice(accumulator, accumulator + 1),
@@ -95,13 +119,14 @@ class Accumulator:
     def add(
         self, activations: dict[str, Activations], labels: dict[str, np.ndarray], study: Study
     ) -> None:
-        """Add a batch's training samples.
+        """Add the training samples of a batch to the sums.
 
-        A sample with a non-finite activation in a cell is excluded from that cell's sums.
+        A sample with a NaN or infinite activation in a cell is left out of that cell's sums.
 
         Args:
-            activations: activations (sample, step, y, x, channel) by network.
-            labels: property to full-size maps (sample, y, x); foreground is bool.
+            activations: activations of the samples, by network.
+            labels: property to label maps (sample, y, x) at the size of the images; bool for masks.
+            study: study that the samples belong to.
         """
         samples = np.arange(len(next(iter(labels.values()))))
         owners = {name: assign(samples, study.prompts.seed) for name, assign in ASSIGNMENTS.items()}
@@ -128,12 +153,12 @@ class Accumulator:
 
 
 def packed(gram: np.ndarray) -> np.ndarray:
-    """Lower triangle (entry,) of a symmetric matrix, row by row."""
+    """Return the lower triangle of a symmetric matrix as a vector (entry,), row by row."""
     return gram[np.tril_indices(len(gram))]
 
 
 def unpacked(entries: np.ndarray) -> np.ndarray:
-    """Symmetric matrix (row, column) of a lower triangle (entry,); inverse of `packed`."""
+    """Rebuild a symmetric matrix (row, column) from its lower triangle; the inverse of `packed`."""
     width = int((np.sqrt(8 * len(entries) + 1) - 1) / 2)
     gram = np.zeros((width, width))
     gram[np.tril_indices(width)] = entries
@@ -141,22 +166,29 @@ def unpacked(entries: np.ndarray) -> np.ndarray:
 
 
 def require_accumulated(run: Run) -> None:
-    """Refuse to continue while statistics are incomplete.
+    """Check that all accumulation units of a run are complete.
 
     Raises:
-        RuntimeError: a training batch is not in them yet.
+        RuntimeError: an accumulator has units that are not complete.
     """
     done = run.progress.counts(ACCUMULATE)
     for accumulator, units in enumerate(run_accumulation_units(run)):
         if done[accumulator] != len(units):
             raise RuntimeError(
                 f"{run.url}: accumulator {accumulator} has {done[accumulator]} of its "
-                f"{len(units)} units"
+                f"{len(units)} units. Fix: accumulate the others first"
             )
 
 
 def load_statistics(run: Run, network: str, step: int, layer: str) -> SufficientStatistics:
-    """Sufficient statistics of one cell, summed over all accumulators; steps count from 1."""
+    """Read the sufficient statistics of one cell, summed over all accumulators.
+
+    Args:
+        run: run whose accumulation units are complete.
+        network: ``trained`` or ``permuted``.
+        step: sampler step (from 1).
+        layer: name of the layer.
+    """
     group = f"{STATISTICS_GROUP}/{network}/{layer}"
     gram = unpacked(_merged(run, group, "gram", step=step - 1))
     study = run.study
@@ -167,25 +199,35 @@ def load_statistics(run: Run, network: str, step: int, layer: str) -> Sufficient
 def unstored_statistics(
     run: Run, network: str, step: int, layer: str
 ) -> SufficientStatistics | None:
-    """Sufficient statistics of a cell, or None if the run stores activations."""
+    """Read the statistics of one cell if the run stores no training activations, else return None.
+
+    For the arguments see `load_statistics`.
+    """
     if run.study.capture.keep != "statistics":
         return None
     return load_statistics(run, network, step, layer)
 
 
 def mean_maps(run: Run) -> dict[str, np.ndarray]:
-    """Mean label maps (y, x) of the training samples."""
+    """Compute the mean label map of the training samples: property to float64 (y, x)."""
     count = _merged(run, f"{STATISTICS_GROUP}/labels", "count")
     return {p: _merged(run, f"{STATISTICS_GROUP}/labels", p) / count for p in run.study.labels.maps}
 
 
 def nonfinite_in(run: Run, network: str, layer: str) -> np.ndarray:
-    """Number of values that are not finite in float16, over training samples, (step,) int64."""
+    """Count the NaN and infinite training activations of each step, int64 (step,)."""
     return _merged(run, f"{STATISTICS_GROUP}/{network}/{layer}", "nonfinite")
 
 
 def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:
-    """Sum of every accumulator's active buffer, added pairwise to keep rounding errors small."""
+    """Add the active buffers of all accumulators, pairwise to keep rounding errors small.
+
+    Args:
+        run: run to read from.
+        group: path of the group that holds the array.
+        name: name of the array.
+        index: position along further dimensions of the array.
+    """
     done = run.progress.counts(ACCUMULATE)
     parts = [
         run.read(group, name, accumulator=accumulator, buffer=int(units) % BUFFERS, **index)

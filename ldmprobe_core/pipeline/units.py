@@ -1,8 +1,9 @@
-"""Operations on units of work: list those of a run, run one, and tell whether it is done.
+"""Functions that list, compute and check the units of work of a run, for each kind of unit.
 
-Storage's side of a kind (progress array, groups) is `ldmprobe_core.storage.units.UnitKind`.
-Adding a kind takes `register_unit_kind` there and `register_units` here; the layout, verification
-and repair, Prefect's tasks and `carry_out` then include it.
+The arrays and groups that a kind of unit writes are described by
+`ldmprobe_core.storage.units.UnitKind`.  To add a kind, register it there with
+`register_unit_kind`, and register its functions here with `register_units`.  The layout of runs,
+verification, repair and the Prefect tasks then include it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ class Unit:
     """One unit of work of a run.
 
     Attributes:
-        index: of the unit within its kind; positional arguments of `UnitOperations.carry_out`.
-        title: for display, such as ``batch 0003 · samples 24-31``.
+        index: position of the unit among those of its kind; its elements are the arguments of
+            `UnitOperations.carry_out` after the URL.
+        title: text for display, such as ``batch 0003 · samples 24-31``.
     """
 
     index: Index
@@ -38,15 +40,17 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitOperations:
-    """Functions that list, run and check the units of one kind.
+    """Functions that list, compute and check the units of one kind.
 
     Attributes:
-        kind: the kind, as storage knows it.
-        list_units: of a run, in an order in which they may run one after another.  The units of a
-            sequential kind depend on the one before with the same first number in their index.
-        carry_out: runs one unit, given the run's URL and the unit's index.  A unit that is done is
-            left as it is.  Returns counts and seconds.
-        is_done: whether the run's progress record has the unit, given the run and the index.
+        kind: kind of the units.
+        list_units: function from a run to its units, in an order in which they can be computed.  If
+            the kind is sequential, each unit depends on the previous unit whose index has the same
+            first element.
+        carry_out: function that computes one unit, called as ``carry_out(url, *index)``.  It skips
+            a unit that is complete.  It returns ``seconds`` and counts, such as ``bytes``.
+        is_done: function that returns whether a unit is complete, called as
+            ``is_done(run, *index)``.
     """
 
     kind: UnitKind
@@ -56,14 +60,14 @@ class UnitOperations:
 
 
 UNITS: dict[str, UnitOperations] = {}
-"""Operations of every kind of unit by its verb, in the order in which a run carries them out."""
+"""Functions for each kind of unit, by the kind's verb, in the order in which a run needs them."""
 
 
 def register_units(operations: UnitOperations) -> UnitOperations:
-    """Bind functions to a kind of unit.
+    """Register the functions of a kind of unit, and return them.
 
     Raises:
-        ValueError: the kind has functions already.
+        ValueError: functions for this kind are registered already.
     """
     verb = operations.kind.verb
     if verb in UNITS:
@@ -73,7 +77,7 @@ def register_units(operations: UnitOperations) -> UnitOperations:
 
 
 def carry_out_units(run: Run) -> None:
-    """Run every unit of a study one after another in this thread; done units are skipped."""
+    """Compute all units of a run one after another in this thread; complete units are skipped."""
     for operations in list(UNITS.values()):
         if operations.kind.per_group or not operations.kind.applies_to(run.study):
             continue
@@ -83,6 +87,8 @@ def carry_out_units(run: Run) -> None:
 
 
 def _batches(verb: str) -> Callable[[Run], list[Unit]]:
+    """Build the function that lists one unit per batch, with a word for the units' titles."""
+
     def list_units(run: Run) -> list[Unit]:
         return [
             Unit((i,), f"{verb} {i:04d} · samples {members.start}-{members.stop - 1}")

@@ -45,7 +45,9 @@ def twin_folder(tmp_path):
 def test_register_architecture_alone_adds_one_that_a_study_runs_with(
     twin_folder, tiny_study, tmp_path
 ):
-    with pytest.raises(UserError, match=r"a TwinPipeline cannot be probed; supported are Stable"):
+    with pytest.raises(
+        UserError, match=r"class TwinPipeline cannot be probed\. Fix: use one of Stable"
+    ):
         detect_architecture(twin_folder)
     register_architecture("TwinPipeline")(TwinArchitecture)
     assert isinstance(detect_architecture(twin_folder), TwinArchitecture)
@@ -81,7 +83,7 @@ def test_architecture_of_takes_the_nearest_base_class():
     parts = tiny_models.stable_diffusion_1().components
     pipeline = DerivedPipeline(**parts, requires_safety_checker=False)
     assert type(architecture_of(pipeline)) is StableDiffusion
-    with pytest.raises(UserError, match="pipeline: a object cannot be probed"):
+    with pytest.raises(UserError, match="pipeline: class object cannot be probed"):
         architecture_of(object())
 
 
@@ -90,9 +92,9 @@ def test_folders_that_are_no_supported_pipeline_are_refused(model_folders, tmp_p
         (lambda f: (f / "model_index.json").write_text("{"), "does not name a pipeline"),
         (
             lambda f: (f / "model_index.json").write_text('{"_class_name": "WanPipeline"}'),
-            "a WanPipeline cannot be probed; supported are StableDiffusionPipeline",
+            "class WanPipeline cannot be probed. Fix: use one of StableDiffusionPipeline",
         ),
-        (lambda f: (f / "unet" / "config.json").unlink(), "no whole diffusers pipeline"),
+        (lambda f: (f / "unet" / "config.json").unlink(), "so the model folder is incomplete"),
         (lambda f: (f / "vae" / "config.json").write_text("[]"), "cannot be read"),
     ):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))

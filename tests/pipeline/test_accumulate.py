@@ -65,7 +65,7 @@ def test_accumulate_unit_that_was_overtaken_leaves_the_sums_unchanged(
         return found
 
     monkeypatch.setattr(Accumulator, "read", slow)
-    with pytest.raises(RuntimeError, match="accumulator 0 advanced from 0 units to 2"):
+    with pytest.raises(RuntimeError, match="advanced accumulator 0 from 0 units to 2"):
         accumulate_unit(run.url, 0, 0)
     assert run.progress.count("accumulated", 0) == 2
     assert Accumulator.read(run, 0, 2).count == sum(

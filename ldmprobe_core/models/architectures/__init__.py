@@ -1,1 +1,1 @@
-"""Descriptions of architectures: calls, guidance, latents and settings of a pipeline class."""
+"""Descriptions of the diffusers pipeline classes whose models can be probed."""

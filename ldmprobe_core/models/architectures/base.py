@@ -1,4 +1,4 @@
-"""Base classes of architectures: configs, sizes, pipeline calls and latents of one model."""
+"""Base classes for the description of a diffusers pipeline class and its model's configs."""
 
 from __future__ import annotations
 
@@ -24,19 +24,23 @@ UNET_PRESETS = {
     "resnets": ("*.resnets.[0-9]",),
     "blocks": ("down_blocks.[0-9]", "mid_block", "up_blocks.[0-9]"),
 }
-"""Presets of ``capture.layers`` on a UNet, as globs over its module names."""
+"""Presets of ``capture.layers`` for UNets: preset name to globs over module names."""
 
 PRESETS = (*UNET_PRESETS, "vae")
-"""Every preset name of ``capture.layers``; an architecture need not have all of them."""
+"""Names of all presets of ``capture.layers``; some architectures support only some of them."""
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """Denoiser calls under classifier-free guidance; declared, then checked at every call.
+    """Pattern of the denoiser calls that a pipeline makes under classifier-free guidance.
+
+    An architecture states the expected pattern, and each denoiser call is checked against it.
 
     Attributes:
-        batch_copies: copies of the batch in one call: 1, or 2, the second of which is conditional.
-        calls_per_step: denoiser calls a step: 1, or 2, the first of which is conditional.
+        batch_copies: number of copies of the batch in one call.  If it is 2, the second copy is
+            the conditional one.
+        calls_per_step: number of denoiser calls per sampler step.  If it is 2, the first call is
+            the conditional one.
     """
 
     batch_copies: int = 1
@@ -44,28 +48,32 @@ class Guidance:
 
 
 class Architecture(ABC):
-    """Description of a pipeline class: loading, calls, guidance, layers and latents.
+    """Description of a diffusers pipeline class, together with the configs of one model.
 
-    A subclass for a new pipeline class sets `denoiser`, `network` and `presets`, defines
-    `dummy_inputs`, and overrides the methods that differ; `register_architecture` makes it known.
+    It tells how to load and call the pipeline, how guidance works, which layers presets select, and
+    how latents are laid out.  To support a new pipeline class, write a subclass that sets
+    `denoiser`, `network` and `presets`, defines `dummy_inputs` and overrides the methods that
+    differ; then register it with `register_architecture`.
 
     Args:
-        pipeline_name: name of the pipeline class.
-        read_config: function from a component's name ("unet", "vae", "scheduler", ...) to its
-            config.
-        source: folder or pipeline class that the configs come from, for messages.
+        pipeline_name: name of the pipeline class, such as ``StableDiffusionPipeline``.
+        read_config: function from the name of a component, such as ``unet``, ``vae`` or
+            ``scheduler``, to its config.
+        source: folder or pipeline class from which the configs come, for messages.
 
     Attributes:
-        denoiser: name of the pipeline component that is probed.
+        denoiser: name of the pipeline component that is probed, such as ``unet``.
         network: class of the denoiser.
-        presets: preset names of ``capture.layers``, each with its globs over module names.
-        joint_block_classes: names of the block classes that return (text, image).
-        min_steps: fewest sampler steps with which the pipeline steps as its scheduler does.
-        size_multiple: pixels of which the pipeline takes only multiples as height and width.
-        pipeline_class: diffusers pipeline class; None takes the one that `pipeline_name` names.
+        presets: name of each preset of ``capture.layers`` to its globs over module names.
+        joint_block_classes: names of the block classes that return a tuple (text, image).
+        min_steps: smallest number of sampler steps for which the pipeline uses the result of every
+            scheduler step.
+        size_multiple: number of pixels of which the height and width of images must be multiples.
+        pipeline_class: diffusers pipeline class; None means the class named `pipeline_name`.
         load_arguments: further keyword arguments of the pipeline class's ``from_pretrained``.
-        config, vae, scheduler: configs of the denoiser, the VAE and the scheduler; the first two
-            with the defaults of keys that are left out.
+        config, vae: configs of the denoiser and the VAE, in which keys that the model leaves out
+            have their default values.
+        scheduler: config of the model's scheduler, without default values.
     """
 
     denoiser: ClassVar[str]
@@ -82,7 +90,8 @@ class Architecture(ABC):
     ) -> None:
         self.pipeline_name, self.source = pipeline_name, source
         self.config = {**default_config(self.network), **read_config(self.denoiser)}
-        # Flux takes its image size from the VAE, but only from a size that the config states.
+        # `Flux.latent` must see whether the VAE's config states a sample size, so this key gets no
+        # default value.
         vae_defaults = {
             k: v for k, v in default_config(AutoencoderKL).items() if k != "sample_size"
         }
@@ -91,7 +100,11 @@ class Architecture(ABC):
 
     @classmethod
     def from_folder(cls, pipeline_name: str, folder: Path) -> Architecture:
-        """Read the JSON configs of a model folder; no weights are loaded.
+        """Describe the model in a folder, from its JSON configs alone.
+
+        Args:
+            pipeline_name: name of the model's pipeline class.
+            folder: model folder in the layout of diffusers.
 
         Raises:
             UserError: a config is missing or is not a JSON object.
@@ -100,45 +113,50 @@ class Architecture(ABC):
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> Architecture:
-        """Take the configs of a loaded diffusers pipeline's components."""
+        """Describe the model of a loaded diffusers pipeline, from the configs of its components."""
         name = type(pipeline).__name__
         return cls(name, lambda component: _component_config(pipeline, component), name)
 
     def load_pipeline(self, folder: Path, **arguments: Any) -> Any:
-        """Load the diffusers pipeline of a model folder.
+        """Load the diffusers pipeline in a model folder.
 
         Args:
-            arguments: keyword arguments of the pipeline class's ``from_pretrained``, beside
+            folder: model folder in the layout of diffusers.
+            arguments: keyword arguments of the pipeline class's ``from_pretrained``, in addition to
                 `load_arguments`.
         """
         return self.diffusers_class.from_pretrained(folder, **self.load_arguments, **arguments)
 
     @property
     def diffusers_class(self) -> Any:
-        """Pipeline class that loads and samples the model."""
+        """Diffusers pipeline class of the model."""
         return self.pipeline_class or getattr(diffusers, self.pipeline_name)
 
     # --- sizes --------------------------------------------------------------------------------
 
     @property
     def reduction(self) -> int:
-        """Image pixels per latent, in each direction."""
+        """Ratio of the image's height to the latents' height, such as 8; the same for the width."""
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the latents that the denoiser takes."""
+        """Number of channels of the latents that the denoiser accepts."""
         return int(self.config["in_channels"])
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width of the latents."""
+        """Height and width of the latents.
+
+        Raises:
+            UserError: the denoiser's config does not state a valid ``sample_size``.
+        """
         side = self.config["sample_size"]
         sides = [side, side] if isinstance(side, int) else side
         if not (isinstance(sides, (list, tuple)) and len(sides) == 2 and all(map(_is_size, sides))):
             raise UserError(
-                f"model: sample_size of {self.source}'s {self.denoiser} is no size ({side!r:.40}). "
-                "Fix: state it in the denoiser's config.json"
+                f"model: sample_size of the {self.denoiser} of {self.source} is not a valid size "
+                f"({side!r:.40}). Fix: correct it in the {self.denoiser}'s config.json"
             )
         return int(sides[0]), int(sides[1])
 
@@ -150,21 +168,33 @@ class Architecture(ABC):
 
     @property
     def grid(self) -> Grid:
-        """Height and width of the image tokens of a layer at full resolution."""
+        """Rows and columns of image tokens in a layer at the resolution of the latents."""
         return Grid(*self.latent)
 
     # --- calls --------------------------------------------------------------------------------
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
-        """Denoiser calls under a guidance scale: above 1, one call with two copies of the batch."""
+        """Pattern of denoiser calls for a guidance scale.
+
+        Above a scale of 1, one call per step holds two copies of the batch.
+
+        Args:
+            scale: guidance scale; 1 means no guidance.
+            negative: negative prompt, or None.
+        """
         return Guidance(batch_copies=2 if scale > 1 else 1)
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Whether the guidance scale affects the images."""
+        """Whether the guidance scale affects the images, given the negative prompt or None."""
         return True
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
-        """Keyword arguments of the pipeline's call, beside prompts, steps and generators."""
+        """Keyword arguments for the pipeline's call that set guidance and image size.
+
+        Args:
+            scale: guidance scale; 1 means no guidance.
+            negative: negative prompt of each sample, or None.
+        """
         height, width = self.size
         arguments: dict[str, Any] = {"guidance_scale": scale, "height": height, "width": width}
         if negative is not None and scale > 1:
@@ -172,18 +202,23 @@ class Architecture(ABC):
         return arguments
 
     def scheduler_config(self, class_name: str) -> dict[str, Any]:
-        """Config that this pipeline class would give a scheduler of a diffusers class."""
+        """Scheduler config as this pipeline class would change it for a scheduler class.
+
+        Args:
+            class_name: name of the diffusers scheduler class, such as ``DDIMScheduler``.
+        """
         return self.scheduler
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Set the scheduler's timesteps to those that the pipeline will use."""
+        """Set a scheduler's timesteps as the pipeline does for a number of sampler steps."""
         scheduler.set_timesteps(steps)
 
     @abstractmethod
     def dummy_inputs(self) -> dict[str, Any]:
-        """Keyword arguments of a denoiser call with one sample, for a dry run on the meta device.
+        """Keyword arguments of a denoiser call with one sample, with tensors of the right shapes.
 
-        Text tokens, if the call has any, are ``encoder_hidden_states`` (1, token, channel).
+        They are used on the meta device to find the shapes of layers.  Text tokens, if the denoiser
+        takes any, are in ``encoder_hidden_states`` (1, token, channel).
         """
 
     # --- latents ------------------------------------------------------------------------------
@@ -193,34 +228,50 @@ class Architecture(ABC):
         return latents
 
     def pack(self, latents: Tensor) -> Tensor:
-        """Convert latents (n, channel, y, x) to the pipeline's layout; the inverse of `unpack`."""
+        """Convert latents (n, channel, y, x) to the pipeline's layout, the inverse of `unpack`."""
         return latents
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Decode latents (n, channel, y, x) to images (n, rgb, y, x), about -1..1."""
+        """Decode latents (n, channel, y, x) to images (n, rgb, y, x), with values of about -1..1.
+
+        Args:
+            vae: the pipeline's `AutoencoderKL`.
+            latents: latents at the scale of the denoiser.
+        """
         return vae.decode(self.denormalise(latents.to(vae.dtype))).sample
 
     def encode(self, vae: Any, images: Tensor) -> Tensor:
-        """Encode images (n, rgb, y, x) in -1..1 as latents (n, channel, y, x): posterior modes."""
+        """Encode images (n, rgb, y, x) in -1..1 as latents (n, channel, y, x).
+
+        Args:
+            vae: the pipeline's `AutoencoderKL`.
+            images: images to encode.
+
+        Returns:
+            modes of the VAE's posterior, at the scale of the denoiser.
+        """
         return self.normalise(vae.encode(images.to(vae.dtype)).latent_dist.mode())
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """Bring the denoiser's latents to the VAE's scale, as this pipeline class does.
+        """Convert latents from the scale of the denoiser to the scale of the VAE.
 
-        Pipeline classes differ in the keys of the VAE's config that they read: here it is
-        ``scaling_factor`` alone.
+        Pipeline classes differ in the keys of the VAE's config that they use for this; this base
+        class uses only ``scaling_factor``.
         """
         return latents / self.vae["scaling_factor"]
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Bring the VAE's latents to the denoiser's scale; the inverse of `denormalise`."""
+        """Convert latents from the scale of the VAE to the scale of the denoiser.
+
+        This is the inverse of `denormalise`.
+        """
         return latents * self.vae["scaling_factor"]
 
     def check_vae(self) -> None:
         """Refuse a VAE that this pipeline class cannot use.
 
         Raises:
-            UserError: another class than `AutoencoderKL`, or an unusable key of its config.
+            UserError: the VAE is not an `AutoencoderKL`, or a value in its config is unusable.
         """
         name = self.vae.get("_class_name", "AutoencoderKL")
         if name != "AutoencoderKL":
@@ -233,6 +284,7 @@ class Architecture(ABC):
                 self._refuse_vae(key, self.vae[key], "use a VAE of images with 3 channels")
 
     def _refuse_vae(self, key: str, value: Any, remedy: str) -> None:
+        """Raise `UserError` for an unusable value in the VAE's config."""
         raise UserError(
             f"model: {key} in vae/config.json of {self.source} cannot be used by "
             f"{self.pipeline_name} ({value!r:.60}). Fix: {remedy}"
@@ -240,20 +292,23 @@ class Architecture(ABC):
 
 
 class TransformerArchitecture(Architecture):
-    """Base class of diffusion transformers; the probed component is ``transformer``."""
+    """Base class for diffusion transformers, whose denoiser is the component ``transformer``."""
 
     denoiser = "transformer"
 
     @property
     def grid(self) -> Grid:
-        """Height and width of the token grid: tokens are patches of the latents."""
+        """Rows and columns of image tokens, each of which stands for a patch of the latents."""
         patch = self.config["patch_size"]
         height, width = self.latent
         return Grid(height // patch, width // patch)
 
 
 class ShiftedLatents(Architecture):
-    """Base class of pipelines whose latents are also shifted, by the VAE's ``shift_factor``."""
+    """Base class for pipelines that shift latents by the VAE's ``shift_factor``, then scale them.
+
+    The shift and the scale are those between the VAE's latents and the denoiser's.
+    """
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """See `Architecture.denormalise`."""
@@ -264,18 +319,20 @@ class ShiftedLatents(Architecture):
         return super().normalise(latents - self.vae["shift_factor"])
 
     def check_vae(self) -> None:
-        """See `Architecture.check_vae`; without a shift the pipeline itself stops."""
+        """See `Architecture.check_vae`; the VAE's ``shift_factor`` must also be a number."""
         super().check_vae()
         if not _is_number(self.vae["shift_factor"]):
             self._refuse_vae("shift_factor", self.vae["shift_factor"], "give a number, 0 for none")
 
 
 def dynamic_shift(scheduler: Any, grid: Grid, default_max_shift: float) -> float:
-    """Shift mu of a flow-matching schedule for an image size, linear in the number of tokens.
+    """Compute the shift mu of a flow-matching schedule, which is linear in the number of tokens.
 
     Args:
-        grid: image tokens.
-        default_max_shift: shift at ``max_image_seq_len`` tokens if the scheduler's config has none.
+        scheduler: diffusers scheduler, whose config gives the ends of the linear function.
+        grid: rows and columns of image tokens.
+        default_max_shift: shift for ``max_image_seq_len`` tokens if the scheduler's config does not
+            state it.
     """
     config = scheduler.config
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
@@ -285,7 +342,7 @@ def dynamic_shift(scheduler: Any, grid: Grid, default_max_shift: float) -> float
 
 
 def default_config(component: Any) -> dict[str, Any]:
-    """Default of each key of a diffusers class's config; keys without a default are left out."""
+    """Default values of the config keys of a diffusers class; keys without one are left out."""
     parameters = inspect.signature(component.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -299,6 +356,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _read_json(folder: Path, component: str) -> dict[str, Any]:
+    """Read the JSON config of one component in a model folder."""
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     path = folder / component / name
     try:
@@ -308,11 +366,12 @@ def _read_json(folder: Path, component: str) -> dict[str, Any]:
         return config
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model: {path} cannot be read ({type(error).__name__}), so the folder is no whole "
-            "diffusers pipeline. Fix: fetch it again"
+            f"model: {path} cannot be read ({type(error).__name__}), so the model folder is "
+            "incomplete. Fix: fetch the model again"
         ) from error
 
 
 def _component_config(pipeline: Any, component: str) -> dict[str, Any]:
+    """Config of one component of a loaded pipeline, with the name of the component's class."""
     part = getattr(pipeline, component)
     return {**part.config, "_class_name": type(part).__name__}

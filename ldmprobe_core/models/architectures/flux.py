@@ -1,4 +1,4 @@
-"""Flux: joint and single blocks over text and image tokens, packed latents."""
+"""Architecture of Flux, a flow-matching transformer over text and image tokens."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from ldmprobe_core.models.token_grid import Grid
 
 
 class Flux(ShiftedLatents, TransformerArchitecture):
-    """Flux: joint, then single blocks on a sequence of text and image tokens; packed latents.
+    """Flux, a transformer over a sequence of text tokens and image tokens.
 
-    The guidance scale is an input of the distilled denoiser, with one call a step.  A negative
-    prompt switches to classifier-free guidance in two calls: conditional, then unconditional.
+    The pipeline packs each 2 x 2 block of latents into one image token.  The guidance scale is an
+    input of the denoiser, which is called once per step.  With a negative prompt, the pipeline uses
+    classifier-free guidance instead and makes two calls per step: conditional, then unconditional.
     """
 
     network = FluxTransformer2DModel
@@ -34,43 +35,53 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         ),
     }
     joint_block_classes = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-    _TEXT = 77  # text tokens of the dry run; a capture takes the number from each call
+    # Number of text tokens in `dummy_inputs`; any number serves to find the shapes of layers.
+    _TEXT = 77
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width of the latents for the VAE's image size, else for 1024 pixels."""
-        # The transformer takes any size; Flux was trained at 1024 pixels.
+        """Height and width of the latents, for the VAE's sample size or 1024 pixels."""
+        # The transformer accepts any size, and its config states none.  Flux was trained at 1024.
         pixels = int(self.vae.get("sample_size") or 1024)
         side = 2 * (pixels // (2 * self.reduction))
         return side, side
 
     @property
     def grid(self) -> Grid:
-        """Height and width of the token grid; the pipeline packs 2 x 2 latents into a token."""
+        """Rows and columns of image tokens, each of which stands for 2 x 2 latents."""
         return Grid(self.latent[0] // 2, self.latent[1] // 2)
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the latents: a token holds 2 x 2 of them."""
+        """Number of channels of the latents, 2 x 2 of which make up a token."""
         return int(self.config["in_channels"]) // 4
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Whether the scale affects the images: as an input, or with a negative prompt."""
+        """Whether the guidance scale affects the images.
+
+        It does if it is an input of the denoiser, or if there is a negative prompt.
+        """
         return bool(self.config["guidance_embeds"]) or negative is not None
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
-        """Denoiser calls: one a step, or two with a negative prompt."""
+        """Pattern of denoiser calls: two calls per step under a negative prompt, otherwise one."""
         return Guidance(calls_per_step=2 if negative is not None and scale > 1 else 1)
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
-        """See `Architecture.arguments`; with a negative prompt the scale is the true guidance's."""
+        """See `Architecture.arguments`.
+
+        With a negative prompt, the scale is that of classifier-free guidance (``true_cfg_scale``).
+        """
         arguments = super().arguments(scale, negative)
         if "negative_prompt" in arguments:
             arguments |= {"true_cfg_scale": scale, "guidance_scale": 1.0}
         return arguments
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Shift the schedule by the number of image tokens (Esser et al. 2024, section 5.3.2)."""
+        """Set a scheduler's timesteps, shifted for the number of image tokens.
+
+        The shift is that of Esser et al. 2024, section 5.3.2.
+        """
         mu = dynamic_shift(scheduler, self.grid, default_max_shift=1.15)
         if scheduler.config.get("use_flow_sigmas"):
             scheduler.set_timesteps(steps, mu=mu)
@@ -93,7 +104,15 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         return call
 
     def unpack(self, latents: Tensor) -> Tensor:
-        """Convert tokens (n, token, 4 channel), whose channels are (channel, 2, 2), to a map."""
+        """Convert latents from the pipeline's tokens to a map.
+
+        Args:
+            latents: (n, token, 4 * channel); each token holds a 2 x 2 block of the map, with its
+                values in the order (channel, y, x).
+
+        Returns:
+            (n, channel, y, x).
+        """
         n, _, packed = latents.shape
         rows, columns = self.grid.height, self.grid.width
         parts = latents.reshape(n, rows, columns, packed // 4, 2, 2)

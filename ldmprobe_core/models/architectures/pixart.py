@@ -1,4 +1,4 @@
-"""PixArt-alpha and PixArt-sigma: a diffusion transformer with cross-attention."""
+"""Architectures of PixArt-alpha and PixArt-sigma, transformers with cross-attention to text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldmprobe_core.models.architectures.base import TransformerArchitecture
 
 
 class PixArt(TransformerArchitecture):
-    """PixArt sigma: a transformer with cross-attention to the text."""
+    """PixArt-sigma, a diffusion transformer with cross-attention to the text."""
 
     network = PixArtTransformer2DModel
     presets: ClassVar = {
@@ -24,7 +24,11 @@ class PixArt(TransformerArchitecture):
     _passes_size: ClassVar[bool] = False
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
-        """See `Architecture.arguments`; image sizes and captions are not rewritten."""
+        """See `Architecture.arguments`.
+
+        Two options of the pipeline are turned off: rounding of the image size, and rewriting of
+        prompts.
+        """
         return {
             **super().arguments(scale, negative),
             "use_resolution_binning": False,
@@ -45,9 +49,10 @@ class PixArt(TransformerArchitecture):
 
 
 class PixArtAlpha(PixArt):
-    """PixArt alpha: its pipeline passes the image size to models of 1024 pixels.
+    """PixArt-alpha, whose models for 1024 pixels receive the image size as a further input.
 
-    With a single step it takes the predicted clean latents in place of the scheduler's step.
+    At least 2 sampler steps are required, because with a single step the pipeline uses the
+    predicted clean latents instead of the result of the scheduler's step.
     """
 
     min_steps = 2

@@ -1,4 +1,4 @@
-"""Registry of architectures by the name of their diffusers pipeline class."""
+"""Registry of architectures, each under the names of its diffusers pipeline classes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ArchitectureClass = TypeVar("ArchitectureClass", bound=type[Architecture])
 def register_architecture(
     *pipeline_names: str,
 ) -> Callable[[ArchitectureClass], ArchitectureClass]:
-    """Decorate a class to register it as the architecture of pipeline classes.
+    """Return a class decorator that registers an `Architecture` for diffusers pipeline classes.
 
-    A later registration of a name replaces the earlier one.  Worker processes need the registration
-    too: put it in a module that they import.
+    If a name is registered twice, the later registration replaces the earlier one.  Registrations
+    hold for one process, so put the decorated class in a module that worker processes import too.
 
     Args:
-        pipeline_names: pipeline classes, as ``model_index.json`` names them.
+        pipeline_names: names of the pipeline classes, as in ``model_index.json``.
 
     Example::
 
@@ -52,10 +52,13 @@ register_architecture("FluxPipeline")(Flux)
 
 
 def detect_architecture(folder: Path) -> Architecture:
-    """Architecture of a model folder, by the pipeline class that its ``model_index.json`` names.
+    """Describe the model in a folder, by the pipeline class that its ``model_index.json`` names.
+
+    Args:
+        folder: model folder in the layout of diffusers.
 
     Raises:
-        UserError: the folder is no diffusers pipeline, or no architecture is registered for it.
+        UserError: the folder is not a diffusers pipeline, or its pipeline class is not registered.
     """
     try:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
@@ -71,10 +74,12 @@ def detect_architecture(folder: Path) -> Architecture:
 
 
 def architecture_of(pipeline: Any) -> Architecture:
-    """Architecture of a loaded diffusers pipeline, by its class or the nearest base class.
+    """Describe the model of a loaded diffusers pipeline.
+
+    The architecture is that of the pipeline's class, or of the nearest registered base class.
 
     Raises:
-        UserError: no architecture is registered for any of them.
+        UserError: neither the pipeline's class nor any of its base classes is registered.
     """
     for base in type(pipeline).__mro__:
         if base.__name__ in _ARCHITECTURES:
@@ -83,4 +88,5 @@ def architecture_of(pipeline: Any) -> Architecture:
 
 
 def _unsupported(name: object) -> str:
-    return f"a {name!s:.60} cannot be probed; supported are {', '.join(_ARCHITECTURES)}"
+    """Problem and remedy, in words, for a pipeline class without a registered architecture."""
+    return f"class {name!s:.60} cannot be probed. Fix: use one of {', '.join(_ARCHITECTURES)}"

@@ -1,6 +1,7 @@
-"""Refusal of study settings that a model's architecture cannot use or has no use for.
+"""Check of a study's settings against the architecture of its model.
 
-A setting without effect would give the same computation another hash, hence a second run.
+Settings without effect are refused too.  They would change the hash of the study, and the same
+computation would be repeated as a new run.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
     """Check a study's model, sampling and prompt settings against its architecture.
 
     Returns:
-        notes about settings that have no effect, one sentence each.
+        warnings about settings that have no effect on the images, one sentence each.
 
     Raises:
-        UserError: a setting that the architecture has no use for, or a config that its pipeline
-            cannot use.
+        UserError: the architecture does not support a setting, or its pipeline cannot use a config
+            of the model.
     """
     architecture.check_vae()
     channels = architecture.vae["latent_channels"]
@@ -44,13 +45,15 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
     steps = study.sampling.steps
     if steps < architecture.min_steps:
         raise UserError(
-            f"sampling.steps: a {name} skips the scheduler's step if there is only one ({steps}). "
-            f"Fix: set it to {architecture.min_steps} or more"
+            f"sampling.steps: a {name} needs at least {architecture.min_steps} steps, since it "
+            f"ignores the result of the scheduler if there are fewer ({steps}). Fix: set it to "
+            f"{architecture.min_steps} or more"
         )
     return _check_guidance(architecture, study)
 
 
 def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]:
+    """Check the guidance scale and the negative prompt; returns warnings, one sentence each."""
     scale, negative = study.sampling.guidance, study.prompts.negative
     if study.images is not None:
         return ()
@@ -70,7 +73,12 @@ def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]
 
 
 def dry_run_problem(architecture: Architecture, error: Exception) -> UserError:
-    """Error for a denoiser that fails when it is called as its pipeline calls it."""
+    """Build the error for a denoiser that does not accept the inputs that its pipeline passes.
+
+    Args:
+        architecture: architecture of the model.
+        error: exception that the call of the denoiser raised.
+    """
     reason = str(error).strip().partition("\n")[0]
     problem = f"{type(error).__name__}: {reason:.120}"
     return UserError(

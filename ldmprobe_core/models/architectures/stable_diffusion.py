@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL: UNets with cross-attention to the text."""
+"""Architectures of Stable Diffusion 1.x, 2.x and XL, UNets with cross-attention to the text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldmprobe_core.models.architectures.base import UNET_PRESETS, Architecture, 
 
 
 class UNetArchitecture(Architecture):
-    """Base class of pipelines around a conditional UNet; the probed component is ``unet``."""
+    """Base class for pipelines with a text-conditional UNet, the component ``unet``."""
 
     denoiser = "unet"
     network = UNet2DConditionModel
@@ -20,9 +20,10 @@ class UNetArchitecture(Architecture):
     size_multiple = 8
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
-        """Denoiser calls: a UNet that takes the guidance scale as an input needs one copy only.
+        """Pattern of denoiser calls; see `Architecture.guidance`.
 
-        Such UNets (latent consistency models) have ``time_cond_proj_dim`` in their config.
+        UNets with ``time_cond_proj_dim`` in their config (latent consistency models) take the
+        guidance scale as an input, so each call holds only one copy of the batch.
         """
         if self.config["time_cond_proj_dim"] is not None:
             return Guidance()
@@ -42,15 +43,21 @@ class UNetArchitecture(Architecture):
 
 
 class StableDiffusion(UNetArchitecture):
-    """Stable Diffusion 1.x and 2.x, loaded without the safety checker, which blacks images out."""
+    """Stable Diffusion 1.x and 2.x, without the safety checker.
+
+    The checker would replace some images by black ones.
+    """
 
     load_arguments: ClassVar = {"safety_checker": None, "requires_safety_checker": False}
 
     def scheduler_config(self, class_name: str) -> dict[str, Any]:
-        """See `Architecture.scheduler_config`; the pipeline corrects two keys of old configs.
+        """Scheduler config with the two corrections that the pipeline makes in old configs.
 
-        It sets ``steps_offset`` to 1 and ``clip_sample`` to false, which in another scheduler class
-        takes effect only if the config states the key.
+        They are ``steps_offset`` 1 and ``clip_sample`` false.  For a scheduler class other than the
+        model's own, they apply only if the config states the key.
+
+        Args:
+            class_name: name of the diffusers scheduler class, such as ``DDIMScheduler``.
         """
         config = dict(self.scheduler)
         is_own = class_name == config.get("_class_name")
@@ -62,7 +69,7 @@ class StableDiffusion(UNetArchitecture):
 
 
 class StableDiffusionXL(UNetArchitecture):
-    """Stable Diffusion XL: pooled text and image sizes are further inputs of the UNet."""
+    """Stable Diffusion XL, whose UNet also takes a pooled text embedding and the image size."""
 
     def dummy_inputs(self) -> dict[str, Any]:
         """See `Architecture.dummy_inputs`."""
@@ -75,7 +82,11 @@ class StableDiffusionXL(UNetArchitecture):
         return {**super().dummy_inputs(), "added_cond_kwargs": added}
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """See `Architecture.denormalise`; by mean and deviation too if the config has both."""
+        """See `Architecture.denormalise`.
+
+        If the VAE's config states a mean and a standard deviation for each channel, both are used
+        in addition to ``scaling_factor``.
+        """
         if not self._standardised:
             return super().denormalise(latents)
         mean, std = self._moments(latents)
@@ -89,7 +100,10 @@ class StableDiffusionXL(UNetArchitecture):
         return (latents - mean) * self.vae["scaling_factor"] / std
 
     def check_vae(self) -> None:
-        """See `Architecture.check_vae`; mean and deviation have a number for each channel."""
+        """See `Architecture.check_vae`.
+
+        ``latents_mean`` and ``latents_std``, if given, must have one number for each channel.
+        """
         super().check_vae()
         if not self._standardised:
             return
@@ -104,9 +118,14 @@ class StableDiffusionXL(UNetArchitecture):
 
     @property
     def _standardised(self) -> bool:
+        """Whether the VAE's config states a mean and a standard deviation for each channel."""
         return self.vae["latents_mean"] is not None and self.vae["latents_std"] is not None
 
     def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation, (1, channel, 1, 1) each."""
+        """Mean and standard deviation of each latent channel, (1, channel, 1, 1) each.
+
+        Args:
+            latents: tensor whose dtype and device the results get.
+        """
         mean, std = (latents.new_tensor(self.vae[f"latents_{name}"]) for name in ("mean", "std"))
         return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)

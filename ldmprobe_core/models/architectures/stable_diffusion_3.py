@@ -1,4 +1,4 @@
-"""Stable Diffusion 3: joint attention over text and image tokens."""
+"""Architecture of Stable Diffusion 3, a transformer with joint attention to text and image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldmprobe_core.models.architectures.base import (
 
 
 class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
-    """Stable Diffusion 3: joint blocks, image and text tokens side by side; flow matching."""
+    """Stable Diffusion 3, a flow-matching transformer whose blocks return text and image tokens."""
 
     network = SD3Transformer2DModel
     presets: ClassVar = {
@@ -25,9 +25,10 @@ class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
     joint_block_classes = ("JointTransformerBlock",)
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Shift the schedule by the number of image tokens if the scheduler's config asks for it.
+        """Set a scheduler's timesteps, shifted for the number of image tokens.
 
-        The pipeline computes it so (Esser et al. 2024, section 5.3.2).
+        The shift (Esser et al. 2024, section 5.3.2) applies only if the scheduler's config has
+        ``use_dynamic_shifting``.
         """
         if scheduler.config.get("use_dynamic_shifting"):
             mu = dynamic_shift(scheduler, self.grid, default_max_shift=1.16)

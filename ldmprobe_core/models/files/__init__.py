@@ -1,1 +1,1 @@
-"""Files of a model folder, read and checked before any weights are loaded."""
+"""Checks of a model folder's files, which run before any weights are loaded."""

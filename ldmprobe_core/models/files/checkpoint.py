@@ -1,8 +1,8 @@
-"""Completeness of a model folder's weights, from index files and safetensors headers alone.
+"""Check that a model folder has all weights, by its index files and safetensors headers alone.
 
-`from_pretrained` draws a tensor at random if the file has none of its name, so that every worker
-would compute with another model.  Here each tensor that a network needs is looked up, with its
-shape, before the weights are loaded.
+If a weight tensor is missing from the files, `from_pretrained` fills it with random values and only
+logs a warning, and every worker would then use a different model.  This module therefore looks up
+the name and shape of every tensor that a network needs before the weights are loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 
 _MAX_HEADER = 100 << 20
-"""Limit of a header by the format, in bytes."""
+"""Largest size of a safetensors header in bytes, by the specification of the format."""
 
 _DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
@@ -26,7 +26,7 @@ _DTYPE_BYTES = {
 }  # fmt: skip
 
 _STEMS = ("diffusion_pytorch_model", "model")
-"""File names without suffix, as diffusers and transformers write them."""
+"""Names, without suffix, of the weight files that diffusers and transformers write."""
 
 _RENAMED = [
     (re.compile(r"\.(query|key|value)\.(weight|bias)$"), r".to_\1.\2"),
@@ -35,17 +35,23 @@ _RENAMED = [
     (re.compile(r"\.to_key\."), ".to_k."),
     (re.compile(r"\.to_value\."), ".to_v."),
 ]
-"""Names of attention weights in older checkpoints, which diffusers renames while loading."""
+"""Patterns for names of attention weights in old checkpoints, and the names in current diffusers.
+
+Diffusers renames these weights in the same way while it loads a checkpoint.
+"""
 
 _PREFIXES = ("text_model.", "model.", "encoder.")
-"""Prefixes that transformers adds or removes between releases; it loads both forms."""
+"""Prefixes of tensor names that some releases of transformers add and others omit.
+
+Transformers loads files with either form.
+"""
 
 
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read names and shapes of the tensors in a safetensors file, from its header alone.
+    """Read the names and shapes of the tensors in a safetensors file, without their values.
 
     Raises:
-        UserError: the file is cut short, a pointer of Git LFS, or no safetensors file.
+        UserError: the file is incomplete, is a Git LFS pointer, or is not a safetensors file.
     """
     try:
         size = path.stat().st_size
@@ -64,12 +70,20 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = type(error).__name__ if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"model: {path} is not a whole safetensors file ({reason:.80}). Fix: fetch it again"
+            f"model: {path} is not a complete safetensors file ({reason:.80}). Fix: fetch it again"
         ) from None
 
 
 def _tensors(header: Any, data_bytes: int) -> dict[str, tuple[int, ...]]:
-    """Check every entry of a header against the bytes that follow it."""
+    """Read shapes from a safetensors header, and check that the file has the declared bytes.
+
+    Args:
+        header: the header, parsed from JSON.
+        data_bytes: number of bytes that follow the header in the file.
+
+    Raises:
+        ValueError: an entry is invalid, or the file has fewer or more bytes than declared.
+    """
     shapes, end = {}, 0
     for name, entry in header.items():
         if name == "__metadata__":
@@ -90,14 +104,19 @@ def _tensors(header: Any, data_bytes: int) -> dict[str, tuple[int, ...]]:
 
 
 def read_component(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Read names and shapes of all tensors of one component, over its shards.
+    """Read the names and shapes of all tensors of one pipeline component.
+
+    The weights may be in one safetensors file or in several (shards) with an index.
 
     Args:
         folder: folder of the component, such as ``unet/``.
 
+    Returns:
+        tensor name to shape.
+
     Raises:
-        UserError: there are no safetensors weights of the default variant, a shard is missing, or a
-            file is incomplete.
+        UserError: the folder has no safetensors weights, or only those of a variant such as
+            ``fp16``; or a shard is missing or a file is incomplete.
     """
     for stem in _STEMS:
         index = folder / f"{stem}.safetensors.index.json"
@@ -116,12 +135,15 @@ def read_component(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, tuple[int, ...]]:
+    """Read the names and shapes of tensors in all shards that an index file lists."""
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         files = {str(name) for name in weight_map.values()}
         names = set(weight_map)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise UserError(f"model: {index} is not a whole index. Fix: fetch it again") from None
+        raise UserError(
+            f"model: {index} is not a valid index of weight files. Fix: fetch it again"
+        ) from None
     shapes: dict[str, tuple[int, ...]] = {}
     for name in sorted(files):
         if Path(name).name != name or not (folder / name).is_file():
@@ -130,21 +152,23 @@ def _read_shards(folder: Path, index: Path) -> dict[str, tuple[int, ...]]:
     missing = sorted(names - set(shapes))
     if missing:
         raise UserError(
-            f"model: {index} names {missing[0]}, and no shard holds it. Fix: fetch the shards again"
+            f"model: {index} lists the tensor {missing[0]}, which is in none of the weight files. "
+            "Fix: fetch them again"
         )
     return shapes
 
 
 def require_weights(folder: Path, network: nn.Module) -> None:
-    """Check that a component's files hold every tensor that its network needs, in its shape.
+    """Check that the weight files of a component have every tensor of its network.
 
     Args:
-        folder: folder of the component.
-        network: the component on the meta device (names and shapes only).
+        folder: folder of the component, such as ``unet/``.
+        network: the component's network on the meta device, which gives the names and shapes of
+            its tensors.
 
     Raises:
-        UserError: a tensor is missing or has another shape, or a file is incomplete; file or folder
-            and tensor are named.
+        UserError: a tensor is missing or has another shape than in the network, or a file is
+            missing or incomplete.
     """
     stored = {_current_name(name): shape for name, shape in read_component(folder).items()}
     needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -170,13 +194,14 @@ def require_weights(folder: Path, network: nn.Module) -> None:
 
 
 def _current_name(name: str) -> str:
+    """Name that current diffusers gives to a tensor of a possibly old checkpoint."""
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     return name
 
 
 def _aliases(name: str) -> Iterable[str]:
-    """Names under which a tensor may be stored; the network's own is first."""
+    """Yield the names that a tensor may have in a file, first its name in the network."""
     yield name
     for prefix in _PREFIXES:
         yield prefix + name
@@ -185,7 +210,7 @@ def _aliases(name: str) -> Iterable[str]:
 
 
 def _tied(network: nn.Module) -> set[str]:
-    """Names of tensors that equal another tensor of the network, which alone is stored."""
+    """Names of tensors that share their values with another tensor, so a file may omit them."""
     tied: set[str] = set()
     for prefix, module in network.named_modules():
         keys = getattr(module, "_tied_weights_keys", None) or ()
@@ -195,5 +220,5 @@ def _tied(network: nn.Module) -> set[str]:
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape without sides of 1: a 1 x 1 convolution and a linear layer have the same values."""
+    """Remove dimensions of size 1, so that a 1 x 1 convolution matches a linear layer."""
     return tuple(n for n in shape if n != 1)

@@ -1,7 +1,8 @@
-"""Token ids of prompts as the text encoders read them, and the text that is cut off.
+"""Token ids of prompts, and the text that tokenizers cut off from long prompts.
 
-Prompts that differ as text can have the same tokens: a tokenizer folds case and spaces, and cuts
-text beyond its length.  Samples are therefore identified by token ids.
+Different prompts can have the same token ids, because a tokenizer may ignore case and repeated
+spaces, and cuts off text beyond its maximum length.  Token ids therefore show whether two prompts
+are the same to a model.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from typing import Any
 from ldmprobe_core.errors import UserError
 
 TokenIds = tuple[tuple[int, ...], ...]
-"""Ids that each text encoder reads, one tuple per tokenizer."""
+"""Token ids of one prompt: one tuple of ids for each tokenizer of a pipeline."""
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """One prompt as a pipeline's text encoders read it.
+    """Token ids of one prompt, and the end of the prompt that the model does not read.
 
     Attributes:
-        ids: ids of each tokenizer, with special tokens and without padding, cut to its length.
-        cut: text that is beyond the length of every tokenizer; empty if at least one of them takes
-            the whole prompt.
+        ids: token ids by tokenizer, with special tokens, without padding, and cut to the
+            tokenizer's maximum length.
+        cut: text that every tokenizer cuts off; empty if at least one of them takes the whole
+            prompt.
     """
 
     ids: TokenIds
@@ -35,15 +37,16 @@ class PromptTokens:
 
 
 class PromptTokenizer:
-    """All tokenizers of a pipeline, with the lengths to which the pipeline cuts.
+    """Function from a prompt to the token ids that a pipeline would pass to its text encoders.
 
     Args:
-        folder: folder of the model, with its tokenizers.
-        call: the pipeline class's ``__call__``, whose default of ``max_sequence_length`` is the
-            length of tokenizers other than CLIP's.
+        folder: folder of the model, which has a subfolder for each tokenizer.
+        call: method ``__call__`` of the pipeline class.  The default value of its parameter
+            ``max_sequence_length`` is the maximum length for all tokenizers except CLIP's.
 
     Raises:
-        UserError: a tokenizer cannot be loaded, or has more tokens than its encoder's vocabulary.
+        UserError: a tokenizer cannot be loaded, or has token ids beyond the vocabulary of its text
+            encoder.
     """
 
     def __init__(self, folder: Path, call: Callable[..., Any]) -> None:
@@ -68,7 +71,7 @@ class PromptTokenizer:
             self._tokenizers.append((tokenizer, int(limit)))
 
     def __call__(self, prompt: str) -> PromptTokens:
-        """Token ids of a prompt, and the end of its text that no text encoder reads."""
+        """Convert a prompt to token ids, and find the text that is cut off."""
         ids, cuts = [], []
         for tokenizer, limit in self._tokenizers:
             whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
@@ -80,11 +83,13 @@ class PromptTokenizer:
 
 
 def _load(folder: Path, kind: str) -> Any:
+    """Load a tokenizer from a folder, by the name of its class in transformers."""
     library = importlib.import_module("transformers")
     tokenizer: Any = getattr(library, kind, None) or library.AutoTokenizer
     try:
         return tokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library raises many types for a broken folder
+    # Transformers raises exceptions of many types if the files of a tokenizer are damaged.
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"model: {folder} holds no usable tokenizer ({reason:.100}). Fix: fetch it again"
@@ -92,14 +97,25 @@ def _load(folder: Path, kind: str) -> Any:
 
 
 def _require_vocabulary(folder: Path, tokenizer: Any, encoder: Path) -> None:
-    """Refuse a tokenizer with more ids than its text encoder has embeddings."""
+    """Refuse a tokenizer that has token ids beyond the vocabulary of its text encoder.
+
+    Args:
+        folder: folder of the tokenizer, for the message.
+        tokenizer: the loaded tokenizer.
+        encoder: path of the text encoder's ``config.json``; without a vocabulary size in it,
+            nothing is checked.
+
+    Raises:
+        UserError: the largest token id is not within the vocabulary.
+    """
     try:
         size = int(json.loads(encoder.read_text("utf-8"))["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError):
-        return  # an encoder whose config states no vocabulary
+        return
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= size:
         raise UserError(
-            f"model: {folder} has token id {largest}, and {encoder} a vocabulary of {size}. Fix: "
-            "tokenizer and text encoder must be of one model"
+            f"model: the tokenizer in {folder} has token id {largest}, and the text encoder of "
+            f"{encoder} has a vocabulary of {size}. Fix: use the tokenizer and the text encoder of "
+            "the same model"
         )

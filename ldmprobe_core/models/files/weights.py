@@ -1,4 +1,4 @@
-"""Lookup of a model's configs and weights on this machine, without fetching."""
+"""Search for a model's configs and weights on this machine; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from ldmprobe_core.study.model_record import EMBEDDED, RECORD
 from ldmprobe_core.study.sections import Model
 
 _KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}
-"""Hub ids whose configs ship with this package, so that their studies are sized offline."""
+"""Hub ids of models whose configs are part of this package, with the folder of each.
+
+Studies of these models can be planned on a machine that does not have the models.
+"""
 
 
 def config_folder(model: Model) -> Path:
-    """Folder of a model's JSON configs, which need not hold its weights.
+    """Find the folder of a model's JSON configs, which may lack the weights.
 
     Raises:
-        UserError: there is no such model on this machine.
+        UserError: the model's configs are not on this machine, or ``model.source`` is invalid.
     """
     folder = _local_folder(model) or _cached(model)
     if folder is None and model.source in _KNOWN:
@@ -32,15 +35,16 @@ def config_folder(model: Model) -> Path:
 
 
 def model_folder(model: Model) -> Path:
-    """Folder of a model's files: the one that is given, or that of the hub's cache.
+    """Find the folder of a model's files: ``model.source`` itself, or a hub id's cached copy.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the model is not on this machine, or ``model.source`` is invalid.
     """
     return _local_folder(model) or _cached(model) or _not_here(model)
 
 
 def _not_here(model: Model) -> NoReturn:
+    """Raise `UserError` for a model that is not on this machine, with the command to fetch it."""
     revision = f" --revision {model.revision}" if model.revision else ""
     raise UserError(
         f"model.source {model.source!r} is not on this machine. Fix: fetch it with hf download "
@@ -49,13 +53,18 @@ def _not_here(model: Model) -> NoReturn:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a model folder holds safetensors weights of its denoiser and its VAE."""
+    """Whether a model folder has safetensors files for both the denoiser and the VAE."""
     parts = (detect_architecture(folder).denoiser, "vae")
     return all(any((folder / part).glob("*.safetensors")) for part in parts)
 
 
 def _local_folder(model: Model) -> Path | None:
-    """The model's folder; None for a hub id."""
+    """Folder that ``model.source`` names; None if it is a hub id.
+
+    Raises:
+        UserError: ``model.source`` is neither a model folder nor a hub id, or ``model.revision`` is
+            given for a folder.
+    """
     is_embedded = model.source == EMBEDDED
     folder = MODEL_FOLDER if is_embedded else Path(model.source).expanduser()
     if is_embedded or (folder / "model_index.json").is_file():
@@ -74,17 +83,21 @@ def _local_folder(model: Model) -> Path | None:
 
 
 def _cached(model: Model) -> Path | None:
-    """Folder of a hub id's files in the hub's cache; None if they were not fetched."""
+    """Folder of a hub id's files in the Hugging Face cache; None if they are not there."""
     try:
         return Path(snapshot_download(model.source, revision=model.revision, local_files_only=True))
-    except Exception:  # the hub's client raises many types for an absent model
+    # The hub's client raises exceptions of many types for a model that is not in the cache.
+    except Exception:
         return None
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash every config and weight file of a model folder, names included; 16 hex digits.
+    """Compute a hash of the names and contents of a model folder's config and weight files.
 
-    The record of sampling defaults is left out, since it affects no result by itself.
+    The model record is left out: it holds default settings, which do not change the model itself.
+
+    Returns:
+        16 hexadecimal digits.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

@@ -1,1 +1,1 @@
-"""Plan of a run, made before its first batch: cells, bytes, and what cannot work."""
+"""Planning of a study: checks of its settings and inputs, and estimates of its size."""

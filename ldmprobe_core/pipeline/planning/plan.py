@@ -1,4 +1,4 @@
-"""Plan of a study: its resolved inputs, samples, layer shapes, sizes, and what is missing here."""
+"""Plan of a study: checked settings, input files, samples, layer shapes and expected sizes."""
 
 from __future__ import annotations
 
@@ -39,24 +39,28 @@ from ldmprobe_core.study.schema import Study
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """A study resolved, checked and sized, from configs and input files alone.
+    """Result of planning a study, which reads the model's configs and the study's input files.
+
+    No weights are loaded.
 
     Attributes:
-        study: the study with its inputs read and hashed, if they are on this machine.
-        samples: every sample of the study, in order; empty if its inputs cannot be read.
-        folder: that holds the model's configs.
+        study: the study, with the content of its input files and their hash if the files are on
+            this machine.
+        samples: all samples of the study, in order; empty if its input files are missing.
+        folder: folder of the model's configs.
         size: height and width of the images in pixels.
-        shapes: layer to the shape of its activations; includes the latents if they are a control.
-        steps: the scheduler's timesteps, one a sampler step.
+        shapes: layer name to the shape of its activations, including the latents if they are a
+            control.
+        steps: the scheduler's timestep of each sampler step.
         count: number of images.
         n_stored: number of images that are stored with their activations; the others contribute
             to statistics only.
-        bytes_of: stored bytes by kind of array, before compression.
-        memory: expected peak bytes of a worker that generates, by kind.
-        exact_properties: properties of which every source image has an exact map.
-        labelers: fingerprint of each labeler's weights.
-        missing: requirements of a run that this machine does not meet, a sentence each.
-        notes: warnings that do not prevent a run, such as prompts that are cut; a sentence each.
+        bytes_of: expected bytes in the store before compression, by kind of array.
+        memory: expected peak memory in bytes of a worker that generates images, by use.
+        exact_properties: properties for which every source image has an exact map.
+        labelers: property to the fingerprint of its labeler's weights.
+        missing: error messages about files, packages or devices that this machine lacks.
+        notes: warnings that do not prevent a run, such as prompts that are cut off.
     """
 
     study: Study
@@ -76,10 +80,10 @@ class StudyPlan:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Make `plan_of` return this plan for its study inside the block, instead of a new one.
+        """Make `plan_of` return this plan for its study inside the block, instead of a new plan.
 
-        This applies to the current thread and the tasks that it starts; a later run in the same
-        process reads the user's files again.
+        This applies to the current thread and to asyncio tasks that it starts.  After the block, a
+        new plan is made, which reads the user's files again.
         """
         token = _in_use.set(self)
         try:
@@ -88,7 +92,7 @@ class StudyPlan:
             _in_use.reset(token)
 
     def __str__(self) -> str:
-        """Sizes as a short text, one line each for samples, layers, bytes, notes and gaps."""
+        """Summarise the plan in a few lines: samples, layers, sizes, notes and missing files."""
         stored = f", {self.n_stored} of them stored" if self.n_stored < self.count else ""
         lines = [
             f"{self.study.name}: {self.count} samples{stored}, {len(self.steps)} steps, "
@@ -103,24 +107,24 @@ class StudyPlan:
 
     @property
     def bytes(self) -> int:
-        """Total of stored bytes, before compression."""
+        """Expected total bytes in the store, before compression."""
         return sum(self.bytes_of.values())
 
     @property
     def cells(self) -> int:
-        """Number of cells, steps x layers, without the latents."""
+        """Number of cells, which is steps x layers; the latents are not counted as a layer."""
         return len(self.steps) * len(self.layers)
 
     @property
     def layers(self) -> list[str]:
-        """Captured layers, in the denoiser's order."""
+        """Names of the captured layers, in the order in which the networks call them."""
         return [name for name in self.shapes if name != LATENTS]
 
     def require_complete(self) -> None:
-        """Refuse a study that cannot be carried out on this machine.
+        """Check that this machine has everything that the study needs.
 
         Raises:
-            UserError: the first sentence of `missing`.
+            UserError: a file, package or device is missing; the message is the first in `missing`.
         """
         if self.missing:
             raise UserError(self.missing[0])
@@ -130,21 +134,23 @@ _in_use: ContextVar[StudyPlan | None] = ContextVar("ldmprobe_plan", default=None
 
 
 def plan_of(study: Study) -> StudyPlan:
-    """The plan in use if its resolved study equals ``study``; else a new plan.
+    """Return the plan of a study: that of `StudyPlan.in_use` if it is the study's, or a new plan.
 
     Raises:
-        UserError: a mistake in the study.
+        UserError: the study has a mistake.
     """
     plan = _in_use.get()
     return plan if plan is not None and plan.study == study else plan_study(study)
 
 
 def plan_study(study: Study) -> StudyPlan:
-    """Resolve a study, check all that can be checked without loading weights, and size it.
+    """Plan a study: read its input files, check its settings, and estimate its size.
+
+    No weights are loaded.
 
     Raises:
-        UserError: a mistake, such as a layer or a labeler that does not exist.  Files that are only
-            absent from this machine are listed in the plan's `missing` instead.
+        UserError: the study has a mistake, such as a layer or a labeler that does not exist.  Files
+            that this machine lacks are listed in the plan's `missing` instead.
     """
     gaps = _Gaps()
     if not study.execution.elsewhere:
@@ -162,7 +168,8 @@ def plan_study(study: Study) -> StudyPlan:
     resolved: Study | None = gaps.attempt(lambda: resolve_inputs(study))
     count = (resolved or study).count
     if count is None:
-        raise UserError(gaps.sentences[-1])  # without the files the number of images is unknown
+        # Without the input files, the number of images is unknown, so there can be no plan.
+        raise UserError(gaps.sentences[-1])
     samples = make_samples(resolved) if resolved else []
     if samples:
         notes += _prompt_notes(study, samples, folder, architecture)
@@ -193,13 +200,13 @@ def plan_study(study: Study) -> StudyPlan:
 
 
 class _Gaps:
-    """Requirements that this machine does not meet, a sentence each."""
+    """Collector of error messages about files, packages or devices that this machine lacks."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
 
     def attempt(self, check: Callable[[], Any]) -> Any:
-        """Run a check and return its result; if it fails, keep its message as a gap."""
+        """Run a check and return its result; if it raises `UserError`, record its message."""
         try:
             return check()
         except UserError as error:
@@ -208,7 +215,7 @@ class _Gaps:
 
 
 def _model_configs(study: Study, gaps: _Gaps) -> Path:
-    """Folder of the model's configs; weights that are absent or incomplete are gaps."""
+    """Find the folder of the model's configs, and record weights that are missing or incomplete."""
     folder = config_folder(study.model)
     if has_weights(folder):
         gaps.attempt(lambda: check_weights(folder))
@@ -223,10 +230,11 @@ def _model_configs(study: Study, gaps: _Gaps) -> Path:
 def _captured_shapes(
     study: Study, architecture: Architecture, denoiser: nn.Module, vae: nn.Module
 ) -> dict[str, LayerShape]:
-    """Shape of each probe input: the captured layers, and the latents if they are a control.
+    """Find the shapes of all probe inputs: captured layers, and latents if they are a control.
 
     Raises:
-        UserError: a layer does not exist, or its tokens do not divide the image.
+        UserError: a layer does not exist, or the image's height or width is not a multiple of the
+            number of its tokens.
     """
     names = list(capturable_modules(denoiser, vae))
     layers = match_layers(architecture, names, study.capture.layers)
@@ -244,10 +252,14 @@ def _captured_shapes(
 
 
 def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
-    """Properties of which every source image has an exact map.
+    """List the properties for which every source image has an exact map.
+
+    Args:
+        study: the study.
+        missing: error messages about missing files; if there are any, no maps are looked for.
 
     Raises:
-        UserError: the study takes labels from exact maps that do not exist.
+        UserError: the study uses exact maps as labels, but they do not exist.
     """
     present: tuple[str, ...] = ()
     if study.images is not None and not missing:
@@ -266,7 +278,7 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
 def _prompt_notes(
     study: Study, samples: list[Sample], folder: Path, architecture: Architecture
 ) -> list[str]:
-    """Notes about prompts that are cut, or have words that the model was not trained on."""
+    """Warn about prompts that are cut off, or that have words missing from the model's training."""
     notes: list[str] = []
     if study.images is None and (folder / "tokenizer").is_dir():
         tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
@@ -276,7 +288,7 @@ def _prompt_notes(
 
 
 def _input_file_notes(study: Study, size: tuple[int, int]) -> list[str]:
-    """Notes about prompt files, source images and maps."""
+    """Collect warnings about prompt files, source images and their maps."""
     notes: list[str] = []
     if study.prompts.files is not None:
         notes += encoding_notes(study.prompts.files)
@@ -284,14 +296,15 @@ def _input_file_notes(study: Study, size: tuple[int, int]) -> list[str]:
 
 
 def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:
-    """Notes about a study's source images and their maps, all of which are decoded.
+    """Decode all source images and maps of a study, and collect warnings about them.
 
     Args:
+        study: the study.
         size: height and width of the model's images in pixels.
 
     Raises:
-        UserError: a file cannot be read or does not fit, or sums would need pixels that were not
-            measured.
+        UserError: a file cannot be read or has an unsuitable size, or maps have pixels without a
+            measured value although the study keeps statistics, which need every pixel.
     """
     if study.images is None:
         return ()
@@ -300,15 +313,19 @@ def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:
         spec = study.labels.labeler(prop)
         if share and spec and spec.name == EXACT_MAPS and study.capture.keep != "activations":
             raise UserError(
-                f"capture.keep is {study.capture.keep}, and {share:.1%} of the pixels of the "
-                f"{prop} maps are not measured: sums are of all pixels. Fix: set capture.keep to "
-                "activations"
+                f"capture.keep: {study.capture.keep} needs a value for every pixel, but "
+                f"{share:.1%} of the pixels of the {prop} maps have no measured value. Fix: set "
+                "capture.keep to activations"
             )
     return check.notes
 
 
 def check_store(plan: StudyPlan, run: Run) -> None:
-    """Refuse a store that is not writable, or a local disk that is too small for a new run.
+    """Check that a store is writable, and that a local disk has enough space for a new run.
+
+    Args:
+        plan: plan with the expected size of the run.
+        run: the study's run, which need not exist yet.
 
     Raises:
         UserError: the store is not writable, or the disk is too small.

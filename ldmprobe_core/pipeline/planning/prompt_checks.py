@@ -1,4 +1,4 @@
-"""Checks for duplicate samples by token ids and seed, which are all that the model reads."""
+"""Checks of prompts: duplicate samples, prompts that are too long, and unknown words."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ from ldmprobe_core.study.model_record import ModelRecord
 from ldmprobe_core.study.samples import Sample
 
 _SEED_BITS = 0xFFFFFFFF
-"""Bits of a seed that PyTorch's generator on the CPU takes, which draws all initial latents."""
+"""Mask of the bits of a seed that PyTorch's random generator on the CPU uses."""
 
 _MAX_NAMED = 3
-"""Most prompts that one note lists."""
+"""Largest number of prompts that one warning lists."""
 
 _MAX_WORDS = 12
-"""Most words that one note lists."""
+"""Largest number of words that one warning lists."""
 
 
 def check_samples(
     samples: Sequence[Sample], tokenize: Callable[[str], PromptTokens]
 ) -> tuple[str, ...]:
-    """Refuse samples that would give equal images, and prompts that are in two splits.
+    """Check that no two samples give the same image, and that no prompt is in two splits.
+
+    Prompts are compared by their token ids, since prompts with the same ids are the same to the
+    model.
 
     Args:
-        tokenize: prompt to its tokens in every tokenizer of the model.
+        samples: all samples of the study.
+        tokenize: function from a prompt to its token ids in every tokenizer of the model.
 
     Returns:
-        notes about prompts that the tokenizers cut, one sentence each; empty if none is cut.
+        a warning about prompts that the tokenizers cut off; empty if there are none.
 
     Raises:
-        UserError: two samples have the same tokens and seed, or the same tokens in two splits.
+        UserError: two samples have the same token ids and the same seed, or have the same token ids
+            and are in different splits.
     """
     tokens = {prompt: tokenize(prompt) for prompt in dict.fromkeys(s.prompt for s in samples)}
     images: dict[tuple[TokenIds, int], Sample] = {}
@@ -63,13 +68,14 @@ def check_samples(
 
 
 def unknown_word_notes(samples: Sequence[Sample], record: ModelRecord) -> tuple[str, ...]:
-    """Name words in the prompts that the model was not trained on.
+    """Warn about words in the prompts that the model was not trained on.
 
     Args:
-        record: of the model; without a list of words there is nothing to name.
+        samples: all samples of the study.
+        record: record of the model; without a list of words in it, there is no warning.
 
     Returns:
-        one sentence; empty if all words are known.
+        a warning of one sentence; empty if all words are known.
     """
     prompts = list(dict.fromkeys(sample.prompt for sample in samples))
     unknown = {prompt: record.unknown_words(prompt) for prompt in prompts}
@@ -86,5 +92,6 @@ def unknown_word_notes(samples: Sequence[Sample], record: ModelRecord) -> tuple[
 
 
 def _name(sample: Sample) -> str:
+    """Name of a sample in messages: the file and line of its prompt, or its index."""
     origin = sample.origin or f"sample {sample.index}"
     return f"{origin} ({sample.prompt!r:.60})"

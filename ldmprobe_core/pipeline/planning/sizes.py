@@ -1,4 +1,4 @@
-"""Expected bytes of a study in the store and in a worker's memory."""
+"""Estimates of the space that a study needs in the store and in a worker's memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from ldmprobe_core.study.schema import Study
 def stored_bytes(
     study: Study, shapes: dict[str, LayerShape], size: tuple[int, int], steps: int, count: int
 ) -> dict[str, int]:
-    """Stored bytes by kind of array, before compression; ``count`` images are stored."""
+    """Estimate the bytes that a run needs in the store before compression, by kind of array.
+
+    Args:
+        study: the study.
+        shapes: layer name to the shape of its activations, including the latents if captured.
+        size: height and width of images in pixels.
+        steps: number of sampler steps.
+        count: number of images that are stored.
+    """
     pixels = size[0] * size[1]
     values = sum(s.y * s.x * s.channels for name, s in shapes.items() if name != LATENTS)
     latents = shapes.get(LATENTS, LayerShape(0, 0, 0))
@@ -41,7 +49,13 @@ def stored_bytes(
 
 
 def sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
-    """Bytes of one accumulator's sums; 0 if the study keeps no statistics."""
+    """Estimate the bytes of one accumulator's sums; 0 if the study keeps no statistics.
+
+    Args:
+        study: the study.
+        shapes: layer name to the shape of its activations.
+        steps: number of sampler steps.
+    """
     if study.capture.keep == "activations":
         return 0
     entries = 0
@@ -62,9 +76,18 @@ def worker_bytes(
     steps: int,
     sums: int,
 ) -> dict[str, int]:
-    """Expected bytes of a worker's memory: weights, and one batch on its way to the store.
+    """Estimate the peak memory of a worker that generates images, in bytes, by use.
 
-    Text encoders and the networks' intermediate values are not included.
+    It includes weights and the data of one batch, but not text encoders and the networks'
+    intermediate values.
+
+    Args:
+        study: the study.
+        architecture: architecture of the model.
+        denoiser, vae: networks on the meta device, which give the numbers of parameters.
+        shapes: layer name to the shape of its activations.
+        steps: number of sampler steps.
+        sums: bytes of one accumulator's sums; 0 if the study keeps no statistics.
     """
     size = 4 if study.model.dtype == "float32" else 2
     copies = 2 if study.controls.permuted_weights else 1
@@ -79,7 +102,9 @@ def worker_bytes(
         "activations": peak_activation_bytes(step, steps),
         "images": study.sampling.batch * (1 + 2 * steps) * height * width * 3,
     }
-    if sums:  # a whole batch waits for its labels; stacking its steps copies it
+    # With statistics, the activations of all steps are in memory until the batch is labeled, and
+    # are copied once when they are stacked.
+    if sums:
         memory["activations"] = 2 * step * steps
         memory["statistics"] = sums
     return memory

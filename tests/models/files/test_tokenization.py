@@ -49,7 +49,7 @@ def test_tokenizer_of_refuses_a_tokenizer_that_does_not_fit_its_encoder(tmp_path
     path = folder / "text_encoder" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"vocab_size": 5}))
-    with pytest.raises(UserError, match=r"and .* a vocabulary of 5"):
+    with pytest.raises(UserError, match=r"and .* has a vocabulary of 5"):
         tokenizer_of(folder)
 
 
