@@ -269,7 +269,7 @@ def _prompt_notes(
     """Notes about prompts that are cut, or have words that the model was not trained on."""
     notes: list[str] = []
     if study.images is None and (folder / "tokenizer").is_dir():
-        tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
+        tokenize = PromptTokenizer(folder, architecture.diffusers_class)
         notes += check_samples(samples, tokenize)
     record = read_model_record(study.model.source, study.model.revision)
     return notes + list(unknown_word_notes(samples, record))
