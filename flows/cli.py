@@ -21,11 +21,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # Each command imports slow modules such as torch and Prefect itself, so that --help is fast.
-from flows.checks.loopback import bypass_proxies_for_loopback
 from flows.checks.prefect_settings import check_prefect_settings
 from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
 from flows.cli_tables import print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 
 if TYPE_CHECKING:
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
