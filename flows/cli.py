@@ -195,8 +195,10 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
     """Plan a study, and return its plan and its run, which need not exist yet."""
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.pipeline.prepare import run_in
+    from ldmprobe_core.storage.filesystem import Location
     from ldmprobe_core.study.loading import load_study
 
+    Location(store)  # refuses a malformed address before the study is planned
     plan = plan_study(load_study(study, overrides))
     if not plan.samples:
         # The prompts or images cannot be read here; this names the missing files.

@@ -221,8 +221,10 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
     from ldmprobe_core.analysis.report.build import build_report
     from ldmprobe_core.pipeline.planning.plan import check_store, plan_study
     from ldmprobe_core.pipeline.prepare import check_origin, prepare_run, run_in
+    from ldmprobe_core.storage.filesystem import Location
     from ldmprobe_core.storage.lease import hold_lease
 
+    Location(store)  # refuses a malformed address before the study is planned
     planned = plan_study(study)
     planned.require_complete()
     target = run_in(store, planned.study)
