@@ -11,14 +11,18 @@ from ldmprobe_core.probing.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import PROBE_CONDITION
 
+SampleKey = tuple[str, int, str | None, str | None]
+"""Prompt, seed, file name of the source image, and hash of this image and its maps."""
+
 
 def compare(runs: list[Run]) -> list[dict[str, str]]:
     """Build a table that compares runs with the first of them.
 
     The table has one row for each property and run, with the score at the last step, its difference
     to the first run's score, and the onset and settled steps.  The difference is a mean over the
-    test samples that both runs contain (same prompt, seed and source image), with a bootstrap
-    interval over their prompts.  It is a dash if the runs share fewer than two of these samples.
+    test samples that both runs contain (same prompt, seed and source image, by name and content),
+    with a bootstrap interval over their prompts.  It is a dash if the runs share fewer than two of
+    these samples.
 
     Raises:
         UserError: a run is not finished, fewer than two runs are given, or they have no property
@@ -59,8 +63,8 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
     return rows
 
 
-def _last_scores(run: Run, summary: Summary, prop: str) -> dict[tuple[str, int, str | None], float]:
-    """Read the test scores of the best cell at the last step, by (prompt, seed, source image)."""
+def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, float]:
+    """Read the test scores of the best cell at the last step, by what identifies a sample."""
     cell = summary.properties[prop].last
     score = run.open(f"scores/{prop}", require_complete=True).score.sel(
         condition=PROBE_CONDITION,
@@ -72,15 +76,18 @@ def _last_scores(run: Run, summary: Summary, prop: str) -> dict[tuple[str, int, 
     samples = run.samples
     values = zip(score.sample.values, score.split.values, score.values, strict=True)
     return {
-        (samples[i].prompt, samples[i].seed, samples[i].source_image): float(value)
+        (
+            samples[i].prompt,
+            samples[i].seed,
+            samples[i].source_image,
+            samples[i].source_digest,
+        ): float(value)
         for i, split, value in values
         if split == "test"
     }
 
 
-def _difference(
-    first: dict[tuple[str, int, str | None], float], other: dict[tuple[str, int, str | None], float]
-) -> tuple[str, int]:
+def _difference(first: dict[SampleKey, float], other: dict[SampleKey, float]) -> tuple[str, int]:
     """Format the mean of other - first over shared samples, and count these samples."""
     shared = [key for key in first if key in other]
     gaps = np.array([other[key] - first[key] for key in shared])
