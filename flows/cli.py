@@ -21,11 +21,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # Each command imports slow modules such as torch and Prefect itself, so that --help is fast.
-from flows.checks.loopback import bypass_proxies_for_loopback
 from flows.checks.prefect_settings import check_prefect_settings
 from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
 from flows.cli_tables import print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 
 if TYPE_CHECKING:
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
@@ -195,8 +195,10 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
     """Plan a study, and return its plan and its run, which need not exist yet."""
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.pipeline.prepare import run_in
+    from ldmprobe_core.storage.filesystem import Location
     from ldmprobe_core.study.loading import load_study
 
+    Location(store)  # refuses a malformed address before the study is planned
     plan = plan_study(load_study(study, overrides))
     if not plan.samples:
         # The prompts or images cannot be read here; this names the missing files.

@@ -35,12 +35,12 @@ from prefect.settings import (
 )
 from prefect.states import Cancelled
 
-from flows.checks.loopback import bypass_proxies_for_loopback
 from flows.checks.prefect_api import check_server
 from flows.checks.prefect_settings import without_password
 from flows.run_lock import task_runs
 from flows.watch import FlowWatch, begin_watch
 from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 from tasks.stopping import Stop, StoppedError, requested_stop, stoppable
 
 _START_LIMIT_S = 90.0

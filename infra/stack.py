@@ -24,7 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from flows.checks.loopback import bypass_proxies_for_loopback
 from infra.services import (
     BUCKET,
     DATABASE,
@@ -38,6 +37,7 @@ from infra.services import (
     unprivileged_user,
 )
 from infra.supervisor import Supervisor, run_once
+from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 
 
 def main() -> None:

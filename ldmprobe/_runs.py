@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,14 +57,17 @@ class Run(StoredRun):
 
         Returns:
             scores (condition, kind, metric, step, layer, sample) float32, which are read from the
-            store when they are used.  A score is NaN if it is undefined or not computed yet.  The
+            store when they are used.  A score is NaN if it is undefined or not computed yet; a
+            score that was computed and is lost raises a `CorruptChunkError` when it is read.  The
             coordinate ``split`` is "validation" or "test" for each sample.
 
         Raises:
             UserError: the study does not probe the property.
         """
         self._require_property(prop)
-        return self.open(f"scores/{prop}", bool(self.progress.completed("probed").all())).score
+        # Chunks of scores are numbered (condition, kind, metric, step, layer, sample).
+        required = self._required_chunks(f"scores/{prop}/score", "probed", 3, 4)
+        return self.open(f"scores/{prop}", required).score
 
     def probe(self, prop: str, step: int, layer: str, kind: str | None = None) -> LinearProbe:
         """Read the linear probe that was fitted at one step of one layer.
@@ -118,7 +121,8 @@ class Run(StoredRun):
             layer: name of the layer.
 
         Returns:
-            activations (sample, step, y, x, channel) float16.
+            activations (sample, step, y, x, channel) float16; NaN if they are not generated yet.
+            Lost activations raise a `CorruptChunkError` when they are read.
 
         Raises:
             UserError: the layer is not in the run.
@@ -128,8 +132,26 @@ class Run(StoredRun):
                 f"layer: {layer!r} is not in the run. Fix: take one of "
                 f"{', '.join(self.probe_inputs)}"
             )
-        generated = bool(self.progress.completed("generated").all())
-        return self.open(f"activations/{layer}", generated).activation
+        required = self._required_chunks(f"activations/{layer}/activation", "generated", 0)
+        return self.open(f"activations/{layer}", required).activation
+
+    def _required_chunks(self, array: str, kind: str, *dims: int) -> Callable[[str], bool]:
+        """Return a function of a chunk's key that says whether a complete unit has written it.
+
+        Args:
+            array: path of the array that the units write; the chunks of others are all required.
+            kind: name of the units' array in the group ``progress``.
+            dims: positions, in the number of a chunk, of the dimensions that number the units.
+        """
+        done = self.progress.completed(kind)
+
+        def required(key: str) -> bool:
+            if not key.startswith(f"{array}/c/"):
+                return True
+            number = key.rpartition("/c/")[2].split("/")
+            return bool(done[tuple(int(number[dim]) for dim in dims)])
+
+        return required
 
     def _require_property(self, prop: str) -> None:
         if prop not in self.study.labels.maps:
@@ -221,8 +243,10 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
     from ldmprobe_core.analysis.report.build import build_report
     from ldmprobe_core.pipeline.planning.plan import check_store, plan_study
     from ldmprobe_core.pipeline.prepare import check_fingerprints, prepare_run, run_in
+    from ldmprobe_core.storage.filesystem import Location
     from ldmprobe_core.storage.lease import hold_lease
 
+    Location(store)  # refuses a malformed address before the study is planned
     planned = plan_study(study)
     planned.require_complete()
     target = run_in(store, planned.study)

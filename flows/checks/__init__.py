@@ -1,1 +1,1 @@
-"""Checks of the environment before a flow starts: HTTP proxies, Prefect and memory."""
+"""Checks of the environment before a flow starts: Prefect and memory."""

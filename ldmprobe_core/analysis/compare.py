@@ -13,14 +13,18 @@ from ldmprobe_core.study.conditions import PROBE_CONDITION
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.sections import BootstrapSettings
 
+SampleKey = tuple[str, int, str | None, str | None]
+"""Prompt, seed, file name of the source image, and hash of this image and its maps."""
+
 
 def compare(runs: list[Run]) -> list[dict[str, str]]:
     """Build a table that compares runs with the first of them.
 
     The table has one row for each property and run, with the score at the last step, its difference
     to the first run's score, and the onset and settled steps.  The difference is a mean over the
-    test samples that both runs contain (same prompt, seed and source image), with a bootstrap
-    interval over their prompts.  It is a dash if the runs share fewer than two of these samples.
+    test samples that both runs contain (same prompt, seed and source image, by name and content),
+    with a bootstrap interval over their prompts.  It is a dash if the runs share fewer than two of
+    these samples.
 
     Raises:
         UserError: a run is not finished, fewer than two runs are given, or they have no property
@@ -63,14 +67,11 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
     return rows
 
 
-_Key = tuple[str, int, str | None]
-
-
-def _last_scores(run: Run, summary: Summary, prop: str) -> dict[_Key, tuple[float, Sample]]:
+def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple[float, Sample]]:
     """Read the test scores of the best cell at the last step, each with its sample.
 
     Returns:
-        scores and samples by (prompt, seed, source image).
+        scores and samples by the values that identify a sample.
     """
     cell = summary.properties[prop].last
     score = run.open(f"scores/{prop}", require_complete=True).score.sel(
@@ -83,15 +84,20 @@ def _last_scores(run: Run, summary: Summary, prop: str) -> dict[_Key, tuple[floa
     samples = run.samples
     values = zip(score.sample.values, score.split.values, score.values, strict=True)
     return {
-        (samples[i].prompt, samples[i].seed, samples[i].source_image): (float(value), samples[i])
+        (
+            samples[i].prompt,
+            samples[i].seed,
+            samples[i].source_image,
+            samples[i].source_digest,
+        ): (float(value), samples[i])
         for i, split, value in values
         if split == "test"
     }
 
 
 def _difference(
-    first: dict[_Key, tuple[float, Sample]],
-    other: dict[_Key, tuple[float, Sample]],
+    first: dict[SampleKey, tuple[float, Sample]],
+    other: dict[SampleKey, tuple[float, Sample]],
     settings: BootstrapSettings,
 ) -> tuple[str, int]:
     """Format the mean of other - first over shared samples, and count these samples."""

@@ -19,6 +19,7 @@ import fsspec
 from pydantic import BaseModel, ValidationError
 
 from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -42,6 +43,7 @@ def client_options(url: str) -> dict[str, Any]:
     """
     if not url.startswith("s3://"):
         return {}
+    bypass_proxies_for_loopback()
     options: dict[str, Any] = {
         # With a cached listing, chunks that other workers have just written would seem missing.
         "use_listings_cache": False,

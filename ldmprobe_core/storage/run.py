@@ -59,7 +59,7 @@ from ldmprobe_core.storage.nodes import (
 )
 from ldmprobe_core.storage.progress import Progress
 from ldmprobe_core.storage.schema import RunSchema, RunShape
-from ldmprobe_core.storage.stores.checksum_store import ChecksumStore
+from ldmprobe_core.storage.stores.checksum_store import ChecksumStore, RequiredChunks
 from ldmprobe_core.storage.stores.metadata_cache import cached_fact, invalidate_cache
 from ldmprobe_core.storage.stores.object_store import open_store, require_asserts
 from ldmprobe_core.study.layers import LATENTS
@@ -113,13 +113,13 @@ class Run:
         return self.zarr_store(require_complete=False)
 
     def zarr_store(
-        self, require_complete: bool, recorded: Mapping[str, bytes] | None = None
+        self, require_complete: RequiredChunks, recorded: Mapping[str, bytes] | None = None
     ) -> ChecksumStore:
         """Zarr store of the run, which raises an error for a chunk with a wrong checksum.
 
         Args:
-            require_complete: True also raises for a missing chunk, which otherwise reads as the
-                fill value.
+            require_complete: chunks that have to exist, so that a missing one raises; any other
+                missing chunk reads as the fill value.
             recorded: expected checksums by key; a chunk with another checksum raises too.
         """
         store = open_store(self.url)
@@ -215,12 +215,13 @@ class Run:
             )
         return study
 
-    def open(self, group: str, require_complete: bool = True) -> xr.Dataset:
+    def open(self, group: str, require_complete: RequiredChunks = True) -> xr.Dataset:
         """Open one group as a lazy dataset; the module's docstring lists the groups.
 
         Args:
             require_complete: True raises for a missing chunk; False reads it as the fill value,
-                NaN or 0, so that a run can be read before all units are complete.
+                NaN or 0, so that a run can be read before all units are complete; a function of a
+                chunk's key decides for each chunk.
 
         Raises:
             RunError: the group's metadata is missing or unreadable.

@@ -1,6 +1,7 @@
 """Runs side by side: paired differences against a loop; the commands that read finished runs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from flows import cli
 from ldmprobe_core.analysis.compare import compare
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 
 
@@ -53,6 +55,19 @@ def test_compare_of_runs_without_common_samples_has_no_differences(runs):
         assert row["difference"] in ("", "–")
     with pytest.raises(UserError, match="too few to compare"):
         compare(runs[:1])
+
+
+@pytest.mark.parametrize("digest", ["same", "other"])
+def test_compare_pairs_source_images_by_their_content(runs, digest):
+    """Two folders may hold different images under the same file names."""
+    pair = [Run(runs[0].url) for _ in range(2)]
+    for run, content in zip(pair, ("same", digest), strict=True):
+        run.samples = [
+            replace(one, source_image=f"{one.index}.png", source_digest=content)
+            for one in run.samples
+        ]
+    pairs = {row["pairs"] for row in compare(pair)[1::2]}
+    assert ("0" in pairs) == (digest == "other")
 
 
 def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):

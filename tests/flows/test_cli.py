@@ -73,6 +73,12 @@ def test_run_refuses_a_store_that_is_no_path_or_url(complain, store):
     assert said.startswith("ldmprobe: store ")
 
 
+@pytest.mark.parametrize("command", ["run", "classify"])
+def test_command_refuses_a_malformed_store_before_it_plans_the_study(complain, command):
+    code, said, _ = complain(command, "no such study", "--store", "s3://runs//x")
+    assert (code, said[:31]) == (1, "ldmprobe: store 's3://runs//x':")
+
+
 def test_run_and_show_refuse_what_does_not_exist(complain, tmp_path):
     code, said, _ = complain("run", str(tmp_path / "none.yaml"))
     assert code == 1

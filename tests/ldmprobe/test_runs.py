@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from run_helpers import assert_same, carry_out, small_study
 
 import ldmprobe as lp
+from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.units import GENERATE, PROBE
 
 
@@ -50,6 +52,26 @@ def test_run_study_of_a_finished_run_changes_nothing(run, study):
     before = run.location.read_text("summary.json")
     again = lp.run_study(study, run.url.rpartition("/")[0], progress=False)
     assert (again.url, again.location.read_text("summary.json")) == (run.url, before)
+
+
+def test_reading_an_unfinished_run_tells_lost_chunks_from_missing_ones(study, tmp_path):
+    partial = carry_out(study, str(tmp_path))
+    layer = partial.layers[0]
+    partial.progress.clear(PROBE, 2, 0)
+    partial.progress.clear(GENERATE, 1)
+    for chunk in ("score/c/0/0/0/2/0/0", "score/c/0/0/0/1/1/0"):
+        (Path(partial.url) / "scores/depth" / chunk).unlink()
+    for chunk in ("c/1/0/0/0/0", "c/2/0/0/0/0"):
+        (Path(partial.url) / f"activations/{layer}/activation" / chunk).unlink()
+    run = lp.open_run(partial.url)
+    scores, activations = run.scores("depth"), run.activations(layer)
+    assert np.isnan(scores.isel(step=2, layer=0)).all()
+    assert np.isfinite(scores.isel(step=0, layer=1).sel(condition="probe")).any()
+    assert np.isnan(activations.isel(step=0, sample=5)).all()
+    assert np.isfinite(activations.isel(step=1, sample=5)).all()
+    for lost in (scores.isel(step=1, layer=1), activations.isel(step=0, sample=9)):
+        with pytest.raises(CorruptChunkError, match="is missing"):
+            lost.load()
 
 
 def test_run_study_resumes_what_is_not_marked(run, study, tmp_path):

@@ -319,12 +319,32 @@ def test_study_of_missing_values_has_its_own_hash_and_names_properties(measured_
         make(images={"folder": "x", "missing": {"depth": float("nan")}})
 
 
-def test_plan_names_a_broken_file_before_anything_is_made(measured_in_part):
+def _as_jpeg(path):
+    Image.open(path).save(path, "JPEG")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(_as_jpeg(path)[:-40]),
+        lambda path: path.write_bytes(path.read_bytes()[:200] + bytes(path.stat().st_size - 200)),
+        lambda path: path.write_bytes(b""),
+        lambda path: Image.new("RGB", (16, 16)).save(path),
+        lambda path: path.write_bytes(path.with_name("00.png").read_bytes()),
+    ],
+    ids=["cut", "cut JPEG", "zeros", "empty", "one colour", "twice"],
+)
+def test_plan_names_all_broken_images_and_no_run_is_created(measured_in_part, tmp_path, damage):
+    """A user removes broken images before a run exists, so that no run has to begin again."""
     folder, make = measured_in_part
-    whole = (folder / "03.png").read_bytes()
-    (folder / "03.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"03\.png: not a complete image"):
-        plan_study(make())
+    for name in ("03.png", "08.png"):
+        damage(folder / name)
+    for check in (plan_study, lambda study: prepare_run(study, str(tmp_path / "store"))):
+        with pytest.raises(UserError, match=r"03\.png: .*Other images with problems: 08\.png"):
+            check(make())
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("changed", ["07.png", "07.depth.png"])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,12 @@ class PromptTokens:
     Attributes:
         ids: token ids by tokenizer, with special tokens, without padding, and cut to the
             tokenizer's maximum length.
-        cut: text that every tokenizer cuts off; empty if at least one of them takes the whole
-            prompt.
+        cuts: by name of a tokenizer's folder, such as ``tokenizer_2``, the end of the prompt that
+            this tokenizer cuts off; tokenizers that take the whole prompt are absent.
     """
 
     ids: TokenIds
-    cut: str
+    cuts: dict[str, str]
 
 
 class PromptTokenizer:
@@ -41,23 +40,26 @@ class PromptTokenizer:
 
     Args:
         folder: folder of the model, which has a subfolder for each tokenizer.
-        call: method ``__call__`` of the pipeline class.  The default value of its parameter
-            ``max_sequence_length`` is the maximum length for all tokenizers except CLIP's.
+        pipeline: class of the pipeline.  The default value of the parameter
+            ``max_sequence_length`` of its ``__call__`` is the maximum length for all tokenizers
+            except CLIP's.  Its method ``_text_preprocessing``, if it has one, changes prompts
+            before they are tokenized; PixArt's makes them lowercase.
 
     Raises:
         UserError: a tokenizer cannot be loaded, or has token ids beyond the vocabulary of its text
             encoder.
     """
 
-    def __init__(self, folder: Path, call: Callable[..., Any]) -> None:
+    def __init__(self, folder: Path, pipeline: type[Any]) -> None:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        parameters = inspect.signature(call).parameters
+        parameters = inspect.signature(pipeline.__call__).parameters
+        self._preprocess = getattr(pipeline, "_text_preprocessing", None)
         default_length = (
             parameters["max_sequence_length"].default
             if "max_sequence_length" in parameters
             else None
         )
-        self._tokenizers: list[tuple[Any, int]] = []
+        self._tokenizers: dict[str, tuple[Any, int]] = {}
         for name, entry in index.items():
             if not name.startswith("tokenizer") or not isinstance(entry, list) or not entry[1]:
                 continue
@@ -68,18 +70,26 @@ class PromptTokenizer:
             limit = (
                 tokenizer.model_max_length if is_clip or default_length is None else default_length
             )
-            self._tokenizers.append((tokenizer, int(limit)))
+            self._tokenizers[name] = (tokenizer, int(limit))
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Most tokens that each tokenizer takes, with special tokens, by its folder's name."""
+        return {name: limit for name, (_, limit) in self._tokenizers.items()}
 
     def __call__(self, prompt: str) -> PromptTokens:
-        """Convert a prompt to token ids, and find the text that is cut off."""
-        ids, cuts = [], []
-        for tokenizer, limit in self._tokenizers:
+        """Convert a prompt to token ids, and find the text that each tokenizer cuts off."""
+        ids, cuts = [], {}
+        if self._preprocess is not None:
+            # The method reads nothing of the pipeline itself unless it is to clean captions.
+            (prompt,) = self._preprocess(None, prompt)
+        for name, (tokenizer, limit) in self._tokenizers.items():
             whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
             used = tokenizer(prompt, truncation=True, max_length=limit).input_ids
             ids.append(tuple(int(i) for i in used))
-            beyond = whole[limit - 1 : -1] if len(whole) > limit else []
-            cuts.append(tokenizer.decode(beyond).strip() if beyond else "")
-        return PromptTokens(tuple(ids), min(cuts, key=len, default=""))
+            if len(whole) > limit:
+                cuts[name] = tokenizer.decode(whole[limit - 1 : -1]).strip()
+        return PromptTokens(tuple(ids), cuts)
 
 
 def _load(folder: Path, kind: str) -> Any:

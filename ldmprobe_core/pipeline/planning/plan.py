@@ -281,7 +281,7 @@ def _prompt_notes(
     """Warn about prompts that are cut off, or that have words missing from the model's training."""
     notes: list[str] = []
     if study.images is None and (folder / "tokenizer").is_dir():
-        tokenize = PromptTokenizer(folder, architecture.diffusers_class.__call__)
+        tokenize = PromptTokenizer(folder, architecture.diffusers_class)
         notes += check_samples(samples, tokenize)
     record = read_model_record(study.model.source, study.model.revision)
     return notes + list(unknown_word_notes(samples, record))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.files.tokenization import PromptTokens, TokenIds
+from ldmprobe_core.models.files.tokenization import PromptTokenizer, PromptTokens, TokenIds
 from ldmprobe_core.study.model_record import ModelRecord
 from ldmprobe_core.study.samples import Sample
 
@@ -19,9 +19,7 @@ _MAX_WORDS = 12
 """Largest number of words that one warning lists."""
 
 
-def check_samples(
-    samples: Sequence[Sample], tokenize: Callable[[str], PromptTokens]
-) -> tuple[str, ...]:
+def check_samples(samples: Sequence[Sample], tokenize: PromptTokenizer) -> tuple[str, ...]:
     """Check that no two samples give the same image, and that no prompt is in two splits.
 
     Prompts are compared by their token ids, since prompts with the same ids are the same to the
@@ -29,10 +27,11 @@ def check_samples(
 
     Args:
         samples: all samples of the study.
-        tokenize: function from a prompt to its token ids in every tokenizer of the model.
+        tokenize: all tokenizers of the model.
 
     Returns:
-        a warning about prompts that the tokenizers cut off; empty if there are none.
+        warnings about prompts that tokenizers cut off, one sentence for each of the text encoders
+        that read different text; empty if no prompt is cut.
 
     Raises:
         UserError: two samples have the same token ids and the same seed, or have the same token ids
@@ -59,12 +58,36 @@ def check_samples(
                 f"they are in the splits {sample.split} and {first.split}. Fix: put both into one "
                 "split"
             )
-    cut = [prompt for prompt, ids in tokens.items() if ids.cut]
-    if not cut:
-        return ()
-    named = "; ".join(f"{p!r:.60} loses {tokens[p].cut!r:.60}" for p in cut[:_MAX_NAMED])
-    more = f"; and {len(cut) - _MAX_NAMED} more" if len(cut) > _MAX_NAMED else ""
-    return (f"{len(cut)} of {len(tokens)} prompts are longer than the model reads: {named}{more}",)
+    return _cut_notes(tokens, tokenize.lengths)
+
+
+def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tuple[str, ...]:
+    """Name the prompts that tokenizers cut.
+
+    Args:
+        tokens: tokens by prompt.
+        lengths: most tokens by name of a tokenizer.
+
+    Returns:
+        one sentence for all tokenizers that cut the same text, which says if others read all of it.
+    """
+    cuts: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for name in lengths:
+        by_prompt = tuple((p, one.cuts[name]) for p, one in tokens.items() if name in one.cuts)
+        if by_prompt:
+            cuts.setdefault(by_prompt, []).append(name)
+    notes = []
+    for by_prompt, names in cuts.items():
+        reader = "the model reads"
+        if len(names) < len(lengths):
+            encoders = " and ".join(name.replace("tokenizer", "text_encoder") for name in names)
+            reader = f"{encoders} read{'s' if len(names) == 1 else ''} ({lengths[names[0]]} tokens)"
+        named = "; ".join(f"{p!r:.60} loses {cut!r:.60}" for p, cut in by_prompt[:_MAX_NAMED])
+        more = f"; and {len(by_prompt) - _MAX_NAMED} more" if len(by_prompt) > _MAX_NAMED else ""
+        notes.append(
+            f"{len(by_prompt)} of {len(tokens)} prompts are longer than {reader}: {named}{more}"
+        )
+    return tuple(notes)
 
 
 def unknown_word_notes(samples: Sequence[Sample], record: ModelRecord) -> tuple[str, ...]:

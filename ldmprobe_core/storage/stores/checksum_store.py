@@ -6,7 +6,7 @@ If a disk or a network has changed a chunk, reading it raises an error that name
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import google_crc32c
@@ -18,6 +18,9 @@ from ldmprobe_core.errors import RunError
 from ldmprobe_core.storage.bookkeeping import ChunkRecord
 from ldmprobe_core.storage.filesystem import explained_failures
 from ldmprobe_core.storage.stores.metadata_cache import documents, invalidate_node, members
+
+RequiredChunks = bool | Callable[[str], bool]
+"""Whether chunks have to exist: all, none, or those for whose key a function returns True."""
 
 _CRC_BYTES = 4
 
@@ -66,8 +69,8 @@ class ChecksumStore(WrapperStore[Store]):
     Args:
         store: Zarr store that holds the data.
         url: URL of the run, for messages.
-        require_complete: True also raises for a missing chunk, which otherwise reads as the fill
-            value.
+        require_complete: chunks that have to exist, so that a missing one raises; any other
+            missing chunk reads as the fill value.
         record: record to which the checksum of each written chunk is added; None adds none.
         recorded: expected checksums by key, which reveal a chunk that was copied from another key.
     """
@@ -76,7 +79,7 @@ class ChecksumStore(WrapperStore[Store]):
         self,
         store: Store,
         url: str = "",
-        require_complete: bool = False,
+        require_complete: RequiredChunks = False,
         record: ChunkRecord | None = None,
         recorded: Mapping[str, bytes] | None = None,
     ) -> None:
@@ -94,7 +97,7 @@ class ChecksumStore(WrapperStore[Store]):
 
         Raises:
             CorruptChunkError: the checksum is wrong, or a chunk is missing and
-                ``require_complete`` is True.
+                ``require_complete`` applies to it.
         """
         if key.endswith("/zarr.json"):
             return await self._document(key, prototype)
@@ -104,7 +107,8 @@ class ChecksumStore(WrapperStore[Store]):
         if "/c/" not in key or byte_range is not None:
             return value
         if value is None:
-            if self.require_complete:
+            required = self.require_complete
+            if required(key) if callable(required) else required:
                 raise CorruptChunkError(self.url, key, "missing")
             return None
         data = value.as_numpy_array()

@@ -24,6 +24,7 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.filesystem import client_options
+from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 
 CLIENT = "LDMPROBE_CHUNKS"
 
@@ -146,6 +147,7 @@ _REGION = ("REGION", "DEFAULT_REGION")
 
 @lru_cache(maxsize=64)
 def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
+    bypass_proxies_for_loopback()
     session = botocore.session.get_session()
     credentials = _Credentials(session)
     # botocore finds endpoint and region in all places that AWS documents: the environment, the

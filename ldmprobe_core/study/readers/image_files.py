@@ -30,8 +30,8 @@ def open_rgb(path: Path) -> Image.Image:
     16-bit grey is scaled to 8 bits, and transparent images are composed on white (`BACKGROUND`).
 
     Raises:
-        UserError: the file is not an image, is incomplete or an animation, or has a mode whose
-            range of brightness is undefined.
+        UserError: the file is not an image, is incomplete, damaged or an animation, or has a mode
+            whose range of brightness is undefined.
     """
     with _opened(path) as image:
         require_readable_size(path, *image.size)
@@ -39,6 +39,7 @@ def open_rgb(path: Path) -> Image.Image:
         # The first frame of an MPO file, which cameras write, is the photograph.
         if frames > 1 and image.format != "MPO":
             raise UserError(f"{path}: an animation of {frames} frames. Fix: save one frame")
+        require_intact(path, image.format)
         image.load()
         return _to_rgb(path, ImageOps.exif_transpose(image))
 
@@ -84,6 +85,39 @@ def explained_decoding(path: Path, kind: str) -> Iterator[None]:
             f"{path}: not {kind} ({describe_content(path)}; {type(error).__name__}). "
             "Fix: save it again, or remove it"
         ) from error
+
+
+_ZERO_TAIL = 64
+"""Zero bytes at the end of a file of compressed data that show an interrupted copy."""
+
+_JPEG_END = b"\xff\xd9"
+"""Marker at the end of a JPEG image, which some cameras pad with zeros."""
+
+
+def require_intact(path: Path, file_format: str | None) -> None:
+    """Find damage that Pillow decodes without an error, such as a tail of zeros.
+
+    A copy that was interrupted after its space was reserved ends with zeros.  Pillow stops at such
+    zeros in a PNG and leaves the remaining rows black, but each part of a PNG has a checksum.
+
+    Args:
+        file_format: format as Pillow names it; only PNG, JPEG and WebP are examined.
+
+    Raises:
+        UserError: the end of a JPEG or WebP file was not written.
+        SyntaxError: a checksum of a PNG is wrong; `explained_decoding` explains it.
+    """
+    if file_format == "PNG":
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()
+    elif file_format in ("JPEG", "MPO", "WEBP"):
+        data = path.read_bytes()
+        unwritten = not any(data[-_ZERO_TAIL:])
+        if unwritten and (file_format == "WEBP" or not data.rstrip(b"\0").endswith(_JPEG_END)):
+            raise UserError(
+                f"{path}: the end of the file is all zeros, so its copy was interrupted. Fix: "
+                "copy it again, or remove it"
+            )
 
 
 def require_readable_size(path: Path, width: int, height: int) -> None:

@@ -12,6 +12,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import MapFormat, property_of
 from ldmprobe_core.study.readers.image_files import (
     explained_decoding,
+    require_intact,
     require_readable_size,
 )
 
@@ -219,6 +220,7 @@ def _image(path: Path) -> np.ndarray:
             )
         require_readable_size(path, *image.size)
         sixteen_bits = "16" in str(image.tile[0].args)
+        require_intact(path, image.format)
         image.load()
         upright = ImageOps.exif_transpose(image)
     mode = upright.mode

@@ -7,10 +7,10 @@ import pytest
 from http_servers import http_server, silent_server
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
-from flows.checks.loopback import bypass_proxies_for_loopback
 from flows.checks.prefect_api import check_server
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 
 MAJOR = int(prefect.__version__.split(".")[0])
 

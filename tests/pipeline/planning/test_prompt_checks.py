@@ -1,6 +1,7 @@
 """Prompts that are one to the model are refused, with both of their lines."""
 
 import pytest
+import tiny_models
 import torch
 
 from ldmprobe_core.assets import MODEL_FOLDER
@@ -17,7 +18,7 @@ LONG = "a red ball on a gray floor, white wall, " * 4
 
 @pytest.fixture(scope="module")
 def tokenize():
-    return PromptTokenizer(MODEL_FOLDER, detect_architecture(MODEL_FOLDER).diffusers_class.__call__)
+    return PromptTokenizer(MODEL_FOLDER, detect_architecture(MODEL_FOLDER).diffusers_class)
 
 
 def sample(index, prompt, seed, split="train"):
@@ -64,6 +65,30 @@ def test_prompt_checks_report_truncated_prompts(tokenize):
     (note,) = check_samples([sample(0, LONG + "a cube", 1), sample(1, "a red car", 1)], tokenize)
     assert note.startswith("1 of 2 prompts are longer than the model reads: ")
     assert " loses 'a red ball on a gray floor" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "encoders", "whole"),
+    [
+        ("sd1", "than the model reads: ", 0),
+        ("sdxl", "than the model reads: ", 0),
+        ("sd3", "than text_encoder and text_encoder_2 read (24 tokens): ", 1),
+        ("flux", "than text_encoder reads (24 tokens): ", 1),
+    ],
+)
+def test_prompt_checks_name_the_encoder_that_cuts(tmp_path, name, encoders, whole):
+    """Two ends beyond CLIP's length give equal images only if no other encoder reads them."""
+    folder = tiny_models.write(name, tmp_path / "m")
+    tokenize = PromptTokenizer(folder, detect_architecture(folder).diffusers_class)
+    start = "a red ball on a gray floor " * 4
+    (note,) = check_samples([sample(0, start + "a cube", 1)], tokenize)
+    assert note.startswith(f"1 of 1 prompts are longer {encoders}")
+    samples = [sample(0, start + "a cube", 5), sample(1, start + "a cone", 5)]
+    if whole:
+        assert len(check_samples(samples, tokenize)) == 1
+    else:
+        with pytest.raises(UserError, match="the same prompt as"):
+            check_samples(samples, tokenize)
 
 
 def test_the_plan_of_a_prompt_file_names_both_lines(tmp_path):

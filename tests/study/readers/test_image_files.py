@@ -118,3 +118,28 @@ def test_image_that_claims_too_many_pixels_is_refused_within_a_second(tmp_path, 
     with pytest.raises(UserError, match=r"a\.png: .*pixels are more than 80 million\. Fix: scale"):
         open_rgb(tmp_path / "a.png")
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("part", [0.3, 0.7, 0.97])
+@pytest.mark.parametrize("harm", ["cut", "zeros"])
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_image_of_an_interrupted_copy_is_refused(tmp_path, file_format, options, harm, part):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.png"  # the format is found by content
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path, file_format, **options)
+    open_rgb(path)
+    whole = path.read_bytes()
+    kept = int(part * len(whole))
+    path.write_bytes(whole[:kept] + bytes(len(whole) - kept) * (harm == "zeros"))
+    with pytest.raises(UserError, match=r"a\.png: .*Fix: "):
+        open_rgb(path)

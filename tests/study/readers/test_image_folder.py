@@ -116,6 +116,11 @@ def _cut(path):
     path.write_bytes(path.read_bytes()[:60])
 
 
+def _end_in_zeros(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+
+
 def _save(values, name="b.depth.npy"):
     return lambda folder: np.save(folder / name, values)
 
@@ -124,6 +129,8 @@ def _save(values, name="b.depth.npy"):
     ("damage", "words"),
     [
         (lambda f: _cut(f / "b.png"), r"b\.png: not a complete image .PNG, 60 bytes"),
+        (lambda f: _end_in_zeros(f / "b.png"), r"b\.png: not a complete image .PNG"),
+        (lambda f: _end_in_zeros(f / "b.foreground.png"), r"b\.foreground\.png: not a map .PNG"),
         (lambda f: (f / "b.png").write_bytes(b""), r"b\.png: not a complete image .0 bytes"),
         (lambda f: Image.new("RGB", (8, 8)).save(f / "b.png"), r"b\.png: one colour throughout"),
         (lambda f: shutil.copy(f / "b.png", f / "b0.webp"), r"b0\.webp: the same image as b\.png"),

@@ -6,7 +6,9 @@ import httpx
 import pytest
 from http_servers import http_server
 
-from flows.checks.loopback import bypass_proxies_for_loopback
+from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.object_store import open_store
 
 NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
@@ -28,6 +30,21 @@ def test_bypass_proxies_reaches_a_loopback_server(monkeypatch, name):
     with http_server(200, '"3.9.1"') as port:
         for host in ("127.0.0.1", "localhost"):
             assert httpx.get(f"http://{host}:{port}/", timeout=20).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "open_client",
+    [lambda: Run("s3://bucket/run").location.filesystem(), lambda: open_store("s3://bucket/run")],
+    ids=["s3fs", "obstore"],
+)
+def test_clients_of_a_store_bypass_proxies_on_loopback(monkeypatch, open_client):
+    """A program that calls the Python API has not called the command line's `main`."""
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", f"proxies-{open_client}")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing listens on this port
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:7")
+    open_client()
+    assert os.environ["NO_PROXY"] == "localhost,127.0.0.1,::1"
 
 
 @pytest.mark.parametrize(
