@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help demo test lint env train stack bench audit clean
+.PHONY: help demo test lint env train stack containers bench audit clean
 
 help:  ## this list
 	@grep -hE "^[a-z]+:.*##" $(MAKEFILE_LIST) | sed -E "s/:.*## /\t/" | expand -t 12
@@ -39,6 +39,9 @@ train: env  ## make the embedded model from nothing (hours on two cores, minutes
 
 stack: env  ## Postgres, Prefect with its UI, S3, Dask, a worker, on loopback; Ctrl-C stops all
 	$(BIN)/python -m infra.stack
+
+containers: env  ## the same in containers on a real engine: built, used, broken, removed (half an hour)
+	$(BIN)/python -m infra.containers
 
 bench: env  ## ratios against plain diffusers, scikit-learn, the published way, raw storage (15 min)
 	$(BIN)/python -m benchmarks.suite

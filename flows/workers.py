@@ -154,9 +154,11 @@ def cluster_spec(execution: Execution) -> dict[str, Any]:
 
 
 def _require_workers(address: str, gpus: int) -> None:
-    """Require that a Dask scheduler has a worker with enough GPUs.
+    """Require that a Dask scheduler has suitable workers.
 
-    Without this check, tasks that need more GPUs than any worker has would wait for ever.
+    Without this check, tasks that need more GPUs than any worker has would wait for ever, and
+    batches that need none would go to workers with and without a GPU, whose results differ in the
+    last bits.
     """
     try:
         with Client(address, timeout=ANSWER_LIMIT_S, set_as_default=False) as client:
@@ -175,4 +177,12 @@ def _require_workers(address: str, gpus: int) -> None:
         raise UserError(
             f"execution.gpus_per_worker is {gpus}, and no worker at {address} declares that many. "
             f'Fix: start them with `dask worker {address} --nthreads 1 --resources "GPU={gpus}"`'
+        )
+    with_gpu = [bool(worker["resources"].get("GPU", 0)) for worker in workers]
+    if not gpus and any(with_gpu) and not all(with_gpu):
+        raise UserError(
+            f"execution.gpus_per_worker is 0, and {sum(with_gpu)} of {len(with_gpu)} workers at "
+            f"{address} declare a GPU: batches would be computed on both kinds, whose results "
+            "differ in the last bits. Fix: set execution.gpus_per_worker to 1, or stop the workers "
+            "of one kind"
         )

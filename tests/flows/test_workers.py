@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from distributed import LocalCluster
@@ -70,6 +71,18 @@ def test_workers_of_refuses_gpus_that_no_worker_declares(server, cluster):
     execution = Execution(runner="dask", address=cluster, gpus_per_worker=1)
     with pytest.raises(UserError, match=r'gpus_per_worker is 1.*--resources "GPU=1"'):
         asking(execution)
+
+
+@pytest.mark.parametrize("cpu_workers", [1, 3])
+def test_workers_of_refuses_batches_on_workers_of_both_kinds(server, monkeypatch, cpu_workers):
+    workers = {f"cpu-{i}": {"resources": {"CPU": 1.0}} for i in range(cpu_workers)}
+    workers["gpu"] = {"resources": {"GPU": 1.0}}
+    client = mock.MagicMock()
+    client.return_value.__enter__.return_value.scheduler_info.return_value = {"workers": workers}
+    monkeypatch.setattr("flows.workers.Client", client)
+    refusal = f"gpus_per_worker is 0, and 1 of {cpu_workers + 1} workers at .* declare a GPU"
+    with pytest.raises(UserError, match=refusal):
+        asking(Execution(runner="dask", address="tcp://127.0.0.1:1"))
 
 
 def test_workers_of_refuses_a_scheduler_that_does_not_answer(server, monkeypatch):

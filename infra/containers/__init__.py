@@ -1,0 +1,1 @@
+"""A trial of the containers on a real engine, by ``python -m infra.containers``."""
