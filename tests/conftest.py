@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never reach out
+# Idle threads of OpenMP and BLAS spin, at the cost of the other tests and servers of the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # A loaded machine takes longer than Prefect's 20 s to start the server of its test harness.
@@ -60,6 +62,29 @@ def finished_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run
 
 
+SLOWEST_FILES = (
+    "infra/test_stack.py",
+    "flows/test_study_flow.py",
+    "tabletop/test_embedded_model.py",
+    "flows/test_stopped_runs.py",
+    "examples/test_examples.py",
+    "docs/test_readme.py",
+    "labelers/test_base.py",
+    "infra/test_wheel.py",
+    "pipeline/test_statistics.py",
+    "pipeline/test_own_images.py",
+)
+"""The files that take longest, longest first, with their paths below this folder."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist give out files in the order below instead of by their number of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: of two processes, neither is left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_stack.py")
+    """Put the slowest files first, so that no process is left alone with one at the end."""
+    folder = Path(__file__).parent
+    ranks = {folder / name: rank for rank, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
