@@ -29,7 +29,7 @@ class CellRecord(_Record):
         layer: name of the layer.
         kind: kind of the probe.
         metric: the property's headline metric, in which `mean`, `low` and `high` are given.
-        residual: score after the training mean map is subtracted from prediction and label; None
+        partial: score after the training mean map is regressed out of prediction and label; None
             for masks.
         other: scores in the remaining metrics of the property.
     """
@@ -41,7 +41,7 @@ class CellRecord(_Record):
     mean: float | None
     low: float | None
     high: float | None
-    residual: Interval | None = None
+    partial: Interval | None = None
     other: dict[str, Interval] = Field(default_factory=dict)
 
 
@@ -72,11 +72,11 @@ class ControlRecord(Interval):
     """Score of a control in the best cell.
 
     Attributes:
-        residual: residual score of the control; None for masks.
+        partial: partial score of the control; None for masks.
         undefined: number of test samples whose score is undefined; the mean excludes them.
     """
 
-    residual: Interval | None = None
+    partial: Interval | None = None
     undefined: int = 0
 
 

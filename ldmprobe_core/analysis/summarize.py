@@ -336,12 +336,12 @@ class PropertyScores:
         """Summarise the test scores (metric, sample) of a control."""
         return ControlRecord(
             **dict(self.bootstrap.interval(values[0])),
-            residual=self._residual(values),
+            partial=self._partial(values),
             undefined=int(np.isnan(values[0]).sum()),
         )
 
-    def _residual(self, values: np.ndarray) -> Interval | None:
-        name = self.prop.residual_metric
+    def _partial(self, values: np.ndarray) -> Interval | None:
+        name = self.prop.partial_metric
         if name is None:
             return None
         return self.bootstrap.interval(values[self.metrics.index(name)])
@@ -355,7 +355,7 @@ class PropertyScores:
             kind=self.kinds[kind],
             metric=self.metrics[0],
             **dict(self.bootstrap.interval(values[0])),
-            residual=self._residual(values),
+            partial=self._partial(values),
             other={
                 name: self.bootstrap.interval(values[i])
                 for i, name in enumerate(self.metrics)

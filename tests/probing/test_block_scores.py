@@ -8,6 +8,13 @@ from sklearn.metrics import f1_score, jaccard_score
 from ldmprobe_core.probing import block_scores, metrics
 
 
+def correlation_of_rests(a, b, covariates):
+    """Correlation of two maps less their least-squares fits on the covariates and a constant."""
+    design = np.stack([np.ones(a.size), *covariates], axis=1)
+    rests = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (a, b)]
+    return stats.pearsonr(*rests).statistic
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(5)
@@ -22,19 +29,24 @@ def test_block_scores_of_maps_equal_scores_at_full_size(prop, grid, rng):
     tokens[0] = 0.5  # a constant prediction
     truth[1] = 0.25  # a constant label
     big = tokens.repeat(8 // grid[0], 1).repeat(12 // grid[1], 2)
+    pooled = mean_map.reshape(grid[0], 8 // grid[0], grid[1], 12 // grid[1]).mean((1, 3))
+    position = mean_map.ravel(), pooled.repeat(8 // grid[0], 0).repeat(12 // grid[1], 1).ravel()
     found = block_scores.BlockScorer(prop, truth, mean_map, grid).scores(tokens)
     for i in range(5):
         p, t = big[i].ravel(), truth[i].ravel()
-        rest = p - mean_map.ravel(), t - mean_map.ravel()
+        undefined, rank = i in (0, 1), stats.rankdata
         expected = [
-            np.nan if i in (0, 1) else stats.spearmanr(p, t).statistic,
-            np.nan if i in (0, 1) else stats.pearsonr(p, t).statistic,
+            np.nan if undefined else stats.spearmanr(p, t).statistic,
+            np.nan if undefined else stats.pearsonr(p, t).statistic,
             np.sqrt(((p - t) ** 2).mean()),
-            stats.spearmanr(*rest).statistic,
-            stats.pearsonr(*rest).statistic,
+            np.nan
+            if undefined
+            else correlation_of_rests(rank(p), rank(t), [rank(m) for m in position]),
+            np.nan if undefined else correlation_of_rests(p, t, position),
         ]
         np.testing.assert_allclose(found[:, i], expected, atol=1e-12)
-    np.testing.assert_allclose(found, metrics.score_maps(prop, big, truth, mean_map), atol=1e-12)
+    at_full_size = metrics.score_maps(prop, big, truth, mean_map, grid)
+    np.testing.assert_allclose(found, at_full_size, atol=1e-12)
 
 
 def test_block_scores_of_masks_equal_scikit_learn(rng):
