@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ldmprobe_core.probing.detection import auroc, average_precision
 from ldmprobe_core.probing.measured import block_counts, partly_measured
-from ldmprobe_core.probing.metrics import METRICS, ratio_or_one, score_maps
+from ldmprobe_core.probing.metrics import METRICS, cut_mask, ratio_or_one, score_maps
 from ldmprobe_core.probing.partial import BlockPartialScorer, position_covariates
 from ldmprobe_core.probing.ranks import (
     RankedMaps,
@@ -118,7 +119,12 @@ class BlockScorer:
         if not len(truth):
             return
         self.means = flatten_maps(block_means(truth, grid))
-        self._forms = {"dice": self._dice, "iou": self._iou}
+        self._forms = {
+            "dice": self._dice,
+            "iou": self._iou,
+            "auroc": lambda tokens: auroc(flatten_maps(tokens), self.means),
+            "average_precision": lambda tokens: average_precision(flatten_maps(tokens), self.means),
+        }
         if record.is_mask:
             return
         self.full = full or FullResolutionLabels(truth)
@@ -132,26 +138,40 @@ class BlockScorer:
             by_value = BlockPartialScorer(truth, mean_map, grid, ranks=False)
             self._forms["pearson_partial"] = by_value.scores
 
-    def scores(self, tokens: np.ndarray) -> np.ndarray:
+    def scores(self, tokens: np.ndarray, cut: float | None = None) -> np.ndarray:
         """Score predictions in every metric of the property.
 
         Args:
-            tokens: predictions (n, *grid); bool for a mask, else values.
+            tokens: predictions (n, *grid); for a mask, bool or values on any scale.
+            cut: value above which the prediction of a mask counts as foreground; needed unless the
+                prediction is bool.
 
         Returns:
             (metric, n) float64.
+
+        Raises:
+            ValueError: values are given for a mask without a cut.
         """
         if self.partly is None:
-            return np.stack([self._score(name, tokens) for name in self.metrics])
+            return self._whole_scores(tokens, cut)
         scores = np.empty((len(self.metrics), len(tokens)))
         if len(self.truth):
-            whole = tokens[~self.partly]
-            scores[:, ~self.partly] = [self._score(name, whole) for name in self.metrics]
+            scores[:, ~self.partly] = self._whole_scores(tokens[~self.partly], cut)
         predicted = upsample(tokens[self.partly], self.size)
         scores[:, self.partly] = score_maps(
-            self.prop, predicted, self.partial_truth, self.mean_map, self.grid
+            self.prop, predicted, self.partial_truth, self.mean_map, self.grid, cut
         )
         return scores
+
+    def _whole_scores(self, tokens: np.ndarray, cut: float | None) -> np.ndarray:
+        """Score predictions of the fully measured samples, (metric, n)."""
+        regions = cut_mask(tokens, cut) if property_of(self.prop).is_mask else tokens
+        return np.stack(
+            [
+                self._score(name, tokens if METRICS[name].continuous else regions)
+                for name in self.metrics
+            ]
+        )
 
     def _score(self, name: str, tokens: np.ndarray) -> np.ndarray:
         if name in self._forms:

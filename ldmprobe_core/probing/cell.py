@@ -121,9 +121,8 @@ def _score_heldout(
                 tokens = predicted.get((assignment, (kind, prop)))
                 if tokens is None:
                     tokens = fitted[kind, prop].predict(heldout)
-                if record.is_mask:
-                    tokens = tokens > probe_kind(kind).mask_threshold
-                row[:] = np.where(usable, scorer.scores(tokens), np.nan)
+                cut = probe_kind(kind).mask_threshold if record.is_mask else None
+                row[:] = np.where(usable, scorer.scores(tokens, cut), np.nan)
             scores[prop] = rows
         results[assignment] = CellResult(fitted, scores)
     return results

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.probing.detection import auroc, average_precision
 from ldmprobe_core.probing.measured import measured, score_measured
 from ldmprobe_core.probing.partial import (
     partial_pearson,
@@ -63,10 +64,13 @@ class Metric:
             The function of a partial metric takes the covariates as a third argument.
         partial: whether the covariates are regressed out of predictions and labels, so that a
             prediction of position alone has no score.
+        continuous: whether predictions of a mask are scored as they are, without a cut; otherwise
+            the function takes bool masks.  It does not matter for other properties.
     """
 
     function: Callable[..., np.ndarray]
     partial: bool = False
+    continuous: bool = False
 
     def score(self, predicted: np.ndarray, truth: np.ndarray, covariates: np.ndarray) -> np.ndarray:
         """Score predictions against labels.
@@ -88,6 +92,8 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "dice": Metric(dice),
     "iou": Metric(iou),
+    "auroc": Metric(auroc, continuous=True),
+    "average_precision": Metric(average_precision, continuous=True),
     "spearman": Metric(spearman),
     "pearson": Metric(pearson),
     "rmse": Metric(rmse),
@@ -115,22 +121,50 @@ def score_maps(
     truth: np.ndarray,
     mean_map: np.ndarray,
     grid: tuple[int, int] | None = None,
+    cut: float | None = None,
 ) -> np.ndarray:
     """Score maps at the image's size in every metric of a property.
 
     Args:
         prop: name of a property.
-        predicted: predictions (n, y, x); bool for a mask, else values.
-        truth: labels, likewise; floats with NaN at pixels that were not measured.
+        predicted: predictions (n, y, x); for a mask, bool or values on any scale.
+        truth: labels (n, y, x); bool for a mask, else values; floats with NaN at pixels that were
+            not measured.
         mean_map: mean label of the training samples, (y, x).  Partial metrics regress it out.
         grid: number of tokens down and across, if the predictions are constant on the tokens'
             blocks of pixels.  Partial metrics then regress out the block means of the mean map too.
+        cut: value above which the prediction of a mask counts as foreground; needed unless the
+            prediction is bool.
 
     Returns:
         (metric, n) float64.
+
+    Raises:
+        ValueError: values are given for a mask without a cut.
     """
-    names, covariates = property_of(prop).metrics, position_covariates(mean_map, grid)
-    return np.stack([METRICS[name].score(predicted, truth, covariates) for name in names])
+    record, covariates = property_of(prop), position_covariates(mean_map, grid)
+    regions = cut_mask(predicted, cut) if record.is_mask else predicted
+    return np.stack(
+        [
+            METRICS[name].score(
+                predicted if METRICS[name].continuous else regions, truth, covariates
+            )
+            for name in record.metrics
+        ]
+    )
+
+
+def cut_mask(predicted: np.ndarray, cut: float | None) -> np.ndarray:
+    """Turn a prediction of a mask into bool: True where it is bool and True, or exceeds the cut.
+
+    Raises:
+        ValueError: the prediction is not bool, and there is no cut.
+    """
+    if predicted.dtype == bool:
+        return predicted
+    if cut is None:
+        raise ValueError("cut: none for a continuous prediction of a mask. Fix: give one.")
+    return np.asarray(predicted > cut)
 
 
 class HeadlineScorer:

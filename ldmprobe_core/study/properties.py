@@ -152,7 +152,7 @@ FOREGROUND = register_property(
         name="foreground",
         title="foreground",
         kind="mask",
-        metrics=("dice", "iou"),
+        metrics=("dice", "iou", "auroc", "average_precision"),
         map_format=MapFormat(two_levels=True, resampling="nearest"),
         drawing=Drawing(colormap="gray", limits=(0, 1)),
         intervention=InterventionDefaults(

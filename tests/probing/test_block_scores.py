@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import f1_score, jaccard_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 
 from ldmprobe_core.probing import block_scores, metrics
 
@@ -56,11 +56,45 @@ def test_block_scores_of_masks_equal_scikit_learn(rng):
     truth[1], tokens[1] = False, True
     found = block_scores.BlockScorer("foreground", truth, truth.mean(0), (3, 2)).scores(tokens)
     big = tokens.repeat(2, 1).repeat(4, 2)
-    assert found[:, 0].tolist() == [1, 1]
-    assert found[:, 1].tolist() == [0, 0]
+    assert found[:2, 0].tolist() == [1, 1]
+    assert found[:2, 1].tolist() == [0, 0]
+    assert np.isnan(found[2:, :2]).all()
     for i in (2, 3):
         assert found[0, i] == pytest.approx(f1_score(truth[i].ravel(), big[i].ravel()))
         assert found[1, i] == pytest.approx(jaccard_score(truth[i].ravel(), big[i].ravel()))
+
+
+@pytest.mark.parametrize("grid", [(3, 2), (6, 8)])
+@pytest.mark.parametrize("dtype", [float, bool])
+def test_block_scores_of_continuous_masks_equal_scikit_learn(rng, grid, dtype):
+    truth = rng.random((4, 6, 8)) > 0.5
+    tokens = rng.normal(size=(4, *grid)).round(1)
+    tokens = tokens > 0.2 if dtype is bool else tokens
+    cut = None if dtype is bool else -0.1
+    scorer = block_scores.BlockScorer("foreground", truth, truth.mean(0), grid)
+    scores = scorer.scores(tokens, cut)
+    big = tokens.repeat(6 // grid[0], 1).repeat(8 // grid[1], 2)
+    at_full_size = metrics.score_maps("foreground", big, truth, truth.mean(0), cut=cut)
+    for i in range(4):
+        label, values = truth[i].ravel(), big[i].ravel()
+        region = values if cut is None else values > cut
+        expected = [
+            f1_score(label, region),
+            jaccard_score(label, region),
+            roc_auc_score(label, values),
+            average_precision_score(label, values),
+        ]
+        np.testing.assert_allclose(scores[:, i], expected, atol=1e-12)
+        np.testing.assert_allclose(at_full_size[:, i], expected, atol=1e-12)
+
+
+def test_continuous_masks_need_a_cut(rng):
+    truth = rng.random((2, 4, 4)) > 0.5
+    scorer = block_scores.BlockScorer("foreground", truth, truth.mean(0), (2, 2))
+    with pytest.raises(ValueError, match="cut: none"):
+        scorer.scores(rng.random((2, 2, 2)))
+    with pytest.raises(ValueError, match="cut: none"):
+        metrics.score_maps("foreground", rng.random((2, 4, 4)), truth, truth.mean(0))
 
 
 def test_block_means_of_a_known_map():

@@ -7,12 +7,12 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import f1_score, jaccard_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 
 from ldmprobe_core.probing import metrics
-from ldmprobe_core.probing.baselines import position_prediction, position_threshold
 from ldmprobe_core.probing.block_scores import BlockScorer, block_means, upsample
 from ldmprobe_core.probing.cell import probe_activations
+from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.fitters.adam import fit_adam
 from ldmprobe_core.probing.fitters.mlp import fit_mlp
 from ldmprobe_core.probing.label_set import LabelSet
@@ -187,14 +187,17 @@ def test_adam_with_everything_measured_takes_the_same_steps_for_floats(data, mas
     np.testing.assert_allclose(partly.weight, whole.weight, atol=2e-3)
 
 
-def expected_scores(prop, predicted, truth, mean):
+def expected_scores(prop, predicted, truth, mean, cut=0.5):
     """Every metric by scipy and scikit-learn on measured pixels."""
     rows = []
     for p, t in zip(predicted, truth, strict=True):
         known = ~np.isnan(t)
         p, t = p[known], t[known].astype(np.float64)
         if prop == "foreground":
-            rows.append([f1_score(t, p), jaccard_score(t, p)])
+            rows.append([
+                f1_score(t, p > cut), jaccard_score(t, p > cut), roc_auc_score(t, p),
+                average_precision_score(t, p),
+            ])  # fmt: skip
         else:
             p, rank = p.astype(np.float64), stats.rankdata
             covariates = [m[known] for m in (mean, blocks_of(mean))]
@@ -225,14 +228,15 @@ def test_scores_equal_scipy_and_scikit_learn_on_measured_pixels(prop, whole):
     rng = np.random.default_rng(0)
     truth, tokens = rng.random((6, *SIZE)), rng.random((6, *GRID))
     if prop == "foreground":
-        truth, tokens = truth > 0.5, tokens > 0.5
+        truth = truth > 0.5
+    cut = 0.5 if prop == "foreground" else None
     truth = holes(truth, 5, whole)
     mean = rng.random(SIZE)
     big = upsample(tokens, SIZE)
     expected = expected_scores(prop, big, truth, mean)
-    blocks = BlockScorer(prop, truth, mean, GRID).scores(tokens)
+    blocks = BlockScorer(prop, truth, mean, GRID).scores(tokens, cut)
     np.testing.assert_allclose(blocks, expected, atol=1e-6)
-    at_full_size = metrics.score_maps(prop, big, truth, mean, GRID)
+    at_full_size = metrics.score_maps(prop, big, truth, mean, GRID, cut)
     np.testing.assert_allclose(at_full_size, expected, atol=1e-6)
     full = rng.random((6, *SIZE))
     full = full > 0.5 if prop == "foreground" else full
@@ -248,19 +252,17 @@ def test_scores_of_a_sample_without_measured_pixels_are_undefined():
     assert found[1] == pytest.approx(np.sqrt(3.5))
 
 
-def test_position_baseline_is_chosen_on_measured_pixels(data):
+def test_position_cut_is_chosen_on_measured_pixels(data):
     masks = data[1]["foreground"]
     mean = mean_map(masks)
-    candidates = np.linspace(0, 0.95, 39) * mean.max()
+    candidates = [-1, *np.quantile(mean, np.arange(64) / 64)]
     scores = []
-    for threshold in candidates:
+    for cut in candidates:
         by_map = [
-            f1_score(m[~np.isnan(m)], (mean > threshold)[~np.isnan(m)], zero_division=1)
-            for m in masks
+            f1_score(m[~np.isnan(m)], (mean > cut)[~np.isnan(m)], zero_division=1) for m in masks
         ]
         scores.append(np.mean(by_map))
-    assert position_threshold(mean, masks) == candidates[int(np.argmax(scores))]
-    assert position_prediction("foreground", mean, masks, 2).dtype == bool
+    assert position_cut(mean, masks) == candidates[int(np.argmax(scores))]
 
 
 def test_cell_scores_of_held_out_samples_leave_out_pixels_not_measured(data, labels):
@@ -272,8 +274,7 @@ def test_cell_scores_of_held_out_samples_leave_out_pixels_not_measured(data, lab
             if (kind, prop) not in result.probes:
                 continue
             tokens = result.probes[kind, prop].predict(activations[labels.heldout])
-            if prop == "foreground":
-                tokens = tokens > (0.5 if kind == "ridge" else 0)
-            truth = maps[prop][labels.heldout]
-            expected = expected_scores(prop, upsample(tokens, SIZE), truth, labels.means[prop])
+            cut = 0.5 if kind == "ridge" else 0
+            truth, big = maps[prop][labels.heldout], upsample(tokens, SIZE)
+            expected = expected_scores(prop, big, truth, labels.means[prop], cut)
             np.testing.assert_allclose(result.scores[prop][row], expected, atol=1e-5)
