@@ -91,7 +91,7 @@ class Property:
 
     @property
     def is_mask(self) -> bool:
-        """Whether labels are boolean masks, to which predictions are converted by a threshold."""
+        """Whether labels are boolean masks, to which predictions are converted by a cut."""
         return self.kind == "mask"
 
     @property

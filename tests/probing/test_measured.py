@@ -265,6 +265,32 @@ def test_position_cut_is_chosen_on_measured_pixels(data):
     assert position_cut(mean, masks) == candidates[int(np.argmax(scores))]
 
 
+def test_cuts_of_a_cell_have_the_best_dice_on_measured_training_pixels(data, labels):
+    activations, maps = data
+    study = study_of(["ridge", "logistic", "adam"], mlp=True)
+    result = probe_activations(activations, labels, study)["true"]
+    masks = maps["foreground"][labels.train]
+    known = ~np.isnan(masks)
+
+    def mean_dice(predicted, cut):
+        by_map = [
+            f1_score(m[k], p[k] > cut, zero_division=1)
+            for m, p, k in zip(masks, predicted, known, strict=True)
+        ]
+        return np.mean(by_map)
+
+    for kind in ("ridge", "logistic"):
+        probe = result.probes[kind, "foreground"]
+        tokens = probe.predict(activations[labels.train])
+        big = upsample(tokens, SIZE)
+        candidates = [tokens.min() - 1, *np.quantile(tokens, np.arange(64) / 64)]
+        best = max(mean_dice(big, cut) for cut in candidates)
+        assert mean_dice(big, probe.cut) == pytest.approx(best, abs=1e-12)
+        assert best > mean_dice(big, tokens.max())
+    assert result.probes["adam", "foreground"].cut == 0
+    assert np.isnan(result.probes["ridge", "depth"].cut)
+
+
 def test_cell_scores_of_held_out_samples_leave_out_pixels_not_measured(data, labels):
     activations, maps = data
     study = study_of(["ridge", "logistic", "adam"], mlp=True)
@@ -274,7 +300,8 @@ def test_cell_scores_of_held_out_samples_leave_out_pixels_not_measured(data, lab
             if (kind, prop) not in result.probes:
                 continue
             tokens = result.probes[kind, prop].predict(activations[labels.heldout])
-            cut = 0.5 if kind == "ridge" else 0
+            probe = result.probes[kind, prop]
+            cut = 0 if kind == "mlp" else probe.cut
             truth, big = maps[prop][labels.heldout], upsample(tokens, SIZE)
             expected = expected_scores(prop, big, truth, labels.means[prop], cut)
             np.testing.assert_allclose(result.scores[prop][row], expected, atol=1e-5)
