@@ -202,13 +202,13 @@ def _against_scikit_learn(x: np.ndarray, y: np.ndarray) -> list[Figure]:
 
 
 def _scoring() -> list[Figure]:
-    """Rank, linear correlation, RMSE and residuals at full size, by blocks and plainly."""
+    """Rank, linear correlation, RMSE and partial scores at full size, by blocks and plainly."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(16, 512, 512)).astype(np.float32)
     mean_map, tokens = truth.mean(0, dtype=np.float64), rng.normal(size=(16, 64, 64))
-    full = FullResolutionLabels(truth, mean_map)
+    full = FullResolutionLabels(truth)
     blocks = BlockScorer("depth", truth, mean_map, (64, 64), full)
-    plain = lambda: score_maps("depth", upsample(tokens, (512, 512)), truth, mean_map)  # noqa: E731
+    plain = lambda: score_maps("depth", upsample(tokens, (512, 512)), truth, mean_map, (64, 64))  # noqa: E731
     gap = float(np.abs(blocks.scores(tokens) - plain()).max())
     ratio = fastest(plain, 2) / fastest(lambda: blocks.scores(tokens), 2)
     return [

@@ -6,7 +6,7 @@ They capture activations from a diffusers pipeline, label images, and fit linear
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,11 @@ from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer
 from ldmprobe_core.probing.block_scores import block_means
+from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.fitters.logistic import fit_logistic
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
@@ -206,6 +208,7 @@ def fit_probe(
 
     Returns:
         the probe: ``weight`` (channel,) float64, ``bias``, chosen ``penalty``, and ``predict``.
+        ``cut`` has the best Dice on the training samples; NaN for ridge unless labels are boolean.
 
     Raises:
         UserError: shapes do not match, samples are too few, or values are not finite.
@@ -231,15 +234,31 @@ def fit_probe(
     def rows(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return x[index].reshape(-1, x.shape[-1]), tokens[index].reshape(-1, 1)
 
-    train_x, train_y = rows(train)
-    heldout_x, heldout_y = rows(validation_index)
-    path = RidgePath.from_statistics(SufficientStatistics.from_tokens(train_x, train_y))
+    probe = _fit(*rows(train), *rows(validation_index), kind, tuple(penalties))
+    is_mask = kind == "logistic" or y.dtype == bool
+    return _with_best_cut(probe, x[train], tokens[train]) if is_mask else probe
+
+
+def _fit(
+    x: np.ndarray,
+    y: np.ndarray,
+    validation_x: np.ndarray,
+    validation_y: np.ndarray,
+    kind: str,
+    penalties: tuple[float, ...],
+) -> LinearProbe:
+    """Fit a probe to tokens (token, channel) with labels (token, 1)."""
+    path = RidgePath.from_statistics(SufficientStatistics.from_tokens(x, y))
     if kind == "ridge":
-        statistics = SufficientStatistics.from_tokens(heldout_x, heldout_y)
-        return fit_ridge(path, statistics, tuple(penalties))[0]
-    return fit_logistic(
-        train_x, train_y[:, 0], heldout_x, heldout_y[:, 0], tuple(penalties), path, 0
-    )
+        validation = SufficientStatistics.from_tokens(validation_x, validation_y)
+        return fit_ridge(path, validation, penalties)[0]
+    return fit_logistic(x, y[:, 0], validation_x, validation_y[:, 0], penalties, path, 0)
+
+
+def _with_best_cut(probe: LinearProbe, activations: np.ndarray, shares: np.ndarray) -> LinearProbe:
+    """Return the probe of a mask with the cut that has the best Dice on these samples."""
+    predicted = flatten_maps(probe.predict(activations))
+    return replace(probe, cut=best_cut(predicted, flatten_maps(shares)))
 
 
 def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str) -> None:

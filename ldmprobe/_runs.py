@@ -81,7 +81,8 @@ class Run(StoredRun):
 
         Returns:
             the probe, with ``weight`` (channel,) float64, ``bias``, and the method ``predict`` for
-            activations (n, y, x, channel).
+            activations (n, y, x, channel).  Where the prediction of a mask exceeds ``cut``, it
+            counts as foreground.
 
         Raises:
             UserError: the step, the layer or the kind is not in the run, or no such probe was
@@ -108,7 +109,9 @@ class Run(StoredRun):
             fitted = group.sel(property=prop, step=step, kind=name).load()
             weight = fitted.weight.values.astype(np.float64)
             if np.isfinite(weight).all():
-                return LinearProbe(weight, float(fitted.bias), float(fitted.penalty))
+                return LinearProbe(
+                    weight, float(fitted.bias), float(fitted.penalty), float(fitted.cut)
+                )
         raise UserError(
             f"kind: no linear probe of {prop} at step {step} of {layer} ({kind or 'any kind'}). "
             "Fix: take another kind, or finish the run"

@@ -273,12 +273,12 @@ class PropertyScores:
             same_cell=self.bootstrap.interval(same[0]),
             own_best=own,
             difference=self.bootstrap.interval(probe - own_scores),
-            residual=self._residual(same),
+            partial=self._partial(same),
             undefined=int(np.isnan(same[0]).sum()),
         )
 
-    def _residual(self, values: np.ndarray) -> Interval | None:
-        name = self.prop.residual_metric
+    def _partial(self, values: np.ndarray) -> Interval | None:
+        name = self.prop.partial_metric
         if name is None:
             return None
         return self.bootstrap.interval(values[self.metrics.index(name)])
@@ -292,7 +292,7 @@ class PropertyScores:
             kind=self.kinds[kind],
             metric=self.metrics[0],
             score=self.bootstrap.interval(values[0]),
-            residual=self._residual(values),
+            partial=self._partial(values),
             other={
                 name: self.bootstrap.interval(values[i])
                 for i, name in enumerate(self.metrics)

@@ -30,7 +30,7 @@ class CellRecord(_Record):
         kind: kind of the probe.
         metric: the property's headline metric, in which `score` is given.
         score: mean score with its interval.
-        residual: score after the training mean map is subtracted from prediction and label; None
+        partial: score after the training mean map is regressed out of prediction and label; None
             for masks.
         other: scores in the remaining metrics of the property.
     """
@@ -40,7 +40,7 @@ class CellRecord(_Record):
     kind: str
     metric: str
     score: Interval
-    residual: Interval | None = None
+    partial: Interval | None = None
     other: dict[str, Interval] = Field(default_factory=dict)
 
 
@@ -132,7 +132,7 @@ class ControlRecord(_Record):
         own_best: score of the control in its own best cell.
         difference: score of the probe's best cell minus the score of the control's own best cell,
             paired over samples.
-        residual: residual score of the control in the probe's best cell; None for masks.
+        partial: partial score of the control in the probe's best cell; None for masks.
         undefined: number of test samples whose score is undefined in the probe's best cell; means
             exclude them.
     """
@@ -140,7 +140,7 @@ class ControlRecord(_Record):
     same_cell: Interval
     own_best: OwnBestRecord
     difference: Interval
-    residual: Interval | None = None
+    partial: Interval | None = None
     undefined: int = 0
 
 

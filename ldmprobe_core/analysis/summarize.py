@@ -12,12 +12,13 @@ from ldmprobe_core.analysis.property_scores import Curves, PropertyScores
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import as_label, label_set
-from ldmprobe_core.probing.baselines import position_prediction
+from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.measured import missing_share
 from ldmprobe_core.probing.metrics import HeadlineScorer, score_maps
 from ldmprobe_core.storage.run import SOURCES, Run
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.splits import SPLITS
 
 
@@ -102,8 +103,9 @@ def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarra
     """Score the position baseline on the test samples, (metric, test sample)."""
     maps, mean_map = labels.maps[prop], labels.means[prop]
     tuning = labels.train if len(labels.train) else labels.validation
-    predicted = position_prediction(prop, mean_map, maps[tuning], len(test))
-    return score_maps(prop, predicted, maps[test], mean_map)
+    predicted = np.broadcast_to(mean_map, (len(test), *mean_map.shape))
+    cut = position_cut(mean_map, maps[tuning]) if property_of(prop).is_mask else None
+    return score_maps(prop, predicted, maps[test], mean_map, cut=cut)
 
 
 def _image_labeler_scores(

@@ -50,7 +50,12 @@ def directions_of(
             else:
                 fitted_cell = probes.sel(step=step)
                 weight = fitted_cell.weight.values.astype(np.float64)
-                probe = LinearProbe(weight, float(fitted_cell.bias), float(fitted_cell.penalty))
+                probe = LinearProbe(
+                    weight,
+                    float(fitted_cell.bias),
+                    float(fitted_cell.penalty),
+                    float(fitted_cell.cut),
+                )
             covariance = None
             if spec.method == "exact" and spec.metric == "covariance":
                 covariance = (statistics or activation_statistics(tokens, labels)).covariance

@@ -104,14 +104,15 @@ def _stored_probes(study: Study, fitted: CellResult, channels: int) -> dict[str,
     kinds, maps = study.linear_kinds, study.labels.maps
     weight = np.full((len(kinds), len(maps), 1, channels), np.nan)
     bias = np.full((len(kinds), len(maps), 1), np.nan)
-    penalty = bias.copy()
+    penalty, cut = bias.copy(), bias.copy()
     for (kind, prop), probe in fitted.probes.items():
         # Other kinds of probes are scored, but have no weights to store per channel.
         if not (probe_kind(kind).linear and isinstance(probe, LinearProbe)):
             continue
         entry = kinds.index(kind), maps.index(prop), 0
         weight[entry], bias[entry], penalty[entry] = probe.weight, probe.bias, probe.penalty
-    return {"weight": weight, "bias": bias, "penalty": penalty}
+        cut[entry] = probe.cut
+    return {"weight": weight, "bias": bias, "penalty": penalty, "cut": cut}
 
 
 def _stored_scores(

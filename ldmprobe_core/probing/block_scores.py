@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ldmprobe_core.probing.detection import auroc, average_precision
 from ldmprobe_core.probing.measured import block_counts, partly_measured
-from ldmprobe_core.probing.metrics import METRICS, ratio_or_one, score_maps
+from ldmprobe_core.probing.metrics import METRICS, cut_mask, ratio_or_one, score_maps
+from ldmprobe_core.probing.partial import BlockPartialScorer, position_covariates
 from ldmprobe_core.probing.ranks import (
     RankedMaps,
     deviation_or_nan,
@@ -60,40 +62,22 @@ class FullResolutionLabels:
 
     Args:
         truth: label maps (n, y, x) of a property that is not a mask.
-        mean_map: mean label of the training samples, (y, x).
 
     Attributes:
-        ranked, residual_ranked: ranks of the labels, and of the labels minus the mean map.
+        ranked: ranks of the labels.
         square, deviation: mean square and standard deviation of each label, (n,).
-        residual_mean, residual_deviation: mean and standard deviation of (label minus mean map),
-            (n,).
-        covariance_with_mean: covariance of (label minus mean map) with the mean map, (n,).
     """
 
-    def __init__(self, truth: np.ndarray, mean_map: np.ndarray) -> None:
-        self.mean_map = mean_map
-        self.ranked = RankedMaps(flatten_maps(truth))
-        self.residual_ranked = RankedMaps(flatten_maps(truth), flatten_maps(mean_map[None])[0])
-        moments = [self._moments(part) for part in iter_chunks(flatten_maps(truth))]
-        (
-            self.square,
-            self.deviation,
-            self.residual_mean,
-            self.residual_deviation,
-            self.covariance_with_mean,
-        ) = (np.concatenate([part[i] for part in moments]) for i in range(5))
-
-    def _moments(self, flat: np.ndarray) -> list[np.ndarray]:
-        flat, mean_map = flat.astype(np.float64), self.mean_map.ravel()
-        residual = flat - mean_map
-        centred = residual - residual.mean(1, keepdims=True)
-        return [
-            np.square(flat).mean(1),
-            deviation_or_nan(flat),
-            residual.mean(1),
-            deviation_or_nan(residual),
-            (centred * mean_map).mean(1),
-        ]
+    def __init__(self, truth: np.ndarray) -> None:
+        flat = flatten_maps(truth)
+        self.ranked = RankedMaps(flat)
+        self.square, self.deviation = np.empty(len(flat)), np.empty(len(flat))
+        start = 0
+        for chunk in iter_chunks(flat):
+            rows, values = slice(start, start + len(chunk)), chunk.astype(np.float64)
+            self.square[rows] = np.square(values).mean(1)
+            self.deviation[rows] = deviation_or_nan(values)
+            start += len(chunk)
 
 
 class BlockScorer:
@@ -104,9 +88,8 @@ class BlockScorer:
     block means of the labels.  Rank correlation needs only the block means of the labels' ranks,
     because the pixel ranks of p are a linear function of its token ranks.
 
-    Three cases need every pixel: the rank correlation after subtracting the mean map (computed for
-    a few samples at a time), metrics without a formula in block means, and samples with pixels that
-    were not measured.
+    Partial correlations are computed by `partial.BlockPartialScorer`.  Two cases need every pixel:
+    metrics without a formula in block means, and samples with pixels that were not measured.
 
     Args:
         prop: name of a property.
@@ -126,7 +109,8 @@ class BlockScorer:
         full: FullResolutionLabels | None = None,
     ) -> None:
         record = property_of(prop)
-        self.prop, self.metrics, self.size = prop, record.metrics, (truth.shape[1], truth.shape[2])
+        self.prop, self.metrics, self.grid = prop, record.metrics, grid
+        self.size = truth.shape[1], truth.shape[2]
         self.partly, self.partial_truth = partly_measured(truth), truth
         if self.partly is not None:
             self.partial_truth, truth = truth[self.partly], truth[~self.partly]
@@ -135,45 +119,66 @@ class BlockScorer:
         if not len(truth):
             return
         self.means = flatten_maps(block_means(truth, grid))
-        self._forms = {"dice": self._dice, "iou": self._iou}
+        self._forms = {
+            "dice": self._dice,
+            "iou": self._iou,
+            "auroc": lambda tokens: auroc(flatten_maps(tokens), self.means),
+            "average_precision": lambda tokens: average_precision(flatten_maps(tokens), self.means),
+        }
         if record.is_mask:
             return
-        self.full = full or FullResolutionLabels(truth, mean_map)
+        self.full = full or FullResolutionLabels(truth)
         ranks = self.full.ranked.centred.reshape(truth.shape)
         self.rank_means = flatten_maps(block_means(ranks, grid))
-        self.mean_map_means = flatten_maps(block_means(mean_map[None], grid))
-        self._forms = {
-            "spearman": self._spearman,
-            "pearson": self._pearson,
-            "rmse": self._rmse,
-            "spearman_residual": self._spearman_residual,
-            "pearson_residual": self._pearson_residual,
-        }
+        self._forms = {"spearman": self._spearman, "pearson": self._pearson, "rmse": self._rmse}
+        if "spearman_partial" in self.metrics:
+            by_rank = BlockPartialScorer(ranks, mean_map, grid, ranks=True)
+            self._forms["spearman_partial"] = by_rank.scores
+        if "pearson_partial" in self.metrics:
+            by_value = BlockPartialScorer(truth, mean_map, grid, ranks=False)
+            self._forms["pearson_partial"] = by_value.scores
 
-    def scores(self, tokens: np.ndarray) -> np.ndarray:
+    def scores(self, tokens: np.ndarray, cut: float | None = None) -> np.ndarray:
         """Score predictions in every metric of the property.
 
         Args:
-            tokens: predictions (n, *grid); bool for a mask, else values.
+            tokens: predictions (n, *grid); for a mask, bool or values on any scale.
+            cut: value above which the prediction of a mask counts as foreground; needed unless the
+                prediction is bool.
 
         Returns:
             (metric, n) float64.
+
+        Raises:
+            ValueError: values are given for a mask without a cut.
         """
         if self.partly is None:
-            return np.stack([self._score(name, tokens) for name in self.metrics])
+            return self._whole_scores(tokens, cut)
         scores = np.empty((len(self.metrics), len(tokens)))
         if len(self.truth):
-            whole = tokens[~self.partly]
-            scores[:, ~self.partly] = [self._score(name, whole) for name in self.metrics]
+            scores[:, ~self.partly] = self._whole_scores(tokens[~self.partly], cut)
         predicted = upsample(tokens[self.partly], self.size)
-        scores[:, self.partly] = score_maps(self.prop, predicted, self.partial_truth, self.mean_map)
+        scores[:, self.partly] = score_maps(
+            self.prop, predicted, self.partial_truth, self.mean_map, self.grid, cut
+        )
         return scores
+
+    def _whole_scores(self, tokens: np.ndarray, cut: float | None) -> np.ndarray:
+        """Score predictions of the fully measured samples, (metric, n)."""
+        regions = cut_mask(tokens, cut) if property_of(self.prop).is_mask else tokens
+        return np.stack(
+            [
+                self._score(name, tokens if METRICS[name].continuous else regions)
+                for name in self.metrics
+            ]
+        )
 
     def _score(self, name: str, tokens: np.ndarray) -> np.ndarray:
         if name in self._forms:
             return self._forms[name](tokens)
         predicted = upsample(tokens, self.size)
-        return METRICS[name].score(predicted, self.truth, self.mean_map)
+        covariates = position_covariates(self.mean_map, self.grid)
+        return METRICS[name].score(predicted, self.truth, covariates)
 
     def _dice(self, tokens: np.ndarray) -> np.ndarray:
         overlap, area, truth = self._areas(tokens)
@@ -201,27 +206,6 @@ class BlockScorer:
         cross = (flat * self.means).mean(1)
         squared = self.full.square - 2 * cross + np.square(flat).mean(1)
         return np.sqrt(np.maximum(squared, 0))
-
-    def _spearman_residual(self, tokens: np.ndarray) -> np.ndarray:
-        grid, size = tokens.shape[1:], self.size
-        return self.full.residual_ranked.correlation(
-            flatten_maps(tokens).astype(np.float64),
-            lambda part: flatten_maps(upsample(part.reshape(-1, *grid), size)),
-        )
-
-    def _pearson_residual(self, tokens: np.ndarray) -> np.ndarray:
-        """Correlate prediction minus mean map with label minus mean map, from block means alone."""
-        full, mean_map = self.full, self.full.mean_map
-        flat = flatten_maps(tokens).astype(np.float64)
-        residual_means = self.means - self.mean_map_means - full.residual_mean[:, None]
-        covariance = (flat * residual_means).mean(1) - full.covariance_with_mean
-        centred = flat - flat.mean(1, keepdims=True)
-        total = np.square(centred).mean(1) + mean_map.var()
-        variance = total - 2 * (centred * self.mean_map_means).mean(1)
-        # If the prediction equals the mean map, the variance is only rounding error.  NaN marks the
-        # correlation as undefined, where a division would give an arbitrary number.
-        deviation = np.sqrt(np.where(variance > 1e-12 * total, variance, np.nan))
-        return covariance / (deviation * full.residual_deviation)
 
 
 def _block_correlation(tokens: np.ndarray, means: np.ndarray, deviation: np.ndarray) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.fitters.base import CellData, FitData, Probe
 from ldmprobe_core.probing.fitters.registry import FITTERS
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import predictions
+from ldmprobe_core.probing.linear import LinearProbe, predictions
+from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.properties import property_of
@@ -17,13 +19,16 @@ from ldmprobe_core.study.schema import Study
 
 _Probes = dict[tuple[str, str], Probe]
 
+_Key = tuple[str, str, str]
+"""Label assignment, kind and property of a probe."""
+
 
 @dataclass(frozen=True)
 class CellResult:
     """Probes and scores of one cell, for true labels or for shuffled labels.
 
     Attributes:
-        probes: fitted probes, by (kind, property).
+        probes: fitted probes, by (kind, property); the linear probes of masks have their cut.
         scores: arrays (kind, metric, held-out sample) float32, by property; NaN if the kind does
             not support the property or the score is undefined.
     """
@@ -61,6 +66,7 @@ def probe_activations(
     train = labels.train[finite[labels.train]]
     validation = labels.validation[finite[labels.validation]]
     probes: dict[str, _Probes] = {assignment: {} for assignment in assignments}
+    cuts: dict[_Key, float] = {}
     if (statistics.n if statistics else len(train)) and len(validation):
         columns = [(assignment, prop) for assignment in assignments for prop in labels.maps]
         data = CellData(
@@ -68,7 +74,12 @@ def probe_activations(
             study.probes.penalties, study.prompts.seed, statistics,
         )  # fmt: skip
         _fit(data, study.kinds, probes)
-    return _score_heldout(activations, finite, labels, study, probes)
+        cuts = _choose_cuts(data, probes)
+        for (assignment, kind, prop), cut in cuts.items():
+            probe = probes[assignment][kind, prop]
+            if isinstance(probe, LinearProbe):
+                probes[assignment][kind, prop] = replace(probe, cut=cut)
+    return _score_heldout(activations, finite, labels, study, probes, cuts)
 
 
 def _fit(data: CellData, kinds: tuple[str, ...], probes: dict[str, _Probes]) -> None:
@@ -84,29 +95,69 @@ def _fit(data: CellData, kinds: tuple[str, ...], probes: dict[str, _Probes]) -> 
                 probes[assignment][name, prop] = fitter.fit(FitData(data, column))
 
 
+def _choose_cuts(data: CellData, probes: dict[str, _Probes]) -> dict[_Key, float]:
+    """Choose the cut of every probe of a mask.
+
+    The cut is chosen on the samples and labels that the probe was fitted to, or on the validation
+    samples if the run does not store the training samples.
+    """
+    columns = {key: i for i, key in enumerate(data.columns) if property_of(key[1]).is_mask}
+    of_masks = {
+        (assignment, kind, prop): probe
+        for assignment, fitted in probes.items()
+        for (kind, prop), probe in fitted.items()
+        if (assignment, prop) in columns
+    }
+    fixed = {key: probe_kind(key[1]).fixed_cut for key in of_masks}
+    cuts = {key: cut for key, cut in fixed.items() if cut is not None}
+    tuned = {key: probe for key, probe in of_masks.items() if key not in cuts}
+    if not tuned:
+        return cuts
+    members = data.train if len(data.train) else data.validation
+    for key, tokens in _predict(data.activations[members], tuned).items():
+        assignment, _, prop = key
+        owners = data.label_owners(members, assignment)
+        shares = flatten_maps(data.labels.tokens(prop, data.grid)[owners])
+        weights = data.token_weights(columns[assignment, prop], members)
+        cuts[key] = best_cut(
+            flatten_maps(tokens), shares, None if weights is None else flatten_maps(weights)
+        )
+    return cuts
+
+
+def _predict(activations: np.ndarray, probes: dict[_Key, Probe]) -> dict[_Key, np.ndarray]:
+    """Predict with every probe, (n, y, x) each.
+
+    All linear probes predict in one pass over the activations, which is faster than one pass each.
+    """
+    linear = [key for key in probes if probe_kind(key[1]).linear]
+    predicted = {}
+    if linear:
+        stacked = predictions(activations, [probes[key] for key in linear])  # type: ignore[misc]
+        predicted = {key: stacked[..., i] for i, key in enumerate(linear)}
+    others = {key: probe for key, probe in probes.items() if key not in predicted}
+    return predicted | {key: probe.predict(activations) for key, probe in others.items()}
+
+
 def _score_heldout(
     activations: np.ndarray,
     finite: np.ndarray,
     labels: LabelSet,
     study: Study,
     probes: dict[str, _Probes],
+    cuts: dict[_Key, float],
 ) -> dict[str, CellResult]:
-    """Score every probe on the held-out samples.
-
-    All linear probes predict in one pass over the activations, which is faster than one pass each.
-    """
+    """Score every probe on the held-out samples, the probes of masks at their cuts."""
     heldout, usable = activations[labels.heldout], finite[labels.heldout]
     heldout[~usable] = 0
-    linear = {
-        (assignment, (kind, prop)): probe
-        for assignment, fitted in probes.items()
-        for (kind, prop), probe in fitted.items()
-        if probe_kind(kind).linear
-    }
-    predicted = {}
-    if linear:
-        stacked = predictions(heldout, list(linear.values()))  # type: ignore[arg-type]
-        predicted = {key: stacked[..., i] for i, key in enumerate(linear)}
+    predicted = _predict(
+        heldout,
+        {
+            (assignment, kind, prop): probe
+            for assignment, fitted in probes.items()
+            for (kind, prop), probe in fitted.items()
+        },
+    )
     results = {}
     for assignment, fitted in probes.items():
         scores = {}
@@ -116,14 +167,9 @@ def _score_heldout(
             shape = (len(study.kinds), len(record.metrics), len(heldout))
             rows = np.full(shape, np.nan, np.float32)
             for row, kind in zip(rows, study.kinds, strict=True):
-                if (kind, prop) not in fitted:
-                    continue
-                tokens = predicted.get((assignment, (kind, prop)))
-                if tokens is None:
-                    tokens = fitted[kind, prop].predict(heldout)
-                if record.is_mask:
-                    tokens = tokens > probe_kind(kind).mask_threshold
-                row[:] = np.where(usable, scorer.scores(tokens), np.nan)
+                key = assignment, kind, prop
+                if key in predicted:
+                    row[:] = np.where(usable, scorer.scores(predicted[key], cuts.get(key)), np.nan)
             scores[prop] = rows
         results[assignment] = CellResult(fitted, scores)
     return results

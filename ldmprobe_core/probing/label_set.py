@@ -47,9 +47,7 @@ class LabelSet:
     def _full(self, prop: str) -> FullResolutionLabels:
         heldout = self.maps[prop][self.heldout]
         partly = partly_measured(heldout)
-        return FullResolutionLabels(
-            heldout if partly is None else heldout[~partly], self.means[prop]
-        )
+        return FullResolutionLabels(heldout if partly is None else heldout[~partly])
 
     @lru_cache(maxsize=32)  # noqa: B019  (as above)
     def scorer(self, prop: str, grid: tuple[int, int]) -> BlockScorer:

@@ -31,11 +31,14 @@ class LinearProbe:
         weight: (channel,) float64.
         bias: scalar, in the label's units (logits for logistic and Adam probes of masks).
         penalty: relative L2 penalty of the fit; NaN for kinds without one.
+        cut: value above which the prediction of a mask counts as foreground; NaN for other
+            properties.
     """
 
     weight: np.ndarray
     bias: float
     penalty: float
+    cut: float = float("nan")
 
     def predict(self, activations: np.ndarray) -> np.ndarray:
         """Predictions (n, y, x) float64 from activations (n, y, x, channel)."""

@@ -67,9 +67,10 @@ def block_counts(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray | None:
 
 
 def score_measured(
-    function: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    function: Callable[..., np.ndarray],
     predicted: np.ndarray,
     truth: np.ndarray,
+    *covariates: np.ndarray,
 ) -> np.ndarray:
     """Score maps on the measured pixels of their labels only.
 
@@ -78,18 +79,21 @@ def score_measured(
             unmeasured pixels is passed to it alone, as an array (1, 1, measured pixel).
         predicted: predictions (n, y, x); bool if the labels are masks.
         truth: labels (n, y, x); bool, or floats with NaN at pixels that were not measured.
+        covariates: further arguments of `function`, each (covariate, y, x), such as the maps that
+            a partial metric regresses out.  They are restricted to the same pixels.
 
     Returns:
         scores (n,); NaN for a label without measured pixels.
     """
     partly = partly_measured(truth)
     if partly is None:
-        return function(predicted, truth)
+        return function(predicted, truth, *covariates)
     scores = np.full(len(truth), np.nan)
     for i, (guess, label) in enumerate(zip(predicted, truth, strict=True)):
         known = ~np.isnan(label)
         if known.any():
             dtype = bool if predicted.dtype == bool else label.dtype
             pixels = label[known].astype(dtype)
-            scores[i] = function(guess[known][None, None], pixels[None, None])[0]
+            others = [maps[:, known][:, None] for maps in covariates]
+            scores[i] = function(guess[known][None, None], pixels[None, None], *others)[0]
     return scores

@@ -3,7 +3,8 @@
 Every metric function takes maps (n, y, x) and returns float64 (n,).  The Dice and IoU of two empty
 masks are 1, because the absence of an object was predicted correctly.  A correlation with a
 constant map is undefined, and its score is NaN.  The run's summary counts both cases.
-`Metric.score` and `score_maps` ignore label pixels that are NaN, that is, not measured.
+`Metric.score` and `score_maps` ignore label pixels that are NaN, that is, not measured.  Partial
+correlations (module `partial`) also take the maps that are regressed out.
 
 `METRICS` lists the metrics by name, and each `Property` names the metrics that it uses.
 `block_scores.BlockScorer` gives the same scores for token predictions without upsampling them.
@@ -16,7 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.probing.detection import auroc, average_precision
 from ldmprobe_core.probing.measured import measured, score_measured
+from ldmprobe_core.probing.partial import (
+    partial_pearson,
+    partial_spearman,
+    position_covariates,
+)
 from ldmprobe_core.probing.ranks import RankedMaps, deviation_or_nan, flatten_maps, mean_ranks
 from ldmprobe_core.study.properties import property_of
 
@@ -54,37 +61,44 @@ class Metric:
 
     Attributes:
         function: function of predictions and labels (n, y, x) that returns scores (n,) float64.
-        residual: whether the mean map of the training samples is first subtracted from predictions
-            and labels, so that a prediction of position alone earns no score.
+            The function of a partial metric takes the covariates as a third argument.
+        partial: whether the covariates are regressed out of predictions and labels, so that a
+            prediction of position alone has no score.
+        continuous: whether predictions of a mask are scored as they are, without a cut; otherwise
+            the function takes bool masks.  It does not matter for other properties.
     """
 
-    function: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    residual: bool = False
+    function: Callable[..., np.ndarray]
+    partial: bool = False
+    continuous: bool = False
 
-    def score(self, predicted: np.ndarray, truth: np.ndarray, mean_map: np.ndarray) -> np.ndarray:
+    def score(self, predicted: np.ndarray, truth: np.ndarray, covariates: np.ndarray) -> np.ndarray:
         """Score predictions against labels.
 
         Args:
             predicted: predictions (n, y, x).
-            truth: labels (n, y, x).
-            mean_map: mean label of the training samples, (y, x).
+            truth: labels (n, y, x); floats with NaN at pixels that were not measured.
+            covariates: maps that partial metrics regress out, (covariate, y, x), as
+                `position_covariates` returns them.
 
         Returns:
             (n,) float64.
         """
-        if self.residual:
-            return score_measured(self.function, predicted - mean_map, truth - mean_map)
+        if self.partial:
+            return score_measured(self.function, predicted, truth, covariates)
         return score_measured(self.function, predicted, truth)
 
 
 METRICS: dict[str, Metric] = {
     "dice": Metric(dice),
     "iou": Metric(iou),
+    "auroc": Metric(auroc, continuous=True),
+    "average_precision": Metric(average_precision, continuous=True),
     "spearman": Metric(spearman),
     "pearson": Metric(pearson),
     "rmse": Metric(rmse),
-    "spearman_residual": Metric(spearman, residual=True),
-    "pearson_residual": Metric(pearson, residual=True),
+    "spearman_partial": Metric(partial_spearman, partial=True),
+    "pearson_partial": Metric(partial_pearson, partial=True),
 }
 """Registered metrics by name."""
 
@@ -102,21 +116,55 @@ def register_metric(name: str, metric: Metric) -> Metric:
 
 
 def score_maps(
-    prop: str, predicted: np.ndarray, truth: np.ndarray, mean_map: np.ndarray
+    prop: str,
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    mean_map: np.ndarray,
+    grid: tuple[int, int] | None = None,
+    cut: float | None = None,
 ) -> np.ndarray:
     """Score maps at the image's size in every metric of a property.
 
     Args:
         prop: name of a property.
-        predicted: predictions (n, y, x); bool for a mask, else values.
-        truth: labels, likewise; floats with NaN at pixels that were not measured.
-        mean_map: mean label of the training samples, (y, x).
+        predicted: predictions (n, y, x); for a mask, bool or values on any scale.
+        truth: labels (n, y, x); bool for a mask, else values; floats with NaN at pixels that were
+            not measured.
+        mean_map: mean label of the training samples, (y, x).  Partial metrics regress it out.
+        grid: number of tokens down and across, if the predictions are constant on the tokens'
+            blocks of pixels.  Partial metrics then regress out the block means of the mean map too.
+        cut: value above which the prediction of a mask counts as foreground; needed unless the
+            prediction is bool.
 
     Returns:
         (metric, n) float64.
+
+    Raises:
+        ValueError: values are given for a mask without a cut.
     """
-    names = property_of(prop).metrics
-    return np.stack([METRICS[name].score(predicted, truth, mean_map) for name in names])
+    record, covariates = property_of(prop), position_covariates(mean_map, grid)
+    regions = cut_mask(predicted, cut) if record.is_mask else predicted
+    return np.stack(
+        [
+            METRICS[name].score(
+                predicted if METRICS[name].continuous else regions, truth, covariates
+            )
+            for name in record.metrics
+        ]
+    )
+
+
+def cut_mask(predicted: np.ndarray, cut: float | None) -> np.ndarray:
+    """Turn a prediction of a mask into bool: True where it is bool and True, or exceeds the cut.
+
+    Raises:
+        ValueError: the prediction is not bool, and there is no cut.
+    """
+    if predicted.dtype == bool:
+        return predicted
+    if cut is None:
+        raise ValueError("cut: none for a continuous prediction of a mask. Fix: give one.")
+    return np.asarray(predicted > cut)
 
 
 class HeadlineScorer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from scipy.stats import rankdata
@@ -52,8 +52,6 @@ class RankedMaps:
 
     Args:
         flat: maps as rows of pixels, (n, pixel).
-        baseline: map (pixel,) that is subtracted from these maps and from the other maps before
-            ranking; None subtracts nothing.
 
     Attributes:
         deviation: standard deviation of the ranks, (n,); NaN if a map is constant or has
@@ -62,35 +60,23 @@ class RankedMaps:
             float32 represents exactly for maps of up to eight million pixels.
     """
 
-    def __init__(self, flat: np.ndarray, baseline: np.ndarray | None = None) -> None:
-        self.baseline = baseline
+    def __init__(self, flat: np.ndarray) -> None:
         self.deviation = np.empty(len(flat))
         self.centred: np.ndarray = np.empty(flat.shape, np.float32)
         mean_rank = (flat.shape[1] + 1) / 2
         start = 0
         for chunk in iter_chunks(flat):
-            ranks = mean_ranks(self._residual(chunk))
+            ranks = mean_ranks(chunk)
             rows = slice(start, start + len(chunk))
             self.deviation[rows], self.centred[rows] = deviation_or_nan(ranks), ranks - mean_rank
             start += len(chunk)
 
-    def _residual(self, flat: np.ndarray) -> np.ndarray:
-        return flat if self.baseline is None else flat - self.baseline
-
-    def correlation(
-        self, flat: np.ndarray, upsample: Callable[[np.ndarray], np.ndarray] = lambda chunk: chunk
-    ) -> np.ndarray:
-        """Correlate the ranks with those of other maps, (n,); equal to `metrics.spearman`.
-
-        Args:
-            flat: the other maps, (n, pixel), or (n, token) if `upsample` is given.
-            upsample: function that upsamples rows (m, token) to (m, pixel).  It is called on a few
-                rows at a time, so that the upsampled maps never exist all at once.
-        """
+    def correlation(self, flat: np.ndarray) -> np.ndarray:
+        """Correlate the ranks with those of other maps (n, pixel); equal to `metrics.spearman`."""
         correlations, start = np.empty(len(flat)), 0
-        for chunk in iter_chunks(flat, self.centred.shape[1]):
+        for chunk in iter_chunks(flat):
             rows = slice(start, start + len(chunk))
-            correlations[rows] = self._chunk_correlation(self._residual(upsample(chunk)), rows)
+            correlations[rows] = self._chunk_correlation(chunk, rows)
             start += len(chunk)
         return correlations
 
@@ -123,14 +109,9 @@ def _rank_correlation(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndar
     return covariance / (deviation_or_nan(ranks) * deviation)
 
 
-def iter_chunks(flat: np.ndarray, pixels: int | None = None) -> Iterator[np.ndarray]:
-    """Split rows into consecutive chunks that fit a CPU's cache, at least one row each.
-
-    Args:
-        flat: maps as rows, (n, pixel).
-        pixels: number of pixels of a row after upsampling; None means that rows are not upsampled.
-    """
-    rows = max(1, _CHUNK_PIXELS // (pixels or flat.shape[1]))
+def iter_chunks(flat: np.ndarray) -> Iterator[np.ndarray]:
+    """Split rows (n, pixel) into consecutive chunks that fit a CPU's cache, at least a row each."""
+    rows = max(1, _CHUNK_PIXELS // flat.shape[1])
     for start in range(0, len(flat), rows):
         yield flat[start : start + rows]
 

@@ -14,7 +14,8 @@ Layout (dimensions in brackets)::
     exact_maps/                exact maps of source images that have them [sample, y, x]
     labels_trajectory/         the same labelers on the decoded latents [sample, step, ...]
     labels_clean/              the same labelers on the predicted clean images [sample, step, ...]
-    probes/<layer>/            weight [kind, property, step, channel]; bias, penalty [kind, ...]
+    probes/<layer>/            weight [kind, property, step, channel]; bias, penalty, cut
+                               [kind, property, step]
     scores/<property>/         score [condition, kind, metric, step, layer, sample]
     statistics/<network>/<layer>/  sums over training samples: gram, nonfinite [accumulator,
                                    buffer, ...]

@@ -307,6 +307,7 @@ class RunSchema(GroupBuilder):
         for name, description in (
             ("bias", "added to every prediction"),
             ("penalty", "L2 penalty that the validation part chose, in mean channel variances"),
+            ("cut", "the prediction of a mask is foreground above it; NaN for other properties"),
         ):
             self.array(group, name, sizes, {"step": 1}, "float64", description)
 

@@ -24,6 +24,9 @@ class ProbeKind:
         property_kinds: kinds of properties that probes can predict; None stands for all.
         mask_output: prediction for a mask, either the ``share`` of foreground in the block of
             pixels that a token covers, or the ``logit`` of that share.
+        fixed_cut: value above which the prediction of a mask counts as foreground, for kinds that
+            repeat a published protocol; None chooses the cut with the best Dice on the training
+            samples (`ldmprobe_core.probing.detection.best_cut`).
     """
 
     name: str
@@ -32,15 +35,11 @@ class ProbeKind:
     from_statistics: bool = False
     property_kinds: tuple[str, ...] | None = None
     mask_output: Literal["share", "logit"] = "logit"
+    fixed_cut: float | None = None
 
     def supports(self, prop: Property) -> bool:
         """Whether probes of this kind can predict a property."""
         return self.property_kinds is None or prop.kind in self.property_kinds
-
-    @property
-    def mask_threshold(self) -> float:
-        """Threshold above which the prediction for a token counts as foreground."""
-        return 0.5 if self.mask_output == "share" else 0.0
 
 
 PROBE_KINDS: dict[str, ProbeKind] = {}
@@ -79,5 +78,7 @@ RIDGE = register_probe_kind(
 LOGISTIC = register_probe_kind(
     ProbeKind(name="logistic", title="logistic", property_kinds=("mask",))
 )
-ADAM = register_probe_kind(ProbeKind(name="adam", title="adam"))
-MLP = register_probe_kind(ProbeKind(name="mlp", title="a two-layer probe", linear=False))
+ADAM = register_probe_kind(ProbeKind(name="adam", title="adam", fixed_cut=0.0))
+MLP = register_probe_kind(
+    ProbeKind(name="mlp", title="a two-layer probe", linear=False, fixed_cut=0.0)
+)

@@ -74,8 +74,8 @@ class Property:
             for a map with one number per pixel.
         metrics: names of the metrics that score predictions
             (`ldmprobe_core.probing.metrics.METRICS`); the first is the main one.  The metric
-            ``<name>_residual`` first subtracts the training mean map from label and prediction, so
-            that a prediction from position alone scores nothing.
+            ``<name>_partial`` first regresses the training mean map out of label and prediction,
+            so that a prediction from position alone has no score.
         map_format: rules for exact maps that are given as files.
         drawing: colour scale in figures.
         intervention: default settings of edits; None if edits are not supported.
@@ -91,13 +91,13 @@ class Property:
 
     @property
     def is_mask(self) -> bool:
-        """Whether labels are boolean masks, to which predictions are converted by a threshold."""
+        """Whether labels are boolean masks, to which predictions are converted by a cut."""
         return self.kind == "mask"
 
     @property
-    def residual_metric(self) -> str | None:
-        """Name of the residual form of the main metric; None if the property does not use it."""
-        name = f"{self.metrics[0]}_residual"
+    def partial_metric(self) -> str | None:
+        """Name of the partial form of the main metric; None if the property does not use it."""
+        name = f"{self.metrics[0]}_partial"
         return name if name in self.metrics else None
 
 
@@ -145,14 +145,14 @@ def map_properties() -> tuple[str, ...]:
     return tuple(PROPERTIES)
 
 
-_MAP_METRICS = ("spearman", "pearson", "rmse", "spearman_residual", "pearson_residual")
+_MAP_METRICS = ("spearman", "pearson", "rmse", "spearman_partial", "pearson_partial")
 
 FOREGROUND = register_property(
     Property(
         name="foreground",
         title="foreground",
         kind="mask",
-        metrics=("dice", "iou"),
+        metrics=("dice", "iou", "auroc", "average_precision"),
         map_format=MapFormat(two_levels=True, resampling="nearest"),
         drawing=Drawing(colormap="gray", limits=(0, 1)),
         intervention=InterventionDefaults(

@@ -6,6 +6,7 @@ import tiny_models
 import torch
 from diffusers import StableDiffusionPipeline
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import f1_score
 
 import ldmprobe as lp
 
@@ -80,6 +81,15 @@ def test_fit_probe_logistic_equals_scikit_learn_on_pixels(data):
     strength = 1e-2 * x.reshape(-1, 5).astype(float).var(0).mean() * len(rows)
     expected = LogisticRegression(C=1 / strength, tol=1e-10, max_iter=1000).fit(rows, mask.ravel())
     np.testing.assert_allclose(probe.weight, expected.coef_[0], rtol=1e-4, atol=1e-6)
+    predicted = probe.predict(x).repeat(2, 1).repeat(2, 2)
+
+    def mean_dice(cut):
+        return np.mean(
+            [f1_score(m.ravel(), p.ravel() > cut) for m, p in zip(mask, predicted, strict=True)]
+        )
+
+    candidates = [predicted.min() - 1, *np.quantile(probe.predict(x), np.arange(64) / 64)]
+    assert mean_dice(probe.cut) == pytest.approx(max(map(mean_dice, candidates)), abs=1e-12)
 
 
 def test_fit_probe_chooses_the_penalty_with_the_least_validation_error(data):

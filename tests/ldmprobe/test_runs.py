@@ -107,7 +107,11 @@ def test_a_probe_predicts_what_its_stored_weights_say(run):
     activations = run.activations(layer).sel(step=2).values
     expected = activations.astype(float) @ stored.weight.values + float(stored.bias)
     np.testing.assert_allclose(probe.predict(activations), expected, rtol=1e-12, atol=1e-12)
-    assert run.probe("foreground", 1, layer, kind="logistic").weight.shape == probe.weight.shape
+    mask_probe = run.probe("foreground", 1, layer, kind="logistic")
+    assert mask_probe.weight.shape == probe.weight.shape
+    stored = run.open(f"probes/{layer}").sel(property="foreground", step=1, kind="logistic")
+    assert mask_probe.cut == float(stored.cut)
+    assert np.isnan(probe.cut)
 
 
 @pytest.mark.parametrize(

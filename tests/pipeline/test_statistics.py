@@ -19,9 +19,11 @@ from ldmprobe_core.pipeline.statistics import (
     unpacked,
 )
 from ldmprobe_core.probing.block_scores import block_means
+from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.fitters.ridge import RidgePath
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.verify import find_corrupt_chunks
+from ldmprobe_core.study.properties import property_of
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +82,18 @@ def test_keep_statistics_gives_the_probes_of_keep_activations(tiny_model, tmp_pa
             assert np.abs(a - b).max() < 1e-6 * np.abs(a).max()
     for prop in stored.study.labels.maps:
         a, b = (run.read(f"scores/{prop}", "score") for run in (stored, summed))
+        # Only the stored run chooses its cuts on training samples.
+        first = property_of(prop).metrics.index("auroc") if property_of(prop).is_mask else 0
         for variant in (0, 2):  # shuffled labels are dealt within batches, not over all samples
-            np.testing.assert_allclose(a[variant], b[variant], atol=1e-6)
+            np.testing.assert_allclose(a[variant, :, first:], b[variant, :, first:], atol=1e-6)
+    labels, layer = label_set(stored), stored.layers[0]
+    x = stored.read(f"activations/{layer}", "activation", step=1)
+    for run, members in ((stored, labels.train), (summed, labels.validation)):
+        probe = run.open(f"probes/{layer}").sel(kind="ridge", property="foreground", step=2)
+        predicted = x[members].astype(float) @ probe.weight.values + float(probe.bias)
+        share = labels.tokens("foreground", x.shape[1:3])[members]
+        cut = best_cut(predicted.reshape(len(members), -1), share.reshape(len(members), -1))
+        assert float(probe.cut) == pytest.approx(cut, abs=1e-6)
 
 
 def test_keep_statistics_stores_only_held_out_samples_and_first(summed):

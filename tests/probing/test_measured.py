@@ -7,12 +7,12 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import f1_score, jaccard_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 
 from ldmprobe_core.probing import metrics
-from ldmprobe_core.probing.baselines import position_prediction, position_threshold
 from ldmprobe_core.probing.block_scores import BlockScorer, block_means, upsample
 from ldmprobe_core.probing.cell import probe_activations
+from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.fitters.adam import fit_adam
 from ldmprobe_core.probing.fitters.mlp import fit_mlp
 from ldmprobe_core.probing.label_set import LabelSet
@@ -187,22 +187,39 @@ def test_adam_with_everything_measured_takes_the_same_steps_for_floats(data, mas
     np.testing.assert_allclose(partly.weight, whole.weight, atol=2e-3)
 
 
-def expected_scores(prop, predicted, truth, mean):
+def expected_scores(prop, predicted, truth, mean, cut=0.5):
     """Every metric by scipy and scikit-learn on measured pixels."""
     rows = []
     for p, t in zip(predicted, truth, strict=True):
         known = ~np.isnan(t)
-        p, t, m = p[known], t[known].astype(np.float64), mean[known]
+        p, t = p[known], t[known].astype(np.float64)
         if prop == "foreground":
-            rows.append([f1_score(t, p), jaccard_score(t, p)])
+            rows.append([
+                f1_score(t, p > cut), jaccard_score(t, p > cut), roc_auc_score(t, p),
+                average_precision_score(t, p),
+            ])  # fmt: skip
         else:
-            p = p.astype(np.float64)
+            p, rank = p.astype(np.float64), stats.rankdata
+            covariates = [m[known] for m in (mean, blocks_of(mean))]
             rows.append([
                 stats.spearmanr(p, t).statistic, stats.pearsonr(p, t).statistic,
-                np.sqrt(((p - t) ** 2).mean()), stats.spearmanr(p - m, t - m).statistic,
-                stats.pearsonr(p - m, t - m).statistic,
+                np.sqrt(((p - t) ** 2).mean()),
+                correlation_of_rests(rank(p), rank(t), [rank(m) for m in covariates]),
+                correlation_of_rests(p, t, covariates),
             ])  # fmt: skip
     return np.transpose(rows)
+
+
+def blocks_of(mean):
+    """The block means of a map at full size."""
+    return mean.reshape(GRID[0], 2, GRID[1], 3).mean((1, 3)).repeat(2, 0).repeat(3, 1)
+
+
+def correlation_of_rests(a, b, covariates):
+    """Correlation of two maps less their least-squares fits on the covariates and a constant."""
+    design = np.stack([np.ones(a.size), *covariates], axis=1)
+    rests = [v - design @ np.linalg.lstsq(design, v, rcond=None)[0] for v in (a, b)]
+    return stats.pearsonr(*rests).statistic
 
 
 @pytest.mark.parametrize("prop", ["foreground", "depth"])
@@ -211,14 +228,16 @@ def test_scores_equal_scipy_and_scikit_learn_on_measured_pixels(prop, whole):
     rng = np.random.default_rng(0)
     truth, tokens = rng.random((6, *SIZE)), rng.random((6, *GRID))
     if prop == "foreground":
-        truth, tokens = truth > 0.5, tokens > 0.5
+        truth = truth > 0.5
+    cut = 0.5 if prop == "foreground" else None
     truth = holes(truth, 5, whole)
     mean = rng.random(SIZE)
     big = upsample(tokens, SIZE)
     expected = expected_scores(prop, big, truth, mean)
-    blocks = BlockScorer(prop, truth, mean, GRID).scores(tokens)
+    blocks = BlockScorer(prop, truth, mean, GRID).scores(tokens, cut)
     np.testing.assert_allclose(blocks, expected, atol=1e-6)
-    np.testing.assert_allclose(metrics.score_maps(prop, big, truth, mean), expected, atol=1e-6)
+    at_full_size = metrics.score_maps(prop, big, truth, mean, GRID, cut)
+    np.testing.assert_allclose(at_full_size, expected, atol=1e-6)
     full = rng.random((6, *SIZE))
     full = full > 0.5 if prop == "foreground" else full
     found = metrics.HeadlineScorer(prop, truth).score(full)
@@ -233,19 +252,43 @@ def test_scores_of_a_sample_without_measured_pixels_are_undefined():
     assert found[1] == pytest.approx(np.sqrt(3.5))
 
 
-def test_position_baseline_is_chosen_on_measured_pixels(data):
+def test_position_cut_is_chosen_on_measured_pixels(data):
     masks = data[1]["foreground"]
     mean = mean_map(masks)
-    candidates = np.linspace(0, 0.95, 39) * mean.max()
+    candidates = [-1, *np.quantile(mean, np.arange(64) / 64)]
     scores = []
-    for threshold in candidates:
+    for cut in candidates:
         by_map = [
-            f1_score(m[~np.isnan(m)], (mean > threshold)[~np.isnan(m)], zero_division=1)
-            for m in masks
+            f1_score(m[~np.isnan(m)], (mean > cut)[~np.isnan(m)], zero_division=1) for m in masks
         ]
         scores.append(np.mean(by_map))
-    assert position_threshold(mean, masks) == candidates[int(np.argmax(scores))]
-    assert position_prediction("foreground", mean, masks, 2).dtype == bool
+    assert position_cut(mean, masks) == candidates[int(np.argmax(scores))]
+
+
+def test_cuts_of_a_cell_have_the_best_dice_on_measured_training_pixels(data, labels):
+    activations, maps = data
+    study = study_of(["ridge", "logistic", "adam"], mlp=True)
+    result = probe_activations(activations, labels, study)["true"]
+    masks = maps["foreground"][labels.train]
+    known = ~np.isnan(masks)
+
+    def mean_dice(predicted, cut):
+        by_map = [
+            f1_score(m[k], p[k] > cut, zero_division=1)
+            for m, p, k in zip(masks, predicted, known, strict=True)
+        ]
+        return np.mean(by_map)
+
+    for kind in ("ridge", "logistic"):
+        probe = result.probes[kind, "foreground"]
+        tokens = probe.predict(activations[labels.train])
+        big = upsample(tokens, SIZE)
+        candidates = [tokens.min() - 1, *np.quantile(tokens, np.arange(64) / 64)]
+        best = max(mean_dice(big, cut) for cut in candidates)
+        assert mean_dice(big, probe.cut) == pytest.approx(best, abs=1e-12)
+        assert best > mean_dice(big, tokens.max())
+    assert result.probes["adam", "foreground"].cut == 0
+    assert np.isnan(result.probes["ridge", "depth"].cut)
 
 
 def test_cell_scores_of_held_out_samples_leave_out_pixels_not_measured(data, labels):
@@ -257,8 +300,8 @@ def test_cell_scores_of_held_out_samples_leave_out_pixels_not_measured(data, lab
             if (kind, prop) not in result.probes:
                 continue
             tokens = result.probes[kind, prop].predict(activations[labels.heldout])
-            if prop == "foreground":
-                tokens = tokens > (0.5 if kind == "ridge" else 0)
-            truth = maps[prop][labels.heldout]
-            expected = expected_scores(prop, upsample(tokens, SIZE), truth, labels.means[prop])
+            probe = result.probes[kind, prop]
+            cut = 0 if kind == "mlp" else probe.cut
+            truth, big = maps[prop][labels.heldout], upsample(tokens, SIZE)
+            expected = expected_scores(prop, big, truth, labels.means[prop], cut)
             np.testing.assert_allclose(result.scores[prop][row], expected, atol=1e-5)

@@ -258,7 +258,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         rows=best_rows(summary),
         figures=figure_records,
         columns=columns,
-        residual_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
+        partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
         masks=[name for name in summary.properties if property_of(name).is_mask],
         published=published,
         study_yaml=content,

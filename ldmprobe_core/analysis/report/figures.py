@@ -18,7 +18,6 @@ from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.block_scores import upsample
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import SOURCES, Run
-from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.properties import property_of
 
 # Okabe and Ito's palette can be distinguished with every common form of colour blindness.
@@ -129,7 +128,7 @@ def sample_grid(
             weight, bias = probes.weight.values[column], float(probes.bias.values[column])
             predicted = tokens.astype(np.float64) @ weight + bias
             if record.is_mask:
-                predicted = predicted > probe_kind(best.kind).mask_threshold
+                predicted = predicted > float(probes.cut.values[column])
             maps.append(upsample(predicted[None], truth.shape)[0].astype(float))
         rows.append((f"probe {prop}", maps, scale))
         finals.append(truth)

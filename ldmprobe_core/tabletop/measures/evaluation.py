@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
 from ldmprobe_core.labelers.base import Labeler
-from ldmprobe_core.probing.baselines import position_prediction
+from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.metrics import dice, spearman
 from ldmprobe_core.study.prompt_sets import CATEGORIES, tabletop_prompts
 from ldmprobe_core.tabletop.autoencoder import decode, encode
@@ -30,11 +30,11 @@ def scene_baselines(foreground: np.ndarray, depth: np.ndarray, shading: np.ndarr
         depth, shading: (n, y, x).
     """
     half = len(foreground) // 2
-    rest = len(foreground) - half
-    mask = position_prediction("foreground", foreground[:half].mean(0), foreground[:half], rest)
+    mean = foreground[:half].mean(0)
+    mask = np.broadcast_to(mean > position_cut(mean, foreground[:half]), foreground[half:].shape)
     scores = {"dice": float(dice(mask, foreground[half:]).mean())}
     for name, maps in (("depth", depth), ("shading", shading)):
-        mean = position_prediction(name, maps[:half].mean(0), maps[:half], rest)
+        mean = np.broadcast_to(maps[:half].mean(0), maps[half:].shape)
         scores[name] = float(np.nanmean(spearman(mean, maps[half:])))
     return scores
 

@@ -1,0 +1,93 @@
+"""AUROC, average precision and cuts against scikit-learn and loops over pixels."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from ldmprobe_core.probing.detection import auroc, average_precision, best_cut, dice_at
+
+RNG = np.random.default_rng(1)
+BLOCK = 6
+
+
+def blocks(n=6, tokens=20, decimals=1):
+    """Predictions with ties, masks of BLOCK pixels a token, and their shares."""
+    masks = RNG.random((n, tokens, BLOCK)) < RNG.random((n, tokens, 1))
+    predicted = (masks.mean(2) + RNG.standard_normal((n, tokens))).round(decimals)
+    return predicted, masks, masks.mean(2)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(auroc, roc_auc_score), (average_precision, average_precision_score)]
+)
+def test_auroc_and_average_precision_equal_scikit_learn_on_pixels(ours, theirs):
+    predicted, masks, share = blocks()
+    expected = [
+        theirs(mask.ravel(), np.repeat(p, BLOCK)) for p, mask in zip(predicted, masks, strict=True)
+    ]
+    np.testing.assert_allclose(ours(predicted, share), expected, atol=1e-12)
+
+
+def test_auroc_and_average_precision_of_empty_and_full_masks_are_undefined():
+    share = np.array([[0.0, 0, 0], [1, 1, 1], [0.5, 0, 1]])
+    predicted = np.array([[1.0, 2, 3], [1, 2, 3], [np.nan, 2, 3]])
+    assert np.isnan(auroc(predicted, share)).all()
+    assert np.isnan(average_precision(predicted, share)).all()
+
+
+def test_auroc_and_average_precision_of_a_constant_equal_chance():
+    share = np.array([[0.2, 0.4, 0.0]])
+    constant = np.ones((1, 3))
+    assert auroc(constant, share) == pytest.approx(0.5)
+    assert average_precision(constant, share) == pytest.approx(0.2)
+
+
+def test_dice_at_equals_f1_of_pixels():
+    predicted, masks, share = blocks(decimals=3)
+    cuts = np.array([-0.5, 0.2, 0.9])
+    expected = [
+        [
+            f1_score(mask.ravel(), np.repeat(p, BLOCK) > cut)
+            for p, mask in zip(predicted, masks, strict=True)
+        ]
+        for cut in cuts
+    ]
+    np.testing.assert_allclose(dice_at(predicted, share, cuts), expected, atol=1e-12)
+    assert dice_at(np.zeros((1, 3)), np.zeros((1, 3)), np.array([1.0])) == 1
+
+
+def test_dice_at_with_weights_equals_f1_of_measured_pixels():
+    predicted, masks, _ = blocks(decimals=3)
+    known = RNG.random(masks.shape) < 0.6
+    known[0, 0] = False
+    weight = known.sum(2)
+    with np.errstate(invalid="ignore"):
+        share = (masks & known).sum(2) / weight
+    cuts = np.array([-0.5, 0.2, 0.9])
+    for rows in (predicted, predicted[:1]):
+        everywhere = np.broadcast_to(rows, predicted.shape)
+        expected = [
+            [
+                f1_score(mask[k], np.repeat(p, BLOCK).reshape(mask.shape)[k] > cut)
+                for p, mask, k in zip(everywhere, masks, known, strict=True)
+            ]
+            for cut in cuts
+        ]
+        np.testing.assert_allclose(dice_at(rows, share, cuts, weight), expected, atol=1e-12)
+
+
+def test_best_cut_is_invariant_to_scale_and_as_good_as_a_fine_search():
+    predicted, _, share = blocks(n=30, decimals=9)
+    cut = best_cut(predicted, share)
+    fine = np.linspace(predicted.min() - 1, predicted.max(), 4000)
+    reached = dice_at(predicted, share, np.array([cut])).mean()
+    assert reached >= dice_at(predicted, share, fine).mean(1).max() - 0.003
+    assert best_cut(100 * predicted - 7, share) == pytest.approx(100 * cut - 7)
+
+
+def test_best_cut_can_take_everything_and_skips_what_is_not_finite():
+    predicted = np.array([[0.1, 0.2, 0.3], [np.nan, 1, 1]])
+    share = np.array([[1.0, 1, 1], [0, 0, 0]])
+    cut = best_cut(predicted, share)
+    assert (predicted[0] > cut).all()
+    assert best_cut(predicted[1:], share[1:]) == 0.0
