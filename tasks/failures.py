@@ -68,7 +68,7 @@ def cancel_waiting(futures: Sequence[PrefectFuture[Any]]) -> None:
     if on_dask:
         client = on_dask[0].client
         running: set[Any] = set()
-        # If the scheduler is lost, no worker can report its units, and all futures are cancelled.
+        # If the scheduler cannot be reached, the running units are unknown, and all are cancelled.
         with suppress(OSError, TimeoutError):
             for keys in client.run(executing_keys, on_error="ignore").values():
                 running |= set(keys)

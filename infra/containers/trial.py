@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -96,6 +97,12 @@ class Trial:
         page = httpx.get("http://127.0.0.1:4200/", follow_redirects=True, trust_env=False)
         if page.status_code != 200 or "<script" not in page.text:
             raise TrialError(f"the UI is not served: {page.status_code} {page.text[:200]}")
+        script = re.search(r'<script[^>]+src="([^"]+)"', page.text)
+        if script is None:
+            raise TrialError(f"the page of the UI names no script: {page.text[:200]}")
+        answer = httpx.get(page.url.join(script[1]), trust_env=False)
+        if answer.status_code != 200 or "javascript" not in answer.headers.get("content-type", ""):
+            raise TrialError(f"the UI's script {script[1]} is not served: {answer.status_code}")
 
     def run_study(self, name: str) -> None:
         """Run a study through its deployment, and verify every chunk of its run in the bucket.

@@ -126,7 +126,8 @@ def _source_scores(
 ) -> np.ndarray:
     """Score the labeler on the images of one step, (n,); NaN if these have no labels."""
     maps = run.read(f"labels_{source}", prop, sample=test, step=step)
-    # A property with exact maps but no labeler has no labels of step images.
+    # All values are NaN if the study names no labeler for the property, because it takes exact
+    # maps from files: these exist for final images only.
     if np.isnan(maps).all():
         return np.full(len(test), np.nan)
     return headline.score(as_label(run.study, prop, maps))

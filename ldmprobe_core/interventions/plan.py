@@ -83,8 +83,8 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
         ]
         if missing:
             raise UserError(
-                f"probes: {run.url} has none of {missing[0]} at step {step + 1}. Fix: finish the "
-                "run first."
+                f"probes: {run.url} has no probes of layer {missing[0]} at step {step + 1}. Fix: "
+                "finish the run first."
             )
     kind = _kind(run, spec)
     return InterventionPlan(_samples(run, spec), layers, steps, kind)

@@ -83,7 +83,7 @@ def probe_activations(
 
 
 def _fit(data: CellData, kinds: tuple[str, ...], probes: dict[str, _Probes]) -> None:
-    """Fit every kind to every label that it supports, and add the probes to `probes`."""
+    """Fit probes of every kind to every label that the kind supports, and add them to `probes`."""
     for name, fitter in FITTERS.items():
         if name not in kinds:
             continue

@@ -12,7 +12,7 @@ from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
 
 @dataclass(frozen=True)
 class SufficientStatistics:
-    """Sums of products of activations and labels over tokens.
+    """Sums over tokens of the products of activations and labels with each other and themselves.
 
     Adding two objects gives the statistics of both sets of tokens together.
 

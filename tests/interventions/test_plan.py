@@ -41,6 +41,6 @@ def test_plan_intervention_names_missing_probes(tiny_model, tmp_path):
     study = small_study("half", tiny_model, 8)
     run = prepare_run(study, str(tmp_path))
     with pytest.raises(
-        UserError, match=r"probes: .* has none of .* at step 1\. Fix: finish the run"
+        UserError, match=r"probes: .* has no probes of layer .* at step 1\. Fix: finish the run"
     ):
         plan_intervention(run, Intervention(samples=1))

@@ -148,7 +148,8 @@ def headline(summary: Summary) -> list[str]:
             f"({metric_title(best.metric)}); the best cell, {number(best.score)}, "
             f"{_against(result)}."
         )
-        # Without an interval, the onset is undefined too, and the line above already says why.
+        # A score without a confidence interval has no onset either, and the sentence so far already
+        # names the reason: too few test prompts.
         if best.score.low is not None:
             line += _onset_sentence(result)
         if result.missing:
@@ -200,7 +201,7 @@ def classes_line(classes: ClassesRecord) -> str:
 
 
 def _onset_sentence(result: PropertyRecord) -> str:
-    """Write the sentence on the steps from which probes and labelers keep half of their gain."""
+    """Write the sentence on the onset steps of the probes and of the image labeler."""
     probe = result.emergence.probe.relative.onset
     decoded = result.emergence.decoded.relative.onset
     if not probe.distribution:

@@ -75,7 +75,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _tensors(header: Any, data_bytes: int) -> dict[str, tuple[int, ...]]:
-    """Read shapes from a safetensors header, and check that the file has the declared bytes.
+    """Read tensor shapes from a safetensors header, and check the length of the data after it.
 
     Args:
         header: the header, parsed from JSON.
@@ -96,7 +96,7 @@ def _tensors(header: Any, data_bytes: int) -> dict[str, tuple[int, ...]]:
             count *= n
         width = _DTYPE_BYTES.get(entry["dtype"])
         if width is not None and stop - begin != count * width:
-            raise ValueError(f"tensor {name:.60} has another size than its shape")
+            raise ValueError(f"tensor {name:.60} has more or fewer bytes than its shape needs")
         shapes[name], end = shape, max(end, stop)
     if end != data_bytes:
         raise ValueError(f"{end} bytes of tensors are declared and {data_bytes} are there")

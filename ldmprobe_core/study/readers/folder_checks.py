@@ -189,7 +189,7 @@ def _check_names(folder: Path) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> bytes:
-    """Check an image, and return the SHA-256 of its pixels at the model's image size."""
+    """Check that an image can be read, and hash its pixels at the model's image size."""
     pixels = read_image(path, size)
     if (pixels == pixels[0, 0]).all():
         raise UserError(
