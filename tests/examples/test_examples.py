@@ -17,16 +17,22 @@ TINY = {
 }
 
 
-def test_first_study_runs_and_writes_its_report(tmp_path, capsys):
-    run = first_study.main(str(tmp_path), TINY)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Folder of runs that both studies share: the second finds the first's run finished."""
+    return str(tmp_path_factory.mktemp("runs"))
+
+
+def test_first_study_runs_and_writes_its_report(store, capsys):
+    run = first_study.main(store, TINY)
     printed = capsys.readouterr().out
     assert "24 samples, 3 steps, 1 layers" in printed
     assert (Path(run.url) / "report" / "index.html").is_file()
     assert set(run.summary.properties) == {"foreground", "depth", "shading"}
 
 
-def test_compare_runs_pairs_the_same_samples(tmp_path):
-    rows = compare_runs.main(str(tmp_path), TINY)
+def test_compare_runs_pairs_the_same_samples(store):
+    rows = compare_runs.main(store, TINY)
     assert [row["property"] for row in rows[::2]] == ["foreground", "depth", "shading"]
     assert all(int(row["pairs"]) > 2 for row in rows[1::2])
 
