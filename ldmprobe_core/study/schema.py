@@ -41,7 +41,7 @@ from ldmprobe_core.study.sections import (
 
 _DEFAULTED = {"scheduler", "steps", "guidance"}
 
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 """Version that is part of every hash, and grows when equal studies no longer give equal bytes."""
 
 
