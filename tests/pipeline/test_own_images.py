@@ -290,7 +290,7 @@ def test_pixels_not_measured_are_left_out_of_fits_and_scores_of_a_run(measured_i
 def test_pixels_not_measured_are_refused_with_sums(measured_in_part, keep):
     _, make = measured_in_part
     parts = {"capture": {"keep": keep}, "probes": {"kinds": ["ridge"]}}
-    words = rf"capture\.keep is {keep}, and .*% of the pixels of the foreground maps are not"
+    words = rf"capture\.keep: {keep} needs .*% of the pixels of the foreground maps have no"
     with pytest.raises(UserError, match=words):
         plan_study(make(**parts))
     labeled = {"foreground": "tabletop", "depth": "tabletop", "shading": None, "class": None}
