@@ -75,7 +75,10 @@ def run(
     plan, target = _plan(study, store, set_)
     if target.location.has("summary.json"):
         check_fingerprints(target, plan.study)
-        console.print(f"{target.url} is finished already; here is what it found.\n")
+        console.print(
+            f"{target.url} is finished already; here is what it found.\n",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
         print_summary(load_summary(target), target.url, console)
         return
     _require_ready(plan, target)
