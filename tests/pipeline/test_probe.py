@@ -92,5 +92,5 @@ def test_probe_cell_counts_non_finite_activations_and_gives_them_no_score(finish
     assert sorted(c.step for c in permuted) == [1, 2, 3]
     for found in summary.properties.values():
         if found.best.layer == layer:  # an undefined control is shown as undefined, not as absent
-            assert found.controls.permuted_weights.mean is None
+            assert found.controls.permuted_weights.same_cell.mean is None
             assert found.controls.permuted_weights.undefined == summary.samples["test"]

@@ -38,7 +38,7 @@ def test_mlp_is_scored_in_a_run_and_not_chosen_as_best(tiny_study, tmp_path):
         here = score.sel(condition="probe", step=found.best.step, layer=found.best.layer)
         head = here.sel(metric=found.best.metric).values[here.split.values == "test"]
         if np.isfinite(head).any():
-            assert np.isclose(found.controls.mlp.mean, np.nanmean(head))
+            assert np.isclose(found.controls.mlp.same_cell.mean, np.nanmean(head))
         assert np.isnan(score.sel(condition="shuffled_labels")).all()
         latents = run.open(f"scores/{prop}").score.sel(layer="latents", step=found.best.step)
         assert np.isfinite(latents.sel(condition="probe", kind="ridge")).any()
