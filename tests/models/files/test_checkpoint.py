@@ -145,7 +145,7 @@ def test_read_component_names_a_variant_and_an_empty_folder(component):
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (lambda data: struct.pack("<Q", 2**60) + data[8:], "no header"),
         (lambda data: data + b"x", "are declared"),
-        (lambda data: data.replace(b'"F32"', b'"F64"'), "another size than its shape"),
+        (lambda data: data.replace(b'"F32"', b'"F64"'), "more or fewer bytes than its shape needs"),
     ],
 )
 def test_read_header_refuses_a_file_that_is_not_whole(component, damage, words):
