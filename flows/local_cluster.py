@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 import dask
@@ -26,6 +27,16 @@ _SCHEDULER_CONFIG = {
     # that it held, and tasks that only waited in its queue should not be blamed.
     "distributed.scheduler.worker-saturation": 1.0
 }
+
+
+class _LocalCluster(SpecCluster):
+    """Cluster that can be closed after a worker is lost as soon as it has come."""
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        # Distributed raises KeyError for the loss of a worker whose arrival it has not read yet;
+        # the error would end its watch over the workers, and appear when the cluster is closed.
+        with suppress(KeyError):
+            super()._update_worker_status(op, msg)
 
 
 def local_cluster(workers: int, gpus: int, memory: int | None = None) -> SpecCluster:
@@ -48,7 +59,7 @@ def local_cluster(workers: int, gpus: int, memory: int | None = None) -> SpecClu
         )
     home = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     with dask.config.set(_SCHEDULER_CONFIG):
-        return SpecCluster(
+        return _LocalCluster(
             scheduler={"cls": Scheduler, "options": {**home, "port": 0}},
             workers={
                 i: {

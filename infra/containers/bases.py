@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -101,9 +102,7 @@ def _make_python(engine: Engine, name: str, folder: Path) -> None:
     shutil.copy(source / "bin" / version, target / "bin" / version)
     packages = target / "lib" / version / "site-packages"
     packages.mkdir(exist_ok=True)
-    import pip
-
-    installed = Path(pip.__file__).parent
+    installed = Path(str(distribution("pip").locate_file("pip")))
     shutil.copytree(installed, packages / "pip", dirs_exist_ok=True)
     for program, words in (("python", ""), ("python3", ""), ("pip", " -m pip")):
         path = target / "bin" / program
