@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ldmprobe_core.labelers.registry import load_labeler
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 CPU = torch.device("cpu")
 IMAGES, ROUNDS = 24, 5

@@ -27,7 +27,12 @@ from threadpoolctl import threadpool_limits
 from benchmarks.capture import peak_beyond
 from benchmarks.figures import Figure, report
 from ldmprobe_core.probing.block_scores import BlockScorer, FullResolutionLabels, upsample
-from ldmprobe_core.probing.fitters.logistic import LogisticPath, fit_logistic, logistic_loss
+from ldmprobe_core.probing.fitters.logistic import (
+    LogisticPath,
+    SoftLabels,
+    fit_logistic,
+    logistic_loss,
+)
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.metrics import score_maps
 from ldmprobe_core.probing.statistics import SufficientStatistics
@@ -163,7 +168,8 @@ def _against_scikit_learn(x: np.ndarray, y: np.ndarray) -> list[Figure]:
     share = labels[:, 0]
 
     def our_logistic() -> object:
-        return fit_logistic(train, share[cut:], validation, share[:cut], PENALTIES, path, 0)
+        labels = SoftLabels(train, share[cut:]), SoftLabels(validation, share[:cut])
+        return fit_logistic(*labels, PENALTIES, path, 0)
 
     twice = np.concatenate([wide, wide])
     target = np.repeat([1, 0], len(wide))
@@ -179,10 +185,11 @@ def _against_scikit_learn(x: np.ndarray, y: np.ndarray) -> list[Figure]:
 
     def their_logistic() -> object:
         fits = [one(penalty, 1e-6) for penalty in PENALTIES]
-        return [logistic_loss(heldout, share[:cut], f.coef_[0], f.intercept_[0]) for f in fits]
+        return [logistic_loss(chosen, f.coef_[0], f.intercept_[0]) for f in fits]
 
+    chosen = SoftLabels(heldout, share[:cut])
     start = np.zeros(channels), 0.0
-    fits = LogisticPath(train, share[cut:])
+    fits = LogisticPath(SoftLabels(train, share[cut:]))
     gaps = []
     for penalty in PENALTIES:
         w, _ = fits.solve(penalty * path.unit, start)

@@ -17,8 +17,8 @@ import numpy as np
 
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.labelers.registry import labelers_of
+from ldmprobe_core.storage.probe_schema import RunShape
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.schema import RunShape
 from ldmprobe_core.study.layers import LayerShape
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.prompt_sets import CATEGORIES

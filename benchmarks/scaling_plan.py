@@ -17,7 +17,8 @@ import zarr
 from zarr.storage import MemoryStore
 
 from ldmprobe_core.pipeline.planning.plan import plan_study
-from ldmprobe_core.storage.schema import RunSchema, RunShape
+from ldmprobe_core.storage.probe_schema import RunShape
+from ldmprobe_core.storage.schema import RunSchema
 from ldmprobe_core.study.loading import load_study
 from ldmprobe_core.study.samples import make_samples
 

@@ -22,14 +22,14 @@ from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut
-from ldmprobe_core.probing.fitters.logistic import fit_logistic
+from ldmprobe_core.probing.fitters.logistic import SoftLabels, fit_logistic
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.probing.statistics import SufficientStatistics
+from ldmprobe_core.study.probe_sections import LabelerSpec, Probes
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
-from ldmprobe_core.study.sections import LabelerSpec, Probes
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,8 @@ def _fit(
     if kind == "ridge":
         validation = SufficientStatistics.from_tokens(validation_x, validation_y)
         return fit_ridge(path, validation, penalties)[0]
-    return fit_logistic(x, y[:, 0], validation_x, validation_y[:, 0], penalties, path, 0)
+    labels = SoftLabels(x, y[:, 0]), SoftLabels(validation_x, validation_y[:, 0])
+    return fit_logistic(*labels, penalties, path, 0)
 
 
 def _with_best_cut(probe: LinearProbe, activations: np.ndarray, shares: np.ndarray) -> LinearProbe:

@@ -80,9 +80,10 @@ class Run(StoredRun):
                 the property.
 
         Returns:
-            the probe, with ``weight`` (channel,) float64, ``bias``, and the method ``predict`` for
-            activations (n, y, x, channel).  Where the prediction of a mask exceeds ``cut``, it
-            counts as foreground.
+            the probe, with ``weight`` (channel,) float64, ``bias``, ``position`` (y, x), and the
+            method ``predict`` for activations (n, y, x, channel); for latents, for the result of
+            `ldmprobe_core.probing.neighbourhood.probe_features`.  Where the prediction of a mask
+            exceeds ``cut``, it counts as foreground.
 
         Raises:
             UserError: the step, the layer or the kind is not in the run, or no such probe was
@@ -107,11 +108,8 @@ class Run(StoredRun):
             raise UserError(f"kind: {kind!r} is not in the run. Fix: take {', '.join(kinds)}")
         for name in [kind] if kind else kinds:
             fitted = group.sel(property=prop, step=step, kind=name).load()
-            weight = fitted.weight.values.astype(np.float64)
-            if np.isfinite(weight).all():
-                return LinearProbe(
-                    weight, float(fitted.bias), float(fitted.penalty), float(fitted.cut)
-                )
+            if np.isfinite(fitted.weight.values).all():
+                return LinearProbe.from_dataset(fitted)
         raise UserError(
             f"kind: no linear probe of {prop} at step {step} of {layer} ({kind or 'any kind'}). "
             "Fix: take another kind, or finish the run"

@@ -10,8 +10,8 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import PROBE_CONDITION
+from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
-from ldmprobe_core.study.sections import BootstrapSettings
 
 SampleKey = tuple[str, int, str | None, str | None]
 """Prompt, seed, file name of the source image, and hash of this image and its maps."""

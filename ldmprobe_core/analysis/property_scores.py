@@ -2,69 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from ldmprobe_core.analysis.ceilings import all_foreground_score
+from ldmprobe_core.analysis.curves import Curves, emergence_record, leads_record
 from ldmprobe_core.analysis.records import (
-    BarRecord,
     CellRecord,
     ClustersRecord,
     ControlRecord,
     ControlsRecord,
-    CurveRecord,
-    EmergenceRecord,
     LayerRecord,
-    LeadRecord,
-    LeadsRecord,
     OwnBestRecord,
     PropertyRecord,
     UndefinedRecord,
 )
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
-from ldmprobe_core.probing.inference.emergence import (
-    SHARES,
-    Crossing,
-    absolute_margins,
-    crossing,
-    lead_over,
-    relative_margins,
-)
 from ldmprobe_core.probing.inference.selection import choose_layer
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.conditions import CONDITIONS
+from ldmprobe_core.study.layers import INPUT_CONTROLS
 from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.properties import property_of
 
 _Cell = tuple[int, int, int]
 """Indices of a cell: kind of probe, step and layer."""
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Scores over steps of one property on the test samples, in the headline metric.
-
-    Attributes:
-        probe: scores of the probes of one layer and kind, (step, sample).
-        conditions: scores of the controls in the same cells, (step, sample) by name of the control.
-        sources: scores of the image labeler on the images of each step, (step, sample) by source
-            of the images.
-        position: scores of the position baseline, (sample,).
-        latents: scores of probes on the denoiser's input, (step, sample); None if the study
-            disables that control.
-        cells: mean score over test samples of the probes of `kind` in each cell, (step, layer).
-        kind: kind of the probe in the best cell.
-        layer: layer and kind of `probe`, which are chosen once for all steps.
-    """
-
-    probe: np.ndarray
-    conditions: dict[str, np.ndarray]
-    sources: dict[str, np.ndarray]
-    position: np.ndarray
-    latents: np.ndarray | None
-    cells: np.ndarray
-    kind: str
-    layer: LayerRecord
 
 
 class PropertyScores:
@@ -82,8 +43,10 @@ class PropertyScores:
         conditions: names of the conditions; the first is the probe itself, the others are controls.
         scores: scores (condition, kind, metric, step, layer, held-out sample) float64.
         linear: indices of the linear kinds; only these are candidates for the best cell.
-        latents: scores of probes on the denoiser's input, (kind, metric, step, held-out sample);
-            None if the study disables that control.
+        inputs: scores of probes of the input controls, such as the latents, by name, (kind, metric,
+            step, held-out sample).
+        draws: scores in each draw of repeated conditions, by name, (draw, step, layer, held-out
+            sample), in the main metric.
     """
 
     def __init__(
@@ -97,9 +60,18 @@ class PropertyScores:
         self.metrics = self.prop.metrics
         self.kinds = [str(kind) for kind in group.kind.values]
         self.layers, inputs = run.layers, run.probe_inputs
-        self.latents = None
-        if LATENTS in inputs:
-            self.latents = scores[0, :, :, :, inputs.index(LATENTS)]
+        self.inputs = {
+            name: scores[0, :, :, :, inputs.index(name)]
+            for name in inputs
+            if name in INPUT_CONTROLS
+        }
+        self.draws = {
+            name: run.read(f"scores/{prop}", f"{name}_draws").astype(np.float64)[
+                :, :, [inputs.index(layer) for layer in self.layers]
+            ]
+            for name in self.controls
+            if CONDITIONS[name].repeated
+        }
         self.is_test = is_test
         samples = run.samples
         self.validation_groups = np.array([samples[i].group for i in heldout[~is_test]])
@@ -144,22 +116,30 @@ class PropertyScores:
             },
             sources=sources,
             position=position,
-            latents=self._latents_curve(),
+            inputs={name: self._input_curve(name) for name in self.inputs},
             cells=_defined_mean(self.scores[0, best_kind, 0][..., self.is_test], np.nan),
             kind=self.kinds[best_kind],
             layer=LayerRecord(name=self.layers[layer], kind=self.kinds[kind], tied=tied),
         )
 
     def to_record(
-        self, position: np.ndarray, curves: Curves, truth: np.ndarray, missing: float
+        self,
+        position: np.ndarray,
+        prompt: np.ndarray | None,
+        curves: Curves,
+        truth: np.ndarray,
+        missing: float,
+        ceilings: dict[str, float],
     ) -> PropertyRecord:
         """Build the property's part of ``summary.json``.
 
         Args:
             position: scores of the position baseline, (metric, test sample).
+            prompt: scores of the prompt control, (metric, test sample); None if it is off.
             curves: result of the method `curves`.
             truth: labels of the test samples, (test sample, y, x).
             missing: fraction, 0..1, of the labels' pixels that were not measured.
+            ceilings: result of `ceilings.block_ceilings`.
         """
         best = self.best()
         scores = self.of(best)[0]
@@ -169,19 +149,23 @@ class PropertyScores:
             # On an empty label mask, Dice is 1 only if the prediction is empty too.
             undefined.both_empty = int((empty & (scores == 1)).sum())
             undefined.truth_empty = int(empty.sum())
-        emergence = _emergence(curves, self.bootstrap)
+        emergence = emergence_record(curves, self.bootstrap)
+        records = self._controls(best, position, prompt)
         return PropertyRecord(
             best=self._cell(best),
             last=self._cell(self.best_at(self.scores.shape[3] - 1)),
             layer=curves.layer,
             emergence=emergence,
-            leads=_leads(emergence),
+            leads=leads_record(emergence),
             clusters=ClustersRecord(
                 prompts=self.bootstrap.groups,
                 categories=self.bootstrap.categories,
                 wider=self.bootstrap.wider(scores),
             ),
-            controls=self._controls(best, position),
+            controls=records,
+            not_beyond=records.not_exceeded(),
+            ceilings=ceilings,
+            constant=all_foreground_score(truth) if self.prop.is_mask else None,
             undefined=undefined,
             missing=missing,
         )
@@ -201,22 +185,23 @@ class PropertyScores:
         tied = [self.layers[candidates[i][1]] for i in choice.tied]
         return *candidates[choice.layer], list(dict.fromkeys(tied))
 
-    def _latents_curve(self) -> np.ndarray | None:
-        """Test scores of probes of the latents over steps, (step, test sample); None if off."""
-        if self.latents is None:
-            return None
-        steps = range(self.latents.shape[2])
-        return np.stack([self._latents_at(self.latents, step)[0] for step in steps])
+    def _input_curve(self, name: str) -> np.ndarray:
+        """Test scores of probes of an input control over steps, (step, test sample)."""
+        steps = range(self.inputs[name].shape[2])
+        return np.stack([self._input_at(name, step)[0] for step in steps])
 
-    def _latents_at(self, latents: np.ndarray, step: int) -> np.ndarray:
-        """Test scores of probes of the latents at a step, (metric, test sample).
+    def _input_at(self, name: str, step: int) -> np.ndarray:
+        """Test scores of probes of an input control at a step, (metric, test sample).
 
         The linear kind is used whose probes have the best validation score.
         """
-        choice = self._validation(latents[self.linear, 0, step])
-        return latents[self.linear[int(choice.argmax())], :, step][:, self.is_test]
+        scores = self.inputs[name]
+        choice = self._validation(scores[self.linear, 0, step])
+        return scores[self.linear[int(choice.argmax())], :, step][:, self.is_test]
 
-    def _controls(self, best: _Cell, position: np.ndarray) -> ControlsRecord:
+    def _controls(
+        self, best: _Cell, position: np.ndarray, prompt: np.ndarray | None
+    ) -> ControlsRecord:
         """Summarise all controls; disabled controls are None or absent."""
         probe, step = self.of(best)[0], best[1]
         everywhere = OwnBestRecord(score=self.bootstrap.interval(position[0]))
@@ -225,14 +210,16 @@ class PropertyScores:
             "shuffled_labels": None,
             "permuted_weights": None,
         }
-        if self.latents is not None:
-            choice = self._validation(self.latents[self.linear, 0])
+        if prompt is not None:
+            own_record = OwnBestRecord(score=self.bootstrap.interval(prompt[0]))
+            records["prompt"] = self._control(probe, prompt, own_record, prompt[0])
+        for name, scores in self.inputs.items():
+            choice = self._validation(scores[self.linear, 0])
             row, own_step = np.unravel_index(choice.argmax(), choice.shape)
             kind = self.linear[int(row)]
-            own = self.latents[kind, 0, own_step, self.is_test]
-            record = self._own_best(own, (kind, int(own_step), None))
-            same = self._latents_at(self.latents, step)
-            records["latents"] = self._control(probe, same, record, own)
+            own = scores[kind, 0, own_step, self.is_test]
+            record = self._own_best(own, (kind, int(own_step), name))
+            records[name] = self._control(probe, self._input_at(name, step), record, own)
         for i, kind_name in enumerate(self.kinds):
             if i not in self.linear:
                 choice = self._validation(self.scores[0, i, 0])
@@ -246,14 +233,33 @@ class PropertyScores:
                 cell = self.best(i)
                 own = self.of(cell, i)[0]
                 record = self._own_best(own, cell)
-                records[name] = self._control(probe, self.of(best, i), record, own)
+                control = self._control(probe, self.of(best, i), record, own)
+                if name in self.draws:
+                    control.p = self._permutation_p(probe, self.draws[name])
+                records[name] = control
         return ControlsRecord.model_validate(records)
 
-    def _own_best(self, scores: np.ndarray, cell: tuple[int, int, int | None]) -> OwnBestRecord:
+    def _permutation_p(self, probe: np.ndarray, draws: np.ndarray) -> float | None:
+        """P value of the probe's best cell among permutations, corrected for the choice of a cell.
+
+        The statistic of a permutation is its largest mean score over all cells (the maximum
+        statistic of Westfall & Young 1993), so the p value holds however the cell was chosen.
+
+        Args:
+            probe: scores of the probe's best cell, (test sample,).
+            draws: scores of all permutations, (draw, step, layer, held-out sample).
+        """
+        largest = _defined_mean(draws[..., self.is_test], -np.inf).max((1, 2))
+        observed = _defined_mean(probe, np.nan)
+        if not np.isfinite(observed):
+            return None
+        return float((1 + (largest >= observed).sum()) / (1 + len(largest)))
+
+    def _own_best(self, scores: np.ndarray, cell: tuple[int, int, int | str]) -> OwnBestRecord:
         kind, step, layer = cell
         return OwnBestRecord(
             step=step + 1,
-            layer=LATENTS if layer is None else self.layers[layer],
+            layer=layer if isinstance(layer, str) else self.layers[layer],
             kind=self.kinds[kind],
             score=self.bootstrap.interval(scores),
         )
@@ -273,6 +279,7 @@ class PropertyScores:
             same_cell=self.bootstrap.interval(same[0]),
             own_best=own,
             difference=self.bootstrap.interval(probe - own_scores),
+            p=self.bootstrap.p_value(probe - own_scores),
             partial=self._partial(same),
             undefined=int(np.isnan(same[0]).sum()),
         )
@@ -307,42 +314,3 @@ def _defined_mean(scores: np.ndarray, otherwise: float) -> np.ndarray:
     count = defined.sum(-1)
     total = np.where(defined, scores, 0).sum(-1)
     return np.where(count > 0, total / np.maximum(count, 1), otherwise)
-
-
-def _emergence(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
-    """Find the steps at which probes and labelers reach their bars."""
-    position = curves.position
-
-    def record(scores: np.ndarray) -> CurveRecord:
-        above = bootstrap.interval(scores[-1] - position).low
-        if above is None or above <= 0:
-            # Without a gain at the last step there is no share of it to reach.
-            undefined = BarRecord(onset=Crossing(), settled=Crossing())
-            return CurveRecord(relative=undefined, absolute=undefined)
-        relative, absolute = {}, {}
-        for name, share in SHARES.items():
-            relative[name] = crossing(relative_margins(scores, position, share), bootstrap)
-            margins = absolute_margins(scores, curves.probe[-1], position, share)
-            absolute[name] = crossing(margins, bootstrap)
-        return CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
-
-    return EmergenceRecord(
-        probe=record(curves.probe),
-        decoded=record(curves.sources["trajectory"]),
-        clean=record(curves.sources["clean"]),
-    )
-
-
-def _leads(emergence: EmergenceRecord) -> LeadsRecord:
-    """Find the leads of the probes over the labelers, at bars of equal height."""
-    probe = emergence.probe.absolute
-
-    def record(other: BarRecord) -> LeadRecord:
-        return LeadRecord(
-            onset=lead_over(probe.onset, other.onset),
-            settled=lead_over(probe.settled, other.settled),
-        )
-
-    return LeadsRecord(
-        decoded=record(emergence.decoded.absolute), clean=record(emergence.clean.absolute)
-    )

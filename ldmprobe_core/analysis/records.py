@@ -12,9 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
+from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
 if TYPE_CHECKING:
     from ldmprobe_core.storage.run import Run
+
+
+LARGEST_P = 0.05
+"""Largest p value at which a probe counts as above a control."""
 
 
 class _Record(BaseModel):
@@ -87,11 +92,15 @@ class EmergenceRecord(_Record):
         probe: in the probes of the chosen layer.
         decoded: in the labeler's maps of each step's decoded latents.
         clean: in the labeler's maps of each step's predicted clean image.
+        decoded_recalibrated, clean_recalibrated: in the same maps after a linear recalibration with
+            the training mean map, which is fitted to training samples at each step.
     """
 
     probe: CurveRecord
     decoded: CurveRecord
     clean: CurveRecord
+    decoded_recalibrated: CurveRecord
+    clean_recalibrated: CurveRecord
 
 
 class LeadRecord(_Record):
@@ -102,10 +111,12 @@ class LeadRecord(_Record):
 
 
 class LeadsRecord(_Record):
-    """Leads of the probes over the labeler on decoded latents and on predicted clean images."""
+    """Leads of the probes over the labeler, with the keys of `EmergenceRecord`."""
 
     decoded: LeadRecord
     clean: LeadRecord
+    decoded_recalibrated: LeadRecord
+    clean_recalibrated: LeadRecord
 
 
 class OwnBestRecord(_Record):
@@ -132,6 +143,9 @@ class ControlRecord(_Record):
         own_best: score of the control in its own best cell.
         difference: score of the probe's best cell minus the score of the control's own best cell,
             paired over samples.
+        p: one-sided p value that the probe is not above the control.  For shuffled labels it is a
+            permutation p value, corrected for the choice among all cells; for others it is the
+            share of the bootstrap's resamples in which the mean difference is not positive.
         partial: partial score of the control in the probe's best cell; None for masks.
         undefined: number of test samples whose score is undefined in the probe's best cell; means
             exclude them.
@@ -140,8 +154,18 @@ class ControlRecord(_Record):
     same_cell: Interval
     own_best: OwnBestRecord
     difference: Interval
+    p: float | None = None
     partial: Interval | None = None
     undefined: int = 0
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the probe's best cell exceeds the control in the control's own best cell.
+
+        The interval of the paired difference must lie above zero, and p must be at most 0.05.
+        """
+        above = self.difference.low is not None and self.difference.low > 0
+        return above and self.p is not None and self.p <= LARGEST_P
 
 
 class ControlsRecord(_Record):
@@ -151,9 +175,11 @@ class ControlsRecord(_Record):
 
     Attributes:
         position: the position baseline, which has no cell.
-        shuffled_labels: probes fitted to the labels of other images.
+        shuffled_labels: probes fitted to the labels of other images; means over permutations.
         permuted_weights: probes of a denoiser with permuted weights.
         latents: probes of the denoiser's input, at the same step for `same_cell`.
+        clean_pixels: probes of the predicted clean image's pixels, likewise.
+        prompt: maps predicted from the prompt's embedding, which have no cell.
         mlp: probes with one hidden layer; they may score above the linear probe.
     """
 
@@ -161,6 +187,8 @@ class ControlsRecord(_Record):
     shuffled_labels: ControlRecord | None
     permuted_weights: ControlRecord | None
     latents: ControlRecord | None = None
+    clean_pixels: ControlRecord | None = None
+    prompt: ControlRecord | None = None
     mlp: ControlRecord | None = None
 
     model_config = ConfigDict(extra="allow")
@@ -171,6 +199,17 @@ class ControlsRecord(_Record):
         records = {name: getattr(self, name) for name in type(self).model_fields}
         records |= self.model_extra or {}
         return {name: record for name, record in records.items() if record is not None}
+
+    def not_exceeded(self) -> list[str]:
+        """Names of the controls that the probe's best cell does not clearly exceed.
+
+        A nonlinear probe may read more than a linear one, so it is not among them.
+        """
+        return [
+            name
+            for name, record in self.by_name().items()
+            if name not in PROBE_KINDS and not record.exceeded
+        ]
 
 
 class ClustersRecord(_Record):
@@ -213,6 +252,12 @@ class PropertyRecord(_Record):
         last: best cell of the last step.
         layer: layer of the curves that `emergence` and `leads` refer to.
         clusters: clusters of dependent samples.
+        not_beyond: names of the controls that the best cell does not clearly exceed; nonlinear
+            kinds of probes are not among them.
+        ceilings: best score that predictions constant on the blocks of a token grid can reach, on
+            average over test samples, by grid as ``16x16`` (rows x columns).
+        constant: score of predicting foreground everywhere; None for properties other than masks,
+            for which the score of a constant is undefined.
         missing: share of the pixels of the stored samples' labels that were not measured, and are
             left out of fits and scores.
     """
@@ -224,6 +269,9 @@ class PropertyRecord(_Record):
     leads: LeadsRecord
     clusters: ClustersRecord
     controls: ControlsRecord
+    not_beyond: list[str]
+    ceilings: dict[str, float]
+    constant: float | None
     undefined: UndefinedRecord
     missing: float = 0.0
 

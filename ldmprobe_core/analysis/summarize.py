@@ -6,19 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.analysis.ceilings import block_ceilings
 from ldmprobe_core.analysis.class_curves import class_curves
+from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
-from ldmprobe_core.analysis.property_scores import Curves, PropertyScores
+from ldmprobe_core.analysis.prompt_control import prompt_scores
+from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.rivals import rival_scores
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.measured import missing_share
-from ldmprobe_core.probing.metrics import HeadlineScorer, score_maps
-from ldmprobe_core.storage.run import SOURCES, Run
+from ldmprobe_core.probing.metrics import score_maps
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.splits import SPLITS
 
 
@@ -59,34 +64,34 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         [samples[i] for i in test], study.bootstrap, study.prompts.seed
     )
     steps = run.open("progress").sizes["step"]
+    shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
+    grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
     properties, curves = {}, {}
     for prop in study.labels.maps:
         scores = PropertyScores(run, prop, labels.heldout, is_test, bootstrap)
         truth = labels.maps[prop][test]
         position = _position_scores(prop, labels, test)
-        curves[prop] = scores.curves(
-            position[0], _image_labeler_scores(run, prop, test, truth, steps)
-        )
+        curves[prop] = scores.curves(position[0], rival_scores(run, prop, labels, test, steps))
         missing = missing_share(labels.maps[prop])
-        properties[prop] = scores.to_record(position, curves[prop], truth, missing)
+        properties[prop] = scores.to_record(
+            position,
+            _prompt_scores(run, prop, labels, is_test),
+            curves[prop],
+            truth,
+            missing,
+            block_ceilings(labels, prop, grids, test),
+        )
     attributes = run.attributes
     nonfinite, nonfinite_cells = count_nonfinite(run)
-    counts = {"total": len(samples)}
-    for split in SPLITS:
-        counts[split] = sum(sample.split == split for sample in samples)
-    counts["test_groups"] = bootstrap.groups
-    classes = None
-    if study.labels.classes:
-        classes = class_curves(run)
     summary = Summary(
         study=study.name,
         study_hash=study.hash,
         model_fingerprint=attributes["model_fingerprint"],
-        samples=counts,
+        samples=_count_samples(samples) | {"test_groups": bootstrap.groups},
         steps=steps,
         layers=len(run.layers),
         properties=properties,
-        classes=classes,
+        classes=class_curves(run) if study.labels.classes else None,
         labelers=_labeler_scores(run, test, labels, bootstrap),
         nonfinite=nonfinite["trained"],
         nonfinite_permuted=nonfinite.get("permuted"),
@@ -99,6 +104,12 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     return RunAnalysis(summary, curves, bootstrap, test)
 
 
+def _count_samples(samples: list[Sample]) -> dict[str, int]:
+    """Count samples in total and in each split."""
+    counts = {split: sum(sample.split == split for sample in samples) for split in SPLITS}
+    return {"total": len(samples)} | counts
+
+
 def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
     """Score the position baseline on the test samples, (metric, test sample)."""
     maps, mean_map = labels.maps[prop], labels.means[prop]
@@ -108,29 +119,15 @@ def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarra
     return score_maps(prop, predicted, maps[test], mean_map, cut=cut)
 
 
-def _image_labeler_scores(
-    run: Run, prop: str, test: np.ndarray, truth: np.ndarray, steps: int
-) -> dict[str, np.ndarray]:
-    """Score the labeler on the images of each step, (step, test sample) by source of the images."""
-    headline = HeadlineScorer(prop, truth)
-    return {
-        source: np.stack(
-            [_source_scores(run, source, prop, test, step, headline) for step in range(steps)]
-        )
-        for source in SOURCES
-    }
-
-
-def _source_scores(
-    run: Run, source: str, prop: str, test: np.ndarray, step: int, headline: HeadlineScorer
-) -> np.ndarray:
-    """Score the labeler on the images of one step, (n,); NaN if these have no labels."""
-    maps = run.read(f"labels_{source}", prop, sample=test, step=step)
-    # All values are NaN if the study names no labeler for the property, because it takes exact
-    # maps from files: these exist for final images only.
-    if np.isnan(maps).all():
-        return np.full(len(test), np.nan)
-    return headline.score(as_label(run.study, prop, maps))
+def _prompt_scores(run: Run, prop: str, labels: LabelSet, is_test: np.ndarray) -> np.ndarray | None:
+    """Score the prompt control on the test samples, (metric, test sample); None if it is off."""
+    study = run.study
+    # Source images share one caption, and statistics leave no label maps to fit the control to.
+    usable = study.images is None and len(labels.train) > 0 and run.has_prompt_embeddings
+    if not (study.controls.prompt and usable):
+        return None
+    embedding = run.read("prompts", "embedding")
+    return prompt_scores(embedding, labels, prop, study.probes.penalties)[:, is_test]
 
 
 def _labeler_scores(

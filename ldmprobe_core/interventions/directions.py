@@ -16,7 +16,8 @@ from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.batching import label_assignments
+from ldmprobe_core.study.batching import summed_columns
+from ldmprobe_core.study.conditions import LabelColumn
 
 
 def directions_of(
@@ -37,6 +38,7 @@ def directions_of(
     """
     directions = {}
     study = run.study
+    permuted = (LabelColumn("shuffled", spec.prop),)
     selection = {"property": spec.prop, "kind": plan.kind}
     for layer in plan.layers:
         probes = run.open(f"probes/{layer}", require_complete=True).sel(selection).load()
@@ -44,18 +46,11 @@ def directions_of(
             tokens = run.read(f"activations/{layer}", "activation", step=step - 1)
             statistics = unstored_statistics(run, "trained", step, layer)
             if shuffled:
-                assignments = label_assignments(study, "trained") if statistics else ("shuffled",)
-                fitted = probe_activations(tokens, labels, study, assignments, statistics)
+                columns = summed_columns(study, "trained") if statistics else permuted
+                fitted = probe_activations(tokens, labels, study, columns, statistics)
                 probe: Any = fitted["shuffled"].probes[plan.kind, spec.prop]
             else:
-                fitted_cell = probes.sel(step=step)
-                weight = fitted_cell.weight.values.astype(np.float64)
-                probe = LinearProbe(
-                    weight,
-                    float(fitted_cell.bias),
-                    float(fitted_cell.penalty),
-                    float(fitted_cell.cut),
-                )
+                probe = LinearProbe.from_dataset(probes.sel(step=step))
             covariance = None
             if spec.method == "exact" and spec.metric == "covariance":
                 covariance = (statistics or activation_statistics(tokens, labels)).covariance

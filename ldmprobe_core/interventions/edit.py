@@ -29,13 +29,13 @@ class EditDirection:
 
     Attributes:
         weight: weight of the probe, (channel,) float32.
-        bias: bias of the probe.
+        bias: bias of the probe, with its position term if it has one: scalar or (y, x) float32.
         step: edit direction, (channel,) float32.  Adding it to a token raises the prediction by 1,
             that is, ``weight . step`` is 1.
     """
 
     weight: Tensor
-    bias: float
+    bias: Tensor
     step: Tensor
 
     @classmethod
@@ -55,7 +55,9 @@ class EditDirection:
         if not gain > 0:
             raise ValueError("the probe's weights are zero, so no edit changes its prediction")
         return cls(
-            torch.from_numpy(probe.weight).float(), probe.bias, torch.from_numpy(raw / gain).float()
+            torch.from_numpy(probe.weight).float(),
+            torch.as_tensor(probe.offset).float(),
+            torch.from_numpy(raw / gain).float(),
         )
 
     def read(self, tokens: Tensor) -> Tensor:

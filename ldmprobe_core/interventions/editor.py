@@ -145,7 +145,9 @@ def make_edit(
     def change(_step: int, _layer: str, direction: EditDirection, tokens: Tensor) -> Tensor:
         grid = (tokens.shape[1], tokens.shape[2])
         direction = EditDirection(
-            direction.weight.to(tokens.device), direction.bias, direction.step.to(tokens.device)
+            direction.weight.to(tokens.device),
+            direction.bias.to(tokens.device),
+            direction.step.to(tokens.device),
         )
         if spec.method == "adam":
             edited = edit_by_gradient_descent(

@@ -12,7 +12,7 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.image_batches import in_batches, to_tensor
 from ldmprobe_core.labelers.weights import files_of, find_file, find_folder, load_state
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 _BATCH = 16
 

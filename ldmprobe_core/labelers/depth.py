@@ -12,7 +12,7 @@ import torch
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.image_batches import in_batches, resized
 from ldmprobe_core.labelers.weights import files_of, find_folder
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 _MIDAS = "Intel/dpt-large"
 _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldmprobe_core.labelers.image_batches import IMAGENET, in_batches, normalise, resized, to_tensor
 from ldmprobe_core.labelers.weights import find_file, load_state, require_package
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 _TRACER_SIDE = 640
 _INSPYRENET_SIDE = 384

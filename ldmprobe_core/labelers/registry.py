@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
+from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import map_properties
 from ldmprobe_core.study.schema import Study
-from ldmprobe_core.study.sections import LabelerSpec
 
 if TYPE_CHECKING:
     import torch

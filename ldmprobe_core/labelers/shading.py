@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.weights import files_of, find_folder, refuse_revision, require_package
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 _SCALES = (15 / 512, 80 / 512, 250 / 512)
 """Standard deviations of the Gaussian blurs in retinex, as shares of the image's longer side.

@@ -22,8 +22,8 @@ from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
 from ldmprobe_core.labelers.weights import refuse_revision
+from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.prompt_sets import CATEGORIES
-from ldmprobe_core.study.sections import LabelerSpec
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
 

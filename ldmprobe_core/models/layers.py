@@ -129,6 +129,13 @@ def layer_shapes(
     }
 
 
+def text_channels(architecture: Architecture) -> int:
+    """Number of channels of the prompt embeddings that the denoiser reads; 0 if it reads none."""
+    with torch.device("meta"):
+        text = architecture.dummy_inputs().get("encoder_hidden_states")
+    return 0 if text is None else int(text.shape[-1])
+
+
 def _shape_of(name: str, outputs: dict[str, Any], grid: Grid, item: int) -> LayerShape:
     """Shape of one layer's output; raises `UserError` if the layer cannot be probed."""
     if name not in outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 from pathlib import Path
@@ -108,6 +109,13 @@ def permute_weights(module: nn.Module, seed: int = 100) -> None:
         for parameter in module.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def permuted_copy(network: nn.Module) -> nn.Module:
+    """Copy a network, and permute the entries of each of the copy's weight tensors."""
+    copied = copy.deepcopy(network)
+    permute_weights(copied)
+    return copied
 
 
 def check_weights(folder: Path) -> None:

@@ -9,7 +9,6 @@ next step.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,10 +24,11 @@ from ldmprobe_core.models.capture import ActivationCapture
 from ldmprobe_core.models.finite import require_finite
 from ldmprobe_core.models.host_transfer import HostTransfer
 from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers
-from ldmprobe_core.models.loading import permute_weights
+from ldmprobe_core.models.loading import permuted_copy
 from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
-from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.models.token_grid import conditional_call, pixel_tokens
+from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
@@ -60,12 +60,15 @@ class SampledBatch:
         clean: (sample, step, y, x, rgb) uint8, the clean latents that the denoiser predicts at each
             step, decoded to images.  None if step images were not requested.
         timestep: the scheduler's timestep of each step, such as 981.0.
+        prompt_embedding: (sample, channel) float32, the mean over the text tokens of the embedding
+            of each prompt.  None if the denoiser receives no text.
     """
 
     image: np.ndarray
     trajectory: np.ndarray | None
     clean: np.ndarray | None
     timestep: list[float]
+    prompt_embedding: np.ndarray | None
 
 
 class PipelineSampler:
@@ -86,8 +89,8 @@ class PipelineSampler:
         self.permuted_denoiser: nn.Module | None = None
         self.permuted_vae: nn.Module | None = None
         if study.controls.permuted_weights:
-            self.permuted_denoiser = _permuted(self.denoiser)
-            self.permuted_vae = _permuted(pipeline.vae) if self.captures_vae else None
+            self.permuted_denoiser = permuted_copy(self.denoiser)
+            self.permuted_vae = permuted_copy(pipeline.vae) if self.captures_vae else None
         scale = study.sampling.guidance if study.images is None else 1.0
         self.scale = scale
         self.guidance = architecture.guidance(scale, study.prompts.negative)
@@ -125,13 +128,21 @@ class PipelineSampler:
         for number, latents in enumerate(steps.after, 1):
             require_finite(latents, "scheduler", number)
         decoded = self._decode_steps(steps.after, sink, step_images)
+        clean = [self.decode(latents) for latents in steps.clean] if step_images else []
+        if CLEAN_PIXELS in self.study.input_controls:
+            for step, images in enumerate(clean):
+                sink(
+                    "trained",
+                    step,
+                    HostTransfer({CLEAN_PIXELS: pixel_tokens(images, self.architecture.latent)}),
+                )
+        text = steps.prompt_embedding
         return SampledBatch(
             image=decoded[-1] if source_images is None else source_images,
             trajectory=np.stack(decoded, axis=1) if step_images else None,
-            clean=np.stack([self.decode(latents) for latents in steps.clean], axis=1)
-            if step_images
-            else None,
+            clean=np.stack(clean, axis=1) if step_images else None,
             timestep=steps.timestep,
+            prompt_embedding=None if text is None else text.cpu().numpy(),
         )
 
     def _run_pipeline(
@@ -246,10 +257,14 @@ class PipelineSampler:
 
         def record(_denoiser: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             number = len(steps.after) + 1
-            text = {n: v for n, v in kwargs.items() if n not in ("sample", "hidden_states")}
-            require_finite(text, "text encoder", number, samples)
+            inputs = {n: v for n, v in kwargs.items() if n not in ("sample", "hidden_states")}
+            require_finite(inputs, "text encoder", number, samples)
             require_finite(output, self.architecture.denoiser, number, samples)
             steps.calls += 1
+            text = kwargs.get("encoder_hidden_states")
+            if steps.prompt_embedding is None and text is not None:
+                # In the first call, the copy of the batch with the samples' prompts comes last.
+                steps.prompt_embedding = text[-samples:].float().mean(1)
             # If guidance makes two calls per step, the second is the unconditional one, whose
             # activations are not probed.
             if steps.calls > 1:
@@ -259,7 +274,7 @@ class PipelineSampler:
             sink("trained", step, HostTransfer(capture.pop_activations(samples)))
             if self.permuted_denoiser is None or permuted_capture is None:
                 return
-            args, kwargs = _conditional_call(args, kwargs, self.guidance.batch_copies)
+            args, kwargs = conditional_call(args, kwargs, self.guidance.batch_copies)
             with permuted_capture:
                 self.permuted_denoiser(*args, **kwargs)
             sink("permuted", step, HostTransfer(permuted_capture.pop_activations(samples)))
@@ -358,33 +373,6 @@ class PipelineSampler:
             layers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             sink(HostTransfer(layers))
         return np.concatenate(images)
-
-
-def _permuted(network: nn.Module) -> nn.Module:
-    """Copy a network and permute the entries of each of its weight tensors."""
-    permuted = copy.deepcopy(network)
-    permute_weights(permuted)
-    return permuted
-
-
-def _conditional_call(args: tuple, kwargs: dict, batch_copies: int) -> tuple[tuple, dict]:
-    """Reduce the arguments of a denoiser call to the conditional part of the batch.
-
-    Under guidance, tensors hold the batch twice: the unconditional copy, then the conditional one.
-
-    Args:
-        args, kwargs: arguments of the call; tensors in nested dicts are reduced too.
-        batch_copies: number of copies of the batch in each tensor, 1 or 2.
-    """
-
-    def conditional(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim > 0 and batch_copies > 1 and len(value) > 1:
-            return value[len(value) // batch_copies * (batch_copies - 1) :]
-        if isinstance(value, dict):
-            return {key: conditional(part) for key, part in value.items()}
-        return value
-
-    return tuple(conditional(a) for a in args), {k: conditional(v) for k, v in kwargs.items()}
 
 
 def _to_images(tensor: Tensor) -> np.ndarray:

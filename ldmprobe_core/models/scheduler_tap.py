@@ -22,12 +22,15 @@ class StepRecorder:
         clean: float32 clean latents that the denoiser predicts at each step, in the same layout;
             empty unless they were requested.
         timestep: the scheduler's timestep of each step, such as 981.0.
+        prompt_embedding: mean over the text tokens of the prompt's embedding, (sample, channel);
+            None if the denoiser receives no text.
         calls: number of denoiser calls since the last complete step.
     """
 
     after: list[Tensor] = field(default_factory=list)
     clean: list[Tensor] = field(default_factory=list)
     timestep: list[float] = field(default_factory=list)
+    prompt_embedding: Tensor | None = None
     calls: int = 0
 
 

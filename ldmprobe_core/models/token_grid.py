@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -91,3 +93,38 @@ def change_grid(
         return new
     parts[item] = new
     return type(output)(parts)
+
+
+def conditional_call(args: tuple, kwargs: dict, batch_copies: int) -> tuple[tuple, dict]:
+    """Reduce the arguments of a denoiser call to the conditional part of the batch.
+
+    Under guidance, tensors hold the batch twice: the unconditional copy, then the conditional one.
+
+    Args:
+        args, kwargs: arguments of the call; tensors in nested dicts are reduced too.
+        batch_copies: number of copies of the batch in each tensor, 1 or 2.
+    """
+
+    def conditional(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim > 0 and batch_copies > 1 and len(value) > 1:
+            return value[len(value) // batch_copies * (batch_copies - 1) :]
+        if isinstance(value, dict):
+            return {key: conditional(part) for key, part in value.items()}
+        return value
+
+    return tuple(conditional(a) for a in args), {k: conditional(v) for k, v in kwargs.items()}
+
+
+def pixel_tokens(images: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """Average images over the blocks of a token grid.
+
+    Args:
+        images: (n, y, x, rgb) uint8.
+        grid: number of tokens down and across; they divide the height and width of the images.
+
+    Returns:
+        (n, *grid, rgb) float16, 0..1.
+    """
+    n, height, width, _ = images.shape
+    blocks = images.reshape(n, grid[0], height // grid[0], grid[1], width // grid[1], 3)
+    return torch.from_numpy(blocks.mean((2, 4)) / 255).half()

@@ -64,7 +64,7 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
         if training:
             activations, labels = load_batch(run, study, training)
             _require_measured(labels)
-            accumulator.add(activations, labels, study)
+            accumulator.add(activations, labels, study, training[0].index)
     _require_unit(run, part, done)
     written = accumulator.write(run, part, done + 1)
     _require_unit(run, part, done)

@@ -55,6 +55,8 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
         raise RuntimeError(f"{url}: the sampler gave no step images of batch {batch}")
     images = {"image": sampled.image, "trajectory": sampled.trajectory, "clean": sampled.clean}
     run.write("images", images, sample=region)
+    if sampled.prompt_embedding is not None:
+        run.write("prompts", {"embedding": sampled.prompt_embedding}, sample=region)
     if maps:
         run.write("exact_maps", maps, sample=region)
     written = activations.bytes + sum(array.nbytes for array in images.values())

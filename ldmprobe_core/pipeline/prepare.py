@@ -12,8 +12,8 @@ from ldmprobe_core.models.files.weights import fingerprint, model_folder
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, check_store, plan_of
 from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.probe_schema import RunShape
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.schema import RunShape
 from ldmprobe_core.study.schema import Study
 
 _PACKAGES = ("ldmprobe", "torch", "diffusers", "transformers", "numpy", "zarr", "xarray", "prefect")
@@ -65,6 +65,7 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
         labelers["class"].classes if "class" in labelers else (),
         units | {prop: labeler.units for prop, labeler in labelers.items()},
         plan.exact_properties,
+        plan.text_channels,
     )
     return shape, {
         "model_fingerprint": fingerprint(model_folder(study.model)),

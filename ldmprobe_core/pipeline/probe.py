@@ -15,9 +15,10 @@ from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import CellResult, probe_activations
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
-from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.layers import INPUT_CONTROLS
 from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.schema import Study
 
@@ -28,7 +29,7 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     Args:
         url: URL of the run.
         step: sampler step (from 1).
-        layer: name of the layer, or of the latents.
+        layer: name of the layer or input control.
 
     Returns:
         numbers of ``seconds`` taken and ``bytes`` read; both are 0 if the cell was complete
@@ -48,61 +49,72 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
     labels = cached_label_set(url, run.location.read_text("identity"))
-    results, channels, bytes_read = _probe_networks(run, step, layer, labels)
+    results, shape, bytes_read = _probe_networks(run, step, layer, labels)
     cell = {"step": slice(step_index, step_index + 1)}
-    probes = _stored_probes(study, results["trained", "true"], channels)
+    probes = _stored_probes(study, results["trained", "true"], shape)
     run.write(f"probes/{layer}", probes, **cell)
     at_layer = slice(layer_index, layer_index + 1)
     for prop in study.labels.maps:
         scores = _stored_scores(study, results, prop)
-        run.write(f"scores/{prop}", {"score": scores}, layer=at_layer, **cell)
+        arrays = {"score": scores}
+        for condition in study.conditions:
+            if condition.repeated and study.controls.enabled(condition.name):
+                draws = results[condition.network, condition.assignment].draws[prop]
+                arrays[f"{condition.name}_draws"] = draws[:, None, None, :]
+        run.write(f"scores/{prop}", arrays, layer=at_layer, **cell)
     run.progress.mark_done(PROBE, step_index, layer_index)
     return {"seconds": time.monotonic() - started, "bytes": bytes_read}
 
 
 def _probe_networks(
     run: Run, step: int, layer: str, labels: LabelSet
-) -> tuple[dict[tuple[str, str], CellResult], int, int]:
+) -> tuple[dict[tuple[str, str], CellResult], tuple[int, int, int], int]:
     """Train and score the probes of one cell, for each network whose activations are probed.
 
     The networks are the model with its trained weights and, for a control, with permuted weights.
 
     Returns:
-        results by network and label assignment, the number of channels of the activations, and the
+        results by network and label assignment, the shape of the activations of a sample, and the
         number of bytes read.
     """
     study = run.study
     results: dict[tuple[str, str], CellResult] = {}
-    bytes_read = channels = 0
+    bytes_read, shape = 0, (0, 0, 0)
     for network in dict.fromkeys(
         c.network for c in study.conditions if study.controls.enabled(c.name)
     ):
-        # The latents before a step are the same for every network, so one network is enough.
-        if network != "trained" and layer == LATENTS:
+        # The latents and the clean image do not depend on which network is probed.
+        if network != "trained" and layer in INPUT_CONTROLS:
             continue
         activations = run.read(f"{ACTIVATION_GROUPS[network]}/{layer}", "activation", step=step - 1)
         bytes_read += activations.nbytes
-        channels = activations.shape[-1]
+        activations = probe_features(layer, activations)
+        shape = activations.shape[1:]
         sums = unstored_statistics(run, network, step, layer)
-        cells = probe_activations(activations, labels, study, study.assignments(network), sums)
+        columns = study.label_columns(network)
+        cells = probe_activations(activations, labels, study, columns, sums)
         results |= {(network, assignment): cell for assignment, cell in cells.items()}
-    return results, channels, bytes_read
+    return results, shape, bytes_read
 
 
-def _stored_probes(study: Study, fitted: CellResult, channels: int) -> dict[str, np.ndarray]:
+def _stored_probes(
+    study: Study, fitted: CellResult, shape: tuple[int, int, int]
+) -> dict[str, np.ndarray]:
     """Arrange the linear probes of one cell as the arrays that are stored.
 
     Args:
         study: study that gives the kinds of linear probes and the properties, in order.
         fitted: probes fitted to the true labels of the trained network.
-        channels: number of channels of the activations.
+        shape: height and width in tokens, and number of channels, of the activations.
 
     Returns:
-        ``weight`` (kind, property, step, channel), ``bias`` and ``penalty`` (kind, property, step),
-        all float64 with one step; NaN for probes that were not fitted.
+        ``weight`` (kind, property, step, channel), ``position`` (kind, property, step, y, x), and
+        ``bias``, ``penalty`` and ``cut`` (kind, property, step), all float64 with one step; NaN for
+        probes that were not fitted.
     """
     kinds, maps = study.linear_kinds, study.labels.maps
-    weight = np.full((len(kinds), len(maps), 1, channels), np.nan)
+    weight = np.full((len(kinds), len(maps), 1, shape[2]), np.nan)
+    position = np.full((len(kinds), len(maps), 1, shape[0], shape[1]), np.nan)
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty, cut = bias.copy(), bias.copy()
     for (kind, prop), probe in fitted.probes.items():
@@ -112,7 +124,9 @@ def _stored_probes(study: Study, fitted: CellResult, channels: int) -> dict[str,
         entry = kinds.index(kind), maps.index(prop), 0
         weight[entry], bias[entry], penalty[entry] = probe.weight, probe.bias, probe.penalty
         cut[entry] = probe.cut
-    return {"weight": weight, "bias": bias, "penalty": penalty, "cut": cut}
+        position[entry] = 0.0 if probe.position is None else probe.position
+    stored = {"weight": weight, "position": position, "bias": bias}
+    return stored | {"penalty": penalty, "cut": cut}
 
 
 def _stored_scores(

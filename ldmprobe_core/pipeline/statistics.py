@@ -19,6 +19,8 @@ import numpy as np
 
 from ldmprobe_core.pipeline.activation_sinks import Activations
 from ldmprobe_core.probing.block_scores import block_means
+from ldmprobe_core.probing.neighbourhood import probe_features
+from ldmprobe_core.probing.position import token_positions
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import ACCUMULATE
@@ -26,9 +28,9 @@ from ldmprobe_core.study.batching import (
     BUFFERS,
     STATISTICS_GROUP,
     accumulation_units,
-    label_assignments,
+    n_positions,
+    summed_columns,
 )
-from ldmprobe_core.study.conditions import ASSIGNMENTS
 from ldmprobe_core.study.schema import Study
 
 
@@ -53,6 +55,8 @@ class Accumulator:
     Attributes:
         grams: (network, layer) to float64 (step, entry), the lower triangle of the Gram matrix of
             each cell, row by row.
+        by_position: (network, layer) to float64 (step, position, column), the sums at each position
+            (`SufficientStatistics.by_position`).
         nonfinite: (network, layer) to int64 (step,), the number of activations that are NaN or
             infinite in float16.
         labels: property to float64 (y, x), the sum of the label maps.
@@ -60,6 +64,7 @@ class Accumulator:
     """
 
     grams: dict[tuple[str, str], np.ndarray]
+    by_position: dict[tuple[str, str], np.ndarray]
     nonfinite: dict[tuple[str, str], np.ndarray]
     labels: dict[str, np.ndarray]
     count: int
@@ -86,6 +91,7 @@ class Accumulator:
         }
         return cls(
             {key: stored(group, "gram") for key, group in groups.items()},
+            {key: stored(group, "by_position") for key, group in groups.items()},
             {key: stored(group, "nonfinite") for key, group in groups.items()},
             {p: stored(f"{STATISTICS_GROUP}/labels", p) for p in run.study.labels.maps},
             int(stored(f"{STATISTICS_GROUP}/labels", "count")),
@@ -100,7 +106,7 @@ class Accumulator:
             done: number of its complete units, including the current one.
 
         Returns:
-            number of bytes of the Gram matrices.
+            number of bytes of the Gram matrices and of the sums at each position.
         """
         buffer = done % BUFFERS
         region = {
@@ -108,16 +114,26 @@ class Accumulator:
             "buffer": slice(buffer, buffer + 1),
         }
         for (network, layer), gram in self.grams.items():
-            sums = {"gram": gram, "nonfinite": self.nonfinite[network, layer]}
+            sums = {
+                "gram": gram,
+                "by_position": self.by_position[network, layer],
+                "nonfinite": self.nonfinite[network, layer],
+            }
             values = {name: value[None, None] for name, value in sums.items()}
             run.write(f"{STATISTICS_GROUP}/{network}/{layer}", values, **region)
         maps = {name: value[None, None] for name, value in self.labels.items()}
         count = np.full((1, 1), self.count, np.int64)
         run.write(f"{STATISTICS_GROUP}/labels", maps | {"count": count}, **region)
-        return sum(gram.nbytes for gram in self.grams.values())
+        return sum(
+            sums.nbytes for cells in (self.grams, self.by_position) for sums in cells.values()
+        )
 
     def add(
-        self, activations: dict[str, Activations], labels: dict[str, np.ndarray], study: Study
+        self,
+        activations: dict[str, Activations],
+        labels: dict[str, np.ndarray],
+        study: Study,
+        first: int = 0,
     ) -> None:
         """Add the training samples of a batch to the sums.
 
@@ -125,28 +141,36 @@ class Accumulator:
 
         Args:
             activations: activations of the samples, by network.
+            first: index of the first sample in the study, which seeds the batch's permutations.
             labels: property to label maps (sample, y, x) at the size of the images; bool for masks.
             study: study that the samples belong to.
         """
         samples = np.arange(len(next(iter(labels.values()))))
-        owners = {name: assign(samples, study.prompts.seed) for name, assign in ASSIGNMENTS.items()}
         tokens: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
         for network, captured in activations.items():
-            assignments = label_assignments(study, network)
-            for layer, values in captured.values.items():
+            columns = summed_columns(study, network)
+            owners = [column.owners(samples, study.prompts.seed + first) for column in columns]
+            for layer, stored in captured.values.items():
                 bad = captured.nonfinite[layer]
                 self.nonfinite[network, layer] += bad.sum(0, dtype=np.int64)
-                grid = (values.shape[2], values.shape[3])
+                grid = (stored.shape[2], stored.shape[3])
+                positions = token_positions(grid)
                 for prop, maps in labels.items():
                     tokens.setdefault((prop, grid), block_means(maps, grid))
                 for step, sums in enumerate(self.grams[network, layer]):
                     finite = np.flatnonzero(bad[:, step] == 0)
                     targets = [
-                        tokens[p, grid][owners[d][finite]] for d in assignments for p in labels
+                        tokens[column.prop, grid][owner[finite]]
+                        for column, owner in zip(columns, owners, strict=True)
                     ]
-                    x = values[finite, step].reshape(-1, values.shape[-1])
+                    values = probe_features(layer, stored[finite, step])
+                    x = values.reshape(-1, values.shape[-1])
                     y = np.stack(targets, axis=-1).reshape(-1, len(targets))
-                    sums += packed(SufficientStatistics.from_tokens(x, y).gram)
+                    added = SufficientStatistics.from_tokens(
+                        x, y, None, np.resize(positions, len(x)), n_positions(grid)
+                    )
+                    sums += packed(added.gram)
+                    self.by_position[network, layer][step] += added.by_position
         for prop, maps in labels.items():
             self.labels[prop] += maps.sum(0, dtype=np.float64)
         self.count += len(samples)
@@ -191,9 +215,9 @@ def load_statistics(run: Run, network: str, step: int, layer: str) -> Sufficient
     """
     group = f"{STATISTICS_GROUP}/{network}/{layer}"
     gram = unpacked(_merged(run, group, "gram", step=step - 1))
-    study = run.study
-    labels = len(label_assignments(study, network)) * len(study.labels.maps)
-    return SufficientStatistics(gram, len(gram) - 1 - labels)
+    by_position = _merged(run, group, "by_position", step=step - 1)
+    channels = len(gram) - 1 - len(summed_columns(run.study, network))
+    return SufficientStatistics(gram, channels, by_position)
 
 
 def unstored_statistics(

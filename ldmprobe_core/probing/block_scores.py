@@ -138,37 +138,47 @@ class BlockScorer:
             by_value = BlockPartialScorer(truth, mean_map, grid, ranks=False)
             self._forms["pearson_partial"] = by_value.scores
 
-    def scores(self, tokens: np.ndarray, cut: float | None = None) -> np.ndarray:
+    def scores(
+        self,
+        tokens: np.ndarray,
+        cut: float | None = None,
+        metrics: tuple[str, ...] | None = None,
+    ) -> np.ndarray:
         """Score predictions in every metric of the property.
 
         Args:
             tokens: predictions (n, *grid); for a mask, bool or values on any scale.
             cut: value above which the prediction of a mask counts as foreground; needed unless the
                 prediction is bool.
+            metrics: metrics to compute; None computes all.
 
         Returns:
-            (metric, n) float64.
+            (metric, n) float64 for all metrics of the property; NaN for those not computed.
 
         Raises:
             ValueError: values are given for a mask without a cut.
         """
         if self.partly is None:
-            return self._whole_scores(tokens, cut)
+            return self._whole_scores(tokens, cut, metrics)
         scores = np.empty((len(self.metrics), len(tokens)))
         if len(self.truth):
-            scores[:, ~self.partly] = self._whole_scores(tokens[~self.partly], cut)
+            scores[:, ~self.partly] = self._whole_scores(tokens[~self.partly], cut, metrics)
         predicted = upsample(tokens[self.partly], self.size)
         scores[:, self.partly] = score_maps(
             self.prop, predicted, self.partial_truth, self.mean_map, self.grid, cut
         )
         return scores
 
-    def _whole_scores(self, tokens: np.ndarray, cut: float | None) -> np.ndarray:
+    def _whole_scores(
+        self, tokens: np.ndarray, cut: float | None, metrics: tuple[str, ...] | None
+    ) -> np.ndarray:
         """Score predictions of the fully measured samples, (metric, n)."""
         regions = cut_mask(tokens, cut) if property_of(self.prop).is_mask else tokens
         return np.stack(
             [
                 self._score(name, tokens if METRICS[name].continuous else regions)
+                if metrics is None or name in metrics
+                else np.full(len(tokens), np.nan)
                 for name in self.metrics
             ]
         )

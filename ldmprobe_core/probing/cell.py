@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,35 +13,39 @@ from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.probing.statistics import SufficientStatistics
-from ldmprobe_core.study.probe_kinds import probe_kind
+from ldmprobe_core.study.conditions import LabelColumn
+from ldmprobe_core.study.probe_kinds import ProbeKind, probe_kind
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.schema import Study
 
-_Probes = dict[tuple[str, str], Probe]
-
-_Key = tuple[str, str, str]
-"""Label assignment, kind and property of a probe."""
+_Fitted = dict[tuple[str, LabelColumn], Probe]
+"""Fitted probes of a cell, by kind of probe and label."""
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """Probes and scores of one cell, for true labels or for shuffled labels.
+    """Probes and scores of one cell, for one label assignment.
 
     Attributes:
-        probes: fitted probes, by (kind, property); the linear probes of masks have their cut.
+        probes: fitted probes, by (kind, property), for the first draw of a repeated assignment; the
+            linear probes of masks have their cut.
         scores: arrays (kind, metric, held-out sample) float32, by property; NaN if the kind does
-            not support the property or the score is undefined.
+            not support the property or the score is undefined.  For a repeated assignment, they are
+            means over its draws, in the metrics that `Property.compared` lists.
+        draws: scores of each draw of a repeated assignment in the main metric, (draw, held-out
+            sample) float32, by property; empty for other assignments.
     """
 
     probes: dict[tuple[str, str], Probe]
     scores: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def probe_activations(
     activations: np.ndarray,
     labels: LabelSet,
     study: Study,
-    assignments: tuple[str, ...] = ("true",),
+    columns: tuple[LabelColumn, ...] | None = None,
     statistics: SufficientStatistics | None = None,
 ) -> dict[str, CellResult]:
     """Fit every probe of a cell and score it on the held-out samples.
@@ -53,84 +57,92 @@ def probe_activations(
         activations: (sample, y, x, channel) float16.
         labels: label maps and splits of the same samples.
         study: study of the run; it gives the probe kinds, the penalties and the seed.
-        assignments: names of the label assignments to fit: ``true``, or ``shuffled`` for the
-            control with shuffled labels.
+        columns: labels to fit; None fits all labels of the trained network.
         statistics: sufficient statistics of the training samples, for a run that does not store
-            their activations; its label columns are ordered by (assignment, property).
+            their activations; its label columns are `columns`.
 
     Returns:
         Probes and scores by label assignment.  Without usable training or validation samples, there
         are no probes and all scores are NaN.
     """
+    columns = columns or study.label_columns("trained")
     finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
     train = labels.train[finite[labels.train]]
     validation = labels.validation[finite[labels.validation]]
-    probes: dict[str, _Probes] = {assignment: {} for assignment in assignments}
-    cuts: dict[_Key, float] = {}
+    fitted: _Fitted = {}
     if (statistics.n if statistics else len(train)) and len(validation):
-        columns = [(assignment, prop) for assignment in assignments for prop in labels.maps]
         data = CellData(
             activations, labels, train, validation, columns,
             study.probes.penalties, study.prompts.seed, statistics,
         )  # fmt: skip
-        _fit(data, study.kinds, probes)
-        cuts = _choose_cuts(data, probes)
-        for (assignment, kind, prop), cut in cuts.items():
-            probe = probes[assignment][kind, prop]
-            if isinstance(probe, LinearProbe):
-                probes[assignment][kind, prop] = replace(probe, cut=cut)
-    return _score_heldout(activations, finite, labels, study, probes, cuts)
+        fitted = _fit(data, study.kinds)
+        cuts = _choose_cuts(data, fitted)
+    else:
+        cuts = {}
+    scores = _score_heldout(activations, finite, labels, fitted, cuts)
+    return {
+        assignment: _collect(assignment, columns, study, labels, fitted, scores)
+        for assignment in dict.fromkeys(column.assignment for column in columns)
+    }
 
 
-def _fit(data: CellData, kinds: tuple[str, ...], probes: dict[str, _Probes]) -> None:
-    """Fit probes of every kind to every label that the kind supports, and add them to `probes`."""
+def _fit(data: CellData, kinds: tuple[str, ...]) -> _Fitted:
+    """Fit probes of every kind to every label that the kind supports."""
+    fitted: _Fitted = {}
     for name, fitter in FITTERS.items():
         if name not in kinds:
             continue
-        for column, (assignment, prop) in enumerate(data.columns):
-            # Nonlinear kinds are controls themselves, so they get no shuffled-label control.
-            if fitter.kind.supports(property_of(prop)) and (
-                fitter.kind.linear or assignment == "true"
-            ):
-                probes[assignment][name, prop] = fitter.fit(FitData(data, column))
+        for index, column in enumerate(data.columns):
+            if fitter.kind.supports(property_of(column.prop)) and _is_fitted(fitter.kind, column):
+                fitted[name, column] = fitter.fit(FitData(data, index, fitter.kind))
+    return fitted
 
 
-def _choose_cuts(data: CellData, probes: dict[str, _Probes]) -> dict[_Key, float]:
-    """Choose the cut of every probe of a mask.
+def _is_fitted(kind: ProbeKind, column: LabelColumn) -> bool:
+    """Whether probes of a kind are fitted to a label.
+
+    Nonlinear kinds are controls themselves, so they get no control of other labels.  Further draws
+    are fitted only by kinds that need sums alone, because they share these sums between draws.
+    """
+    if column.draw:
+        return kind.from_statistics
+    return kind.linear or column.assignment == "true"
+
+
+def _choose_cuts(data: CellData, fitted: _Fitted) -> dict[tuple[str, LabelColumn], float]:
+    """Choose the cut of every probe of a mask, and store it in linear probes.
 
     The cut is chosen on the samples and labels that the probe was fitted to, or on the validation
     samples if the run does not store the training samples.
     """
-    columns = {key: i for i, key in enumerate(data.columns) if property_of(key[1]).is_mask}
-    of_masks = {
-        (assignment, kind, prop): probe
-        for assignment, fitted in probes.items()
-        for (kind, prop), probe in fitted.items()
-        if (assignment, prop) in columns
-    }
-    fixed = {key: probe_kind(key[1]).fixed_cut for key in of_masks}
+    of_masks = {key: probe for key, probe in fitted.items() if property_of(key[1].prop).is_mask}
+    fixed = {key: probe_kind(key[0]).fixed_cut for key in of_masks}
     cuts = {key: cut for key, cut in fixed.items() if cut is not None}
     tuned = {key: probe for key, probe in of_masks.items() if key not in cuts}
-    if not tuned:
-        return cuts
-    members = data.train if len(data.train) else data.validation
-    for key, tokens in _predict(data.activations[members], tuned).items():
-        assignment, _, prop = key
-        owners = data.label_owners(members, assignment)
-        shares = flatten_maps(data.labels.tokens(prop, data.grid)[owners])
-        weights = data.token_weights(columns[assignment, prop], members)
-        cuts[key] = best_cut(
-            flatten_maps(tokens), shares, None if weights is None else flatten_maps(weights)
-        )
+    if tuned:
+        members = data.train if len(data.train) else data.validation
+        for key, tokens in _predict(data.activations[members], tuned).items():
+            column = key[1]
+            index = data.columns.index(column)
+            owners = data.label_owners(members, index)
+            shares = flatten_maps(data.labels.tokens(column.prop, data.grid)[owners])
+            weights = data.token_weights(index, members)
+            cuts[key] = best_cut(
+                flatten_maps(tokens), shares, None if weights is None else flatten_maps(weights)
+            )
+    for key, cut in cuts.items():
+        probe = fitted[key]
+        if isinstance(probe, LinearProbe):
+            fitted[key] = replace(probe, cut=cut)
     return cuts
 
 
-def _predict(activations: np.ndarray, probes: dict[_Key, Probe]) -> dict[_Key, np.ndarray]:
+def _predict(activations: np.ndarray, probes: _Fitted) -> dict[tuple[str, LabelColumn], np.ndarray]:
     """Predict with every probe, (n, y, x) each.
 
     All linear probes predict in one pass over the activations, which is faster than one pass each.
     """
-    linear = [key for key in probes if probe_kind(key[1]).linear]
+    linear = [key for key in probes if probe_kind(key[0]).linear]
     predicted = {}
     if linear:
         stacked = predictions(activations, [probes[key] for key in linear])  # type: ignore[misc]
@@ -143,33 +155,63 @@ def _score_heldout(
     activations: np.ndarray,
     finite: np.ndarray,
     labels: LabelSet,
-    study: Study,
-    probes: dict[str, _Probes],
-    cuts: dict[_Key, float],
-) -> dict[str, CellResult]:
-    """Score every probe on the held-out samples, the probes of masks at their cuts."""
+    fitted: _Fitted,
+    cuts: dict[tuple[str, LabelColumn], float],
+) -> dict[tuple[str, LabelColumn], np.ndarray]:
+    """Score every probe on the held-out samples, the probes of masks at their cuts.
+
+    Returns:
+        (metric, held-out sample) by kind and label; NaN in metrics that are not computed.
+    """
     heldout, usable = activations[labels.heldout], finite[labels.heldout]
     heldout[~usable] = 0
-    predicted = _predict(
-        heldout,
-        {
-            (assignment, kind, prop): probe
-            for assignment, fitted in probes.items()
-            for (kind, prop), probe in fitted.items()
-        },
-    )
-    results = {}
-    for assignment, fitted in probes.items():
-        scores = {}
-        for prop in labels.maps:
-            record = property_of(prop)
-            scorer = labels.scorer(prop, activations.shape[1:3])
-            shape = (len(study.kinds), len(record.metrics), len(heldout))
-            rows = np.full(shape, np.nan, np.float32)
-            for row, kind in zip(rows, study.kinds, strict=True):
-                key = assignment, kind, prop
-                if key in predicted:
-                    row[:] = np.where(usable, scorer.scores(predicted[key], cuts.get(key)), np.nan)
-            scores[prop] = rows
-        results[assignment] = CellResult(fitted, scores)
-    return results
+    scores = {}
+    for key, tokens in _predict(heldout, fitted).items():
+        column = key[1]
+        record = property_of(column.prop)
+        scorer = labels.scorer(column.prop, activations.shape[1:3])
+        # The other metrics of wrong labels are not reported, and there may be many draws.
+        metrics = record.metrics if column.assignment == "true" else record.compared
+        values = scorer.scores(tokens, cuts.get(key), metrics)
+        scores[key] = np.where(usable, values, np.nan)
+    return scores
+
+
+def _collect(
+    assignment: str,
+    columns: tuple[LabelColumn, ...],
+    study: Study,
+    labels: LabelSet,
+    fitted: _Fitted,
+    scores: dict[tuple[str, LabelColumn], np.ndarray],
+) -> CellResult:
+    """Collect the probes of the first draw of an assignment, and the scores of all draws."""
+    probes = {
+        (kind, column.prop): probe
+        for (kind, column), probe in fitted.items()
+        if column.assignment == assignment and column.draw == 0
+    }
+    means, by_draw = {}, {}
+    for prop in labels.maps:
+        draws = [c for c in columns if c.assignment == assignment and c.prop == prop]
+        shape = len(study.kinds), len(property_of(prop).metrics), len(labels.heldout)
+        means[prop] = np.full(shape, np.nan, np.float32)
+        for row, kind in zip(means[prop], study.kinds, strict=True):
+            rows = [scores[kind, column] for column in draws if (kind, column) in scores]
+            if rows:
+                row[:] = _mean_of_defined(np.stack(rows))
+        if assignment != "true":
+            by_draw[prop] = np.full((len(draws), shape[-1]), np.nan, np.float32)
+            kinds = [kind for kind in study.kinds if (kind, draws[-1]) in scores]
+            for row, column in zip(by_draw[prop], draws, strict=True):
+                if kinds:
+                    row[:] = scores[kinds[0], column][0]
+    return CellResult(probes, means, by_draw)
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Average over the first axis the values that are not NaN; NaN where there are none."""
+    defined = ~np.isnan(values)
+    count = defined.sum(0)
+    total = np.where(defined, values, 0).sum(0)
+    return np.where(count, total / np.maximum(count, 1), np.nan)

@@ -43,6 +43,11 @@ class LabelSet:
         """Number of measured pixels in each block, (sample, *grid); None if all were measured."""
         return block_counts(self.maps[prop], grid)
 
+    @lru_cache(maxsize=32)  # noqa: B019  (as above)
+    def mean_tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
+        """Block means of the training mean map, (*grid) float64."""
+        return block_means(self.means[prop][None], grid)[0]
+
     @lru_cache(maxsize=8)  # noqa: B019  (a process keeps one label set per run)
     def _full(self, prop: str) -> FullResolutionLabels:
         heldout = self.maps[prop][self.heldout]

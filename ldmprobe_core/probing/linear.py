@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ ROWS_AT_ONCE = 1 << 11
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Linear probe: prediction = activation . weight + bias.
+    """Linear probe: prediction = activation . weight + bias, plus a position term if it has one.
 
     Attributes:
         weight: (channel,) float64.
@@ -33,12 +34,36 @@ class LinearProbe:
         penalty: relative L2 penalty of the fit; NaN for kinds without one.
         cut: value above which the prediction of a mask counts as foreground; NaN for other
             properties.
+        position: position term of each token (y, x) float64, in the units of the bias; None for
+            kinds without one (`ldmprobe_core.probing.position`).
     """
 
     weight: np.ndarray
     bias: float
     penalty: float
     cut: float = float("nan")
+    position: np.ndarray | None = None
+
+    @classmethod
+    def from_dataset(cls, stored: Any) -> LinearProbe:
+        """Read a probe from the arrays of a run.
+
+        Args:
+            stored: xarray dataset of ``probes/<layer>`` at one kind, property and step.
+        """
+        position = stored.position.values.astype(np.float64)
+        return cls(
+            stored.weight.values.astype(np.float64),
+            float(stored.bias),
+            float(stored.penalty),
+            float(stored.cut),
+            position if position.any() else None,
+        )
+
+    @property
+    def offset(self) -> float | np.ndarray:
+        """Bias plus position term: a scalar, or (y, x) float64 for a probe with the term."""
+        return self.bias if self.position is None else self.bias + self.position
 
     def predict(self, activations: np.ndarray) -> np.ndarray:
         """Predictions (n, y, x) float64 from activations (n, y, x, channel)."""
@@ -56,10 +81,12 @@ def predictions(activations: np.ndarray, probes: list[LinearProbe]) -> np.ndarra
         (n, y, x, probe) float64.
     """
     weight = np.stack([probe.weight for probe in probes], axis=1)
-    bias = np.array([probe.bias for probe in probes])
     rows = activations.reshape(-1, activations.shape[-1])
-    values = np.concatenate([block @ weight for block in row_blocks(rows)]) + bias
-    return values.reshape(*activations.shape[:-1], len(probes))
+    values = np.concatenate([block @ weight for block in row_blocks(rows)])
+    values = values.reshape(*activations.shape[:-1], len(probes))
+    for column, probe in enumerate(probes):
+        values[..., column] += probe.offset
+    return values
 
 
 def row_blocks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 from scipy.linalg.blas import dsyrk
 
 from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
@@ -20,14 +21,22 @@ class SufficientStatistics:
         gram: Gram matrix Z'Z, where the row of Z for each token is [activations, 1, labels];
             symmetric float64 with (channel + 1 + label) rows.
         channels: number of channels of the activations.
+        by_position: sums of the rows of Z at each position, (position, channel + 1 + label)
+            float64; None if they were not computed.
     """
 
     gram: np.ndarray
     channels: int
+    by_position: np.ndarray | None = None
 
     @classmethod
     def from_tokens(
-        cls, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None
+        cls,
+        x: np.ndarray,
+        y: np.ndarray,
+        weight: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
+        n_positions: int = 0,
     ) -> SufficientStatistics:
         """Sum over tokens in float64, with one rank-k update for each block of tokens.
 
@@ -35,24 +44,55 @@ class SufficientStatistics:
             x: activations (token, channel).
             y: labels (token, label), finite.
             weight: number of times that each token counts, (token,); None counts each token once.
+            positions: index of the position of each token, (token,); None leaves `by_position` out.
+            n_positions: number of positions.
         """
         channels, labels = x.shape[1], y.shape[1]
         width = channels + 1 + labels
         upper = np.zeros((width, width), order="F")
+        by_position = None if positions is None else np.zeros((n_positions, width))
         rows, start = np.ones((min(len(x), ROWS_AT_ONCE), width)), 0
         for block in row_blocks(x, None):
             part = rows[: len(block)]
             part[:, :channels] = block
             part[:, channels + 1 :] = y[start : start + len(block)]
+            here = slice(start, start + len(block))
+            root = None
             if weight is not None:
+                root = np.sqrt(weight[here].astype(np.float64))
                 part[:, channels] = 1
-                part *= np.sqrt(weight[start : start + len(block), None])
+                part *= root[:, None]
+            if positions is not None:
+                by_position += _sums_by_position(part, positions[here], n_positions, root)
             upper = dsyrk(1.0, part.T, beta=1.0, c=upper, overwrite_c=1)
             start += len(block)
-        return cls(np.triu(upper) + np.triu(upper, 1).T, channels)
+        return cls(np.triu(upper) + np.triu(upper, 1).T, channels, by_position)
 
     def __add__(self, other: SufficientStatistics) -> SufficientStatistics:
-        return SufficientStatistics(self.gram + other.gram, self.channels)
+        both = None
+        if self.by_position is not None and other.by_position is not None:
+            both = self.by_position + other.by_position
+        return SufficientStatistics(self.gram + other.gram, self.channels, both)
+
+    def less_positions(self, means: np.ndarray) -> SufficientStatistics:
+        """Statistics of the same tokens after a value per position is subtracted from each label.
+
+        Args:
+            means: value of each label at each position, (position, label).
+
+        Raises:
+            ValueError: the sums at each position were not computed.
+        """
+        if self.by_position is None:
+            raise ValueError("by_position: no sums (None). Fix: give positions to from_tokens")
+        values = np.zeros_like(self.by_position)
+        values[:, self.channels + 1 :] = means
+        # With Z' = Z - P, where P repeats `values` at the tokens of each position, expand Z'Z'.
+        cross = self.by_position.T @ values
+        count = self.by_position[:, self.channels, None]
+        gram = self.gram - cross - cross.T + values.T @ (count * values)
+        by_position = self.by_position - count * values
+        return SufficientStatistics(gram, self.channels, by_position)
 
     @property
     def n(self) -> int:
@@ -100,3 +140,14 @@ class SufficientStatistics:
         squared = self.yy + (weight * (self.xx @ weight)).sum(0) + self.n * bias**2
         cross = (weight * self.xy).sum(0) + bias * self.y
         return (squared - 2 * cross + 2 * bias * (self.x @ weight)) / self.n
+
+
+def _sums_by_position(
+    rows: np.ndarray, positions: np.ndarray, count: int, factor: np.ndarray | None
+) -> np.ndarray:
+    """Sum rows (token, column) at each of ``count`` positions, times a factor of each token."""
+    values = np.ones(len(rows)) if factor is None else factor
+    members = sparse.csr_array(
+        (values, (positions, np.arange(len(rows)))), shape=(count, len(rows))
+    )
+    return np.asarray(members @ rows)

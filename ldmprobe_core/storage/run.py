@@ -7,6 +7,7 @@ whole chunks, so that two workers never write to the same chunk.  A unit of work
 Layout (dimensions in brackets)::
 
     samples/                   prompt, seed, category, split, source_image [sample]
+    prompts/                   embedding [sample, feature]
     images/                    image [sample, y, x, rgb]; trajectory, clean [sample, step, ...]
     activations/<layer>/       activation [sample, step, y, x, channel]; nonfinite [sample, step]
     activations_permuted/<layer>/  the same arrays for the denoiser with permuted weights
@@ -15,10 +16,11 @@ Layout (dimensions in brackets)::
     labels_trajectory/         the same labelers on the decoded latents [sample, step, ...]
     labels_clean/              the same labelers on the predicted clean images [sample, step, ...]
     probes/<layer>/            weight [kind, property, step, channel]; bias, penalty, cut
-                               [kind, property, step]
-    scores/<property>/         score [condition, kind, metric, step, layer, sample]
-    statistics/<network>/<layer>/  sums over training samples: gram, nonfinite [accumulator,
-                                   buffer, ...]
+                               [kind, property, step]; position [kind, property, step, y, x]
+    scores/<property>/         score [condition, kind, metric, step, layer, sample];
+                               shuffled_labels_draws [draw, step, layer, sample]
+    statistics/<network>/<layer>/  sums over training samples: gram, by_position, nonfinite
+                                   [accumulator, buffer, ...]
     statistics/labels/         foreground, depth, shading [accumulator, buffer, y, x]; count
     interventions/<name>/      image, label, score [condition, target, sample, ...]; target_map,
                                    unedited
@@ -58,12 +60,13 @@ from ldmprobe_core.storage.nodes import (
     open_array,
     open_group,
 )
+from ldmprobe_core.storage.probe_schema import RunShape
 from ldmprobe_core.storage.progress import Progress
-from ldmprobe_core.storage.schema import RunSchema, RunShape
+from ldmprobe_core.storage.schema import RunSchema
 from ldmprobe_core.storage.stores.checksum_store import ChecksumStore, RequiredChunks
 from ldmprobe_core.storage.stores.metadata_cache import cached_fact, invalidate_cache
 from ldmprobe_core.storage.stores.object_store import open_store, require_asserts
-from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.layers import INPUT_CONTROLS
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.properties import map_properties
 from ldmprobe_core.study.samples import Sample
@@ -277,11 +280,11 @@ class Run:
     @property
     def layers(self) -> list[str]:
         """Names of the captured layers, in the denoiser's order."""
-        return [name for name in self.probe_inputs if name != LATENTS]
+        return [name for name in self.probe_inputs if name not in INPUT_CONTROLS]
 
     @property
     def probe_inputs(self) -> list[str]:
-        """Names of the layers and, if the study has that control, the latents."""
+        """Names of the layers, then of the input controls that the study has."""
         return list(
             cached_fact(
                 self.url, "layers", lambda: [str(n) for n in self.read("progress", "layer")]
@@ -292,6 +295,11 @@ class Run:
     def n_stored(self) -> int:
         """Number of samples with stored images and activations: all samples, or held-out ones."""
         return int(cached_fact(self.url, "stored", lambda: self.open("images").sizes["sample"]))
+
+    @property
+    def has_prompt_embeddings(self) -> bool:
+        """Whether the run stores embeddings of its prompts; not all models read prompts."""
+        return "prompts" in open_group(self.store, self.url)
 
     @property
     def exact_properties(self) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ldmprobe_core.study.conditions import LabelColumn
 from ldmprobe_core.study.schema import Study
 
 STATISTICS_GROUP = "statistics"
@@ -17,32 +18,44 @@ BATCHES_PER_UNIT = 16
 """Largest number of batches that one accumulation unit adds to the statistics."""
 
 
-def label_assignments(study: Study, network: str) -> tuple[str, ...]:
-    """Names of the label assignments in a network's statistics, in the order of label columns.
+MOST_POSITIONS = 16
+"""Largest number of positions along one axis of the token grid."""
+
+
+def summed_columns(study: Study, network: str) -> tuple[LabelColumn, ...]:
+    """Label columns of a network's statistics.
 
     If activations are stored as well, the statistics hold true labels only, because controls are
     then fitted to the stored activations.
     """
-    return study.assignments(network) if study.capture.keep == "statistics" else ("true",)
+    columns = study.label_columns(network)
+    if study.capture.keep == "statistics":
+        return columns
+    return tuple(column for column in columns if column.assignment == "true")
 
 
 def gram_width(study: Study, network: str, channels: int) -> int:
-    """Width of a cell's Gram matrix: channels, a constant, and the labels of each assignment."""
-    return channels + 1 + len(label_assignments(study, network)) * len(study.labels.maps)
+    """Width of a cell's Gram matrix: channels, a constant, and the label columns."""
+    return channels + 1 + len(summed_columns(study, network))
+
+
+def n_positions(grid: tuple[int, int]) -> int:
+    """Number of positions of a token grid, at which sums are kept for the position term."""
+    return min(grid[0], MOST_POSITIONS) * min(grid[1], MOST_POSITIONS)
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
     """Divide the training samples ``first`` to ``count - 1`` into batches, by accumulator and unit.
 
-    If only one sample remains for the last batch, it is added to the batch before, because the
-    shuffled-label control needs at least two images per batch.
+    If only one or two samples remain for the last batch, they are added to the batch before,
+    because the shuffled-label control needs at least three images per batch to permute.
 
     Returns:
         sample indices of a batch, as a range, by accumulator, unit and batch.
     """
     size = study.sampling.batch
     starts = list(range(first, count, size))
-    if len(starts) > 1 and count - starts[-1] == 1:
+    if len(starts) > 1 and count - starts[-1] < 3:
         starts.pop()
     batches = [range(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True)]
     parts = np.array_split(

@@ -48,6 +48,31 @@ of the sample whose label it gets.
 """
 
 
+@dataclass(frozen=True)
+class LabelColumn:
+    """One map label of every sample, as probes are fitted to it.
+
+    Attributes:
+        assignment: name of a label assignment in `ASSIGNMENTS`.
+        prop: name of the property.
+        draw: number of the draw of a repeated assignment, from 0.
+    """
+
+    assignment: str
+    prop: str
+    draw: int = 0
+
+    def owners(self, members: np.ndarray, seed: int) -> np.ndarray:
+        """Indices of the samples whose labels the samples ``members`` get in this draw.
+
+        Args:
+            members: indices of samples, (sample,).
+            seed: seed of the study, ``prompts.seed``.
+        """
+        # Seeds are below 2**32, so no draw of one study repeats a draw of another.
+        return ASSIGNMENTS[self.assignment](members, seed + (self.draw << 32))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Condition:
     """A network and a label assignment with which cells are probed and scored.
@@ -58,6 +83,8 @@ class Condition:
         column: heading of its column in narrow tables.
         network: network that is probed: ``trained``, or ``permuted`` with permuted weights.
         assignment: name of a label assignment in `ASSIGNMENTS`.
+        repeated: True fits the condition to several draws of its assignment
+            (``controls.permutations`` of a study), whose scores are averaged.
         always_stored: True puts the condition on the axis of every run, with NaN as its scores if
             the study has switched it off.
     """
@@ -67,6 +94,7 @@ class Condition:
     column: str
     network: str = "trained"
     assignment: str = "true"
+    repeated: bool = False
     always_stored: bool = False
 
 
@@ -76,7 +104,7 @@ CONDITIONS: dict[str, Condition] = {}
 PROBE_CONDITION = "probe"
 """Name of the condition that is no control: the trained network with true labels."""
 
-_RESERVED = {"position", "latents", "enabled"}
+_RESERVED = {"position", "latents", "clean_pixels", "prompt", "permutations", "enabled"}
 
 
 def register_condition(
@@ -120,6 +148,7 @@ register_condition(
         title="shuffled labels",
         column="shuffled",
         assignment="shuffled",
+        repeated=True,
         always_stored=True,
     )
 )

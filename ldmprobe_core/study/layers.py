@@ -7,6 +7,16 @@ from typing import NamedTuple
 LATENTS = "latents"
 """Name of the denoiser's input as a probe input: a control that is probed like a layer."""
 
+CLEAN_PIXELS = "clean_pixels"
+"""Name of the predicted clean image's pixels, averaged over blocks, as a probe input."""
+
+INPUT_CONTROLS = {LATENTS: 5, CLEAN_PIXELS: 3}
+"""Controls that are probed like layers, but are no layers of the denoiser.
+
+The value is the height and width of the neighbourhood of each token that their probes read, because
+a layer of the denoiser sees the surroundings of a token too.
+"""
+
 
 class LayerShape(NamedTuple):
     """Shape of one layer's activations: height and width in tokens, and number of channels."""
@@ -14,3 +24,7 @@ class LayerShape(NamedTuple):
     y: int
     x: int
     channels: int
+
+    def as_probed(self, name: str) -> LayerShape:
+        """Shape of what probes of this input read, which for a control is a neighbourhood."""
+        return self._replace(channels=self.channels * INPUT_CONTROLS.get(name, 1) ** 2)

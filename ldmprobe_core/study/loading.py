@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from ldmprobe_core.assets import STUDIES
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.readers.yaml_files import read_yaml
 from ldmprobe_core.study.schema import Study
-from ldmprobe_core.study.sections import LabelerSpec
 
 
 def load_study(source: str, overrides: list[str] | None = None) -> Study:

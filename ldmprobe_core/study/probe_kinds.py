@@ -20,6 +20,8 @@ class ProbeKind:
         title: name of the kind in text.
         linear: whether a probe consists of one weight per channel and a bias, which are stored.
             Other kinds are controls, which are scored but never chosen as the best probe.
+        position_term: whether predictions contain the training mean of the label at the token's
+            position, so that the weights need not encode position.
         from_statistics: whether probes can be fitted from sufficient statistics alone.
         property_kinds: kinds of properties that probes can predict; None stands for all.
         mask_output: prediction for a mask, either the ``share`` of foreground in the block of
@@ -32,6 +34,7 @@ class ProbeKind:
     name: str
     title: str
     linear: bool = True
+    position_term: bool = False
     from_statistics: bool = False
     property_kinds: tuple[str, ...] | None = None
     mask_output: Literal["share", "logit"] = "logit"
@@ -73,10 +76,28 @@ def probe_kind(name: str) -> ProbeKind:
 
 
 RIDGE = register_probe_kind(
-    ProbeKind(name="ridge", title="ridge", from_statistics=True, mask_output="share")
+    ProbeKind(
+        name="ridge", title="ridge", position_term=True, from_statistics=True, mask_output="share"
+    )
 )
 LOGISTIC = register_probe_kind(
-    ProbeKind(name="logistic", title="logistic", property_kinds=("mask",))
+    ProbeKind(name="logistic", title="logistic", position_term=True, property_kinds=("mask",))
+)
+PLAIN_RIDGE = register_probe_kind(
+    ProbeKind(
+        name="plain_ridge",
+        title="ridge without a position term",
+        from_statistics=True,
+        mask_output="share",
+    )
+)
+PLAIN_LOGISTIC = register_probe_kind(
+    ProbeKind(
+        name="plain_logistic",
+        title="logistic without a position term",
+        property_kinds=("mask",),
+        fixed_cut=0.0,
+    )
 )
 ADAM = register_probe_kind(ProbeKind(name="adam", title="adam", fixed_cut=0.0))
 MLP = register_probe_kind(

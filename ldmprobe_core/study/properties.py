@@ -100,6 +100,17 @@ class Property:
         name = f"{self.metrics[0]}_partial"
         return name if name in self.metrics else None
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Metrics in which the control on other images' labels is scored.
+
+        They are the main metric, and the one that gives a prediction from position no score or one
+        that needs no cut.
+        """
+        return tuple(
+            m for m in self.metrics if m in (self.metrics[0], self.partial_metric, "auroc")
+        )
+
 
 PROPERTIES: dict[str, Property] = {}
 """Registered properties by name, in the order in which they are stored and displayed."""

@@ -20,19 +20,17 @@ from pydantic import (
     model_validator,
 )
 
-from ldmprobe_core.study.conditions import CONDITIONS, Condition
-from ldmprobe_core.study.model_record import EMBEDDED, read_model_record
+from ldmprobe_core.study.conditions import CONDITIONS, Condition, LabelColumn
+from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
+from ldmprobe_core.study.probe_sections import BootstrapSettings, Controls, Labels, Probes
 from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.readers.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.sections import (
-    BootstrapSettings,
     Capture,
-    Controls,
     Execution,
     Images,
-    Labels,
     Model,
-    Probes,
     Prompts,
     Sampling,
     Section,
@@ -41,7 +39,7 @@ from ldmprobe_core.study.sections import (
 
 _DEFAULTED = {"scheduler", "steps", "guidance"}
 
-LAYOUT_VERSION = 6
+LAYOUT_VERSION = 7
 """Version that is part of every hash, and grows when equal studies no longer give equal bytes."""
 
 
@@ -134,11 +132,11 @@ class Study(Section):
                 f"capture.keep is statistics, and sums cannot fit {beyond[0]} probes. Fix: set "
                 f"{remedy}, or capture.keep to both"
             )
-        if self.controls.shuffled_labels and self.sampling.batch == 1:
+        if self.controls.shuffled_labels and self.sampling.batch < 3:
             raise ValueError(
-                "sampling.batch is 1, and with capture.keep statistics the shuffled-label control "
-                "needs at least 2 images a batch. Fix: set it to 2 or more, or "
-                "controls.shuffled_labels to false"
+                f"sampling.batch is {self.sampling.batch}, and with capture.keep statistics the "
+                "shuffled-label control permutes the images of each batch, so that it needs at "
+                "least 3. Fix: set it to 3 or more, or controls.shuffled_labels to false"
             )
         return self
 
@@ -176,6 +174,12 @@ class Study(Section):
         return self.prompts.count if self.images is None else self.images.samples
 
     @property
+    def input_controls(self) -> tuple[str, ...]:
+        """Names of the controls of this study that are probed like layers."""
+        decoded = self.controls.clean_pixels and self.capture.keep != "statistics"
+        return ((LATENTS,) if self.controls.latents else ()) + ((CLEAN_PIXELS,) if decoded else ())
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of probes that are scored: those in ``probes.kinds``, then the control ``mlp``."""
         control = self.controls.mlp and MLP.name not in self.probes.kinds
@@ -206,6 +210,16 @@ class Study(Section):
             if condition.network == network and self.controls.enabled(condition.name)
         ]
         return tuple(dict.fromkeys(["true", *names]))
+
+    def label_columns(self, network: str) -> tuple[LabelColumn, ...]:
+        """Labels to which the probes of a network are fitted, by assignment, draw and property."""
+        repeated = {c.assignment for c in self.conditions if c.repeated}
+        return tuple(
+            LabelColumn(assignment, prop, draw)
+            for assignment in self.assignments(network)
+            for draw in range(self.controls.permutations if assignment in repeated else 1)
+            for prop in self.labels.maps
+        )
 
     @property
     def hash(self) -> str:

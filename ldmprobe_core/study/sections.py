@@ -1,24 +1,23 @@
-"""The sections of a study: model, prompts, sampling, capture, labels, probes, controls."""
+"""Sections of a study on the model, its inputs, sampling, capture and execution.
+
+`ldmprobe_core.study.probe_sections` has the others.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
 
-from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
-from ldmprobe_core.study.probe_kinds import PROBE_KINDS
-from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
+from ldmprobe_core.study.properties import PROPERTIES
 
 
 def _slug(value: str) -> str:
@@ -150,7 +149,7 @@ class Images(Section):
 class Sampling(Section):
     """Settings of the sampler.
 
-    The record of a model (`ldmprobe_core.study.model_record`) may replace the defaults of
+    The record of a model (`ldmprobe_core.study.readers.model_record`) may replace the defaults of
     scheduler, steps and guidance.
 
     Attributes:
@@ -183,174 +182,6 @@ class Capture(Section):
     layers: tuple[str, ...] = Field(("self-attention",), strict=False, min_length=1)
     keep: Literal["activations", "statistics", "both"] = "activations"
     accumulators: PositiveInt = 4
-
-
-class LabelerSpec(Section):
-    """Name of a labeler, and its weights: a folder, a file or a hub id.
-
-    In YAML, a labeler may be given by its name alone instead of a mapping.
-    """
-
-    name: str
-    weights: str | None = None
-    revision: str | None = None
-
-
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-_Reader = Annotated[LabelerSpec | None, BeforeValidator(_named)]
-_TABLETOP = LabelerSpec(name="tabletop")
-
-
-def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> Any:
-    """Refuse keys that are neither fields nor registered names; drop registered keys set to null.
-
-    A null key means the same as an absent one, so both must give the study the same hash.
-    """
-    if not isinstance(content, dict):
-        return content
-    fields = [field.alias or name for name, field in section.model_fields.items()]
-    for key in content:
-        if key not in fields and key not in known:
-            names = ", ".join([*fields, *(name for name in known if name not in fields)])
-            raise ValueError(f"{key} is not a known key. Fix: use one of {names}")
-    return {k: v for k, v in content.items() if k in fields or v is not None}
-
-
-class Labels(Section):
-    """Labeler of each property; a property whose labeler is None is not probed.
-
-    Every other registered property is also a key, with None as its default.
-    """
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, _Reader] = Field(init=False)
-
-    foreground: _Reader = _TABLETOP
-    depth: _Reader = _TABLETOP
-    shading: _Reader = _TABLETOP
-    classes: _Reader = Field(_TABLETOP, alias="class")
-    threshold: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.5
-    """Threshold for a labeler's foreground map, above which a pixel is foreground."""
-
-    def labeler(self, prop: str) -> LabelerSpec | None:
-        """Labeler of a map property or of ``class``; None if the property is left out."""
-        if prop == CLASS:
-            return self.classes
-        return (self.__dict__ | (self.model_extra or {})).get(prop)
-
-    @property
-    def maps(self) -> tuple[str, ...]:
-        """Names of the properties that are probed, in the order of registration."""
-        return tuple(prop for prop in map_properties() if self.labeler(prop) is not None)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _registered(cls, content: Any) -> Any:
-        return _check_extra(cls, content, PROPERTIES)
-
-    @model_validator(mode="after")
-    def _something(self) -> Labels:
-        if not self.maps:
-            raise ValueError(
-                f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all off. Fix: "
-                "name a labeler for at least one"
-            )
-        if self.classes is not None and self.classes.name == "maps":
-            raise ValueError("class is 'maps', but classes have none. Fix: name a labeler or null")
-        return self
-
-
-class Split(Section):
-    """Shares of the prompts for training, choosing and scoring probes; they add up to 1.
-
-    Attributes:
-        heldout: approximate number of samples to hold out; ``validation`` and ``test`` give the
-            proportion in which they are divided.  None divides all samples by the three shares.
-    """
-
-    train: Annotated[float, Field(gt=0, lt=1)] = 0.45
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    test: Annotated[float, Field(gt=0, lt=1)] = 0.40
-    heldout: Annotated[int, Field(ge=2)] | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> Split:
-        total = self.train + self.validation + self.test
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"train + validation + test is {total:g}. Fix: make it 1")
-        return self
-
-
-class Probes(Section):
-    """Probes that are trained in each cell.
-
-    Attributes:
-        kinds: names of registered kinds, at least one of them linear: ``ridge`` (all properties),
-            ``logistic`` (masks), ``adam`` (the paper's protocol for all properties, slow).
-        penalties: L2 penalties to choose from by the score on the validation split, in units of
-            the layer's mean channel variance.
-    """
-
-    kinds: tuple[str, ...] = Field(("ridge", "logistic"), strict=False, min_length=1)
-    penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), strict=False, min_length=1
-    )
-    split: Split = Split()
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Probes:
-        for name in ("kinds", "penalties"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} is {list(values)}. Fix: name each once")
-        for kind in self.kinds:
-            if kind not in PROBE_KINDS:
-                raise ValueError(f"kinds has {kind!r}. Fix: choose from {', '.join(PROBE_KINDS)}")
-        if not any(PROBE_KINDS[kind].linear for kind in self.kinds):
-            raise ValueError(f"kinds is {list(self.kinds)}, none of them linear. Fix: add ridge")
-        return self
-
-
-class Controls(Section):
-    """Switches of the controls; the control that predicts from position alone is always on.
-
-    Every other registered condition is also a key, and off by default.
-
-    Attributes:
-        latents: probe the noisy latents, the denoiser's input, at each step.
-        mlp: fit a probe with one hidden layer in each cell, which is slow.
-        shuffled_labels: train probes on the labels of other training images.
-        permuted_weights: probe a denoiser with permuted weight tensors, on the same latents.
-    """
-
-    shuffled_labels: bool = True
-    permuted_weights: bool = True
-    latents: bool = True
-    mlp: bool = False
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, bool] = Field(init=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _registered(cls, content: Any) -> Any:
-        return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE_CONDITION])
-
-    def enabled(self, condition: str) -> bool:
-        """Whether the study scores cells under a condition; always True for the probe itself."""
-        if condition == PROBE_CONDITION:
-            return True
-        return bool((self.__dict__ | (self.model_extra or {})).get(condition))
-
-
-class BootstrapSettings(Section):
-    """Number of resamples and confidence level of the bootstrap over held-out samples."""
-
-    resamples: Annotated[int, Field(ge=100)] = 1000
-    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
 class Execution(Section):

@@ -28,9 +28,9 @@ from ldmprobe_core.labelers.tabletop import (
     load_shading,
 )
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
-from ldmprobe_core.study.model_record import RECORD
+from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.prompt_sets import CATEGORIES, FLOOR_COLORS, OBJECT_COLORS, WALL_COLORS
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.readers.model_record import RECORD
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.denoiser import Denoiser, new_pipeline
 from ldmprobe_core.tabletop.measures import evaluation

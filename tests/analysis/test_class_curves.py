@@ -12,8 +12,8 @@ from ldmprobe_core.analysis.class_curves import (
 )
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import tabletop
+from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.prompt_sets import CATEGORIES
-from ldmprobe_core.study.sections import LabelerSpec
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 

@@ -25,8 +25,8 @@ from ldmprobe_core.study.conditions import (
 )
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS, ProbeKind
+from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import PROPERTIES, Property, register_property
-from ldmprobe_core.study.sections import LabelerSpec
 
 
 class EdgeLabeler:

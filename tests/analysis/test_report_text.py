@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from ldmprobe_core.analysis.curves import RIVALS
 from ldmprobe_core.analysis.records import (
     BarRecord,
     CellRecord,
@@ -39,6 +40,7 @@ def control(mean, same=0.1):
         same_cell=interval(same),
         own_best=OwnBestRecord(step=2, layer="b", kind="ridge", score=interval(mean)),
         difference=interval(0.6 - mean),
+        p=0.01,
     )
 
 
@@ -51,21 +53,27 @@ def summary(position, shuffled, permuted, onset=THIRD, **more):
     no_leads = LeadRecord(onset=Lead(), settled=Lead())
     name = "a.transformer_blocks.0.attn1"
     best = CellRecord(step=9, layer=name, kind="ridge", metric="spearman", score=interval(0.6))
+    controls = ControlsRecord(
+        position=control(position),
+        shuffled_labels=control(shuffled),
+        permuted_weights=permuted and control(permuted),
+        **{name: control(mean) for name, mean in more.items()},
+    )
+    undefined = curve(Crossing())
     result = PropertyRecord(
         best=best,
         last=best.model_copy(deep=True),
         layer=LayerRecord(name=name, kind="ridge", tied=[name]),
         emergence=EmergenceRecord(
-            probe=curve(onset), decoded=curve(Crossing()), clean=curve(Crossing())
+            probe=curve(onset),
+            **dict.fromkeys(RIVALS, undefined),
         ),
-        leads=LeadsRecord(decoded=no_leads, clean=no_leads),
+        leads=LeadsRecord(**dict.fromkeys(RIVALS, no_leads)),
         clusters=ClustersRecord(prompts=20, categories=None, wider="prompts"),
-        controls=ControlsRecord(
-            position=control(position),
-            shuffled_labels=control(shuffled),
-            permuted_weights=permuted and control(permuted),
-            **{name: control(mean) for name, mean in more.items()},
-        ),
+        controls=controls,
+        not_beyond=controls.not_exceeded(),
+        ceilings={"8x8": 0.9},
+        constant=None,
         undefined=UndefinedRecord(best=0, any=0),
     )
     return Summary(
@@ -86,6 +94,15 @@ def test_headline_names_a_control_that_is_not_cleared():
     assert "but not clearly above shuffled labels (by 0.04 [-0.01, 0.09])" in line
     (line,) = headline(summary(0.7, 0.55, 0.6))
     assert "is not clearly above position alone" in line
+
+
+def test_headline_names_a_control_with_a_large_p_value():
+    made = summary(0.3, 0.2, 0.1)
+    result = made.properties["depth"]
+    result.controls.shuffled_labels.p = 0.06
+    result.not_beyond = result.controls.not_exceeded()
+    assert result.not_beyond == ["shuffled_labels"]
+    assert "but not clearly above shuffled labels (by 0.40" in headline(made)[0]
 
 
 def test_headline_asks_nothing_of_a_nonlinear_probe():
@@ -140,7 +157,9 @@ def test_headline_says_that_an_onset_is_not_determined():
 def test_headline_compares_with_a_control_in_its_own_best_cell():
     """A control that scores low in the probe's cell is judged by the cell that suits it best."""
     made = summary(0.3, 0.2, 0.1)
-    made.properties["depth"].controls.shuffled_labels = control(0.58, same=0.0)
+    result = made.properties["depth"]
+    result.controls.shuffled_labels = control(0.58, same=0.0)
+    result.not_beyond = result.controls.not_exceeded()
     (line,) = headline(made)
     assert "not clearly above shuffled labels (by 0.02" in line
 

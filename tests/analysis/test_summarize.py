@@ -13,7 +13,7 @@ def test_summary_equals_a_loop_over_the_scores(finished_run):
     record = json.loads(finished_run.location.read_text("summary.json"))
     for prop, head in (("foreground", "dice"), ("depth", "spearman"), ("shading", "spearman")):
         score = finished_run.open(f"scores/{prop}").score.sel(condition="probe", metric=head).load()
-        score = score.drop_sel(layer="latents")  # a control, not a layer
+        score = score.drop_sel(layer=["latents", "clean_pixels"])  # controls, not layers
         best, best_value = None, -np.inf
         for kind in score.kind.values:
             for step in score.step.values:
@@ -35,6 +35,24 @@ def test_summary_equals_a_loop_over_the_scores(finished_run):
         assert found["score"]["mean"] == pytest.approx(np.nanmean(test))
         assert record["properties"][prop]["undefined"]["best"] == np.isnan(test).sum()
         assert record["properties"][prop]["last"]["step"] == 3
+
+
+def test_p_value_of_shuffled_labels_compares_with_the_best_cell_of_each_permutation(finished_run):
+    record = json.loads(finished_run.location.read_text("summary.json"))
+    for prop, result in record["properties"].items():
+        group = finished_run.open(f"scores/{prop}").load()
+        test = group.split.values == "test"
+        best, draws = [], group.shuffled_labels_draws
+        for draw in range(20):
+            means = [
+                np.nanmean(draws.sel(step=step, layer=layer).values[draw, test])
+                for step in group.step.values
+                for layer in finished_run.layers
+            ]
+            best.append(max(means))
+        observed = result["best"]["score"]["mean"]
+        expected = (1 + sum(value >= observed for value in best)) / 21
+        assert result["controls"]["shuffled_labels"]["p"] == pytest.approx(expected)
 
 
 def test_summarise_gives_trajectory_scores_near_1_at_the_last_step(finished_run):

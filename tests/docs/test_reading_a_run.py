@@ -20,5 +20,5 @@ def test_reading_a_run_redraws_heatmap_and_row(documented_run, code_blocks, tmp_
         assert pixels.std() > 5  # something is drawn
     tokens = names["tokens"].isel(step=0).values  # (y, x, channel)
     weight, bias = names["probe"].weight.values[0], names["probe"].bias.values[0]
-    expected = np.einsum("yxc,c->yx", tokens, weight) + bias
+    expected = np.einsum("yxc,c->yx", tokens, weight) + bias + names["probe"].position.values[0]
     np.testing.assert_allclose(names["depth"].isel(step=0).values, expected, rtol=1e-6)

@@ -7,7 +7,7 @@ from labeler_weights import IN_ONE_FILE, WRITERS
 from scipy.ndimage import zoom
 
 from ldmprobe_core.labelers.registry import load_labeler
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from transformers import DPTForDepthEstimation, DPTImageProcessor
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import check_labeler, load_labeler
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from ldmprobe_core.labelers.registry import (
     register_labeler,
 )
 from ldmprobe_core.study.loading import parse_study
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 
 class RowDepth:

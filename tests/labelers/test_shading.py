@@ -11,7 +11,7 @@ from labeler_weights import marigold
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.labelers.shading import RetinexLabeler
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import torch
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.tabletop import load_depth, load_normals
 from ldmprobe_core.labelers.tabletop_networks import MapNetwork
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.tabletop import export
 
 CPU = torch.device("cpu")

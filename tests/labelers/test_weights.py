@@ -9,7 +9,7 @@ from labeler_weights import glpn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import check_labeler, load_labeler
 from ldmprobe_core.labelers.weights import convert
-from ldmprobe_core.study.sections import LabelerSpec
+from ldmprobe_core.study.probe_sections import LabelerSpec
 
 CPU = torch.device("cpu")
 

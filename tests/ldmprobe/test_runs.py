@@ -106,6 +106,7 @@ def test_a_probe_predicts_what_its_stored_weights_say(run):
     stored = run.open(f"probes/{layer}").sel(property="depth", step=2, kind="ridge")
     activations = run.activations(layer).sel(step=2).values
     expected = activations.astype(float) @ stored.weight.values + float(stored.bias)
+    expected += stored.position.values
     np.testing.assert_allclose(probe.predict(activations), expected, rtol=1e-12, atol=1e-12)
     mask_probe = run.probe("foreground", 1, layer, kind="logistic")
     assert mask_probe.weight.shape == probe.weight.shape

@@ -31,6 +31,9 @@ def test_sampled_images_equal_the_pipelines_own(sampler):
     assert made.trajectory.shape == made.clean.shape == (3, 3, 16, 16, 3)
     scheduler = sampler.pipeline.scheduler
     assert made.timestep == [float(t) for t in scheduler.timesteps]
+    text, _ = sampler.pipeline.encode_prompt([s.prompt for s in samples], "cpu", 1, False)
+    expected = text.mean(1).detach().numpy()
+    np.testing.assert_allclose(made.prompt_embedding, expected, atol=1e-6)
 
 
 def test_sampled_activations_are_those_of_each_steps_call(sampler):

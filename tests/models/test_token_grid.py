@@ -1,9 +1,10 @@
 """Tokens laid out on a grid."""
 
+import numpy as np
 import pytest
 import torch
 
-from ldmprobe_core.models.token_grid import Grid, change_grid, to_grid
+from ldmprobe_core.models.token_grid import Grid, change_grid, pixel_tokens, to_grid
 
 
 def test_to_grid_of_an_image_that_is_not_square():
@@ -41,3 +42,12 @@ def test_change_grid_changes_conditional_image_tokens_only(batch_copies):
     assert (changed[:-2] == 0).all()
     assert (maps == 0).all()  # the output itself is not modified
     assert torch.equal(change_grid(output, Grid(11, 1), 0, batch_copies, lambda h: h), output)
+
+
+def test_pixel_tokens_are_block_means():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    found = pixel_tokens(images, (4, 3)).numpy()
+    assert found.dtype == np.float16
+    for n, y, x in np.ndindex(2, 4, 3):
+        block = images[n, 2 * y : 2 * y + 2, 4 * x : 4 * x + 4].astype(float)
+        np.testing.assert_allclose(found[n, y, x], block.mean((0, 1)) / 255, atol=5e-4)

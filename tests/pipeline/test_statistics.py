@@ -36,7 +36,12 @@ def test_ridge_from_statistics_equals_the_stored_probes(both):
     for layer in both.probe_inputs:
         stored = both.open(f"probes/{layer}").sel(kind="ridge")
         for step in (1, 2, 3):
-            path = RidgePath.from_statistics(load_statistics(both, "trained", step, layer))
+            statistics = load_statistics(both, "trained", step, layer)
+            grid = both.open(f"activations/{layer}").sizes
+            means = [block_means(m[None], (grid["y"], grid["x"])) for m in mean_maps(both).values()]
+            # The grids are small, so each token is a position of its own.
+            terms = np.stack([mean.ravel() for mean in means], axis=1)
+            path = RidgePath.from_statistics(statistics.less_positions(terms))
             for column, prop in enumerate(both.study.labels.maps):
                 here = stored.sel(step=step, property=prop)
                 assert float(here.penalty) in penalties
@@ -44,6 +49,7 @@ def test_ridge_from_statistics_equals_the_stored_probes(both):
                 scale = np.abs(here.weight.values).max()
                 assert np.abs(weight[:, column] - here.weight.values).max() < 1e-6 * scale
                 assert bias[column] == pytest.approx(float(here.bias), rel=1e-6, abs=1e-9)
+                np.testing.assert_allclose(here.position.values.ravel(), terms[:, column])
 
 
 def test_load_statistics_equals_scikit_learn_on_stored_activations(both):
@@ -76,12 +82,15 @@ def test_keep_statistics_gives_the_probes_of_keep_activations(tiny_model, tmp_pa
         )
         for store in ("activations", "statistics")
     )
-    for layer in stored.probe_inputs:
-        for name in ("weight", "bias", "penalty"):
+    # A run that keeps only sums decodes no step images of training samples to probe.
+    assert set(stored.probe_inputs) - set(summed.probe_inputs) == {"clean_pixels"}
+    for layer in summed.probe_inputs:
+        for name in ("weight", "bias", "penalty", "position"):
             a, b = (run.open(f"probes/{layer}")[name].values for run in (stored, summed))
             assert np.abs(a - b).max() < 1e-6 * np.abs(a).max()
     for prop in stored.study.labels.maps:
-        a, b = (run.read(f"scores/{prop}", "score") for run in (stored, summed))
+        a, b = (run.open(f"scores/{prop}").score for run in (stored, summed))
+        a, b = a.sel(layer=summed.probe_inputs).values, b.values
         # Only the stored run chooses its cuts on training samples.
         first = property_of(prop).metrics.index("auroc") if property_of(prop).is_mask else 0
         for variant in (0, 2):  # shuffled labels are dealt within batches, not over all samples
@@ -91,6 +100,7 @@ def test_keep_statistics_gives_the_probes_of_keep_activations(tiny_model, tmp_pa
     for run, members in ((stored, labels.train), (summed, labels.validation)):
         probe = run.open(f"probes/{layer}").sel(kind="ridge", property="foreground", step=2)
         predicted = x[members].astype(float) @ probe.weight.values + float(probe.bias)
+        predicted += probe.position.values
         share = labels.tokens("foreground", x.shape[1:3])[members]
         cut = best_cut(predicted.reshape(len(members), -1), share.reshape(len(members), -1))
         assert float(probe.cut) == pytest.approx(cut, abs=1e-6)
@@ -135,6 +145,7 @@ def test_accumulator_leaves_out_and_counts_non_finite_samples(both):
     entries = len(packed(np.zeros((9, 9))))
     tally = Accumulator(
         {("trained", layer): np.zeros((2, entries))},
+        {("trained", layer): np.zeros((2, 16, 9))},
         {("trained", layer): np.zeros(2, np.int64)},
         {p: np.zeros((8, 8)) for p in labels},
         0,
@@ -147,5 +158,7 @@ def test_accumulator_leaves_out_and_counts_non_finite_samples(both):
         rows = np.column_stack([x, np.ones(len(x)), y])
         found = unpacked(tally.grams["trained", layer][step])
         np.testing.assert_allclose(found, rows.T @ rows, rtol=1e-12, atol=1e-12)
+        sums = rows.reshape(len(members), 16, 9).sum(0)
+        np.testing.assert_allclose(tally.by_position["trained", layer][step], sums, rtol=1e-12)
         assert SufficientStatistics(found, 5).n == 16 * len(members)
     assert tally.count == 3

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import optimize
 from sklearn.linear_model import LogisticRegression
 
 from ldmprobe_core.probing.block_scores import block_means
-from ldmprobe_core.probing.fitters.logistic import LogisticPath, logistic_loss
+from ldmprobe_core.probing.fitters.logistic import LogisticPath, SoftLabels, logistic_loss
 
 N, GRID, SIZE, CHANNELS = 9, (3, 4), (6, 12), 5
 
@@ -34,7 +35,9 @@ def test_logistic_on_shares_equals_scikit_learn_on_pixels(data, penalty):
     activations, mask, _ = data
     share = block_means(mask, GRID).ravel()
     start = np.zeros(CHANNELS), 0.0
-    weight, bias = LogisticPath(token_rows(activations), share).solve(penalty, start, 1e-14)
+    weight, bias = LogisticPath(SoftLabels(token_rows(activations), share)).solve(
+        penalty, start, 1e-14
+    )
     pixels = pixel_rows(activations)
     reference = LogisticRegression(C=1 / (penalty * len(pixels)), tol=1e-10, max_iter=10_000)
     reference.fit(pixels, mask.ravel())
@@ -49,4 +52,29 @@ def test_logistic_loss_is_the_pixels_mean_cross_entropy(data):
     truth = mask.ravel()
     expected = -(truth * np.log(chance) + ~truth * np.log(1 - chance)).mean()
     share = block_means(mask, GRID).ravel()
-    assert logistic_loss(token_rows(activations), share, weight, bias) == pytest.approx(expected)
+    assert logistic_loss(SoftLabels(token_rows(activations), share), weight, bias) == pytest.approx(
+        expected
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_logistic_with_offsets_equals_a_minimiser_of_the_cross_entropy(data, weighted):
+    activations, mask, _ = data
+    x, share = token_rows(activations), block_means(mask, GRID).ravel()
+    rng = np.random.default_rng(5)
+    offset = rng.normal(0, 1, len(share))
+    weight = rng.integers(1, 7, len(share)) if weighted else None
+    penalty = 1e-2
+    counts = np.ones(len(share)) if weight is None else weight
+
+    def objective(theta):
+        logit = x @ theta[:-1] + theta[-1] + offset
+        losses = np.logaddexp(0, logit) - share * logit
+        return (counts * losses).sum() / counts.sum() + penalty / 2 * (theta[:-1] ** 2).sum()
+
+    expected = optimize.minimize(objective, np.zeros(CHANNELS + 1), tol=1e-14).x
+    labels = SoftLabels(x, share, weight, offset)
+    found, bias = LogisticPath(labels).solve(penalty, (np.zeros(CHANNELS), 0.0), 1e-14)
+    np.testing.assert_allclose([*found, bias], expected, atol=1e-5)
+    value = objective(np.append(found, bias)) - penalty / 2 * (found**2).sum()
+    assert logistic_loss(labels, found, bias) == pytest.approx(value, rel=1e-10)

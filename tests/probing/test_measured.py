@@ -17,6 +17,7 @@ from ldmprobe_core.probing.fitters.adam import fit_adam
 from ldmprobe_core.probing.fitters.mlp import fit_mlp
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.measured import mean_map, measured, score_measured
+from ldmprobe_core.study.conditions import ASSIGNMENTS
 from ldmprobe_core.study.loading import parse_study
 
 N, GRID, SIZE, CHANNELS = 12, (3, 4), (6, 12), 4
@@ -102,20 +103,30 @@ def test_block_means_are_of_measured_pixels(data):
         assert found[i, y, x] == pytest.approx(known.mean() if known.size else np.nan, nan_ok=True)
 
 
+def position_of(mean):
+    """Position term at full size: the mean map averaged over the block of each token."""
+    return mean.reshape(GRID[0], 2, GRID[1], 3).mean((1, 3)).repeat(2, 0).repeat(3, 1)
+
+
 @pytest.mark.parametrize("prop", ["depth", "shading", "foreground"])
 @pytest.mark.parametrize("assignment", ["true", "shuffled"])
-def test_ridge_probe_equals_scikit_learn_on_measured_pixels(data, labels, prop, assignment):
+@pytest.mark.parametrize("kind", ["ridge", "plain_ridge"])
+def test_ridge_probe_equals_scikit_learn_on_measured_pixels(data, labels, prop, assignment, kind):
     activations, maps = data
-    study = study_of(["ridge"])
-    result = probe_activations(activations, labels, study, ("true", "shuffled"))
-    probe = result[assignment].probes["ridge", prop]
-    from ldmprobe_core.study.conditions import ASSIGNMENTS
+    study = study_of([kind])
+    result = probe_activations(activations, labels, study)
+    probe = result[assignment].probes[kind, prop]
+    term = position_of(labels.means[prop])
+    if kind == "ridge":
+        np.testing.assert_allclose(upsample(probe.position[None], SIZE)[0], term)
+    else:
+        assert probe.position is None
 
     def rows(members):
         owners = ASSIGNMENTS[assignment](members, study.prompts.seed)
         values = maps[prop].astype(np.float64).copy()
         values[members] = maps[prop][owners]
-        return rows_of(activations, values, members)
+        return rows_of(activations, values - term if kind == "ridge" else values, members)
 
     x, y = rows(labels.train)
     choose_x, choose_y = rows(labels.validation)
@@ -131,8 +142,8 @@ def test_ridge_probe_equals_scikit_learn_on_measured_pixels(data, labels, prop, 
 
 def test_logistic_probe_equals_scikit_learn_on_measured_pixels(data, labels):
     activations, maps = data
-    probe = probe_activations(activations, labels, study_of(["ridge", "logistic"], [1e-2]))
-    probe = probe["true"].probes["logistic", "foreground"]
+    probe = probe_activations(activations, labels, study_of(["ridge", "plain_logistic"], [1e-2]))
+    probe = probe["true"].probes["plain_logistic", "foreground"]
     x, y = rows_of(activations, maps["foreground"], labels.train)
     penalty = 1e-2 * x.var(0).mean()
     reference = LogisticRegression(C=1 / (penalty * len(x)), tol=1e-10, max_iter=10_000).fit(x, y)
@@ -143,8 +154,8 @@ def test_logistic_probe_equals_scikit_learn_on_measured_pixels(data, labels):
 def test_logistic_probe_chooses_its_penalty_on_measured_pixels(data, labels):
     activations, maps = data
     penalties = (1e-4, 1e-1, 10.0)
-    probe = probe_activations(activations, labels, study_of(["ridge", "logistic"], penalties))
-    chosen = probe["true"].probes["logistic", "foreground"].penalty
+    probe = probe_activations(activations, labels, study_of(["ridge", "plain_logistic"], penalties))
+    chosen = probe["true"].probes["plain_logistic", "foreground"].penalty
     x, y = rows_of(activations, maps["foreground"], labels.train)
     choose_x, choose_y = rows_of(activations, maps["foreground"], labels.validation)
     losses = []

@@ -5,7 +5,12 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from ldmprobe_core.probing.block_scores import block_means
-from ldmprobe_core.probing.fitters.logistic import LogisticPath, fit_logistic, logistic_loss
+from ldmprobe_core.probing.fitters.logistic import (
+    LogisticPath,
+    SoftLabels,
+    fit_logistic,
+    logistic_loss,
+)
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.statistics import SufficientStatistics
 
@@ -46,19 +51,15 @@ def test_chosen_penalty_has_the_least_validation_error(data):
             errors.append(((model.predict(x[cut:]) - labels[cut:, label]) ** 2).mean())
         assert probe.penalty == penalties[int(np.argmin(errors))]
 
+    mask_labels = SoftLabels(x[:cut], labels[:cut, 0]), SoftLabels(x[cut:], labels[cut:, 0])
     probe = fit_logistic(
-        x[:cut],
-        labels[:cut, 0],
-        x[cut:],
-        labels[cut:, 0],
+        *mask_labels,
         (1e-3, 1e-1),
         RidgePath.from_statistics(train),
         0,
     )
     losses = {}
     for penalty in (1e-3, 1e-1):
-        w, b = LogisticPath(x[:cut], labels[:cut, 0]).solve(
-            penalty * unit, (np.zeros(CHANNELS), 0.0)
-        )
-        losses[penalty] = logistic_loss(x[cut:], labels[cut:, 0], w, b)
+        w, b = LogisticPath(mask_labels[0]).solve(penalty * unit, (np.zeros(CHANNELS), 0.0))
+        losses[penalty] = logistic_loss(mask_labels[1], w, b)
     assert probe.penalty == min(losses, key=losses.__getitem__)

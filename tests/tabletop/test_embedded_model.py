@@ -11,8 +11,8 @@ from diffusers import StableDiffusionPipeline
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.labelers import tabletop
 from ldmprobe_core.probing.metrics import dice, spearman
+from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.prompt_sets import CATEGORIES
-from ldmprobe_core.study.sections import LabelerSpec
 from ldmprobe_core.tabletop.measures import evaluation
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene

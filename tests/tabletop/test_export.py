@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ldmprobe_core.assets import MODEL_FOLDER
-from ldmprobe_core.study.model_record import RECORD
+from ldmprobe_core.study.readers.model_record import RECORD
 from ldmprobe_core.tabletop import export
 from ldmprobe_core.tabletop.autoencoder import load_autoencoder
 from ldmprobe_core.tabletop.denoiser import load_denoiser

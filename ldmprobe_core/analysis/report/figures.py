@@ -11,13 +11,16 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.text import control_title, metric_title, short_layer
-from ldmprobe_core.analysis.summarize import Curves, RunAnalysis
+from ldmprobe_core.analysis.summarize import RunAnalysis
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.block_scores import upsample
 from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import SOURCES, Run
+from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.properties import property_of
 
 # Okabe and Ito's palette can be distinguished with every common form of colour blindness.
@@ -73,12 +76,12 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
 
     line(curves.probe, f"probe, {short_layer(curves.layer.name)}", _PROBE, "o-")
-    for (source, values), color in zip(curves.sources.items(), (_DECODED, _CLEAN), strict=True):
-        line(values, _LABELS[source], color, "s--")
+    for source, color in (("trajectory", _DECODED), ("clean", _CLEAN)):
+        line(curves.sources[source], _LABELS[source], color, "s--")
     for (name, values), color in zip(curves.conditions.items(), cycle(_CONTROLS), strict=False):
         line(values, control_title(name), color, ":")
-    if curves.latents is not None:
-        line(curves.latents, "probe on the latents alone", "#56B4E9", "-.")
+    if LATENTS in curves.inputs:
+        line(curves.inputs[LATENTS], "probe on the latents alone", "#56B4E9", "-.")
     position = bootstrap.interval(curves.position)
     if position.mean is not None and position.low is not None and position.high is not None:
         axes.axhline(position.mean, color="0.35", linewidth=1, label="position alone")
@@ -125,10 +128,10 @@ def sample_grid(
         maps = []
         for column in columns:
             tokens = run.read(f"activations/{best.layer}", "activation", sample=sample, step=column)
-            weight, bias = probes.weight.values[column], float(probes.bias.values[column])
-            predicted = tokens.astype(np.float64) @ weight + bias
+            probe = LinearProbe.from_dataset(probes.isel(step=column))
+            predicted = probe.predict(tokens[None])[0]
             if record.is_mask:
-                predicted = predicted > float(probes.cut.values[column])
+                predicted = predicted > probe.cut
             maps.append(upsample(predicted[None], truth.shape)[0].astype(float))
         rows.append((f"probe {prop}", maps, scale))
         finals.append(truth)

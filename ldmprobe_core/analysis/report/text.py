@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ldmprobe_core.analysis.records import (
     ClassesRecord,
-    ControlRecord,
     LeadsRecord,
     PropertyRecord,
     Summary,
@@ -24,7 +23,12 @@ if TYPE_CHECKING:
     from ldmprobe_core.interventions.results import InterventionSummary
 
 _METRIC_TITLES = {"spearman": "rank correlation", "dice": "Dice"}
-_BASELINE_TITLES = {"position": "position alone", "latents": "the latents alone"}
+_BASELINE_TITLES = {
+    "position": "position alone",
+    "latents": "the latents alone",
+    "clean_pixels": "the predicted clean image's pixels",
+    "prompt": "the prompt alone",
+}
 
 _EFFECTS = {
     "edited": "edited",
@@ -57,6 +61,8 @@ def control_columns(summary: Summary) -> dict[str, str]:
         if condition.always_stored or condition.name in used:
             columns[condition.name] = condition.column
     columns["latents"] = "latents"
+    if "clean_pixels" in used:
+        columns["clean_pixels"] = "clean pixels"
     return columns | {name: name for name in sorted(used) if name not in columns}
 
 
@@ -110,7 +116,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
     rows = []
     for name, result in summary.properties.items():
         best, emergence, records = result.best, result.emergence, result.controls.by_name()
-        above = exceeds(result.controls.position)
+        above = result.controls.position.exceeded
         rows.append(
             {
                 "property": name,
@@ -236,14 +242,6 @@ def _lead_clause(leads: LeadsRecord) -> str:
     ).replace("is – steps over", "is undefined over")
 
 
-def exceeds(control: ControlRecord) -> bool:
-    """Whether the probe's best cell exceeds a control in the control's own best cell.
-
-    The interval of the paired difference must lie above zero.
-    """
-    return control.difference.low is not None and control.difference.low > 0
-
-
 def _against(result: PropertyRecord) -> str:
     """Write the clause on the controls that the best cell exceeds, and those that it does not.
 
@@ -255,7 +253,7 @@ def _against(result: PropertyRecord) -> str:
         return f"has no interval ({prompts} test prompt{'s' * (prompts != 1)}) to compare by"
     # A nonlinear probe may score above the best linear one, so the clause does not mention it.
     records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
-    cleared = [name for name, record in records.items() if exceeds(record)]
+    cleared = [name for name in records if name not in result.not_beyond]
     missed = [name for name in records if name not in cleared]
 
     def listed(names: list[str]) -> str:

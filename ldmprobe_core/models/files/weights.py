@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from ldmprobe_core.assets import CONFIGS, MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.study.model_record import EMBEDDED, RECORD
+from ldmprobe_core.study.readers.model_record import EMBEDDED, RECORD
 from ldmprobe_core.study.sections import Model
 
 _KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}

@@ -21,17 +21,22 @@ from ldmprobe_core.models.architectures.settings import check_settings
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.models.files.weights import config_folder, has_weights
-from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
+from ldmprobe_core.models.layers import (
+    capturable_modules,
+    layer_shapes,
+    match_layers,
+    text_channels,
+)
 from ldmprobe_core.models.loading import check_weights, meta_modules
 from ldmprobe_core.models.timesteps import timesteps
 from ldmprobe_core.pipeline.planning.prompt_checks import check_samples, unknown_word_notes
 from ldmprobe_core.pipeline.planning.sizes import stored_bytes, sum_bytes, worker_bytes
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
-from ldmprobe_core.study.layers import LATENTS, LayerShape
-from ldmprobe_core.study.model_record import read_model_record
+from ldmprobe_core.study.layers import CLEAN_PIXELS, INPUT_CONTROLS, LATENTS, LayerShape
 from ldmprobe_core.study.readers.folder_checks import check_folder
 from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names
+from ldmprobe_core.study.readers.model_record import read_model_record
 from ldmprobe_core.study.readers.prompt_files import encoding_notes
 from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
@@ -59,6 +64,7 @@ class StudyPlan:
         memory: expected peak memory in bytes of a worker that generates images, by use.
         exact_properties: properties for which every source image has an exact map.
         labelers: property to the fingerprint of its labeler's weights.
+        text_channels: number of channels of prompt embeddings; 0 for models without prompts.
         missing: error messages about files, packages or devices that this machine lacks.
         notes: warnings that do not prevent a run, such as prompts that are cut off.
     """
@@ -75,6 +81,7 @@ class StudyPlan:
     memory: dict[str, int]
     exact_properties: tuple[str, ...]
     labelers: dict[str, str]
+    text_channels: int
     missing: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -118,7 +125,7 @@ class StudyPlan:
     @property
     def layers(self) -> list[str]:
         """Names of the captured layers, in the order in which the networks call them."""
-        return [name for name in self.shapes if name != LATENTS]
+        return [name for name in self.shapes if name not in INPUT_CONTROLS]
 
     def require_complete(self) -> None:
         """Check that this machine has everything that the study needs.
@@ -194,6 +201,7 @@ def plan_study(study: Study) -> StudyPlan:
         memory=worker_bytes(study, architecture, denoiser, vae, shapes, len(steps), sums),
         exact_properties=exact_properties,
         labelers=labelers,
+        text_channels=text_channels(architecture),
         missing=tuple(gaps.sentences),
         notes=tuple(notes),
     )
@@ -246,8 +254,9 @@ def _captured_shapes(
                 f"capture.layers: images of {height} x {width} do not divide into the {shape.y} x "
                 f"{shape.x} tokens of {name}. Fix: choose other layers"
             )
-    if study.controls.latents:
-        shapes[LATENTS] = LayerShape(*architecture.latent, int(architecture.vae["latent_channels"]))
+    channels = {LATENTS: int(architecture.vae["latent_channels"]), CLEAN_PIXELS: 3}
+    for name in study.input_controls:
+        shapes[name] = LayerShape(*architecture.latent, channels[name])
     return shapes
 
 

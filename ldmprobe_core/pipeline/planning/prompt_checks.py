@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.files.tokenization import PromptTokenizer, PromptTokens, TokenIds
-from ldmprobe_core.study.model_record import ModelRecord
+from ldmprobe_core.study.readers.model_record import ModelRecord
 from ldmprobe_core.study.samples import Sample
 
 _SEED_BITS = 0xFFFFFFFF

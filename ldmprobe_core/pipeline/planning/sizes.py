@@ -6,8 +6,8 @@ from torch import nn
 
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.pipeline.activation_sinks import peak_activation_bytes
-from ldmprobe_core.study.batching import gram_width
-from ldmprobe_core.study.layers import LATENTS, LayerShape
+from ldmprobe_core.study.batching import gram_width, n_positions
+from ldmprobe_core.study.layers import INPUT_CONTROLS, LayerShape
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.schema import Study
 
@@ -19,31 +19,29 @@ def stored_bytes(
 
     Args:
         study: the study.
-        shapes: layer name to the shape of its activations, including the latents if captured.
+        shapes: layer name to the shape of its activations, including input controls.
         size: height and width of images in pixels.
         steps: number of sampler steps.
         count: number of images that are stored.
     """
     pixels = size[0] * size[1]
-    values = sum(s.y * s.x * s.channels for name, s in shapes.items() if name != LATENTS)
-    latents = shapes.get(LATENTS, LayerShape(0, 0, 0))
+    values = sum(s.y * s.x * s.channels for name, s in shapes.items() if name not in INPUT_CONTROLS)
+    inputs = sum(s.y * s.x * s.channels for name, s in shapes.items() if name in INPUT_CONTROLS)
     maps = study.labels.maps
     metrics = sum(len(property_of(prop).metrics) for prop in maps)
+    scores = metrics * len(study.conditions) * len(study.kinds)
+    for condition in study.conditions:
+        if condition.repeated and study.controls.enabled(condition.name):
+            scores += len(maps) * study.controls.permutations
     sizes = {
         "activations": count * steps * values * 2,
         "activations_permuted": count * steps * values * 2
         if study.controls.permuted_weights
         else 0,
-        "latents": count * steps * latents.y * latents.x * latents.channels * 2,
+        "inputs": count * steps * inputs * 2,
         "images": count * pixels * 3 * (1 + 2 * steps),
         "labels": count * pixels * len(maps) * (4 + 2 * 2 * steps),
-        "scores": count
-        * steps
-        * len(shapes)
-        * metrics
-        * 4
-        * len(study.conditions)
-        * len(study.kinds),
+        "scores": count * steps * len(shapes) * 4 * scores,
     }
     return {name: size for name, size in sizes.items() if size}
 
@@ -61,9 +59,10 @@ def sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
     entries = 0
     for network in ("trained", "permuted") if study.controls.permuted_weights else ("trained",):
         for name, shape in shapes.items():
-            if network == "trained" or name != LATENTS:
-                width = gram_width(study, network, shape.channels)
+            if network == "trained" or name not in INPUT_CONTROLS:
+                width = gram_width(study, network, shape.as_probed(name).channels)
                 entries += width * (width + 1) // 2
+                entries += n_positions((shape.y, shape.x)) * width
     return entries * steps * 8
 
 

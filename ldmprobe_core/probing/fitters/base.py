@@ -15,8 +15,9 @@ import numpy as np
 
 from ldmprobe_core.probing.fitters.ridge import RidgePath
 from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.position import position_means, position_term, token_positions
 from ldmprobe_core.probing.statistics import SufficientStatistics
-from ldmprobe_core.study.conditions import ASSIGNMENTS
+from ldmprobe_core.study.conditions import LabelColumn
 from ldmprobe_core.study.probe_kinds import ProbeKind
 from ldmprobe_core.study.properties import Property, property_of
 
@@ -59,9 +60,9 @@ class CellData:
         labels: label maps of the same samples.
         train: indices of the samples to which probes are fitted, (n,).
         validation: indices of the samples on which the penalty is chosen, (n,).
-        columns: label assignment and property of each label to fit.
+        columns: labels to fit.
         penalties: candidate relative penalties.
-        seed: seed of the probes' initialisations and of the shuffled label assignment.
+        seed: seed of the probes' initialisations and of the label assignments.
         stored_statistics: sufficient statistics of the training samples; None if `activations`
             contains those samples.
     """
@@ -70,7 +71,7 @@ class CellData:
     labels: LabelSet
     train: np.ndarray
     validation: np.ndarray
-    columns: list[tuple[str, str]]
+    columns: tuple[LabelColumn, ...]
     penalties: tuple[float, ...]
     seed: int
     stored_statistics: SufficientStatistics | None = None
@@ -102,8 +103,8 @@ class CellData:
         """
         return [
             column
-            for column, (_, prop) in enumerate(self.columns)
-            if self.labels.token_weights(prop, self.grid) is None
+            for column, label in enumerate(self.columns)
+            if self.labels.token_weights(label.prop, self.grid) is None
         ]
 
     @cached_property
@@ -117,19 +118,42 @@ class CellData:
         return self._complete_statistics(*self.validation_tokens)
 
     @cached_property
-    def ridge_path(self) -> RidgePath:
-        """Ridge solutions for the labels of `complete_columns`."""
-        return RidgePath.from_statistics(self.statistics)
+    def positions(self) -> np.ndarray:
+        """Index of the position of every token, (y, x); see `ldmprobe_core.probing.position`."""
+        return token_positions(self.grid)
+
+    def position_means(self, columns: list[int]) -> np.ndarray:
+        """Training mean of labels at each position, (position, column)."""
+        props = [self.columns[column].prop for column in columns]
+        return np.stack(
+            [position_means(self.labels.mean_tokens(prop, self.grid)) for prop in props], axis=1
+        )
+
+    def without_positions(
+        self, statistics: SufficientStatistics, columns: list[int]
+    ) -> SufficientStatistics:
+        """Statistics of the labels ``columns`` minus the training mean at the token's position."""
+        return statistics.less_positions(self.position_means(columns))
+
+    def ridge_path(self, position_term: bool) -> RidgePath:
+        """Ridge solutions for the labels of `complete_columns`, computed on the first call."""
+
+        def compute() -> RidgePath:
+            statistics = self.statistics
+            if position_term:
+                statistics = self.without_positions(statistics, self.complete_columns)
+            return RidgePath.from_statistics(statistics)
+
+        return self.shared(f"ridge path, position term {position_term}", compute)
 
     def token_weights(self, column: int, members: np.ndarray) -> np.ndarray | None:
         """Count the measured pixels of each token, (n, *grid); None if all pixels were measured."""
-        assignment, prop = self.columns[column]
-        weights = self.labels.token_weights(prop, self.grid)
-        return None if weights is None else weights[self.label_owners(members, assignment)]
+        weights = self.labels.token_weights(self.columns[column].prop, self.grid)
+        return None if weights is None else weights[self.label_owners(members, column)]
 
-    def label_owners(self, members: np.ndarray, assignment: str) -> np.ndarray:
+    def label_owners(self, members: np.ndarray, column: int) -> np.ndarray:
         """Indices of the samples whose labels are assigned to the samples ``members``."""
-        return ASSIGNMENTS[assignment](members, self.seed)
+        return self.columns[column].owners(members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
         """Return a result that several labels of the cell share, computed on the first call."""
@@ -139,13 +163,18 @@ class CellData:
 
     def _complete_statistics(self, x: np.ndarray, y: np.ndarray) -> SufficientStatistics:
         whole = len(self.complete_columns) == len(self.columns)
-        return SufficientStatistics.from_tokens(x, y if whole else y[:, self.complete_columns])
+        return SufficientStatistics.from_tokens(
+            x,
+            y if whole else y[:, self.complete_columns],
+            positions=np.resize(self.positions, len(x)),
+            n_positions=self.positions.max() + 1,
+        )
 
     def _rows(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = self.activations[members].reshape(-1, self.activations.shape[-1])
         y = [
-            self.labels.tokens(prop, self.grid)[self.label_owners(members, assignment)].ravel()
-            for assignment, prop in self.columns
+            self.labels.tokens(label.prop, self.grid)[self.label_owners(members, column)].ravel()
+            for column, label in enumerate(self.columns)
         ]
         return x, np.stack(y, axis=1)
 
@@ -160,20 +189,22 @@ class FitData:
     Attributes:
         cell: tokens and all labels of the cell.
         column: index of this label in `cell.columns`.
+        kind: kind of probe to fit.
     """
 
     cell: CellData
     column: int
+    kind: ProbeKind
 
     @property
     def assignment(self) -> str:
         """Name of the label assignment."""
-        return self.cell.columns[self.column][0]
+        return self.cell.columns[self.column].assignment
 
     @property
     def prop(self) -> Property:
         """Property that the probe predicts."""
-        return property_of(self.cell.columns[self.column][1])
+        return property_of(self.cell.columns[self.column].prop)
 
     @property
     def complete(self) -> bool:
@@ -212,14 +243,62 @@ class FitData:
 
     @property
     def ridge_path(self) -> tuple[RidgePath, int]:
-        """Ridge solutions on the training tokens, and the index of this label among them."""
+        """Ridge solutions on the training tokens, and the index of this label among them.
+
+        They are fitted to the labels minus the position term if the kind of probe has one.
+        """
         if self.complete:
-            return self.cell.ridge_path, self.cell.complete_columns.index(self.column)
-        statistics = self.cell.shared(
-            f"statistics {self.column}",
-            lambda: SufficientStatistics.from_tokens(self.x, self.y[:, None], self.weight),
+            index = self.cell.complete_columns.index(self.column)
+            return self.cell.ridge_path(self.kind.position_term), index
+        return RidgePath.from_statistics(self._statistics(train=True)), 0
+
+    @property
+    def validation_statistics(self) -> tuple[SufficientStatistics, int]:
+        """Sufficient statistics of the validation tokens, and the index of this label in them.
+
+        As in `ridge_path`, the labels are given minus the position term if the kind has one.
+        """
+        if not self.complete:
+            return self._statistics(train=False), 0
+        index = self.cell.complete_columns.index(self.column)
+        if not self.kind.position_term:
+            return self.cell.validation_statistics, index
+        return self.cell.shared(
+            "validation, position term",
+            lambda: self.cell.without_positions(
+                self.cell.validation_statistics, self.cell.complete_columns
+            ),
+        ), index
+
+    @property
+    def position_term(self) -> np.ndarray | None:
+        """Position term of the probe's predictions, (y, x); None for a kind without one."""
+        if not self.kind.position_term:
+            return None
+        output = self.kind.mask_output if self.prop.is_mask else "share"
+        return position_term(self.cell.labels.mean_tokens(self.prop.name, self.cell.grid), output)
+
+    def token_offsets(self, members: np.ndarray) -> np.ndarray | None:
+        """Position term of every token of samples, in the order of `x`; None without the term."""
+        term = self.position_term
+        if term is None:
+            return None
+        return self._known(np.resize(term, len(members) * term.size), members)
+
+    def _statistics(self, train: bool) -> SufficientStatistics:
+        """Statistics of this label alone, over training or validation tokens with pixels."""
+        if train:
+            members, x, y, weight = self.cell.train, self.x, self.y, self.weight
+        else:
+            members, weight = self.cell.validation, self.validation_weight
+            x, y = self.validation_x, self.validation_y
+        positions = np.resize(self.cell.positions, len(members) * self.cell.positions.size)
+        statistics = SufficientStatistics.from_tokens(
+            x, y[:, None], weight, self._known(positions, members), self.cell.positions.max() + 1
         )
-        return RidgePath.from_statistics(statistics), 0
+        if self.kind.position_term:
+            statistics = self.cell.without_positions(statistics, [self.column])
+        return statistics
 
     @property
     def activations(self) -> np.ndarray:
@@ -252,4 +331,4 @@ class FitData:
 
     @property
     def _owners(self) -> np.ndarray:
-        return self.cell.label_owners(self.cell.train, self.assignment)
+        return self.cell.label_owners(self.cell.train, self.column)

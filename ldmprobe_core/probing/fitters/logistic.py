@@ -8,6 +8,8 @@ float32 from a subsample of the tokens and reused as long as it gives good steps
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit
@@ -27,38 +29,61 @@ _ROUNDING = 1e-13
 """Largest difference of the objective that is treated as rounding error."""
 
 
-def logistic_loss(
-    x: np.ndarray,
-    share: np.ndarray,
-    weight: np.ndarray,
-    bias: float,
-    token_weight: np.ndarray | None = None,
-) -> float:
-    """Mean cross-entropy of logits x . weight + bias against soft labels in 0..1.
+@dataclass(frozen=True)
+class SoftLabels:
+    """Tokens with the foreground shares that a logistic probe is fitted to.
+
+    Attributes:
+        x: activations (token, channel).
+        share: foreground share of each token, (token,) in 0..1.
+        weight: weight of each token in means, such as its number of measured pixels, (token,); None
+            weighs all tokens equally.
+        offset: value that is added to the logit of each token, (token,); None adds nothing.
+    """
+
+    x: np.ndarray
+    share: np.ndarray
+    weight: np.ndarray | None = None
+    offset: np.ndarray | None = None
+
+    @property
+    def total(self) -> float:
+        """Sum of the weights of all tokens."""
+        return len(self.x) if self.weight is None else float(self.weight.sum())
+
+    def logits(self, rows: np.ndarray, part: slice, weight: np.ndarray, bias: float) -> np.ndarray:
+        """Predict the logits of the tokens ``part``, whose activations are ``rows``."""
+        logits = rows @ weight + bias
+        return logits if self.offset is None else logits + self.offset[part]
+
+    def weighted_sum(self, values: np.ndarray, part: slice) -> float:
+        """Sum values of the tokens ``part``, times the weights of these tokens."""
+        return float(values.sum() if self.weight is None else self.weight[part] @ values)
+
+    def select(self, index: np.ndarray) -> SoftLabels:
+        """Tokens of these indices."""
+        weight, offset = (
+            None if values is None else values[index] for values in (self.weight, self.offset)
+        )
+        return SoftLabels(self.x[index], self.share[index], weight, offset)
+
+
+def logistic_loss(labels: SoftLabels, weight: np.ndarray, bias: float) -> float:
+    """Mean cross-entropy of logits x . weight + bias + offset against soft labels.
 
     Args:
-        x: activations (token, channel).
-        share: soft labels, the foreground share of each token, (token,).
+        labels: tokens and their labels.
         weight: weight of the probe, (channel,).
         bias: bias of the probe.
-        token_weight: weight of each token in the mean, (token,); None weighs all tokens equally.
     """
     total, start = 0.0, 0
-    for rows in row_blocks(x):
+    for rows in row_blocks(labels.x):
         part = slice(start, start + len(rows))
-        logit = rows @ weight + bias
-        losses = np.logaddexp(0, logit) - share[part] * logit
-        total += _weighted_sum(losses, token_weight, part)
+        logit = labels.logits(rows, part, weight, bias)
+        losses = np.logaddexp(0, logit) - labels.share[part] * logit
+        total += labels.weighted_sum(losses, part)
         start += len(rows)
-    return total / _total_weight(x, token_weight)
-
-
-def _weighted_sum(values: np.ndarray, weight: np.ndarray | None, part: slice) -> float:
-    return float(values.sum() if weight is None else weight[part] @ values)
-
-
-def _total_weight(x: np.ndarray, weight: np.ndarray | None) -> float:
-    return len(x) if weight is None else float(weight.sum())
+    return total / labels.total
 
 
 class LogisticPath:
@@ -70,27 +95,23 @@ class LogisticPath:
     one pass over the tokens.
 
     Args:
-        x: activations (token, channel).
-        share: foreground share of each token, (token,) in 0..1.
-        weight: weight of each token, such as its number of measured pixels, (token,); None weighs
-            all tokens equally.
+        labels: training tokens and their labels.
 
     Attributes:
         passes: number of passes over the tokens so far.
     """
 
-    def __init__(self, x: np.ndarray, share: np.ndarray, weight: np.ndarray | None = None) -> None:
-        self.x, self.share, self.weight = x, share.astype(np.float64), weight
-        self.total = _total_weight(x, weight)
+    def __init__(self, labels: SoftLabels) -> None:
+        self.labels, weight = labels, labels.weight
         self.passes = 0
-        sums = np.zeros(x.shape[1])
+        sums = np.zeros(labels.x.shape[1])
         start = 0
-        for rows in row_blocks(x):
+        for rows in row_blocks(labels.x):
             sums += rows.sum(0) if weight is None else weight[start : start + len(rows)] @ rows
             start += len(rows)
         # The solver centres channels by their means; otherwise the Hessian is ill-conditioned.
-        self.mean = sums / self.total
-        self._order = np.random.default_rng(0).permutation(len(x))
+        self.mean = sums / labels.total
+        self._order = np.random.default_rng(0).permutation(len(labels.x))
         self._hessian: np.ndarray | None = None
 
     def solve(
@@ -148,47 +169,47 @@ class LogisticPath:
     def _value_and_gradient(self, theta: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
         """Objective and gradient at theta, in one pass over the tokens."""
         self.passes += 1
-        weight = theta[:-1]
-        offset = theta[-1] - self.mean @ weight
+        labels = self.labels
+        weight, bias = self._uncentred(theta)
         total, start = 0.0, 0
         gradient = np.zeros(len(theta))
-        for rows in row_blocks(self.x):
+        for rows in row_blocks(labels.x):
             part = slice(start, start + len(rows))
-            share = self.share[part]
-            logit = rows @ weight + offset
-            total += _weighted_sum(np.logaddexp(0, logit) - share * logit, self.weight, part)
+            share = labels.share[part]
+            logit = labels.logits(rows, part, weight, bias)
+            total += labels.weighted_sum(np.logaddexp(0, logit) - share * logit, part)
             slope = expit(logit) - share
-            if self.weight is not None:
-                slope *= self.weight[part]
+            if labels.weight is not None:
+                slope *= labels.weight[part]
             gradient[:-1] += slope @ rows
             gradient[-1] += slope.sum()
             start += len(rows)
         gradient[:-1] -= gradient[-1] * self.mean
-        gradient /= self.total
+        gradient /= labels.total
         gradient[:-1] += penalty * weight
-        return total / self.total + penalty / 2 * float(weight @ weight), gradient
+        return total / labels.total + penalty / 2 * float(weight @ weight), gradient
 
     def _update_hessian(self, theta: np.ndarray, tokens: int) -> None:
         """Recompute the Hessian of the cross-entropy at theta from a subsample of the tokens."""
-        chosen, token_weight = self.x, self.weight
-        if tokens < len(self.x):
-            index = np.sort(self._order[:tokens])
-            chosen = self.x[index]
-            token_weight = None if self.weight is None else self.weight[index]
+        chosen = self.labels
+        if tokens < len(chosen.x):
+            chosen = chosen.select(np.sort(self._order[:tokens]))
         mean, weight = self.mean.astype(np.float32), theta[:-1].astype(np.float32)
         hessian, start = np.zeros((len(theta), len(theta))), 0
-        for rows in row_blocks(chosen, np.float32):
+        for rows in row_blocks(chosen.x, np.float32):
+            part = slice(start, start + len(rows))
             centred = rows - mean
-            probability = expit(centred @ weight + np.float32(theta[-1]))
+            logit = chosen.logits(centred, part, weight, float(theta[-1])).astype(np.float32)
+            probability = expit(logit)
             root = np.sqrt(probability * (1 - probability))
-            if token_weight is not None:
-                root *= np.sqrt(token_weight[start : start + len(rows)]).astype(np.float32)
+            if chosen.weight is not None:
+                root *= np.sqrt(chosen.weight[part]).astype(np.float32)
             start += len(rows)
             scaled = np.empty((len(rows), len(theta)), np.float32)
             np.multiply(centred, root[:, None], out=scaled[:, :-1])
             scaled[:, -1] = root
             hessian += scaled.T @ scaled
-        self._hessian = hessian / _total_weight(chosen, token_weight)
+        self._hessian = hessian / chosen.total
 
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
         """Cholesky factor of the penalised Hessian, damped if rounding made it indefinite."""
@@ -207,15 +228,11 @@ class LogisticPath:
 
 
 def fit_logistic(
-    x: np.ndarray,
-    share: np.ndarray,
-    validation_x: np.ndarray,
-    validation_share: np.ndarray,
+    train: SoftLabels,
+    validation: SoftLabels,
     penalties: tuple[float, ...],
     path: RidgePath,
     label: int,
-    token_weight: np.ndarray | None = None,
-    validation_weight: np.ndarray | None = None,
 ) -> LinearProbe:
     """Fit logistic probes and return the one with the least validation cross-entropy.
 
@@ -224,21 +241,21 @@ def fit_logistic(
     fast as its logit does (at a share of one half).
 
     Args:
-        x, validation_x: activations (token, channel).
-        share, validation_share: foreground share of each token, (token,) in 0..1.
+        train, validation: tokens and their labels.
         penalties: candidate relative penalties.
-        path: ridge solutions on the same training tokens.
+        path: ridge solutions on the same training tokens; if the labels have offsets, those for the
+            shares minus the position term.
         label: column of this label in `path`.
-        token_weight, validation_weight: number of measured pixels in each token's block, (token,);
-            None if all were measured.
     """
     weight, bias = path.solve(max(penalties))
-    start = 4 * weight[:, label], 4 * (float(bias[label]) - 0.5)
+    # Offsets contain the logit of the mean share already.
+    middle = 0.5 if train.offset is None else 0.0
+    start = 4 * weight[:, label], 4 * (float(bias[label]) - middle)
     best: tuple[float, LinearProbe] | None = None
-    solver = LogisticPath(x, share, token_weight)
+    solver = LogisticPath(train)
     for penalty in sorted(penalties, reverse=True):
         start = solver.solve(penalty * path.unit, start)
-        loss = logistic_loss(validation_x, validation_share, *start, validation_weight)
+        loss = logistic_loss(validation, *start)
         if best is None or loss < best[0]:
             best = loss, LinearProbe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:

@@ -1,20 +1,24 @@
-"""Registry of fitters, and the fitters of the four built-in kinds of probes."""
+"""Registry of fitters, and the fitters of the built-in kinds of probes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ldmprobe_core.probing.fitters.adam import fit_adam
 from ldmprobe_core.probing.fitters.base import FitData, Fitter
-from ldmprobe_core.probing.fitters.logistic import fit_logistic
+from ldmprobe_core.probing.fitters.logistic import SoftLabels, fit_logistic
 from ldmprobe_core.probing.fitters.mlp import MlpProbe, fit_mlp
 from ldmprobe_core.probing.fitters.ridge import fit_ridge
 from ldmprobe_core.probing.linear import LinearProbe
-from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.study.probe_kinds import (
     ADAM,
     LOGISTIC,
     MLP,
+    PLAIN_LOGISTIC,
+    PLAIN_RIDGE,
     PROBE_KINDS,
     RIDGE,
+    ProbeKind,
     register_probe_kind,
 )
 
@@ -40,42 +44,50 @@ def register_fitter(fitter: Fitter) -> Fitter:
 
 
 class RidgeFitter:
-    """Fitter of ridge probes, which shares matrix factorisations between the labels of a cell."""
+    """Fitter of ridge probes, which shares matrix factorisations between the labels of a cell.
 
-    kind = RIDGE
+    Args:
+        kind: record of the kind of probe, with or without a position term.
+    """
+
+    def __init__(self, kind: ProbeKind = RIDGE) -> None:
+        self.kind = kind
 
     def fit(self, data: FitData) -> LinearProbe:
         """Fit the ridge probe at the penalty with the least validation error."""
         cell = data.cell
         path, index = data.ridge_path
+        validation, _ = data.validation_statistics
         if data.complete:
             probes = cell.shared(
-                self.kind.name, lambda: fit_ridge(path, cell.validation_statistics, cell.penalties)
+                self.kind.name, lambda: fit_ridge(path, validation, cell.penalties)
             )
-            return probes[index]
-        validation = SufficientStatistics.from_tokens(
-            data.validation_x, data.validation_y[:, None], data.validation_weight
-        )
-        return fit_ridge(path, validation, cell.penalties)[index]
+        else:
+            probes = fit_ridge(path, validation, cell.penalties)
+        return replace(probes[index], position=data.position_term)
 
 
 class LogisticFitter:
-    """Fitter of logistic probes of masks; the solver starts from the ridge solution."""
+    """Fitter of logistic probes of masks; the solver starts from the ridge solution.
 
-    kind = LOGISTIC
+    Args:
+        kind: record of the kind of probe, with or without a position term.
+    """
+
+    def __init__(self, kind: ProbeKind = LOGISTIC) -> None:
+        self.kind = kind
 
     def fit(self, data: FitData) -> LinearProbe:
         """Fit the logistic probe at the penalty with the least validation cross-entropy."""
-        return fit_logistic(
-            data.x,
-            data.y,
+        train = SoftLabels(data.x, data.y, data.weight, data.token_offsets(data.cell.train))
+        validation = SoftLabels(
             data.validation_x,
             data.validation_y,
-            data.cell.penalties,
-            *data.ridge_path,
-            data.weight,
             data.validation_weight,
+            data.token_offsets(data.cell.validation),
         )
+        probe = fit_logistic(train, validation, data.cell.penalties, *data.ridge_path)
+        return replace(probe, position=data.position_term)
 
 
 class AdamFitter:
@@ -104,5 +116,12 @@ class MlpFitter:
         )
 
 
-for _fitter in (RidgeFitter(), LogisticFitter(), AdamFitter(), MlpFitter()):
+for _fitter in (
+    RidgeFitter(),
+    LogisticFitter(),
+    RidgeFitter(PLAIN_RIDGE),
+    LogisticFitter(PLAIN_LOGISTIC),
+    AdamFitter(),
+    MlpFitter(),
+):
     register_fitter(_fitter)

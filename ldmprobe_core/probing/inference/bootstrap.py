@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel
 
+from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
-from ldmprobe_core.study.sections import BootstrapSettings
 
 MINIMUM_CLUSTERS = 5
 """Smallest number of clusters for which an interval is given.
@@ -105,6 +105,25 @@ class Bootstrap:
             return Interval(mean=mean, low=None, high=None)
         low, high = max(self._ends(values), key=_width)
         return Interval(mean=mean, low=low, high=high)
+
+    def p_value(self, differences: np.ndarray) -> float | None:
+        """One-sided p value that the mean difference is not above zero; None without clusters.
+
+        Args:
+            differences: (sample,); NaN differences are skipped.
+
+        Returns:
+            the share of resamples whose mean is at most zero, counting one resample more; the
+            larger of those by prompt and by category.
+        """
+        if not self.has_intervals or not np.isfinite(differences).any():
+            return None
+        shares = []
+        for counts in self.counts:
+            means = resampled_means(differences, counts)
+            means = means[np.isfinite(means)]
+            shares.append((1 + (means <= 0).sum()) / (1 + len(means)))
+        return float(max(shares))
 
     def wider(self, values: np.ndarray) -> Literal["prompts", "categories"] | None:
         """Name the clusters that give the interval of scores (sample,); None without interval."""

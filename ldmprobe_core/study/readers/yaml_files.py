@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -22,7 +23,11 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _StrictLoader(_Base):
-    """Safe loader that refuses duplicate keys, of which PyYAML would silently use the last."""
+    """Safe loader that refuses duplicate keys, and reads numbers as YAML 1.2 does.
+
+    PyYAML would silently use the last of two equal keys, and would read ``1e-7``, which is a number
+    in YAML 1.2 and in JSON, as text.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
@@ -40,6 +45,13 @@ class _StrictLoader(_Base):
                 )
             lines[key] = line
         return dict(super().construct_mapping(node, deep))
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 class _ReadError(Exception):

@@ -9,7 +9,7 @@ from ldmprobe_core.study.loading import load_study
 def test_sizes_of_statistics_do_not_grow_with_training_samples(tiny_model):
     """Every array is as large for 24 samples as for 4,096, but for the table of samples."""
     few, many = (
-        plan_study(statistics_study(tiny_model, "statistics", n, sampling={"batch": 2}))
+        plan_study(statistics_study(tiny_model, "statistics", n, sampling={"batch": 3}))
         for n in (24, 4096)
     )
     assert few.bytes_of["statistics"] == many.bytes_of["statistics"]
@@ -25,8 +25,13 @@ def test_sizes_of_statistics_are_planned_without_weights():
                                  "controls.permuted_weights=false",
                                  "controls.latents=false"])  # fmt: skip
     plan = plan_study(study)
-    widths = [c + 1 + 6 for c, layers in ((320, 5), (640, 5), (1280, 6)) for _ in range(layers)]
-    cells = sum(w * (w + 1) // 2 for w in widths) * 8 * 15
+    widths = [
+        c + 1 + 3 * 21 for c, layers in ((320, 5), (640, 5), (1280, 6)) for _ in range(layers)
+    ]
+    # Of the layers of 1,280 channels, five have 16 x 16 tokens and one has 8 x 8.
+    positions = [256] * 15 + [64]
+    sums = [w * (w + 1) // 2 + p * w for w, p in zip(widths, positions, strict=True)]
+    cells = sum(sums) * 8 * 15
     assert plan.bytes_of["statistics"] == 3 * 2 * cells
     assert plan.memory["statistics"] == cells
     assert 120 <= plan.n_stored < 240

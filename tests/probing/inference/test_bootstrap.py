@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, resampled_means
 
@@ -88,3 +89,25 @@ def test_bootstrap_of_few_categories_resamples_prompts_only():
     bootstrap = Bootstrap(np.arange(40), 100, 0.95, 0, np.arange(40) % 4)
     assert bootstrap.categories is None
     assert len(bootstrap.counts) == 1
+
+
+def test_p_value_equals_that_of_the_normal_approximation():
+    values = np.random.default_rng(2).normal(0.2, 1, 100)
+    bootstrap = Bootstrap(np.arange(100), 20_000, 0.95, 0)
+    z = values.mean() / (values.std() / 10)
+    assert bootstrap.p_value(values) == pytest.approx(stats.norm.sf(z), abs=0.006)
+    assert bootstrap.p_value(-values) == pytest.approx(1 - bootstrap.p_value(values), abs=1e-4)
+    assert bootstrap.p_value(np.full(100, 0.5)) == pytest.approx(1 / 20_001)
+    assert bootstrap.p_value(np.zeros(100)) == 1
+    assert bootstrap.p_value(np.full(100, np.nan)) is None
+
+
+def test_p_value_is_the_larger_of_prompts_and_categories():
+    categories = np.repeat(np.arange(10), 20)
+    values = np.repeat(np.random.default_rng(1).normal(0.4, 1, 10), 20)
+    by_prompt = Bootstrap(np.arange(200), 4000, 0.95, 0).p_value(values)
+    both = Bootstrap(np.arange(200), 4000, 0.95, 0, categories).p_value(values)
+    z = values.mean() / (values.std() / np.sqrt(10))
+    assert both == pytest.approx(stats.norm.sf(z), abs=0.03)
+    assert by_prompt < both
+    assert Bootstrap(np.zeros(5), 100, 0.95, 0).p_value(np.ones(5)) is None

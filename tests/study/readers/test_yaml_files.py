@@ -82,3 +82,13 @@ def test_read_yaml_of_any_bytes_is_a_study_or_one_sentence(data):
         if isinstance(content, dict):
             parse_study(content)
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-7", 1e-7), ("1e-07", 1e-7), ("-2E3", -2e3), (".5e1", 5.0), ("1.e+2", 100.0),
+     ("'1e5'", "1e5"),
+     ("1e", "1e"), ("e5", "e5"), ("1e5x", "1e5x")],
+)  # fmt: skip
+def test_read_yaml_reads_numbers_with_exponents_as_json_does(text, value):
+    assert read_yaml(f"a: {text}".encode(), "f") == {"a": value}

@@ -9,7 +9,7 @@ import pytest
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.loading import load_study, parse_study
-from ldmprobe_core.study.model_record import RECORD, ModelRecord, read_model_record
+from ldmprobe_core.study.readers.model_record import RECORD, ModelRecord, read_model_record
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Sampling
 

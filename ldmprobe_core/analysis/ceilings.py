@@ -1,0 +1,83 @@
+"""Scores that the token grid of a layer allows at best, and scores of constant predictions.
+
+A probe predicts one value for each token, so its prediction is constant on a block of pixels, and
+even a perfect probe scores below 1.  Layers with different grids compare fairly only beside these
+ceilings.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldmprobe_core.probing.block_scores import block_means
+from ldmprobe_core.probing.detection import dice_at
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.measured import measured
+from ldmprobe_core.probing.ranks import flatten_maps, mean_ranks
+from ldmprobe_core.study.properties import property_of
+
+
+def block_ceilings(
+    labels: LabelSet, prop: str, grids: list[tuple[int, int]], test: np.ndarray
+) -> dict[str, float]:
+    """Score the best predictions that are constant on blocks, on average over test samples.
+
+    For a mask, the prediction is the share of foreground in each block, cut where the image's Dice
+    is largest.  For other maps, it is the block mean of the label or of its ranks, whichever scores
+    higher.
+
+    Args:
+        labels: label maps of the run.
+        prop: name of the property.
+        grids: numbers of tokens down and across.
+        test: indices of the test samples, (test sample,).
+
+    Returns:
+        mean headline score by grid, such as ``16x16``; NaN if no test sample has a score.
+    """
+    chosen = np.isin(labels.heldout, test)
+    ceilings = {}
+    for grid in dict.fromkeys(grids):
+        tokens = labels.tokens(prop, grid)[labels.heldout]
+        scorer = labels.scorer(prop, grid)
+        if property_of(prop).is_mask:
+            weights = labels.token_weights(prop, grid)
+            heldout = None if weights is None else weights[labels.heldout]
+            best = np.array([_best_dice(tokens, heldout, int(i)) for i in np.flatnonzero(chosen)])
+        else:
+            candidates = [tokens]
+            maps = labels.maps[prop][labels.heldout]
+            if measured(maps) is None:
+                ranks = mean_ranks(flatten_maps(maps).astype(np.float64)).reshape(maps.shape)
+                candidates.append(block_means(ranks, grid))
+            metric = (property_of(prop).metrics[0],)
+            scores = [scorer.scores(np.nan_to_num(c), None, metric)[0, chosen] for c in candidates]
+            best = scores[int(np.nanargmax([_mean_of_defined(row) for row in scores]))]
+        ceilings[f"{grid[0]}x{grid[1]}"] = _mean_of_defined(best)
+    return ceilings
+
+
+def all_foreground_score(masks: np.ndarray) -> float:
+    """Mean Dice of predicting foreground everywhere.
+
+    Args:
+        masks: (n, y, x) bool, or floats with NaN at pixels that were not measured.
+    """
+    shares = np.nanmean(flatten_maps(masks).astype(np.float64), axis=1)
+    return _mean_of_defined(2 * shares / (1 + shares))
+
+
+def _best_dice(shares: np.ndarray, weights: np.ndarray | None, index: int) -> float:
+    """Largest Dice over all cuts of one image's shares of foreground (n, y, x)."""
+    row = flatten_maps(shares[index : index + 1])
+    values = np.unique(row[np.isfinite(row)])
+    if not len(values):
+        return float("nan")
+    cuts = np.concatenate([[-1.0], values])
+    weight = None if weights is None else flatten_maps(weights[index : index + 1])
+    return float(dice_at(np.nan_to_num(row), row, cuts, weight).max())
+
+
+def _mean_of_defined(scores: np.ndarray) -> float:
+    defined = np.isfinite(scores)
+    return float(scores[defined].mean()) if defined.any() else float("nan")

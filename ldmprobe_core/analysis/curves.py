@@ -1,0 +1,96 @@
+"""Scores over the steps of one property, and the steps at which they reach their bars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ldmprobe_core.analysis.records import (
+    BarRecord,
+    CurveRecord,
+    EmergenceRecord,
+    LayerRecord,
+    LeadRecord,
+    LeadsRecord,
+)
+from ldmprobe_core.analysis.rivals import RECALIBRATED
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
+from ldmprobe_core.probing.inference.emergence import (
+    SHARES,
+    Crossing,
+    absolute_margins,
+    crossing,
+    lead_over,
+    relative_margins,
+)
+
+RIVALS = {
+    "decoded": "trajectory",
+    "clean": "clean",
+    "decoded_recalibrated": "trajectory" + RECALIBRATED,
+    "clean_recalibrated": "clean" + RECALIBRATED,
+}
+"""Source of the scores of each rival of the probes, by its name in ``summary.json``."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Scores over steps of one property on the test samples, in the headline metric.
+
+    Attributes:
+        probe: scores of the probes of one layer and kind, (step, sample).
+        conditions: scores of the controls in the same cells, (step, sample) by name of the control.
+        sources: scores of the image labeler on the images of each step, (step, sample) by source
+            of the images, as it is and recalibrated.
+        position: scores of the position baseline, (sample,).
+        inputs: scores of probes of the input controls, (step, sample) by name.
+        cells: mean score over test samples of the probes of `kind` in each cell, (step, layer).
+        kind: kind of the probe in the best cell.
+        layer: layer and kind of `probe`, which are chosen once for all steps.
+    """
+
+    probe: np.ndarray
+    conditions: dict[str, np.ndarray]
+    sources: dict[str, np.ndarray]
+    position: np.ndarray
+    inputs: dict[str, np.ndarray]
+    cells: np.ndarray
+    kind: str
+    layer: LayerRecord
+
+
+def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
+    """Find the steps at which probes and labelers reach their bars."""
+    position = curves.position
+
+    def record(scores: np.ndarray) -> CurveRecord:
+        above = bootstrap.interval(scores[-1] - position).low
+        if above is None or above <= 0:
+            # Without a gain at the last step there is no share of it to reach.
+            undefined = BarRecord(onset=Crossing(), settled=Crossing())
+            return CurveRecord(relative=undefined, absolute=undefined)
+        relative, absolute = {}, {}
+        for name, share in SHARES.items():
+            relative[name] = crossing(relative_margins(scores, position, share), bootstrap)
+            margins = absolute_margins(scores, curves.probe[-1], position, share)
+            absolute[name] = crossing(margins, bootstrap)
+        return CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
+
+    return EmergenceRecord(
+        probe=record(curves.probe),
+        **{rival: record(curves.sources[source]) for rival, source in RIVALS.items()},
+    )
+
+
+def leads_record(emergence: EmergenceRecord) -> LeadsRecord:
+    """Find the leads of the probes over the labelers, at bars of equal height."""
+    probe = emergence.probe.absolute
+
+    def record(other: BarRecord) -> LeadRecord:
+        return LeadRecord(
+            onset=lead_over(probe.onset, other.onset),
+            settled=lead_over(probe.settled, other.settled),
+        )
+
+    return LeadsRecord(**{rival: record(getattr(emergence, rival).absolute) for rival in RIVALS})

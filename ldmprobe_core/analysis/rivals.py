@@ -1,0 +1,116 @@
+"""Scores of the image labelers on the images of each step, the rivals of the probes.
+
+A labeler was not fitted to the study's labels, while a probe was.  For a fair comparison, its maps
+are also scored after a linear recalibration at each step, which is fitted to training samples:
+
+    a x map + b x training mean map + c.
+
+The recalibration has the same position term as the probes, and corrects a labeler whose maps of
+blurred images are too small or shifted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldmprobe_core.analysis.prompt_control import control_grid
+from ldmprobe_core.pipeline.labels import as_label
+from ldmprobe_core.probing.block_scores import block_means
+from ldmprobe_core.probing.detection import best_cut
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.metrics import HeadlineScorer
+from ldmprobe_core.probing.ranks import flatten_maps
+from ldmprobe_core.storage.run import SOURCES, Run
+from ldmprobe_core.study.properties import property_of
+
+RECALIBRATED = "_recalibrated"
+"""Suffix of the names of sources whose labelers are recalibrated."""
+
+_MOST_TRAINING_SAMPLES = 64
+"""Number of training samples to which a recalibration is fitted; it has only three parameters."""
+
+
+def rival_scores(
+    run: Run, prop: str, labels: LabelSet, test: np.ndarray, steps: int
+) -> dict[str, np.ndarray]:
+    """Score the labeler of a property on the images of each step, in the headline metric.
+
+    Args:
+        run: finished run.
+        prop: name of the property.
+        labels: label maps and splits of the run.
+        test: indices of the test samples, (test sample,).
+        steps: number of sampler steps.
+
+    Returns:
+        scores (step, test sample) by source of the images (``trajectory``, ``clean``), as they are
+        and recalibrated (``trajectory_recalibrated``); NaN where a labeler gave no maps, or where
+        there are no training samples to recalibrate with.
+    """
+    headline = HeadlineScorer(prop, labels.maps[prop][test])
+    scores = {}
+    for source in SOURCES:
+        rows = [_scores_at(run, source, prop, labels, test, i, headline) for i in range(steps)]
+        scores[source] = np.stack([plain for plain, _ in rows])
+        scores[source + RECALIBRATED] = np.stack([recalibrated for _, recalibrated in rows])
+    return scores
+
+
+def _scores_at(
+    run: Run,
+    source: str,
+    prop: str,
+    labels: LabelSet,
+    test: np.ndarray,
+    step: int,
+    headline: HeadlineScorer,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score the labeler on the images of one step (from 0), as it is and recalibrated, (n,)."""
+    undefined = np.full(len(test), np.nan)
+    maps = run.read(f"labels_{source}", prop, sample=test, step=step)
+    # All values are NaN if the study names no labeler for the property, because it takes exact
+    # maps from files: these exist for final images only.
+    if np.isnan(maps).all():
+        return undefined, undefined
+    plain = headline.score(as_label(run.study, prop, maps))
+    train = labels.train[:_MOST_TRAINING_SAMPLES]
+    if not len(train):
+        return plain, undefined
+    known = run.read(f"labels_{source}", prop, sample=train, step=step)
+    return plain, headline.score(recalibrate(maps, known, labels, prop, train))
+
+
+def recalibrate(
+    maps: np.ndarray, known: np.ndarray, labels: LabelSet, prop: str, train: np.ndarray
+) -> np.ndarray:
+    """Recalibrate maps linearly with the training mean map, by least squares on training samples.
+
+    The fit uses block means on a grid of at most 16 x 16, because it has only three parameters.
+
+    Args:
+        maps: a labeler's maps to recalibrate, (n, y, x).
+        known: its maps of the images of training samples, (train, y, x).
+        labels: label maps of the run.
+        prop: name of the property.
+        train: indices of these training samples, (train,).
+
+    Returns:
+        (n, y, x) float64; for a mask bool, at the cut with the best Dice on the training samples.
+    """
+    size = maps.shape[1], maps.shape[2]
+    grid = control_grid(size)
+    mean = labels.means[prop]
+    truth = flatten_maps(labels.tokens(prop, grid)[train])
+    blocks = flatten_maps(block_means(known.astype(np.float64), grid))
+    mean_blocks = np.broadcast_to(labels.mean_tokens(prop, grid).ravel(), blocks.shape)
+    design = np.stack([blocks, mean_blocks, np.ones_like(blocks)], axis=-1)
+    usable = np.isfinite(truth) & np.isfinite(blocks)
+    a, b, c = np.linalg.lstsq(design[usable], truth[usable], rcond=None)[0]
+    recalibrated = a * maps.astype(np.float64) + b * mean + c
+    if not property_of(prop).is_mask:
+        return np.asarray(recalibrated)
+    weights = labels.token_weights(prop, grid)
+    cut = best_cut(
+        design @ [a, b, c], truth, None if weights is None else flatten_maps(weights[train])
+    )
+    return np.asarray(recalibrated > cut)
