@@ -96,7 +96,7 @@ def _fit(data: CellData, kinds: tuple[str, ...], probes: dict[str, _Probes]) -> 
 
 
 def _choose_cuts(data: CellData, probes: dict[str, _Probes]) -> dict[_Key, float]:
-    """Choose the cut of every probe of a mask.
+    """Choose the cut of every probe of a mask, the value above which a token is foreground.
 
     The cut is chosen on the samples and labels that the probe was fitted to, or on the validation
     samples if the run does not store the training samples.
@@ -126,7 +126,7 @@ def _choose_cuts(data: CellData, probes: dict[str, _Probes]) -> dict[_Key, float
 
 
 def _predict(activations: np.ndarray, probes: dict[_Key, Probe]) -> dict[_Key, np.ndarray]:
-    """Predict with every probe, (n, y, x) each.
+    """Return the predictions of every probe, (n, y, x) each.
 
     All linear probes predict in one pass over the activations, which is faster than one pass each.
     """
@@ -147,7 +147,7 @@ def _score_heldout(
     probes: dict[str, _Probes],
     cuts: dict[_Key, float],
 ) -> dict[str, CellResult]:
-    """Score every probe on the held-out samples, the probes of masks at their cuts."""
+    """Score every probe on the held-out samples; predictions of masks are cut at `cuts`."""
     heldout, usable = activations[labels.heldout], finite[labels.heldout]
     heldout[~usable] = 0
     predicted = _predict(

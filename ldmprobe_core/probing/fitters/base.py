@@ -22,10 +22,10 @@ from ldmprobe_core.study.properties import Property, property_of
 
 
 class Probe(Protocol):
-    """A fitted probe."""
+    """Protocol of a fitted probe, which predicts a property from activations."""
 
     def predict(self, activations: np.ndarray) -> np.ndarray:
-        """Predictions (n, y, x) float64 from activations (n, y, x, channel).
+        """Predict a property (n, y, x) float64 from activations (n, y, x, channel).
 
         Probes of a mask predict foreground shares or logits; ``ProbeKind.mask_output`` says which.
         """
@@ -42,7 +42,7 @@ class Fitter(Protocol):
     kind: ProbeKind
 
     def fit(self, data: FitData) -> Probe:
-        """Fit the probe of one property and label assignment in one cell.
+        """Fit one cell's probe of one property to the true or the shuffled labels.
 
         Returns:
             the fitted probe; a `LinearProbe` if the kind is linear.
@@ -96,7 +96,7 @@ class CellData:
 
     @cached_property
     def complete_columns(self) -> list[int]:
-        """Columns whose labels were measured at every pixel.
+        """Indices in `columns` of the labels that were measured at every pixel.
 
         All their tokens weigh the same, so they can share one set of sufficient statistics.
         """
@@ -113,7 +113,7 @@ class CellData:
 
     @cached_property
     def validation_statistics(self) -> SufficientStatistics:
-        """Sufficient statistics of the validation tokens, with the same labels."""
+        """Sufficient statistics of the validation tokens, with labels of `complete_columns`."""
         return self._complete_statistics(*self.validation_tokens)
 
     @cached_property
@@ -122,17 +122,17 @@ class CellData:
         return RidgePath.from_statistics(self.statistics)
 
     def token_weights(self, column: int, members: np.ndarray) -> np.ndarray | None:
-        """Count the measured pixels of each token, (n, *grid); None if all pixels were measured."""
+        """Count each token's measured pixels, (n, *grid); None if every pixel was measured."""
         assignment, prop = self.columns[column]
         weights = self.labels.token_weights(prop, self.grid)
         return None if weights is None else weights[self.label_owners(members, assignment)]
 
     def label_owners(self, members: np.ndarray, assignment: str) -> np.ndarray:
-        """Indices of the samples whose labels are assigned to the samples ``members``."""
+        """Return the index of the sample whose label each of the samples ``members`` gets."""
         return ASSIGNMENTS[assignment](members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
-        """Return a result that several labels of the cell share, computed on the first call."""
+        """Return the result of `compute`, cached under `key` for all labels of the cell."""
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
@@ -152,7 +152,7 @@ class CellData:
 
 @dataclass(frozen=True)
 class FitData:
-    """Data of one label of a cell, the argument of `Fitter.fit`.
+    """Training and validation data of one label of a cell, the argument of `Fitter.fit`.
 
     ``x``, ``y`` and ``weight`` contain only tokens with a measured pixel in their block.
     ``token_maps`` and ``full_maps`` have NaN where nothing was measured.
@@ -167,7 +167,7 @@ class FitData:
 
     @property
     def assignment(self) -> str:
-        """Name of the label assignment."""
+        """Name of the label assignment: ``true``, or ``shuffled`` for the control."""
         return self.cell.columns[self.column][0]
 
     @property
@@ -177,7 +177,7 @@ class FitData:
 
     @property
     def complete(self) -> bool:
-        """Whether the label was measured at every pixel, so that all weights are equal."""
+        """True if the label was measured at every pixel, so that all tokens weigh the same."""
         return self.column in self.cell.complete_columns
 
     @property
@@ -192,7 +192,7 @@ class FitData:
 
     @property
     def weight(self) -> np.ndarray | None:
-        """Number of measured pixels of each training token, (token,) > 0; None if all were."""
+        """Measured pixels of each training token, (token,) > 0; None if every pixel was."""
         return self._weights(self.cell.train)
 
     @property
@@ -202,12 +202,12 @@ class FitData:
 
     @property
     def validation_y(self) -> np.ndarray:
-        """Validation labels (token,) float64."""
+        """Validation labels (token,) float64: block means; for a mask, the share of foreground."""
         return self._known(self.cell.validation_tokens[1][:, self.column], self.cell.validation)
 
     @property
     def validation_weight(self) -> np.ndarray | None:
-        """Number of measured pixels of each validation token, (token,) > 0; None if all were."""
+        """Measured pixels of each validation token, (token,) > 0; None if every pixel was."""
         return self._weights(self.cell.validation)
 
     @property
@@ -238,7 +238,7 @@ class FitData:
 
     @property
     def full_maps(self) -> np.ndarray:
-        """Training labels at full size (n, Y, X): bool for a mask, else values."""
+        """Training labels (n, Y, X) at the image's size in pixels: bool for a mask, else values."""
         return self.cell.labels.maps[self.prop.name][self._owners]
 
     def _weights(self, members: np.ndarray) -> np.ndarray | None:
@@ -246,7 +246,7 @@ class FitData:
         return None if weights is None else weights[weights > 0]
 
     def _known(self, rows: np.ndarray, members: np.ndarray) -> np.ndarray:
-        """Select the rows of tokens with at least one measured pixel."""
+        """Select the rows that belong to tokens with at least one measured pixel."""
         weights = self.cell.token_weights(self.column, members)
         return rows if weights is None else rows[weights.ravel() > 0]
 
