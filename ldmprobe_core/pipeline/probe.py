@@ -43,8 +43,8 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
         return {"seconds": 0.0, "bytes": 0}
     started = time.monotonic()
     study = run.study
-    # The number of threads affects the last bits of sums, so each cell uses one; several cells run
-    # in parallel instead.
+    # The number of BLAS threads affects the last bits of sums, so each cell uses one thread.
+    # Several cells run in parallel instead.
     threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
     labels = cached_label_set(url, run.location.read_text("identity"))
@@ -77,7 +77,8 @@ def _probe_networks(
     for network in dict.fromkeys(
         c.network for c in study.conditions if study.controls.enabled(c.name)
     ):
-        # The latents before a step are the same for every network, so one network is enough.
+        # The latents before a step do not depend on the network's weights, so probes of latents are
+        # fitted for one network only.
         if network != "trained" and layer == LATENTS:
             continue
         activations = run.read(f"{ACTIVATION_GROUPS[network]}/{layer}", "activation", step=step - 1)
@@ -90,7 +91,7 @@ def _probe_networks(
 
 
 def _stored_probes(study: Study, fitted: CellResult, channels: int) -> dict[str, np.ndarray]:
-    """Arrange the linear probes of one cell as the arrays that are stored.
+    """Stack the weights of one cell's linear probes into the arrays that the run stores.
 
     Args:
         study: study that gives the kinds of linear probes and the properties, in order.
@@ -106,7 +107,7 @@ def _stored_probes(study: Study, fitted: CellResult, channels: int) -> dict[str,
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty, cut = bias.copy(), bias.copy()
     for (kind, prop), probe in fitted.probes.items():
-        # Other kinds of probes are scored, but have no weights to store per channel.
+        # Only linear probes are stored.  Other kinds have no weights per channel, just scores.
         if not (probe_kind(kind).linear and isinstance(probe, LinearProbe)):
             continue
         entry = kinds.index(kind), maps.index(prop), 0
@@ -118,7 +119,7 @@ def _stored_probes(study: Study, fitted: CellResult, channels: int) -> dict[str,
 def _stored_scores(
     study: Study, results: dict[tuple[str, str], CellResult], prop: str
 ) -> np.ndarray:
-    """Arrange one property's scores of a cell as the array that is stored.
+    """Stack one property's scores of a cell into the array that the run stores.
 
     Returns:
         (condition, kind, metric, step, layer, sample), with one step and one layer; NaN for
