@@ -288,7 +288,7 @@ def verify(
         console.print("every chunk is as it was written", highlight=False)
         return
     if not redo:
-        raise RunError(f"{len(damage)} chunks are damaged. Fix: verify with --redo, then run it.")
+        raise RunError(f"{len(damage)} chunks are damaged. Fix: verify with --redo, then rerun.")
     left = clear_progress(target, damage)
     target.location.remove("summary.json")
     if left:

@@ -61,8 +61,7 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
     steps = spec.steps or min(spec.defaults.steps, total)
     if steps > total:
         raise UserError(
-            f"steps: more than the run's {total} sampler steps ({steps}). Fix: set it to {total} "
-            "or less."
+            f"steps: {steps}, but the run has {total} sampler steps. Fix: lower it to {total}."
         )
     for glob in spec.layers or ():
         if not any(fnmatchcase(name, glob) for name in run.layers):
@@ -119,8 +118,8 @@ def _kind(run: Run, spec: Intervention) -> str:
     logits = prop.is_mask and probe_kind(kind).mask_output == "logit"
     if spec.confidence != DEFAULT_CONFIDENCE and not logits:
         raise UserError(
-            f"confidence: only probes that predict logits of masks use it, and {kind} probes do "
-            f"not ({spec.confidence:g}). Fix: leave it out."
+            f"confidence: it applies to logits of masks only ({spec.confidence:g} with kind "
+            f"{kind}). Fix: leave it out, or choose a kind of probe that predicts logits."
         )
     if spec.method == "adam" and prop.is_mask and not logits:
         raise UserError(
