@@ -78,8 +78,7 @@ class FlowWatch:
         self._answered_at = time.monotonic()
         self._over = threading.Event()
         self._handlers: dict[signal.Signals, Any] = {}
-        # Give the thread a copy of this context, because Prefect keeps its settings in context
-        # variables, which a new thread does not inherit.
+        # Prefect keeps its settings in context variables, which a new thread would not inherit.
         watch = contextvars.copy_context()
         self._thread = threading.Thread(
             target=watch.run, args=(self._keep_looking,), name="flow-watch", daemon=True
