@@ -27,7 +27,7 @@ from ldmprobe_core.study.samples import Sample
 
 
 class Editor:
-    """Editor of layer outputs; inside the context that a call returns, the pipeline is edited.
+    """Editor of the denoiser's layer outputs; a call returns a context in which it is active.
 
     Args:
         sampler: sampler of the pipeline whose denoiser is hooked.
