@@ -20,7 +20,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-# Each command imports slow modules such as torch and Prefect itself, so that --help is fast.
+# Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
 from flows.checks.prefect_settings import check_prefect_settings
 from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
 from flows.cli_tables import print_plan, print_rows, print_summary
@@ -58,8 +58,8 @@ def options(
         bool, typer.Option("--debug", help="print the traceback of a failure (or LDMPROBE_DEBUG=1)")
     ] = False,
 ) -> None:
-    """What a latent diffusion model knows, where, and how early."""
-    # ``debug`` is declared for --help only: main() looks for --debug in the arguments itself.
+    """Probe what a latent diffusion model knows, in which layers, and how early in denoising."""
+    # Declare ``debug`` so that --help shows it, although `main` looks for --debug by itself.
 
 
 @app.command()
@@ -101,14 +101,14 @@ def classify(
         str | None, typer.Option(help="folder of real pictures for the same classifier")
     ] = None,
 ) -> None:
-    """When is the object named? Generate and label only; a later `run` continues from here."""
+    """Find the step from which a classifier names the object; a later `run` continues from here."""
     from ldmprobe_core.analysis.records import ClassesRecord
     from ldmprobe_core.analysis.report.text import classes_line
     from ldmprobe_core.study.readers.image_folder import list_images
 
     plan, target = _plan(study, store, set_)
     if plan.study.labels.classes is None:
-        raise UserError("labels.class is null, and classify needs a class labeler: name one")
+        raise UserError("labels.class is null, but classify needs a class labeler. Fix: name one.")
     if photographs is not None:
         list_images(photographs)
     _require_ready(plan, target)
@@ -189,7 +189,7 @@ def _shift(text: str) -> dict[str, float]:
         dx, dy = (float(part) for part in parts)
     except ValueError:
         raise UserError(
-            f"--shift is {text!r}: give dx,dy as shares of the image, such as 0.2,0"
+            f"--shift is {text!r}. Fix: give dx,dy as fractions of the image's size, such as 0.2,0"
         ) from None
     return {"dx": dx, "dy": dy}
 
@@ -201,17 +201,17 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
     from ldmprobe_core.storage.filesystem import Location
     from ldmprobe_core.study.loading import load_study
 
-    Location(store)  # refuses a malformed address before the study is planned
+    # A malformed store address raises an error here, before the study is planned.
+    Location(store)
     plan = plan_study(load_study(study, overrides))
     if not plan.samples:
-        # The prompts or images cannot be read here; this names the missing files.
+        # Prompts or images cannot be read on this machine, and the error names the missing files.
         _require_complete(plan)
     size = len(plan.study.to_json())
     if size > _STUDY_LIMIT:
         raise UserError(
-            f"prompts.items makes the study {size / 1000:.0f} kB, and a flow's parameters may be "
-            f"{_STUDY_LIMIT / 1000:.0f}: put the prompts into a CSV file, and name it in "
-            "prompts.files"
+            f"prompts.items makes the study {size / 1000:.0f} kB, but Prefect takes at most "
+            f"{_STUDY_LIMIT / 1000:.0f} kB. Fix: name a CSV file with the prompts in prompts.files."
         )
     target = run_in(store, plan.study)
     target.location.require_reachable()
@@ -229,7 +229,7 @@ def _require_complete(plan: StudyPlan) -> None:
 
 
 def _require_ready(plan: StudyPlan, target: Run) -> None:
-    """Raise an error if the study cannot run here, and print notes about a new run."""
+    """Check that the study can run on this machine, and print notes about its new run."""
     from ldmprobe_core.pipeline.planning.plan import check_store
     from ldmprobe_core.pipeline.prepare import notes_on_new_run
 
@@ -241,7 +241,7 @@ def _require_ready(plan: StudyPlan, target: Run) -> None:
 
 @app.command()
 def show(run: RunArgument, json_: JsonOption = False) -> None:
-    """Show what a finished run found."""
+    """Show the results of a finished run."""
     from ldmprobe_core.analysis.records import load_summary
 
     finished = _finished(run)
@@ -274,7 +274,7 @@ def verify(
         bool, typer.Option("--redo", help="have the next `run` make again what is damaged")
     ] = False,
 ) -> None:
-    """Read every chunk of a run, and list those that are missing or have changed since."""
+    """Read every chunk of a run, and list those that are missing or differ from their checksum."""
     from ldmprobe_core.storage.run import Run
     from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
@@ -288,13 +288,13 @@ def verify(
         console.print("every chunk is as it was written", highlight=False)
         return
     if not redo:
-        raise RunError(f"{len(damage)} chunks are damaged: --redo has the next run make them again")
+        raise RunError(f"{len(damage)} chunks are damaged. Fix: verify with --redo, then rerun.")
     left = clear_progress(target, damage)
     target.location.remove("summary.json")
     if left:
         raise RunError(
-            f"{left[0].key} cannot be made again from what is there: restore the run from a copy, "
-            "or move it away and start again"
+            f"{left[0].key} cannot be computed again from the rest of the run. Fix: restore the "
+            "run from a copy, or move it away and start again."
         )
     console.print(f"{len(damage)} chunks will be made again by the next run", highlight=False)
 
@@ -314,7 +314,7 @@ def report(
     if samples is not None:
         parts = samples.split(",")
         if not all(part.strip().isdecimal() for part in parts):
-            raise UserError(f"--samples is {samples!r}: give whole numbers, such as 3,17")
+            raise UserError(f"--samples is {samples!r}. Fix: give whole numbers, such as 3,17.")
         chosen = tuple(int(part) for part in parts)
     rebuild_report(finished, chosen)
     console.print(f"{finished.url}/report/index.html", highlight=False, soft_wrap=True)
@@ -325,7 +325,7 @@ def open_(run: RunArgument) -> None:
     """Open a finished run's report in the browser."""
     finished = _finished(run)
     if finished.location.remote:
-        raise UserError(f"{finished.url} is not a folder: fetch its report folder and open that")
+        raise UserError(f"{finished.url} is a remote run. Fix: download its report and open that.")
     page = Path(finished.url).absolute() / "report" / "index.html"
     console.print(page.as_uri(), highlight=False, soft_wrap=True)
     typer.launch(page.as_uri())
@@ -377,7 +377,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character, such as a dash, shows "?" instead of failing.
+            # Show "?" for a character that the terminal cannot display, instead of failing.
             stream.reconfigure(errors="replace")
     # Accept --debug anywhere on the line, because users append it to a command that just failed.
     arguments = [word for word in sys.argv[1:] if word != "--debug"]

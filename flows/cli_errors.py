@@ -46,8 +46,8 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
     try:
         command()
     except SystemExit as stop:
-        # typer raises SystemExit after every command, including successful ones, and has already
-        # printed its own message if the usage was wrong.
+        # typer ends every command, including successful ones, with SystemExit, and has already
+        # printed a message if the usage was wrong.  Therefore return the exit code only.
         return _code_of(stop)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -30,11 +30,12 @@ _SCHEDULER_CONFIG = {
 
 
 class _LocalCluster(SpecCluster):
-    """Cluster that can be closed after a worker is lost as soon as it has come."""
+    """Dask cluster that can be closed even after it lost a worker just when that had started."""
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
-        # Distributed raises KeyError for the loss of a worker whose arrival it has not read yet;
-        # the error would end its watch over the workers, and appear when the cluster is closed.
+        # Ignore the KeyError that Distributed raises if a worker is lost before the cluster has
+        # read that it started.  The error would end the cluster's watch over its workers, and
+        # appear again when the cluster is closed.
         with suppress(KeyError):
             super()._update_worker_status(op, msg)
 
@@ -54,8 +55,8 @@ def local_cluster(workers: int, gpus: int, memory: int | None = None) -> SpecClu
     visible = _visible_gpus() if gpus else []
     if gpus and workers > len(visible):
         raise UserError(
-            f"execution.workers is {workers}, and this machine has {len(visible)} GPUs. Fix: lower "
-            "it to one worker a GPU"
+            f"execution.workers is {workers}, but this machine has {len(visible)} GPUs. Fix: lower "
+            "it to at most one worker for each GPU."
         )
     home = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     with dask.config.set(_SCHEDULER_CONFIG):

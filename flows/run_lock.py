@@ -31,7 +31,7 @@ _PAGE = 200
 
 @contextmanager
 def hold_run(url: str) -> Iterator[Lease]:
-    """Hold the lease of a run, or of one of its interventions, for the flow that calls this.
+    """Hold the lease of a run, or of one of its interventions, for the calling flow.
 
     Raises:
         UserError: another flow run that is still alive holds the lease.
@@ -44,9 +44,11 @@ def hold_run(url: str) -> Iterator[Lease]:
         finally:
             stop = requested_stop()
             if stop is not None and not stop.cancels:
-                # The server is lost, so nothing can record this flow run's end: its successor does.
+                # The Prefect server is lost, so the end of this flow run cannot be recorded.  Leave
+                # the lease to expire, so that the next flow run records the end.
                 lease.abandon()
-            # The server did not accept these marks before, so try once more.
+            # The server refused at the start to mark these earlier flow runs as crashed, so try
+            # once more.
             for run in unmarked:
                 _reconcile(run)
 
@@ -69,7 +71,7 @@ def hold_study(study: Study, store: str) -> Iterator[tuple[StudyPlan, Lease]]:
 
 
 def _reconcile(flow_run_id: str) -> bool:
-    """Mark a flow run that died while it held the lease, and its task runs, as crashed in Prefect.
+    """Mark as crashed in Prefect a flow run that died while it held the lease, with its task runs.
 
     Returns:
         whether the server accepted the marks.
@@ -82,13 +84,14 @@ def _reconcile(flow_run_id: str) -> bool:
             for task in task_runs(client, run.id):
                 if not (task.state and task.state.is_final()):
                     client.set_task_run_state(task.id, Crashed(message=message), force=True)
-            # The Retry button of Prefect's UI starts a flow again under the same id.  The flow run
-            # is then this one, which has not crashed.
+            # Prefect's Retry button starts a flow again under the same id.  In that case the id is
+            # that of this flow run, which has not crashed and must not be marked.
             again = flow_run_id == str(runtime.flow_run.id)
             if not again and not (run.state and run.state.is_final()):
                 client.set_flow_run_state(run.id, Crashed(message=message), force=True)
     except (ObjectNotFound, PrefectHTTPStatusError, httpx.HTTPError, ValueError) as error:
-        # The flow run may belong to another server.  The mark is for the UI only, so go on.
+        # The flow run may belong to another server.  The mark is only shown in the UI, so continue
+        # without it.
         logger.warning("flow run %s was not marked as crashed: %s", flow_run_id, error)
         return False
     logger.info("flow run %s had died; this one goes on from where it was", flow_run_id)

@@ -49,7 +49,7 @@ _RECORD_LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class LocalServer:
-    """A Prefect server that this process started.
+    """Prefect server that this process started, with its log file.
 
     Attributes:
         process: the server's process.
@@ -112,8 +112,8 @@ def start_server() -> Iterator[str]:
     settings = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        # SQLite allows only one writer at a time.  On a busy machine, the others may wait for more
-        # than Prefect's default timeout, which would fail the flow.
+        # SQLite allows one writer at a time.  On a busy machine, the other writers may wait longer
+        # than Prefect's default timeout, and the flow would fail, so use a longer timeout.
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
     }
@@ -124,8 +124,8 @@ def start_server() -> Iterator[str]:
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=os.environ | settings,
-            # In a session of its own, the server does not receive Ctrl-C from the terminal.  The
-            # flow does, and stops the server after it has recorded its end.
+            # Keep the terminal's Ctrl-C from the server by a session of its own.  The flow receives
+            # Ctrl-C, and stops the server after it has recorded its end there.
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
@@ -135,7 +135,10 @@ def start_server() -> Iterator[str]:
         deadline = time.monotonic() + _START_LIMIT_S
         while not _answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RunError(f"the local Prefect server did not start; its log is {log}")
+                raise RunError(
+                    f"the local Prefect server did not start; its log is {log}. Fix: read the log, "
+                    "and repeat the command."
+                )
             time.sleep(0.2)
         yield url
     finally:
@@ -162,7 +165,7 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
         StoppedError: the flow was stopped early.
         Exception: any exception that the flow raises.
     """
-    # Copy the flow, so that the hook that is added below does not stay on the original.
+    # Copy the flow, so that the hook added below does not stay on the flow object of the caller.
     flow = flow.with_options()
     _quiet_console()
     url = str(PREFECT_API_URL.value())
@@ -179,8 +182,8 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
             _record_stop(watch.flow_runs, stop)
             raise StoppedError(stop.message, stop.exit_code) from error
         stop = requested_stop()
-        # A flow run that is being cancelled in Prefect may only end as cancelled, even if the flow
-        # has completed in the meantime.
+        # In Prefect, a flow run that is being cancelled can end only as cancelled.  Record that
+        # end, even if the flow has completed in the meantime.
         if stop is not None and stop.is_cancellation:
             _record_stop(watch.flow_runs, stop)
             raise StoppedError(stop.message, stop.exit_code)
@@ -193,7 +196,7 @@ def _drain(flow_runs: list[Any]) -> None:
     try:
         for run_id in flow_runs:
             wait_for_records(run_id)
-        # Send the last log lines before the server is stopped.
+        # Send the last log lines to the server now, because it is stopped soon.
         APILogHandler().flush()
     except (httpx.HTTPError, PrefectException) as error:
         logging.getLogger("prefect.flow_runs").warning("records are incomplete: %s", error)
@@ -238,19 +241,19 @@ def wait_for_records(flow_run_id: Any) -> int:
 
 
 def ui_url(api_url: str) -> str:
-    """Return the URL of the user interface of the server with this API."""
+    """Return the URL of the web UI of the Prefect server with this API."""
     return get_current_settings().ui_url or api_url.removesuffix("/api")
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to end the server when its parent process ends, even if that is killed."""
-    # The value of PR_SET_PDEATHSIG in the C header sys/prctl.h.
+    """Ask Linux to end the server when its parent ends, even if the parent is killed."""
+    # Python has no name for PR_SET_PDEATHSIG, so use its value in the C header sys/prctl.h.
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
 def _usual_port() -> int:
-    """Return the port that LDMPROBE_PREFECT_PORT gives, or else Prefect's default, 4200."""
+    """Return the Prefect server's port from LDMPROBE_PREFECT_PORT, or else the default, 4200."""
     text = os.environ.get("LDMPROBE_PREFECT_PORT", "4200")
     if not (text.isdecimal() and 0 < int(text) < 65536):
         raise UserError(f"LDMPROBE_PREFECT_PORT is {text!r}. Fix: give a port number, such as 4200")

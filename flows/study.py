@@ -52,7 +52,7 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
 
 
 def with_repair(run: RunRef, work: Callable[[], T]) -> T:
-    """Call ``work``; if it reads corrupt data, prepare the data's repair and call it again.
+    """Call ``work``; if it reads corrupt data, mark the units that wrote it as not done and repeat.
 
     Args:
         run: run that contains the data.

@@ -44,7 +44,10 @@ _OVERDUE = "The units in progress did not end within {:.0f} s; the next start re
 
 
 class ServerProcess(Protocol):
-    """A Prefect server that this process started; `flows.server.LocalServer` is one."""
+    """Protocol of a Prefect server that this process started, such as `flows.server.LocalServer`.
+
+    The watch needs the server's process and its log.
+    """
 
     @property
     def process(self) -> Any:
@@ -100,7 +103,7 @@ class FlowWatch:
         flow_ran.set()
 
     def begin(self, flow_run_id: Any) -> None:
-        """Start to watch a flow run.
+        """Start to watch a flow run for cancellation and for SIGTERM.
 
         Prefect sets its own handler of SIGTERM just before the flow run begins, so this method sets
         ours again.  The previous handler returns when the flow ends.
@@ -109,7 +112,7 @@ class FlowWatch:
         self._handle(signal.SIGTERM)
 
     def lost_server(self, error: BaseException) -> Stop | None:
-        """Request a stop if the server of this process has ended and caused an error of the flow.
+        """Request a stop if the flow failed because this process's Prefect server has ended.
 
         Args:
             error: exception that the flow raised.
@@ -151,7 +154,7 @@ class FlowWatch:
             with get_client(sync_client=True, httpx_settings={"timeout": 10.0}) as client:
                 state = client.read_flow_run(flow_run_id).state
         except ObjectNotFound:
-            # Someone deleted the flow run in Prefect, but the flow itself can go on.
+            # The flow run was deleted in Prefect.  The flow does not need its record, so continue.
             self._answered_at = time.monotonic()
             return
         except (httpx.HTTPError, PrefectException, RuntimeError, OSError):
@@ -218,7 +221,7 @@ def end_at_once(exit_code: int) -> None:
             watch.end_server()
     with suppress(OSError):
         if os.isatty(1):
-            # Show the terminal's cursor again, which a progress bar hides.
+            # Show the terminal's cursor again, because a progress bar may have hidden it.
             os.write(1, b"\x1b[?25h")
     os._exit(exit_code)
 

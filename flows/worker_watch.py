@@ -66,12 +66,13 @@ class WorkerWatch:
                 self._cluster.scale(self._count)
 
     def _number(self) -> int:
-        """Return the number of workers, or 0 if the scheduler does not respond."""
+        """Return the number of Dask workers, or 0 if the scheduler does not respond."""
         try:
             identity: dict[str, Any] = self._client.sync(
                 self._client.scheduler.identity, n_workers=-1, callback_timeout=20
             )
         except Exception:
-            # Dask raises exceptions of many types if the connection to the scheduler is lost.
+            # Catch every exception, because Dask raises many types of it if the connection to the
+            # scheduler is lost.
             return 0
         return len(identity["workers"])

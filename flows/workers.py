@@ -43,7 +43,9 @@ def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None
     """
     flow = FlowRunContext.get()
     if flow is None:
-        raise RuntimeError("workers_of is called within a flow")
+        raise RuntimeError(
+            "workers_of: there is no running Prefect flow. Fix: call it inside a flow."
+        )
     if execution.address:
         _require_workers(execution.address, execution.gpus_per_worker)
     with (
@@ -57,7 +59,7 @@ def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None
 def _watch_of(runner: TaskRunner[Any], execution: Execution) -> AbstractContextManager[Any]:
     if execution.runner == "local":
         return nullcontext()
-    # Reading this attribute starts the cluster; `getattr` makes the side effect visible.
+    # Reading `client` starts the Dask cluster.  `getattr` makes this side effect visible.
     client: Client = getattr(runner, "client")  # noqa: B009
     return WorkerWatch(client, None if execution.elsewhere else client.cluster)
 
@@ -147,14 +149,14 @@ def cluster_spec(execution: Execution) -> dict[str, Any]:
         spec["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
     except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(
-            f"execution.cluster is {execution.cluster!r:.80}. Fix: give a YAML file of one "
-            "DaskCluster resource, such as infra/kubernetes/dask-cluster.yaml"
+            f"execution.cluster is {execution.cluster!r:.80}, which is not a readable DaskCluster "
+            "resource. Fix: give a YAML file such as infra/kubernetes/dask-cluster.yaml"
         ) from None
     return spec
 
 
 def _require_workers(address: str, gpus: int) -> None:
-    """Require that a Dask scheduler has suitable workers.
+    """Check that a Dask scheduler answers and that its workers have the GPUs that a task needs.
 
     Without this check, tasks that need more GPUs than any worker has would wait for ever, and
     batches that need none would go to workers with and without a GPU, whose results differ in the

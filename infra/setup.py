@@ -26,11 +26,11 @@ A flow run sends a heartbeat every 180 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENC
 
 
 class SetupError(Exception):
-    """A setup step failed; the message says which one."""
+    """Error of a failed step of the setup; the message says which one."""
 
 
 def main() -> None:
-    """Run every setup step, and exit with 1 if one of them fails."""
+    """Create the bucket, deployments and automation, and exit with 1 if a step fails."""
     try:
         make_bucket()
         deploy()
@@ -52,7 +52,8 @@ def make_bucket() -> None:
         endpoint_url=endpoint, use_listings_cache=False, skip_instance_cache=True
     )
     deadline = time.monotonic() + _LIMIT_S
-    # Try again on errors: the S3 gateway accepts requests before the servers behind it are ready.
+    # Retry on errors, because the S3 gateway accepts requests before the servers behind it are
+    # ready.
     while True:
         try:
             if not files.exists(bucket):
@@ -62,7 +63,10 @@ def make_bucket() -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise SetupError(f"bucket {bucket} does not take files: {error}") from None
+                raise SetupError(
+                    f"LDMPROBE_STORE: bucket {bucket} is not writable ({error}). Fix: check the "
+                    "object store and its keys"
+                ) from None
             time.sleep(0.3)
 
 

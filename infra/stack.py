@@ -49,7 +49,8 @@ def main() -> None:
         "--free-ports", action="store_true", help="take free ports instead of the usual ones"
     )
     options = parser.parse_args()
-    # The health checks and the services connect to this machine, which no proxy can reach.
+    # Health checks and services connect to this machine, which proxies cannot reach, so bypass
+    # them.
     bypass_proxies_for_loopback()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
@@ -71,7 +72,7 @@ def main() -> None:
     finally:
         if supervisor is not None:
             for number in (signal.SIGINT, signal.SIGTERM):
-                # A second signal must not interrupt the services' orderly stop.
+                # Ignore further signals, which must not interrupt the services' orderly stop.
                 signal.signal(number, signal.SIG_IGN)
             supervisor.stop()
 
@@ -81,20 +82,20 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _alone(data: Path) -> TextIO:
-    """Lock the data folder, because two stacks in one folder would corrupt each other's data."""
+    """Lock the data folder; two stacks in one folder would corrupt each other's data."""
     data.mkdir(parents=True, exist_ok=True)
     lock = (data / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise StackError(
-            f"another stack runs on {data}. Fix: stop it, or give another --data"
+            f"--data: another stack runs on {data}. Fix: stop it, or give another folder"
         ) from None
     return lock
 
 
 def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
-    """Prepare the data folder, and return the settings of the platform.
+    """Prepare the stack's data folder, and return the settings that its services share.
 
     The first start chooses secrets and free ports, and writes them to the folder.  Later starts
     read them from there.
@@ -117,7 +118,7 @@ def prepare(data: Path, workers: int, anywhere: bool) -> Platform:
             "s3-secret": secrets.token_urlsafe(30),
         },
     )
-    # The next start with the same data folder uses the same ports.
+    # Store the ports, so that the next start with this data folder uses the same ones.
     ports_file = data / "ports.json"
     ports: dict[str, int] = json.loads(ports_file.read_text()) if ports_file.exists() else {}
     names = (*PUBLIC_PORTS, *INNER_PORTS) if anywhere else INNER_PORTS
@@ -150,12 +151,12 @@ def start(platform: Platform, supervisor: Supervisor) -> None:
     services = platform.services()
     independent = [s for s in services if s.name not in ("prefect-server", "prefect-worker")]
     _make_database(platform)
-    # These services do not need each other, so they can all start at the same time.
+    # Services that do not need each other can start at the same time.
     for service in independent:
         supervisor.start(service)
     for service in services:
         if service not in independent:
-            # The setup creates the work pool on the Prefect server, and the worker needs the pool.
+            # The Prefect worker needs the work pool that the setup creates on the Prefect server.
             if service.name == "prefect-worker":
                 run_once((sys.executable, "-m", "infra.setup"), platform.client_environment)
             supervisor.start(service)
@@ -176,7 +177,8 @@ def _make_database(platform: Platform) -> None:
             )
     if (folder / "PG_VERSION").exists():
         return
-    # Remove the files of an earlier start that was interrupted before the database was complete.
+    # An earlier start may have been interrupted before the database was complete, so remove its
+    # files.
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     password = platform.data / "database-password"
@@ -198,7 +200,7 @@ def _can_enter(folder: Path, user: str) -> bool:
 
 
 def _make_schema(platform: Platform) -> None:
-    """Create an empty database unless it exists; the Prefect server creates the tables in it."""
+    """Create an empty database for the Prefect server, which makes its tables, if it is missing."""
     to_server = {
         "PGHOST": HOST, "PGPORT": str(platform.ports["postgres"]), "PGUSER": DATABASE_USER,
         "PGPASSWORD": platform.secrets["database"], "PGDATABASE": "postgres",
@@ -210,14 +212,14 @@ def _make_schema(platform: Platform) -> None:
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Read a JSON file, after writing the result of ``make`` to it if it does not exist."""
+    """Return the content of a JSON file; if it does not exist, first write ``make()`` to it."""
     if not path.exists():
         _private(path, json.dumps(make()))
     return json.loads(path.read_text())
 
 
 def _private(path: Path, text: str) -> None:
-    """Write a file atomically, so that only its owner can read it, at every moment."""
+    """Write a file atomically, readable only by its owner at every moment."""
     part = path.with_name(path.name + ".part")
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)

@@ -20,7 +20,7 @@ _RESTARTS = 20
 
 
 class Supervisor:
-    """Keeps services running until `stop` is called.
+    """Supervisor of services, which restarts those that end until `stop` is called.
 
     Args:
         logs: folder for log files; each service has one.
@@ -43,8 +43,8 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 env=_environment() | service.environment,
                 user=service.user,
-                # In a session of its own, the service does not receive Ctrl-C from the terminal.
-                # The stack does, and stops its services in the right order.
+                # Keep the terminal's Ctrl-C from the service by a session of its own.  The stack
+                # receives Ctrl-C, and stops its services in the right order.
                 start_new_session=True,
                 preexec_fn=_end_with_parent(service.stop_with) if sys.platform == "linux" else None,
             )
@@ -61,7 +61,9 @@ class Supervisor:
             ended = self.running[service.name][1].poll() is not None
             if ended or time.monotonic() > deadline:
                 problem = "ended" if ended else "is not well in time"
-                raise StackError(f"{service.name} {problem}; its log is {self._log(service)}")
+                raise StackError(
+                    f"service {service.name} {problem}. Fix: read its log, {self._log(service)}"
+                )
             time.sleep(0.2)
 
     def watch(self) -> None:
@@ -80,7 +82,8 @@ class Supervisor:
         count = self._restarts[service.name] = self._restarts.get(service.name, 0) + 1
         if count > _RESTARTS:
             raise StackError(
-                f"{service.name} has ended {count} times; its log is {self._log(service)}"
+                f"service {service.name} has ended {count} times. Fix: read its log, "
+                f"{self._log(service)}"
             )
         self.say(f"{service.name} ended ({process.returncode}) and is started again")
         self.start(service)
@@ -115,7 +118,7 @@ def _end_with_parent(with_signal: signal.Signals) -> Callable[[], object]:
 
     It asks Linux to send the process a signal when the stack ends, even if the stack is killed.
     """
-    # The value of PR_SET_PDEATHSIG in the C header sys/prctl.h.
+    # Python has no name for PR_SET_PDEATHSIG, so use its value in the C header sys/prctl.h.
     set_parent_death_signal = 1
     library = ctypes.CDLL(None)
     return lambda: library.prctl(set_parent_death_signal, int(with_signal))

@@ -25,7 +25,7 @@ def outcome(future: PrefectFuture[Any]) -> Any:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Describe the failure of a unit.
+    """Return a phrase that tells why a unit of work failed, for an error message.
 
     The caller puts the description after the unit's name and a comma in an error message.
     """
@@ -43,7 +43,7 @@ def describe_failure(error: BaseException) -> str:
 
 
 def remedy(error: BaseException) -> str:
-    """Return advice to the user on the failure of a unit, as an imperative."""
+    """Return advice to the user, as an imperative, on how to recover from a failed unit."""
     again = "run the study again, which repeats only these"
     if isinstance(error, KilledWorker):
         return (
@@ -63,12 +63,13 @@ def cancel_waiting(futures: Sequence[PrefectFuture[Any]]) -> None:
     on_dask = [future for future in wrapped if isinstance(future, DaskFuture)]
     for future in wrapped:
         if not isinstance(future, DaskFuture):
-            # This has no effect on a future whose unit is running.
+            # Cancelling has no effect on a future whose unit is already running.
             future.cancel()
     if on_dask:
         client = on_dask[0].client
         running: set[Any] = set()
-        # If the scheduler cannot be reached, the running units are unknown, and all are cancelled.
+        # If the scheduler cannot be reached, the running units stay unknown, and the call below
+        # cancels all units.
         with suppress(OSError, TimeoutError):
             for keys in client.run(executing_keys, on_error="ignore").values():
                 running |= set(keys)

@@ -28,11 +28,11 @@ _LOOK_EVERY_S = 0.3
 
 
 class StageError(RunError):
-    """Some units of a stage failed; the other units are complete and recorded."""
+    """Error of a stage in which some units failed; its other units are complete and recorded."""
 
 
 def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
-    """Wait for every unit of a stage, and show progress.
+    """Wait for all units of a stage to end, and show progress.
 
     If a stop is requested, this function cancels the units that have not started, and waits for
     those in progress.
@@ -111,7 +111,7 @@ def _raise_failure(stage: str, count: int, failed: list[tuple[str, BaseException
     """Log every failure of a stage, and raise an error for the most informative one."""
     for name, error in failed:
         get_run_logger().error("%s failed: %s", name, describe_failure(error))
-    # Exceptions of these two types already tell the user what to do, so raise them unchanged.
+    # `CorruptChunkError` and `UserError` already tell the user what to do, so raise them unchanged.
     for kind in (CorruptChunkError, UserError):
         for _, error in failed:
             if isinstance(error, kind):
@@ -124,7 +124,7 @@ def _raise_failure(stage: str, count: int, failed: list[tuple[str, BaseException
 
 
 class _ProgressArtifact:
-    """Shows the progress of a stage in Prefect's UI.
+    """Prefect artifact that shows the progress of a stage in Prefect's UI.
 
     The artifact is created at the first call of `show`, or at a later call if the server did not
     answer.  Failures to create or update it are logged and otherwise ignored.
@@ -144,7 +144,10 @@ class _ProgressArtifact:
                     progress=progress, key=f"progress-{self.stage}", description=text
                 )
                 if not isinstance(artifact_id, UUID):
-                    raise TypeError("progress is shown by synchronous flows")
+                    raise TypeError(
+                        "progress artifact: Prefect returned no id, as in an asynchronous flow. "
+                        "Fix: call the stage from a synchronous flow."
+                    )
                 self.id = artifact_id
             else:
                 update_progress_artifact(self.id, description=text, progress=progress)

@@ -26,7 +26,7 @@ class RunRef(BaseModel):
 
 
 class UnitRef(BaseModel):
-    """Reference to one unit of work of a run.
+    """Reference to one unit of work of a run, which tasks exchange as JSON.
 
     Attributes:
         run: reference to the run.
@@ -44,7 +44,7 @@ class UnitRef(BaseModel):
 
     @property
     def is_done(self) -> bool:
-        """Whether the run's progress record contains the unit as complete."""
+        """True if the run's progress record marks the unit as complete."""
         return UNITS[self.verb].is_done(Run(self.run.url), *self.index)
 
 

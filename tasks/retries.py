@@ -23,10 +23,11 @@ _PERMANENT = {
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether a retry may succeed after this error."""
+    """Return True if the error may go away by itself, as network and server errors do."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         return False
-    # Timeouts and broken connections are OSErrors too.
+    # Timeouts and broken connections are OSErrors too, so only permanent error numbers end the
+    # retries.
     if isinstance(error, OSError):
         return error.errno not in _PERMANENT
     if isinstance(error, ClientError):

@@ -13,7 +13,7 @@ from ldmprobe_core.errors import RunError
 
 
 class StoppedError(RunError):
-    """A flow ended early because a stop was requested.
+    """Error that ends a flow early because a stop was requested.
 
     Attributes:
         exit_code: exit code of the command line.
@@ -29,7 +29,7 @@ class StoppedError(RunError):
 
 @dataclass(frozen=True)
 class Stop:
-    """A request to stop.
+    """Request to stop the running flow, with the message and the way to end.
 
     Attributes:
         message: message for the user.
@@ -51,7 +51,7 @@ class Stop:
 
     @property
     def is_overdue(self) -> bool:
-        """Whether `limit_s` has passed since the request."""
+        """True if more than `limit_s` seconds have passed since the request."""
         return time.monotonic() - self.since > self.limit_s
 
 
@@ -81,12 +81,12 @@ def say(sentence: str) -> None:
 
 
 def requested_stop() -> Stop | None:
-    """Return the request to stop the flow of this process, or None."""
+    """Return the request to stop the flow that runs in this process, or None."""
     return _requests[0] if _requests else None
 
 
 def require_not_stopped() -> None:
-    """Raise an error if a stop was requested.
+    """Raise `StoppedError` if a stop of this process's flow was requested.
 
     Units call this before they start, and stages call it when they end.
 
@@ -99,7 +99,7 @@ def require_not_stopped() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Run a flow without requests from earlier flows, and discard its own requests at the end."""
+    """Run a flow without the stop requests of earlier flows, and discard its own at the end."""
     _requests.clear()
     try:
         yield

@@ -26,7 +26,7 @@ Status = Literal["usable", "silent", "locked", "foreign", "incompatible"]
 
 @dataclass(frozen=True)
 class ServerCheck:
-    """Result of the check of one server.
+    """Verdict on a Prefect server: usable by flows, or a problem and its remedy.
 
     Attributes:
         status: ``usable`` if flows can run with the server.  Otherwise ``silent`` if it does not
@@ -43,7 +43,7 @@ class ServerCheck:
 
     @property
     def usable(self) -> bool:
-        """Whether flows can run with this server."""
+        """True if flows can run with this server."""
         return self.status == "usable"
 
 
@@ -66,10 +66,11 @@ def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
         with temporary_settings(quick):
             client = get_client(sync_client=True, httpx_settings={"timeout": limit_s})
     except (ImportError, ValueError) as error:
-        # httpx sets up every configured proxy at this point, even if NO_PROXY exempts this server.
+        # httpx sets up every configured proxy here, even if NO_PROXY exempts this server, so an
+        # invalid proxy address raises this error.
         raise UserError(
             f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({_first_sentence(error)}). Fix: "
-            "give an http:// address, install httpx[socks] for a SOCKS proxy, or unset it"
+            "give an http:// address, install httpx[socks] for a SOCKS proxy, or unset the variable"
         ) from None
     try:
         with temporary_settings(quick), client:
@@ -86,7 +87,7 @@ def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
             "start that server, correct the address, or unset it for one of the run's own",
         )
     except ValueError:
-        # The answer is not JSON, so this is not Prefect's API.
+        # The server answered with something other than JSON, so it is not Prefect's API.
         return _FOREIGN
 
 
@@ -98,7 +99,7 @@ _FOREIGN = ServerCheck(
 
 
 def _judge(version: object) -> ServerCheck:
-    """Accept a server if its major version is equal to that of the installed Prefect client."""
+    """Judge a server usable if it has the major version of the installed Prefect client."""
     ours, theirs = _major(prefect.__version__), _major(version)
     if theirs is None:
         return _FOREIGN

@@ -25,7 +25,8 @@ def check_prefect_settings() -> None:
     from pydantic import ValidationError
 
     try:
-        # On import, Prefect itself prints its invalid settings; our own message replaces that list.
+        # Hide the list of invalid settings that Prefect prints when it is imported, because the
+        # message below replaces it.
         with redirect_stderr(io.StringIO()):
             from prefect.settings import PREFECT_API_URL
 
@@ -38,7 +39,7 @@ def check_prefect_settings() -> None:
             "correct it in the environment (PREFECT_...), in .env, prefect.toml or the profile"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        # Prefect raises one of these if profiles.toml is malformed, for example.
+        # Prefect raises an error of these types if, for example, profiles.toml is malformed.
         raise UserError(
             f"Prefect's settings cannot be read ({type(error).__name__}: {error}). Fix: correct "
             "prefect.toml or the profiles.toml in PREFECT_HOME"
@@ -74,6 +75,6 @@ def _require_url(url: str | None) -> None:
         valid = False
     if not valid:
         raise UserError(
-            f"PREFECT_API_URL is {without_password(url)!r}. Fix: give a URL such as "
-            "http://127.0.0.1:4200/api, or unset it"
+            f"PREFECT_API_URL is {without_password(url)!r}, which is not an http(s) URL. Fix: give "
+            "a URL such as http://127.0.0.1:4200/api, or unset the variable"
         )

@@ -17,7 +17,7 @@ _MARGIN = 2
 
 
 def planned_bytes(plan: StudyPlan) -> int:
-    """Return the bytes that a worker is expected to need.
+    """Return the memory, in bytes, that a worker is expected to need for the planned study.
 
     This is the memory that the plan lists, plus the weights of the model's text encoders.
     """
@@ -53,7 +53,7 @@ def machine_memory() -> int:
 
 
 def memory_lines(plan: StudyPlan) -> list[str]:
-    """Return lines about memory for the user to read.
+    """Return text lines that give the workers' memory limit and warn if the machine has too little.
 
     They give the memory limit of the study's Dask workers, and a note if this machine has too
     little memory for the study.  There are none if the study runs on other machines.

@@ -23,7 +23,7 @@ IMAGES = {"cpu": "ldmprobe-trial:cpu", "gpu": "ldmprobe-trial:gpu"}
 
 
 def main() -> None:
-    """Run every step of the trial, and exit with 1 if one of them fails."""
+    """Run every step of the container trial, and exit with 1 if one of them fails."""
     parser = argparse.ArgumentParser(description="Try the containers on a real engine.")
     parser.add_argument(
         "--data", type=Path, default=Path(".containers"), help="folder of the trial"
@@ -72,7 +72,7 @@ def build(running: Engine, target: str, torch_index: str) -> float:
 
 
 def carry_out(trial: Trial, running: Engine) -> None:
-    """Start the platform, use it, break it, and use it again.
+    """Start the platform in containers, run studies, kill its services, and run studies again.
 
     Raises:
         TrialError: something does not work, or does not come back.
@@ -100,7 +100,7 @@ def carry_out(trial: Trial, running: Engine) -> None:
 
 
 def _env_file(folder: Path) -> Path:
-    """Write the variables of docker-compose.yml with new secrets, readable by their owner alone."""
+    """Write an env file for docker-compose.yml with new secrets that only its owner can read."""
     path = folder / "env"
     path.touch(mode=0o600)
     values = {

@@ -56,7 +56,7 @@ def names(root: Path) -> tuple[str, str]:
 
 
 def provide(engine: Engine, root: Path, folder: Path) -> list[str]:
-    """Provide both base images, and return the names of those that were made here.
+    """Pull or build both base images, and return the names of those built on this machine.
 
     Raises:
         TrialError: an image can be neither pulled nor made.
@@ -86,8 +86,8 @@ def _pulled(engine: Engine, name: str) -> bool:
 def _make_python(engine: Engine, name: str, folder: Path) -> None:
     if shutil.which("debootstrap") is None:
         raise TrialError(
-            f"no registry gives {name}, and there is no debootstrap to make it. Fix: "
-            "apt-get install debootstrap"
+            f"base image {name}: it can be neither pulled from a registry nor built, because "
+            "debootstrap is missing. Fix: apt-get install debootstrap"
         )
     suite = name.rpartition("-")[2]
     root = folder / "root"
@@ -109,7 +109,9 @@ def _make_python(engine: Engine, name: str, folder: Path) -> None:
         path.write_text(f'#!/bin/sh\nexec /usr/local/bin/{version}{words} "$@"\n')
         path.chmod(0o755)
     bundle = Path("/etc/ssl/certs/ca-certificates.crt")
-    if bundle.exists():  # with the certificates that this machine added to Debian's
+    # This bundle contains the certificates that the machine added to Debian's.  Builds on the
+    # machine's network need them.
+    if bundle.exists():
         shutil.copy(bundle, root / CERTIFICATES)
     (root / "etc/pip.conf").write_text(pip_settings())
     archive = folder / "python.tar"
@@ -136,7 +138,7 @@ def _run(*command: str) -> None:
 
 
 def _settings() -> dict[str, str]:
-    """Return the machine's settings of pip that say where packages come from."""
+    """Return the settings of this machine's pip that name the sources of packages."""
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout
@@ -152,7 +154,7 @@ def _local(address: str) -> Path | None:
 
 
 def _served() -> dict[str, tuple[Path, str]]:
-    """Return, by address, the folder to serve and the URL under which a build reaches it.
+    """Return each local package folder, by its address, and the URL at which a build reads it.
 
     Pages of an index may link to files beside the index, so its parent folder is served.
     """

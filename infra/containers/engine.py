@@ -15,11 +15,11 @@ _STOP_LIMIT_S = 60.0
 
 
 class TrialError(Exception):
-    """A step of the trial failed; the message says which one, and why."""
+    """Error of a failed step of the container trial; the message says which one, and why."""
 
 
 class Engine:
-    """A Docker engine that is already running, or one that the trial starts.
+    """Docker engine that is already running, or that the trial starts.
 
     Args:
         folder: folder for the images, the socket and the log of an engine that the trial starts.
@@ -39,7 +39,7 @@ class Engine:
             self._environment["DOCKER_HOST"] = f"unix://{folder}/docker.sock"
 
     def start(self) -> None:
-        """Start an engine of the trial's own, unless another one is running.
+        """Start a Docker engine for the trial, unless one is already running.
 
         Raises:
             TrialError: there is no program dockerd, no permission, or no answer within a minute.
@@ -67,8 +67,11 @@ class Engine:
         deadline = time.monotonic() + _START_LIMIT_S
         while self.docker("info", check=False).returncode:
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise TrialError(f"dockerd did not start; its log is {self.folder}/dockerd.log")
-            time.sleep(0.3)  # polling, bounded by the deadline
+                raise TrialError(
+                    f"dockerd did not start. Fix: read its log, {self.folder}/dockerd.log"
+                )
+            # Poll the engine until the deadline.
+            time.sleep(0.3)
 
     def stop(self) -> None:
         """Stop the engine that `start` started."""
@@ -93,7 +96,8 @@ class Engine:
             subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, check=False)
         if shutil.which("iptables-restore"):
             saved = self._firewall or b"*filter\n:FORWARD ACCEPT\nCOMMIT\n"
-            # Docker's rules are in these two tables, which the saved text may leave out if empty.
+            # Docker adds rules to these two tables.  The saved text may leave out a table that was
+            # empty, and Docker's rules in it would remain, so add the missing tables.
             for table in (b"filter", b"nat"):
                 if b"*" + table not in saved:
                     saved += b"*" + table + b"\nCOMMIT\n"
@@ -137,7 +141,7 @@ class Engine:
 
 
 def _client() -> str:
-    """Return the first client of Docker that can build with BuildKit.
+    """Return the path of the first Docker client that can build with BuildKit.
 
     Recent clients need a plugin for that, which a machine may lack although it has another client.
     """
@@ -147,12 +151,12 @@ def _client() -> str:
             done = subprocess.run(words, env=environment, capture_output=True, check=False)
             if done.returncode == 0:
                 return program
-    raise TrialError("no docker client with BuildKit. Fix: install Docker with its plugin buildx")
+    raise TrialError("Docker client: none has BuildKit. Fix: install Docker with its plugin buildx")
 
 
 @contextmanager
 def engine(folder: Path, keep_images: bool) -> Iterator[Engine]:
-    """Provide an engine until the context ends, as `Engine` describes it."""
+    """Start a Docker engine unless one is running, yield it, and remove the started one at exit."""
     provided = Engine(folder)
     try:
         provided.start()

@@ -30,7 +30,7 @@ SERVICES = ("postgres", "prefect-server", "seaweedfs", "dask-scheduler", "dask-w
 
 
 class Trial:
-    """The platform of docker-compose.yml on an engine, and the checks of it.
+    """Platform of docker-compose.yml on a Docker engine, with the checks of the trial.
 
     Args:
         engine: engine with the images ldmprobe and ldmprobe-gpu.
@@ -96,13 +96,17 @@ class Trial:
         """
         page = httpx.get("http://127.0.0.1:4200/", follow_redirects=True, trust_env=False)
         if page.status_code != 200 or "<script" not in page.text:
-            raise TrialError(f"the UI is not served: {page.status_code} {page.text[:200]}")
+            raise TrialError(
+                f"Prefect UI: its page is not served ({page.status_code} {page.text[:200]})"
+            )
         script = re.search(r'<script[^>]+src="([^"]+)"', page.text)
         if script is None:
-            raise TrialError(f"the page of the UI names no script: {page.text[:200]}")
+            raise TrialError(f"Prefect UI: its page names no script ({page.text[:200]})")
         answer = httpx.get(page.url.join(script[1]), trust_env=False)
         if answer.status_code != 200 or "javascript" not in answer.headers.get("content-type", ""):
-            raise TrialError(f"the UI's script {script[1]} is not served: {answer.status_code}")
+            raise TrialError(
+                f"Prefect UI: its script {script[1]} is not served ({answer.status_code})"
+            )
 
     def run_study(self, name: str) -> None:
         """Run a study through its deployment, and verify every chunk of its run in the bucket.
@@ -118,7 +122,9 @@ class Trial:
         )  # fmt: skip
         if done.returncode:
             logs = self._compose("logs", "--tail", "40", "prefect-worker").stdout
-            raise TrialError(f"the study did not complete:\n{done.stdout[-2000:]}\n{logs}")
+            raise TrialError(
+                f"the study {name} did not complete:\n{done.stdout[-2000:]}\nWorker's log:\n{logs}"
+            )
         listing = self._python(
             "prefect-worker",
             "import s3fs; print(*(p for p in s3fs.S3FileSystem().ls('runs') "
@@ -198,5 +204,6 @@ def _wait(
     deadline = time.monotonic() + limit_s
     while not reached():
         if time.monotonic() > deadline:
-            raise TrialError(f"waited {limit_s:.0f} s in vain for {aim}\n{details()}")
-        time.sleep(2)  # polling, bounded by the deadline
+            raise TrialError(f"gave up after {limit_s:.0f} s of waiting for {aim}\n{details()}")
+        # Poll until the deadline.
+        time.sleep(2)

@@ -8,7 +8,7 @@ import urllib.request
 
 
 def main() -> None:
-    """Exit with 0 if the URL in the first argument answers without an error, and else with 1."""
+    """Exit with 0 if the URL in the first argument answers without an error, otherwise with 1."""
     try:
         with urllib.request.urlopen(sys.argv[1], timeout=3):
             return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def dependencies(pyproject: str, extras: list[str]) -> list[str]:
-    """Return the requirements that building, running and the named extras of a project need.
+    """Return a project's requirements for building and running it with the named extras.
 
     Args:
         pyproject: text of a pyproject.toml.

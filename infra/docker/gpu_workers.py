@@ -21,7 +21,7 @@ _STOP_LIMIT_S = 8.0
 
 
 def main() -> None:
-    """Run the workers until SIGTERM or SIGINT arrives."""
+    """Run one Dask worker for each GPU until SIGTERM or SIGINT arrives."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     keep_running(
@@ -46,7 +46,7 @@ def worker(scheduler: str) -> list[str]:
 def keep_running(
     commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
 ) -> None:
-    """Run commands at the same time, and start each of them again when it ends.
+    """Run several commands at the same time, and restart each one that ends.
 
     This returns only by an exception, such as the SystemExit of a signal handler.  The processes
     end with it.

@@ -23,7 +23,7 @@ from ldmprobe_core.study.conditions import LabelColumn
 def directions_of(
     run: Run, spec: Intervention, plan: InterventionPlan, labels: LabelSet, shuffled: bool = False
 ) -> dict[tuple[int, str], EditDirection]:
-    """Compute the edit direction of every edited cell, by (step from 1, layer).
+    """Compute the activation-space edit direction of each edited cell, by (step from 1, layer).
 
     Args:
         run: run whose probes give the directions.
@@ -65,7 +65,7 @@ def directions_of(
 
 
 def activation_statistics(tokens: np.ndarray, labels: LabelSet) -> SufficientStatistics:
-    """Compute sufficient statistics of activations, without labels, over training samples.
+    """Compute the mean and covariance sums of activations over training samples, without labels.
 
     Samples with non-finite activations are not used.
 

@@ -53,7 +53,7 @@ class EditDirection:
         raw = probe.weight if covariance is None else covariance @ probe.weight
         gain = float(probe.weight @ raw)
         if not gain > 0:
-            raise ValueError("the probe's weights are zero, so no edit changes its prediction")
+            raise ValueError("probe: its weights are zero, so no edit changes its prediction")
         return cls(
             torch.from_numpy(probe.weight).float(),
             torch.as_tensor(probe.offset).float(),
@@ -61,11 +61,11 @@ class EditDirection:
         )
 
     def read(self, tokens: Tensor) -> Tensor:
-        """Predict (n, y, x) with the probe from tokens (n, y, x, channel)."""
+        """Return the probe's predictions (n, y, x) for activations (n, y, x, channel)."""
         return tokens @ self.weight + self.bias
 
     def exact(self, tokens: Tensor, target: Tensor, strength: float) -> Tensor:
-        """Apply the smallest edit that moves the predictions towards the target.
+        """Apply the smallest change of activations that moves the predictions to the target.
 
         Args:
             tokens: activations (n, y, x, channel) float32.
@@ -83,7 +83,7 @@ class EditDirection:
 def target_reading(
     share: np.ndarray, kind: str, mask: bool, confidence: float = 0.98
 ) -> np.ndarray:
-    """Convert a target map to the predictions that a probe of this kind should make.
+    """Convert a target map to the predictions that a probe of `kind` should make after an edit.
 
     Args:
         share: block means of the target map, (n, y, x).
@@ -109,7 +109,7 @@ def edit_by_gradient_descent(
     iterations: int = 128,
     learning_rate: float = 5e-3,
 ) -> Tensor:
-    """Edit activations by the paper's method, gradient descent on the activations with Adam.
+    """Edit activations as Chen et al. (2023) do: minimise the probe's loss over them with Adam.
 
     The probe stays fixed, and its prediction is upsampled to the image's size.  For a mask, the
     loss is cross-entropy; for other maps, it is Huber's with delta 1.  Both follow section 5 of
@@ -137,7 +137,8 @@ def edit_by_gradient_descent(
             else:
                 loss = F.huber_loss(reading, target, reduction="none", delta=1.0)
             optimizer.zero_grad()
-            # Averaging over pixels but not samples makes an edit independent of the batch size.
+            # Average over pixels but sum over samples, so that a sample's edit does not depend on
+            # the batch size.
             loss.mean((1, 2)).sum().backward()
             optimizer.step()
     return edited.detach()

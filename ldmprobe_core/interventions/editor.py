@@ -27,7 +27,7 @@ from ldmprobe_core.study.samples import Sample
 
 
 class Editor:
-    """Editor of layer outputs; calling it gives a context manager to run a pipeline in.
+    """Editor of the denoiser's layer outputs; a call returns a context in which it is active.
 
     Args:
         sampler: sampler of the pipeline whose denoiser is hooked.
@@ -48,7 +48,7 @@ class Editor:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Hook the denoiser for one call of the pipeline, and remove the hooks afterwards."""
+        """Attach hooks to the edited layers for one pipeline call, and remove them afterwards."""
         modules = dict(self.sampler.denoiser.named_modules())
         denoiser = self.sampler.denoiser
         hooks = [denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
@@ -73,7 +73,8 @@ class Editor:
         def edit(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             step, call = divmod(self._calls - 1, guidance.calls_per_step)
             direction = self.directions.get((step + 1, name))
-            # If guidance calls the denoiser twice in a step, only the first call is conditional.
+            # Edit only the conditional call.  If guidance calls the denoiser twice in a step, that
+            # is the first call.
             if direction is None or call > 0:
                 return None
             return change_grid(
@@ -125,7 +126,7 @@ def sample_edited(
 def make_edit(
     spec: Intervention, kind: str, targets: np.ndarray, random: torch.Generator | None
 ) -> Any:
-    """Build the edit function of an `Editor`.
+    """Return the function that edits one layer's activations at one step, for an `Editor`.
 
     Args:
         spec: method, strength and confidence of the edit.

@@ -18,7 +18,7 @@ from ldmprobe_core.study.properties import property_of
 
 @dataclass(frozen=True)
 class InterventionPlan:
-    """Choices of a checked intervention that its settings leave to defaults or to the run.
+    """Samples, layers, steps and probe kind of a checked intervention, with defaults filled in.
 
     Attributes:
         samples: indices of the edited samples.
@@ -34,7 +34,7 @@ class InterventionPlan:
 
 
 def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
-    """Check that a run has all that an intervention needs, and fill in the defaults.
+    """Check that a run has the probes, samples and layers of an intervention; fill in defaults.
 
     Raises:
         UserError: the run lacks the probes, samples or layers that the intervention needs.
@@ -43,23 +43,26 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
     if study.source == "images":
         raise UserError(
             f"prompts: {run.url} has source images and no prompts, so there is no generation to "
-            "edit. Fix: take a run whose study has prompts."
+            "edit. Fix: use a run whose study has prompts."
         )
     if spec.prop not in study.labels.maps:
         raise UserError(
-            f"prop: {run.url} has no probes of this property ({spec.prop!r}). Fix: take "
-            f"{', '.join(study.labels.maps)}."
+            f"prop: {run.url} has no probes of this property ({spec.prop!r}). Fix: set it to one "
+            f"of {', '.join(study.labels.maps)}."
         )
     if spec.controls and study.capture.keep == "statistics" and not study.controls.shuffled_labels:
         raise UserError(
-            f"controls is true, but {run.url} has no statistics of shuffled labels, since its "
-            "study sets controls.shuffled_labels to false. Fix: set controls to false."
+            f"controls is true, but {run.url} has no statistics of shuffled labels, because its "
+            "study sets controls.shuffled_labels to false. Fix: set the intervention's controls "
+            "to false."
         )
     completed = run.progress.completed(PROBE)
     total = len(completed)
     steps = spec.steps or min(spec.defaults.steps, total)
     if steps > total:
-        raise UserError(f"steps: {steps}, but the run has {total}. Fix: lower it.")
+        raise UserError(
+            f"steps: {steps}, but the run has {total} sampler steps. Fix: lower it to {total}."
+        )
     for glob in spec.layers or ():
         if not any(fnmatchcase(name, glob) for name in run.layers):
             raise UserError(_no_layers_match(run, glob))
@@ -69,7 +72,8 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
         for name in run.layers
         if any(fnmatchcase(name, glob) for glob in globs) and not name.startswith(VAE)
     ]
-    # The default globs select a U-Net's decoder.  A transformer has none, so take all its layers.
+    # The default globs select a U-Net's decoder.  A transformer has no decoder, so edit all its
+    # layers.
     if not layers and spec.layers is None:
         layers = [name for name in run.layers if not name.startswith(VAE)]
     if not layers:
@@ -95,7 +99,7 @@ def _no_layers_match(run: Run, globs: str) -> str:
 
 
 def _kind(run: Run, spec: Intervention) -> str:
-    """Choose the kind of the probes that give the edit directions.
+    """Return the kind of the probes from which the edit directions are computed.
 
     Raises:
         UserError: the run has no probes of this kind for the property, or the method or confidence
@@ -108,19 +112,19 @@ def _kind(run: Run, spec: Intervention) -> str:
     if kind not in kinds or not probe_kind(kind).supports(prop):
         usable = [name for name in kinds if probe_kind(name).supports(prop)]
         raise UserError(
-            f"kind: the run has no probes of {spec.prop} of this kind ({kind!r}). Fix: take "
-            f"{', '.join(usable)}."
+            f"kind: the run has no probes of {spec.prop} of this kind ({kind!r}). Fix: set it to "
+            f"one of {', '.join(usable)}."
         )
     logits = prop.is_mask and probe_kind(kind).mask_output == "logit"
     if spec.confidence != DEFAULT_CONFIDENCE and not logits:
         raise UserError(
             f"confidence: it applies to logits of masks only ({spec.confidence:g} with kind "
-            f"{kind}). Fix: leave it out."
+            f"{kind}). Fix: leave it out, or choose a kind of probe that predicts logits."
         )
     if spec.method == "adam" and prop.is_mask and not logits:
         raise UserError(
-            f"method: adam needs logits of masks, which kind {kind} does not predict (adam). "
-            "Fix: take exact."
+            f"method: adam needs logits of masks, which probes of kind {kind} do not predict "
+            "(adam). Fix: set method to exact."
         )
     return kind
 
@@ -132,13 +136,13 @@ def _samples(run: Run, spec: Intervention) -> list[int]:
         if spec.samples > len(available):
             raise UserError(
                 f"samples: more than the run's {len(available)} {spec.part} samples "
-                f"({spec.samples}). Fix: lower it."
+                f"({spec.samples}). Fix: set it to {len(available)} or less."
             )
         return available[: spec.samples]
     wrong = [i for i in spec.chosen if i not in available]
     if wrong:
         raise UserError(
-            f"chosen: no {spec.part} sample of the run ({wrong[0]}). Fix: take from "
+            f"chosen: no {spec.part} sample of the run ({wrong[0]}). Fix: choose from samples "
             f"{', '.join(str(i) for i in available[:8])}{', ...' if len(available) > 8 else ''}."
         )
     return list(spec.chosen)

@@ -79,10 +79,12 @@ def read_intervention(run: Run, name: str) -> Intervention:
     """
     file = f"{RECORDS}/{name}/intervention.json"
     spec = run.location.read_record(file, Intervention, "put back a copy of it")
-    # The name contains the hash of the settings, so this detects an exchanged record.
+    # The name contains the hash of the settings, so a different name shows that the file is another
+    # intervention's.
     if spec.name != name:
         raise RunError(
-            f"{run.url}: {file} holds the settings of {spec.name}. Fix: put back a copy of it"
+            f"{run.url}: {file} holds the settings of another intervention ({spec.name}). Fix: "
+            "restore it from a copy."
         )
     return spec
 
@@ -100,11 +102,13 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
     """
     group = f"{INTERVENTIONS_GROUP}/{name}"
     if not run.progress_of(group).completed(EDIT).all():
-        raise RuntimeError(f"intervention: {name} of {run.url} is not finished. Fix: resume it.")
+        raise RuntimeError(
+            f"intervention: {name} of {run.url} is not finished. Fix: run its remaining edits."
+        )
     data = run.open(group, require_complete=True)
     spec = read_intervention(run, name)
     plan = plan_intervention(run, spec)
-    # The arrays have the axes (target, sample), so the samples repeat for each target.
+    # Flattened over the axes (target, sample), the arrays list all samples once for each target.
     pairs = [run.samples[i] for i in plan.samples] * len(spec.targets)
     bootstrap = Bootstrap.of_samples(pairs, run.study.bootstrap, seed=0)
     unedited = data.unedited.values[0].ravel().astype(float)
@@ -135,7 +139,7 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
 
 
 def has_intervention_summary(run: Run, name: str) -> bool:
-    """Whether a run's intervention is finished and has a summary."""
+    """Return True if a run's intervention is finished, that is, has a ``summary.json``."""
     return run.location.has(f"{RECORDS}/{name}/summary.json")
 
 
@@ -152,5 +156,5 @@ def read_intervention_summary(run: Run, name: str) -> InterventionSummary:
 
 
 def completed_interventions(run: Run) -> list[str]:
-    """Names of the run's interventions that have a summary."""
+    """Return the names of the run's interventions that have a summary."""
     return [name for name in run.location.folders(RECORDS) if has_intervention_summary(run, name)]

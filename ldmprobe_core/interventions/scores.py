@@ -11,7 +11,7 @@ from ldmprobe_core.study.properties import InterventionDefaults
 def score_maps_against_targets(
     defaults: InterventionDefaults, maps: np.ndarray, target_maps: np.ndarray
 ) -> np.ndarray:
-    """Score the label maps of edited images against their target maps.
+    """Score the labeler's maps of edited images against the target maps of the edits.
 
     Args:
         defaults: intervention settings of the property, which name the metrics.

@@ -84,7 +84,7 @@ class Intervention(BaseModel):
     def _editable(cls, value: str) -> str:
         names = editable_properties()
         if value not in names:
-            raise ValueError(f"{value!r} cannot be edited. Fix: take {', '.join(names)}")
+            raise ValueError(f"{value!r} cannot be edited. Fix: choose one of {', '.join(names)}.")
         return value
 
     @field_validator("kind")
@@ -92,27 +92,33 @@ class Intervention(BaseModel):
     def _linear(cls, value: str | None) -> str | None:
         linear = [name for name, kind in PROBE_KINDS.items() if kind.linear]
         if value is not None and value not in linear:
-            raise ValueError(f"{value!r} is not a linear kind. Fix: take {', '.join(linear)}")
+            raise ValueError(
+                f"{value!r} is not a linear kind of probe. Fix: choose one of {', '.join(linear)}."
+            )
         return value
 
     @model_validator(mode="after")
     def _distinct(self) -> Intervention:
         if len(set(self.targets)) < len(self.targets) or not self.targets:
             raise ValueError(
-                "targets are empty or repeated. Fix: give one or more distinct targets"
+                "targets are empty or repeated. Fix: give one or more distinct targets."
             )
         if self.method == "adam" and (self.strength, self.confidence) != (1.0, DEFAULT_CONFIDENCE):
             raise ValueError(
-                "strength and confidence apply to exact edits only. Fix: leave them out with adam"
+                "strength and confidence apply to exact edits only (method is adam). Fix: leave "
+                "both out, or set method to exact."
             )
         return self
 
     @property
     def defaults(self) -> InterventionDefaults:
-        """Default settings for the property, which follow the paper."""
+        """Default settings for edits of the property, from Chen et al. (2023)."""
         defaults = property_of(self.prop).intervention
         if defaults is None:
-            raise UserError(f"prop: {self.prop!r} has no settings of interventions")
+            raise UserError(
+                f"prop: interventions on this property are not defined ({self.prop!r}). Fix: "
+                f"choose one of {', '.join(editable_properties())}."
+            )
         return defaults
 
     @property

@@ -57,8 +57,8 @@ def create_intervention(run: Run, spec: Intervention) -> str:
     check_fingerprints(run, study)
     if spec.prop not in labelers_of(study):
         raise UserError(
-            f"labels.{spec.prop}: the run has exact maps and no labeler, which edited images need. "
-            "Fix: name a labeler in the study."
+            f"labels.{spec.prop}: the run takes its maps from files and has no labeler, which an "
+            "edited image needs. Fix: name a labeler in the study, and make a new run."
         )
     stored = run.read("labels", spec.prop, sample=plan.samples)
     targets = target_maps(as_label(study, spec.prop, stored), spec.targets)
@@ -66,7 +66,8 @@ def create_intervention(run: Run, spec: Intervention) -> str:
         if run.location.has(f"{RECORDS}/{spec.name}/intervention.json"):
             return spec.name
         _create_arrays(run, spec, plan, targets)
-        # Other Zarr readers see only groups that are in the consolidated metadata.
+        # Consolidate the metadata, because other Zarr readers see only groups that are listed in
+        # it.
         run.consolidate()
         run.location.write_text(
             f"{RECORDS}/{spec.name}/intervention.json", spec.model_dump_json(indent=2)
@@ -78,7 +79,8 @@ def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: n
     """Create the arrays of an intervention and write its target maps (target, sample, y, x)."""
     path = f"{INTERVENTIONS_GROUP}/{spec.name}"
     root = open_group(run.store, run.url, mode="r+")
-    # Without a record, an existing group comes from an interrupted attempt to create it.
+    # This intervention has no record, so a group of its name was left by an interrupted attempt to
+    # create it.  Replace the group.
     if path in root:
         _require_no_results(run, path)
         del root[path]
@@ -127,18 +129,19 @@ def _require_no_results(run: Run, group: str) -> None:
     try:
         done = bool(run.progress_of(group).completed(EDIT).any())
     except RunError:
-        # The attempt was interrupted before it created the progress array.
+        # The group has no readable progress array, because the attempt to create it was interrupted
+        # first.  Therefore no batch is complete.
         done = False
     if done:
         name = group.rpartition("/")[2]
         raise UserError(
             f"{run.url}: {group} holds results, but {RECORDS}/{name}/intervention.json is missing. "
-            "Fix: put it back, or move the results away"
+            "Fix: restore that file from a copy, or move the results away."
         )
 
 
 def edit_units(run: Run, name: str) -> list[tuple[int, int]]:
-    """List the indices (target, batch) of an intervention's units of work."""
+    """List an intervention's units of work as index pairs (target, batch)."""
     shape = run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").counts(EDIT).shape
     return [(t, b) for t in range(shape[0]) for b in range(shape[1])]
 
@@ -245,7 +248,7 @@ def _edit_in_all_conditions(
 def _change_outside(
     before: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: np.ndarray
 ) -> np.ndarray:
-    """Mean absolute change of pixel values outside the masks, (sample,).
+    """Return each sample's mean absolute pixel change outside label and target mask, 0..1.
 
     For a property that is not a mask, the change is that of the entire image.
     """
@@ -257,7 +260,7 @@ def _change_outside(
 def _class_unchanged(
     run: Run, labelers: dict[str, Any], edited: np.ndarray, samples: list[int]
 ) -> np.ndarray:
-    """Compare the top classes of edited and unedited images, (sample,) float64.
+    """Return 1.0 for each sample whose top class the edit left unchanged, else 0.0, (sample,).
 
     The value is 1 for an unchanged class, 0 for a changed one, and NaN without a class labeler.
     """
@@ -271,7 +274,7 @@ def _class_unchanged(
 def _directions(
     url: str, identity: str, spec: Intervention, shuffled: bool
 ) -> dict[tuple[int, str], EditDirection]:
-    """Compute the edit directions of an intervention; cached because every batch needs them.
+    """Compute an intervention's edit directions by (step, layer); cached for all its batches.
 
     Args:
         url: URL or path of the run.

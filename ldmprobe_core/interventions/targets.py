@@ -51,11 +51,14 @@ class Target(BaseModel):
     def _file_or_transformation(self) -> Target:
         transformed = (self.dx, self.dy, self.scale, self.mirror) != (0, 0, 1, False)
         if self.file is not None and transformed:
-            raise ValueError("a target has both a file and a transformation. Fix: keep one")
+            raise ValueError(
+                "a target has both a file and a transformation. Fix: leave out file, or leave out "
+                "dx, dy, scale and mirror."
+            )
         return self
 
     def __str__(self) -> str:
-        """Short name, such as ``shift 0.2, 0``."""
+        """Return a short name of the target, such as ``shift 0.2, 0``."""
         if self.file is not None:
             return Path(self.file).name
         parts = []
@@ -69,7 +72,7 @@ class Target(BaseModel):
 
 
 def resolve_target(target: Target) -> Target:
-    """Copy a target, and complete the absolute path and content hash of its file.
+    """Return a copy of a target with its file's absolute path and content hash filled in.
 
     A target without a file is returned unchanged.
 
@@ -111,11 +114,11 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     if mask and label.any():
         centre = np.argwhere(label).mean(0)
-    # Scaling takes input pixel i to centre + scale (i - centre); mirroring and shifting follow.
+    # A pixel i of the label moves to centre + scale (i - centre); then it is mirrored and shifted.
     shift = np.array([target.dy * height, target.dx * width])
     flip = np.array([1.0, -1.0 if target.mirror else 1.0])
     middle = np.array([0.0, (width - 1) if target.mirror else 0.0])
-    # `affine_transform` needs the input pixel i of each output pixel o:
+    # `affine_transform` maps each output pixel o to its input pixel i, so invert that movement:
     # i = centre + (flip (o - shift - middle) - centre) / scale.
     matrix = flip / target.scale
     offset = centre - (flip * (shift + middle) + centre) / target.scale
@@ -137,14 +140,14 @@ def _from_file(path: Path, label: np.ndarray) -> np.ndarray:
     mask = label.dtype == bool
     if not mask and path.suffix != ".npy":
         raise UserError(
-            f"target.file: grey levels of an image, but the labeler's maps have units "
-            f"({str(path)!r}). Fix: give the map as .npy in the labeler's units."
+            f"target.file: an image holds grey levels, but this property has other units "
+            f"({str(path)!r}). Fix: give the map as .npy in the units of the labeler's maps."
         )
     shape = _shape_of(path)
     if shape != label.shape:
         raise UserError(
             f"target.file: {shape[0]} x {shape[1]} pixels, but the images have {label.shape[0]} x "
-            f"{label.shape[1]} ({str(path)!r}). Fix: resize it."
+            f"{label.shape[1]} ({str(path)!r}). Fix: resize the map to the size of the images."
         )
     values = read_map(
         path, FOREGROUND.name if mask else DEPTH.name, (label.shape[0], label.shape[1])
@@ -152,7 +155,7 @@ def _from_file(path: Path, label: np.ndarray) -> np.ndarray:
     if np.isnan(values).any():
         raise UserError(
             f"target.file: {int(np.isnan(values).sum())} pixels are NaN ({str(path)!r}). Fix: give "
-            "every pixel a value to aim at."
+            "every pixel a target value."
         )
     return values > 0.5 if mask else values.astype(label.dtype)
 
@@ -164,12 +167,12 @@ def _shape_of(path: Path) -> tuple[int, int]:
         if path.suffix == ".npy":
             shape = np.load(path, allow_pickle=False, mmap_mode="r").shape
             if len(shape) < 2:
-                raise ValueError(shape)
+                raise ValueError(f"file: array of shape {shape} has no height and width")
             return int(shape[0]), int(shape[1])
         with Image.open(path) as image:
             return image.height, image.width
     except (OSError, ValueError, UnidentifiedImageError) as error:
         raise UserError(
             f"target.file: not a readable map of height and width ({str(path)!r}). "
-            "Fix: give a PNG or NPY."
+            "Fix: give a PNG image or a NPY array of 2 dimensions."
         ) from error

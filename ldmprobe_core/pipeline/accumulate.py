@@ -23,7 +23,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
-    """Add the training samples of one unit, a few batches, to the sums of an accumulator.
+    """Add one accumulation unit (a few batches of training samples) to the sums of its accumulator.
 
     If the run stores activations, they are read; otherwise the batches are generated and labeled in
     memory.  The units of an accumulator must be run in order.
@@ -47,12 +47,11 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
         return {"samples": 0, "seconds": 0.0, "bytes": 0}
     if done < number:
         raise RuntimeError(
-            f"{run.url}: unit {number} of accumulator {part} needs the {number} units before it, "
-            f"and {done} are complete. Fix: submit its units in order"
+            f"{run.url}: unit {number} of accumulator {part} cannot start, because only {done} of "
+            f"the {number} units before it are complete. Fix: submit its units in order."
         )
     started = time.monotonic()
-    # The number of BLAS threads affects the last bits of sums; with one thread they are
-    # reproducible.
+    # The number of BLAS threads affects the last bits of sums.  One thread makes them reproducible.
     threadpool_limits(1, user_api="blas")
     study = run.study
     accumulator = Accumulator.read(run, part, done)
@@ -74,7 +73,7 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
 
 
 def _require_unit(run: Run, part: int, done: int) -> None:
-    """Check that no other worker has added the current unit in the meantime.
+    """Check that no other worker has added this unit to the accumulator since it started.
 
     A worker that does not respond for long is considered lost, and its unit is given to another.
     If it continues nevertheless, its write could overwrite sums that are in use.
@@ -91,7 +90,7 @@ def _require_unit(run: Run, part: int, done: int) -> None:
     if now != done:
         raise RuntimeError(
             f"{run.url}: another worker advanced accumulator {part} from {done} units to {now} "
-            "while this unit ran; this unit's result is discarded"
+            "while this unit ran. Fix: none needed; this result is discarded, the other counts."
         )
 
 
@@ -107,8 +106,8 @@ def _require_measured(labels: dict[str, np.ndarray]) -> None:
     for prop, maps in labels.items():
         if measured(maps) is not None:
             raise UserError(
-                f"labels.{prop}: some pixels of the maps have no measured value, but statistics "
-                "need a value for every pixel. Fix: set capture.keep to activations"
+                f"labels.{prop}: some pixels of the maps have no measured value (NaN), but sums "
+                "over pixels need a value at every pixel. Fix: set capture.keep to activations."
             )
 
 
@@ -116,7 +115,7 @@ _TrainingBatch = tuple[dict[str, Activations], dict[str, np.ndarray]]
 
 
 def _sample_in_memory(run: Run, study: Study, samples: list[Sample]) -> _TrainingBatch:
-    """Generate and label training samples in memory.
+    """Generate and label training samples, and return activations and labels without storing them.
 
     Returns:
         activations by network, and label maps (sample, y, x) by property.
@@ -139,7 +138,7 @@ def _sample_in_memory(run: Run, study: Study, samples: list[Sample]) -> _Trainin
 
 
 def _read_from_store(run: Run, study: Study, samples: list[Sample]) -> _TrainingBatch:
-    """Read the activations and label maps of training samples from the run.
+    """Read the stored activations and label maps of training samples from the run.
 
     Returns:
         activations by network, and label maps (sample, y, x) by property.

@@ -33,7 +33,7 @@ _Pieces = dict[tuple[str, str], list[tuple[int, np.ndarray, np.ndarray]]]
 
 @dataclass
 class Activations:
-    """Captured activations of one network for one batch.
+    """Captured activations of one network (trained or permuted weights) for one batch.
 
     Attributes:
         values: layer name to activations, float16 (sample, step, y, x, channel).
@@ -116,19 +116,19 @@ class ActivationWriter:
                 self.run.write(f"{ACTIVATION_GROUPS[network]}/{layer}", stacked, sample=self.region)
 
     def _submit_block(self) -> None:
-        """Pass the current block to the writing thread, and start a new block."""
+        """Queue the current block of activations for the writing thread, and start a new block."""
         self._wait_for(_AHEAD - 1)
         self._pending.append(self._writer.submit(self._write, self._block))
         self.bytes += self._filled
         self._block, self._filled = [], 0
 
     def _wait_for(self, pending: int) -> None:
-        """Wait until at most this number of blocks are queued or being written."""
+        """Wait until at most `pending` blocks of activations are queued or being written."""
         while len(self._pending) > pending:
             self._pending.popleft().result()
 
     def _write(self, block: list[tuple[str, int, HostTransfer]]) -> None:
-        """Write the activations of one block; this runs in the writing thread."""
+        """Write the activations of one block to the run; the background thread calls this."""
         for (network, layer), pieces in _by_layer(block).items():
             steps = slice(pieces[0][0], pieces[-1][0] + 1)
             stacked = {"activation": np.stack([values for _, values, _ in pieces], axis=1)}
@@ -152,7 +152,7 @@ def peak_activation_bytes(step: int, steps: int) -> int:
 
 
 def _by_layer(transfers: Iterable[tuple[str, int, HostTransfer]]) -> _Pieces:
-    """Group transferred activations by (network, layer), after waiting for their copies.
+    """Wait for activations to arrive on the host, and group them by (network, layer).
 
     Returns:
         (network, layer) to a list of (step, activations, counts of non-finite values), in the order

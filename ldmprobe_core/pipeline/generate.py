@@ -52,7 +52,10 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
         sampler = get_sampler(study, run.attributes["model_fingerprint"])
         sampled = sampler.sample(samples, activations, source_images)
     if sampled.trajectory is None or sampled.clean is None:
-        raise RuntimeError(f"{url}: the sampler gave no step images of batch {batch}")
+        raise RuntimeError(
+            f"{url}: the sampler returned no step images of batch {batch}. Fix: use a sampler that "
+            "decodes the latents of every step."
+        )
     images = {"image": sampled.image, "trajectory": sampled.trajectory, "clean": sampled.clean}
     run.write("images", images, sample=region)
     if sampled.prompt_embedding is not None:
@@ -67,7 +70,7 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
 def read_source_images(
     run: Run, study: Study, samples: list[Sample]
 ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """Read the source images of samples, and the exact maps that belong to the images.
+    """Read the source images of samples, and their exact ground-truth maps from files.
 
     Returns:
         source images (sample, y, x, rgb) uint8, and maps (sample, y, x) by property; None and an

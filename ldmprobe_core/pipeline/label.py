@@ -15,7 +15,7 @@ from ldmprobe_core.storage.units import GENERATE, LABEL
 
 
 def label_batch(url: str, batch: int) -> dict[str, Any]:
-    """Label the finished images of one batch and the images of every step, and write the labels.
+    """Label the final images and the step images of one batch, and write the labels to the run.
 
     Returns:
         numbers of ``images`` labeled, ``seconds`` taken and ``bytes`` written; 0 if already done.
@@ -28,7 +28,9 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     if run.progress.is_done(LABEL, batch):
         return {"images": 0, "seconds": 0.0, "bytes": 0}
     if not run.progress.is_done(GENERATE, batch):
-        raise RuntimeError(f"{run.url}: batch {batch} cannot be labeled before it is generated")
+        raise RuntimeError(
+            f"{run.url}: batch {batch} cannot be labeled before it is generated. Fix: generate it."
+        )
     started = time.monotonic()
     study = run.study
     members = study.batches(run.n_stored)[batch]
@@ -55,13 +57,12 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
         for name, values in labels.items():
             require_finite_labels(name, values, members)
         for prop in study.labels.maps:
-            # Exact maps exist only for source images, so the labels of step images are NaN.
+            # Exact maps exist for source images only, so the labels of step images are NaN.
             if prop not in labels:
-                shape = flat.shape[:3]
                 labels[prop] = (
                     run.read("exact_maps", prop, sample=region)
                     if source == "image"
-                    else np.full(shape, np.nan, np.float32)
+                    else np.full(flat.shape[:3], np.nan, np.float32)
                 )
         stored = {
             name: values.reshape(*leading, *values.shape[1:]).astype(

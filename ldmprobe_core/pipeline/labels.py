@@ -17,12 +17,12 @@ from ldmprobe_core.study.schema import Study
 
 
 def as_labels(study: Study, maps: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Convert the maps of every property to labels for probes; see `as_label`."""
+    """Convert the maps of every property to labels for probes: bool masks and float maps."""
     return {prop: as_label(study, prop, values) for prop, values in maps.items()}
 
 
 def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
-    """Convert the maps of one property to labels for probes.
+    """Convert the maps of one property to labels for probes: bool masks or float maps.
 
     Maps of a mask property, such as foreground, are thresholded at ``labels.threshold``.  Other
     maps are returned unchanged.
@@ -70,7 +70,7 @@ def label_set(run: Run) -> LabelSet:
 
 @lru_cache(maxsize=2)
 def cached_label_set(url: str, identity: str) -> LabelSet:
-    """Return the labels of a run (`label_set`) from a cache in this process.
+    """Return the labels of a run from this process's cache, which fills on the first call.
 
     Args:
         url: URL of the run.

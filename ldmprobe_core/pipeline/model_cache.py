@@ -30,7 +30,7 @@ load_counts: Counter[str] = Counter()
 
 
 class ThreadLocalModels(threading.local):
-    """Cache of the calling thread's models: kind of model to its cache key and the models."""
+    """Models that only the calling thread uses, by kind of model, each with its cache key."""
 
     def __init__(self) -> None:
         self.loaded: dict[str, tuple[str, Any]] = {}
@@ -43,7 +43,7 @@ _device = threading.Lock()
 
 
 def _shared(study: Study) -> bool:
-    """Whether all threads share one set of models, which is so on a GPU, to save its memory.
+    """Return True on a GPU, where all threads share one set of models to save memory.
 
     On a CPU, models are not shared, since concurrent batches are faster there: two batches at once,
     each with its own model and one PyTorch thread, take a seventh less time than the same batches
@@ -62,7 +62,7 @@ def model_access(study: Study) -> AbstractContextManager[Any]:
 
 @contextmanager
 def use_models(run: Run) -> Iterator[tuple[PipelineSampler, dict[str, Labeler]]]:
-    """Context manager that gives exclusive use of a run's sampler and labelers.
+    """Context manager that yields a run's sampler and labelers for exclusive use.
 
     They are loaded if they are not in the cache.
 
@@ -95,7 +95,7 @@ def get_or_load(study: Study, kind: str, key: str, load: Callable[[], Any]) -> A
 
 
 def get_sampler(study: Study, model: str) -> PipelineSampler:
-    """Return a study's sampler, which is loaded at the first call.
+    """Return the study's image sampler, which the first call loads into the cache.
 
     Call this function inside the block of `model_access`.
 
@@ -112,8 +112,8 @@ def get_sampler(study: Study, model: str) -> PipelineSampler:
         if fingerprint_here != model:
             raise UserError(
                 f"model.source {study.model.source!r} has fingerprint {fingerprint_here} on this "
-                f"worker, and the run was started with {model}. Fix: give every worker the same "
-                "weights"
+                f"worker, but {model} when the run was created. Fix: give every worker the same "
+                "weights."
             )
         keep_freed_memory()
         device = pick_device(study.execution.wanted_device)
@@ -126,7 +126,7 @@ def get_sampler(study: Study, model: str) -> PipelineSampler:
 
 
 def get_labelers(study: Study, fingerprints: dict[str, str] | None = None) -> dict[str, Labeler]:
-    """Return a study's labelers by property, which are loaded at the first call.
+    """Return the study's labelers by property, which the first call loads into the cache.
 
     Call this function inside the block of `model_access`.
 
@@ -145,8 +145,8 @@ def get_labelers(study: Study, fingerprints: dict[str, str] | None = None) -> di
             if fingerprints is not None and fingerprint_here != fingerprints[prop]:
                 raise UserError(
                     f"labels.{prop} has weights with fingerprint {fingerprint_here} on this "
-                    f"worker, and the run was started with {fingerprints[prop]}. Fix: give every "
-                    "worker the same weights"
+                    f"worker, but {fingerprints[prop]} when the run was created. Fix: give every "
+                    "worker the same weights."
                 )
         device = pick_device(study.execution.wanted_device)
         return {prop: load_labeler(prop, r, device) for prop, r in labelers_of(study).items()}

@@ -36,7 +36,7 @@ def prepare_run(study: Study, store: str) -> Run:
     run = run_in(store, study)
     check_store(plan, run)
     if not run.exists:
-        # This loads labelers and can take long, so it comes before the lock.
+        # Determine the arrays before taking the lock, because loading labelers for it can be slow.
         shape, record = _run_shape(plan)
         with run.creation_lock() as lock:
             if not run.exists:
@@ -44,14 +44,14 @@ def prepare_run(study: Study, store: str) -> Run:
                 run.create(shape, record)
                 return run
     check_fingerprints(run, study)
-    # The settings in the execution section may differ from the recorded ones, as they do not affect
-    # results; the current ones are recorded.
+    # The settings of the `execution` section do not affect results, so they may differ from the
+    # recorded ones.  Record the current ones.
     run.location.write_text("study.json", study.to_json())
     return run
 
 
 def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
-    """Determine the arrays of a new run, and the metadata to record in it."""
+    """Return the shapes of a new run's arrays, and the metadata to record in the run."""
     study = plan.study
     with model_access(study):
         labelers = get_labelers(study)
@@ -88,7 +88,7 @@ def check_fingerprints(run: Run, study: Study) -> None:
             raise UserError(
                 f"{run.url}: the weights of labels.{prop} had fingerprint {recorded} when the run "
                 f"was created, and have {current} now. Fix: move that run away, or choose another "
-                "store"
+                "store."
             )
     recorded = attributes["model_fingerprint"]
     current = fingerprint(model_folder(study.model))
@@ -96,7 +96,7 @@ def check_fingerprints(run: Run, study: Study) -> None:
         raise UserError(
             f"{run.url}: the model had fingerprint {recorded} when the run was created, and "
             f"model.source {study.model.source!r} has {current} now. Fix: move that run away, or "
-            "choose another store"
+            "choose another store."
         )
 
 
@@ -137,7 +137,8 @@ def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
             same = _without_image_set(other.study) == _without_image_set(study)
             before = {sample.source_image: sample.source_digest for sample in other.samples}
         except (UserError, RunError, OSError, ValueError, KeyError):
-            # The run is damaged or of another release, so its study cannot be compared.
+            # Skip a run that is damaged or was made by another release, because its study cannot be
+            # read for a comparison.
             continue
         if same:
             now = {sample.source_image: sample.source_digest for sample in plan.samples}
@@ -150,13 +151,13 @@ def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
 
 
 def _without_image_set(study: Study) -> dict[str, Any]:
-    """Settings of a study that affect results, except for its set of source images."""
+    """Return the settings that affect results, without those that name the source images."""
     images = {"folder", "samples", "content_hash"}
     return study.model_dump(exclude={"execution": True, "images": images})
 
 
 def _differences(before: dict[str | None, str | None], now: dict[str | None, str | None]) -> str:
-    """Describe which files were removed, added or changed between two sets of name to hash."""
+    """Describe which files were removed, added or changed between two maps of name to hash."""
     kinds = {
         "removed": [name for name in before if name not in now],
         "added": [name for name in now if name not in before],

@@ -44,8 +44,8 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
         return {"seconds": 0.0, "bytes": 0}
     started = time.monotonic()
     study = run.study
-    # The number of threads affects the last bits of sums, so each cell uses one; several cells run
-    # in parallel instead.
+    # The number of BLAS threads affects the last bits of sums, so each cell uses one thread.
+    # Several cells run in parallel instead.
     threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
     labels = cached_label_set(url, run.location.read_text("identity"))
@@ -118,7 +118,7 @@ def _stored_probes(
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty, cut = bias.copy(), bias.copy()
     for (kind, prop), probe in fitted.probes.items():
-        # Other kinds of probes are scored, but have no weights to store per channel.
+        # Only linear probes are stored.  Other kinds have no weights per channel, just scores.
         if not (probe_kind(kind).linear and isinstance(probe, LinearProbe)):
             continue
         entry = kinds.index(kind), maps.index(prop), 0
@@ -132,7 +132,7 @@ def _stored_probes(
 def _stored_scores(
     study: Study, results: dict[tuple[str, str], CellResult], prop: str
 ) -> np.ndarray:
-    """Arrange one property's scores of a cell as the array that is stored.
+    """Stack one property's scores of a cell into the array that the run stores.
 
     Returns:
         (condition, kind, metric, step, layer, sample), with one step and one layer; NaN for

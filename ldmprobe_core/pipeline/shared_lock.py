@@ -22,17 +22,17 @@ class SharedExclusiveLock:
 
     @property
     def waiting(self) -> int:
-        """Number of threads that wait for exclusive access."""
+        """Number of threads that wait for exclusive access, to load a model."""
         return self._waiting
 
     @property
     def n_computing(self) -> int:
-        """Number of threads that have shared access."""
+        """Number of threads that have shared access, to compute."""
         return self._computing
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Hold shared access during the block; blocks of one thread may be nested."""
+        """Hold shared access (for computation) during the block; one thread may nest blocks."""
         if self._is_computing:
             yield
             return
@@ -50,7 +50,7 @@ class SharedExclusiveLock:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Hold exclusive access during the block.
+        """Hold exclusive access (for loading a model) during the block.
 
         If the calling thread has shared access, it gives that up for the duration of the block.
         """
@@ -74,5 +74,5 @@ class SharedExclusiveLock:
 
     @property
     def _is_computing(self) -> bool:
-        """Whether the calling thread has shared access."""
+        """True if the calling thread has shared access."""
         return getattr(self._this_thread, "computing", False)

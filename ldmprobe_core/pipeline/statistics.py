@@ -35,7 +35,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def run_accumulation_units(run: Run) -> list[list[list[range]]]:
-    """List the batches of each accumulation unit.
+    """List the sample ranges of the batches in each unit of each accumulator.
 
     Returns:
         for each accumulator a list of units, and for each unit a list of batches as ranges of
@@ -50,7 +50,7 @@ def run_accumulation_units(run: Run) -> list[list[list[range]]]:
 
 @dataclass
 class Accumulator:
-    """Sums of one accumulator, in memory.
+    """Gram matrices and label sums that one accumulator adds up over training samples, in memory.
 
     Attributes:
         grams: (network, layer) to float64 (step, entry), the lower triangle of the Gram matrix of
@@ -98,7 +98,9 @@ class Accumulator:
         )
 
     def write(self, run: Run, accumulator: int, done: int) -> int:
-        """Write the sums to the buffer that becomes active when the current unit is complete.
+        """Write the sums to the inactive one of an accumulator's two buffers in the run.
+
+        The buffer becomes active when the current unit is recorded as complete.
 
         Args:
             run: run to write to.
@@ -190,7 +192,7 @@ def unpacked(entries: np.ndarray) -> np.ndarray:
 
 
 def require_accumulated(run: Run) -> None:
-    """Check that all accumulation units of a run are complete.
+    """Check that all units that add training samples to the run's statistics are complete.
 
     Raises:
         RuntimeError: an accumulator has units that are not complete.
@@ -200,7 +202,7 @@ def require_accumulated(run: Run) -> None:
         if done[accumulator] != len(units):
             raise RuntimeError(
                 f"{run.url}: accumulator {accumulator} has {done[accumulator]} of its "
-                f"{len(units)} units. Fix: accumulate the others first"
+                f"{len(units)} units. Fix: carry out its other accumulation units first."
             )
 
 
@@ -223,7 +225,7 @@ def load_statistics(run: Run, network: str, step: int, layer: str) -> Sufficient
 def unstored_statistics(
     run: Run, network: str, step: int, layer: str
 ) -> SufficientStatistics | None:
-    """Read the statistics of one cell if the run stores no training activations, else return None.
+    """Read a cell's training statistics; None if the run stores training activations instead.
 
     For the arguments see `load_statistics`.
     """
@@ -244,7 +246,7 @@ def nonfinite_in(run: Run, network: str, layer: str) -> np.ndarray:
 
 
 def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:
-    """Add the active buffers of all accumulators, pairwise to keep rounding errors small.
+    """Sum one array over the active buffers of all accumulators, pairwise to limit rounding.
 
     Args:
         run: run to read from.

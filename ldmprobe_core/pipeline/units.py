@@ -26,7 +26,7 @@ Index = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit of work of a run.
+    """One unit of work of a run, such as the generation of one batch.
 
     Attributes:
         index: position of the unit among those of its kind; its elements are the arguments of
@@ -40,7 +40,7 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitOperations:
-    """Functions that list, compute and check the units of one kind.
+    """Functions that list the units of one kind, compute one, and check whether it is complete.
 
     Attributes:
         kind: kind of the units.
@@ -64,14 +64,16 @@ UNITS: dict[str, UnitOperations] = {}
 
 
 def register_units(operations: UnitOperations) -> UnitOperations:
-    """Register the functions of a kind of unit, and return them.
+    """Register the functions that list, compute and check one kind of unit, and return them.
 
     Raises:
         ValueError: functions for this kind are registered already.
     """
     verb = operations.kind.verb
     if verb in UNITS:
-        raise ValueError(f"units {verb!r}: registered twice")
+        raise ValueError(
+            f"units {verb!r}: the name is taken. Fix: register the kind of unit under another verb."
+        )
     UNITS[verb] = operations
     return operations
 
@@ -87,7 +89,7 @@ def carry_out_units(run: Run) -> None:
 
 
 def _batches(verb: str) -> Callable[[Run], list[Unit]]:
-    """Build the function that lists one unit per batch, with a word for the units' titles."""
+    """Return a function that lists one unit per batch; `verb` begins the units' titles."""
 
     def list_units(run: Run) -> list[Unit]:
         return [

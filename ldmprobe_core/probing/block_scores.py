@@ -23,7 +23,7 @@ from ldmprobe_core.study.properties import property_of
 
 
 def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Average the measured pixels in the block of each token.
+    """Average label maps over each token's block of pixels, skipping unmeasured (NaN) pixels.
 
     Args:
         maps: label maps (n, y, x), with NaN at pixels that were not measured.
@@ -38,7 +38,10 @@ def block_means(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     n, height, width = maps.shape
     y, x = grid
     if height % y or width % x:
-        raise ValueError(f"maps of {height} x {width} do not divide into {y} x {x} tokens")
+        raise ValueError(
+            f"maps: {height} x {width} pixels do not divide into {y} x {x} tokens. Fix: use a grid "
+            "whose sides divide the height and width of the maps."
+        )
     blocks = maps.reshape(n, y, height // y, x, width // x)
     counts = block_counts(maps, grid)
     if counts is None:
@@ -58,7 +61,7 @@ def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class FullResolutionLabels:
-    """Statistics of label maps that do not depend on the token grid, computed once for all layers.
+    """Ranks, mean squares and deviations of full-size label maps, shared by all token grids.
 
     Args:
         truth: label maps (n, y, x) of a property that is not a mask.
@@ -81,7 +84,9 @@ class FullResolutionLabels:
 
 
 class BlockScorer:
-    """Scorer of token predictions; it gives the scores that `score_maps` gives after upsampling.
+    """Scorer of token predictions against full-size label maps, without upsampling them.
+
+    The scores equal those of `score_maps` for the upsampled predictions.
 
     Let p be a prediction that is constant on each block, and t the label.  The mean of p t over
     pixels equals the mean over blocks of p times the block mean of t, so most metrics need only the
@@ -199,7 +204,7 @@ class BlockScorer:
         return ratio_or_one(overlap, area + truth - overlap)
 
     def _areas(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Fractions of the image (n,) covered by the overlap, the prediction and the label."""
+        """Return the image fractions (n,) of the overlap, the predicted mask and the label mask."""
         flat = flatten_maps(tokens)
         return (flat * self.means).mean(1), flat.mean(1), self.means.mean(1)
 
@@ -219,7 +224,7 @@ class BlockScorer:
 
 
 def _block_correlation(tokens: np.ndarray, means: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Correlation (n,) of maps that are constant on blocks with maps at the image's size.
+    """Correlate, over pixels, maps that are constant on each block with full-size maps, (n,).
 
     Args:
         tokens: values of the block-constant maps, one for each token, (n, token).

@@ -23,7 +23,10 @@ CANDIDATE_CUTS = 64
 
 
 def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Probability that a foreground pixel is predicted above a background pixel; ties count half.
+    """Compute each image's AUROC from predicted values and the foreground share of each pixel.
+
+    It is the probability that a foreground pixel is predicted above a background pixel; ties count
+    half.
 
     Args:
         predicted: predictions (n, y, x) or (n, token); bool, or values on any scale.
@@ -42,7 +45,7 @@ def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Sum over cuts of the increase in recall times the precision.
+    """Compute each image's average precision: the sum over cuts of precision times recall gain.
 
     Args:
         predicted, share: as in `auroc`.
@@ -53,7 +56,8 @@ def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
     """
     scores = np.full(len(predicted), np.nan)
     for i, positive, negative in _counts_by_value(predicted, share):
-        # Lower the cut from the highest value to the lowest.
+        # Precision is cumulative from the highest predicted value down, so reverse the ascending
+        # counts.
         positive, negative = positive[::-1], negative[::-1]
         hits = np.cumsum(positive)
         precision = hits / (hits + np.cumsum(negative))
@@ -64,7 +68,7 @@ def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
 def _counts_by_value(
     predicted: np.ndarray, share: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Count positives and negatives at each predicted value, in ascending order of the values.
+    """Count foreground and background pixels at each distinct predicted value, in ascending order.
 
     Yields:
         index of the sample, positives and negatives, (distinct value,) each; nothing for a sample
@@ -83,7 +87,7 @@ def dice_at(
     cuts: np.ndarray,
     weight: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Dice of predictions at each of several cuts; 1 if prediction and mask are both empty.
+    """Compute the Dice coefficient of predictions at each cut; 1 if both masks are empty.
 
     Args:
         predicted: (n, token), or (1, token) for one prediction of all images; a token is
@@ -98,7 +102,7 @@ def dice_at(
     """
     scores = np.empty((len(cuts), len(share)))
     for i, truth in enumerate(share):
-        # A single prediction is sorted once, for the first image.
+        # If one prediction serves all images, sort it only for the first image.
         if i < len(predicted):
             order = np.argsort(predicted[i])
             first_above = np.searchsorted(predicted[i][order], cuts, side="right")
@@ -111,12 +115,12 @@ def dice_at(
 
 
 def _sums_from(values: np.ndarray) -> np.ndarray:
-    """Sum of the values from each index to the end, (value + 1,); the last sum is 0."""
+    """Return the sum of `values` from each index to the end, (value + 1,); the last sum is 0."""
     return np.append(np.cumsum(values[::-1])[::-1], 0.0)
 
 
 def best_cut(predicted: np.ndarray, share: np.ndarray, weight: np.ndarray | None = None) -> float:
-    """Choose the cut with the best mean Dice over several images.
+    """Choose the cut (foreground threshold) with the best mean Dice over several images.
 
     The same rule serves probes, controls and the position baseline, so that none of them is judged
     at a cut that suits another.  Candidates are quantiles of the predictions, so the rule does not
@@ -136,13 +140,13 @@ def best_cut(predicted: np.ndarray, share: np.ndarray, weight: np.ndarray | None
     predicted = predicted[usable]
     levels = np.linspace(0, 1, CANDIDATE_CUTS, endpoint=False)
     cuts = np.unique(np.quantile(predicted, levels))
-    # At a cut below all values, everything is foreground.
+    # Also try a cut below all predicted values, at which every pixel counts as foreground.
     cuts = np.concatenate([[np.nextafter(cuts[0], -np.inf)], cuts])
     return float(cuts[dice_at(predicted, share, cuts, weight).mean(1).argmax()])
 
 
 def position_cut(mean: np.ndarray, masks: np.ndarray) -> float:
-    """Choose the cut of the position baseline, which predicts the mean mask for every image.
+    """Choose the foreground threshold (cut) of the baseline that always predicts the mean mask.
 
     A fixed cut of 0.5 would often give an empty mask, and so a baseline that is too weak.
 

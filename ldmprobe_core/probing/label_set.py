@@ -35,12 +35,12 @@ class LabelSet:
 
     @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
-        """Block means of every label, (sample, *grid); NaN for a block without measured pixels."""
+        """Average labels over each token's block, (sample, *grid); NaN if no pixel was measured."""
         return block_means(self.maps[prop], grid)
 
     @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def token_weights(self, prop: str, grid: tuple[int, int]) -> np.ndarray | None:
-        """Number of measured pixels in each block, (sample, *grid); None if all were measured."""
+        """Count each token's measured pixels, (sample, *grid); None if every pixel was measured."""
         return block_counts(self.maps[prop], grid)
 
     @lru_cache(maxsize=32)  # noqa: B019  (as above)
@@ -56,7 +56,7 @@ class LabelSet:
 
     @lru_cache(maxsize=32)  # noqa: B019  (as above)
     def scorer(self, prop: str, grid: tuple[int, int]) -> BlockScorer:
-        """Scorer of predictions on a token grid against the held-out labels."""
+        """Return the scorer of token predictions of `prop` against the held-out label maps."""
         heldout, mean_map = self.maps[prop][self.heldout], self.means[prop]
         partly = partly_measured(heldout)
         if property_of(prop).is_mask or (partly is not None and partly.all()):

@@ -66,12 +66,12 @@ class LinearProbe:
         return self.bias if self.position is None else self.bias + self.position
 
     def predict(self, activations: np.ndarray) -> np.ndarray:
-        """Predictions (n, y, x) float64 from activations (n, y, x, channel)."""
+        """Predict a property (n, y, x) float64 from activations (n, y, x, channel)."""
         return predictions(activations, [self])[..., 0]
 
 
 def predictions(activations: np.ndarray, probes: list[LinearProbe]) -> np.ndarray:
-    """Predict with several probes in one pass over the tokens.
+    """Predict with several linear probes in one pass over the tokens.
 
     Args:
         activations: (n, y, x, channel), any floating dtype.
@@ -101,7 +101,7 @@ def row_blocks(
     """
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = rows[start : start + ROWS_AT_ONCE]
-        # Torch converts float16 several times faster than NumPy does.
+        # Convert with Torch, which is several times faster than NumPy at converting float16.
         if block.dtype == np.float16:
             block = torch.from_numpy(np.ascontiguousarray(block)).float().numpy()
         yield block if dtype is None else block.astype(dtype, copy=False)

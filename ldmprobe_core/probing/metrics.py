@@ -57,7 +57,7 @@ def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Metric:
-    """A registered metric.
+    """Metric that scores predicted maps against label maps, with the inputs that it needs.
 
     Attributes:
         function: function of predictions and labels (n, y, x) that returns scores (n,) float64.
@@ -73,7 +73,7 @@ class Metric:
     continuous: bool = False
 
     def score(self, predicted: np.ndarray, truth: np.ndarray, covariates: np.ndarray) -> np.ndarray:
-        """Score predictions against labels.
+        """Score each predicted map against its label on the label's measured pixels, (n,).
 
         Args:
             predicted: predictions (n, y, x).
@@ -155,7 +155,7 @@ def score_maps(
 
 
 def cut_mask(predicted: np.ndarray, cut: float | None) -> np.ndarray:
-    """Turn a prediction of a mask into bool: True where it is bool and True, or exceeds the cut.
+    """Convert a predicted mask to bool: True above `cut`; a prediction that is bool is unchanged.
 
     Raises:
         ValueError: the prediction is not bool, and there is no cut.
@@ -163,12 +163,15 @@ def cut_mask(predicted: np.ndarray, cut: float | None) -> np.ndarray:
     if predicted.dtype == bool:
         return predicted
     if cut is None:
-        raise ValueError("cut: none for a continuous prediction of a mask. Fix: give one.")
+        raise ValueError(
+            "cut: missing for a continuous prediction of a mask (None). Fix: pass the value above "
+            "which a pixel is foreground."
+        )
     return np.asarray(predicted > cut)
 
 
 class HeadlineScorer:
-    """Scorer of many predictions against the same labels, in the property's headline metric.
+    """Scorer of many predictions against the same labels in the property's first metric.
 
     The headline metric is the first that the property names.  If it is the rank correlation, the
     ranks of the labels are computed once.
@@ -186,7 +189,7 @@ class HeadlineScorer:
         self.ranked = RankedMaps(flatten_maps(truth)) if ranked else None
 
     def score(self, predicted: np.ndarray) -> np.ndarray:
-        """Score predictions (n, y, x), (n,); equal to the first row of `score_maps`."""
+        """Score predicted maps (n, y, x) in that metric, (n,); the first row of `score_maps`."""
         if self.ranked is not None:
             return self.ranked.correlation(flatten_maps(predicted))
         return score_measured(METRICS[self.metric].function, predicted, self.truth)

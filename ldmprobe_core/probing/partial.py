@@ -21,7 +21,7 @@ _ROUNDING = 1e-9
 
 
 def position_covariates(mean_map: np.ndarray, grid: tuple[int, int] | None = None) -> np.ndarray:
-    """Maps that partial scores regress out of predictions and labels.
+    """Return the position maps that partial correlations regress out of predictions and labels.
 
     A prediction that is constant on each token's block of pixels cannot follow the mean map inside
     a block.  Regressed on the mean map alone, a prediction of position would keep a remainder, so
@@ -46,7 +46,7 @@ def position_covariates(mean_map: np.ndarray, grid: tuple[int, int] | None = Non
 def partial_spearman(
     predicted: np.ndarray, truth: np.ndarray, covariates: np.ndarray
 ) -> np.ndarray:
-    """Partial rank correlation over pixels, with mean ranks for ties.
+    """Rank-correlate predictions and labels over pixels, with the covariates regressed out.
 
     Args:
         predicted: predictions (n, y, x).
@@ -61,7 +61,10 @@ def partial_spearman(
 
 
 def partial_pearson(predicted: np.ndarray, truth: np.ndarray, covariates: np.ndarray) -> np.ndarray:
-    """Partial linear correlation over pixels; arguments and result as `partial_spearman`."""
+    """Correlate predictions and labels over pixels, with the covariates regressed out.
+
+    Arguments and result are those of `partial_spearman`, but values take the place of ranks.
+    """
     basis = Covariates(flatten_maps(covariates))
     return basis.partial(
         flatten_maps(predicted).astype(np.float64), flatten_maps(truth).astype(np.float64)
@@ -69,7 +72,7 @@ def partial_pearson(predicted: np.ndarray, truth: np.ndarray, covariates: np.nda
 
 
 class Covariates:
-    """Orthonormal basis of the maps that are regressed out of other maps.
+    """Orthonormal basis of the covariate maps that partial correlations regress out.
 
     Args:
         rows: the maps as rows of pixels, (covariate, pixel).  A constant row, and a row that is a
@@ -84,7 +87,7 @@ class Covariates:
         for values in rows.astype(np.float64):
             centred = values - values.mean()
             size = float(np.square(centred).sum())
-            # The second pass removes the rounding error that the first one leaves.
+            # Orthogonalise twice, because one pass leaves a rounding error that the second removes.
             for direction in basis * 2:
                 centred = centred - (centred @ direction) * direction
             rest = float(np.square(centred).sum())
@@ -101,7 +104,7 @@ class Covariates:
 
 
 def _rest_norm(centred: np.ndarray, parts: np.ndarray, repeats: int = 1) -> np.ndarray:
-    """Norm of each centred row after the regression, (n,); NaN if it is only rounding error.
+    """Return each row's residual norm after regression, (n,); NaN if only rounding error is left.
 
     Args:
         centred: rows with mean 0, (n, value).
@@ -114,7 +117,7 @@ def _rest_norm(centred: np.ndarray, parts: np.ndarray, repeats: int = 1) -> np.n
 
 
 class BlockPartialScorer:
-    """Scorer of predictions that are constant on blocks of pixels, by partial correlation.
+    """Scorer of token predictions by their partial correlation with full-size label maps.
 
     It gives the scores that `partial_spearman` or `partial_pearson` gives after upsampling the
     predictions, with `position_covariates` of the grid.  A sum over pixels of a prediction times
@@ -160,5 +163,5 @@ class BlockPartialScorer:
         return mean_ranks(rows) if self.ranks else rows
 
     def _block_sums(self, rows: np.ndarray) -> np.ndarray:
-        """Sum rows of pixels over each block, (n, block)."""
+        """Sum each row of pixels over the pixel block of each token, (n, block)."""
         return rows.reshape(len(rows), *self._blocks).sum((2, 4)).reshape(len(rows), -1)

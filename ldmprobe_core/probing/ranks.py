@@ -27,7 +27,7 @@ def mean_ranks(flat: np.ndarray) -> np.ndarray:
     if flat.dtype == np.float16:
         if flat.shape[1] >= COUNTING_SORT_PIXELS:
             return ranks_of_float16(flat)
-        # NumPy sorts float32 several times faster than float16.
+        # Convert first, because NumPy sorts float32 several times faster than float16.
         flat = flat.astype(np.float32)
     order, tied = _argsort_with_ties(flat)
     ranks = np.empty(flat.shape)
@@ -41,7 +41,7 @@ def mean_ranks(flat: np.ndarray) -> np.ndarray:
 
 
 def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort each row; return the order (n, pixel), and whether it contains equal values, (n,)."""
+    """Return each row's ascending order (n, pixel), and whether the row has equal values (n,)."""
     order = np.argsort(flat, axis=1)
     ascending = np.take_along_axis(flat, order, axis=1)
     return order, (ascending[:, 1:] == ascending[:, :-1]).any(1)
@@ -101,7 +101,7 @@ class RankedMaps:
 
 
 def _rank_correlation(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Correlate ranks (n, pixel) with centred ranks (n, pixel) of known deviation (n,).
+    """Correlate ranks (n, pixel) with centred ranks of known standard deviation (n,).
 
     The covariance of two variables needs only one of them centred, so `ranks` need not be.
     """
@@ -110,7 +110,7 @@ def _rank_correlation(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndar
 
 
 def iter_chunks(flat: np.ndarray) -> Iterator[np.ndarray]:
-    """Split rows (n, pixel) into consecutive chunks that fit a CPU's cache, at least a row each."""
+    """Yield consecutive chunks of rows (n, pixel) that fit a CPU's cache, at least a row each."""
     rows = max(1, _CHUNK_PIXELS // flat.shape[1])
     for start in range(0, len(flat), rows):
         yield flat[start : start + rows]
@@ -132,6 +132,6 @@ def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
 
 
 def deviation_or_nan(flat: np.ndarray) -> np.ndarray:
-    """Standard deviation of each row; NaN if the row is constant."""
+    """Return the standard deviation of each row; NaN if the row is constant."""
     constant = flat.min(1) == flat.max(1)
     return np.where(constant, np.nan, flat.std(1, dtype=np.float64))

@@ -13,7 +13,7 @@ from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
 
 @dataclass(frozen=True)
 class SufficientStatistics:
-    """Sums over tokens of the products of activations and labels with each other and themselves.
+    """Sums over tokens of activations, labels and their products, as linear regression needs them.
 
     Adding two objects gives the statistics of both sets of tokens together.
 
@@ -38,7 +38,7 @@ class SufficientStatistics:
         positions: np.ndarray | None = None,
         n_positions: int = 0,
     ) -> SufficientStatistics:
-        """Sum over tokens in float64, with one rank-k update for each block of tokens.
+        """Compute the sums over tokens in float64, with one rank-k update for each block.
 
         Args:
             x: activations (token, channel).
@@ -96,7 +96,7 @@ class SufficientStatistics:
 
     @property
     def n(self) -> int:
-        """Number of tokens, each counted as often as its weight says."""
+        """Sum of the tokens' weights, which is the number of tokens if all weights are 1."""
         return round(self.gram[self.channels, self.channels])
 
     @property

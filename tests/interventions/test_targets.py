@@ -59,7 +59,7 @@ def test_target_map_refuses_files_that_are_no_map_of_the_image(tmp_path):
     label = np.ones((8, 6), bool)
     with pytest.raises(UserError, match="8 x 6 pixels, but the images have 8 x 8"):
         target_map(np.ones((8, 8), bool), Target(file=str(tmp_path / "m.png")))
-    with pytest.raises(UserError, match=r"have units .*m\.png.* give the map as \.npy"):
+    with pytest.raises(UserError, match=r"other units .*m\.png.* give the map as \.npy"):
         target_map(np.ones((8, 6), np.float32), Target(file=str(tmp_path / "m.png")))
     np.save(tmp_path / "n.npy", np.array([[np.nan, 1.0], [2.0, np.nan]]))
     with pytest.raises(UserError, match=r"target\.file: 2 pixels are NaN .*Fix: give every"):
@@ -67,7 +67,7 @@ def test_target_map_refuses_files_that_are_no_map_of_the_image(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         target_map(label, Target(file=str(tmp_path / "none.png")))
     (tmp_path / "t.png").write_text("text")
-    with pytest.raises(UserError, match="Fix: give a PNG or NPY"):
+    with pytest.raises(UserError, match="Fix: give a PNG image or a NPY array"):
         target_map(label, Target(file=str(tmp_path / "t.png")))
 
 

@@ -91,9 +91,9 @@ def test_block_scores_of_continuous_masks_equal_scikit_learn(rng, grid, dtype):
 def test_continuous_masks_need_a_cut(rng):
     truth = rng.random((2, 4, 4)) > 0.5
     scorer = block_scores.BlockScorer("foreground", truth, truth.mean(0), (2, 2))
-    with pytest.raises(ValueError, match="cut: none"):
+    with pytest.raises(ValueError, match="cut: missing"):
         scorer.scores(rng.random((2, 2, 2)))
-    with pytest.raises(ValueError, match="cut: none"):
+    with pytest.raises(ValueError, match="cut: missing"):
         metrics.score_maps("foreground", rng.random((2, 4, 4)), truth, truth.mean(0))
 
 

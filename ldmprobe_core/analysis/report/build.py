@@ -50,7 +50,7 @@ GRID_SAMPLES = 4
 def build_report(
     run: Run, seconds: dict[str, float], samples: tuple[int, ...] | None = None
 ) -> Summary:
-    """Write ``summary.json`` and the folder ``report`` into a run.
+    """Write the HTML report with its figures, and then ``summary.json``, into a run.
 
     Args:
         run: finished run.
@@ -70,7 +70,7 @@ def build_report(
     record = analysis.summary.model_dump(mode="json", by_alias=True)
     run.location.write_text("report/index.html", _page(run, analysis.summary, figure_records))
     run.location.write_text("report/plotly.min.js", get_plotlyjs())
-    # Written last, because a run with a summary counts as finished.
+    # Write the summary last, because a run that has a summary counts as finished.
     run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     return analysis.summary
 
@@ -92,7 +92,7 @@ def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
 
 
 def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
-    """Choose the samples to show step by step: the given ones, or test samples of many classes."""
+    """Return the samples to draw step by step: those given, or test samples of distinct classes."""
     heldout = {int(i) for i in label_set(run).heldout}
     for sample in samples or ():
         if sample not in heldout:
@@ -106,7 +106,8 @@ def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] |
     for index in analysis.test:
         sample = run.samples[index]
         by_class.setdefault(sample.category or sample.prompt, []).append(int(index))
-    # The candidates are one sample of each class, then a second one of each, and so on.
+    # List one sample of each class, then a second one of each, and so on, so that the figures show
+    # as many classes as possible.
     candidates = [
         members[i] for i in range(GRID_SAMPLES) for members in by_class.values() if i < len(members)
     ]
@@ -132,7 +133,7 @@ class _FigureWriter:
         self.entries[section].append({"file": name, "alt": alternative, **more})
 
     def add_properties(self) -> None:
-        """Draw the heatmap and the curves of every property."""
+        """Draw each property's score heatmap (step by layer) and its score curves over steps."""
         layers = self.run.layers
         for prop, curves in self.analysis.curves.items():
             best = self.summary.properties[prop].best
@@ -158,7 +159,7 @@ class _FigureWriter:
             )
 
     def add_intervention(self, name: str) -> None:
-        """Draw an intervention's samples; if it has several targets, also a strip and films."""
+        """Draw an intervention's edited samples, and, if it has several targets, animations."""
         run = self.run
         self._write(
             "interventions",
@@ -183,7 +184,8 @@ class _FigureWriter:
         self.entries["interventions"].append(animation)
         ffmpeg = shutil.which("ffmpeg")
         if ffmpeg:
-            # The film is optional: some builds of ffmpeg have no H.264 encoder.
+            # Continue without the MP4 film if ffmpeg fails, because some builds of it have no H.264
+            # encoder.
             with suppress(OSError, subprocess.CalledProcessError):
                 film = intervention_figures.film(run, name, ffmpeg)
                 run.location.write_bytes(f"report/{name}.mp4", film)
@@ -266,7 +268,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
 
 
 def _columns(steps: int) -> list[int]:
-    """Choose the steps of a sample's grid.
+    """Return the sampler steps that the step-by-step figure of a sample shows.
 
     Most are early steps, because properties emerge there, and the last step is always included.
     """

@@ -23,7 +23,8 @@ from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.properties import property_of
 
-# Okabe and Ito's palette can be distinguished with every common form of colour blindness.
+# The colours are Okabe and Ito's palette, which readers with common forms of colour blindness can
+# distinguish.
 _PROBE, _DECODED, _CLEAN = "#0072B2", "#D55E00", "#E69F00"
 _CONTROLS = ("#009E73", "#CC79A7", "#F0E442", "#000000")
 _NOT_MEASURED = "0.6"
@@ -32,7 +33,7 @@ _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicte
 
 
 def png(figure: Figure) -> bytes:
-    """Encode a figure as PNG.
+    """Encode a Matplotlib figure as PNG.
 
     The file has no date or software version, so that equal figures have equal bytes.
     """

@@ -21,7 +21,7 @@ _ROWS = 4
 
 
 def before_and_after(run: Run, name: str) -> Figure:
-    """Draw one sample per row: unedited image, target, edited image, its map, and the controls."""
+    """Draw one edited sample per row: unedited image, target map, edited image, and controls."""
     data = run.open(f"{INTERVENTIONS_GROUP}/{name}")
     index = [int(i) for i in data.sample.values[:_ROWS]]
     unedited = run.read("images", "image", sample=index)
@@ -53,7 +53,7 @@ def before_and_after(run: Run, name: str) -> Figure:
 
 
 def strip(run: Run, name: str) -> Figure:
-    """Draw all targets of one sample in a row, and the edited image of each target below it."""
+    """Draw one sample's target maps in a row, and below each the image that was edited to it."""
     data = run.open(f"{INTERVENTIONS_GROUP}/{name}").isel(sample=0).load()
     count = data.sizes["target"]
     figure = Figure(figsize=(1.3 * count, 3.0))
@@ -72,7 +72,7 @@ def strip(run: Run, name: str) -> Figure:
 
 
 def _frames(run: Run, name: str) -> list[np.ndarray]:
-    """Order the first sample's edited images by target, forwards and then backwards.
+    """Return animation frames: the first sample's edited images by target, there and back.
 
     Small images are enlarged by an integer factor, to a width of at most 256 pixels.
     """

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """Published value of one measured quantity.
+    """Value of one measured quantity in a publication, to compare with the run's own.
 
     Attributes:
         quantity: description of the measured quantity.

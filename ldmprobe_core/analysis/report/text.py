@@ -38,12 +38,12 @@ _EFFECTS = {
 
 
 def metric_title(name: str) -> str:
-    """Title of a metric in sentences and on axes."""
+    """Return a metric's title for sentences and axes."""
     return _METRIC_TITLES.get(name, name)
 
 
 def control_title(name: str) -> str:
-    """Title of a control, which is a baseline, a condition or a nonlinear kind of probe."""
+    """Return the title of a control: a baseline, a control condition or a nonlinear probe kind."""
     if name in _BASELINE_TITLES:
         return _BASELINE_TITLES[name]
     record = CONDITIONS.get(name) or PROBE_KINDS.get(name)
@@ -51,7 +51,7 @@ def control_title(name: str) -> str:
 
 
 def control_columns(summary: Summary) -> dict[str, str]:
-    """Choose the column headings of the controls, by name.
+    """Return the column headings of the report table's controls, by control name.
 
     An optional control gets a column only if at least one property has it.
     """
@@ -67,7 +67,7 @@ def control_columns(summary: Summary) -> dict[str, str]:
 
 
 def short_layer(layer: str) -> str:
-    """Shorten a layer's name by removing a part that all attention layers share."""
+    """Remove from a layer's name the part that all attention layers share, for display."""
     return layer.replace(".transformer_blocks.0", "")
 
 
@@ -145,7 +145,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
 
 
 def headline(summary: Summary) -> list[str]:
-    """Write the sentences that summarise the results: one for each property, and one on classes."""
+    """Return sentences that summarise the results: one for each property, and one on classes."""
     lines = []
     for name, result in summary.properties.items():
         best, last = result.best, result.last
@@ -154,8 +154,8 @@ def headline(summary: Summary) -> list[str]:
             f"({metric_title(best.metric)}); the best cell, {number(best.score)}, "
             f"{_against(result)}."
         )
-        # A score without a confidence interval has no onset either, and the sentence so far already
-        # names the reason: too few test prompts.
+        # With too few test prompts, a score has no confidence interval and therefore no onset step.
+        # The sentence already gives that reason, so add no sentence on the onset.
         if best.score.low is not None:
             line += _onset_sentence(result)
         if result.missing:
@@ -226,14 +226,14 @@ def _onset_sentence(result: PropertyRecord) -> str:
 
 
 def _from(value: Crossing) -> str:
-    """Write the step of a crossing as ``from step 3 [2, 4]``, or that it is not determined."""
+    """Format an onset step as ``from step 3 [2, 4]``, or say that it is not determined."""
     if value.determined:
         return f"from step {step(value)}"
     return f"from a step that this run does not determine ({step(value)})"
 
 
 def _lead_clause(leads: LeadsRecord) -> str:
-    """Write the end of the sentence, on the steps by which the probes precede the labeler."""
+    """Return the clause that says by how many steps the probes' onset precedes the labeler's."""
     decoded, clean = leads.decoded.onset, leads.clean.onset
     return (
         ". At half of the probes' gain, the same height for both, the lead of the probes is "
@@ -243,7 +243,7 @@ def _lead_clause(leads: LeadsRecord) -> str:
 
 
 def _against(result: PropertyRecord) -> str:
-    """Write the clause on the controls that the best cell exceeds, and those that it does not.
+    """Return the clause that names the controls that the best cell exceeds, and the others.
 
     Each control is given with its score in its own best cell and the paired difference.  With too
     few test prompts there is no interval, and the clause says so.
@@ -251,7 +251,8 @@ def _against(result: PropertyRecord) -> str:
     if result.best.score.low is None:
         prompts = result.clusters.prompts
         return f"has no interval ({prompts} test prompt{'s' * (prompts != 1)}) to compare by"
-    # A nonlinear probe may score above the best linear one, so the clause does not mention it.
+    # Leave out nonlinear probes, because they are compared for capacity and may well score above
+    # the best linear probe.
     records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
     cleared = [name for name in records if name not in result.not_beyond]
     missed = [name for name in records if name not in cleared]

@@ -44,7 +44,7 @@ from ldmprobe_core.study.schema import Study
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """Result of planning a study, which reads the model's configs and the study's input files.
+    """Plan of a study: its samples, layer shapes, sizes, notes, and files that are missing.
 
     No weights are loaded.
 
@@ -87,7 +87,7 @@ class StudyPlan:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Make `plan_of` return this plan for its study inside the block, instead of a new plan.
+        """Make `plan_of` return this plan inside the block, so that the study is planned once.
 
         This applies to the current thread and to asyncio tasks that it starts.  After the block, a
         new plan is made, which reads the user's files again.
@@ -119,7 +119,7 @@ class StudyPlan:
 
     @property
     def cells(self) -> int:
-        """Number of cells, which is steps x layers; the latents are not counted as a layer."""
+        """Number of cells (steps x layers), where the latents do not count as a layer."""
         return len(self.steps) * len(self.layers)
 
     @property
@@ -128,7 +128,7 @@ class StudyPlan:
         return [name for name in self.shapes if name not in INPUT_CONTROLS]
 
     def require_complete(self) -> None:
-        """Check that this machine has everything that the study needs.
+        """Check that this machine has every file, package and device that the study needs.
 
         Raises:
             UserError: a file, package or device is missing; the message is the first in `missing`.
@@ -141,7 +141,7 @@ _in_use: ContextVar[StudyPlan | None] = ContextVar("ldmprobe_plan", default=None
 
 
 def plan_of(study: Study) -> StudyPlan:
-    """Return the plan of a study: that of `StudyPlan.in_use` if it is the study's, or a new plan.
+    """Return the plan that is in use for this study (`StudyPlan.in_use`), or plan it now.
 
     Raises:
         UserError: the study has a mistake.
@@ -175,7 +175,7 @@ def plan_study(study: Study) -> StudyPlan:
     resolved: Study | None = gaps.attempt(lambda: resolve_inputs(study))
     count = (resolved or study).count
     if count is None:
-        # Without the input files, the number of images is unknown, so there can be no plan.
+        # No plan is possible: an unreadable input file leaves the number of images unknown.
         raise UserError(gaps.sentences[-1])
     samples = make_samples(resolved) if resolved else []
     if samples:
@@ -223,7 +223,7 @@ class _Gaps:
 
 
 def _model_configs(study: Study, gaps: _Gaps) -> Path:
-    """Find the folder of the model's configs, and record weights that are missing or incomplete."""
+    """Return the folder of the model's configs, and record in `gaps` which weights are missing."""
     folder = config_folder(study.model)
     if has_weights(folder):
         gaps.attempt(lambda: check_weights(folder))
@@ -251,8 +251,8 @@ def _captured_shapes(
     for name, shape in shapes.items():
         if height % shape.y or width % shape.x:
             raise UserError(
-                f"capture.layers: images of {height} x {width} do not divide into the {shape.y} x "
-                f"{shape.x} tokens of {name}. Fix: choose other layers"
+                f"capture.layers: images of {height} x {width} pixels do not divide into the "
+                f"{shape.y} x {shape.x} tokens of {name}. Fix: choose other layers."
             )
     channels = {LATENTS: int(architecture.vae["latent_channels"]), CLEAN_PIXELS: 3}
     for name in study.input_controls:
@@ -297,7 +297,7 @@ def _prompt_notes(
 
 
 def _input_file_notes(study: Study, size: tuple[int, int]) -> list[str]:
-    """Collect warnings about prompt files, source images and their maps."""
+    """Return warnings about prompt files, source images and their ground-truth maps."""
     notes: list[str] = []
     if study.prompts.files is not None:
         notes += encoding_notes(study.prompts.files)
@@ -305,7 +305,7 @@ def _input_file_notes(study: Study, size: tuple[int, int]) -> list[str]:
 
 
 def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:
-    """Decode all source images and maps of a study, and collect warnings about them.
+    """Decode all source images and their maps, and return warnings about them.
 
     Args:
         study: the study.

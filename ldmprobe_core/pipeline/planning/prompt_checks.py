@@ -48,21 +48,20 @@ def check_samples(samples: Sequence[Sample], tokenize: PromptTokenizer) -> tuple
             if sample.seed != twin.seed:
                 seeds = f"same last 32 bits of the seed ({sample.seed} and {twin.seed})"
             raise UserError(
-                f"{_name(sample)}: to the model this is the same prompt as {_name(twin)}, with the "
-                f"{seeds}, so both images would be equal. Fix: remove one, or give it another seed"
+                f"{_name(sample)}: in tokens, this is the same prompt as {_name(twin)}, with the "
+                f"{seeds}, so both images would be equal. Fix: remove one, or give it another seed."
             )
         first = splits.setdefault(ids, sample)
         if first.split != sample.split:
             raise UserError(
-                f"{_name(sample)}: to the model this is the same prompt as {_name(first)}, and "
-                f"they are in the splits {sample.split} and {first.split}. Fix: put both into one "
-                "split"
+                f"{_name(sample)}: in tokens, this is the same prompt as {_name(first)}, but they "
+                f"are in the splits {sample.split} and {first.split}. Fix: put both into one split."
             )
     return _cut_notes(tokens, tokenize.lengths)
 
 
 def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tuple[str, ...]:
-    """Name the prompts that tokenizers cut.
+    """Warn about prompts that are longer than the model's tokenizers read and are cut off.
 
     Args:
         tokens: tokens by prompt.
@@ -115,6 +114,6 @@ def unknown_word_notes(samples: Sequence[Sample], record: ModelRecord) -> tuple[
 
 
 def _name(sample: Sample) -> str:
-    """Name of a sample in messages: the file and line of its prompt, or its index."""
+    """Return a sample's name for messages: the file and line of its prompt, or its index."""
     origin = sample.origin or f"sample {sample.index}"
     return f"{origin} ({sample.prompt!r:.60})"

@@ -47,7 +47,7 @@ def stored_bytes(
 
 
 def sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
-    """Estimate the bytes of one accumulator's sums; 0 if the study keeps no statistics.
+    """Estimate the bytes of the statistics of one accumulator; 0 if the study keeps none.
 
     Args:
         study: the study.
@@ -101,8 +101,8 @@ def worker_bytes(
         "activations": peak_activation_bytes(step, steps),
         "images": study.sampling.batch * (1 + 2 * steps) * height * width * 3,
     }
-    # With statistics, the activations of all steps are in memory until the batch is labeled, and
-    # are copied once when they are stacked.
+    # If the study keeps statistics, the activations of all steps stay in memory until the batch is
+    # labeled.  Stacking them makes one copy, hence the factor of 2.
     if sums:
         memory["activations"] = 2 * step * steps
         memory["statistics"] = sums

@@ -22,7 +22,7 @@ def fit_adam(
     batch: int = 4,
     learning_rate: float = 1e-3,
 ) -> LinearProbe:
-    """Fit a linear probe by the paper's protocol: nearest upsampling, Adam, full-size loss.
+    """Fit a linear probe as Chen et al. (2023) do: nearest upsampling, Adam, full-size loss.
 
     For a mask, the probe gives two logits without bias, and the loss is cross-entropy.  For other
     maps, it gives one value, and the loss is Huber's with delta 1.  Both follow section 3 of the
@@ -43,7 +43,8 @@ def fit_adam(
         target = np.where(known, np.nan_to_num(target), _IGNORED)
     y = torch.from_numpy(target.astype(np.int64 if mask else np.float32))
     channels = x.shape[1]
-    # Initialise as torch.nn.Linear does by default, but from a seeded generator.
+    # Draw from the default distribution of torch.nn.Linear, but with a seeded generator, so that a
+    # second fit gives the same probe.
     bound = channels**-0.5
     outputs = 2 if mask else 1
     weight = torch.empty(outputs, channels).uniform_(-bound, bound, generator=generator)

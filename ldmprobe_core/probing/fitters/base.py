@@ -23,10 +23,10 @@ from ldmprobe_core.study.properties import Property, property_of
 
 
 class Probe(Protocol):
-    """A fitted probe."""
+    """Protocol of a fitted probe, which predicts a property from activations."""
 
     def predict(self, activations: np.ndarray) -> np.ndarray:
-        """Predictions (n, y, x) float64 from activations (n, y, x, channel).
+        """Predict a property (n, y, x) float64 from activations (n, y, x, channel).
 
         Probes of a mask predict foreground shares or logits; ``ProbeKind.mask_output`` says which.
         """
@@ -43,7 +43,7 @@ class Fitter(Protocol):
     kind: ProbeKind
 
     def fit(self, data: FitData) -> Probe:
-        """Fit the probe of one property and label assignment in one cell.
+        """Fit one cell's probe of one property to the true or the shuffled labels.
 
         Returns:
             the fitted probe; a `LinearProbe` if the kind is linear.
@@ -97,7 +97,7 @@ class CellData:
 
     @cached_property
     def complete_columns(self) -> list[int]:
-        """Columns whose labels were measured at every pixel.
+        """Indices in `columns` of the labels that were measured at every pixel.
 
         All their tokens weigh the same, so they can share one set of sufficient statistics.
         """
@@ -114,7 +114,7 @@ class CellData:
 
     @cached_property
     def validation_statistics(self) -> SufficientStatistics:
-        """Sufficient statistics of the validation tokens, with the same labels."""
+        """Sufficient statistics of the validation tokens, with labels of `complete_columns`."""
         return self._complete_statistics(*self.validation_tokens)
 
     @cached_property
@@ -156,7 +156,7 @@ class CellData:
         return self.columns[column].owners(members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
-        """Return a result that several labels of the cell share, computed on the first call."""
+        """Return the result of `compute`, cached under `key` for all labels of the cell."""
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
@@ -181,7 +181,7 @@ class CellData:
 
 @dataclass(frozen=True)
 class FitData:
-    """Data of one label of a cell, the argument of `Fitter.fit`.
+    """Training and validation data of one label of a cell, the argument of `Fitter.fit`.
 
     ``x``, ``y`` and ``weight`` contain only tokens with a measured pixel in their block.
     ``token_maps`` and ``full_maps`` have NaN where nothing was measured.
@@ -208,7 +208,7 @@ class FitData:
 
     @property
     def complete(self) -> bool:
-        """Whether the label was measured at every pixel, so that all weights are equal."""
+        """True if the label was measured at every pixel, so that all tokens weigh the same."""
         return self.column in self.cell.complete_columns
 
     @property
@@ -223,7 +223,7 @@ class FitData:
 
     @property
     def weight(self) -> np.ndarray | None:
-        """Number of measured pixels of each training token, (token,) > 0; None if all were."""
+        """Measured pixels of each training token, (token,) > 0; None if every pixel was."""
         return self._weights(self.cell.train)
 
     @property
@@ -233,12 +233,12 @@ class FitData:
 
     @property
     def validation_y(self) -> np.ndarray:
-        """Validation labels (token,) float64."""
+        """Validation labels (token,) float64: block means; for a mask, the share of foreground."""
         return self._known(self.cell.validation_tokens[1][:, self.column], self.cell.validation)
 
     @property
     def validation_weight(self) -> np.ndarray | None:
-        """Number of measured pixels of each validation token, (token,) > 0; None if all were."""
+        """Measured pixels of each validation token, (token,) > 0; None if every pixel was."""
         return self._weights(self.cell.validation)
 
     @property
@@ -317,7 +317,7 @@ class FitData:
 
     @property
     def full_maps(self) -> np.ndarray:
-        """Training labels at full size (n, Y, X): bool for a mask, else values."""
+        """Training labels (n, Y, X) at the image's size in pixels: bool for a mask, else values."""
         return self.cell.labels.maps[self.prop.name][self._owners]
 
     def _weights(self, members: np.ndarray) -> np.ndarray | None:
@@ -325,7 +325,7 @@ class FitData:
         return None if weights is None else weights[weights > 0]
 
     def _known(self, rows: np.ndarray, members: np.ndarray) -> np.ndarray:
-        """Select the rows of tokens with at least one measured pixel."""
+        """Select the rows that belong to tokens with at least one measured pixel."""
         weights = self.cell.token_weights(self.column, members)
         return rows if weights is None else rows[weights.ravel() > 0]
 

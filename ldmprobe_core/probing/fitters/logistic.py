@@ -117,7 +117,7 @@ class LogisticPath:
     def solve(
         self, penalty: float, start: tuple[np.ndarray, float], tolerance: float = 1e-9
     ) -> tuple[np.ndarray, float]:
-        """Find the weight (channel,) and bias that minimise the objective.
+        """Find the weight (channel,) and bias that minimise the penalised mean cross-entropy.
 
         Args:
             penalty: absolute penalty, > 0.
@@ -125,7 +125,7 @@ class LogisticPath:
             tolerance: Newton decrement below which the iteration stops.  Half of the decrement
                 estimates, to second order, how far the objective is above its minimum.
         """
-        # `theta` is the weight followed by the bias for centred activations.
+        # `theta` holds the weight and, as its last element, the bias for centred activations.
         theta = np.append(start[0], start[1] + self.mean @ start[0])
         tokens = _TOKENS_A_CHANNEL * len(theta)
         value, gradient = self._value_and_gradient(theta, penalty)
@@ -152,13 +152,15 @@ class LogisticPath:
                     slow = True
                     continue
                 size /= 2
-                # A smaller step would change the objective by less than its rounding error.
+                # Stop here: a shorter step would change the objective by less than its rounding
+                # error.
                 if size < 1e-8:
                     return self._uncentred(theta)
             else:
                 self._update_hessian(theta, tokens)
                 factor, previous_decrement, current = self._factor(penalty), np.inf, True
-                # If this Hessian is not good enough either, the next one uses a larger subsample.
+                # Each Hessian is computed from twice as many tokens as the one before, because the
+                # one before gave steps that were too slow.
                 tokens *= 2
         return self._uncentred(theta)
 
@@ -167,7 +169,7 @@ class LogisticPath:
         return theta[:-1], float(theta[-1] - self.mean @ theta[:-1])
 
     def _value_and_gradient(self, theta: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-        """Objective and gradient at theta, in one pass over the tokens."""
+        """Return the objective and its gradient at the parameters `theta`, in one token pass."""
         self.passes += 1
         labels = self.labels
         weight, bias = self._uncentred(theta)
@@ -212,11 +214,12 @@ class LogisticPath:
         self._hessian = hessian / chosen.total
 
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
-        """Cholesky factor of the penalised Hessian, damped if rounding made it indefinite."""
+        """Return the penalised Hessian's Cholesky factor, damped if rounding made it indefinite."""
         if self._hessian is None:
-            raise RuntimeError("the Hessian is factorised before it was computed")
+            raise RuntimeError("Hessian: none to factorise. Fix: call `_update_hessian` first.")
         diagonal = np.full(len(self._hessian), penalty)
-        # The bias has no penalty, and has no curvature either if all logits are saturated.
+        # The bias has no penalty, and no curvature if all logits are saturated.  A tiny constant
+        # keeps the Hessian positive definite in that case.
         diagonal[-1] = 1e-12
         scale = float(self._hessian.diagonal().mean()) or 1.0
         damping = 0.0
@@ -234,7 +237,7 @@ def fit_logistic(
     path: RidgePath,
     label: int,
 ) -> LinearProbe:
-    """Fit logistic probes and return the one with the least validation cross-entropy.
+    """Fit a logistic probe at each penalty; return the one with the least validation loss.
 
     The fits go from the strongest penalty to the weakest, and each starts from the previous
     optimum.  The first starts from the ridge solution times 4, because a share changes a quarter as
@@ -259,8 +262,9 @@ def fit_logistic(
         if best is None or loss < best[0]:
             best = loss, LinearProbe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:
-            # The loss rises because the probe overfits, and weaker penalties overfit even more.
+            # Stop: the validation loss rises because the probe overfits, and the weaker penalties
+            # that remain would overfit even more.
             break
     if best is None:
-        raise ValueError("penalties: none. Fix: give at least one")
+        raise ValueError("probes.penalties: no penalty (empty list). Fix: give at least one.")
     return best[1]

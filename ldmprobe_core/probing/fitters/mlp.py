@@ -36,7 +36,10 @@ def fit_mlp(
     learning_rate: float = 1e-3,
     weight: np.ndarray | None = None,
 ) -> MlpProbe:
-    """Fit the network channels -> channels / 2 -> ReLU -> 1 by Adam (the paper's code, section 4).
+    """Fit a ReLU network with one hidden layer by Adam, as the code of Chen et al. (2023) does.
+
+    The hidden layer has half as many units as the activations have channels (section 4 of the
+    paper).
 
     For a mask, the loss is cross-entropy with the foreground share of each token, which has the
     same optimum as cross-entropy over pixels.  For other maps, it is Huber's loss with delta 1 on
@@ -57,7 +60,8 @@ def fit_mlp(
     channels = x.shape[-1]
     inner, outer = nn.Linear(channels, channels // 2), nn.Linear(channels // 2, 1)
     for layer in (inner, outer):
-        # Initialise as torch.nn.Linear does by default, but from a seeded generator.
+        # Draw from the default distribution of torch.nn.Linear, but with a seeded generator, so
+        # that a second fit gives the same probe.
         bound = layer.in_features**-0.5
         for parameter in layer.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)

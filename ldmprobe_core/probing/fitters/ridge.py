@@ -39,20 +39,22 @@ class RidgePath:
 
     @classmethod
     def from_statistics(cls, statistics: SufficientStatistics) -> RidgePath:
-        """Compute means and covariances from sums over tokens.
+        """Compute the means and covariances that ridge regression needs from sums over tokens.
 
         Raises:
             ValueError: there are no tokens.
         """
         if not statistics.n:
-            raise ValueError("statistics: no tokens (0) to fit a probe to. Fix: add samples.")
+            raise ValueError(
+                "statistics: no tokens (0) to fit a probe to. Fix: add training samples."
+            )
         mean_x, mean_y = statistics.x / statistics.n, statistics.y / statistics.n
         cross = statistics.xy / statistics.n - np.outer(mean_x, mean_y)
         return cls(mean_x, mean_y, statistics.covariance, cross)
 
     @property
     def unit(self) -> float:
-        """Mean variance of a channel, the unit of penalties; 1 if all activations are constant."""
+        """Mean variance over channels, which scales relative penalties; 1 if nothing varies."""
         return max(float(self.covariance.diagonal().mean()), 0.0) or 1.0
 
     def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
@@ -63,8 +65,8 @@ class RidgePath:
             factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
             weight = cho_solve(factor, self.cross, check_finite=False)
         except np.linalg.LinAlgError:
-            # The factorisation fails if rounding errors exceed the penalty.  The solution then uses
-            # only the eigenvalues that are larger than rounding errors.
+            # Cholesky factorisation fails if rounding errors exceed the penalty.  In that case,
+            # solve with only the eigenvalues that are larger than rounding errors.
             values, vectors = np.linalg.eigh(self.covariance)
             usable = values > len(values) * np.finfo(float).eps * values.max()
             scale = values[usable] + penalty * self.unit
