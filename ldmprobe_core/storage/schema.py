@@ -55,7 +55,7 @@ class RunShape:
 
 
 class RunSchema(GroupBuilder):
-    """Builder that creates every group and array of a run, and the values of coordinates."""
+    """Builder that creates all groups and arrays of a run, and writes their coordinates."""
 
     def __init__(self, root: zarr.Group, shape: RunShape) -> None:
         super().__init__(root)
@@ -71,7 +71,7 @@ class RunSchema(GroupBuilder):
         self.steps = len(self.timesteps)
 
     def build(self) -> None:
-        """Create all groups; each has its own coordinates, so that it can be read alone."""
+        """Create all groups of the run, each readable alone, with coordinates of its own."""
         self._samples()
         self._images()
         summed = self.study.capture.keep != "activations"
@@ -176,7 +176,8 @@ class RunSchema(GroupBuilder):
         cells = {"sample": len(self.stored_samples), "step": self.steps}
         chunk = {"sample": self.batch, "step": 1}
         grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
-        # Activations are not compressed: zstd would save only 6 to 12 %, too little for its time.
+        # Activations are stored without compression, because zstd would save only 6 to 12 % of the
+        # bytes, which is not worth its computing time.
         self.array(
             group,
             "activation",
@@ -241,7 +242,7 @@ class RunSchema(GroupBuilder):
             )
 
     def _sums(self, network: str, name: str, shape: LayerShape) -> None:
-        """Create the arrays of sums for one layer, with two buffers per accumulator.
+        """Create the arrays for the sufficient statistics of one layer, with two buffers each.
 
         ``progress/accumulated`` shows which of the two buffers is the active one.
         """
