@@ -11,14 +11,17 @@ from ldmprobe_core.study.schema import Study
 
 STATISTICS_GROUP = "statistics"
 BUFFERS = 2
-"""Number of buffers of an accumulator: one holds the current sums, one receives the next."""
+"""Number of buffers of an accumulator.
+
+One holds the sums of all complete units; the next unit writes its sums to the other.
+"""
 
 BATCHES_PER_UNIT = 16
 """Largest number of batches that one accumulation unit adds to the statistics."""
 
 
 def label_assignments(study: Study, network: str) -> tuple[str, ...]:
-    """Names of the label assignments in a network's statistics, in the order of label columns.
+    """Return the label assignments in a network's statistics, in the order of label columns.
 
     If activations are stored as well, the statistics hold true labels only, because controls are
     then fitted to the stored activations.
@@ -27,12 +30,12 @@ def label_assignments(study: Study, network: str) -> tuple[str, ...]:
 
 
 def gram_width(study: Study, network: str, channels: int) -> int:
-    """Width of a cell's Gram matrix: channels, a constant, and the labels of each assignment."""
+    """Return the width of a cell's Gram matrix: channels, constant, labels of each assignment."""
     return channels + 1 + len(label_assignments(study, network)) * len(study.labels.maps)
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
-    """Divide the training samples ``first`` to ``count - 1`` into batches, by accumulator and unit.
+    """Group the training samples ``first`` to ``count - 1`` by accumulator, unit and batch.
 
     If only one sample remains for the last batch, it is added to the batch before, because the
     shuffled-label control needs at least two images per batch.
