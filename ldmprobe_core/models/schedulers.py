@@ -243,7 +243,10 @@ def _implied_clean(scheduler: Any, level: Level, output: Tensor, sample: Tensor)
         return output
     if kind == "flow_prediction":
         return sample - noise * output
-    raise ValueError(f"the scheduler's prediction_type is unknown ({kind!r})")
+    raise ValueError(
+        f"the scheduler's prediction_type is unknown ({kind!r}). Fix: correct the "
+        "key in scheduler_config.json"
+    )
 
 
 def noised(scheduler: Any, clean: Tensor, noise: Tensor, index: int) -> Tensor:

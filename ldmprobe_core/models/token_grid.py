@@ -44,7 +44,9 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
     tensor = output[item] if isinstance(output, (tuple, list)) else output
     if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
         shape = f" of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else ""
-        raise ValueError(f"its output is a {type(tensor).__name__}{shape}, not tokens or a map")
+        raise ValueError(
+            f"the layer's output is a {type(tensor).__name__}{shape}, not tokens or a map"
+        )
     if tensor.ndim == 4:
         return tensor.permute(0, 2, 3, 1)
     n, tokens, channels = tensor.shape
@@ -54,7 +56,7 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
     columns = round(math.sqrt(tokens * grid.width / grid.height))
     if columns == 0 or tokens % columns or tokens // columns * grid.width != columns * grid.height:
         raise ValueError(
-            f"its {tokens} tokens do not fill a grid of ratio {grid.height} x {grid.width}"
+            f"the layer's {tokens} tokens do not fill a grid of ratio {grid.height} x {grid.width}"
         )
     return tensor.reshape(n, tokens // columns, columns, channels)
 

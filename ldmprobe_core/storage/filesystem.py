@@ -81,8 +81,8 @@ def explained_failures(url: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise UserError(
-                f"store: no space is left in {url!r} ({error.strerror}). Fix: free some space, "
-                "then repeat the command, which resumes the run"
+                f"store {url!r}: no space is left ({error.strerror}). Fix: free some space, then "
+                "repeat the command, which resumes the run"
             ) from error
         # S3 clients raise PermissionError without an errno, so the type is tested in addition.
         if error.errno == errno.EROFS or isinstance(error, PermissionError):

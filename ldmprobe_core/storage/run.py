@@ -381,5 +381,6 @@ def _check_region(
         expected.append(stop - start)
     if tuple(expected) != data_shape:
         raise ValueError(
-            f"{name}: the data of shape {data_shape} do not fit a region of {tuple(expected)}"
+            f"{name}: the data of shape {data_shape} do not fit a region of "
+            f"{tuple(expected)}. Fix: pass data of the region's shape"
         )

@@ -76,7 +76,10 @@ class UnitKind:
                 index.append(chunk[name])
             else:
                 if dim != "layer":
-                    raise ValueError(f"{path}: the array lacks the dimension {name} of its units")
+                    raise ValueError(
+                        f"{path}: the array lacks the dimension {name} of its units. Fix: correct "
+                        f"dims of the unit kind {self.verb!r}"
+                    )
                 index.append(layers.index(path.partition("/")[2].rpartition("/")[0]))
         return tuple(index)
 
