@@ -90,14 +90,14 @@ def test_study_mistake_is_one_sentence(content, words):
     [
         (
             {"probes": {"kinds": ["ridge", "logistic"]}},
-            r"cannot fit logistic probes\. Fix: set probes",
+            r"logistic probes need stored activations\. Fix: set probes",
         ),
-        ({"probes": {"kinds": ["adam"]}}, "cannot fit adam probes"),
+        ({"probes": {"kinds": ["adam"]}}, "adam probes need stored activations"),
         (
             {"controls": {"mlp": True}},
             "set controls.mlp to false, or capture.keep",
         ),
-        ({"sampling": {"batch": 1}}, "sampling.batch is 1.*set it to 2 or more"),
+        ({"sampling": {"batch": 1}}, "sampling.batch is 1.*set sampling.batch to 2 or more"),
         ({"capture": {"keep": "sums"}}, "capture.keep"),
         ({"capture": {"accumulators": 0}}, "capture.accumulators"),
     ],

@@ -144,7 +144,7 @@ def _save(values, name="b.depth.npy"):
          r"b\.foreground\.png: it has level 1, and a\.foreground\.png has level 255, so the maps"),
         (lambda f: [np.save(f / f"{name}.depth.npy", np.full((8, 8), 3.0)) for name in "abcd"],
          r"a\.depth\.npy: like all depth maps it has one value"),
-        (lambda f: (f / "b.depth.npy").rename(f / "b.depth.NPY"), r"b\.depth\.NPY: by its name"),
+        (lambda f: (f / "b.depth.npy").rename(f / "b.depth.NPY"), r"NPY: the name is that of a"),
         (lambda f: (f / "b.depth.jpg").write_bytes(b""), r"b\.depth\.jpg: the name is that of a"),
         (lambda f: (f / "b.Depth.png").write_bytes(b""), r"b\.Depth\.png: the name is that of a"),
         (lambda f: (f / "c0.png").symlink_to(f / "gone.png"), r"c0\.png: cannot be read"),
