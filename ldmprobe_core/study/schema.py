@@ -117,7 +117,7 @@ class Study(Section):
         if unread:
             keys = " and ".join(f"labels.{prop}" for prop in unread)
             raise ValueError(
-                f"probes.kinds has only {' and '.join(self.linear_kinds)}, which cannot read "
+                f"probes.kinds has only {' and '.join(self.linear_kinds)}, which cannot predict "
                 f"{' and '.join(unread)}. Fix: add ridge, or leave {keys} out"
             )
         return self
@@ -157,7 +157,8 @@ class Study(Section):
             raise ValueError(
                 f"source is {self.source}, and images is "
                 f"{'missing' if self.images is None else 'given'}. Fix: "
-                f"{'name their folder' if self.images is None else 'remove one'}"
+                f"{'add images.folder' if self.images is None else 'remove images'}, or "
+                "change source"
             )
         distinct = self.count
         if self.images is None and self.prompts.items is not None:

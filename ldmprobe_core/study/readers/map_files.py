@@ -197,10 +197,11 @@ def _exr(path: Path) -> np.ndarray:
         require_readable_size(path, right - left + 1, bottom - top + 1)
         windows = [np.asarray(header[name]).tolist() for name in ("dataWindow", "displayWindow")]
         if len(file.parts) > 1:
-            raise UserError(f"{path}: {len(file.parts)} parts. Fix: save one part")
+            raise UserError(f"{path}: the EXR file has {len(file.parts)} parts. Fix: save one part")
         if windows[0] != windows[1]:
             raise UserError(
-                f"{path}: its data window is not its display window. Fix: save the whole image"
+                f"{path}: the data window of the EXR file is not its display window. "
+                "Fix: save the image uncropped"
             )
     with OpenEXR.File(str(path), separate_channels=True) as file:
         channels = {name: channel.pixels for name, channel in file.channels().items()}
@@ -239,7 +240,10 @@ def _image(path: Path) -> np.ndarray:
     if mode == "P":
         return np.asarray(upright.convert("RGB"))
     if mode not in ("1", "L", "RGB", "F") and not mode.startswith("I"):
-        raise UserError(f"{path}: mode {mode} is a picture. Fix: save one channel of values")
+        raise UserError(
+            f"{path}: mode {mode} is that of a colour image, not of a map. Fix: save one "
+            "channel of values"
+        )
     values = np.asarray(upright)
     if transparent is not None and np.isin(values, transparent).any():
         raise UserError(

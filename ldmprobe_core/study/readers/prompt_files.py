@@ -75,7 +75,7 @@ def read_rows(files: Mapping[Any, str]) -> list[Row]:
         if key in origins:
             raise UserError(
                 f"{row.where}: prompt {row.prompt!r:.60} with seed {row.seed} is on "
-                f"{origins[key]} already, so both images would be equal. Fix: remove one"
+                f"{origins[key]} already, so both images would be equal. Fix: remove one row"
             )
         origins[key] = row.where
         split, first = split_of.setdefault(row.prompt, (row.split, row.where))
@@ -152,7 +152,7 @@ def _read(path: str, split: str | None) -> list[Row]:
 
 def _check_header(path: str, header: list[str], names: list[str], split: str | None) -> None:
     if header and header[0].lower().startswith("sep="):
-        raise UserError(f"{path}, line 1: a separator, not column names. Fix: remove the line")
+        raise UserError(f"{path}, line 1: a separator, not column names. Fix: remove this line")
     for mark, plural in _SEPARATORS.items():
         if len(header) == 1 and mark in header[0]:
             raise UserError(
@@ -172,7 +172,9 @@ def _check_header(path: str, header: list[str], names: list[str], split: str | N
                 "prompt, seed and, optionally, split and class"
             )
         if names.count(name) > 1:
-            raise UserError(f"{path}, line 1: column {original!r} is given twice. Fix: remove one")
+            raise UserError(
+                f"{path}, line 1: column {original!r} is given twice. Fix: remove one of them"
+            )
     if split is not None and "split" in names:
         raise UserError(
             f"{path}, line 1: a column split in a file that is the {split} split. Fix: remove it, "

@@ -142,7 +142,7 @@ REFUSED = [
     ("a.png", "depth", lambda p: _image(_ramp(np.uint8)).save(p, transparency=2), "value 2 is tra"),
     ("a.tif", "depth", _frames, "2 fr"),
     ("a.png", "depth", _frames, "2 fr"),
-    ("a.tif", "depth", Image.new("CMYK", (3, 2)), "mode CMYK is a picture"),
+    ("a.tif", "depth", Image.new("CMYK", (3, 2)), "mode CMYK is that of a colour image"),
     ("a.png", "depth", lambda p: Image.new("L", (3, 2), 7).save(p, "JPEG"), "not a map .JPEG, "),
     ("a.png", "depth", _image(MASK.astype(bool)), "boolean values are a mask"),
     ("a.npy", "depth", MASK.astype(bool), "boolean values are a mask"),
