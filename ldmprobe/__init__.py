@@ -68,7 +68,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module 'ldmprobe' has no attribute {name!r}")
-    # Python finds the name in the module from now on, and does not call this function for it again.
+    # Python calls this function only for names that the module does not have.  Storing the value as
+    # a module attribute makes later look-ups of this name fast.
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""Functions for a user's own pipeline and arrays.
+"""Functions of the public API that take a user's own diffusers pipeline or arrays.
 
 They capture activations from a diffusers pipeline, label images, and fit linear probes.
 """
@@ -94,7 +94,8 @@ def capture(
     image_seeds = list(range(len(prompts)) if seeds is None else seeds)
     if not prompts or len(image_seeds) != len(prompts):
         raise UserError(
-            f"seeds: {len(image_seeds)} for {len(prompts)} prompts. Fix: give one for each prompt"
+            f"seeds: the number of seeds is {len(image_seeds)} for {len(prompts)} prompts. Fix: "
+            "give one seed for each prompt, and at least one prompt"
         )
     globs = (layers,) if isinstance(layers, str) else tuple(layers)
     study = _capture_study(prompts, globs, steps, guidance, negative)
@@ -112,7 +113,7 @@ def capture(
 def _label_axes(
     activations: Mapping[str, np.ndarray], timesteps: np.ndarray | Sequence[float]
 ) -> dict[str, xr.DataArray]:
-    """Convert activations (sample, step, y, x, channel) to arrays with named dimensions."""
+    """Convert activations (sample, step, y, x, channel) to `DataArray`s with named dimensions."""
     dims = ("sample", "step", "y", "x", "channel")
     steps = {"step": range(1, len(timesteps) + 1), "timestep": ("step", timesteps)}
     return {
@@ -130,7 +131,7 @@ def _capture_study(
     guidance: float,
     negative: str | None,
 ) -> Study:
-    """Return a study with the settings of one call of `capture`, without controls.
+    """Build a study, without controls, from the arguments of one call of `capture`.
 
     The function copies the default study instead of parsing a new one, because parsing refuses
     studies with too few prompts for a training, a validation and a test set.
@@ -158,7 +159,7 @@ def _capture_study(
 
 
 def load_labeler(prop: str, name: str, weights: str | None = None, device: str = "auto") -> Labeler:
-    """Load a labeler, which predicts a property of images such as their depth.
+    """Load a labeler: a function that computes ground-truth maps, such as depth, from images.
 
     Args:
         prop: property to predict: foreground, depth, shading, class, or the name of a property that
@@ -226,9 +227,10 @@ def fit_probe(
     if len(penalties) > 1 and not 0 < heldout < len(x):
         raise UserError(
             f"activations: too few samples for training and validation ({len(x)}). Fix: give more "
-            "samples, or a single penalty"
+            "samples, or a single value in penalties"
         )
-    # With a single penalty there is nothing to choose, so the validation samples do not matter.
+    # Validation samples serve to choose the penalty.  With a single penalty, all samples are used
+    # for training, and `_fit` gets them as validation samples too, without effect.
     train, validation_index = order[heldout:], order[:heldout] if heldout else order
 
     def rows(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +249,7 @@ def _fit(
     kind: str,
     penalties: tuple[float, ...],
 ) -> LinearProbe:
-    """Fit a probe to tokens (token, channel) with labels (token, 1)."""
+    """Fit a linear probe to activations (token, channel) and labels (token, 1)."""
     path = RidgePath.from_statistics(SufficientStatistics.from_tokens(x, y))
     if kind == "ridge":
         validation = SufficientStatistics.from_tokens(validation_x, validation_y)
@@ -257,24 +259,27 @@ def _fit(
 
 
 def _with_best_cut(probe: LinearProbe, activations: np.ndarray, shares: np.ndarray) -> LinearProbe:
-    """Return the probe of a mask with the cut that has the best Dice on these samples."""
+    """Return a probe of a mask with the threshold ``cut`` that maximises Dice on these samples."""
     predicted = flatten_maps(probe.predict(activations))
     return replace(probe, cut=best_cut(predicted, flatten_maps(shares)))
 
 
 def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str) -> None:
-    """Raise a `UserError` if `fit_probe` cannot fit a probe of this kind to these arrays."""
+    """Raise `UserError` if `fit_probe` cannot fit a probe of this kind to these arrays."""
     x, y = activations.shape, labels.shape
     if len(x) != 4 or len(y) != 3 or x[0] != y[0]:
         raise UserError(
-            f"activations: they do not match the labels (shapes {x} and {y}). Fix: give (sample, "
-            "y, x, channel) and (sample, Y, X) of the same samples"
+            f"activations: their shape does not match that of the labels (shapes {x} and {y}). "
+            "Fix: give (sample, y, x, channel) and (sample, Y, X) of the same samples"
         )
     if y[1] % x[1] or y[2] % x[2]:
         raise UserError(
-            f"labels: {y[1]} x {y[2]} do not divide into {x[1]} x {x[2]} tokens. Fix: resize them"
+            f"labels: maps of {y[1]} x {y[2]} pixels do not divide evenly into {x[1]} x {x[2]} "
+            "tokens. Fix: resize the labels to a multiple of the activations' size"
         )
     if not (np.isfinite(activations).all() and np.isfinite(labels).all()):
-        raise UserError("activations, labels: values are not finite. Fix: leave those samples out")
+        raise UserError(
+            "activations, labels: values are not finite. Fix: leave samples with such values out"
+        )
     if kind not in ("ridge", "logistic"):
-        raise UserError(f"kind: {kind!r} is not known. Fix: take ridge or logistic")
+        raise UserError(f"kind: {kind!r} is not a kind of probe. Fix: use ridge or logistic")

@@ -1,4 +1,4 @@
-"""Functions for studies and their runs.
+"""Functions of the public API for studies and their stored runs.
 
 They load, plan and run a study in this process, open its run, intervene on it, compare it with
 others, and write its report.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Run(StoredRun):
-    """A run, which is the folder or bucket prefix that contains the results of a study.
+    """Handle of a run: the folder or S3 prefix that holds the results of a study.
 
     Opening and reading a run imports neither torch nor diffusers.
 
@@ -50,7 +50,7 @@ class Run(StoredRun):
         return load_summary(self)
 
     def scores(self, prop: str) -> xr.DataArray:
-        """Return the scores of every probe and control on the held-out samples.
+        """Return the scores of every probe and control on the validation and test samples.
 
         Args:
             prop: property that the study probes, such as ``depth``.
@@ -65,7 +65,8 @@ class Run(StoredRun):
             UserError: the study does not probe the property.
         """
         self._require_property(prop)
-        # Chunks of scores are numbered (condition, kind, metric, step, layer, sample).
+        # The dimensions of scores are (condition, kind, metric, step, layer, sample), so positions
+        # 3 and 4 of a chunk's number give its step and layer, which number the units of probing.
         required = self._required_chunks(f"scores/{prop}/score", "probed", 3, 4)
         return self.open(f"scores/{prop}", required).score
 
@@ -101,7 +102,8 @@ class Run(StoredRun):
         if step not in group.step.values:
             raise UserError(f"step: {step} is not in the run. Fix: take 1 to {len(group.step)}")
         if self.progress.is_done("probed", step - 1, self.probe_inputs.index(layer)):
-            # The probe is complete, so open the group such that a missing chunk raises an error.
+            # The unit that fits this probe is complete, so all its chunks must exist.  This call
+            # reopens the group in the mode that raises an error for a missing chunk.
             group = self.open(f"probes/{layer}")
         kinds = [str(name) for name in group.kind.values]
         if kind is not None and kind not in kinds:
@@ -111,12 +113,13 @@ class Run(StoredRun):
             if np.isfinite(fitted.weight.values).all():
                 return LinearProbe.from_dataset(fitted)
         raise UserError(
-            f"kind: no linear probe of {prop} at step {step} of {layer} ({kind or 'any kind'}). "
-            "Fix: take another kind, or finish the run"
+            f"kind: the run holds no linear probe of {prop} at step {step} of {layer} "
+            f"({kind or 'any kind'}). Fix: choose another kind, or resume the run until it is "
+            "finished"
         )
 
     def activations(self, layer: str) -> xr.DataArray:
-        """Return the activations of a layer, which are read from the store when they are used.
+        """Return the stored activations of a layer; they are read when their values are used.
 
         Args:
             layer: name of the layer.
@@ -137,7 +140,7 @@ class Run(StoredRun):
         return self.open(f"activations/{layer}", required).activation
 
     def _required_chunks(self, array: str, kind: str, *dims: int) -> Callable[[str], bool]:
-        """Return a function of a chunk's key that says whether a complete unit has written it.
+        """Return a predicate that is True for keys of chunks that complete units have written.
 
         Args:
             array: path of the array that the units write; the chunks of others are all required.
@@ -163,7 +166,7 @@ class Run(StoredRun):
 
 
 def load_study(source: str, overrides: Mapping[str, Any] | Sequence[str] | None = None) -> Study:
-    """Load a study from a YAML file.
+    """Load a study from a YAML file, or by name from the studies in this package.
 
     Args:
         source: path of a YAML file, or the name of an included study such as ``tabletop``.
@@ -183,7 +186,7 @@ def load_study(source: str, overrides: Mapping[str, Any] | Sequence[str] | None 
 
 
 def plan(study: Study) -> StudyPlan:
-    """Check a study and compute its sizes, without loading weights.
+    """Check that a study can run on this machine, and compute its sizes, without loading weights.
 
     Returns:
         the plan, which contains the steps, the layers and their shapes, the expected storage and
@@ -202,7 +205,7 @@ def plan(study: Study) -> StudyPlan:
 
 
 def open_run(url: str) -> Run:
-    """Open a run for reading.
+    """Open a stored run by its folder or S3 address, for reading.
 
     Args:
         url: folder or ``s3://bucket/prefix`` of the run.
@@ -216,7 +219,8 @@ def open_run(url: str) -> Run:
     """
     run = Run(url)
     run.location.require_reachable()
-    run.study  # noqa: B018  (raises if there is no run)
+    # Reading the study raises `UserError` if there is no run at this address.
+    run.study  # noqa: B018
     return run
 
 
@@ -247,7 +251,8 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
     from ldmprobe_core.storage.filesystem import Location
     from ldmprobe_core.storage.lease import hold_lease
 
-    Location(store)  # refuses a malformed address before the study is planned
+    # A malformed store address is refused here, before time is spent on planning the study.
+    Location(store)
     planned = plan_study(study)
     planned.require_complete()
     target = run_in(store, planned.study)
@@ -264,7 +269,7 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
 
 
 def _carry_out(run: Run, progress: bool) -> dict[str, float]:
-    """Carry out all unfinished units of work, and return the seconds spent on each kind of unit."""
+    """Carry out a run's unfinished units; return the seconds that each kind of unit took."""
     from rich.progress import Progress, TimeRemainingColumn
 
     from ldmprobe_core.pipeline.units import UNITS
@@ -354,7 +359,7 @@ def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
 
 
 def write_report(run: StoredRun) -> str:
-    """Rebuild the report of a finished run from its stored scores.
+    """Write the summary and report of a finished run again, from its stored scores.
 
     Returns:
         path or URL of the report's page ``report/index.html``.

@@ -1,12 +1,12 @@
-"""Exceptions whose message is all that the command line prints."""
+"""Exceptions that the command line reports by their message, without a traceback."""
 
 
 class LdmprobeError(Exception):
-    """Root of every exception that this package raises on purpose."""
+    """Base class of all exceptions that this package raises deliberately."""
 
 
 class UserError(LdmprobeError):
-    """A mistake in a study, a file or the environment.
+    """Error for a mistake in a study, in a file or in the environment.
 
     The message is one sentence with the field, its value and the remedy; the command line prints
     it without a traceback.
@@ -14,4 +14,4 @@ class UserError(LdmprobeError):
 
 
 class RunError(LdmprobeError, RuntimeError):
-    """A run that stopped early; the message says what failed and how to continue."""
+    """Error for a run that stopped early; the message gives the cause and how to continue."""

@@ -28,7 +28,7 @@ class Labeler(Protocol):
     classes: tuple[str, ...]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Label images; the label of an image must not depend on the other images.
+        """Compute the labels of images; each label must depend on its own image only.
 
         Args:
             images: (n, y, x, rgb) uint8.
@@ -41,13 +41,13 @@ class Labeler(Protocol):
 
 
 def no_weights(spec: LabelerSpec) -> list[Path]:
-    """Return an empty list of weight files, for labelers that need none."""
+    """Return an empty list, as the weight files of a labeler that needs none."""
     return []
 
 
 @dataclass(frozen=True)
 class LabelerEntry:
-    """Registry entry of a labeler: functions that check and load it.
+    """Registry entry of a labeler: a function that loads it, and one that finds its weight files.
 
     Attributes:
         load: function that loads the labeler onto a device.

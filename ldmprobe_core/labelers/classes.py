@@ -1,4 +1,4 @@
-"""Labelers of the class: image classifiers from torchvision and transformers."""
+"""Labelers of the object class: image classifiers from torchvision and transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class VggLabeler:
         self.transform = VGG16_Weights.IMAGENET1K_V1.transforms()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`."""
+        """Compute class probabilities (n, class) float32 from images (n, y, x, rgb) uint8."""
         return in_batches(images, _BATCH, self._label)
 
     @torch.no_grad()
@@ -53,7 +53,7 @@ class TransformersClassLabeler:
         self.classes = _unique([str(names[i]) for i in range(len(names))])
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`."""
+        """Compute class probabilities (n, class) float32 from images (n, y, x, rgb) uint8."""
         return in_batches(images, _BATCH, self._label)
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class TransformersClassLabeler:
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
-    """Make class names unique by numbers, since ImageNet has ``crane`` and ``maillot`` twice."""
+    """Append numbers to repeated class names: ImageNet has ``crane`` and ``maillot`` twice."""
     counts: dict[str, int] = {}
     unique = []
     for name in names:
@@ -73,7 +73,7 @@ def _unique(names: list[str]) -> tuple[str, ...]:
 
 
 def locate_vgg16(spec: LabelerSpec) -> list[Path]:
-    """Find the weights file of VGG-16: that of the study, or else that in torchvision's cache."""
+    """Find the weights file of VGG-16, named in the study or else in torchvision's cache."""
     from torchvision.models import VGG16_Weights
 
     published = Path(VGG16_Weights.IMAGENET1K_V1.url).name
@@ -82,18 +82,19 @@ def locate_vgg16(spec: LabelerSpec) -> list[Path]:
 
 
 def load_vgg16(spec: LabelerSpec, device: torch.device) -> VggLabeler:
-    """Load the labeler with VGG-16 (Simonyan & Zisserman 2015), trained on ImageNet-1k."""
+    """Load the class labeler with VGG-16 (Simonyan & Zisserman 2015), trained on ImageNet-1k."""
     from torchvision.models import vgg16
 
     (path,) = locate_vgg16(spec)
-    # On the meta device, the random initialisation of 138 million weights is skipped.
+    # The weights are loaded below.  Building the network on the meta device saves the time of the
+    # random initialisation of its 138 million weights.
     with torch.device("meta"):
         network = vgg16()
     return VggLabeler(load_state(network.to_empty(device="cpu"), path, device), device)
 
 
 def locate_transformers_classes(spec: LabelerSpec) -> list[Path]:
-    """Find the files of an image classifier, in a folder or in the Hugging Face cache."""
+    """List the weight and config files of the image classifier that the study names."""
     return files_of(find_folder(spec))
 
 
@@ -114,6 +115,7 @@ def load_transformers_classes(spec: LabelerSpec, device: torch.device) -> Transf
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"weights {str(folder)!r} do not load ({reason}). Fix: fetch them again"
+            f"labels.class.weights: {str(folder)!r} does not load ({reason}). Fix: fetch the "
+            "weights again"
         ) from error
     return TransformersClassLabeler(model.to(device).eval().requires_grad_(False), processor)

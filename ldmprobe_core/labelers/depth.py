@@ -1,4 +1,4 @@
-"""Labelers of depth: monocular depth estimators of transformers; larger values mean farther."""
+"""Labelers of depth that use monocular depth estimators of the library transformers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ldmprobe_core.study.probe_sections import LabelerSpec
 
 _MIDAS = "Intel/dpt-large"
 _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
-"""Mean and standard deviation of DPT-Large's inverse depth on the images of the paper.
+"""Mean and standard deviation by which the output of DPT-Large is normalised.
 
 The code of the paper (Chen, Viégas & Wattenberg 2023) normalises depth with these values.
 """
 
 _INVERSE = {"dpt": True, "glpn": False}
-"""Model types of transformers, each with whether it gives inverse depth (larger means nearer).
+"""Model type in transformers to True if its models give inverse depth (larger is nearer).
 
 Types that are not listed are refused, since the sign of their output has not been verified.
 """
@@ -48,7 +48,7 @@ class DepthLabeler:
         self.units = "inverse depth, negated, up to scale and shift" if inverse else "metre"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`."""
+        """Compute depth maps (n, y, x) float32 from images; larger values mean farther."""
         return in_batches(images, 8, self._label)
 
     @torch.no_grad()
@@ -60,17 +60,17 @@ class DepthLabeler:
 
 
 def locate_transformers_depth(spec: LabelerSpec) -> list[Path]:
-    """Find the files of a depth estimator, in a folder or in the Hugging Face cache."""
+    """List the weight and config files of the depth estimator that the study names."""
     return _files(find_folder(spec))
 
 
 def locate_midas(spec: LabelerSpec) -> list[Path]:
-    """Find the files of a DPT model, by default DPT-Large, in a folder or the cache."""
+    """List the weight and config files of a DPT model, by default those of DPT-Large."""
     return _files(find_folder(spec, _MIDAS))
 
 
 def _files(folder: Path) -> list[Path]:
-    """List the files of a depth estimator, after a check that its model type is known."""
+    """List the files of a depth estimator, and check that the sign of its output is known."""
     _is_inverse(folder)
     return files_of(folder)
 
@@ -82,14 +82,14 @@ def load_transformers_depth(spec: LabelerSpec, device: torch.device) -> DepthLab
 
 
 def load_midas(spec: LabelerSpec, device: torch.device) -> DepthLabeler:
-    """Load DPT (MiDaS 3), Large or Hybrid, with the paper's normalisation of depth."""
+    """Load DPT (MiDaS 3), Large or Hybrid, with the normalisation of Chen et al. (2023)."""
     folder = find_folder(spec, _MIDAS)
     parts = _load(folder, device)
     return DepthLabeler(*parts, inverse=True, shift=_MIDAS_MEAN, scale=_MIDAS_DEVIATION)
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    """Load a depth estimator and its image processor; raises `UserError` if they do not load."""
+    """Load a depth estimator and its image processor; raise `UserError` if this fails."""
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
     try:
@@ -100,13 +100,14 @@ def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"weights {str(folder)!r} do not load ({reason}). Fix: fetch them again"
+            f"labels.depth.weights: {str(folder)!r} does not load ({reason}). Fix: fetch the "
+            "weights again"
         ) from error
     return model.to(device).eval().requires_grad_(False), processor
 
 
 def _is_inverse(folder: Path) -> bool:
-    """Whether the depth estimator in a folder gives inverse depth, according to its config.
+    """Return whether the depth estimator in a folder gives inverse depth, according to its config.
 
     Raises:
         UserError: the config cannot be read, or the model type is not in `_INVERSE`.
@@ -115,8 +116,8 @@ def _is_inverse(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"weights {str(folder)!r}: config.json cannot be read ({type(error).__name__}). Fix: "
-            "fetch it again"
+            f"the labeler's weights: config.json in {str(folder)!r} cannot be read "
+            f"({type(error).__name__}). Fix: fetch this file again"
         ) from error
     kind = config.get("model_type")
     if kind in ("depth_anything", "prompt_depth_anything"):
@@ -124,7 +125,8 @@ def _is_inverse(folder: Path) -> bool:
     if kind not in _INVERSE:
         known = ", ".join([*_INVERSE, "depth_anything"])
         raise UserError(
-            f"weights {str(folder)!r}: it is not known whether models of type {kind!r} give depth "
-            f"or inverse depth. Fix: use a model of type {known}"
+            f"the labeler's weights {str(folder)!r} are a model of type {kind!r}, and it is "
+            "unknown whether this type gives depth or inverse depth. Fix: use a model of type "
+            f"{known}"
         )
     return _INVERSE[kind]

@@ -37,7 +37,7 @@ class SaliencyLabeler:
         self.network, self.side, self.device = network, side, device
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`."""
+        """Compute foreground probabilities (n, y, x) float32 in 0..1 from images."""
         return in_batches(images, 1, self._label)
 
     @torch.no_grad()
@@ -70,7 +70,8 @@ def locate_tracer(spec: LabelerSpec) -> list[Path]:
 def load_tracer(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
     """Load TRACER with EfficientNet-B7 (Lee, Shin & Han 2022), with carvekit's weights."""
     (path,) = locate_tracer(spec)
-    # The import of carvekit seeds PyTorch's global random generators, which must not change.
+    # Importing carvekit seeds PyTorch's global random generators.  The fork restores their state,
+    # so that random numbers elsewhere in the process do not depend on the labeler.
     with torch.random.fork_rng():
         from carvekit.ml.arch.tracerb7.efficientnet import EfficientEncoderB7
         from carvekit.ml.arch.tracerb7.tracer import TracerDecoder
@@ -94,7 +95,7 @@ def locate_inspyrenet(spec: LabelerSpec) -> list[Path]:
 
 
 def load_inspyrenet(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
-    """Load InSPyReNet with Swin-B (Kim et al. 2022) for inputs of 384 pixels (its fast mode)."""
+    """Load InSPyReNet with Swin-B (Kim et al. 2022) in its fast mode, for inputs of 384 pixels."""
     (path,) = locate_inspyrenet(spec)
     from transparent_background.InSPyReNet import InSPyReNet_SwinB
 

@@ -1,4 +1,4 @@
-"""Helpers for labelers: processing of images in batches, and conversion to tensors."""
+"""Functions that labelers share: calls in batches, conversion of images, resizing of maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 def in_batches(
     images: np.ndarray, batch: int, label: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Apply a function to images in batches, which limits the memory that it needs.
+    """Apply a labeling function to images in batches, to limit its use of memory.
 
     Args:
         images: (n, y, x, rgb).
@@ -35,7 +35,7 @@ def to_tensor(images: np.ndarray, device: torch.device) -> Tensor:
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Subtract a mean from each channel of images, and divide it by a standard deviation.
+    """Subtract a mean from each channel of images, and divide by a standard deviation.
 
     Args:
         images: (n, rgb, y, x) in 0..1.

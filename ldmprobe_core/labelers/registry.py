@@ -1,4 +1,4 @@
-"""Registry of labelers, each under a property and a name.
+"""Registry of labelers by property (such as ``depth``) and name (such as ``midas``).
 
 Labelers are built in, registered with `register_labeler`, or offered by other packages as entry
 points.  The name of an entry point is ``property.name``; its value is a class or function as for
@@ -29,7 +29,7 @@ ENTRY_POINTS = "ldmprobe.labelers"
 """Name of the entry-point group in which other packages offer labelers."""
 
 EXACT_MAPS = "maps"
-"""Labeler name in a study that means: read the labels from map files beside the source images."""
+"""Labeler name that makes a study read labels from map files beside the source images."""
 
 _LABELERS: dict[tuple[str, str], LabelerEntry] = {}
 
@@ -61,7 +61,10 @@ def register_labeler(
         def load_mine(spec, device): return MyDepth(spec.weights, device)
     """
     if name == EXACT_MAPS:
-        raise UserError(f"name: {name!r} stands for exact maps. Fix: choose another name")
+        raise UserError(
+            f"name: {name!r} is reserved, since it stands for exact maps. Fix: register the "
+            "labeler under another name"
+        )
 
     def register(loader: Loader) -> Loader:
         _LABELERS[prop, name] = as_entry(loader)
@@ -73,7 +76,7 @@ def register_labeler(
 
 
 def as_entry(loader: Any) -> LabelerEntry:
-    """Build a registry entry from a labeler class or a loading function; return entries as is."""
+    """Convert a labeler class or a loading function to a registry entry; entries are unchanged."""
     if isinstance(loader, LabelerEntry):
         return loader
     return LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
@@ -126,7 +129,7 @@ def labeler_names(prop: str) -> list[str]:
 
 
 def find_labeler(prop: str, name: str) -> LabelerEntry:
-    """Find the registry entry of a labeler; if it is from another package, that is imported.
+    """Return the registry entry of a labeler, and import the package that provides it.
 
     Raises:
         UserError: the property has no labeler of this name, or its package cannot be imported.
@@ -138,12 +141,14 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
                 _LABELERS[prop, name] = as_entry(point.load())
             except (ImportError, AttributeError) as error:
                 raise UserError(
-                    f"labels.{prop}: the labeler {name!r} of {point.value} does not import "
+                    f"labels.{prop}: the labeler {name!r} of {point.value} cannot be imported "
                     f"({error}). Fix: repair or remove that package"
                 ) from error
     if (prop, name) not in _LABELERS:
         known = ", ".join(labeler_names(prop))
-        raise UserError(f"labels.{prop} is {name!r}: no such labeler. Fix: use one of {known}")
+        raise UserError(
+            f"labels.{prop} is {name!r}: there is no such labeler. Fix: use one of {known}"
+        )
     return _LABELERS[prop, name]
 
 
@@ -162,7 +167,7 @@ def require_known(prop: str, spec: LabelerSpec) -> None:
 
 
 def check_labeler(prop: str, spec: LabelerSpec) -> str:
-    """Check that this machine has a labeler's package and weights, without loading them.
+    """Check that a labeler's package and weights are on this machine, without loading them.
 
     Returns:
         fingerprint of the labeler: 16 hexadecimal digits, a hash of its name and weight files.
@@ -173,8 +178,10 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
     entry = find_labeler(prop, spec.name)
     try:
         files = entry.locate_weights(spec)
-    except UserError as error:
-        raise UserError(f"labels.{prop} is {spec.name!r}: {error}") from error
+    except UserError as problem_and_remedy:
+        raise UserError(
+            f"labels.{prop} is {spec.name!r}: {problem_and_remedy}"
+        ) from problem_and_remedy
     digest = hashlib.sha256(spec.name.encode())
     for path in sorted(files):
         with path.open("rb") as file:
@@ -183,7 +190,7 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
-    """Return a study's labelers by property, without properties that are read from map files."""
+    """Return the labeler settings of each property, without those that are read from map files."""
     specs = {prop: study.labels.labeler(prop) for prop in map_properties()}
     specs["class"] = study.labels.classes
     return {

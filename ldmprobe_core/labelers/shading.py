@@ -1,4 +1,4 @@
-"""Labelers of shading: two neural image decompositions, and retinex, which has no weights."""
+"""Labelers of shading: Marigold and intrinsic (neural networks), and retinex (a filter)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ldmprobe_core.labelers.weights import files_of, find_folder, refuse_revisio
 from ldmprobe_core.study.probe_sections import LabelerSpec
 
 _SCALES = (15 / 512, 80 / 512, 250 / 512)
-"""Standard deviations of the Gaussian blurs in retinex, as shares of the image's longer side.
+"""Standard deviations of the Gaussian blurs in retinex, relative to the longer image side.
 
 They are 15, 80 and 250 pixels (Jobson, Rahman & Woodell 1997) for an image of 512 pixels.
 """
@@ -34,13 +34,14 @@ class RetinexLabeler:
     classes: tuple[str, ...] = ()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`."""
+        """Compute shading maps (n, y, x) float32 from images (n, y, x, rgb) uint8."""
         return np.stack([self._label(image) for image in images]).astype(np.float32)
 
     def _label(self, image: np.ndarray) -> np.ndarray:
         srgb = image / 255.0
         linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-        luminance = linear @ (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
+        # These are the weights of linear red, green and blue in the luminance of ITU-R BT.709.
+        luminance = linear @ (0.2126, 0.7152, 0.0722)
         side = max(luminance.shape)
         blurred = [gaussian_filter(luminance, share * side, mode="nearest") for share in _SCALES]
         return np.exp(np.mean(np.log(np.maximum(blurred, 1e-4)), axis=0))
@@ -57,7 +58,7 @@ class MarigoldLabeler:
         self.target_index = pipeline.target_properties["target_names"].index("shading")
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`; all images use the same initial noise."""
+        """Compute shading maps (n, y, x) float32; all images use the same initial noise."""
         return np.stack([self._label(image) for image in images]).astype(np.float32)
 
     @torch.no_grad()
@@ -83,7 +84,7 @@ class IntrinsicLabeler:
         self.models, self.device = models, device
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`."""
+        """Compute shading maps (n, y, x) float32 from images (n, y, x, rgb) uint8."""
         return np.stack([self._label(image) for image in images]).astype(np.float32)
 
     def _label(self, image: np.ndarray) -> np.ndarray:
@@ -101,10 +102,13 @@ class IntrinsicLabeler:
 
 
 def locate_retinex(spec: LabelerSpec) -> list[Path]:
-    """Check that the study gives no weights for retinex, which has none; returns no files."""
+    """Check that the study names no weights for retinex, which needs none; return no files."""
     refuse_revision(spec)
     if spec.weights is not None:
-        raise UserError(f"it takes no weights ({spec.weights!r}). Fix: leave weights out")
+        raise UserError(
+            f"the labeler retinex takes no weights ({spec.weights!r}). Fix: leave the key "
+            "weights out"
+        )
     return []
 
 
@@ -114,7 +118,7 @@ def load_retinex(spec: LabelerSpec, device: torch.device) -> RetinexLabeler:
 
 
 def locate_marigold(spec: LabelerSpec) -> list[Path]:
-    """Find the files of a Marigold pipeline, in a folder or in the Hugging Face cache."""
+    """List the files of a Marigold pipeline in a folder or in the Hugging Face cache."""
     return files_of(find_folder(spec, _MARIGOLD))
 
 
@@ -134,20 +138,24 @@ def load_marigold(spec: LabelerSpec, device: torch.device) -> MarigoldLabeler:
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"weights {str(folder)!r} do not load ({reason}). Fix: fetch them again"
+            f"labels.shading.weights: {str(folder)!r} does not load ({reason}). Fix: fetch the "
+            "weights again"
         ) from error
     names = (pipeline.target_properties or {}).get("target_names", [])
     if "shading" not in names:
         raise UserError(
-            f"weights {str(folder)!r} predict no shading ({', '.join(names) or 'nothing named'}). "
-            "Fix: use the lighting variant"
+            f"labels.shading.weights: {str(folder)!r} does not predict shading, only "
+            f"{', '.join(names) or 'unnamed maps'}. Fix: use the lighting variant of Marigold"
         )
     pipeline.set_progress_bar_config(disable=True)
     return MarigoldLabeler(pipeline.to(device))
 
 
 def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
-    """Check that the package intrinsic is installed; returns no files, as it loads its own weights.
+    """Check that the package intrinsic, which loads its own weights, is installed.
+
+    Returns:
+        an empty list of weight files.
 
     Raises:
         UserError: the package is missing, or ``weights`` is neither ``paper_weights`` nor ``v2``.
@@ -159,14 +167,14 @@ def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
     refuse_revision(spec)
     if spec.weights not in (None, "paper_weights", "v2"):
         raise UserError(
-            f"weights is {spec.weights!r}, and the package loads its own. Fix: set it to "
-            "paper_weights or v2"
+            f"the labeler's key weights is {spec.weights!r}, but the package intrinsic loads its "
+            "own weights. Fix: set weights to paper_weights or v2"
         )
     return []
 
 
 def load_intrinsic(spec: LabelerSpec, device: torch.device) -> IntrinsicLabeler:
-    """Load the labeler with the package's own loader, which may download its weights."""
+    """Load the labeler by the package intrinsic, which may download its weights."""
     locate_intrinsic(spec)
     from intrinsic.pipeline import load_models
 

@@ -29,11 +29,11 @@ Network = TypeVar("Network", bound=nn.Module)
 
 _BATCH = 64
 JUDGE_WIDTHS = (24, 48, 96, 160)
-"""Layer widths of the judge, a second classifier that scores generated images outside studies."""
+"""Layer widths of the judge, a second classifier that evaluates the tabletop model."""
 
 
 class _MapNetworkCache:
-    """Map network with a cache of its last result, one cache for each thread.
+    """Map network that caches its last output, separately for each thread.
 
     A study calls the labelers of several properties with the same array of images, and the cache
     lets them share one forward pass.
@@ -51,7 +51,7 @@ class _MapNetworkCache:
 
 
 class MapLabeler:
-    """Labeler of one output of the map network: foreground, log depth or shading."""
+    """Labeler of foreground, log depth or shading: one output of the tabletop map network."""
 
     classes: tuple[str, ...] = ()
 
@@ -65,7 +65,7 @@ class MapLabeler:
         }[prop]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`."""
+        """Compute maps (n, y, x) float32 of the property from images (n, y, x, rgb) uint8."""
         output = self.maps(images)[:, self.channel]
         if self.prop == "foreground":
             output = torch.sigmoid(output)
@@ -77,7 +77,7 @@ class MapLabeler:
 
 
 class NormalLabeler:
-    """Labeler of surface normals, in the axes of `tabletop.render.Rendering.normal`."""
+    """Labeler of surface normals, as unit vectors in the camera's axes."""
 
     units = "unit vector in the camera's axes: right, up, towards the camera"
     classes: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ class ClassLabeler:
         self.network, self.device = network, device
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `ldmprobe_core.labelers.base.Labeler`."""
+        """Compute class probabilities (n, class) float32 from images (n, y, x, rgb) uint8."""
         return _apply(self.network, images, self.device).softmax(1).numpy()
 
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -120,7 +120,7 @@ def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torc
 
 
 def _folder(spec: LabelerSpec) -> Path:
-    """Model folder with the labelers' weights: that of the study, or that of this package."""
+    """Return the folder of the labelers' weights, named in the study or part of this package."""
     return Path(spec.weights).expanduser() if spec.weights else MODEL_FOLDER
 
 
@@ -135,7 +135,7 @@ def _path(name: str, folder: Path) -> Path:
 
 
 def _map_network(device: torch.device, folder: Path) -> MapNetwork:
-    """Load the map network; the number of its outputs is read from the weights."""
+    """Load the map network, with the number of outputs that its weights have."""
     outputs = len(load_file(_path("maps", folder))["head.2.bias"])
     return _weights(MapNetwork(outputs=outputs), "maps", device, folder)
 
@@ -167,7 +167,7 @@ def load_networks(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def locate_weights(spec: LabelerSpec) -> list[Path]:
-    """Find the weight files of the map network and the classifier.
+    """List the weight files of the tabletop labelers: of the map network and the classifier.
 
     Raises:
         UserError: a file is missing, or the study gives a revision, which these labelers lack.
@@ -201,14 +201,14 @@ def load_normals(spec: LabelerSpec, device: torch.device) -> NormalLabeler:
     maps = _maps(device, folder)
     if maps.network.outputs < len(MAP_CHANNELS):
         raise UserError(
-            f"the tabletop labeler's weights {_path('maps', folder)} give no normals. Fix: train "
-            f"them further with python -m ldmprobe_core.tabletop.train --from {folder}"
+            f"the tabletop labeler's weights {_path('maps', folder)} have no outputs for normals. "
+            f"Fix: train them further with python -m ldmprobe_core.tabletop.train --from {folder}"
         )
     return NormalLabeler(maps)
 
 
 def load_classes(spec: LabelerSpec, device: torch.device) -> ClassLabeler:
-    """Load the labeler of the class: probabilities of the twelve categories."""
+    """Load the labeler of the class: probabilities of the twelve tabletop categories."""
     network = ClassNetwork(len(CATEGORIES))
     return ClassLabeler(_weights(network, "class", device, _folder(spec)), device)
 

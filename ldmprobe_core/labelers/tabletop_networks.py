@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MAP_CHANNELS = ("foreground", "depth", "shading", "normal x", "normal y", "normal z")
-"""Output channels of `MapNetwork`, in order; a network without normals has only the first three."""
+"""Names of the output channels of `MapNetwork`; without normals it has the first three."""
 
 
 class _Block(nn.Module):
@@ -73,7 +73,7 @@ class MapNetwork(nn.Module):
         )
 
     def load_fewer(self, state: dict[str, Tensor]) -> None:
-        """Load the weights of a `MapNetwork` with fewer outputs.
+        """Load the weights of a `MapNetwork` that has fewer outputs than this one.
 
         The weights of the outputs that the other network lacks are not changed.
         """
@@ -84,7 +84,7 @@ class MapNetwork(nn.Module):
         self.load_state_dict(state)
 
     def forward(self, image: Tensor) -> Tensor:
-        """See the class."""
+        """Compute maps (n, map, y, x) from images (n, rgb, y, x) in -1..1."""
         *skips, x = self.encoder(image)
         for decoder, skip in zip(self.decoders, reversed(skips), strict=True):
             x = decoder(torch.cat([F.interpolate(x, scale_factor=2), skip], 1))
@@ -102,10 +102,10 @@ class ClassNetwork(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def features(self, image: Tensor) -> Tensor:
-        """Compute the features from which the class is predicted, (n, d): a mean over the image."""
+        """Compute the features (n, d) from which the class is predicted, means over the image."""
         last = self.encoder(image)[-1]
         return F.silu(self.norm(last)).mean((2, 3))
 
     def forward(self, image: Tensor) -> Tensor:
-        """See the class."""
+        """Compute class logits (n, class) from images (n, rgb, y, x) in -1..1."""
         return self.head(self.features(image))

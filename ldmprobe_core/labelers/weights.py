@@ -33,14 +33,15 @@ def require_package(module: str, install: str) -> None:
         UserError: the package is not installed.
     """
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"the package {module} is not installed. Fix: {install}")
+        raise UserError(f"the labeler's package {module} is not installed. Fix: {install}")
 
 
 def refuse_revision(spec: LabelerSpec) -> None:
-    """Raise `UserError` if the study gives a revision for weights that are not a hub id."""
+    """Raise `UserError` if the study gives a revision of weights that have no revisions."""
     if spec.revision is not None:
         raise UserError(
-            f"revision: only hub ids have revisions ({spec.revision!r:.60}). Fix: leave it out"
+            f"the labeler's key revision: only hub ids have revisions ({spec.revision!r:.60}). "
+            "Fix: leave revision out"
         )
 
 
@@ -61,7 +62,8 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     source = spec.weights or default
     if source is None:
         raise UserError(
-            "weights are missing. Fix: give a folder written by save_pretrained, or a hub id"
+            "the labeler's weights are missing. Fix: set the key weights to a folder written by "
+            "save_pretrained, or to a hub id"
         )
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -69,20 +71,22 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     else:
         if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             raise UserError(
-                f"weights {source!r}: there is no such folder. Fix: correct the path, or give a "
-                "hub id"
+                f"the labeler's weights {source!r}: there is no such folder. Fix: correct the "
+                "path, or give a hub id"
             )
         try:
             folder = Path(snapshot_download(source, revision=spec.revision, local_files_only=True))
-        # The hub's client raises exceptions of many types for files that are not in the cache.
+        # For files that are not in the cache, huggingface_hub raises exceptions of many types, and
+        # the remedy is the same for all of them.
         except Exception as error:
             raise UserError(
-                f"weights {source!r} are not in this machine's hub cache. Fix: fetch them with "
-                f"hf download {source}, or give a folder"
+                f"the labeler's weights {source!r} are not in this machine's Hugging Face cache. "
+                f"Fix: fetch them with hf download {source}, or give a folder"
             ) from error
     if not files_of(folder):
         raise UserError(
-            f"weights {str(folder)!r}: the folder holds no safetensors file. Fix: fetch one"
+            f"the labeler's weights: {str(folder)!r} holds no safetensors file. Fix: fetch the "
+            "weights in this format"
         )
     return folder
 
@@ -107,19 +111,23 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
     refuse_revision(spec)
     path = Path(spec.weights).expanduser() if spec.weights else cache
     if path is None:
-        raise UserError(f"weights are missing. Fix: give a safetensors file of {published}")
+        raise UserError(
+            f"the labeler's weights are missing. Fix: set the key weights to a safetensors file of "
+            f"{published}"
+        )
     if path.suffix in {".pth", ".pt", ".bin", ".ckpt"} and path.exists():
         raise UserError(
-            f"weights {str(path)!r} are a pickle, which is never opened in a run. Fix: convert "
-            f"them once with {CONVERT} {path}, then give the .safetensors file"
+            f"the labeler's weights {str(path)!r} are a pickle, which a run never opens. Fix: "
+            f"convert them once with {CONVERT} {path}, then give the .safetensors file"
         )
     if not path.is_file():
         pickled = path.with_suffix(".pth")
         if pickled.is_file():
             raise UserError(
-                f"weights {str(path)!r} are missing. Fix: make them with {CONVERT} {pickled}"
+                f"the labeler's weights {str(path)!r} are missing. Fix: convert the pickle beside "
+                f"them with {CONVERT} {pickled}"
             )
-        raise UserError(f"weights {str(path)!r} are missing. Fix: fetch {published}")
+        raise UserError(f"the labeler's weights {str(path)!r} are missing. Fix: fetch {published}")
     return path
 
 
@@ -136,18 +144,21 @@ def load_state(network: nn.Module, path: Path, device: torch.device) -> nn.Modul
         state = {name: value.float() if value.is_floating_point() else value
                  for name, value in load_file(path).items()}  # fmt: skip
         missing, _ = network.load_state_dict(state, strict=False)
-    # Safetensors and PyTorch raise exceptions of many types for unsuitable files.
+    # For damaged or unsuitable files, safetensors and PyTorch raise exceptions of many types, so
+    # all are caught.
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"weights {str(path)!r} do not fit the network ({reason}). Fix: fetch them again"
+            f"the labeler's weights {str(path)!r} do not fit the network ({reason}). Fix: fetch "
+            "them again"
         ) from error
-    # These counters of batch normalisation are used in training only, and some files lack them.
+    # Batch normalisation uses the counters `num_batches_tracked` in training only.  Some published
+    # files lack them, so their absence is accepted.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
-            f"weights {str(path)!r} do not fit the network: {missing[0]} and {len(missing) - 1} "
-            "more are missing. Fix: fetch them again"
+            f"the labeler's weights {str(path)!r} do not fit the network: {missing[0]} and "
+            f"{len(missing) - 1} other tensors are missing. Fix: fetch the weights again"
         )
     return network.to(device).eval().requires_grad_(False)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import platform
 
-# Numbers of the options M_TRIM_THRESHOLD and M_MMAP_MAX in glibc's malloc.h.
+# Python cannot read C headers, so the numbers of M_TRIM_THRESHOLD and M_MMAP_MAX are copied here
+# from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _LARGEST = 2**31 - 1
 

@@ -65,7 +65,7 @@ class ActivationCapture:
         self._hooks.clear()
 
     def _count_text(self, _network: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        """Hook before the network's call that records the number of text tokens in its input."""
+        """Record the number of text tokens in the network's input (a forward pre-hook)."""
         text = kwargs["encoder_hidden_states"]
         self._grid = replace(self._grid, text=text.shape[1])
 
@@ -101,15 +101,18 @@ class ActivationCapture:
         if uncalled:
             raise RuntimeError(
                 f"no activations came from {', '.join(uncalled)}: the module was not called. Fix: "
-                "if the model was compiled, load it without compilation, which bypasses hooks"
+                "if the model was compiled, load it without compilation, which bypasses hooks; "
+                "else capture other layers"
             )
         for name, size in self._batch_sizes.items():
             if size != samples * self.batch_copies:
                 raise RuntimeError(
-                    f"{name} has a batch of {size}, not {samples} x {self.batch_copies}: the "
-                    "pipeline's guidance is not what was declared"
+                    f"{name}: the batch size is {size}, not {samples} samples x "
+                    f"{self.batch_copies} copies as the Architecture declares. Fix: correct the "
+                    "method guidance of that Architecture class"
                 )
-        # A view of the output would keep the memory of the whole batch, so each part is copied.
+        # The captured tensors are views of the conditional half of each output.  A view keeps the
+        # memory of the complete output alive, so the values are copied.
         activations = {
             name: self._captured[name].to(torch.float16, copy=True) for name in self.modules
         }

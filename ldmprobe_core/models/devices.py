@@ -26,7 +26,8 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind, is_present in present.items() if is_present)
     if not present[name]:
         raise UserError(
-            f"execution.device is {name!r}, which this machine does not have. Fix: set it to auto"
+            f"execution.device is {name!r}, but this machine has no such device. Fix: set "
+            "execution.device to auto"
         )
     return torch.device(name)
 

@@ -22,7 +22,8 @@ class NonFiniteError(RunError):
     """
 
     def __init__(self, network: str, samples: Sequence[int], step: int | None) -> None:
-        # An unpickled exception is built from these arguments.
+        # Worker processes pickle exceptions, and unpickling calls the class with `args`, so the
+        # base class must receive the same arguments as this method.
         super().__init__(network, tuple(samples), step)
         self.network, self.samples, self.step = network, tuple(samples), step
 
@@ -66,7 +67,7 @@ def require_finite(
 
 
 def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
-    """Check that no image is of a single colour, because its labels would be meaningless.
+    """Check that no image has a single colour, since its labels would be meaningless.
 
     Args:
         images: (sample, y, x, rgb) uint8.
@@ -81,7 +82,7 @@ def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
         i = int(constant[0])
         color = ", ".join(str(int(v)) for v in flat[i, 0])
         raise RunError(
-            f"images: sample {samples[i]} is one colour throughout (rgb {color}), so there is "
+            f"images: all pixels of sample {samples[i]} have one colour (rgb {color}), so there is "
             "nothing to label. Fix: check the model's weights, model.dtype and sampling"
         )
 
@@ -101,6 +102,6 @@ def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int])
     if len(affected):
         sample = samples[int(affected[0]) * len(samples) // len(values)]
         raise RunError(
-            f"labels.{name}: the labeler gives values that are not finite for sample {sample}. "
-            "Fix: check its weights"
+            f"labels.{name}: the labeler computed NaN or infinite values for sample {sample}. "
+            "Fix: check the weights of this labeler, or name another"
         )

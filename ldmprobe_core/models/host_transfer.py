@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 _INFINITY_BITS = 0x7C00
-"""Bit pattern of infinity in float16, as an integer; the bit patterns of NaN are larger."""
+"""Bits of positive infinity in float16, as an integer; the bits of NaN are a larger integer."""
 
 HostActivations = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Activations in host memory by layer name, each with counts of its non-finite values.
+"""Layer name to a pair of activations in host memory and counts of non-finite values.
 
 The activations are float16 (sample, y, x, channel), and the counts are int32 (sample,).
 """
 
 
 class HostTransfer:
-    """Copy of activations to host memory, which runs while a GPU continues to compute.
+    """Asynchronous copy of one step's activations from a GPU to host memory.
 
     The copy starts at once; `result` waits until it is complete.  Activations that are on the CPU
     already are not copied.
@@ -45,7 +45,7 @@ class HostTransfer:
 
     @property
     def nbytes(self) -> int:
-        """Size of the activations in bytes, without the counts of non-finite values."""
+        """Size in bytes of all activations of this transfer."""
         return sum(half.nbytes for half, _ in self._values.values())
 
     def result(self) -> HostActivations:
@@ -60,15 +60,16 @@ class HostTransfer:
 
 @lru_cache(maxsize=8)
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """CUDA stream for copies from a device; a stream of their own lets them overlap computation."""
+    """Return the CUDA stream for copies to host memory, separate from the stream that computes."""
     return torch.cuda.Stream(device)
 
 
 def _to_pinned(values: Tensor, stream: torch.cuda.Stream) -> Tensor:
-    """Start an asynchronous copy of a GPU tensor to page-locked host memory on a stream."""
+    """Start an asynchronous copy of a GPU tensor to page-locked host memory."""
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
-    # Without this call, PyTorch could reuse the memory of `values` before the copy is complete.
+    # PyTorch reuses the memory of a deleted tensor at once.  This call delays the reuse until the
+    # copy of `values` on `stream` is complete.
     values.record_stream(stream)
     return host
 
@@ -81,10 +82,11 @@ def _nonfinite(half: Tensor) -> Tensor:
     Args:
         half: float16 (sample, ...).
     """
-    # Without the sign bit, float16 values compared as integers are in order of magnitude.
+    # Without the sign bit, the bits of float16 values, read as integers, are ordered like the
+    # absolute values, so infinity and NaN are found by an integer comparison.
     bits = half.view(torch.int16) & 0x7FFF
-    # On a CPU, this test for the usual case takes a third of the time of a count per sample.  On a
-    # GPU it would have to wait for the maximum, and delay the copy.
+    # Usually all values are finite.  On a CPU, a maximum shows this in a third of the time of a
+    # count per sample.  On a GPU, the comparison would wait for the maximum and delay the copy.
     if half.device.type == "cpu" and (not bits.numel() or bits.max() < _INFINITY_BITS):
         return torch.zeros(len(half), dtype=torch.int32)
     return (bits >= _INFINITY_BITS).flatten(1).sum(1, dtype=torch.int32)

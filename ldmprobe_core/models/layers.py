@@ -1,4 +1,4 @@
-"""Names and shapes of the layers whose activations can be captured."""
+"""Search for the layers that a study captures, and for the shapes of their activations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VAE = "vae."
 
 
 def capturable_modules(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module]:
-    """List the modules whose outputs can be captured: those of the denoiser and the VAE's decoder.
+    """Return the modules of the denoiser and the VAE's decoder, whose outputs can be captured.
 
     `ModuleList` and `ModuleDict` containers are left out, since hooks on them are never called.
 
@@ -61,22 +61,24 @@ def match_layers(
         matching = {name for name in names if any(_matches(name, glob) for glob in globs)}
         if not matching:
             if layer in PRESETS and layer not in presets:
-                remedy = f". Fix: use a preset of this model ({', '.join(presets)})"
+                remedy = f"a preset of this model ({', '.join(presets)})"
             else:
                 close = difflib.get_close_matches(layer.replace("*", ""), names, n=3, cutoff=0.3)
-                remedy = f". Fix: use a name such as {', '.join(close)}" if close else ""
-            raise UserError(f"capture.layers {layer!r} matches no module of the denoiser{remedy}")
+                remedy = f"a name such as {', '.join(close or names[:3])}"
+            raise UserError(
+                f"capture.layers: {layer!r} matches no module of the denoiser. Fix: use {remedy}"
+            )
         chosen |= matching
     return [name for name in names if name in chosen]
 
 
 def _matches(name: str, glob: str) -> bool:
-    """Whether a glob matches a layer name; only globs that start with ``vae.`` match the VAE."""
+    """Return whether a glob matches a layer; only globs that start with ``vae.`` match the VAE."""
     return fnmatchcase(name, glob) and (glob.startswith(VAE) or not name.startswith(VAE))
 
 
 def image_output_index(architecture: Architecture, module: nn.Module) -> int:
-    """Index of the image tokens in a module's output if the output is a tuple.
+    """Return the index of the image tokens in a module's output if the output is a tuple.
 
     Joint blocks return (text, image), so the index is 1 for them and 0 for other modules.
     """
@@ -86,7 +88,7 @@ def image_output_index(architecture: Architecture, module: nn.Module) -> int:
 def layer_shapes(
     architecture: Architecture, denoiser: nn.Module, vae: Any, layers: list[str]
 ) -> dict[str, LayerShape]:
-    """Find the shapes of layers by one call of the networks on the meta device.
+    """Compute the output shapes of layers from one call of the networks on the meta device.
 
     Tensors on the meta device have shapes but no data, so the call needs no weights.
 
@@ -121,7 +123,8 @@ def layer_shapes(
         hook.remove()
     text = call["encoder_hidden_states"].shape[1] if architecture.joint_block_classes else 0
     grid = replace(architecture.grid, text=text)
-    # `outputs` has the layers in the order of the calls; layers that were not called come last.
+    # The hooks filled `outputs` in the order of the calls.  Layers that were not called are sorted
+    # last, and `_shape_of` refuses them.
     called = sorted(layers, key=[*outputs, *layers].index)
     return {
         name: _shape_of(name, outputs, grid, image_output_index(architecture, modules[name]))
@@ -137,14 +140,16 @@ def text_channels(architecture: Architecture) -> int:
 
 
 def _shape_of(name: str, outputs: dict[str, Any], grid: Grid, item: int) -> LayerShape:
-    """Shape of one layer's output; raises `UserError` if the layer cannot be probed."""
+    """Return the shape of one layer's output; raise `UserError` if it cannot be probed."""
     if name not in outputs:
         raise UserError(
-            f"capture.layers: {name} is never called by the denoiser. Fix: choose a narrower glob"
+            f"capture.layers: {name} is never called by the denoiser. Fix: use a glob that does "
+            "not match this layer"
         )
     try:
         return LayerShape(*to_grid(outputs[name], grid, item).shape[1:])
     except ValueError as error:
         raise UserError(
-            f"capture.layers: {name} cannot be probed, {error}. Fix: choose a narrower glob"
+            f"capture.layers: {name} cannot be probed ({error}). Fix: use a glob that does not "
+            "match this layer"
         ) from error

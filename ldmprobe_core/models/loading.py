@@ -42,16 +42,16 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
     model = study.model
     folder = model_folder(model)
     architecture = detect_architecture(folder)
-    # The command line shows a progress bar of its own for each stage of a run.
+    # Diffusers would draw its own progress bar over those of the command line.
     logging.disable_progress_bar()
-    # With TF32, some GPUs compute float32 products less exactly, and results would depend on the
-    # type of GPU.
+    # TF32 is turned off, because only some GPUs have it and it makes float32 products less exact:
+    # results would depend on the type of GPU.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         pipeline: Any = architecture.load_pipeline(
             folder,
-            # Some VAEs overflow in float16, and float32 costs little here, since decoding is a
-            # small part of the time.
+            # The VAE is always in float32.  Some VAEs overflow in float16, and decoding is only a
+            # small part of the computing time.
             dtype={"vae": torch.float32, "default": getattr(torch, model.dtype)},
             use_safetensors=True,
             local_files_only=True,
@@ -59,7 +59,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
     except (OSError, ValueError, TypeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.source {model.source!r} does not load ({reason}). Fix: fetch it again"
+            f"model.source: {model.source!r} does not load ({reason}). Fix: fetch the model again"
         ) from error
     pipeline.scheduler = scheduler_of(architecture, study.sampling.scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -90,7 +90,8 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     except (TypeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model: {architecture.source} has an unusable config ({reason}). Fix: fetch it again"
+            f"model: {architecture.source} has an unusable config ({reason}). Fix: fetch the model "
+            "again"
         ) from error
 
 
@@ -135,11 +136,11 @@ def check_weights(folder: Path) -> None:
 
 
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Components of a pipeline that a study does not use, so their weights need not be present."""
+"""Pipeline components that studies do not use, so that their weights may be missing."""
 
 
 def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Module | None:
-    """Build a pipeline component on the meta device, where tensors have shapes but no data.
+    """Build the network of a pipeline component on the meta device, without its weights.
 
     Args:
         folder: folder of the component, with its config.
@@ -166,5 +167,5 @@ def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Mod
     except (OSError, TypeError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"model: {folder} has an unusable config ({reason:.120}). Fix: fetch it again"
+            f"model: {folder} has an unusable config ({reason:.120}). Fix: fetch the model again"
         ) from error

@@ -33,7 +33,9 @@ from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 _PIXELS_PER_DECODE = 1 << 16
-"""Number of image pixels in one call of the VAE's decoder: 4 images of 128 x 128, or 16 of 64 x 64.
+"""Limit on the total number of image pixels in one call of the VAE's decoder.
+
+For example, 4 images of 128 x 128 or 16 of 64 x 64 pixels are decoded together.
 
 The limit is for speed: the intermediate values of larger calls do not fit a CPU's cache, and each
 image then takes a quarter longer.  An image with more pixels than this is decoded in a call by
@@ -50,7 +52,7 @@ index of the sampler step (from 0), and the activations by layer.
 
 @dataclass
 class SampledBatch:
-    """Images of one sampled batch.
+    """Generated images of one batch, and the images decoded from the latents of each step.
 
     Attributes:
         image: (sample, y, x, rgb) uint8, the images after the last step; the source images if the
@@ -122,7 +124,8 @@ class PipelineSampler:
                 which the architecture declares.
             NonFiniteError: a network or the scheduler computed NaN or infinite values.
         """
-        # PyTorch keeps this number per thread, and any thread may call this method.
+        # PyTorch's setting holds for the calling thread only, and this method may be called in any
+        # thread, so the number of CPU threads is set at each call.
         torch.set_num_threads(self.study.sampling.threads)
         steps = self._run_pipeline(samples, sink, source_images, step_images)
         for number, latents in enumerate(steps.after, 1):
@@ -152,7 +155,7 @@ class PipelineSampler:
         source_images: np.ndarray | None,
         predicts_clean: bool,
     ) -> StepRecorder:
-        """Run the pipeline on a batch up to the final latents, while hooks record every step.
+        """Run the pipeline on a batch without decoding, and record the latents of every step.
 
         Args:
             predicts_clean: whether to record the predicted clean latents of every step.
@@ -224,7 +227,7 @@ class PipelineSampler:
     def _capture(
         self, network: nn.Module, batch_copies: int, captures_vae: bool
     ) -> ActivationCapture:
-        """Hooks for the captured layers of a denoiser, or of a VAE if ``captures_vae`` is True."""
+        """Build the hooks on the captured layers of a denoiser, or of a VAE if ``captures_vae``."""
         modules = dict(network.named_modules())
         prefix = VAE if captures_vae else ""
         names = [name for name in self.layers if name.startswith(VAE) == captures_vae]
@@ -317,14 +320,14 @@ class PipelineSampler:
                 return clean
             return noised(scheduler, clean, noise, step)
 
-        # The pipeline multiplies its initial latents by the scheduler's initial noise level, so
-        # they are divided by it here.
+        # The pipeline will multiply the latents that it receives by the scheduler's initial noise
+        # level, so they are divided by that level here.
         start = latents_at(0) / float(getattr(scheduler, "init_noise_sigma", 1.0))
         return latents_at, start.to(next(self.denoiser.parameters()).dtype)
 
     @property
     def _decode_batch(self) -> int:
-        """Number of images in one call of the VAE."""
+        """Number of images that one call of the VAE encodes or decodes."""
         height, width = self.architecture.size
         return max(1, _PIXELS_PER_DECODE // (height * width))
 
@@ -362,8 +365,8 @@ class PipelineSampler:
                 stack.enter_context(capture)
             for part in self.architecture.unpack(latents).split(self._decode_batch):
                 decoded = self.architecture.decode(vae, part)
-                # The images of the VAE with permuted weights are not used, so only the trained
-                # VAE's have to be finite.
+                # The copy of the VAE with permuted weights serves only for its activations.  Its
+                # images are not used, so they may hold infinite values.
                 if vae is self.pipeline.vae:
                     require_finite(decoded, "vae")
                 images.append(_to_images(decoded))

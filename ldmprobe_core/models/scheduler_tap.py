@@ -1,4 +1,4 @@
-"""Recording of a scheduler's steps: latents before and after, and the predicted clean latents."""
+"""Recording of a scheduler's steps: timesteps, latents, and predicted clean latents."""
 
 from __future__ import annotations
 
@@ -69,14 +69,16 @@ class SchedulerTap:
     def __enter__(self) -> None:
         inner, steps = self.scheduler.step, self.steps
 
-        # Pipelines inspect the signature of `step` to decide which arguments they pass.
+        # Diffusers pipelines inspect the signature of `step` to decide which arguments to pass, so
+        # the wrapper must show the signature of the original method.
         @functools.wraps(inner)
         def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
             if steps.calls != self.guidance.calls_per_step:
                 raise RuntimeError(
                     f"the denoiser was called {steps.calls} times in one step, not "
-                    f"{self.guidance.calls_per_step}: the pipeline's guidance is not what was "
-                    "declared, or the model was compiled, which bypasses hooks"
+                    f"{self.guidance.calls_per_step} as its Architecture declares. Fix: if the "
+                    "model was compiled, load it without compilation, which bypasses hooks; else "
+                    "correct the method guidance of that Architecture class"
                 )
             steps.calls = 0
             self.before(len(steps.after), sample)
@@ -93,5 +95,6 @@ class SchedulerTap:
         self.scheduler.step = step
 
     def __exit__(self, *_: object) -> None:
-        # Without the instance attribute, `step` is the method of the class again.
+        # The wrapper is an attribute of the instance.  When it is deleted, `step` is again the
+        # method of the scheduler's class.
         del self.scheduler.step

@@ -49,14 +49,14 @@ _CLASSES: dict[str, Any] = {
 }
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    # DDIM by default clips predicted clean latents to -1..1, which is wrong for latent diffusion,
-    # and the configs of other schedulers do not have this key.
+    # By default, DDIM clips predicted clean latents to -1..1, but latents exceed this range.
+    # Configs of other schedulers do not have the key that turns the clipping off.
     "ddim": {"clip_sample": False},
-    # PNDM by default begins with Runge-Kutta steps, which need several denoiser calls per step.
-    # The original sampler of Stable Diffusion skips them.
+    # By default, PNDM begins with Runge-Kutta steps, which need several denoiser calls per step.
+    # The original sampler of Stable Diffusion skips the Runge-Kutta steps.
     "pndm": {"skip_prk_steps": True},
 }
-"""Config values by scheduler name, for models that were published with another scheduler.
+"""Config values for each scheduler, if the model was published with a scheduler of another class.
 
 They apply to keys that the model's own scheduler config leaves out.
 """
@@ -70,19 +70,18 @@ _TRAINED = (
     "prediction_type",
     "rescale_betas_zero_snr",
 )
-"""Config keys that describe the model's training, and so apply to every scheduler it is used with.
-"""
+"""Config keys that describe the model's training; their values apply to any scheduler for it."""
 
 
 class Level(NamedTuple):
-    """Coefficients of the latents ``clean * x0 + noise * eps`` at one step of a scheduler."""
+    """Coefficients in the noised latents ``clean * x0 + noise * eps`` of one scheduler step."""
 
     clean: float
     noise: float
 
 
 def scheduler_class_name(name: str) -> str:
-    """Name of the diffusers class for a study's ``sampling.scheduler``.
+    """Return the name of the diffusers class for a study's ``sampling.scheduler``.
 
     For example, it is ``DDIMScheduler`` for ``ddim``.
     """
@@ -108,8 +107,8 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
         remedy = "flow" if is_flow_model else ", ".join(k for k in _CLASSES if k != "flow")
         training = "flow matching" if is_flow_model else "diffusion"
         raise UserError(
-            f"sampling.scheduler is {name!r}, and this model is trained by {training}. Fix: use "
-            f"{remedy}"
+            f"sampling.scheduler is {name!r}, but the model was trained by {training}. Fix: set "
+            f"sampling.scheduler to {remedy}"
         )
     scheduler_class = _CLASSES[name]
     if config.get("_class_name") != scheduler_class.__name__:
@@ -119,12 +118,12 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
 
 
 def is_flow(config: dict[str, Any]) -> bool:
-    """Whether a scheduler config belongs to a flow-matching model."""
+    """Return whether a scheduler config belongs to a flow-matching model."""
     return str(config.get("_class_name", "")).startswith("FlowMatch")
 
 
 def _training_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Default training parameters (`_TRAINED`) of the scheduler class that a model's config names.
+    """Return default noise-schedule settings of the scheduler class that a model's config names.
 
     Raises:
         UserError: the class has no schedule of betas, so that no other scheduler fits the model.
@@ -143,7 +142,7 @@ def _training_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_keys(name: str, scheduler_class: Any, config: dict[str, Any]) -> None:
-    """Refuse config values that a scheduler would ignore, or with which it is not reproducible.
+    """Check that a scheduler honours all config values and draws no noise without a seed.
 
     Raises:
         UserError: the config has such a value.
@@ -170,7 +169,7 @@ def _check_keys(name: str, scheduler_class: Any, config: dict[str, Any]) -> None
 
 
 def level_of(scheduler: Any, timestep: float | Tensor) -> Level:
-    """Coefficients of signal and noise in the latents before one step of a scheduler.
+    """Compute the coefficients of signal and noise in the latents before a scheduler step.
 
     Args:
         scheduler: diffusers scheduler whose timesteps are set.
@@ -218,8 +217,8 @@ def predicted_clean(
     clean = _implied_clean(scheduler, level, output.float(), sample.float())
     known = default_config(type(scheduler))
     if "thresholding" in known and scheduler.config.thresholding:
-        # The private method computes the dynamic thresholding of Imagen (Saharia et al. 2022)
-        # exactly as the scheduler's step does.
+        # Dynamic thresholding (Imagen, Saharia et al. 2022) is computed by the scheduler's private
+        # method, so that the result equals that of the scheduler's own step.
         return scheduler._threshold_sample(clean)
     if "clip_sample" in known and scheduler.config.clip_sample:
         bound = scheduler.config.clip_sample_range
@@ -228,7 +227,7 @@ def predicted_clean(
 
 
 def _implied_clean(scheduler: Any, level: Level, output: Tensor, sample: Tensor) -> Tensor:
-    """Clean latents by the formulas of `predicted_clean`, without clipping or thresholding."""
+    """Compute clean latents by the formulas of `predicted_clean`, without clipping them."""
     clean, noise = level
     if hasattr(scheduler, "scale_noise"):
         return sample - noise * output
@@ -236,15 +235,18 @@ def _implied_clean(scheduler: Any, level: Level, output: Tensor, sample: Tensor)
     if kind == "epsilon":
         return (sample - noise * output) / clean
     if kind == "v_prediction":
-        # The formula for velocity holds for coefficients with a^2 + s^2 = 1, so latents and
-        # coefficients of schedulers with other scales (Euler, LMS, Heun) are divided by `scale`.
+        # The velocity formula needs coefficients with a^2 + s^2 = 1.  Those of Euler, LMS and Heun
+        # have another scale, so latents and coefficients are divided by that scale.
         scale = (clean**2 + noise**2) ** 0.5
         return clean / scale * sample / scale - noise / scale * output
     if kind in ("sample", "original_sample"):
         return output
     if kind == "flow_prediction":
         return sample - noise * output
-    raise ValueError(f"unknown prediction type {kind!r}")
+    raise ValueError(
+        f"the scheduler's prediction_type is unknown ({kind!r}). Fix: correct the "
+        "key in scheduler_config.json"
+    )
 
 
 def noised(scheduler: Any, clean: Tensor, noise: Tensor, index: int) -> Tensor:

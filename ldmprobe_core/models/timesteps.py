@@ -1,4 +1,4 @@
-"""Timesteps of a study, and a test run of its scheduler before any image is generated.
+"""Computation of a study's timesteps, and a test run of its scheduler on random latents.
 
 The test run steps through the schedule with small random latents and random model outputs.  It
 finds scheduler configs that would fail in the middle of a batch, and configs for which
@@ -32,7 +32,7 @@ It is relative to the largest absolute value of the latents, or to 1 if that is 
 """
 
 _MOST_REHEARSED = 50
-"""Largest number of steps in a scheduler's test run.
+"""Largest number of sampler steps in the test run of a scheduler on random latents.
 
 More would take time and find little, since failures depend on the config rather than on the number
 of steps.
@@ -74,7 +74,7 @@ def timesteps(architecture: Architecture, study: Study) -> list[float]:
 
 
 def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[float], str | None]:
-    """Compute the timesteps and test the schedule.
+    """Compute the timesteps of a scheduler, and step through them with random latents.
 
     Returns:
         the timesteps, and a description of what is wrong with the schedule; None if it is usable.
@@ -83,7 +83,8 @@ def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[fl
         UserError: the scheduler does not fit the model.
     """
     trained = architecture.scheduler.get("num_train_timesteps", 1000)
-    # Some scheduler classes allocate memory for any number of steps, so this is checked first.
+    # This check precedes the construction of the scheduler, because some scheduler classes allocate
+    # memory in proportion to the number of steps.
     if isinstance(trained, int) and steps > trained > 0:
         return [], f"the schedule has {trained} steps"
     try:
@@ -97,7 +98,8 @@ def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[fl
             problem = _rehearsal_problem(scheduler, int(architecture.vae["latent_channels"]))
     except UserError:
         raise
-    # Scheduler classes raise various types of exceptions for configs that they cannot use.
+    # Scheduler classes raise exceptions of many types for configs that they cannot use, so all of
+    # them are reported as a problem of the schedule.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         return [], f"the scheduler cannot make these steps ({type(error).__name__}: {reason:.100})"
@@ -160,7 +162,8 @@ def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
         return None
     if not bool(alphas.isfinite().all()):
         return "noise levels are not finite"
-    # Some schedulers use the timestep as an index into `alphas`, and would read beyond its end.
+    # Some schedulers use timesteps as indices into `alphas`, so a timestep beyond its end would
+    # raise an IndexError during sampling.
     if max(values) > len(alphas) - 1:
         return f"timesteps reach {max(values):g}, and the schedule ends at {len(alphas) - 1}"
     used = alphas[torch.tensor(values).round().long().clamp(0, len(alphas) - 1)]
@@ -170,7 +173,7 @@ def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
 
 
 def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
-    """Step through a schedule with random data, and describe what goes wrong; None if nothing does.
+    """Step a scheduler through random latents, and describe the failure; None if there is none.
 
     Args:
         scheduler: scheduler whose timesteps are set.  The test run changes its state, so it cannot
@@ -222,14 +225,14 @@ def _record_conversions(scheduler: Any) -> list[Tensor]:
 
 
 def _converts_to_clean(scheduler: Any) -> bool:
-    """Whether a multistep solver converts model outputs to clean latents, rather than to noise."""
-    # Only UniPC has the key `predict_x0`; DPM-Solver has `algorithm_type`.
+    """Return whether a multistep solver converts model outputs to clean latents (True) or noise."""
+    # The config key differs by class: UniPC has `predict_x0`, DPM-Solver has `algorithm_type`.
     if "predict_x0" in default_config(type(scheduler)):
         return bool(scheduler.config.predict_x0)
     return str(scheduler.config.get("algorithm_type")).endswith("++")
 
 
 def _agree(clean: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors have the same shape and are equal within `_TOLERANCE`."""
+    """Return whether two tensors have the same shape and are equal within `_TOLERANCE`."""
     bound = _TOLERANCE * max(1.0, float(expected.abs().max()))
     return clean.shape == expected.shape and bool(((clean - expected).abs() <= bound).all())

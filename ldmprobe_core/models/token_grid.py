@@ -1,4 +1,4 @@
-"""Conversion of a layer's output to a grid of height x width, and changes to that grid."""
+"""Conversion of a layer's output to a grid of image tokens, and changes to those tokens."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
     tensor = output[item] if isinstance(output, (tuple, list)) else output
     if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
         shape = f" of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else ""
-        raise ValueError(f"it gives a {type(tensor).__name__}{shape}, not tokens or a map")
+        raise ValueError(
+            f"the layer's output is a {type(tensor).__name__}{shape}, not tokens or a map"
+        )
     if tensor.ndim == 4:
         return tensor.permute(0, 2, 3, 1)
     n, tokens, channels = tensor.shape
@@ -55,7 +57,9 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
         tokens -= grid.text
     columns = round(math.sqrt(tokens * grid.width / grid.height))
     if columns == 0 or tokens % columns or tokens // columns * grid.width != columns * grid.height:
-        raise ValueError(f"its {tokens} tokens do not tile {grid.height} x {grid.width}")
+        raise ValueError(
+            f"the layer's {tokens} tokens do not fill a grid of ratio {grid.height} x {grid.width}"
+        )
     return tensor.reshape(n, tokens // columns, columns, channels)
 
 
@@ -85,7 +89,9 @@ def change_grid(
     new = tensor.clone()
     view = to_grid(new, grid)
     if len(view) % batch_copies:
-        raise ValueError(f"a batch of {len(view)} does not hold {batch_copies} copies")
+        raise ValueError(
+            f"the output's batch size of {len(view)} is not a multiple of {batch_copies}"
+        )
     n = len(view) // batch_copies
     old = view[-n:].float()
     view[-n:] += (change(old) - old).to(new.dtype)

@@ -1,4 +1,4 @@
-"""Records of the files that a run has written, stored in JSON files beside its arrays.
+"""JSON files beside a run's arrays that record chunk checksums and an unfinished creation.
 
 ``creating.json`` exists only while a run is being created, and lists the files that the creation
 writes.  If the creation is interrupted, this file stays.  It shows that the run is incomplete, and
@@ -37,7 +37,7 @@ _CRC_BYTES = 4
 
 
 class ChunkRecord:
-    """Checksums of the chunks that one handle of a run has written since its last complete unit.
+    """Collector of the checksums of chunks that a unit of work writes, until they are saved.
 
     Args:
         location: the run's folder or prefix.
@@ -48,7 +48,7 @@ class ChunkRecord:
         self._checksums: dict[str, str] = {}
 
     def add(self, key: str, chunk: bytes) -> None:
-        """Note the checksum of a chunk that was written.
+        """Add the checksum of a chunk that was written.
 
         Files that are not chunks are ignored, and so are chunks of progress arrays.
 
@@ -61,7 +61,7 @@ class ChunkRecord:
             self._checksums[key] = checksum_of(chunk).hex()
 
     def save(self, name: str) -> None:
-        """Write the noted checksums to the file ``name``, unless no chunk was noted."""
+        """Write the collected checksums to the file ``name``; without any, write nothing."""
         chunks, self._checksums = self._checksums, {}
         if chunks:
             self._location.write_text(name, json.dumps(chunks, indent=0, sort_keys=True))
@@ -77,18 +77,18 @@ def checksum_of(chunk: bytes) -> bytes:
 
 
 def record_name(array: str, index: tuple[int, ...]) -> str:
-    """Name of the file with the checksums of one unit's chunks."""
+    """Return the name of the file that holds the checksums of one unit's chunks."""
     return f"{FOLDER}/{array}/{'-'.join(map(str, index))}.json"
 
 
 def unit_of_record(name: str) -> tuple[str, tuple[int, ...]]:
-    """Return a unit's progress array and index from its record's name; inverse of `record_name`."""
+    """Parse a record's file name to a progress array and a unit's index (see `record_name`)."""
     array, _, index = name.removeprefix(f"{FOLDER}/").removesuffix(".json").rpartition("/")
     return array, tuple(int(part) for part in index.split("-"))
 
 
 def read_record(location: Location, name: str) -> dict[str, bytes]:
-    """Read a record: the checksums of the chunks that a unit wrote, by key.
+    """Read a unit's record: chunk key to the checksum of that chunk when the unit wrote it.
 
     Raises:
         ValueError: the file is damaged.
@@ -97,18 +97,20 @@ def read_record(location: Location, name: str) -> dict[str, bytes]:
         document = json.loads(location.read_text(name))
         return {str(key): bytes.fromhex(checksum) for key, checksum in document.items()}
     except (LdmprobeError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{location.url}: {name} is damaged") from error
+        raise ValueError(
+            f"{location.url}: the checksum record {name} is not valid JSON of keys and checksums"
+        ) from error
 
 
 def record_names(location: Location, array: str) -> Iterator[str]:
-    """Iterate over the names of the records that exist for the units of one progress array."""
+    """Yield the file names of all checksum records for the units of one progress array."""
     for name in location.files(f"{FOLDER}/{array}"):
         if name.endswith(".json"):
             yield f"{FOLDER}/{array}/{name}"
 
 
 def require_no_data(location: Location) -> None:
-    """Refuse to create a run where another run lies that has lost its study.json.
+    """Check that a location for a new run holds no data of a run whose study.json is lost.
 
     Raises:
         UserError: the location holds groups or metadata of a run that was created completely.
@@ -119,13 +121,13 @@ def require_no_data(location: Location) -> None:
     remains = sorted(present & {"zarr.json", "identity", "summary.json", *GROUPS})
     if remains:
         raise UserError(
-            f"store {location.url!r}: holds data of a run ({', '.join(remains)}), but no "
-            "study.json. Fix: put its study.json back, or move the folder away"
+            f"store: {location.url!r} holds data of a run ({', '.join(remains)}), but no "
+            "study.json. Fix: put its study.json back, or move this folder away"
         )
 
 
 def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
-    """Write the files of a new run.  ``study.json`` comes last and marks the run as complete.
+    """Write the files of a new run, with ``study.json`` last to mark the creation as complete.
 
     Args:
         files: contents of the files of the Zarr hierarchy, by key.
@@ -139,7 +141,9 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
         created.add(key, data)
     try:
         for name in _interrupted_files(location) - files.keys():
-            # Another release may have created files here that this release does not write.
+            # The interrupted creation may have been that of another release, whose files this
+            # release does not overwrite.  They are removed, so that no unknown arrays stay in the
+            # run.
             location.remove(name)
         location.write_text(CREATING, json.dumps(sorted(files)))
         location.write_many(files)
@@ -152,19 +156,20 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
 
 
 def _has_progress(location: Location) -> bool:
-    """Whether any unit of work was recorded as complete."""
+    """Return whether any unit of work was recorded as complete."""
     folders = [f"progress/{kind.progress}/c" for kind in UNIT_KINDS.values()]
     return any(location.files(folder) or location.folders(folder) for folder in folders)
 
 
 def _interrupted_files(location: Location) -> set[str]:
-    """Names of the files that an interrupted creation wrote or would have written."""
+    """Return the names of the files that an interrupted creation of a run has listed."""
     if not location.has(CREATING):
         return set()
     try:
         names = json.loads(location.read_text(CREATING))
     except (LdmprobeError, ValueError):
-        # A damaged list cannot tell which files the creation wrote, so none may be removed.
+        # The list of files is damaged, so it is unknown which files the interrupted creation wrote.
+        # No file is removed then.
         return set()
     files = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
     return {name for name in files if name.partition("/")[0] in (*GROUPS, "zarr.json")

@@ -1,4 +1,4 @@
-"""File operations that work alike in a local folder and below a prefix of a bucket.
+"""File operations on a local folder or on an S3 prefix, with the same interface.
 
 Credentials and endpoint of an object store come only from the environment or an AWS profile, as for
 any S3 client.  URLs and studies do not contain them.
@@ -24,19 +24,19 @@ from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 M = TypeVar("M", bound=BaseModel)
 
 _S3_CLIENT = {
-    # The client retries responses 500 and 503 and broken connections, with exponential backoff and
-    # jitter.  After the last attempt the unit of work fails, and the whole unit is retried.
+    # botocore retries responses 500 and 503 and broken connections, with exponential backoff.
+    # After the last attempt the unit of work fails, and its task is retried.
     "retries": {"mode": "standard", "max_attempts": 8},
     "connect_timeout": 10,
     "read_timeout": 60,
 }
 
 _IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
-"""Client settings for the first request, with few retries so that a wrong endpoint shows soon."""
+"""Settings of the first request, with few retries, so that a wrong endpoint fails in seconds."""
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """Options for an S3 client, in addition to those that it reads from the environment.
+    """Return options of fsspec for an S3 client, to add to those from the environment.
 
     fsspec caches clients by these options.  The endpoint is one of them, so that one process can
     use two endpoints.  Secrets are not, because options may be pickled and sent to workers.
@@ -45,7 +45,8 @@ def client_options(url: str) -> dict[str, Any]:
         return {}
     bypass_proxies_for_loopback()
     options: dict[str, Any] = {
-        # With a cached listing, chunks that other workers have just written would seem missing.
+        # Listings are not cached, since chunks that other workers write after the first listing
+        # would seem to be missing.
         "use_listings_cache": False,
         "config_kwargs": _S3_CLIENT,
     }
@@ -60,12 +61,12 @@ _NO_HARD_LINKS = (
     errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV,
     errno.EINVAL, errno.EACCES,
 )  # fmt: skip
-"""Errors of file systems that have no hard links, such as FAT, many FUSE mounts and some shares."""
+"""Error numbers from file systems without hard links, such as FAT and many FUSE mounts."""
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", re.IGNORECASE)
 
 _UNSAFE = re.compile(r"[\\{}^%`\[\]\"<>~#|*?]")
-"""Characters that object store clients refuse, or interpret as patterns or queries."""
+"""Characters that are not allowed in keys: S3 clients refuse or reinterpret them."""
 
 
 @contextmanager
@@ -80,17 +81,17 @@ def explained_failures(url: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise UserError(
-                f"store {url!r}: no space is left ({error.strerror}). Fix: free some, then repeat "
-                "the command, which resumes the run"
+                f"store {url!r}: no space is left ({error.strerror}). Fix: free some space, then "
+                "repeat the command, which resumes the run"
             ) from error
-        # Object store clients raise a PermissionError that has no errno.
+        # S3 clients raise PermissionError without an errno, so the type is tested in addition.
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
             raise Location(url).unwritable(error) from error
         raise
 
 
 def normal_url(url: str) -> str:
-    """Normalize a store's address to an absolute folder, or to a URL without a trailing slash.
+    """Convert a store's address to an absolute folder, or to a URL without a trailing slash.
 
     Folders are made absolute because a worker that was started in another folder would resolve a
     relative path differently.
@@ -100,35 +101,35 @@ def normal_url(url: str) -> str:
             protocol, names no bucket, or has a part that is empty, ``.``, ``..`` or not a key.
     """
 
-    def refused(problem: str) -> UserError:
+    def address_error(problem: str) -> UserError:
         return UserError(
             f"store {url!r:.80}: {problem}. Fix: give a local folder or s3://bucket/prefix"
         )
 
     if not url.strip() or not url.isprintable():
-        raise refused("empty or with control characters")
+        raise address_error("the address is empty or has control characters")
     if url != url.strip():
-        raise refused("a space at its beginning or end")
+        raise address_error("the address begins or ends with a space")
     protocol, separator, rest = url.partition("://")
     if not separator:
         if re.match("(s3|gs|gcs|az|abfss?|https?|file|memory):", url, re.IGNORECASE):
-            raise refused("no two slashes follow its protocol")
+            raise address_error("two slashes must follow the protocol, as in s3://")
         return "/" + os.path.abspath(os.path.expanduser(url)).lstrip("/")
     protocol = protocol.lower()
     if protocol not in ("s3", "memory"):
-        raise refused("unknown protocol")
+        raise address_error(f"the protocol {protocol!r:.20} is not supported")
     parts = rest.rstrip("/").split("/")
     if any(part.strip() in ("", ".", "..") for part in parts):
-        raise refused("a part of it is empty, '.' or '..'")
+        raise address_error("a part between slashes is empty, '.' or '..'")
     if unsafe := _UNSAFE.search(rest):
-        raise refused(f"{unsafe.group()!r} is not allowed in keys")
+        raise address_error(f"the character {unsafe.group()!r} is not allowed in keys")
     if protocol == "s3" and not _BUCKET.fullmatch(parts[0]):
-        raise refused(f"{parts[0]!r:.80} is not a bucket's name")
+        raise address_error(f"{parts[0]!r:.80} is not a valid bucket name")
     return f"{protocol}://{'/'.join(parts)}"
 
 
 class Location:
-    """Access to the files in a folder or below ``s3://bucket/prefix``, by names like ``a/b.json``.
+    """Access to the files in a folder or below an S3 prefix, by names such as ``a/b.json``.
 
     Args:
         url: a local folder, or an address in a bucket; `normal_url` normalizes it.
@@ -155,14 +156,15 @@ class Location:
             self.filesystem(patient=False).info(self.path("study.json"))
         except FileNotFoundError:
             return
-        except Exception as error:  # S3 clients raise exceptions of many types.
+        # S3 clients raise exceptions of many types if the store does not respond.
+        except Exception as error:
             raise UserError(
                 f"store {self.url!r} cannot be reached ({type(error).__name__}). Fix: check its "
                 "endpoint and credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...)"
             ) from error
 
     def require_writable(self) -> None:
-        """Check that files can be written to this location, without leaving any there.
+        """Check that files can be written to this location; a test file is removed again.
 
         Raises:
             UserError: the location is not writable.
@@ -178,7 +180,8 @@ class Location:
                 folder = folder.parent
             if not folder.is_dir() or not os.access(folder, os.W_OK):
                 raise PermissionError(folder)
-        except Exception as error:  # S3 clients raise exceptions of many types.
+        # S3 clients raise exceptions of many types if a write is refused.
+        except Exception as error:
             raise self.unwritable(error) from error
 
     def unwritable(self, error: Exception) -> UserError:
@@ -191,7 +194,7 @@ class Location:
     # --- files -----------------------------------------------------------------------------------
 
     def has(self, name: str) -> bool:
-        """Whether a file exists."""
+        """Return whether a file exists."""
         return bool(self.filesystem().exists(self.path(name)))
 
     def read_text(self, name: str) -> str:
@@ -205,7 +208,7 @@ class Location:
             return self.read_bytes(name).decode()
         except UnicodeDecodeError:
             raise RunError(
-                f"{self.url}: {name} is not text, so it was damaged. Fix: put back a copy of it"
+                f"{self.url}: {name} is damaged, since it is not UTF-8. Fix: put back a copy of it"
             ) from None
 
     def read_bytes(self, name: str) -> bytes:
@@ -218,12 +221,12 @@ class Location:
             return bytes(self.filesystem().cat_file(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{self.url} holds no {name}: it is not a run, or its run is unfinished. "
-                "Fix: check the address, or finish the run"
+                f"{self.url} holds no {name}, so it is not a run, or the run is unfinished. "
+                "Fix: check the address, or run the study again to finish it"
             ) from None
 
     def read_record(self, name: str, model: type[M], remedy: str) -> M:
-        """Read a JSON file and validate it as a record of type ``model``.
+        """Read a JSON file and validate it against the pydantic class ``model``.
 
         Args:
             remedy: advice on how to write the file again, for the error message.
@@ -241,11 +244,11 @@ class Location:
             ) from None
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file atomically."""
+        """Write a UTF-8 text file atomically: readers see the old file or the new one."""
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file atomically.
+        """Write a file atomically: readers see the old file or the new one.
 
         Raises:
             UserError: the disk is full, or read-only.
@@ -258,7 +261,7 @@ class Location:
         if self.remote:
             files.pipe_file(path, data)
             return
-        # A random name keeps processes that write the same file apart.
+        # Two processes may write the same file at once, so the temporary file has a random name.
         part = f"{path}.{uuid.uuid4().hex}.part"
         for retries_left in (2, 1, 0):
             files.makedirs(path.rpartition("/")[0], exist_ok=True)
@@ -267,7 +270,8 @@ class Location:
                 os.replace(part, path)
                 return
             except FileNotFoundError:
-                # Another process has removed the folder while it was empty.
+                # Between the two calls, another process removed the folder, which was empty, so
+                # the folder is created again.
                 if not retries_left:
                     raise
             except OSError:
@@ -276,7 +280,7 @@ class Location:
                 raise
 
     def write_many(self, files: dict[str, bytes]) -> None:
-        """Write several files concurrently.  An interruption may leave some of them unwritten.
+        """Write several files concurrently; after an interruption some may be missing.
 
         Raises:
             UserError: the disk is full, or read-only.
@@ -311,7 +315,7 @@ class Location:
         return True
 
     def _create_locally(self, name: str, text: str) -> None:
-        """Create a local file.
+        """Create a local file, by a hard link where the file system supports this.
 
         Raises:
             FileExistsError: the file exists already.
@@ -320,7 +324,8 @@ class Location:
         path = self.path(name)
         self.write_text(part := f"{name}.{uuid.uuid4().hex}", text)
         try:
-            # The link makes a complete file appear at once, so readers never see a part of it.
+            # A hard link to a temporary file creates the file with its complete content, so readers
+            # never see a part of it.
             os.link(self.path(part), path)
         except FileExistsError:
             raise
@@ -333,8 +338,9 @@ class Location:
             self.remove(part)
 
     def _is_ours(self, name: str, text: str) -> bool:
-        """Whether this process wrote the existing file."""
-        # If the response to a successful PUT is lost, the client retries it and is refused.
+        """Return whether an existing file has the text that this process tried to write."""
+        # If the response to a successful PUT is lost, the client repeats the PUT, which the store
+        # then refuses although this process created the file.
         try:
             return self.read_text(name) == text
         except UserError:
@@ -346,15 +352,15 @@ class Location:
             self.filesystem().rm_file(self.path(name))
 
     def files(self, name: str = "") -> list[str]:
-        """Sorted names of the files directly in a folder; an empty list if it does not exist."""
+        """List the names of the files in a folder, sorted; empty if there is no such folder."""
         return self._listed(name, "file")
 
     def folders(self, name: str) -> list[str]:
-        """Sorted names of the folders directly in a folder; an empty list if it does not exist."""
+        """List the names of the subfolders of a folder, sorted; empty if the folder is missing."""
         return self._listed(name, "directory")
 
     def size(self) -> int:
-        """Total size of all files in bytes."""
+        """Return the total size in bytes of all files at this location."""
         return int(self.filesystem().du(self.path("")))
 
     def _listed(self, name: str, kind: str) -> list[str]:
@@ -366,7 +372,7 @@ class Location:
         return sorted(path.rpartition("/")[2] for path in paths)
 
     def filesystem(self, patient: bool = True) -> Any:
-        """The fsspec file system that holds the location.
+        """Return the fsspec file system that contains this location.
 
         Args:
             patient: True retries failed requests many times, False only once or twice.
@@ -378,14 +384,14 @@ class Location:
         return fsspec.filesystem(protocol, **options)
 
     def path(self, name: str) -> str:
-        """Path of a file for use with `filesystem`; an empty name gives the location's own path."""
+        """Return a file's path in `filesystem`; an empty name gives the path of this location."""
         base = self.url.partition("://")[2] if self.remote else self.url
         return f"{base}/{name}" if name else base
 
 
 def _is_taken(error: OSError) -> bool:
-    """Whether a file could not be created because it exists already."""
-    # s3fs stores the response of S3 in the cause of the OSError.
+    """Return whether creating a file failed because the file exists already."""
+    # s3fs raises a plain OSError; the error code of S3 is in the exception that caused it.
     code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
     precondition_failed = code in {"PreconditionFailed", "ConditionalRequestConflict"}
     return precondition_failed or isinstance(error, FileExistsError)

@@ -1,4 +1,4 @@
-"""Builder of Zarr groups and arrays.
+"""Builder of Zarr groups and arrays with descriptions, units and named dimensions.
 
 Every array has named dimensions, a description, units and a checksum at the end of each chunk.
 """
@@ -20,7 +20,7 @@ class GroupBuilder:
         self.root = root
 
     def group(self, path: str, description: str) -> zarr.Group:
-        """Create a group with a description."""
+        """Create a Zarr group that has its description as an attribute."""
         return self.root.create_group(path, attributes={"description": description})
 
     def array(
@@ -46,7 +46,8 @@ class GroupBuilder:
             shape=tuple(sizes.values()),
             chunks=tuple(chunks.get(dim, size) for dim, size in sizes.items()),
             dtype=dtype,
-            # NaN for floats that were never written cannot be mistaken for a result.
+            # Values that were never written read as the fill value.  For floats it is NaN, which
+            # cannot be mistaken for a result.
             fill_value=np.nan if floating else 0,
             compressors=(ZstdCodec(level=1), Crc32cCodec()) if compress else (Crc32cCodec(),),
             dimension_names=tuple(sizes),
@@ -67,7 +68,8 @@ class GroupBuilder:
         data = np.asarray(values)
         text = data.dtype.kind == "U"
         with warnings.catch_warnings():
-            # Zarr warns that string dtypes are not in the v3 specification.
+            # Zarr would warn at every array of strings that their dtype is not in the v3
+            # specification.
             warnings.simplefilter("ignore")
             array = group.create_array(
                 name,
@@ -77,7 +79,8 @@ class GroupBuilder:
                 compressors=(ZstdCodec(level=1), Crc32cCodec()),
                 dimension_names=(dim,),
                 attributes={"description": description, "units": units},
-                # All chunks are written, so that an absent chunk means lost data.
+                # By default, Zarr omits chunks that hold only the fill value.  They are written
+                # here, so that an absent chunk always means lost data.
                 config={"write_empty_chunks": True},
             )
             array[:] = data.astype(object) if text else data

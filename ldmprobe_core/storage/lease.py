@@ -1,4 +1,4 @@
-"""A lease that one process at a time holds on a run, and that expires when the process stops.
+"""Lease on a run, which one process at a time holds and which expires when that process stops.
 
 Leases are numbered files, ``<location>.lease/000001`` and so on.  The file with the highest number
 is the valid lease.  Its holder rewrites the file with a new heartbeat every few seconds.  A process
@@ -60,14 +60,14 @@ class Holder:
 
     @classmethod
     def here(cls, description: str) -> Holder:
-        """Create the record of the current process."""
+        """Build the holder record of the current process."""
         return cls(
             uuid.uuid4().hex, description, _host(), os.getpid(), _process_start_time(os.getpid())
         )
 
     @property
     def is_dead(self) -> bool:
-        """Whether the process is known to have ended; False if it is on another machine."""
+        """Flag that is True if the process has ended; False if it is on another machine."""
         if self.host != _host():
             return False
         try:
@@ -77,7 +77,7 @@ class Holder:
 
 
 class Lease:
-    """Lease that this process holds; a thread renews it until `release` is called.
+    """Lease that this process holds; a thread writes heartbeats until `release` is called.
 
     Attributes:
         previous: earlier holders whose leases expired, oldest first; several if one of them ended
@@ -96,7 +96,7 @@ class Lease:
         self._thread.start()
 
     def require_held(self) -> None:
-        """Raise if another process has taken over the lease, as may happen during a suspend.
+        """Check that this process still holds the lease; a suspended process can lose it.
 
         Raises:
             RunError: another process holds the lease, or has held it in the meantime.
@@ -106,11 +106,12 @@ class Lease:
         if self.lost:
             raise RunError(
                 f"{self._location.url.removesuffix('.lease')} was taken over by another process "
-                "while this one did not respond. Fix: let that one finish, or start again after it"
+                "while this process was suspended. Fix: wait until the other process has finished, "
+                "then repeat the command"
             )
 
     def _is_mine(self) -> bool:
-        """Whether this lease has the highest number and its file still holds this process's key."""
+        """Return whether this lease has the highest number and its file still holds our key."""
         if max(_numbers(self._location), default=0) != self._number:
             return False
         held_by = _read(self._location, self._number)
@@ -119,7 +120,8 @@ class Lease:
     def _keep_alive(self) -> None:
         while not self._released.wait(HEARTBEAT_S):
             self._holder = replace(self._holder, heartbeat=self._holder.heartbeat + 1)
-            # The store may be unreachable for a moment; the next heartbeat is then tried as usual.
+            # If the store cannot be reached for a moment, this heartbeat is lost.  The thread must
+            # not end because of that, so errors are ignored and the next heartbeat is tried.
             with suppress(Exception):
                 if not self._is_mine():
                     self.lost = True
@@ -127,7 +129,7 @@ class Lease:
                 self._location.write_text(_name(self._number), _text(self._holder))
 
     def abandon(self) -> None:
-        """Leave the lease as a process that ended without a word does.
+        """Stop the heartbeat but keep the lease's file, as if this process had crashed.
 
         The next holder then finds this one among its `previous`, and can record its end.
         """
@@ -138,7 +140,8 @@ class Lease:
         """Stop the heartbeat and remove the lease, if this process still holds it."""
         self._released.set()
         self._thread.join(timeout=60)
-        # If the store cannot be reached, the lease expires anyway, since its heartbeat has stopped.
+        # If the store cannot be reached, the file cannot be removed.  The error is ignored, because
+        # a lease without heartbeats expires anyway.
         with suppress(Exception):
             if not self.lost and self._is_mine():
                 for number in sorted(_numbers(self._location)):
@@ -154,7 +157,7 @@ def hold_lease(
     patience_s: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Lease]:
-    """Hold the lease of a run; other processes that ask for it wait or are refused.
+    """Hold the lease of a run while a block runs; meanwhile other processes wait or fail.
 
     Args:
         url: URL of the run; the lease's files are in a folder beside the run.
@@ -173,8 +176,9 @@ def hold_lease(
         number = max(_numbers(location), default=0)
         held_by = _read(location, number) if number else None
         if number and held_by is None:
-            # The file was just released, or a power failure damaged it.  A damaged file counts as
-            # expired if it stays unreadable for as long as a lease without a heartbeat.
+            # The lease's file is missing because it was just released, or it is unreadable after a
+            # power failure.  An unreadable file expires after `STALE_S` seconds, like a lease
+            # without heartbeats.
             if unreadable[0] != number:
                 unreadable = number, time.monotonic()
             if time.monotonic() - unreadable[1] < STALE_S:
@@ -186,14 +190,15 @@ def hold_lease(
                 lost_races += 1
                 if lost_races >= MOST_RACES:
                     raise RunError(
-                        f"{url}: the lease could not be taken in {MOST_RACES} tries. Fix: see "
-                        "whether the store keeps what is written to it, then repeat the command"
+                        f"{url}: the lease could not be taken in {MOST_RACES} tries. Fix: check "
+                        "that the store keeps the files that are written to it, then repeat the "
+                        "command"
                     )
                 sleep(min(0.05 * 2**lost_races, 2.0) * random.uniform(0.5, 1.0))
         elif time.monotonic() >= deadline:
             raise UserError(
                 f"{url} is being worked on by {held_by.description} (process {held_by.pid} on "
-                f"{held_by.host.partition('/')[0]}). Fix: wait for it, or stop it"
+                f"{held_by.host.partition('/')[0]}). Fix: wait until that process ends, or stop it"
             )
     try:
         yield lease
@@ -204,7 +209,7 @@ def hold_lease(
 def take_lease(
     location: Location, number: int, holder_here: Holder, previous: Holder | None
 ) -> Lease | None:
-    """Create the next lease file.
+    """Take over an expired or absent lease by creating the lease file with the next number.
 
     Args:
         number: number of the new lease, one more than that of ``previous``.
@@ -221,7 +226,8 @@ def take_lease(
     before = _read(location, number - 1) if previous is not None else None
     vanished = previous is not None and (before is None or before.key != previous.key)
     if overtaken or vanished:
-        # The decision to take over was based on a lease that has changed since.
+        # Another process has taken or released a lease since the expired one was read, so this
+        # process must not hold the new lease and removes its file.
         location.remove(_name(number))
         return None
     holders = (_read(location, earlier) for earlier in sorted(numbers) if earlier < number)
@@ -231,7 +237,7 @@ def take_lease(
 
 
 def _stopped(location: Location, number: int, holder: Holder, deadline: float) -> bool:
-    """Watch a lease and return whether it gets no new heartbeat for `STALE_S` seconds.
+    """Watch a lease, and return True if no heartbeat arrives for `STALE_S` seconds.
 
     Returns False early if the lease disappears, if its process is known to have ended, or if a
     heartbeat arrives after the deadline; the caller then reads the lease again.
@@ -270,16 +276,19 @@ def _read(location: Location, number: int) -> Holder | None:
 
 
 def _host() -> str:
-    """Host name, boot id and process namespace; a host name alone may not be unique."""
+    """Return host name, boot id and process namespace, within which a process id is unique."""
     parts = [socket.gethostname()]
-    with suppress(OSError):  # Only Linux has these two files.
+    # Only Linux has the two files in /proc; elsewhere the host name alone must do.
+    with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
     return "/".join(parts)
 
 
 def _process_start_time(pid: int) -> float:
-    """Start time of a process, in ticks since boot so that setting the clock does not change it.
+    """Return the start time of a process in clock ticks since boot.
+
+    Unlike a time since the epoch, it does not change when the system clock is set.
 
     On systems without /proc the unit is seconds since the epoch.
 

@@ -1,4 +1,4 @@
-"""Functions that open a run's groups and arrays, and explain damaged metadata in one error."""
+"""Functions that open a run's Zarr groups and arrays, with one error for damaged metadata."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from zarr.errors import ZarrUserWarning
 from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
 
-# Zarr warns about arrays without metadata, for which this module raises an error, and about files
-# that do not belong to a run, which are harmless.
+# Zarr warns about files that it does not recognize: arrays without metadata, for which this module
+# raises an error, and files such as study.json, which are expected.
 warnings.filterwarnings("ignore", "Object at .* is not recognized", ZarrUserWarning)
 
 
 @contextmanager
 def explained_metadata(url: str, path: str) -> Iterator[None]:
-    """Turn every exception that a missing or damaged zarr.json causes into one `RunError`.
+    """Convert exceptions of the block that a missing or damaged zarr.json causes to a `RunError`.
 
     Raises:
         RunError: the metadata of the group or array is missing or unreadable.
@@ -34,9 +34,11 @@ def explained_metadata(url: str, path: str) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise metadata_error(url, path) from error
-        # Other OSErrors come from the disk or the object store, not from the metadata.
+        # OSErrors other than FileNotFoundError come from the disk or the object store.  They do not
+        # mean that metadata is damaged, so they are raised unchanged.
         raise
-    except Exception as error:  # Zarr raises exceptions of many types for invalid metadata.
+    # Zarr raises exceptions of many types for invalid metadata, so all are caught.
+    except Exception as error:
         raise metadata_error(url, path) from error
 
 
@@ -64,17 +66,17 @@ def consolidated_metadata(location: Location) -> dict[str, dict[str, Any]]:
         document = json.loads(location.read_bytes(key))
         nodes = dict(document["consolidated_metadata"]["metadata"])
         if not nodes or not all(_is_node(path, node) for path, node in nodes.items()):
-            raise ValueError("other metadata than a run's")
+            raise ValueError("the consolidated metadata lists no groups or arrays of a run")
         return nodes
     except (UserError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(
             f"{location.url}: {key}, which lists the run's arrays, is missing or unreadable. Fix: "
-            "put it back, or move the run away and run the study again"
+            f"put {key} back, or move the run away and run the study again"
         ) from error
 
 
 def _is_node(path: str, metadata: Any) -> bool:
-    """Whether an entry of consolidated metadata describes a group or array below the root."""
+    """Return whether an entry of consolidated metadata describes a group or an array."""
     safe = not {"", ".", ".."} & set(path.split("/"))
     return safe and isinstance(metadata, dict) and metadata.get("node_type") in ("group", "array")
 
@@ -82,7 +84,7 @@ def _is_node(path: str, metadata: Any) -> bool:
 def open_group(
     store: Store, url: str, path: str = "", mode: Literal["r", "r+"] = "r"
 ) -> zarr.Group:
-    """Open a group of a run.
+    """Open a Zarr group of a run.
 
     Args:
         url: URL of the run, for messages.
@@ -95,14 +97,17 @@ def open_group(
 
 
 def open_array(store: Store, url: str, path: str, mode: Literal["r", "r+"] = "r") -> Any:
-    """Open an array of a run; arguments and errors are those of `open_group`."""
+    """Open a Zarr array of a run; arguments and errors are those of `open_group`."""
     with explained_metadata(url, path):
         return zarr.open_array(store, path=path, mode=mode, zarr_format=3)
 
 
 def dimensions(array: Any) -> tuple[str, ...]:
-    """Names of an array's dimensions; every array of a run has them."""
+    """Return the dimension names of an array; an array of a run always has them."""
     names = array.metadata.dimension_names
     if names is None or None in names:
-        raise RunError(f"{array.path}: its dimensions have no names, so it is no array of a run")
+        raise RunError(
+            f"{array.path}: the array's dimensions have no names, so ldmprobe did not write it. "
+            "Fix: remove this array from the run, or put back the original"
+        )
     return tuple(str(name) for name in names)

@@ -1,4 +1,4 @@
-"""Record of which units of work of a run are complete."""
+"""Record, stored in Zarr arrays, of the units of work of a run that are complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GROUP = "progress"
 
 
 class Progress:
-    """Record of which units of work of a run are complete, with one array per kind of unit.
+    """Record of the complete units of work of a run, with one array per kind of unit.
 
     A unit is recorded as complete after all of its data is written.  In the methods, ``kind`` is a
     `UnitKind` or the name of its array, such as ``generated``, and ``index`` is a position in that
@@ -41,7 +41,7 @@ class Progress:
         self._url, self._store, self._record, self._group = url, store, record, group
 
     def mark_done(self, kind: UnitKind | str, *index: int) -> None:
-        """Record one unit as complete; call this after the unit's data is written."""
+        """Record one unit of work as complete; call this after all of its data is written."""
         self.set_count(kind, *index, count=1)
 
     def clear(self, kind: UnitKind | str, *index: int) -> None:
@@ -49,31 +49,31 @@ class Progress:
         self.set_count(kind, *index, count=0)
 
     def set_count(self, kind: UnitKind | str, *index: int, count: int) -> None:
-        """Record how many units are complete at one index."""
+        """Record the number of complete units at one index of the progress array."""
         if count:
             name = kind if isinstance(kind, str) else kind.progress
             self._record.save(record_name(f"{self._group}/{name}", index))
         self._open(kind, "r+")[index] = count
 
     def count(self, kind: UnitKind | str, *index: int) -> int:
-        """Number of units that are complete at one index."""
+        """Return the number of complete units at one index of the progress array."""
         return int(self._open(kind)[index])
 
     def is_done(self, kind: UnitKind | str, *index: int) -> bool:
-        """Whether one unit is complete."""
+        """Return whether the unit of work at one index is complete."""
         return bool(self.count(kind, *index))
 
     def counts(self, kind: UnitKind | str) -> np.ndarray:
-        """Integer array of the number of complete units: 0 or 1, except for sequential kinds."""
-        # Chunks that were never written read as 0, the fill value.
+        """Read the number of complete units at each index: 0 or 1, except for sequential kinds."""
+        # A unit that was never recorded has no chunk in this array, and reads as the fill value 0.
         return np.asarray(self._open(kind)[...])
 
     def completed(self, kind: UnitKind | str) -> np.ndarray:
-        """Boolean array that is True at each index where a unit is complete."""
+        """Return a boolean array that is True at each index where a unit is complete."""
         return self.counts(kind).astype(bool)
 
     def require_complete(self, kind: UnitKind | str) -> None:
-        """Raise an error unless all units of this kind are complete.
+        """Check that all units of one kind are complete.
 
         Raises:
             RuntimeError: units are missing; the message gives their number and the first index.
@@ -82,8 +82,8 @@ class Progress:
         if len(missing):
             name = kind if isinstance(kind, str) else kind.progress
             raise RuntimeError(
-                f"{self._url}: {len(missing)} units are not {name} yet, the first being "
-                f"{tuple(int(i) for i in missing[0])}"
+                f"{self._url}: {len(missing)} units are not {name} yet, first the one at "
+                f"index {tuple(int(i) for i in missing[0])}. Fix: carry out these units first"
             )
 
     def _open(self, kind: UnitKind | str, mode: Literal["r", "r+"] = "r") -> Any:

@@ -1,4 +1,4 @@
-"""Keeps requests to servers on this machine from going through an HTTP proxy."""
+"""Setting of environment variables so that requests to this machine bypass HTTP proxies."""
 
 from __future__ import annotations
 

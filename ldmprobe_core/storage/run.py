@@ -73,14 +73,17 @@ from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 SOURCES = ("trajectory", "clean")
-"""Per-step images that are labeled: the decoded latents, and the predicted clean image."""
+"""Names of the two images of each step that are labeled.
+
+They are the decoded latents after the step, and the decoded clean latents predicted at it.
+"""
 
 _LAYING_OUT_S = 120.0
-"""Longest wait in seconds for another process to create the same run, which takes seconds."""
+"""Longest time in seconds to wait while another process creates the same run."""
 
 
 class Run:
-    """Access to one run by its URL: its arrays, samples, study and progress.
+    """Handle of one stored run, with its arrays, samples, study and progress.
 
     Args:
         url: a local folder, or ``s3://bucket/prefix``; credentials and endpoint come from the
@@ -101,7 +104,7 @@ class Run:
         self.progress = Progress(self.location.url, lambda: self.store, self._record)
 
     def progress_of(self, group: str) -> Progress:
-        """Progress record in a group other than ``progress``, such as that of an intervention."""
+        """Return the progress record in another group, such as that of an intervention."""
         return Progress(self.url, lambda: self.store, self._record, group)
 
     @property
@@ -113,13 +116,13 @@ class Run:
 
     @property
     def store(self) -> ChecksumStore:
-        """Zarr store of the run, which raises an error for a chunk with a wrong checksum."""
+        """Zarr store of the run that verifies checksums; a missing chunk reads as fill value."""
         return self.zarr_store(require_complete=False)
 
     def zarr_store(
         self, require_complete: RequiredChunks, recorded: Mapping[str, bytes] | None = None
     ) -> ChecksumStore:
-        """Zarr store of the run, which raises an error for a chunk with a wrong checksum.
+        """Open the run's Zarr store, which raises an error for a chunk with a wrong checksum.
 
         Args:
             require_complete: chunks that have to exist, so that a missing one raises; any other
@@ -131,11 +134,11 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether the run was created completely, which its study.json shows as the last file."""
+        """Flag that is True once the run is created: study.json, its last file, exists."""
         return self.location.has("study.json")
 
     def create(self, shape: RunShape, record: dict[str, Any]) -> None:
-        """Create the run: every array with dimensions and units, and the values of coordinates.
+        """Create the run: all arrays, with dimensions and units, and the values of coordinates.
 
         Args:
             shape: sizes and coordinates of the arrays.
@@ -150,8 +153,8 @@ class Run:
         """
         study = shape.study
         require_no_data(self.location)
-        # The hierarchy is built in memory and uploaded concurrently, because creating arrays one
-        # by one is slow on an object store.
+        # On an object store, creating arrays one by one is slow.  All groups and arrays are
+        # therefore built in memory first and then uploaded concurrently.
         buffers: dict[str, Buffer] = {}
         root = zarr.create_group(
             MemoryStore(buffers),
@@ -170,7 +173,7 @@ class Run:
         lay_out(self.location, files, study.to_json())
 
     def creation_lock(self) -> AbstractContextManager[Lease]:
-        """Lock to hold while groups of the run are created; other processes wait for it.
+        """Build the lock to hold while groups of the run are created, so that others wait.
 
         Raises:
             UserError: another process has held the lock for longer than creating a run takes.
@@ -178,7 +181,7 @@ class Run:
         return hold_lease(f"{self.url}.laying-out", "another start", patience_s=_LAYING_OUT_S)
 
     def consolidate(self) -> None:
-        """Collect the metadata of all groups in the root, so that one read opens the run.
+        """Write the metadata of all groups and arrays into the root's zarr.json.
 
         Raises:
             RunError: a group or array of the present consolidated metadata is missing.  The
@@ -186,14 +189,15 @@ class Run:
         """
         nodes = {path for path, _ in open_group(self.store, self.url).members(max_depth=None)}
         for path in sorted(consolidated_metadata(self.location).keys() - nodes):
-            # An intervention whose creation was interrupted is created again by the next run.
+            # Groups of an intervention may be missing, because its creation was interrupted.  The
+            # next start of the intervention creates them again.
             if path.partition("/")[0] != "interventions":
                 raise metadata_error(self.url, path)
         _consolidate(self.store)
 
     @cached_property
     def study(self) -> Study:
-        """The study that the run carries out.
+        """Study that the run carries out, read from its study.json.
 
         Raises:
             UserError: study.json does not exist, or another release wrote it.
@@ -205,7 +209,8 @@ class Run:
         except (ValueError, RecursionError):
             raise RunError(
                 f"{self.url}: study.json is cut or not JSON. Fix: put back a copy of it, or remove "
-                "summary.json and repeat `ldmprobe run` with the same study, which writes both"
+                "summary.json and repeat `ldmprobe run` with the same study, which "
+                "writes both files"
             ) from None
         except UserError as error:
             raise UserError(
@@ -214,13 +219,13 @@ class Run:
             ) from None
         if study.hash != (recorded := self.attributes.get("study_hash")):
             raise RunError(
-                f"{self.url}: study.json has the hash {study.hash}, and the run was created for "
-                f"{recorded}. Fix: put back a copy of its own study.json"
+                f"{self.url}: study.json has the hash {study.hash}, but the run was created for "
+                f"the hash {recorded}. Fix: put back the study.json with which the run was created"
             )
         return study
 
     def open(self, group: str, require_complete: RequiredChunks = True) -> xr.Dataset:
-        """Open one group as a lazy dataset; the module's docstring lists the groups.
+        """Open one group of the run, such as ``labels``, as a lazy xarray dataset.
 
         Args:
             require_complete: True raises for a missing chunk; False reads it as the fill value,
@@ -235,7 +240,8 @@ class Run:
         store = self.zarr_store(require_complete)
         with explained_metadata(self.url, group):
             data = xr.open_zarr(store, group=group, consolidated=False, chunks=None, zarr_format=3)
-        # xarray silently leaves out an array without metadata, so compare with the full list.
+        # xarray leaves out arrays whose zarr.json is lost, without an error.  The dataset is
+        # therefore compared with the list of arrays in the root's metadata.
         for path in self._laid_out():
             parent, _, name = path.rpartition("/")
             if parent == group and name not in data.variables:
@@ -243,7 +249,7 @@ class Run:
         return data
 
     def _laid_out(self) -> list[str]:
-        """Paths of all arrays of the run, as its consolidated metadata lists them."""
+        """Return the paths of all arrays of the run, from its consolidated metadata."""
 
         def read() -> list[str]:
             metadata = consolidated_metadata(self.location)
@@ -253,12 +259,12 @@ class Run:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """Every sample of the run, in the order of their indices."""
+        """Samples of the run, in the order of their indices."""
         table = self.open("samples").load()
         columns = [
             table[name].values for name in ("prompt", "seed", "category", "split", "source_image")
         ]
-        # Runs of generated images have no array of source digests.
+        # Only runs of source images have the array ``source_digest``, a hash of each source image.
         digests = [""] * len(table.sample)
         if "source_digest" in table:
             digests = table.source_digest.values
@@ -274,7 +280,7 @@ class Run:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the root group, such as versions, recorded when the run was created."""
+        """Attributes of the root group, such as versions, from the creation of the run."""
         return dict(open_group(self.store, self.url).attrs)
 
     @property
@@ -293,7 +299,7 @@ class Run:
 
     @property
     def n_stored(self) -> int:
-        """Number of samples with stored images and activations: all samples, or held-out ones."""
+        """Number of samples whose images and activations are stored: all, or the held-out ones."""
         return int(cached_fact(self.url, "stored", lambda: self.open("images").sizes["sample"]))
 
     @property
@@ -310,7 +316,7 @@ class Run:
     # --- writing and reading regions -----------------------------------------------------------
 
     def write(self, group: str, values: dict[str, np.ndarray], **region: slice) -> None:
-        """Write whole chunks of arrays of one group.
+        """Write data to a region of arrays of one group; the region consists of whole chunks.
 
         Args:
             values: data by array name; it spans the full length of dimensions without a region.
@@ -339,7 +345,7 @@ class Run:
         )
 
     def read(self, group: str, name: str, **selection: Any) -> np.ndarray:
-        """Read values of one array; faster than `open`, which also reads coordinates.
+        """Read values of one array as NumPy, without the coordinates that `open` would read.
 
         Args:
             selection: by dimension, an index, a slice or an array of indices; other dimensions
@@ -356,8 +362,8 @@ class Run:
 
 def _consolidate(store: Store) -> None:
     with warnings.catch_warnings():
-        # Zarr warns that consolidated metadata is not in the v3 specification, and that it does not
-        # recognize other files, such as study.json.
+        # Zarr would warn at each call that consolidated metadata is not in the v3 specification,
+        # and that it does not recognize files such as study.json.
         warnings.simplefilter("ignore", UserWarning)
         zarr.consolidate_metadata(store)
 
@@ -370,16 +376,19 @@ def _check_region(
     region: dict[str, slice],
     data_shape: tuple[int, ...],
 ) -> None:
-    """Refuse a region with partial chunks, since two writers of one chunk could lose data."""
+    """Check that a region has no partial chunks, since two writers of a chunk could lose data."""
     expected = []
     for dim, size, chunk in zip(dims, shape, chunks, strict=True):
         span = region.get(str(dim), slice(0, size))
         start, stop = span.start, span.stop
         if start % chunk or (stop % chunk and stop != size) or not 0 <= start < stop <= size:
             raise ValueError(
-                f"{name}: region {dim} {start}..{stop} does not align with chunks of {chunk} "
-                f"in 0..{size}"
+                f"{name}: region {dim} {start}..{stop} is not a range of complete chunks of "
+                f"{chunk} in 0..{size}. Fix: write complete chunks"
             )
         expected.append(stop - start)
     if tuple(expected) != data_shape:
-        raise ValueError(f"{name}: data of shape {data_shape} for a region of {tuple(expected)}")
+        raise ValueError(
+            f"{name}: the data of shape {data_shape} do not fit a region of "
+            f"{tuple(expected)}. Fix: pass data of the region's shape"
+        )

@@ -22,7 +22,7 @@ class RunSchema(ProbeSchema):
     """Builder that creates every group and array of a run, and the values of coordinates."""
 
     def build(self) -> None:
-        """Create all groups; each has its own coordinates, so that it can be read alone."""
+        """Create all groups of the run, each readable alone, with coordinates of its own."""
         self._samples()
         if self.text_channels:
             self._prompts()
@@ -116,7 +116,8 @@ class RunSchema(ProbeSchema):
         cells = {"sample": len(self.stored_samples), "step": self.steps}
         chunk = {"sample": self.batch, "step": 1}
         grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
-        # Activations are not compressed: zstd would save only 6 to 12 %, too little for its time.
+        # Activations are stored without compression, because zstd would save only 6 to 12 % of the
+        # bytes, which is not worth its computing time.
         self.array(
             group,
             "activation",

@@ -1,4 +1,4 @@
-"""Registry of the kinds of units of work, with the arrays and groups that each kind writes.
+"""Registry of the kinds of units of work, with the Zarr groups that each kind writes.
 
 The layout of a run, its progress record, verification and repair all use this registry.
 `ldmprobe_core.pipeline.units` assigns to each kind the function that computes a unit.
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from ldmprobe_core.storage.schema import RunSchema
 
 ARRAY_DIM = {"batch": "sample"}
-"""Data array's dimension by progress dimension, if they differ: a batch is a chunk of samples."""
+"""Dimension of progress arrays to the matching dimension of data arrays, where names differ.
+
+A chunk of data arrays along ``sample`` holds one batch.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitKind:
-    """Record of one kind of unit of work, with the arrays and groups that it writes.
+    """Description of one kind of unit of work, such as generating a batch.
 
     Attributes:
         verb: name of the kind, such as ``generate``.
@@ -56,7 +59,7 @@ class UnitKind:
     def index_of_chunk(
         self, path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...], layers: list[str]
     ) -> tuple[int, ...]:
-        """Find the progress array's index for the unit that writes a chunk of a data array.
+        """Return the index, in the progress array, of the unit that writes a chunk of a data array.
 
         Args:
             path: path of the data array, such as ``probes/mid_block/weight``.
@@ -73,7 +76,10 @@ class UnitKind:
                 index.append(chunk[name])
             else:
                 if dim != "layer":
-                    raise ValueError(f"{path} has no dimension {name}")
+                    raise ValueError(
+                        f"{path}: the array lacks the dimension {name} of its units. Fix: correct "
+                        f"dims of the unit kind {self.verb!r}"
+                    )
                 index.append(layers.index(path.partition("/")[2].rpartition("/")[0]))
         return tuple(index)
 
@@ -129,9 +135,15 @@ def register_unit_kind(kind: UnitKind) -> UnitKind:
     """
     for other in UNIT_KINDS.values():
         if kind.verb == other.verb or kind.progress == other.progress:
-            raise ValueError(f"unit kind {kind.verb!r}: {other.verb!r} has its verb or progress")
+            raise ValueError(
+                f"unit kind {kind.verb!r}: {other.verb!r} has the same verb or progress array. "
+                "Fix: choose other names"
+            )
         if shared := set(kind.groups) & set(other.groups):
-            raise ValueError(f"unit kind {kind.verb!r}: {other.verb!r} writes {shared.pop()!r}")
+            raise ValueError(
+                f"unit kind {kind.verb!r}: {other.verb!r} already writes group {shared.pop()!r}. "
+                "Fix: let it write a group of its own"
+            )
     UNIT_KINDS[kind.verb] = kind
     return kind
 
@@ -141,11 +153,11 @@ for _kind in (GENERATE, LABEL, ACCUMULATE, PROBE, EDIT):
 
 
 def kind_of_group(path: str) -> UnitKind | None:
-    """Kind of the units that write to a group or array; None if no unit writes there."""
+    """Return the kind of the units that write a group or array; None if no unit writes it."""
     group = path.partition("/")[0]
     return next((kind for kind in UNIT_KINDS.values() if group in kind.groups), None)
 
 
 def kinds_in(study: Study) -> list[UnitKind]:
-    """Kinds of units that have a progress array in the group ``progress`` of a study's run."""
+    """Return the kinds of units whose progress arrays are in the group ``progress`` of a run."""
     return [k for k in UNIT_KINDS.values() if not k.per_group and k.applies_to(study)]

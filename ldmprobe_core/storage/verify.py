@@ -33,11 +33,11 @@ from ldmprobe_core.storage.units import UNIT_KINDS, UnitKind, kind_of_group
 from ldmprobe_core.study.batching import BUFFERS
 
 _Expectation = Callable[[str, tuple[str, ...], tuple[int, ...]], bool]
-"""Function of an array's path, its dimensions and a chunk index: whether the chunk must exist."""
+"""Predicate of an array's path, its dimensions and a chunk index: True if it must exist."""
 
 
 def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError]:
-    """Read all chunks and metadata of a run, and yield an error for each missing or changed one.
+    """Read all chunks and metadata of a run, and yield an error for each corrupt or missing one.
 
     The run's consolidated metadata, written when its groups were created, lists the groups and
     arrays that must exist.  The progress record shows which of their chunks must exist.
@@ -61,7 +61,8 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
     ]
     yield from corrupt_progress
     if corrupt_progress or any(path in unreadable for path in _arrays(laid_out, GROUP)):
-        # Without the progress record it is unknown which other chunks must exist.
+        # The progress record tells which other chunks must exist.  It is damaged itself, so the
+        # other chunks cannot be checked before its repair.
         return
     is_expected = _expectation(run)
     recorded, damaged_records = _recorded_checksums(run)
@@ -74,7 +75,7 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
 
 
 def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkError]]:
-    """Read the recorded checksums of the chunks that complete units and the creation wrote.
+    """Read the recorded checksums of all chunks written by complete units and the creation.
 
     Returns:
         the checksums by key, and an error for each damaged record.
@@ -84,8 +85,8 @@ def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkEr
         groups = [f"{top}/{name}" for top in kind.groups for name in run.location.folders(top)]
         for group in groups if kind.per_group else [GROUP]:
             for name in record_names(run.location, f"{group}/{kind.progress}"):
-                # A unit that is not complete is being repeated.  It may have overwritten its chunks
-                # already, so its old record is skipped.
+                # An incomplete unit that has a record is being repeated, and may have overwritten
+                # some of its chunks, so the checksums of its record no longer apply.
                 if run.progress_of(group).count(kind, *unit_of_record(name)[1]):
                     names.append(name)
     recorded: dict[str, bytes] = {}
@@ -99,7 +100,7 @@ def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkEr
 
 
 def _arrays(laid_out: dict[str, dict[str, Any]], below: str) -> list[str]:
-    """Sorted paths of the arrays at or below a path."""
+    """Return the sorted paths of the arrays at or below a path of the run."""
     return sorted(
         path
         for path, metadata in laid_out.items()
@@ -114,7 +115,7 @@ def _is_below(path: str, below: str) -> bool:
 def _damaged_metadata(
     run: Run, laid_out: dict[str, dict[str, Any]], below: str
 ) -> Iterator[CorruptChunkError]:
-    """Yield an error for each group or array whose zarr.json is missing or was changed."""
+    """Yield an error for each group or array whose zarr.json is missing or has changed."""
     for path, metadata in sorted(laid_out.items()):
         if not _is_below(path, below):
             continue
@@ -126,7 +127,8 @@ def _damaged_metadata(
             continue
         except (ValueError, RecursionError):
             document = None
-        # Users may add attributes; only the shape, chunks and codecs decide how data is decoded.
+        # Users may add attributes to a zarr.json.  Only its other fields, such as shape, chunks and
+        # codecs, must equal those of the consolidated copy, since they decide how data is decoded.
         if not isinstance(document, dict) or _fixed(document) != _fixed(metadata):
             yield CorruptChunkError(run.url, key, "changed")
 
@@ -137,7 +139,7 @@ def _fixed(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[CorruptChunkError]:
-    """Record the units of corrupt chunks as not complete, so that the next run repeats them.
+    """Mark the units that wrote corrupt chunks as incomplete, so that the next run repeats them.
 
     Damaged metadata of groups and arrays is first restored from the run's consolidated copy.
 
@@ -152,7 +154,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
             document = json.dumps(laid_out[chunk.array], indent=2)
             run.location.write_text(chunk.key, document)
         invalidate_cache(run.url)
-        # Chunks of these arrays could not be checked before their metadata was restored.
+        # While the metadata of an array was damaged, its chunks could not be checked.  It is
+        # restored now, so the check is repeated.
         chunks = list(find_corrupt_chunks(run))
     beyond_repair = []
     progress_arrays = {kind.progress for kind in UNIT_KINDS.values()}
@@ -168,7 +171,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
             continue
         group, _, name = chunk.array.partition("/")
         if group == GROUP and name in progress_arrays:
-            # Each chunk of a progress array holds one element, so their indices agree.
+            # Each chunk of a progress array holds one element, so the index of the chunk is that
+            # of the unit.
             run.progress.set_count(name, *chunk.chunk_index, count=0)
             continue
         layers = layers or run.probe_inputs
@@ -184,7 +188,7 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
 def unit_of_chunk(
     path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...], layers: list[str]
 ) -> tuple[UnitKind, tuple[int, ...]] | None:
-    """Find the kind and the progress index of the unit that writes a chunk; None if no unit does.
+    """Find the kind and progress index of the unit that writes a chunk; None if there is none.
 
     All units of an accumulator share one index, since each adds to the result of the one before.
 
@@ -196,13 +200,14 @@ def unit_of_chunk(
     """
     kind = kind_of_group(path)
     if kind is None or len(dims) < 2 or path.rpartition("/")[2] == kind.progress:
-        # One-dimensional arrays are coordinates, which are written when the run is created.
+        # No unit writes this chunk.  One-dimensional arrays, for example, are coordinates, which
+        # the creation of the run writes.
         return None
     return kind, kind.index_of_chunk(path, dims, chunk_index, layers)
 
 
 def _expectation(run: Run) -> _Expectation:
-    """Build the function that tells which chunks must exist, from the run's progress record."""
+    """Build a predicate of the chunks that must exist according to the run's progress record."""
     layers = run.probe_inputs
     counts_by_group: dict[str, np.ndarray] = {}
 
@@ -213,7 +218,8 @@ def _expectation(run: Run) -> _Expectation:
             try:
                 counts_by_group[key] = run.progress_of(group).counts(kind)
             except RunError:
-                # The array does not exist yet, or it was already reported as corrupt.
+                # The progress array cannot be opened: the creation of its group is unfinished, or
+                # its metadata was already reported as corrupt.  No chunk is expected then.
                 counts_by_group[key] = np.zeros(0, int)
         return counts_by_group[key]
 
@@ -221,14 +227,17 @@ def _expectation(run: Run) -> _Expectation:
         unit = unit_of_chunk(path, dims, chunk_index, layers)
         if unit is None:
             kind = kind_of_group(path)
-            # If the creation of a group was interrupted, coordinates may be missing without damage.
+            # Coordinates must exist, except in the group of an intervention before its first unit
+            # is complete, because its creation may have been interrupted.
             return kind is None or not kind.per_group or bool(counts(kind, path).any())
         recorded = counts(unit[0], path)
         if not recorded.size:
             return False
         count = int(recorded[unit[1]])
         if "buffer" in dims and count % BUFFERS != chunk_index[dims.index("buffer")]:
-            # The chunk belongs to the inactive buffer, which is never read and may be incomplete.
+            # Each accumulator has two buffers, and only the one with the last complete sums is
+            # read.  This chunk is of the other buffer, where an interrupted unit may have left
+            # part.
             return False
         return count > 0
 
@@ -236,12 +245,13 @@ def _expectation(run: Run) -> _Expectation:
 
 
 def _corrupt_chunks(array: zarr.Array, is_expected: _Expectation) -> Iterator[CorruptChunkError]:
-    """Yield an error for each corrupt chunk, and for each missing chunk that must exist."""
+    """Yield an error for each chunk of an array that is corrupt, or missing but required."""
     dims = dimensions(array)
     for chunk_index in product(*(range(count) for count in array.cdata_shape)):
         expected = is_expected(array.path, dims, chunk_index)
         if not expected and "buffer" in dims:
-            # The inactive buffer is never read, and the accumulator's next unit overwrites it.
+            # Only one of an accumulator's two buffers is read.  This chunk is of the other one,
+            # which the next unit overwrites, so damage in it does not matter.
             continue
         try:
             array.blocks[chunk_index]

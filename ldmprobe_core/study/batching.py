@@ -12,7 +12,10 @@ from ldmprobe_core.study.schema import Study
 
 STATISTICS_GROUP = "statistics"
 BUFFERS = 2
-"""Number of buffers of an accumulator: one holds the current sums, one receives the next."""
+"""Number of buffers of an accumulator.
+
+One holds the sums of all complete units; the next unit writes its sums to the other.
+"""
 
 BATCHES_PER_UNIT = 16
 """Largest number of batches that one accumulation unit adds to the statistics."""
@@ -45,7 +48,7 @@ def n_positions(grid: tuple[int, int]) -> int:
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
-    """Divide the training samples ``first`` to ``count - 1`` into batches, by accumulator and unit.
+    """Group the training samples ``first`` to ``count - 1`` by accumulator, unit and batch.
 
     If only one or two samples remain for the last batch, they are added to the batch before,
     because the shuffled-label control needs at least three images per batch to permute.

@@ -15,7 +15,7 @@ import numpy as np
 
 
 def own_labels(members: np.ndarray, seed: int) -> np.ndarray:
-    """Assign its own label to every sample, by returning the indices unchanged."""
+    """Return the sample indices unchanged, which assigns its own label to every sample."""
     return members
 
 
@@ -41,7 +41,7 @@ ASSIGNMENTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "true": own_labels,
     "shuffled": derange,
 }
-"""Label assignments by name.
+"""Functions that assign labels to samples, by name of the label assignment.
 
 Each is a function of sample indices (sample,) and a seed.  It returns, for each sample, the index
 of the sample whose label it gets.
@@ -75,7 +75,7 @@ class LabelColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A network and a label assignment with which cells are probed and scored.
+    """Combination of a network and a label assignment with which cells are probed and scored.
 
     Attributes:
         name: name on the axis ``condition`` of scores, and key in ``controls`` of a study.
@@ -102,7 +102,7 @@ CONDITIONS: dict[str, Condition] = {}
 """Registered conditions by name, in the order of the axis ``condition``; the probe is first."""
 
 PROBE_CONDITION = "probe"
-"""Name of the condition that is no control: the trained network with true labels."""
+"""Name of the condition of the probe itself: the trained network with true labels."""
 
 _RESERVED = {"position", "latents", "clean_pixels", "prompt", "permutations", "enabled"}
 

@@ -28,20 +28,25 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
         UserError: the file does not exist or is not YAML, or a key or value is invalid.
     """
     path = Path(source)
-    # Some strings, such as very long ones, would make Path.is_file raise an error.
+    # `source` may be any string.  For a very long one, Path.is_file raises an OSError, but
+    # os.path.isfile returns False.
     if os.path.isfile(source):
         data = path.read_bytes()
     else:
         ready = STUDIES / f"{source}.yaml"
         if re.fullmatch(r"[\w-]{1,64}", source) is None or not ready.is_file():
-            raise UserError(f"study {source!r:.80}: no such file, and no ready study of that name")
+            raise UserError(
+                f"study {source!r:.80}: no such file, and no ready study of that name. Fix: check "
+                "the path, or use the name of a study in this package, such as tabletop"
+            )
         data, path = ready.read_bytes(), Path(f"{source}.yaml")
     content = read_yaml(data, str(path))
     if content is None:
         content = {}
     if not isinstance(content, dict):
         raise UserError(
-            f"{path}: a study is a mapping of keys to values, not a {type(content).__name__}"
+            f"{path}: a study is a mapping of keys to values, not a {type(content).__name__}. Fix: "
+            "write the study as key: value lines"
         )
     for override in overrides or []:
         _set(content, override)
@@ -61,25 +66,32 @@ def parse_study(content: dict[str, Any], where: str = "study") -> Study:
     try:
         return Study.model_validate(content)
     except ValidationError as error:
-        raise UserError(f"{where}: {sentence(error)}") from None
+        field_problem_and_remedy = sentence(error)
+        raise UserError(f"{where}: {field_problem_and_remedy}") from None
 
 
 def _set(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {override!r}: write it as key=value, such as sampling.steps=20")
+        raise UserError(
+            f"--set {override!r}: not of the form key=value. Fix: write it as in sampling.steps=20"
+        )
     try:
         value = read_yaml(text.encode("utf-8", "surrogatepass"), "value")
     except UserError:
-        raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
+        raise UserError(
+            f"--set {override!r}: {text!r} is not a YAML value. Fix: put text in quotes"
+        ) from None
     *path, last = key.split(".")
     labels = content.get("labels")
     for name in path:
         below = content.get(name)
-        # A section that is absent or null becomes an empty one.
+        # The key may be in a section that the file leaves out or sets to null, so an empty section
+        # is created for it.
         if below is None:
             below = content[name] = {}
-        # A labeler that is given by its name alone becomes a mapping.
+        # The study may give a labeler by its name alone.  The name is converted to a mapping, so
+        # that the override can set another key of this labeler.
         if content is labels and isinstance(below, str):
             below = content[name] = {"name": below}
         content = below
@@ -91,10 +103,10 @@ def _set(content: dict[str, Any], override: str) -> None:
 
 
 def sentence(error: ValidationError) -> str:
-    """Message about the first problem of a validation error, with the field and its value."""
+    """Convert the first problem of a validation error to a sentence with field and value."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "study"
-    # A key may contain line ends, but a message must be one line.
+    # A key in the file may contain line ends.  A message must be one line, so such a key is quoted.
     if not field.isprintable():
         field = repr(field)
     if first["type"] == "extra_forbidden":
@@ -111,10 +123,11 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
     part: Any = Study
     for name in location[:-1]:
         fields = {(f.alias or key): f for key, f in part.model_fields.items()}
-        # A key that is no field names a registered property, whose value is a labeler.
+        # Registered properties are keys of `labels` without being fields of its class.  Their
+        # values are labelers.
         field = fields.get(str(name))
         annotation = field.annotation if field else LabelerSpec
-        # An optional section is annotated as a union with None.
+        # Optional sections are annotated as a union with None, so the other member is the section.
         part = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
     keys = ", ".join((f.alias or key) for key, f in part.model_fields.items())
     return f"{'.'.join(map(str, location[:-1])) or 'a study'} has: {keys}"

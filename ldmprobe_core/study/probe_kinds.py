@@ -13,7 +13,7 @@ from ldmprobe_core.study.properties import Property
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeKind:
-    """Record of a kind of probe.
+    """Description of a kind of probe, such as ridge regression.
 
     Attributes:
         name: name in ``probes.kinds`` of a study.
@@ -41,7 +41,7 @@ class ProbeKind:
     fixed_cut: float | None = None
 
     def supports(self, prop: Property) -> bool:
-        """Whether probes of this kind can predict a property."""
+        """Return whether probes of this kind can predict a property."""
         return self.property_kinds is None or prop.kind in self.property_kinds
 
 
@@ -62,7 +62,7 @@ def register_probe_kind(kind: ProbeKind) -> ProbeKind:
 
 
 def probe_kind(name: str) -> ProbeKind:
-    """Return the record of a registered kind of probe.
+    """Return the description of a registered kind of probe.
 
     Raises:
         KeyError: no kind of this name is registered.

@@ -79,7 +79,7 @@ WALL_COLORS: dict[str, RGB] = {
     "blue": (0.45, 0.55, 0.72),
 }
 FRUIT_COLORS: dict[str, str] = {"lemon": "yellow", "orange": "orange"}
-"""Colour of each category that has a fixed colour; its captions do not name the colour."""
+"""Category to its colour, for those with a fixed colour that captions do not name."""
 
 CATEGORIES: tuple[str, ...] = (
     "ball",
@@ -98,17 +98,17 @@ CATEGORIES: tuple[str, ...] = (
 
 
 def caption(category: str, color: str, floor: str, wall: str | None) -> str:
-    """Caption of a scene, such as ``a red cube on a gray floor, white wall``."""
+    """Build the caption of a scene, such as ``a red cube on a gray floor, white wall``."""
     return f"{thing_phrase(category, color)} {place_phrase(floor, wall)}"
 
 
 def thing_phrase(category: str, color: str) -> str:
-    """Phrase for an object, such as ``a red cube``; fruits get no colour word."""
+    """Build the phrase for an object, such as ``a red cube``; fruits get no colour word."""
     name = category if category in FRUIT_COLORS else f"{color} {category}"
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def place_phrase(floor: str, wall: str | None) -> str:
-    """Phrase for the floor and the wall, such as ``on a gray floor, white wall``."""
+    """Build the phrase for floor and wall, such as ``on a gray floor, white wall``."""
     behind = f", {wall} wall" if wall else ""
     return f"on a {floor} floor{behind}"

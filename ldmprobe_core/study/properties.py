@@ -34,7 +34,7 @@ class MapFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class InterventionDefaults:
-    """Default settings for editing a property, which are those of the paper.
+    """Default settings for interventions on a property, from Chen et al. (2023).
 
     Attributes:
         steps: number of sampler steps to edit, counted from the first.
@@ -52,7 +52,7 @@ class InterventionDefaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """Colour scale of a map in figures.
+    """Colour scale with which maps of a property are drawn in figures.
 
     Attributes:
         colormap: name of a matplotlib colour map.
@@ -65,7 +65,7 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Property:
-    """Record of a property of an image, such as depth.
+    """Description of a property of images, such as depth.
 
     Attributes:
         name: key in ``labels`` of a study, and name of arrays: lowercase letters, digits and _.
@@ -91,7 +91,7 @@ class Property:
 
     @property
     def is_mask(self) -> bool:
-        """Whether labels are boolean masks, to which predictions are converted by a cut."""
+        """Flag that is True if labels are boolean masks, so that predictions are thresholded."""
         return self.kind == "mask"
 
     @property
@@ -138,7 +138,7 @@ def register_property(new: Property) -> Property:
 
 
 def property_of(name: str) -> Property:
-    """Return the record of a registered property.
+    """Return the description of a registered property.
 
     Raises:
         KeyError: no property of this name is registered.
@@ -152,7 +152,7 @@ def property_of(name: str) -> Property:
 
 
 def map_properties() -> tuple[str, ...]:
-    """Names of the registered properties, all of which are maps, in the order of registration."""
+    """Return the names of the registered properties, in the order of registration."""
     return tuple(PROPERTIES)
 
 

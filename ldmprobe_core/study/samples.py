@@ -50,7 +50,7 @@ class Sample:
 
     @property
     def group(self) -> str:
-        """Prompt, or source image; samples of one group are not independent of each other."""
+        """Prompt or source image of the sample; all samples with the same one share a split."""
         return self.source_image or self.prompt
 
 
@@ -87,7 +87,7 @@ def resolve_inputs(study: Study) -> Study:
 
 
 def absolute_path(path: str, field: str) -> str:
-    """Return a path as an absolute one, with ``~`` replaced by the home folder.
+    """Convert a path to an absolute path, with ``~`` replaced by the home folder.
 
     Args:
         field: key of the study that gives the path, for messages.
@@ -99,7 +99,7 @@ def absolute_path(path: str, field: str) -> str:
         return str(Path(path).expanduser().absolute())
     except RuntimeError as error:
         raise UserError(
-            f"{field}: {path!r:.80} names an unknown user. Fix: give the whole path"
+            f"{field}: {path!r:.80} names an unknown user. Fix: give the path without ~"
         ) from error
 
 
@@ -107,13 +107,13 @@ def _unchanged(field: str, before: str | None, now: str) -> str:
     if before not in (None, now):
         raise UserError(
             f"{field} has changed since the study was started (content hash {before}, now {now}). "
-            "Fix: restore the files, or remove content_hash to start a study of the new ones"
+            "Fix: restore the files, or remove content_hash to start a study of the new files"
         )
     return now
 
 
 def make_samples(study: Study) -> list[Sample]:
-    """Make the samples of a study, in the order of their indices; equal studies give equal lists.
+    """Build the list of a study's samples; equal studies give equal lists.
 
     All samples of a prompt are in one split.  Splits that are given in prompt files are used; if
     none of them is validation, validation prompts are drawn from the training prompts.  If the run
@@ -126,7 +126,8 @@ def make_samples(study: Study) -> list[Sample]:
     _require_storable_seeds(drafts, study)
     split_of = assign_splits(drafts, study)
     if study.capture.keep == "statistics":
-        # The sort is stable, so samples keep their order within both parts.
+        # Held-out samples come first, because only their images and activations are stored.  The
+        # sort is stable, so the order within held-out and training samples stays.
         drafts.sort(key=lambda draft: split_of[draft.group] == "train")
     return [
         Sample(
@@ -167,7 +168,10 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
         ]
     count = prompts.count
     if count is None:
-        raise UserError("prompts.samples: null. Fix: give a number of samples")
+        raise UserError(
+            "prompts.samples is null, but the prompts are not read from files. Fix: set it to a "
+            "number of samples"
+        )
     pairs: list[tuple[str, str | None]]
     if prompts.items is not None:
         pairs = [(prompts.items[i % len(prompts.items)], None) for i in range(count)]
@@ -175,7 +179,8 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
         pairs = list(object_prompts(count, prompts.seed))
     else:
         pairs = list(tabletop_prompts(count, prompts.seed))
-    # Each sample has another seed, so that a repeated prompt does not give the same image.
+    # Prompts are repeated if there are more samples than prompts.  Each sample has a seed of its
+    # own, so that repetitions give different images.
     return [
         SampleDraft(
             prompt,
@@ -190,7 +195,7 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
 
 
 def n_stored_samples(samples: list[Sample], study: Study) -> int:
-    """Number of samples whose images are stored; they have the first indices."""
+    """Return the number of samples whose images are stored; they have the first indices."""
     if study.capture.keep != "statistics":
         return len(samples)
     return sum(sample.split != "train" for sample in samples)

@@ -44,7 +44,7 @@ LAYOUT_VERSION = 7
 
 
 def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Iterate over the strings in a study's content as pairs of dotted key and string."""
+    """Yield the strings in a study's content, as pairs of dotted key and string."""
     if isinstance(content, str):
         yield name, content
     elif isinstance(content, dict):
@@ -74,7 +74,7 @@ class Study(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_model(cls, content: Any) -> Any:
-        """Fill in the model's own defaults for sampling keys that the study leaves out."""
+        """Fill in the sampling keys that the study leaves out, from the record of its model."""
         if not isinstance(content, dict):
             return content
         model, sampling = content.get("model", Model()), content.get("sampling", {})
@@ -89,8 +89,8 @@ class Study(Section):
             return content
         try:
             record = read_model_record(source, revision)
-        except ValueError as error:
-            raise ValueError(f"model.source: {error}") from None
+        except ValueError as problem_and_remedy:
+            raise ValueError(f"model.source: {problem_and_remedy}") from None
         return {**content, "sampling": {**record.sampling, **sampling}}
 
     @model_validator(mode="before")
@@ -100,7 +100,7 @@ class Study(Section):
             if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError(
                     f"{name} holds a character that files and databases do not accept (NUL, or "
-                    "half of a surrogate pair). Fix: remove it"
+                    "half of a surrogate pair). Fix: remove this character"
                 )
         return content
 
@@ -115,7 +115,7 @@ class Study(Section):
         if unread:
             keys = " and ".join(f"labels.{prop}" for prop in unread)
             raise ValueError(
-                f"probes.kinds has only {' and '.join(self.linear_kinds)}, which cannot read "
+                f"probes.kinds has only {' and '.join(self.linear_kinds)}, which cannot predict "
                 f"{' and '.join(unread)}. Fix: add ridge, or leave {keys} out"
             )
         return self
@@ -129,8 +129,8 @@ class Study(Section):
             chosen = beyond[0] in self.probes.kinds
             remedy = "probes.kinds to ridge" if chosen else "controls.mlp to false"
             raise ValueError(
-                f"capture.keep is statistics, and sums cannot fit {beyond[0]} probes. Fix: set "
-                f"{remedy}, or capture.keep to both"
+                f"capture.keep is statistics, but {beyond[0]} probes need stored activations. Fix: "
+                f"set {remedy}, or capture.keep to both"
             )
         if self.controls.shuffled_labels and self.sampling.batch < 3:
             raise ValueError(
@@ -144,8 +144,8 @@ class Study(Section):
     def _guided(self) -> Study:
         if self.prompts.negative is not None and (self.sampling.guidance == 1 or self.images):
             raise ValueError(
-                "prompts.negative is given, and without guidance it has no effect. Fix: leave it "
-                "out, or set sampling.guidance above 1"
+                "prompts.negative is given, but it has no effect without guidance. Fix: leave "
+                "prompts.negative out, or set sampling.guidance above 1"
             )
         return self
 
@@ -155,7 +155,8 @@ class Study(Section):
             raise ValueError(
                 f"source is {self.source}, and images is "
                 f"{'missing' if self.images is None else 'given'}. Fix: "
-                f"{'name their folder' if self.images is None else 'remove one'}"
+                f"{'add images.folder' if self.images is None else 'remove images'}, or "
+                "change source"
             )
         distinct = self.count
         if self.images is None and self.prompts.items is not None:
@@ -181,7 +182,7 @@ class Study(Section):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of probes that are scored: those in ``probes.kinds``, then the control ``mlp``."""
+        """Kinds of probes that are scored: those in ``probes.kinds``, then ``mlp`` if enabled."""
         control = self.controls.mlp and MLP.name not in self.probes.kinds
         return (*self.probes.kinds, *((MLP.name,) if control else ()))
 
@@ -223,12 +224,14 @@ class Study(Section):
 
     @property
     def hash(self) -> str:
-        """Hash of the settings that affect the bytes of the result, as 16 hex digits."""
-        # Paths do not affect the result; input files are represented by their content hash.
+        """Hash, 16 hex digits, of all settings that affect the bytes of the run."""
+        # Workers' settings and the paths of input files do not affect the bytes of the run.  Input
+        # files enter the hash by their content hash.
         elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
         content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
         if self.images is not None and not self.images.missing:
-            # The key is newer than the hash, and runs of studies without it must stay valid.
+            # The key ``images.missing`` was added in a later release.  Without a value it is left
+            # out, so that hashes of older studies stay the same.
             del content["images"]["missing"]
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
@@ -244,5 +247,5 @@ class Study(Section):
         return [range(start, min(start + size, stored)) for start in range(0, stored, size)]
 
     def to_json(self) -> str:
-        """JSON text of the study, with the values of all keys, including defaults."""
+        """Convert the study to JSON, with the values of all keys, including defaults."""
         return self.model_dump_json(by_alias=True, indent=2)

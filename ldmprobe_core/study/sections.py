@@ -23,8 +23,8 @@ from ldmprobe_core.study.properties import PROPERTIES
 def _slug(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
         raise ValueError(
-            f"{value!r:.80} must be 1 to 63 lowercase letters, digits and dashes, since it names "
-            "a folder"
+            f"{value!r:.80} cannot name a folder. Fix: use 1 to 63 lowercase letters, digits and "
+            "dashes"
         )
     return value
 
@@ -96,7 +96,7 @@ class Prompts(Section):
     @model_validator(mode="after")
     def _has_words(self) -> Prompts:
         if self.items is not None and self.files is not None:
-            raise ValueError("items and files are both given. Fix: keep one")
+            raise ValueError("items and files are both given. Fix: keep one of these keys")
         if self.files is not None and set(self.files) not in ({"all"}, {"train", "test"}):
             raise ValueError(
                 f"files has {', '.join(self.files)}. Fix: give one file, or train and test"
@@ -212,17 +212,17 @@ class Execution(Section):
     def _of_dask(self) -> Execution:
         given = [name for name in ("address", "cluster", "gpus_per_worker") if getattr(self, name)]
         if given and self.runner == "local":
-            raise ValueError(f"{given[0]} is given, and runner is local. Fix: set runner to dask")
+            raise ValueError(f"{given[0]} is given, but runner is local. Fix: set runner to dask")
         if self.address and self.cluster:
-            raise ValueError("address and cluster are both given. Fix: keep one")
+            raise ValueError("address and cluster are both given. Fix: keep one of these keys")
         return self
 
     @property
     def wanted_device(self) -> str:
-        """Device to ask for: ``device``, or ``cuda`` if that is ``auto`` and workers have GPUs."""
+        """Requested device: ``device``, or ``cuda`` if it is ``auto`` and workers have GPUs."""
         return "cuda" if self.device == "auto" and self.gpus_per_worker else self.device
 
     @property
     def elsewhere(self) -> bool:
-        """Whether workers may be on other machines, whose devices cannot be checked here."""
+        """Flag that is True if workers may be on other machines, with devices unknown here."""
         return bool(self.address or self.cluster)

@@ -13,7 +13,7 @@ from ldmprobe_core.study.schema import Study
 
 @dataclass(frozen=True)
 class SampleDraft:
-    """Sample whose split is not assigned yet; the fields are those of `Sample`."""
+    """Sample before a split is assigned to it; the fields are those of `Sample`."""
 
     prompt: str
     seed: int
@@ -27,7 +27,7 @@ class SampleDraft:
 
 
 def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
-    """Assign a split to every group: the one that a prompt file gives, or one drawn at random.
+    """Assign a split to every prompt or source image, from prompt files or at random.
 
     Returns:
         split by group; every split has at least one group.
@@ -43,9 +43,10 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
     if assigned and split.heldout is not None:
         raise UserError(
             f"probes.split.heldout is {split.heldout}, and prompts.files name splits. Fix: leave "
-            "one of them out"
+            "out probes.split.heldout, or the splits in the files"
         )
-    # If prompt files give splits without validation, it is drawn from the training prompts.
+    # Prompt files may assign only train and test.  Validation prompts are then drawn at random from
+    # the training prompts.
     if assigned:
         unsplit = "validation" not in assigned.values()
         loose = sorted(g for g, name in assigned.items() if name == "train") if unsplit else []
@@ -65,26 +66,27 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
     missing = [name for name in SPLITS if name not in assigned.values()]
     if missing:
         raise UserError(
-            f"prompts.files: no prompt is in the {missing[0]} split. Fix: assign some to it, or "
-            "leave the column split out"
+            f"prompts.files: no prompt is in the {missing[0]} split. Fix: assign some prompts to "
+            "it, or leave the column split out"
         )
     return assigned
 
 
 def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> int:
-    """Number of groups, from the first, that together hold ``samples`` samples; at least two."""
+    """Count the first groups that together have at least ``samples`` samples; at least two."""
     count = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
     count = max(count, 2)
     if count >= len(groups):
         raise UserError(
             f"probes.split.heldout is {samples}, which of {sizes.total()} samples of {len(groups)} "
-            "prompts leaves none to train on. Fix: lower it, or raise prompts.samples"
+            "prompts leaves none to train on. Fix: lower probes.split.heldout, or raise "
+            "prompts.samples"
         )
     return count
 
 
 def _apportion(count: int, shares: dict[str, float]) -> list[str]:
-    """List split names in proportion to their shares; each occurs at least once if possible."""
+    """Return ``count`` split names in proportion to their shares, each at least once."""
     total, names, remaining = sum(shares.values()), list(shares), count
     apportioned: list[str] = []
     for i, name in enumerate(names):

@@ -32,7 +32,7 @@ def complain(capfd, monkeypatch):
         (["sampling.steps=0"], ["sampling.steps is 0"]),
         (["sampling.steps=many"], ["sampling.steps is 'many'"]),
         (["prompts.items=[]"], ["items is empty"]),
-        (["capture.layers=['nothing.*']"], ["capture.layers 'nothing.*' matches no module"]),
+        (["capture.layers=['nothing.*']"], ["capture.layers: 'nothing.*' matches no module"]),
         (
             ["labels.depth=midas9"],
             [

@@ -80,7 +80,7 @@ def test_find_labeler_loads_an_entry_point_when_it_is_asked_for(package):
     assert "offered" not in labeler_names("shading")
     assert "rows_of_mine" not in sys.modules
     assert find_labeler("depth", "offered").load.units == "row"
-    with pytest.raises(UserError, match=r"broken.*rows_of_mine:No does not import"):
+    with pytest.raises(UserError, match=r"broken.*rows_of_mine:No cannot be imported"):
         find_labeler("depth", "broken")
 
 

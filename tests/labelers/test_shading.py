@@ -34,7 +34,7 @@ def test_load_marigold_takes_the_shading_among_its_targets(loaded, tmp_path):
     _, labeler = loaded("shading", "marigold")
     assert labeler.target_index == 1
     marigold(tmp_path / "appearance", ("albedo", "material"))
-    with pytest.raises(UserError, match=r"predict no shading \(albedo, material\)"):
+    with pytest.raises(UserError, match=r"does not predict shading, only albedo, material"):
         load_labeler(
             "shading", LabelerSpec(name="marigold", weights=str(tmp_path / "appearance")), CPU
         )

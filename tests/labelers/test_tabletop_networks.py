@@ -35,5 +35,5 @@ def test_map_network_load_fewer_keeps_the_maps_of_a_network_without_normals(tmp_
     assert normals.shape == (2, 64, 64, 3)
     assert normals.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-5)
-    with pytest.raises(UserError, match="give no normals"):
+    with pytest.raises(UserError, match="have no outputs for normals"):
         load_normals(LabelerSpec(name="tabletop", weights=str(tmp_path / "old")), CPU)

@@ -45,7 +45,7 @@ def test_capture_keeps_what_a_hook_sees_of_the_conditional_half(pipe):
 
 
 def test_capture_refuses_seeds_that_do_not_match(pipe):
-    with pytest.raises(lp.UserError, match="seeds: 1 for 2 prompts"):
+    with pytest.raises(lp.UserError, match="number of seeds is 1 for 2 prompts"):
         lp.capture(pipe, PROMPTS, seeds=[1])
     with pytest.raises(lp.UserError, match="matches no module"):
         lp.capture(pipe, PROMPTS, layers="nowhere")
@@ -111,8 +111,8 @@ def test_fit_probe_chooses_the_penalty_with_the_least_validation_error(data):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x, y: (x[0], y), "activations: they do not match the labels"),
-        (lambda x, y: (x, y[:, :5]), "do not divide into 3 x 4 tokens"),
+        (lambda x, y: (x[0], y), "activations: their shape does not match that of the labels"),
+        (lambda x, y: (x, y[:, :5]), "do not divide evenly into 3 x 4 tokens"),
         (lambda x, y: (x * np.nan, y), "values are not finite"),
         (lambda x, y: (x[:1], y[:1]), "too few samples for training and validation"),
     ],

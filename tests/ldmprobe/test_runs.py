@@ -87,7 +87,7 @@ def test_run_study_refuses_what_check_refuses(study, tmp_path):
     wrong = study.model_copy(
         update={"capture": study.capture.model_copy(update={"layers": ("nowhere",)})}
     )
-    with pytest.raises(lp.UserError, match=r"capture\.layers 'nowhere' matches no module"):
+    with pytest.raises(lp.UserError, match=r"capture\.layers: 'nowhere' matches no module"):
         lp.run_study(wrong, str(tmp_path), progress=False)
     assert not list(tmp_path.iterdir())
 

@@ -53,7 +53,7 @@ def test_captured_conditional_half_is_the_second(unet, capture_layers):
 def test_pop_activations_refuses_a_batch_that_was_not_declared(unet, capture_layers):
     with torch.no_grad(), capture_layers([LAYER], 1) as capture:
         call_unet(unet, 4)
-        with pytest.raises(RuntimeError, match="guidance is not what was declared"):
+        with pytest.raises(RuntimeError, match="copies as the Architecture declares"):
             capture.pop_activations(2)
 
 

@@ -34,7 +34,7 @@ def test_non_finite_error_survives_the_way_from_another_process():
 def test_require_varied_names_the_sample_and_its_colour():
     images = np.zeros((3, 4, 4, 3), np.uint8)
     images[:2, 1, 1] = 9
-    with pytest.raises(RunError, match=r"sample 12 is one colour throughout \(rgb 0, 0, 0\)"):
+    with pytest.raises(RunError, match=r"all pixels of sample 12 have one colour \(rgb 0, 0, 0\)"):
         require_varied(images, [10, 11, 12])
     require_varied(images[:2], [10, 11])
 

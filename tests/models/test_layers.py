@@ -55,10 +55,10 @@ def test_match_layers_expands_the_presets_of_the_architecture(dry_run_shapes):
     ("layer", "words"),
     [
         ("*.to_q", []),  # an ordinary module: tokens by channels
-        ("time_embedding", ["time_embedding", "gives a Tensor of shape (1, 32)"]),
-        ("*.attn2.to_k", ["attn2.to_k", "77 tokens do not tile 8 x 8"]),
+        ("time_embedding", ["time_embedding", "output is a Tensor of shape (1, 32)"]),
+        ("*.attn2.to_k", ["attn2.to_k", "77 tokens do not fill a grid of ratio 8 x 8"]),
         ("vae.decoder.up_blocks.0.resnets.0.dropout", []),
-        ("time_proj*", ["time_proj", "narrower"]),
+        ("time_proj*", ["time_proj", "does not match"]),
     ],
 )
 def test_layer_shapes_refuses_layers_that_cannot_be_probed(dry_run_shapes, layer, words):

@@ -39,5 +39,7 @@ def test_check_device_refuses_offloading_without_a_gpu_before_work(model_folders
 @pytest.mark.parametrize("source", ["folder", "tabletop"])
 def test_a_revision_of_a_folder_is_refused(model_folders, source):
     model = {"source": str(model_folders["sd1"]) if source == "folder" else source}
-    with pytest.raises(UserError, match=r"model\.revision: .*\('main'\)\. Fix: leave it out"):
+    with pytest.raises(
+        UserError, match=r"model\.revision: .*\('main'\)\. Fix: leave model.revision out"
+    ):
         plan_study(parse_study({"model": {**model, "revision": "main"}}))

@@ -164,7 +164,7 @@ def test_guidance_that_was_not_declared_is_an_error(model_folders):
     study = architecture_study(model_folders["sd1"], "sd1")
     sampler = load_sampler(study)
     sampler.scale = 1.0  # the pipeline will now send one half, where two were declared
-    with pytest.raises(RuntimeError, match="guidance is not what was declared"):
+    with pytest.raises(RuntimeError, match="Architecture declares"):
         generated(sampler, make_samples(study)[:2])
     flux = load_sampler(
         architecture_study(model_folders["flux"], "flux", prompts={"negative": "a car"})

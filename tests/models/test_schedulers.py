@@ -35,7 +35,9 @@ def test_planned_steps_of_each_architecture_and_scheduler(model_folders, name, s
         model_folders[name], name, sampling={"scheduler": scheduler, "steps": 15}
     )
     if (scheduler == "flow") != (name in FLOW_ARCHITECTURES):
-        with pytest.raises(UserError, match=r"sampling\.scheduler is .*Fix: use "):
+        with pytest.raises(
+            UserError, match=r"sampling\.scheduler is .*Fix: set sampling\.scheduler to "
+        ):
             plan_study(study)
         return
     steps = plan_study(study).steps

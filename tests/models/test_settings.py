@@ -23,7 +23,10 @@ def test_attention_slicing_is_refused_where_the_denoiser_has_none(model_folders,
     if name in ("sd1", "sd2", "sdxl"):
         assert checked(model_folders[name], name, model={"attention_slicing": True}) == ()
         return
-    with pytest.raises(UserError, match=r"model\.attention_slicing is true.* Fix: set it to false"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.attention_slicing is true.* Fix: set model.attention_slicing to false",
+    ):
         checked(model_folders[name], name, model={"attention_slicing": True})
     assert checked(model_folders[name], name) == ()
 
@@ -59,7 +62,7 @@ def test_guidance_that_is_an_input_of_the_unet_takes_one_call_and_affects_it(tmp
         images.append(made.image)
         activations.append(made.activations.values[sampler.layers[0]])
     assert not (activations[0] == activations[1]).all()
-    with pytest.raises(UserError, match=r"prompts\.negative: .*Fix: leave it out"):
+    with pytest.raises(UserError, match=r"prompts\.negative: .*Fix: leave prompts.negative out"):
         checked(folder, "sd1", prompts={"negative": "a blue ring"})
 
 
@@ -67,7 +70,7 @@ def test_undeclared_guidance_is_an_error_with_a_batch_of_one_too(tmp_path, model
     study = architecture_study(model_folders["sd1"], "sd1", sampling={"batch": 1})
     sampler = load_sampler(study)
     sampler.scale = 1.0  # the pipeline sends one copy, and two are declared
-    with pytest.raises(RuntimeError, match="batch of 1, not 1 x 2"):
+    with pytest.raises(RuntimeError, match="batch size is 1, not 1 samples x 2 copies"):
         generated(sampler, make_samples(study)[:1])
 
 
@@ -82,7 +85,9 @@ def test_guidance_without_effect_is_a_note(tmp_path):
 
 
 def test_one_step_is_refused_where_the_pipeline_skips_the_schedulers_step(model_folders):
-    with pytest.raises(UserError, match=r"sampling\.steps: .*\(1\)\. Fix: set it to 2"):
+    with pytest.raises(
+        UserError, match=r"sampling\.steps: .*\(1\)\. Fix: set sampling\.steps to 2"
+    ):
         checked(model_folders["pixart"], "pixart", sampling={"steps": 1})
     assert checked(model_folders["sdxl"], "sdxl", sampling={"steps": 1}) == ()
 

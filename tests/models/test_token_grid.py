@@ -13,7 +13,7 @@ def test_to_grid_of_an_image_that_is_not_square():
     assert grid.shape == (1, 8, 4, 1)
     assert grid[0, 1, 0, 0] == 4  # row by row
     for wrong in (torch.zeros(1, 30, 1), torch.zeros(4), "text"):
-        with pytest.raises(ValueError, match=r"tile|not tokens"):
+        with pytest.raises(ValueError, match=r"fill|not tokens"):
             to_grid(wrong, Grid(16, 8))
 
 

@@ -44,7 +44,7 @@ def test_label_batch_with_a_constant_image_marks_nothing(tiny_model, tmp_path):
     image = run.open("images", require_complete=False).image
     batch = slice(0, image.encoding["chunks"][0])
     run.write("images", {"image": np.zeros_like(image[batch].values)}, sample=batch)
-    with pytest.raises(RunError, match="one colour throughout"):
+    with pytest.raises(RunError, match="have one colour"):
         label_batch(run.url, 0)
     assert not run.progress.is_done("labeled", 0)
 

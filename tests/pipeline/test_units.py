@@ -97,7 +97,7 @@ def test_register_units_adds_a_kind_of_unit_everywhere(tiny_study, tmp_path):
 
 
 def test_register_unit_kind_refuses_a_group_of_another_kind():
-    with pytest.raises(ValueError, match=r"'measure': 'label' writes 'labels'"):
+    with pytest.raises(ValueError, match=r"'measure': 'label' already writes group 'labels'"):
         register_unit_kind(
             UnitKind(
                 verb="measure", progress="m", dims=("batch",), groups=("labels",), description=""

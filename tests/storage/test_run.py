@@ -21,7 +21,7 @@ def test_write_refuses_a_region_that_cuts_a_chunk(run):
 
 
 def test_write_refuses_data_of_another_shape(run):
-    with pytest.raises(ValueError, match=r"data of shape .* for a region"):
+    with pytest.raises(ValueError, match=r"data of shape .* do not fit a region"):
         run.write(
             f"activations/{LAYER}", {"nonfinite": np.zeros((4, 2), np.int32)}, sample=slice(0, 4)
         )

@@ -71,7 +71,7 @@ def test_study_survives_its_own_json():
         ({"name": "nul\0"}, ["name"]),
         ({"probes": {"split": {"train": 0.9}}}, ["probes.split", "make it 1"]),
         ({"probes": {"penalties": [-1.0]}}, ["probes.penalties.0", "-1"]),
-        ({"labels": {"foreground": None, "depth": None, "shading": None}}, ["labels", "all off"]),
+        ({"labels": {"foreground": None, "depth": None, "shading": None}}, ["labels", "all null"]),
         ({"model": "tabletop"}, ["model", "tabletop"]),
     ],
 )
@@ -90,9 +90,9 @@ def test_study_mistake_is_one_sentence(content, words):
     [
         (
             {"probes": {"kinds": ["ridge", "logistic"]}},
-            r"cannot fit logistic probes\. Fix: set probes",
+            r"logistic probes need stored activations\. Fix: set probes",
         ),
-        ({"probes": {"kinds": ["adam"]}}, "cannot fit adam probes"),
+        ({"probes": {"kinds": ["adam"]}}, "adam probes need stored activations"),
         (
             {"controls": {"mlp": True}},
             "set controls.mlp to false, or capture.keep",

@@ -32,5 +32,5 @@ def test_heldout_is_refused_beside_files_that_name_splits(tiny_model, tmp_path):
 
 def test_heldout_that_leaves_no_training_samples_is_refused(tiny_model):
     study = statistics_study(tiny_model, "activations", probes={"split": {"heldout": 24}})
-    with pytest.raises(UserError, match=r"probes.split.heldout is 24.*lower it"):
+    with pytest.raises(UserError, match=r"probes.split.heldout is 24.*lower probes.split.heldout"):
         make_samples(study)

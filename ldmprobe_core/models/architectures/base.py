@@ -1,4 +1,4 @@
-"""Base classes for the description of a diffusers pipeline class and its model's configs."""
+"""Base classes that describe a diffusers pipeline class and the configs of one model."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ class Architecture(ABC):
     ) -> None:
         self.pipeline_name, self.source = pipeline_name, source
         self.config = {**default_config(self.network), **read_config(self.denoiser)}
-        # `Flux.latent` must see whether the VAE's config states a sample size, so this key gets no
-        # default value.
+        # `Flux.latent` distinguishes a VAE config that states ``sample_size`` from one that omits
+        # it, so the default value of this key must not be filled in.
         vae_defaults = {
             k: v for k, v in default_config(AutoencoderKL).items() if k != "sample_size"
         }
@@ -129,14 +129,14 @@ class Architecture(ABC):
 
     @property
     def diffusers_class(self) -> Any:
-        """Diffusers pipeline class of the model."""
+        """Pipeline class of diffusers that loads and runs the model."""
         return self.pipeline_class or getattr(diffusers, self.pipeline_name)
 
     # --- sizes --------------------------------------------------------------------------------
 
     @property
     def reduction(self) -> int:
-        """Ratio of the image's height to the latents' height, such as 8; the same for the width."""
+        """Number of image pixels per latent along each side, such as 8."""
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
     @property
@@ -146,7 +146,7 @@ class Architecture(ABC):
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width of the latents.
+        """Height and width of the latents, such as (64, 64).
 
         Raises:
             UserError: the denoiser's config does not state a valid ``sample_size``.
@@ -168,13 +168,13 @@ class Architecture(ABC):
 
     @property
     def grid(self) -> Grid:
-        """Rows and columns of image tokens in a layer at the resolution of the latents."""
+        """Token grid of a layer at the latents' resolution: one image token for each latent."""
         return Grid(*self.latent)
 
     # --- calls --------------------------------------------------------------------------------
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
-        """Pattern of denoiser calls for a guidance scale.
+        """Return the pattern of denoiser calls that the pipeline makes at a guidance scale.
 
         Above a scale of 1, one call per step holds two copies of the batch.
 
@@ -185,11 +185,11 @@ class Architecture(ABC):
         return Guidance(batch_copies=2 if scale > 1 else 1)
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Whether the guidance scale affects the images, given the negative prompt or None."""
+        """Return whether the guidance scale affects images with this negative prompt (or None)."""
         return True
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
-        """Keyword arguments for the pipeline's call that set guidance and image size.
+        """Return the keyword arguments of the pipeline's call that set guidance and image size.
 
         Args:
             scale: guidance scale; 1 means no guidance.
@@ -202,7 +202,7 @@ class Architecture(ABC):
         return arguments
 
     def scheduler_config(self, class_name: str) -> dict[str, Any]:
-        """Scheduler config as this pipeline class would change it for a scheduler class.
+        """Return the model's scheduler config, with the corrections that this pipeline class makes.
 
         Args:
             class_name: name of the diffusers scheduler class, such as ``DDIMScheduler``.
@@ -210,12 +210,12 @@ class Architecture(ABC):
         return self.scheduler
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Set a scheduler's timesteps as the pipeline does for a number of sampler steps."""
+        """Set the timesteps of a scheduler for a number of sampler steps, as the pipeline does."""
         scheduler.set_timesteps(steps)
 
     @abstractmethod
     def dummy_inputs(self) -> dict[str, Any]:
-        """Keyword arguments of a denoiser call with one sample, with tensors of the right shapes.
+        """Build keyword arguments for a denoiser call on one sample; only tensor shapes matter.
 
         They are used on the meta device to find the shapes of layers.  Text tokens, if the denoiser
         takes any, are in ``encoder_hidden_states`` (1, token, channel).
@@ -232,7 +232,7 @@ class Architecture(ABC):
         return latents
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Decode latents (n, channel, y, x) to images (n, rgb, y, x), with values of about -1..1.
+        """Decode latents (n, channel, y, x) to images (n, rgb, y, x) with values near -1..1.
 
         Args:
             vae: the pipeline's `AutoencoderKL`.
@@ -253,7 +253,7 @@ class Architecture(ABC):
         return self.normalise(vae.encode(images.to(vae.dtype)).latent_dist.mode())
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """Convert latents from the scale of the denoiser to the scale of the VAE.
+        """Convert latents from the denoiser's scale (about unit variance) to the VAE's scale.
 
         Pipeline classes differ in the keys of the VAE's config that they use for this; this base
         class uses only ``scaling_factor``.
@@ -261,14 +261,14 @@ class Architecture(ABC):
         return latents / self.vae["scaling_factor"]
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Convert latents from the scale of the VAE to the scale of the denoiser.
+        """Convert latents from the VAE's scale to the denoiser's scale (about unit variance).
 
         This is the inverse of `denormalise`.
         """
         return latents * self.vae["scaling_factor"]
 
     def check_vae(self) -> None:
-        """Refuse a VAE that this pipeline class cannot use.
+        """Check that this pipeline class can use the model's VAE.
 
         Raises:
             UserError: the VAE is not an `AutoencoderKL`, or a value in its config is unusable.
@@ -298,7 +298,7 @@ class TransformerArchitecture(Architecture):
 
     @property
     def grid(self) -> Grid:
-        """Rows and columns of image tokens, each of which stands for a patch of the latents."""
+        """Token grid of the transformer: one image token for each patch of the latents."""
         patch = self.config["patch_size"]
         height, width = self.latent
         return Grid(height // patch, width // patch)
@@ -311,22 +311,24 @@ class ShiftedLatents(Architecture):
     """
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """See `Architecture.denormalise`."""
+        """Convert latents to the VAE's scale: divide by the scaling factor, then add the shift."""
         return super().denormalise(latents) + self.vae["shift_factor"]
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """See `Architecture.normalise`."""
+        """Convert latents to the denoiser's scale: subtract the shift, multiply by the factor."""
         return super().normalise(latents - self.vae["shift_factor"])
 
     def check_vae(self) -> None:
-        """See `Architecture.check_vae`; the VAE's ``shift_factor`` must also be a number."""
+        """Check that the pipeline can use the VAE, and that its ``shift_factor`` is a number."""
         super().check_vae()
         if not _is_number(self.vae["shift_factor"]):
             self._refuse_vae("shift_factor", self.vae["shift_factor"], "give a number, 0 for none")
 
 
 def dynamic_shift(scheduler: Any, grid: Grid, default_max_shift: float) -> float:
-    """Compute the shift mu of a flow-matching schedule, which is linear in the number of tokens.
+    """Compute the timestep shift mu of a flow-matching schedule from the number of image tokens.
+
+    The shift is a linear function of the number of tokens (Esser et al. 2024, section 5.3.2).
 
     Args:
         scheduler: diffusers scheduler, whose config gives the ends of the linear function.
@@ -342,7 +344,7 @@ def dynamic_shift(scheduler: Any, grid: Grid, default_max_shift: float) -> float
 
 
 def default_config(component: Any) -> dict[str, Any]:
-    """Default values of the config keys of a diffusers class; keys without one are left out."""
+    """Return the default config values of a diffusers class; keys without a default are omitted."""
     parameters = inspect.signature(component.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -362,7 +364,7 @@ def _read_json(folder: Path, component: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("a config is a JSON object")
+            raise ValueError("the content of a config file is not a JSON object")
         return config
     except (OSError, ValueError) as error:
         raise UserError(
@@ -372,6 +374,6 @@ def _read_json(folder: Path, component: str) -> dict[str, Any]:
 
 
 def _component_config(pipeline: Any, component: str) -> dict[str, Any]:
-    """Config of one component of a loaded pipeline, with the name of the component's class."""
+    """Return the config of a pipeline component, with its class name under ``_class_name``."""
     part = getattr(pipeline, component)
     return {**part.config, "_class_name": type(part).__name__}

@@ -35,40 +35,42 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         ),
     }
     joint_block_classes = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-    # Number of text tokens in `dummy_inputs`; any number serves to find the shapes of layers.
+    # This is the number of text tokens in `dummy_inputs`.  The shapes of layers do not depend on
+    # it, so any number would do.
     _TEXT = 77
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width of the latents, for the VAE's sample size or 1024 pixels."""
-        # The transformer accepts any size, and its config states none.  Flux was trained at 1024.
+        """Height and width of the latents of an image of the VAE's sample size, by default 1024."""
+        # The config of Flux's transformer states no image size, because it accepts any.  If the
+        # VAE's config states none either, the size is 1024, at which Flux was trained.
         pixels = int(self.vae.get("sample_size") or 1024)
         side = 2 * (pixels // (2 * self.reduction))
         return side, side
 
     @property
     def grid(self) -> Grid:
-        """Rows and columns of image tokens, each of which stands for 2 x 2 latents."""
+        """Token grid of the transformer: one image token for each block of 2 x 2 latents."""
         return Grid(self.latent[0] // 2, self.latent[1] // 2)
 
     @property
     def latent_channels(self) -> int:
-        """Number of channels of the latents, 2 x 2 of which make up a token."""
+        """Number of channels of the latents, a quarter of the number of channels of a token."""
         return int(self.config["in_channels"]) // 4
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Whether the guidance scale affects the images.
+        """Return whether the guidance scale affects images with this negative prompt (or None).
 
         It does if it is an input of the denoiser, or if there is a negative prompt.
         """
         return bool(self.config["guidance_embeds"]) or negative is not None
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
-        """Pattern of denoiser calls: two calls per step under a negative prompt, otherwise one."""
+        """Return the pattern of denoiser calls: two per step with a negative prompt, else one."""
         return Guidance(calls_per_step=2 if negative is not None and scale > 1 else 1)
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
-        """See `Architecture.arguments`.
+        """Return the keyword arguments of the pipeline's call that set guidance and image size.
 
         With a negative prompt, the scale is that of classifier-free guidance (``true_cfg_scale``).
         """
@@ -78,7 +80,7 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         return arguments
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Set a scheduler's timesteps, shifted for the number of image tokens.
+        """Set the timesteps of a scheduler, with a shift by the number of image tokens.
 
         The shift is that of Esser et al. 2024, section 5.3.2.
         """
@@ -89,7 +91,7 @@ class Flux(ShiftedLatents, TransformerArchitecture):
             scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
 
     def dummy_inputs(self) -> dict[str, Any]:
-        """See `Architecture.dummy_inputs`."""
+        """Build keyword arguments for a call of Flux's transformer on one sample."""
         tokens = self.grid.height * self.grid.width
         call = {
             "hidden_states": torch.empty(1, tokens, self.config["in_channels"]),
@@ -104,7 +106,7 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         return call
 
     def unpack(self, latents: Tensor) -> Tensor:
-        """Convert latents from the pipeline's tokens to a map.
+        """Convert latents from the pipeline's token sequence to a map (n, channel, y, x).
 
         Args:
             latents: (n, token, 4 * channel); each token holds a 2 x 2 block of the map, with its
@@ -119,7 +121,7 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         return parts.permute(0, 3, 1, 4, 2, 5).reshape(n, packed // 4, 2 * rows, 2 * columns)
 
     def pack(self, latents: Tensor) -> Tensor:
-        """See `Architecture.pack`."""
+        """Convert latents (n, channel, y, x) to tokens (n, token, 4 * channel)."""
         n, channels, height, width = latents.shape
         parts = latents.reshape(n, channels, height // 2, 2, width // 2, 2)
         return parts.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, 4 * channels)

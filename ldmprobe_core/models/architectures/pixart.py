@@ -24,7 +24,7 @@ class PixArt(TransformerArchitecture):
     _passes_size: ClassVar[bool] = False
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
-        """See `Architecture.arguments`.
+        """Return the keyword arguments of the pipeline's call that set guidance and image size.
 
         Two options of the pipeline are turned off: rounding of the image size, and rewriting of
         prompts.
@@ -36,7 +36,7 @@ class PixArt(TransformerArchitecture):
         }
 
     def dummy_inputs(self) -> dict[str, Any]:
-        """See `Architecture.dummy_inputs`."""
+        """Build keyword arguments for a call of PixArt's transformer on one sample."""
         added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
         if self._passes_size and self.config["sample_size"] == 128:
             added = {"resolution": torch.empty(1, 2), "aspect_ratio": torch.empty(1, 1)}

@@ -1,4 +1,4 @@
-"""Registry of architectures, each under the names of its diffusers pipeline classes."""
+"""Registry that maps names of diffusers pipeline classes to `Architecture` classes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ register_architecture("FluxPipeline")(Flux)
 
 
 def detect_architecture(folder: Path) -> Architecture:
-    """Describe the model in a folder, by the pipeline class that its ``model_index.json`` names.
+    """Build the `Architecture` of a model folder for the class named in ``model_index.json``.
 
     Args:
         folder: model folder in the layout of diffusers.
@@ -69,12 +69,12 @@ def detect_architecture(folder: Path) -> Architecture:
             f"({type(error).__name__}). Fix: give a folder written by save_pretrained"
         ) from error
     if name not in _ARCHITECTURES:
-        raise UserError(f"model.source: {_unsupported(name)}")
+        raise UserError(f"model.source: {_unsupported_class_with_remedy(name)}")
     return _ARCHITECTURES[name].from_folder(name, folder)
 
 
 def architecture_of(pipeline: Any) -> Architecture:
-    """Describe the model of a loaded diffusers pipeline.
+    """Build the `Architecture` of a loaded diffusers pipeline.
 
     The architecture is that of the pipeline's class, or of the nearest registered base class.
 
@@ -84,9 +84,9 @@ def architecture_of(pipeline: Any) -> Architecture:
     for base in type(pipeline).__mro__:
         if base.__name__ in _ARCHITECTURES:
             return _ARCHITECTURES[base.__name__].from_pipeline(pipeline)
-    raise UserError(f"pipeline: {_unsupported(type(pipeline).__name__)}")
+    raise UserError(f"pipeline: {_unsupported_class_with_remedy(type(pipeline).__name__)}")
 
 
-def _unsupported(name: object) -> str:
-    """Problem and remedy, in words, for a pipeline class without a registered architecture."""
+def _unsupported_class_with_remedy(name: object) -> str:
+    """Return the error text for a pipeline class without a registered architecture."""
     return f"class {name!s:.60} cannot be probed. Fix: use one of {', '.join(_ARCHITECTURES)}"

@@ -12,7 +12,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
-    """Check a study's model, sampling and prompt settings against its architecture.
+    """Check that the model's architecture supports a study's model, sampling and prompt settings.
 
     Returns:
         warnings about settings that have no effect on the images, one sentence each.
@@ -40,20 +40,20 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
     if study.model.attention_slicing and not hasattr(architecture.network, "set_attention_slice"):
         raise UserError(
             f"model.attention_slicing is true, but the attention of a {name} cannot be sliced. "
-            "Fix: set it to false"
+            "Fix: set model.attention_slicing to false"
         )
     steps = study.sampling.steps
     if steps < architecture.min_steps:
         raise UserError(
             f"sampling.steps: a {name} needs at least {architecture.min_steps} steps, since it "
-            f"ignores the result of the scheduler if there are fewer ({steps}). Fix: set it to "
-            f"{architecture.min_steps} or more"
+            f"ignores the result of the scheduler if there are fewer ({steps}). Fix: set "
+            f"sampling.steps to {architecture.min_steps} or more"
         )
     return _check_guidance(architecture, study)
 
 
 def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]:
-    """Check the guidance scale and the negative prompt; returns warnings, one sentence each."""
+    """Check a study's guidance scale and negative prompt; return warnings, one sentence each."""
     scale, negative = study.sampling.guidance, study.prompts.negative
     if study.images is not None:
         return ()
@@ -61,8 +61,8 @@ def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]
     if negative is not None and guidance.batch_copies * guidance.calls_per_step == 1:
         raise UserError(
             f"prompts.negative: the {architecture.denoiser} of {architecture.source} takes the "
-            f"guidance scale as an input and no negative prompt ({negative!r:.60}). Fix: leave it "
-            "out"
+            f"guidance scale as an input and no negative prompt ({negative!r:.60}). Fix: leave "
+            "prompts.negative out"
         )
     if scale != 1 and not architecture.uses_guidance(negative):
         return (

@@ -20,7 +20,7 @@ class UNetArchitecture(Architecture):
     size_multiple = 8
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
-        """Pattern of denoiser calls; see `Architecture.guidance`.
+        """Return the pattern of UNet calls that the pipeline makes at a guidance scale.
 
         UNets with ``time_cond_proj_dim`` in their config (latent consistency models) take the
         guidance scale as an input, so each call holds only one copy of the batch.
@@ -30,7 +30,7 @@ class UNetArchitecture(Architecture):
         return super().guidance(scale, negative)
 
     def dummy_inputs(self) -> dict[str, Any]:
-        """See `Architecture.dummy_inputs`."""
+        """Build keyword arguments for a call of the UNet on one sample."""
         width = self.config["cross_attention_dim"]
         call = {
             "sample": torch.empty(1, self.config["in_channels"], *self.latent),
@@ -51,10 +51,10 @@ class StableDiffusion(UNetArchitecture):
     load_arguments: ClassVar = {"safety_checker": None, "requires_safety_checker": False}
 
     def scheduler_config(self, class_name: str) -> dict[str, Any]:
-        """Scheduler config with the two corrections that the pipeline makes in old configs.
+        """Return the scheduler config with the two corrections that the pipeline makes to old ones.
 
-        They are ``steps_offset`` 1 and ``clip_sample`` false.  For a scheduler class other than the
-        model's own, they apply only if the config states the key.
+        The corrections are ``steps_offset`` 1 and ``clip_sample`` false.  For a scheduler class
+        other than the model's own, they apply only if the config states the key.
 
         Args:
             class_name: name of the diffusers scheduler class, such as ``DDIMScheduler``.
@@ -72,7 +72,7 @@ class StableDiffusionXL(UNetArchitecture):
     """Stable Diffusion XL, whose UNet also takes a pooled text embedding and the image size."""
 
     def dummy_inputs(self) -> dict[str, Any]:
-        """See `Architecture.dummy_inputs`."""
+        """Build keyword arguments for a call of the UNet, with text embedding and image size."""
         times = 6
         pooled = (
             self.config["projection_class_embeddings_input_dim"]
@@ -82,7 +82,7 @@ class StableDiffusionXL(UNetArchitecture):
         return {**super().dummy_inputs(), "added_cond_kwargs": added}
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """See `Architecture.denormalise`.
+        """Convert latents from the scale of the denoiser to the scale of the VAE.
 
         If the VAE's config states a mean and a standard deviation for each channel, both are used
         in addition to ``scaling_factor``.
@@ -93,14 +93,14 @@ class StableDiffusionXL(UNetArchitecture):
         return latents * std / self.vae["scaling_factor"] + mean
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """See `Architecture.normalise`."""
+        """Convert latents to the denoiser's scale, the inverse of `denormalise`."""
         if not self._standardised:
             return super().normalise(latents)
         mean, std = self._moments(latents)
         return (latents - mean) * self.vae["scaling_factor"] / std
 
     def check_vae(self) -> None:
-        """See `Architecture.check_vae`.
+        """Check that the pipeline can use the model's VAE.
 
         ``latents_mean`` and ``latents_std``, if given, must have one number for each channel.
         """
@@ -118,11 +118,11 @@ class StableDiffusionXL(UNetArchitecture):
 
     @property
     def _standardised(self) -> bool:
-        """Whether the VAE's config states a mean and a standard deviation for each channel."""
+        """Flag that is True if the VAE's config states a mean and a deviation for each channel."""
         return self.vae["latents_mean"] is not None and self.vae["latents_std"] is not None
 
     def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each latent channel, (1, channel, 1, 1) each.
+        """Return the mean and standard deviation of each latent channel, (1, channel, 1, 1) each.
 
         Args:
             latents: tensor whose dtype and device the results get.

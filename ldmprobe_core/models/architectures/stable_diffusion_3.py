@@ -25,7 +25,7 @@ class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
     joint_block_classes = ("JointTransformerBlock",)
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Set a scheduler's timesteps, shifted for the number of image tokens.
+        """Set the timesteps of a scheduler, with a shift by the number of image tokens.
 
         The shift (Esser et al. 2024, section 5.3.2) applies only if the scheduler's config has
         ``use_dynamic_shifting``.
@@ -37,7 +37,7 @@ class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
             scheduler.set_timesteps(steps)
 
     def dummy_inputs(self) -> dict[str, Any]:
-        """See `Architecture.dummy_inputs`."""
+        """Build keyword arguments for a call of Stable Diffusion 3's transformer on one sample."""
         return {
             "hidden_states": torch.empty(1, self.config["in_channels"], *self.latent),
             "timestep": torch.ones(1),

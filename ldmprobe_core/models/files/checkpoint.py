@@ -1,4 +1,4 @@
-"""Check that a model folder has all weights, by its index files and safetensors headers alone.
+"""Check that a model folder has all weights, from index files and safetensors headers alone.
 
 If a weight tensor is missing from the files, `from_pretrained` fills it with random values and only
 logs a warning, and every worker would then use a different model.  This module therefore looks up
@@ -26,7 +26,7 @@ _DTYPE_BYTES = {
 }  # fmt: skip
 
 _STEMS = ("diffusion_pytorch_model", "model")
-"""Names, without suffix, of the weight files that diffusers and transformers write."""
+"""Names of the weight files that diffusers and transformers write, without ``.safetensors``."""
 
 _RENAMED = [
     (re.compile(r"\.(query|key|value)\.(weight|bias)$"), r".to_\1.\2"),
@@ -35,7 +35,7 @@ _RENAMED = [
     (re.compile(r"\.to_key\."), ".to_k."),
     (re.compile(r"\.to_value\."), ".to_v."),
 ]
-"""Patterns for names of attention weights in old checkpoints, and the names in current diffusers.
+"""Pairs of a pattern for old names of attention weights and the replacement by current names.
 
 Diffusers renames these weights in the same way while it loads a checkpoint.
 """
@@ -64,7 +64,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
                 )
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
-                raise ValueError("no header")
+                raise ValueError("the header is missing or cut off")
             header = json.loads(file.read(length))
         return _tensors(header, size - 8 - length)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -99,7 +99,9 @@ def _tensors(header: Any, data_bytes: int) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"tensor {name:.60} has more or fewer bytes than its shape needs")
         shapes[name], end = shape, max(end, stop)
     if end != data_bytes:
-        raise ValueError(f"{end} bytes of tensors are declared and {data_bytes} are there")
+        raise ValueError(
+            f"the header declares {end} bytes of tensors, but the file holds {data_bytes}"
+        )
     return shapes
 
 
@@ -128,10 +130,10 @@ def read_component(folder: Path) -> dict[str, tuple[int, ...]]:
     variants = sorted(path.name for path in folder.glob("*.safetensors"))
     if variants:
         raise UserError(
-            f"model: {folder} holds only {', '.join(variants)}, a variant. Fix: fetch the default "
-            "weights, or rename the file without its variant"
+            f"model: {folder} holds only a variant of the weights ({', '.join(variants)}). Fix: "
+            "fetch the default weights, or rename the file without its variant, such as .fp16"
         )
-    raise UserError(f"model: {folder} holds no weights (*.safetensors). Fix: fetch them")
+    raise UserError(f"model: {folder} holds no weights (*.safetensors). Fix: fetch the weights")
 
 
 def _read_shards(folder: Path, index: Path) -> dict[str, tuple[int, ...]]:
@@ -147,13 +149,13 @@ def _read_shards(folder: Path, index: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name in sorted(files):
         if Path(name).name != name or not (folder / name).is_file():
-            raise UserError(f"model: {folder / name}: this shard is missing. Fix: fetch it")
+            raise UserError(f"model: shard {folder / name} is missing. Fix: fetch this file")
         shapes |= read_header(folder / name)
     missing = sorted(names - set(shapes))
     if missing:
         raise UserError(
-            f"model: {index} lists the tensor {missing[0]}, which is in none of the weight files. "
-            "Fix: fetch them again"
+            f"model: {index} lists the tensor {missing[0]}, but no weight file holds it. "
+            "Fix: fetch the weight files again"
         )
     return shapes
 
@@ -173,35 +175,35 @@ def require_weights(folder: Path, network: nn.Module) -> None:
     stored = {_current_name(name): shape for name, shape in read_component(folder).items()}
     needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     tied = _tied(network)
-    missing, reshaped = [], []
+    missing, mismatched = [], []
     for name, shape in needed.items():
         stored_shape = next((stored[alias] for alias in _aliases(name) if alias in stored), None)
         if stored_shape is None:
             if name not in tied and not name.endswith("position_ids"):
                 missing.append(name)
         elif stored_shape != shape and _squeezed(stored_shape) != _squeezed(shape):
-            reshaped.append(f"{name} is {stored_shape}, not {shape}")
+            mismatched.append(f"{name} has shape {stored_shape}, not {shape} as in its config.json")
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
             f"model: {folder} lacks the tensor {missing[0]}{more}. Fix: fetch its weights again"
         )
-    if reshaped:
+    if mismatched:
         raise UserError(
-            f"model: {folder}: tensor {reshaped[0]}. Fix: config.json and weights must be of one "
-            "model"
+            f"model: in {folder}, tensor {mismatched[0]}. Fix: fetch config.json and the weights "
+            "of the same model"
         )
 
 
 def _current_name(name: str) -> str:
-    """Name that current diffusers gives to a tensor of a possibly old checkpoint."""
+    """Convert a tensor name of an old checkpoint to its name in current diffusers."""
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     return name
 
 
 def _aliases(name: str) -> Iterable[str]:
-    """Yield the names that a tensor may have in a file, first its name in the network."""
+    """Yield the names that a network's tensor may have in a weight file, most likely first."""
     yield name
     for prefix in _PREFIXES:
         yield prefix + name
@@ -210,7 +212,10 @@ def _aliases(name: str) -> Iterable[str]:
 
 
 def _tied(network: nn.Module) -> set[str]:
-    """Names of tensors that share their values with another tensor, so a file may omit them."""
+    """Return the names of tensors that share their values with another tensor.
+
+    A weight file may omit them.
+    """
     tied: set[str] = set()
     for prefix, module in network.named_modules():
         keys = getattr(module, "_tied_weights_keys", None) or ()

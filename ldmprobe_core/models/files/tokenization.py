@@ -1,4 +1,4 @@
-"""Token ids of prompts, and the text that tokenizers cut off from long prompts.
+"""Conversion of prompts to token ids, and search for text that tokenizers cut off.
 
 Different prompts can have the same token ids, because a tokenizer may ignore case and repeated
 spaces, and cuts off text beyond its maximum length.  Token ids therefore show whether two prompts
@@ -22,7 +22,7 @@ TokenIds = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids of one prompt, and the end of the prompt that the model does not read.
+    """Token ids of one prompt, and the end of a long prompt that its tokenizers cut off.
 
     Attributes:
         ids: token ids by tokenizer, with special tokens, without padding, and cut to the
@@ -36,7 +36,7 @@ class PromptTokens:
 
 
 class PromptTokenizer:
-    """Function from a prompt to the token ids that a pipeline would pass to its text encoders.
+    """Callable that converts a prompt to the token ids that a pipeline's text encoders receive.
 
     Args:
         folder: folder of the model, which has a subfolder for each tokenizer.
@@ -74,14 +74,15 @@ class PromptTokenizer:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Most tokens that each tokenizer takes, with special tokens, by its folder's name."""
+        """Maximum number of tokens, with special tokens, by the name of a tokenizer's folder."""
         return {name: limit for name, (_, limit) in self._tokenizers.items()}
 
     def __call__(self, prompt: str) -> PromptTokens:
         """Convert a prompt to token ids, and find the text that each tokenizer cuts off."""
         ids, cuts = [], {}
         if self._preprocess is not None:
-            # The method reads nothing of the pipeline itself unless it is to clean captions.
+            # There is no pipeline object yet, so `self` is None.  The method `_text_preprocessing`
+            # of diffusers uses `self` only to clean captions, which is off here.
             (prompt,) = self._preprocess(None, prompt)
         for name, (tokenizer, limit) in self._tokenizers.items():
             whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
@@ -93,21 +94,27 @@ class PromptTokenizer:
 
 
 def _load(folder: Path, kind: str) -> Any:
-    """Load a tokenizer from a folder, by the name of its class in transformers."""
+    """Load the tokenizer in a folder.
+
+    Args:
+        folder: folder of the tokenizer.
+        kind: name of its class in transformers; ``AutoTokenizer`` loads unknown classes.
+    """
     library = importlib.import_module("transformers")
     tokenizer: Any = getattr(library, kind, None) or library.AutoTokenizer
     try:
         return tokenizer.from_pretrained(folder, local_files_only=True)
-    # Transformers raises exceptions of many types if the files of a tokenizer are damaged.
+    # Damaged tokenizer files make transformers raise exceptions of many types, so all are caught.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"model: {folder} holds no usable tokenizer ({reason:.100}). Fix: fetch it again"
+            f"model: {folder} holds no usable tokenizer ({reason:.100}). Fix: fetch the "
+            "tokenizer again"
         ) from error
 
 
 def _require_vocabulary(folder: Path, tokenizer: Any, encoder: Path) -> None:
-    """Refuse a tokenizer that has token ids beyond the vocabulary of its text encoder.
+    """Check that the token ids of a tokenizer are within the vocabulary of its text encoder.
 
     Args:
         folder: folder of the tokenizer, for the message.

@@ -1,4 +1,4 @@
-"""Search for a model's configs and weights on this machine; nothing is downloaded."""
+"""Search for a model's configs and weights in local folders and the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ldmprobe_core.study.readers.model_record import EMBEDDED, RECORD
 from ldmprobe_core.study.sections import Model
 
 _KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}
-"""Hub ids of models whose configs are part of this package, with the folder of each.
+"""Hugging Face ids of models whose configs this package includes, with the configs' folder.
 
 Studies of these models can be planned on a machine that does not have the models.
 """
 
 
 def config_folder(model: Model) -> Path:
-    """Find the folder of a model's JSON configs, which may lack the weights.
+    """Find a folder with the JSON configs of a model, with or without its weights.
 
     Raises:
         UserError: the model's configs are not on this machine, or ``model.source`` is invalid.
@@ -35,7 +35,9 @@ def config_folder(model: Model) -> Path:
 
 
 def model_folder(model: Model) -> Path:
-    """Find the folder of a model's files: ``model.source`` itself, or a hub id's cached copy.
+    """Find the folder of a model's configs and weights on this machine.
+
+    It is ``model.source`` itself, or the cached copy of a Hugging Face id.
 
     Raises:
         UserError: the model is not on this machine, or ``model.source`` is invalid.
@@ -48,18 +50,18 @@ def _not_here(model: Model) -> NoReturn:
     revision = f" --revision {model.revision}" if model.revision else ""
     raise UserError(
         f"model.source {model.source!r} is not on this machine. Fix: fetch it with hf download "
-        f"{model.source}{revision}, or give its folder"
+        f"{model.source}{revision}, or set model.source to its folder"
     )
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a model folder has safetensors files for both the denoiser and the VAE."""
+    """Return whether a model folder has safetensors files for both the denoiser and the VAE."""
     parts = (detect_architecture(folder).denoiser, "vae")
     return all(any((folder / part).glob("*.safetensors")) for part in parts)
 
 
 def _local_folder(model: Model) -> Path | None:
-    """Folder that ``model.source`` names; None if it is a hub id.
+    """Return the folder that ``model.source`` names; None if it is a Hugging Face id.
 
     Raises:
         UserError: ``model.source`` is neither a model folder nor a hub id, or ``model.revision`` is
@@ -71,28 +73,29 @@ def _local_folder(model: Model) -> Path | None:
         if model.revision is not None:
             raise UserError(
                 f"model.revision: {model.source} is a folder, and only hub ids have revisions "
-                f"({model.revision!r:.60}). Fix: leave it out"
+                f"({model.revision!r:.60}). Fix: leave model.revision out"
             )
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
         raise UserError(
-            f"model.source {model.source!r}: no diffusers model there (model_index.json is "
-            "missing). Fix: give 'tabletop', a folder written by save_pretrained, or a hub id"
+            f"model.source {model.source!r}: the folder holds no diffusers model (model_index.json "
+            "is missing). Fix: give 'tabletop', a folder written by save_pretrained, or a hub id"
         )
     return None
 
 
 def _cached(model: Model) -> Path | None:
-    """Folder of a hub id's files in the Hugging Face cache; None if they are not there."""
+    """Return the cached folder of a model's Hugging Face id; None if it is not in the cache."""
     try:
         return Path(snapshot_download(model.source, revision=model.revision, local_files_only=True))
-    # The hub's client raises exceptions of many types for a model that is not in the cache.
+    # For a model that is not in the cache, huggingface_hub raises exceptions of many types, and all
+    # of them mean that there is no folder to return.
     except Exception:
         return None
 
 
 def fingerprint(folder: Path) -> str:
-    """Compute a hash of the names and contents of a model folder's config and weight files.
+    """Compute a hash over the names and contents of all config and weight files in a folder.
 
     The model record is left out: it holds default settings, which do not change the model itself.
 

@@ -20,12 +20,12 @@ from ldmprobe_core.storage.filesystem import explained_failures
 from ldmprobe_core.storage.stores.metadata_cache import documents, invalidate_node, members
 
 RequiredChunks = bool | Callable[[str], bool]
-"""Whether chunks have to exist: all, none, or those for whose key a function returns True."""
+"""Rule for chunks that must exist: True for all, False for none, or a predicate of the key."""
 
 _CRC_BYTES = 4
 
 _OLDER = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
-"""Names of metadata files of Zarr v2.  No run has them, so look-ups of them send no request."""
+"""Names of metadata files of Zarr v2, which no run has; look-ups of them send no request."""
 
 
 class CorruptChunkError(RunError):
@@ -37,7 +37,8 @@ class CorruptChunkError(RunError):
     """
 
     def __init__(self, url: str, key: str, reason: str) -> None:
-        # Unpickling calls the class with these arguments.
+        # Worker processes pickle exceptions, and unpickling calls the class with `args`, so the
+        # base class must receive the same arguments as this method.
         super().__init__(url, key, reason)
         self.url, self.key, self.reason = url, key, reason
 
@@ -49,22 +50,22 @@ class CorruptChunkError(RunError):
 
     @property
     def is_metadata(self) -> bool:
-        """Whether the key is the zarr.json of a group or array, and not a chunk."""
+        """Flag that is True if the key is a zarr.json, and False if it is a chunk."""
         return self.key.endswith("/zarr.json")
 
     @property
     def array(self) -> str:
-        """Path of the array that the chunk belongs to, or of the array or group of the metadata."""
+        """Path of the array or group to which the chunk or zarr.json belongs."""
         return self.key.removesuffix("/zarr.json").partition("/c/")[0]
 
     @property
     def chunk_index(self) -> tuple[int, ...]:
-        """Position of the chunk in the array's chunk grid."""
+        """Index of the chunk in the chunk grid of its array."""
         return tuple(int(i) for i in self.key.partition("/c/")[2].split("/"))
 
 
 class ChecksumStore(WrapperStore[Store]):
-    """Zarr store of a run that raises an error for corrupt chunks.
+    """Zarr store wrapper that raises an error for missing and corrupt chunks.
 
     Args:
         store: Zarr store that holds the data.
@@ -116,12 +117,13 @@ class ChecksumStore(WrapperStore[Store]):
         if google_crc32c.value(data[:-_CRC_BYTES]).to_bytes(_CRC_BYTES, "little") != checksum:
             raise CorruptChunkError(self.url, key, "changed")
         if self._recorded.get(key, checksum) != checksum:
-            # The bytes are intact, but they are those of another chunk.
+            # The chunk's own checksum is right, but it differs from the recorded one, so another
+            # chunk was copied over this one.
             raise CorruptChunkError(self.url, key, "changed")
         return value
 
     async def _document(self, key: str, prototype: BufferPrototype) -> Buffer | None:
-        """Read the metadata of a group or an array, which each process requests only once."""
+        """Read the zarr.json of a group or array; each process requests it only once."""
         known = documents.setdefault(self.url, {})
         if key not in known:
             document = await self._store.get(key, prototype)
@@ -131,7 +133,7 @@ class ChecksumStore(WrapperStore[Store]):
         return known[key]
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a value; if it is metadata, drop the cached copy.
+        """Write a value, and drop the cached copy if the value is metadata.
 
         Raises:
             UserError: the disk is full, or read-only.
@@ -144,7 +146,7 @@ class ChecksumStore(WrapperStore[Store]):
             self._record.add(key, value.as_numpy_array()[-_CRC_BYTES:].tobytes())
 
     async def delete(self, key: str) -> None:
-        """Remove a value."""
+        """Remove a key and its value, and its cached copy if it is metadata."""
         if key.endswith("/zarr.json"):
             invalidate_node(self.url, key.removesuffix("/zarr.json"))
         with explained_failures(self.url):
@@ -157,18 +159,18 @@ class ChecksumStore(WrapperStore[Store]):
             await self._store.delete_dir(prefix)
 
     async def exists(self, key: str) -> bool:
-        """Whether a key exists; always False for metadata files of Zarr v2."""
+        """Return whether a key exists; always False for metadata files of Zarr v2."""
         if key.rpartition("/")[2] in _OLDER:
             return False
         return key in documents.get(self.url, {}) or await self._store.exists(key)
 
     async def is_empty(self, prefix: str) -> bool:
-        """Whether no key has this prefix; a group with cached metadata is not empty."""
+        """Return whether no key has this prefix; groups with cached metadata are not empty."""
         known = f"{prefix.strip('/')}/zarr.json" in documents.get(self.url, {})
         return not known and await self._store.is_empty(prefix)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """List the names in a group.
+        """Yield the names of a group's members.
 
         The list is cached, except for the root and ``interventions``, which get new members.
         """

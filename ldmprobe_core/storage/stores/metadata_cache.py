@@ -1,4 +1,4 @@
-"""Cache of the metadata of runs in this process, by the URL of the run."""
+"""Cache, in this process, of the Zarr metadata of runs, by the URL of the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zarr.core.buffer import Buffer
 documents: dict[str, dict[str, Buffer]] = {}
 members: dict[str, dict[str, tuple[str, ...]]] = {}
 _facts: dict[str, dict[str, Any]] = {}
-"""Facts about a run that stay the same after it is created, by URL and by name of the fact.
+"""Values that do not change after a run is created, such as its layers, by URL and name.
 
 With `documents` and `members`, this saves nine of ten requests to an object store.  The root's
 attributes and the data of arrays are not cached.
@@ -18,7 +18,7 @@ attributes and the data of arrays are not cached.
 
 
 def invalidate_node(url: str, node: str) -> None:
-    """Drop the cached metadata of a node, its descendants, and its parent's list of members."""
+    """Drop cached metadata of a group or array, its descendants, and its parent's member list."""
     cached, listed = documents.get(url, {}), members.get(url, {})
     for key in [key for key in cached if key.startswith(f"{node}/")]:
         del cached[key]
@@ -34,7 +34,7 @@ def invalidate_cache(url: str) -> None:
 
 
 def cached_fact(url: str, fact: str, find: Callable[[], Any]) -> Any:
-    """Return a constant of a run, such as its layers; ``find`` computes it on the first call."""
+    """Return a cached constant of a run, such as its layers; the first call computes it."""
     facts = _facts.setdefault(url, {})
     if fact not in facts:
         facts[fact] = find()

@@ -31,8 +31,8 @@ CLIENT = "LDMPROBE_CHUNKS"
 T = TypeVar("T")
 
 RETRIES: Any = {
-    # Like s3fs in `filesystem`, the client retries with exponential backoff and jitter.  After the
-    # last attempt the unit of work fails.
+    # obstore retries a failed request with exponential backoff.  These values make it about as
+    # patient as s3fs is in `filesystem`; after the last attempt the unit of work fails.
     "max_retries": 5,
     "retry_timeout": timedelta(minutes=1),
     "backoff": {
@@ -41,19 +41,19 @@ RETRIES: Any = {
         "base": 2,
     },
 }
-"""Settings for how often and how long obstore retries one request."""
+"""Settings of obstore: number, duration and backoff of the retries of one request."""
 
 
 def require_asserts() -> None:
-    """Refuse to run under ``python -O``, because Zarr reads its metadata in assert statements.
+    """Check that Python executes assert statements, which ``python -O`` removes and Zarr needs.
 
     Raises:
         UserError: Python runs without assert statements.
     """
     if not __debug__:
         raise UserError(
-            "python -O: Zarr cannot open groups without assert statements. Fix: start Python "
-            "without -O, and unset PYTHONOPTIMIZE"
+            "python -O: this option removes assert statements, without which Zarr cannot open "
+            "groups. Fix: start Python without -O, and unset PYTHONOPTIMIZE"
         )
 
 
@@ -68,7 +68,8 @@ def open_store(url: str) -> Store:
     client = os.environ.get(CLIENT, "obstore")
     if client not in ("obstore", "s3fs"):
         raise UserError(
-            f"{CLIENT}: unknown client ({client!r}). Fix: set it to obstore or s3fs, or unset it"
+            f"{CLIENT}: unknown client ({client!r}). Fix: set {CLIENT} to obstore or s3fs, or "
+            "unset it"
         )
     if client == "s3fs" or not url.startswith("s3://"):
         options = {**client_options(url), "asynchronous": True}
@@ -78,7 +79,7 @@ def open_store(url: str) -> Store:
 
 
 class Bucket(ObjectStore[S3Store]):
-    """Zarr store of obstore with additional retries, which raises OSErrors as other stores do.
+    """Zarr store on obstore that adds retries, and raises OSError instead of obstore's errors.
 
     obstore retries a request that fails, but not one whose response is cut off; this class does.
 
@@ -90,23 +91,23 @@ class Bucket(ObjectStore[S3Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read a value or a byte range of a value; None if the key does not exist."""
+        """Read the value of a key or a byte range of it; None if the key does not exist."""
         return await _with_retries(lambda: super(Bucket, self).get(key, prototype, byte_range))
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a value."""
+        """Write a value under a key."""
         await _with_retries(lambda: super(Bucket, self).set(key, value))
 
     async def exists(self, key: str) -> bool:
-        """Whether a key exists."""
+        """Return whether a key exists."""
         return await _with_retries(lambda: super(Bucket, self).exists(key))
 
     async def delete(self, key: str) -> None:
-        """Remove a value."""
+        """Remove a key and its value."""
         await _with_retries(lambda: super(Bucket, self).delete(key))
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
-        """List the names in a group."""
+        """Yield the names of a group's members."""
 
         async def names() -> list[str]:
             return [name async for name in super(Bucket, self).list_dir(prefix)]
@@ -116,7 +117,7 @@ class Bucket(ObjectStore[S3Store]):
 
 
 async def _with_retries(ask: Callable[[], Awaitable[T]]) -> T:
-    """Await a request, retry it if it fails, and turn the last failure into an OSError."""
+    """Await a request, repeat it if it fails, and raise the last failure as an OSError."""
     for wait in (*_WAITS, None):
         try:
             return await ask()
@@ -126,7 +127,7 @@ async def _with_retries(ask: Callable[[], Awaitable[T]]) -> T:
             if wait is None:
                 raise OSError(_line(error)) from error
             await asyncio.sleep(wait * random.uniform(0.5, 1.5))
-    raise RuntimeError("the last try has no wait")
+    raise RuntimeError("unreachable: the last attempt returns or raises")
 
 
 _WAITS = (0.1, 0.5, 2.0)
@@ -137,7 +138,7 @@ def _line(error: BaseError) -> str:
 
 
 def _identity() -> tuple[str | None, ...]:
-    """Values of the environment variables that affect a client, for the key of the client cache."""
+    """Return the values of the environment variables on which a cached S3 client depends."""
     names = ("ENDPOINT_URL", "ENDPOINT_URL_S3", "PROFILE", "ACCESS_KEY_ID", *_REGION)
     return tuple(os.environ.get(f"AWS_{name}") for name in names)
 
@@ -150,8 +151,9 @@ def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
     bypass_proxies_for_loopback()
     session = botocore.session.get_session()
     credentials = _Credentials(session)
-    # botocore finds endpoint and region in all places that AWS documents: the environment, the
-    # profile, and the section `services` of the config file.
+    # obstore reads the endpoint and region from the environment only.  botocore also reads the
+    # profile and the section `services` of the AWS config file, so its values are passed to
+    # obstore.
     meta = session.create_client("s3", region_name=os.environ.get("AWS_REGION")).meta
     region = meta.region_name if meta.region_name not in (None, "aws-global") else "us-east-1"
     endpoint = None if ".amazonaws.com" in meta.endpoint_url else meta.endpoint_url
@@ -171,7 +173,7 @@ def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
 
 
 class _Credentials:
-    """Credential provider that lets botocore find credentials and refresh them."""
+    """Callable that gives obstore the credentials that botocore finds and refreshes."""
 
     def __init__(self, session: botocore.session.Session) -> None:
         credentials = session.get_credentials()

@@ -33,7 +33,7 @@ _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 @dataclass(frozen=True)
 class FolderCheck:
-    """Result of checking a folder in which every file is usable.
+    """Notes and statistics from the check of a folder in which every file is usable.
 
     Attributes:
         notes: warnings about problems that do not prevent a run.
@@ -46,7 +46,7 @@ class FolderCheck:
 
 
 class _Problems:
-    """Collection of the problems of several files, which are reported in one error.
+    """Collector of problems of several files, which are then reported in one error.
 
     Attributes:
         files: by name of a source image, the first problem with it or its maps.
@@ -57,18 +57,19 @@ class _Problems:
 
     @contextmanager
     def noted(self, name: str) -> Iterator[None]:
-        """Record a `UserError` of the block under the name of a file instead of raising it."""
+        """Catch a `UserError` of the block, and record it under the name of a source image."""
         try:
             yield
         except UserError as error:
             self.files.setdefault(name, str(error))
 
     def require_none(self) -> None:
-        """Raise a `UserError` with the first problem and the names of other images, if any."""
+        """Raise `UserError` with the first recorded problem and the names of other bad images."""
         if self.files:
             first, *others = self.files
+            file_problem_and_remedy = self.files[first]
             more = f". Other images with problems: {_listed(others)}" if others else ""
-            raise UserError(f"{self.files[first]}{more}")
+            raise UserError(f"{file_problem_and_remedy}{more}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
 def _check_properties(
     images: Images, facts: dict[str, dict[str, _MapFacts]]
 ) -> tuple[dict[str, float], list[str]]:
-    """Compare the maps of each property with each other.
+    """Check that all maps of a property have the same kind of values, and compute statistics.
 
     Args:
         facts: facts about each map, by property and file name.
@@ -145,7 +146,7 @@ def _check_properties(
         if stated and not by_name:
             raise UserError(
                 f"images.missing has {prop}, and there are no {prop} maps in {images.folder!r}. "
-                "Fix: remove the key, or add the maps"
+                f"Fix: remove {prop} from images.missing, or add the maps"
             )
         if by_name:
             _require_alike(folder, prop, by_name)
@@ -155,7 +156,7 @@ def _check_properties(
 
 
 def _check_names(folder: Path) -> list[str]:
-    """Return notes about files that are not read.
+    """Return notes about files in the folder that are neither source images nor their maps.
 
     Raises:
         UserError: a file is named like a map, but has the suffix of a format that maps cannot have.
@@ -169,8 +170,9 @@ def _check_names(folder: Path) -> list[str]:
             stem, _, written = path.stem.rpartition(".")
             if path.suffix not in MAP_SUFFIXES or written != prop:
                 raise UserError(
-                    f"{path}: by its name this is a {prop} map, and maps are named "
-                    f"{stem}.{prop}.npy, .png, .tif or .exr. Fix: save it so, or rename it"
+                    f"{path}: the name is that of a {prop} map, but maps must be named "
+                    f"{stem}.{prop}.npy, .png, .tif or .exr. Fix: save the map under such a name, "
+                    "or rename the file if it is no map"
                 )
             if stem not in stems:
                 orphans.append(path.name)
@@ -193,14 +195,14 @@ def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> bytes:
     pixels = read_image(path, size)
     if (pixels == pixels[0, 0]).all():
         raise UserError(
-            f"{path}: one colour throughout, so there is nothing to read in it. Fix: remove it, "
-            "or save it again"
+            f"{path}: one colour throughout, so the image shows nothing. Fix: remove the image, or "
+            "save it again"
         )
     return hashlib.sha256(pixels.tobytes()).digest()
 
 
 def _require_new(path: Path, pixels: bytes, names: dict[bytes, str]) -> None:
-    """Refuse an image that equals an earlier one, since one could be in train and one in test.
+    """Check that an image differs from all earlier ones; a copy could be in another split.
 
     Args:
         pixels: hash of the image's pixels.
@@ -211,7 +213,9 @@ def _require_new(path: Path, pixels: bytes, names: dict[bytes, str]) -> None:
     """
     first = names.setdefault(pixels, path.name)
     if first != path.name:
-        raise UserError(f"{path}: the same image as {first}. Fix: remove one, with its maps")
+        raise UserError(
+            f"{path}: the same image as {first}. Fix: remove one of them, with its maps"
+        )
 
 
 @lru_cache(maxsize=1 << 16)
@@ -237,7 +241,7 @@ def _check_map(
 
 
 def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None:
-    """Refuse maps of one property that have different units, or that are all constant.
+    """Check that the maps of one property have equal units and are not all constant.
 
     Raises:
         UserError: masks have different levels, scalar maps have different number types, or every
@@ -246,7 +250,7 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
     if all(one.constant for one in facts.values()):
         raise UserError(
             f"{folder / next(iter(facts))}: like all {prop} maps it has one value throughout, so "
-            "there is nothing to read. Fix: correct the maps, or images.missing"
+            "no probe can be fitted. Fix: correct the maps, or images.missing"
         )
     if property_of(prop).is_mask:
         kinds = {name: f"level {one.level:g}" for name, one in facts.items() if one.level}
@@ -261,7 +265,7 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
         (kind, name), (other_kind, other) = list(first.items())[:2]
         raise UserError(
             f"{folder / other}: it has {other_kind}, and {name} has {kind}, so {meaning}. Fix: "
-            f"save all {prop} maps alike"
+            f"save all {prop} maps with the same type and units"
         )
 
 

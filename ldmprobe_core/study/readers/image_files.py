@@ -12,16 +12,16 @@ from PIL import Image, ImageOps
 from ldmprobe_core.errors import UserError
 
 BACKGROUND = (255, 255, 255)
-"""Colour behind transparent pixels, as in a browser, since their RGB values are arbitrary."""
+"""RGB colour over which transparent images are laid: white, as in a browser."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
-"""Formats that are decoded, chosen by content and not by suffix; JPEG includes MPO."""
+"""Formats that are decoded, recognised by content and not by suffix; JPEG includes MPO."""
 
 MAX_PIXELS = 80_000_000
-"""Largest image that is decoded, so that a small file cannot fill the memory."""
+"""Largest number of pixels of an image; a small file could otherwise fill the memory."""
 
 _DIRECT = {"RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LAB"}
-"""Modes that Pillow converts to RGB correctly if the image has no transparency."""
+"""Pillow modes that ``convert("RGB")`` handles correctly if nothing is transparent."""
 
 
 def open_rgb(path: Path) -> Image.Image:
@@ -38,14 +38,16 @@ def open_rgb(path: Path) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
         # The first frame of an MPO file, which cameras write, is the photograph.
         if frames > 1 and image.format != "MPO":
-            raise UserError(f"{path}: an animation of {frames} frames. Fix: save one frame")
+            raise UserError(
+                f"{path}: an animation of {frames} frames. Fix: save one frame as an image"
+            )
         require_intact(path, image.format)
         image.load()
         return _to_rgb(path, ImageOps.exif_transpose(image))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of an image after rotation by its EXIF orientation.
+    """Return an image's width and height in pixels, after rotation by its EXIF orientation.
 
     Raises:
         UserError: the file is not an image.
@@ -56,7 +58,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image, and turn errors of decoders inside the block into a `UserError`."""
+    """Open an image for the block, and convert errors of decoders to a `UserError`."""
     with (
         explained_decoding(path, "a complete image"),
         Image.open(path, formats=FORMATS) as image,
@@ -66,7 +68,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def explained_decoding(path: Path, kind: str) -> Iterator[None]:
-    """Turn errors of decoders inside the block into one that names the file.
+    """Convert errors of decoders in the block to a `UserError` that names the file.
 
     Args:
         kind: what the file should be, for the message, such as ``a map``.
@@ -80,22 +82,23 @@ def explained_decoding(path: Path, kind: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError:
         raise too_large(path) from None
-    except Exception as error:  # Decoders raise many types for broken files, even SyntaxError.
+    # For broken files, decoders raise exceptions of many types, even SyntaxError.
+    except Exception as error:
         raise UserError(
             f"{path}: not {kind} ({describe_content(path)}; {type(error).__name__}). "
-            "Fix: save it again, or remove it"
+            "Fix: save the file again, or remove it"
         ) from error
 
 
 _ZERO_TAIL = 64
-"""Zero bytes at the end of a file of compressed data that show an interrupted copy."""
+"""Number of zero bytes at the end of a compressed file that reveal an interrupted copy."""
 
 _JPEG_END = b"\xff\xd9"
-"""Marker at the end of a JPEG image, which some cameras pad with zeros."""
+"""Marker that ends the data of a JPEG image; some cameras append zeros after it."""
 
 
 def require_intact(path: Path, file_format: str | None) -> None:
-    """Find damage that Pillow decodes without an error, such as a tail of zeros.
+    """Check a file for damage that Pillow ignores, such as zeros from an interrupted copy.
 
     A copy that was interrupted after its space was reserved ends with zeros.  Pillow stops at such
     zeros in a PNG and leaves the remaining rows black, but each part of a PNG has a checksum.
@@ -152,7 +155,7 @@ _SIGNATURES = {
 
 
 def describe_content(path: Path) -> str:
-    """Describe a file by its format, from its first bytes, and size: ``JPEG, 1234 bytes``."""
+    """Describe a file by the format that its first bytes show, and its size: ``JPEG, 9 bytes``."""
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -175,10 +178,11 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UserError(
-                f"{path}: grey values {values.min()} to {values.max()}. Fix: save 8 or 16 bits"
+                f"{path}: grey values {values.min()} to {values.max()} do not fit 16 bits. Fix: "
+                "save 8 or 16 bits"
             )
         grey = np.rint(values.astype(np.float64) / 257).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     raise UserError(
-        f"{path}: mode {mode} has no defined range of brightness. Fix: save it as 8-bit RGB"
+        f"{path}: mode {mode} has no defined range of brightness. Fix: save the image as 8-bit RGB"
     )

@@ -1,4 +1,4 @@
-"""Reader of a user's folder of source images, which may have exact maps beside them.
+"""Reader of a folder of source images and of the exact maps that may lie beside them.
 
 ``lemon.png`` is a source image; ``lemon.depth.npy``, ``lemon.foreground.png`` and
 ``lemon.shading.exr`` are its maps.  Depth may have any unit, and increases with distance.  A
@@ -25,7 +25,7 @@ _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def list_images(folder: str, field: str = "photographs") -> list[str]:
-    """List the file names of the images in a folder, sorted, without those of their maps.
+    """List the sorted file names of the source images in a folder, without their maps.
 
     Args:
         folder: path of the folder.
@@ -50,13 +50,14 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
         other = stems.setdefault(unicodedata.normalize("NFC", Path(name).stem), name)
         if other != name:
             raise UserError(
-                f"{field} {folder!r}: {other} and {name} would share their maps. Fix: rename one"
+                f"{field} {folder!r}: {other} and {name} would share their maps. Fix: rename "
+                "one of them"
             )
     return names
 
 
 def files_in(folder: Path) -> list[Path]:
-    """List the visible files of a folder by name, with broken links, so that these are reported.
+    """List the visible files of a folder by name; broken links are included, to be reported.
 
     Raises:
         UserError: the folder cannot be listed.
@@ -76,12 +77,12 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file is an image and not a map, judged by its name."""
+    """Return whether a file is an image and not a map, judged by its name."""
     return path.suffix.lower() in _PICTURES and map_property(path) is None
 
 
 def map_property(path: Path) -> str | None:
-    """Property in the file name of a map, such as ``depth`` in ``a.depth.png``; None if no map."""
+    """Return the property in a map's file name, such as ``depth`` in ``a.depth.png``, or None."""
     prop = Path(path.stem).suffix[1:].lower()
     return prop if prop in map_properties() else None
 
@@ -97,13 +98,14 @@ def image_names(images: Images) -> list[str]:
     if len(names) < max(3, count):
         raise UserError(
             f"images.folder {images.folder!r} holds {len(names)} images, fewer than "
-            f"{max(3, count)}. Fix: add some, or lower images.samples (at least 3, one a split)"
+            f"{max(3, count)}. Fix: add images, or lower images.samples (at least 3, one for "
+            "each split)"
         )
     return names[:count]
 
 
 def images_hash(images: Images, names: list[str]) -> str:
-    """Hash of the names and contents of source images and their maps, as 16 hex digits.
+    """Compute a hash, 16 hex digits, of the names and contents of source images and maps.
 
     Raises:
         UserError: a file cannot be read.
@@ -116,7 +118,7 @@ def images_hash(images: Images, names: list[str]) -> str:
 
 
 def source_digest(folder: Path, name: str) -> str:
-    """Hash of the names and contents of one source image and its maps, as 16 hex digits.
+    """Compute a hash, 16 hex digits, of the names and contents of one image and its maps.
 
     Raises:
         UserError: a file cannot be read.
@@ -133,7 +135,7 @@ def _update_with_files(digest: hashlib._Hash, folder: Path, name: str) -> None:
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file's contents.
+    """Compute the SHA-256 of a file's contents, 32 bytes.
 
     Raises:
         UserError: the file cannot be read.
@@ -159,13 +161,14 @@ def map_path(folder: Path, picture: str, prop: str) -> Path | None:
     present = [path for path in paths if path.is_file()]
     if len(present) > 1:
         raise UserError(
-            f"{present[0]}: {picture} has another {prop} map, {present[1].name}. Fix: remove one"
+            f"{present[0]}: {picture} has another {prop} map, {present[1].name}. Fix: remove one "
+            "of these maps"
         )
     return present[0] if present else None
 
 
 def exact_map_properties(images: Images, names: list[str]) -> tuple[str, ...]:
-    """Names of the properties for which every source image has an exact map.
+    """Return the properties for which every source image has an exact map.
 
     Raises:
         UserError: some images have a map of a property, and others have not.
@@ -186,7 +189,7 @@ def exact_map_properties(images: Images, names: list[str]) -> tuple[str, ...]:
 
 
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Read an image as (y, x, rgb) uint8, cropped centrally to the aspect of ``size`` and resized.
+    """Read an image as (y, x, rgb) uint8, cropped to the aspect of ``size`` and resized.
 
     Args:
         size: height and width in pixels.
@@ -229,7 +232,7 @@ def read_map(
 
 
 def require_same_aspect(path: Path, loaded: LoadedMap, picture: Path) -> None:
-    """Refuse a map whose shape does not fit its source image.
+    """Check that a map has the same aspect ratio as its source image.
 
     Raises:
         UserError: the aspects differ by more than one pixel.
@@ -244,11 +247,11 @@ def require_same_aspect(path: Path, loaded: LoadedMap, picture: Path) -> None:
 
 
 MIN_MEASURED = 0.01
-"""Smallest share of measured pixels that a map at the model's image size must have."""
+"""Smallest accepted share of measured pixels in a map at the model's image size."""
 
 
 def resize_map(path: Path, loaded: LoadedMap, prop: str, size: tuple[int, int]) -> np.ndarray:
-    """Crop a map centrally to the aspect of ``size`` and resize it; (y, x) float32.
+    """Crop a map to the aspect of ``size`` and resize it to (y, x) float32.
 
     A resized pixel is the weighted mean of the measured pixels that it covers.  It is NaN if less
     than half of the weight belongs to measured pixels.
@@ -286,7 +289,7 @@ def resize_map(path: Path, loaded: LoadedMap, prop: str, size: tuple[int, int]) 
 
 
 def _middle(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Largest centred box with the aspect of ``size``: left, top, right, bottom in pixels."""
+    """Return the largest centred box with the aspect of ``size``: left, top, right, bottom."""
     scale = min(height / size[0], width / size[1])
     across, down = size[1] * scale, size[0] * scale
     left, top = (width - across) / 2, (height - down) / 2

@@ -1,4 +1,4 @@
-"""Reader of map files (NPY, PNG, TIFF, EXR), which refuses files with an ambiguous meaning."""
+"""Reader of maps in NPY, PNG, TIFF and EXR files, which refuses ambiguous values."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ldmprobe_core.study.readers.image_files import (
 )
 
 MAP_SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".exr")
-"""Suffixes of map files, lowercase."""
+"""Suffixes of file names that mark map files, in lowercase."""
 
 _FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
 _FULL_LEVELS = (1, 255, 65535)
-"""Numbers that mean foreground in a mask that has no background."""
+"""Values that are read as foreground in a mask whose pixels all have this value."""
 _MAX_NAMED = 6
-"""Largest number of levels that one message lists."""
+"""Largest number of distinct mask values that one message lists."""
 
 
 @dataclass(frozen=True)
 class LoadedMap:
-    """Values of a map file, and how they were stored.
+    """Values of a map file, with the number type and mask level in which they were stored.
 
     Attributes:
         values: (y, x) float64; 0 or 1 in a mask; NaN for pixels that were not measured.
@@ -58,7 +58,9 @@ def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
     stored = _decoded(path, record.map_format)
     encoding = _encoding(stored.dtype)
     if encoding == "bits" and not record.is_mask:
-        raise UserError(f"{path}: bits are a mask, not {prop}. Fix: save 8 or 16 bits, or floats")
+        raise UserError(
+            f"{path}: boolean values are a mask, not {prop}. Fix: save 8 or 16 bits, or floats"
+        )
     values = stored.astype(np.float64)
     if missing is not None:
         values[values == missing] = np.nan
@@ -87,7 +89,7 @@ def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
 
 
 def _mask_level(path: Path, prop: str, measured: np.ndarray) -> float | None:
-    """Find the number that means foreground in a mask; None if the mask has no foreground.
+    """Find the value of foreground pixels in a mask; None if the mask has no foreground.
 
     Raises:
         UserError: the mask holds other numbers than 0 and one number for foreground.
@@ -131,7 +133,7 @@ def _decoded(path: Path, form: MapFormat) -> np.ndarray:
 
 
 def _without_channels(path: Path, values: np.ndarray, mean_of_colors: bool) -> np.ndarray:
-    """Reduce (y, x, channel) values with equal channels to one channel.
+    """Reduce a map (y, x, channel) whose colour channels are equal to (y, x).
 
     Args:
         mean_of_colors: True takes the mean of channels that differ; False refuses them.
@@ -167,14 +169,16 @@ def _without_channels(path: Path, values: np.ndarray, mean_of_colors: bool) -> n
 def _npy(path: Path) -> np.ndarray:
     values = np.load(path, allow_pickle=False, mmap_mode="r")
     if not isinstance(values, np.ndarray):
-        raise UserError(f"{path}: an archive of arrays (NPZ). Fix: save one array as NPY")
+        raise UserError(
+            f"{path}: the file is an archive of arrays (NPZ). Fix: save one array as NPY"
+        )
     if values.dtype.kind not in "biuf":
         raise UserError(
             f"{path}: values of type {values.dtype} are not numbers. Fix: save integers or floats"
         )
     if values.ndim in (2, 3):
         require_readable_size(path, values.shape[1], values.shape[0])
-        # A copy in memory lets the mapped file be closed.
+        # The array is a view of the memory-mapped file.  A copy in memory lets the file be closed.
         return np.array(values)
     return np.empty(values.shape) if values.size == 0 else values
 
@@ -193,10 +197,11 @@ def _exr(path: Path) -> np.ndarray:
         require_readable_size(path, right - left + 1, bottom - top + 1)
         windows = [np.asarray(header[name]).tolist() for name in ("dataWindow", "displayWindow")]
         if len(file.parts) > 1:
-            raise UserError(f"{path}: {len(file.parts)} parts. Fix: save one part")
+            raise UserError(f"{path}: the EXR file has {len(file.parts)} parts. Fix: save one part")
         if windows[0] != windows[1]:
             raise UserError(
-                f"{path}: its data window is not its display window. Fix: save the whole image"
+                f"{path}: the data window of the EXR file is not its display window. "
+                "Fix: save the image uncropped"
             )
     with OpenEXR.File(str(path), separate_channels=True) as file:
         channels = {name: channel.pixels for name, channel in file.channels().items()}
@@ -216,7 +221,7 @@ def _image(path: Path) -> np.ndarray:
     with Image.open(path, formats=[_FORMATS[path.suffix]]) as image:
         if getattr(image, "n_frames", 1) > 1:
             raise UserError(
-                f"{path}: {image.n_frames} frames or pages. Fix: save one"  # type: ignore[attr-defined]
+                f"{path}: {image.n_frames} frames or pages. Fix: save one of them"  # type: ignore[attr-defined]
             )
         require_readable_size(path, *image.size)
         sixteen_bits = "16" in str(image.tile[0].args)
@@ -235,7 +240,10 @@ def _image(path: Path) -> np.ndarray:
     if mode == "P":
         return np.asarray(upright.convert("RGB"))
     if mode not in ("1", "L", "RGB", "F") and not mode.startswith("I"):
-        raise UserError(f"{path}: mode {mode} is a picture. Fix: save one channel of values")
+        raise UserError(
+            f"{path}: mode {mode} is that of a colour image, not of a map. Fix: save one "
+            "channel of values"
+        )
     values = np.asarray(upright)
     if transparent is not None and np.isin(values, transparent).any():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Reader of a model's record, which gives sampling defaults and the words that the model knows.
+"""Reader of ``ldmprobe.json`` in a model folder: sampling defaults and known prompt words.
 
 The record is the file ``ldmprobe.json`` in a model folder, an object with two optional keys::
 
@@ -21,7 +21,7 @@ from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.study.sections import Sampling, Section
 
 RECORD = "ldmprobe.json"
-"""File name of the record in a model folder."""
+"""File name, in a model folder, of the record of its sampling defaults and known words."""
 
 EMBEDDED = "tabletop"
 """Value of ``model.source`` for the embedded model."""
@@ -30,7 +30,7 @@ _DEFAULTED = ("scheduler", "steps", "guidance")
 
 
 class ModelRecord(Section):
-    """Content of a model folder's record.
+    """Content of ``ldmprobe.json`` in a model folder.
 
     Attributes:
         sampling: values of the keys scheduler, steps and guidance that a study leaves out.
@@ -44,12 +44,15 @@ class ModelRecord(Section):
     @classmethod
     def _usable(cls, value: dict[str, Any]) -> dict[str, Any]:
         if not set(value) <= set(_DEFAULTED):
-            raise ValueError(f"sampling has {', '.join(value)}; it may have {_DEFAULTED}")
+            raise ValueError(
+                f"sampling: keys are {', '.join(value)}. Fix: use only "
+                f"{', '.join(sorted(_DEFAULTED))}"
+            )
         Sampling.model_validate(value)
         return value
 
     def unknown_words(self, text: str) -> tuple[str, ...]:
-        """Distinct words of a text that the model was not trained on, in lowercase."""
+        """Return the distinct words of a text, in lowercase, on which the model was not trained."""
         if not self.words:
             return ()
         words = re.findall(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}-][^\W_]+)*", text.lower())
@@ -57,7 +60,7 @@ class ModelRecord(Section):
 
 
 def read_model_record(source: str, revision: str | None = None) -> ModelRecord:
-    """Read a model's record; a model without a record gets an empty one.
+    """Read ``ldmprobe.json`` of a model; without this file, return an empty record.
 
     The empty record of a flow-matching model has the default scheduler ``flow``, because no other
     scheduler fits such a model.
@@ -76,26 +79,29 @@ def read_model_record(source: str, revision: str | None = None) -> ModelRecord:
         return ModelRecord.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ValueError(f"{path} is not a usable record ({problem}). Fix: correct it") from None
+        raise ValueError(
+            f"{path} is not a usable record ({problem}). Fix: correct this file"
+        ) from None
 
 
 def _record_of_scheduler(config: Path | None) -> ModelRecord:
     try:
         name = json.loads(config.read_bytes())["_class_name"] if config else ""
     except (OSError, ValueError, KeyError, TypeError):
-        # Planning reports a damaged config in detail.
+        # A damaged config is ignored here, because planning will report it in detail.
         name = ""
     return ModelRecord(sampling={"scheduler": "flow"} if str(name).startswith("FlowMatch") else {})
 
 
 def _find(source: str, revision: str | None, name: str) -> Path | None:
-    """Path of a file of a model; None if the file is not on this machine."""
+    """Return the path of a file of a model; None if the file is not on this machine."""
     folder = MODEL_FOLDER if source == EMBEDDED else Path(source).expanduser()
     if (folder / name).is_file():
         return folder / name
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return None
-    # This import is slow, and only models from the hub need it.
+    # Only models from the Hugging Face hub need this import, which is slow, so it is not at the
+    # top.
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(source, name, revision=revision)

@@ -1,4 +1,4 @@
-"""Reader of prompts in CSV files, which accepts the column names of the paper's files too."""
+"""Reader of CSV files of prompts and seeds, also with the column names of the paper's files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ldmprobe_core.study.readers.text_files import decode_text, line_of
 from ldmprobe_core.study.splits import SPLITS
 
 _ALIASES = {"prompts": "prompt", "seeds": "seed", "prompt_inds": "index"}
-"""Column names in the paper's files, with their names here; the column index is ignored."""
+"""Column name in the files of Chen et al. (2023) to its name in ldmprobe."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 MAX_SEED = 2**63 - 1
 """Largest seed that can be stored, as int64."""
 _MAX_DIGITS = 30
-"""Longest text that is converted to a seed; Python refuses numbers of thousands of digits."""
+"""Largest number of characters of a seed; Python cannot convert thousands of digits."""
 _COLUMNS = ("prompt", "seed", "split", "class", "index")
 
 
@@ -42,7 +42,7 @@ class Row:
 
 
 def digest_of(files: Mapping[Any, str]) -> str:
-    """Hash of the contents of prompt files, as 16 hex digits.
+    """Compute a hash, 16 hex digits, of the contents of prompt files.
 
     Raises:
         UserError: a file cannot be read.
@@ -75,7 +75,7 @@ def read_rows(files: Mapping[Any, str]) -> list[Row]:
         if key in origins:
             raise UserError(
                 f"{row.where}: prompt {row.prompt!r:.60} with seed {row.seed} is on "
-                f"{origins[key]} already, so both images would be equal. Fix: remove one"
+                f"{origins[key]} already, so both images would be equal. Fix: remove one row"
             )
         origins[key] = row.where
         split, first = split_of.setdefault(row.prompt, (row.split, row.where))
@@ -121,7 +121,8 @@ def _bytes(path: str) -> bytes:
 def _read(path: str, split: str | None) -> list[Row]:
     data = _bytes(path)
     text = decode_text(data, path)
-    # Without ``strict``, a quote that is never closed would take in all lines below it.
+    # In the non-strict mode, a quote that is never closed would silently make all following lines
+    # part of one prompt.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
@@ -145,13 +146,13 @@ def _read(path: str, split: str | None) -> list[Row]:
             "commas or quotes into quotes, and write a quote inside twice"
         ) from error
     if not rows:
-        raise UserError(f"{path}: no rows. Fix: add one row an image")
+        raise UserError(f"{path}: the file has no rows. Fix: add one row for each image")
     return rows
 
 
 def _check_header(path: str, header: list[str], names: list[str], split: str | None) -> None:
     if header and header[0].lower().startswith("sep="):
-        raise UserError(f"{path}, line 1: a separator, not column names. Fix: remove the line")
+        raise UserError(f"{path}, line 1: a separator, not column names. Fix: remove this line")
     for mark, plural in _SEPARATORS.items():
         if len(header) == 1 and mark in header[0]:
             raise UserError(
@@ -171,7 +172,9 @@ def _check_header(path: str, header: list[str], names: list[str], split: str | N
                 "prompt, seed and, optionally, split and class"
             )
         if names.count(name) > 1:
-            raise UserError(f"{path}, line 1: column {original!r} is given twice. Fix: remove one")
+            raise UserError(
+                f"{path}, line 1: column {original!r} is given twice. Fix: remove one of them"
+            )
     if split is not None and "split" in names:
         raise UserError(
             f"{path}, line 1: a column split in a file that is the {split} split. Fix: remove it, "
@@ -182,7 +185,7 @@ def _check_header(path: str, header: list[str], names: list[str], split: str | N
 def _row(fields: dict[str, str], where: str, split: str | None) -> Row:
     prompt = fields.get("prompt", "").strip()
     if not prompt:
-        raise UserError(f"{where}: the prompt is empty. Fix: write one, or remove the line")
+        raise UserError(f"{where}: the prompt is empty. Fix: write a prompt, or remove the line")
     text = fields.get("seed", "").strip()
     if not text.isdecimal() or len(text) > _MAX_DIGITS or int(text) > MAX_SEED:
         raise UserError(

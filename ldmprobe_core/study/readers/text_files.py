@@ -13,7 +13,7 @@ _WIDE = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-"""Encodings by byte order mark.  UTF-32 is first, since its mark begins with that of UTF-16."""
+"""Byte order mark to encoding; UTF-32 is first, since its mark begins with that of UTF-16."""
 
 _SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 """First bytes of ZIP archives, such as XLSX and ODS files, and of XLS files."""
@@ -22,7 +22,7 @@ _MULTIBYTE = re.compile(
     rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
 )
 _NOT_WESTERN = re.compile(rb"[\xc0-\xff]{3}|[\x80-\xff]{4}")
-"""Runs of bytes that occur in Cyrillic or Chinese text, but in no Western European word."""
+"""Pattern of byte runs that occur in Cyrillic or Chinese text, but not in Western words."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufffd\ufffe\uffff]")
 _NAMED = {"\ufeff": "a byte order mark inside the file", "\ufffd": "a character that was lost"}
@@ -59,16 +59,16 @@ def decode_text(data: bytes, name: str) -> str:
         text = _windows_1252(data, error.start, name)
     control = _CONTROL.search(text)
     if control is not None:
-        what = _NAMED.get(control[0], f"control character {ord(control[0]):#04x}")
+        character = _NAMED.get(control[0], f"control character {ord(control[0]):#04x}")
         raise UserError(
-            f"{name}, line {line_of(text, control.start())}: {what}. Fix: remove it, or save the "
-            "file as UTF-8 text"
+            f"{name}, line {line_of(text, control.start())}: {character}. Fix: remove this "
+            "character, or save the file as UTF-8 text"
         )
     return text
 
 
 def line_of(text: str, position: int) -> int:
-    """Line number, from 1, of a position in a text whose lines end with LF, CRLF or CR."""
+    """Return the line number, from 1, of a position in a text with any kind of line ends."""
     before = text[:position].replace("\r\n", "\n")
     return before.count("\n") + before.count("\r") + 1
 
@@ -80,7 +80,7 @@ def _windows_1252(data: bytes, invalid: int, name: str) -> str:
         invalid: index of the first byte that is not UTF-8.
     """
 
-    def refused(position: int, reason: str) -> UserError:
+    def byte_error(position: int, reason: str) -> UserError:
         line = line_of(data[:position].decode("latin-1"), position)
         return UserError(
             f"{name}, line {line}: byte {data[position]:#04x} is {reason}. Fix: save the file as "
@@ -88,12 +88,12 @@ def _windows_1252(data: bytes, invalid: int, name: str) -> str:
         )
 
     if _MULTIBYTE.search(data):
-        raise refused(invalid, "not UTF-8, as the rest of the file is")
+        raise byte_error(invalid, "not UTF-8, as the rest of the file is")
     other = _NOT_WESTERN.search(data)
     try:
         text = data.decode("cp1252")
     except UnicodeDecodeError as error:
-        raise refused(error.start, "neither UTF-8 nor Windows-1252") from None
+        raise byte_error(error.start, "neither UTF-8 nor Windows-1252") from None
     if other is not None:
-        raise refused(other.start(), "not UTF-8, and Windows-1252 has no such words")
+        raise byte_error(other.start(), "not UTF-8, and Windows-1252 has no such words")
     return text

@@ -16,9 +16,9 @@ MAX_DEPTH = 32
 """Largest depth of nested mappings and lists; a study needs five levels."""
 
 MAX_NODES = 100_000
-"""Largest number of values after aliases are expanded; a few nested aliases can give billions."""
+"""Largest number of values after expansion of aliases, which can multiply to billions."""
 
-# The loader based on libyaml is ten times as fast, but not every build of PyYAML has it.
+# PyYAML's C loader is ten times as fast as the Python one, but some builds of PyYAML lack it.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -37,11 +37,13 @@ class _StrictLoader(_Base):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not _is_hashable(key):
-                # The base class raises an error for this key.
+                # A key such as a list cannot be compared here.  The method of the base class, which
+                # is called below, raises an error for it.
                 continue
             if key in lines:
                 raise _ReadError(
-                    line, f"key {key!r:.40} is given twice (first on line {lines[key]})"
+                    line,
+                    f"key {key!r:.40} is given twice (first on line {lines[key]}). Fix: remove one",
                 )
             lines[key] = line
         return dict(super().construct_mapping(node, deep))
@@ -55,7 +57,7 @@ _StrictLoader.add_implicit_resolver(
 
 
 class _ReadError(Exception):
-    """Problem in a YAML document, with its line number, from 1, or None if unknown."""
+    """Error for a problem in a YAML document, with its line number (from 1) if it is known."""
 
     def __init__(self, line: int | None, text: str) -> None:
         super().__init__(line, text)
@@ -109,36 +111,44 @@ def _read(data: bytes) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line_number = mark.line + 1 if mark is not None else None
-        raise _ReadError(line_number, "this is not valid YAML") from None
+        raise _ReadError(
+            line_number, "this is not valid YAML. Fix: correct the syntax of this line"
+        ) from None
     except (ValueError, OverflowError, TypeError, RecursionError) as error:
-        # PyYAML raises these for a date such as 2026-99-99, a number of 5,000 digits, or a list as
-        # a key.
+        # PyYAML raises exceptions of these types for values that Python cannot hold: a date such as
+        # 2026-99-99, a number of 5,000 digits, or a list as a key.
         reason = str(error).partition("\n")[0]
-        raise _ReadError(None, f"a value cannot be read ({reason:.80})") from None
+        raise _ReadError(
+            None, f"a value cannot be read ({reason:.80}). Fix: correct it, or quote it as text"
+        ) from None
 
 
 def _require_shallow(text: str) -> None:
-    """Refuse a deeply nested document before the loader recurses into it."""
+    """Raise `_ReadError` for a document nested so deeply that the loader would overflow."""
     depth = 0
     for event in yaml.parse(text, Loader=_Base):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
                 mark: Any = event.start_mark
-                raise _ReadError(mark.line + 1, f"nested more than {MAX_DEPTH} levels deep")
+                raise _ReadError(
+                    mark.line + 1,
+                    f"values are nested more than {MAX_DEPTH} levels deep. Fix: nest fewer levels",
+                )
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
 
 def _require_bounded(root: yaml.Node) -> None:
-    """Refuse aliases that refer to themselves, or expand to more than `MAX_NODES` values."""
+    """Raise `_ReadError` for aliases that are circular or expand to too many values."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
     def size(node: yaml.Node) -> int:
         if id(node) in open_nodes:
             raise _ReadError(
-                node.start_mark.line + 1, "an alias refers to a value that contains it"
+                node.start_mark.line + 1,
+                "an alias refers to a value that contains it. Fix: write the value out",
             )
         if id(node) not in sizes:
             open_nodes.add(id(node))
@@ -151,7 +161,8 @@ def _require_bounded(root: yaml.Node) -> None:
             open_nodes.discard(id(node))
         if sizes[id(node)] > MAX_NODES:
             raise _ReadError(
-                node.start_mark.line + 1, f"aliases expand to more than {MAX_NODES} values"
+                node.start_mark.line + 1,
+                f"aliases expand to more than {MAX_NODES} values. Fix: use fewer aliases",
             )
         return sizes[id(node)]
 

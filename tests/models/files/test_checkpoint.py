@@ -97,7 +97,7 @@ def test_require_weights_names_a_tensor_of_another_shape(component):
     state = load_file(path / WEIGHTS)
     state["0.weight"] = torch.zeros(4, 5)
     save_file(state, path / WEIGHTS)
-    with pytest.raises(UserError, match=r"tensor 0\.weight is \(4, 5\), not \(4, 3\)"):
+    with pytest.raises(UserError, match=r"tensor 0\.weight has shape \(4, 5\), not \(4, 3\)"):
         require_weights(path, network)
 
 
@@ -119,17 +119,19 @@ def test_read_component_joins_shards_and_names_one_that_is_missing(component):
     assert read_component(path) == whole
     require_weights(path, network)
     (path / "part-1.safetensors").unlink()
-    with pytest.raises(UserError, match=r"part-1\.safetensors: this shard is missing"):
+    with pytest.raises(UserError, match=r"shard .*part-1\.safetensors is missing"):
         require_weights(path, network)
     (path / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "../../x"}}')
-    with pytest.raises(UserError, match="this shard is missing"):
+    with pytest.raises(UserError, match=r"shard .* is missing"):
         read_component(path)
 
 
 def test_read_component_names_a_variant_and_an_empty_folder(component):
     path, network = component
     (path / WEIGHTS).rename(path / "diffusion_pytorch_model.fp16.safetensors")
-    with pytest.raises(UserError, match=r"holds only diffusion_pytorch_model\.fp16\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"holds only a variant .*diffusion_pytorch_model\.fp16\.safetensors"
+    ):
         require_weights(path, network)
     (path / "diffusion_pytorch_model.fp16.safetensors").unlink()
     with pytest.raises(UserError, match="holds no weights"):
@@ -139,12 +141,12 @@ def test_read_component_names_a_variant_and_an_empty_folder(component):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda data: data[:-1], r"bytes of tensors are declared and \d+ are there"),
-        (lambda data: data[:20], "no header"),
-        (lambda data: b"", "no header"),
+        (lambda data: data[:-1], r"declares \d+ bytes of tensors, but the file holds \d+"),
+        (lambda data: data[:20], "header is missing"),
+        (lambda data: b"", "header is missing"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        (lambda data: struct.pack("<Q", 2**60) + data[8:], "no header"),
-        (lambda data: data + b"x", "are declared"),
+        (lambda data: struct.pack("<Q", 2**60) + data[8:], "header is missing"),
+        (lambda data: data + b"x", "header declares"),
         (lambda data: data.replace(b'"F32"', b'"F64"'), "more or fewer bytes than its shape needs"),
     ],
 )
