@@ -97,7 +97,7 @@ class ProbeSchema(GroupBuilder):
             self.coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
 
     def add_sums(self, network: str, name: str, shape: LayerShape) -> None:
-        """Create the arrays of sums for one layer, with two buffers per accumulator.
+        """Create the arrays for the sufficient statistics of one layer, with two buffers each.
 
         ``progress/accumulated`` shows which of the two buffers is the active one.
         """

@@ -33,7 +33,7 @@ _TABLETOP = LabelerSpec(name="tabletop")
 
 
 def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> Any:
-    """Refuse keys that are neither fields nor registered names; drop registered keys set to null.
+    """Check that keys are fields or registered names; drop registered keys with value null.
 
     A null key means the same as an absent one, so both must give the study the same hash.
     """
@@ -61,10 +61,10 @@ class Labels(Section):
     shading: _Reader = _TABLETOP
     classes: _Reader = Field(_TABLETOP, alias="class")
     threshold: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.5
-    """Threshold for a labeler's foreground map, above which a pixel is foreground."""
+    """Probability in a labeler's foreground map above which a pixel counts as foreground."""
 
     def labeler(self, prop: str) -> LabelerSpec | None:
-        """Labeler of a map property or of ``class``; None if the property is left out."""
+        """Return the labeler settings of a map property or of ``class``; None without a labeler."""
         if prop == CLASS:
             return self.classes
         return (self.__dict__ | (self.model_extra or {})).get(prop)
@@ -83,11 +83,11 @@ class Labels(Section):
     def _something(self) -> Labels:
         if not self.maps:
             raise ValueError(
-                f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all off. Fix: "
-                "name a labeler for at least one"
+                f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all null. Fix: "
+                "name a labeler for at least one of these keys"
             )
         if self.classes is not None and self.classes.name == "maps":
-            raise ValueError("class is 'maps', but classes have none. Fix: name a labeler or null")
+            raise ValueError("class is 'maps', but a class is no map. Fix: name a labeler or null")
         return self
 
 
@@ -108,7 +108,7 @@ class Split(Section):
     def _whole(self) -> Split:
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"train + validation + test is {total:g}. Fix: make it 1")
+            raise ValueError(f"the sum of train, validation and test is {total:g}. Fix: make it 1")
         return self
 
 
@@ -135,7 +135,7 @@ class Probes(Section):
         for name in ("kinds", "penalties"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} is {list(values)}. Fix: name each once")
+                raise ValueError(f"{name} is {list(values)}. Fix: name each value once")
         for kind in self.kinds:
             if kind not in PROBE_KINDS:
                 raise ValueError(f"kinds has {kind!r}. Fix: choose from {', '.join(PROBE_KINDS)}")
@@ -181,7 +181,7 @@ class Controls(Section):
         return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE_CONDITION])
 
     def enabled(self, condition: str) -> bool:
-        """Whether the study scores cells under a condition; always True for the probe itself."""
+        """Return whether the study scores cells under a condition; True for the probe itself."""
         if condition == PROBE_CONDITION:
             return True
         return bool((self.__dict__ | (self.model_extra or {})).get(condition))
