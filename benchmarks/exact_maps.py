@@ -1,10 +1,14 @@
-"""Probes against exact maps and against labelers' maps, on the same rendered scenes.
+"""Probes fitted to exact maps and to labelers' maps, scored on the exact maps of rendered scenes.
 
-    python benchmarks/exact_maps.py [scenes] [store]
+    python -m benchmarks.exact_maps [scenes] [store]
 
-Renders scenes that no training saw, writes each picture with its exact maps, and carries one study
-out twice: on exact maps, and on what the labelers say.  Prints the labelers' own score, the ceiling
-of every score against labels, and both sets of scores.
+Renders scenes that no training saw, writes each image with its exact maps, and carries one study
+out twice: on exact maps, and on what the labelers say.  Prints for each property, on test images:
+
+* the labelers' own score against the exact maps;
+* the best probe that was fitted to exact maps, scored on exact maps (the main figure);
+* the best probe that was fitted to labels, scored on exact maps;
+* the same probe scored on labels, as in a study of generated images.
 """
 
 from __future__ import annotations
@@ -22,8 +26,12 @@ from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.analysis.report.text import number
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
@@ -32,6 +40,7 @@ UNSEEN = 7_000_000
 
 
 def write_scenes(folder: Path, count: int) -> None:
+    """Render scenes, and write each image with its exact maps."""
     folder.mkdir(parents=True)
     for i in range(count):
         scene = render(sample_scene(UNSEEN + i))
@@ -39,13 +48,13 @@ def write_scenes(folder: Path, count: int) -> None:
         Image.fromarray(np.rint(scene.rgb * 255).astype(np.uint8)).save(f"{name}.png")
         mask = np.where(scene.foreground > 0.5, 255, 0).astype(np.uint8)
         Image.fromarray(mask).save(f"{name}.foreground.png")
-        # as the labeler's depth is: relative, the logarithm less its mean over the picture
-        depth = np.log(scene.depth)
-        np.save(f"{name}.depth.npy", (depth - depth.mean()).astype(np.float32))
+        # The labeler's depth is relative: the renderer's (a logarithm) less its mean in the image.
+        np.save(f"{name}.depth.npy", (scene.depth - scene.depth.mean()).astype(np.float32))
         np.save(f"{name}.shading.npy", scene.shading.astype(np.float32))
 
 
-def carry_out(folder: Path, store: str, exact: bool) -> Summary:
+def carry_out(folder: Path, store: str, exact: bool) -> tuple[Run, Summary]:
+    """Carry out the study of the scenes, on exact maps or on the labelers' maps."""
     who = "maps" if exact else "tabletop"
     study = parse_study(
         {
@@ -64,28 +73,48 @@ def carry_out(folder: Path, store: str, exact: bool) -> Summary:
     for step in range(1, 16):
         for layer in run.probe_inputs:
             probe_cell(run.url, step, layer)
-    return build_report(run, {})
+    return run, build_report(run, {})
+
+
+def score_on(exact: Run, labeled: Run, summary: Summary, prop: str) -> Interval:
+    """Score the best probe of the run on labels against the exact maps of the other run."""
+    best = summary.properties[prop].best
+    stored = labeled.open(f"probes/{best.layer}").sel(kind=best.kind, property=prop, step=best.step)
+    probe = LinearProbe.from_dataset(stored.load())
+    labels = label_set(exact)
+    tokens = exact.read(f"activations/{best.layer}", "activation", step=best.step - 1)
+    predicted = probe.predict(tokens[labels.heldout])
+    cut = probe.cut if np.isfinite(probe.cut) else None
+    scores = labels.scorer(prop, tokens.shape[1:3]).scores(predicted, cut)[0]
+    test = np.array([exact.samples[i].split == "test" for i in labels.heldout])
+    members = [exact.samples[i] for i in labels.heldout[test]]
+    study = exact.study
+    return Bootstrap.of_samples(members, study.bootstrap, study.prompts.seed).interval(scores[test])
 
 
 def main() -> None:
+    """Print the scores as a table and as JSON."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     with tempfile.TemporaryDirectory() as place:
         store = sys.argv[2] if len(sys.argv) > 2 else f"{place}/runs"
         folder = Path(place) / "scenes"
         write_scenes(folder, count)
-        exact, labeled = (carry_out(folder, store, truth) for truth in (True, False))
-    print(f"{'':12} {'labeler itself':22} {'probes, exact maps':22} probes, labels")
-    found = {}
-    for prop in exact.properties:
-        assert labeled.labelers is not None
+        (exact_run, exact), (run, labeled) = (
+            carry_out(folder, store, truth) for truth in (True, False)
+        )
         rows = {
-            "labeler": labeled.labelers[prop].model_dump(),
-            "exact": exact.properties[prop].best.model_dump(),
-            "labels": labeled.properties[prop].best.model_dump(),
+            prop: {
+                "labeler on exact": (labeled.labelers or {}).get(prop),
+                "exact on exact": result.best.score,
+                "exact on exact, partial": result.best.partial,
+                "labels on exact": score_on(exact_run, run, labeled, prop),
+                "labels on labels": labeled.properties[prop].best.score,
+            }
+            for prop, result in exact.properties.items()
         }
-        print(f"{prop:12} " + " ".join(f"{number(row):22}" for row in rows.values()))
-        found[prop] = {name: round(row["mean"], 3) for name, row in rows.items()}
-    print(json.dumps(found))
+    for prop, row in rows.items():
+        print(prop, *(f"{name} {number(value)}" for name, value in row.items()), sep="; ")
+    print(json.dumps({p: {n: v and v.model_dump() for n, v in r.items()} for p, r in rows.items()}))
 
 
 if __name__ == "__main__":
