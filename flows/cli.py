@@ -259,12 +259,17 @@ def compare(
 ) -> None:
     """Compare finished runs, paired over the samples that they share."""
     from ldmprobe_core.analysis.compare import compare as rows_of
+    from ldmprobe_core.analysis.compare import difference_notes
 
-    rows = rows_of([_finished(run) for run in runs])
+    finished = [_finished(run) for run in runs]
+    rows = rows_of(finished)
     if json_:
         typer.echo(json.dumps(rows, indent=2))
         return
-    print_rows(rows, console)
+    # The notes give these settings with their values, which would not fit into the table.
+    print_rows([{k: v for k, v in row.items() if k != "differs in"} for row in rows], console)
+    for sentence in difference_notes(finished):
+        console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
