@@ -40,9 +40,9 @@ class Target(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    dx: Annotated[float, Field(gt=-1, lt=1)] = 0.0
-    dy: Annotated[float, Field(gt=-1, lt=1)] = 0.0
-    scale: Annotated[float, Field(gt=0.05, lt=20)] = 1.0
+    dx: Annotated[float, Field(gt=-1, lt=1, strict=True)] = 0.0
+    dy: Annotated[float, Field(gt=-1, lt=1, strict=True)] = 0.0
+    scale: Annotated[float, Field(gt=0.05, lt=20, strict=True)] = 1.0
     mirror: bool = False
     file: str | None = None
     content_hash: str | None = None

@@ -70,8 +70,8 @@ def _set(content: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r}: write it as key=value, such as sampling.steps=20")
     try:
         value = read_yaml(text.encode("utf-8", "surrogatepass"), "value")
-    except UserError:
-        raise UserError(f"--set {override!r}: {text!r} is not a YAML value") from None
+    except UserError as error:
+        raise UserError(f"--set {override!r:.80}: not a YAML value ({error})") from None
     *path, last = key.split(".")
     labels = content.get("labels")
     for name in path:
@@ -102,7 +102,11 @@ def sentence(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{field}: {message}"
-    value = repr(first["input"])
+    try:
+        value = repr(first["input"])
+    except (ValueError, RecursionError):
+        # Python does not print whole numbers of more than 4,300 digits.
+        value = "a value that is too long to print"
     value = value if len(value) <= 60 else value[:57] + "..."
     return f"{field} is {value}: {message[0].lower()}{message[1:]}"
 

@@ -24,6 +24,7 @@ from ldmprobe_core.study.conditions import CONDITIONS, Condition
 from ldmprobe_core.study.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.readers.value_types import Slug
 from ldmprobe_core.study.sections import (
     BootstrapSettings,
     Capture,
@@ -36,7 +37,6 @@ from ldmprobe_core.study.sections import (
     Prompts,
     Sampling,
     Section,
-    Slug,
 )
 
 _DEFAULTED = {"scheduler", "steps", "guidance"}

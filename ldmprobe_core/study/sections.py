@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,19 +18,7 @@ from pydantic import (
 from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
-
-
-def _slug(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
-        raise ValueError(
-            f"{value!r:.80} must be 1 to 63 lowercase letters, digits and dashes, since it names "
-            "a folder"
-        )
-    return value
-
-
-Slug = Annotated[str, AfterValidator(_slug)]
-PositiveInt = Annotated[int, Field(ge=1)]
+from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES, SampleCount, Seed
 
 
 class Section(BaseModel):
@@ -77,8 +64,8 @@ class Prompts(Section):
     set: Literal["tabletop", "objects"] = "tabletop"
     items: tuple[str, ...] | None = Field(None, strict=False)
     files: dict[Literal["all", "train", "test"], str] | None = None
-    samples: PositiveInt | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    samples: SampleCount | None = None
+    seed: Seed = 0
     negative: str | None = None
     content_hash: str | None = None
 
@@ -129,9 +116,9 @@ class Images(Section):
 
     folder: str
     caption: str = ""
-    samples: PositiveInt | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    missing: dict[str, float] = Field(default_factory=dict)
+    samples: SampleCount | None = None
+    seed: Seed = 0
+    missing: dict[str, Annotated[float, EXPONENT]] = Field(default_factory=dict)
     content_hash: str | None = None
 
     @field_validator("missing", mode="before")
@@ -163,10 +150,10 @@ class Sampling(Section):
     """
 
     scheduler: Literal["lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow"] = "lms"
-    steps: PositiveInt = 15
-    guidance: Annotated[float, Field(ge=1.0, strict=False)] = 7.5
-    batch: PositiveInt = 16
-    threads: PositiveInt = 1
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 15
+    guidance: Annotated[float, Field(ge=1, le=1000), EXPONENT] = 7.5
+    batch: Annotated[int, Field(ge=1, le=10_000)] = 16
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
 class Capture(Section):
@@ -182,7 +169,7 @@ class Capture(Section):
 
     layers: tuple[str, ...] = Field(("self-attention",), strict=False, min_length=1)
     keep: Literal["activations", "statistics", "both"] = "activations"
-    accumulators: PositiveInt = 4
+    accumulators: Annotated[int, Field(ge=1, le=10_000)] = 4
 
 
 class LabelerSpec(Section):
@@ -232,7 +219,7 @@ class Labels(Section):
     depth: _Reader = _TABLETOP
     shading: _Reader = _TABLETOP
     classes: _Reader = Field(_TABLETOP, alias="class")
-    threshold: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.5
+    threshold: Annotated[float, Field(ge=0, lt=1), EXPONENT] = 0.5
     """Threshold for a labeler's foreground map, above which a pixel is foreground."""
 
     def labeler(self, prop: str) -> LabelerSpec | None:
@@ -271,10 +258,10 @@ class Split(Section):
             proportion in which they are divided.  None divides all samples by the three shares.
     """
 
-    train: Annotated[float, Field(gt=0, lt=1)] = 0.45
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    test: Annotated[float, Field(gt=0, lt=1)] = 0.40
-    heldout: Annotated[int, Field(ge=2)] | None = None
+    train: Annotated[float, Field(gt=0, lt=1), EXPONENT] = 0.45
+    validation: Annotated[float, Field(gt=0, lt=1), EXPONENT] = 0.15
+    test: Annotated[float, Field(gt=0, lt=1), EXPONENT] = 0.40
+    heldout: Annotated[int, Field(ge=2, le=MAX_SAMPLES)] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Split:
@@ -295,7 +282,7 @@ class Probes(Section):
     """
 
     kinds: tuple[str, ...] = Field(("ridge", "logistic"), strict=False, min_length=1)
-    penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    penalties: tuple[Annotated[float, Field(ge=1e-12, le=1e12), EXPONENT], ...] = Field(
         (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), strict=False, min_length=1
     )
     split: Split = Split()
@@ -349,8 +336,19 @@ class Controls(Section):
 class BootstrapSettings(Section):
     """Number of resamples and confidence level of the bootstrap over held-out samples."""
 
-    resamples: Annotated[int, Field(ge=100)] = 1000
-    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    level: Annotated[float, Field(gt=0.5, lt=1), EXPONENT] = 0.95
+
+    @model_validator(mode="after")
+    def _resolved(self) -> BootstrapSettings:
+        # An interval needs at least one resample beyond each of its ends.
+        least = math.ceil(round(2 / (1 - self.level), 6))
+        if self.resamples < least:
+            raise ValueError(
+                f"{self.resamples} resamples are too few for level {self.level}. Fix: raise "
+                f"resamples to {least}, or lower level"
+            )
+        return self
 
 
 class Execution(Section):
@@ -371,7 +369,7 @@ class Execution(Section):
     """
 
     runner: Literal["local", "dask"] = "local"
-    workers: PositiveInt = 2
+    workers: Annotated[int, Field(ge=1, le=1024)] = 2
     address: str | None = None
     cluster: str | None = None
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0

@@ -12,13 +12,12 @@ from typing import Any
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.readers.text_files import decode_text, line_of
+from ldmprobe_core.study.readers.value_types import MAX_SEED
 from ldmprobe_core.study.splits import SPLITS
 
 _ALIASES = {"prompts": "prompt", "seeds": "seed", "prompt_inds": "index"}
 """Column names in the paper's files, with their names here; the column index is ignored."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-MAX_SEED = 2**63 - 1
-"""Largest seed that can be stored, as int64."""
 _MAX_DIGITS = 30
 """Longest text that is converted to a seed; Python refuses numbers of thousands of digits."""
 _COLUMNS = ("prompt", "seed", "split", "class", "index")
