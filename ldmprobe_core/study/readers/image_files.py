@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.readers.jpeg_files import require_whole_jpeg
 
 BACKGROUND = (255, 255, 255)
 """Colour behind transparent pixels, as in a browser, since their RGB values are arbitrary."""
@@ -41,6 +42,8 @@ def open_rgb(path: Path) -> Image.Image:
             raise UserError(f"{path}: an animation of {frames} frames. Fix: save one frame")
         require_intact(path, image.format)
         image.load()
+        if image.format in ("JPEG", "MPO"):
+            require_whole_jpeg(path, image)
         return _to_rgb(path, ImageOps.exif_transpose(image))
 
 
@@ -101,19 +104,20 @@ def require_intact(path: Path, file_format: str | None) -> None:
     zeros in a PNG and leaves the remaining rows black, but each part of a PNG has a checksum.
 
     Args:
-        file_format: format as Pillow names it; only PNG, JPEG and WebP are examined.
+        file_format: format as Pillow names it; only PNG, JPEG, WebP and EXR are examined.
 
     Raises:
-        UserError: the end of a JPEG or WebP file was not written.
+        UserError: the end of a JPEG, WebP or EXR file was not written.
         SyntaxError: a checksum of a PNG is wrong; `explained_decoding` explains it.
     """
     if file_format == "PNG":
         with Image.open(path, formats=("PNG",)) as image:
             image.verify()
-    elif file_format in ("JPEG", "MPO", "WEBP"):
+    elif file_format in ("JPEG", "MPO", "WEBP", "EXR"):
         data = path.read_bytes()
         unwritten = not any(data[-_ZERO_TAIL:])
-        if unwritten and (file_format == "WEBP" or not data.rstrip(b"\0").endswith(_JPEG_END)):
+        padded = file_format in ("JPEG", "MPO") and data.rstrip(b"\0").endswith(_JPEG_END)
+        if unwritten and not padded:
             raise UserError(
                 f"{path}: the end of the file is all zeros, so its copy was interrupted. Fix: "
                 "copy it again, or remove it"

@@ -198,6 +198,9 @@ def _exr(path: Path) -> np.ndarray:
             raise UserError(
                 f"{path}: its data window is not its display window. Fix: save the whole image"
             )
+        # Uncompressed values at the end of a file may all be zero; compressed ones never are.
+        if file.parts[0].compression() != OpenEXR.NO_COMPRESSION:
+            require_intact(path, "EXR")
     with OpenEXR.File(str(path), separate_channels=True) as file:
         channels = {name: channel.pixels for name, channel in file.channels().items()}
     names = set(channels)

@@ -143,3 +143,43 @@ def test_image_of_an_interrupted_copy_is_refused(tmp_path, file_format, options,
     path.write_bytes(whole[:kept] + bytes(len(whole) - kept) * (harm == "zeros"))
     with pytest.raises(UserError, match=r"a\.png: .*Fix: "):
         open_rgb(path)
+
+
+JPEG_OPTIONS = [
+    {},
+    {"progressive": True},
+    {"subsampling": 0, "quality": 95},
+    {"restart_marker_blocks": 3},
+    {"progressive": True, "restart_marker_rows": 1, "optimize": True},
+]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
+def test_jpeg_that_was_cut_and_closed_is_refused(tmp_path, mode, options):
+    """The decoder fills the lower part with grey, and reports no error."""
+    rng = np.random.default_rng(0)
+    patches = np.kron(rng.integers(0, 256, (6, 9, 3)), np.ones((13, 11, 1)))
+    noisy = np.clip(patches + rng.normal(0, 6, patches.shape), 0, 255).astype(np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noisy).convert(mode).save(path, **options)
+    whole = path.read_bytes()
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(open_rgb(path)), image.convert("RGB"))
+    for share in (0.4, 0.6, 0.8, 0.97):
+        path.write_bytes(whole[: int(len(whole) * share)].rstrip(b"\xff") + b"\xff\xd9")
+        with Image.open(path) as image:
+            image.load()
+        with pytest.raises(UserError, match=r"a\.jpg: the file ends before its image does.*Fix"):
+            open_rgb(path)
+
+
+def test_jpeg_with_more_bytes_than_its_image_is_read(tmp_path):
+    """Cameras write padding, previews and comments after or before the end marker."""
+    path = tmp_path / "a.jpg"
+    values = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(values).save(path)
+    whole, expected = path.read_bytes(), np.asarray(open_rgb(path))
+    for data in (whole + whole[:99], whole + bytes(500), whole[:-2] + b"\0\x12\0\xff\xd9"):
+        path.write_bytes(data)
+        np.testing.assert_array_equal(np.asarray(open_rgb(path)), expected)
