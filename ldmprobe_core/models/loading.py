@@ -86,10 +86,12 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
         with torch.device("meta"):
             denoiser = architecture.network.from_config(architecture.config).eval()
             return denoiser, AutoencoderKL.from_config(architecture.vae).eval()
-    except (TypeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    # Values of a wrong type or range in a config raise errors of many types.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"model: {architecture.source} has an unusable config ({reason}). Fix: fetch it again"
+            f"model: {architecture.source} has an unusable config ({type(error).__name__}: "
+            f"{reason:.120}). Fix: fetch it again"
         ) from error
 
 
@@ -114,12 +116,15 @@ def check_weights(folder: Path) -> None:
     """Check that a model folder has every weight tensor of its networks, without loading them.
 
     Raises:
-        UserError: a file, a shard or a tensor is missing, a file is incomplete, or a tensor has
-            another shape than its network needs.
+        UserError: the folder of a tokenizer, a file, a shard or a tensor is missing, a file is
+            incomplete, or a tensor has another shape than its network needs.
     """
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     for name, entry in index.items():
         network = None
+        is_tokenizer = name.startswith("tokenizer") and isinstance(entry, list) and entry[-1]
+        if is_tokenizer and not (folder / name).is_dir():
+            raise UserError(f"model: {folder / name} is missing. Fix: fetch it")
         if isinstance(entry, list) and len(entry) == 2 and name not in _NOT_LOADED:
             network = _meta_network(folder / name, *entry)
         if network is not None:
@@ -155,7 +160,8 @@ def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Mod
             if library == "diffusers":
                 return network.from_config(network.load_config(folder))
             return network(network.config_class.from_pretrained(folder, local_files_only=True))
-    except (OSError, TypeError, ValueError, KeyError, RuntimeError) as error:
+    # Values of a wrong type or range in a config raise errors of many types.
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"model: {folder} has an unusable config ({reason:.120}). Fix: fetch it again"

@@ -19,6 +19,7 @@ from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.architectures.settings import check_settings
 from ldmprobe_core.models.devices import check_device
+from ldmprobe_core.models.files.components import check_components
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
@@ -157,6 +158,7 @@ def plan_study(study: Study) -> StudyPlan:
         gaps.attempt(lambda: check_device(study))
     folder = _model_configs(study, gaps)
     architecture = detect_architecture(folder)
+    check_components(folder, architecture)
     notes = list(check_settings(architecture, study))
     denoiser, vae = meta_modules(architecture)
     shapes = _captured_shapes(study, architecture, denoiser, vae)
