@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.utils import logging
+from safetensors import SafetensorError
 from torch import nn
 
 from ldmprobe_core.errors import UserError
@@ -55,7 +56,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
             use_safetensors=True,
             local_files_only=True,
         )
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model.source {model.source!r} does not load ({reason}). Fix: fetch it again"
@@ -129,6 +130,17 @@ def check_weights(folder: Path) -> None:
             network = _meta_network(folder / name, *entry)
         if network is not None:
             require_weights(folder / name, network)
+            _require_not_quantized(folder / name)
+
+
+def _require_not_quantized(folder: Path) -> None:
+    """Refuse a component whose config asks for quantized layers when it is loaded."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            f"model: {folder / 'config.json'} has a quantization_config, and quantized layers are "
+            "not those of the model. Fix: use the model before its quantization"
+        )
 
 
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
