@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Each command imports slow modules such as torch and Prefect itself, so that --help is fast.
 from flows.checks.prefect_settings import check_prefect_settings
 from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
-from flows.cli_tables import print_plan, print_rows, print_summary
+from flows.cli_tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 
@@ -36,7 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(markup=False, emoji=False)
 
 _STUDY_LIMIT = 400_000
 """Largest study in bytes.  Prefect accepts flow parameters of up to 512 KiB."""
@@ -196,13 +196,11 @@ def _shift(text: str) -> dict[str, float]:
 
 def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
     """Plan a study, and return its plan and its run, which need not exist yet."""
-    from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.pipeline.prepare import run_in
     from ldmprobe_core.storage.filesystem import Location
-    from ldmprobe_core.study.loading import load_study
 
     Location(store)  # refuses a malformed address before the study is planned
-    plan = plan_study(load_study(study, overrides))
+    plan = _plan_alone(study, overrides)
     if not plan.samples:
         # The prompts or images cannot be read here; this names the missing files.
         _require_complete(plan)
@@ -216,6 +214,18 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
     target = run_in(store, plan.study)
     target.location.require_reachable()
     return plan, target
+
+
+def _plan_alone(study: str, overrides: list[str] | None) -> StudyPlan:
+    """Plan a study, and check the file of its Dask cluster."""
+    from flows.checks.cluster_file import cluster_spec
+    from ldmprobe_core.pipeline.planning.plan import plan_study
+    from ldmprobe_core.study.loading import load_study
+
+    loaded = load_study(study, overrides)
+    if loaded.execution.cluster is not None:
+        cluster_spec(loaded.execution)
+    return plan_study(loaded)
 
 
 def _require_complete(plan: StudyPlan) -> None:
@@ -353,23 +363,12 @@ def _finished(run: str) -> Run:
 @app.command()
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Print a study's sizes and missing requirements (exit code 1) without loading weights."""
-    from ldmprobe_core.pipeline.planning.plan import plan_study
-    from ldmprobe_core.study.loading import load_study
-
-    plan = plan_study(load_study(study, set_))
+    plan = _plan_alone(study, set_)
     if plan.missing:
-        _print_missing(plan.missing)
+        print_missing(plan.missing)
     print_plan(plan, console)
     if plan.missing:
         raise typer.Exit(MISTAKE)
-
-
-def _print_missing(sentences: tuple[str, ...]) -> None:
-    """List on standard error the packages and files that a study needs and this machine lacks."""
-    errors = Console(stderr=True)
-    for sentence in sentences:
-        text = f"missing: {sentence}"
-        errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from scipy.ndimage import affine_transform
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import DEPTH, FOREGROUND
 from ldmprobe_core.study.readers.image_folder import read_map
+from ldmprobe_core.study.readers.value_types import user_path
 
 
 def target_maps(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:
@@ -78,7 +79,7 @@ def resolve_target(target: Target) -> Target:
     """
     if target.file is None:
         return target
-    path = Path(target.file).expanduser().absolute()
+    path = user_path(target.file).absolute()
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
@@ -106,7 +107,7 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
     """
     height, width = label.shape
     if target.file is not None:
-        return _from_file(Path(target.file).expanduser(), label)
+        return _from_file(user_path(target.file), label)
     mask = label.dtype == bool
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     if mask and label.any():

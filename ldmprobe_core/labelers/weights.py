@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import LabelerSpec
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
@@ -63,9 +64,15 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
         raise UserError(
             "weights are missing. Fix: give a folder written by save_pretrained, or a hub id"
         )
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if folder.is_dir():
         refuse_revision(spec)
+        # Without this check, the search for weights would go through any large folder.
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"weights {source!r}: the folder holds no config.json. Fix: give a folder written "
+                "by save_pretrained"
+            )
     else:
         if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             raise UserError(
@@ -89,8 +96,9 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
 
 def files_of(folder: Path) -> list[Path]:
     """List the safetensors and JSON files in a folder; empty if it has no safetensors file."""
-    weights = list(folder.rglob("*.safetensors"))
-    return [*weights, *folder.rglob("*.json")] if weights else []
+    weights = [path for path in folder.rglob("*.safetensors") if path.is_file()]
+    configs = [path for path in folder.rglob("*.json") if path.is_file()]
+    return [*weights, *configs] if weights else []
 
 
 def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> Path:
@@ -105,7 +113,7 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
         UserError: the file does not exist, or is a pickle.
     """
     refuse_revision(spec)
-    path = Path(spec.weights).expanduser() if spec.weights else cache
+    path = user_path(spec.weights) if spec.weights else cache
     if path is None:
         raise UserError(f"weights are missing. Fix: give a safetensors file of {published}")
     if path.suffix in {".pth", ".pt", ".bin", ".ckpt"} and path.exists():

@@ -65,7 +65,9 @@ def match_layers(
             else:
                 close = difflib.get_close_matches(layer.replace("*", ""), names, n=3, cutoff=0.3)
                 remedy = f". Fix: use a name such as {', '.join(close)}" if close else ""
-            raise UserError(f"capture.layers {layer!r} matches no module of the denoiser{remedy}")
+            raise UserError(
+                f"capture.layers {layer!r:.80} matches no module of the denoiser{remedy}"
+            )
         chosen |= matching
     return [name for name in names if name in chosen]
 

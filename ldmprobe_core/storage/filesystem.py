@@ -113,6 +113,10 @@ def normal_url(url: str) -> str:
     if not separator:
         if re.match("(s3|gs|gcs|az|abfss?|https?|file|memory):", url, re.IGNORECASE):
             raise refused("no two slashes follow its protocol")
+        if len(url.encode(errors="replace")) > 4096 or any(
+            len(part.encode(errors="replace")) > 255 for part in url.split("/")
+        ):
+            raise refused("too long for a path")
         return "/" + os.path.abspath(os.path.expanduser(url)).lstrip("/")
     protocol = protocol.lower()
     if protocol not in ("s3", "memory"):

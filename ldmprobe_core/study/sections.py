@@ -85,6 +85,8 @@ class Prompts(Section):
     def _has_words(self) -> Prompts:
         if self.items is not None and self.files is not None:
             raise ValueError("items and files are both given. Fix: keep one")
+        if self.content_hash is not None and self.files is None:
+            raise ValueError("content_hash is given without files. Fix: leave it out")
         if self.files is not None and set(self.files) not in ({"all"}, {"train", "test"}):
             raise ValueError(
                 f"files has {', '.join(self.files)}. Fix: give one file, or train and test"

@@ -81,8 +81,11 @@ def test_predicted_noise_at_zero_signal_is_refused(tmp_path):
 
 @pytest.mark.parametrize("scheduler", ["lms", "ddim", "unipc"])
 def test_timesteps_refuse_an_absurd_number_of_steps_at_once(folder, scheduler):
+    usual = study(folder, scheduler, 3)
+    sampling = usual.sampling.model_copy(update={"steps": 2_000_000_000})
+    absurd = usual.model_copy(update={"sampling": sampling})  # beyond the schema's limit
     with pytest.raises(UserError, match=r"the schedule has 1000 steps .*2000000000 steps.*Fix"):
-        timesteps(detect_architecture(folder), study(folder, scheduler, 2_000_000_000))
+        timesteps(detect_architecture(folder), absurd)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "pndm", "euler", "unipc"])

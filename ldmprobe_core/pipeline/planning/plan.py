@@ -25,7 +25,11 @@ from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import capturable_modules, layer_shapes, match_layers
 from ldmprobe_core.models.loading import check_weights, meta_modules
 from ldmprobe_core.models.timesteps import timesteps
-from ldmprobe_core.pipeline.planning.prompt_checks import check_samples, unknown_word_notes
+from ldmprobe_core.pipeline.planning.prompt_checks import (
+    check_samples,
+    long_text_notes,
+    unknown_word_notes,
+)
 from ldmprobe_core.pipeline.planning.sizes import stored_bytes, sum_bytes, worker_bytes
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
@@ -282,9 +286,13 @@ def _prompt_notes(
 ) -> list[str]:
     """Warn about prompts that are cut off, or that have words missing from the model's training."""
     notes: list[str] = []
-    if study.images is None and (folder / "tokenizer").is_dir():
+    if (folder / "tokenizer").is_dir():
         tokenize = PromptTokenizer(folder, architecture.diffusers_class)
-        notes += check_samples(samples, tokenize)
+        if study.images is not None:
+            notes += long_text_notes("images.caption", study.images.caption, tokenize)
+        else:
+            notes += check_samples(samples, tokenize)
+            notes += long_text_notes("prompts.negative", study.prompts.negative or "", tokenize)
     record = read_model_record(study.model.source, study.model.revision)
     return notes + list(unknown_word_notes(samples, record))
 

@@ -24,6 +24,7 @@ from ldmprobe_core.study.readers.image_folder import (
     resize_map,
 )
 from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, load_map
+from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import Images
 
 _MAX_NAMED = 5
@@ -93,7 +94,7 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
         UserError: files cannot be read, do not fit their source image, or have different units.
             The message explains the first problem and names the other files.
     """
-    folder = Path(images.folder).expanduser()
+    folder = user_path(images.folder)
     notes = _check_names(folder)
     problems = _Problems()
     by_pixels: dict[bytes, str] = {}
@@ -137,7 +138,7 @@ def _check_properties(
         UserError: the maps of a property differ in kind, or ``images.missing`` has a property
             without maps.
     """
-    folder = Path(images.folder).expanduser()
+    folder = user_path(images.folder)
     missing: dict[str, float] = {}
     notes: list[str] = []
     for prop, by_name in facts.items():

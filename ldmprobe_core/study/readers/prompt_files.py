@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +111,9 @@ def encoding_notes(files: Mapping[Any, str]) -> tuple[str, ...]:
 
 def _bytes(path: str) -> bytes:
     try:
+        # A pipe can be read once only, and a device such as /dev/zero never ends.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"prompts.files: {path} is not a file. Fix: give a CSV file")
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Types of names and numbers in a study, with their ranges.
+"""Types of names, paths and numbers in a study, with their ranges.
 
 Every number of a study has a largest value.  It is far above useful values, and keeps a slip of the
 pen such as 1e30 from filling the memory or from turning images into noise without a word.
@@ -6,7 +6,9 @@ pen such as 1e30 from filling the memory or from turning images into noise witho
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -41,3 +43,36 @@ def _slug(value: str) -> str:
 
 
 Slug = Annotated[str, AfterValidator(_slug)]
+
+
+def user_path(text: str) -> Path:
+    """Return a path in which ``~`` is replaced by the home folder.
+
+    A name of an unknown user, as in ``~nobody/x``, stays as it is, so that the path does not exist.
+    """
+    return Path(os.path.expanduser(text))
+
+
+_PATHS = re.compile(r"model\.source|images\.folder|prompts\.files.*|labels\..*|execution\.cluster")
+_MAX_PATH, _MAX_PATH_PART = 4096, 255
+"""Largest lengths in bytes of a path and of one of its parts, on the usual file systems."""
+
+
+def require_storable_text(name: str, text: str) -> None:
+    """Check that files and databases accept a text, and that a path is not too long.
+
+    Args:
+        name: dotted key of the text in a study.
+        text: value of the key.
+
+    Raises:
+        ValueError: the text has a NUL or half of a surrogate pair, or it is a path and too long.
+    """
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(
+            f"{name} holds a character that files and databases do not accept (NUL, or "
+            "half of a surrogate pair). Fix: remove it"
+        )
+    size, longest = len(text.encode()), max(len(part.encode()) for part in text.split("/"))
+    if _PATHS.fullmatch(name) and (size > _MAX_PATH or longest > _MAX_PATH_PART):
+        raise ValueError(f"{name} is too long for a path ({text!r:.60}). Fix: correct it")
