@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.readers.jpeg_files import require_whole_jpeg
+from ldmprobe_core.study.readers.png_files import lacks_rows
 
 BACKGROUND = (255, 255, 255)
 """Colour behind transparent pixels, as in a browser, since their RGB values are arbitrary."""
@@ -55,6 +56,16 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         return ImageOps.exif_transpose(image).size
+
+
+def is_rotated(path: Path) -> bool:
+    """Whether the EXIF orientation of an image rotates or mirrors it.
+
+    Raises:
+        UserError: the file is not an image.
+    """
+    with _opened(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
 
 @contextmanager
@@ -107,12 +118,17 @@ def require_intact(path: Path, file_format: str | None) -> None:
         file_format: format as Pillow names it; only PNG, JPEG, WebP and EXR are examined.
 
     Raises:
-        UserError: the end of a JPEG, WebP or EXR file was not written.
+        UserError: the end of a JPEG, WebP or EXR file was not written, or a PNG lacks rows.
         SyntaxError: a checksum of a PNG is wrong; `explained_decoding` explains it.
     """
     if file_format == "PNG":
         with Image.open(path, formats=("PNG",)) as image:
             image.verify()
+        if lacks_rows(path.read_bytes()):
+            raise UserError(
+                f"{path}: its data ends before its last row, so that a part of it would be black. "
+                "Fix: save it again, or remove it"
+            )
     elif file_format in ("JPEG", "MPO", "WEBP", "EXR"):
         data = path.read_bytes()
         unwritten = not any(data[-_ZERO_TAIL:])

@@ -48,6 +48,10 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
             raise UserError(
                 f"{field} {folder!r}: the file name {name!a} is not UTF-8. Fix: rename it"
             )
+        if not name.isprintable():
+            raise UserError(
+                f"{field} {folder!r}: the file name {name!a} has control characters. Fix: rename it"
+            )
         other = stems.setdefault(unicodedata.normalize("NFC", Path(name).stem), name)
         if other != name:
             raise UserError(

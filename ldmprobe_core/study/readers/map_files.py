@@ -172,6 +172,8 @@ def _npy(path: Path) -> np.ndarray:
         raise UserError(
             f"{path}: values of type {values.dtype} are not numbers. Fix: save integers or floats"
         )
+    if isinstance(values, np.memmap) and path.stat().st_size > values.offset + values.nbytes:
+        raise UserError(f"{path}: more bytes than its array has. Fix: save one array as NPY")
     if values.ndim in (2, 3):
         require_readable_size(path, values.shape[1], values.shape[0])
         # A copy in memory lets the mapped file be closed.

@@ -183,3 +183,39 @@ def test_jpeg_with_more_bytes_than_its_image_is_read(tmp_path):
     for data in (whole + whole[:99], whole + bytes(500), whole[:-2] + b"\0\x12\0\xff\xd9"):
         path.write_bytes(data)
         np.testing.assert_array_equal(np.asarray(open_rgb(path)), expected)
+
+
+def png(rows, interlaced=False, size=(13, 7), bits=8, color=2):
+    """A PNG file whose chunks are right, with any number of bytes of rows."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", *size, bits, color, 0, 0, int(interlaced))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "color", "interlaced", "needed"),
+    [
+        (8, 2, False, 7 * (1 + 39)),
+        (16, 0, False, 7 * (1 + 26)),
+        (1, 0, False, 7 * (1 + 2)),
+        (8, 6, False, 7 * (1 + 52)),
+        # Rows x (1 + bytes) of the seven passes of 13 x 7 pixels.
+        (8, 0, True, 1 * 3 + 1 * 3 + 1 * 5 + 2 * 4 + 2 * 8 + 4 * 7 + 3 * 14),
+    ],
+)
+def test_png_whose_data_ends_early_is_refused(tmp_path, bits, color, interlaced, needed):
+    """The decoder leaves the rows that are missing black, and reports no error."""
+    path = tmp_path / "a.png"
+    for missing in (0, -9):  # more bytes than needed are ignored
+        path.write_bytes(png(bytes(needed - missing), interlaced, bits=bits, color=color))
+        assert open_rgb(path).size == (13, 7)
+    for missing in (1, needed // 2):
+        path.write_bytes(png(bytes(needed - missing), interlaced, bits=bits, color=color))
+        with pytest.raises(UserError, match=r"a\.png: (its data ends before|not a complete).*Fix"):
+            open_rgb(path)
