@@ -8,7 +8,7 @@ import numpy as np
 
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report.text import number, step
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import PROBE_CONDITION
@@ -32,6 +32,7 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
     Raises:
         UserError: a run is not finished, fewer than two runs are given, or they have no property
             in common.
+        RunError: a summary names a cell that its run has no scores of.
     """
     if len(runs) < 2:
         raise UserError(f"runs: too few to compare ({len(runs)}). Fix: give two or more.")
@@ -134,15 +135,25 @@ def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple
 
     Returns:
         scores and samples by the values that identify a sample.
+
+    Raises:
+        RunError: the run has no scores of the cell that its summary names.
     """
     cell = summary.properties[prop].last
-    score = run.open(f"scores/{prop}", require_complete=True).score.sel(
-        condition=PROBE_CONDITION,
-        kind=cell.kind,
-        metric=cell.metric,
-        step=cell.step,
-        layer=cell.layer,
-    )
+    try:
+        score = run.open(f"scores/{prop}", require_complete=True).score.sel(
+            condition=PROBE_CONDITION,
+            kind=cell.kind,
+            metric=cell.metric,
+            step=cell.step,
+            layer=cell.layer,
+        )
+    except KeyError:
+        raise RunError(
+            f"{run.url}: summary.json names step {cell.step} of layer {cell.layer!r:.60} for "
+            f"{prop}, and there is no score of it. Fix: `ldmprobe report {run.url}` writes "
+            "summary.json again from the stored scores"
+        ) from None
     samples = run.samples
     values = zip(score.sample.values, score.split.values, score.values, strict=True)
     return {

@@ -1,6 +1,7 @@
 """Runs side by side: paired differences against a loop; the commands that read finished runs."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from run_helpers import carry_out, small_study
 from flows import cli
 from ldmprobe_core.analysis.compare import compare, difference_notes, differing_settings
 from ldmprobe_core.analysis.report.build import build_report
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 
@@ -97,6 +98,17 @@ def test_differing_settings_finds_other_weights_in_the_same_folder(runs, monkeyp
     for run in pair:
         run.study = runs[0].study
     assert differing_settings(*pair) == {"model weights": ("a1", "b2")}
+
+
+@pytest.mark.parametrize("change", [{"step": 999}, {"layer": "nope"}])
+def test_compare_refuses_a_summary_of_a_cell_without_scores(runs, tmp_path, change):
+    copy = tmp_path / "run"
+    shutil.copytree(runs[0].url, copy)
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["properties"]["depth"]["last"] |= change
+    (copy / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(RunError, match=r"summary\.json names step .* for depth, .*Fix: `ldmprobe"):
+        compare([runs[1], Run(str(copy))])
 
 
 @pytest.mark.parametrize("digest", ["same", "other"])
