@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
 from flows.checks.prefect_settings import check_prefect_settings
 from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
-from flows.cli_tables import print_plan, print_rows, print_summary
+from flows.cli_tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 
@@ -36,7 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console()
+console = Console(markup=False, emoji=False)
 
 _STUDY_LIMIT = 400_000
 """Largest study in bytes.  Prefect accepts flow parameters of up to 512 KiB."""
@@ -196,14 +196,12 @@ def _shift(text: str) -> dict[str, float]:
 
 def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
     """Plan a study, and return its plan and its run, which need not exist yet."""
-    from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.pipeline.prepare import run_in
     from ldmprobe_core.storage.filesystem import Location
-    from ldmprobe_core.study.loading import load_study
 
     # A malformed store address raises an error here, before the study is planned.
     Location(store)
-    plan = plan_study(load_study(study, overrides))
+    plan = _plan_alone(study, overrides)
     if not plan.samples:
         # Prompts or images cannot be read on this machine, and the error names the missing files.
         _require_complete(plan)
@@ -216,6 +214,18 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
     target = run_in(store, plan.study)
     target.location.require_reachable()
     return plan, target
+
+
+def _plan_alone(study: str, overrides: list[str] | None) -> StudyPlan:
+    """Plan a study, and check the file of its Dask cluster."""
+    from flows.checks.cluster_file import cluster_spec
+    from ldmprobe_core.pipeline.planning.plan import plan_study
+    from ldmprobe_core.study.loading import load_study
+
+    loaded = load_study(study, overrides)
+    if loaded.execution.cluster is not None:
+        cluster_spec(loaded.execution)
+    return plan_study(loaded)
 
 
 def _require_complete(plan: StudyPlan) -> None:
@@ -259,12 +269,17 @@ def compare(
 ) -> None:
     """Compare finished runs, paired over the samples that they share."""
     from ldmprobe_core.analysis.compare import compare as rows_of
+    from ldmprobe_core.analysis.compare import difference_notes
 
-    rows = rows_of([_finished(run) for run in runs])
+    finished = [_finished(run) for run in runs]
+    rows = rows_of(finished)
     if json_:
         typer.echo(json.dumps(rows, indent=2))
         return
-    print_rows(rows, console)
+    # The notes give these settings with their values, which would not fit into the table.
+    print_rows([{k: v for k, v in row.items() if k != "differs in"} for row in rows], console)
+    for sentence in difference_notes(finished):
+        console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -348,23 +363,12 @@ def _finished(run: str) -> Run:
 @app.command()
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Print a study's sizes and missing requirements (exit code 1) without loading weights."""
-    from ldmprobe_core.pipeline.planning.plan import plan_study
-    from ldmprobe_core.study.loading import load_study
-
-    plan = plan_study(load_study(study, set_))
+    plan = _plan_alone(study, set_)
     if plan.missing:
-        _print_missing(plan.missing)
+        print_missing(plan.missing)
     print_plan(plan, console)
     if plan.missing:
         raise typer.Exit(MISTAKE)
-
-
-def _print_missing(sentences: tuple[str, ...]) -> None:
-    """List on standard error the packages and files that a study needs and this machine lacks."""
-    errors = Console(stderr=True)
-    for sentence in sentences:
-        text = f"missing: {sentence}"
-        errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
         the exit code of the process.
     """
     try:
+        _require_current_folder()
         command()
     except SystemExit as stop:
         # typer ends every command, including successful ones, with SystemExit, and has already
@@ -61,6 +62,13 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
     return DONE
 
 
+def _require_current_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the current folder was removed. Fix: change to another folder") from None
+
+
 def debug_requested(arguments: list[str]) -> bool:
     """Return whether the user asked for tracebacks, by ``--debug`` or by LDMPROBE_DEBUG=1."""
     return "--debug" in arguments or os.environ.get("LDMPROBE_DEBUG", "0") not in ("", "0")
@@ -68,7 +76,7 @@ def debug_requested(arguments: list[str]) -> bool:
 
 def _report(message: str, debug: bool) -> None:
     if message:
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         console.print(
             f"ldmprobe: {message}", style="red", highlight=False, markup=False, soft_wrap=True
         )

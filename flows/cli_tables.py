@@ -80,3 +80,11 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     for sentence in plan.notes:
         console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_missing(sentences: tuple[str, ...]) -> None:
+    """List on standard error the packages and files that a study needs and this machine lacks."""
+    errors = Console(stderr=True, emoji=False)
+    for sentence in sentences:
+        text = f"missing: {sentence}"
+        errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)

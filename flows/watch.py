@@ -7,7 +7,6 @@ complete only after its data is written: the next start repeats the units that w
 
 from __future__ import annotations
 
-import contextvars
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -25,6 +24,7 @@ from prefect.states import StateType
 
 from flows.checks.prefect_settings import without_password
 from tasks.stopping import Stop, request_stop, requested_stop, say
+from tasks.watch_thread import WatchThread
 
 LOOK_EVERY_S = 0.5
 """Interval in seconds between two checks whether a stop was requested or the server has ended."""
@@ -58,7 +58,7 @@ class ServerProcess(Protocol):
         """Path of the file that contains the server's output."""
 
 
-class FlowWatch:
+class FlowWatch(WatchThread):
     """Context manager that requests a stop of the flow that runs inside it.
 
     A thread asks the server whether the flow run was cancelled, and notices if the server is lost.
@@ -76,19 +76,13 @@ class FlowWatch:
         self.flow_runs: list[Any] = []
         self._url, self._server = url, server
         self._answered_at = time.monotonic()
-        self._over = threading.Event()
         self._handlers: dict[signal.Signals, Any] = {}
-        # Prefect keeps its settings in context variables, which a new thread would not inherit.
-        watch = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=watch.run, args=(self._keep_looking,), name="flow-watch", daemon=True
-        )
+        super().__init__("flow-watch")
 
-    def __enter__(self) -> FlowWatch:
+    def __enter__(self) -> Self:
         _watches.append(self)
         self._handle(signal.SIGINT)
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self,
@@ -96,7 +90,7 @@ class FlowWatch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._over.set()
+        super().__exit__(kind, error, trace)
         for number, previous in self._handlers.items():
             signal.signal(number, previous)
         _watches.remove(self)
@@ -131,10 +125,11 @@ class FlowWatch:
             previous = signal.signal(number, _on_signal)
             self._handlers.setdefault(number, previous)
 
-    def _keep_looking(self) -> None:
+    def keep_looking(self) -> None:
+        """Poll the server, request a stop if need be, and end the process if a stop is overdue."""
         next_poll = time.monotonic() + POLL_EVERY_S
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            while not self._over.wait(LOOK_EVERY_S):
+            while not self.over.wait(LOOK_EVERY_S):
                 stop = requested_stop()
                 if stop is not None:
                     if stop.is_overdue:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from types import TracebackType
 from typing import Any
 
 from distributed import Client, SpecCluster
 
 from tasks.stopping import Stop, request_stop
+from tasks.watch_thread import WatchThread
 
 LOOK_EVERY_S = 3.0
 """Interval in seconds between two counts of the workers."""
@@ -18,7 +17,7 @@ ABSENCE_LIMIT_S = 120.0
 """Seconds without any worker after which the flow stops."""
 
 
-class WorkerWatch:
+class WorkerWatch(WatchThread):
     """Context manager whose thread counts the workers of a Dask scheduler and replaces lost ones.
 
     Each local worker has a nanny process that restarts it if it ends.  If the restart takes longer
@@ -34,27 +33,15 @@ class WorkerWatch:
     def __init__(self, client: Client, cluster: SpecCluster | None) -> None:
         self._client, self._cluster = client, cluster
         self._count = len(cluster.worker_spec) if cluster is not None else 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep_looking, name="workers", daemon=True)
+        super().__init__("worker-watch")
 
-    def __enter__(self) -> WorkerWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-
-    def _keep_looking(self) -> None:
+    def keep_looking(self) -> None:
+        """Replace lost workers, and request a stop after `ABSENCE_LIMIT_S` without any worker."""
         present_at = time.monotonic()
-        while not self._over.wait(LOOK_EVERY_S):
+        while not self.over.wait(LOOK_EVERY_S):
             if self._number():
                 present_at = time.monotonic()
-            elif time.monotonic() - present_at > ABSENCE_LIMIT_S and not self._over.is_set():
+            elif time.monotonic() - present_at > ABSENCE_LIMIT_S and not self.over.is_set():
                 message = (
                     "ldmprobe: there has been no Dask worker for "
                     f"{ABSENCE_LIMIT_S:.0f} s. What is complete is kept. Fix: look at the workers' "
@@ -62,7 +49,7 @@ class WorkerWatch:
                 )
                 request_stop(Stop(message, 3, cancels=False, waits=False, limit_s=20.0))
                 return
-            if self._cluster is not None and not self._over.is_set():
+            if self._cluster is not None and not self.over.is_set():
                 self._cluster.scale(self._count)
 
     def _number(self) -> int:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import dask
-import yaml
 from distributed import Client
 from prefect import Task
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.checks.cluster_file import cluster_spec
 from flows.local_cluster import local_cluster
 from flows.worker_watch import WorkerWatch
 from ldmprobe_core.errors import UserError
@@ -127,32 +126,6 @@ def runner_of(execution: Execution, memory: int | None = None) -> TaskRunner[Any
             "memory": memory,
         },
     )
-
-
-def cluster_spec(execution: Execution) -> dict[str, Any]:
-    """Return the DaskCluster resource for dask-kubernetes, with the study's number of workers.
-
-    The name of the resource gets a random suffix.  Otherwise two flows would share one cluster, and
-    the flow that ends first would delete it.
-
-    Raises:
-        UserError: the file cannot be read, is not YAML, or describes another resource.
-    """
-    try:
-        with open(str(execution.cluster), encoding="utf-8") as file:
-            spec = yaml.safe_load(file)
-        if spec["kind"] != "DaskCluster":
-            raise KeyError("kind")
-        spec["spec"]["worker"]["replicas"] = execution.workers
-        name = f"{spec['metadata']['name']}-{uuid.uuid4().hex[:8]}"
-        spec["metadata"]["name"] = name
-        spec["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
-    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError(
-            f"execution.cluster is {execution.cluster!r:.80}, which is not a readable DaskCluster "
-            "resource. Fix: give a YAML file such as infra/kubernetes/dask-cluster.yaml"
-        ) from None
-    return spec
 
 
 def _require_workers(address: str, gpus: int) -> None:

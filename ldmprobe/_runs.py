@@ -344,7 +344,8 @@ def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
     Returns:
         one row for each property and run.  It gives the score at the last step, the difference from
         the first run with its confidence interval, and the steps from which the score keeps 50%
-        (onset) and 90% (settled) of its gain.
+        (onset) and 90% (settled) of its gain.  ``differs in`` lists the settings of the study in
+        which the run differs from the first one, such as ``sampling.steps``.
 
     Raises:
         UserError: there are fewer than two runs, or one of them is not finished.

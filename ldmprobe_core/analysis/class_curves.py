@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.readers.image_folder import list_images, read_image
+from ldmprobe_core.study.readers.value_types import user_path
 
 CONFIDENT = 0.9
 PHOTOGRAPHS = "photographs.json"
@@ -107,7 +107,7 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
     sizes = run.open("images").sizes
     size = sizes["y"], sizes["x"]
     labeler = load_labeler("class", spec, pick_device(study.execution.wanted_device))
-    photographs = np.stack([read_image(Path(folder).expanduser() / name, size) for name in names])
+    photographs = np.stack([read_image(user_path(folder) / name, size) for name in names])
     scores = labeler(photographs)
     counts = Counter(labeler.classes[i] for i in scores.argmax(1))
     record = PhotographsRecord(

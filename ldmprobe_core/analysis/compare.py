@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report.text import number, step
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import PROBE_CONDITION
@@ -24,11 +26,13 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
     to the first run's score, and the onset and settled steps.  The difference is a mean over the
     test samples that both runs contain (same prompt, seed and source image, by name and content),
     with a bootstrap interval over their prompts.  It is a dash if the runs share fewer than two of
-    these samples.
+    these samples.  The column ``differs in`` names the settings of the study that are not those of
+    the first run (`differing_settings`), separated by commas.
 
     Raises:
         UserError: a run is not finished, fewer than two runs are given, or they have no property
             in common.
+        RunError: a summary names a cell that its run has no scores of.
     """
     if len(runs) < 2:
         raise UserError(f"runs: too few to compare ({len(runs)}). Fix: give two or more.")
@@ -44,10 +48,11 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
             f"runs: they have no property in common ({', '.join(names)}). Fix: compare runs that "
             "probe the same property."
         )
+    differing = [", ".join(differing_settings(runs[0], run)) for run in runs]
     rows = []
     for prop in common:
         first = _last_scores(runs[0], summaries[0], prop)
-        for run, summary in zip(runs, summaries, strict=True):
+        for run, summary, keys in zip(runs, summaries, differing, strict=True):
             result = summary.properties[prop]
             gap, pairs = _difference(
                 first, _last_scores(run, summary, prop), runs[0].study.bootstrap
@@ -62,9 +67,67 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
                     "position": number(result.controls.position.same_cell),
                     "onset": step(result.emergence.probe.relative.onset),
                     "settled": step(result.emergence.probe.relative.settled),
+                    "differs in": keys,
                 }
             )
     return rows
+
+
+def differing_settings(first: Run, other: Run) -> dict[str, tuple[Any, Any]]:
+    """Find the settings in which the studies of two runs differ.
+
+    The name of a study, the settings of its workers and the paths of its input files are left out,
+    because they do not change results.  ``model weights`` stands for the fingerprint of the model's
+    files, which can differ although ``model.source`` is the same.
+
+    Returns:
+        values in the first and in the other run by dotted key, in the order of the study's keys; a
+        key that one of them lacks has the value None there.
+    """
+    ignored: Any = {"name": True, "execution": True, "prompts": {"files"}, "images": {"folder"}}
+    contents = [
+        run.study.model_dump(mode="json", by_alias=True, exclude=ignored) for run in (first, other)
+    ]
+    weights = [run.attributes.get("model_fingerprint") for run in (first, other)]
+    differing = _differing(contents[0], contents[1])
+    if weights[0] != weights[1]:
+        differing["model weights"] = (weights[0], weights[1])
+    return differing
+
+
+def _differing(first: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Values that differ in two nested mappings, by dotted key."""
+    if not isinstance(first, dict) or not isinstance(other, dict):
+        return {} if first == other else {key: (first, other)}
+    differing: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys([*first, *other]):
+        differing |= _differing(first.get(name), other.get(name), f"{key}.{name}".lstrip("."))
+    return differing
+
+
+def difference_notes(runs: list[Run]) -> tuple[str, ...]:
+    """Name the settings in which runs differ from the first of them, with their values.
+
+    Returns:
+        one sentence for each run whose study differs; empty if all runs have the same settings.
+    """
+    notes = []
+    for run in runs[1:]:
+        differing = differing_settings(runs[0], run)
+        if differing:
+            settings = ", ".join(
+                f"{key} ({_value(a)} and {_value(b)})" for key, (a, b) in differing.items()
+            )
+            notes.append(
+                f"{runs[0].url} and {run.url} are of different studies, so their scores may differ "
+                f"for any of these settings: {settings}"
+            )
+    return tuple(notes)
+
+
+def _value(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple[float, Sample]]:
@@ -72,15 +135,25 @@ def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple
 
     Returns:
         scores and samples by the values that identify a sample.
+
+    Raises:
+        RunError: the run has no scores of the cell that its summary names.
     """
     cell = summary.properties[prop].last
-    score = run.open(f"scores/{prop}", require_complete=True).score.sel(
-        condition=PROBE_CONDITION,
-        kind=cell.kind,
-        metric=cell.metric,
-        step=cell.step,
-        layer=cell.layer,
-    )
+    try:
+        score = run.open(f"scores/{prop}", require_complete=True).score.sel(
+            condition=PROBE_CONDITION,
+            kind=cell.kind,
+            metric=cell.metric,
+            step=cell.step,
+            layer=cell.layer,
+        )
+    except KeyError:
+        raise RunError(
+            f"{run.url}: summary.json names step {cell.step} of layer {cell.layer!r:.60} for "
+            f"{prop}, and there is no score of it. Fix: `ldmprobe report {run.url}` writes "
+            "summary.json again from the stored scores"
+        ) from None
     samples = run.samples
     values = zip(score.sample.values, score.split.values, score.values, strict=True)
     return {

@@ -24,6 +24,7 @@ from ldmprobe_core.study.properties import (
     InterventionDefaults,
     property_of,
 )
+from ldmprobe_core.study.readers.value_types import MAX_SAMPLES, Seed
 
 EDIT_CONDITIONS = ("edited", "random", "shuffled")
 
@@ -64,20 +65,20 @@ class Intervention(BaseModel):
 
     prop: str = FOREGROUND.name
     targets: tuple[Target, ...] = (Target(dx=0.2),)
-    samples: Annotated[int, Field(ge=1)] = 8
-    chosen: tuple[int, ...] | None = None
+    samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)] = 8
+    chosen: tuple[Annotated[int, Field(ge=0, lt=MAX_SAMPLES, strict=True)], ...] | None = None
     method: Literal["exact", "adam"] = "exact"
-    steps: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
     layers: tuple[str, ...] | None = None
     kind: str | None = None
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = DEFAULT_CONFIDENCE
-    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    confidence: Annotated[float, Field(gt=0.5, lt=1, strict=True)] = DEFAULT_CONFIDENCE
+    strength: Annotated[float, Field(ge=0, le=1, strict=True)] = 1.0
     metric: Literal["l2", "covariance"] = "covariance"
-    iterations: Annotated[int, Field(ge=1)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    iterations: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 128
+    learning_rate: Annotated[float, Field(gt=0, le=1000, strict=True)] = 5e-3
     controls: bool = True
     part: Literal["test", "validation"] = "test"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[Seed, Field(strict=True)] = 0
 
     @field_validator("prop")
     @classmethod

@@ -13,6 +13,7 @@ from scipy.ndimage import affine_transform
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import DEPTH, FOREGROUND
 from ldmprobe_core.study.readers.image_folder import read_map
+from ldmprobe_core.study.readers.value_types import user_path
 
 
 def target_maps(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:
@@ -40,9 +41,9 @@ class Target(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    dx: Annotated[float, Field(gt=-1, lt=1)] = 0.0
-    dy: Annotated[float, Field(gt=-1, lt=1)] = 0.0
-    scale: Annotated[float, Field(gt=0.05, lt=20)] = 1.0
+    dx: Annotated[float, Field(gt=-1, lt=1, strict=True)] = 0.0
+    dy: Annotated[float, Field(gt=-1, lt=1, strict=True)] = 0.0
+    scale: Annotated[float, Field(gt=0.05, lt=20, strict=True)] = 1.0
     mirror: bool = False
     file: str | None = None
     content_hash: str | None = None
@@ -81,7 +82,7 @@ def resolve_target(target: Target) -> Target:
     """
     if target.file is None:
         return target
-    path = Path(target.file).expanduser().absolute()
+    path = user_path(target.file).absolute()
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:
@@ -109,7 +110,7 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
     """
     height, width = label.shape
     if target.file is not None:
-        return _from_file(Path(target.file).expanduser(), label)
+        return _from_file(user_path(target.file), label)
     mask = label.dtype == bool
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     if mask and label.any():

@@ -24,6 +24,7 @@ from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork,
 from ldmprobe_core.labelers.weights import refuse_revision
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.prompt_sets import CATEGORIES
+from ldmprobe_core.study.readers.value_types import user_path
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -121,7 +122,7 @@ def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torc
 
 def _folder(spec: LabelerSpec) -> Path:
     """Return the folder of the labelers' weights, named in the study or part of this package."""
-    return Path(spec.weights).expanduser() if spec.weights else MODEL_FOLDER
+    return user_path(spec.weights) if spec.weights else MODEL_FOLDER
 
 
 def _path(name: str, folder: Path) -> Path:

@@ -18,6 +18,7 @@ from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.readers.value_types import user_path
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
 
@@ -65,9 +66,15 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
             "the labeler's weights are missing. Fix: set the key weights to a folder written by "
             "save_pretrained, or to a hub id"
         )
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if folder.is_dir():
         refuse_revision(spec)
+        # Without this check, the search for weights would go through any large folder.
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"weights {source!r}: the folder holds no config.json. Fix: give a folder written "
+                "by save_pretrained"
+            )
     else:
         if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             raise UserError(
@@ -93,8 +100,9 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
 
 def files_of(folder: Path) -> list[Path]:
     """List the safetensors and JSON files in a folder; empty if it has no safetensors file."""
-    weights = list(folder.rglob("*.safetensors"))
-    return [*weights, *folder.rglob("*.json")] if weights else []
+    weights = [path for path in folder.rglob("*.safetensors") if path.is_file()]
+    configs = [path for path in folder.rglob("*.json") if path.is_file()]
+    return [*weights, *configs] if weights else []
 
 
 def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> Path:
@@ -109,7 +117,7 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
         UserError: the file does not exist, or is a pickle.
     """
     refuse_revision(spec)
-    path = Path(spec.weights).expanduser() if spec.weights else cache
+    path = user_path(spec.weights) if spec.weights else cache
     if path is None:
         raise UserError(
             f"the labeler's weights are missing. Fix: set the key weights to a safetensors file of "

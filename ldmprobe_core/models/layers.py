@@ -66,7 +66,8 @@ def match_layers(
                 close = difflib.get_close_matches(layer.replace("*", ""), names, n=3, cutoff=0.3)
                 remedy = f"a name such as {', '.join(close or names[:3])}"
             raise UserError(
-                f"capture.layers: {layer!r} matches no module of the denoiser. Fix: use {remedy}"
+                f"capture.layers: {layer!r:.80} matches no module of the denoiser. Fix: use "
+                f"{remedy}"
             )
         chosen |= matching
     return [name for name in names if name in chosen]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.utils import logging
+from safetensors import SafetensorError
 from torch import nn
 
 from ldmprobe_core.errors import UserError
@@ -56,7 +57,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
             use_safetensors=True,
             local_files_only=True,
         )
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model.source: {model.source!r} does not load ({reason}). Fix: fetch the model again"
@@ -87,11 +88,12 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
         with torch.device("meta"):
             denoiser = architecture.network.from_config(architecture.config).eval()
             return denoiser, AutoencoderKL.from_config(architecture.vae).eval()
-    except (TypeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    # Values of a wrong type or range in a config raise errors of many types.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"model: {architecture.source} has an unusable config ({reason}). Fix: fetch the model "
-            "again"
+            f"model: {architecture.source} has an unusable config ({type(error).__name__}: "
+            f"{reason:.120}). Fix: fetch the model again"
         ) from error
 
 
@@ -123,16 +125,30 @@ def check_weights(folder: Path) -> None:
     """Check that a model folder has every weight tensor of its networks, without loading them.
 
     Raises:
-        UserError: a file, a shard or a tensor is missing, a file is incomplete, or a tensor has
-            another shape than its network needs.
+        UserError: the folder of a tokenizer, a file, a shard or a tensor is missing, a file is
+            incomplete, or a tensor has another shape than its network needs.
     """
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     for name, entry in index.items():
         network = None
+        is_tokenizer = name.startswith("tokenizer") and isinstance(entry, list) and entry[-1]
+        if is_tokenizer and not (folder / name).is_dir():
+            raise UserError(f"model: {folder / name} is missing. Fix: fetch it")
         if isinstance(entry, list) and len(entry) == 2 and name not in _NOT_LOADED:
             network = _meta_network(folder / name, *entry)
         if network is not None:
             require_weights(folder / name, network)
+            _require_not_quantized(folder / name)
+
+
+def _require_not_quantized(folder: Path) -> None:
+    """Refuse a component whose config asks for quantized layers when it is loaded."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            f"model: {folder / 'config.json'} has a quantization_config, and quantized layers are "
+            "not those of the model. Fix: use the model before its quantization"
+        )
 
 
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -164,7 +180,8 @@ def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Mod
             if library == "diffusers":
                 return network.from_config(network.load_config(folder))
             return network(network.config_class.from_pretrained(folder, local_files_only=True))
-    except (OSError, TypeError, ValueError, KeyError, RuntimeError) as error:
+    # Values of a wrong type or range in a config raise errors of many types.
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"model: {folder} has an unusable config ({reason:.120}). Fix: fetch the model again"

@@ -38,6 +38,9 @@ More would take time and find little, since failures depend on the config rather
 of steps.
 """
 
+_MOST_TRAINED = 100_000
+"""Largest ``num_train_timesteps``; schedulers list that many noise levels in memory."""
+
 
 def scheduler_of(architecture: Architecture, name: str) -> Any:
     """Build a scheduler for a model, from the config that the model's pipeline would use.
@@ -62,10 +65,15 @@ def timesteps(architecture: Architecture, study: Study) -> list[float]:
             cause, the message names it.
     """
     name, steps = study.sampling.scheduler, study.sampling.steps
+    trained = architecture.scheduler.get("num_train_timesteps", 1000)
+    if type(trained) is not int or not 1 <= trained <= _MOST_TRAINED:
+        raise UserError(
+            f"model: num_train_timesteps in scheduler_config.json of {architecture.source} is "
+            f"{trained!r:.40}. Fix: give a whole number from 1 to {_MOST_TRAINED}"
+        )
     values, problem = _attempt(architecture, name, steps)
     if problem is None:
         return values
-    trained = architecture.scheduler.get("num_train_timesteps", 1000)
     raise UserError(
         f"sampling.steps: {problem} (scheduler {name}, {steps} steps"
         f"{_cause(architecture, name, steps)}). Fix: ask for fewer than {trained} steps, choose "

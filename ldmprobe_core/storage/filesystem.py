@@ -114,6 +114,9 @@ def normal_url(url: str) -> str:
     if not separator:
         if re.match("(s3|gs|gcs|az|abfss?|https?|file|memory):", url, re.IGNORECASE):
             raise address_error("two slashes must follow the protocol, as in s3://")
+        parts = [part.encode(errors="replace") for part in url.split("/")]
+        if sum(map(len, parts)) > 4096 or max(map(len, parts)) > 255:
+            raise address_error("it is too long for a path")
         return "/" + os.path.abspath(os.path.expanduser(url)).lstrip("/")
     protocol = protocol.lower()
     if protocol not in ("s3", "memory"):

@@ -69,8 +69,8 @@ class LabelColumn:
             members: indices of samples, (sample,).
             seed: seed of the study, ``prompts.seed``.
         """
-        # Seeds are below 2**32, so no draw of one study repeats a draw of another.
-        return ASSIGNMENTS[self.assignment](members, seed + (self.draw << 32))
+        # Seeds are below 2**64, so no draw of one study repeats a draw of another.
+        return ASSIGNMENTS[self.assignment](members, seed + (self.draw << 64))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,9 +78,10 @@ def _set(content: dict[str, Any], override: str) -> None:
         )
     try:
         value = read_yaml(text.encode("utf-8", "surrogatepass"), "value")
-    except UserError:
+    except UserError as error:
         raise UserError(
-            f"--set {override!r}: {text!r} is not a YAML value. Fix: put text in quotes"
+            f"--set {override!r:.80}: {text!r:.40} is not a YAML value ({error}). Fix: put text in "
+            "quotes"
         ) from None
     *path, last = key.split(".")
     labels = content.get("labels")
@@ -114,7 +115,11 @@ def sentence(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{field}: {message}"
-    value = repr(first["input"])
+    try:
+        value = repr(first["input"])
+    except (ValueError, RecursionError):
+        # Python does not print whole numbers of more than 4,300 digits.
+        value = "a value that is too long to print"
     value = value if len(value) <= 60 else value[:57] + "..."
     return f"{field} is {value}: {message[0].lower()}{message[1:]}"
 

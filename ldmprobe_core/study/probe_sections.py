@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
+from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES
 from ldmprobe_core.study.sections import Section
 
 
@@ -60,7 +62,7 @@ class Labels(Section):
     depth: _Reader = _TABLETOP
     shading: _Reader = _TABLETOP
     classes: _Reader = Field(_TABLETOP, alias="class")
-    threshold: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.5
+    threshold: Annotated[float, Field(ge=0, lt=1), EXPONENT] = 0.5
     """Probability in a labeler's foreground map above which a pixel counts as foreground."""
 
     def labeler(self, prop: str) -> LabelerSpec | None:
@@ -99,10 +101,10 @@ class Split(Section):
             proportion in which they are divided.  None divides all samples by the three shares.
     """
 
-    train: Annotated[float, Field(gt=0, lt=1)] = 0.45
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    test: Annotated[float, Field(gt=0, lt=1)] = 0.40
-    heldout: Annotated[int, Field(ge=2)] | None = None
+    train: Annotated[float, Field(gt=0, lt=1), EXPONENT] = 0.45
+    validation: Annotated[float, Field(gt=0, lt=1), EXPONENT] = 0.15
+    test: Annotated[float, Field(gt=0, lt=1), EXPONENT] = 0.40
+    heldout: Annotated[int, Field(ge=2, le=MAX_SAMPLES)] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Split:
@@ -125,7 +127,7 @@ class Probes(Section):
     """
 
     kinds: tuple[str, ...] = Field(("ridge", "logistic"), strict=False, min_length=1)
-    penalties: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    penalties: tuple[Annotated[float, Field(ge=1e-12, le=1e12), EXPONENT], ...] = Field(
         tuple(10.0**exponent for exponent in range(-7, 3)), strict=False, min_length=1
     )
     split: Split = Split()
@@ -190,5 +192,16 @@ class Controls(Section):
 class BootstrapSettings(Section):
     """Number of resamples and confidence level of the bootstrap over held-out samples."""
 
-    resamples: Annotated[int, Field(ge=100)] = 1000
-    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    level: Annotated[float, Field(gt=0.5, lt=1), EXPONENT] = 0.95
+
+    @model_validator(mode="after")
+    def _resolved(self) -> BootstrapSettings:
+        # An interval needs at least one resample beyond each of its ends.
+        least = math.ceil(round(2 / (1 - self.level), 6))
+        if self.resamples < least:
+            raise ValueError(
+                f"{self.resamples} resamples are too few for level {self.level}. Fix: raise "
+                f"resamples to {least}, or lower level"
+            )
+        return self

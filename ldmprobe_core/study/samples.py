@@ -16,7 +16,8 @@ from ldmprobe_core.study.readers.image_folder import (
     images_hash,
     source_digest,
 )
-from ldmprobe_core.study.readers.prompt_files import MAX_SEED, Row, digest_of, read_rows
+from ldmprobe_core.study.readers.prompt_files import Row, digest_of, read_rows
+from ldmprobe_core.study.readers.value_types import MAX_SEED, user_path
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Images, Prompts
 from ldmprobe_core.study.splits import SampleDraft, assign_splits
@@ -149,7 +150,7 @@ def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
 
 
 def _drafts_of_images(images: Images) -> list[SampleDraft]:
-    folder = Path(images.folder).expanduser()
+    folder = user_path(images.folder)
     return [
         SampleDraft(
             images.caption, images.seed + i, None, None, name, name,

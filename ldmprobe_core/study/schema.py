@@ -26,6 +26,7 @@ from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.probe_sections import BootstrapSettings, Controls, Labels, Probes
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.readers.model_record import EMBEDDED, read_model_record
+from ldmprobe_core.study.readers.value_types import Slug, require_storable_text
 from ldmprobe_core.study.sections import (
     Capture,
     Execution,
@@ -34,7 +35,6 @@ from ldmprobe_core.study.sections import (
     Prompts,
     Sampling,
     Section,
-    Slug,
 )
 
 _DEFAULTED = {"scheduler", "steps", "guidance"}
@@ -44,7 +44,13 @@ LAYOUT_VERSION = 7
 
 
 def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the strings in a study's content, as pairs of dotted key and string."""
+    """Yield the strings in a study's content, as pairs of dotted key and string.
+
+    Raises:
+        ValueError: a value is a set, whose order differs from process to process.
+    """
+    if isinstance(content, (set, frozenset)):
+        raise ValueError(f"{name} is a set, which has no order. Fix: give a list")
     if isinstance(content, str):
         yield name, content
     elif isinstance(content, dict):
@@ -97,11 +103,7 @@ class Study(Section):
     @classmethod
     def _storable(cls, content: Any) -> Any:
         for name, text in _texts(content):
-            if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-                raise ValueError(
-                    f"{name} holds a character that files and databases do not accept (NUL, or "
-                    "half of a surrogate pair). Fix: remove this character"
-                )
+            require_storable_text(name, text)
         return content
 
     @model_validator(mode="after")

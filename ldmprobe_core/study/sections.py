@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,19 +16,7 @@ from pydantic import (
 )
 
 from ldmprobe_core.study.properties import PROPERTIES
-
-
-def _slug(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
-        raise ValueError(
-            f"{value!r:.80} cannot name a folder. Fix: use 1 to 63 lowercase letters, digits and "
-            "dashes"
-        )
-    return value
-
-
-Slug = Annotated[str, AfterValidator(_slug)]
-PositiveInt = Annotated[int, Field(ge=1)]
+from ldmprobe_core.study.readers.value_types import EXPONENT, SampleCount, Seed
 
 
 class Section(BaseModel):
@@ -76,8 +62,8 @@ class Prompts(Section):
     set: Literal["tabletop", "objects"] = "tabletop"
     items: tuple[str, ...] | None = Field(None, strict=False)
     files: dict[Literal["all", "train", "test"], str] | None = None
-    samples: PositiveInt | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    samples: SampleCount | None = None
+    seed: Seed = 0
     negative: str | None = None
     content_hash: str | None = None
 
@@ -97,6 +83,8 @@ class Prompts(Section):
     def _has_words(self) -> Prompts:
         if self.items is not None and self.files is not None:
             raise ValueError("items and files are both given. Fix: keep one of these keys")
+        if self.content_hash is not None and self.files is None:
+            raise ValueError("content_hash is given without files. Fix: leave it out")
         if self.files is not None and set(self.files) not in ({"all"}, {"train", "test"}):
             raise ValueError(
                 f"files has {', '.join(self.files)}. Fix: give one file, or train and test"
@@ -128,9 +116,9 @@ class Images(Section):
 
     folder: str
     caption: str = ""
-    samples: PositiveInt | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    missing: dict[str, float] = Field(default_factory=dict)
+    samples: SampleCount | None = None
+    seed: Seed = 0
+    missing: dict[str, Annotated[float, EXPONENT]] = Field(default_factory=dict)
     content_hash: str | None = None
 
     @field_validator("missing", mode="before")
@@ -162,10 +150,10 @@ class Sampling(Section):
     """
 
     scheduler: Literal["lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow"] = "lms"
-    steps: PositiveInt = 15
-    guidance: Annotated[float, Field(ge=1.0, strict=False)] = 7.5
-    batch: PositiveInt = 16
-    threads: PositiveInt = 1
+    steps: Annotated[int, Field(ge=1, le=10_000)] = 15
+    guidance: Annotated[float, Field(ge=1, le=1000), EXPONENT] = 7.5
+    batch: Annotated[int, Field(ge=1, le=10_000)] = 16
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
 class Capture(Section):
@@ -181,7 +169,7 @@ class Capture(Section):
 
     layers: tuple[str, ...] = Field(("self-attention",), strict=False, min_length=1)
     keep: Literal["activations", "statistics", "both"] = "activations"
-    accumulators: PositiveInt = 4
+    accumulators: Annotated[int, Field(ge=1, le=10_000)] = 4
 
 
 class Execution(Section):
@@ -202,7 +190,7 @@ class Execution(Section):
     """
 
     runner: Literal["local", "dask"] = "local"
-    workers: PositiveInt = 2
+    workers: Annotated[int, Field(ge=1, le=1024)] = 2
     address: str | None = None
     cluster: str | None = None
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0

@@ -1,6 +1,7 @@
 """Runs side by side: paired differences against a loop; the commands that read finished runs."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from run_helpers import carry_out, small_study
 
 from flows import cli
-from ldmprobe_core.analysis.compare import compare
+from ldmprobe_core.analysis.compare import compare, difference_notes, differing_settings
 from ldmprobe_core.analysis.report.build import build_report
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 
@@ -57,6 +58,59 @@ def test_compare_of_runs_without_common_samples_has_no_differences(runs):
         compare(runs[:1])
 
 
+def test_differing_settings_names_the_keys_of_another_study(runs):
+    assert differing_settings(runs[0], runs[0]) == {}
+    assert differing_settings(runs[0], runs[1]) == {"sampling.guidance": (2.0, 4.0)}
+    assert [row["differs in"] for row in compare(runs)[:3]] == [
+        "",
+        "sampling.guidance",
+        "prompts.seed",
+    ]
+    (note,) = difference_notes(runs[:2])
+    assert f"{runs[0].url} and {runs[1].url} are of different studies" in note
+    assert note.endswith("sampling.guidance (2.0 and 4.0)")
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "values"),
+    [
+        ({"labels": {"class": None}}, "labels.class", None),
+        ({"capture": {"layers": ["mid_block.*"]}}, "capture.layers", None),
+        ({"images": {"folder": "b", "content_hash": "2"}}, "images.content_hash", ("1", "2")),
+        ({"images": {"folder": "b", "content_hash": "1"}}, None, None),
+        ({"name": "other", "execution": {"workers": 9}}, None, None),
+    ],
+)
+def test_differing_settings_leaves_out_what_changes_no_result(runs, change, key, values):
+    base = {"source": "images", "images": {"folder": "a", "content_hash": "1"}}
+    pair = [Run(runs[0].url) for _ in range(2)]
+    for run, content in zip(pair, (base, {**base, **change}), strict=True):
+        run.study = parse_study(content)
+    differing = differing_settings(*pair)
+    assert list(differing) == ([] if key is None else [key])
+    assert values is None or differing[key] == values
+
+
+def test_differing_settings_finds_other_weights_in_the_same_folder(runs, monkeypatch):
+    attributes = iter([{"model_fingerprint": "a1"}, {"model_fingerprint": "b2"}])
+    monkeypatch.setattr(Run, "attributes", property(lambda _: next(attributes)))
+    pair = [Run(runs[0].url) for _ in range(2)]
+    for run in pair:
+        run.study = runs[0].study
+    assert differing_settings(*pair) == {"model weights": ("a1", "b2")}
+
+
+@pytest.mark.parametrize("change", [{"step": 999}, {"layer": "nope"}])
+def test_compare_refuses_a_summary_of_a_cell_without_scores(runs, tmp_path, change):
+    copy = tmp_path / "run"
+    shutil.copytree(runs[0].url, copy)
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["properties"]["depth"]["last"] |= change
+    (copy / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(RunError, match=r"summary\.json names step .* for depth, .*Fix: `ldmprobe"):
+        compare([runs[1], Run(str(copy))])
+
+
 @pytest.mark.parametrize("digest", ["same", "other"])
 def test_compare_pairs_source_images_by_their_content(runs, digest):
     """Two folders may hold different images under the same file names."""
@@ -81,9 +135,13 @@ def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):
     code, out, _ = call("compare", runs[0].url, runs[1].url, "--json")
     assert code == 0
     assert len(json.loads(out)) == 6
+    assert {row["differs in"] for row in json.loads(out)} == {"", "sampling.guidance"}
     code, out, _ = call("compare", runs[0].url, runs[1].url)
     assert code == 0
     assert "difference" in " ".join(out.split())
+    assert "are of different studies" in out
+    assert "sampling.guidance (2.0 and 4.0)" in out
+    assert "different studies" not in call("compare", runs[0].url, runs[0].url)[1]
     before = json.loads(runs[0].location.read_text("summary.json"))
     heldout = int(runs[0].open("scores/depth").sample.values[0])
     code, out, _ = call("report", runs[0].url, "--samples", str(heldout))

@@ -1,14 +1,20 @@
 """Tests that a user's mistake gives a one-line message and exit code 1 before any work starts."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from flows import cli
+from flows import cli, cli_tables
 from ldmprobe_core.study.prompt_sets import tabletop_prompts
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -183,3 +189,37 @@ def test_run_refuses_a_study_whose_model_is_missing(complain, tmp_path):
     assert "CompVis/stable-diffusion-v1-4" in said
     assert "Prefect" not in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_check_refuses_a_file_that_describes_no_cluster(complain, tmp_path):
+    for path in (tmp_path, tmp_path / "none.yaml"):
+        code, said, out = complain(
+            "check", "tabletop", "--set", "execution.runner=dask",
+            "--set", f"execution.cluster={path}",
+        )  # fmt: skip
+        assert (code, out) == (1, "")
+        assert "execution.cluster is" in said
+
+
+def test_console_prints_names_with_brackets_and_colons_as_they_are():
+    """Rich would take them for markup and emoji, and fail at ``[/x]``."""
+    name = "[/x] [red]runs[/red] :cat:"
+    with cli.console.capture() as captured:
+        cli.console.print(name)
+        cli_tables.print_rows([{"run": name}], cli.console)
+    assert [line.strip() for line in captured.get().splitlines()] == [name, "run", name]
+
+
+def test_command_in_a_folder_that_was_removed_is_one_sentence(tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    command = "from pathlib import Path; Path.cwd().rmdir(); from flows import cli; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "show", "x"],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "ldmprobe: the current folder was removed. Fix: change to another folder"
+    )

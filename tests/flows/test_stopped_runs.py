@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Client, LocalCluster
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
@@ -18,6 +20,7 @@ from run_helpers import assert_same, carry_out, small_study
 
 from infra.stack import free_ports
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.loading import parse_study
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +33,7 @@ START_LIMIT_S, END_LIMIT_S = 300, 150
 class Started:
     """The command ``ldmprobe run`` in a process of its own."""
 
-    def __init__(self, folder: Path, study: Path, run: Run) -> None:
+    def __init__(self, folder: Path, study: Path, run: Run, *command: str) -> None:
         home = folder / "prefect"
         self.run, self.log = run, folder / "output"
         self.before = self._generated()
@@ -44,7 +47,7 @@ class Started:
         }
         with self.log.open("w") as sink:
             self.process = subprocess.Popen(
-                [str(COMMAND), "run", str(study), "--store", str(folder / "runs")],
+                [*(command or (str(COMMAND),)), "run", str(study), "--store", str(folder / "runs")],
                 env=environment, cwd=folder, stdout=sink, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
@@ -143,3 +146,60 @@ def test_run_stopped_by_ctrl_c_cancellation_or_loss_of_its_server_is_resumed(
     assert done.process.wait(END_LIMIT_S + START_LIMIT_S) == 0, done.log.read_text()
     study = small_study("stopped", tiny_model, SAMPLES)
     assert_same(carry_out(study, str(tmp_path / "plain")), done.run)
+
+
+IMPATIENT = """
+from flows import cli, worker_watch
+worker_watch.LOOK_EVERY_S, worker_watch.ABSENCE_LIMIT_S = 0.5, 4.0
+cli.main()
+"""
+"""The command with a limit of 4 s, not 120 s, without any worker."""
+
+
+@pytest.fixture
+def workers():
+    """Start a Dask scheduler and two worker processes, which nothing restarts."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1"]
+    options = ["--no-nanny", "--no-dashboard", "--host", "127.0.0.1", "--resources", "CPU=1"]
+    with LocalCluster(
+        n_workers=0, processes=False, dashboard_address=None, protocol="tcp", host="127.0.0.1"
+    ) as cluster:
+        address = cluster.scheduler_address
+        processes = [
+            subprocess.Popen(
+                [*command, address, *options],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        try:
+            with Client(cluster, set_as_default=False) as client:
+                client.wait_for_workers(2, timeout=START_LIMIT_S)
+            yield address, processes
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait(60)
+
+
+@pytest.mark.timeout(900)
+def test_run_whose_dask_workers_are_both_killed_ends_with_one_sentence(
+    workers, tiny_model, tmp_path
+):
+    address, processes = workers
+    content = json.loads(small_study("workerless", tiny_model, SAMPLES).to_json())
+    study = parse_study({**content, "execution": {"runner": "dask", "address": address}})
+    path = tmp_path / "study.yaml"
+    path.write_text(study.to_json())
+    run = Run(f"{tmp_path}/runs/{study.run_name}")
+    started = Started(tmp_path, path, run, sys.executable, "-c", IMPATIENT)
+    try:
+        started.wait_until_at_work()
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        code, output = started.end()
+    finally:
+        started.process.kill()
+    assert code == 3
+    assert output.count("there has been no Dask worker for 4 s. What is complete is kept.") == 1
+    assert run.progress.completed("generated").sum() < SAMPLES / study.sampling.batch

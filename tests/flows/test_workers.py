@@ -12,7 +12,8 @@ from prefect import flow, task
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.workers import cluster_spec, gpu_resources, runner_of, workers_of
+from flows.checks.cluster_file import cluster_spec
+from flows.workers import gpu_resources, runner_of, workers_of
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.sections import Execution

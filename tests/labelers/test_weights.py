@@ -1,6 +1,7 @@
 """Lookup, loading and conversion of labelers' weights."""
 
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -65,3 +66,14 @@ def test_find_folder_refuses_a_folder_of_pickles(tmp_path):
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(UserError, match="holds no safetensors"):
         check_labeler("depth", LabelerSpec(name="transformers", weights=str(tmp_path / "g")))
+
+
+@pytest.mark.timeout(60)
+def test_check_labeler_refuses_a_folder_without_a_config(tmp_path):
+    """Any other folder, such as the home folder, would be searched and hashed as a whole."""
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"labels\.depth .*the folder holds no config\.json.*Fix"):
+        check_labeler("depth", LabelerSpec(name="midas", weights=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="the folder holds no safetensors file"):
+        check_labeler("depth", LabelerSpec(name="midas", weights=str(tmp_path)))

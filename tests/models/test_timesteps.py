@@ -44,7 +44,6 @@ def test_timesteps_refuse_more_steps_than_the_schedule_has(folder, scheduler):
     [
         ("sd1", {"timestep_spacing": "foo"}),
         ("sd1", {"beta_schedule": "foo"}),
-        ("sd1", {"num_train_timesteps": 0}),
         ("sd1", {"beta_end": float("inf")}),
         ("sd3", {"use_dynamic_shifting": True, "base_image_seq_len": 4096}),
     ],
@@ -56,6 +55,15 @@ def test_a_scheduler_config_that_cannot_be_used_is_one_sentence(tmp_path, name, 
     kind = "flow" if name == "sd3" else "euler"
     with pytest.raises(UserError, match=r"sampling\.(steps|scheduler): .*Fix"):
         timesteps(detect_architecture(folder), study(folder, kind, 5))
+
+
+@pytest.mark.parametrize("trained", [0, -5, "1000", 1000.5, None, 10**9])
+def test_timesteps_refuse_a_training_schedule_that_no_model_has(folder, trained):
+    """Schedulers list all noise levels, so that 10**9 of them would fill the memory."""
+    architecture = detect_architecture(folder)
+    architecture.scheduler["num_train_timesteps"] = trained
+    with pytest.raises(UserError, match=r"model: num_train_timesteps .* is .*Fix: .* to 100000"):
+        timesteps(architecture, study(folder, "ddim", 3))
 
 
 def test_predicted_noise_at_zero_signal_is_refused(tmp_path):
@@ -73,8 +81,11 @@ def test_predicted_noise_at_zero_signal_is_refused(tmp_path):
 
 @pytest.mark.parametrize("scheduler", ["lms", "ddim", "unipc"])
 def test_timesteps_refuse_an_absurd_number_of_steps_at_once(folder, scheduler):
+    usual = study(folder, scheduler, 3)
+    sampling = usual.sampling.model_copy(update={"steps": 2_000_000_000})
+    absurd = usual.model_copy(update={"sampling": sampling})  # beyond the schema's limit
     with pytest.raises(UserError, match=r"the schedule has 1000 steps .*2000000000 steps.*Fix"):
-        timesteps(detect_architecture(folder), study(folder, scheduler, 2_000_000_000))
+        timesteps(detect_architecture(folder), absurd)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "pndm", "euler", "unipc"])

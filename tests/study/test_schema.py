@@ -73,6 +73,7 @@ def test_study_survives_its_own_json():
         ({"probes": {"penalties": [-1.0]}}, ["probes.penalties.0", "-1"]),
         ({"labels": {"foreground": None, "depth": None, "shading": None}}, ["labels", "all null"]),
         ({"model": "tabletop"}, ["model", "tabletop"]),
+        ({"prompts": {"content_hash": "a"}}, ["content_hash is given without files"]),
     ],
 )
 def test_study_mistake_is_one_sentence(content, words):
@@ -105,3 +106,35 @@ def test_study_mistake_is_one_sentence(content, words):
 def test_keep_statistics_refuses_what_it_cannot_fit(tiny_model, changes, sentence):
     with pytest.raises(UserError, match=sentence):
         statistics_study(tiny_model, "statistics", **changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"prompts": {"items": {"a", "b", "c"}}}, "prompts.items"),
+        ({"capture": {"layers": {"blocks", "resnets"}}}, "capture.layers"),
+        ({"probes": {"penalties": frozenset({0.1, 1.0})}}, "probes.penalties"),
+    ],
+)
+def test_study_refuses_sets_whose_order_differs_between_processes(content, key):
+    with pytest.raises(UserError, match=rf"{key} is a set, which has no order\. Fix: give a list"):
+        parse_study(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"model": {"source": "a/" + "b" * 300}}, "model.source"),
+        ({"prompts": {"files": "x/" * 3000}}, "prompts.files"),
+        ({"prompts": {"files": {"train": "a" * 300, "test": "b"}}}, "prompts.files.train"),
+        ({"source": "images", "images": {"folder": "é" * 200}}, "images.folder"),
+        ({"labels": {"depth": {"name": "midas", "weights": "w" * 256}}}, "labels.depth.weights"),
+        ({"execution": {"runner": "dask", "cluster": "c" * 256}}, "execution.cluster"),
+    ],
+)
+def test_study_refuses_paths_that_no_file_system_takes(content, key):
+    with pytest.raises(UserError, match=rf"{key} is too long for a path .*Fix") as caught:
+        parse_study(content)
+    assert len(str(caught.value)) < 300
+    prompt = "a long prompt " * 500
+    assert parse_study({"prompts": {"items": [prompt, "b", "c"]}}).prompts.items[0] == prompt

@@ -69,6 +69,7 @@ class Architecture(ABC):
         min_steps: smallest number of sampler steps for which the pipeline uses the result of every
             scheduler step.
         size_multiple: number of pixels of which the height and width of images must be multiples.
+        optional_encoders: text encoders that the pipeline can do without.
         pipeline_class: diffusers pipeline class; None means the class named `pipeline_name`.
         load_arguments: further keyword arguments of the pipeline class's ``from_pretrained``.
         config, vae: configs of the denoiser and the VAE, in which keys that the model leaves out
@@ -82,6 +83,7 @@ class Architecture(ABC):
     joint_block_classes: ClassVar[tuple[str, ...]] = ()
     min_steps: ClassVar[int] = 1
     size_multiple: ClassVar[int] = 1
+    optional_encoders: ClassVar[tuple[str, ...]] = ()
     pipeline_class: ClassVar[Any] = None
     load_arguments: ClassVar[dict[str, Any]] = {}
 
@@ -170,6 +172,18 @@ class Architecture(ABC):
     def grid(self) -> Grid:
         """Token grid of a layer at the latents' resolution: one image token for each latent."""
         return Grid(*self.latent)
+
+    def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
+        """List the widths of text embeddings that the denoiser takes and the encoders give.
+
+        Args:
+            encoders: config of each text encoder by its name, such as ``text_encoder_2``.
+
+        Returns:
+            key of the denoiser's config, width that the denoiser takes, and width that the encoders
+            give; widths that a config does not state are left out.
+        """
+        return []
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -276,6 +290,9 @@ class Architecture(ABC):
         name = self.vae.get("_class_name", "AutoencoderKL")
         if name != "AutoencoderKL":
             self._refuse_vae("_class_name", name, "use a pipeline with an AutoencoderKL")
+        if not _is_size(self.vae["latent_channels"]):
+            channels = self.vae["latent_channels"]
+            self._refuse_vae("latent_channels", channels, "give a whole number of channels")
         factor = self.vae["scaling_factor"]
         if not _is_number(factor) or factor == 0:
             self._refuse_vae("scaling_factor", factor, "give a finite number other than 0")

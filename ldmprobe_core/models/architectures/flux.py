@@ -15,6 +15,7 @@ from ldmprobe_core.models.architectures.base import (
     TransformerArchitecture,
     dynamic_shift,
 )
+from ldmprobe_core.models.architectures.text_widths import stated_widths
 from ldmprobe_core.models.token_grid import Grid
 
 
@@ -57,6 +58,17 @@ class Flux(ShiftedLatents, TransformerArchitecture):
     def latent_channels(self) -> int:
         """Number of channels of the latents, a quarter of the number of channels of a token."""
         return int(self.config["in_channels"]) // 4
+
+    def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
+        """See `Architecture.text_widths`."""
+        pooled = encoders.get("text_encoder", {}).get("hidden_size")
+        width = encoders.get("text_encoder_2", {}).get("d_model")
+        return stated_widths(
+            [
+                ("pooled_projection_dim", self.config["pooled_projection_dim"], [pooled]),
+                ("joint_attention_dim", self.config["joint_attention_dim"], [width]),
+            ]
+        )
 
     def uses_guidance(self, negative: str | None) -> bool:
         """Return whether the guidance scale affects images with this negative prompt (or None).

@@ -8,6 +8,7 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from ldmprobe_core.models.architectures.base import TransformerArchitecture
+from ldmprobe_core.models.architectures.text_widths import stated_widths
 
 
 class PixArt(TransformerArchitecture):
@@ -22,6 +23,11 @@ class PixArt(TransformerArchitecture):
 
     size_multiple = 8
     _passes_size: ClassVar[bool] = False
+
+    def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
+        """See `Architecture.text_widths`."""
+        width = encoders.get("text_encoder", {}).get("d_model")
+        return stated_widths([("caption_channels", self.config["caption_channels"], [width])])
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline's call that set guidance and image size.

@@ -68,7 +68,7 @@ def detect_architecture(folder: Path) -> Architecture:
             f"model.source: {folder / 'model_index.json'} does not name a pipeline "
             f"({type(error).__name__}). Fix: give a folder written by save_pretrained"
         ) from error
-    if name not in _ARCHITECTURES:
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
         raise UserError(f"model.source: {_unsupported_class_with_remedy(name)}")
     return _ARCHITECTURES[name].from_folder(name, folder)
 

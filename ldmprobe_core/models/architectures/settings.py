@@ -22,6 +22,7 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
             of the model.
     """
     architecture.check_vae()
+    _check_sizes(architecture)
     channels = architecture.vae["latent_channels"]
     if architecture.latent_channels != channels:
         raise UserError(
@@ -50,6 +51,25 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
             f"sampling.steps to {architecture.min_steps} or more"
         )
     return _check_guidance(architecture, study)
+
+
+def _check_sizes(architecture: Architecture) -> None:
+    """Check that the sizes of latents, image tokens and images follow from the model's configs."""
+    try:
+        sizes = (*architecture.latent, *architecture.size, architecture.latent_channels)
+        grid = architecture.grid
+        usable = min(*sizes, grid.height, grid.width) > 0
+        problem = f"latents of {architecture.latent}, images of {architecture.size}"
+    except UserError:
+        raise
+    # Values of a wrong type or range in a config raise errors of many types.
+    except Exception as error:
+        usable, problem = False, f"{type(error).__name__}: {error!s:.80}"
+    if not usable:
+        raise UserError(
+            f"model: the configs of {architecture.source} give no usable sizes ({problem}). Fix: "
+            f"correct block_out_channels of the VAE and the sizes of the {architecture.denoiser}"
+        )
 
 
 def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]:

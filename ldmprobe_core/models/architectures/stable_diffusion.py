@@ -8,7 +8,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ldmprobe_core.models.architectures.base import UNET_PRESETS, Architecture, Guidance
+from ldmprobe_core.models.architectures.base import (
+    UNET_PRESETS,
+    Architecture,
+    Guidance,
+)
+from ldmprobe_core.models.architectures.text_widths import stated_widths
 
 
 class UNetArchitecture(Architecture):
@@ -28,6 +33,13 @@ class UNetArchitecture(Architecture):
         if self.config["time_cond_proj_dim"] is not None:
             return Guidance()
         return super().guidance(scale, negative)
+
+    def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
+        """See `Architecture.text_widths`."""
+        if self.config.get("encoder_hid_dim_type") is not None:
+            return []
+        widths = [config.get("hidden_size") for config in encoders.values()]
+        return stated_widths([("cross_attention_dim", self.config["cross_attention_dim"], widths)])
 
     def dummy_inputs(self) -> dict[str, Any]:
         """Build keyword arguments for a call of the UNet on one sample."""
@@ -71,14 +83,24 @@ class StableDiffusion(UNetArchitecture):
 class StableDiffusionXL(UNetArchitecture):
     """Stable Diffusion XL, whose UNet also takes a pooled text embedding and the image size."""
 
+    optional_encoders = ("text_encoder",)
+    _TIMES: ClassVar[int] = 6
+
+    def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
+        """See `Architecture.text_widths`."""
+        pooled = encoders.get("text_encoder_2", {}).get("projection_dim")
+        key = "projection_class_embeddings_input_dim"
+        times = self._TIMES * self.config["addition_time_embed_dim"]
+        added = stated_widths([(key, self.config[key], [pooled, times])])
+        return super().text_widths(encoders) + added
+
     def dummy_inputs(self) -> dict[str, Any]:
         """Build keyword arguments for a call of the UNet, with text embedding and image size."""
-        times = 6
         pooled = (
             self.config["projection_class_embeddings_input_dim"]
-            - times * self.config["addition_time_embed_dim"]
+            - self._TIMES * self.config["addition_time_embed_dim"]
         )
-        added = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, times)}
+        added = {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, self._TIMES)}
         return {**super().dummy_inputs(), "added_cond_kwargs": added}
 
     def denormalise(self, latents: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from ldmprobe_core.models.architectures.base import (
     TransformerArchitecture,
     dynamic_shift,
 )
+from ldmprobe_core.models.architectures.text_widths import stated_widths
 
 
 class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
@@ -23,6 +24,17 @@ class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
         "blocks": ("transformer_blocks.[0-9]", "transformer_blocks.[0-9][0-9]"),
     }
     joint_block_classes = ("JointTransformerBlock",)
+    optional_encoders = ("text_encoder_3",)
+
+    def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
+        """See `Architecture.text_widths`; CLIP's embeddings are padded to the width of T5's."""
+        clip = [encoders.get(name, {}) for name in ("text_encoder", "text_encoder_2")]
+        pooled = [config.get("projection_dim") for config in clip]
+        rows = [("pooled_projection_dim", self.config["pooled_projection_dim"], pooled)]
+        if "text_encoder_3" in encoders:
+            width = encoders["text_encoder_3"].get("d_model")
+            rows.append(("joint_attention_dim", self.config["joint_attention_dim"], [width]))
+        return stated_widths(rows)
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
         """Set the timesteps of a scheduler, with a shift by the number of image tokens.

@@ -8,10 +8,11 @@ the name and shape of every tensor that a network needs before the weights are l
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -24,6 +25,12 @@ _DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
+
+_FLOATS = ("F16", "BF16", "F32", "F64")
+"""Types of numbers whose values are weights as they are.
+
+Integers and 8-bit floats are quantized weights, which mean something together with scales only.
+"""
 
 _STEMS = ("diffusion_pytorch_model", "model")
 """Names of the weight files that diffusers and transformers write, without ``.safetensors``."""
@@ -47,8 +54,15 @@ Transformers loads files with either form.
 """
 
 
-def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Read the names and shapes of the tensors in a safetensors file, without their values.
+class StoredTensor(NamedTuple):
+    """Shape of a tensor in a file, and the name that safetensors gives to its type of numbers."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Read the names, shapes and types of the tensors in a safetensors file, not their values.
 
     Raises:
         UserError: the file is incomplete, is a Git LFS pointer, or is not a safetensors file.
@@ -74,39 +88,48 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         ) from None
 
 
-def _tensors(header: Any, data_bytes: int) -> dict[str, tuple[int, ...]]:
-    """Read tensor shapes from a safetensors header, and check the length of the data after it.
+def _tensors(header: Any, data_bytes: int) -> dict[str, StoredTensor]:
+    """Read the tensors' entries in a safetensors header, and check the length of the data after it.
 
     Args:
         header: the header, parsed from JSON.
         data_bytes: number of bytes that follow the header in the file.
 
     Raises:
-        ValueError: an entry is invalid, or the file has fewer or more bytes than declared.
+        ValueError: an entry is invalid, tensors overlap or leave bytes between them, or the file
+            has fewer or more bytes than declared.
     """
-    shapes, end = {}, 0
+    tensors: dict[str, StoredTensor] = {}
+    spans = []
     for name, entry in header.items():
         if name == "__metadata__":
+            if not all(isinstance(value, str) for value in entry.values()):
+                raise ValueError("its metadata are not texts")
             continue
         shape, (begin, stop) = tuple(entry["shape"]), entry["data_offsets"]
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or begin > stop:
             raise ValueError(f"tensor {name:.60} has no valid shape or offsets")
-        count = 1
-        for n in shape:
-            count *= n
-        width = _DTYPE_BYTES.get(entry["dtype"])
-        if width is not None and stop - begin != count * width:
+        dtype = entry["dtype"]
+        if dtype not in _DTYPE_BYTES:
+            raise ValueError(f"tensor {name:.60} is of an unknown type of numbers, {dtype!r:.20}")
+        if stop - begin != math.prod(shape) * _DTYPE_BYTES[dtype]:
             raise ValueError(f"tensor {name:.60} has more or fewer bytes than its shape needs")
-        shapes[name], end = shape, max(end, stop)
+        tensors[name] = StoredTensor(shape, dtype)
+        spans.append((begin, stop, name))
+    end = 0
+    for begin, stop, name in sorted(spans):
+        if begin != end:
+            raise ValueError(f"tensor {name:.60} does not begin where the one before it ends")
+        end = stop
     if end != data_bytes:
         raise ValueError(
             f"the header declares {end} bytes of tensors, but the file holds {data_bytes}"
         )
-    return shapes
+    return tensors
 
 
-def read_component(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Read the names and shapes of all tensors of one pipeline component.
+def read_component(folder: Path) -> dict[str, StoredTensor]:
+    """Read the names, shapes and types of all tensors of one pipeline component.
 
     The weights may be in one safetensors file or in several (shards) with an index.
 
@@ -114,7 +137,7 @@ def read_component(folder: Path) -> dict[str, tuple[int, ...]]:
         folder: folder of the component, such as ``unet/``.
 
     Returns:
-        tensor name to shape.
+        tensor by name.
 
     Raises:
         UserError: the folder has no safetensors weights, or only those of a variant such as
@@ -136,8 +159,8 @@ def read_component(folder: Path) -> dict[str, tuple[int, ...]]:
     raise UserError(f"model: {folder} holds no weights (*.safetensors). Fix: fetch the weights")
 
 
-def _read_shards(folder: Path, index: Path) -> dict[str, tuple[int, ...]]:
-    """Read the names and shapes of tensors in all shards that an index file lists."""
+def _read_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
+    """Read the names, shapes and types of tensors in all shards that an index file lists."""
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         files = {str(name) for name in weight_map.values()}
@@ -146,18 +169,18 @@ def _read_shards(folder: Path, index: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(
             f"model: {index} is not a valid index of weight files. Fix: fetch it again"
         ) from None
-    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name in sorted(files):
         if Path(name).name != name or not (folder / name).is_file():
             raise UserError(f"model: shard {folder / name} is missing. Fix: fetch this file")
-        shapes |= read_header(folder / name)
-    missing = sorted(names - set(shapes))
+        tensors |= read_header(folder / name)
+    missing = sorted(names - set(tensors))
     if missing:
         raise UserError(
             f"model: {index} lists the tensor {missing[0]}, but no weight file holds it. "
             "Fix: fetch the weight files again"
         )
-    return shapes
+    return tensors
 
 
 def require_weights(folder: Path, network: nn.Module) -> None:
@@ -169,20 +192,26 @@ def require_weights(folder: Path, network: nn.Module) -> None:
             its tensors.
 
     Raises:
-        UserError: a tensor is missing or has another shape than in the network, or a file is
-            missing or incomplete.
+        UserError: a tensor is missing, has another shape than in the network or is quantized, or a
+            file is missing or incomplete.
     """
-    stored = {_current_name(name): shape for name, shape in read_component(folder).items()}
-    needed = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    stored = {_current_name(name): tensor for name, tensor in read_component(folder).items()}
     tied = _tied(network)
     missing, mismatched = [], []
-    for name, shape in needed.items():
-        stored_shape = next((stored[alias] for alias in _aliases(name) if alias in stored), None)
-        if stored_shape is None:
+    for name, value in network.state_dict().items():
+        shape = tuple(value.shape)
+        tensor = next((stored[alias] for alias in _aliases(name) if alias in stored), None)
+        if tensor is None:
             if name not in tied and not name.endswith("position_ids"):
                 missing.append(name)
-        elif stored_shape != shape and _squeezed(stored_shape) != _squeezed(shape):
-            mismatched.append(f"{name} has shape {stored_shape}, not {shape} as in its config.json")
+            continue
+        if tensor.shape != shape and _squeezed(tensor.shape) != _squeezed(shape):
+            mismatched.append(f"{name} has shape {tensor.shape}, not {shape} as in its config.json")
+        elif value.is_floating_point() and tensor.dtype not in _FLOATS:
+            raise UserError(
+                f"model: {folder}: tensor {name} is stored as {tensor.dtype}, as in a quantized "
+                f"model. Fix: use weights of the type {', '.join(_FLOATS)}"
+            )
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(

@@ -19,6 +19,9 @@ from ldmprobe_core.errors import UserError
 TokenIds = tuple[tuple[int, ...], ...]
 """Token ids of one prompt: one tuple of ids for each tokenizer of a pipeline."""
 
+_LEAST_TOKENS = 3
+"""Least number of tokens of a prompt that says something: start, one word and end."""
+
 
 @dataclass(frozen=True)
 class PromptTokens:
@@ -40,14 +43,16 @@ class PromptTokenizer:
 
     Args:
         folder: folder of the model, which has a subfolder for each tokenizer.
-        pipeline: class of the pipeline.  The default value of the parameter
-            ``max_sequence_length`` of its ``__call__`` is the maximum length for all tokenizers
-            except CLIP's.  Its method ``_text_preprocessing``, if it has one, changes prompts
-            before they are tokenized; PixArt's makes them lowercase.
+        pipeline: class of the pipeline.  If its ``__call__`` has a parameter
+            ``max_sequence_length``, its default value is the maximum length for tokenizers other
+            than CLIP's, and the first CLIP tokenizer's maximum length applies to all of CLIP's, as
+            in the pipelines of Stable Diffusion 3 and Flux.  The pipeline's method
+            ``_text_preprocessing``, if it has one, changes prompts before they are tokenized;
+            PixArt's makes them lowercase.
 
     Raises:
-        UserError: a tokenizer cannot be loaded, or has token ids beyond the vocabulary of its text
-            encoder.
+        UserError: a tokenizer cannot be loaded, has token ids beyond the vocabulary of its text
+            encoder, or takes more tokens than the text encoder.
     """
 
     def __init__(self, folder: Path, pipeline: type[Any]) -> None:
@@ -60,17 +65,29 @@ class PromptTokenizer:
             else None
         )
         self._tokenizers: dict[str, tuple[Any, int]] = {}
-        for name, entry in index.items():
-            if not name.startswith("tokenizer") or not isinstance(entry, list) or not entry[1]:
+        clip_length: int | None = None
+        for name, entry in sorted(index.items()):
+            encoder = name.replace("tokenizer", "text_encoder")
+            # A pipeline without one of its text encoders does not use that encoder's tokenizer.
+            if not name.startswith("tokenizer") or not (
+                _given(entry) and _given(index.get(encoder))
+            ):
                 continue
             tokenizer = _load(folder / name, str(entry[1]))
-            encoder = folder / name.replace("tokenizer", "text_encoder") / "config.json"
-            _require_vocabulary(folder / name, tokenizer, encoder)
             is_clip = "CLIP" in str(entry[1])
-            limit = (
-                tokenizer.model_max_length if is_clip or default_length is None else default_length
+            limit = int(tokenizer.model_max_length)
+            if default_length is not None:
+                clip_length = clip_length or limit
+                limit = clip_length if is_clip else int(default_length)
+            _require_fitting(folder / name, tokenizer, limit, folder / encoder / "config.json")
+            self._tokenizers[name] = (tokenizer, limit)
+        lengths = list(dict.fromkeys(self.lengths.values()))
+        if default_length is None and len(lengths) > 1:
+            raise UserError(
+                f"model: the tokenizers in {folder} take {' and '.join(map(str, lengths))} tokens "
+                "(model_max_length), and their pipeline joins the encoders' outputs token by "
+                "token. Fix: correct model_max_length in their tokenizer_config.json"
             )
-            self._tokenizers[name] = (tokenizer, int(limit))
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -93,6 +110,11 @@ class PromptTokenizer:
         return PromptTokens(tuple(ids), cuts)
 
 
+def _given(entry: Any) -> bool:
+    """Whether an entry of ``model_index.json`` names a component, and not null."""
+    return isinstance(entry, list) and len(entry) == 2 and bool(entry[1])
+
+
 def _load(folder: Path, kind: str) -> Any:
     """Load the tokenizer in a folder.
 
@@ -113,26 +135,36 @@ def _load(folder: Path, kind: str) -> Any:
         ) from error
 
 
-def _require_vocabulary(folder: Path, tokenizer: Any, encoder: Path) -> None:
-    """Check that the token ids of a tokenizer are within the vocabulary of its text encoder.
+def _require_fitting(folder: Path, tokenizer: Any, limit: int, encoder: Path) -> None:
+    """Refuse a tokenizer whose token ids do not fit its text encoder, or are too many for it.
 
     Args:
         folder: folder of the tokenizer, for the message.
         tokenizer: the loaded tokenizer.
-        encoder: path of the text encoder's ``config.json``; without a vocabulary size in it,
-            nothing is checked.
+        limit: most tokens of a prompt, with special tokens.
+        encoder: path of the text encoder's ``config.json``; sizes that it does not state are not
+            checked.
 
     Raises:
-        UserError: the largest token id is not within the vocabulary.
+        UserError: the largest token id is not within the vocabulary, or prompts can have more
+            tokens than the text encoder has positions, or no token of their own.
     """
     try:
-        size = int(json.loads(encoder.read_text("utf-8"))["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError):
+        config = json.loads(encoder.read_text("utf-8"))
+        vocabulary, positions = config.get("vocab_size"), config.get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
         return
     largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= size:
+    if isinstance(vocabulary, int) and largest >= vocabulary:
         raise UserError(
             f"model: the tokenizer in {folder} has token id {largest}, and the text encoder of "
-            f"{encoder} has a vocabulary of {size}. Fix: use the tokenizer and the text encoder of "
-            "the same model"
+            f"{encoder} has a vocabulary of {vocabulary}. Fix: use the tokenizer and the text "
+            "encoder of the same model"
+        )
+    if limit < _LEAST_TOKENS or (isinstance(positions, int) and limit > positions):
+        raise UserError(
+            f"model: the tokenizer in {folder} takes prompts of up to {limit:.7g} tokens "
+            f"(model_max_length), and the text encoder of {encoder} "
+            f"{positions or _LEAST_TOKENS} (max_position_embeddings). Fix: correct "
+            "model_max_length in its tokenizer_config.json"
         )

@@ -13,6 +13,7 @@ from ldmprobe_core.assets import CONFIGS, MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.study.readers.model_record import EMBEDDED, RECORD
+from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import Model
 
 _KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}
@@ -49,7 +50,7 @@ def _not_here(model: Model) -> NoReturn:
     """Raise `UserError` for a model that is not on this machine, with the command to fetch it."""
     revision = f" --revision {model.revision}" if model.revision else ""
     raise UserError(
-        f"model.source {model.source!r} is not on this machine. Fix: fetch it with hf download "
+        f"model.source {model.source!r:.80} is not on this machine. Fix: fetch it with hf download "
         f"{model.source}{revision}, or set model.source to its folder"
     )
 
@@ -68,7 +69,7 @@ def _local_folder(model: Model) -> Path | None:
             given for a folder.
     """
     is_embedded = model.source == EMBEDDED
-    folder = MODEL_FOLDER if is_embedded else Path(model.source).expanduser()
+    folder = MODEL_FOLDER if is_embedded else user_path(model.source)
     if is_embedded or (folder / "model_index.json").is_file():
         if model.revision is not None:
             raise UserError(
@@ -78,8 +79,8 @@ def _local_folder(model: Model) -> Path | None:
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
         raise UserError(
-            f"model.source {model.source!r}: the folder holds no diffusers model (model_index.json "
-            "is missing). Fix: give 'tabletop', a folder written by save_pretrained, or a hub id"
+            f"model.source {model.source!r:.80}: the folder holds no diffusers model "
+            "(model_index.json is missing). Fix: give 'tabletop', a folder written by save_pretrained, or a hub id"
         )
     return None
 
@@ -104,7 +105,8 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.suffix in {".json", ".safetensors", ".txt", ".model"} and path.name != RECORD:
+        is_read = path.suffix in {".json", ".safetensors", ".txt", ".model"} and path.is_file()
+        if is_read and path.name != RECORD:
             digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

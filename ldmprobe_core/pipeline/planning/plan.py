@@ -19,6 +19,7 @@ from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.architectures.settings import check_settings
 from ldmprobe_core.models.devices import check_device
+from ldmprobe_core.models.files.components import check_components
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import (
@@ -29,7 +30,11 @@ from ldmprobe_core.models.layers import (
 )
 from ldmprobe_core.models.loading import check_weights, meta_modules
 from ldmprobe_core.models.timesteps import timesteps
-from ldmprobe_core.pipeline.planning.prompt_checks import check_samples, unknown_word_notes
+from ldmprobe_core.pipeline.planning.prompt_checks import (
+    check_samples,
+    long_text_notes,
+    unknown_word_notes,
+)
 from ldmprobe_core.pipeline.planning.sizes import stored_bytes, sum_bytes, worker_bytes
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
@@ -164,6 +169,7 @@ def plan_study(study: Study) -> StudyPlan:
         gaps.attempt(lambda: check_device(study))
     folder = _model_configs(study, gaps)
     architecture = detect_architecture(folder)
+    check_components(folder, architecture)
     notes = list(check_settings(architecture, study))
     denoiser, vae = meta_modules(architecture)
     shapes = _captured_shapes(study, architecture, denoiser, vae)
@@ -289,9 +295,13 @@ def _prompt_notes(
 ) -> list[str]:
     """Warn about prompts that are cut off, or that have words missing from the model's training."""
     notes: list[str] = []
-    if study.images is None and (folder / "tokenizer").is_dir():
+    if (folder / "tokenizer").is_dir():
         tokenize = PromptTokenizer(folder, architecture.diffusers_class)
-        notes += check_samples(samples, tokenize)
+        if study.images is not None:
+            notes += long_text_notes("images.caption", study.images.caption, tokenize)
+        else:
+            notes += check_samples(samples, tokenize)
+            notes += long_text_notes("prompts.negative", study.prompts.negative or "", tokenize)
     record = read_model_record(study.model.source, study.model.revision)
     return notes + list(unknown_word_notes(samples, record))
 

@@ -77,16 +77,46 @@ def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tupl
             cuts.setdefault(by_prompt, []).append(name)
     notes = []
     for by_prompt, names in cuts.items():
-        reader = "the model reads"
-        if len(names) < len(lengths):
-            encoders = " and ".join(name.replace("tokenizer", "text_encoder") for name in names)
-            reader = f"{encoders} read{'s' if len(names) == 1 else ''} ({lengths[names[0]]} tokens)"
+        reader = _reader(names, lengths)
         named = "; ".join(f"{p!r:.60} loses {cut!r:.60}" for p, cut in by_prompt[:_MAX_NAMED])
         more = f"; and {len(by_prompt) - _MAX_NAMED} more" if len(by_prompt) > _MAX_NAMED else ""
         notes.append(
             f"{len(by_prompt)} of {len(tokens)} prompts are longer than {reader}: {named}{more}"
         )
     return tuple(notes)
+
+
+def _reader(names: list[str], lengths: dict[str, int]) -> str:
+    """Name the text encoders of some tokenizers, with a verb, or the model if they are all.
+
+    Args:
+        names: names of the tokenizers.
+        lengths: most tokens by name, of all tokenizers.
+    """
+    if len(names) == len(lengths):
+        return "the model reads"
+    encoders = " and ".join(name.replace("tokenizer", "text_encoder") for name in names)
+    return f"{encoders} read{'s' if len(names) == 1 else ''} ({lengths[names[0]]} tokens)"
+
+
+def long_text_notes(key: str, text: str, tokenize: PromptTokenizer) -> tuple[str, ...]:
+    """Warn about a text of the study that tokenizers cut.
+
+    Args:
+        key: key of the study that gives the text, such as ``prompts.negative``.
+        text: the text.
+        tokenize: all tokenizers of the model.
+
+    Returns:
+        one sentence for all tokenizers that cut the same end off.
+    """
+    names: dict[str, list[str]] = {}
+    for name, cut in tokenize(text).cuts.items():
+        names.setdefault(cut, []).append(name)
+    return tuple(
+        f"{key} is longer than {_reader(those, tokenize.lengths)}: it loses {cut!r:.60}"
+        for cut, those in names.items()
+    )
 
 
 def unknown_word_notes(samples: Sequence[Sample], record: ModelRecord) -> tuple[str, ...]:

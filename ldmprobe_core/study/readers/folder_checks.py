@@ -13,6 +13,7 @@ import numpy as np
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import map_properties, property_of
+from ldmprobe_core.study.readers.image_files import image_size, is_rotated
 from ldmprobe_core.study.readers.image_folder import (
     file_digest,
     files_in,
@@ -24,6 +25,7 @@ from ldmprobe_core.study.readers.image_folder import (
     resize_map,
 )
 from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, load_map
+from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import Images
 
 _MAX_NAMED = 5
@@ -73,11 +75,40 @@ class _Problems:
 
 
 @dataclass(frozen=True)
+class _PictureFacts:
+    """Facts about one source image.
+
+    Attributes:
+        pixels: hash of the pixels at the model's image size.
+        is_small: whether the file has fewer rows or columns than the model's images.
+        is_rotated: whether the EXIF orientation rotates or mirrors the image.
+    """
+
+    pixels: bytes
+    is_small: bool
+    is_rotated: bool
+
+
+@dataclass(frozen=True)
 class _MapFacts:
+    """Facts about one map at the model's image size.
+
+    Attributes:
+        missing: share of pixels that were not measured.
+        encoding, level: those of `LoadedMap`.
+        constant: whether all measured pixels have one value.
+        median: median of the absolute values of measured pixels.
+        digest: hash of the values.
+        is_small: whether the file has fewer rows or columns than the model's images.
+    """
+
     missing: float
     encoding: str
     level: float | None
     constant: bool
+    median: float
+    digest: bytes
+    is_small: bool
 
 
 def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> FolderCheck:
@@ -94,15 +125,17 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
         UserError: files cannot be read, do not fit their source image, or have different units.
             The message explains the first problem and names the other files.
     """
-    folder = Path(images.folder).expanduser()
+    folder = user_path(images.folder)
     notes = _check_names(folder)
     problems = _Problems()
     by_pixels: dict[bytes, str] = {}
+    pictures: dict[str, _PictureFacts] = {}
     for name in names:
         with problems.noted(name):
-            pixels = _check_picture(folder / name, file_digest(folder / name), size)
-            _require_new(folder / name, pixels, by_pixels)
+            pictures[name] = _check_picture(folder / name, file_digest(folder / name), size)
+            _require_new(folder / name, pictures[name].pixels, by_pixels)
     whole = [name for name in names if name not in problems.files]
+    notes += _picture_notes(folder, pictures, size)
     facts: dict[str, dict[str, _MapFacts]] = {prop: {} for prop in map_properties()}
     for name in whole:
         for prop in map_properties():
@@ -138,7 +171,7 @@ def _check_properties(
         UserError: the maps of a property differ in kind, or ``images.missing`` has a property
             without maps.
     """
-    folder = Path(images.folder).expanduser()
+    folder = user_path(images.folder)
     missing: dict[str, float] = {}
     notes: list[str] = []
     for prop, by_name in facts.items():
@@ -152,6 +185,7 @@ def _check_properties(
             _require_alike(folder, prop, by_name)
             missing[prop] = float(np.mean([one.missing for one in by_name.values()]))
             notes += _map_notes(prop, by_name, missing[prop], stated)
+            notes += _comparison_notes(prop, by_name)
     return missing, notes
 
 
@@ -190,15 +224,20 @@ def _check_names(folder: Path) -> list[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> bytes:
-    """Check that an image can be read, and hash its pixels at the model's image size."""
+def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> _PictureFacts:
+    """Check that an image can be read."""
     pixels = read_image(path, size)
     if (pixels == pixels[0, 0]).all():
         raise UserError(
             f"{path}: one colour throughout, so the image shows nothing. Fix: remove the image, or "
             "save it again"
         )
-    return hashlib.sha256(pixels.tobytes()).digest()
+    width, height = image_size(path)
+    return _PictureFacts(
+        hashlib.sha256(pixels.tobytes()).digest(),
+        height < size[0] or width < size[1],
+        is_rotated(path),
+    )
 
 
 def _require_new(path: Path, pixels: bytes, names: dict[bytes, str]) -> None:
@@ -237,6 +276,9 @@ def _check_map(
         loaded.encoding,
         loaded.level,
         bool((measured == measured[0]).all()),
+        float(np.median(np.abs(measured))),
+        hashlib.sha256(values.tobytes()).digest(),
+        any(stored < needed for stored, needed in zip(loaded.values.shape, size, strict=True)),
     )
 
 
@@ -267,6 +309,66 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
             f"{folder / other}: it has {other_kind}, and {name} has {kind}, so {meaning}. Fix: "
             f"save all {prop} maps with the same type and units"
         )
+
+
+def _picture_notes(
+    folder: Path, facts: dict[str, _PictureFacts], size: tuple[int, int]
+) -> list[str]:
+    """Name images that are enlarged, and rotated images with maps, which must be upright."""
+    notes = []
+    small = [name for name, one in facts.items() if one.is_small]
+    if small:
+        notes.append(
+            f"images: {len(small)} of {len(facts)} source images are smaller than the model's, "
+            f"{size[0]} x {size[1]}, and are enlarged: {_listed(small)}"
+        )
+    rotated = [
+        name
+        for name, one in facts.items()
+        if one.is_rotated and any(map_path(folder, name, prop) for prop in map_properties())
+    ]
+    if rotated:
+        notes.append(
+            f"images: {len(rotated)} of {len(facts)} source images are rotated by their EXIF "
+            f"orientation, and their maps are taken to be upright already: {_listed(rotated)}"
+        )
+    return notes
+
+
+_ODD_SCALE = 100
+"""Ratio of a map's median to that of all maps of its property from which a note names it."""
+
+
+def _comparison_notes(prop: str, facts: dict[str, _MapFacts]) -> list[str]:
+    """Name maps that are equal, smaller than the model's images, or of another scale."""
+    notes = []
+    varied = {name: one for name, one in facts.items() if not one.constant}
+    first: dict[bytes, str] = {}
+    equal = [name for name, one in varied.items() if first.setdefault(one.digest, name) != name]
+    if equal:
+        of = first[varied[equal[0]].digest]
+        notes.append(
+            f"images: {len(equal)} {prop} maps equal another one, such as {of} and {equal[0]}"
+        )
+    small = [name for name, one in facts.items() if one.is_small]
+    if small:
+        notes.append(
+            f"images: {len(small)} of {len(facts)} {prop} maps are smaller than the model's "
+            f"images and are enlarged: {_listed(small)}"
+        )
+    usual = float(np.median([one.median for one in facts.values()]))
+    odd = [
+        name
+        for name, one in varied.items()
+        if usual and not usual / _ODD_SCALE < one.median < usual * _ODD_SCALE
+    ]
+    if odd and not property_of(prop).is_mask:
+        notes.append(
+            f"images: the values of {len(odd)} of {len(facts)} {prop} maps are of another scale "
+            f"than those of the others (median {facts[odd[0]].median:.3g}, usually {usual:.3g}), "
+            f"as if their units differed: {_listed(odd)}"
+        )
+    return notes
 
 
 def _map_notes(prop: str, facts: dict[str, _MapFacts], missing: float, stated: bool) -> list[str]:

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.readers.jpeg_files import require_whole_jpeg
+from ldmprobe_core.study.readers.png_files import lacks_rows
 
 BACKGROUND = (255, 255, 255)
 """RGB colour over which transparent images are laid: white, as in a browser."""
@@ -43,6 +45,8 @@ def open_rgb(path: Path) -> Image.Image:
             )
         require_intact(path, image.format)
         image.load()
+        if image.format in ("JPEG", "MPO"):
+            require_whole_jpeg(path, image)
         return _to_rgb(path, ImageOps.exif_transpose(image))
 
 
@@ -54,6 +58,16 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _opened(path) as image:
         return ImageOps.exif_transpose(image).size
+
+
+def is_rotated(path: Path) -> bool:
+    """Whether the EXIF orientation of an image rotates or mirrors it.
+
+    Raises:
+        UserError: the file is not an image.
+    """
+    with _opened(path) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
 
 @contextmanager
@@ -104,19 +118,25 @@ def require_intact(path: Path, file_format: str | None) -> None:
     zeros in a PNG and leaves the remaining rows black, but each part of a PNG has a checksum.
 
     Args:
-        file_format: format as Pillow names it; only PNG, JPEG and WebP are examined.
+        file_format: format as Pillow names it; only PNG, JPEG, WebP and EXR are examined.
 
     Raises:
-        UserError: the end of a JPEG or WebP file was not written.
+        UserError: the end of a JPEG, WebP or EXR file was not written, or a PNG lacks rows.
         SyntaxError: a checksum of a PNG is wrong; `explained_decoding` explains it.
     """
     if file_format == "PNG":
         with Image.open(path, formats=("PNG",)) as image:
             image.verify()
-    elif file_format in ("JPEG", "MPO", "WEBP"):
+        if lacks_rows(path.read_bytes()):
+            raise UserError(
+                f"{path}: its data ends before its last row, so that a part of it would be black. "
+                "Fix: save it again, or remove it"
+            )
+    elif file_format in ("JPEG", "MPO", "WEBP", "EXR"):
         data = path.read_bytes()
         unwritten = not any(data[-_ZERO_TAIL:])
-        if unwritten and (file_format == "WEBP" or not data.rstrip(b"\0").endswith(_JPEG_END)):
+        padded = file_format in ("JPEG", "MPO") and data.rstrip(b"\0").endswith(_JPEG_END)
+        if unwritten and not padded:
             raise UserError(
                 f"{path}: the end of the file is all zeros, so its copy was interrupted. Fix: "
                 "copy it again, or remove it"

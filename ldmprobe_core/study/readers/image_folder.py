@@ -19,6 +19,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import map_properties, property_of
 from ldmprobe_core.study.readers.image_files import image_size, open_rgb
 from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, LoadedMap, load_map
+from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import Images
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -35,7 +36,7 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
         UserError: the folder does not exist, has no images, or has two images that differ only in
             their suffix and would share their maps.
     """
-    path_of_folder = Path(folder).expanduser()
+    path_of_folder = user_path(folder)
     if not path_of_folder.is_dir():
         raise UserError(f"{field} {folder!r}: there is no such folder. Fix: check the path")
     names = sorted(path.name for path in files_in(path_of_folder) if is_picture(path))
@@ -46,6 +47,10 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise UserError(
                 f"{field} {folder!r}: the file name {name!a} is not UTF-8. Fix: rename it"
+            )
+        if not name.isprintable():
+            raise UserError(
+                f"{field} {folder!r}: the file name {name!a} has control characters. Fix: rename it"
             )
         other = stems.setdefault(unicodedata.normalize("NFC", Path(name).stem), name)
         if other != name:
@@ -110,7 +115,7 @@ def images_hash(images: Images, names: list[str]) -> str:
     Raises:
         UserError: a file cannot be read.
     """
-    folder = Path(images.folder).expanduser()
+    folder = user_path(images.folder)
     digest = hashlib.sha256()
     for name in names:
         _update_with_files(digest, folder, name)
@@ -173,7 +178,7 @@ def exact_map_properties(images: Images, names: list[str]) -> tuple[str, ...]:
     Raises:
         UserError: some images have a map of a property, and others have not.
     """
-    folder = Path(images.folder).expanduser()
+    folder = user_path(images.folder)
     present = []
     for prop in map_properties():
         missing = [name for name in names if map_path(folder, name, prop) is None]

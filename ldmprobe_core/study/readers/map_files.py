@@ -176,6 +176,8 @@ def _npy(path: Path) -> np.ndarray:
         raise UserError(
             f"{path}: values of type {values.dtype} are not numbers. Fix: save integers or floats"
         )
+    if isinstance(values, np.memmap) and path.stat().st_size > values.offset + values.nbytes:
+        raise UserError(f"{path}: more bytes than its array has. Fix: save one array as NPY")
     if values.ndim in (2, 3):
         require_readable_size(path, values.shape[1], values.shape[0])
         # The array is a view of the memory-mapped file.  A copy in memory lets the file be closed.
@@ -203,6 +205,9 @@ def _exr(path: Path) -> np.ndarray:
                 f"{path}: the data window of the EXR file is not its display window. "
                 "Fix: save the image uncropped"
             )
+        # Uncompressed values at the end of a file may all be zero; compressed ones never are.
+        if file.parts[0].compression() != OpenEXR.NO_COMPRESSION:
+            require_intact(path, "EXR")
     with OpenEXR.File(str(path), separate_channels=True) as file:
         channels = {name: channel.pixels for name, channel in file.channels().items()}
     names = set(channels)

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from ldmprobe_core.assets import MODEL_FOLDER
+from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.sections import Sampling, Section
 
 RECORD = "ldmprobe.json"
@@ -95,7 +96,7 @@ def _record_of_scheduler(config: Path | None) -> ModelRecord:
 
 def _find(source: str, revision: str | None, name: str) -> Path | None:
     """Return the path of a file of a model; None if the file is not on this machine."""
-    folder = MODEL_FOLDER if source == EMBEDDED else Path(source).expanduser()
+    folder = MODEL_FOLDER if source == EMBEDDED else user_path(source)
     if (folder / name).is_file():
         return folder / name
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,12 @@ from typing import Any
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.readers.text_files import decode_text, line_of
+from ldmprobe_core.study.readers.value_types import MAX_SEED
 from ldmprobe_core.study.splits import SPLITS
 
 _ALIASES = {"prompts": "prompt", "seeds": "seed", "prompt_inds": "index"}
 """Column name in the files of Chen et al. (2023) to its name in ldmprobe."""
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-MAX_SEED = 2**63 - 1
-"""Largest seed that can be stored, as int64."""
 _MAX_DIGITS = 30
 """Largest number of characters of a seed; Python cannot convert thousands of digits."""
 _COLUMNS = ("prompt", "seed", "split", "class", "index")
@@ -110,6 +111,9 @@ def encoding_notes(files: Mapping[Any, str]) -> tuple[str, ...]:
 
 def _bytes(path: str) -> bytes:
     try:
+        # A pipe can be read once only, and a device such as /dev/zero never ends.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"prompts.files: {path} is not a file. Fix: give a CSV file")
         return Path(path).read_bytes()
     except OSError as error:
         raise UserError(

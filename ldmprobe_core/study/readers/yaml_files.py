@@ -18,6 +18,9 @@ MAX_DEPTH = 32
 MAX_NODES = 100_000
 """Largest number of values after expansion of aliases, which can multiply to billions."""
 
+MAX_BITS = 1024
+"""Largest length of a whole number in bits; no float is larger."""
+
 # PyYAML's C loader is ten times as fast as the Python one, but some builds of PyYAML lack it.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -47,6 +50,43 @@ class _StrictLoader(_Base):
                 )
             lines[key] = line
         return dict(super().construct_mapping(node, deep))
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Read a whole number, and refuse forms that YAML 1.1 does not read as decimal digits."""
+        _require_decimal(node)
+        value = int(super().construct_yaml_int(node))
+        if value.bit_length() > MAX_BITS:
+            raise _ReadError(
+                node.start_mark.line + 1, f"a whole number of more than {MAX_BITS} bits"
+            )
+        return value
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """Read a number, and refuse ``1:30.5``, which YAML 1.1 reads in base 60."""
+        _require_decimal(node)
+        return float(super().construct_yaml_float(node))
+
+
+def _require_decimal(node: yaml.ScalarNode) -> None:
+    """Refuse ``010`` and ``1:30``, which YAML 1.1 reads as 8 and 90.
+
+    Raises:
+        _ReadError: the number has a leading zero or a colon.
+    """
+    digits = node.value.lstrip("+-")
+    if ":" in digits or re.fullmatch("0[0-9_]+", digits):
+        raise _ReadError(
+            node.start_mark.line + 1,
+            f"YAML does not read {node.value!r:.40} as a decimal number. Fix: write it without "
+            "leading zeros and colons, or quote it if it is text",
+        )
+
+
+for _tag, _construct in (
+    ("int", _StrictLoader.construct_yaml_int),
+    ("float", _StrictLoader.construct_yaml_float),
+):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
 
 
 _StrictLoader.add_implicit_resolver(

@@ -40,7 +40,7 @@ def test_read_header_gives_the_names_and_shapes_that_safetensors_reads(folder):
     path = folder / "unet" / WEIGHTS
     with safe_open(path, framework="pt") as file:
         expected = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    assert read_header(path) == expected
+    assert {name: tensor.shape for name, tensor in read_header(path).items()} == expected
 
 
 def test_require_weights_accepts_each_component_as_it_was_saved(folder):
@@ -182,7 +182,70 @@ def test_read_header_of_any_bytes_is_a_header_or_one_sentence(tmp_path_factory, 
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     path.write_bytes(data)
     try:
-        shapes = read_header(path)
+        tensors = read_header(path)
     except UserError:
         return
-    assert all(isinstance(shape, tuple) for shape in shapes.values())
+    assert all(isinstance(tensor.shape, tuple) for tensor in tensors.values())
+
+
+def rewrite_header(path, change):
+    """Apply a function to the parsed header of a safetensors file, and keep its data."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda h: h["0.bias"].update(dtype="Q4"), r"0\.bias is of an unknown type .*'Q4'"),
+        (lambda h: h["0.bias"].update(dtype=None), "unknown type of numbers, None"),
+        (
+            lambda h: h["2.bias"].update(
+                data_offsets=h["2.bias"]["data_offsets"][:1] * 2, shape=[0]
+            ),
+            "does not begin where the one before it ends",
+        ),
+        (
+            lambda h: h["1.bias"].update(shape=[4], data_offsets=h["0.bias"]["data_offsets"]),
+            "does not begin where the one before it ends",
+        ),
+        (lambda h: h.update(__metadata__={"format": 5}), "its metadata are not texts"),
+    ],
+)
+def test_read_header_refuses_what_safetensors_cannot_load(tmp_path, change, words):
+    path = tmp_path / WEIGHTS
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(2, 5))
+    save_file(network.state_dict(), path)
+    rewrite_header(path, change)
+    with pytest.raises(UserError, match=words):
+        read_header(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float8_e4m3fn])
+def test_require_weights_refuses_quantized_weights(component, dtype):
+    """Loading converts them to floats without their scales, so that the images are noise."""
+    path, network = component
+    weights = {name: (9 * value).to(dtype) for name, value in load_file(path / WEIGHTS).items()}
+    save_file(weights, path / WEIGHTS)
+    with pytest.raises(UserError, match=r"0\.weight is stored as .* as in a quantized model\. Fix"):
+        require_weights(path, network)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_require_weights_accepts_floats_of_every_width(component, dtype):
+    path, network = component
+    save_file({k: v.to(dtype) for k, v in load_file(path / WEIGHTS).items()}, path / WEIGHTS)
+    require_weights(path, network)
+
+
+def test_check_weights_refuses_a_config_that_asks_for_quantization(tmp_path):
+    folder = tiny_models.write_tiny_model(tmp_path / "model")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"unet/config\.json has a quantization_config.*Fix"):
+        check_weights(folder)

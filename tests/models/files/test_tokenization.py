@@ -65,3 +65,90 @@ def test_tokenizer_of_pixart_makes_prompts_lowercase_as_its_pipeline_does(tmp_pa
     tokenize = tokenizer_of(tiny_models.write("pixart", tmp_path / "m"))
     assert tokenize(" A Red Ball").ids == tokenize("a red ball").ids
     assert tokenize("a red bell").ids != tokenize("a red ball").ids
+
+
+LONG = " ".join(f"a {colour} ball, a cube and" for colour in ["red", "Blue", "gray"] * 5)
+
+
+T5 = {
+    **{key: set() for key in tiny_models.FAMILIES},
+    "sd3": {"tokenizer_3"},
+    "pixart": {"tokenizer"},
+    "flux": {"tokenizer_2"},
+}
+"""Names of the tokenizers that are not CLIP's."""
+
+
+def lengthen(tokenizer, tokens):
+    tokenizer.model_max_length = tokens
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths"),
+    [
+        *((name, {}) for name in tiny_models.FAMILIES),
+        ("sd3", {"tokenizer_2": 40}),
+        ("sd3", {"tokenizer_2": 9}),
+        ("sd3", {"tokenizer": 9}),
+        ("sdxl", {"tokenizer": 9, "tokenizer_2": 9}),
+        ("flux", {"tokenizer": 9}),
+    ],
+)
+def test_tokenizer_of_gives_what_the_pipeline_passes_to_its_encoders(name, lengths, tmp_path):
+    """Stable Diffusion 3 cuts for both CLIP encoders at the first tokenizer's length."""
+    pipeline = tiny_models.FAMILIES[name]()
+    for part, tokens in lengths.items():
+        lengthen(getattr(pipeline, part), tokens)
+    pipeline.save_pretrained(tmp_path / "m")
+    pipeline = type(pipeline).from_pretrained(tmp_path / "m")
+    tokens = tokenizer_of(tmp_path / "m")(LONG)
+    encoders = sorted(key for key in pipeline.config if key.startswith("text_encoder"))
+    given = {}
+    for encoder in encoders:
+
+        def keep(_, args, encoder=encoder):
+            given.setdefault(encoder, args[0][0].tolist())
+
+        getattr(pipeline, encoder).register_forward_pre_hook(keep)
+    pipeline.set_progress_bar_config(disable=True)
+    more = {"use_resolution_binning": False} if name == "pixart" else {}
+    pipeline(LONG, num_inference_steps=2, guidance_scale=1.0, output_type="latent", **more)
+    assert len(tokens.ids) == len(encoders) == len(given)
+    for ids, encoder in zip(tokens.ids, encoders, strict=True):
+        padding = given[encoder][len(ids) :]
+        assert list(ids) == given[encoder][: len(ids)]
+        assert len(set(padding)) <= 1
+    clip = {key for key in tokens.cuts if "CLIP" in type(getattr(pipeline, key)).__name__}
+    assert clip == {key for key in pipeline.config if key.startswith("tokenizer")} - T5[name]
+
+
+def test_tokenizer_of_leaves_out_a_tokenizer_without_its_encoder(tmp_path):
+    """Stable Diffusion 3 is often used without its T5 encoder, which then reads nothing."""
+    pipeline = tiny_models.FAMILIES["sd3"]()
+    pipeline.register_modules(text_encoder_3=None)
+    pipeline.save_pretrained(tmp_path / "m")
+    tokenize = tokenizer_of(tmp_path / "m")
+    assert list(tokenize.lengths) == ["tokenizer", "tokenizer_2"]
+    one, two = tokenize(f"{LONG} one"), tokenize(f"{LONG} two")
+    assert one.ids == two.ids
+
+
+@pytest.mark.parametrize("length", [None, 25, 0, -1])
+def test_tokenizer_of_refuses_more_tokens_than_the_encoder_has_positions(tmp_path, length):
+    folder = tiny_models.write("sd1", tmp_path / "m")
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("model_max_length")
+    path.write_text(json.dumps(config | ({} if length is None else {"model_max_length": length})))
+    with pytest.raises(UserError, match=r"tokens \(model_max_length\), .* 24 \(max_position"):
+        tokenizer_of(folder)
+
+
+def test_tokenizer_of_refuses_encoders_whose_outputs_cannot_be_joined(tmp_path):
+    """Stable Diffusion XL joins its encoders' outputs token by token."""
+    pipeline = tiny_models.FAMILIES["sdxl"]()
+    lengthen(pipeline.tokenizer_2, 9)
+    pipeline.save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match=r"take 24 and 9 tokens .*model_max_length.*Fix"):
+        tokenizer_of(tmp_path / "m")

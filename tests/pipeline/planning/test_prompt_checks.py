@@ -1,15 +1,17 @@
 """Prompts that are one to the model are refused, with both of their lines."""
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
+from PIL import Image
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.pipeline.planning.plan import plan_study
-from ldmprobe_core.pipeline.planning.prompt_checks import check_samples
+from ldmprobe_core.pipeline.planning.prompt_checks import check_samples, long_text_notes
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.samples import Sample, make_samples
 
@@ -123,3 +125,30 @@ def test_plan_names_words_that_the_model_was_not_trained_on():
     assert note.startswith("2 of 3 prompts have words that the model was not trained on")
     assert note.endswith("'zebra', 'in', 'the', 'rain'")
     assert plan_study(parse_study({"prompts": {"samples": 60}})).notes == ()
+
+
+def test_plan_says_that_a_negative_prompt_or_a_caption_is_cut(tokenize, tmp_path):
+    assert long_text_notes("prompts.negative", "a blue ring", tokenize) == ()
+    assert long_text_notes("prompts.negative", "", tokenize) == ()
+    study = parse_study({"prompts": {"samples": 6, "negative": LONG + "a cube"}})
+    (note,) = (note for note in plan_study(study).notes if "negative" in note)
+    assert note.startswith("prompts.negative is longer than the model reads: it loses ")
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    images = {"folder": str(tmp_path), "caption": LONG + "a cube"}
+    (note,) = (
+        note
+        for note in plan_study(parse_study({"source": "images", "images": images})).notes
+        if "caption" in note
+    )
+    assert note.startswith("images.caption is longer than the model reads: it loses ")
+
+
+def test_long_text_notes_name_the_encoders_that_cut(tmp_path):
+    folder = tiny_models.write("sd3", tmp_path / "m")
+    tokenize = PromptTokenizer(folder, detect_architecture(folder).diffusers_class)
+    (note,) = long_text_notes("prompts.negative", LONG, tokenize)
+    assert note.startswith(
+        "prompts.negative is longer than text_encoder and text_encoder_2 read (24 tokens): it loses"
+    )

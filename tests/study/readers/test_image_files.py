@@ -143,3 +143,79 @@ def test_image_of_an_interrupted_copy_is_refused(tmp_path, file_format, options,
     path.write_bytes(whole[:kept] + bytes(len(whole) - kept) * (harm == "zeros"))
     with pytest.raises(UserError, match=r"a\.png: .*Fix: "):
         open_rgb(path)
+
+
+JPEG_OPTIONS = [
+    {},
+    {"progressive": True},
+    {"subsampling": 0, "quality": 95},
+    {"restart_marker_blocks": 3},
+    {"progressive": True, "restart_marker_rows": 1, "optimize": True},
+]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", JPEG_OPTIONS)
+def test_jpeg_that_was_cut_and_closed_is_refused(tmp_path, mode, options):
+    """The decoder fills the lower part with grey, and reports no error."""
+    rng = np.random.default_rng(0)
+    patches = np.kron(rng.integers(0, 256, (6, 9, 3)), np.ones((13, 11, 1)))
+    noisy = np.clip(patches + rng.normal(0, 6, patches.shape), 0, 255).astype(np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noisy).convert(mode).save(path, **options)
+    whole = path.read_bytes()
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(open_rgb(path)), image.convert("RGB"))
+    for share in (0.4, 0.6, 0.8, 0.97):
+        path.write_bytes(whole[: int(len(whole) * share)].rstrip(b"\xff") + b"\xff\xd9")
+        with Image.open(path) as image:
+            image.load()
+        with pytest.raises(UserError, match=r"a\.jpg: the file ends before its image does.*Fix"):
+            open_rgb(path)
+
+
+def test_jpeg_with_more_bytes_than_its_image_is_read(tmp_path):
+    """Cameras write padding, previews and comments after or before the end marker."""
+    path = tmp_path / "a.jpg"
+    values = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(values).save(path)
+    whole, expected = path.read_bytes(), np.asarray(open_rgb(path))
+    for data in (whole + whole[:99], whole + bytes(500), whole[:-2] + b"\0\x12\0\xff\xd9"):
+        path.write_bytes(data)
+        np.testing.assert_array_equal(np.asarray(open_rgb(path)), expected)
+
+
+def png(rows, interlaced=False, size=(13, 7), bits=8, color=2):
+    """A PNG file whose chunks are right, with any number of bytes of rows."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", *size, bits, color, 0, 0, int(interlaced))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "color", "interlaced", "needed"),
+    [
+        (8, 2, False, 7 * (1 + 39)),
+        (16, 0, False, 7 * (1 + 26)),
+        (1, 0, False, 7 * (1 + 2)),
+        (8, 6, False, 7 * (1 + 52)),
+        # Rows x (1 + bytes) of the seven passes of 13 x 7 pixels.
+        (8, 0, True, 1 * 3 + 1 * 3 + 1 * 5 + 2 * 4 + 2 * 8 + 4 * 7 + 3 * 14),
+    ],
+)
+def test_png_whose_data_ends_early_is_refused(tmp_path, bits, color, interlaced, needed):
+    """The decoder leaves the rows that are missing black, and reports no error."""
+    path = tmp_path / "a.png"
+    for missing in (0, -9):  # more bytes than needed are ignored
+        path.write_bytes(png(bytes(needed - missing), interlaced, bits=bits, color=color))
+        assert open_rgb(path).size == (13, 7)
+    for missing in (1, needed // 2):
+        path.write_bytes(png(bytes(needed - missing), interlaced, bits=bits, color=color))
+        with pytest.raises(UserError, match=r"a\.png: (its data ends before|not a complete).*Fix"):
+            open_rgb(path)

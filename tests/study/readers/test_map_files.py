@@ -246,3 +246,44 @@ def test_map_of_any_bytes_is_a_map_or_one_sentence(tmp_path_factory, kind, prop,
     assert not np.isinf(values).any()
     if prop == "foreground":
         assert set(np.unique(values[~np.isnan(values)])) <= {0, 1}
+
+
+@pytest.mark.parametrize("compression", ["ZIPS", "ZIP", "PXR24"])
+@pytest.mark.parametrize("harm", ["byte", "zeros", "tail", "cut"])
+def test_load_map_refuses_an_exr_with_a_damaged_chunk(tmp_path, compression, harm):
+    path = tmp_path / "a.depth.exr"
+    values = (np.arange(64 * 64).reshape(64, 64) // 9).astype(np.float32)
+    header = {"compression": getattr(OpenEXR, f"{compression}_COMPRESSION")}
+    OpenEXR.File(header, {"Z": values}).write(str(path))
+    np.testing.assert_array_equal(load_map(path, "depth").values, values)
+    whole = path.read_bytes()
+    middle = 6 * len(whole) // 10
+    damaged = {
+        "byte": whole[:middle] + bytes([whole[middle] ^ 0x55]) + whole[middle + 1 :],
+        "zeros": whole[:middle] + bytes(40) + whole[middle + 40 :],
+        "tail": whole[:middle] + bytes(len(whole) - middle),
+        "cut": whole[:middle],
+    }
+    path.write_bytes(damaged[harm])
+    with pytest.raises(UserError, match=r"a\.depth\.exr: .*Fix: "):
+        load_map(path, "depth")
+
+
+def test_load_map_refuses_an_exr_of_an_interrupted_copy(tmp_path):
+    """Values that do not get smaller by compression are stored without a checksum."""
+    path = tmp_path / "a.depth.exr"
+    values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    header = {"compression": OpenEXR.PIZ_COMPRESSION}
+    OpenEXR.File(header, {"Z": values}).write(str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200] + bytes(200))
+    with pytest.raises(UserError, match="the end of the file is all zeros"):
+        load_map(path, "depth")
+
+
+def test_load_map_reads_an_uncompressed_exr_that_ends_in_zeros(tmp_path):
+    path = tmp_path / "a.foreground.exr"
+    mask = np.zeros((64, 64), np.float32)
+    mask[:20, :20] = 1
+    OpenEXR.File({"compression": OpenEXR.NO_COMPRESSION}, {"Y": mask}).write(str(path))
+    np.testing.assert_array_equal(load_map(path, "foreground").values, mask)

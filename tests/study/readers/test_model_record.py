@@ -8,6 +8,7 @@ import pytest
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.loading import load_study, parse_study
 from ldmprobe_core.study.readers.model_record import RECORD, ModelRecord, read_model_record
 from ldmprobe_core.study.schema import Study
@@ -84,3 +85,10 @@ def test_unknown_words_of_a_text():
     )
     assert ModelRecord().unknown_words("anything at all") == ()
     assert read_model_record("tabletop").unknown_words("an orange on a gray floor, blue wall") == ()
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "~no-such-user", "a" * 250 + "/b/c"])
+def test_source_in_the_home_of_an_unknown_user_is_no_model(path):
+    assert read_model_record(path) == ModelRecord()
+    with pytest.raises(UserError, match=r"model\.source .*no diffusers model there .*Fix"):
+        plan_study(parse_study({"model": {"source": path}}))

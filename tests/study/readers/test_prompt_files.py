@@ -1,6 +1,8 @@
 """Prompt files: columns, encodings, splits, and mistakes with their line."""
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -211,3 +213,12 @@ def test_large_file_that_is_no_prompt_file_is_refused_within_a_second(tmp_path, 
     with pytest.raises(UserError, match=r"a\.csv"):
         read_rows({"all": str(tmp_path / "a.csv")})
     assert time.process_time() - start < 1
+
+
+@pytest.mark.timeout(60)
+def test_prompt_file_that_is_a_pipe_a_device_or_a_folder_is_refused(tmp_path):
+    """A pipe can be read only once, and a device may never end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UserError, match=r"prompts\.files: .* is not a file\. Fix: give a CSV"):
+            samples_of(str(path))

@@ -32,6 +32,11 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: [1,\nb: 2", "not valid YAML"),
         ("a: 2026-99-99", "cannot be read"),
         ("a: " + "9" * 5000, "cannot be read"),
+        ("a: 1\nb: 0x" + "f" * 4500, "f, line 2: a whole number of more than 1024 bits"),
+        ("a: 010", r"f, line 1: YAML does not read '010' as a decimal number\. Fix: write"),
+        ("a: -007", "'-007' as a decimal number"),
+        ("a: 1:30", "'1:30' as a decimal number"),
+        ("a: 1:30.5", "'1:30.5' as a decimal number"),
         ("? [a, b]\n: 1", "not valid YAML"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("a: 1\n---\nb: 2", "not valid YAML"),
@@ -62,6 +67,15 @@ def test_read_yaml_keeps_aliases_merges_and_a_byte_order_mark():
     }
     assert read_yaml(b"", "f") is None
     assert read_yaml(b"# nothing", "f") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("-0", 0), ("1_000", 1000), ("0x1F", 31), ("0.5", 0.5), ("-00.5", -0.5),
+     ("'010'", "010"), ("0b11", 3), (".5", 0.5), ("1.5e+3", 1500.0)],
+)  # fmt: skip
+def test_read_yaml_reads_numbers_as_they_are_written(text, value):
+    assert read_yaml(text.encode(), "f") == value
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

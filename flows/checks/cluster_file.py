@@ -1,0 +1,37 @@
+"""Reads the file of a Dask cluster on Kubernetes that a study names."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import yaml
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.sections import Execution
+
+
+def cluster_spec(execution: Execution) -> dict[str, Any]:
+    """Return the DaskCluster resource for dask-kubernetes, with the study's number of workers.
+
+    The name of the resource gets a random suffix.  Otherwise two flows would share one cluster, and
+    the flow that ends first would delete it.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or describes another resource.
+    """
+    try:
+        with open(str(execution.cluster), encoding="utf-8") as file:
+            spec = yaml.safe_load(file)
+        if spec["kind"] != "DaskCluster":
+            raise KeyError("kind")
+        spec["spec"]["worker"]["replicas"] = execution.workers
+        name = f"{spec['metadata']['name']}-{uuid.uuid4().hex[:8]}"
+        spec["metadata"]["name"] = name
+        spec["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
+    except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(
+            f"execution.cluster is {execution.cluster!r:.80}. Fix: give a YAML file of one "
+            "DaskCluster resource, such as infra/kubernetes/dask-cluster.yaml"
+        ) from None
+    return spec

@@ -1,0 +1,175 @@
+"""Check that a JPEG file holds all of its image.
+
+A JPEG file that was cut and then closed with an end marker, as some recovery tools do, is decoded
+without an error: the decoder fills the rest with grey.  Neither the decoder's warning nor a
+checksum is available, so the file is decoded a second time with other bytes before the end marker.
+They change the pixels if, and only if, the decoder needs data that the file lacks.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+
+from ldmprobe_core.errors import UserError
+
+_HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}
+"""Markers of frames whose data is Huffman-coded.
+
+Arithmetic-coded files may omit zeros at the end of their data, so that their end cannot be checked.
+"""
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE, _SCAN, _RESTART_INTERVAL, _END = 0xC2, 0xDA, 0xDD, 0xD9
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+
+_NEXT_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]", re.DOTALL)
+
+_OTHER_BYTES = bytes((i * 197 + 91) % 251 for i in range(1 << 14))
+"""Bytes that are decoded in place of missing data; none of them is 0xff, so there is no marker."""
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """Part of a JPEG file that holds entropy-coded data.
+
+    Attributes:
+        components: ids of the components in the scan.
+        first, last: range of the coefficients, 0 to 63.
+        low: number of the coefficients' low bits that are left to later scans.
+        restarts: number of restart markers in the data.
+        interval: number of blocks between two restart markers; 0 if there are none.
+        end: index of the byte after the data.
+    """
+
+    components: tuple[int, ...]
+    first: int
+    last: int
+    low: int
+    restarts: int
+    interval: int
+    end: int
+
+
+@dataclass
+class _Frame:
+    """Layout of a JPEG image: its marker, size, sampling factors by component, and scans."""
+
+    marker: int
+    height: int
+    width: int
+    sampling: dict[int, tuple[int, int]]
+    scans: list[_Scan] = field(default_factory=list)
+
+    def blocks(self, scan: _Scan) -> int:
+        """Number of coded units of a scan, between which restart markers may be."""
+        across = max(h for h, _ in self.sampling.values())
+        down = max(v for _, v in self.sampling.values())
+        if len(scan.components) > 1:
+            return math.ceil(self.width / (8 * across)) * math.ceil(self.height / (8 * down))
+        h, v = self.sampling[scan.components[0]]
+        return math.ceil(math.ceil(self.width * h / across) / 8) * math.ceil(
+            math.ceil(self.height * v / down) / 8
+        )
+
+
+def require_whole_jpeg(path: Path, image: Image.Image) -> None:
+    """Check that no part of a decoded JPEG image was filled in by the decoder.
+
+    Args:
+        path: file of the image; of a file with several images, the first is checked.
+        image: the image as it was decoded.
+
+    Raises:
+        UserError: the file ends before its image does.
+    """
+    data = path.read_bytes()
+    try:
+        frame = _frame(data)
+    except (IndexError, KeyError, ValueError, ZeroDivisionError):
+        # The decoder accepts headers that this module cannot read, and then says so itself.
+        return
+    if frame is None or not frame.scans:
+        return
+    if _lacks_scans(frame) or _lacks_data(data, frame, image):
+        raise UserError(
+            f"{path}: the file ends before its image does, so that a part of it would be grey or "
+            "blurred. Fix: copy it again, or remove it"
+        )
+
+
+def _frame(data: bytes) -> _Frame | None:
+    """Read the layout of the first image of a JPEG file; None if it is not Huffman-coded."""
+    frame, interval = None, 0
+    for marker, start, segment in _segments(data):
+        if marker in _FRAMES:
+            if marker not in _HUFFMAN_FRAMES:
+                return None
+            sampling = {
+                segment[i]: (segment[i + 1] >> 4, segment[i + 1] & 15)
+                for i in range(6, 6 + 3 * segment[5], 3)
+            }
+            height, width = (int.from_bytes(segment[i : i + 2]) for i in (1, 3))
+            frame = _Frame(marker, height, width, sampling)
+        elif marker == _RESTART_INTERVAL:
+            interval = int.from_bytes(segment[:2])
+        elif marker == _SCAN and frame is not None:
+            end = _scan_end(data, start + len(segment))
+            n = segment[0]
+            first, last, bits = segment[1 + 2 * n : 4 + 2 * n]
+            restarts = len(_RESTART.findall(data, start + len(segment), end))
+            components = tuple(segment[1 : 1 + 2 * n : 2])
+            frame.scans.append(_Scan(components, first, last, bits & 15, restarts, interval, end))
+    return frame
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Iterate over marker, index of the content, and content of the segments of the first image."""
+    position = 2
+    while position < len(data):
+        match = _NEXT_MARKER.search(data, position)
+        if match is None or data[match.end() - 1] == _END:
+            return
+        marker, position = data[match.end() - 1], match.end()
+        if marker in _WITHOUT_LENGTH:
+            continue
+        length = int.from_bytes(data[position : position + 2])
+        yield marker, position + 2, data[position + 2 : position + length]
+        position += length
+
+
+def _scan_end(data: bytes, start: int) -> int:
+    match = _NEXT_MARKER.search(data, start)
+    return len(data) if match is None else match.start()
+
+
+def _lacks_scans(frame: _Frame) -> bool:
+    """Whether low bits of some coefficient of a progressive image are in none of its scans."""
+    if frame.marker != _PROGRESSIVE:
+        coded = {component for scan in frame.scans for component in scan.components}
+        return bool(frame.sampling.keys() - coded)
+    low = dict.fromkeys(((c, k) for c in frame.sampling for k in range(64)), 16)
+    for scan in frame.scans:
+        for component in scan.components:
+            for k in range(scan.first, scan.last + 1):
+                low[component, k] = min(low[component, k], scan.low)
+    return any(low.values())
+
+
+def _lacks_data(data: bytes, frame: _Frame, image: Image.Image) -> bool:
+    """Whether a scan has too few restart markers, or its pixels depend on bytes that follow it."""
+    for scan in frame.scans:
+        if scan.interval and scan.restarts < math.ceil(frame.blocks(scan) / scan.interval) - 1:
+            return True
+    end = frame.scans[-1].end
+    other = JpegImageFile(io.BytesIO(data[:end] + _OTHER_BYTES + b"\xff\xd9"))
+    other.load()
+    return not np.array_equal(np.asarray(image), np.asarray(other))

@@ -1,0 +1,78 @@
+"""Types of names, paths and numbers in a study, with their ranges.
+
+Every number of a study has a largest value.  It is far above useful values, and keeps a slip of the
+pen such as 1e30 from filling the memory or from turning images into noise without a word.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+MAX_SEED = 2**63 - 1
+"""Largest seed that can be stored, as int64."""
+
+MAX_SAMPLES = 1_000_000
+"""Largest number of samples of a study, which are all listed in memory while it is planned."""
+
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+EXPONENT = BeforeValidator(_number)
+"""Conversion of a text such as ``1e-3`` to a float; YAML 1.1 reads it as text, not as a number."""
+
+SampleCount = Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+def _slug(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
+        raise ValueError(
+            f"{value!r:.80} must be 1 to 63 lowercase letters, digits and dashes, since it names "
+            "a folder"
+        )
+    return value
+
+
+Slug = Annotated[str, AfterValidator(_slug)]
+
+
+def user_path(text: str) -> Path:
+    """Return a path in which ``~`` is replaced by the home folder.
+
+    A name of an unknown user, as in ``~nobody/x``, stays as it is, so that the path does not exist.
+    """
+    return Path(os.path.expanduser(text))
+
+
+_PATHS = re.compile(r"model\.source|images\.folder|prompts\.files.*|labels\..*|execution\.cluster")
+_MAX_PATH, _MAX_PATH_PART = 4096, 255
+"""Largest lengths in bytes of a path and of one of its parts, on the usual file systems."""
+
+
+def require_storable_text(name: str, text: str) -> None:
+    """Check that files and databases accept a text, and that a path is not too long.
+
+    Args:
+        name: dotted key of the text in a study.
+        text: value of the key.
+
+    Raises:
+        ValueError: the text has a NUL or half of a surrogate pair, or it is a path and too long.
+    """
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(
+            f"{name} holds a character that files and databases do not accept (NUL, or "
+            "half of a surrogate pair). Fix: remove it"
+        )
+    size, longest = len(text.encode()), max(len(part.encode()) for part in text.split("/"))
+    if _PATHS.fullmatch(name) and (size > _MAX_PATH or longest > _MAX_PATH_PART):
+        raise ValueError(f"{name} is too long for a path ({text!r:.60}). Fix: correct it")

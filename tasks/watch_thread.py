@@ -1,0 +1,45 @@
+"""Base of the watches, whose thread looks after something as long as a block of code runs."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from types import TracebackType
+from typing import Self
+
+
+class WatchThread:
+    """Context manager whose thread runs `keep_looking` until the block of code ends.
+
+    A derived class overrides `keep_looking` with a loop that ends when `over` is set.
+
+    Args:
+        name: name of the thread.
+
+    Attributes:
+        over: event that is set when the block of code ends.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.over = threading.Event()
+        # Prefect keeps its settings in context variables, which a new thread would not inherit.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self.keep_looking,), name=name, daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.over.set()
+
+    def keep_looking(self) -> None:
+        """Look again and again until `over` is set."""
+        raise NotImplementedError

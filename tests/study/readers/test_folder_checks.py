@@ -1,0 +1,87 @@
+"""Notes about folders of source images whose files are readable and still not as they should be."""
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.readers.folder_checks import check_folder
+from ldmprobe_core.study.readers.image_folder import image_names
+from ldmprobe_core.study.sections import Images
+
+SIZE = (16, 16)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four source images of 24 x 24 pixels, each with a depth map."""
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(tmp_path / f"{name}.png")
+        np.save(tmp_path / f"{name}.depth.npy", rng.random((24, 24)).astype(np.float32))
+    return tmp_path
+
+
+def notes_of(folder):
+    images = Images(folder=str(folder))
+    return check_folder(images, image_names(images), SIZE).notes
+
+
+def add_image(folder, size, **options):
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "e.png", **options)
+    np.save(folder / "e.depth.npy", rng.random(size).astype(np.float32))
+
+
+def enlarge(folder):
+    add_image(folder, (2, 60))
+
+
+def rotate(folder):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    add_image(folder, (24, 24), exif=exif)
+
+
+def scale(folder):
+    np.save(folder / "b.depth.npy", 1000 * np.load(folder / "b.depth.npy"))
+
+
+def shrink_map(folder):
+    np.save(folder / "b.depth.npy", np.load(folder / "b.depth.npy")[::3, ::3])
+
+
+def copy_map(folder):
+    np.save(folder / "b.depth.npy", np.load(folder / "a.depth.npy"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (enlarge, ["1 of 5 source images are smaller than the model's, 16 x 16", "e.png"]),
+        (rotate, ["1 of 5 source images are rotated by their EXIF orientation", "e.png"]),
+        (scale, ["of another scale", "as if their units differed: b.depth.npy"]),
+        (shrink_map, ["1 of 4 depth maps are smaller than the model's images", "b.depth.npy"]),
+        (copy_map, ["1 depth maps equal another one, such as a.depth.npy and b.depth.npy"]),
+    ],
+)
+def test_check_folder_notes(folder, change, words):
+    assert notes_of(folder) == ()
+    change(folder)
+    notes = notes_of(folder)
+    for word in words:
+        assert any(word in note for note in notes), notes
+
+
+def test_check_folder_refuses_a_name_with_control_characters(folder):
+    (folder / "a.png").rename(folder / "a\nb.png")
+    with pytest.raises(UserError, match=r"the file name 'a\\nb\.png' has control characters"):
+        notes_of(folder)
+
+
+def test_check_folder_refuses_an_npy_file_with_more_than_its_array(folder):
+    with (folder / "b.depth.npy").open("ab") as file:
+        np.save(file, np.ones((24, 24), np.float32))
+    with pytest.raises(UserError, match=r"b\.depth\.npy: more bytes than its array has\. Fix"):
+        notes_of(folder)
