@@ -114,8 +114,8 @@ def normal_url(url: str) -> str:
     if not separator:
         if re.match("(s3|gs|gcs|az|abfss?|https?|file|memory):", url, re.IGNORECASE):
             raise address_error("two slashes must follow the protocol, as in s3://")
-        parts = [part.encode(errors="replace") for part in url.split("/")]
-        if sum(map(len, parts)) > 4096 or max(map(len, parts)) > 255:
+        encoded = [part.encode(errors="replace") for part in url.split("/")]
+        if sum(map(len, encoded)) > 4096 or max(map(len, encoded)) > 255:
             raise address_error("it is too long for a path")
         return "/" + os.path.abspath(os.path.expanduser(url)).lstrip("/")
     protocol = protocol.lower()
