@@ -120,7 +120,7 @@ def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torc
 
 
 def _folder(spec: LabelerSpec) -> Path:
-    """Return the folder of the labelers' weights, named in the study or part of this package."""
+    """Return the weights folder that the study names, or else the one in this package."""
     return Path(spec.weights).expanduser() if spec.weights else MODEL_FOLDER
 
 

@@ -92,7 +92,7 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """List the safetensors and JSON files in a folder; empty if it has no safetensors file."""
+    """List safetensors and JSON files in a folder; the list is empty without a safetensors file."""
     weights = list(folder.rglob("*.safetensors"))
     return [*weights, *folder.rglob("*.json")] if weights else []
 
