@@ -32,7 +32,7 @@ def classify_flow(
         photographs: folder of real photographs to classify as well, or None.
     """
     if study.labels.classes is None:
-        raise UserError("labels.class is null, but classify needs a class labeler. Fix: name one.")
+        raise UserError("labels.class is null, but classify needs it. Fix: give a class labeler.")
     with hold_study(study, store) as (plan, lease):
         run = prepare(plan.study, store)
 

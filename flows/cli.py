@@ -108,7 +108,7 @@ def classify(
 
     plan, target = _plan(study, store, set_)
     if plan.study.labels.classes is None:
-        raise UserError("labels.class is null, but classify needs a class labeler. Fix: name one.")
+        raise UserError("labels.class is null, but classify needs it. Fix: give a class labeler.")
     if photographs is not None:
         list_images(photographs)
     _require_ready(plan, target)
@@ -153,7 +153,7 @@ def intervene(
     metric: Annotated[str, typer.Option(help="covariance or l2")] = "covariance",
     controls: Annotated[bool, typer.Option(help="also edit at random and through shuffled")] = True,
 ) -> None:
-    """Edit activations until probes read a target, finish denoising, and score the images."""
+    """Generate test samples again with activations edited towards a target, and score them."""
     from ldmprobe_core.analysis.report.text import effect_rows
     from ldmprobe_core.interventions.results import InterventionSummary
     from ldmprobe_core.interventions.spec import parse_intervention
@@ -203,7 +203,8 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
     Location(store)
     plan = _plan_alone(study, overrides)
     if not plan.samples:
-        # Prompts or images cannot be read on this machine, and the error names the missing files.
+        # A plan has no samples if the prompts or source images cannot be read on this machine.  The
+        # error that this call raises names the missing files.
         _require_complete(plan)
     size = len(plan.study.to_json())
     if size > _STUDY_LIMIT:
@@ -239,7 +240,7 @@ def _require_complete(plan: StudyPlan) -> None:
 
 
 def _require_ready(plan: StudyPlan, target: Run) -> None:
-    """Check that the study can run on this machine, and print notes about its new run."""
+    """Check that the study can run here; print notes about its run if this does not exist yet."""
     from ldmprobe_core.pipeline.planning.plan import check_store
     from ldmprobe_core.pipeline.prepare import notes_on_new_run
 
@@ -303,7 +304,7 @@ def verify(
         console.print("every chunk is as it was written", highlight=False)
         return
     if not redo:
-        raise RunError(f"{len(damage)} chunks are damaged. Fix: verify with --redo, then rerun.")
+        raise RunError(f"{len(damage)} chunks are damaged. Fix: verify --redo, then run the study.")
     left = clear_progress(target, damage)
     target.location.remove("summary.json")
     if left:
@@ -340,7 +341,10 @@ def open_(run: RunArgument) -> None:
     """Open a finished run's report in the browser."""
     finished = _finished(run)
     if finished.location.remote:
-        raise UserError(f"{finished.url} is a remote run. Fix: download its report and open that.")
+        raise UserError(
+            f"{finished.url} is a remote run. Fix: download its folder report/, and open "
+            "index.html in that folder."
+        )
     page = Path(finished.url).absolute() / "report" / "index.html"
     console.print(page.as_uri(), highlight=False, soft_wrap=True)
     typer.launch(page.as_uri())

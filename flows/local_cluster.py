@@ -30,12 +30,12 @@ _SCHEDULER_CONFIG = {
 
 
 class _LocalCluster(SpecCluster):
-    """Dask cluster that can be closed even after it lost a worker just when that had started."""
+    """Dask cluster that can be closed even if it lost a worker while this worker was starting."""
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         # Ignore the KeyError that Distributed raises if a worker is lost before the cluster has
-        # read that it started.  The error would end the cluster's watch over its workers, and
-        # appear again when the cluster is closed.
+        # read the report of this worker's start.  The error would end the cluster's watch over its
+        # workers, and appear again when the cluster is closed.
         with suppress(KeyError):
             super()._update_worker_status(op, msg)
 

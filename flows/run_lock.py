@@ -71,7 +71,7 @@ def hold_study(study: Study, store: str) -> Iterator[tuple[StudyPlan, Lease]]:
 
 
 def _reconcile(flow_run_id: str) -> bool:
-    """Mark as crashed in Prefect a flow run that died while it held the lease, with its task runs.
+    """Mark a flow run that died while it held the lease, and its task runs, as crashed in Prefect.
 
     Returns:
         whether the server accepted the marks.

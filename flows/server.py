@@ -124,8 +124,8 @@ def start_server() -> Iterator[str]:
             stdout=sink,
             stderr=subprocess.STDOUT,
             env=os.environ | settings,
-            # Keep the terminal's Ctrl-C from the server by a session of its own.  The flow receives
-            # Ctrl-C, and stops the server after it has recorded its end there.
+            # Start the server in a new session, so that it does not receive the terminal's Ctrl-C.
+            # This process does, and it stops the server after the end of the flow is recorded.
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
@@ -203,7 +203,7 @@ def _drain(flow_runs: list[Any]) -> None:
 
 
 def _record_stop(flow_runs: list[Any], stop: Stop) -> None:
-    """Mark flow runs and their unfinished task runs as cancelled, if the stop requires it."""
+    """Mark flow runs and their unfinished task runs as cancelled, if ``stop.cancels`` is True."""
     if not stop.cancels:
         return
     state: State[Any] = Cancelled(message=stop.message)

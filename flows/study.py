@@ -52,7 +52,9 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
 
 
 def with_repair(run: RunRef, work: Callable[[], T]) -> T:
-    """Call ``work``; if it reads corrupt data, mark the units that wrote it as not done and repeat.
+    """Call ``work``, and call it again after a repair if it reads corrupt data.
+
+    The repair marks the units that wrote the corrupt data as not done.
 
     Args:
         run: run that contains the data.

@@ -61,8 +61,8 @@ class ServerProcess(Protocol):
 class FlowWatch(WatchThread):
     """Context manager that requests a stop of the flow that runs inside it.
 
-    A thread asks the server whether the flow run was cancelled, and notices if the server is lost.
-    Handlers of SIGINT and SIGTERM request a stop too.
+    It requests a stop if the flow run is cancelled in Prefect or the server is lost, which a thread
+    finds out, and on SIGINT and SIGTERM.
 
     Args:
         url: URL of the Prefect API.
@@ -149,7 +149,8 @@ class FlowWatch(WatchThread):
             with get_client(sync_client=True, httpx_settings={"timeout": 10.0}) as client:
                 state = client.read_flow_run(flow_run_id).state
         except ObjectNotFound:
-            # The flow run was deleted in Prefect.  The flow does not need its record, so continue.
+            # The flow run was deleted in Prefect.  The flow does not need this record of itself on
+            # the server, so continue.
             self._answered_at = time.monotonic()
             return
         except (httpx.HTTPError, PrefectException, RuntimeError, OSError):

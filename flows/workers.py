@@ -140,8 +140,8 @@ def _require_workers(address: str, gpus: int) -> None:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
     except (OSError, TimeoutError, ValueError):
         raise UserError(
-            f"execution.address is {address!r}, and no Dask scheduler answers there. Fix: start "
-            "one, or leave the address out for workers on this machine"
+            f"execution.address is {address!r}, and no Dask scheduler answers there. Fix: start a "
+            "scheduler, or leave execution.address out to use workers on this machine"
         ) from None
     if not workers:
         raise UserError(
@@ -157,7 +157,7 @@ def _require_workers(address: str, gpus: int) -> None:
     if not gpus and any(with_gpu) and not all(with_gpu):
         raise UserError(
             f"execution.gpus_per_worker is 0, and {sum(with_gpu)} of {len(with_gpu)} workers at "
-            f"{address} declare a GPU: batches would be computed on both kinds, whose results "
-            "differ in the last bits. Fix: set execution.gpus_per_worker to 1, or stop the workers "
-            "of one kind"
+            f"{address} declare a GPU: batches would be computed with and without a GPU, and the "
+            "results of the two differ in the last bits. Fix: set execution.gpus_per_worker to 1, "
+            "or stop all workers with a GPU, or all without"
         )

@@ -229,8 +229,9 @@ def fit_probe(
             f"activations: too few samples for training and validation ({len(x)}). Fix: give more "
             "samples, or a single value in penalties"
         )
-    # Validation samples serve to choose the penalty.  With a single penalty, all samples are used
-    # for training, and `_fit` gets them as validation samples too, without effect.
+    # Validation samples serve to choose the penalty.  A single penalty needs no choice, so all
+    # samples are used for training.  `_fit` requires validation samples nevertheless, and receives
+    # the training samples as such; they do not affect the result.
     train, validation_index = order[heldout:], order[:heldout] if heldout else order
 
     def rows(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -259,7 +260,7 @@ def _fit(
 
 
 def _with_best_cut(probe: LinearProbe, activations: np.ndarray, shares: np.ndarray) -> LinearProbe:
-    """Return a probe of a mask with the threshold ``cut`` that maximises Dice on these samples."""
+    """Copy a mask probe, with its threshold ``cut`` set to maximise Dice on these samples."""
     predicted = flatten_maps(probe.predict(activations))
     return replace(probe, cut=best_cut(predicted, flatten_maps(shares)))
 
@@ -269,8 +270,9 @@ def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str)
     x, y = activations.shape, labels.shape
     if len(x) != 4 or len(y) != 3 or x[0] != y[0]:
         raise UserError(
-            f"activations: their shape does not match that of the labels (shapes {x} and {y}). "
-            "Fix: give (sample, y, x, channel) and (sample, Y, X) of the same samples"
+            f"activations: their shape does not match that of the labels (activations {x}, labels "
+            f"{y}). Fix: give activations (sample, y, x, channel) and labels (sample, Y, X) of the "
+            "same samples"
         )
     if y[1] % x[1] or y[2] % x[2]:
         raise UserError(
@@ -279,7 +281,8 @@ def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str)
         )
     if not (np.isfinite(activations).all() and np.isfinite(labels).all()):
         raise UserError(
-            "activations, labels: values are not finite. Fix: leave samples with such values out"
+            "activations, labels: some values are not finite. Fix: remove the samples that have "
+            "NaN or infinite values"
         )
     if kind not in ("ridge", "logistic"):
         raise UserError(f"kind: {kind!r} is not a kind of probe. Fix: use ridge or logistic")

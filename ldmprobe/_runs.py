@@ -65,8 +65,9 @@ class Run(StoredRun):
             UserError: the study does not probe the property.
         """
         self._require_property(prop)
-        # The dimensions of scores are (condition, kind, metric, step, layer, sample), so positions
-        # 3 and 4 of a chunk's number give its step and layer, which number the units of probing.
+        # The dimensions of scores are (condition, kind, metric, step, layer, sample).  One unit of
+        # probing writes the scores of one step and one layer, so the indices at positions 3 and 4
+        # of a chunk's key identify its unit.
         required = self._required_chunks(f"scores/{prop}/score", "probed", 3, 4)
         return self.open(f"scores/{prop}", required).score
 
@@ -95,27 +96,30 @@ class Run(StoredRun):
         self._require_property(prop)
         if layer not in self.probe_inputs:
             raise UserError(
-                f"layer: {layer!r} is not in the run. Fix: take one of "
+                f"layer: {layer!r} is not in the run. Fix: choose one of "
                 f"{', '.join(self.probe_inputs)}"
             )
         group = self.open(f"probes/{layer}", require_complete=False)
         if step not in group.step.values:
-            raise UserError(f"step: {step} is not in the run. Fix: take 1 to {len(group.step)}")
+            raise UserError(
+                f"step: {step} is not in the run. Fix: choose a step from 1 to {len(group.step)}"
+            )
         if self.progress.is_done("probed", step - 1, self.probe_inputs.index(layer)):
             # The unit that fits this probe is complete, so all its chunks must exist.  This call
             # reopens the group in the mode that raises an error for a missing chunk.
             group = self.open(f"probes/{layer}")
         kinds = [str(name) for name in group.kind.values]
         if kind is not None and kind not in kinds:
-            raise UserError(f"kind: {kind!r} is not in the run. Fix: take {', '.join(kinds)}")
+            raise UserError(
+                f"kind: {kind!r} is not in the run. Fix: choose one of {', '.join(kinds)}"
+            )
         for name in [kind] if kind else kinds:
             fitted = group.sel(property=prop, step=step, kind=name).load()
             if np.isfinite(fitted.weight.values).all():
                 return LinearProbe.from_dataset(fitted)
         raise UserError(
-            f"kind: the run holds no linear probe of {prop} at step {step} of {layer} "
-            f"({kind or 'any kind'}). Fix: choose another kind, or resume the run until it is "
-            "finished"
+            f"kind: the run holds no linear probe of {prop} at step {step} of {layer} (kind: "
+            f"{kind or 'any'}). Fix: choose another kind, or resume the run until it is finished"
         )
 
     def activations(self, layer: str) -> xr.DataArray:
@@ -133,17 +137,19 @@ class Run(StoredRun):
         """
         if layer not in self.probe_inputs:
             raise UserError(
-                f"layer: {layer!r} is not in the run. Fix: take one of "
+                f"layer: {layer!r} is not in the run. Fix: choose one of "
                 f"{', '.join(self.probe_inputs)}"
             )
         required = self._required_chunks(f"activations/{layer}/activation", "generated", 0)
         return self.open(f"activations/{layer}", required).activation
 
     def _required_chunks(self, array: str, kind: str, *dims: int) -> Callable[[str], bool]:
-        """Return a predicate that is True for keys of chunks that complete units have written.
+        """Return a predicate on a chunk's key: whether the chunk must exist in an undamaged run.
+
+        A chunk of the array must exist if the unit that writes it is complete.
 
         Args:
-            array: path of the array that the units write; the chunks of others are all required.
+            array: path of the array that the units write; every chunk of other arrays must exist.
             kind: name of the units' array in the group ``progress``.
             dims: positions, in the number of a chunk, of the dimensions that number the units.
         """
@@ -160,7 +166,7 @@ class Run(StoredRun):
     def _require_property(self, prop: str) -> None:
         if prop not in self.study.labels.maps:
             raise UserError(
-                f"property: {prop!r} is not probed by the study. Fix: take one of "
+                f"property: {prop!r} is not probed by the study. Fix: choose one of "
                 f"{', '.join(self.study.labels.maps)}"
             )
 
@@ -299,7 +305,7 @@ def intervene(
     samples: int = 8,
     **settings: Any,
 ) -> InterventionSummary:
-    """Edit activations towards target maps, finish denoising, and score the images.
+    """Generate test samples again with activations edited towards target maps, and score them.
 
     Args:
         run: a finished run that generated images.

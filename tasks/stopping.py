@@ -29,7 +29,7 @@ class StoppedError(RunError):
 
 @dataclass(frozen=True)
 class Stop:
-    """Request to stop the running flow, with the message and the way to end.
+    """Request to stop the running flow, with a message for the user and options of the stop.
 
     Attributes:
         message: message for the user.

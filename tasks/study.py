@@ -91,7 +91,7 @@ def probe(unit: UnitRef) -> dict[str, Any]:
 
 @task(name="redo", task_run_name="redo what is damaged in {array}")
 def redo(run: RunRef, array: str) -> None:
-    """Mark the units that wrote the corrupt chunks of an array as not done, so that they repeat.
+    """Mark units that wrote corrupt chunks of an array as not done, to have them carried out again.
 
     Raises:
         CorruptChunkError: no unit of work writes a corrupt chunk, so it cannot be repaired.

@@ -28,7 +28,10 @@ class Labeler(Protocol):
     classes: tuple[str, ...]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Compute the labels of images; each label must depend on its own image only.
+        """Compute the labels of images.
+
+        The label of an image must depend on this image alone, so that it is the same in a batch of
+        any size.
 
         Args:
             images: (n, y, x, rgb) uint8.
@@ -41,7 +44,7 @@ class Labeler(Protocol):
 
 
 def no_weights(spec: LabelerSpec) -> list[Path]:
-    """Return an empty list, as the weight files of a labeler that needs none."""
+    """Return an empty list: the weight files of a labeler that has no weights."""
     return []
 
 

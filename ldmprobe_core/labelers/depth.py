@@ -70,7 +70,7 @@ def locate_midas(spec: LabelerSpec) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """List the files of a depth estimator, and check that the sign of its output is known."""
+    """List a depth estimator's files; check that its type is known to give depth or its inverse."""
     _is_inverse(folder)
     return files_of(folder)
 

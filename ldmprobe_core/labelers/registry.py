@@ -62,8 +62,8 @@ def register_labeler(
     """
     if name == EXACT_MAPS:
         raise UserError(
-            f"name: {name!r} is reserved, since it stands for exact maps. Fix: register the "
-            "labeler under another name"
+            f"name: {name!r} is reserved, since in a study it stands for exact maps from files. "
+            "Fix: register the labeler under another name"
         )
 
     def register(loader: Loader) -> Loader:
@@ -76,7 +76,7 @@ def register_labeler(
 
 
 def as_entry(loader: Any) -> LabelerEntry:
-    """Convert a labeler class or a loading function to a registry entry; entries are unchanged."""
+    """Convert a labeler class or loading function to a registry entry; keep an entry unchanged."""
     if isinstance(loader, LabelerEntry):
         return loader
     return LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
@@ -141,8 +141,9 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
                 _LABELERS[prop, name] = as_entry(point.load())
             except (ImportError, AttributeError) as error:
                 raise UserError(
-                    f"labels.{prop}: the labeler {name!r} of {point.value} cannot be imported "
-                    f"({error}). Fix: repair or remove that package"
+                    f"labels.{prop}: the labeler {name!r} is an entry point of an installed "
+                    f"package, and {point.value} cannot be imported ({error}). Fix: repair or "
+                    "uninstall the package that declares this entry point"
                 ) from error
     if (prop, name) not in _LABELERS:
         known = ", ".join(labeler_names(prop))
@@ -190,7 +191,7 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
-    """Return the labeler settings of each property, without those that are read from map files."""
+    """Return labeler settings by property; properties that are read from map files are left out."""
     specs = {prop: study.labels.labeler(prop) for prop in map_properties()}
     specs["class"] = study.labels.classes
     return {

@@ -167,14 +167,14 @@ def locate_intrinsic(spec: LabelerSpec) -> list[Path]:
     refuse_revision(spec)
     if spec.weights not in (None, "paper_weights", "v2"):
         raise UserError(
-            f"the labeler's key weights is {spec.weights!r}, but the package intrinsic loads its "
-            "own weights. Fix: set weights to paper_weights or v2"
+            f"the labeler's key weights is {spec.weights!r}, but the package intrinsic loads only "
+            "its own two versions of weights. Fix: set weights to paper_weights or v2"
         )
     return []
 
 
 def load_intrinsic(spec: LabelerSpec, device: torch.device) -> IntrinsicLabeler:
-    """Load the labeler by the package intrinsic, which may download its weights."""
+    """Load the labeler that uses the package intrinsic; this package may download its weights."""
     locate_intrinsic(spec)
     from intrinsic.pipeline import load_models
 

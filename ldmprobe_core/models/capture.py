@@ -19,7 +19,7 @@ from ldmprobe_core.models.token_grid import to_grid
 
 
 class ActivationCapture:
-    """Context manager that captures the outputs of modules while its block runs.
+    """Context manager that captures the outputs of modules inside its ``with`` block.
 
     After each call of the network, `pop_activations` returns the outputs of that call.
 

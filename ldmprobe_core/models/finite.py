@@ -103,5 +103,5 @@ def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int])
         sample = samples[int(affected[0]) * len(samples) // len(values)]
         raise RunError(
             f"labels.{name}: the labeler computed NaN or infinite values for sample {sample}. "
-            "Fix: check the weights of this labeler, or name another"
+            "Fix: check the weights of this labeler, or choose another labeler"
         )

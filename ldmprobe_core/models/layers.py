@@ -22,7 +22,7 @@ VAE = "vae."
 
 
 def capturable_modules(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of the denoiser and the VAE's decoder, whose outputs can be captured.
+    """Return those modules of the denoiser and the VAE's decoder that can be captured.
 
     `ModuleList` and `ModuleDict` containers are left out, since hooks on them are never called.
 

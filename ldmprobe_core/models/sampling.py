@@ -212,7 +212,7 @@ class PipelineSampler:
         return decoded
 
     def _latents_sink(self, sink: ActivationSink) -> Callable[[int, Tensor], None]:
-        """Build a callback that passes the latents before each step to the sink.
+        """Build a callback that gives the sink the latents with which each step begins.
 
         The callback does nothing if ``controls.latents`` is off.
         """
@@ -266,7 +266,8 @@ class PipelineSampler:
             steps.calls += 1
             text = kwargs.get("encoder_hidden_states")
             if steps.prompt_embedding is None and text is not None:
-                # In the first call, the copy of the batch with the samples' prompts comes last.
+                # A step's first call has the samples' prompts in its only copy of the batch, or in
+                # the second of two copies, after the negative prompts.
                 steps.prompt_embedding = text[-samples:].float().mean(1)
             # If guidance makes two calls per step, the second is the unconditional one, whose
             # activations are not probed.

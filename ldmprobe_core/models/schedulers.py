@@ -74,7 +74,10 @@ _TRAINED = (
 
 
 class Level(NamedTuple):
-    """Coefficients in the noised latents ``clean * x0 + noise * eps`` of one scheduler step."""
+    """Coefficients of the clean latents x0 and the noise eps in the noised latents of one step.
+
+    The noised latents are ``clean * x0 + noise * eps``.
+    """
 
     clean: float
     noise: float
@@ -107,8 +110,8 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
         remedy = "flow" if is_flow_model else ", ".join(k for k in _CLASSES if k != "flow")
         training = "flow matching" if is_flow_model else "diffusion"
         raise UserError(
-            f"sampling.scheduler is {name!r}, but the model was trained by {training}. Fix: set "
-            f"sampling.scheduler to {remedy}"
+            f"sampling.scheduler is {name!r}, but the model was trained with {training}. Fix: set "
+            f"sampling.scheduler to a scheduler for {training} ({remedy})"
         )
     scheduler_class = _CLASSES[name]
     if config.get("_class_name") != scheduler_class.__name__:
@@ -135,8 +138,9 @@ def _training_defaults(config: dict[str, Any]) -> dict[str, Any]:
     defaults = default_config(published_class)
     if "beta_start" not in defaults and not is_flow(config):
         raise UserError(
-            f"model: the scheduler of scheduler_config.json cannot be replaced, since its class "
-            f"has no schedule of betas ({class_name}). Fix: use a model with another scheduler"
+            f"model: the scheduler of scheduler_config.json ({class_name}) cannot be replaced by "
+            "another, since its class has no schedule of betas. Fix: use a model with another "
+            "scheduler"
         )
     return {key: defaults[key] for key in _TRAINED if key in defaults}
 
@@ -153,7 +157,8 @@ def _check_keys(name: str, scheduler_class: Any, config: dict[str, Any]) -> None
             able = [n for n, c in _CLASSES.items() if key in default_config(c)]
             raise UserError(
                 f"sampling.scheduler: {name} does not support {key}, which the model's "
-                f"scheduler_config.json sets ({config[key]!r:.40}). Fix: use {', '.join(able)}"
+                f"scheduler_config.json sets ({config[key]!r:.40}). Fix: set sampling.scheduler to "
+                f"one of {', '.join(able)}"
             )
     if "skip_prk_steps" in known and not config.get("skip_prk_steps", known["skip_prk_steps"]):
         raise UserError(

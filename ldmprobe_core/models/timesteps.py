@@ -76,7 +76,7 @@ def timesteps(architecture: Architecture, study: Study) -> list[float]:
         return values
     raise UserError(
         f"sampling.steps: {problem} (scheduler {name}, {steps} steps"
-        f"{_cause(architecture, name, steps)}). Fix: ask for fewer than {trained} steps, choose "
+        f"{_cause(architecture, name, steps)}). Fix: set sampling.steps below {trained}, choose "
         "another sampling.scheduler, or correct the model's scheduler_config.json"
     )
 
@@ -154,7 +154,7 @@ def _timestep_problem(values: list[float], steps: int, trained: int) -> str | No
     if len(set(values)) != steps:
         return f"{len(set(values))} of {steps} timesteps are distinct"
     if any(later > earlier for earlier, later in itertools.pairwise(values)):
-        return "timesteps do not fall"
+        return "timesteps do not decrease"
     if min(values) < 0 or max(values) > trained:
         return f"timesteps {min(values):g} to {max(values):g} leave the schedule 0 to {trained}"
     return None

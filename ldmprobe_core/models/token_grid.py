@@ -58,7 +58,8 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
     columns = round(math.sqrt(tokens * grid.width / grid.height))
     if columns == 0 or tokens % columns or tokens // columns * grid.width != columns * grid.height:
         raise ValueError(
-            f"the layer's {tokens} tokens do not fill a grid of ratio {grid.height} x {grid.width}"
+            f"the layer's {tokens} tokens do not fill a grid whose sides have the ratio "
+            f"{grid.height} to {grid.width}"
         )
     return tensor.reshape(n, tokens // columns, columns, channels)
 

@@ -73,7 +73,7 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
 
 
 def _require_unit(run: Run, part: int, done: int) -> None:
-    """Check that no other worker has added this unit to the accumulator since it started.
+    """Check that no other worker has added units to the accumulator since this unit started.
 
     A worker that does not respond for long is considered lost, and its unit is given to another.
     If it continues nevertheless, its write could overwrite sums that are in use.
@@ -90,7 +90,8 @@ def _require_unit(run: Run, part: int, done: int) -> None:
     if now != done:
         raise RuntimeError(
             f"{run.url}: another worker advanced accumulator {part} from {done} units to {now} "
-            "while this unit ran. Fix: none needed; this result is discarded, the other counts."
+            "while this unit ran. Fix: nothing to do; this unit's result is discarded, and the "
+            "other worker's is used."
         )
 
 
@@ -106,8 +107,9 @@ def _require_measured(labels: dict[str, np.ndarray]) -> None:
     for prop, maps in labels.items():
         if measured(maps) is not None:
             raise UserError(
-                f"labels.{prop}: some pixels of the maps have no measured value (NaN), but sums "
-                "over pixels need a value at every pixel. Fix: set capture.keep to activations."
+                f"labels.{prop}: some pixels of the maps have no measured value (NaN), but the "
+                "sums over pixels that capture.keep asks for need a value at every pixel. Fix: set "
+                "capture.keep to activations, which needs no sums."
             )
 
 

@@ -139,7 +139,7 @@ class ActivationWriter:
 
 
 def peak_activation_bytes(step: int, steps: int) -> int:
-    """Estimate the peak memory that an `ActivationWriter` needs for activations, in bytes.
+    """Estimate the peak memory in bytes of an `ActivationWriter` for one batch's activations.
 
     It holds one block that is filling, `_AHEAD` blocks in the queue, and a second copy of the block
     that is being written.

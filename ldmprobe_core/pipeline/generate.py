@@ -106,6 +106,6 @@ def _require_unchanged(folder: Path, sample: Sample) -> None:
     if sample.source_digest and source_digest(folder, name) != sample.source_digest:
         raise UserError(
             f"{folder / name}: this image or a map of it has changed since the run was created. "
-            "Fix: restore the files and repeat the command, which resumes the run; a study of the "
-            "changed files is another run"
+            "Fix: restore the files and repeat the command, which resumes the run. Changed files "
+            "need a new run"
         )

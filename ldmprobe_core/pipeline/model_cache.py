@@ -43,7 +43,7 @@ _device = threading.Lock()
 
 
 def _shared(study: Study) -> bool:
-    """Return True on a GPU, where all threads share one set of models to save memory.
+    """Return whether all threads share one set of models, as they do on a GPU to save memory.
 
     On a CPU, models are not shared, since concurrent batches are faster there: two batches at once,
     each with its own model and one PyTorch thread, take a seventh less time than the same batches

@@ -83,7 +83,8 @@ def _probe_networks(
     for network in dict.fromkeys(
         c.network for c in study.conditions if study.controls.enabled(c.name)
     ):
-        # The latents and the clean image do not depend on which network is probed.
+        # The latents and the clean image are the same for every network, so they are probed only
+        # once, with the trained network.
         if network != "trained" and layer in INPUT_CONTROLS:
             continue
         activations = run.read(f"{ACTIVATION_GROUPS[network]}/{layer}", "activation", step=step - 1)

@@ -56,7 +56,10 @@ def test_match_layers_expands_the_presets_of_the_architecture(dry_run_shapes):
     [
         ("*.to_q", []),  # an ordinary module: tokens by channels
         ("time_embedding", ["time_embedding", "output is a Tensor of shape (1, 32)"]),
-        ("*.attn2.to_k", ["attn2.to_k", "77 tokens do not fill a grid of ratio 8 x 8"]),
+        (
+            "*.attn2.to_k",
+            ["attn2.to_k", "77 tokens do not fill a grid whose sides have the ratio 8 to 8"],
+        ),
         ("vae.decoder.up_blocks.0.resnets.0.dropout", []),
         ("time_proj*", ["time_proj", "does not match"]),
     ],

@@ -199,7 +199,11 @@ class Architecture(ABC):
         return Guidance(batch_copies=2 if scale > 1 else 1)
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Return whether the guidance scale affects images with this negative prompt (or None)."""
+        """Return whether the guidance scale affects the images.
+
+        Args:
+            negative: negative prompt of the images, or None if they have none.
+        """
         return True
 
     def arguments(self, scale: float, negative: list[str] | None) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Flux(ShiftedLatents, TransformerArchitecture):
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width of the latents of an image of the VAE's sample size, by default 1024."""
+        """Height and width of the latents of an image of the VAE's sample size (default 1024)."""
         # The config of Flux's transformer states no image size, because it accepts any.  If the
         # VAE's config states none either, the size is 1024, at which Flux was trained.
         pixels = int(self.vae.get("sample_size") or 1024)
@@ -71,9 +71,12 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         )
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Return whether the guidance scale affects images with this negative prompt (or None).
+        """Return whether the guidance scale affects the images.
 
         It does if it is an input of the denoiser, or if there is a negative prompt.
+
+        Args:
+            negative: negative prompt of the images, or None if they have none.
         """
         return bool(self.config["guidance_embeds"]) or negative is not None
 
@@ -92,7 +95,7 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         return arguments
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Set the timesteps of a scheduler, with a shift by the number of image tokens.
+        """Set a scheduler's timesteps, with a shift that depends on the number of image tokens.
 
         The shift is that of Esser et al. 2024, section 5.3.2.
         """

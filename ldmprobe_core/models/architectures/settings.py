@@ -27,8 +27,8 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
     if architecture.latent_channels != channels:
         raise UserError(
             f"model: the {architecture.denoiser} of {architecture.source} takes latents of "
-            f"{architecture.latent_channels} channels, and the VAE has {channels}. Fix: use "
-            "components of one text-to-image model"
+            f"{architecture.latent_channels} channels, and the VAE has {channels} latent channels. "
+            "Fix: use components of one text-to-image model"
         )
     name = architecture.pipeline_name
     height, width = architecture.size
@@ -46,8 +46,8 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
     steps = study.sampling.steps
     if steps < architecture.min_steps:
         raise UserError(
-            f"sampling.steps: a {name} needs at least {architecture.min_steps} steps, since it "
-            f"ignores the result of the scheduler if there are fewer ({steps}). Fix: set "
+            f"sampling.steps is {steps}, but a {name} needs at least {architecture.min_steps} "
+            "steps, since with fewer steps it ignores a result of the scheduler. Fix: set "
             f"sampling.steps to {architecture.min_steps} or more"
         )
     return _check_guidance(architecture, study)
@@ -80,9 +80,9 @@ def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]
     guidance = architecture.guidance(scale, negative)
     if negative is not None and guidance.batch_copies * guidance.calls_per_step == 1:
         raise UserError(
-            f"prompts.negative: the {architecture.denoiser} of {architecture.source} takes the "
-            f"guidance scale as an input and no negative prompt ({negative!r:.60}). Fix: leave "
-            "prompts.negative out"
+            f"prompts.negative: the {architecture.denoiser} of {architecture.source} cannot use a "
+            f"negative prompt ({negative!r:.60}), because it takes the guidance scale as an input. "
+            "Fix: leave prompts.negative out"
         )
     if scale != 1 and not architecture.uses_guidance(negative):
         return (

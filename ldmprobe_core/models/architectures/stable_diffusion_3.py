@@ -37,7 +37,7 @@ class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
         return stated_widths(rows)
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Set the timesteps of a scheduler, with a shift by the number of image tokens.
+        """Set a scheduler's timesteps, with a shift that depends on the number of image tokens.
 
         The shift (Esser et al. 2024, section 5.3.2) applies only if the scheduler's config has
         ``use_dynamic_shifting``.

@@ -154,7 +154,7 @@ def read_component(folder: Path) -> dict[str, StoredTensor]:
     if variants:
         raise UserError(
             f"model: {folder} holds only a variant of the weights ({', '.join(variants)}). Fix: "
-            "fetch the default weights, or rename the file without its variant, such as .fp16"
+            "fetch the default weights, or remove the variant, such as .fp16, from the file name"
         )
     raise UserError(f"model: {folder} holds no weights (*.safetensors). Fix: fetch the weights")
 
@@ -219,8 +219,8 @@ def require_weights(folder: Path, network: nn.Module) -> None:
         )
     if mismatched:
         raise UserError(
-            f"model: in {folder}, tensor {mismatched[0]}. Fix: fetch config.json and the weights "
-            "of the same model"
+            f"model: in the weights of {folder}, tensor {mismatched[0]}. Fix: fetch config.json "
+            "and weights of the same model"
         )
 
 

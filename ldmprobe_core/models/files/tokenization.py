@@ -25,7 +25,7 @@ _LEAST_TOKENS = 3
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids of one prompt, and the end of a long prompt that its tokenizers cut off.
+    """Token ids of one prompt, and the end of its text if a tokenizer cuts a long prompt off.
 
     Attributes:
         ids: token ids by tokenizer, with special tokens, without padding, and cut to the
@@ -91,7 +91,7 @@ class PromptTokenizer:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Maximum number of tokens, with special tokens, by the name of a tokenizer's folder."""
+        """Maximum number of tokens, with special tokens, of each tokenizer, by folder name."""
         return {name: limit for name, (_, limit) in self._tokenizers.items()}
 
     def __call__(self, prompt: str) -> PromptTokens:

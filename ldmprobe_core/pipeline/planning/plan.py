@@ -293,7 +293,7 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
 def _prompt_notes(
     study: Study, samples: list[Sample], folder: Path, architecture: Architecture
 ) -> list[str]:
-    """Warn about prompts that are cut off, or that have words missing from the model's training."""
+    """Warn about prompts that are cut off, or have words that the model was not trained on."""
     notes: list[str] = []
     if (folder / "tokenizer").is_dir():
         tokenize = PromptTokenizer(folder, architecture.diffusers_class)

@@ -48,14 +48,16 @@ def check_samples(samples: Sequence[Sample], tokenize: PromptTokenizer) -> tuple
             if sample.seed != twin.seed:
                 seeds = f"same last 32 bits of the seed ({sample.seed} and {twin.seed})"
             raise UserError(
-                f"{_name(sample)}: in tokens, this is the same prompt as {_name(twin)}, with the "
-                f"{seeds}, so both images would be equal. Fix: remove one, or give it another seed."
+                f"{_name(sample)}: the tokenizers read this as the same prompt as {_name(twin)}, "
+                f"and both have the {seeds}, so their images would be equal. Fix: remove one of "
+                "them, or give it another seed."
             )
         first = splits.setdefault(ids, sample)
         if first.split != sample.split:
             raise UserError(
-                f"{_name(sample)}: in tokens, this is the same prompt as {_name(first)}, but they "
-                f"are in the splits {sample.split} and {first.split}. Fix: put both into one split."
+                f"{_name(sample)}: the tokenizers read this as the same prompt as {_name(first)}, "
+                f"but they are in the splits {sample.split} and {first.split}. Fix: put both into "
+                "one split."
             )
     return _cut_notes(tokens, tokenize.lengths)
 
