@@ -68,10 +68,13 @@ def compare(runs: list[Run]) -> list[dict[str, str]]:
 
 
 def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple[float, Sample]]:
-    """Read the test scores of the best cell at the last step, each with its sample.
+    """Read the test scores of the best probes at the last step, and the scored samples.
+
+    The layer and kind of the probes are those with the best validation score at that step.
 
     Returns:
-        scores and samples by the values that identify a sample.
+        score and sample by the values that identify a sample: its prompt and seed, and the name and
+        content hash of its source image.
     """
     cell = summary.properties[prop].last
     score = run.open(f"scores/{prop}", require_complete=True).score.sel(
@@ -100,7 +103,12 @@ def _difference(
     other: dict[SampleKey, tuple[float, Sample]],
     settings: BootstrapSettings,
 ) -> tuple[str, int]:
-    """Format the mean of other - first over shared samples, and count these samples."""
+    """Format the mean of `other` minus `first` over the samples that both runs contain.
+
+    Returns:
+        the mean with its interval, or a dash for fewer than two samples; and the number of samples
+        with a defined score in both runs.
+    """
     shared = [key for key in first if key in other]
     gaps = np.array([other[key][0] - first[key][0] for key in shared])
     pairs = int(np.isfinite(gaps).sum())
