@@ -19,7 +19,7 @@ from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.storage.probe_schema import RunShape
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.layers import LayerShape
+from ldmprobe_core.study.layers import INPUT_CONTROLS, LayerShape
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.study.samples import make_samples
@@ -36,7 +36,7 @@ def write(place: str) -> Run:
         }
     )
     shapes = {f"up_blocks.{i}.attn1": LayerShape(8, 8, 8) for i in range(LAYERS)}
-    shapes["latents"] = LayerShape(8, 8, 4)
+    shapes["latents"] = shapes["clean_pixels"] = LayerShape(8, 8, 4)
     shape = RunShape(
         study, make_samples(study), shapes, (SIDE, SIDE), [float(s) for s in range(STEPS)],
         CATEGORIES, dict.fromkeys([*study.labels.maps, "class"], "1"),
@@ -64,7 +64,7 @@ def write(place: str) -> Run:
     for name in shapes:
         for group in (f"activations/{name}", f"probes/{name}"):
             fill(group)
-        if name != "latents":
+        if name not in INPUT_CONTROLS:
             run.write(
                 f"activations_permuted/{name}", {"nonfinite": np.zeros((SAMPLES, STEPS), np.int32)}
             )

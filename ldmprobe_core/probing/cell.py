@@ -205,7 +205,7 @@ def _collect(
             rows = [scores[kind, column] for column in draws if (kind, column) in scores]
             if rows:
                 row[:] = _mean_of_defined(np.stack(rows))
-        if assignment != "true":
+        if draws and assignment != "true":
             by_draw[prop] = np.full((len(draws), shape[-1]), np.nan, np.float32)
             kinds = [kind for kind in study.kinds if (kind, draws[-1]) in scores]
             for row, column in zip(by_draw[prop], draws, strict=True):

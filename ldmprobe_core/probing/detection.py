@@ -12,11 +12,12 @@ at full size, a share is a mask's value, 0 or 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from ldmprobe_core.probing.measured import measured
-from ldmprobe_core.probing.ranks import flatten_maps
+from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks
 
 CANDIDATE_CUTS = 64
 """Number of quantiles of the predictions that are tried as cuts."""
@@ -37,10 +38,10 @@ def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
         prediction is non-finite.
     """
     scores = np.full(len(predicted), np.nan)
-    for i, positive, negative in _counts_by_value(predicted, share):
-        lower = np.cumsum(negative) - negative
-        pairs = positive.sum() * negative.sum()
-        scores[i] = (positive * (lower + negative / 2)).sum() / pairs
+    for rows, sums in _sums_by_value(predicted, share):
+        below = sums.negatives_below + sums.negatives_tied / 2
+        pairs = sums.positives.sum(1) * sums.negatives
+        scores[rows] = (sums.positives * below).sum(1) / pairs
     return scores
 
 
@@ -55,30 +56,74 @@ def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
         mask is empty or full, or a prediction is non-finite.
     """
     scores = np.full(len(predicted), np.nan)
-    for i, positive, negative in _counts_by_value(predicted, share):
-        # Precision is cumulative from the highest predicted value down, so reverse the ascending
-        # counts.
-        positive, negative = positive[::-1], negative[::-1]
-        hits = np.cumsum(positive)
-        precision = hits / (hits + np.cumsum(negative))
-        scores[i] = (positive * precision).sum() / positive.sum()
+    for rows, sums in _sums_by_value(predicted, share):
+        total = sums.positives.sum(1)
+        # Precision at a cut counts the pixels that are predicted at the cut's value or above it.
+        hits = total[:, None] - sums.positives_below
+        false_alarms = sums.negatives[:, None] - sums.negatives_below
+        scores[rows] = (sums.positives * hits / (hits + false_alarms)).sum(1) / total
     return scores
 
 
-def _counts_by_value(
-    predicted: np.ndarray, share: np.ndarray
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Count foreground and background pixels at each distinct predicted value, in ascending order.
+@dataclass(frozen=True)
+class _SumsByValue:
+    """Sums of foreground and background around each predicted value, in ascending order.
 
-    Yields:
-        index of the sample, positives and negatives, (distinct value,) each; nothing for a sample
-        whose scores are undefined.
+    Attributes:
+        positives: share of foreground of each token, (n, token).
+        positives_below: sum of the foreground of all tokens with smaller values, (n, token).
+        negatives_below: the same of the background, (n, token).
+        negatives_tied: sum of the background of all tokens with the same value, (n, token).
+        negatives: sum of the background of all tokens, (n,).
     """
-    rows = zip(flatten_maps(predicted), flatten_maps(share).astype(np.float64), strict=True)
-    for i, (values, shares) in enumerate(rows):
-        if np.isfinite(values).all() and 0 < shares.mean() < 1:
-            _, index = np.unique(values, return_inverse=True)
-            yield i, np.bincount(index, shares), np.bincount(index, 1 - shares)
+
+    positives: np.ndarray
+    positives_below: np.ndarray
+    negatives_below: np.ndarray
+    negatives_tied: np.ndarray
+    negatives: np.ndarray
+
+
+def _sums_by_value(
+    predicted: np.ndarray, share: np.ndarray
+) -> Iterator[tuple[np.ndarray, _SumsByValue]]:
+    """Yield the sums of a few images at a time, with the images' indices.
+
+    Images whose scores are undefined are left out.
+    """
+    values, shares = flatten_maps(predicted), flatten_maps(share)
+    start = 0
+    for chunk in iter_chunks(values):
+        part = shares[start : start + len(chunk)].astype(np.float64)
+        mean = part.mean(1)
+        defined = np.isfinite(chunk).all(1) & (mean > 0) & (mean < 1)
+        if defined.any():
+            yield start + np.flatnonzero(defined), _sort_and_sum(chunk[defined], part[defined])
+        start += len(chunk)
+
+
+def _sort_and_sum(values: np.ndarray, shares: np.ndarray) -> _SumsByValue:
+    """Compute the sums for images with values and shares (n, token)."""
+    order = values.argsort(1)
+    values, positives = (np.take_along_axis(rows, order, 1) for rows in (values, shares))
+    index = np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    changes = values[:, 1:] != values[:, :-1]
+    # Tied tokens form a group from `first` to `last`.
+    edge = np.ones((len(values), 1), bool)
+    starts, ends = np.hstack([edge, changes]), np.hstack([changes, edge])
+    first = np.maximum.accumulate(np.where(starts, index, 0), 1)
+    last = np.minimum.accumulate(np.where(ends, index, values.shape[1])[:, ::-1], 1)[:, ::-1]
+    zero = np.zeros((len(values), 1))
+    hits = np.hstack([zero, positives.cumsum(1)])
+    misses = np.hstack([zero, (1 - positives).cumsum(1)])
+    below = np.take_along_axis(misses, first, 1)
+    return _SumsByValue(
+        positives,
+        np.take_along_axis(hits, first, 1),
+        below,
+        np.take_along_axis(misses, last + 1, 1) - below,
+        misses[:, -1],
+    )
 
 
 def dice_at(
@@ -100,23 +145,32 @@ def dice_at(
     Returns:
         (cut, n) float64.
     """
-    scores = np.empty((len(cuts), len(share)))
-    for i, truth in enumerate(share):
-        # If one prediction serves all images, sort it only for the first image.
-        if i < len(predicted):
-            order = np.argsort(predicted[i])
-            first_above = np.searchsorted(predicted[i][order], cuts, side="right")
-        size = np.ones(len(truth)) if weight is None else weight[i].astype(np.float64)
-        hits = np.where(size > 0, truth, 0) * size
-        overlap = _sums_from(hits[order])[first_above]
-        both = _sums_from(size[order])[first_above] + hits.sum()
-        scores[:, i] = np.where(both > 0, 2 * overlap / np.where(both > 0, both, 1), 1.0)
-    return scores
+    order = predicted.argsort(1)
+    values = np.take_along_axis(predicted, order, 1)
+    # A single prediction is sorted once, for all images.
+    first_above = np.stack([row.searchsorted(cuts, side="right") for row in values])
+    weight = np.ones(share.shape) if weight is None else weight.astype(np.float64)
+    hits = np.where(weight > 0, share, 0) * weight
+    overlap = _sums_above(hits, order, first_above)
+    both = _sums_above(weight, order, first_above) + hits.sum(1, keepdims=True)
+    return np.where(both > 0, 2 * overlap / np.where(both > 0, both, 1), 1.0).T
 
 
-def _sums_from(values: np.ndarray) -> np.ndarray:
-    """Return the sum of `values` from each index to the end, (value + 1,); the last sum is 0."""
-    return np.append(np.cumsum(values[::-1])[::-1], 0.0)
+def _sums_above(values: np.ndarray, order: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Sum the values of each row from several indices of its order to the end.
+
+    Args:
+        values: (n, token).
+        order: permutation of the tokens, (n, token), or (1, token) for the same in all rows.
+        first: indices into the order at which sums start, (n, cut) or (1, cut).
+
+    Returns:
+        (n, cut) float64.
+    """
+    shape = len(values), order.shape[1]
+    ordered = np.take_along_axis(values, np.broadcast_to(order, shape), 1)
+    sums = np.hstack([ordered[:, ::-1].cumsum(1)[:, ::-1], np.zeros((len(values), 1))])
+    return np.take_along_axis(sums, np.broadcast_to(first, (len(values), first.shape[1])), 1)
 
 
 def best_cut(predicted: np.ndarray, share: np.ndarray, weight: np.ndarray | None = None) -> float:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from ldmprobe_core.analysis.rivals import recalibrate
 from ldmprobe_core.probing.label_set import LabelSet
@@ -32,7 +33,8 @@ def test_recalibrate_fits_map_mean_map_and_constant(labels):
 def test_recalibrate_moves_the_cut_of_a_mask(labels):
     """A labeler whose values lie below 0.5 everywhere still tells the mask."""
     masks = labels.maps["foreground"]
-    faint = np.where(masks, 0.3, 0.1)
+    faint = np.where(masks, 0.3, 0.1) + np.random.default_rng(2).normal(0, 0.02, masks.shape)
     found = recalibrate(faint[8:], faint[:8], labels, "foreground", np.arange(8))
     assert found.dtype == bool
-    np.testing.assert_array_equal(found, masks[8:])
+    assert f1_score(masks[8:].ravel(), found.ravel()) > 0.97
+    assert not (faint > 0.5).any()

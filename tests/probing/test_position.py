@@ -10,6 +10,7 @@ from ldmprobe_core.probing.cell import probe_activations
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.position import position_term, token_positions
 from ldmprobe_core.probing.statistics import SufficientStatistics
+from ldmprobe_core.study.conditions import LabelColumn
 from ldmprobe_core.study.loading import parse_study
 
 
@@ -114,3 +115,18 @@ def test_draws_of_shuffled_labels_are_ridge_probes_of_permuted_residuals(cell):
     mean = np.mean(expected, axis=0)
     np.testing.assert_allclose(result["shuffled"].scores["depth"][0, 0], mean, atol=1e-6)
     assert result["true"].draws == {}
+
+
+def test_labels_that_are_not_asked_for_have_no_probes(cell):
+    """An intervention fits only the shuffled labels of the property that it edits."""
+    activations, labels = cell
+    maps = {"depth": labels.maps["depth"], "shading": labels.maps["depth"] ** 2}
+    means = {prop: values[:12].mean(0) for prop, values in maps.items()}
+    labels = LabelSet(maps, means, labels.train, labels.validation, labels.heldout)
+    study = parse_study({"labels": {"foreground": None}, "probes": {"kinds": ["ridge"]}})
+    column = LabelColumn("shuffled", "depth")
+    result = probe_activations(activations, labels, study, (column,))
+    assert list(result) == ["shuffled"]
+    assert list(result["shuffled"].probes) == [("ridge", "depth")]
+    assert result["shuffled"].draws["depth"].shape == (1, 18)
+    assert np.isnan(result["shuffled"].scores["shading"]).all()
