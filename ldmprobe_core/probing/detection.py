@@ -46,7 +46,7 @@ def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Compute each image's average precision: precision times increase of recall, over cuts.
+    """Compute each image's average precision: precision times increase of recall, summed over cuts.
 
     Args:
         predicted, share: as in `auroc`.
