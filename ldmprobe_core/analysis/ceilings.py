@@ -20,9 +20,10 @@ from ldmprobe_core.study.properties import property_of
 def block_ceilings(
     labels: LabelSet, prop: str, grids: list[tuple[int, int]], test: np.ndarray
 ) -> dict[str, float]:
-    """Score the best predictions that are constant on blocks, on average over test samples.
+    """Compute the mean test score of the best block-constant predictions, for each token grid.
 
-    For a mask, the prediction is the share of foreground in each block, cut where the image's Dice
+    Such predictions are constant on each token's block of pixels, as those of every probe are.  For
+    a mask, the prediction is the share of foreground in each block, cut where the image's Dice
     is largest.  For other maps, it is the block mean of the label or of its ranks, whichever scores
     higher.
 
@@ -68,7 +69,13 @@ def all_foreground_score(masks: np.ndarray) -> float:
 
 
 def _best_dice(shares: np.ndarray, weights: np.ndarray | None, index: int) -> float:
-    """Largest Dice over all cuts of one image's shares of foreground (n, y, x)."""
+    """Return one image's largest Dice over all cuts of its tokens' foreground shares.
+
+    Args:
+        shares: foreground share of each token's block, (n, y, x).
+        weights: number of measured pixels of each token, (n, y, x); None if all were measured.
+        index: index of the image.
+    """
     row = flatten_maps(shares[index : index + 1])
     values = np.unique(row[np.isfinite(row)])
     if not len(values):

@@ -20,7 +20,7 @@ PHOTOGRAPHS = "photographs.json"
 
 
 def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Find the step from which the target class has the highest score up to the last step.
+    """Find the first step from which the target class stays the top class until the last step.
 
     Args:
         scores: class scores (sample, step, class).
@@ -103,7 +103,10 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
     names = list_images(folder)
     spec = study.labels.classes
     if spec is None:
-        raise UserError("labels.class: null. Fix: name a class labeler")
+        raise UserError(
+            "labels.class: the run has no class labeler (null). Fix: name one in the study, and "
+            "make a new run."
+        )
     sizes = run.open("images").sizes
     size = sizes["y"], sizes["x"]
     labeler = load_labeler("class", spec, pick_device(study.execution.wanted_device))

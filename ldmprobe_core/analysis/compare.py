@@ -131,7 +131,9 @@ def _value(value: Any) -> str:
 
 
 def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple[float, Sample]]:
-    """Read the test scores of the best cell at the last step, each with its sample.
+    """Read the test scores of the best probes at the last step, and the scored samples.
+
+    The layer and kind of the probes are those with the best validation score at that step.
 
     Returns:
         scores and samples by the values that identify a sample.
@@ -173,7 +175,12 @@ def _difference(
     other: dict[SampleKey, tuple[float, Sample]],
     settings: BootstrapSettings,
 ) -> tuple[str, int]:
-    """Format the mean of other - first over shared samples, and count these samples."""
+    """Format the mean of `other` minus `first` over the samples that both runs contain.
+
+    Returns:
+        the mean with its interval, or a dash for fewer than two samples; and the number of samples
+        with a defined score in both runs.
+    """
     shared = [key for key in first if key in other]
     gaps = np.array([other[key][0] - first[key][0] for key in shared])
     pairs = int(np.isfinite(gaps).sum())

@@ -61,13 +61,14 @@ class Curves:
 
 
 def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
-    """Find the steps at which probes and labelers reach their bars."""
+    """Find the onset and settled steps in the curves of the probes and of the image labeler."""
     position = curves.position
 
     def record(scores: np.ndarray) -> CurveRecord:
         above = bootstrap.interval(scores[-1] - position).low
         if above is None or above <= 0:
-            # Without a gain at the last step there is no share of it to reach.
+            # A curve that is not clearly above the position baseline at the last step has not
+            # emerged, so both of its steps are undefined.
             undefined = BarRecord(onset=Crossing(), settled=Crossing())
             return CurveRecord(relative=undefined, absolute=undefined)
         relative, absolute = {}, {}
@@ -84,7 +85,10 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
 
 
 def leads_record(emergence: EmergenceRecord) -> LeadsRecord:
-    """Find the leads of the probes over the labelers, at bars of equal height."""
+    """Count the steps by which the probes reach the onset and settled bars before the labeler.
+
+    These are the absolute bars, which have the same height for the probes and for the labeler.
+    """
     probe = emergence.probe.absolute
 
     def record(other: BarRecord) -> LeadRecord:

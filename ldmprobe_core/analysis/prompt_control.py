@@ -17,7 +17,7 @@ from ldmprobe_core.study.properties import property_of
 
 
 def control_grid(size: tuple[int, int]) -> tuple[int, int]:
-    """Grid of tokens of the predicted maps: the largest divisors of the size up to 16."""
+    """Return the finest token grid, at most 16 x 16, whose sides divide the image size `size`."""
     down, across = (
         max(n for n in range(1, MOST_POSITIONS + 1) if length % n == 0) for length in size
     )
@@ -27,9 +27,9 @@ def control_grid(size: tuple[int, int]) -> tuple[int, int]:
 def prompt_scores(
     embedding: np.ndarray, labels: LabelSet, prop: str, penalties: tuple[float, ...]
 ) -> np.ndarray:
-    """Score maps that are predicted from prompts on the held-out samples.
+    """Predict maps from the prompt embeddings alone, and score them on the held-out samples.
 
-    A token without measured pixels counts as the mean map in fits.
+    In fits, a token without measured pixels has the value of the training mean map.
 
     Args:
         embedding: embedding of each sample's prompt, (sample, channel).

@@ -87,7 +87,7 @@ class PropertyScores:
         return self.linear[int(kind)], int(step), int(layer)
 
     def best_at(self, step: int) -> _Cell:
-        """Find the best cell of one step (from 0)."""
+        """Find the cell of one step (from 0) in which the probe has the best validation score."""
         choice = self._validation(self.scores[0, self.linear, 0, step])
         kind, layer = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(kind)], step, int(layer)
@@ -98,7 +98,9 @@ class PropertyScores:
         return self.scores[condition, kind, :, step, layer][:, self.is_test]
 
     def curves(self, position: np.ndarray, sources: dict[str, np.ndarray]) -> Curves:
-        """Collect the test scores over steps of the chosen layer, and of its controls.
+        """Collect the test scores over steps of the probe, its controls and the image labeler.
+
+        The probe's curve shows one layer and kind, chosen on validation samples for all steps.
 
         Args:
             position: scores of the position baseline, (test sample,).
@@ -146,7 +148,8 @@ class PropertyScores:
         undefined = UndefinedRecord(best=int(np.isnan(scores).sum()), any=self.all_undefined)
         if self.prop.is_mask:
             empty = ~(truth == 1).any((1, 2))
-            # On an empty label mask, Dice is 1 only if the prediction is empty too.
+            # Count the samples whose label and prediction are both empty.  On an empty label mask,
+            # Dice is 1 only if the prediction is empty too.
             undefined.both_empty = int((empty & (scores == 1)).sum())
             undefined.truth_empty = int(empty.sum())
         emergence = emergence_record(curves, self.bootstrap)
@@ -171,11 +174,16 @@ class PropertyScores:
         )
 
     def _validation(self, scores: np.ndarray) -> np.ndarray:
-        """Mean over validation samples of scores (..., held-out sample); -inf if undefined."""
+        """Mean of the defined scores (..., held-out sample) on validation samples; -inf if none."""
         return _defined_mean(scores[..., ~self.is_test], -np.inf)
 
     def _curve_layer(self) -> tuple[int, int, list[str]]:
-        """Choose the kind and layer of all curves; returns their indices and the tied layers."""
+        """Choose the kind and layer of the probe's curve by the mean validation score over steps.
+
+        Returns:
+            indices of the kind and of the layer, and names of the layers within one standard error
+            of the best score.
+        """
         # The axes become (step, kind and layer, validation sample).
         scores = self.scores[0, self.linear, 0][..., ~self.is_test].swapaxes(0, 1)
         candidates = [(kind, layer) for kind in self.linear for layer in range(len(self.layers))]
@@ -240,9 +248,10 @@ class PropertyScores:
         return ControlsRecord.model_validate(records)
 
     def _permutation_p(self, probe: np.ndarray, draws: np.ndarray) -> float | None:
-        """P value of the probe's best cell among permutations, corrected for the choice of a cell.
+        """Permutation p value of the best cell's mean score, corrected for the choice of that cell.
 
-        The statistic of a permutation is its largest mean score over all cells (the maximum
+        In each permutation, the probes of all cells are fitted to labels of other images.  Its
+        statistic is the largest mean score over all cells (the maximum
         statistic of Westfall & Young 1993), so the p value holds however the cell was chosen.
 
         Args:
@@ -267,7 +276,7 @@ class PropertyScores:
     def _control(
         self, probe: np.ndarray, same: np.ndarray, own: OwnBestRecord, own_scores: np.ndarray
     ) -> ControlRecord:
-        """Summarise a control.
+        """Summarise a control's scores, and their difference to the probe's scores.
 
         Args:
             probe: headline scores of the probe's best cell, (test sample,).

@@ -65,11 +65,14 @@ def _scores_at(
     step: int,
     headline: HeadlineScorer,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Score the labeler on the images of one step (from 0), as it is and recalibrated, (n,)."""
+    """Score the labeler's maps of one step's images, before and after recalibration, (n,) each.
+
+    The step counts from 0.
+    """
     undefined = np.full(len(test), np.nan)
     maps = run.read(f"labels_{source}", prop, sample=test, step=step)
-    # All values are NaN if the study names no labeler for the property, because it takes exact
-    # maps from files: these exist for final images only.
+    # A study without a labeler for the property reads exact maps from files.  Such maps exist for
+    # final images only, so the maps of step images are all NaN.
     if np.isnan(maps).all():
         return undefined, undefined
     plain = headline.score(as_label(run.study, prop, maps))
@@ -83,13 +86,15 @@ def _scores_at(
 def recalibrate(
     maps: np.ndarray, known: np.ndarray, labels: LabelSet, prop: str, train: np.ndarray
 ) -> np.ndarray:
-    """Recalibrate maps linearly with the training mean map, by least squares on training samples.
+    """Recalibrate a labeler's maps by a linear function of each map and the training mean map.
 
-    The fit uses block means on a grid of at most 16 x 16, because it has only three parameters.
+    The function, a * map + b * mean map + c, is fitted by least squares to the labels of training
+    samples.  The fit uses block means on a grid of at most 16 x 16, because it has only three
+    parameters.
 
     Args:
         maps: a labeler's maps to recalibrate, (n, y, x).
-        known: its maps of the images of training samples, (train, y, x).
+        known: the labeler's maps of the images of training samples, (train, y, x).
         labels: label maps of the run.
         prop: name of the property.
         train: indices of these training samples, (train,).

@@ -122,7 +122,8 @@ def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarra
 def _prompt_scores(run: Run, prop: str, labels: LabelSet, is_test: np.ndarray) -> np.ndarray | None:
     """Score the prompt control on the test samples, (metric, test sample); None if it is off."""
     study = run.study
-    # Source images share one caption, and statistics leave no label maps to fit the control to.
+    # Source images share one caption, which cannot tell their labels apart.  A run that keeps only
+    # statistics of its training samples has no training maps to fit the control to.
     usable = study.images is None and len(labels.train) > 0 and run.has_prompt_embeddings
     if not (study.controls.prompt and usable):
         return None

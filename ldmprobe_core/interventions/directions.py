@@ -23,7 +23,7 @@ from ldmprobe_core.study.conditions import LabelColumn
 def directions_of(
     run: Run, spec: Intervention, plan: InterventionPlan, labels: LabelSet, shuffled: bool = False
 ) -> dict[tuple[int, str], EditDirection]:
-    """Compute the activation-space edit direction of each edited cell, by (step from 1, layer).
+    """Compute the edit direction of each edited cell, a vector over the channels of its tokens.
 
     Args:
         run: run whose probes give the directions.
@@ -32,6 +32,9 @@ def directions_of(
         labels: label maps and splits of the run.
         shuffled: whether to use probes of shuffled labels, as a control.  The run does not store
             these probes, so they are fitted again.
+
+    Returns:
+        edit directions by (step, layer); steps count from 1.
 
     Raises:
         UserError: a cell cannot be edited, because the weights of its probe are zero.
@@ -59,15 +62,16 @@ def directions_of(
             except ValueError as error:
                 raise UserError(
                     f"layers: {layer} cannot be edited at step {step} ({error}). "
-                    "Fix: leave it out of layers, or lower steps."
+                    "Fix: leave this layer out of layers, or set steps lower so that this step is "
+                    "not edited."
                 ) from error
     return directions
 
 
 def activation_statistics(tokens: np.ndarray, labels: LabelSet) -> SufficientStatistics:
-    """Compute the mean and covariance sums of activations over training samples, without labels.
+    """Compute the statistics from which the covariance of the training activations follows.
 
-    Samples with non-finite activations are not used.
+    They contain no sums of labels.  Samples with non-finite activations are not used.
 
     Args:
         tokens: activations (sample, y, x, channel) of all stored samples.

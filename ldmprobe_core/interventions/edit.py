@@ -40,7 +40,7 @@ class EditDirection:
 
     @classmethod
     def of_probe(cls, probe: LinearProbe, covariance: np.ndarray | None = None) -> EditDirection:
-        """Compute the direction of the smallest edit that changes a probe's prediction.
+        """Compute the direction of the edit with the least norm that changes a prediction by 1.
 
         Args:
             probe: linear probe of the cell.
@@ -65,7 +65,7 @@ class EditDirection:
         return tokens @ self.weight + self.bias
 
     def exact(self, tokens: Tensor, target: Tensor, strength: float) -> Tensor:
-        """Apply the smallest change of activations that moves the predictions to the target.
+        """Move the predictions to the target, or a part of the way, by the least-norm edit.
 
         Args:
             tokens: activations (n, y, x, channel) float32.
@@ -109,11 +109,12 @@ def edit_by_gradient_descent(
     iterations: int = 128,
     learning_rate: float = 5e-3,
 ) -> Tensor:
-    """Edit activations as Chen et al. (2023) do: minimise the probe's loss over them with Adam.
+    """Edit activations as Chen et al. (2023) do, by gradient descent on the probe's loss.
 
-    The probe stays fixed, and its prediction is upsampled to the image's size.  For a mask, the
-    loss is cross-entropy; for other maps, it is Huber's with delta 1.  Both follow section 5 of
-    Chen, Viégas & Wattenberg (2023) and their published code.
+    Adam minimises the loss between prediction and target map.  The probe stays fixed, and its
+    prediction is upsampled to the image's size.  For a mask, the loss is cross-entropy; for other
+    maps, it is Huber's with delta 1.  Both follow section 5 of Chen, Viégas & Wattenberg (2023) and
+    their published code.
 
     Args:
         tokens: activations (n, y, x, channel) float32.

@@ -27,7 +27,9 @@ from ldmprobe_core.study.samples import Sample
 
 
 class Editor:
-    """Editor of the denoiser's layer outputs; a call returns a context in which it is active.
+    """Editor of the denoiser's layer outputs while a pipeline generates images.
+
+    Calling an editor returns a context manager.  Edits are made only inside that context.
 
     Args:
         sampler: sampler of the pipeline whose denoiser is hooked.
@@ -73,8 +75,8 @@ class Editor:
         def edit(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             step, call = divmod(self._calls - 1, guidance.calls_per_step)
             direction = self.directions.get((step + 1, name))
-            # Edit only the conditional call.  If guidance calls the denoiser twice in a step, that
-            # is the first call.
+            # Edit only the conditional call, because probes are fitted to its activations.  If
+            # guidance calls the denoiser twice in a step, the first of them is conditional.
             if direction is None or call > 0:
                 return None
             return change_grid(

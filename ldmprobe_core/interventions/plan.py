@@ -52,16 +52,17 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
         )
     if spec.controls and study.capture.keep == "statistics" and not study.controls.shuffled_labels:
         raise UserError(
-            f"controls is true, but {run.url} has no statistics of shuffled labels, because its "
-            "study sets controls.shuffled_labels to false. Fix: set the intervention's controls "
-            "to false."
+            f"controls: {run.url} has no statistics of shuffled labels, which the control needs "
+            "(true). Its study sets controls.shuffled_labels to false. Fix: set the "
+            "intervention's controls to false."
         )
     completed = run.progress.completed(PROBE)
     total = len(completed)
     steps = spec.steps or min(spec.defaults.steps, total)
     if steps > total:
         raise UserError(
-            f"steps: {steps}, but the run has {total} sampler steps. Fix: lower it to {total}."
+            f"steps: more than the run's {total} sampler steps ({steps}). Fix: set it to {total} "
+            "or less."
         )
     for glob in spec.layers or ():
         if not any(fnmatchcase(name, glob) for name in run.layers):
@@ -88,14 +89,16 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
         if missing:
             raise UserError(
                 f"probes: {run.url} has no probes of layer {missing[0]} at step {step + 1}. Fix: "
-                "finish the run first."
+                "finish the run, then repeat the intervention."
             )
     kind = _kind(run, spec)
     return InterventionPlan(_samples(run, spec), layers, steps, kind)
 
 
 def _no_layers_match(run: Run, globs: str) -> str:
-    return f"layers: no layer of the run matches ({globs}). Fix: take {', '.join(run.layers)}."
+    return (
+        f"layers: no layer of the run matches ({globs}). Fix: choose from {', '.join(run.layers)}."
+    )
 
 
 def _kind(run: Run, spec: Intervention) -> str:
@@ -118,8 +121,9 @@ def _kind(run: Run, spec: Intervention) -> str:
     logits = prop.is_mask and probe_kind(kind).mask_output == "logit"
     if spec.confidence != DEFAULT_CONFIDENCE and not logits:
         raise UserError(
-            f"confidence: it applies to logits of masks only ({spec.confidence:g} with kind "
-            f"{kind}). Fix: leave it out, or choose a kind of probe that predicts logits."
+            f"confidence: it applies to probes that predict logits of masks, and {kind} probes of "
+            f"{spec.prop} do not ({spec.confidence:g}). Fix: leave confidence out, or set kind to "
+            "one that predicts logits."
         )
     if spec.method == "adam" and prop.is_mask and not logits:
         raise UserError(
@@ -142,7 +146,7 @@ def _samples(run: Run, spec: Intervention) -> list[int]:
     wrong = [i for i in spec.chosen if i not in available]
     if wrong:
         raise UserError(
-            f"chosen: no {spec.part} sample of the run ({wrong[0]}). Fix: choose from samples "
+            f"chosen: sample {wrong[0]} is not a {spec.part} sample of this run. Fix: choose from "
             f"{', '.join(str(i) for i in available[:8])}{', ...' if len(available) > 8 else ''}."
         )
     return list(spec.chosen)

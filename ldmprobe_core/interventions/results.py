@@ -108,7 +108,8 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
     data = run.open(group, require_complete=True)
     spec = read_intervention(run, name)
     plan = plan_intervention(run, spec)
-    # Flattened over the axes (target, sample), the arrays list all samples once for each target.
+    # The scores are flattened over the axes (target, sample), so all samples follow each other
+    # once for each target.  List the samples in the same order.
     pairs = [run.samples[i] for i in plan.samples] * len(spec.targets)
     bootstrap = Bootstrap.of_samples(pairs, run.study.bootstrap, seed=0)
     unedited = data.unedited.values[0].ravel().astype(float)

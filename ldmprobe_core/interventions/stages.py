@@ -66,8 +66,8 @@ def create_intervention(run: Run, spec: Intervention) -> str:
         if run.location.has(f"{RECORDS}/{spec.name}/intervention.json"):
             return spec.name
         _create_arrays(run, spec, plan, targets)
-        # Consolidate the metadata, because other Zarr readers see only groups that are listed in
-        # it.
+        # Update the consolidated metadata, because Zarr readers that use it see only the groups
+        # that it lists.
         run.consolidate()
         run.location.write_text(
             f"{RECORDS}/{spec.name}/intervention.json", spec.model_dump_json(indent=2)
@@ -79,8 +79,8 @@ def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: n
     """Create the arrays of an intervention and write its target maps (target, sample, y, x)."""
     path = f"{INTERVENTIONS_GROUP}/{spec.name}"
     root = open_group(run.store, run.url, mode="r+")
-    # This intervention has no record, so a group of its name was left by an interrupted attempt to
-    # create it.  Replace the group.
+    # The caller found no ``intervention.json``, so a group of this name remains from an
+    # interrupted attempt to create the intervention.  Replace the group.
     if path in root:
         _require_no_results(run, path)
         del root[path]
@@ -136,7 +136,7 @@ def _require_no_results(run: Run, group: str) -> None:
         name = group.rpartition("/")[2]
         raise UserError(
             f"{run.url}: {group} holds results, but {RECORDS}/{name}/intervention.json is missing. "
-            "Fix: restore that file from a copy, or move the results away."
+            "Fix: restore that file from a copy, or move the group out of the run."
         )
 
 
@@ -248,9 +248,10 @@ def _edit_in_all_conditions(
 def _change_outside(
     before: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: np.ndarray
 ) -> np.ndarray:
-    """Return each sample's mean absolute pixel change outside label and target mask, 0..1.
+    """Return the mean absolute change, 0..1, of the pixels outside label and target masks.
 
-    For a property that is not a mask, the change is that of the entire image.
+    Both masks are those of the sample; the result is (sample,).  For a property that is not a mask,
+    the mean is over all pixels of the image.
     """
     if labels.dtype != bool:
         labels = targets = np.zeros(labels.shape, bool)
@@ -260,7 +261,7 @@ def _change_outside(
 def _class_unchanged(
     run: Run, labelers: dict[str, Any], edited: np.ndarray, samples: list[int]
 ) -> np.ndarray:
-    """Return 1.0 for each sample whose top class the edit left unchanged, else 0.0, (sample,).
+    """Compare each sample's top class before and after the edit, (sample,) float64.
 
     The value is 1 for an unchanged class, 0 for a changed one, and NaN without a class labeler.
     """

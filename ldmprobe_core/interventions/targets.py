@@ -115,11 +115,12 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     if mask and label.any():
         centre = np.argwhere(label).mean(0)
-    # A pixel i of the label moves to centre + scale (i - centre); then it is mirrored and shifted.
+    # Scaling moves a pixel i of the label to centre + scale (i - centre).  The scaled map is then
+    # mirrored and shifted.
     shift = np.array([target.dy * height, target.dx * width])
     flip = np.array([1.0, -1.0 if target.mirror else 1.0])
     middle = np.array([0.0, (width - 1) if target.mirror else 0.0])
-    # `affine_transform` maps each output pixel o to its input pixel i, so invert that movement:
+    # `affine_transform` maps each output pixel o to its input pixel i, so invert these steps:
     # i = centre + (flip (o - shift - middle) - centre) / scale.
     matrix = flip / target.scale
     offset = centre - (flip * (shift + middle) + centre) / target.scale
@@ -141,8 +142,8 @@ def _from_file(path: Path, label: np.ndarray) -> np.ndarray:
     mask = label.dtype == bool
     if not mask and path.suffix != ".npy":
         raise UserError(
-            f"target.file: an image holds grey levels, but this property has other units "
-            f"({str(path)!r}). Fix: give the map as .npy in the units of the labeler's maps."
+            f"target.file: an image file cannot hold a map in the labeler's units, which this "
+            f"property needs ({str(path)!r}). Fix: give a .npy file with a map in these units."
         )
     shape = _shape_of(path)
     if shape != label.shape:

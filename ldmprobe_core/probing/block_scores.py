@@ -61,7 +61,9 @@ def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class FullResolutionLabels:
-    """Ranks, mean squares and deviations of full-size label maps, shared by all token grids.
+    """Ranks, mean squares and standard deviations of full-size label maps.
+
+    They do not depend on the token grid, so the scorers of all grids share them.
 
     Args:
         truth: label maps (n, y, x) of a property that is not a mask.
@@ -204,7 +206,7 @@ class BlockScorer:
         return ratio_or_one(overlap, area + truth - overlap)
 
     def _areas(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the image fractions (n,) of the overlap, the predicted mask and the label mask."""
+        """Return the fractions (n,) of each image that overlap, predicted and label mask cover."""
         flat = flatten_maps(tokens)
         return (flat * self.means).mean(1), flat.mean(1), self.means.mean(1)
 

@@ -101,8 +101,9 @@ def _fit(data: CellData, kinds: tuple[str, ...]) -> _Fitted:
 def _is_fitted(kind: ProbeKind, column: LabelColumn) -> bool:
     """Whether probes of a kind are fitted to a label.
 
-    Nonlinear kinds are controls themselves, so they get no control of other labels.  Further draws
-    are fitted only by kinds that need sums alone, because they share these sums between draws.
+    Nonlinear kinds are controls themselves, so they are fitted to true labels only.  Draws after
+    the first are fitted only by kinds that need just the sufficient statistics, because all draws
+    share these.
     """
     if column.draw:
         return kind.from_statistics
@@ -138,7 +139,7 @@ def _choose_cuts(data: CellData, fitted: _Fitted) -> dict[tuple[str, LabelColumn
 
 
 def _predict(activations: np.ndarray, probes: _Fitted) -> dict[tuple[str, LabelColumn], np.ndarray]:
-    """Predict with every probe, (n, y, x) each.
+    """Predict maps (n, y, x) with every probe.
 
     All linear probes predict in one pass over the activations, which is faster than one pass each.
     """
@@ -158,7 +159,7 @@ def _score_heldout(
     fitted: _Fitted,
     cuts: dict[tuple[str, LabelColumn], float],
 ) -> dict[tuple[str, LabelColumn], np.ndarray]:
-    """Score every probe on the held-out samples, the probes of masks at their cuts.
+    """Score every probe on the held-out samples, for masks with the cuts in `cuts`.
 
     Returns:
         (metric, held-out sample) by kind and label; NaN in metrics that are not computed.
@@ -170,7 +171,8 @@ def _score_heldout(
         column = key[1]
         record = property_of(column.prop)
         scorer = labels.scorer(column.prop, activations.shape[1:3])
-        # The other metrics of wrong labels are not reported, and there may be many draws.
+        # For labels of other images, compute only the metrics that are reported, because there may
+        # be many draws.
         metrics = record.metrics if column.assignment == "true" else record.compared
         values = scorer.scores(tokens, cuts.get(key), metrics)
         scores[key] = np.where(usable, values, np.nan)
@@ -185,7 +187,10 @@ def _collect(
     fitted: _Fitted,
     scores: dict[tuple[str, LabelColumn], np.ndarray],
 ) -> CellResult:
-    """Collect the probes of the first draw of an assignment, and the scores of all draws."""
+    """Collect the results of one label assignment.
+
+    These are the probes of its first draw and the scores of all its draws.
+    """
     probes = {
         (kind, column.prop): probe
         for (kind, column), probe in fitted.items()

@@ -24,7 +24,7 @@ CANDIDATE_CUTS = 64
 
 
 def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Compute each image's AUROC from predicted values and the foreground share of each pixel.
+    """Compute each image's AUROC from the prediction and foreground share of each pixel or token.
 
     It is the probability that a foreground pixel is predicted above a background pixel; ties count
     half.
@@ -46,7 +46,7 @@ def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Compute each image's average precision: the sum over cuts of precision times recall gain.
+    """Compute each image's average precision: precision times increase of recall, summed over cuts.
 
     Args:
         predicted, share: as in `auroc`.

@@ -56,7 +56,7 @@ class LabelSet:
 
     @lru_cache(maxsize=32)  # noqa: B019  (as above)
     def scorer(self, prop: str, grid: tuple[int, int]) -> BlockScorer:
-        """Return the scorer of token predictions of `prop` against the held-out label maps."""
+        """Return the scorer that compares token predictions with the held-out maps of `prop`."""
         heldout, mean_map = self.maps[prop][self.heldout], self.means[prop]
         partly = partly_measured(heldout)
         if property_of(prop).is_mask or (partly is not None and partly.all()):

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def measured(maps: np.ndarray) -> np.ndarray | None:
-    """Return True at the measured (non-NaN) pixels of label maps; None if all were measured.
+    """Mark the measured (non-NaN) pixels of label maps; None if all pixels were measured.
 
     Args:
         maps: bool, or floats with NaN at pixels that were not measured.
@@ -72,7 +72,7 @@ def score_measured(
     truth: np.ndarray,
     *covariates: np.ndarray,
 ) -> np.ndarray:
-    """Score predictions on those pixels only at which the label was measured.
+    """Score predictions only at the pixels where the label was measured.
 
     Args:
         function: metric of predictions and labels (n, y, x), such as `metrics.dice`.  A map with

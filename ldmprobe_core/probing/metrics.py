@@ -189,7 +189,11 @@ class HeadlineScorer:
         self.ranked = RankedMaps(flatten_maps(truth)) if ranked else None
 
     def score(self, predicted: np.ndarray) -> np.ndarray:
-        """Score predicted maps (n, y, x) in that metric, (n,); the first row of `score_maps`."""
+        """Score predicted maps (n, y, x) in the headline metric, (n,).
+
+        Predictions are scored as they are, without a cut.  The scores equal the first row of
+        `score_maps`.
+        """
         if self.ranked is not None:
             return self.ranked.correlation(flatten_maps(predicted))
         return score_measured(METRICS[self.metric].function, predicted, self.truth)

@@ -12,7 +12,7 @@ from ldmprobe_core.study.layers import INPUT_CONTROLS
 
 
 def probe_features(name: str, activations: np.ndarray) -> np.ndarray:
-    """Convert stored activations to what probes read.
+    """Convert stored activations to the features to which probes are fitted.
 
     Args:
         name: name of a probe input, which is a layer or one of `INPUT_CONTROLS`.

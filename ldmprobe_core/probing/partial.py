@@ -17,7 +17,7 @@ import numpy as np
 from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks, mean_ranks
 
 _ROUNDING = 1e-9
-"""Share of a map's variance; a smaller rest after the regression is taken for rounding error."""
+"""Share of a map's variance; a residual below it after the regression counts as rounding error."""
 
 
 def position_covariates(mean_map: np.ndarray, grid: tuple[int, int] | None = None) -> np.ndarray:
@@ -46,7 +46,7 @@ def position_covariates(mean_map: np.ndarray, grid: tuple[int, int] | None = Non
 def partial_spearman(
     predicted: np.ndarray, truth: np.ndarray, covariates: np.ndarray
 ) -> np.ndarray:
-    """Rank-correlate predictions and labels over pixels, with the covariates regressed out.
+    """Rank-correlate predictions and labels over pixels, with covariates regressed out of both.
 
     Args:
         predicted: predictions (n, y, x).
@@ -61,7 +61,7 @@ def partial_spearman(
 
 
 def partial_pearson(predicted: np.ndarray, truth: np.ndarray, covariates: np.ndarray) -> np.ndarray:
-    """Correlate predictions and labels over pixels, with the covariates regressed out.
+    """Correlate predictions and labels over pixels, with covariates regressed out of both.
 
     Arguments and result are those of `partial_spearman`, but values take the place of ranks.
     """
@@ -104,7 +104,9 @@ class Covariates:
 
 
 def _rest_norm(centred: np.ndarray, parts: np.ndarray, repeats: int = 1) -> np.ndarray:
-    """Return each row's residual norm after regression, (n,); NaN if only rounding error is left.
+    """Return the norm of each row's residual after regression on the covariates, (n,).
+
+    The norm is NaN if the residual is no larger than rounding error.
 
     Args:
         centred: rows with mean 0, (n, value).
@@ -117,12 +119,15 @@ def _rest_norm(centred: np.ndarray, parts: np.ndarray, repeats: int = 1) -> np.n
 
 
 class BlockPartialScorer:
-    """Scorer of token predictions by their partial correlation with full-size label maps.
+    """Scorer of token predictions against full-size label maps by partial correlation.
 
-    It gives the scores that `partial_spearman` or `partial_pearson` gives after upsampling the
-    predictions, with `position_covariates` of the grid.  A sum over pixels of a prediction times
-    another map is a sum over blocks of the prediction times the block sums of that map, so
-    predictions need not be upsampled.
+    For each image, the score is the correlation over pixels of prediction and label, after both are
+    regressed on the training mean map and its block means (`position_covariates`).  A block is the
+    rectangle of pixels for which a token stands; a prediction is constant on it.
+
+    The scores are those of `partial_spearman` or `partial_pearson` for upsampled predictions.  A
+    sum over pixels of a prediction times another map equals the sum over blocks of the prediction
+    times the block sums of that map, so predictions need not be upsampled.
 
     Args:
         labels: label maps (n, y, x) without NaN; if `ranks`, their ranks, up to a constant.

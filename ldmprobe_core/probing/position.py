@@ -9,8 +9,7 @@ still scores as high as the map itself.  A probe with a position term predicts
 so that its weights are fitted to the rest of the label: to the label minus the term in a ridge
 probe, and with the term as an offset of the logit in a logistic probe.
 
-Positions are blocks of tokens, at most `MOST_POSITIONS` down
-and across.  The sums of activations
+Positions are blocks of tokens, at most `MOST_POSITIONS` down and across.  The sums of activations
 at each position, which a fit from stored sums needs, then stay small on fine token grids.
 """
 
@@ -36,7 +35,7 @@ def token_positions(grid: tuple[int, int]) -> np.ndarray:
 
 
 def position_means(tokens: np.ndarray) -> np.ndarray:
-    """Average a map at each position.
+    """Average the token values of a map over each position, which is a block of tokens.
 
     Args:
         tokens: values of the tokens, (y, x).
@@ -49,7 +48,7 @@ def position_means(tokens: np.ndarray) -> np.ndarray:
 
 
 def position_term(tokens: np.ndarray, output: str) -> np.ndarray:
-    """Position term of the predictions of a probe, (y, x) float64.
+    """Compute the position term of a probe from the training mean map, (y, x) float64.
 
     Args:
         tokens: block means of the training mean map, (y, x).

@@ -27,7 +27,7 @@ def mean_ranks(flat: np.ndarray) -> np.ndarray:
     if flat.dtype == np.float16:
         if flat.shape[1] >= COUNTING_SORT_PIXELS:
             return ranks_of_float16(flat)
-        # Convert first, because NumPy sorts float32 several times faster than float16.
+        # Convert to float32, which NumPy sorts several times faster than float16.
         flat = flat.astype(np.float32)
     order, tied = _argsort_with_ties(flat)
     ranks = np.empty(flat.shape)
@@ -72,7 +72,7 @@ class RankedMaps:
             start += len(chunk)
 
     def correlation(self, flat: np.ndarray) -> np.ndarray:
-        """Correlate the ranks with those of other maps (n, pixel); equal to `metrics.spearman`."""
+        """Rank-correlate each map with the same row of `flat` (n, pixel), as `metrics.spearman`."""
         correlations, start = np.empty(len(flat)), 0
         for chunk in iter_chunks(flat):
             rows = slice(start, start + len(chunk))
@@ -88,8 +88,8 @@ class RankedMaps:
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
         order, tied = _argsort_with_ties(flat)
         tied |= ~np.isfinite(flat).all(1)
-        # Without ties, the ascending values of `flat` have the ranks 1..count.  Reordering the
-        # stored ranks is therefore enough, and the ranks of `flat` need not be computed.
+        # Without ties, the ascending values of `flat` have the ranks 1..count.  The stored ranks in
+        # that order are therefore enough, and the ranks of `flat` need not be computed.
         centred_ranks = np.arange(count) - (count - 1) / 2
         covariance = np.take_along_axis(centred, order, axis=1) @ centred_ranks / count
         correlations = covariance / (np.sqrt((count**2 - 1) / 12) * deviation)
@@ -125,7 +125,8 @@ def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
     ranks = np.empty(flat.shape)
     for row, keys in zip(ranks, sort_keys, strict=True):
         counts = np.bincount(keys, minlength=1 << 16)
-        # The cumulative count is the highest rank of equal values; the mean rank lies below it.
+        # The cumulative count is the highest rank among equal values.  Their mean rank is lower by
+        # half of their number minus 1.
         row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks

@@ -75,7 +75,7 @@ class SufficientStatistics:
         return SufficientStatistics(self.gram + other.gram, self.channels, both)
 
     def less_positions(self, means: np.ndarray) -> SufficientStatistics:
-        """Statistics of the same tokens after a value per position is subtracted from each label.
+        """Return the statistics of labels from which a value for each position is subtracted.
 
         Args:
             means: value of each label at each position, (position, label).
@@ -84,10 +84,13 @@ class SufficientStatistics:
             ValueError: the sums at each position were not computed.
         """
         if self.by_position is None:
-            raise ValueError("by_position: no sums (None). Fix: give positions to from_tokens")
+            raise ValueError(
+                "by_position: the sums were not computed (None). Fix: give from_tokens positions."
+            )
         values = np.zeros_like(self.by_position)
         values[:, self.channels + 1 :] = means
-        # With Z' = Z - P, where P repeats `values` at the tokens of each position, expand Z'Z'.
+        # The new rows are Z - P, where P repeats `values` at the tokens of each position.  Expand
+        # their Gram matrix, (Z - P)'(Z - P).
         cross = self.by_position.T @ values
         count = self.by_position[:, self.channels, None]
         gram = self.gram - cross - cross.T + values.T @ (count * values)
@@ -145,7 +148,7 @@ class SufficientStatistics:
 def _sums_by_position(
     rows: np.ndarray, positions: np.ndarray, count: int, factor: np.ndarray | None
 ) -> np.ndarray:
-    """Sum rows (token, column) at each of ``count`` positions, times a factor of each token."""
+    """Sum rows (token, column), each times its token's factor, at each of ``count`` positions."""
     values = np.ones(len(rows)) if factor is None else factor
     members = sparse.csr_array(
         (values, (positions, np.arange(len(rows)))), shape=(count, len(rows))

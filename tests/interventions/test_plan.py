@@ -15,14 +15,17 @@ from ldmprobe_core.pipeline.prepare import prepare_run
     ("settings", "message"),
     [
         ({"samples": 99}, r"samples: more than the run's \d+ test samples \(99\)"),
-        ({"steps": 9}, r"steps: 9, but the run has 3"),
+        ({"steps": 9}, r"steps: more than the run's 3 sampler steps \(9\)"),
         ({"layers": ("nothing.*",)}, r"no layer of the run matches \(nothing\.\*\)"),
         ({"layers": ("*attn1", "none.*")}, r"no layer of the run matches \(none\.\*\)"),
         ({"kind": "adam"}, r"no probes of foreground of this kind \('adam'\)"),
         ({"prop": "depth", "kind": "logistic"}, r"no probes of depth of this kind \('logistic'\)"),
-        ({"kind": "ridge", "confidence": 0.9}, r"confidence: .* logits of masks only \(0\.9 with"),
+        (
+            {"kind": "ridge", "confidence": 0.9},
+            r"confidence: .* ridge probes of foreground do not \(0\.9\)",
+        ),
         ({"method": "adam", "kind": "ridge"}, "method: adam needs logits"),
-        ({"chosen": (999,)}, r"chosen: no test sample of the run \(999\)"),
+        ({"chosen": (999,)}, r"chosen: sample 999 is not a test sample of this run"),
         ({"samples": 2, "targets": (Target(file="/none.png"),)}, "no such file"),
     ],
 )

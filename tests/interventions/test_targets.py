@@ -59,7 +59,7 @@ def test_target_map_refuses_files_that_are_no_map_of_the_image(tmp_path):
     label = np.ones((8, 6), bool)
     with pytest.raises(UserError, match="8 x 6 pixels, but the images have 8 x 8"):
         target_map(np.ones((8, 8), bool), Target(file=str(tmp_path / "m.png")))
-    with pytest.raises(UserError, match=r"other units .*m\.png.* give the map as \.npy"):
+    with pytest.raises(UserError, match=r"needs .*m\.png.* give a \.npy file"):
         target_map(np.ones((8, 6), np.float32), Target(file=str(tmp_path / "m.png")))
     np.save(tmp_path / "n.npy", np.array([[np.nan, 1.0], [2.0, np.nan]]))
     with pytest.raises(UserError, match=r"target\.file: 2 pixels are NaN .*Fix: give every"):

@@ -56,7 +56,7 @@ def test_less_positions_equals_the_sums_of_labels_minus_the_means(weighted):
 
 def test_less_positions_needs_sums_at_each_position():
     statistics = SufficientStatistics.from_tokens(np.ones((2, 1)), np.ones((2, 1)))
-    with pytest.raises(ValueError, match="by_position: no sums"):
+    with pytest.raises(ValueError, match="by_position: the sums were not computed"):
         statistics.less_positions(np.zeros((1, 1)))
 
 

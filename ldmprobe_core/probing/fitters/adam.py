@@ -22,11 +22,12 @@ def fit_adam(
     batch: int = 4,
     learning_rate: float = 1e-3,
 ) -> LinearProbe:
-    """Fit a linear probe as Chen et al. (2023) do: nearest upsampling, Adam, full-size loss.
+    """Fit a linear probe by Adam to full-size label maps, as Chen et al. (2023) do.
 
-    For a mask, the probe gives two logits without bias, and the loss is cross-entropy.  For other
-    maps, it gives one value, and the loss is Huber's with delta 1.  Both follow section 3 of the
-    paper and its published code.
+    The loss compares labels with predictions after nearest-neighbour upsampling.  For a mask,
+    the probe gives two logits without bias, and the loss is cross-entropy.  For other maps, it
+    gives one value, and the loss is Huber's with delta 1.  Both follow section 3 of the paper and
+    its published code.
 
     Args:
         activations: (n, y, x, channel).

@@ -53,7 +53,7 @@ class Fitter(Protocol):
 
 @dataclass
 class CellData:
-    """Training and validation tokens of one cell (a layer at a step), with all labels to fit.
+    """Training and validation tokens of one cell (a layer at a step), with all their labels.
 
     Attributes:
         activations: (sample, y, x, channel) float16.
@@ -84,7 +84,7 @@ class CellData:
 
     @cached_property
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Training activations (token, channel) and labels (token, column).
+        """Training activations (token, channel) and labels (token, column), as in `columns`.
 
         The label of a token is NaN if no pixel of its block was measured.
         """
@@ -92,7 +92,7 @@ class CellData:
 
     @cached_property
     def validation_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Validation activations (token, channel) and labels (token, column)."""
+        """Validation activations (token, channel) and labels (token, column), as in `columns`."""
         return self._rows(self.validation)
 
     @cached_property
@@ -123,7 +123,7 @@ class CellData:
         return token_positions(self.grid)
 
     def position_means(self, columns: list[int]) -> np.ndarray:
-        """Training mean of labels at each position, (position, column)."""
+        """Training mean of the labels ``columns`` at each position, (position, column)."""
         props = [self.columns[column].prop for column in columns]
         return np.stack(
             [position_means(self.labels.mean_tokens(prop, self.grid)) for prop in props], axis=1
@@ -132,11 +132,20 @@ class CellData:
     def without_positions(
         self, statistics: SufficientStatistics, columns: list[int]
     ) -> SufficientStatistics:
-        """Statistics of the labels ``columns`` minus the training mean at the token's position."""
+        """Return the statistics of labels minus their training mean at the token's position.
+
+        Args:
+            statistics: statistics of the labels themselves.
+            columns: indices in `columns` of these labels.
+        """
         return statistics.less_positions(self.position_means(columns))
 
     def ridge_path(self, position_term: bool) -> RidgePath:
-        """Ridge solutions for the labels of `complete_columns`, computed on the first call."""
+        """Return the ridge solutions for the labels of `complete_columns`, cached for the cell.
+
+        Args:
+            position_term: whether to subtract the training mean at each position from the labels.
+        """
 
         def compute() -> RidgePath:
             statistics = self.statistics
@@ -223,7 +232,7 @@ class FitData:
 
     @property
     def weight(self) -> np.ndarray | None:
-        """Measured pixels of each training token, (token,) > 0; None if every pixel was."""
+        """Number of measured pixels of each training token, (token,) > 0; None if all were."""
         return self._weights(self.cell.train)
 
     @property
@@ -238,14 +247,15 @@ class FitData:
 
     @property
     def validation_weight(self) -> np.ndarray | None:
-        """Measured pixels of each validation token, (token,) > 0; None if every pixel was."""
+        """Number of measured pixels of each validation token, (token,) > 0; None if all were."""
         return self._weights(self.cell.validation)
 
     @property
     def ridge_path(self) -> tuple[RidgePath, int]:
-        """Ridge solutions on the training tokens, and the index of this label among them.
+        """Ridge solutions for several labels, and the index of this label in them.
 
-        They are fitted to the labels minus the position term if the kind of probe has one.
+        They are fitted to the training tokens.  If the kind of probe has a position term, they are
+        fitted to the labels minus that term.
         """
         if self.complete:
             index = self.cell.complete_columns.index(self.column)
@@ -254,7 +264,7 @@ class FitData:
 
     @property
     def validation_statistics(self) -> tuple[SufficientStatistics, int]:
-        """Sufficient statistics of the validation tokens, and the index of this label in them.
+        """Sufficient statistics of the validation tokens, and the index of this label's sums.
 
         As in `ridge_path`, the labels are given minus the position term if the kind has one.
         """
@@ -279,14 +289,21 @@ class FitData:
         return position_term(self.cell.labels.mean_tokens(self.prop.name, self.cell.grid), output)
 
     def token_offsets(self, members: np.ndarray) -> np.ndarray | None:
-        """Position term of every token of samples, in the order of `x`; None without the term."""
+        """Position term of each token of the samples ``members``, (token,) in the order of `x`.
+
+        None for a kind of probe without a position term.
+        """
         term = self.position_term
         if term is None:
             return None
         return self._known(np.resize(term, len(members) * term.size), members)
 
     def _statistics(self, train: bool) -> SufficientStatistics:
-        """Statistics of this label alone, over training or validation tokens with pixels."""
+        """Compute the statistics of this label alone, over tokens with measured pixels.
+
+        Args:
+            train: whether to use the training tokens; False uses the validation tokens.
+        """
         if train:
             members, x, y, weight = self.cell.train, self.x, self.y, self.weight
         else:

@@ -31,7 +31,7 @@ _ROUNDING = 1e-13
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """Tokens with the foreground shares that a logistic probe is fitted to.
+    """Activations of tokens, and the foreground shares to which a logistic probe is fitted.
 
     Attributes:
         x: activations (token, channel).
@@ -52,16 +52,16 @@ class SoftLabels:
         return len(self.x) if self.weight is None else float(self.weight.sum())
 
     def logits(self, rows: np.ndarray, part: slice, weight: np.ndarray, bias: float) -> np.ndarray:
-        """Predict the logits of the tokens ``part``, whose activations are ``rows``."""
+        """Compute the logits of the tokens in the slice ``part``, with activations ``rows``."""
         logits = rows @ weight + bias
         return logits if self.offset is None else logits + self.offset[part]
 
     def weighted_sum(self, values: np.ndarray, part: slice) -> float:
-        """Sum values of the tokens ``part``, times the weights of these tokens."""
+        """Sum the values of the tokens in the slice ``part``, each times the token's weight."""
         return float(values.sum() if self.weight is None else self.weight[part] @ values)
 
     def select(self, index: np.ndarray) -> SoftLabels:
-        """Tokens of these indices."""
+        """Return the tokens with these indices."""
         weight, offset = (
             None if values is None else values[index] for values in (self.weight, self.offset)
         )
@@ -159,8 +159,8 @@ class LogisticPath:
             else:
                 self._update_hessian(theta, tokens)
                 factor, previous_decrement, current = self._factor(penalty), np.inf, True
-                # Each Hessian is computed from twice as many tokens as the one before, because the
-                # one before gave steps that were too slow.
+                # If this Hessian gives slow steps too, the next one is computed from twice as many
+                # tokens.
                 tokens *= 2
         return self._uncentred(theta)
 
@@ -251,7 +251,8 @@ def fit_logistic(
         label: column of this label in `path`.
     """
     weight, bias = path.solve(max(penalties))
-    # Offsets contain the logit of the mean share already.
+    # The logit of a share s near one half is about 4 (s - 0.5).  With offsets, the ridge solution
+    # predicts a difference of shares, so no half is subtracted.
     middle = 0.5 if train.offset is None else 0.0
     start = 4 * weight[:, label], 4 * (float(bias[label]) - middle)
     best: tuple[float, LinearProbe] | None = None

@@ -54,7 +54,7 @@ class RidgePath:
 
     @property
     def unit(self) -> float:
-        """Mean variance over channels, which scales relative penalties; 1 if nothing varies."""
+        """Mean of the channels' variances, by which relative penalties are multiplied; 1 if 0."""
         return max(float(self.covariance.diagonal().mean()), 0.0) or 1.0
 
     def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:

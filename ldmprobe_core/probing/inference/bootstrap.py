@@ -76,7 +76,7 @@ class Bootstrap:
     def of_samples(
         cls, samples: Sequence[Sample], settings: BootstrapSettings, seed: int
     ) -> Bootstrap:
-        """Build the bootstrap of some samples, by category only if all categories are known."""
+        """Build the bootstrap over samples by prompt and, if all are known, by category."""
         categories = [sample.category for sample in samples]
         return cls(
             np.array([sample.group for sample in samples]),
@@ -107,14 +107,15 @@ class Bootstrap:
         return Interval(mean=mean, low=low, high=high)
 
     def p_value(self, differences: np.ndarray) -> float | None:
-        """One-sided p value that the mean difference is not above zero; None without clusters.
+        """One-sided p value of the hypothesis that the mean difference is zero or less.
 
         Args:
             differences: (sample,); NaN differences are skipped.
 
         Returns:
-            the share of resamples whose mean is at most zero, counting one resample more; the
-            larger of those by prompt and by category.
+            the share of resamples whose mean is at most zero, counting one more such resample; the
+            larger of the shares by prompt and by category.  None if there are fewer than
+            `MINIMUM_CLUSTERS` prompts or no finite difference.
         """
         if not self.has_intervals or not np.isfinite(differences).any():
             return None
@@ -126,14 +127,17 @@ class Bootstrap:
         return float(max(shares))
 
     def wider(self, values: np.ndarray) -> Literal["prompts", "categories"] | None:
-        """Name the clusters that give the interval of scores (sample,); None without interval."""
+        """Name the clusters whose interval of the mean of scores (sample,) is the wider.
+
+        The result is None if there is no interval.
+        """
         if not self.has_intervals or not np.isfinite(values).any():
             return None
         by_prompt, *by_category = (_width(pair) for pair in self._ends(values))
         return "categories" if by_category and by_category[0] > by_prompt else "prompts"
 
     def _ends(self, values: np.ndarray) -> list[tuple[float, float]]:
-        """Ends of the percentile interval of scores (sample,), for every way of clustering."""
+        """Ends of the percentile interval of the mean of scores (sample,), for each clustering."""
         ends = [
             np.nanpercentile(resampled_means(values, counts), self.tails) for counts in self.counts
         ]
@@ -141,7 +145,7 @@ class Bootstrap:
 
 
 def resampled_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Average the defined scores in every resample.
+    """Average the defined scores over the samples of each resample.
 
     Args:
         values: scores (..., sample); NaN for a sample whose score is undefined.

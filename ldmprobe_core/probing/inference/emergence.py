@@ -74,7 +74,7 @@ class Lead(BaseModel):
 
 
 def relative_margins(scores: np.ndarray, baseline: np.ndarray, share: float) -> np.ndarray:
-    """Margins (step, sample) over a share of a curve's own gain at the last step.
+    """Margins (step, sample) of a curve above its relative bar, a share of its own final gain.
 
     Args:
         scores: scores of the curve, (step, sample).
@@ -88,7 +88,7 @@ def relative_margins(scores: np.ndarray, baseline: np.ndarray, share: float) -> 
 def absolute_margins(
     scores: np.ndarray, reference: np.ndarray, baseline: np.ndarray, share: float
 ) -> np.ndarray:
-    """Margins (step, sample) over the height at which another curve has a share of its gain.
+    """Margins (step, sample) of a curve above an absolute bar, a share of another curve's gain.
 
     Args:
         scores: scores of the curve, (step, sample).
@@ -150,7 +150,10 @@ def lead_over(first: Crossing, other: Crossing) -> Lead:
 
 
 def _crossing(values: np.ndarray, counts: np.ndarray, level: float) -> Crossing:
-    """Find the crossing of margins (step, sample), with the interval of one way of clustering."""
+    """Find the crossing of margins (step, sample), with its interval from `counts`.
+
+    The counts are those of one way of clustering, (resample, sample).
+    """
     mean = values.mean(1)
     drawn = resampled_means(values, counts)
     drawn = drawn[np.isfinite(drawn).all(1)]

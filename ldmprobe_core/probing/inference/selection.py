@@ -21,7 +21,7 @@ class LayerChoice:
 
 
 def choose_layer(scores: np.ndarray, groups: np.ndarray) -> LayerChoice:
-    """Choose the layer with the best mean validation score over all steps.
+    """Choose the layer whose validation score, averaged over steps and prompts, is best.
 
     Choosing the best layer separately at each step would give a curve of maxima, whose dips are
     accidents of a few validation samples.  Layers within one standard error of the best are
