@@ -80,7 +80,8 @@ def _local_folder(model: Model) -> Path | None:
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
         raise UserError(
             f"model.source {model.source!r:.80}: the folder holds no diffusers model "
-            "(model_index.json is missing). Fix: give 'tabletop', a folder written by save_pretrained, or a hub id"
+            "(model_index.json is missing). Fix: give 'tabletop', a folder written by "
+            "save_pretrained, or a hub id"
         )
     return None
 
