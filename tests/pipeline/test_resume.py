@@ -61,18 +61,27 @@ from ldmprobe_core.study.loading import parse_study
 import json
 sys.path.insert(0, "tests/helpers")
 from run_helpers import carry_out
-deaths = int(sys.argv[3])
 real = Run.write
-count = 0
-def write(self, *a, **k):
-    global count
-    count += 1
-    if count == deaths:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(self, *a, **k)
-Run.write = write
-carry_out(parse_study(json.load(open(sys.argv[1]))), sys.argv[2])
+
+def start(deaths):
+    count = 0
+    def write(self, *a, **k):
+        nonlocal count
+        count += 1
+        if count == deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, *a, **k)
+    Run.write = write
+    carry_out(parse_study(json.load(open(sys.argv[1]))), sys.argv[2])
+
+for deaths in sys.argv[3:]:
+    process = os.fork()
+    if not process:
+        start(int(deaths))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
+"""Program that starts a process for each number of writes; they share the imports of libraries."""
 
 
 @pytest.mark.slow
@@ -80,15 +89,15 @@ def test_resume_after_sigkill_during_writes_gives_the_same_bytes(finished_run, t
     """Killed in the middle of writing, again and again; what is resumed ends up the same."""
     path = tmp_path / "study.json"
     path.write_text(finished_run.study.to_json())
-    codes = []
-    for deaths in (2, 5, 9, 4, 17):
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(path), str(tmp_path / "runs"), str(deaths)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-        )
-        codes.append(done.returncode)
-    assert codes == [-signal.SIGKILL] * 5
+    words = (str(path), str(tmp_path / "runs"), *["2", "5", "9", "4", "17"])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    codes = [int(line) for line in done.stdout.splitlines()]
+    assert codes == [-signal.SIGKILL] * 5, done.stderr
     run = carry_out(finished_run.study, str(tmp_path / "runs"))
     assert_same(finished_run, run)
