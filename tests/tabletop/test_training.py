@@ -41,58 +41,65 @@ def test_trainer_resumed_equals_uninterrupted(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, traceback
 from pathlib import Path
 import torch
 from torch import nn
 from ldmprobe_core.tabletop.training import Recipe, Trainer
 
-folder, stop = Path(sys.argv[1]), int(sys.argv[2])
-torch.manual_seed(1)
-x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-recipe = Recipe(samples=300, batch=5, learning_rate=1e-2, warmup=3, average=0.9)
-model = nn.Sequential(nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 4, 3, padding=1), nn.Flatten())
-model.append(nn.Linear(4, 1)).to(memory_format=torch.channels_last)
-trainer = Trainer(folder, "line", model, recipe, torch.device("cpu"))
-trainer.CHECKPOINT_EVERY_S, trainer.PROGRESS_EVERY_S = 0.0, 1e9
+def train(folder, stop):
+    torch.manual_seed(1)
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(samples=300, batch=5, learning_rate=1e-2, warmup=3, average=0.9)
+    model = nn.Sequential(nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 4, 3, padding=1), nn.Flatten())
+    model.append(nn.Linear(4, 1)).to(memory_format=torch.channels_last)
+    trainer = Trainer(folder, "line", model, recipe, torch.device("cpu"))
+    trainer.CHECKPOINT_EVERY_S, trainer.PROGRESS_EVERY_S = 0.0, 1e9
 
-def loss(index, step):
-    if step == stop:
-        # Killed in the middle of writing a checkpoint.
-        (folder / "line.tmp").write_bytes((folder / "line.safetensors").read_bytes()[:99])
-        os.kill(os.getpid(), signal.SIGKILL)
-    noise = torch.randn(len(index), 1)
-    return (model(x[index]) - x[index].sum(1, keepdim=True) - 0.1 * noise).square().mean()
+    def loss(index, step):
+        if step == stop:
+            # Killed in the middle of writing a checkpoint.
+            (folder / "line.tmp").write_bytes((folder / "line.safetensors").read_bytes()[:99])
+            os.kill(os.getpid(), signal.SIGKILL)
+        noise = torch.randn(len(index), 1)
+        return (model(x[index]) - x[index].sum(1, keepdim=True) - 0.1 * noise).square().mean()
 
-def milestone(samples, average):
-    torch.rand(samples)  # its use of the generator must not matter
-    with (folder / "milestones").open("a") as file:
-        print(samples, average["1.weight"].sum().item(), file=file)
+    def milestone(samples, average):
+        torch.rand(samples)  # its use of the generator must not matter
+        with (folder / "milestones").open("a") as file:
+            print(samples, average["1.weight"].sum().item(), file=file)
 
-trainer.fit(50, loss, milestone, milestone_every=100)
-print(*torch.cat([value.flatten() for value in model.state_dict().values()]).tolist())
+    trainer.fit(50, loss, milestone, milestone_every=100)
+    values = torch.cat([value.flatten() for value in model.state_dict().values()])
+    (folder / "weights").write_text(" ".join(map(str, values.tolist())))
+
+for folder, stop in zip(sys.argv[1::2], sys.argv[2::2]):
+    process = os.fork()
+    if not process:
+        try:
+            train(Path(folder), int(stop))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
+"""Program that trains in one process for each folder and step; they share their imports."""
 
 
 def test_trainer_killed_while_saving_equals_uninterrupted(tmp_path):
-    def train(name, stop):
-        folder = tmp_path / name
+    folders = [tmp_path / name for name in ("uninterrupted", "killed", "killed", "killed")]
+    words = []
+    for folder, stop in zip(folders, (-1, 23, 41, -1), strict=True):
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", KILLED, str(folder), str(stop)]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if process.returncode > 0:
-            raise AssertionError(process.stderr)
-        recorded = np.loadtxt(folder / "milestones")
-        return process.returncode, np.array(process.stdout.split(), float), recorded
-
-    code, uninterrupted, milestones = train("uninterrupted", -1)
-    assert code == 0
+        words += [str(folder), str(stop)]
+    command = [sys.executable, "-c", KILLED, *words]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    codes = [int(line) for line in process.stdout.splitlines()]
+    assert codes == [0, -signal.SIGKILL, -signal.SIGKILL, 0], process.stderr
+    uninterrupted, resumed = (np.loadtxt(folder / "weights") for folder in folders[:2])
+    milestones, recorded = (np.loadtxt(folder / "milestones") for folder in folders[:2])
     assert milestones[:, 0].tolist() == [0, 100, 200, 300]
-    for stop in (23, 41):
-        code, _, _ = train("killed", stop)
-        assert code == -signal.SIGKILL
-    code, resumed, recorded = train("killed", -1)
-    assert code == 0
     # Up to the last bit of a sum, whose order depends on where the tensors lie in memory.
     np.testing.assert_allclose(resumed, uninterrupted, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(recorded, milestones, rtol=1e-4, atol=1e-6)
