@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,14 +80,12 @@ def test_help_of_every_command_imports_no_library_of_the_core():
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_model, tmp_path_factory):
-    from run_helpers import carry_out, small_study
+def finished(finished_run, tmp_path_factory):
+    """Return a copy of a finished run, whose report the command `report` writes again."""
+    from ldmprobe_core.storage.run import Run
 
-    from ldmprobe_core.analysis.report.build import build_report
-
-    run = carry_out(small_study("shown", tiny_model, 12), str(tmp_path_factory.mktemp("shown")))
-    build_report(run, {})
-    return run
+    target = tmp_path_factory.mktemp("shown") / Path(finished_run.url).name
+    return Run(str(shutil.copytree(finished_run.url, target)))
 
 
 def test_show_and_compare_read_runs_without_torch(finished):
