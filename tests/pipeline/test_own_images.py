@@ -185,7 +185,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     with pytest.raises(UserError, match=r"1\.png: not a complete image"):
         read_image(tmp_path / "1.png", (8, 8))
     for name, values, words in (
-        ("bad.npy", np.full((4, 4), np.nan), "not finite"),
+        ("bad.npy", np.full((4, 4), np.nan), "each is NaN"),
         ("deep.npy", np.ones((2, 4, 4, 3)), "a map has height and width"),
         ("neg.npy", -np.ones((4, 4)), "at least 0"),
     ):
