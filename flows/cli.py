@@ -41,7 +41,7 @@ console = Console(markup=False, emoji=False)
 _STUDY_LIMIT = 400_000
 """Largest study in bytes.  Prefect accepts flow parameters of up to 512 KiB."""
 
-StudyArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a ready study")]
+StudyArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a built-in study")]
 StoreOption = Annotated[str, typer.Option(help="folder or s3://bucket/prefix that holds runs")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="override a key, such as sampling.steps=20")

@@ -77,18 +77,18 @@ def checksum_of(chunk: bytes) -> bytes:
 
 
 def record_name(array: str, index: tuple[int, ...]) -> str:
-    """Return the name of the file that holds the checksums of one unit's chunks."""
+    """Return the name of the file that records the checksums of one unit of work's chunks."""
     return f"{FOLDER}/{array}/{'-'.join(map(str, index))}.json"
 
 
 def unit_of_record(name: str) -> tuple[str, tuple[int, ...]]:
-    """Parse a record's file name to a progress array and a unit's index (see `record_name`)."""
+    """Return the progress array and the index that `record_name` put into a file name."""
     array, _, index = name.removeprefix(f"{FOLDER}/").removesuffix(".json").rpartition("/")
     return array, tuple(int(part) for part in index.split("-"))
 
 
 def read_record(location: Location, name: str) -> dict[str, bytes]:
-    """Read a unit's record: chunk key to the checksum of that chunk when the unit wrote it.
+    """Read the checksums that one unit of work recorded for its chunks, by chunk key.
 
     Raises:
         ValueError: the file is damaged.
@@ -141,9 +141,9 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
         created.add(key, data)
     try:
         for name in _interrupted_files(location) - files.keys():
-            # The interrupted creation may have been that of another release, whose files this
-            # release does not overwrite.  They are removed, so that no unknown arrays stay in the
-            # run.
+            # The interrupted creation may have been by another release of ldmprobe, which wrote
+            # other arrays.  Files that this creation will not overwrite are removed, because their
+            # arrays would otherwise stay in the run.
             location.remove(name)
         location.write_text(CREATING, json.dumps(sorted(files)))
         location.write_many(files)
@@ -162,7 +162,7 @@ def _has_progress(location: Location) -> bool:
 
 
 def _interrupted_files(location: Location) -> set[str]:
-    """Return the names of the files that an interrupted creation of a run has listed."""
+    """Return the names of files that an interrupted creation may have written (creating.json)."""
     if not location.has(CREATING):
         return set()
     try:

@@ -36,7 +36,7 @@ _IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """Return options of fsspec for an S3 client, to add to those from the environment.
+    """Return fsspec options for an S3 client, without credentials, which botocore itself finds.
 
     fsspec caches clients by these options.  The endpoint is one of them, so that one process can
     use two endpoints.  Secrets are not, because options may be pickled and sent to workers.
@@ -159,7 +159,8 @@ class Location:
             self.filesystem(patient=False).info(self.path("study.json"))
         except FileNotFoundError:
             return
-        # S3 clients raise exceptions of many types if the store does not respond.
+        # S3 clients raise exceptions of many types if the store does not respond, so all are
+        # caught.
         except Exception as error:
             raise UserError(
                 f"store {self.url!r} cannot be reached ({type(error).__name__}). Fix: check its "
@@ -183,7 +184,7 @@ class Location:
                 folder = folder.parent
             if not folder.is_dir() or not os.access(folder, os.W_OK):
                 raise PermissionError(folder)
-        # S3 clients raise exceptions of many types if a write is refused.
+        # S3 clients raise exceptions of many types if a write is refused, so all are caught.
         except Exception as error:
             raise self.unwritable(error) from error
 
@@ -273,8 +274,8 @@ class Location:
                 os.replace(part, path)
                 return
             except FileNotFoundError:
-                # Between the two calls, another process removed the folder, which was empty, so
-                # the folder is created again.
+                # After `makedirs` and before the write, another process removed the folder, which
+                # was still empty, so both are tried again.
                 if not retries_left:
                     raise
             except OSError:

@@ -67,7 +67,7 @@ class Holder:
 
     @property
     def is_dead(self) -> bool:
-        """Flag that is True if the process has ended; False if it is on another machine."""
+        """Flag that is True if the process has ended; always False on another machine."""
         if self.host != _host():
             return False
         try:
@@ -111,7 +111,7 @@ class Lease:
             )
 
     def _is_mine(self) -> bool:
-        """Return whether this lease has the highest number and its file still holds our key."""
+        """Return whether this lease has the highest number, and its file the key of its holder."""
         if max(_numbers(self._location), default=0) != self._number:
             return False
         held_by = _read(self._location, self._number)
@@ -209,7 +209,7 @@ def hold_lease(
 def take_lease(
     location: Location, number: int, holder_here: Holder, previous: Holder | None
 ) -> Lease | None:
-    """Take over an expired or absent lease by creating the lease file with the next number.
+    """Acquire a lease that is absent or expired, by creating the file with the next number.
 
     Args:
         number: number of the new lease, one more than that of ``previous``.
@@ -226,8 +226,8 @@ def take_lease(
     before = _read(location, number - 1) if previous is not None else None
     vanished = previous is not None and (before is None or before.key != previous.key)
     if overtaken or vanished:
-        # Another process has taken or released a lease since the expired one was read, so this
-        # process must not hold the new lease and removes its file.
+        # Since the expired lease was read, another process has taken or released a lease.  This
+        # process therefore must not hold the new lease, and removes the file that it has created.
         location.remove(_name(number))
         return None
     holders = (_read(location, earlier) for earlier in sorted(numbers) if earlier < number)
@@ -278,7 +278,7 @@ def _read(location: Location, number: int) -> Holder | None:
 def _host() -> str:
     """Return host name, boot id and process namespace, within which a process id is unique."""
     parts = [socket.gethostname()]
-    # Only Linux has the two files in /proc; elsewhere the host name alone must do.
+    # Only Linux has these two files in /proc; on other systems the host name alone is used.
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(os.stat("/proc/self/ns/pid").st_ino))

@@ -90,16 +90,22 @@ class ProbeSchema(GroupBuilder):
         )
 
     def add_pixels(self, group: zarr.Group, y: int | None = None, x: int | None = None) -> None:
-        """Add coordinates in pixels to a group: of pixels, or of y x x tokens."""
+        """Add the coordinates ``y`` and ``x``, in pixels, of pixels or tokens to a group.
+
+        Args:
+            y: number of tokens down the image; None for coordinates of the image's pixels.
+            x: number of tokens across the image; None for coordinates of the image's pixels.
+        """
         for dim, size, count in (("y", self.height, y), ("x", self.width, x)):
             count = count or size
             centers = (np.arange(count) + 0.5) * size / count
             self.coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
 
     def add_sums(self, network: str, name: str, shape: LayerShape) -> None:
-        """Create the arrays for the sufficient statistics of one layer, with two buffers each.
+        """Create the arrays for the sufficient statistics of one layer or input control.
 
-        ``progress/accumulated`` shows which of the two buffers is the active one.
+        Each accumulator has two buffers: one holds the sums of all complete units, and the next
+        unit writes its sums to the other.  ``progress/accumulated`` shows which is which.
         """
         group = self.group(
             f"{STATISTICS_GROUP}/{network}/{name}", f"Sums over training samples of {name}."
@@ -153,7 +159,7 @@ class ProbeSchema(GroupBuilder):
         self.array(group, "count", sizes, chunk, "int64", "training samples")
 
     def add_probes(self, path: str, shape: LayerShape) -> None:
-        """Create the arrays of the linear probes of one probe input."""
+        """Create the arrays of the linear probes of one layer or input control."""
         group = self.group(
             path, "Linear probes: prediction = activation . weight + bias + position."
         )

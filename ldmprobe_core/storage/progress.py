@@ -64,7 +64,7 @@ class Progress:
         return bool(self.count(kind, *index))
 
     def counts(self, kind: UnitKind | str) -> np.ndarray:
-        """Read the number of complete units at each index: 0 or 1, except for sequential kinds."""
+        """Read the number of complete units at each index; at most 1 if not `sequential`."""
         # A unit that was never recorded has no chunk in this array, and reads as the fill value 0.
         return np.asarray(self._open(kind)[...])
 
@@ -83,7 +83,8 @@ class Progress:
             name = kind if isinstance(kind, str) else kind.progress
             raise RuntimeError(
                 f"{self._url}: {len(missing)} units are not {name} yet, first the one at "
-                f"index {tuple(int(i) for i in missing[0])}. Fix: carry out these units first"
+                f"index {tuple(int(i) for i in missing[0])} of the array {self._group}/{name}. "
+                "Fix: carry out these units first"
             )
 
     def _open(self, kind: UnitKind | str, mode: Literal["r", "r+"] = "r") -> Any:

@@ -208,14 +208,14 @@ class Run:
             study = parse_study(json.loads(text), "study.json")
         except (ValueError, RecursionError):
             raise RunError(
-                f"{self.url}: study.json is cut or not JSON. Fix: put back a copy of it, or remove "
-                "summary.json and repeat `ldmprobe run` with the same study, which "
-                "writes both files"
+                f"{self.url}: study.json is truncated or not JSON. Fix: put back a copy of it, or "
+                "remove summary.json and repeat `ldmprobe run` with the same study, which writes "
+                "both files"
             ) from None
         except UserError as error:
             raise UserError(
-                f"{self.url}: the run was created by another release ({error}). Fix: read it with "
-                "that release, or with xarray alone"
+                f"{self.url}: the run was created by another release of ldmprobe ({error}). Fix: "
+                "read it with that release, or with xarray alone"
             ) from None
         if study.hash != (recorded := self.attributes.get("study_hash")):
             raise RunError(
@@ -290,7 +290,7 @@ class Run:
 
     @property
     def probe_inputs(self) -> list[str]:
-        """Names of the layers, then of the input controls that the study has."""
+        """Names of the captured layers, then of the study's input controls, such as ``latents``."""
         return list(
             cached_fact(
                 self.url, "layers", lambda: [str(n) for n in self.read("progress", "layer")]
@@ -299,7 +299,10 @@ class Run:
 
     @property
     def n_stored(self) -> int:
-        """Number of samples whose images and activations are stored: all, or the held-out ones."""
+        """Number of samples whose images and activations are stored.
+
+        With ``capture.keep: statistics`` these are the held-out samples, otherwise all samples.
+        """
         return int(cached_fact(self.url, "stored", lambda: self.open("images").sizes["sample"]))
 
     @property
@@ -383,8 +386,9 @@ def _check_region(
         start, stop = span.start, span.stop
         if start % chunk or (stop % chunk and stop != size) or not 0 <= start < stop <= size:
             raise ValueError(
-                f"{name}: region {dim} {start}..{stop} is not a range of complete chunks of "
-                f"{chunk} in 0..{size}. Fix: write complete chunks"
+                f"{name}: the region {start}..{stop} of dimension {dim} is not a range of complete "
+                f"chunks, which have {chunk} of its {size} elements each. Fix: begin and end the "
+                "region at chunk boundaries"
             )
         expected.append(stop - start)
     if tuple(expected) != data_shape:

@@ -77,8 +77,8 @@ class UnitKind:
             else:
                 if dim != "layer":
                     raise ValueError(
-                        f"{path}: the array lacks the dimension {name} of its units. Fix: correct "
-                        f"dims of the unit kind {self.verb!r}"
+                        f"{path}: the array has no dimension {name}, over which units of the kind "
+                        f"{self.verb!r} are numbered. Fix: correct dims of this kind"
                     )
                 index.append(layers.index(path.partition("/")[2].rpartition("/")[0]))
         return tuple(index)
@@ -136,13 +136,13 @@ def register_unit_kind(kind: UnitKind) -> UnitKind:
     for other in UNIT_KINDS.values():
         if kind.verb == other.verb or kind.progress == other.progress:
             raise ValueError(
-                f"unit kind {kind.verb!r}: {other.verb!r} has the same verb or progress array. "
-                "Fix: choose other names"
+                f"unit kind {kind.verb!r}: the kind {other.verb!r} has the same verb or progress "
+                "array. Fix: choose a verb and a progress array that no kind has"
             )
         if shared := set(kind.groups) & set(other.groups):
             raise ValueError(
                 f"unit kind {kind.verb!r}: {other.verb!r} already writes group {shared.pop()!r}. "
-                "Fix: let it write a group of its own"
+                f"Fix: choose another group for {kind.verb!r}"
             )
     UNIT_KINDS[kind.verb] = kind
     return kind

@@ -75,7 +75,7 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
 
 
 def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkError]]:
-    """Read the recorded checksums of all chunks written by complete units and the creation.
+    """Read the checksums recorded for chunks that complete units or the run's creation wrote.
 
     Returns:
         the checksums by key, and an error for each damaged record.
@@ -85,8 +85,8 @@ def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkEr
         groups = [f"{top}/{name}" for top in kind.groups for name in run.location.folders(top)]
         for group in groups if kind.per_group else [GROUP]:
             for name in record_names(run.location, f"{group}/{kind.progress}"):
-                # An incomplete unit that has a record is being repeated, and may have overwritten
-                # some of its chunks, so the checksums of its record no longer apply.
+                # An incomplete unit that has recorded checksums is being repeated.  It may have
+                # overwritten some of its chunks, so these checksums no longer apply.
                 if run.progress_of(group).count(kind, *unit_of_record(name)[1]):
                     names.append(name)
     recorded: dict[str, bytes] = {}
@@ -154,8 +154,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
             document = json.dumps(laid_out[chunk.array], indent=2)
             run.location.write_text(chunk.key, document)
         invalidate_cache(run.url)
-        # While the metadata of an array was damaged, its chunks could not be checked.  It is
-        # restored now, so the check is repeated.
+        # While the metadata of an array was damaged, its chunks could not be checked.  Now that
+        # the metadata is restored, the check is repeated for all chunks.
         chunks = list(find_corrupt_chunks(run))
     beyond_repair = []
     progress_arrays = {kind.progress for kind in UNIT_KINDS.values()}
@@ -236,8 +236,8 @@ def _expectation(run: Run) -> _Expectation:
         count = int(recorded[unit[1]])
         if "buffer" in dims and count % BUFFERS != chunk_index[dims.index("buffer")]:
             # Each accumulator has two buffers, and only the one with the last complete sums is
-            # read.  This chunk is of the other buffer, where an interrupted unit may have left
-            # part.
+            # read.  This chunk is of the other buffer, which an interrupted unit may have written
+            # in part.
             return False
         return count > 0
 

@@ -26,7 +26,7 @@ MOST_POSITIONS = 16
 
 
 def summed_columns(study: Study, network: str) -> tuple[LabelColumn, ...]:
-    """Label columns of a network's statistics.
+    """Return the label columns whose sums the statistics of one network contain.
 
     If activations are stored as well, the statistics hold true labels only, because controls are
     then fitted to the stored activations.
@@ -38,23 +38,23 @@ def summed_columns(study: Study, network: str) -> tuple[LabelColumn, ...]:
 
 
 def gram_width(study: Study, network: str, channels: int) -> int:
-    """Width of a cell's Gram matrix: channels, a constant, and the label columns."""
+    """Return the width of a cell's Gram matrix: channels, a constant, and the label columns."""
     return channels + 1 + len(summed_columns(study, network))
 
 
 def n_positions(grid: tuple[int, int]) -> int:
-    """Number of positions of a token grid, at which sums are kept for the position term."""
+    """Return the number of positions (blocks of tokens) of a grid, which are summed separately."""
     return min(grid[0], MOST_POSITIONS) * min(grid[1], MOST_POSITIONS)
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
-    """Group the training samples ``first`` to ``count - 1`` by accumulator, unit and batch.
+    """Group the samples with indices ``first`` to ``count - 1`` by accumulator, unit and batch.
 
     If only one or two samples remain for the last batch, they are added to the batch before,
     because the shuffled-label control needs at least three images per batch to permute.
 
     Returns:
-        sample indices of a batch, as a range, by accumulator, unit and batch.
+        range of the sample indices of a batch, by accumulator, unit and batch.
     """
     size = study.sampling.batch
     starts = list(range(first, count, size))

@@ -50,7 +50,7 @@ of the sample whose label it gets.
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """One map label of every sample, as probes are fitted to it.
+    """Map labels of one property, one for each sample, as one draw of an assignment gives them.
 
     Attributes:
         assignment: name of a label assignment in `ASSIGNMENTS`.
@@ -63,7 +63,7 @@ class LabelColumn:
     draw: int = 0
 
     def owners(self, members: np.ndarray, seed: int) -> np.ndarray:
-        """Indices of the samples whose labels the samples ``members`` get in this draw.
+        """Return, for each of the samples ``members``, the index of the sample whose label it gets.
 
         Args:
             members: indices of samples, (sample,).
@@ -123,11 +123,14 @@ def register_condition(
         raise ValueError(f"condition {new.name!r}: the name is taken. Fix: choose another.")
     if assign is not None and new.assignment in ASSIGNMENTS:
         raise ValueError(
-            f"assignment {new.assignment!r}: the name is taken. Fix: choose another, or leave the "
-            "function out."
+            f"assignment {new.assignment!r}: the name is taken. Fix: choose another, or pass "
+            "no function, to use the one that has this name."
         )
     if assign is None and new.assignment not in ASSIGNMENTS:
-        raise ValueError(f"assignment {new.assignment!r}: unknown. Fix: give its function.")
+        raise ValueError(
+            f"assignment {new.assignment!r}: no such assignment is registered. Fix: pass its "
+            "function as `assign`."
+        )
     if assign is not None:
         ASSIGNMENTS[new.assignment] = assign
     CONDITIONS[new.name] = new

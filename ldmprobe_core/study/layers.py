@@ -26,5 +26,11 @@ class LayerShape(NamedTuple):
     channels: int
 
     def as_probed(self, name: str) -> LayerShape:
-        """Shape of what probes of this input read, which for a control is a neighbourhood."""
+        """Return the shape of the values that probes of an input read.
+
+        For an input control, the channels are those of all tokens in the neighbourhood of a token.
+
+        Args:
+            name: name of a layer or of one of the `INPUT_CONTROLS`.
+        """
         return self._replace(channels=self.channels * INPUT_CONTROLS.get(name, 1) ** 2)

@@ -36,8 +36,8 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
         ready = STUDIES / f"{source}.yaml"
         if re.fullmatch(r"[\w-]{1,64}", source) is None or not ready.is_file():
             raise UserError(
-                f"study {source!r:.80}: no such file, and no ready study of that name. Fix: check "
-                "the path, or use the name of a study in this package, such as tabletop"
+                f"study {source!r:.80}: no such file, and no built-in study of that name. Fix: "
+                "check the path, or use the name of a built-in study, such as tabletop"
             )
         data, path = ready.read_bytes(), Path(f"{source}.yaml")
     content = read_yaml(data, str(path))

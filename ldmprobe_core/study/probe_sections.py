@@ -89,7 +89,10 @@ class Labels(Section):
                 "name a labeler for at least one of these keys"
             )
         if self.classes is not None and self.classes.name == "maps":
-            raise ValueError("class is 'maps', but a class is no map. Fix: name a labeler or null")
+            raise ValueError(
+                "class is 'maps', which reads exact maps from files, but a class is no map. Fix: "
+                "name another labeler, or null"
+            )
         return self
 
 

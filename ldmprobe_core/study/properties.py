@@ -96,16 +96,15 @@ class Property:
 
     @property
     def partial_metric(self) -> str | None:
-        """Name of the partial form of the main metric; None if the property does not use it."""
+        """Name of the main metric with position regressed out; None if the property lacks it."""
         name = f"{self.metrics[0]}_partial"
         return name if name in self.metrics else None
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """Metrics in which the control on other images' labels is scored.
+        """Metrics in which the shuffled-label control, whose labels are of other images, is scored.
 
-        They are the main metric, and the one that gives a prediction from position no score or one
-        that needs no cut.
+        They are the main metric, its partial form, and AUROC, if the property has them.
         """
         return tuple(
             m for m in self.metrics if m in (self.metrics[0], self.partial_metric, "auroc")

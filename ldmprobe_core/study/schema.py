@@ -136,9 +136,10 @@ class Study(Section):
             )
         if self.controls.shuffled_labels and self.sampling.batch < 3:
             raise ValueError(
-                f"sampling.batch is {self.sampling.batch}, and with capture.keep statistics the "
-                "shuffled-label control permutes the images of each batch, so that it needs at "
-                "least 3. Fix: set it to 3 or more, or controls.shuffled_labels to false"
+                f"sampling.batch is {self.sampling.batch}, but with capture.keep statistics the "
+                "shuffled-label control permutes the labels within each batch, which needs at "
+                "least 3 images. Fix: set sampling.batch to 3 or more, or controls.shuffled_labels "
+                "to false"
             )
         return self
 

@@ -87,7 +87,8 @@ class Prompts(Section):
             raise ValueError("content_hash is given without files. Fix: leave it out")
         if self.files is not None and set(self.files) not in ({"all"}, {"train", "test"}):
             raise ValueError(
-                f"files has {', '.join(self.files)}. Fix: give one file, or train and test"
+                f"files has paths for {', '.join(self.files)}. Fix: give one path, or a path for "
+                "each of train and test"
             )
         if self.items is not None:
             if not self.items:
@@ -125,7 +126,10 @@ class Images(Section):
     @classmethod
     def _of_properties(cls, value: Any) -> Any:
         if not isinstance(value, dict):
-            raise ValueError(f"{value!r:.60} is of no property. Fix: name it, as in {{depth: 0}}")
+            raise ValueError(
+                f"{value!r:.60} has no property to apply to. Fix: give values by property, as in "
+                "{depth: 0}"
+            )
         for prop in value:
             if prop not in PROPERTIES:
                 raise ValueError(

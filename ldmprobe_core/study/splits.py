@@ -45,8 +45,8 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
             f"probes.split.heldout is {split.heldout}, and prompts.files name splits. Fix: leave "
             "out probes.split.heldout, or the splits in the files"
         )
-    # Prompt files may assign only train and test.  Validation prompts are then drawn at random from
-    # the training prompts.
+    # Prompt files that assign splits need not assign validation.  If no prompt is assigned to it,
+    # validation prompts are drawn at random from the training prompts.
     if assigned:
         unsplit = "validation" not in assigned.values()
         loose = sorted(g for g, name in assigned.items() if name == "train") if unsplit else []
@@ -73,14 +73,14 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
 
 
 def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> int:
-    """Count the first groups that together have at least ``samples`` samples; at least two."""
+    """Return how many leading groups have ``samples`` samples or more together; at least two."""
     count = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
     count = max(count, 2)
     if count >= len(groups):
         raise UserError(
-            f"probes.split.heldout is {samples}, which of {sizes.total()} samples of {len(groups)} "
-            "prompts leaves none to train on. Fix: lower probes.split.heldout, or raise "
-            "prompts.samples"
+            f"probes.split.heldout is {samples}, but then no prompt remains for training, since "
+            f"the {len(groups)} prompts have {sizes.total()} samples in all. Fix: lower "
+            "probes.split.heldout, or raise prompts.samples"
         )
     return count
 

@@ -321,7 +321,7 @@ def test_consolidated_metadata_refuses_what_no_run_holds(tmp_path, nodes):
 
 def test_a_deeply_nested_study_is_one_sentence(tmp_path):
     (tmp_path / "study.json").write_text("[" * 100_000)
-    with pytest.raises(RunError, match=r"study\.json is cut or not JSON"):
+    with pytest.raises(RunError, match=r"study\.json is truncated or not JSON"):
         _ = Run(str(tmp_path)).study
 
 

@@ -98,7 +98,7 @@ def test_study_mistake_is_one_sentence(content, words):
             {"controls": {"mlp": True}},
             "set controls.mlp to false, or capture.keep",
         ),
-        ({"sampling": {"batch": 2}}, "sampling.batch is 2.*set it to 3 or more"),
+        ({"sampling": {"batch": 2}}, "sampling.batch is 2.*set sampling.batch to 3 or more"),
         ({"capture": {"keep": "sums"}}, "capture.keep"),
         ({"capture": {"accumulators": 0}}, "capture.accumulators"),
     ],

@@ -153,7 +153,7 @@ class ChecksumStore(WrapperStore[Store]):
             await self._store.delete(key)
 
     async def delete_dir(self, prefix: str) -> None:
-        """Remove all keys below a prefix, and the cached metadata of that node."""
+        """Remove all keys below the path of a group or array, and its cached metadata."""
         invalidate_node(self.url, prefix.strip("/"))
         with explained_failures(self.url):
             await self._store.delete_dir(prefix)
@@ -165,7 +165,7 @@ class ChecksumStore(WrapperStore[Store]):
         return key in documents.get(self.url, {}) or await self._store.exists(key)
 
     async def is_empty(self, prefix: str) -> bool:
-        """Return whether no key has this prefix; groups with cached metadata are not empty."""
+        """Return whether no key has this prefix; a cached zarr.json counts as a key."""
         known = f"{prefix.strip('/')}/zarr.json" in documents.get(self.url, {})
         return not known and await self._store.is_empty(prefix)
 

@@ -31,8 +31,9 @@ CLIENT = "LDMPROBE_CHUNKS"
 T = TypeVar("T")
 
 RETRIES: Any = {
-    # obstore retries a failed request with exponential backoff.  These values make it about as
-    # patient as s3fs is in `filesystem`; after the last attempt the unit of work fails.
+    # obstore retries a failed request with exponential backoff, with these values for about as
+    # long as s3fs with the settings in `ldmprobe_core.storage.filesystem`.  After the last attempt
+    # the unit of work fails.
     "max_retries": 5,
     "retry_timeout": timedelta(minutes=1),
     "backoff": {

@@ -204,9 +204,8 @@ def _check_names(folder: Path) -> list[str]:
             stem, _, written = path.stem.rpartition(".")
             if path.suffix not in MAP_SUFFIXES or written != prop:
                 raise UserError(
-                    f"{path}: the name is that of a {prop} map, but maps must be named "
-                    f"{stem}.{prop}.npy, .png, .tif or .exr. Fix: save the map under such a name, "
-                    "or rename the file if it is no map"
+                    f"{path}: a {prop} map cannot have this name. Fix: save the map as "
+                    f"{stem}.{prop}.npy, .png, .tif or .exr, or rename the file if it is no map"
                 )
             if stem not in stems:
                 orphans.append(path.name)
@@ -283,7 +282,7 @@ def _check_map(
 
 
 def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None:
-    """Check that the maps of one property have equal units and are not all constant.
+    """Check that the maps of a property have equal units, and that one or more is not constant.
 
     Raises:
         UserError: masks have different levels, scalar maps have different number types, or every
@@ -291,8 +290,9 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
     """
     if all(one.constant for one in facts.values()):
         raise UserError(
-            f"{folder / next(iter(facts))}: like all {prop} maps it has one value throughout, so "
-            "no probe can be fitted. Fix: correct the maps, or images.missing"
+            f"{folder / next(iter(facts))}: like every other {prop} map, it has the same value in "
+            "all measured pixels, so no probe can be fitted. Fix: correct the maps, or "
+            f"images.missing.{prop} if it excludes pixels that were measured"
         )
     if property_of(prop).is_mask:
         kinds = {name: f"level {one.level:g}" for name, one in facts.items() if one.level}

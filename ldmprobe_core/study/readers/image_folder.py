@@ -55,8 +55,8 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
         other = stems.setdefault(unicodedata.normalize("NFC", Path(name).stem), name)
         if other != name:
             raise UserError(
-                f"{field} {folder!r}: {other} and {name} would share their maps. Fix: rename "
-                "one of them"
+                f"{field} {folder!r}: {other} and {name} have the same name before the suffix, so "
+                "they would share their maps. Fix: rename one of them"
             )
     return names
 
@@ -246,8 +246,8 @@ def require_same_aspect(path: Path, loaded: LoadedMap, picture: Path) -> None:
     down, across = loaded.values.shape
     if abs(down * width - across * height) > max(width, height):
         raise UserError(
-            f"{path}: it is {down} x {across}, and its source image {height} x {width}. Fix: give "
-            "both the same aspect"
+            f"{path}: the map has {down} x {across} pixels (height x width), and its source image "
+            f"{height} x {width}. Fix: give both the same aspect ratio"
         )
 
 

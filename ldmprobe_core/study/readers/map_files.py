@@ -29,7 +29,7 @@ _MAX_NAMED = 6
 
 @dataclass(frozen=True)
 class LoadedMap:
-    """Values of a map file, with the number type and mask level in which they were stored.
+    """Values of a map file, with the type of the stored numbers and a mask's foreground value.
 
     Attributes:
         values: (y, x) float64; 0 or 1 in a mask; NaN for pixels that were not measured.
@@ -72,8 +72,8 @@ def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
     measured = values[~np.isnan(values)]
     if not measured.size:
         raise UserError(
-            f"{path}: 0 pixels are measured, since all values are not finite or equal "
-            f"images.missing.{prop}. Fix: remove the image, or correct the map"
+            f"{path}: 0 pixels are measured, since each is NaN or equals images.missing.{prop}. "
+            "Fix: remove the image, or correct the map"
         )
     level = None
     if record.map_format.two_levels:
@@ -133,7 +133,7 @@ def _decoded(path: Path, form: MapFormat) -> np.ndarray:
 
 
 def _without_channels(path: Path, values: np.ndarray, mean_of_colors: bool) -> np.ndarray:
-    """Reduce a map (y, x, channel) whose colour channels are equal to (y, x).
+    """Convert a map (y, x, channel) to (y, x), if its colour channels are equal.
 
     Args:
         mean_of_colors: True takes the mean of channels that differ; False refuses them.
@@ -216,8 +216,8 @@ def _exr(path: Path) -> np.ndarray:
     if names in ({"R", "G", "B"}, {"R", "G", "B", "A"}):
         return np.stack([channels[name] for name in "RGBA" if name in channels], axis=-1)
     raise UserError(
-        f"{path}: channels {', '.join(sorted(names))} of which none is the map. Fix: save one "
-        "channel"
+        f"{path}: the file has the channels {', '.join(sorted(names))}, and it is unknown which is "
+        "the map. Fix: save only this channel"
     )
 
 

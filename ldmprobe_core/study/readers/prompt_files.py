@@ -75,15 +75,15 @@ def read_rows(files: Mapping[Any, str]) -> list[Row]:
         key = row.prompt, row.seed
         if key in origins:
             raise UserError(
-                f"{row.where}: prompt {row.prompt!r:.60} with seed {row.seed} is on "
-                f"{origins[key]} already, so both images would be equal. Fix: remove one row"
+                f"{row.where}: prompt {row.prompt!r:.60} with seed {row.seed} is already "
+                f"given in {origins[key]}, so both images would be equal. Fix: remove one row"
             )
         origins[key] = row.where
         split, first = split_of.setdefault(row.prompt, (row.split, row.where))
         if split != row.split:
             raise UserError(
-                f"{row.where}: prompt {row.prompt!r:.60} is in {row.split}, and on {first} in "
-                f"{split}. Fix: put all images of a prompt into one split"
+                f"{row.where}: prompt {row.prompt!r:.60} is in the split {row.split}, but {first} "
+                f"puts it into {split}. Fix: put all images of a prompt into one split"
             )
     return rows
 
@@ -156,7 +156,10 @@ def _read(path: str, split: str | None) -> list[Row]:
 
 def _check_header(path: str, header: list[str], names: list[str], split: str | None) -> None:
     if header and header[0].lower().startswith("sep="):
-        raise UserError(f"{path}, line 1: a separator, not column names. Fix: remove this line")
+        raise UserError(
+            f"{path}, line 1: the line names a separator (sep=), not the columns. Fix: remove this "
+            "line"
+        )
     for mark, plural in _SEPARATORS.items():
         if len(header) == 1 and mark in header[0]:
             raise UserError(
@@ -181,8 +184,8 @@ def _check_header(path: str, header: list[str], names: list[str], split: str | N
             )
     if split is not None and "split" in names:
         raise UserError(
-            f"{path}, line 1: a column split in a file that is the {split} split. Fix: remove it, "
-            "or give only this file as prompts.files"
+            f"{path}, line 1: the file has a column split, but prompts.files assigns all its rows "
+            f"to {split}. Fix: remove the column, or give only this file as prompts.files"
         )
 
 

@@ -95,5 +95,7 @@ def _windows_1252(data: bytes, invalid: int, name: str) -> str:
     except UnicodeDecodeError as error:
         raise byte_error(error.start, "neither UTF-8 nor Windows-1252") from None
     if other is not None:
-        raise byte_error(other.start(), "not UTF-8, and Windows-1252 has no such words")
+        raise byte_error(
+            other.start(), "not UTF-8, nor part of a Western European word in Windows-1252"
+        )
     return text

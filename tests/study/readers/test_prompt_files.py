@@ -77,7 +77,7 @@ def test_prompt_file_without_splits_is_split_at_random(tmp_path):
         ("prompt,seed\na,1\nb,-1\n", ["line 3", "'-1'"]),
         ("prompt,seed\na,1\nb,\n", ["line 3", "seed is ''"]),
         ("prompt,seed\na,1\nb,99999999999999999999\n", ["line 3", "999"]),
-        ('prompt,seed\n"a\nb",1\na,2\n"a\nb",1\n', ["line 5", "line 2", "already"]),
+        ('prompt,seed\n"a\nb",1\na,2\n"a\nb",1\n', ["line 5", "already given in", "line 2"]),
         ("prompt,seed,split\na,1,train\na,2,test\n", ["line 3", "test", "line 2", "train"]),
         ("prompt,seed,split\na,1,dev\n", ["line 2", "'dev'"]),
         ("prompt,seed\na, with a comma,1\n", ["line 2"]),
@@ -85,8 +85,8 @@ def test_prompt_file_without_splits_is_split_at_random(tmp_path):
         ("prompt\tseed\na\t1\n", ["line 1", "separated by tabs"]),
         ("prompt;seed\na;1\n", ["line 1", "separated by semicolons"]),
         ("prompt|seed\na|1\n", ["line 1", "separated by vertical bars"]),
-        ("sep=;\nprompt;seed\na;1\n", ["line 1", "a separator, not column names"]),
-        ("sep=,\nprompt,seed\na,1\n", ["line 1", "a separator, not column names"]),
+        ("sep=;\nprompt;seed\na;1\n", ["line 1", "separator (sep=), not the columns"]),
+        ("sep=,\nprompt,seed\na,1\n", ["line 1", "separator (sep=), not the columns"]),
         ("prompt,seed\na;1\n", ["line 2", "1 fields for 2 columns", "by commas"]),
         ("prompt,seed\na\t1\n", ["line 2", "1 fields for 2 columns", "by commas"]),
         ('prompt,seed\n"a,1\nb"x,2\n', ["line 3", "not CSV"]),
@@ -115,9 +115,9 @@ def test_mistakes_of_several_prompt_files_together(tmp_path):
     with pytest.raises(UserError, match=r"test\.csv, line 3.*'b'.*train\.csv, line 3"):
         samples_of({"train": str(train), "test": str(test)})
     test.write_text("prompt,seed,split\nd,1,test\n")
-    with pytest.raises(UserError, match="a column split in a file that is the test split"):
+    with pytest.raises(UserError, match=r"has a column split, but .* assigns all its rows to test"):
         samples_of({"train": str(train), "test": str(test)})
-    with pytest.raises(UserError, match="give one file, or train and test"):
+    with pytest.raises(UserError, match="give one path, or a path for each of train and test"):
         parse_study({"prompts": {"files": {"train": "x"}}})
     with pytest.raises(UserError, match="items and files"):
         parse_study({"prompts": {"files": "x", "items": ["a"]}})
