@@ -158,7 +158,7 @@ def test_check_prints_sizes():
     # 4 x 4 x 192.
     values = 3 * 16 * 16 * 64 + 3 * 8 * 8 * 128 + 4 * 4 * 192
     assert f"activations: {240 * 15 * values * 2 / 1e6:.1f} MB" in result.output
-    assert f"latents: {240 * 15 * 16 * 16 * 4 * 2 / 1e6:.1f} MB" in result.output
+    assert f"inputs: {240 * 15 * 16 * 16 * (4 + 3) * 2 / 1e6:.1f} MB" in result.output
 
 
 def test_check_sizes_the_published_study_from_configs_alone():

@@ -97,8 +97,8 @@ def test_run_command_records_every_task_run(reference, tmp_path):
     assert all(t.state.is_completed() for t in recorded)
     assert len([n for n in names if n.startswith("batch ")]) == 3
     assert len([n for n in names if n.startswith("label ")]) == 3
-    assert len([n for n in names if n.startswith("cell step ")]) == 9  # two layers, and the latents
-    assert len(names) == 3 + 3 + 9 + 2
+    assert len([n for n in names if n.startswith("cell step ")]) == 12  # two layers, two inputs
+    assert len(names) == 3 + 3 + 12 + 2
     assert "batch 0001 · samples 4-7" in names
     wanted = {"best-cells-flow", "summary-flow", "progress-generate", "report-flow"}
     wanted |= {f"heatmap-{prop}-flow" for prop in ("foreground", "depth", "shading")}

@@ -97,7 +97,7 @@ def test_xarray_opens_a_run_with_coordinates_and_units(run):
     assert group.step.values.tolist() == [1, 2, 3]
     assert group.y.values.tolist() == [2, 6, 10, 14]
     scores = tree["scores/depth"]
-    assert list(scores.layer.values) == [*run.layers, "latents"]
+    assert list(scores.layer.values) == [*run.layers, "latents", "clean_pixels"]
     assert set(scores.split.values) == {"validation", "test"}
     for node in tree.subtree:
         for name, array in node.ds.data_vars.items():
