@@ -9,6 +9,7 @@ import numpy as np
 from ldmprobe_core.analysis.ceilings import block_ceilings
 from ldmprobe_core.analysis.class_curves import class_curves
 from ldmprobe_core.analysis.curves import Curves
+from ldmprobe_core.analysis.generalization.build import PropertyAnalyses, add_steps
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.prompt_control import prompt_scores
 from ldmprobe_core.analysis.property_scores import PropertyScores
@@ -66,7 +67,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     steps = run.open("progress").sizes["step"]
     shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
     grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
-    properties, curves = {}, {}
+    properties, curves, analyses = {}, {}, {}
     for prop in study.labels.maps:
         scores = PropertyScores(run, prop, labels.heldout, is_test, bootstrap)
         truth = labels.maps[prop][test]
@@ -81,6 +82,10 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
             missing,
             block_ceilings(labels, prop, grids, test),
         )
+        analyses[prop] = PropertyAnalyses(run, labels, properties[prop], scores, bootstrap)
+    add_steps(run, list(analyses.values()))
+    for prop, analysis in analyses.items():
+        properties[prop].analyses = analysis.to_record()
     attributes = run.attributes
     nonfinite, nonfinite_cells = count_nonfinite(run)
     summary = Summary(
