@@ -67,7 +67,8 @@ class PropertyAnalyses:
     def add(self, step: int, activations: np.ndarray) -> None:
         """Add the activations of a step (from 0) of all stored samples, or of test samples only.
 
-        The steps in `refitted` (from 1) need the activations of all samples.
+        The steps in `refitted` (from 1) need the activations of all samples.  A step at which all
+        training samples have non-finite activations gets no refitted probes.
         """
         test = self.scorer.test
         of_test = activations if len(activations) == len(test) else activations[test]
@@ -76,6 +77,8 @@ class PropertyAnalyses:
             return
         study, seed, samples = self.study, self.study.prompts.seed, self.samples
         data = RefitData(activations, self.labels, self.prop, study.probes.penalties)
+        if not len(data.train):
+            return
         nested = NestedBlocks(data, samples, seed)
         learning = learning_record(nested, self.scorer, self.bootstrap, step + 1)
         if learning is not None:
