@@ -107,14 +107,16 @@ class PropertyAnalyses:
         )
 
 
-def add_steps(run: Run, analyses: list[PropertyAnalyses]) -> None:
-    """Read the activations of the layers of the analyses, and add every step to them.
+def add_analyses(
+    run: Run, properties: dict[str, PropertyRecord], analyses: dict[str, PropertyAnalyses]
+) -> None:
+    """Compute the analyses from the activations of their layers, and set them in the records.
 
     Properties with the same layer share the reads.  Steps without refitted probes read the test
     samples only.
     """
-    for layer in dict.fromkeys(part.layer for part in analyses):
-        sharing = [part for part in analyses if part.layer == layer]
+    for layer in dict.fromkeys(part.layer for part in analyses.values()):
+        sharing = [part for part in analyses.values() if part.layer == layer]
         group = f"{ACTIVATION_GROUPS['trained']}/{layer}"
         for step in range(len(sharing[0].transfer.probes)):
             if any(step + 1 in part.refitted for part in sharing):
@@ -124,6 +126,8 @@ def add_steps(run: Run, analyses: list[PropertyAnalyses]) -> None:
                 activations = run.read(group, "activation", step=step, sample=test)
             for part in sharing:
                 part.add(step, activations)
+    for prop, part in analyses.items():
+        properties[prop].analyses = part.to_record()
 
 
 def stored_probes(run: Run, layer: str, kind: str, prop: str) -> list[LinearProbe]:
