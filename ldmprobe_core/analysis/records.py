@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
@@ -260,6 +261,7 @@ class PropertyRecord(_Record):
             for which the score of a constant is undefined.
         missing: share of the pixels of the stored samples' labels that were not measured, and are
             left out of fits and scores.
+        analyses: transfer between steps, category hold-out, learning curve and description length.
     """
 
     best: CellRecord
@@ -274,6 +276,7 @@ class PropertyRecord(_Record):
     constant: float | None
     undefined: UndefinedRecord
     missing: float = 0.0
+    analyses: AnalysesRecord | None = None
 
 
 class PhotographsRecord(_Record):

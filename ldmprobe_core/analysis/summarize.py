@@ -9,6 +9,7 @@ import numpy as np
 from ldmprobe_core.analysis.ceilings import block_ceilings
 from ldmprobe_core.analysis.class_curves import class_curves
 from ldmprobe_core.analysis.curves import Curves
+from ldmprobe_core.analysis.generalization.build import PropertyAnalyses, add_analyses
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.prompt_control import prompt_scores
 from ldmprobe_core.analysis.property_scores import PropertyScores
@@ -66,21 +67,22 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     steps = run.open("progress").sizes["step"]
     shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
     grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
-    properties, curves = {}, {}
+    properties, curves, analyses = {}, {}, {}
     for prop in study.labels.maps:
         scores = PropertyScores(run, prop, labels.heldout, is_test, bootstrap)
         truth = labels.maps[prop][test]
         position = _position_scores(prop, labels, test)
         curves[prop] = scores.curves(position[0], rival_scores(run, prop, labels, test, steps))
-        missing = missing_share(labels.maps[prop])
         properties[prop] = scores.to_record(
             position,
             _prompt_scores(run, prop, labels, is_test),
             curves[prop],
             truth,
-            missing,
+            missing_share(labels.maps[prop]),
             block_ceilings(labels, prop, grids, test),
         )
+        analyses[prop] = PropertyAnalyses(run, labels, properties[prop], scores, bootstrap)
+    add_analyses(run, properties, analyses)
     attributes = run.attributes
     nonfinite, nonfinite_cells = count_nonfinite(run)
     summary = Summary(

@@ -20,6 +20,10 @@ from plotly.offline import get_plotlyjs
 from ldmprobe_core.analysis.class_curves import first_stable_step, target_classes
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
+from ldmprobe_core.analysis.report.generalization_figures import (
+    generalization_figure,
+    generalization_rows,
+)
 from ldmprobe_core.analysis.report.text import (
     best_rows,
     control_columns,
@@ -125,7 +129,8 @@ class _FigureWriter:
     def __init__(self, run: Run, analysis: RunAnalysis) -> None:
         self.run, self.analysis, self.summary = run, analysis, analysis.summary
         self.entries: dict[str, list[dict[str, Any]]] = {
-            "properties": [], "samples": [], "classes": [], "interventions": [],
+            "properties": [], "generalization": [], "samples": [], "classes": [],
+            "interventions": [],
         }  # fmt: skip
 
     def _write(self, section: str, name: str, figure: Any, alternative: str, **more: Any) -> None:
@@ -157,6 +162,17 @@ class _FigureWriter:
                 figures.curves_figure(prop, self.analysis),
                 f"{prop} scores over steps for probes, image labelers and controls.",
             )
+
+    def add_generalization(self) -> None:
+        """Draw each property's transfer matrix and learning curves."""
+        for prop, result in self.summary.properties.items():
+            if result.analyses is not None:
+                self._write(
+                    "generalization",
+                    f"{prop}-generalization.png",
+                    generalization_figure(prop, result.analyses),
+                    f"Scores of {prop} probes at other steps, and over numbers of training images.",
+                )
 
     def add_intervention(self, name: str) -> None:
         """Draw an intervention's edited samples, and, if it has several targets, animations."""
@@ -228,6 +244,7 @@ def _draw_figures(
     """Draw all figures, write them into the run, and return their records by section."""
     writer = _FigureWriter(run, analysis)
     writer.add_properties()
+    writer.add_generalization()
     for name in completed_interventions(run):
         writer.add_intervention(name)
     writer.add_samples(indices)
@@ -258,6 +275,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         study=study,
         headline=headline(summary),
         rows=best_rows(summary),
+        generalization=generalization_rows(summary),
         figures=figure_records,
         columns=columns,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],

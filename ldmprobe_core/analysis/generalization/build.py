@@ -1,0 +1,144 @@
+"""Further analyses of all properties of a run, with one pass over the activations of each layer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldmprobe_core.analysis.generalization.categories import (
+    category_folds,
+    category_scores,
+    holdout_record,
+)
+from ldmprobe_core.analysis.generalization.nested import (
+    NestedBlocks,
+    code_length_record,
+    learning_record,
+)
+from ldmprobe_core.analysis.generalization.records import (
+    AnalysesRecord,
+    CodeLengthRecord,
+    HoldoutRecord,
+    LearningRecord,
+)
+from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer
+from ldmprobe_core.analysis.generalization.transfer import TransferMatrix
+from ldmprobe_core.analysis.property_scores import PropertyScores
+from ldmprobe_core.analysis.records import PropertyRecord
+from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.storage.run import Run
+
+
+class PropertyAnalyses:
+    """Further analyses of one property, to which the steps of its layer are added in order.
+
+    Args:
+        run: finished run.
+        labels: label maps and splits of the run.
+        record: record of the property; it gives the layer, the kind of probe and the onset.
+        scores: scores of the property in all cells.
+        bootstrap: bootstrap over the test samples.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        labels: LabelSet,
+        record: PropertyRecord,
+        scores: PropertyScores,
+        bootstrap: Bootstrap,
+    ) -> None:
+        self.study, self.labels, self.prop = run.study, labels, scores.prop.name
+        self.layer, self.bootstrap = record.layer.name, bootstrap
+        self.samples = run.samples[: run.n_stored]
+        self.best_scores = scores.of(scores.best())[0]
+        probes = stored_probes(run, record.layer.name, record.layer.kind, self.prop)
+        self.scorer = TestScorer(labels, self.prop, labels.heldout[scores.is_test])
+        self.transfer = TransferMatrix(probes, self.scorer)
+        onset, last = record.emergence.probe.relative.onset.step, len(probes)
+        self.refitted = sorted({onset or last, last}) if len(labels.train) else []
+        self.folds = category_folds(self.samples, run.study.prompts.seed)
+        self.holdout: list[HoldoutRecord] = []
+        self.learning: list[LearningRecord] = []
+        self.code_length: list[CodeLengthRecord] = []
+
+    def add(self, step: int, activations: np.ndarray) -> None:
+        """Add the activations of a step (from 0) of all stored samples, or of test samples only.
+
+        The steps in `refitted` (from 1) need the activations of all samples.  A step at which all
+        training samples have non-finite activations gets no refitted probes.
+        """
+        test = self.scorer.test
+        of_test = activations if len(activations) == len(test) else activations[test]
+        self.transfer.add(step, of_test)
+        if step + 1 not in self.refitted:
+            return
+        study, seed, samples = self.study, self.study.prompts.seed, self.samples
+        data = RefitData(activations, self.labels, self.prop, study.probes.penalties)
+        if not len(data.train):
+            return
+        nested = NestedBlocks(data, samples, seed)
+        learning = learning_record(nested, self.scorer, self.bootstrap, step + 1)
+        if learning is not None:
+            self.learning.append(learning)
+        of_train = Bootstrap.of_samples([samples[i] for i in data.train], study.bootstrap, seed)
+        length = code_length_record(nested, of_train, step + 1)
+        if length is not None:
+            self.code_length.append(length)
+        if self.folds is not None:
+            self.holdout.append(
+                holdout_record(
+                    data, self.folds, samples, self.scorer, self.bootstrap, step + 1, seed
+                )
+            )
+
+    def to_record(self) -> AnalysesRecord:
+        """Build the record, after all steps were added."""
+        samples = [self.samples[i] for i in self.scorer.test]
+        settings, seed = self.study.bootstrap, self.study.prompts.seed
+        return AnalysesRecord(
+            transfer=self.transfer.to_record(),
+            categories=category_scores(self.best_scores, samples, settings, seed),
+            holdout=self.holdout or None,
+            learning=self.learning or None,
+            code_length=self.code_length or None,
+        )
+
+
+def add_analyses(
+    run: Run, properties: dict[str, PropertyRecord], analyses: dict[str, PropertyAnalyses]
+) -> None:
+    """Compute the analyses from the activations of their layers, and set them in the records.
+
+    Properties with the same layer share the reads.  Steps without refitted probes read the test
+    samples only.
+    """
+    for layer in dict.fromkeys(part.layer for part in analyses.values()):
+        sharing = [part for part in analyses.values() if part.layer == layer]
+        group = f"{ACTIVATION_GROUPS['trained']}/{layer}"
+        for step in range(len(sharing[0].transfer.probes)):
+            if any(step + 1 in part.refitted for part in sharing):
+                activations = run.read(group, "activation", step=step)
+            else:
+                test = sharing[0].scorer.test
+                activations = run.read(group, "activation", step=step, sample=test)
+            for part in sharing:
+                part.add(step, activations)
+    for prop, part in analyses.items():
+        properties[prop].analyses = part.to_record()
+
+
+def stored_probes(run: Run, layer: str, kind: str, prop: str) -> list[LinearProbe]:
+    """Read the probes of all steps of one layer, of one kind and property, in order."""
+    study = run.study
+    index = {"kind": study.linear_kinds.index(kind), "property": study.labels.maps.index(prop)}
+    names = ("weight", "bias", "penalty", "cut", "position")
+    stored = {name: run.read(f"probes/{layer}", name, **index) for name in names}
+    return [
+        LinearProbe(weight.astype(np.float64), float(bias), float(penalty), float(cut), position)
+        for weight, bias, penalty, cut, position in zip(
+            *(stored[name] for name in names), strict=True
+        )
+    ]

@@ -1,0 +1,72 @@
+"""Transfer of probes between steps: scores of each step's probe on the activations of all steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldmprobe_core.analysis.generalization.records import TransferRecord, to_matrix
+from ldmprobe_core.analysis.generalization.refits import TestScorer
+from ldmprobe_core.probing.linear import LinearProbe, predictions
+
+
+class TransferMatrix:
+    """Transfer matrix of one property, which is filled one step of activations at a time.
+
+    Args:
+        probes: probe of each step, in order, all of the same layer and kind.
+        scorer: scorer of the property on the test samples.
+    """
+
+    def __init__(self, probes: list[LinearProbe], scorer: TestScorer) -> None:
+        steps = len(probes)
+        self.probes, self.scorer = probes, scorer
+        self.means = np.full((len(scorer.metrics), steps, steps), np.nan)
+        self.deviations = np.full((steps, len(probes[0].weight)), np.nan)
+
+    def add(self, step: int, activations: np.ndarray) -> None:
+        """Score all probes on the test samples' activations of one step.
+
+        Args:
+            step: step of the activations, from 0.
+            activations: (test sample, y, x, channel) float16.
+        """
+        finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
+        if not finite.any():
+            return
+        rows = activations[finite].reshape(-1, activations.shape[-1])
+        self.deviations[step] = rows.std(0, dtype=np.float64)
+        predicted = np.full((*activations.shape[:3], len(self.probes)), np.nan)
+        predicted[finite] = predictions(activations[finite], self.probes)
+        for i, probe in enumerate(self.probes):
+            # Probes of other properties than masks have the cut NaN, which is not used.
+            scores = self.scorer.scores(predicted[..., i], probe.cut)
+            defined = np.isfinite(scores)
+            for row, values, use in zip(self.means, scores, defined, strict=True):
+                row[i, step] = values[use].mean() if use.any() else np.nan
+
+    def to_record(self) -> TransferRecord:
+        """Build the record, after all steps were added."""
+        weights = np.stack([probe.weight for probe in self.probes])
+        has_partial = len(self.means) > 1
+        return TransferRecord(
+            metric=self.scorer.metrics[0],
+            score=to_matrix(self.means[0].tolist()),
+            partial=to_matrix(self.means[1].tolist()) if has_partial else None,
+            cosine=to_matrix(weight_cosines(weights, self.deviations).tolist()),
+        )
+
+
+def weight_cosines(weights: np.ndarray, deviations: np.ndarray) -> np.ndarray:
+    """Cosines between probes' weights, each multiplied by its channels' standard deviations.
+
+    Args:
+        weights: weights of each step's probe, (step, channel).
+        deviations: standard deviation of each channel at each step, (step, channel).
+
+    Returns:
+        (step, step) float64, -1..1; NaN for a probe without weights or with weights of zero.
+    """
+    scaled = weights * deviations
+    norm = np.sqrt(np.square(scaled).sum(1, keepdims=True))
+    unit = scaled / np.where(norm > 0, norm, np.nan)
+    return np.clip(unit @ unit.T, -1, 1)

@@ -1,0 +1,77 @@
+"""Figures and table of the further analyses: transfer between steps and learning curves."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ldmprobe_core.analysis.generalization.records import AnalysesRecord
+from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.report.text import metric_title, number
+
+_COLORS = ("#D55E00", "#0072B2")
+"""Colours of the learning curves at the onset step and the last step."""
+
+
+def generalization_figure(prop: str, analyses: AnalysesRecord) -> Figure:
+    """Draw the transfer matrix of a property beside its learning curves, if there are any."""
+    metric = metric_title(analyses.transfer.metric)
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    matrix = np.array(analyses.transfer.score, dtype=float)
+    steps = np.arange(1, len(matrix) + 1)
+    image = left.imshow(matrix, cmap="cividis", origin="lower")
+    ticks = np.arange(0, len(steps), max(1, len(steps) // 8))
+    left.set_xticks(ticks, [str(steps[i]) for i in ticks])
+    left.set_yticks(ticks, [str(steps[i]) for i in ticks])
+    left.set_xlabel("step of the activations")
+    left.set_ylabel("step of the probe")
+    left.set_title(f"{prop}: {metric} of probes at other steps", fontsize=9)
+    figure.colorbar(image, ax=left)
+    if not analyses.learning:
+        right.set_axis_off()
+        return figure
+    for curve, color in zip(analyses.learning, _COLORS[-len(analyses.learning) :], strict=True):
+        mean, low, high = (
+            np.array([getattr(interval, name) for interval in curve.score], dtype=float)
+            for name in ("mean", "low", "high")
+        )
+        right.plot(curve.images, mean, "o-", color=color, markersize=4, label=f"step {curve.step}")
+        right.fill_between(curve.images, low, high, color=color, alpha=0.18, linewidth=0)
+    right.set_xscale("log", base=2)
+    right.set_xticks(curve.images, [str(n) for n in curve.images])
+    right.minorticks_off()
+    right.set_xlabel("training images")
+    right.set_title(f"{metric} of ridge probes", fontsize=9)
+    right.legend(fontsize=7, frameon=False)
+    right.grid(alpha=0.25)
+    return figure
+
+
+def generalization_rows(summary: Summary) -> list[dict[str, str]]:
+    """Return the rows of the table of category hold-out and description length, by heading.
+
+    There is one row for each property and refitted step; none without stored training activations.
+    """
+    rows = []
+    for prop, result in summary.properties.items():
+        analyses = result.analyses
+        if analyses is None:
+            continue
+        holdout = {record.step: record for record in analyses.holdout or ()}
+        lengths = {record.step: record for record in analyses.code_length or ()}
+        for step in sorted(holdout.keys() | lengths.keys()):
+            fold, length = holdout.get(step), lengths.get(step)
+            ratio = length.compression if length else None
+            rows.append(
+                {
+                    "property": prop,
+                    "step": str(step),
+                    "unseen categories": number(fold.unseen) if fold else "–",
+                    "minus all categories": number(fold.difference) if fold else "–",
+                    "minus as many images": number(fold.matched_difference) if fold else "–",
+                    "bits saved per token": number(length.saved) if length else "–",
+                    "compression": "–" if ratio is None else f"{ratio:.2f}",
+                }
+            )
+    return rows
