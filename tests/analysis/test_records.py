@@ -19,7 +19,7 @@ def test_summary_fits_the_json_schema_that_ships(finished_run):
     for found in record["properties"].values():
         assert set(found) == {
             "best", "last", "layer", "emergence", "leads", "clusters", "controls", "undefined",
-            "missing",
+            "missing", "not_beyond", "ceilings", "constant", "analyses",
         }  # fmt: skip
         assert set(found["emergence"]) == {"probe", "decoded", "clean"}
         names = {"position", "shuffled_labels", "permuted_weights", "latents", "mlp"}
