@@ -21,9 +21,13 @@ def test_summary_fits_the_json_schema_that_ships(finished_run):
             "best", "last", "layer", "emergence", "leads", "clusters", "controls", "undefined",
             "missing", "not_beyond", "ceilings", "constant", "analyses",
         }  # fmt: skip
-        assert set(found["emergence"]) == {"probe", "decoded", "clean"}
-        names = {"position", "shuffled_labels", "permuted_weights", "latents", "mlp"}
-        assert set(found["controls"]) == names
+        rivals = {"decoded", "clean", "decoded_recalibrated", "clean_recalibrated"}
+        assert set(found["leads"]) == rivals
+        assert set(found["emergence"]) == {"probe", *rivals}
+        assert set(found["controls"]) == {
+            "position", "shuffled_labels", "permuted_weights", "latents", "clean_pixels", "prompt",
+            "mlp",
+        }  # fmt: skip
     del record["properties"]["depth"]["best"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(record, shipped)
