@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 
 from ldmprobe_core.analysis.ceilings import all_foreground_score
@@ -22,63 +25,103 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import CONDITIONS
 from ldmprobe_core.study.layers import INPUT_CONTROLS
 from ldmprobe_core.study.probe_kinds import probe_kind
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import Property, property_of
 
 _Cell = tuple[int, int, int]
 """Indices of a cell: kind of probe, step and layer."""
 
 
+@dataclass(frozen=True)
 class PropertyScores:
     """Scores of one property in all cells; the best cells are chosen on validation samples.
 
-    Args:
-        run: a finished run.
-        prop: name of the property.
-        heldout: indices of the held-out samples, (held-out sample,).
-        is_test: whether each held-out sample is a test sample, not a validation sample,
-            (held-out sample,) bool.
-        bootstrap: bootstrap over the test samples.
-
     Attributes:
+        prop: the property.
+        kinds: names of the kinds of probes.
+        layers: names of the layers.
         conditions: names of the conditions; the first is the probe itself, the others are controls.
+        controls: names of the conditions that the study has switched on, without the probe.
         scores: scores (condition, kind, metric, step, layer, held-out sample) float64.
-        linear: indices of the linear kinds; only these are candidates for the best cell.
         inputs: scores of probes of the input controls, such as the latents, by name, (kind, metric,
             step, held-out sample).
         draws: scores in each draw of repeated conditions, by name, (draw, step, layer, held-out
             sample), in the main metric.
+        is_test: whether each held-out sample is a test sample, not a validation sample,
+            (held-out sample,) bool.
+        validation_groups: prompt of each validation sample, (validation sample,).
+        bootstrap: bootstrap over the test samples.
     """
 
-    def __init__(
-        self, run: Run, prop: str, heldout: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
-    ) -> None:
+    prop: Property
+    kinds: list[str]
+    layers: list[str]
+    conditions: list[str]
+    controls: list[str]
+    scores: np.ndarray
+    inputs: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
+    is_test: np.ndarray
+    validation_groups: np.ndarray
+    bootstrap: Bootstrap
+
+    @classmethod
+    def read(
+        cls, run: Run, prop: str, heldout: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
+    ) -> PropertyScores:
+        """Read the scores of a finished run.
+
+        Args:
+            run: a finished run.
+            prop: name of the property.
+            heldout: indices of the held-out samples, (held-out sample,).
+            is_test, bootstrap: as the attributes.
+        """
         group = run.open(f"scores/{prop}")
         scores = run.read(f"scores/{prop}", "score").astype(np.float64)
-        self.prop, self.bootstrap = property_of(prop), bootstrap
-        self.conditions = [str(name) for name in group.condition.values]
-        self.controls = [name for name in self.conditions[1:] if run.study.controls.enabled(name)]
-        self.metrics = self.prop.metrics
-        self.kinds = [str(kind) for kind in group.kind.values]
-        self.layers, inputs = run.layers, run.probe_inputs
-        self.inputs = {
-            name: scores[0, :, :, :, inputs.index(name)]
-            for name in inputs
-            if name in INPUT_CONTROLS
-        }
-        self.draws = {
-            name: run.read(f"scores/{prop}", f"{name}_draws").astype(np.float64)[
-                :, :, [inputs.index(layer) for layer in self.layers]
-            ]
-            for name in self.controls
+        conditions = [str(name) for name in group.condition.values]
+        controls = [name for name in conditions[1:] if run.study.controls.enabled(name)]
+        inputs = run.probe_inputs
+        of_layers = [inputs.index(name) for name in run.layers]
+        draws = {
+            name: run.read(f"scores/{prop}", f"{name}_draws").astype(np.float64)[:, :, of_layers]
+            for name in controls
             if CONDITIONS[name].repeated
         }
-        self.is_test = is_test
         samples = run.samples
-        self.validation_groups = np.array([samples[i].group for i in heldout[~is_test]])
-        self.scores = scores[..., [inputs.index(name) for name in self.layers], :]
-        self.linear = [i for i, kind in enumerate(self.kinds) if probe_kind(kind).linear]
+        return cls(
+            prop=property_of(prop),
+            kinds=[str(kind) for kind in group.kind.values],
+            layers=run.layers,
+            conditions=conditions,
+            controls=controls,
+            scores=scores[..., of_layers, :],
+            inputs={
+                name: scores[0, :, :, :, inputs.index(name)]
+                for name in inputs
+                if name in INPUT_CONTROLS
+            },
+            draws=draws,
+            is_test=is_test,
+            validation_groups=np.array([samples[i].group for i in heldout[~is_test]]),
+            bootstrap=bootstrap,
+        )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics; the first is the headline metric."""
+        return self.prop.metrics
+
+    @cached_property
+    def linear(self) -> list[int]:
+        """Indices of the linear kinds; only these are candidates for the best cell."""
+        return [i for i, kind in enumerate(self.kinds) if probe_kind(kind).linear]
+
+    @property
+    def all_undefined(self) -> int:
+        """Number of undefined headline scores of linear probes, over all cells and samples."""
         supporting = [i for i in self.linear if probe_kind(self.kinds[i]).supports(self.prop)]
-        self.all_undefined = int(np.isnan(scores[0, supporting, 0]).sum())
+        of_inputs = sum(int(np.isnan(one[supporting, 0]).sum()) for one in self.inputs.values())
+        return int(np.isnan(self.scores[0, supporting, 0]).sum()) + of_inputs
 
     def best(self, condition: int = 0) -> _Cell:
         """Find the cell in which a condition has the best validation score."""

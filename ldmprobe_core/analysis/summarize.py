@@ -68,9 +68,9 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
     properties, curves = {}, {}
     for prop in study.labels.maps:
-        scores = PropertyScores(run, prop, labels.heldout, is_test, bootstrap)
+        scores = PropertyScores.read(run, prop, labels.heldout, is_test, bootstrap)
         truth = labels.maps[prop][test]
-        position = _position_scores(prop, labels, test)
+        position = position_scores(prop, labels, test)
         curves[prop] = scores.curves(position[0], rival_scores(run, prop, labels, test, steps))
         missing = missing_share(labels.maps[prop])
         properties[prop] = scores.to_record(
@@ -110,7 +110,7 @@ def _count_samples(samples: list[Sample]) -> dict[str, int]:
     return {"total": len(samples)} | counts
 
 
-def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
+def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
     """Score the position baseline on the test samples, (metric, test sample)."""
     maps, mean_map = labels.maps[prop], labels.means[prop]
     tuning = labels.train if len(labels.train) else labels.validation
