@@ -19,6 +19,7 @@ from ldmprobe_core.analysis.records import (
     PropertyRecord,
     UndefinedRecord,
 )
+from ldmprobe_core.analysis.training_size import CorrectedDifference
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.inference.selection import choose_layer
 from ldmprobe_core.storage.run import Run
@@ -135,6 +136,12 @@ class PropertyScores:
         kind, layer = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(kind)], step, int(layer)
 
+    def best_of_input(self, name: str) -> tuple[int, int]:
+        """Find the kind and step of an input control with the best validation score."""
+        choice = self._validation(self.inputs[name][self.linear, 0])
+        row, step = np.unravel_index(choice.argmax(), choice.shape)
+        return self.linear[int(row)], int(step)
+
     def of(self, cell: _Cell, condition: int = 0) -> np.ndarray:
         """Test scores of a cell in all metrics, (metric, test sample)."""
         kind, step, layer = cell
@@ -168,21 +175,25 @@ class PropertyScores:
     def to_record(
         self,
         position: np.ndarray,
-        prompt: np.ndarray | None,
+        without_cells: dict[str, np.ndarray],
         curves: Curves,
         truth: np.ndarray,
         missing: float,
         ceilings: dict[str, float],
+        corrected: dict[str, CorrectedDifference] | None = None,
     ) -> PropertyRecord:
         """Build the property's part of ``summary.json``.
 
         Args:
             position: scores of the position baseline, (metric, test sample).
-            prompt: scores of the prompt control, (metric, test sample); None if it is off.
+            without_cells: scores of the controls that have no cells, such as the prompt control,
+                (metric, test sample) by name.
             curves: result of the method `curves`.
             truth: labels of the test samples, (test sample, y, x).
             missing: fraction, 0..1, of the labels' pixels that were not measured.
             ceilings: result of `ceilings.block_ceilings`.
+            corrected: differences between the best cell and the own best cells of input controls,
+                by name of the control, where they could be corrected.
         """
         best = self.best()
         scores = self.of(best)[0]
@@ -193,7 +204,7 @@ class PropertyScores:
             undefined.both_empty = int((empty & (scores == 1)).sum())
             undefined.truth_empty = int(empty.sum())
         emergence = emergence_record(curves, self.bootstrap)
-        records = self._controls(best, position, prompt)
+        records = self._controls(best, position, without_cells, corrected or {})
         return PropertyRecord(
             best=self._cell(best),
             last=self._cell(self.best_at(self.scores.shape[3] - 1)),
@@ -243,26 +254,27 @@ class PropertyScores:
         return scores[self.linear[int(choice.argmax())], :, step][:, self.is_test]
 
     def _controls(
-        self, best: _Cell, position: np.ndarray, prompt: np.ndarray | None
+        self,
+        best: _Cell,
+        position: np.ndarray,
+        without_cells: dict[str, np.ndarray],
+        corrected: dict[str, CorrectedDifference],
     ) -> ControlsRecord:
         """Summarise all controls; disabled controls are None or absent."""
         probe, step = self.of(best)[0], best[1]
-        everywhere = OwnBestRecord(score=self.bootstrap.interval(position[0]))
         records: dict[str, ControlRecord | None] = {
-            "position": self._control(probe, position, everywhere, position[0]),
             "shuffled_labels": None,
             "permuted_weights": None,
         }
-        if prompt is not None:
-            own_record = OwnBestRecord(score=self.bootstrap.interval(prompt[0]))
-            records["prompt"] = self._control(probe, prompt, own_record, prompt[0])
+        for name, scores in ({"position": position} | without_cells).items():
+            everywhere = OwnBestRecord(score=self.bootstrap.interval(scores[0]))
+            records[name] = self._control(probe, scores, everywhere, scores[0])
         for name, scores in self.inputs.items():
-            choice = self._validation(scores[self.linear, 0])
-            row, own_step = np.unravel_index(choice.argmax(), choice.shape)
-            kind = self.linear[int(row)]
+            kind, own_step = self.best_of_input(name)
             own = scores[kind, 0, own_step, self.is_test]
-            record = self._own_best(own, (kind, int(own_step), name))
-            records[name] = self._control(probe, self._input_at(name, step), record, own)
+            record = self._own_best(own, (kind, own_step, name))
+            same = self._input_at(name, step)
+            records[name] = self._control(probe, same, record, own, corrected.get(name))
         for i, kind_name in enumerate(self.kinds):
             if i not in self.linear:
                 choice = self._validation(self.scores[0, i, 0])
@@ -308,7 +320,12 @@ class PropertyScores:
         )
 
     def _control(
-        self, probe: np.ndarray, same: np.ndarray, own: OwnBestRecord, own_scores: np.ndarray
+        self,
+        probe: np.ndarray,
+        same: np.ndarray,
+        own: OwnBestRecord,
+        own_scores: np.ndarray,
+        corrected: CorrectedDifference | None = None,
     ) -> ControlRecord:
         """Summarise a control.
 
@@ -317,12 +334,14 @@ class PropertyScores:
             same: scores of the control in that cell, (metric, test sample).
             own: record of the control's own best cell.
             own_scores: headline scores of the control in its own best cell, (test sample,).
+            corrected: difference to them, if it was corrected for the training samples.
         """
+        difference = corrected or CorrectedDifference(probe - own_scores, 0.0)
         return ControlRecord(
             same_cell=self.bootstrap.interval(same[0]),
             own_best=own,
-            difference=self.bootstrap.interval(probe - own_scores),
-            p=self.bootstrap.p_value(probe - own_scores),
+            difference=self.bootstrap.interval(difference.values, difference.error),
+            p=self.bootstrap.p_value(difference.values, difference.error),
             partial=self._partial(same),
             undefined=int(np.isnan(same[0]).sum()),
         )

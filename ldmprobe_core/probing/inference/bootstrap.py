@@ -71,6 +71,7 @@ class Bootstrap:
             self.clusterings.append(np.unique(categories, return_inverse=True)[1])
         self.counts = [_draw(member, resamples, rng) for member in self.clusterings]
         self.groups = _count(self.clusterings[0])
+        self._standard_normal = rng.standard_normal(resamples)
 
     @classmethod
     def of_samples(
@@ -96,21 +97,28 @@ class Bootstrap:
         """Whether there are enough prompts for intervals."""
         return self.groups >= MINIMUM_CLUSTERS
 
-    def interval(self, values: np.ndarray) -> Interval:
-        """Mean and percentile interval of scores (sample,); NaN scores are skipped."""
+    def interval(self, values: np.ndarray, error: float = 0.0) -> Interval:
+        """Mean and percentile interval of scores (sample,); NaN scores are skipped.
+
+        Args:
+            values: scores, (sample,).
+            error: standard error of the mean from other sources than the choice of samples; a
+                normal deviate of this size is added to the mean of every resample.
+        """
         if not np.isfinite(values).any():
             return Interval(mean=None, low=None, high=None)
         mean = float(np.nanmean(values))
         if not self.has_intervals:
             return Interval(mean=mean, low=None, high=None)
-        low, high = max(self._ends(values), key=_width)
+        low, high = max(self._ends(values, error), key=_width)
         return Interval(mean=mean, low=low, high=high)
 
-    def p_value(self, differences: np.ndarray) -> float | None:
+    def p_value(self, differences: np.ndarray, error: float = 0.0) -> float | None:
         """One-sided p value that the mean difference is not above zero; None without clusters.
 
         Args:
             differences: (sample,); NaN differences are skipped.
+            error: as in `interval`.
 
         Returns:
             the share of resamples whose mean is at most zero, counting one resample more; the
@@ -120,7 +128,7 @@ class Bootstrap:
             return None
         shares = []
         for counts in self.counts:
-            means = resampled_means(differences, counts)
+            means = resampled_means(differences, counts) + error * self._standard_normal
             means = means[np.isfinite(means)]
             shares.append((1 + (means <= 0).sum()) / (1 + len(means)))
         return float(max(shares))
@@ -132,10 +140,13 @@ class Bootstrap:
         by_prompt, *by_category = (_width(pair) for pair in self._ends(values))
         return "categories" if by_category and by_category[0] > by_prompt else "prompts"
 
-    def _ends(self, values: np.ndarray) -> list[tuple[float, float]]:
+    def _ends(self, values: np.ndarray, error: float = 0.0) -> list[tuple[float, float]]:
         """Ends of the percentile interval of scores (sample,), for every way of clustering."""
         ends = [
-            np.nanpercentile(resampled_means(values, counts), self.tails) for counts in self.counts
+            np.nanpercentile(
+                resampled_means(values, counts) + error * self._standard_normal, self.tails
+            )
+            for counts in self.counts
         ]
         return [(float(low), float(high)) for low, high in ends]
 

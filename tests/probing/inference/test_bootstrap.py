@@ -111,3 +111,16 @@ def test_p_value_is_the_larger_of_prompts_and_categories():
     assert both == pytest.approx(stats.norm.sf(z), abs=0.03)
     assert by_prompt < both
     assert Bootstrap(np.zeros(5), 100, 0.95, 0).p_value(np.ones(5)) is None
+
+
+def test_error_of_another_source_widens_the_interval_in_quadrature():
+    bootstrap = Bootstrap(np.arange(400), 4000, 0.95, 0)
+    values = np.random.default_rng(0).standard_normal(400)
+    plain, wide = bootstrap.interval(values), bootstrap.interval(values, 0.1)
+    standard_error = values.std() / 20
+    expected = 2 * 1.96 * np.hypot(standard_error, 0.1)
+    assert wide.high - wide.low == pytest.approx(expected, rel=0.05)
+    assert wide.mean == plain.mean
+    shifted = values - values.mean() + 0.2
+    assert bootstrap.p_value(shifted) < 0.001
+    assert bootstrap.p_value(shifted, 0.1) == pytest.approx(0.037, abs=0.012)
