@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
@@ -65,7 +67,6 @@ class Bootstrap:
     ) -> None:
         rng = np.random.default_rng(seed)
         self.level, self.seed = level, seed
-        self.tails = (50 * (1 - level), 100 - 50 * (1 - level))
         self.clusterings = [np.unique(prompts, return_inverse=True)[1]]
         if categories is not None and len(np.unique(categories)) >= MINIMUM_CLUSTERS:
             self.clusterings.append(np.unique(categories, return_inverse=True)[1])
@@ -143,12 +144,32 @@ class Bootstrap:
     def _ends(self, values: np.ndarray, error: float = 0.0) -> list[tuple[float, float]]:
         """Ends of the percentile interval of scores (sample,), for every way of clustering."""
         ends = [
-            np.nanpercentile(
-                resampled_means(values, counts) + error * self._standard_normal, self.tails
+            np.nanquantile(
+                resampled_means(values, counts) + error * self._standard_normal,
+                expanded_tails(self.level, _count(member)),
             )
-            for counts in self.counts
+            for counts, member in zip(self.counts, self.clusterings, strict=True)
         ]
         return [(float(low), float(high)) for low, high in ends]
+
+
+def expanded_tails(level: float, clusters: int) -> tuple[float, float]:
+    """Quantiles of the resampled means at the ends of an interval, for a number of clusters.
+
+    Resampled means of n clusters vary too little, by a factor sqrt((n - 1) / n), and normal
+    quantiles do not allow for the estimation of the spread.  The expanded percentile interval makes
+    up for both (Hesterberg 2015, The American Statistician 69).
+
+    Args:
+        level: confidence level, such as 0.95.
+        clusters: number of clusters, at least 2.
+
+    Returns:
+        lower and upper quantile, 0..1; for many clusters (1 - level) / 2 and (1 + level) / 2.
+    """
+    ratio = np.sqrt(clusters / (clusters - 1))
+    tail = float(norm.cdf(ratio * student.ppf((1 - level) / 2, clusters - 1)))
+    return tail, 1 - tail
 
 
 def resampled_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
