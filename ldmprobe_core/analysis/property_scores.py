@@ -278,8 +278,8 @@ class PropertyScores:
         for i, kind_name in enumerate(self.kinds):
             if i not in self.linear:
                 choice = self._validation(self.scores[0, i, 0])
-                own_step, layer = np.unravel_index(choice.argmax(), choice.shape)
-                cell = i, int(own_step), int(layer)
+                best_step, layer = np.unravel_index(choice.argmax(), choice.shape)
+                cell = i, int(best_step), int(layer)
                 own = self.of(cell)[0]
                 same = self.of((i, *best[1:]))
                 records[kind_name] = self._control(probe, same, self._own_best(own, cell), own)
