@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 
 from ldmprobe_core.analysis.ceilings import all_foreground_score
@@ -16,69 +19,110 @@ from ldmprobe_core.analysis.records import (
     PropertyRecord,
     UndefinedRecord,
 )
+from ldmprobe_core.analysis.training_size import CorrectedDifference
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.inference.selection import choose_layer
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import CONDITIONS
 from ldmprobe_core.study.layers import INPUT_CONTROLS
 from ldmprobe_core.study.probe_kinds import probe_kind
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import Property, property_of
 
 _Cell = tuple[int, int, int]
 """Indices of a cell: kind of probe, step and layer."""
 
 
+@dataclass(frozen=True)
 class PropertyScores:
     """Scores of one property in all cells; the best cells are chosen on validation samples.
 
-    Args:
-        run: a finished run.
-        prop: name of the property.
-        heldout: indices of the held-out samples, (held-out sample,).
-        is_test: whether each held-out sample is a test sample, not a validation sample,
-            (held-out sample,) bool.
-        bootstrap: bootstrap over the test samples.
-
     Attributes:
+        prop: the property.
+        kinds: names of the kinds of probes.
+        layers: names of the layers.
         conditions: names of the conditions; the first is the probe itself, the others are controls.
+        controls: names of the conditions that the study has switched on, without the probe.
         scores: scores (condition, kind, metric, step, layer, held-out sample) float64.
-        linear: indices of the linear kinds; only these are candidates for the best cell.
         inputs: scores of probes of the input controls, such as the latents, by name, (kind, metric,
             step, held-out sample).
         draws: scores in each draw of repeated conditions, by name, (draw, step, layer, held-out
             sample), in the main metric.
+        is_test: whether each held-out sample is a test sample, not a validation sample,
+            (held-out sample,) bool.
+        validation_groups: prompt of each validation sample, (validation sample,).
+        bootstrap: bootstrap over the test samples.
     """
 
-    def __init__(
-        self, run: Run, prop: str, heldout: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
-    ) -> None:
+    prop: Property
+    kinds: list[str]
+    layers: list[str]
+    conditions: list[str]
+    controls: list[str]
+    scores: np.ndarray
+    inputs: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
+    is_test: np.ndarray
+    validation_groups: np.ndarray
+    bootstrap: Bootstrap
+
+    @classmethod
+    def read(
+        cls, run: Run, prop: str, heldout: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
+    ) -> PropertyScores:
+        """Read the scores of a finished run.
+
+        Args:
+            run: a finished run.
+            prop: name of the property.
+            heldout: indices of the held-out samples, (held-out sample,).
+            is_test, bootstrap: as the attributes.
+        """
         group = run.open(f"scores/{prop}")
         scores = run.read(f"scores/{prop}", "score").astype(np.float64)
-        self.prop, self.bootstrap = property_of(prop), bootstrap
-        self.conditions = [str(name) for name in group.condition.values]
-        self.controls = [name for name in self.conditions[1:] if run.study.controls.enabled(name)]
-        self.metrics = self.prop.metrics
-        self.kinds = [str(kind) for kind in group.kind.values]
-        self.layers, inputs = run.layers, run.probe_inputs
-        self.inputs = {
-            name: scores[0, :, :, :, inputs.index(name)]
-            for name in inputs
-            if name in INPUT_CONTROLS
-        }
-        self.draws = {
-            name: run.read(f"scores/{prop}", f"{name}_draws").astype(np.float64)[
-                :, :, [inputs.index(layer) for layer in self.layers]
-            ]
-            for name in self.controls
+        conditions = [str(name) for name in group.condition.values]
+        controls = [name for name in conditions[1:] if run.study.controls.enabled(name)]
+        inputs = run.probe_inputs
+        of_layers = [inputs.index(name) for name in run.layers]
+        draws = {
+            name: run.read(f"scores/{prop}", f"{name}_draws").astype(np.float64)[:, :, of_layers]
+            for name in controls
             if CONDITIONS[name].repeated
         }
-        self.is_test = is_test
         samples = run.samples
-        self.validation_groups = np.array([samples[i].group for i in heldout[~is_test]])
-        self.scores = scores[..., [inputs.index(name) for name in self.layers], :]
-        self.linear = [i for i, kind in enumerate(self.kinds) if probe_kind(kind).linear]
+        return cls(
+            prop=property_of(prop),
+            kinds=[str(kind) for kind in group.kind.values],
+            layers=run.layers,
+            conditions=conditions,
+            controls=controls,
+            scores=scores[..., of_layers, :],
+            inputs={
+                name: scores[0, :, :, :, inputs.index(name)]
+                for name in inputs
+                if name in INPUT_CONTROLS
+            },
+            draws=draws,
+            is_test=is_test,
+            validation_groups=np.array([samples[i].group for i in heldout[~is_test]]),
+            bootstrap=bootstrap,
+        )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics; the first is the headline metric."""
+        return self.prop.metrics
+
+    @cached_property
+    def linear(self) -> list[int]:
+        """Indices of the linear kinds; only these are candidates for the best cell."""
+        return [i for i, kind in enumerate(self.kinds) if probe_kind(kind).linear]
+
+    @property
+    def all_undefined(self) -> int:
+        """Number of undefined headline scores of linear probes, over all cells and samples."""
         supporting = [i for i in self.linear if probe_kind(self.kinds[i]).supports(self.prop)]
-        self.all_undefined = int(np.isnan(scores[0, supporting, 0]).sum())
+        of_inputs = sum(int(np.isnan(one[supporting, 0]).sum()) for one in self.inputs.values())
+        return int(np.isnan(self.scores[0, supporting, 0]).sum()) + of_inputs
 
     def best(self, condition: int = 0) -> _Cell:
         """Find the cell in which a condition has the best validation score."""
@@ -91,6 +135,12 @@ class PropertyScores:
         choice = self._validation(self.scores[0, self.linear, 0, step])
         kind, layer = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(kind)], step, int(layer)
+
+    def best_of_input(self, name: str) -> tuple[int, int]:
+        """Find the kind and step of an input control with the best validation score."""
+        choice = self._validation(self.inputs[name][self.linear, 0])
+        row, step = np.unravel_index(choice.argmax(), choice.shape)
+        return self.linear[int(row)], int(step)
 
     def of(self, cell: _Cell, condition: int = 0) -> np.ndarray:
         """Test scores of a cell in all metrics, (metric, test sample)."""
@@ -127,21 +177,25 @@ class PropertyScores:
     def to_record(
         self,
         position: np.ndarray,
-        prompt: np.ndarray | None,
+        without_cells: dict[str, np.ndarray],
         curves: Curves,
         truth: np.ndarray,
         missing: float,
         ceilings: dict[str, float],
+        corrected: dict[str, CorrectedDifference] | None = None,
     ) -> PropertyRecord:
         """Build the property's part of ``summary.json``.
 
         Args:
             position: scores of the position baseline, (metric, test sample).
-            prompt: scores of the prompt control, (metric, test sample); None if it is off.
+            without_cells: scores of the controls that have no cells, such as the prompt control,
+                (metric, test sample) by name.
             curves: result of the method `curves`.
             truth: labels of the test samples, (test sample, y, x).
             missing: fraction, 0..1, of the labels' pixels that were not measured.
             ceilings: result of `ceilings.block_ceilings`.
+            corrected: differences between the best cell and the own best cells of input controls,
+                by name of the control, where they could be corrected.
         """
         best = self.best()
         scores = self.of(best)[0]
@@ -153,7 +207,7 @@ class PropertyScores:
             undefined.both_empty = int((empty & (scores == 1)).sum())
             undefined.truth_empty = int(empty.sum())
         emergence = emergence_record(curves, self.bootstrap)
-        records = self._controls(best, position, prompt)
+        records = self._controls(best, position, without_cells, corrected or {})
         return PropertyRecord(
             best=self._cell(best),
             last=self._cell(self.best_at(self.scores.shape[3] - 1)),
@@ -208,31 +262,32 @@ class PropertyScores:
         return scores[self.linear[int(choice.argmax())], :, step][:, self.is_test]
 
     def _controls(
-        self, best: _Cell, position: np.ndarray, prompt: np.ndarray | None
+        self,
+        best: _Cell,
+        position: np.ndarray,
+        without_cells: dict[str, np.ndarray],
+        corrected: dict[str, CorrectedDifference],
     ) -> ControlsRecord:
         """Summarise all controls; disabled controls are None or absent."""
         probe, step = self.of(best)[0], best[1]
-        everywhere = OwnBestRecord(score=self.bootstrap.interval(position[0]))
         records: dict[str, ControlRecord | None] = {
-            "position": self._control(probe, position, everywhere, position[0]),
             "shuffled_labels": None,
             "permuted_weights": None,
         }
-        if prompt is not None:
-            own_record = OwnBestRecord(score=self.bootstrap.interval(prompt[0]))
-            records["prompt"] = self._control(probe, prompt, own_record, prompt[0])
+        for name, scores in ({"position": position} | without_cells).items():
+            everywhere = OwnBestRecord(score=self.bootstrap.interval(scores[0]))
+            records[name] = self._control(probe, scores, everywhere, scores[0])
         for name, scores in self.inputs.items():
-            choice = self._validation(scores[self.linear, 0])
-            row, own_step = np.unravel_index(choice.argmax(), choice.shape)
-            kind = self.linear[int(row)]
+            kind, own_step = self.best_of_input(name)
             own = scores[kind, 0, own_step, self.is_test]
-            record = self._own_best(own, (kind, int(own_step), name))
-            records[name] = self._control(probe, self._input_at(name, step), record, own)
+            record = self._own_best(own, (kind, own_step, name))
+            same = self._input_at(name, step)
+            records[name] = self._control(probe, same, record, own, corrected.get(name))
         for i, kind_name in enumerate(self.kinds):
             if i not in self.linear:
                 choice = self._validation(self.scores[0, i, 0])
-                own_step, layer = np.unravel_index(choice.argmax(), choice.shape)
-                cell = i, int(own_step), int(layer)
+                best_step, layer = np.unravel_index(choice.argmax(), choice.shape)
+                cell = i, int(best_step), int(layer)
                 own = self.of(cell)[0]
                 same = self.of((i, *best[1:]))
                 records[kind_name] = self._control(probe, same, self._own_best(own, cell), own)
@@ -274,7 +329,12 @@ class PropertyScores:
         )
 
     def _control(
-        self, probe: np.ndarray, same: np.ndarray, own: OwnBestRecord, own_scores: np.ndarray
+        self,
+        probe: np.ndarray,
+        same: np.ndarray,
+        own: OwnBestRecord,
+        own_scores: np.ndarray,
+        corrected: CorrectedDifference | None = None,
     ) -> ControlRecord:
         """Summarise a control's scores, and their difference to the probe's scores.
 
@@ -283,12 +343,14 @@ class PropertyScores:
             same: scores of the control in that cell, (metric, test sample).
             own: record of the control's own best cell.
             own_scores: headline scores of the control in its own best cell, (test sample,).
+            corrected: difference to them, if it was corrected for the training samples.
         """
+        difference = corrected or CorrectedDifference(probe - own_scores, 0.0)
         return ControlRecord(
             same_cell=self.bootstrap.interval(same[0]),
             own_best=own,
-            difference=self.bootstrap.interval(probe - own_scores),
-            p=self.bootstrap.p_value(probe - own_scores),
+            difference=self.bootstrap.interval(difference.values, difference.error),
+            p=self.bootstrap.p_value(difference.values, difference.error),
             partial=self._partial(same),
             undefined=int(np.isnan(same[0]).sum()),
         )

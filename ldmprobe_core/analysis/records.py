@@ -143,7 +143,8 @@ class ControlRecord(_Record):
         same_cell: score of the control in the probe's best cell.
         own_best: score of the control in its own best cell.
         difference: score of the probe's best cell minus the score of the control's own best cell,
-            paired over samples.
+            paired over samples.  For input controls it is corrected for the number of training
+            samples, and its interval includes their choice (`analysis.training_size`).
         p: one-sided p value that the probe is not above the control.  For shuffled labels it is a
             permutation p value, corrected for the choice among all cells; for others it is the
             share of the bootstrap's resamples in which the mean difference is not positive.
@@ -181,6 +182,8 @@ class ControlsRecord(_Record):
         latents: probes of the denoiser's input, at the same step for `same_cell`.
         clean_pixels: probes of the predicted clean image's pixels, likewise.
         prompt: maps predicted from the prompt's embedding, which have no cell.
+        same_prompt: the probe's own maps, scored against the labels of other test images of the
+            same prompt; they have no cell of their own.
         mlp: probes with one hidden layer; they may score above the linear probe.
     """
 
@@ -190,6 +193,7 @@ class ControlsRecord(_Record):
     latents: ControlRecord | None = None
     clean_pixels: ControlRecord | None = None
     prompt: ControlRecord | None = None
+    same_prompt: ControlRecord | None = None
     mlp: ControlRecord | None = None
 
     model_config = ConfigDict(extra="allow")

@@ -15,6 +15,13 @@ from ldmprobe_core.analysis.prompt_control import prompt_scores
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.rivals import rival_scores
+from ldmprobe_core.analysis.same_prompt import read_same_prompt_scores
+from ldmprobe_core.analysis.training_size import (
+    CorrectedDifference,
+    corrected_difference,
+    scores_of_halves,
+    training_halves,
+)
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.probing.detection import position_cut
@@ -22,6 +29,7 @@ from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.measured import missing_share
 from ldmprobe_core.probing.metrics import score_maps
+from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.samples import Sample
@@ -69,17 +77,18 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
     properties, curves, analyses = {}, {}, {}
     for prop in study.labels.maps:
-        scores = PropertyScores(run, prop, labels.heldout, is_test, bootstrap)
+        scores = PropertyScores.read(run, prop, labels.heldout, is_test, bootstrap)
         truth = labels.maps[prop][test]
-        position = _position_scores(prop, labels, test)
+        position = position_scores(prop, labels, test)
         curves[prop] = scores.curves(position[0], rival_scores(run, prop, labels, test, steps))
         properties[prop] = scores.to_record(
             position,
-            _prompt_scores(run, prop, labels, is_test),
+            _scores_without_cells(run, scores, labels, is_test),
             curves[prop],
             truth,
             missing_share(labels.maps[prop]),
             block_ceilings(labels, prop, grids, test),
+            _corrected_differences(run, scores, labels, is_test),
         )
         analyses[prop] = PropertyAnalyses(run, labels, properties[prop], scores, bootstrap)
     add_analyses(run, properties, analyses)
@@ -112,7 +121,7 @@ def _count_samples(samples: list[Sample]) -> dict[str, int]:
     return {"total": len(samples)} | counts
 
 
-def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
+def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
     """Score the position baseline on the test samples, (metric, test sample)."""
     maps, mean_map = labels.maps[prop], labels.means[prop]
     tuning = labels.train if len(labels.train) else labels.validation
@@ -121,16 +130,56 @@ def _position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarra
     return score_maps(prop, predicted, maps[test], mean_map, cut=cut)
 
 
-def _prompt_scores(run: Run, prop: str, labels: LabelSet, is_test: np.ndarray) -> np.ndarray | None:
-    """Score the prompt control on the test samples, (metric, test sample); None if it is off."""
-    study = run.study
-    # Source images share one caption, which cannot tell their labels apart.  A run that keeps only
-    # statistics of its training samples has no training maps to fit the control to.
-    usable = study.images is None and len(labels.train) > 0 and run.has_prompt_embeddings
-    if not (study.controls.prompt and usable):
-        return None
-    embedding = run.read("prompts", "embedding")
-    return prompt_scores(embedding, labels, prop, study.probes.penalties)[:, is_test]
+def _scores_without_cells(
+    run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Score the controls of the prompt on the test samples, (metric, test sample) by name."""
+    study, prop = run.study, scores.prop.name
+    # Source images share one caption.
+    if not study.controls.prompt or study.images is not None:
+        return {}
+    controls = {}
+    # Statistics leave no label maps to fit the control to.
+    if len(labels.train) > 0 and run.has_prompt_embeddings:
+        embedding = run.read("prompts", "embedding")
+        controls["prompt"] = prompt_scores(embedding, labels, prop, study.probes.penalties)
+        controls["prompt"] = controls["prompt"][:, is_test]
+    kind, step, layer = scores.best()
+    cell = scores.kinds[kind], step + 1, scores.layers[layer]
+    of_others = read_same_prompt_scores(run, prop, labels, labels.heldout[is_test], cell)
+    return controls if of_others is None else controls | {"same_prompt": of_others}
+
+
+def _corrected_differences(
+    run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
+) -> dict[str, CorrectedDifference]:
+    """Correct the differences to input controls for the number of training samples, by name.
+
+    The result is empty if the run does not store the activations of training samples, or if they
+    have few prompts.
+    """
+    study, prop = run.study, scores.prop.name
+    prompts = np.array([sample.group for sample in run.samples[: run.n_stored]])
+    halves = training_halves(labels.train, prompts, study.prompts.seed)
+    if not (halves and scores.inputs):
+        return {}
+
+    def of_halves(kind: int, step: int, name: str) -> np.ndarray:
+        activations = run.read(f"activations/{name}", "activation", step=step)
+        probe = scores.kinds[kind], prop
+        found = scores_of_halves(probe_features(name, activations), labels, study, probe, halves)
+        return found[:, is_test]
+
+    best = scores.best()
+    kind, step, layer = best
+    of_probe = of_halves(kind, step, scores.layers[layer])
+    corrected = {}
+    for name, of_input in scores.inputs.items():
+        kind, step = scores.best_of_input(name)
+        difference = scores.of(best)[0] - of_input[kind, 0, step, is_test]
+        of_parts = of_probe - of_halves(kind, step, name)
+        corrected[name] = corrected_difference(difference, of_parts)
+    return corrected
 
 
 def _labeler_scores(

@@ -104,7 +104,9 @@ CONDITIONS: dict[str, Condition] = {}
 PROBE_CONDITION = "probe"
 """Name of the condition of the probe itself: the trained network with true labels."""
 
-_RESERVED = {"position", "latents", "clean_pixels", "prompt", "permutations", "enabled"}
+_RESERVED = {
+    "position", "latents", "clean_pixels", "prompt", "same_prompt", "permutations", "enabled",
+}  # fmt: skip
 
 
 def register_condition(

@@ -162,6 +162,8 @@ class Controls(Section):
             no effect with ``capture.keep: statistics``, which decodes no step images.
         prompt: predict each map from the embedding of the image's prompt alone.  It has no effect
             with ``capture.keep: statistics`` and with source images, which share one prompt.
+            Where enough test prompts have several images, the best probe's maps are also scored
+            against the labels of other images of the same prompt.
         mlp: fit a probe with one hidden layer in each cell, which is slow.
         shuffled_labels: train probes on the labels of other training images.
         permutations: number of permutations of the images that `shuffled_labels` draws.  The

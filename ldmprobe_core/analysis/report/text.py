@@ -28,6 +28,7 @@ _BASELINE_TITLES = {
     "latents": "the latents alone",
     "clean_pixels": "the predicted clean image's pixels",
     "prompt": "the prompt alone",
+    "same_prompt": "its own maps on other images of the same prompt",
 }
 
 _EFFECTS = {

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
@@ -65,12 +67,12 @@ class Bootstrap:
     ) -> None:
         rng = np.random.default_rng(seed)
         self.level, self.seed = level, seed
-        self.tails = (50 * (1 - level), 100 - 50 * (1 - level))
         self.clusterings = [np.unique(prompts, return_inverse=True)[1]]
         if categories is not None and len(np.unique(categories)) >= MINIMUM_CLUSTERS:
             self.clusterings.append(np.unique(categories, return_inverse=True)[1])
         self.counts = [_draw(member, resamples, rng) for member in self.clusterings]
         self.groups = _count(self.clusterings[0])
+        self._standard_normal = rng.standard_normal(resamples)
 
     @classmethod
     def of_samples(
@@ -96,21 +98,28 @@ class Bootstrap:
         """Whether there are enough prompts for intervals."""
         return self.groups >= MINIMUM_CLUSTERS
 
-    def interval(self, values: np.ndarray) -> Interval:
-        """Mean and percentile interval of scores (sample,); NaN scores are skipped."""
+    def interval(self, values: np.ndarray, error: float = 0.0) -> Interval:
+        """Mean and percentile interval of scores (sample,); NaN scores are skipped.
+
+        Args:
+            values: scores, (sample,).
+            error: standard error of the mean from other sources than the choice of samples; a
+                normal deviate of this size is added to the mean of every resample.
+        """
         if not np.isfinite(values).any():
             return Interval(mean=None, low=None, high=None)
         mean = float(np.nanmean(values))
         if not self.has_intervals:
             return Interval(mean=mean, low=None, high=None)
-        low, high = max(self._ends(values), key=_width)
+        low, high = max(self._ends(values, error), key=_width)
         return Interval(mean=mean, low=low, high=high)
 
-    def p_value(self, differences: np.ndarray) -> float | None:
+    def p_value(self, differences: np.ndarray, error: float = 0.0) -> float | None:
         """One-sided p value of the hypothesis that the mean difference is zero or less.
 
         Args:
             differences: (sample,); NaN differences are skipped.
+            error: as in `interval`.
 
         Returns:
             the share of resamples whose mean is at most zero, counting one more such resample; the
@@ -121,7 +130,7 @@ class Bootstrap:
             return None
         shares = []
         for counts in self.counts:
-            means = resampled_means(differences, counts)
+            means = resampled_means(differences, counts) + error * self._standard_normal
             means = means[np.isfinite(means)]
             shares.append((1 + (means <= 0).sum()) / (1 + len(means)))
         return float(max(shares))
@@ -136,12 +145,35 @@ class Bootstrap:
         by_prompt, *by_category = (_width(pair) for pair in self._ends(values))
         return "categories" if by_category and by_category[0] > by_prompt else "prompts"
 
-    def _ends(self, values: np.ndarray) -> list[tuple[float, float]]:
+    def _ends(self, values: np.ndarray, error: float = 0.0) -> list[tuple[float, float]]:
         """Ends of the percentile interval of the mean of scores (sample,), for each clustering."""
         ends = [
-            np.nanpercentile(resampled_means(values, counts), self.tails) for counts in self.counts
+            np.nanquantile(
+                resampled_means(values, counts) + error * self._standard_normal,
+                expanded_tails(self.level, _count(member)),
+            )
+            for counts, member in zip(self.counts, self.clusterings, strict=True)
         ]
         return [(float(low), float(high)) for low, high in ends]
+
+
+def expanded_tails(level: float, clusters: int) -> tuple[float, float]:
+    """Quantiles of the resampled means at the ends of an interval, for a number of clusters.
+
+    Resampled means of n clusters vary too little, by a factor sqrt((n - 1) / n), and normal
+    quantiles do not allow for the estimation of the spread.  The expanded percentile interval makes
+    up for both (Hesterberg 2015, The American Statistician 69).
+
+    Args:
+        level: confidence level, such as 0.95.
+        clusters: number of clusters, at least 2.
+
+    Returns:
+        lower and upper quantile, 0..1; for many clusters (1 - level) / 2 and (1 + level) / 2.
+    """
+    ratio = np.sqrt(clusters / (clusters - 1))
+    tail = float(norm.cdf(ratio * student.ppf((1 - level) / 2, clusters - 1)))
+    return tail, 1 - tail
 
 
 def resampled_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

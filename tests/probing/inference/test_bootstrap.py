@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldmprobe_core.probing.inference.bootstrap import Bootstrap, resampled_means
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap, expanded_tails, resampled_means
 
 
 def test_bootstrap_of_one_prompt_has_a_mean_and_no_interval():
@@ -20,7 +20,7 @@ def test_bootstrap_draws_samples_of_a_prompt_together():
     values = np.repeat(level, 5)
     together = Bootstrap(prompts, 4000, 0.95, 0)
     found = together.interval(values)
-    half = 1.96 * level.std() / 4
+    half = stats.t.ppf(0.975, 15) * stats.sem(level)
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.08)
     assert together.groups == 16
     for counts in together.counts[0][:20]:
@@ -75,7 +75,7 @@ def test_bootstrap_gives_the_wider_of_the_intervals_over_prompts_and_categories(
     values = level[categories] + rng.normal(0, 0.01, 64)
     by_both = Bootstrap(np.arange(64), 4000, 0.95, 0, categories)
     found = by_both.interval(values)
-    half = 1.96 * level.std() / np.sqrt(8)
+    half = stats.t.ppf(0.975, 7) * stats.sem(level)
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
     assert by_both.wider(values) == "categories"
     # Scores that balance within each category are certain over categories, and not over prompts.
@@ -111,3 +111,32 @@ def test_p_value_is_the_larger_of_prompts_and_categories():
     assert both == pytest.approx(stats.norm.sf(z), abs=0.03)
     assert by_prompt < both
     assert Bootstrap(np.zeros(5), 100, 0.95, 0).p_value(np.ones(5)) is None
+
+
+def test_error_of_another_source_widens_the_interval_in_quadrature():
+    bootstrap = Bootstrap(np.arange(400), 4000, 0.95, 0)
+    values = np.random.default_rng(0).standard_normal(400)
+    plain, wide = bootstrap.interval(values), bootstrap.interval(values, 0.1)
+    standard_error = values.std() / 20
+    expected = 2 * 1.96 * np.hypot(standard_error, 0.1)
+    assert wide.high - wide.low == pytest.approx(expected, rel=0.05)
+    assert wide.mean == plain.mean
+    shifted = values - values.mean() + 0.2
+    assert bootstrap.p_value(shifted) < 0.001
+    assert bootstrap.p_value(shifted, 0.1) == pytest.approx(0.037, abs=0.012)
+
+
+def test_expanded_tails_of_many_clusters_are_those_of_the_level():
+    assert expanded_tails(0.95, 10**6) == pytest.approx((0.025, 0.975), abs=1e-5)
+
+
+def test_interval_of_few_clusters_covers_as_often_as_that_of_student():
+    covered = of_student = 0
+    for seed in range(100):
+        values = np.random.default_rng(seed).standard_normal(8)
+        found = Bootstrap(np.arange(8), 200, 0.95, seed).interval(values)
+        covered += found.low <= 0 <= found.high
+        low, high = stats.t.interval(0.95, 7, values.mean(), stats.sem(values))
+        of_student += low <= 0 <= high
+    assert abs(covered - of_student) <= 4
+    assert covered >= 90

@@ -1,0 +1,90 @@
+"""Control that scores a probe's maps against the labels of other images of the same prompt.
+
+A probe that reads only what the words say predicts the same map for all images of a prompt.  Its
+map of one image then fits the labels of the other images as well as that image's own label, and
+the expected difference of the two scores is zero.  Unlike a regression from the prompt's embedding,
+this control learns nothing, so a small number of training prompts does not weaken it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldmprobe_core.probing.block_scores import BlockScorer
+from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.storage.run import Run
+
+MOST_PARTNERS = 4
+"""Largest number of other images of its prompt whose labels an image's map is scored against."""
+
+
+def same_prompt_scores(
+    predicted: np.ndarray,
+    cut: float | None,
+    labels: LabelSet,
+    prop: str,
+    members: np.ndarray,
+    prompts: np.ndarray,
+) -> np.ndarray | None:
+    """Score predictions against the labels of other images of the same prompt.
+
+    Args:
+        predicted: predictions of samples, (n, *grid); for a mask, values on any scale.
+        cut: value above which the prediction of a mask counts as foreground; None for other
+            properties.
+        labels: label maps.
+        prop: name of the property.
+        members: indices of the samples, (n,).
+        prompts: prompt of each of them, (n,).
+
+    Returns:
+        mean over at most `MOST_PARTNERS` other images, (metric, n) float64; NaN for an image whose
+        prompt has no other.  None if fewer than `MINIMUM_CLUSTERS` prompts have several images.
+    """
+    names, counts = np.unique(prompts, return_counts=True)
+    if (counts > 1).sum() < MINIMUM_CLUSTERS:
+        return None
+    scores = []
+    for shift in range(1, min(int(counts.max()), MOST_PARTNERS + 1)):
+        partner = np.arange(len(members))
+        for name in names[counts > shift]:
+            group = np.flatnonzero(prompts == name)
+            partner[group] = np.roll(group, -shift)
+        truth = labels.maps[prop][members[partner]]
+        scorer = BlockScorer(prop, truth, labels.means[prop], predicted.shape[1:3])
+        alone = partner == np.arange(len(members))
+        scores.append(np.where(alone, np.nan, scorer.scores(predicted, cut)))
+    stacked = np.stack(scores)
+    defined = np.isfinite(stacked)
+    total = np.where(defined, stacked, 0).sum(0)
+    return np.where(defined.any(0), total / np.maximum(defined.sum(0), 1), np.nan)
+
+
+def read_same_prompt_scores(
+    run: Run, prop: str, labels: LabelSet, test: np.ndarray, cell: tuple[str, int, str]
+) -> np.ndarray | None:
+    """Score the stored probe of a cell against the labels of other test images of the same prompt.
+
+    Args:
+        run: finished run.
+        prop: name of the property.
+        labels: label maps of the run.
+        test: indices of the test samples, (test sample,).
+        cell: kind of a linear probe, step (from 1) and name of the layer.
+
+    Returns:
+        (metric, test sample) float64, as `same_prompt_scores` returns it; NaN too for a sample with
+        non-finite activations.
+    """
+    kind, step, layer = cell
+    stored = run.open(f"probes/{layer}").sel(kind=kind, property=prop, step=step).load()
+    probe = LinearProbe.from_dataset(stored)
+    tokens = run.read(f"activations/{layer}", "activation", step=step - 1, sample=test)
+    usable = np.isfinite(tokens).all((1, 2, 3))
+    tokens[~usable] = 0
+    cut = None if np.isnan(probe.cut) else probe.cut
+    prompts = np.array([run.samples[i].group for i in test])
+    scores = same_prompt_scores(probe.predict(tokens), cut, labels, prop, test, prompts)
+    return None if scores is None else np.where(usable, scores, np.nan)
