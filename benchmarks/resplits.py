@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ldmprobe_core.analysis.prompt_control import prompt_scores
+from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
 from ldmprobe_core.analysis.records import LARGEST_P, PropertyRecord, load_summary
 from ldmprobe_core.analysis.summarize import position_scores
 from ldmprobe_core.pipeline.labels import label_set

@@ -32,16 +32,16 @@ import torch
 from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_limits
 
-from ldmprobe_core.analysis.prompt_control import prompt_scores
-from ldmprobe_core.analysis.property_scores import PropertyScores
-from ldmprobe_core.analysis.same_prompt import same_prompt_scores
-from ldmprobe_core.analysis.summarize import position_scores
-from ldmprobe_core.analysis.training_size import (
+from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
+from ldmprobe_core.analysis.controls.same_prompt import same_prompt_scores
+from ldmprobe_core.analysis.controls.training_size import (
     CorrectedDifference,
     corrected_difference,
     scores_of_halves,
     training_halves,
 )
+from ldmprobe_core.analysis.property_scores import PropertyScores
+from ldmprobe_core.analysis.summarize import position_scores
 from ldmprobe_core.probing.cell import CellResult, probe_activations
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import SHARES, first_step_above

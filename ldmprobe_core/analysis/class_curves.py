@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from ldmprobe_core.analysis.records import ClassesRecord, PhotographsRecord
+from ldmprobe_core.analysis.class_records import ClassesRecord, PhotographsRecord
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe_core.analysis.controls.rivals import RECALIBRATED
 from ldmprobe_core.analysis.records import (
     BarRecord,
     CurveRecord,
@@ -13,8 +14,8 @@ from ldmprobe_core.analysis.records import (
     LayerRecord,
     LeadRecord,
     LeadsRecord,
+    StepRecord,
 )
-from ldmprobe_core.analysis.rivals import RECALIBRATED
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import (
     SHARES,
@@ -45,6 +46,8 @@ class Curves:
             of the images, as it is and recalibrated.
         position: scores of the position baseline, (sample,).
         inputs: scores of probes of the input controls, (step, sample) by name.
+        compared: scores of `probe` in the last of the metrics `Property.compared`, (step, sample).
+        inputs_compared: scores of the input controls in that metric, (step, sample) by name.
         cells: mean score over test samples of the probes of `kind` in each cell, (step, layer).
         kind: kind of the probe in the best cell.
         layer: layer and kind of `probe`, which are chosen once for all steps.
@@ -55,6 +58,8 @@ class Curves:
     sources: dict[str, np.ndarray]
     position: np.ndarray
     inputs: dict[str, np.ndarray]
+    compared: np.ndarray
+    inputs_compared: dict[str, np.ndarray]
     cells: np.ndarray
     kind: str
     layer: LayerRecord
@@ -98,3 +103,26 @@ def leads_record(emergence: EmergenceRecord) -> LeadsRecord:
         )
 
     return LeadsRecord(**{rival: record(getattr(emergence, rival).absolute) for rival in RIVALS})
+
+
+def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:
+    """Describe the probes of the chosen layer at every step, beside the input controls.
+
+    Args:
+        curves: scores over the steps.
+        metric: name of the metric of `Curves.compared`.
+        bootstrap: bootstrap over the test samples.
+    """
+    return [
+        StepRecord(
+            step=step + 1,
+            score=bootstrap.interval(curves.probe[step]),
+            metric=metric,
+            value=bootstrap.interval(values),
+            less_inputs={
+                name: bootstrap.interval(values - scores[step])
+                for name, scores in curves.inputs_compared.items()
+            },
+        )
+        for step, values in enumerate(curves.compared)
+    ]

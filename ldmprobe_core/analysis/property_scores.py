@@ -7,8 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ldmprobe_core.analysis.ceilings import all_foreground_score
-from ldmprobe_core.analysis.curves import Curves, emergence_record, leads_record
+from ldmprobe_core.analysis.controls.ceilings import all_foreground_score
+from ldmprobe_core.analysis.controls.training_size import CorrectedDifference
+from ldmprobe_core.analysis.curves import Curves, emergence_record, leads_record, step_records
 from ldmprobe_core.analysis.records import (
     CellRecord,
     ClustersRecord,
@@ -19,7 +20,6 @@ from ldmprobe_core.analysis.records import (
     PropertyRecord,
     UndefinedRecord,
 )
-from ldmprobe_core.analysis.training_size import CorrectedDifference
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.inference.selection import choose_layer
 from ldmprobe_core.storage.run import Run
@@ -158,7 +158,7 @@ class PropertyScores:
         """
         kind, layer, tied = self._curve_layer()
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]
-        best_kind = self.best()[0]
+        best_kind, other = self.best()[0], self.metrics.index(self.prop.compared[-1])
         return Curves(
             probe=over_steps[0],
             conditions={
@@ -168,7 +168,9 @@ class PropertyScores:
             },
             sources=sources,
             position=position,
-            inputs={name: self._input_curve(name) for name in self.inputs},
+            inputs={name: self._input_curve(name, 0) for name in self.inputs},
+            compared=self.scores[0, kind, other, :, layer][..., self.is_test],
+            inputs_compared={name: self._input_curve(name, other) for name in self.inputs},
             cells=_defined_mean(self.scores[0, best_kind, 0][..., self.is_test], np.nan),
             kind=self.kinds[best_kind],
             layer=LayerRecord(name=self.layers[layer], kind=self.kinds[kind], tied=tied),
@@ -193,7 +195,7 @@ class PropertyScores:
             curves: result of the method `curves`.
             truth: labels of the test samples, (test sample, y, x).
             missing: fraction, 0..1, of the labels' pixels that were not measured.
-            ceilings: result of `ceilings.block_ceilings`.
+            ceilings: result of `controls.ceilings.block_ceilings`.
             corrected: differences between the best cell and the own best cells of input controls,
                 by name of the control, where they could be corrected.
         """
@@ -212,6 +214,7 @@ class PropertyScores:
             best=self._cell(best),
             last=self._cell(self.best_at(self.scores.shape[3] - 1)),
             layer=curves.layer,
+            steps=step_records(curves, self.prop.compared[-1], self.bootstrap),
             emergence=emergence,
             leads=leads_record(emergence),
             clusters=ClustersRecord(
@@ -247,10 +250,10 @@ class PropertyScores:
         tied = [self.layers[candidates[i][1]] for i in choice.tied]
         return *candidates[choice.layer], list(dict.fromkeys(tied))
 
-    def _input_curve(self, name: str) -> np.ndarray:
-        """Test scores of probes of an input control over steps, (step, test sample)."""
+    def _input_curve(self, name: str, metric: int) -> np.ndarray:
+        """Test scores of probes of an input control in a metric (by index), (step, test sample)."""
         steps = range(self.inputs[name].shape[2])
-        return np.stack([self._input_at(name, step)[0] for step in steps])
+        return np.stack([self._input_at(name, step)[metric] for step in steps])
 
     def _input_at(self, name: str, step: int) -> np.ndarray:
         """Test scores of probes of an input control at a step, (metric, test sample).

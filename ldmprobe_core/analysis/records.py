@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ldmprobe_core.analysis.class_records import ClassesRecord
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
@@ -144,7 +145,7 @@ class ControlRecord(_Record):
         own_best: score of the control in its own best cell.
         difference: score of the probe's best cell minus the score of the control's own best cell,
             paired over samples.  For input controls it is corrected for the number of training
-            samples, and its interval includes their choice (`analysis.training_size`).
+            samples, and its interval includes their choice (`analysis.controls.training_size`).
         p: one-sided p value that the probe is not above the control.  For shuffled labels it is a
             permutation p value, corrected for the choice among all cells; for others it is the
             share of the bootstrap's resamples in which the mean difference is not positive.
@@ -217,6 +218,26 @@ class ControlsRecord(_Record):
         ]
 
 
+class StepRecord(_Record):
+    """Scores of the chosen layer's probes at one step, beside those of the input controls.
+
+    Attributes:
+        step: sampler step, from 1.
+        score: score of the probe in the headline metric.
+        metric: metric of `value` and `less_inputs`: the partial form of the headline metric, to
+            which position adds nothing, or for masks AUROC, which needs no cut.
+        value: score of the probe in `metric`.
+        less_inputs: by name of the input control, score of the probe minus score of the control at
+            the same step, in `metric`, paired over samples.
+    """
+
+    step: int
+    score: Interval
+    metric: str
+    value: Interval
+    less_inputs: dict[str, Interval]
+
+
 class ClustersRecord(_Record):
     """Numbers of clusters of dependent test samples, over which intervals are taken.
 
@@ -255,7 +276,8 @@ class PropertyRecord(_Record):
     Attributes:
         best: best cell, chosen on validation samples.
         last: best cell of the last step.
-        layer: layer of the curves that `emergence` and `leads` refer to.
+        layer: layer of the curves that `steps`, `emergence` and `leads` refer to.
+        steps: scores of that layer at every step.
         clusters: clusters of dependent samples.
         not_beyond: names of the controls that the best cell does not clearly exceed; nonlinear
             kinds of probes are not among them.
@@ -271,6 +293,7 @@ class PropertyRecord(_Record):
     best: CellRecord
     last: CellRecord
     layer: LayerRecord
+    steps: list[StepRecord]
     emergence: EmergenceRecord
     leads: LeadsRecord
     clusters: ClustersRecord
@@ -281,48 +304,6 @@ class PropertyRecord(_Record):
     undefined: UndefinedRecord
     missing: float = 0.0
     analyses: AnalysesRecord | None = None
-
-
-class PhotographsRecord(_Record):
-    """Results of the class labeler on the user's photographs, for comparison.
-
-    Attributes:
-        count: number of photographs.
-        confident: fraction of them with a top probability above 0.9.
-        top: mean top probability.
-        classes: number of photographs by top class.
-    """
-
-    count: int
-    confident: float
-    top: float
-    classes: dict[str, int]
-
-
-class ClassesRecord(_Record):
-    """Results of the class labeler on final images and on the images of each step.
-
-    Attributes:
-        accuracy: fraction of samples whose final image gets the class of its prompt; None if
-            prompts name no class.
-        confident: fraction of final images with a top probability above 0.9.
-        by_prompt: whether the target class is the prompt's; otherwise it is the top class of the
-            final image.
-        recognized: fraction of images whose target class leads at the last step.
-        recognition_step: by source of step images, the mean step from which the target class leads
-            to the end, over the recognized images.
-        agreement: by source of step images, for each step the fraction of images whose top class is
-            that of the final image.
-        photographs: results on the user's photographs; None if there are none.
-    """
-
-    accuracy: Interval | None
-    confident: float
-    by_prompt: bool
-    recognized: float
-    recognition_step: dict[str, Interval]
-    agreement: dict[str, list[float]]
-    photographs: PhotographsRecord | None = None
 
 
 class NonfiniteRecord(_Record):

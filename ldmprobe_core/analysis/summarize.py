@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldmprobe_core.analysis.ceilings import block_ceilings
 from ldmprobe_core.analysis.class_curves import class_curves
-from ldmprobe_core.analysis.curves import Curves
-from ldmprobe_core.analysis.generalization.build import PropertyAnalyses, add_analyses
-from ldmprobe_core.analysis.nonfinite import count_nonfinite
-from ldmprobe_core.analysis.prompt_control import prompt_scores
-from ldmprobe_core.analysis.property_scores import PropertyScores
-from ldmprobe_core.analysis.records import Summary
-from ldmprobe_core.analysis.rivals import rival_scores
-from ldmprobe_core.analysis.same_prompt import read_same_prompt_scores
-from ldmprobe_core.analysis.training_size import (
+from ldmprobe_core.analysis.controls.ceilings import block_ceilings
+from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
+from ldmprobe_core.analysis.controls.rivals import rival_scores
+from ldmprobe_core.analysis.controls.same_prompt import read_same_prompt_scores
+from ldmprobe_core.analysis.controls.training_size import (
     CorrectedDifference,
     corrected_difference,
     scores_of_halves,
     training_halves,
 )
+from ldmprobe_core.analysis.curves import Curves
+from ldmprobe_core.analysis.generalization.build import PropertyAnalyses, add_analyses
+from ldmprobe_core.analysis.nonfinite import count_nonfinite
+from ldmprobe_core.analysis.property_scores import PropertyScores
+from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.probing.detection import position_cut

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ldmprobe_core.analysis.class_records import ClassesRecord
 from ldmprobe_core.analysis.records import (
-    ClassesRecord,
     LeadsRecord,
     PropertyRecord,
     Summary,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldmprobe_core.analysis.training_size import (
+from ldmprobe_core.analysis.controls.training_size import (
     DIVISIONS,
     corrected_difference,
     scores_of_halves,

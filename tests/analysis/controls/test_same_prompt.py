@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldmprobe_core.analysis.same_prompt import MOST_PARTNERS, same_prompt_scores
+from ldmprobe_core.analysis.controls.same_prompt import MOST_PARTNERS, same_prompt_scores
 from ldmprobe_core.probing.label_set import LabelSet
 
 COUNTS = [3, 1, 2, 2, 2, 7, 2]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from ldmprobe_core.analysis.rivals import recalibrate
+from ldmprobe_core.analysis.controls.rivals import recalibrate
 from ldmprobe_core.probing.label_set import LabelSet
 
 

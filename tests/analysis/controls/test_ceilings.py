@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldmprobe_core.analysis.ceilings import all_foreground_score, block_ceilings
+from ldmprobe_core.analysis.controls.ceilings import all_foreground_score, block_ceilings
 from ldmprobe_core.probing.label_set import LabelSet
 
 

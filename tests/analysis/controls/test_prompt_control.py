@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import Ridge
 
-from ldmprobe_core.analysis.prompt_control import control_grid, prompt_scores
+from ldmprobe_core.analysis.controls.prompt_control import control_grid, prompt_scores
 from ldmprobe_core.probing.label_set import LabelSet
 
 

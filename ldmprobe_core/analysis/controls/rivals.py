@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.analysis.prompt_control import control_grid
+from ldmprobe_core.analysis.controls.prompt_control import control_grid
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut

@@ -1,0 +1,53 @@
+"""Records of the class labeler's results in ``summary.json``."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from ldmprobe_core.probing.inference.bootstrap import Interval
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PhotographsRecord(_Record):
+    """Results of the class labeler on the user's photographs, for comparison.
+
+    Attributes:
+        count: number of photographs.
+        confident: fraction of them with a top probability above 0.9.
+        top: mean top probability.
+        classes: number of photographs by top class.
+    """
+
+    count: int
+    confident: float
+    top: float
+    classes: dict[str, int]
+
+
+class ClassesRecord(_Record):
+    """Results of the class labeler on final images and on the images of each step.
+
+    Attributes:
+        accuracy: fraction of samples whose final image gets the class of its prompt; None if
+            prompts name no class.
+        confident: fraction of final images with a top probability above 0.9.
+        by_prompt: whether the target class is the prompt's; otherwise it is the top class of the
+            final image.
+        recognized: fraction of images whose target class leads at the last step.
+        recognition_step: by source of step images, the mean step from which the target class leads
+            to the end, over the recognized images.
+        agreement: by source of step images, for each step the fraction of images whose top class is
+            that of the final image.
+        photographs: results on the user's photographs; None if there are none.
+    """
+
+    accuracy: Interval | None
+    confident: float
+    by_prompt: bool
+    recognized: float
+    recognition_step: dict[str, Interval]
+    agreement: dict[str, list[float]]
+    photographs: PhotographsRecord | None = None

@@ -1,0 +1,1 @@
+"""Controls and rivals whose scores are computed when a run is summarised."""
