@@ -70,7 +70,8 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     if folder.is_dir():
         refuse_revision(spec)
         # Without this check, the search for weights would go through any large folder.
-        if not (folder / "config.json").is_file():
+        # A folder of a pipeline has model_index.json instead.
+        if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
             raise UserError(
                 f"weights {source!r}: the folder holds no config.json. Fix: give a folder written "
                 "by save_pretrained"

@@ -47,6 +47,7 @@ def probe_activations(
     study: Study,
     columns: tuple[LabelColumn, ...] | None = None,
     statistics: SufficientStatistics | None = None,
+    train: np.ndarray | None = None,
 ) -> dict[str, CellResult]:
     """Fit every probe of a cell and score it on the held-out samples.
 
@@ -60,6 +61,8 @@ def probe_activations(
         columns: labels to fit; None fits all labels of the trained network.
         statistics: sufficient statistics of the training samples, for a run that does not store
             their activations; its label columns are `columns`.
+        train: indices of the samples to which probes are fitted, (n,); None takes all training
+            samples.
 
     Returns:
         Probes and scores by label assignment.  Without usable training or validation samples, there
@@ -67,7 +70,8 @@ def probe_activations(
     """
     columns = columns or study.label_columns("trained")
     finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
-    train = labels.train[finite[labels.train]]
+    train = labels.train if train is None else train
+    train = train[finite[train]]
     validation = labels.validation[finite[labels.validation]]
     fitted: _Fitted = {}
     if (statistics.n if statistics else len(train)) and len(validation):
@@ -166,14 +170,14 @@ def _score_heldout(
     """
     heldout, usable = activations[labels.heldout], finite[labels.heldout]
     heldout[~usable] = 0
+    repeated = {column.assignment for _, column in fitted if column.draw}
     scores = {}
     for key, tokens in _predict(heldout, fitted).items():
         column = key[1]
         record = property_of(column.prop)
         scorer = labels.scorer(column.prop, activations.shape[1:3])
-        # For labels of other images, compute only the metrics that are reported, because there may
-        # be many draws.
-        metrics = record.metrics if column.assignment == "true" else record.compared
+        # There may be many draws, and their other metrics are not reported.
+        metrics = record.compared if column.assignment in repeated else record.metrics
         values = scorer.scores(tokens, cuts.get(key), metrics)
         scores[key] = np.where(usable, values, np.nan)
     return scores

@@ -27,9 +27,9 @@ CREATED = f"{FOLDER}/created.json"
 CREATING = "creating.json"
 
 GROUPS = (
-    "samples", "images", "activations", "activations_permuted", "labels", "exact_maps",
-    "labels_trajectory", "labels_clean", "probes", "scores", "statistics", "interventions",
-    "progress",
+    "samples", "prompts", "images", "activations", "activations_permuted", "labels",
+    "exact_maps", "labels_trajectory", "labels_clean", "probes", "scores", "statistics",
+    "interventions", "progress",
 )  # fmt: skip
 """Names of the top-level groups that a run may have."""
 

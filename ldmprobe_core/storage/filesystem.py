@@ -114,12 +114,11 @@ def normal_url(url: str) -> str:
     if not separator:
         if re.match("(s3|gs|gcs|az|abfss?|https?|file|memory):", url, re.IGNORECASE):
             raise address_error("two slashes must follow the protocol, as in s3://")
-        encoded = [part.encode(errors="replace") for part in url.split("/")]
-        if sum(map(len, encoded)) > 4096 or max(map(len, encoded)) > 255:
+        sizes = [len(part.encode(errors="replace")) for part in url.split("/")]
+        if sum(sizes) > 4096 or max(sizes) > 255:
             raise address_error("it is too long for a path")
         return "/" + os.path.abspath(os.path.expanduser(url)).lstrip("/")
-    protocol = protocol.lower()
-    if protocol not in ("s3", "memory"):
+    if (protocol := protocol.lower()) not in ("s3", "memory"):
         raise address_error(f"the protocol {protocol!r:.20} is not supported")
     parts = rest.rstrip("/").split("/")
     if any(part.strip() in ("", ".", "..") for part in parts):

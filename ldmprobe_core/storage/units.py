@@ -88,7 +88,7 @@ GENERATE = UnitKind(
     verb="generate",
     progress="generated",
     dims=("batch",),
-    groups=("images", "activations", "activations_permuted", "exact_maps"),
+    groups=("prompts", "images", "activations", "activations_permuted", "exact_maps"),
     description="batch is generated",
 )
 LABEL = UnitKind(

@@ -202,6 +202,6 @@ def test_names_that_are_taken_are_refused(registered):
         register_metric("dice", Metric(total_error))
     with pytest.raises(ValueError, match="condition 'probe': the name is taken"):
         register_condition(Condition(name="probe", title="", column=""))
-    with pytest.raises(ValueError, match="assignment 'odd': unknown"):
+    with pytest.raises(ValueError, match="assignment 'odd': no such assignment"):
         register_condition(Condition(name="odd", title="", column="", assignment="odd"))
     assert LabelerSpec(name="difference").name == "difference"

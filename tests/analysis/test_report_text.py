@@ -64,6 +64,7 @@ def summary(position, shuffled, permuted, onset=THIRD, **more):
         best=best,
         last=best.model_copy(deep=True),
         layer=LayerRecord(name=name, kind="ridge", tied=[name]),
+        steps=[],
         emergence=EmergenceRecord(
             probe=curve(onset),
             **dict.fromkeys(RIVALS, undefined),

@@ -59,6 +59,9 @@ def test_summarise_intervention_resamples_prompts_over_all_targets(run):
     spec = Intervention(samples=5, targets=(Target(dx=0.25), Target(dx=0.2501)), steps=1)
     summary = carry_out_intervention(run, spec)
     score = run.read(f"interventions/{spec.name}", "score", condition=0, metric=0)
-    prompts = [run.samples[i].prompt for i in plan_intervention(run, spec).samples]
-    expected = Bootstrap(np.array(prompts * 2), 200, 0.95, 0).interval(score.ravel().astype(float))
+    samples = [run.samples[i] for i in plan_intervention(run, spec).samples]
+    prompts = np.array([sample.prompt for sample in samples] * 2)
+    categories = np.array([sample.category for sample in samples] * 2)
+    bootstrap = Bootstrap(prompts, 200, 0.95, 0, categories)
+    expected = bootstrap.interval(score.ravel().astype(float))
     assert summary.effects["edited"].mean.low == pytest.approx(expected.low)

@@ -14,6 +14,7 @@ from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.pipeline.planning.plan import plan_study
+from ldmprobe_core.study.layers import INPUT_CONTROLS
 from ldmprobe_core.study.samples import make_samples
 
 SHAPES = {  # (y, x, channels) of the first and last self-attention, and how many there are
@@ -47,7 +48,7 @@ def test_generation_and_shapes_of_each_architecture(model_folders, name, layers)
     for layer, shape in plan.shapes.items():
         assert made.activations.values[layer].shape == (2, len(plan.steps), *shape)
         assert np.isfinite(made.activations.values[layer]).all()
-        if layer == "latents":  # the denoiser's input: there is no permuted one
+        if layer in INPUT_CONTROLS:  # these do not depend on the denoiser's weights
             continue
         assert made.permuted.values[layer].shape == (2, len(plan.steps), *shape)
         assert (made.activations.values[layer] != made.permuted.values[layer]).any()

@@ -24,7 +24,10 @@ def test_probe_cell_depth_scores_equal_scikit_learn(finished_run):
         finished_run.open(f"probes/{layer}").sel(kind="ridge", property="depth").isel(step=step)
     )
     train = split == "train"
-    rows, wanted = big[train].reshape(-1, x.shape[-1]), depth[train].ravel()
+    mean_map = depth[train].mean(0)
+    tokens = mean_map.reshape(x.shape[1], factor, x.shape[2], factor).mean((1, 3))
+    pooled = tokens.repeat(factor, 0).repeat(factor, 1)  # the position term at full size
+    rows, wanted = big[train].reshape(-1, x.shape[-1]), (depth[train] - pooled).ravel()
     unit = x[train].reshape(-1, x.shape[-1]).var(0).mean()
     model = Ridge(alpha=float(probes.penalty) * unit * len(rows)).fit(rows, wanted)
     np.testing.assert_allclose(probes.weight.values, model.coef_, rtol=1e-4, atol=1e-7)
@@ -33,12 +36,9 @@ def test_probe_cell_depth_scores_equal_scikit_learn(finished_run):
         .score.sel(condition="probe", kind="ridge", layer=layer)
         .isel(step=step)
     )
-    mean_map = depth[train].mean(0)
-    tokens = mean_map.reshape(x.shape[1], factor, x.shape[2], factor).mean((1, 3))
-    pooled = tokens.repeat(factor, 0).repeat(factor, 1)
     design = np.stack([np.ones(mean_map.size), mean_map.ravel(), pooled.ravel()], axis=1)
     for index in np.flatnonzero(~train):
-        predicted = model.predict(big[index].reshape(-1, x.shape[-1]))
+        predicted = model.predict(big[index].reshape(-1, x.shape[-1])) + pooled.ravel()
         truth = depth[index].ravel()
         here = scores.sel(sample=index)
         for metric, expected in {

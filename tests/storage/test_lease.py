@@ -63,7 +63,7 @@ def test_hold_lease_names_a_living_holder(tmp_path):
         hold_lease(url, "flow run second"),
     ):
         pass
-    assert "wait for it" in str(told.value)
+    assert "wait until that process ends" in str(told.value)
     with hold_lease(url, "flow run second") as lease:
         assert lease.previous == ()
 

@@ -16,7 +16,9 @@ LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
 def test_write_refuses_a_region_that_cuts_a_chunk(run):
     for start, stop in ((0, 2), (2, 6), (1, 5), (4, 12), (4, 4)):
         data = np.zeros((stop - start, 3), np.int32)
-        with pytest.raises(ValueError, match=f"sample {start}\\.\\.{stop}.*chunks of 4"):
+        with pytest.raises(
+            ValueError, match=f"{start}\\.\\.{stop} of dimension sample .*have 4 of"
+        ):
             run.write(f"activations/{LAYER}", {"nonfinite": data}, sample=slice(start, stop))
 
 

@@ -35,7 +35,7 @@ def test_units_of_gives_every_unit_with_the_name_of_its_task_run(tiny_study, tmp
         "part 0 unit 0000 · samples 0-7",
         "part 1 unit 0000 · samples 8-11",
     ]
-    assert titles["probe"][4] == f"cell step 02 · {run.probe_inputs[1]}"
+    assert titles["probe"][5] == f"cell step 02 · {run.probe_inputs[1]}"
     assert len(titles["probe"]) == 3 * len(run.probe_inputs)
     for unit in (generate, label, accumulate, probe):
         assert unit.task_run_name == "{unit.title}"

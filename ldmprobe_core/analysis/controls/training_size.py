@@ -14,7 +14,7 @@ variance (the delete-d jackknife of Shao & Wu 1989, with d = n / 2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def scores_of_halves(
     )
     columns = (LabelColumn("true", prop),)
     results = [
-        probe_activations(activations, replace(labels, train=half), alone, columns)["true"]
+        probe_activations(activations, labels, alone, columns, train=half)["true"]
         for half in halves
     ]
     return np.stack([result.scores[prop][0, 0] for result in results]).astype(np.float64)

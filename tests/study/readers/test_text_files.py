@@ -38,7 +38,7 @@ def test_decode_text_reads_what_was_written(text, encoding):
         ("prompt,seed\ra\ud83d\ude00b,1\r".encode("utf-8", "surrogatepass"), "line 2: byte 0xed"),
         (
             "prompt,seed\nкот,1\n".encode("cp1251"),
-            "line 2: byte 0xea is not UTF-8, and Windows-1252",
+            "line 2: byte 0xea is not UTF-8, nor part of a Western European word in Windows-1252",
         ),
         ("prompt,seed\n猫坐在桌子上,1\n".encode("gbk"), "line 2: byte 0x.. is "),
         ("prompt,seed\n猫の帽子,1\n".encode("shift-jis"), "line 2: byte 0x.. is "),
