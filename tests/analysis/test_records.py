@@ -26,7 +26,7 @@ def test_summary_fits_the_json_schema_that_ships(finished_run):
         assert set(found["emergence"]) == {"probe", *rivals}
         assert set(found["controls"]) == {
             "position", "shuffled_labels", "permuted_weights", "latents", "clean_pixels", "prompt",
-            "mlp",
+            "same_prompt", "mlp",
         }  # fmt: skip
     del record["properties"]["depth"]["best"]
     with pytest.raises(jsonschema.ValidationError):
