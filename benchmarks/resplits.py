@@ -2,9 +2,10 @@
 
     python -m benchmarks.resplits RUN [splits] [--out FILE]
 
-The prompts of a run that stores its activations are divided anew into training, validation and
-test prompts (30 times).  Every split gets ridge probes with a position term in every cell, from
-sums that are computed once for each prompt, and the rules of a run: one layer for the whole curve,
+For a run that stores its activations, the prompts are divided into training, validation and test
+prompts in other ways than in the run (30 by default).  Every split gets ridge probes with a
+position term in every cell, from sums that are computed once for each prompt, and the rules of a
+run: one layer for the whole curve,
 which is chosen on validation, and intervals from the bootstrap of the test prompts.  Printed are
 the distribution of the onset and of the settled step, the share of the splits in which they lie in
 the interval that the run printed, and the controls that splits do not exceed.

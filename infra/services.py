@@ -266,7 +266,7 @@ def unprivileged_user() -> str | None:
         except KeyError:
             continue
     raise StackError(
-        "PostgreSQL refuses to run as root, and neither user postgres nor nobody exists. Fix: "
+        "PostgreSQL does not run as root, and no user postgres or nobody exists to run it. Fix: "
         "create the user postgres, or start the stack as another user than root"
     )
 

@@ -22,6 +22,7 @@ from ldmprobe_core.analysis.records import (
 )
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.inference.selection import choose_layer
+from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import CONDITIONS
 from ldmprobe_core.study.layers import INPUT_CONTROLS
@@ -171,7 +172,7 @@ class PropertyScores:
             inputs={name: self._input_curve(name, 0) for name in self.inputs},
             compared=self.scores[0, kind, other, :, layer][..., self.is_test],
             inputs_compared={name: self._input_curve(name, other) for name in self.inputs},
-            cells=_defined_mean(self.scores[0, best_kind, 0][..., self.is_test], np.nan),
+            cells=mean_of_defined(self.scores[0, best_kind, 0][..., self.is_test]),
             kind=self.kinds[best_kind],
             layer=LayerRecord(name=self.layers[layer], kind=self.kinds[kind], tied=tied),
         )
@@ -183,7 +184,7 @@ class PropertyScores:
         curves: Curves,
         truth: np.ndarray,
         missing: float,
-        ceilings: dict[str, float],
+        ceilings: dict[str, float | None],
         corrected: dict[str, CorrectedDifference] | None = None,
     ) -> PropertyRecord:
         """Build the property's part of ``summary.json``.
@@ -232,7 +233,7 @@ class PropertyScores:
 
     def _validation(self, scores: np.ndarray) -> np.ndarray:
         """Mean of the defined scores (..., held-out sample) on validation samples; -inf if none."""
-        return _defined_mean(scores[..., ~self.is_test], -np.inf)
+        return mean_of_defined(scores[..., ~self.is_test], otherwise=-np.inf)
 
     def _curve_layer(self) -> tuple[int, int, list[str]]:
         """Choose the kind and layer of the probe's curve by the mean validation score over steps.
@@ -316,8 +317,8 @@ class PropertyScores:
             probe: scores of the probe's best cell, (test sample,).
             draws: scores of all permutations, (draw, step, layer, held-out sample).
         """
-        largest = _defined_mean(draws[..., self.is_test], -np.inf).max((1, 2))
-        observed = _defined_mean(probe, np.nan)
+        largest = mean_of_defined(draws[..., self.is_test], otherwise=-np.inf).max((1, 2))
+        observed = mean_of_defined(probe)
         if not np.isfinite(observed):
             return None
         return float((1 + (largest >= observed).sum()) / (1 + len(largest)))
@@ -380,11 +381,3 @@ class PropertyScores:
                 if i > 0
             },
         )
-
-
-def _defined_mean(scores: np.ndarray, otherwise: float) -> np.ndarray:
-    """Mean of the defined scores over the last axis; `otherwise` where there are none."""
-    defined = np.isfinite(scores)
-    count = defined.sum(-1)
-    total = np.where(defined, scores, 0).sum(-1)
-    return np.where(count > 0, total / np.maximum(count, 1), otherwise)

@@ -299,7 +299,7 @@ class PropertyRecord(_Record):
     clusters: ClustersRecord
     controls: ControlsRecord
     not_beyond: list[str]
-    ceilings: dict[str, float]
+    ceilings: dict[str, float | None]
     constant: float | None
     undefined: UndefinedRecord
     missing: float = 0.0

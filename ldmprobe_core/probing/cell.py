@@ -11,6 +11,7 @@ from ldmprobe_core.probing.fitters.base import CellData, FitData, Probe
 from ldmprobe_core.probing.fitters.registry import FITTERS
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe, predictions
+from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.study.conditions import LabelColumn
@@ -208,7 +209,7 @@ def _collect(
         for row, kind in zip(means[prop], study.kinds, strict=True):
             rows = [scores[kind, column] for column in draws if (kind, column) in scores]
             if rows:
-                row[:] = _mean_of_defined(np.stack(rows))
+                row[:] = mean_of_defined(np.stack(rows), axis=0)
         if draws and assignment != "true":
             by_draw[prop] = np.full((len(draws), shape[-1]), np.nan, np.float32)
             kinds = [kind for kind in study.kinds if (kind, draws[-1]) in scores]
@@ -216,11 +217,3 @@ def _collect(
                 if kinds:
                     row[:] = scores[kinds[0], column][0]
     return CellResult(probes, means, by_draw)
-
-
-def _mean_of_defined(values: np.ndarray) -> np.ndarray:
-    """Average over the first axis the values that are not NaN; NaN where there are none."""
-    defined = ~np.isnan(values)
-    count = defined.sum(0)
-    total = np.where(defined, values, 0).sum(0)
-    return np.where(count, total / np.maximum(count, 1), np.nan)

@@ -205,6 +205,16 @@ def ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.where(empty, 1.0, numerator / np.where(empty, 1, denominator))
 
 
+def mean_of_defined(
+    scores: np.ndarray, axis: int = -1, otherwise: float = float("nan")
+) -> np.ndarray:
+    """Average the finite scores along an axis; the result is `otherwise` where there are none."""
+    defined = np.isfinite(scores)
+    count = defined.sum(axis)
+    total = np.where(defined, scores, 0).sum(axis)
+    return np.where(count > 0, total / np.maximum(count, 1), otherwise)
+
+
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a.astype(np.float64), b.astype(np.float64)
     covariance = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)

@@ -169,4 +169,6 @@ class BlockPartialScorer:
 
     def _block_sums(self, rows: np.ndarray) -> np.ndarray:
         """Sum each row of pixels over the pixel block of each token, (n, block)."""
-        return rows.reshape(len(rows), *self._blocks).sum((2, 4)).reshape(len(rows), -1)
+        blocks = self._blocks[0] * self._blocks[2]
+        # A constant mean map has no covariates, and so no rows.
+        return rows.reshape(len(rows), *self._blocks).sum((2, 4)).reshape(len(rows), blocks)

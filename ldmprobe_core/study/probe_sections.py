@@ -167,7 +167,8 @@ class Controls(Section):
         mlp: fit a probe with one hidden layer in each cell, which is slow.
         shuffled_labels: train probes on the labels of other training images.
         permutations: number of permutations of the images that `shuffled_labels` draws.  The
-            smallest p value that it can show is 1 / (permutations + 1).
+            smallest p value that it can show is 1 / (permutations + 1), so with fewer than 19 no
+            probe counts as above the control.
         permuted_weights: probe a denoiser with permuted weight tensors, on the same latents.
     """
 

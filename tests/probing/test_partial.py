@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import pearsonr, rankdata
+from scipy.stats import pearsonr, rankdata, spearmanr
 
 from ldmprobe_core.probing.partial import (
     BlockPartialScorer,
@@ -107,3 +107,17 @@ def test_a_label_that_is_the_mean_map_or_not_finite_is_undefined():
     truth[0], truth[1, 2, 3] = mean, np.nan
     assert np.isnan(partial_spearman(predicted, truth, mean[None])).tolist() == [True, True, False]
     assert np.isnan(partial_pearson(predicted, truth, mean[None])).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("ranks", [True, False])
+def test_partial_scores_with_a_constant_mean_map_are_plain_correlations(ranks):
+    rng = np.random.default_rng(8)
+    truth, tokens = rng.normal(size=(3, 8, 8)), rng.normal(size=(3, 4, 4))
+    labels = np.stack([rankdata(t).reshape(8, 8) for t in truth]) if ranks else truth
+    found = BlockPartialScorer(labels, np.ones((8, 8)), (4, 4), ranks=ranks).scores(tokens)
+    correlate = spearmanr if ranks else pearsonr
+    expected = [
+        correlate(p.repeat(2, 0).repeat(2, 1).ravel(), t.ravel()).statistic
+        for p, t in zip(tokens, truth, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-9)

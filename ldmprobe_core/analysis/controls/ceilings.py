@@ -13,13 +13,14 @@ from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import dice_at
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.measured import measured
+from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.probing.ranks import flatten_maps, mean_ranks
 from ldmprobe_core.study.properties import property_of
 
 
 def block_ceilings(
     labels: LabelSet, prop: str, grids: list[tuple[int, int]], test: np.ndarray
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Compute the mean test score of the best block-constant predictions, for each token grid.
 
     Such predictions are constant on each token's block of pixels, as those of every probe are.  For
@@ -34,10 +35,10 @@ def block_ceilings(
         test: indices of the test samples, (test sample,).
 
     Returns:
-        mean headline score by grid, such as ``16x16``; NaN if no test sample has a score.
+        mean headline score by grid, such as ``16x16``; None if no test sample has a score.
     """
     chosen = np.isin(labels.heldout, test)
-    ceilings = {}
+    ceilings: dict[str, float | None] = {}
     for grid in dict.fromkeys(grids):
         tokens = labels.tokens(prop, grid)[labels.heldout]
         scorer = labels.scorer(prop, grid)
@@ -53,19 +54,22 @@ def block_ceilings(
                 candidates.append(block_means(ranks, grid))
             metric = (property_of(prop).metrics[0],)
             scores = [scorer.scores(np.nan_to_num(c), None, metric)[0, chosen] for c in candidates]
-            best = scores[int(np.nanargmax([_mean_of_defined(row) for row in scores]))]
-        ceilings[f"{grid[0]}x{grid[1]}"] = _mean_of_defined(best)
+            best = scores[int(mean_of_defined(np.stack(scores), otherwise=-np.inf).argmax())]
+        ceilings[f"{grid[0]}x{grid[1]}"] = _mean_or_none(best)
     return ceilings
 
 
-def all_foreground_score(masks: np.ndarray) -> float:
+def all_foreground_score(masks: np.ndarray) -> float | None:
     """Mean Dice of predicting foreground everywhere.
 
     Args:
         masks: (n, y, x) bool, or floats with NaN at pixels that were not measured.
+
+    Returns:
+        the mean over the masks that have measured pixels; None if there are none.
     """
-    shares = np.nanmean(flatten_maps(masks).astype(np.float64), axis=1)
-    return _mean_of_defined(2 * shares / (1 + shares))
+    shares = mean_of_defined(flatten_maps(masks).astype(np.float64))
+    return _mean_or_none(2 * shares / (1 + shares))
 
 
 def _best_dice(shares: np.ndarray, weights: np.ndarray | None, index: int) -> float:
@@ -85,6 +89,7 @@ def _best_dice(shares: np.ndarray, weights: np.ndarray | None, index: int) -> fl
     return float(dice_at(np.nan_to_num(row), row, cuts, weight).max())
 
 
-def _mean_of_defined(scores: np.ndarray) -> float:
-    defined = np.isfinite(scores)
-    return float(scores[defined].mean()) if defined.any() else float("nan")
+def _mean_or_none(scores: np.ndarray) -> float | None:
+    """Mean of the defined scores (n,); None if there are none, which JSON can hold."""
+    mean = float(mean_of_defined(scores))
+    return mean if np.isfinite(mean) else None

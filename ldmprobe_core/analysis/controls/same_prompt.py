@@ -14,6 +14,7 @@ from ldmprobe_core.probing.block_scores import BlockScorer
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.storage.run import Run
 
 MOST_PARTNERS = 4
@@ -56,10 +57,7 @@ def same_prompt_scores(
         scorer = BlockScorer(prop, truth, labels.means[prop], predicted.shape[1:3])
         alone = partner == np.arange(len(members))
         scores.append(np.where(alone, np.nan, scorer.scores(predicted, cut)))
-    stacked = np.stack(scores)
-    defined = np.isfinite(stacked)
-    total = np.where(defined, stacked, 0).sum(0)
-    return np.where(defined.any(0), total / np.maximum(defined.sum(0), 1), np.nan)
+    return mean_of_defined(np.stack(scores), axis=0)
 
 
 def read_same_prompt_scores(

@@ -48,7 +48,8 @@ Slug = Annotated[str, AfterValidator(_slug)]
 def user_path(text: str) -> Path:
     """Return a path in which ``~`` is replaced by the home folder.
 
-    A name of an unknown user, as in ``~nobody/x``, stays as it is, so that the path does not exist.
+    If the path begins with the name of a user who does not exist, as in ``~name/x``, it is returned
+    unchanged; no such path exists, so the caller's check for the file fails as for any other.
     """
     return Path(os.path.expanduser(text))
 

@@ -1,5 +1,7 @@
 """Ceilings of token grids against loops over cuts and scipy."""
 
+import warnings
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -53,3 +55,15 @@ def test_dice_of_foreground_everywhere():
     partly = masks.astype(float)
     partly[0, 2:] = np.nan
     assert all_foreground_score(partly) == pytest.approx((1 + expected[1]) / 2)
+
+
+def test_maps_without_a_defined_score_have_no_ceiling():
+    """A constant map has no rank correlation, and a mask without measured pixels has no Dice."""
+    labels, test = label_set_of(depth=np.ones((6, 8, 8))), np.array([4, 5])
+    assert block_ceilings(labels, "depth", [(4, 4)], test) == {"4x4": None}
+    unknown = np.full((6, 8, 8), np.nan)
+    labels = label_set_of(foreground=unknown)
+    assert block_ceilings(labels, "foreground", [(4, 4)], test) == {"4x4": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all_foreground_score(unknown[test]) is None
