@@ -235,8 +235,9 @@ def test_a_scheduled_run_is_picked_up_and_gives_the_same_bytes(connected, refere
     names = sorted(t.name for t in recorded)
     assert len([n for n in names if n.startswith("batch ")]) == 6
     assert len([n for n in names if n.startswith("label ")]) == 6
-    assert len([n for n in names if n.startswith("cell step ")]) == 9
-    assert len(names) == 6 + 6 + 9 + 2
+    # At three steps: three layers, and the pixels of the step's predicted clean image.
+    assert len([n for n in names if n.startswith("cell step ")]) == 3 * (3 + 1)
+    assert len(names) == 6 + 6 + 12 + 2
     keys = {a.key for a in artifacts}
     assert {"best-cells-stacked", "summary-stacked", "report-stacked"} <= keys
     progress = {a.key: a for a in artifacts if a.key.startswith("progress-")}
