@@ -54,17 +54,22 @@ class CellRecord(_Record):
 class LayerRecord(_Record):
     """Layer and kind of probe whose scores over the steps are reported.
 
-    Both are chosen once for all steps, by the mean validation score over the steps.
+    Both are chosen once for all steps, by the mean validation score over the steps.  Among tied
+    layers, the one that most re-splits choose is taken.
 
     Attributes:
         name: name of the layer.
         kind: kind of the probe.
-        tied: layers within one standard error of the chosen one, best first; it is among them.
+        tied: layers within one standard error of the best one, best first; `name` is among them.
+        resplits: number of re-splits of the training and validation prompts that choose each layer
+            among `tied`, by name; empty if there are none, because training activations are not
+            stored.
     """
 
     name: str
     kind: str
     tied: list[str]
+    resplits: dict[str, int] = Field(default_factory=dict)
 
 
 class BarRecord(_Record):

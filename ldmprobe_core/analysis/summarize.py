@@ -23,6 +23,7 @@ from ldmprobe_core.analysis.controls.training_size import (
 )
 from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.generalization.build import PropertyAnalyses, add_analyses
+from ldmprobe_core.analysis.generalization.resplits import resplit_curves
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import Summary
@@ -96,12 +97,18 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     steps = run.open("progress").sizes["step"]
     shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
     grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
+    of_property = {
+        prop: PropertyScores.read(run, prop, labels.heldout, is_test, bootstrap)
+        for prop in study.labels.maps
+    }
+    candidates = {prop: scores.tied_layers for prop, scores in of_property.items()}
+    resplits = resplit_curves(run, labels, candidates, test)
     properties, curves, analyses = {}, {}, {}
-    for prop in study.labels.maps:
-        scores = PropertyScores.read(run, prop, labels.heldout, is_test, bootstrap)
+    for prop, scores in of_property.items():
         truth = labels.maps[prop][test]
         position = position_scores(prop, labels, test)
-        curves[prop] = scores.curves(position[0], rival_scores(run, prop, labels, test, steps))
+        rivals = rival_scores(run, prop, labels, test, steps)
+        curves[prop] = scores.curves(position[0], rivals, resplits.get(prop))
         properties[prop] = scores.to_record(
             position,
             _scores_without_cells(run, scores, labels, is_test),
