@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ldmprobe_core.analysis.class_records import ClassesRecord
+from ldmprobe_core.analysis.controls.exact_maps import ExactRecord
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
@@ -293,6 +294,7 @@ class PropertyRecord(_Record):
         missing: share of the pixels of the stored samples' labels that were not measured, and are
             left out of fits and scores.
         analyses: transfer between steps, category hold-out, learning curve and description length.
+        exact: scores on exact maps; None if the source images have none of the property.
     """
 
     best: CellRecord
@@ -309,6 +311,7 @@ class PropertyRecord(_Record):
     undefined: UndefinedRecord
     missing: float = 0.0
     analyses: AnalysesRecord | None = None
+    exact: ExactRecord | None = None
 
 
 class NonfiniteRecord(_Record):
