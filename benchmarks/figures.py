@@ -143,7 +143,7 @@ def without_controls(study: Study) -> Study:
     """The same with nothing but the probes proper."""
     content = study.model_dump(mode="json", by_alias=True)
     controls = content["controls"]
-    content["controls"] = {k: False if isinstance(v, bool) else v for k, v in controls.items()}
+    content["controls"] = {k: v if type(v) is int else False for k, v in controls.items()}
     return parse_study(content)
 
 
