@@ -337,6 +337,8 @@ class Summary(_Record):
     Attributes:
         samples: number of samples, in total and by split, and of groups in the test split.
         steps: number of sampler steps.
+        log_snr: log signal-to-noise ratio (natural, of variances) of the latents before each step;
+            None for latents without signal or noise.  Empty for runs of earlier releases.
         layers: number of captured layers.
         properties: results by property.
         classes: results of the class labeler; None if no class is labeled.
@@ -357,6 +359,7 @@ class Summary(_Record):
     model_fingerprint: str
     samples: dict[str, int]
     steps: int
+    log_snr: list[float | None] = Field(default_factory=list)
     layers: int
     properties: dict[str, PropertyRecord]
     classes: ClassesRecord | None = Field(serialization_alias="class", validation_alias="class")

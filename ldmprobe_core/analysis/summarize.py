@@ -107,6 +107,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         model_fingerprint=attributes["model_fingerprint"],
         samples=_count_samples(samples) | {"test_groups": bootstrap.groups},
         steps=run.open("progress").sizes["step"],
+        log_snr=attributes.get("log_snr", []),
         layers=len(run.layers),
         properties=properties,
         classes=class_curves(run) if study.labels.classes else None,
