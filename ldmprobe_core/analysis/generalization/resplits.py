@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from operator import add
 
 import numpy as np
@@ -93,7 +93,7 @@ class Resplits:
         """
         return float(1 / np.sqrt(1 - self.train.mean()))
 
-    @cached_property
+    @property
     def samples(self) -> np.ndarray:
         """Indices of the samples of all blocks, block by block, (member,)."""
         return np.concatenate(self.blocks)
