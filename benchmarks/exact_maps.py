@@ -8,7 +8,8 @@ out twice: on exact maps, and on what the labelers say.  Prints for each propert
 * the labelers' own score against the exact maps;
 * the best probe that was fitted to exact maps, scored on exact maps (the main figure);
 * the best probe that was fitted to labels, scored on exact maps;
-* the same probe scored on labels, as in a study of generated images.
+* the same probe scored on labels, as in a study of generated images;
+* the paired differences of these, the partial scores, and the scores of position alone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 
@@ -76,20 +78,45 @@ def carry_out(folder: Path, store: str, exact: bool) -> tuple[Run, Summary]:
     return run, build_report(run, {})
 
 
-def score_on(exact: Run, labeled: Run, summary: Summary, prop: str) -> Interval:
-    """Score the best probe of the run on labels against the exact maps of the other run."""
+def scores_on(truth: Run, fitted: Run, summary: Summary, prop: str) -> np.ndarray:
+    """Score the best probe of one run against the labels of another, (metric, test sample)."""
     best = summary.properties[prop].best
-    stored = labeled.open(f"probes/{best.layer}").sel(kind=best.kind, property=prop, step=best.step)
+    stored = fitted.open(f"probes/{best.layer}").sel(kind=best.kind, property=prop, step=best.step)
     probe = LinearProbe.from_dataset(stored.load())
-    labels = label_set(exact)
-    tokens = exact.read(f"activations/{best.layer}", "activation", step=best.step - 1)
+    labels = label_set(truth)
+    tokens = truth.read(f"activations/{best.layer}", "activation", step=best.step - 1)
     predicted = probe.predict(tokens[labels.heldout])
     cut = probe.cut if np.isfinite(probe.cut) else None
-    scores = labels.scorer(prop, tokens.shape[1:3]).scores(predicted, cut)[0]
-    test = np.array([exact.samples[i].split == "test" for i in labels.heldout])
-    members = [exact.samples[i] for i in labels.heldout[test]]
-    study = exact.study
-    return Bootstrap.of_samples(members, study.bootstrap, study.prompts.seed).interval(scores[test])
+    test = np.array([truth.samples[i].split == "test" for i in labels.heldout])
+    return labels.scorer(prop, tokens.shape[1:3]).scores(predicted, cut)[:, test]
+
+
+def compare(
+    exact_run: Run, exact: Summary, run: Run, labeled: Summary, prop: str
+) -> dict[str, Interval | None]:
+    """Compare the probes of both runs on exact maps and on labels, image by image."""
+    study = exact_run.study
+    members = [sample for sample in exact_run.samples if sample.split == "test"]
+    interval = Bootstrap.of_samples(members, study.bootstrap, study.prompts.seed).interval
+    of_exact = scores_on(exact_run, exact_run, exact, prop)
+    of_labels = scores_on(exact_run, run, labeled, prop)
+    on_labels = scores_on(run, run, labeled, prop)
+    partial, metrics = property_of(prop).partial_metric, property_of(prop).metrics
+    row = {
+        "labeler on exact": (labeled.labelers or {}).get(prop),
+        "exact on exact": interval(of_exact[0]),
+        "labels on exact": interval(of_labels[0]),
+        "less exact on exact": interval(of_labels[0] - of_exact[0]),
+        "labels on labels": interval(on_labels[0]),
+        "less labels on exact": interval(on_labels[0] - of_labels[0]),
+        "position on exact": exact.properties[prop].controls.position.own_best.score,
+        "position on labels": labeled.properties[prop].controls.position.own_best.score,
+    }
+    if partial is not None:
+        names = ("exact on exact", "labels on exact", "labels on labels")
+        for name, scores in zip(names, (of_exact, of_labels, on_labels), strict=True):
+            row[f"{name}, partial"] = interval(scores[metrics.index(partial)])
+    return row
 
 
 def main() -> None:
@@ -102,16 +129,7 @@ def main() -> None:
         (exact_run, exact), (run, labeled) = (
             carry_out(folder, store, truth) for truth in (True, False)
         )
-        rows = {
-            prop: {
-                "labeler on exact": (labeled.labelers or {}).get(prop),
-                "exact on exact": result.best.score,
-                "exact on exact, partial": result.best.partial,
-                "labels on exact": score_on(exact_run, run, labeled, prop),
-                "labels on labels": labeled.properties[prop].best.score,
-            }
-            for prop, result in exact.properties.items()
-        }
+        rows = {prop: compare(exact_run, exact, run, labeled, prop) for prop in exact.properties}
     for prop, row in rows.items():
         print(prop, *(f"{name} {number(value)}" for name, value in row.items()), sep="; ")
     print(json.dumps({p: {n: v and v.model_dump() for n, v in r.items()} for p, r in rows.items()}))

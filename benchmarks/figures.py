@@ -142,7 +142,8 @@ def plain_study(images: int, steps: int, **changes: str) -> Study:
 def without_controls(study: Study) -> Study:
     """The same with nothing but the probes proper."""
     content = study.model_dump(mode="json", by_alias=True)
-    content["controls"] = dict.fromkeys(content["controls"], False)
+    controls = content["controls"]
+    content["controls"] = {k: v if type(v) is int else False for k, v in controls.items()}
     return parse_study(content)
 
 

@@ -5,10 +5,10 @@
 For a run that stores its activations, the prompts are divided into training, validation and test
 prompts in other ways than in the run (30 by default).  Every split gets ridge probes with a
 position term in every cell, from sums that are computed once for each prompt, and the rules of a
-run: one layer for the whole curve,
-which is chosen on validation, and intervals from the bootstrap of the test prompts.  Printed are
-the distribution of the onset and of the settled step, the share of the splits in which they lie in
-the interval that the run printed, and the controls that splits do not exceed.
+run: one layer for the whole curve, which is chosen on validation.  Printed are the distribution of
+the onset and of the settled step, the share of the splits in which they lie in the interval that
+the run printed, and the controls that splits do not exceed.  About 5 minutes of one CPU for the
+default study.
 
 Only ridge probes are fitted, also to the foreground, where a run may have chosen logistic probes.
 Of the controls, position, prompt and the input controls are compared, the latter without the
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +29,11 @@ from typing import Any
 import numpy as np
 
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
+from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer
+from ldmprobe_core.analysis.generalization.resplits import Resplits
 from ldmprobe_core.analysis.records import LARGEST_P, PropertyRecord, load_summary
 from ldmprobe_core.analysis.summarize import position_scores
 from ldmprobe_core.pipeline.labels import label_set
-from ldmprobe_core.probing.detection import best_cut
-from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import (
     SHARES,
@@ -41,14 +43,9 @@ from ldmprobe_core.probing.inference.emergence import (
 )
 from ldmprobe_core.probing.inference.selection import choose_layer
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.probing.measured import mean_map
 from ldmprobe_core.probing.neighbourhood import probe_features
-from ldmprobe_core.probing.position import position_means, position_term, token_positions
-from ldmprobe_core.probing.ranks import flatten_maps
-from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.splits import SPLITS, SampleDraft, assign_splits
 
 
@@ -93,85 +90,29 @@ def make_split(run: Run, labels: LabelSet, number: int) -> Split:
     )
 
 
-def sums_by_prompt(
-    activations: np.ndarray, targets: np.ndarray, prompts: np.ndarray
-) -> list[SufficientStatistics]:
-    """Sums of products of one cell's tokens, for each prompt."""
-    grid = activations.shape[1], activations.shape[2]
-    positions = token_positions(grid)
-    return [
-        SufficientStatistics.from_tokens(
-            activations[members].reshape(-1, activations.shape[-1]),
-            targets[members].reshape(-1, targets.shape[-1]),
-            positions=np.resize(positions, len(members) * positions.size),
-            n_positions=int(positions.max()) + 1,
-        )
-        for members in (np.flatnonzero(prompts == name) for name in np.unique(prompts))
-    ]
-
-
-def total(sums: list[SufficientStatistics], members: np.ndarray) -> SufficientStatistics:
-    result = sums[members[0]]
-    for index in members[1:]:
-        result = result + sums[index]
-    return result
-
-
-def fit_split(
-    sums: list[SufficientStatistics],
-    member: np.ndarray,
-    split: Split,
-    grid: tuple[int, int],
-    penalties: tuple[float, ...],
-) -> list[LinearProbe]:
-    """Fit a ridge probe with a position term to each property, as a run's cells do.
-
-    Args:
-        sums: result of `sums_by_prompt`.
-        member: index of each sample's prompt among the sums, (sample,).
-        split: split of the prompts.
-        grid: number of tokens down and across.
-        penalties: candidate penalties.
-    """
-    labels = split.labels
-    tokens = [labels.mean_tokens(prop, grid) for prop in labels.maps]
-    means = np.stack([position_means(mean) for mean in tokens], axis=1)
+def by_prompt(run: Run, splits: list[Split]) -> Resplits:
+    """Express splits as divisions of blocks of samples, one block for each prompt."""
+    prompts = np.array([sample.group for sample in run.samples])
+    blocks = [np.flatnonzero(prompts == name) for name in np.unique(prompts)]
+    first = [block[0] for block in blocks]
     train, validation = (
-        total(sums, np.unique(member[part])).less_positions(means)
-        for part in (labels.train, labels.validation)
+        np.stack([np.isin(first, getattr(split.labels, part)) for split in splits])
+        for part in ("train", "validation")
     )
-    probes = fit_ridge(RidgePath.from_statistics(train), validation, penalties)
-    return [
-        LinearProbe(probe.weight, probe.bias, probe.penalty, position=position_term(mean, "share"))
-        for probe, mean in zip(probes, tokens, strict=True)
-    ]
+    return Resplits(blocks, train, validation)
 
 
 def cell_scores(
-    run: Run, name: str, step: int, labels: LabelSet, splits: list[Split]
+    run: Run, name: str, step: int, scorers: list[TestScorer], resplits: Resplits
 ) -> np.ndarray:
     """Headline scores of one cell's probes, (split, property, sample)."""
     activations = probe_features(name, run.read(f"activations/{name}", "activation", step=step))
-    grid = activations.shape[1], activations.shape[2]
-    targets = np.stack([labels.tokens(prop, grid) for prop in labels.maps], axis=-1)
-    prompts = np.array([sample.group for sample in run.samples])
-    sums = sums_by_prompt(activations, targets, prompts)
-    member = np.unique(prompts, return_inverse=True)[1]
-    scores = np.empty((len(splits), len(labels.maps), len(prompts)), np.float32)
-    for row, split in zip(scores, splits, strict=True):
-        probes = fit_split(sums, member, split, grid, run.study.probes.penalties)
-        predicted = predictions(activations, probes)
-        for i, prop in enumerate(labels.maps):
-            cut = None
-            if property_of(prop).is_mask:
-                train = split.labels.train
-                cut = best_cut(
-                    flatten_maps(predicted[train, ..., i]), flatten_maps(targets[train, ..., i])
-                )
-            metrics = property_of(prop).metrics
-            scorer = labels.scorer(prop, grid)
-            row[i] = scorer.scores(predicted[..., i], cut, metrics[:1])[0]
-    return scores
+    of_property = []
+    for scorer in scorers:
+        data = RefitData(activations, scorer.labels, scorer.prop, run.study.probes.penalties)
+        predicted = resplits.predict(data, resplits.fit(data))
+        of_property.append([scorer.scores(one, 0.0, headline_only=True)[0] for one in predicted])
+    return np.stack(of_property, axis=1).astype(np.float32)
 
 
 def conclude(run: Run, prop: str, scores: dict[str, np.ndarray], split: Split) -> Conclusion:
@@ -253,12 +194,13 @@ def main() -> None:
     everything = np.arange(len(run.samples))
     labels = LabelSet(first.maps, first.means, first.train, first.validation, everything)
     splits = [make_split(run, labels, number) for number in range(1, chosen.splits + 1)]
-    scores = {
-        name: np.stack(
-            [cell_scores(run, name, step, labels, splits) for step in range(summary.steps)]
-        )
-        for name in run.probe_inputs
-    }
+    resplits, started = by_prompt(run, splits), time.process_time()
+    scorers = [TestScorer(labels, prop, everything) for prop in labels.maps]
+    scores = {}
+    for name in run.probe_inputs:
+        cells = [cell_scores(run, name, step, scorers, resplits) for step in range(summary.steps)]
+        scores[name] = np.stack(cells)
+        print(f"{name}: {time.process_time() - started:.0f} CPU seconds", file=sys.stderr)
     figures = {}
     for i, prop in enumerate(labels.maps):
         conclusions = [

@@ -40,6 +40,12 @@ from ldmprobe_core.analysis.controls.training_size import (
     scores_of_halves,
     training_halves,
 )
+from ldmprobe_core.analysis.generalization.resplits import (
+    ResplitCurves,
+    Resplits,
+    ResplitScorer,
+    choose_curves,
+)
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.summarize import position_scores
 from ldmprobe_core.probing.cell import CellResult, probe_activations
@@ -291,6 +297,26 @@ def corrected_differences(
     return corrected
 
 
+def curves_of_resplits(
+    world: World, study: Study, labels: LabelSet, scores: PropertyScores, test: np.ndarray
+) -> ResplitCurves | None:
+    """Fit the tied layers on other divisions of the prompts, as `resplit_curves` does for a run."""
+    prompts, prop = np.array([sample.group for sample in world.samples]), scores.prop.name
+    resplits = Resplits.draw(labels, prompts, study.prompts.seed)
+    if resplits is None:
+        return None
+    scorer = ResplitScorer(labels, prop, study.probes.penalties, resplits, test)
+    cells = [
+        [scorer.scores(one) for one in world.layers["trained"][scores.layers.index(name)]]
+        for name in scores.tied_layers
+    ]
+    on_test, on_validation = (
+        np.stack([[cell[part] for cell in steps] for steps in cells]) for part in (0, 1)
+    )
+    members = prompts[resplits.samples]
+    return choose_curves(scores.tied_layers, on_test, on_validation, members, resplits.inflation)
+
+
 def decide(kind: str, prop: str, seed: int) -> Outcome:
     """Carry one study out, and return what is decided about each property."""
     threadpool_limits(1, user_api="blas")
@@ -316,7 +342,8 @@ def decide(kind: str, prop: str, seed: int) -> Outcome:
         controls["same_prompt"] = of_others
     unlabeled = np.full((STEPS, len(test)), np.nan)
     names = ("trajectory", "clean", "trajectory_recalibrated", "clean_recalibrated")
-    curves = scores.curves(position[0], dict.fromkeys(names, unlabeled))
+    resplits = curves_of_resplits(world, study, labels, scores, test)
+    curves = scores.curves(position[0], dict.fromkeys(names, unlabeled), resplits)
     truth = world.maps[prop][test]
     corrected = corrected_differences(world, study, labels, scores)
     record = scores.to_record(position, controls, curves, truth, 0.0, {}, corrected)

@@ -51,6 +51,9 @@ class Curves:
         cells: mean score over test samples of the probes of `kind` in each cell, (step, layer).
         kind: kind of the probe in the best cell.
         layer: layer and kind of `probe`, which are chosen once for all steps.
+        deviations: deviations of the scores of other divisions of the training and validation
+            samples from their mean, (re-split, step, sample); None if there are none
+            (`ldmprobe_core.analysis.generalization.resplits`).
     """
 
     probe: np.ndarray
@@ -63,29 +66,53 @@ class Curves:
     cells: np.ndarray
     kind: str
     layer: LayerRecord
+    deviations: np.ndarray | None = None
 
 
 def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
-    """Find the onset and settled steps in the curves of the probes and of the image labeler."""
-    position = curves.position
+    """Find the onset and settled steps in the curves of the probes and of the image labeler.
 
-    def record(scores: np.ndarray) -> CurveRecord:
+    Re-splits change the curve of the probes, and with its last score the absolute bars of all
+    curves.
+    """
+    position = curves.position
+    of_probe = curves.deviations
+    if of_probe is None:
+        of_probe = np.zeros((1, *curves.probe.shape))
+
+    def record(scores: np.ndarray, deviations: np.ndarray) -> CurveRecord:
         above = bootstrap.interval(scores[-1] - position).low
         if above is None or above <= 0:
             # A curve that is not clearly above the position baseline at the last step has not
             # emerged, so both of its steps are undefined.
             undefined = BarRecord(onset=Crossing(), settled=Crossing())
             return CurveRecord(relative=undefined, absolute=undefined)
-        relative, absolute = {}, {}
+        relative, absolute, zero = {}, {}, np.zeros(len(position))
         for name, share in SHARES.items():
-            relative[name] = crossing(relative_margins(scores, position, share), bootstrap)
-            margins = absolute_margins(scores, curves.probe[-1], position, share)
-            absolute[name] = crossing(margins, bootstrap)
+            # Margins are linear in the scores, so the margins of deviations are deviations.
+            relative[name] = crossing(
+                relative_margins(scores, position, share),
+                bootstrap,
+                np.stack([relative_margins(one, zero, share) for one in deviations]),
+            )
+            absolute[name] = crossing(
+                absolute_margins(scores, curves.probe[-1], position, share),
+                bootstrap,
+                np.stack(
+                    [
+                        absolute_margins(one, other[-1], zero, share)
+                        for one, other in zip(deviations, of_probe, strict=True)
+                    ]
+                ),
+            )
         return CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
 
     return EmergenceRecord(
-        probe=record(curves.probe),
-        **{rival: record(curves.sources[source]) for rival, source in RIVALS.items()},
+        probe=record(curves.probe, of_probe),
+        **{
+            rival: record(curves.sources[source], np.zeros_like(of_probe))
+            for rival, source in RIVALS.items()
+        },
     )
 
 

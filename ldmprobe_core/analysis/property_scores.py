@@ -10,6 +10,7 @@ import numpy as np
 from ldmprobe_core.analysis.controls.ceilings import all_foreground_score
 from ldmprobe_core.analysis.controls.training_size import CorrectedDifference
 from ldmprobe_core.analysis.curves import Curves, emergence_record, leads_record, step_records
+from ldmprobe_core.analysis.generalization.resplits import ResplitCurves
 from ldmprobe_core.analysis.records import (
     CellRecord,
     ClustersRecord,
@@ -110,7 +111,7 @@ class PropertyScores:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics; the first is the headline metric."""
+        """Names of the metrics, the headline metric first."""
         return self.prop.metrics
 
     @cached_property
@@ -148,7 +149,17 @@ class PropertyScores:
         kind, step, layer = cell
         return self.scores[condition, kind, :, step, layer][:, self.is_test]
 
-    def curves(self, position: np.ndarray, sources: dict[str, np.ndarray]) -> Curves:
+    @cached_property
+    def tied_layers(self) -> list[str]:
+        """Names of the layers within one standard error of the best one for the curve."""
+        return list(dict.fromkeys(self.layers[layer] for _, layer in self._tied_curves))
+
+    def curves(
+        self,
+        position: np.ndarray,
+        sources: dict[str, np.ndarray],
+        resplits: ResplitCurves | None = None,
+    ) -> Curves:
         """Collect the test scores over steps of the probe, its controls and the image labeler.
 
         The probe's curve shows one layer and kind, chosen on validation samples for all steps.
@@ -156,8 +167,12 @@ class PropertyScores:
         Args:
             position: scores of the position baseline, (test sample,).
             sources: scores of the image labeler, (step, test sample) by source of the images.
+            resplits: curves of re-splits with the candidates `tied_layers`; None if there are none.
         """
-        kind, layer, tied = self._curve_layer()
+        choices = resplits.choices if resplits else {}
+        # `max` returns the first of equals, and the best comes first.
+        kind, layer = max(self._tied_curves, key=lambda c: choices.get(self.layers[c[1]], 0))
+        name, tied = self.layers[layer], self.tied_layers
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]
         best_kind, other = self.best()[0], self.metrics.index(self.prop.compared[-1])
         return Curves(
@@ -174,7 +189,8 @@ class PropertyScores:
             inputs_compared={name: self._input_curve(name, other) for name in self.inputs},
             cells=mean_of_defined(self.scores[0, best_kind, 0][..., self.is_test]),
             kind=self.kinds[best_kind],
-            layer=LayerRecord(name=self.layers[layer], kind=self.kinds[kind], tied=tied),
+            layer=LayerRecord(name=name, kind=self.kinds[kind], tied=tied, resplits=choices),
+            deviations=resplits.deviations if resplits else None,
         )
 
     def to_record(
@@ -235,12 +251,11 @@ class PropertyScores:
         """Mean of the defined scores (..., held-out sample) on validation samples; -inf if none."""
         return mean_of_defined(scores[..., ~self.is_test], otherwise=-np.inf)
 
-    def _curve_layer(self) -> tuple[int, int, list[str]]:
-        """Choose the kind and layer of the probe's curve by the mean validation score over steps.
+    @cached_property
+    def _tied_curves(self) -> list[tuple[int, int]]:
+        """Kinds and layers within one standard error of the best mean validation score over steps.
 
-        Returns:
-            indices of the kind and of the layer, and names of the layers within one standard error
-            of the best score.
+        They are given by index, best first.
         """
         # The axes become (step, kind and layer, validation sample).
         scores = self.scores[0, self.linear, 0][..., ~self.is_test].swapaxes(0, 1)
@@ -248,8 +263,7 @@ class PropertyScores:
         choice = choose_layer(
             scores.reshape(len(scores), len(candidates), -1), self.validation_groups
         )
-        tied = [self.layers[candidates[i][1]] for i in choice.tied]
-        return *candidates[choice.layer], list(dict.fromkeys(tied))
+        return [candidates[i] for i in choice.tied]
 
     def _input_curve(self, name: str, metric: int) -> np.ndarray:
         """Test scores of probes of an input control in a metric (by index), (step, test sample)."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ldmprobe_core.analysis.class_records import ClassesRecord
+from ldmprobe_core.analysis.controls.exact_maps import ExactRecord
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.interventions.records import InterventionRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval
@@ -55,17 +56,22 @@ class CellRecord(_Record):
 class LayerRecord(_Record):
     """Layer and kind of probe whose scores over the steps are reported.
 
-    Both are chosen once for all steps, by the mean validation score over the steps.
+    Both are chosen once for all steps, by the mean validation score over the steps.  Among tied
+    layers, the one that most re-splits choose is taken.
 
     Attributes:
         name: name of the layer.
         kind: kind of the probe.
-        tied: layers within one standard error of the chosen one, best first; it is among them.
+        tied: layers within one standard error of the best one, best first; `name` is among them.
+        resplits: number of re-splits of the training and validation prompts that choose each layer
+            among `tied`, by name; empty if there are none, because training activations are not
+            stored.
     """
 
     name: str
     kind: str
     tied: list[str]
+    resplits: dict[str, int] = Field(default_factory=dict)
 
 
 class BarRecord(_Record):
@@ -289,6 +295,7 @@ class PropertyRecord(_Record):
         missing: share of the pixels of the stored samples' labels that were not measured, and are
             left out of fits and scores.
         analyses: transfer between steps, category hold-out, learning curve and description length.
+        exact: scores on exact maps; None if the source images have none of the property.
     """
 
     best: CellRecord
@@ -305,6 +312,7 @@ class PropertyRecord(_Record):
     undefined: UndefinedRecord
     missing: float = 0.0
     analyses: AnalysesRecord | None = None
+    exact: ExactRecord | None = None
 
 
 class NonfiniteRecord(_Record):
@@ -330,6 +338,8 @@ class Summary(_Record):
     Attributes:
         samples: number of samples, in total and by split, and of groups in the test split.
         steps: number of sampler steps.
+        log_snr: log signal-to-noise ratio (natural, of variances) of the latents before each step;
+            None for latents without signal or noise.  Empty for runs of earlier releases.
         layers: number of captured layers.
         properties: results by property.
         classes: results of the class labeler; None if no class is labeled.
@@ -351,6 +361,7 @@ class Summary(_Record):
     model_fingerprint: str
     samples: dict[str, int]
     steps: int
+    log_snr: list[float | None] = Field(default_factory=list)
     layers: int
     properties: dict[str, PropertyRecord]
     classes: ClassesRecord | None = Field(serialization_alias="class", validation_alias="class")

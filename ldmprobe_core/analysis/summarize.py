@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.analysis.class_curves import class_curves
 from ldmprobe_core.analysis.controls.ceilings import block_ceilings
+from ldmprobe_core.analysis.controls.exact_maps import exact_record
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
 from ldmprobe_core.analysis.controls.rivals import rival_scores
 from ldmprobe_core.analysis.controls.same_prompt import read_same_prompt_scores
@@ -22,17 +23,21 @@ from ldmprobe_core.analysis.controls.training_size import (
     training_halves,
 )
 from ldmprobe_core.analysis.curves import Curves
-from ldmprobe_core.analysis.generalization.build import PropertyAnalyses, add_analyses
+from ldmprobe_core.analysis.generalization.build import (
+    PropertyAnalyses,
+    add_analyses,
+    stored_probes,
+)
+from ldmprobe_core.analysis.generalization.resplits import resplit_curves
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.property_scores import PropertyScores
-from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.records import PropertyRecord, Summary
 from ldmprobe_core.interventions.results import (
     completed_interventions,
     main_results,
     read_intervention_summary,
 )
-from ldmprobe_core.labelers.registry import labelers_of
-from ldmprobe_core.pipeline.labels import as_label, label_set
+from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
@@ -98,26 +103,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     bootstrap = Bootstrap.of_samples(
         [samples[i] for i in test], study.bootstrap, study.prompts.seed
     )
-    steps = run.open("progress").sizes["step"]
-    shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
-    grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
-    properties, curves, analyses = {}, {}, {}
-    for prop in study.labels.maps:
-        scores = PropertyScores.read(run, prop, labels.heldout, is_test, bootstrap)
-        truth = labels.maps[prop][test]
-        position = position_scores(prop, labels, test)
-        curves[prop] = scores.curves(position[0], rival_scores(run, prop, labels, test, steps))
-        properties[prop] = scores.to_record(
-            position,
-            _scores_without_cells(run, scores, labels, is_test),
-            curves[prop],
-            truth,
-            missing_share(labels.maps[prop]),
-            block_ceilings(labels, prop, grids, test),
-            _corrected_differences(run, scores, labels, is_test),
-        )
-        analyses[prop] = PropertyAnalyses(run, labels, properties[prop], scores, bootstrap)
-    add_analyses(run, properties, analyses)
+    properties, curves = _analyse_properties(run, labels, is_test, bootstrap)
     attributes = run.attributes
     nonfinite, nonfinite_cells = count_nonfinite(run)
     summary = Summary(
@@ -125,11 +111,12 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         study_hash=study.hash,
         model_fingerprint=attributes["model_fingerprint"],
         samples=_count_samples(samples) | {"test_groups": bootstrap.groups},
-        steps=steps,
+        steps=run.open("progress").sizes["step"],
+        log_snr=attributes.get("log_snr", []),
         layers=len(run.layers),
         properties=properties,
         classes=class_curves(run) if study.labels.classes else None,
-        labelers=_labeler_scores(run, test, labels, bootstrap),
+        labelers=_labeler_scores(properties),
         nonfinite=nonfinite["trained"],
         nonfinite_permuted=nonfinite.get("permuted"),
         nonfinite_cells=nonfinite_cells,
@@ -143,6 +130,51 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         notes=tuple(attributes.get("notes", ())),
     )
     return RunAnalysis(summary, curves, bootstrap, test)
+
+
+def _analyse_properties(
+    run: Run, labels: LabelSet, is_test: np.ndarray, bootstrap: Bootstrap
+) -> tuple[dict[str, PropertyRecord], dict[str, Curves]]:
+    """Build the record and the curves of every property.
+
+    Args:
+        run: finished run.
+        labels: label maps and splits of the run.
+        is_test: whether each held-out sample is a test sample, (held-out sample,) bool.
+        bootstrap: bootstrap over the test samples.
+    """
+    study, test = run.study, labels.heldout[is_test]
+    steps = run.open("progress").sizes["step"]
+    shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
+    grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
+    of_property = {
+        prop: PropertyScores.read(run, prop, labels.heldout, is_test, bootstrap)
+        for prop in study.labels.maps
+    }
+    candidates = {prop: scores.tied_layers for prop, scores in of_property.items()}
+    resplits = resplit_curves(run, labels, candidates, test)
+    properties, curves, analyses = {}, {}, {}
+    for prop, scores in of_property.items():
+        truth = labels.maps[prop][test]
+        position = position_scores(prop, labels, test)
+        rivals = rival_scores(run, prop, labels, test, steps)
+        curves[prop] = scores.curves(position[0], rivals, resplits.get(prop))
+        properties[prop] = scores.to_record(
+            position,
+            _scores_without_cells(run, scores, labels, is_test),
+            curves[prop],
+            truth,
+            missing_share(labels.maps[prop]),
+            block_ceilings(labels, prop, grids, test),
+            _corrected_differences(run, scores, labels, is_test),
+        )
+        best = properties[prop].best
+        probe = stored_probes(run, best.layer, best.kind, prop)[best.step - 1]
+        cell = best.step, best.layer, probe
+        properties[prop].exact = exact_record(run, labels, prop, cell, test, bootstrap)
+        analyses[prop] = PropertyAnalyses(run, labels, properties[prop], scores, bootstrap)
+    add_analyses(run, properties, analyses)
+    return properties, curves
 
 
 def _count_samples(samples: list[Sample]) -> dict[str, int]:
@@ -212,15 +244,11 @@ def _corrected_differences(
     return corrected
 
 
-def _labeler_scores(
-    run: Run, test: np.ndarray, labels: LabelSet, bootstrap: Bootstrap
-) -> dict[str, Interval] | None:
-    """Score the labelers against exact maps, by property; None if there are no exact maps."""
-    study, labelers = run.study, labelers_of(run.study)
-    compared = [p for p in run.exact_properties if p in study.labels.maps and p in labelers]
-    intervals = {}
-    for prop in compared:
-        truth = as_label(study, prop, run.read("exact_maps", prop, sample=test))
-        scores = score_maps(prop, labels.maps[prop][test], truth, labels.means[prop])[0]
-        intervals[prop] = bootstrap.interval(scores)
-    return intervals or None
+def _labeler_scores(properties: dict[str, PropertyRecord]) -> dict[str, Interval] | None:
+    """Scores of the labelers on exact maps, by property; None if there are no exact maps."""
+    scores = {
+        name: record.exact.labeler
+        for name, record in properties.items()
+        if record.exact is not None and record.exact.labeler is not None
+    }
+    return scores or None

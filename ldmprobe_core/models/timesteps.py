@@ -81,6 +81,24 @@ def timesteps(architecture: Architecture, study: Study) -> list[float]:
     )
 
 
+def log_snr(architecture: Architecture, study: Study) -> list[float | None]:
+    """Compute the log signal-to-noise ratio of the latents before every sampling step.
+
+    Steps of different schedulers can be compared by it.  The ratio is of variances, 2 ln(a / s) for
+    latents a x0 + s eps.
+
+    Returns:
+        natural logarithms in sampling order; None for latents without signal or without noise.
+    """
+    scheduler = scheduler_of(architecture, study.sampling.scheduler)
+    architecture.set_steps(scheduler, study.sampling.steps)
+    levels = [level_of(scheduler, timestep) for timestep in scheduler.timesteps]
+    return [
+        2 * math.log(level.clean / level.noise) if level.clean > 0 and level.noise > 0 else None
+        for level in levels
+    ]
+
+
 def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[float], str | None]:
     """Compute the timesteps of a scheduler, and step through them with random latents.
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of
+from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.files.weights import fingerprint, model_folder
+from ldmprobe_core.models.timesteps import log_snr
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, check_store, plan_of
 from ldmprobe_core.storage.filesystem import Location
@@ -72,6 +74,7 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
         "labeler_fingerprints": plan.labelers,
         "versions": versions(),
         "notes": list(plan.notes),
+        "log_snr": log_snr(detect_architecture(plan.folder), study),
     }
 
 

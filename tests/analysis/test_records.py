@@ -19,7 +19,7 @@ def test_summary_fits_the_json_schema_that_ships(finished_run):
     for found in record["properties"].values():
         assert set(found) == {
             "best", "last", "layer", "steps", "emergence", "leads", "clusters", "controls",
-            "undefined", "missing", "not_beyond", "ceilings", "constant", "analyses",
+            "undefined", "missing", "not_beyond", "ceilings", "constant", "analyses", "exact",
         }  # fmt: skip
         rivals = {"decoded", "clean", "decoded_recalibrated", "clean_recalibrated"}
         assert set(found["leads"]) == rivals

@@ -90,6 +90,15 @@ def test_headline_with_all_controls_cleared():
     assert "Probes of a.attn1 keep half of their gain from step 3 [2, 4]" in line
 
 
+def test_headline_tells_how_many_resplits_and_resamples_agree():
+    made = summary(0.3, 0.2, 0.1)
+    layer = made.properties["depth"].layer
+    layer.resplits = {layer.name: 14, "b.attn1": 6}
+    (line,) = headline(made)
+    assert "Probes of a.attn1 (the layer that 14 of 20 re-splits choose) keep half" in line
+    assert "from step 3 [2, 4] (by then in 90% of the resamples)" in line
+
+
 def test_headline_names_a_control_that_is_not_cleared():
     (line,) = headline(summary(0.3, 0.56, 0.1))
     assert "but not clearly above shuffled labels (by 0.04 [-0.01, 0.09])" in line

@@ -63,6 +63,12 @@ def test_summarise_gives_trajectory_scores_near_1_at_the_last_step(finished_run)
         assert np.nanmin(last) > (0.9 if curves.kind == "logistic" else 0.99)
 
 
+def test_summarise_gives_a_rising_log_snr_of_each_step(finished_run):
+    values = summarise(finished_run, {}).summary.log_snr
+    assert len(values) == 3
+    assert values == sorted(values)
+
+
 def test_summarise_counts_images_of_one_prompt_as_one_group(tiny_study, tmp_path):
     study = tiny_study(prompts={"items": [f"a ball {i}" for i in range(4)], "samples": 12})
     run = carry_out(study, str(tmp_path))

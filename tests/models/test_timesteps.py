@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.timesteps import scheduler_of, timesteps
+from ldmprobe_core.models.timesteps import log_snr, scheduler_of, timesteps
 from ldmprobe_core.study.loading import parse_study
 
 SCHEDULERS = ("lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc")
@@ -31,6 +32,28 @@ def test_timesteps_are_those_that_the_scheduler_itself_sets(folder, scheduler, s
     values = timesteps(detect_architecture(folder), study(folder, scheduler, steps))
     assert len(set(values)) == steps
     assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_log_snr_is_that_of_the_training_noise_at_the_timestep(folder, scheduler):
+    """Products of 1 - beta, interpolated between whole timesteps as samplers interpolate sigma."""
+    architecture, made = detect_architecture(folder), study(folder, scheduler, 7)
+    config = architecture.scheduler
+    betas = np.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, 1000) ** 2
+    alphas = np.cumprod(1 - betas)
+    sigmas = np.interp(
+        timesteps(architecture, made), np.arange(1000), np.sqrt((1 - alphas) / alphas)
+    )
+    np.testing.assert_allclose(log_snr(architecture, made), -2 * np.log(sigmas), atol=2e-3)
+
+
+def test_log_snr_of_flow_matching_is_that_of_the_interpolated_latents(tmp_path):
+    architecture = detect_architecture(tiny_models.write("sd3", tmp_path / "m"))
+    made = study(tmp_path / "m", "flow", 5)
+    first, *values = log_snr(architecture, made)
+    assert first is None  # pure noise
+    sigmas = np.array(timesteps(architecture, made)[1:]) / 1000
+    np.testing.assert_allclose(values, 2 * np.log((1 - sigmas) / sigmas), atol=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

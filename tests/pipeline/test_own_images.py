@@ -6,6 +6,7 @@ import json
 import numpy as np
 import OpenEXR
 import pytest
+from exact_scores import assert_exact_scores_by_hand
 from PIL import Image
 from run_helpers import carry_out, generated
 from scipy import stats
@@ -88,11 +89,17 @@ def test_own_images_probed_against_exact_maps_and_against_labels(scenes, tmp_pat
     assert depth.low < depth.high
     assert summary.properties["foreground"].best.score.mean > 0.5
     assert summary.labelers is None
+    for result in summary.properties.values():
+        assert result.exact.labeler is None
+        assert result.exact.best.mean == pytest.approx(result.best.score.mean, abs=1e-5)
+    assert "labels are exact" in run.location.read_text("report/index.html")
     assert summary.properties["depth"].emergence.decoded.relative.onset.step is None
 
     labeled = carry_out(own_images_study(folder), str(tmp_path))
     np.testing.assert_array_equal(labeled.read("exact_maps", "depth"), run.read("labels", "depth"))
-    error = build_report(labeled, {}).labelers
+    summary = build_report(labeled, {})
+    assert_exact_scores_by_hand(labeled, summary, maps)
+    error = summary.labelers
     assert set(error) == {"foreground", "depth", "shading"}
     assert error["foreground"].mean > 0.9
     assert error["depth"].mean > 0.8

@@ -295,6 +295,10 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         figures=figure_records,
         columns=columns,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
+        exact={name: part for name, part in summary.properties.items() if part.exact},
+        resplits=max(
+            (sum(part.layer.resplits.values()) for part in summary.properties.values()), default=0
+        ),
         masks=[name for name in summary.properties if property_of(name).is_mask],
         published=published,
         study_yaml=content,

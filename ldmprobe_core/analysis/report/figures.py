@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -28,6 +29,9 @@ from ldmprobe_core.study.properties import property_of
 _PROBE, _DECODED, _CLEAN = "#0072B2", "#D55E00", "#E69F00"
 _CONTROLS = ("#009E73", "#CC79A7", "#F0E442", "#000000")
 _NOT_MEASURED = "0.6"
+
+MOST_TICKS = 15
+"""Largest number of steps whose log signal-to-noise ratio is written above a plot."""
 """Grey level of pixels that were not measured; no pixel of a mask is drawn in it."""
 _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicted clean image"}
 
@@ -91,9 +95,29 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
     axes.set_ylabel(metric_title(best.metric))
     axes.set_xticks(steps)
     axes.set_title(f"{prop}: score over steps", fontsize=10)
+    add_log_snr(axes, analysis.summary.log_snr)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     axes.grid(alpha=0.25)
     return figure
+
+
+def add_log_snr(axes: Axes, values: list[float | None]) -> None:
+    """Add an axis above a plot over steps, with the log signal-to-noise ratio of some steps.
+
+    Args:
+        axes: axes whose x values are steps, from 1.
+        values: result of `models.timesteps.log_snr`; empty adds no axis.
+    """
+    every = -(-len(values) // MOST_TICKS)
+    ticks = [
+        (step, f"{value:.1f}")
+        for step, value in enumerate(values, start=1)
+        if value is not None and (step - 1) % every == 0
+    ]
+    if ticks:
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(*zip(*ticks, strict=True), fontsize=7)
+        above.set_xlabel("log SNR of the latents before the step", fontsize=7)
 
 
 def sample_grid(

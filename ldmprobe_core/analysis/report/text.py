@@ -182,8 +182,13 @@ def _onset_sentence(result: PropertyRecord) -> str:
             " Its onset is undefined, as the probes do not clear the position baseline at the "
             "last step."
         )
-    layer = short_layer(result.layer.name)
-    sentence = f" Probes of {layer} keep half of their gain {_from(probe)}"
+    chosen = short_layer(result.layer.name)
+    if total := sum(result.layer.resplits.values()):
+        number_of_choices = result.layer.resplits.get(result.layer.name, 0)
+        chosen += f" (the layer that {number_of_choices} of {total} re-splits choose)"
+    sentence = f" Probes of {chosen} keep half of their gain {_from(probe)}"
+    if probe.determined and probe.step is not None:
+        sentence += f" (by then in {probe.distribution[probe.step - 1]:.0%} of the resamples)"
     if not decoded.distribution:
         return f"{sentence}; the onset of the labeler on the step's decoded latents is undefined."
     return (

@@ -19,6 +19,10 @@ Its lower end is the first step from which the upper band stays at or above zero
 may be mistaken for one below the bar, so this band holds for all steps at once (the maximum of
 studentised deviations over the steps).  Percentiles of resampled steps would cover the true step
 too rarely if a curve runs along its bar.
+
+Another division of the images into training and validation would have given another curve.  Where
+curves of *re-splits* are known, each resample of the test samples is of one of them, so the bands
+hold both kinds of variation.
 """
 
 from __future__ import annotations
@@ -110,7 +114,9 @@ def first_step_above(margins: np.ndarray) -> np.ndarray:
     return np.where(above[..., -1], stays.argmax(-1), above.shape[-1]) + 1
 
 
-def crossing(margins: np.ndarray, bootstrap: Bootstrap) -> Crossing:
+def crossing(
+    margins: np.ndarray, bootstrap: Bootstrap, deviations: np.ndarray | None = None
+) -> Crossing:
     """Find the step from which the mean margin stays at or above zero, with its interval.
 
     If samples are resampled both by prompt and by category, the wider interval is given, with its
@@ -120,6 +126,8 @@ def crossing(margins: np.ndarray, bootstrap: Bootstrap) -> Crossing:
         margins: margins of the curve, (step, sample).  A sample that is NaN at any step is left
             out.
         bootstrap: bootstrap over the same samples.
+        deviations: deviations of the margins of re-splits from their mean, finite, (re-split, step,
+            sample); None if there are no re-splits.
 
     Returns:
         the step; undefined if there are too few clusters, or no usable sample.
@@ -127,8 +135,13 @@ def crossing(margins: np.ndarray, bootstrap: Bootstrap) -> Crossing:
     usable = np.isfinite(margins).all(0)
     if not usable.any() or not bootstrap.has_intervals:
         return Crossing()
-    values = margins[:, usable]
-    found = [_crossing(values, counts[:, usable], bootstrap.level) for counts in bootstrap.counts]
+    if deviations is None:
+        deviations = np.zeros((1, *margins.shape))
+    values, deviations = margins[:, usable], deviations[..., usable]
+    found = [
+        _crossing(values, deviations, counts[:, usable], bootstrap.level)
+        for counts in bootstrap.counts
+    ]
     beyond = len(margins) + 1
     return max(found, key=lambda c: (c.high or beyond) - (c.low or beyond))
 
@@ -149,13 +162,18 @@ def lead_over(first: Crossing, other: Crossing) -> Lead:
     return Lead(steps=other.step - first.step, low=low, high=high, determined=determined)
 
 
-def _crossing(values: np.ndarray, counts: np.ndarray, level: float) -> Crossing:
+def _crossing(
+    values: np.ndarray, deviations: np.ndarray, counts: np.ndarray, level: float
+) -> Crossing:
     """Find the crossing of margins (step, sample), with its interval from `counts`.
 
-    The counts are those of one way of clustering, (resample, sample).
+    The counts are those of one way of clustering, (resample, sample).  The resamples are shared out
+    to the re-splits in turn.
     """
-    mean = values.mean(1)
-    drawn = resampled_means(values, counts)
+    mean, number = values.mean(1), len(deviations)
+    drawn = np.concatenate(
+        [resampled_means(values + d, counts[i::number]) for i, d in enumerate(deviations)]
+    )
     drawn = drawn[np.isfinite(drawn).all(1)]
     centred = drawn - drawn.mean(0)
     spread = centred.std(0)

@@ -74,6 +74,36 @@ def test_without_usable_samples_or_enough_prompts_the_step_is_undefined():
     assert crossing(np.ones((3, 8)), Bootstrap(np.arange(8) % 4, 20, 0.95, 0)) == Crossing()
 
 
+def test_resplits_widen_the_interval_of_a_curve_without_spread():
+    """Two re-splits cross one step earlier and one later; their mean is the curve."""
+    curve = np.array([-0.3, -0.1, 0.1, 0.3, 0.5])
+    values = np.repeat(curve[:, None], 8, axis=1)
+    bootstrap = Bootstrap(np.arange(8), 100, 0.95, 0)
+    deviations = np.repeat(np.array([-0.2, 0.2])[:, None, None], 5, axis=1).repeat(8, axis=2)
+    result = crossing(values, bootstrap, deviations)
+    assert (result.step, result.low, result.high) == (3, 2, 4)
+    assert result.distribution == [0, 0.5, 0.5, 1, 1]
+    without = crossing(values, bootstrap)
+    assert (without.low, without.high) == (3, 3)
+
+
+def test_resplits_share_the_resamples_in_turn():
+    """Means of every resample, computed one by one."""
+    rng = np.random.default_rng(5)
+    values, deviations = rng.normal(0.2, 1, (4, 9)), rng.normal(0, 1, (3, 4, 9))
+    bootstrap = Bootstrap(np.arange(9), 50, 0.95, 1)
+    result = crossing(values, bootstrap, deviations)
+    [counts] = bootstrap.counts
+    crossed = [
+        slow_first_step(
+            [np.average(step, weights=count) for step in values + deviations[number % 3]]
+        )
+        for number, count in enumerate(counts)
+    ]
+    expected = [np.mean([step <= k for step in crossed]) for k in range(1, 5)]
+    assert result.distribution == pytest.approx(expected)
+
+
 def test_lead_joins_the_opposite_ends_of_both_intervals():
     def step(at, low, high):
         return Crossing(step=at, low=low, high=high, determined=True, distribution=[0.0] * 15)
@@ -117,3 +147,23 @@ def test_interval_covers_the_true_step(name, share):
         wrong += result.determined and not low <= true <= high
     assert covered >= 0.93 * 200
     assert wrong <= 0.05 * 200
+
+
+@pytest.mark.slow
+def test_resplits_keep_the_coverage_where_training_varies():
+    """The variation of training shifts a study's whole curve; its re-splits show how much."""
+    curve, spread = CURVES["slow rise"], 0.04
+    true = slow_first_step(curve - 0.25)
+    covered = {"with": 0, "without": 0}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        shifts = spread * rng.standard_normal(21)
+        values = curve[:, None] - 0.25 + shifts[0] + 0.1 * rng.standard_normal((STEPS, 96))
+        deviations = np.broadcast_to((shifts[1:] - shifts[1:].mean())[:, None, None], (20, 15, 96))
+        bootstrap = Bootstrap(np.arange(96), 200, 0.95, seed)
+        for name, known in (("with", deviations), ("without", None)):
+            result = crossing(values, bootstrap, known)
+            low, high = result.low or STEPS + 1, result.high or STEPS + 1
+            covered[name] += low <= true <= high
+    assert covered["with"] >= 0.93 * 200
+    assert covered["without"] < 0.8 * 200

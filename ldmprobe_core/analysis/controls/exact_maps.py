@@ -1,0 +1,98 @@
+"""Scores of probes on exact maps, for source images that have them.
+
+A probe that is fitted to a labeler's maps is scored on those maps in every other table.  Its scores
+on exact maps tell what it reads of the truth.  Where the labels are exact maps themselves, both are
+the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from ldmprobe_core.analysis.generalization.refits import TestScorer
+from ldmprobe_core.labelers.registry import labelers_of
+from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.labels import as_label
+from ldmprobe_core.probing.detection import position_cut
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.probing.metrics import score_maps
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.properties import property_of
+
+
+class ExactRecord(BaseModel):
+    """Scores against the exact maps of the test samples, in the headline metric.
+
+    Attributes:
+        best: score of the probe's best cell.
+        partial: partial score of that cell; None for masks.
+        position: score of the mean label of the training samples.
+        difference: `best` minus `position`, paired over samples.
+        labeler: score of the labeler's maps of the source images; None if the labels are exact.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    best: Interval
+    partial: Interval | None
+    position: Interval
+    difference: Interval
+    labeler: Interval | None
+
+
+def exact_record(
+    run: Run,
+    labels: LabelSet,
+    prop: str,
+    cell: tuple[int, str, LinearProbe],
+    test: np.ndarray,
+    bootstrap: Bootstrap,
+) -> ExactRecord | None:
+    """Score a property's best cell, position and labeler on exact maps.
+
+    Args:
+        run: finished run.
+        labels: label maps and splits of the run.
+        prop: name of the property.
+        cell: best cell: its step (from 1), layer and probe.
+        test: indices of the test samples, (test sample,).
+        bootstrap: bootstrap over them.
+
+    Returns:
+        the scores; None if the source images have no exact maps of the property.
+    """
+    if prop not in run.exact_properties:
+        return None
+    truth = as_label(run.study, prop, run.read("exact_maps", prop, sample=test))
+    mean, everything = labels.means[prop], np.arange(len(test))
+    step, layer, probe = cell
+    scorer = TestScorer(
+        LabelSet({prop: truth}, {prop: mean}, everything[:0], everything[:0], everything),
+        prop,
+        everything,
+    )
+    group = f"{ACTIVATION_GROUPS['trained']}/{layer}"
+    activations = run.read(group, "activation", step=step - 1, sample=test)
+    # Products of non-finite activations are undefined, and so is the score of their sample.
+    with np.errstate(invalid="ignore"):
+        tokens = probe.predict(activations)
+    scores = scorer.scores(tokens, probe.cut if np.isfinite(probe.cut) else None)
+    cut = None
+    if property_of(prop).is_mask:
+        tuning = labels.train if len(labels.train) else labels.validation
+        cut = position_cut(mean, labels.maps[prop][tuning])
+    predicted = np.broadcast_to(mean, (len(test), *mean.shape))
+    position = score_maps(prop, predicted, truth, mean, cut=cut)[0]
+    labeled = None
+    if prop in labelers_of(run.study):
+        labeled = score_maps(prop, labels.maps[prop][test], truth, mean)[0]
+    return ExactRecord(
+        best=bootstrap.interval(scores[0]),
+        partial=bootstrap.interval(scores[1]) if len(scores) > 1 else None,
+        position=bootstrap.interval(position),
+        difference=bootstrap.interval(scores[0] - position),
+        labeler=None if labeled is None else bootstrap.interval(labeled),
+    )

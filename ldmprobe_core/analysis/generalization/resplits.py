@@ -1,0 +1,303 @@
+"""Curves of probes on other divisions of a run's training and validation prompts.
+
+A run has one division.  Another would have trained other probes, and might have chosen another
+layer for the curve.  For each *re-split*, the prompts that are not test prompts are divided again
+in the same shares, and ridge probes with a position term are fitted and scored on the same test
+samples.
+
+The prompts form at most `MOST_BLOCKS` blocks, whose sums of products are computed once for each
+cell.  A re-split assigns blocks, so its sums are sums of blocks, and its probes cost a solution of
+the normal equations instead of a pass over the tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import numpy as np
+
+from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer, ordered_by_prompt
+from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.probing.detection import best_cut
+from ldmprobe_core.probing.inference.selection import choose_layer
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.linear import LinearProbe, predictions
+from ldmprobe_core.probing.metrics import mean_of_defined
+from ldmprobe_core.probing.ranks import flatten_maps
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.properties import property_of
+
+RESPLITS = 20
+"""Number of re-splits."""
+
+MOST_BLOCKS = 24
+"""Largest number of blocks of prompts, which bounds the memory for their sums of products."""
+
+
+@dataclass(frozen=True)
+class Resplits:
+    """Divisions of blocks of samples into training, validation and other samples.
+
+    Attributes:
+        blocks: indices of the samples of each block.
+        train: whether a block is in the training part, (re-split, block) bool.
+        validation: whether it is in the validation part, (re-split, block) bool.
+    """
+
+    blocks: list[np.ndarray]
+    train: np.ndarray
+    validation: np.ndarray
+
+    @classmethod
+    def draw(cls, labels: LabelSet, prompts: np.ndarray, seed: int) -> Resplits | None:
+        """Draw `RESPLITS` divisions of the training and validation samples of a run.
+
+        All samples of a prompt are in one part.
+
+        Args:
+            labels: label maps and splits of the run.
+            prompts: prompt or other group of each sample, (sample,).
+            seed: seed of the random draws.
+
+        Returns:
+            the divisions; None if the run stores the samples of fewer than two training prompts.
+        """
+        pool = np.sort(np.concatenate([labels.train, labels.validation]))
+        n_train = len(np.unique(prompts[labels.train]))
+        n_all = len(np.unique(prompts[pool]))
+        if n_train < 2:
+            return None
+        rng = np.random.default_rng([seed, RESPLITS])
+        ordered = ordered_by_prompt(pool, prompts[pool], rng)
+        starts = np.flatnonzero(prompts[ordered][1:] != prompts[ordered][:-1]) + 1
+        by_prompt = np.split(ordered, starts)
+        count = min(MOST_BLOCKS, n_all)
+        ends = np.arange(1, count + 1) * n_all // count
+        bounds = zip([0, *ends[:-1]], ends, strict=True)
+        blocks = [np.concatenate(by_prompt[start:end]) for start, end in bounds]
+        size = min(max(1, round((1 - n_train / n_all) * count)), count - 1)
+        validation = np.stack([rng.permutation(count) < size for _ in range(RESPLITS)])
+        return cls(blocks, ~validation, validation)
+
+    @property
+    def inflation(self) -> float:
+        """Factor for the deviations of re-splits from their mean.
+
+        Training parts overlap, so they differ less than those of independent studies do.  The mean
+        of n out of N prompts, drawn without replacement, varies less by the factor 1 - n / N
+        (variance), and so do other smooth statistics (Shao & Wu 1989).
+        """
+        return float(1 / np.sqrt(1 - self.train.mean()))
+
+    @property
+    def samples(self) -> np.ndarray:
+        """Indices of the samples of all blocks, block by block, (member,)."""
+        return np.concatenate(self.blocks)
+
+    def holds(self, part: np.ndarray) -> np.ndarray:
+        """Expand a part (re-split, block) to the samples of the blocks, (re-split, member)."""
+        return np.repeat(part, [len(block) for block in self.blocks], axis=1)
+
+    def fit(self, data: RefitData) -> list[LinearProbe]:
+        """Fit the probe of every re-split to one cell, from the sums of its blocks.
+
+        The weights are NaN if a part has no sample with finite activations.
+        """
+        sums = [data.sums(block[data.finite[block]]) for block in self.blocks]
+        probes = []
+        for parts in zip(self.train, self.validation, strict=True):
+            train, validation = (
+                reduce(add, (sums[i] for i in np.flatnonzero(part))) for part in parts
+            )
+            if train.n and validation.n:
+                probes.append(data.fit(train, validation))
+            else:
+                channels = data.activations.shape[-1]
+                probes.append(LinearProbe(np.full(channels, np.nan), np.nan, np.nan))
+        return probes
+
+    def predict(self, data: RefitData, probes: list[LinearProbe]) -> np.ndarray:
+        """Predict the tokens of all samples relative to the cut of each probe.
+
+        The cut of a probe of a mask is chosen on the training samples of its re-split.
+
+        Args:
+            data: activations and labels of all samples.
+            probes: result of `fit`.
+
+        Returns:
+            (re-split, sample, y, x); NaN for samples with non-finite activations.
+        """
+        predicted = np.full((len(probes), *data.activations.shape[:3]), np.nan)
+        values = predictions(data.activations[data.finite], probes)
+        predicted[:, data.finite] = np.moveaxis(values, -1, 0)
+        if property_of(data.prop).is_mask:
+            for one, held in zip(predicted, self.holds(self.train), strict=True):
+                members = self.samples[held]
+                weights = data.weights(members)
+                one -= best_cut(
+                    flatten_maps(one[members]),
+                    flatten_maps(data.tokens(members)),
+                    None if weights is None else flatten_maps(weights),
+                )
+        return predicted
+
+
+class ResplitScorer:
+    """Scorer of the re-splits' probes of one property, in the headline metric.
+
+    Args:
+        labels: label maps and splits of the run.
+        prop: name of the property.
+        penalties: candidate relative penalties.
+        resplits: divisions of the samples.
+        test: indices of the test samples, (test sample,).
+    """
+
+    def __init__(
+        self,
+        labels: LabelSet,
+        prop: str,
+        penalties: tuple[float, ...],
+        resplits: Resplits,
+        test: np.ndarray,
+    ) -> None:
+        self.labels, self.prop, self.penalties, self.resplits = labels, prop, penalties, resplits
+        self._of_test = TestScorer(labels, prop, test)
+        self._of_samples = TestScorer(labels, prop, resplits.samples)
+        self._validation = resplits.holds(resplits.validation)
+
+    def scores(self, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Fit and score the probes of one cell.
+
+        Args:
+            activations: activations of all samples, (sample, y, x, channel).
+
+        Returns:
+            scores of the test samples, (re-split, test sample), and of the validation samples,
+            (re-split, member), NaN for members that are not in the validation part.
+        """
+        data = RefitData(activations, self.labels, self.prop, self.penalties)
+        predicted = self.resplits.predict(data, self.resplits.fit(data))
+        on_test = [
+            self._of_test.scores(one[self._of_test.test], 0.0, headline_only=True)[0]
+            for one in predicted
+        ]
+        return np.stack(on_test), self._validation_scores(predicted[:, self.resplits.samples])
+
+    def _validation_scores(self, predicted: np.ndarray) -> np.ndarray:
+        """Score the predictions of members (re-split, member, y, x) where they are validation.
+
+        A scorer scores one prediction of every member at once, so the predictions of different
+        re-splits, of different members, are scored together.
+        """
+        scores = np.full(self._validation.shape, np.nan)
+        turns = np.where(self._validation, self._validation.cumsum(0), 0)
+        for turn in range(1, turns.max() + 1):
+            members = np.flatnonzero((turns == turn).any(0))
+            numbers = (turns[:, members] == turn).argmax(0)
+            tokens = np.full(predicted.shape[1:], np.nan)
+            tokens[members] = predicted[numbers, members]
+            of_members = self._of_samples.scores(tokens, 0.0, headline_only=True)[0]
+            scores[numbers, members] = of_members[members]
+        return scores
+
+
+@dataclass(frozen=True)
+class ResplitCurves:
+    """Scores over the steps of one property, of the layer that each re-split chooses.
+
+    Attributes:
+        layers: name of the chosen layer by re-split.
+        scores: scores of the test samples in the headline metric, (re-split, step, test sample).
+        inflation: as `Resplits.inflation`.
+    """
+
+    layers: list[str]
+    scores: np.ndarray
+    inflation: float
+
+    @property
+    def choices(self) -> dict[str, int]:
+        """Number of re-splits that choose each layer, the most frequent first."""
+        return dict(Counter(self.layers).most_common())
+
+    @property
+    def deviations(self) -> np.ndarray:
+        """Inflated deviations of the scores from their mean over re-splits, of the same shape.
+
+        An undefined score counts as the mean.
+        """
+        mean = mean_of_defined(np.moveaxis(self.scores, 0, -1))
+        return self.inflation * np.nan_to_num(self.scores - mean)
+
+
+def resplit_curves(
+    run: Run, labels: LabelSet, layers: Mapping[str, Sequence[str]], test: np.ndarray
+) -> dict[str, ResplitCurves]:
+    """Compute the curves of re-splits from a run's activations, with one pass over each layer.
+
+    Args:
+        run: finished run.
+        labels: label maps and splits of the run.
+        layers: names of the candidate layers of each property.
+        test: indices of the test samples, (test sample,).
+
+    Returns:
+        curves by property; empty if the activations of training samples are not stored.
+    """
+    study = run.study
+    prompts = np.array([sample.group for sample in run.samples[: run.n_stored]])
+    resplits = Resplits.draw(labels, prompts, study.prompts.seed)
+    if resplits is None:
+        return {}
+    scorers = {
+        prop: ResplitScorer(labels, prop, study.probes.penalties, resplits, test) for prop in layers
+    }
+    steps = range(run.open("progress").sizes["step"])
+    scores: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for layer in dict.fromkeys(name for names in layers.values() for name in names):
+        sharing = [prop for prop, names in layers.items() if layer in names]
+        for step in steps:
+            activations = run.read(
+                f"{ACTIVATION_GROUPS['trained']}/{layer}", "activation", step=step
+            )
+            for prop in sharing:
+                scores.setdefault((prop, layer), []).append(scorers[prop].scores(activations))
+    curves = {}
+    for prop, names in layers.items():
+        on_test, on_validation = (
+            np.stack([[cell[part] for cell in scores[prop, name]] for name in names])
+            for part in (0, 1)
+        )
+        members = prompts[resplits.samples]
+        curves[prop] = choose_curves(names, on_test, on_validation, members, resplits.inflation)
+    return curves
+
+
+def choose_curves(
+    layers: Sequence[str],
+    on_test: np.ndarray,
+    on_validation: np.ndarray,
+    prompts: np.ndarray,
+    inflation: float,
+) -> ResplitCurves:
+    """Choose the layer of every re-split by the rule of a run, on its validation samples.
+
+    Args:
+        layers: names of the candidate layers.
+        on_test: scores (layer, step, re-split, test sample).
+        on_validation: scores (layer, step, re-split, member), NaN outside the validation part.
+        prompts: prompt of each member, (member,).
+        inflation: as `Resplits.inflation`.
+    """
+    chosen = [
+        choose_layer(on_validation[:, :, number].swapaxes(0, 1), prompts).layer
+        for number in range(on_test.shape[2])
+    ]
+    curves = [on_test[layer, :, number] for number, layer in enumerate(chosen)]
+    return ResplitCurves([layers[i] for i in chosen], np.stack(curves), inflation)
