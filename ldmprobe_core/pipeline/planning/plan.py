@@ -146,7 +146,7 @@ _in_use: ContextVar[StudyPlan | None] = ContextVar("ldmprobe_plan", default=None
 
 
 def plan_of(study: Study) -> StudyPlan:
-    """Return the plan that is in use for this study (`StudyPlan.in_use`), or plan it now.
+    """Return the plan that `StudyPlan.in_use` provides for this study, or else a new plan.
 
     Raises:
         UserError: the study has a mistake.
