@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
-from flows.checks.prefect_settings import check_prefect_settings
+from flows.checks.environment import check_environment
 from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
 from flows.cli_tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
@@ -82,7 +82,7 @@ def run(
         print_summary(load_summary(target), target.url, console)
         return
     _require_ready(plan, target)
-    check_prefect_settings()
+    check_environment()
     from flows.server import prefect_server, run_flow, ui_url
     from flows.study import study_flow
 
@@ -112,7 +112,7 @@ def classify(
     if photographs is not None:
         list_images(photographs)
     _require_ready(plan, target)
-    check_prefect_settings()
+    check_environment()
     from flows.classify import classify_flow
     from flows.server import prefect_server, run_flow, ui_url
 
@@ -171,7 +171,7 @@ def intervene(
     )
     what = parse_intervention(content)
     create_intervention(finished, what)
-    check_prefect_settings()
+    check_environment()
     from flows.intervene import intervene_flow
     from flows.server import prefect_server, run_flow, ui_url
 

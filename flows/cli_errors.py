@@ -104,8 +104,9 @@ def write_log(text: str) -> Path | None:
     """
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     command = " ".join(sys.argv)
-    for folder in (_state_folder(), Path(tempfile.gettempdir())):
+    for choose_folder in (_state_folder, lambda: Path(tempfile.gettempdir())):
         try:
+            folder = choose_folder()
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             with os.fdopen(descriptor, "a", encoding="utf-8", errors="replace") as file:
