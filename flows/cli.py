@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
 from flows.checks.environment import check_environment
-from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
+from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
 from flows.cli_tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
@@ -380,13 +379,10 @@ def main() -> None:
 
     A command that fails prints a one-sentence message on standard error.
     """
+    prepare_streams()
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Show "?" for a character that the terminal cannot display, instead of failing.
-            stream.reconfigure(errors="replace")
     # Accept --debug anywhere on the line, because users append it to a command that just failed.
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     bypass_proxies_for_loopback()
