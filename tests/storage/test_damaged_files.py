@@ -368,37 +368,3 @@ def test_probe_of_a_complete_cell_is_not_read_from_holes(copy):
     with pytest.raises(CorruptChunkError, match="weight/c/0/0/1/0 is missing"):
         lp.open_run(copy.url).probe("depth", 2, LAYER)
     assert lp.open_run(copy.url).probe("depth", 1, LAYER).weight.shape
-
-
-def _set_shape(metadata):
-    metadata["shape"][-1] = 10**9
-
-
-def _set_chunks(metadata):
-    metadata["chunk_grid"]["configuration"]["chunk_shape"][-1] = 10**9
-
-
-def _set_type(metadata):
-    metadata["data_type"] = "float64" if metadata["data_type"] != "float64" else "float32"
-
-
-@pytest.mark.parametrize("change", [_set_shape, _set_chunks, _set_type])
-@pytest.mark.parametrize("array", ["scores/depth/score", "labels/depth", "samples/sample"])
-@pytest.mark.parametrize("side", ["array", "copy"])
-def test_metadata_that_contradicts_its_copy_is_neither_read_nor_repaired(copy, side, array, change):
-    root = Path(copy.url)
-    path = root / "zarr.json" if side == "copy" else root / array / "zarr.json"
-    document = json.loads(path.read_text())
-    nodes = document["consolidated_metadata"]["metadata"] if side == "copy" else {array: document}
-    change(nodes[array])
-    path.write_text(json.dumps(document))
-    before = [(root / name).read_bytes() for name in ("zarr.json", f"{array}/zarr.json")]
-    run = Run(copy.url)
-    group, _, name = array.rpartition("/")
-    for read in (lambda: run.open(group), lambda: run.read(group, name)):
-        with pytest.raises(RunError, match=rf"{array}/zarr.json contradicts its copy.* Fix: put"):
-            read()
-    (damage,) = find_corrupt_chunks(run)
-    assert (damage.key, damage.reason) == (f"{array}/zarr.json", "changed")
-    assert [chunk.key for chunk in clear_progress(run, [damage])] == [damage.key]
-    assert [(root / n).read_bytes() for n in ("zarr.json", f"{array}/zarr.json")] == before

@@ -88,7 +88,7 @@ def fixed_metadata(document: Any) -> dict[str, Any] | None:
 
 def fixed_metadata_in(root: Buffer | None) -> dict[str, dict[str, Any] | None]:
     """Return the `fixed_metadata` of each group and array by path; empty if it is unreadable."""
-    document = None if root is None else _parsed(root)
+    document: Any = None if root is None else _parsed(root)
     try:
         nodes = document["consolidated_metadata"]["metadata"]
         return {path: fixed_metadata(node) for path, node in nodes.items()}
