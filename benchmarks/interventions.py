@@ -15,38 +15,43 @@ import time
 
 import numpy as np
 
-from ldmprobe_core.interventions.directions import directions_of
-from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
+from ldmprobe_core.interventions.changes import make_change
+from ldmprobe_core.interventions.directions import direction_of
+from ldmprobe_core.interventions.editor import Editor, sample_edited
 from ldmprobe_core.interventions.plan import plan_intervention
-from ldmprobe_core.interventions.scores import score_maps_against_targets
+from ldmprobe_core.interventions.scores import score_edited_maps
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import Target, target_maps
 from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.storage.run import Run
 
-SETTINGS = {"layers": ("*",), "steps": 8, "confidence": 0.99999}
 ROUNDS = 5
 
 
 def main(url: str, count: int) -> None:
     run = Run(url)
+    identity = run.location.read_text("identity")
     labels = label_set(run)
     with use_models(run) as (sampler, labelers):
-        base = Intervention(samples=count, part="validation", targets=(Target(dx=0.2),), **SETTINGS)
+        base = Intervention(samples=count, part="validation", targets=(Target(dx=0.2),))
+        prop = base.edited_property
         index = plan_intervention(run, base).samples
         samples = [run.samples[i] for i in index]
-        own = labels.maps["foreground"][index]
+        own = labels.maps[prop.name][index]
         aim = target_maps(own, base.targets)[0]
         editors: dict[str, Editor | None] = {"plain": None}
         for method in ("exact", "adam"):
-            what = base.model_copy(update={"method": method})
-            plan = plan_intervention(run, what)
-            editors[method] = Editor(
-                sampler,
-                directions_of(run, what, plan, labels),
-                make_edit(what, plan.kind, aim, None),
-            )
+            spec = base.model_copy(update={"method": method})
+            plan = plan_intervention(run, spec)
+
+            def direction(step: int, layer: str, spec: Intervention = spec):
+                return direction_of(run.url, identity, spec, step, layer)
+
+            change = make_change(spec, plan.kind, direction, aim, index, spec.dose_axis[0])
+            editors[method] = Editor(sampler, plan.sites[0].cells, change)
+            for cell in plan.sites[0].cells:
+                direction(*cell)  # computed once for all batches of an intervention
         sample_edited(sampler, samples, None)  # the first call allocates
         seconds: dict[str, list[float]] = {name: [] for name in editors}
         after: dict[str, float] = {}
@@ -57,19 +62,18 @@ def main(url: str, count: int) -> None:
                 started = time.perf_counter()
                 images = sample_edited(sampler, samples, editor)
                 seconds[name].append(time.perf_counter() - started)
-                maps = as_label(run.study, base.prop, labelers["foreground"](images))
-                after[name] = float(
-                    np.mean(score_maps_against_targets(base.defaults, maps, aim)[0])
-                )
+                maps = as_label(run.study, prop.name, labelers[prop.name](images))
+                scores = score_edited_maps(prop, maps, own, aim, labels.means[prop.name])
+                after[name] = float(np.nanmean(scores[0]))
     plain = statistics.median(seconds["plain"])
-    found = {
+    rows = {
         name: {"time_ratio": round(statistics.median(values) / plain, 3),
                "dice": round(after[name], 3)}
         for name, values in seconds.items()
     }  # fmt: skip
-    for name, row in found.items():
+    for name, row in rows.items():
         print(f"{name:6} time x {row['time_ratio']:<7} Dice with target {row['dice']}")
-    print(json.dumps(found))
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":

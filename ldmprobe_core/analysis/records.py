@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ldmprobe_core.analysis.class_records import ClassesRecord
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
+from ldmprobe_core.interventions.records import InterventionRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
@@ -337,6 +338,7 @@ class Summary(_Record):
         nonfinite, nonfinite_permuted: number of non-finite activation values of the trained and of
             the permuted denoiser.
         nonfinite_cells: the cells that they are in, largest share first.
+        interventions: main results of the finished interventions, by name.
         seconds: wall time by stage.
         bytes: size of the run's files.
         versions: versions of Python packages by name.
@@ -356,6 +358,7 @@ class Summary(_Record):
     nonfinite: int
     nonfinite_permuted: int | None = None
     nonfinite_cells: list[NonfiniteRecord] = Field(default_factory=list)
+    interventions: dict[str, InterventionRecord] = Field(default_factory=dict)
     seconds: dict[str, float]
     bytes: int
     versions: dict[str, str]

@@ -26,6 +26,11 @@ from ldmprobe_core.analysis.generalization.build import PropertyAnalyses, add_an
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.interventions.results import (
+    completed_interventions,
+    main_results,
+    read_intervention_summary,
+)
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.probing.detection import position_cut
@@ -128,6 +133,10 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         nonfinite=nonfinite["trained"],
         nonfinite_permuted=nonfinite.get("permuted"),
         nonfinite_cells=nonfinite_cells,
+        interventions={
+            name: main_results(read_intervention_summary(run, name))
+            for name in completed_interventions(run)
+        },
         seconds={name: round(value, 1) for name, value in seconds.items()},
         bytes=run.location.size(),
         versions=attributes["versions"],

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.interventions.plan import InterventionPlan, Site, plan_intervention
+from ldmprobe_core.interventions.records import InterventionRecord, MapCell
 from ldmprobe_core.interventions.spec import EDITED, Intervention
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
@@ -72,6 +73,18 @@ class SiteRecord(BaseModel):
     effects: dict[str, EffectRecord]
     decodable: Interval | None
 
+    @property
+    def used(self) -> Interval:
+        """Effect of the edit: its score less that of the null edit, paired by sample and target.
+
+        The null edit is the one orthogonal to what probes read.  An intervention without it is
+        compared with the unedited images.
+        """
+        null = self.effects.get("orthogonal")
+        if null is None or null.edit_less_this is None:
+            return self.effects[EDITED].less_unedited
+        return null.edit_less_this
+
 
 class InterventionSummary(BaseModel):
     """Contents of an intervention's ``summary.json``.
@@ -101,6 +114,27 @@ class InterventionSummary(BaseModel):
     def effects(self) -> dict[str, EffectRecord]:
         """Effects at the first site and dose, which is the only one unless there are several."""
         return self.sites[0].effects
+
+
+def main_results(summary: InterventionSummary) -> InterventionRecord:
+    """Take the main results from the summary of an intervention."""
+    spec, first = summary.intervention, summary.sites[0]
+    return InterventionRecord(
+        prop=spec.prop,
+        method=spec.method,
+        metric=summary.metric,
+        pairs=summary.pairs,
+        unedited=summary.unedited,
+        edited=first.effects[EDITED].mean,
+        used=first.used,
+        map=[
+            MapCell(
+                layer=site.layers[0], first=site.first, last=site.last, dose=site.dose,
+                decodable=site.decodable, used=site.used,
+            )
+            for site in (summary.sites if spec.windows else [])
+        ],
+    )  # fmt: skip
 
 
 def read_intervention(run: Run, name: str) -> Intervention:

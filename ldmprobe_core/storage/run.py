@@ -22,7 +22,7 @@ Layout (dimensions in brackets)::
     statistics/<network>/<layer>/  sums over training samples: gram, by_position, nonfinite
                                    [accumulator, buffer, ...]
     statistics/labels/         foreground, depth, shading [accumulator, buffer, y, x]; count
-    interventions/<name>/      image, label, score [condition, target, sample, ...]; target_map,
+    interventions/<name>/      image, label, score [condition, site, dose, target, ...]; target_map,
                                    unedited
     progress/                  generated, labeled [batch]; probed [step, layer]; accumulated
                                    [accumulator]

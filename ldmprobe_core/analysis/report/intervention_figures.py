@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ldmprobe_core.analysis.report.intervention_text import clear_of_zero, site_layer, used
+from ldmprobe_core.analysis.report.intervention_text import clear_of_zero, site_layer
 from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.results import (
@@ -100,8 +100,8 @@ def causal_map(summary: InterventionSummary) -> Figure:
         cell = layers.index(site.layers[0]), windows.index((site.first, site.last))
         if site.decodable is not None and site.decodable.mean is not None:
             decodable[cell] = site.decodable.mean
-        effect[cell] = np.nan if used(site).mean is None else used(site).mean
-        if clear_of_zero(used(site)):
+        effect[cell] = np.nan if site.used.mean is None else site.used.mean
+        if clear_of_zero(site.used):
             frames.append(cell)
     metric = metric_title(summary.metric)
     figure = Figure(figsize=(3.2 + 1.5 * len(windows), 1.6 + 0.34 * len(layers)))

@@ -72,18 +72,6 @@ def _details(effect: EffectRecord) -> dict[str, str]:
     }
 
 
-def used(site: SiteRecord) -> Interval:
-    """Effect of the edit at a site: its score less that of the null edit, or of the unedited image.
-
-    The null edit is the one orthogonal to what probes read.  Interventions without it are compared
-    with the unedited images.
-    """
-    null = site.effects.get("orthogonal")
-    if null is None or null.edit_less_this is None:
-        return site.effects[EDITED].less_unedited
-    return null.edit_less_this
-
-
 def clear_of_zero(effect: Interval) -> bool:
     """Whether an interval excludes zero; False without an interval."""
     return (
@@ -99,7 +87,7 @@ def _map_rows(summary: InterventionSummary) -> list[dict[str, str]]:
         row = rows.setdefault((site.layers[0], site.dose), {"layer": site_layer(site)})
         if doses:
             row["dose"] = f"{site.dose:g}"
-        row[f"steps {site.first}-{site.last}"] = number(used(site))
+        row[f"steps {site.first}-{site.last}"] = number(site.used)
     return list(rows.values())
 
 
@@ -109,7 +97,7 @@ def map_sentence(summary: InterventionSummary) -> str:
     The intervals are not corrected for the number of cells, and the sentence says so.
     """
     against = "the null edit" if "orthogonal" in summary.sites[0].effects else "the unedited images"
-    helped = [s for s in summary.sites if clear_of_zero(used(s)) and (used(s).low or 0) > 0]
+    helped = [s for s in summary.sites if clear_of_zero(s.used) and (s.used.low or 0) > 0]
     text = (
         f"In {len(helped)} of {len(summary.sites)} cells the edit raises the "
         f"{metric_title(summary.metric)} with the target above {against}, with an interval clear "
@@ -117,17 +105,15 @@ def map_sentence(summary: InterventionSummary) -> str:
     )
     if not helped:
         return text + "."
-    best = max(helped, key=lambda site: used(site).mean or 0.0)
+    best = max(helped, key=lambda site: site.used.mean or 0.0)
     read = max(summary.sites, key=lambda site: _mean(site.decodable))
-    text += (
-        f"; most in {site_layer(best)}, steps {best.first} to {best.last}: {number(used(best))}."
-    )
+    text += f"; most in {site_layer(best)}, steps {best.first} to {best.last}: {number(best.used)}."
     if read.decodable is None:
         return text
     return text + (
         f" Probes read {summary.intervention.prop} best in {site_layer(read)}, steps {read.first} "
         f"to {read.last} ({number(read.decodable)}); the edit there has the effect "
-        f"{number(used(read))}."
+        f"{number(read.used)}."
     )
 
 

@@ -1,0 +1,55 @@
+"""Main results of interventions, as the ``summary.json`` of a run lists them.
+
+The command line imports this module, so it must not import torch.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from ldmprobe_core.probing.inference.bootstrap import Interval
+
+
+class MapCell(BaseModel):
+    """One cell of a causal map: what probes read there, and whether the denoiser uses it.
+
+    Attributes:
+        layer: name of the edited layer; ``latents`` stands for the denoiser's input.
+        first, last: first and last edited step, from 1.
+        dose: amplitude of the target in standard deviations of the prediction; None for a target in
+            its own units.
+        decodable: score of the run's probes, see
+            `ldmprobe_core.interventions.results.SiteRecord`.
+        used: effect of the edit, likewise.
+    """
+
+    layer: str
+    first: int
+    last: int
+    dose: float | None
+    decodable: Interval | None
+    used: Interval
+
+
+class InterventionRecord(BaseModel):
+    """Main results of an intervention, as the run's ``summary.json`` lists them.
+
+    Attributes:
+        prop: name of the edited property.
+        method: method of the edit.
+        metric: metric of the agreement with the target.
+        pairs: number of pairs of sample and target.
+        unedited: score of the unedited images against the targets.
+        edited: score of the edited images at the first site and dose.
+        used: effect of the edit there, see `ldmprobe_core.interventions.results.SiteRecord`.
+        map: cells of a causal map; empty for other interventions.
+    """
+
+    prop: str
+    method: str
+    metric: str
+    pairs: int
+    unedited: Interval
+    edited: Interval
+    used: Interval
+    map: list[MapCell]
