@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -21,9 +20,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
+from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
-from flows.checks.prefect_settings import check_prefect_settings
-from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
+from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
 from flows.cli_intervene import intervene
 from flows.cli_tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
@@ -83,7 +82,7 @@ def run(
         print_summary(load_summary(target), target.url, console)
         return
     _require_ready(plan, target)
-    check_prefect_settings()
+    check_environment()
     from flows.server import prefect_server, run_flow, ui_url
     from flows.study import study_flow
 
@@ -113,7 +112,7 @@ def classify(
     if photographs is not None:
         list_images(photographs)
     _require_ready(plan, target)
-    check_prefect_settings()
+    check_environment()
     from flows.classify import classify_flow
     from flows.server import prefect_server, run_flow, ui_url
 
@@ -305,13 +304,10 @@ def main() -> None:
 
     A command that fails prints a one-sentence message on standard error.
     """
+    prepare_streams()
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Show "?" for a character that the terminal cannot display, instead of failing.
-            stream.reconfigure(errors="replace")
     # Accept --debug anywhere on the line, because users append it to a command that just failed.
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     bypass_proxies_for_loopback()

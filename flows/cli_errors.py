@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from ldmprobe_core.errors import RunError, UserError
 
-DONE, MISTAKE, USAGE, FAULT, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, MISTAKE, USAGE, FAULT, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
 """Exit codes of the command.
 
 ``DONE`` means success, ``MISTAKE`` an error that the user can correct, ``USAGE`` wrong arguments,
-``FAULT`` a failure of the machine or of this program, and ``INTERRUPTED`` a stop by Ctrl-C.
+``FAULT`` a failure of the machine or of this program, ``INTERRUPTED`` a stop by Ctrl-C, and
+``UNREAD`` a stop because the program that read the output has ended, as in ``| head``.
 """
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a mistake in a study, a file or the environment; 2 wrong usage; "
-    "3 a fault of the machine or of ldmprobe; 130 stopped by Ctrl-C or in Prefect (143 by SIGTERM)."
+    "3 a fault of the machine or of ldmprobe; 130 stopped by Ctrl-C or in Prefect (143 by "
+    "SIGTERM); 141 the output was closed before its end."
 )
 """Description of the exit codes, which ``ldmprobe --help`` prints as its last line."""
 
@@ -57,9 +61,44 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
         _report("" if getattr(error, "is_printed", False) else str(error), debug)
         return code
     except Exception as error:
-        _report(_unexpected(error), debug)
+        _report(_output_problem(error) or _unexpected(error), debug)
         return FAULT
     return DONE
+
+
+def prepare_streams() -> None:
+    """Reopen closed standard streams on the null device, and let none fail on a character.
+
+    If a stream is closed, as by ``>&-``, the next file that the process opens gets its number.
+    Output of a library to the stream would then be written into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.set_inheritable(number, True)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+        elif number and isinstance(stream, io.TextIOWrapper):
+            # Show "?" for a character that the terminal cannot display, instead of failing.
+            stream.reconfigure(errors="replace")
+
+
+def _output_problem(error: Exception) -> str:
+    """Return the message about an output that cannot be written; empty for another error."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = str(frames[-1][0].f_globals.get("__name__")) if frames else ""
+    # These packages write to the standard streams, and to no file.
+    if not isinstance(error, OSError) or module.partition(".")[0] not in ("click", "rich", "typer"):
+        return ""
+    # Python flushes its buffer at the exit, which would fail again and print a traceback.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return (
+        f"standard output: it cannot be written to ({error.strerror}). Fix: free some space, or "
+        "send the output to another place"
+    )
 
 
 def _require_current_folder() -> None:
@@ -75,13 +114,16 @@ def debug_requested(arguments: list[str]) -> bool:
 
 
 def _report(message: str, debug: bool) -> None:
-    if message:
-        console = Console(stderr=True, emoji=False)
-        console.print(
-            f"ldmprobe: {message}", style="red", highlight=False, markup=False, soft_wrap=True
-        )
-    if debug:
-        traceback.print_exc()
+    # If standard error cannot be written, rich raises an OSError or a SystemExit.  The exit code
+    # is then all that tells of the failure, so it must stay.
+    with suppress(OSError, SystemExit):
+        if message:
+            console = Console(stderr=True, emoji=False)
+            console.print(
+                f"ldmprobe: {message}", style="red", highlight=False, markup=False, soft_wrap=True
+            )
+        if debug:
+            traceback.print_exc()
 
 
 def _unexpected(error: Exception) -> str:
@@ -104,8 +146,9 @@ def write_log(text: str) -> Path | None:
     """
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     command = " ".join(sys.argv)
-    for folder in (_state_folder(), Path(tempfile.gettempdir())):
+    for choose_folder in (_state_folder, lambda: Path(tempfile.gettempdir())):
         try:
+            folder = choose_folder()
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             with os.fdopen(descriptor, "a", encoding="utf-8", errors="replace") as file:
@@ -122,6 +165,8 @@ def _state_folder() -> Path:
 
 
 def _code_of(stop: SystemExit) -> int:
+    if isinstance(stop.__context__, BrokenPipeError):
+        return UNREAD
     if stop.code is None:
         return DONE
     return stop.code if isinstance(stop.code, int) else FAULT

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
-from flows.checks.prefect_settings import check_prefect_settings
 from flows.cli_tables import print_rows
 from ldmprobe_core.errors import UserError
 
@@ -85,7 +85,7 @@ def intervene(
         content["targets"] = tuple(targets)
     what = parse_intervention(content)
     create_intervention(finished, what)
-    check_prefect_settings()
+    check_environment()
     from flows.intervene import intervene_flow
     from flows.server import prefect_server, run_flow, ui_url
     from ldmprobe_core.analysis.report.intervention_text import effect_rows, map_sentence

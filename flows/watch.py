@@ -59,10 +59,10 @@ class ServerProcess(Protocol):
 
 
 class FlowWatch(WatchThread):
-    """Context manager that requests a stop of the flow that runs inside it.
+    """Context manager that stops the flow inside it on a signal, or on cancellation in Prefect.
 
-    It requests a stop if the flow run is cancelled in Prefect or the server is lost, which a thread
-    finds out, and on SIGINT and SIGTERM.
+    It requests the stop on SIGINT and SIGTERM.  A thread polls the Prefect server, and requests the
+    stop if the flow run was cancelled or the server is lost.
 
     Args:
         url: URL of the Prefect API.

@@ -58,7 +58,7 @@ def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
         limit_s: longest time to wait for an answer, in seconds.
 
     Raises:
-        UserError: a proxy that an environment variable names cannot be used.
+        UserError: a proxy or a certificate file that an environment variable names cannot be used.
     """
     quick = {PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 0}
     cloud = url.startswith(PREFECT_CLOUD_API_URL.value())
@@ -71,6 +71,12 @@ def check_server(url: str, limit_s: float = _ANSWER_LIMIT_S) -> ServerCheck:
         raise UserError(
             f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used ({_first_sentence(error)}). Fix: "
             "give an http:// address, install httpx[socks] for a SOCKS proxy, or unset the variable"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            "PREFECT_API_SSL_CERT_FILE or SSL_CERT_FILE: the certificates cannot be read "
+            f"({error.strerror or error}). Fix: give a file of PEM certificates, or unset the "
+            "variable"
         ) from None
     try:
         with temporary_settings(quick), client:

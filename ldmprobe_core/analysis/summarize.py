@@ -197,11 +197,12 @@ def _scores_without_cells(
 ) -> dict[str, np.ndarray]:
     """Score the controls of the prompt on the test samples, (metric, test sample) by name."""
     study, prop = run.study, scores.prop.name
-    # Source images share one caption.
+    # Source images share one caption, so there are no prompts to predict from.
     if not study.controls.prompt or study.images is not None:
         return {}
     controls = {}
-    # Statistics leave no label maps to fit the control to.
+    # With ``capture.keep`` at ``statistics``, a run stores no label maps of training samples, so
+    # the control cannot be fitted.
     if len(labels.train) > 0 and run.has_prompt_embeddings:
         embedding = run.read("prompts", "embedding")
         controls["prompt"] = prompt_scores(embedding, labels, prop, study.probes.penalties)

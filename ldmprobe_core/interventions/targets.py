@@ -95,6 +95,8 @@ def resolve_target(target: Target) -> Target:
     if target.file is None:
         return target
     path = user_path(target.file).absolute()
+    if not path.is_file():
+        raise UserError(_no_file(target.file))
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError as error:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.probe_sections import LabelerSpec
-from ldmprobe_core.study.readers.value_types import user_path
+from ldmprobe_core.study.readers.value_types import require_readable_files, user_path
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
 
@@ -56,7 +56,7 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
         default: hub id to use if the study gives no weights.
 
     Raises:
-        UserError: the folder does not exist, or has no safetensors file.
+        UserError: the folder does not exist, has no safetensors file, or has a pipe or a device.
     """
     from huggingface_hub import snapshot_download
 
@@ -76,6 +76,7 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
                 f"weights {source!r}: the folder holds no config.json. Fix: give a folder written "
                 "by save_pretrained"
             )
+        require_readable_files(folder, "the labeler's weights")
     else:
         if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             raise UserError(

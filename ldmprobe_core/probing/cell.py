@@ -177,7 +177,8 @@ def _score_heldout(
         column = key[1]
         record = property_of(column.prop)
         scorer = labels.scorer(column.prop, activations.shape[1:3])
-        # There may be many draws, and their other metrics are not reported.
+        # An assignment with several draws is reported in a few metrics only.  The others are not
+        # computed, which saves time.
         metrics = record.compared if column.assignment in repeated else record.metrics
         values = scorer.scores(tokens, cuts.get(key), metrics)
         scores[key] = np.where(usable, values, np.nan)

@@ -108,7 +108,7 @@ def _sort_and_sum(values: np.ndarray, shares: np.ndarray) -> _SumsByValue:
     values, positives = (np.take_along_axis(rows, order, 1) for rows in (values, shares))
     index = np.broadcast_to(np.arange(values.shape[1]), values.shape)
     changes = values[:, 1:] != values[:, :-1]
-    # Tied tokens form a group from `first` to `last`.
+    # Tokens with equal values (ties) form a group; `first` and `last` are the indices of its ends.
     edge = np.ones((len(values), 1), bool)
     starts, ends = np.hstack([edge, changes]), np.hstack([changes, edge])
     first = np.maximum.accumulate(np.where(starts, index, 0), 1)

@@ -170,5 +170,6 @@ class BlockPartialScorer:
     def _block_sums(self, rows: np.ndarray) -> np.ndarray:
         """Sum each row of pixels over the pixel block of each token, (n, block)."""
         blocks = self._blocks[0] * self._blocks[2]
-        # A constant mean map has no covariates, and so no rows.
+        # The number of rows may be 0 (a constant mean map has no covariates).  In that case
+        # reshape cannot infer a size given as -1, so all sizes are given.
         return rows.reshape(len(rows), *self._blocks).sum((2, 4)).reshape(len(rows), blocks)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
+from ldmprobe_core.storage.stores.regular_files import misplaced, require_regular
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -74,7 +75,7 @@ def explained_failures(url: str) -> Iterator[None]:
     """Turn errors of a full disk, an exceeded quota or a read-only store into a `UserError`.
 
     Raises:
-        UserError: the disk is full, or nothing can be written to it.
+        UserError: the disk is full, nothing can be written to it, or a folder is in the way.
     """
     try:
         yield
@@ -87,6 +88,8 @@ def explained_failures(url: str) -> Iterator[None]:
         # S3 clients raise PermissionError without an errno, so the type is tested in addition.
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
             raise Location(url).unwritable(error) from error
+        if isinstance(error, IsADirectoryError | NotADirectoryError):
+            raise misplaced(url, error) from error
         raise
 
 
@@ -144,8 +147,6 @@ class Location:
         self.url = normal_url(url)
         self.remote = "://" in self.url
 
-    # --- checks of access -----------------------------------------------------------------------
-
     def require_reachable(self) -> None:
         """Check that an object store responds; local folders are not checked.
 
@@ -158,8 +159,7 @@ class Location:
             self.filesystem(patient=False).info(self.path("study.json"))
         except FileNotFoundError:
             return
-        # S3 clients raise exceptions of many types if the store does not respond, so all are
-        # caught.
+        # S3 clients raise exceptions of many types for a silent store, so all are caught.
         except Exception as error:
             raise UserError(
                 f"store {self.url!r} cannot be reached ({type(error).__name__}). Fix: check its "
@@ -194,8 +194,6 @@ class Location:
             "another store, or correct its permissions or credentials"
         )
 
-    # --- files -----------------------------------------------------------------------------------
-
     def has(self, name: str) -> bool:
         """Return whether a file exists."""
         return bool(self.filesystem().exists(self.path(name)))
@@ -219,8 +217,11 @@ class Location:
 
         Raises:
             UserError: the file does not exist.
+            RunError: it is a folder or a pipe, or its permissions forbid to read it.
         """
         try:
+            if not self.remote:
+                require_regular(self.path(name))
             return bytes(self.filesystem().cat_file(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
@@ -273,8 +274,7 @@ class Location:
                 os.replace(part, path)
                 return
             except FileNotFoundError:
-                # After `makedirs` and before the write, another process removed the folder, which
-                # was still empty, so both are tried again.
+                # Another process removed the folder, which was still empty, so try both again.
                 if not retries_left:
                     raise
             except OSError:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.storage.bookkeeping import (
     CREATED,
     FOLDER,
@@ -27,8 +27,13 @@ from ldmprobe_core.storage.bookkeeping import (
 from ldmprobe_core.storage.nodes import consolidated_metadata, dimensions, open_array
 from ldmprobe_core.storage.progress import GROUP
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
+from ldmprobe_core.storage.stores.checksum_store import (
+    NOT_REGULAR,
+    CorruptChunkError,
+    fixed_metadata,
+)
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
+from ldmprobe_core.storage.stores.regular_files import NotRegularError, remove_irregular
 from ldmprobe_core.storage.units import UNIT_KINDS, UnitKind, kind_of_group
 from ldmprobe_core.study.batching import BUFFERS
 
@@ -125,28 +130,47 @@ def _damaged_metadata(
         except UserError:
             yield CorruptChunkError(run.url, key, "missing")
             continue
+        except NotRegularError:
+            yield CorruptChunkError(run.url, key, NOT_REGULAR)
+            continue
         except (ValueError, RecursionError):
             document = None
-        # Users may add attributes to a zarr.json.  Only its other fields, such as shape, chunks and
-        # codecs, must equal those of the consolidated copy, since they decide how data is decoded.
-        if not isinstance(document, dict) or _fixed(document) != _fixed(metadata):
+        if fixed_metadata(document) != fixed_metadata(metadata):
             yield CorruptChunkError(run.url, key, "changed")
 
 
-def _fixed(metadata: dict[str, Any]) -> dict[str, Any]:
-    skipped = ("attributes", "consolidated_metadata")
-    return {key: value for key, value in metadata.items() if key not in skipped}
+def _beyond_remedy(run: Run, chunks: list[CorruptChunkError]) -> list[CorruptChunkError]:
+    """Remove pipes, links and empty folders; return the chunks that only the user can repair."""
+    irregular = [chunk for chunk in chunks if chunk.reason == NOT_REGULAR]
+    stuck = [chunk for chunk in irregular if not remove_irregular(run.location.path(chunk.key))]
+    contradictory = [
+        chunk for chunk in chunks if chunk.is_metadata and _contradicts(run, chunk.key)
+    ]
+    return stuck or contradictory
+
+
+def _contradicts(run: Run, key: str) -> bool:
+    """Return whether a zarr.json is readable, so that it or its consolidated copy may be wrong."""
+    try:
+        document = json.loads(run.location.read_bytes(key))
+    except (LdmprobeError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.get("node_type") in ("group", "array")
 
 
 def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[CorruptChunkError]:
     """Mark the units that wrote corrupt chunks as incomplete, so that the next run repeats them.
 
-    Damaged metadata of groups and arrays is first restored from the run's consolidated copy.
+    Damaged metadata of groups and arrays is first restored from the run's consolidated copy.  If
+    both are readable but differ, either may be the damaged one, and nothing is repaired.
 
     Returns:
-        the chunks that cannot be repaired, because no unit of a run writes them.
+        the chunks that cannot be repaired, because no unit of a run writes them, because a folder
+        with files is in their place, or because the metadata contradicts its copy.
     """
     chunks = list(chunks)
+    if beyond_repair := _beyond_remedy(run, chunks):
+        return beyond_repair
     restored = [chunk for chunk in chunks if chunk.is_metadata]
     if restored:
         laid_out = consolidated_metadata(run.location)
@@ -157,6 +181,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
         # While the metadata of an array was damaged, its chunks could not be checked.  Now that
         # the metadata is restored, the check is repeated for all chunks.
         chunks = list(find_corrupt_chunks(run))
+        if beyond_repair := _beyond_remedy(run, chunks):
+            return beyond_repair
     beyond_repair = []
     progress_arrays = {kind.progress for kind in UNIT_KINDS.values()}
     layers: list[str] = []
@@ -255,5 +281,5 @@ def _corrupt_chunks(array: zarr.Array, is_expected: _Expectation) -> Iterator[Co
         try:
             array.blocks[chunk_index]
         except CorruptChunkError as error:
-            if error.reason == "changed" or expected:
+            if error.reason != "missing" or expected:
                 yield error

@@ -31,7 +31,12 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
     # `source` may be any string.  For a very long one, Path.is_file raises an OSError, but
     # os.path.isfile returns False.
     if os.path.isfile(source):
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{path}: the study cannot be read ({error.strerror}). Fix: check its permissions"
+            ) from None
     else:
         ready = STUDIES / f"{source}.yaml"
         if re.fullmatch(r"[\w-]{1,64}", source) is None or not ready.is_file():
@@ -106,22 +111,23 @@ def _set(content: dict[str, Any], override: str) -> None:
 def sentence(error: ValidationError) -> str:
     """Convert the first problem of a validation error to a sentence with field and value."""
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "study"
+    field = ".".join(str(part) for part in first["loc"])
     # A key in the file may contain line ends.  A message must be one line, so such a key is quoted.
     if not field.isprintable():
         field = repr(field)
     if first["type"] == "extra_forbidden":
-        return f"{field} is not a key of a study; {_known_keys(first['loc'])}"
+        known = _known_keys(first["loc"])
+        return f"{field} is not a key of a study; {known}. Fix: use one of these keys"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"{field}: {message}"
+        return f"{field}: {message}" if field else message
     try:
         value = repr(first["input"])
     except (ValueError, RecursionError):
         # Python does not print whole numbers of more than 4,300 digits.
         value = "a value that is too long to print"
     value = value if len(value) <= 60 else value[:57] + "..."
-    return f"{field} is {value}: {message[0].lower()}{message[1:]}"
+    return f"{field or 'study'} is {value}: {message[0].lower()}{message[1:]}. Fix: correct it"
 
 
 def _known_keys(location: tuple[int | str, ...]) -> str:

@@ -175,6 +175,13 @@ class Capture(Section):
     keep: Literal["activations", "statistics", "both"] = "activations"
     accumulators: Annotated[int, Field(ge=1, le=10_000)] = 4
 
+    @field_validator("layers")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{list(value)} has a value twice. Fix: name each value once")
+        return value
+
 
 class Execution(Section):
     """Settings of the workers that carry out a study, which are not part of its hash.

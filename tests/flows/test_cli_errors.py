@@ -1,6 +1,9 @@
 """Tests of exit codes, of messages about failures, and of reports about missing requirements."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,7 +136,7 @@ def test_help_names_the_exit_codes(monkeypatch):
     assert "--debug" in output
     operations = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     section = operations.partition("## Exit codes")[2].partition("\n## ")[0]
-    assert re.findall(r"(?m)^\| (\d+) \|", section) == ["0", "1", "2", "3", "130", "143"]
+    assert re.findall(r"(?m)^\| (\d+) \|", section) == ["0", "1", "2", "3", "130", "141", "143"]
 
 
 @pytest.mark.parametrize(
@@ -174,3 +177,72 @@ def test_run_lists_everything_that_is_missing_at_once(call, tmp_path):
     assert said.count("ldmprobe: ") == 5
     assert out == ""
     assert not (tmp_path / "runs").exists()
+
+
+def _run_with(arguments, stdout=None, stderr=None, closed=()):
+    """Run the command in a process whose standard streams are those given, or closed."""
+
+    def close():
+        for number in closed:
+            os.close(number)
+
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        preexec_fn=close,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_command_whose_output_is_not_read_ends_without_a_message():
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = _run_with(["--help"], write, subprocess.PIPE)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_command_on_a_full_disk_as_output_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        done = _run_with(["--help"], full, subprocess.PIPE)
+    assert done.returncode == 3
+    assert done.stderr.startswith("ldmprobe: standard output: it cannot be written to (No space")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2), (0, 1, 2)])
+def test_command_without_standard_streams_keeps_its_exit_code(closed):
+    assert _run_with(["--help"], closed=closed).returncode == 0
+    assert _run_with(["show", "/nowhere"], closed=closed).returncode == 1
+
+
+def test_command_keeps_its_exit_code_if_standard_error_is_full():
+    with open("/dev/full", "w") as full:
+        assert _run_with(["show", "/nowhere"], stderr=full).returncode == 1
+
+
+def test_prepare_streams_reserves_the_numbers_of_closed_streams(tmp_path):
+    path = tmp_path / "numbers"
+    script = (
+        "import os\n"
+        "from flows.cli_errors import prepare_streams\n"
+        "prepare_streams()\n"
+        f"file = open({str(path)!r}, 'w')\n"
+        "print('a stray line')\n"
+        "os.write(1, b'a stray line')\n"
+        "file.write(str(file.fileno()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: (os.close(1), os.close(2)),
+        timeout=300,
+    )
+    assert done.returncode == 0
+    assert path.read_text() == "3"

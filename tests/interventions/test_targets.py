@@ -1,5 +1,7 @@
 """Target maps, against slow loops."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,6 +87,13 @@ def test_resolve_target_hashes_the_contents(tmp_path):
     assert hashes[0] != hashes[1]
     with pytest.raises(UserError, match="no such file"):
         resolve_target(Target(file=str(tmp_path / "none.npy")))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+def test_resolve_target_refuses_what_is_no_file(tmp_path, make):
+    make(tmp_path / "map.png")
+    with pytest.raises(UserError, match=r"^target\.file: no such file .*map\.png.* Fix: "):
+        resolve_target(Target(file=str(tmp_path / "map.png")))
 
 
 def test_target_map_tilt_and_stretch_have_closed_forms():

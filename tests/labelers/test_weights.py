@@ -77,3 +77,12 @@ def test_check_labeler_refuses_a_folder_without_a_config(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds no safetensors file"):
         check_labeler("depth", LabelerSpec(name="midas", weights=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "model.safetensors"])
+def test_check_labeler_refuses_a_folder_with_a_pipe(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / name)
+    spec = LabelerSpec(name="depth-anything", weights=str(tmp_path))
+    with pytest.raises(UserError, match=rf"{name} is a pipe or a device\. Fix: remove it"):
+        check_labeler("depth", spec)

@@ -1,9 +1,11 @@
 """Loading a study: named files, overrides, and their mistakes."""
 
+from pathlib import Path
+
 import pytest
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.loading import load_study
+from ldmprobe_core.study.loading import load_study, parse_study
 from ldmprobe_core.study.schema import Study
 
 
@@ -66,3 +68,33 @@ def test_overrides_are_read_as_yaml():
     study = load_study("tabletop", ["sampling.steps=20", "probes.kinds=[ridge]"])
     assert study.sampling.steps == 20
     assert study.probes.kinds == ("ridge",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            {"capture": {"layers": ["a.*", "a.*"]}},
+            r"^study: capture\.layers: .* a value twice\. Fix: ",
+        ),
+        ({"probes": {"kinds": ["ridge", "ridge"]}}, r"^study: probes: kinds is .*\. Fix: "),
+        ({"sampling": {"steps": True}}, r"^study: sampling\.steps is True: .*\. Fix: "),
+        ({"samplng": {}}, r"^study: samplng is not a key of a study; .*\. Fix: "),
+        ({"prompts": {"items": ["a", "b"]}}, r"^study: prompts\.samples gives 2 .*\. Fix: "),
+    ],
+)
+def test_parse_study_names_the_field_once_with_a_remedy(content, words):
+    with pytest.raises(UserError, match=words):
+        parse_study(content)
+
+
+def test_load_study_of_a_file_without_permission_is_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "study.yaml"
+    path.write_text("name: a\n")
+
+    def refuse(_self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)\. Fix: "):
+        load_study(str(path))

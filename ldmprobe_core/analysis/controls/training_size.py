@@ -30,7 +30,7 @@ DIVISIONS = 5
 
 @dataclass(frozen=True)
 class CorrectedDifference:
-    """Difference between a probe and a control without the loss of few training samples.
+    """Difference between a probe and a control, corrected for the number of training samples.
 
     Attributes:
         values: difference of the scores of each test sample, (test sample,).

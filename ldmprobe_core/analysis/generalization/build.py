@@ -95,7 +95,7 @@ class PropertyAnalyses:
             )
 
     def to_record(self) -> AnalysesRecord:
-        """Build the record, after all steps were added."""
+        """Build the property's record of analyses; call this after `add` received all steps."""
         samples = [self.samples[i] for i in self.scorer.test]
         settings, seed = self.study.bootstrap, self.study.prompts.seed
         return AnalysesRecord(

@@ -126,7 +126,8 @@ def fit_gaussian(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -
     mean = np.average(truth, weights=weight)
     smallest = SMALLEST_VARIANCE * np.average(np.square(truth - mean), weights=weight)
     variance = np.average(np.square(truth - predicted), weights=weight)
-    # Labels that do not vary at all leave both at 0, and any positive variance serves.
+    # If all labels are equal, both variances may be 0.  The smallest positive number avoids a
+    # division by 0.
     variance = max(variance, smallest, np.finfo(float).tiny)
 
     def bits(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -124,7 +124,8 @@ def code_length_record(
             for blocks, sums in zip(nested.blocks, nested.sums, strict=True)
         ]
     )
-    # The first images of each draw have no code length, so an image has those of other draws.
+    # In each draw, the images of the first block have no code length (NaN).  The average over the
+    # other draws gives a code length for most of these images too.
     position, probe = defined_mean(lengths)
     saved = bootstrap.interval(position - probe)
     defined = np.isfinite(position - probe)

@@ -127,7 +127,7 @@ class CodeLengthRecord(_Record):
 
 
 class AnalysesRecord(_Record):
-    """Further analyses of a property, from what a finished run stores.
+    """Further analyses of a property, computed from the data that a finished run stores.
 
     Attributes:
         transfer: scores and cosines between steps.

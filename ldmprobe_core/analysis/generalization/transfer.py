@@ -45,7 +45,7 @@ class TransferMatrix:
                 row[i, step] = values[use].mean() if use.any() else np.nan
 
     def to_record(self) -> TransferRecord:
-        """Build the record, after all steps were added."""
+        """Build the record of the transfer matrix; call this after `add` received all steps."""
         weights = np.stack([probe.weight for probe in self.probes])
         has_partial = len(self.means) > 1
         return TransferRecord(

@@ -68,7 +68,7 @@ def _check_text_widths(folder: Path, names: list[str], architecture: Architectur
         try:
             config = json.loads((folder / name / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
-            # The check of the weights reports a missing or damaged config.
+            # A missing or damaged config is ignored here, because `check_weights` reports it.
             continue
         if name.startswith("text_encoder") and isinstance(config, dict):
             encoders[name] = config

@@ -13,7 +13,7 @@ from ldmprobe_core.assets import CONFIGS, MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.study.readers.model_record import EMBEDDED, RECORD
-from ldmprobe_core.study.readers.value_types import user_path
+from ldmprobe_core.study.readers.value_types import require_readable_files, user_path
 from ldmprobe_core.study.sections import Model
 
 _KNOWN = {"CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4"}
@@ -66,7 +66,7 @@ def _local_folder(model: Model) -> Path | None:
 
     Raises:
         UserError: ``model.source`` is neither a model folder nor a hub id, or ``model.revision`` is
-            given for a folder.
+            given for a folder, or the folder holds a pipe or a device.
     """
     is_embedded = model.source == EMBEDDED
     folder = MODEL_FOLDER if is_embedded else user_path(model.source)
@@ -76,6 +76,7 @@ def _local_folder(model: Model) -> Path | None:
                 f"model.revision: {model.source} is a folder, and only hub ids have revisions "
                 f"({model.revision!r:.60}). Fix: leave model.revision out"
             )
+        require_readable_files(folder, "model.source")
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
         raise UserError(

@@ -32,6 +32,7 @@ from ldmprobe_core.models.loading import check_weights, meta_modules
 from ldmprobe_core.models.timesteps import timesteps
 from ldmprobe_core.pipeline.planning.prompt_checks import (
     check_samples,
+    invisible_notes,
     long_text_notes,
     unknown_word_notes,
 )
@@ -45,6 +46,9 @@ from ldmprobe_core.study.readers.model_record import read_model_record
 from ldmprobe_core.study.readers.prompt_files import encoding_notes
 from ldmprobe_core.study.samples import Sample, make_samples, n_stored_samples, resolve_inputs
 from ldmprobe_core.study.schema import Study
+
+_SIGNIFICANT = 0.05
+"""Largest p value that is usually called significant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +150,7 @@ _in_use: ContextVar[StudyPlan | None] = ContextVar("ldmprobe_plan", default=None
 
 
 def plan_of(study: Study) -> StudyPlan:
-    """Return the plan that is in use for this study (`StudyPlan.in_use`), or plan it now.
+    """Return the plan that `StudyPlan.in_use` provides for this study, or else a new plan.
 
     Raises:
         UserError: the study has a mistake.
@@ -170,7 +174,7 @@ def plan_study(study: Study) -> StudyPlan:
     folder = _model_configs(study, gaps)
     architecture = detect_architecture(folder)
     check_components(folder, architecture)
-    notes = list(check_settings(architecture, study))
+    notes = [*check_settings(architecture, study), *_permutation_notes(study)]
     denoiser, vae = meta_modules(architecture)
     shapes = _captured_shapes(study, architecture, denoiser, vae)
     steps = timesteps(architecture, study)
@@ -290,6 +294,17 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
     return present
 
 
+def _permutation_notes(study: Study) -> list[str]:
+    """Warn about permutations that are too few for a significant p value."""
+    least = 1 / (study.controls.permutations + 1)
+    if not study.controls.shuffled_labels or least <= _SIGNIFICANT:
+        return []
+    return [
+        f"controls.permutations is {study.controls.permutations}, so that no p value can be below "
+        f"{least:.3f}; at least {round(1 / _SIGNIFICANT) - 1} can show a value of {_SIGNIFICANT}"
+    ]
+
+
 def _prompt_notes(
     study: Study, samples: list[Sample], folder: Path, architecture: Architecture
 ) -> list[str]:
@@ -303,7 +318,7 @@ def _prompt_notes(
             notes += check_samples(samples, tokenize)
             notes += long_text_notes("prompts.negative", study.prompts.negative or "", tokenize)
     record = read_model_record(study.model.source, study.model.revision)
-    return notes + list(unknown_word_notes(samples, record))
+    return [*notes, *invisible_notes(samples), *unknown_word_notes(samples, record)]
 
 
 def _input_file_notes(study: Study, size: tuple[int, int]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 from ldmprobe_core.errors import UserError
@@ -118,6 +119,28 @@ def long_text_notes(key: str, text: str, tokenize: PromptTokenizer) -> tuple[str
     return tuple(
         f"{key} is longer than {_reader(those, tokenize.lengths)}: it loses {cut!r:.60}"
         for cut, those in names.items()
+    )
+
+
+def invisible_notes(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """Warn about invisible characters in prompts, which text copied from a web page may have.
+
+    Returns:
+        a warning of one sentence; empty if there are none.
+    """
+    prompts = dict.fromkeys(sample.prompt for sample in samples)
+    invisible = {
+        prompt: character
+        for prompt in prompts
+        for character in prompt
+        if unicodedata.category(character) in ("Cf", "Cc", "Co", "Cn") and not character.isspace()
+    }
+    if not invisible:
+        return ()
+    prompt, character = next(iter(invisible.items()))
+    return (
+        f"{len(invisible)} of {len(prompts)} prompts have invisible characters, which the model "
+        f"may read as parts of words: U+{ord(character):04X} in {prompt!a:.60}",
     )
 
 

@@ -6,6 +6,7 @@ If a disk or a network has changed a chunk, reading it raises an error that name
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -17,12 +18,21 @@ from zarr.storage import WrapperStore
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.storage.bookkeeping import ChunkRecord
 from ldmprobe_core.storage.filesystem import explained_failures
-from ldmprobe_core.storage.stores.metadata_cache import documents, invalidate_node, members
+from ldmprobe_core.storage.stores.metadata_cache import (
+    cached_fact,
+    documents,
+    invalidate_node,
+    members,
+)
+from ldmprobe_core.storage.stores.regular_files import NotRegularError
 
 RequiredChunks = bool | Callable[[str], bool]
 """Rule for chunks that must exist: True for all, False for none, or a predicate of the key."""
 
 _CRC_BYTES = 4
+
+NOT_REGULAR = "not a regular file"
+"""Reason of a `CorruptChunkError` for a folder, pipe or circular link in the place of a file."""
 
 _OLDER = (".zarray", ".zattrs", ".zgroup", ".zmetadata")
 """Names of metadata files of Zarr v2, which no run has; look-ups of them send no request."""
@@ -33,7 +43,7 @@ class CorruptChunkError(RunError):
 
     Attributes:
         key: path in the run, such as ``images/image/c/0/0/0/0`` or ``images/image/zarr.json``.
-        reason: ``missing``, or ``changed``.
+        reason: ``missing``, ``changed``, or ``not a regular file``.
     """
 
     def __init__(self, url: str, key: str, reason: str) -> None:
@@ -62,6 +72,35 @@ class CorruptChunkError(RunError):
     def chunk_index(self) -> tuple[int, ...]:
         """Index of the chunk in the chunk grid of its array."""
         return tuple(int(i) for i in self.key.partition("/c/")[2].split("/"))
+
+
+def fixed_metadata(document: Any) -> dict[str, Any] | None:
+    """Return the fields of a zarr.json that decide how data is decoded; None if it is no object.
+
+    Users may add attributes to a zarr.json.  The other fields, such as shape, chunks and codecs,
+    must equal those of the consolidated copy.
+    """
+    if not isinstance(document, dict):
+        return None
+    skipped = ("attributes", "consolidated_metadata")
+    return {key: value for key, value in document.items() if key not in skipped}
+
+
+def fixed_metadata_in(root: Buffer | None) -> dict[str, dict[str, Any] | None]:
+    """Return the `fixed_metadata` of each group and array by path; empty if it is unreadable."""
+    document: Any = None if root is None else _parsed(root)
+    try:
+        nodes = document["consolidated_metadata"]["metadata"]
+        return {path: fixed_metadata(node) for path, node in nodes.items()}
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _parsed(document: Buffer) -> Any:
+    try:
+        return json.loads(document.to_bytes())
+    except (ValueError, RecursionError):
+        return None
 
 
 class ChecksumStore(WrapperStore[Store]):
@@ -97,14 +136,15 @@ class ChecksumStore(WrapperStore[Store]):
         """Read a value, and verify the checksum of a chunk that is read in full.
 
         Raises:
-            CorruptChunkError: the checksum is wrong, or a chunk is missing and
-                ``require_complete`` applies to it.
+            CorruptChunkError: the checksum is wrong, a chunk is missing and
+                ``require_complete`` applies to it, or there is no regular file.
+            RunError: the metadata contradicts its copy in the root's zarr.json.
         """
         if key.endswith("/zarr.json"):
             return await self._document(key, prototype)
         if key.rpartition("/")[2] in _OLDER:
             return None
-        value = await self._store.get(key, prototype, byte_range)
+        value = await self._read(key, prototype, byte_range)
         if "/c/" not in key or byte_range is not None:
             return value
         if value is None:
@@ -126,11 +166,38 @@ class ChecksumStore(WrapperStore[Store]):
         """Read the zarr.json of a group or array; each process requests it only once."""
         known = documents.setdefault(self.url, {})
         if key not in known:
-            document = await self._store.get(key, prototype)
+            document = await self._read(key, prototype)
             if document is None:
                 return None
+            await self._require_copy(key, document, prototype)
             known[key] = document
         return known[key]
+
+    async def _read(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        try:
+            return await self._store.get(key, prototype, byte_range)
+        except NotRegularError as error:
+            raise CorruptChunkError(self.url, key, NOT_REGULAR) from error
+
+    async def _require_copy(self, key: str, document: Buffer, prototype: BufferPrototype) -> None:
+        """Check that a zarr.json equals its copy in the root's zarr.json.
+
+        Either may be the damaged one.  A wrong shape, for instance, could make a reader allocate
+        more memory than the machine has.  Interventions are not compared, since another process
+        may have replaced them.
+        """
+        path = key.removesuffix("/zarr.json")
+        if path.partition("/")[0] == "interventions":
+            return
+        root = await self._read("zarr.json", prototype)
+        copies = cached_fact(self.url, "fixed metadata", lambda: fixed_metadata_in(root))
+        if path in copies and fixed_metadata(_parsed(document)) not in (None, copies[path]):
+            raise RunError(
+                f"{self.url}: {key} contradicts its copy in the run's zarr.json. Fix: put back the "
+                "right one of the two files"
+            )
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a value, and drop the cached copy if the value is metadata.

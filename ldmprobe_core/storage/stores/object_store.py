@@ -20,11 +20,12 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore, LocalStore, ObjectStore
+from zarr.storage import FsspecStore, ObjectStore
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.filesystem import client_options
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
+from ldmprobe_core.storage.stores.regular_files import RegularFileStore
 
 CLIENT = "LDMPROBE_CHUNKS"
 
@@ -65,7 +66,7 @@ def open_store(url: str) -> Store:
         UserError: ``LDMPROBE_CHUNKS`` names an unknown client, or there are no credentials.
     """
     if "://" not in url:
-        return LocalStore(url)
+        return RegularFileStore(url)
     client = os.environ.get(CLIENT, "obstore")
     if client not in ("obstore", "s3fs"):
         raise UserError(

@@ -65,15 +65,15 @@ def files_in(folder: Path) -> list[Path]:
     """List the visible files of a folder by name; broken links are included, to be reported.
 
     Raises:
-        UserError: the folder cannot be listed.
+        UserError: the folder cannot be listed, or a pipe is named like an image.
     """
     try:
-        return sorted(
-            path
-            for path in folder.iterdir()
-            if not path.name.startswith(".")
-            and (path.is_file() or (path.is_symlink() and not path.exists()))
-        )
+        visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        for path in visible:
+            is_named = path.suffix.lower() in _PICTURES or map_property(path) is not None
+            if is_named and path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{path}: it is a pipe or a device. Fix: rename it, or remove it")
+        return [path for path in visible if path.is_file() or not path.exists()]
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be listed ({type(error).__name__}). Fix: check the folder's "

@@ -95,7 +95,8 @@ def require_whole_jpeg(path: Path, image: Image.Image) -> None:
     try:
         frame = _frame(data)
     except (IndexError, KeyError, ValueError, ZeroDivisionError):
-        # The decoder accepts headers that this module cannot read, and then says so itself.
+        # The decoder has accepted this file, although this module cannot read its header.  An
+        # unknown layout is no proof of damage, so the file is accepted unchecked.
         return
     if frame is None or not frame.scans:
         return

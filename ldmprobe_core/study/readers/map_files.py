@@ -205,7 +205,8 @@ def _exr(path: Path) -> np.ndarray:
                 f"{path}: the data window of the EXR file is not its display window. "
                 "Fix: save the image uncropped"
             )
-        # Uncompressed values at the end of a file may all be zero; compressed ones never are.
+        # Zeros at the end of a compressed file show that it was not copied completely.  In an
+        # uncompressed file they may be values of the map, so it is not checked.
         if file.parts[0].compression() != OpenEXR.NO_COMPRESSION:
             require_intact(path, "EXR")
     with OpenEXR.File(str(path), separate_channels=True) as file:

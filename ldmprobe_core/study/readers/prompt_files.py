@@ -169,8 +169,8 @@ def _check_header(path: str, header: list[str], names: list[str], split: str | N
     for required in ("prompt", "seed"):
         if required not in names:
             raise UserError(
-                f"{path}, line 1: no column {required!r} among {', '.join(header) or 'none'}. Fix: "
-                "name the columns prompt, seed and, optionally, split and class"
+                f"{path}, line 1: no column {required!r} among {header!s:.120}. Fix: name the "
+                "columns prompt, seed and, optionally, split and class"
             )
     for name, original in zip(names, header, strict=True):
         if name and name not in _COLUMNS:

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from ldmprobe_core.errors import UserError
+
 MAX_SEED = 2**63 - 1
 """Largest seed that can be stored, as int64."""
 
@@ -52,6 +54,21 @@ def user_path(text: str) -> Path:
     unchanged; no such path exists, so the caller's check for the file fails as for any other.
     """
     return Path(os.path.expanduser(text))
+
+
+def require_readable_files(folder: Path, field: str) -> None:
+    """Check that a folder of a model holds no pipes or devices, which a reader would wait for.
+
+    Args:
+        folder: folder, which is searched with its subfolders.
+        field: name of the setting that gives the folder, for messages.
+
+    Raises:
+        UserError: there is a pipe, a device or a socket.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{field}: {path} is a pipe or a device. Fix: remove it")
 
 
 _PATHS = re.compile(r"model\.source|images\.folder|prompts\.files.*|labels\..*|execution\.cluster")

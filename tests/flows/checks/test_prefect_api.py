@@ -5,7 +5,11 @@ import json
 import prefect
 import pytest
 from http_servers import http_server, silent_server
-from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_SSL_CERT_FILE,
+    temporary_settings,
+)
 
 from flows.checks.prefect_api import check_server
 from infra.stack import free_ports
@@ -76,3 +80,16 @@ def test_check_server_names_no_password():
     ):
         check = check_server(f"http://127.0.0.1:{port}/api")
     assert "secret-word" not in check.problem + check.remedy
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_check_server_refuses_certificates_that_cannot_be_read(monkeypatch, tmp_path, content):
+    path = tmp_path / "certificates.pem"
+    if content is not None:
+        path.write_text(content)
+    settings = {PREFECT_API_SSL_CERT_FILE: str(path)}
+    with (
+        temporary_settings(settings),
+        pytest.raises(UserError, match=r"^PREFECT_API_SSL_CERT_FILE .*certificates.* Fix: "),
+    ):
+        check_server("https://127.0.0.1:9/api")

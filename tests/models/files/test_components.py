@@ -1,6 +1,7 @@
 """Models whose components are missing, of unknown classes, or of another model."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -101,3 +102,13 @@ def test_check_components_takes_stable_diffusion_3_without_t5(tmp_path):
     pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
     pipeline.save_pretrained(tmp_path / "m")
     assert not plan_study(architecture_study(tmp_path / "m", "sd3")).missing
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "tokenizer/added_tokens.json", "notes.txt"])
+def test_plan_refuses_a_model_folder_with_a_pipe(tiny_model, tmp_path, name):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match=rf"^model\.source: .*{name} is a pipe or a device\. Fix: "):
+        plan_study(architecture_study(folder, "sd1"))

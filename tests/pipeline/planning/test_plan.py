@@ -48,3 +48,17 @@ def test_plan_without_its_input_files_is_refused(tiny_study, tmp_path):
     assert plan.samples == ()
     with pytest.raises(UserError, match=r"none\.csv"):
         plan.require_complete()
+
+
+@pytest.mark.parametrize(("permutations", "least"), [(1, "0.500"), (18, "0.053")])
+def test_plan_notes_permutations_that_can_show_no_significant_p(tiny_study, permutations, least):
+    (note,) = plan_study(tiny_study(controls={"permutations": permutations})).notes
+    assert f"controls.permutations is {permutations}, " in note
+    assert f"below {least}; at least 19 " in note
+
+
+@pytest.mark.parametrize(
+    "controls", [{"permutations": 19}, {}, {"shuffled_labels": False, "permutations": 1}]
+)
+def test_plan_notes_no_permutations_that_suffice_or_are_off(tiny_study, controls):
+    assert plan_study(tiny_study(controls=controls)).notes == ()

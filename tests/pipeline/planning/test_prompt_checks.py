@@ -152,3 +152,13 @@ def test_long_text_notes_name_the_encoders_that_cut(tmp_path):
     assert note.startswith(
         "prompts.negative is longer than text_encoder and text_encoder_2 read (24 tokens): it loses"
     )
+
+
+@pytest.mark.parametrize(("character", "name"), [("\u200b", "U+200B"), ("\ufeff", "U+FEFF")])
+def test_plan_names_invisible_characters_in_prompts(character, name):
+    items = [f"a red{character} cube", "a blue cube", "a green cube"]
+    notes = plan_study(parse_study({"prompts": {"items": items}})).notes
+    (note,) = (note for note in notes if "invisible" in note)
+    assert note.startswith("1 of 3 prompts have invisible characters")
+    assert name in note
+    assert note.isprintable()

@@ -1,5 +1,6 @@
 """Folders of images and maps: listing, cropping, formats."""
 
+import os
 import shutil
 
 import numpy as np
@@ -198,3 +199,12 @@ def test_images_hash_and_map_path_refuse_files_in_one_sentence(folder):
     (folder / "a.depth.exr").write_bytes(b"")
     with pytest.raises(UserError, match=r"a\.png has another depth map, a\.depth\.exr"):
         map_path(folder, "a.png", "depth")
+
+
+@pytest.mark.parametrize("name", ["z.png", "a.depth.npy", "z.JPG"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_list_images_refuses_a_pipe_or_device_named_like_a_file(tmp_path, name, make):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: it is a pipe or a device\. Fix: "):
+        list_images(str(tmp_path))

@@ -222,3 +222,12 @@ def test_prompt_file_that_is_a_pipe_a_device_or_a_folder_is_refused(tmp_path):
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         with pytest.raises(UserError, match=r"prompts\.files: .* is not a file\. Fix: give a CSV"):
             samples_of(str(path))
+
+
+def test_read_rows_of_a_first_line_with_a_line_end_is_one_line(tmp_path):
+    path = tmp_path / "prompts.csv"
+    path.write_text('"a red\ncone",1,test\na blue cube,2,train\n')
+    with pytest.raises(UserError) as refusal:
+        read_rows({"all": str(path)})
+    assert "no column 'prompt' among ['a red\\ncone', '1', 'test']. Fix: " in str(refusal.value)
+    assert str(refusal.value).isprintable()

@@ -1,0 +1,101 @@
+"""Checks that the files of a local run are regular files, before anything reads them.
+
+Reading a named pipe or a device would wait without end.  Folders and links that lead to themselves
+have no content either.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore
+
+from ldmprobe_core.errors import RunError, UserError
+
+
+class NotRegularError(RunError):
+    """Error for a folder, pipe, device or circular link in the place of a run's file."""
+
+
+def require_regular(path: str) -> None:
+    """Check that a path leads to a regular file that this user may read.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        NotRegularError: there is something else than a regular file.
+        RunError: the file's permissions forbid to read it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        mode = stat.S_IFLNK
+    if not stat.S_ISREG(mode):
+        raise NotRegularError(
+            f"{path}: it is {_kind(mode)}, not a regular file. Fix: put the file back from a copy, "
+            "or remove it and use `ldmprobe verify --redo`"
+        )
+    if not os.access(path, os.R_OK):
+        raise RunError(f"{path}: its permissions forbid to read it. Fix: correct them")
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a circular link" if stat.S_ISLNK(mode) else "a pipe, device or socket"
+
+
+def misplaced(url: str, error: OSError) -> UserError:
+    """Build the error for a write that failed because a folder and a file are interchanged."""
+    return UserError(
+        f"store {url!r}: a folder is in the place of a file, or a file in that of a folder "
+        f"({error.filename2 or error.filename}). Fix: move it away"
+    )
+
+
+def remove_irregular(path: str) -> bool:
+    """Remove a pipe, link or empty folder from the place of a file; return whether it is gone."""
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        return True
+    except NotRegularError:
+        pass
+    else:
+        return True
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            os.rmdir(path)
+        else:
+            os.remove(path)
+    except OSError:
+        return False
+    return True
+
+
+class RegularFileStore(LocalStore):
+    """Zarr store in a local folder that reads regular files only."""
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Read the value of a key or a byte range of it; None if the key does not exist.
+
+        Raises:
+            NotRegularError: there is something else than a regular file.
+            RunError: the file's permissions forbid to read it.
+        """
+        try:
+            require_regular(str(Path(self.root) / key))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return await super().get(key, prototype, byte_range)
