@@ -51,6 +51,9 @@ class Curves:
         cells: mean score over test samples of the probes of `kind` in each cell, (step, layer).
         kind: kind of the probe in the best cell.
         layer: layer and kind of `probe`, which are chosen once for all steps.
+        decoded: whether each sample has step images, (sample,) bool; the scores of `sources` are
+            NaN for the others.
+        decoded_steps: steps (from 1) that have step images, ascending.
     """
 
     probe: np.ndarray
@@ -63,13 +66,16 @@ class Curves:
     cells: np.ndarray
     kind: str
     layer: LayerRecord
+    decoded: np.ndarray
+    decoded_steps: np.ndarray
 
 
 def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
     """Find the onset and settled steps in the curves of the probes and of the image labeler."""
-    position = curves.position
+    position, n_steps = curves.position, len(curves.probe)
 
-    def record(scores: np.ndarray) -> CurveRecord:
+    def record(scores: np.ndarray, known: np.ndarray) -> CurveRecord:
+        scores = scores[known - 1]
         above = bootstrap.interval(scores[-1] - position).low
         if above is None or above <= 0:
             # A curve that is not clearly above the position baseline at the last step has not
@@ -78,23 +84,36 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
             return CurveRecord(relative=undefined, absolute=undefined)
         relative, absolute = {}, {}
         for name, share in SHARES.items():
-            relative[name] = crossing(relative_margins(scores, position, share), bootstrap)
+            margins = relative_margins(scores, position, share)
+            relative[name] = crossing(margins, bootstrap).at_steps(known, n_steps)
             margins = absolute_margins(scores, curves.probe[-1], position, share)
-            absolute[name] = crossing(margins, bootstrap)
+            absolute[name] = crossing(margins, bootstrap).at_steps(known, n_steps)
         return CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
 
+    every = np.arange(1, n_steps + 1)
+    paired = None
+    if not curves.decoded.all():
+        paired = record(np.where(curves.decoded, curves.probe, np.nan), every)
     return EmergenceRecord(
-        probe=record(curves.probe),
-        **{rival: record(curves.sources[source]) for rival, source in RIVALS.items()},
+        probe=record(curves.probe, every),
+        paired=paired,
+        **{
+            rival: record(curves.sources[source], curves.decoded_steps)
+            for rival, source in RIVALS.items()
+        },
     )
 
 
-def leads_record(emergence: EmergenceRecord) -> LeadsRecord:
+def leads_record(emergence: EmergenceRecord, samples: int) -> LeadsRecord:
     """Count the steps by which the probes reach the onset and settled bars before the labeler.
 
     These are the absolute bars, which have the same height for the probes and for the labeler.
+
+    Args:
+        emergence: steps of all curves.
+        samples: number of test samples with step images.
     """
-    probe = emergence.probe.absolute
+    probe = (emergence.paired or emergence.probe).absolute
 
     def record(other: BarRecord) -> LeadRecord:
         return LeadRecord(
@@ -102,7 +121,8 @@ def leads_record(emergence: EmergenceRecord) -> LeadsRecord:
             settled=lead_over(probe.settled, other.settled),
         )
 
-    return LeadsRecord(**{rival: record(getattr(emergence, rival).absolute) for rival in RIVALS})
+    leads = {rival: record(getattr(emergence, rival).absolute) for rival in RIVALS}
+    return LeadsRecord(**leads, samples=samples)
 
 
 def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:

@@ -96,6 +96,8 @@ class EmergenceRecord(_Record):
         clean: in the labeler's maps of each step's predicted clean image.
         decoded_recalibrated, clean_recalibrated: in the same maps after a linear recalibration with
             the training mean map, which is fitted to training samples at each step.
+        paired: in the probes, on the test samples with step images alone, to which the labeler's
+            curves and the leads refer; None if all test samples have them.
     """
 
     probe: CurveRecord
@@ -103,6 +105,7 @@ class EmergenceRecord(_Record):
     clean: CurveRecord
     decoded_recalibrated: CurveRecord
     clean_recalibrated: CurveRecord
+    paired: CurveRecord | None = None
 
 
 class LeadRecord(_Record):
@@ -113,12 +116,19 @@ class LeadRecord(_Record):
 
 
 class LeadsRecord(_Record):
-    """Leads of the probes over the labeler, with the keys of `EmergenceRecord`."""
+    """Leads of the probes over the labeler, with the keys of `EmergenceRecord`.
+
+    Probes and labeler are compared on the same test samples, those with step images.
+
+    Attributes:
+        samples: number of these samples.
+    """
 
     decoded: LeadRecord
     clean: LeadRecord
     decoded_recalibrated: LeadRecord
     clean_recalibrated: LeadRecord
+    samples: int | None = None
 
 
 class OwnBestRecord(_Record):
@@ -146,12 +156,17 @@ class ControlRecord(_Record):
         difference: score of the probe's best cell minus the score of the control's own best cell,
             paired over samples.  For input controls it is corrected for the number of training
             samples, and its interval includes their choice (`analysis.controls.training_size`).
+            If the control was computed on a part of the samples, the probe is fitted to the same
+            training samples, and both are scored on the same test samples.
         p: one-sided p value that the probe is not above the control.  For shuffled labels it is a
             permutation p value, corrected for the choice among all cells; for others it is the
             share of the bootstrap's resamples in which the mean difference is not positive.
         partial: partial score of the control in the probe's best cell; None for masks.
         undefined: number of test samples whose score is undefined in the probe's best cell; means
             exclude them.
+        samples: number of samples of each split on which the control was computed; None if it was
+            computed on all.  With ``capture.keep: statistics`` the probe that it is compared with
+            is fitted to all training samples nevertheless.
     """
 
     same_cell: Interval
@@ -160,6 +175,7 @@ class ControlRecord(_Record):
     p: float | None = None
     partial: Interval | None = None
     undefined: int = 0
+    samples: dict[str, int] | None = None
 
     @property
     def exceeded(self) -> bool:
