@@ -212,5 +212,6 @@ def _count(member: np.ndarray) -> int:
 def _draw(member: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Draw clusters with replacement, and count how often each sample is drawn."""
     n = _count(member)
-    drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)]
-    return np.stack(drawn).astype(np.float64)[:, member]
+    drawn = rng.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=n * resamples).reshape(resamples, n)
+    return counts.astype(np.float64)[:, member]
