@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,8 +21,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
+from flows.checks.finished_run import RunArgument, finished_run
 from flows.checks.prefect_settings import check_prefect_settings
 from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, run_command
+from flows.cli_intervene import intervene
 from flows.cli_tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
@@ -48,7 +50,6 @@ SetOption = Annotated[
 ]
 
 
-RunArgument = Annotated[str, typer.Argument(help="folder or URL of a run")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON, for machines")]
 
 
@@ -129,69 +130,7 @@ def classify(
         )
 
 
-@app.command()
-def intervene(
-    run: RunArgument,
-    prop: Annotated[str, typer.Option("--property", help="foreground or depth")] = "foreground",
-    shift: Annotated[
-        list[str] | None,
-        typer.Option(help="dx,dy as shares of width and height, such as 0.2,0; may be repeated"),
-    ] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="PNG or NPY map to aim for; may be repeated")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="how many test samples")] = 8,
-    method: Annotated[str, typer.Option(help="exact, or adam (the paper's)")] = "exact",
-    layers: Annotated[
-        list[str] | None, typer.Option(help="glob over the run's layers; may be repeated")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="how many of the first steps")] = None,
-    strength: Annotated[float, typer.Option(help="share of the way, 0 to 1")] = 1.0,
-    confidence: Annotated[
-        float, typer.Option(help="what a logistic probe is to read inside the mask")
-    ] = 0.98,
-    metric: Annotated[str, typer.Option(help="covariance or l2")] = "covariance",
-    controls: Annotated[bool, typer.Option(help="also edit at random and through shuffled")] = True,
-) -> None:
-    """Generate test samples again with activations edited towards a target, and score them."""
-    from ldmprobe_core.analysis.report.text import effect_rows
-    from ldmprobe_core.interventions.results import InterventionSummary
-    from ldmprobe_core.interventions.spec import parse_intervention
-    from ldmprobe_core.interventions.stages import create_intervention
-
-    finished = _finished(run)
-    content: dict[str, Any] = {
-        "prop": prop, "samples": samples, "method": method, "steps": steps, "strength": strength,
-        "confidence": confidence, "metric": metric, "controls": controls,
-        "layers": tuple(layers) if layers else None,
-    }  # fmt: skip
-    content["targets"] = tuple(
-        [_shift(text) for text in shift or ([] if target else ["0.2,0"])]
-        + [{"file": path} for path in target or []]
-    )
-    what = parse_intervention(content)
-    create_intervention(finished, what)
-    check_prefect_settings()
-    from flows.intervene import intervene_flow
-    from flows.server import prefect_server, run_flow, ui_url
-
-    with prefect_server() as api:
-        console.print(f"Prefect UI: {ui_url(api)}\nRun: {finished.url}\n", highlight=False)
-        found = run_flow(intervene_flow, url=finished.url, what=what)
-    rows = effect_rows(InterventionSummary.model_validate(found))
-    print_rows(rows, console)
-    console.print(f"\nReport: {finished.url}/report/index.html", highlight=False, soft_wrap=True)
-
-
-def _shift(text: str) -> dict[str, float]:
-    parts = text.split(",")
-    try:
-        dx, dy = (float(part) for part in parts)
-    except ValueError:
-        raise UserError(
-            f"--shift is {text!r}. Fix: give dx,dy as fractions of the image's size, such as 0.2,0"
-        ) from None
-    return {"dx": dx, "dy": dy}
+app.command()(intervene)
 
 
 def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
@@ -255,7 +194,7 @@ def show(run: RunArgument, json_: JsonOption = False) -> None:
     """Show the results of a finished run."""
     from ldmprobe_core.analysis.records import load_summary
 
-    finished = _finished(run)
+    finished = finished_run(run)
     summary = load_summary(finished)
     if json_:
         typer.echo(finished.location.read_text("summary.json"), nl=False)
@@ -272,7 +211,7 @@ def compare(
     from ldmprobe_core.analysis.compare import compare as rows_of
     from ldmprobe_core.analysis.compare import difference_notes
 
-    finished = [_finished(run) for run in runs]
+    finished = [finished_run(run) for run in runs]
     rows = rows_of(finished)
     if json_:
         typer.echo(json.dumps(rows, indent=2))
@@ -325,7 +264,7 @@ def report(
     """Rebuild a finished run's report without generating, labeling or probing."""
     from ldmprobe_core.analysis.report.build import rebuild_report
 
-    finished = _finished(run)
+    finished = finished_run(run)
     chosen = None
     if samples is not None:
         parts = samples.split(",")
@@ -339,7 +278,7 @@ def report(
 @app.command(name="open")
 def open_(run: RunArgument) -> None:
     """Open a finished run's report in the browser."""
-    finished = _finished(run)
+    finished = finished_run(run)
     if finished.location.remote:
         raise UserError(
             f"{finished.url} is a remote run. Fix: download its folder report/, and open "
@@ -348,20 +287,6 @@ def open_(run: RunArgument) -> None:
     page = Path(finished.url).absolute() / "report" / "index.html"
     console.print(page.as_uri(), highlight=False, soft_wrap=True)
     typer.launch(page.as_uri())
-
-
-def _finished(run: str) -> Run:
-    """Return a run after checking that it is finished, which means that it has a summary.
-
-    Raises:
-        UserError: there is no run at this address, or it has no summary.
-    """
-    from ldmprobe_core.storage.run import Run
-
-    found = Run(run.removesuffix("/summary.json"))
-    found.location.require_reachable()
-    found.location.read_bytes("summary.json")
-    return found
 
 
 @app.command()

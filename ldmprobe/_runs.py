@@ -353,8 +353,8 @@ def intervene(
         content["targets"] = tuple({"dx": dx, "dy": dy} for dx, dy in pairs)
     started = time.monotonic()
     name = create_intervention(run, parse_intervention(content))
-    for target, batch in edit_units(run, name):
-        edit_batch(run.url, name, target, batch)
+    for unit in edit_units(run, name):
+        edit_batch(run.url, name, *unit)
     return summarise_intervention(run, name, time.monotonic() - started)
 
 

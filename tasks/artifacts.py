@@ -18,7 +18,8 @@ from prefect.artifacts import (
 
 from ldmprobe_core.analysis.class_records import ClassesRecord
 from ldmprobe_core.analysis.records import Summary
-from ldmprobe_core.analysis.report.text import best_rows, classes_line, effect_rows, headline
+from ldmprobe_core.analysis.report.intervention_text import effect_rows
+from ldmprobe_core.analysis.report.text import best_rows, classes_line, headline
 from ldmprobe_core.interventions.results import InterventionSummary
 from ldmprobe_core.storage.run import Run
 

@@ -2,82 +2,195 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from functools import lru_cache
 
 import numpy as np
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.edit import EditDirection
-from ldmprobe_core.interventions.plan import InterventionPlan
-from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.interventions.edit import EditDirection, Moments
+from ldmprobe_core.interventions.nulls import NULLS, NullContext
+from ldmprobe_core.interventions.plan import plan_intervention
+from ldmprobe_core.interventions.spec import ERASURES, Intervention
+from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import probe_activations
+from ldmprobe_core.probing.fitters.base import CellData
+from ldmprobe_core.probing.fitters.ridge import RidgePath
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import summed_columns
 from ldmprobe_core.study.conditions import LabelColumn
+from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.probe_kinds import probe_kind
 
 
-def directions_of(
-    run: Run, spec: Intervention, plan: InterventionPlan, labels: LabelSet, shuffled: bool = False
-) -> dict[tuple[int, str], EditDirection]:
-    """Compute the edit direction of each edited cell, a vector over the channels of its tokens.
+@lru_cache(maxsize=1024)
+def direction_of(
+    url: str, identity: str, spec: Intervention, step: int, layer: str
+) -> EditDirection:
+    """Compute the edit direction of one cell; cached for all batches of an intervention.
 
     Args:
-        run: run whose probes give the directions.
+        url: URL or path of the run whose probes give the directions.
+        identity: identity of the run.  It is a cache key only, so that the directions are computed
+            again if another run has been created at the same URL.
         spec: settings of the intervention.
-        plan: the checked intervention on the same run.
-        labels: label maps and splits of the run.
-        shuffled: whether to use probes of shuffled labels, as a control.  The run does not store
-            these probes, so they are fitted again.
-
-    Returns:
-        edit directions by (step, layer); steps count from 1.
+        step: sampler step, from 1.
+        layer: name of a layer, or ``latents``.
 
     Raises:
-        UserError: a cell cannot be edited, because the weights of its probe are zero.
+        UserError: the cell cannot be edited, because the weights of its probe are zero.
     """
-    directions = {}
-    study = run.study
-    permuted = (LabelColumn("shuffled", spec.prop),)
-    selection = {"property": spec.prop, "kind": plan.kind}
-    for layer in plan.layers:
-        probes = run.open(f"probes/{layer}", require_complete=True).sel(selection).load()
-        for step in range(1, plan.steps + 1):
-            tokens = run.read(f"activations/{layer}", "activation", step=step - 1)
-            statistics = unstored_statistics(run, "trained", step, layer)
-            if shuffled:
-                columns = summed_columns(study, "trained") if statistics else permuted
-                fitted = probe_activations(tokens, labels, study, columns, statistics)
-                probe: Any = fitted["shuffled"].probes[plan.kind, spec.prop]
-            else:
-                probe = LinearProbe.from_dataset(probes.sel(step=step))
-            covariance = None
-            if spec.method == "exact" and spec.metric == "covariance":
-                covariance = (statistics or activation_statistics(tokens, labels)).covariance
-            try:
-                directions[step, layer] = EditDirection.of_probe(probe, covariance)
-            except ValueError as error:
-                raise UserError(
-                    f"layers: {layer} cannot be edited at step {step} ({error}). "
-                    "Fix: leave this layer out of layers, or set steps lower so that this step is "
-                    "not edited."
-                ) from error
-    return directions
+    run = Run(url)
+    labels = cached_label_set(url, identity)
+    kind = plan_intervention(run, spec).kind
+    tokens = run.read(f"activations/{layer}", "activation", step=step - 1)
+    statistics = unstored_statistics(run, "trained", step, layer)
+    path, column = label_regression(run, spec.prop, tokens, labels, statistics)
+    moments = Moments(path.mean_x, path.covariance)
+    if spec.method in ERASURES:
+        probes = [_erasing_probe(spec, path, column)]
+    else:
+        probes = _probes(run, spec, step, layer, tokens, labels)
+        probes.insert(0, probes.pop(_kinds(run, spec).index(kind)))
+    context = NullContext(
+        moments,
+        np.stack([probe.weight for probe in probes]),
+        lambda: _permuted_direction(run, spec, kind, tokens, labels, moments, statistics),
+        _generator(spec, step, layer),
+    )
+    directions = {
+        name: null.directions(context)
+        for name in spec.conditions
+        if (null := NULLS.get(name)) is not None and null.directions is not None
+    }
+    metric = "covariance" if spec.method == "leace" else spec.metric
+    metric = "l2" if spec.method == "mean_projection" else metric
+    try:
+        return EditDirection.of_probe(probes[0], moments, metric, directions)
+    except ValueError as error:
+        raise UserError(
+            f"layers: {layer} cannot be edited at step {step} ({error}). Fix: leave this layer out "
+            "of layers, or choose steps without this one."
+        ) from error
 
 
-def activation_statistics(tokens: np.ndarray, labels: LabelSet) -> SufficientStatistics:
-    """Compute the statistics from which the covariance of the training activations follows.
+def _generator(spec: Intervention, step: int, layer: str) -> np.random.Generator:
+    """Return the random number generator of a cell, which does not depend on other cells."""
+    digest = hashlib.sha256(f"{spec.seed} {step} {layer}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
-    They contain no sums of labels.  Samples with non-finite activations are not used.
+
+def _kinds(run: Run, spec: Intervention) -> list[str]:
+    """Kinds of linear probes of the property that the run stores."""
+    prop = spec.edited_property
+    return [kind for kind in run.study.linear_kinds if probe_kind(kind).supports(prop)]
+
+
+def _probes(
+    run: Run, spec: Intervention, step: int, layer: str, tokens: np.ndarray, labels: LabelSet
+) -> list[LinearProbe]:
+    """Read the property's probes of a cell, one for each of the `_kinds`.
+
+    The stored probes of latents read the surroundings of each token, so probes of single latents
+    are fitted here.
+    """
+    if layer == LATENTS:
+        fitted = probe_activations(tokens, labels, run.study, (LabelColumn("true", spec.prop),))
+        probes = fitted["true"].probes
+        return [_linear(probes[kind, spec.prop]) for kind in _kinds(run, spec)]
+    stored = run.open(f"probes/{layer}", require_complete=True)
+    cell = stored.sel(property=spec.prop, step=step).load()
+    return [LinearProbe.from_dataset(cell.sel(kind=kind)) for kind in _kinds(run, spec)]
+
+
+def _linear(probe: object) -> LinearProbe:
+    if not isinstance(probe, LinearProbe):
+        raise TypeError(f"probe: a {type(probe).__name__} is not linear")
+    return probe
+
+
+def _permuted_direction(
+    run: Run,
+    spec: Intervention,
+    kind: str,
+    tokens: np.ndarray,
+    labels: LabelSet,
+    moments: Moments,
+    statistics: SufficientStatistics | None,
+) -> np.ndarray:
+    """Compute the edit direction of a probe of other images' labels, (channel,).
+
+    The run does not store such probes, so one is fitted.
+    """
+    permuted = LabelColumn("shuffled", spec.prop)
+    columns = summed_columns(run.study, "trained") if statistics else (permuted,)
+    fitted = probe_activations(tokens, labels, run.study, columns, statistics)["shuffled"]
+    weight = _linear(fitted.probes[kind, spec.prop]).weight
+    return weight if spec.metric == "l2" else moments.covariance @ weight
+
+
+def _erasing_probe(spec: Intervention, path: RidgePath, column: int | None) -> LinearProbe:
+    """Return the linear function of activations that an erasure sets to its mean.
+
+    Let c be the covariance of activation and label, the label taken less its mean map, and C the
+    covariance of the activations.  LEACE (Belrose et al. 2023) subtracts from an activation h its
+    oblique projection c w' (h - mean), with w = C^-1 c / (c' C^-1 c).  This is the edit of least
+    norm in the norm of C^-1 after which w' h has its mean value.  Mean projection uses w = c.
 
     Args:
-        tokens: activations (sample, y, x, channel) of all stored samples.
-        labels: label set of the run, which gives the indices of the training samples.
+        spec: settings of the intervention.
+        path: regression of the labels on the activations.
+        column: index of the property's label in the regression; None if it is not in it.
+
+    Raises:
+        UserError: the property's labels are not measured at every pixel.
     """
-    training = tokens[labels.train]
-    finite = np.isfinite(training).reshape(len(training), -1).all(1)
-    rows = training[finite].reshape(-1, tokens.shape[-1])
-    return SufficientStatistics.from_tokens(rows, np.empty((len(rows), 0)))
+    if column is None:
+        raise UserError(
+            f"method: {spec.method} needs labels that are measured at every pixel, and those of "
+            f"{spec.prop} are not. Fix: choose another method."
+        )
+    weight = path.cross[:, column]
+    if spec.method == "leace":
+        weight = np.linalg.lstsq(path.covariance, weight, rcond=None)[0]
+    return LinearProbe(weight, 0.0, 0.0)
+
+
+def label_regression(
+    run: Run,
+    prop: str,
+    tokens: np.ndarray,
+    labels: LabelSet,
+    statistics: SufficientStatistics | None = None,
+) -> tuple[RidgePath, int | None]:
+    """Compute the moments of a cell's training activations, and their covariance with the labels.
+
+    Samples with non-finite activations are not used.
+
+    Args:
+        run: run of the cell.
+        prop: name of the property whose labels are regressed on the activations, each less its
+            training mean at the token's position.
+        tokens: activations (sample, y, x, channel) of all stored samples.
+        labels: labels of these samples.
+        statistics: sums over the training samples, for a run that stores no training activations.
+
+    Returns:
+        the regression, and the index of the property's label in it; None if the labels are not
+        measured at every pixel.
+    """
+    finite = np.isfinite(tokens).reshape(len(tokens), -1).all(1)
+    own = LabelColumn("true", prop)
+    columns = summed_columns(run.study, "trained") if statistics else (own,)
+    data = CellData(
+        tokens, labels, labels.train[finite[labels.train]],
+        labels.validation[finite[labels.validation]], columns,
+        run.study.probes.penalties, run.study.prompts.seed, statistics,
+    )  # fmt: skip
+    measured = [columns[column] for column in data.complete_columns]
+    path = data.ridge_path(position_term=bool(measured))
+    return path, measured.index(own) if own in measured else None

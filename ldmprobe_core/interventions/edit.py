@@ -12,7 +12,7 @@ The alternative method is gradient descent on the activations, as in Chen, Viég
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,41 +24,93 @@ from ldmprobe_core.study.probe_kinds import probe_kind
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of the training activations of one cell.
+
+    Attributes:
+        mean: (channel,) float64.
+        covariance: (channel, channel) float64.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+@dataclass(frozen=True)
 class EditDirection:
-    """Linear probe of one cell (a layer at a step), and the direction of edits in the cell.
+    """Linear probe of one cell (a layer at a step), and the directions of edits in the cell.
 
     Attributes:
         weight: weight of the probe, (channel,) float32.
         bias: bias of the probe, with its position term if it has one: scalar or (y, x) float32.
         step: edit direction, (channel,) float32.  Adding it to a token raises the prediction by 1,
             that is, ``weight . step`` is 1.
+        mean: prediction for the mean training activation, scalar or (y, x) float32.
+        deviation: standard deviation of ``weight . h`` over the training activations h; NaN if
+            their covariance is not known.
+        nulls: directions of null edits by name, (draw, channel) float32 of norm 1.
     """
 
     weight: Tensor
     bias: Tensor
     step: Tensor
+    mean: Tensor
+    deviation: float = float("nan")
+    nulls: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of_probe(cls, probe: LinearProbe, covariance: np.ndarray | None = None) -> EditDirection:
+    def of_probe(
+        cls,
+        probe: LinearProbe,
+        moments: Moments | None = None,
+        metric: str = "covariance",
+        nulls: dict[str, np.ndarray] | None = None,
+    ) -> EditDirection:
         """Compute the direction of the edit with the least norm that changes a prediction by 1.
 
         Args:
             probe: linear probe of the cell.
-            covariance: covariance of the activations, (channel, channel), which defines the norm of
-                an edit; None uses the L2 norm.
+            moments: mean and covariance of the training activations; None uses the L2 norm and a
+                mean activation of zero.
+            metric: norm of an edit: ``covariance`` (that of the moments' inverse covariance) or
+                ``l2``.
+            nulls: directions of null edits by name, (draw, channel), of any norm.
 
         Raises:
             ValueError: the probe's weights are zero, so its prediction cannot be changed.
         """
-        raw = probe.weight if covariance is None else covariance @ probe.weight
+        offset = np.asarray(probe.offset)
+        if moments is None:
+            raw, mean, deviation = probe.weight, offset, float("nan")
+        else:
+            spread = moments.covariance @ probe.weight
+            raw = spread if metric == "covariance" else probe.weight
+            mean = offset + probe.weight @ moments.mean
+            deviation = float(np.sqrt(max(probe.weight @ spread, 0.0)))
         gain = float(probe.weight @ raw)
         if not gain > 0:
             raise ValueError("probe: its weights are zero, so no edit changes its prediction")
         return cls(
             torch.from_numpy(probe.weight).float(),
-            torch.as_tensor(probe.offset).float(),
+            torch.as_tensor(offset).float(),
             torch.from_numpy(raw / gain).float(),
+            torch.as_tensor(mean).float(),
+            deviation,
+            {
+                name: torch.from_numpy(
+                    vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+                ).float()
+                for name, vectors in (nulls or {}).items()
+            },
         )
+
+    def to(self, device: torch.device) -> EditDirection:
+        """Return a copy whose tensors are on a device."""
+        return EditDirection(
+            self.weight.to(device), self.bias.to(device), self.step.to(device),
+            self.mean.to(device), self.deviation,
+            {name: vectors.to(device) for name, vectors in self.nulls.items()},
+        )  # fmt: skip
 
     def read(self, tokens: Tensor) -> Tensor:
         """Return the probe's predictions (n, y, x) for activations (n, y, x, channel)."""
@@ -78,6 +130,37 @@ class EditDirection:
         """
         gap = torch.nan_to_num(target - self.read(tokens))
         return tokens + (strength * gap)[..., None] * self.step
+
+    def at_dose(self, target: Tensor, dose: float) -> Tensor:
+        """Scale the contrast of target predictions about the mean prediction to a dose.
+
+        Args:
+            target: target predictions (n, y, x).
+            dose: root mean square over the tokens of a sample of the difference between target and
+                mean prediction, in standard deviations of the prediction.
+
+        Returns:
+            (n, y, x): ``mean + factor (target - mean)``, with one factor for each sample.
+        """
+        contrast = target - self.mean
+        size = contrast.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
+        return self.mean + contrast * (dose * self.deviation / size)
+
+    def null_change(self, change: Tensor, null: str, samples: list[int]) -> Tensor:
+        """Turn a change of activations into a null edit of the same field and norm.
+
+        At each token, the null edit has the norm of the change, and the sign with which the change
+        moves the prediction, but the direction of the null.
+
+        Args:
+            change: change of activations, (n, y, x, channel).
+            null: name of directions in `nulls`.
+            samples: indices of the samples, which determine the direction of each.
+        """
+        sign = torch.sign(change @ self.weight)
+        directions = self.nulls[null]
+        chosen = directions[[sample % len(directions) for sample in samples]]
+        return (sign * change.norm(dim=-1))[..., None] * chosen[:, None, None]
 
 
 def target_reading(
@@ -143,15 +226,3 @@ def edit_by_gradient_descent(
             loss.mean((1, 2)).sum().backward()
             optimizer.step()
     return edited.detach()
-
-
-def random_change_like(change: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw random changes of activations that have the norm of `change` at every token.
-
-    Args:
-        change: changes of activations, (n, y, x, channel).
-        generator: random number generator on the CPU.
-    """
-    noise = torch.randn(change.shape, generator=generator).to(change)
-    norm = change.norm(dim=-1, keepdim=True)
-    return noise * norm / noise.norm(dim=-1, keepdim=True).clamp_min(1e-12)

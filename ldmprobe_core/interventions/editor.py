@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,19 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldmprobe_core.interventions.edit import (
-    EditDirection,
-    edit_by_gradient_descent,
-    random_change_like,
-    target_reading,
-)
-from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.layers import image_output_index
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.models.token_grid import Grid, change_grid
-from ldmprobe_core.probing.block_scores import block_means
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.samples import Sample
+
+Change = Callable[[int, str, Tensor], Tensor]
+"""Function (step from 1, layer, tokens) that returns edited tokens, (n, y, x, channel) float32."""
 
 
 class Editor:
@@ -33,18 +29,15 @@ class Editor:
 
     Args:
         sampler: sampler of the pipeline whose denoiser is hooked.
-        directions: edit direction of each edited cell, by (step from 1, layer).
-        change: function (step, layer, direction, tokens) that returns the edited tokens of a cell;
-            `make_edit` builds one.
+        cells: edited cells, as pairs of step (from 1) and layer; the layer ``latents`` stands for
+            the denoiser's input.
+        change: function that edits the tokens of a cell.
     """
 
     def __init__(
-        self,
-        sampler: PipelineSampler,
-        directions: dict[tuple[int, str], EditDirection],
-        change: Any,
+        self, sampler: PipelineSampler, cells: Iterable[tuple[int, str]], change: Change
     ) -> None:
-        self.sampler, self.directions, self.change = sampler, directions, change
+        self.sampler, self.cells, self.change = sampler, set(cells), change
         self._calls = 0
         self._grid: Grid = sampler.architecture.grid
 
@@ -54,7 +47,7 @@ class Editor:
         modules = dict(self.sampler.denoiser.named_modules())
         denoiser = self.sampler.denoiser
         hooks = [denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
-        for name in {name for _, name in self.directions}:
+        for name in sorted({name for _, name in self.cells} - {LATENTS}):
             hooks.append(modules[name].register_forward_hook(self._hook(name, modules[name])))
         self._calls = 0
         try:
@@ -63,28 +56,64 @@ class Editor:
             for hook in hooks:
                 hook.remove()
 
-    def _begin(self, _denoiser: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    @property
+    def _step(self) -> int:
+        """Current sampler step, from 1."""
+        return (self._calls - 1) // self.sampler.guidance.calls_per_step + 1
+
+    def _edits(self, name: str) -> bool:
+        """Whether the current denoiser call edits a layer.
+
+        Only the conditional call is edited, because probes are fitted to its activations.  If
+        guidance calls the denoiser twice in a step, the first of them is conditional.
+        """
+        first = (self._calls - 1) % self.sampler.guidance.calls_per_step == 0
+        return first and (self._step, name) in self.cells
+
+    def _begin(
+        self, _denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Count the denoiser's call, and edit its input if a cell of the latents is edited."""
         self._calls += 1
         if self.sampler.architecture.joint_block_classes:
             self._grid = replace(self._grid, text=kwargs["encoder_hidden_states"].shape[1])
+        if not self._edits(LATENTS):
+            return None
+        name = next((key for key in ("sample", "hidden_states") if key in kwargs), None)
+        given = args[0] if name is None else kwargs[name]
+        if given.ndim != 4:
+            raise UserError(
+                "layers: the denoiser of this family takes packed latents, which cannot be edited "
+                "(latents). Fix: leave latents out of layers."
+            )
+        # A scheduler may scale the latents to give the denoiser's input.  Probes read the latents
+        # before that, so the edit is made in their scale.
+        time = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        one = torch.ones((), dtype=torch.float64)
+        scale = getattr(self.sampler.pipeline.scheduler, "scale_model_input", lambda x, _: x)
+        factor = float(scale(one, time.reshape(-1)[0] if isinstance(time, Tensor) else time))
+
+        def change(tokens: Tensor) -> Tensor:
+            # Only the difference is scaled, so that latents that are not changed keep their bits.
+            latents = tokens / factor
+            return tokens + (self.change(self._step, LATENTS, latents) - latents) * factor
+
+        edited = change_grid(given, self._grid, 0, self.sampler.guidance.batch_copies, change)
+        return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
 
     def _hook(self, name: str, module: nn.Module) -> Any:
         item = image_output_index(self.sampler.architecture, module)
         guidance = self.sampler.guidance
 
         def edit(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            step, call = divmod(self._calls - 1, guidance.calls_per_step)
-            direction = self.directions.get((step + 1, name))
-            # Edit only the conditional call, because probes are fitted to its activations.  If
-            # guidance calls the denoiser twice in a step, the first of them is conditional.
-            if direction is None or call > 0:
+            if not self._edits(name):
                 return None
             return change_grid(
                 output,
                 self._grid,
                 item,
                 guidance.batch_copies,
-                lambda tokens: self.change(step + 1, name, direction, tokens),
+                lambda tokens: self.change(self._step, name, tokens),
             )
 
         return edit
@@ -123,49 +152,3 @@ def sample_edited(
         with editor():
             latents = pipeline(**call).images
     return sampler.decode(latents)
-
-
-def make_edit(
-    spec: Intervention, kind: str, targets: np.ndarray, random: torch.Generator | None
-) -> Any:
-    """Return the function that edits one layer's activations at one step, for an `Editor`.
-
-    Args:
-        spec: method, strength and confidence of the edit.
-        kind: kind of the probes in the edit directions.
-        targets: target maps (n, Y, X) at the image's size.
-        random: generator for the control that replaces each edit by a random change of the same
-            norm; None applies the edits themselves.
-
-    Returns:
-        function (step, layer, direction, tokens) that returns edited tokens, (n, y, x, channel).
-    """
-    mask = property_of(spec.prop).is_mask
-    maps = targets.astype(np.float64)
-    full_targets = torch.from_numpy(maps).float()
-    readings: dict[tuple[int, int], Tensor] = {}
-
-    def change(_step: int, _layer: str, direction: EditDirection, tokens: Tensor) -> Tensor:
-        grid = (tokens.shape[1], tokens.shape[2])
-        direction = EditDirection(
-            direction.weight.to(tokens.device),
-            direction.bias.to(tokens.device),
-            direction.step.to(tokens.device),
-        )
-        if spec.method == "adam":
-            edited = edit_by_gradient_descent(
-                tokens, full_targets.to(tokens.device), direction, mask,
-                spec.iterations, spec.learning_rate,
-            )  # fmt: skip
-        else:
-            if grid not in readings:
-                share = block_means(maps, grid)
-                readings[grid] = torch.from_numpy(
-                    target_reading(share, kind, mask, spec.confidence)
-                ).float()
-            edited = direction.exact(tokens, readings[grid].to(tokens.device), spec.strength)
-        if random is None:
-            return edited
-        return tokens + random_change_like(edited - tokens, random)
-
-    return change

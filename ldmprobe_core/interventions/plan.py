@@ -2,34 +2,62 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.spec import DEFAULT_CONFIDENCE, Intervention
+from ldmprobe_core.interventions.spec import DEFAULT_CONFIDENCE, DONOR, PROBE_EDITS, Intervention
 from ldmprobe_core.models.layers import VAE
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
+from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.properties import property_of
 
 
 @dataclass(frozen=True)
+class Site:
+    """Layers and steps that are edited together.
+
+    Attributes:
+        layers: names of the layers; ``latents`` stands for the denoiser's input.
+        first, last: first and last edited step, from 1.
+    """
+
+    layers: tuple[str, ...]
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        """Return a short name, such as ``3 layers, steps 1-8``."""
+        layers = self.layers[0] if len(self.layers) == 1 else f"{len(self.layers)} layers"
+        return f"{layers}, steps {self.first}-{self.last}"
+
+    @property
+    def cells(self) -> list[tuple[int, str]]:
+        """Edited cells, as pairs of step (from 1) and layer."""
+        return [(s, layer) for s in range(self.first, self.last + 1) for layer in self.layers]
+
+
+@dataclass(frozen=True)
 class InterventionPlan:
-    """Samples, layers, steps and probe kind of a checked intervention, with defaults filled in.
+    """Samples, sites and probe kind of a checked intervention, with defaults filled in.
 
     Attributes:
         samples: indices of the edited samples.
-        layers: names of the edited layers.
-        steps: number of edited steps, counted from the first step.
+        donors: for each of these samples, the index of the sample that gives its activations;
+            empty unless the method is ``donor``.
+        sites: layers and steps that are edited together; a causal map has one site for each pair
+            of layer and window, all windows of a layer in a row.
         kind: kind of the probes that give the edit directions.
     """
 
     samples: list[int]
-    layers: list[str]
-    steps: int
+    donors: list[int]
+    sites: list[Site]
     kind: str
 
 
@@ -50,55 +78,109 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
             f"prop: {run.url} has no probes of this property ({spec.prop!r}). Fix: set it to one "
             f"of {', '.join(study.labels.maps)}."
         )
-    if spec.controls and study.capture.keep == "statistics" and not study.controls.shuffled_labels:
+    permuted = "permuted" in spec.conditions and study.capture.keep == "statistics"
+    if permuted and not study.controls.shuffled_labels:
         raise UserError(
-            f"controls: {run.url} has no statistics of shuffled labels, which the control needs "
-            "(true). Its study sets controls.shuffled_labels to false. Fix: set the "
-            "intervention's controls to false."
+            f"controls: {run.url} has no statistics of shuffled labels, which the null edit "
+            "'permuted' needs. Its study sets controls.shuffled_labels to false. Fix: leave "
+            "'permuted' out of the intervention's controls."
         )
-    completed = run.progress.completed(PROBE)
-    total = len(completed)
-    steps = spec.steps or min(spec.defaults.steps, total)
-    if steps > total:
+    sites = _sites(run, spec)
+    _require_probes(run, sites)
+    kind, samples = _kind(run, spec), _samples(run, spec)
+    donors = _donors(run, samples) if spec.method == DONOR else []
+    return InterventionPlan(samples, donors, sites, kind)
+
+
+def windows_of(steps: int, windows: int) -> list[tuple[int, int]]:
+    """Divide sampler steps into windows whose lengths differ by at most 1.
+
+    Args:
+        steps: number of sampler steps.
+        windows: number of windows, at most the number of steps.
+
+    Returns:
+        first and last step of each window, from 1.
+    """
+    edges = [round(i * steps / windows) for i in range(windows + 1)]
+    return [(a + 1, b) for a, b in itertools.pairwise(edges)]
+
+
+def _sites(run: Run, spec: Intervention) -> list[Site]:
+    """List the sites of an intervention on a run.
+
+    Raises:
+        UserError: no layer matches, or the run has fewer steps than the intervention edits.
+    """
+    total = len(run.progress.completed(PROBE))
+    layers = _layers(run, spec)
+    if spec.windows is not None:
+        if spec.windows > total:
+            raise UserError(
+                f"windows: more than the run's {total} sampler steps ({spec.windows}). Fix: set "
+                f"it to {total} or less."
+            )
+        windows = windows_of(total, spec.windows)
+        return [Site((layer,), *window) for layer in layers for window in windows]
+    steps = spec.steps or min(-(-total // 2), total - spec.start + 1)
+    last = spec.start + steps - 1
+    if steps < 1 or last > total:
+        name = "start" if spec.start > total else "steps"
+        edited = f"{spec.start} to {last}" if steps > 0 else str(spec.start)
         raise UserError(
-            f"steps: more than the run's {total} sampler steps ({steps}). Fix: set it to {total} "
-            "or less."
+            f"{name}: more than the run's {total} sampler steps ({edited}). Fix: edit steps "
+            f"between 1 and {total}."
         )
+    return [Site(tuple(layers), spec.start, last)]
+
+
+def _layers(run: Run, spec: Intervention) -> list[str]:
+    """List the names of the edited layers; the denoiser's input is the first one if selected."""
+    # The stored sums of latents are those of neighbourhoods of tokens, and an edit needs those of
+    # single tokens.
+    latents = LATENTS in run.probe_inputs and run.study.capture.keep != "statistics"
     for glob in spec.layers or ():
-        if not any(fnmatchcase(name, glob) for name in run.layers):
+        if glob == LATENTS and not latents:
+            raise UserError(
+                f"layers: {run.url} has no latents of training samples, because its study sets "
+                "controls.latents to false or capture.keep to statistics (latents). Fix: leave "
+                "latents out of layers."
+            )
+        if glob != LATENTS and not any(fnmatchcase(name, glob) for name in run.layers):
             raise UserError(_no_layers_match(run, glob))
-    globs = spec.layers or spec.defaults.layers
+    globs = spec.layers or ("*",)
     layers = [
         name
         for name in run.layers
         if any(fnmatchcase(name, glob) for glob in globs) and not name.startswith(VAE)
     ]
-    # The default globs select a U-Net's decoder.  A transformer has no decoder, so edit all its
-    # layers.
-    if not layers and spec.layers is None:
-        layers = [name for name in run.layers if not name.startswith(VAE)]
+    # The denoiser's input is edited only if it is named, and as one more row of a causal map.
+    if LATENTS in globs or (spec.windows and spec.layers is None and latents):
+        layers = [LATENTS, *layers]
     if not layers:
         raise UserError(_no_layers_match(run, ", ".join(globs)))
-    columns = [run.probe_inputs.index(name) for name in layers]
-    for step in range(steps):
-        missing = [
-            name
-            for name, column in zip(layers, columns, strict=True)
-            if not completed[step, column]
-        ]
-        if missing:
-            raise UserError(
-                f"probes: {run.url} has no probes of layer {missing[0]} at step {step + 1}. Fix: "
-                "finish the run, then repeat the intervention."
-            )
-    kind = _kind(run, spec)
-    return InterventionPlan(_samples(run, spec), layers, steps, kind)
+    return layers
 
 
 def _no_layers_match(run: Run, globs: str) -> str:
     return (
         f"layers: no layer of the run matches ({globs}). Fix: choose from {', '.join(run.layers)}."
     )
+
+
+def _require_probes(run: Run, sites: list[Site]) -> None:
+    """Require that the probes of every edited cell are finished.
+
+    Raises:
+        UserError: a cell has no probes yet.
+    """
+    completed = run.progress.completed(PROBE)
+    for step, layer in (cell for site in sites for cell in site.cells):
+        if not completed[step - 1, run.probe_inputs.index(layer)]:
+            raise UserError(
+                f"probes: {run.url} has no probes of layer {layer} at step {step}. Fix: finish the "
+                "run, then repeat the intervention."
+            )
 
 
 def _kind(run: Run, spec: Intervention) -> str:
@@ -111,7 +193,7 @@ def _kind(run: Run, spec: Intervention) -> str:
     prop, kinds = property_of(spec.prop), run.study.linear_kinds
     kind = spec.kind or spec.defaults.kind
     if kind not in kinds and spec.kind is None:
-        kind = kinds[0]
+        kind = next((name for name in kinds if probe_kind(name).supports(prop)), kinds[0])
     if kind not in kinds or not probe_kind(kind).supports(prop):
         usable = [name for name in kinds if probe_kind(name).supports(prop)]
         raise UserError(
@@ -150,3 +232,23 @@ def _samples(run: Run, spec: Intervention) -> list[int]:
             f"{', '.join(str(i) for i in available[:8])}{', ...' if len(available) > 8 else ''}."
         )
     return list(spec.chosen)
+
+
+def _donors(run: Run, samples: list[int]) -> list[int]:
+    """Choose a donor for each sample: the next stored sample, one of the same prompt if possible.
+
+    Raises:
+        UserError: the run stores one sample only.
+    """
+    stored = run.samples[: run.n_stored]
+    if len(stored) < 2:
+        raise UserError(
+            "method: a donor is another sample, and the run stores one sample only (donor). Fix: "
+            f"choose one of {', '.join(PROBE_EDITS)}."
+        )
+    donors = []
+    for i in samples:
+        others = [(i + k) % len(stored) for k in range(1, len(stored))]
+        alike = [j for j in others if stored[j].prompt == stored[i].prompt]
+        donors.append((alike or others)[0])
+    return donors

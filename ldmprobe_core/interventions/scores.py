@@ -5,23 +5,83 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe_core.probing.metrics import METRICS
-from ldmprobe_core.study.properties import InterventionDefaults
+from ldmprobe_core.probing.partial import position_covariates
+from ldmprobe_core.study.properties import Property
+
+MASK_MEASURES = ("moved", "way", "ghost", "area")
+"""Measures of an edited mask beside its agreement with the target, see `mask_measures`."""
 
 
-def score_maps_against_targets(
-    defaults: InterventionDefaults, maps: np.ndarray, target_maps: np.ndarray
+def measures_of(prop: Property) -> tuple[str, ...]:
+    """Names of the measures of an edited map of a property; the first is the headline metric."""
+    metrics = () if prop.intervention is None else prop.intervention.metrics
+    return metrics + (MASK_MEASURES if prop.is_mask else ())
+
+
+def score_edited_maps(
+    prop: Property,
+    maps: np.ndarray,
+    labels: np.ndarray,
+    targets: np.ndarray,
+    mean_map: np.ndarray,
 ) -> np.ndarray:
-    """Score the labeler's maps of edited images against the target maps of the edits.
+    """Compare the labeler's maps of edited images with the targets and with the labels.
 
     Args:
-        defaults: intervention settings of the property, which name the metrics.
+        prop: edited property.
         maps: label maps of the edited images, (sample, y, x); bool for a mask, else values.
-        target_maps: target maps, likewise.
+        labels: label maps of the unedited images, likewise.
+        targets: target maps, likewise.
+        mean_map: mean label map of the training samples, (y, x); partial metrics regress it out.
 
     Returns:
-        (metric, sample) float64.
+        (measure, sample) float64, in the order of `measures_of`; NaN where undefined.
     """
-    return np.stack([METRICS[name].function(maps, target_maps) for name in defaults.metrics])
+    covariates = position_covariates(mean_map)
+    metrics = () if prop.intervention is None else prop.intervention.metrics
+    scores = [METRICS[name].score(maps, targets, covariates) for name in metrics]
+    if prop.is_mask:
+        scores += list(mask_measures(maps, labels, targets))
+    return np.stack(scores)
+
+
+def mask_measures(maps: np.ndarray, labels: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Measure where the mask of an edited image lies, between its label and its target.
+
+    Args:
+        maps: masks of the edited images, (sample, y, x) bool.
+        labels: masks of the unedited images, likewise.
+        targets: target masks, likewise.
+
+    Returns:
+        (4, sample) float64:
+
+        - ``moved``: displacement of the mask's centroid from the label's in the direction of the
+          target's centroid, in pixels;
+        - ``way``: the same as a fraction of the distance between both centroids;
+        - ``ghost``: fraction of the area that the target leaves which still is foreground;
+        - ``area``: area of the mask, as a fraction of the label's.
+
+        A measure is NaN where it is undefined: if a mask is empty, the target has the label's
+        centroid, or the target covers the label.
+    """
+    start, goal, end = _centroids(labels), _centroids(targets), _centroids(maps)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        distance = np.linalg.norm(goal - start, axis=1)
+        distance = np.where(distance > 1e-9, distance, np.nan)
+        moved = ((end - start) * (goal - start)).sum(1) / distance
+        left = labels & ~targets
+        ghost = (maps & left).sum((1, 2)) / left.sum((1, 2))
+        area = maps.sum((1, 2)) / labels.sum((1, 2))
+    return np.stack([moved, moved / distance, ghost, np.where(np.isfinite(area), area, np.nan)])
+
+
+def _centroids(masks: np.ndarray) -> np.ndarray:
+    """Compute the centroids (sample, 2) of masks as rows and columns; NaN for an empty mask."""
+    rows, columns = np.arange(masks.shape[1]), np.arange(masks.shape[2])
+    with np.errstate(invalid="ignore"):
+        sums = np.stack([masks.sum(2) @ rows, masks.sum(1) @ columns], axis=1)
+        return np.asarray(sums / masks.sum((1, 2))[:, None])
 
 
 def background_change(

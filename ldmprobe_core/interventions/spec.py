@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.study.loading import sentence
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
@@ -22,43 +23,64 @@ from ldmprobe_core.study.properties import (
     FOREGROUND,
     PROPERTIES,
     InterventionDefaults,
+    Property,
     property_of,
 )
 from ldmprobe_core.study.readers.value_types import MAX_SAMPLES, Seed
 
-EDIT_CONDITIONS = ("edited", "random", "shuffled")
+EDITED = "edited"
+"""Name of the condition of the edit proper, beside the null edits."""
 
 DEFAULT_CONFIDENCE = 0.98
 
+PROBE_EDITS = ("exact", "adam")
+ERASURES = ("leace", "mean_projection")
+DONOR = "donor"
+
+Dose = Annotated[float, Field(gt=0, le=1000, strict=True)]
+
 
 class Intervention(BaseModel):
-    """Settings of an intervention.
-
-    If `steps`, `layers` or `kind` is None, the property's defaults apply, which follow the paper
-    (Chen, Viégas & Wattenberg 2023).
+    """Settings of an intervention: what is edited, where, how strongly, and beside which nulls.
 
     Attributes:
         prop: name of the edited property, one of `editable_properties`.
-        targets: target transformations; each sample is edited towards each target.
+        targets: target transformations; each sample is edited towards each target.  Erasures and
+            donors have no targets.
         samples: number of samples to edit; the first ones of the split `part` are taken.
         chosen: indices of the samples to edit, instead of `samples`.
-        method: ``exact`` (closed form) or ``adam`` (the paper's gradient descent).
-        steps: number of edited steps, counted from the first; by default 5 for foreground and 3
-            for depth.
-        layers: globs that select layers of the run; by default the decoder's layers for foreground
-            and all layers for depth.
+        method: what replaces the activations:
+
+            - ``exact``: the nearest activations from which the probe predicts the target;
+            - ``adam``: those that gradient descent on the probe's loss finds (Chen et al. 2023);
+            - ``leace``: the activations without what a linear probe can learn of the property
+              (LEACE, Belrose et al. 2023, theorem 4.2, from the training activations);
+            - ``mean_projection``: the activations without their component along the covariance
+              with the property, which for a mask is the difference of the two classes' means;
+            - ``donor``: the activations of another sample, one of the same prompt if there is one.
+        start: first edited step, from 1.
+        steps: number of edited steps; by default half of the sampler's steps, rounded up.
+        layers: globs that select layers of the run, by default all; the name ``latents`` selects
+            the denoiser's input.
+        windows: None edits all layers in all of these steps together.  A number makes a causal
+            map: the sampler's steps are divided into as many windows, and the edit is made in one
+            layer and one window at a time; the denoiser's input is one more row of the map.
+        doses: amplitudes of the target, in standard deviations of the probe's prediction (see
+            `EditDirection.at_dose`); each is a separate edit.  An empty list takes the property's
+            default dose for exact edits, and the target in its own units for ``adam``.
         kind: kind of the linear probes that give the edit directions.
-        confidence: target probability inside a mask; outside, it is 1 - confidence.
+        confidence: target probability inside a mask; outside, it is 1 - confidence.  At a given
+            dose it only matters for shares between 0 and 1.
         strength: fraction, 0..1, of the difference between prediction and target that an exact
             edit removes in each cell.
         metric: norm that an exact edit minimises: ``l2``, or ``covariance`` (the inverse covariance
             of the activations).
         iterations: number of gradient steps of the method ``adam``.
         learning_rate: learning rate of the method ``adam``.
-        controls: whether to run two controls as well: random edits of the same norm, and edits by
-            probes of shuffled labels.
+        controls: names of null edits (`ldmprobe_core.interventions.nulls.NULLS`); None takes all
+            that apply, in a causal map ``orthogonal`` alone.
         part: split from which the edited samples come; validation is for tuning settings.
-        seed: seed of the random edits.
+        seed: seed of the random directions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -67,16 +89,19 @@ class Intervention(BaseModel):
     targets: tuple[Target, ...] = (Target(dx=0.2),)
     samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)] = 8
     chosen: tuple[Annotated[int, Field(ge=0, lt=MAX_SAMPLES, strict=True)], ...] | None = None
-    method: Literal["exact", "adam"] = "exact"
+    method: Literal["exact", "adam", "leace", "mean_projection", "donor"] = "exact"
+    start: Annotated[int, Field(ge=1, le=10_000, strict=True)] = 1
     steps: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
     layers: tuple[str, ...] | None = None
+    windows: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
+    doses: tuple[Dose, ...] | None = None
     kind: str | None = None
     confidence: Annotated[float, Field(gt=0.5, lt=1, strict=True)] = DEFAULT_CONFIDENCE
     strength: Annotated[float, Field(ge=0, le=1, strict=True)] = 1.0
     metric: Literal["l2", "covariance"] = "covariance"
     iterations: Annotated[int, Field(ge=1, le=100_000, strict=True)] = 128
     learning_rate: Annotated[float, Field(gt=0, le=1000, strict=True)] = 5e-3
-    controls: bool = True
+    controls: tuple[str, ...] | None = None
     part: Literal["test", "validation"] = "test"
     seed: Annotated[Seed, Field(strict=True)] = 0
 
@@ -98,6 +123,17 @@ class Intervention(BaseModel):
             )
         return value
 
+    @field_validator("controls")
+    @classmethod
+    def _known_nulls(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
+            if name not in NULLS:
+                raise ValueError(
+                    f"{name!r} is not a null edit. Fix: choose from {', '.join(NULLS)}."
+                )
+        # The order of the settings does not matter, so it is not part of the intervention's name.
+        return value if value is None else tuple(name for name in NULLS if name in value)
+
     @model_validator(mode="after")
     def _distinct(self) -> Intervention:
         if len(set(self.targets)) < len(self.targets) or not self.targets:
@@ -109,11 +145,64 @@ class Intervention(BaseModel):
                 "strength and confidence apply to exact edits only (method is adam). Fix: leave "
                 "both out, or set method to exact."
             )
+        if self.doses is not None and len(set(self.doses)) < len(self.doses):
+            raise ValueError("doses are repeated. Fix: give distinct doses.")
+        if self.doses and self.method != "exact":
+            raise ValueError(
+                f"doses apply to exact edits only (method is {self.method}). Fix: leave doses out, "
+                "or set method to exact."
+            )
+        if self.windows is not None and (self.start, self.steps) != (1, None):
+            raise ValueError(
+                "start and steps do not apply to a causal map, whose windows cover all steps "
+                f"(windows is {self.windows}). Fix: leave out start and steps, or windows."
+            )
+        without = [name for name in self.controls or () if name not in self.possible_nulls]
+        if without:
+            raise ValueError(
+                f"controls: {without[0]} is not a null edit of the method {self.method}. Fix: "
+                f"choose from {', '.join(self.possible_nulls) or 'no controls'}."
+            )
         return self
 
     @property
+    def edited_property(self) -> Property:
+        """Record of the edited property."""
+        return property_of(self.prop)
+
+    @property
+    def possible_nulls(self) -> tuple[str, ...]:
+        """Names of the null edits that the method can have."""
+        if self.method in ERASURES:
+            return ("orthogonal", "coherent")
+        return tuple(NULLS) if self.method in PROBE_EDITS else ()
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Conditions under which samples are edited: the edit proper, then the null edits."""
+        nulls = self.controls
+        if nulls is None:
+            nulls = self.possible_nulls[:1] if self.windows else self.possible_nulls
+        return (EDITED, *nulls)
+
+    @property
+    def dose_axis(self) -> tuple[float, ...]:
+        """Doses of the intervention, in standard deviations; NaN for a target in its own units."""
+        if self.doses:
+            return self.doses
+        own_units = self.doses is not None or self.method != "exact"
+        return (float("nan"),) if own_units else (self.defaults.dose,)
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Names of the targets: `targets`, or what an erasure or a donor has in their place."""
+        if self.method in ERASURES:
+            return ("own label",)
+        return ("donor's label",) if self.method == DONOR else tuple(map(str, self.targets))
+
+    @property
     def defaults(self) -> InterventionDefaults:
-        """Default settings for edits of the property, from Chen et al. (2023)."""
+        """Default settings for edits of the property."""
         defaults = property_of(self.prop).intervention
         if defaults is None:
             raise UserError(
@@ -145,3 +234,28 @@ def parse_intervention(content: dict[str, Any]) -> Intervention:
         return Intervention.model_validate(content)
     except ValidationError as error:
         raise UserError(f"intervention: {sentence(error)}") from None
+
+
+def published_settings(prop: str) -> dict[str, Any]:
+    """Return the fields of an `Intervention` as Chen, Viégas & Wattenberg (2023) set them.
+
+    They descend on the loss of a probe without a position term: for foreground in the decoder's
+    layers in the first 5 steps, and for depth in all layers in the first 3 steps, with targets
+    that are stretched to 9 standard deviations.
+
+    Raises:
+        UserError: they do not edit this property.
+    """
+    defaults = PROPERTIES[prop].intervention if prop in PROPERTIES else None
+    if defaults is None or defaults.published_steps is None:
+        raise UserError(
+            f"prop: the paper does not edit this property ({prop!r}). Fix: leave out the published "
+            "settings."
+        )
+    return {
+        "prop": prop,
+        "method": "adam",
+        "steps": defaults.published_steps,
+        "layers": defaults.published_layers,
+        "targets": ({"dx": 0.2, "stretch": defaults.published_stretch},),
+    }

@@ -7,28 +7,32 @@ done after its data is written, so an interrupted intervention resumes when the 
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.interventions.directions import directions_of
+from ldmprobe_core.interventions.changes import EditLog, make_change, patch_from
+from ldmprobe_core.interventions.directions import direction_of
 from ldmprobe_core.interventions.edit import EditDirection
-from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
-from ldmprobe_core.interventions.plan import InterventionPlan, plan_intervention
+from ldmprobe_core.interventions.editor import Change, Editor, sample_edited
+from ldmprobe_core.interventions.plan import InterventionPlan, Site, plan_intervention
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,
     RECORDS,
-    edit_conditions,
     read_intervention,
 )
-from ldmprobe_core.interventions.scores import background_change, score_maps_against_targets
-from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.interventions.scores import (
+    background_change,
+    measures_of,
+    score_edited_maps,
+)
+from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, Intervention
 from ldmprobe_core.interventions.targets import resolve_target, target_maps
 from ldmprobe_core.labelers.registry import labelers_of
-from ldmprobe_core.pipeline.labels import as_label, label_set
+from ldmprobe_core.pipeline.labels import as_label, cached_label_set, label_set
 from ldmprobe_core.pipeline.model_cache import use_models
 from ldmprobe_core.pipeline.prepare import check_fingerprints
 from ldmprobe_core.pipeline.units import Unit, UnitOperations, register_units
@@ -60,12 +64,11 @@ def create_intervention(run: Run, spec: Intervention) -> str:
             f"labels.{spec.prop}: the run takes its maps from files and has no labeler, which an "
             "edited image needs. Fix: name a labeler in the study, and make a new run."
         )
-    stored = run.read("labels", spec.prop, sample=plan.samples)
-    targets = target_maps(as_label(study, spec.prop, stored), spec.targets)
+    labels, targets = _labels_and_targets(run, spec, plan)
     with run.creation_lock():
         if run.location.has(f"{RECORDS}/{spec.name}/intervention.json"):
             return spec.name
-        _create_arrays(run, spec, plan, targets)
+        _create_arrays(run, spec, plan, labels, targets)
         # Update the consolidated metadata, because Zarr readers that use it see only the groups
         # that it lists.
         run.consolidate()
@@ -75,8 +78,38 @@ def create_intervention(run: Run, spec: Intervention) -> str:
     return spec.name
 
 
-def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: np.ndarray) -> None:
-    """Create the arrays of an intervention and write its target maps (target, sample, y, x)."""
+def _labels_and_targets(
+    run: Run, spec: Intervention, plan: InterventionPlan
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples' labels (sample, y, x), and their target maps (target, sample, y, x)."""
+
+    def labels_of(samples: list[int]) -> np.ndarray:
+        # A store reads a list of indices in increasing order, without repetition.
+        distinct = sorted(set(samples))
+        values = run.read("labels", spec.prop, sample=distinct)
+        rows = [distinct.index(sample) for sample in samples]
+        return as_label(run.study, spec.prop, values[rows])
+
+    labels = labels_of(plan.samples)
+    if spec.method in ERASURES:
+        return labels, labels[None]
+    if spec.method == DONOR:
+        return labels, labels_of(plan.donors)[None]
+    return labels, target_maps(labels, spec.targets)
+
+
+def _create_arrays(
+    run: Run, spec: Intervention, plan: InterventionPlan, labels: np.ndarray, targets: np.ndarray
+) -> None:
+    """Create the arrays of an intervention; write its targets and scores of unedited images.
+
+    Args:
+        run: run that gets the arrays.
+        spec: settings of the intervention.
+        plan: checked intervention.
+        labels: label maps of the unedited images, (sample, y, x).
+        targets: target maps, (target, sample, y, x).
+    """
     path = f"{INTERVENTIONS_GROUP}/{spec.name}"
     root = open_group(run.store, run.url, mode="r+")
     # The caller found no ``intervention.json``, so a group of this name remains from an
@@ -85,35 +118,55 @@ def _create_arrays(run: Run, spec: Intervention, plan: InterventionPlan, maps: n
         _require_no_results(run, path)
         del root[path]
     arrays = GroupBuilder(root)
-    group = arrays.group(
-        f"{INTERVENTIONS_GROUP}/{spec.name}", f"{spec.prop} edited, method {spec.method}"
+    group = arrays.group(path, f"{spec.prop} edited, method {spec.method}")
+    sizes, sites, measures = (
+        run.open("images").sizes,
+        plan.sites,
+        measures_of(property_of(spec.prop)),
     )
-    sizes = run.open("images").sizes
-    conditions = edit_conditions(spec)
-    targets, n = len(spec.targets), len(plan.samples)
-    batch = min(run.study.sampling.batch, n)
-    arrays.coordinate(group, "condition", list(conditions), "the edit proper, and its controls")
-    arrays.coordinate(group, "target", [str(t) for t in spec.targets], "what is aimed at")
-    arrays.coordinate(group, "sample", plan.samples, "index of the image")
-    arrays.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
-    arrays.coordinate(group, "metric", list(spec.defaults.metrics), "agreement with the target")
-    pairs = {"target": targets, "sample": n}
-    chunk = {"target": 1, "sample": batch}
-    each = {"condition": len(conditions), **pairs}
-    pixels = {"y": sizes["y"], "x": sizes["x"]}
-    arrays.array(group, "image", {**each, **pixels, "rgb": 3}, chunk, "uint8", "image", "0..255")
-    arrays.array(group, "label", {**each, **pixels}, chunk, "float32", f"labeler's {spec.prop}")
-    arrays.array(group, "target_map", {**pairs, **pixels}, chunk, "float32", "map aimed at")
-    scores = {"metric": len(spec.defaults.metrics), **pairs}
-    text = "agreement with the target"
-    arrays.array(group, "unedited", scores, chunk, "float32", f"{text}, of the unedited image")
-    arrays.array(group, "score", {"condition": len(conditions), **scores}, chunk, "float32", text)
-    arrays.array(group, "outside", each, chunk, "float32", "change off the object and its target")
-    arrays.array(group, "kept", each, chunk, "float32", "1 where the class stays")
-    units = {"target": targets, "batch": -(-n // batch)}
+    axes: dict[str, tuple[list[Any], str]] = {
+        "condition": (list(spec.conditions), "the edit proper, and null edits"),
+        "site": ([str(site) for site in sites], "layers and steps that are edited together"),
+        "dose": (list(spec.dose_axis), "amplitude of the target; NaN in the target's own units"),
+        "target": (list(spec.target_names), "what is aimed at"),
+        "sample": (plan.samples, "index of the image"),
+        "rgb": (["red", "green", "blue"], "colour channel"),
+        "measure": (list(measures), "agreement with the target, and shift of the mask"),
+    }
+    for name, (values, text) in axes.items():
+        arrays.coordinate(group, name, values, text)
+    for name, values, text in (
+        ("first_step", [site.first for site in sites], "first edited step"),
+        ("last_step", [site.last for site in sites], "last edited step"),
+    ):
+        arrays.coordinate(group, "site", values, text, name=name)
+    length = {name: len(values) for name, (values, _) in axes.items()}
+    batch = min(run.study.sampling.batch, length["sample"])
+    chunk = {"site": 1, "dose": 1, "target": 1, "sample": batch}
+
+    def add(name: str, dims: str, dtype: str, text: str, units: str = "1") -> None:
+        axis = {dim: length[dim] if dim in length else sizes[dim] for dim in dims.split()}
+        arrays.array(group, name, axis, chunk, dtype, text, units)
+
+    each = "condition site dose target sample"
+    add("image", f"{each} y x rgb", "uint8", "image", "0..255")
+    add("label", f"{each} y x", "float32", f"labeler's {spec.prop}")
+    add("score", f"condition measure {each.partition(' ')[2]}", "float32", "measures of the map")
+    add("outside", each, "float32", "change off the object and its target")
+    add("kept", each, "float32", "1 where the class stays")
+    add("reading", each, "float32", "root mean square change of the prediction, in deviations")
+    add("target_map", "target sample y x", "float32", "map aimed at")
+    add("unedited", "measure target sample", "float32", "measures of the unedited image's map")
+    units = {"site": len(sites), "dose": length["dose"], "target": length["target"],
+             "batch": -(-length["sample"] // batch)}  # fmt: skip
     one = dict.fromkeys(units, 1)
     arrays.array(group, EDIT.progress, units, one, EDIT.dtype, EDIT.description, compress=False)
-    run.write(f"{INTERVENTIONS_GROUP}/{spec.name}", {"target_map": maps.astype(np.float32)})
+    mean_map, prop = label_set(run).means[spec.prop], property_of(spec.prop)
+    unedited = [score_edited_maps(prop, labels, labels, maps, mean_map) for maps in targets]
+    run.write(path, {
+        "target_map": targets.astype(np.float32),
+        "unedited": np.stack(unedited, axis=1).astype(np.float32),
+    })  # fmt: skip
 
 
 def _require_no_results(run: Run, group: str) -> None:
@@ -140,19 +193,22 @@ def _require_no_results(run: Run, group: str) -> None:
         )
 
 
-def edit_units(run: Run, name: str) -> list[tuple[int, int]]:
-    """List an intervention's units of work as index pairs (target, batch)."""
+def edit_units(run: Run, name: str) -> list[tuple[int, int, int, int]]:
+    """List an intervention's units of work as indices (site, dose, target, batch)."""
     shape = run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").counts(EDIT).shape
-    return [(t, b) for t in range(shape[0]) for b in range(shape[1])]
+    sites, doses, targets, batches = map(range, shape)
+    return list(product(sites, doses, targets, batches))
 
 
-def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
-    """Edit one batch of samples towards one target, with all controls, and score the images.
+def edit_batch(
+    url: str, name: str, site: int, dose: int, target: int, batch: int
+) -> dict[str, Any]:
+    """Edit one batch of samples towards one target, with all null edits, and score the images.
 
     Args:
         url: URL or path of the run.
         name: name of the intervention.
-        target, batch: indices of the unit of work.
+        site, dose, target, batch: indices of the unit of work.
 
     Returns:
         ``images``, the number of generated images (0 if the batch was done already), and
@@ -161,88 +217,118 @@ def edit_batch(url: str, name: str, target: int, batch: int) -> dict[str, Any]:
     run = Run(url)
     group = f"{INTERVENTIONS_GROUP}/{name}"
     progress = run.progress_of(group)
-    if progress.is_done(EDIT, target, batch):
+    if progress.is_done(EDIT, site, dose, target, batch):
         return {"images": 0, "seconds": 0.0}
     started = time.monotonic()
     spec = read_intervention(run, name)
     plan = plan_intervention(run, spec)
     size = run.study.sampling.batch
-    samples = plan.samples[batch * size : (batch + 1) * size]
-    region = {
-        "target": slice(target, target + 1),
-        "sample": slice(batch * size, batch * size + len(samples)),
-    }
-    targets = run.read(group, "target_map", **region)[0]
+    members = slice(batch * size, min((batch + 1) * size, len(plan.samples)))
+    samples = plan.samples[members]
+    targets = run.read(group, "target_map", target=target, sample=members)
     if property_of(spec.prop).is_mask:
         targets = targets > 0.5
     labels = as_label(run.study, spec.prop, run.read("labels", spec.prop, sample=samples))
-    results = _edit_in_all_conditions(
-        run, spec, plan, samples, labels, targets, seed=spec.seed + 1000 * target + batch
-    )
-    unedited = score_maps_against_targets(spec.defaults, labels, targets)
-    target_axis = {"score": 2, "unedited": 1}
-    results["unedited"] = unedited
+    edit = _Batch(run, spec, plan, samples, plan.donors[members], labels, targets)
+    results = edit.edit_in_all_conditions(plan.sites[site], spec.dose_axis[dose])
     run.write(
         group,
         {
-            array: np.expand_dims(values, target_axis.get(array, 1)).astype(
+            # The axes site, dose and target follow the condition, in the scores also the measure.
+            array: np.expand_dims(values, (2, 3, 4) if array == "score" else (1, 2, 3)).astype(
                 np.uint8 if array == "image" else np.float32
             )
             for array, values in results.items()
         },
-        **region,
+        site=slice(site, site + 1),
+        dose=slice(dose, dose + 1),
+        target=slice(target, target + 1),
+        sample=members,
     )
-    progress.mark_done(EDIT, target, batch)
+    progress.mark_done(EDIT, site, dose, target, batch)
     images = len(samples) * len(results["image"])
     return {"images": images, "seconds": time.monotonic() - started}
 
 
-def _edit_in_all_conditions(
-    run: Run,
-    spec: Intervention,
-    plan: InterventionPlan,
-    samples: list[int],
-    labels: np.ndarray,
-    targets: np.ndarray,
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """Generate the edited images of a batch in all conditions, label them and score them.
+@dataclass(frozen=True)
+class _Batch:
+    """Samples that are edited together, with their labels and targets.
 
-    Args:
+    Attributes:
         run: run that contains the intervention.
         spec: settings of the intervention.
         plan: checked intervention.
         samples: indices of the samples.
+        donors: indices of the samples that give their activations; empty for other methods.
         labels, targets: label and target maps of the samples, (sample, y, x).
-        seed: seed of the random edits.
-
-    Returns:
-        arrays by name: ``image`` (condition, sample, y, x, rgb),
-        ``label`` (condition, sample, y, x), ``score`` (condition, metric, sample),
-        ``outside`` and ``kept`` (condition, sample).
     """
-    identity = run.location.read_text("identity")
-    unedited = run.read("images", "image", sample=samples)
-    results: dict[str, list[np.ndarray]] = {
-        "image": [], "label": [], "score": [], "outside": [], "kept": [],
-    }  # fmt: skip
-    with use_models(run) as (sampler, labelers):
-        for condition in edit_conditions(spec):
-            directions = _directions(run.url, identity, spec, condition == "shuffled")
-            generator = torch.Generator().manual_seed(seed) if condition == "random" else None
-            change = make_edit(spec, plan.kind, targets, generator)
-            editor = Editor(sampler, directions, change)
-            edited = sample_edited(sampler, [run.samples[i] for i in samples], editor)
-            maps = labelers[spec.prop](edited)
-            scores = score_maps_against_targets(
-                spec.defaults, as_label(run.study, spec.prop, maps), targets
-            )
-            results["image"].append(edited)
-            results["label"].append(maps)
-            results["score"].append(scores)
-            results["outside"].append(_change_outside(unedited, edited, labels, targets))
-            results["kept"].append(_class_unchanged(run, labelers, edited, samples))
-    return {array: np.stack(values) for array, values in results.items()}
+
+    run: Run
+    spec: Intervention
+    plan: InterventionPlan
+    samples: list[int]
+    donors: list[int]
+    labels: np.ndarray
+    targets: np.ndarray
+
+    def edit_in_all_conditions(self, site: Site, dose: float) -> dict[str, np.ndarray]:
+        """Generate the edited images in all conditions, label them and score them.
+
+        Args:
+            site: edited layers and steps.
+            dose: dose of exact edits, in standard deviations of the prediction.
+
+        Returns:
+            arrays by name: ``image`` (condition, sample, y, x, rgb),
+            ``label`` (condition, sample, y, x), ``score`` (condition, measure, sample),
+            ``outside``, ``kept`` and ``reading`` (condition, sample).
+        """
+        run, prop = self.run, property_of(self.spec.prop)
+        unedited = run.read("images", "image", sample=self.samples)
+        mean_map = cached_label_set(run.url, run.location.read_text("identity")).means[prop.name]
+        results: dict[str, list[np.ndarray]] = {
+            "image": [], "label": [], "score": [], "outside": [], "kept": [], "reading": [],
+        }  # fmt: skip
+        with use_models(run) as (sampler, labelers):
+            for condition in self.spec.conditions:
+                log = EditLog()
+                editor = Editor(sampler, site.cells, self._change(condition, dose, log))
+                edited = sample_edited(sampler, [run.samples[i] for i in self.samples], editor)
+                maps = labelers[prop.name](edited)
+                scores = score_edited_maps(
+                    prop, as_label(run.study, prop.name, maps), self.labels, self.targets, mean_map
+                )
+                results["image"].append(edited)
+                results["label"].append(maps)
+                results["score"].append(scores)
+                results["outside"].append(
+                    _change_outside(unedited, edited, self.labels, self.targets)
+                )
+                results["kept"].append(_class_unchanged(run, labelers, edited, self.samples))
+                results["reading"].append(log.mean_dose(len(self.samples)))
+        return {array: np.stack(values) for array, values in results.items()}
+
+    def _change(self, condition: str, dose: float, log: EditLog) -> Change:
+        """Return the function that changes activations in one condition."""
+        if self.spec.method == DONOR:
+            return patch_from(self._donated)
+        null = None if condition == EDITED else condition
+        aim = self.labels if condition == "own_label" else self.targets
+        return make_change(
+            self.spec, self.plan.kind, self._direction, aim, self.samples, dose, null, log
+        )
+
+    def _direction(self, step: int, layer: str) -> EditDirection:
+        identity = self.run.location.read_text("identity")
+        return direction_of(self.run.url, identity, self.spec, step, layer)
+
+    def _donated(self, step: int, layer: str) -> np.ndarray:
+        """Activations of the donors in one cell, (sample, y, x, channel)."""
+        values = [
+            self.run.read(f"activations/{layer}", "activation", step=step - 1, sample=donor)
+            for donor in self.donors
+        ]
+        return np.stack(values)
 
 
 def _change_outside(
@@ -271,29 +357,16 @@ def _class_unchanged(
     return (labelers["class"](edited).argmax(1) == top_class).astype(float)
 
 
-@lru_cache(maxsize=4)
-def _directions(
-    url: str, identity: str, spec: Intervention, shuffled: bool
-) -> dict[tuple[int, str], EditDirection]:
-    """Compute an intervention's edit directions by (step, layer); cached for all its batches.
-
-    Args:
-        url: URL or path of the run.
-        identity: identity of the run.  It is a cache key only, so that the directions are computed
-            again if another run has been created at the same URL.
-        spec: settings of the intervention.
-        shuffled: whether to use probes of shuffled labels.
-    """
-    run = Run(url)
-    return directions_of(run, spec, plan_intervention(run, spec), label_set(run), shuffled)
-
-
 register_units(
     UnitOperations(
         kind=EDIT,
         list_units=lambda run, name: [
-            Unit((name, t, b), f"edit {name} · target {t} · batch {b:03d}")
-            for t, b in edit_units(run, name)
+            Unit(
+                (name, *unit),
+                f"edit {name} · site {unit[0]} · dose {unit[1]} · target {unit[2]} · "
+                f"batch {unit[3]:03d}",
+            )
+            for unit in edit_units(run, name)
         ],
         carry_out=edit_batch,
         is_done=lambda run, name, *unit: run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").is_done(

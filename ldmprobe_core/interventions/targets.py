@@ -26,13 +26,19 @@ def target_maps(labels: np.ndarray, targets: tuple[Target, ...]) -> np.ndarray:
 class Target(BaseModel):
     """Target of an edit: a transformation of the label map, or a file that replaces the map.
 
-    A transformation first scales the map, then mirrors it, then shifts it.
+    A transformation first scales the map, then mirrors it, then shifts it; the values of the result
+    are then tilted and stretched.
 
     Attributes:
         dx: shift to the right, as a fraction of the image's width.
         dy: shift down, as a fraction of the image's height.
         scale: scale factor about the centre of the mask, or of the image for other maps.
         mirror: whether to swap left and right, about the image's vertical midline.
+        tilt: slope that is added to the values of the map from the left edge to the right edge, in
+            standard deviations of the map over its pixels; it does not apply to masks.
+        stretch: half the range of the values after a linear transformation, in standard deviations
+            of the map over its pixels; the middle of the range becomes the mean of the map.  It
+            does not apply to masks.
         file: path of a map of the image's size; PNG or NPY for a mask, NPY in the labeler's units
             for other maps.
         content_hash: first 16 hexadecimal digits of the SHA-256 hash of the file, set by
@@ -45,16 +51,18 @@ class Target(BaseModel):
     dy: Annotated[float, Field(gt=-1, lt=1, strict=True)] = 0.0
     scale: Annotated[float, Field(gt=0.05, lt=20, strict=True)] = 1.0
     mirror: bool = False
+    tilt: Annotated[float, Field(ge=-100, le=100, strict=True)] = 0.0
+    stretch: Annotated[float, Field(gt=0, le=1000, strict=True)] | None = None
     file: str | None = None
     content_hash: str | None = None
 
     @model_validator(mode="after")
     def _file_or_transformation(self) -> Target:
-        transformed = (self.dx, self.dy, self.scale, self.mirror) != (0, 0, 1, False)
-        if self.file is not None and transformed:
+        transformation = self.dx, self.dy, self.scale, self.mirror, self.tilt, self.stretch
+        if self.file is not None and transformation != (0, 0, 1, False, 0, None):
             raise ValueError(
                 "a target has both a file and a transformation. Fix: leave out file, or leave out "
-                "dx, dy, scale and mirror."
+                "dx, dy, scale, mirror, tilt and stretch."
             )
         return self
 
@@ -67,8 +75,12 @@ class Target(BaseModel):
             parts.append(f"scale {self.scale:g}")
         if self.mirror:
             parts.append("mirror")
+        if self.tilt:
+            parts.append(f"tilt {self.tilt:g}")
         if self.dx or self.dy or not parts:
             parts.append(f"shift {self.dx:g}, {self.dy:g}")
+        if self.stretch is not None:
+            parts.append(f"stretch {self.stretch:g}")
         return ", ".join(parts)
 
 
@@ -106,12 +118,18 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
         mask, and repeat the values at the border in other maps.
 
     Raises:
-        UserError: the file is missing or unreadable, or its map has another size than the label.
+        UserError: the file is missing or unreadable, or its map has another size than the label, or
+            a mask is to be tilted or stretched.
     """
     height, width = label.shape
     if target.file is not None:
         return _from_file(user_path(target.file), label)
     mask = label.dtype == bool
+    if mask and (target.tilt or target.stretch is not None):
+        raise UserError(
+            f"target: a mask has no values to tilt or stretch ({target}). Fix: leave out tilt and "
+            "stretch."
+        )
     centre = np.array([(height - 1) / 2, (width - 1) / 2])
     if mask and label.any():
         centre = np.argwhere(label).mean(0)
@@ -133,7 +151,15 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
         mode="constant" if mask else "nearest",
         cval=0.0,
     )
-    return moved > 0.5 if mask else moved.astype(label.dtype)
+    if mask:
+        return moved > 0.5
+    if target.tilt:
+        moved = moved + target.tilt * values.std() * np.linspace(-0.5, 0.5, width)
+    if target.stretch is not None:
+        middle_value, half = (moved.max() + moved.min()) / 2, (moved.max() - moved.min()) / 2
+        if half > 0:
+            moved = values.mean() + (moved - middle_value) * target.stretch * values.std() / half
+    return moved.astype(label.dtype)
 
 
 def _from_file(path: Path, label: np.ndarray) -> np.ndarray:

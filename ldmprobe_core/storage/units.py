@@ -56,6 +56,19 @@ class UnitKind:
         """Data type of the progress array."""
         return "int64" if self.sequential else "uint8"
 
+    def writes(self, dims: tuple[str, ...]) -> bool:
+        """Whether units write an array of these dimensions, in a group that they write.
+
+        The other arrays of a group with its own progress array are written at its creation.
+
+        Args:
+            dims: names of the array's dimensions.
+        """
+        # One-dimensional arrays are coordinates.
+        if not self.per_group:
+            return len(dims) > 1
+        return all(ARRAY_DIM.get(dim, dim) in dims for dim in self.dims)
+
     def index_of_chunk(
         self, path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...], layers: list[str]
     ) -> tuple[int, ...]:
@@ -124,7 +137,7 @@ PROBE = UnitKind(
 EDIT = UnitKind(
     verb="edit",
     progress="done",
-    dims=("target", "batch"),
+    dims=("site", "dose", "target", "batch"),
     groups=("interventions",),
     description="batch is edited",
     per_group=True,

@@ -233,9 +233,8 @@ def unit_of_chunk(
             chunks and batches alike.
     """
     kind = kind_of_group(path)
-    if kind is None or len(dims) < 2 or path.rpartition("/")[2] == kind.progress:
-        # No unit writes this chunk.  One-dimensional arrays, for example, are coordinates, which
-        # the creation of the run writes.
+    if kind is None or not kind.writes(dims) or path.rpartition("/")[2] == kind.progress:
+        # The chunk was written when the run, or the group of an intervention, was created.
         return None
     numbered = ARRAY_DIM["batch"]
     if batch_of is not None and "batch" in kind.dims and numbered in dims and not kind.per_group:

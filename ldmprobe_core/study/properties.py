@@ -34,20 +34,27 @@ class MapFormat:
 
 @dataclass(frozen=True, kw_only=True)
 class InterventionDefaults:
-    """Default settings for interventions on a property, from Chen et al. (2023).
+    """Default settings for interventions on a property.
 
     Attributes:
-        steps: number of sampler steps to edit, counted from the first.
-        layers: glob patterns that select layers by name.
         kind: kind of probe whose weights determine the edit.
         metrics: metrics that compare an edited image's map with its target; the first is the main
             one.
+        dose: amplitude of the target, in standard deviations of the probe's prediction, to which
+            the property is edited by default (`Intervention.doses`).
+        published_steps: number of the first sampler steps that Chen et al. (2023) edit; None if
+            they do not edit the property.
+        published_layers: glob patterns of the layers that they edit.
+        published_stretch: half the range, in standard deviations, to which they stretch a target
+            map; None if they do not.
     """
 
-    steps: int
-    layers: tuple[str, ...]
     kind: str
     metrics: tuple[str, ...]
+    dose: float
+    published_steps: int | None = None
+    published_layers: tuple[str, ...] = ("*",)
+    published_stretch: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +173,11 @@ FOREGROUND = register_property(
         map_format=MapFormat(two_levels=True, resampling="nearest"),
         drawing=Drawing(colormap="gray", limits=(0, 1)),
         intervention=InterventionDefaults(
-            steps=5, layers=("up_blocks.*",), kind="logistic", metrics=("dice",)
+            kind="logistic",
+            metrics=("dice",),
+            dose=8.0,
+            published_steps=5,
+            published_layers=("up_blocks.*",),
         ),
     )
 )
@@ -177,7 +188,11 @@ DEPTH = register_property(
         kind="scalar",
         metrics=_MAP_METRICS,
         intervention=InterventionDefaults(
-            steps=3, layers=("*",), kind="ridge", metrics=("spearman", "rmse")
+            kind="ridge",
+            metrics=("spearman_partial", "spearman", "rmse"),
+            dose=8.0,
+            published_steps=3,
+            published_stretch=9.0,
         ),
     )
 )
@@ -188,5 +203,8 @@ SHADING = register_property(
         kind="scalar",
         metrics=_MAP_METRICS,
         map_format=MapFormat(minimum=0, mean_of_colors=True),
+        intervention=InterventionDefaults(
+            kind="ridge", metrics=("spearman_partial", "spearman", "rmse"), dose=8.0
+        ),
     )
 )

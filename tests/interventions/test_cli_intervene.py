@@ -17,5 +17,7 @@ def test_cli_intervene_refuses_wrong_options(run, monkeypatch, capsys):
 
     assert "prop: 'shape'" in call(run.url, "--property", "shape")
     assert "--shift is 'right'" in call(run.url, "--shift", "right")
+    assert "steps do not apply to a causal map" in call(run.url, "--map", "--steps", "1")
+    assert "does not edit this property" in call(run.url, "--published", "--property", "shading")
     assert "strength is 2" in call(run.url, "--strength", "2")
     assert "holds no summary.json" in call(run.url + "-none")

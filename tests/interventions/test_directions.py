@@ -1,18 +1,94 @@
-"""Edit directions and the statistics that they need."""
+"""Edit directions, and the moments that they need."""
 
 import numpy as np
+import pytest
+from intervention_helpers import direction_in
 
-from ldmprobe_core.interventions.directions import activation_statistics
+from ldmprobe_core.interventions.directions import label_regression
+from ldmprobe_core.interventions.spec import Intervention
+from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.label_set import LabelSet
 
 
-def test_activation_statistics_exclude_non_finite_samples():
-    rng = np.random.default_rng(0)
-    tokens = rng.normal(size=(5, 3, 3, 4)).astype(np.float16)
-    tokens = np.concatenate([tokens, tokens[:2]])
-    tokens[2, 0, 0, 0] = np.inf  # excluded; the last sample is not a training sample
-    labels = LabelSet({}, {}, train=np.arange(6), validation=np.array([6]), heldout=np.array([6]))
-    expected = np.cov(tokens[[0, 1, 3, 4, 5]].reshape(-1, 4).astype(float), rowvar=False, bias=True)
-    np.testing.assert_allclose(
-        activation_statistics(tokens, labels).covariance, expected, rtol=1e-9
-    )
+def training_rows(run, step, layer, prop):
+    """Training activations (token, channel), and labels less their mean at the token's position."""
+    labels = label_set(run)
+    tokens = run.read(f"activations/{layer}", "activation", step=step - 1)[labels.train]
+    maps = labels.maps[prop][labels.train].astype(float)
+    side = tokens.shape[1]
+    share = maps.reshape(len(maps), side, maps.shape[1] // side, side, -1).mean((2, 4))
+    return tokens.reshape(-1, tokens.shape[-1]).astype(float), (share - share.mean(0)).ravel()
+
+
+def test_label_regression_excludes_non_finite_samples(run):
+    labels = label_set(run)
+    layer = run.layers[0]
+    tokens = run.read(f"activations/{layer}", "activation", step=0)
+    broken = tokens.copy()
+    broken[labels.train[1], 0, 0, 0] = np.inf
+    path, column = label_regression(run, "depth", broken, labels)
+    kept = np.delete(labels.train, 1)
+    rows = tokens[kept].reshape(-1, tokens.shape[-1]).astype(float)
+    np.testing.assert_allclose(path.covariance, np.cov(rows.T, bias=True), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(path.mean_x, rows.mean(0), rtol=1e-9)
+    assert column == 0
+
+
+def test_label_regression_has_no_column_for_labels_that_are_not_measured_everywhere(run):
+    labels = label_set(run)
+    maps = dict(labels.maps)
+    maps["depth"] = maps["depth"].copy()
+    maps["depth"][labels.train[0], 0, 0] = np.nan
+    partial = LabelSet(
+        maps, labels.means, labels.train, labels.validation, labels.heldout
+    )  # fmt: skip
+    tokens = run.read(f"activations/{run.layers[0]}", "activation", step=0)
+    _, column = label_regression(run, "depth", tokens, partial)
+    assert column is None
+
+
+@pytest.mark.parametrize("prop", ["foreground", "depth"])
+def test_direction_of_leace_equals_the_published_formula(run, prop):
+    """Belrose et al. (2023): x - W+ P W (x - mean), with whitening W and P onto W times the cross
+    covariance, computed by an eigendecomposition; a regression on what is left finds nothing."""
+    layer = run.layers[0]
+    spec = Intervention(prop=prop, method="leace", layers=(layer,), steps=1, samples=2)
+    direction = direction_in(run, spec, 1, layer)
+    rows, label = training_rows(run, 1, layer, prop)
+    centred = rows - rows.mean(0)
+    cross = centred.T @ label / len(rows)
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(rows))
+    usable = values > values.max() * 1e-12
+    whiten = vectors[:, usable] / np.sqrt(values[usable]) @ vectors[:, usable].T
+    colour = vectors[:, usable] * np.sqrt(values[usable]) @ vectors[:, usable].T
+    along = whiten @ cross
+    projector = np.outer(along, along) / (along @ along)
+    expected = rows - centred @ (colour @ projector @ whiten).T
+    weight, step = (v.double().numpy() for v in (direction.weight, direction.step))
+    reading = rows @ weight + float(direction.bias)
+    erased = rows + np.outer(float(direction.mean) - reading, step)
+    scale = centred.std()
+    np.testing.assert_allclose(erased, expected, atol=1e-3 * scale)
+    left = (erased - erased.mean(0)).T @ label / len(rows)
+    assert np.abs(left).max() < 1e-3 * np.abs(cross).max()
+
+
+def test_direction_of_mean_projection_is_the_difference_of_the_class_means(run):
+    """With shares of 0 and 1 and no position term, the covariance is along that difference."""
+    layer = run.layers[0]
+    spec = Intervention(method="mean_projection", layers=(layer,), steps=1, samples=2)
+    direction = direction_in(run, spec, 1, layer)
+    rows, label = training_rows(run, 1, layer, "foreground")
+    cross = (rows - rows.mean(0)).T @ label
+    step = direction.step.double().numpy()
+    cosine = step @ cross / np.linalg.norm(step) / np.linalg.norm(cross)
+    assert cosine > 1 - 1e-6
+    np.testing.assert_allclose(direction.weight.double().numpy() @ step, 1.0, rtol=1e-5)
+
+
+def test_direction_of_the_denoisers_input_reads_single_latents(run):
+    spec = Intervention(prop="depth", layers=("latents",), steps=1, samples=2)
+    direction = direction_in(run, spec, 1, "latents")
+    channels = run.read("activations/latents", "activation", step=0).shape[-1]
+    assert direction.weight.shape == (channels,)
+    assert direction.nulls["orthogonal"].shape[1] == channels

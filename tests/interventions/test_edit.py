@@ -7,8 +7,8 @@ from scipy.optimize import minimize
 
 from ldmprobe_core.interventions.edit import (
     EditDirection,
+    Moments,
     edit_by_gradient_descent,
-    random_change_like,
     target_reading,
 )
 from ldmprobe_core.probing.linear import LinearProbe
@@ -31,7 +31,7 @@ def test_edit_direction_exact_is_the_smallest_edit_that_reaches_the_target(metri
         mixed = rng.normal(size=(channels, channels))
         covariance = mixed @ mixed.T + 0.1 * np.eye(channels)
         p = probe(channels, case)
-        direction = EditDirection.of_probe(p, covariance if metric == "covariance" else None)
+        direction = EditDirection.of_probe(p, Moments(np.zeros(channels), covariance), metric)
         x = tokens((2, 3, 3, channels), case)
         target = tokens((2, 3, 3), case + 50) * 3
         edited = direction.exact(x, target, 1.0)
@@ -112,13 +112,44 @@ def test_edit_by_gradient_descent_does_not_depend_on_the_batch():
     torch.testing.assert_close(together[1:2], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_random_change_like_keeps_the_norm_at_every_token():
-    change = tokens((2, 3, 3, 16))
-    change[0, 0, 0] = 0
-    random = random_change_like(change, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(random.norm(dim=-1), change.norm(dim=-1), rtol=1e-4, atol=1e-6)
-    cosine = (random * change).sum(-1) / change.norm(dim=-1).clamp_min(1e-9) ** 2
-    assert cosine.abs().mean() < 0.5
+def moments_of(channels, seed=3):
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(channels, channels))
+    return Moments(rng.normal(size=channels), mixed @ mixed.T / channels)
+
+
+def test_edit_direction_at_dose_sets_the_contrast_of_every_sample():
+    """Written out per sample, on a probe with a position term."""
+    rng, moments = np.random.default_rng(4), moments_of(5)
+    position = rng.normal(size=(3, 4))
+    p = LinearProbe(rng.normal(size=5), 0.7, 0.0, position=position)
+    direction = EditDirection.of_probe(p, moments)
+    target = rng.normal(size=(2, 3, 4))
+    scaled = direction.at_dose(torch.from_numpy(target).float(), 2.5).double().numpy()
+    mean = position + 0.7 + p.weight @ moments.mean
+    deviation = np.sqrt(p.weight @ moments.covariance @ p.weight)
+    for before, after in zip(target, scaled, strict=True):
+        np.testing.assert_allclose(
+            np.sqrt(((after - mean) ** 2).mean()), 2.5 * deviation, rtol=1e-5
+        )
+        ratio = (after - mean) / (before - mean)
+        np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
+
+
+def test_edit_direction_null_change_has_the_norm_and_sign_of_the_edit_at_every_token():
+    rng = np.random.default_rng(5)
+    p, other = probe(6), rng.normal(size=(3, 6))
+    direction = EditDirection.of_probe(p, moments_of(6), nulls={"other": other})
+    x, target = tokens((2, 3, 3, 6)), tokens((2, 3, 3), 9) * 4
+    change = direction.exact(x, target, 1.0) - x
+    null = direction.null_change(change, "other", [4, 8])
+    torch.testing.assert_close(null.norm(dim=-1), change.norm(dim=-1), rtol=1e-6, atol=1e-6)
+    # Samples 4 and 8 take the directions 1 and 2 of 3.
+    unit = other / np.linalg.norm(other, axis=1, keepdims=True)
+    along = np.stack([n @ unit[d] for n, d in zip(null.double().numpy(), (1, 2), strict=True)])
+    gap = target.double().numpy() - p.predict(x.double().numpy())
+    np.testing.assert_array_equal(np.sign(along), np.sign(gap))
+    np.testing.assert_allclose(np.abs(along), change.norm(dim=-1).double(), rtol=1e-5)
 
 
 def test_target_reading_is_the_logit_of_shares_for_logistic_masks_only():

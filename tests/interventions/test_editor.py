@@ -2,47 +2,102 @@
 
 import numpy as np
 import torch
-from intervention_helpers import loaded_sampler
+from intervention_helpers import direction_in, loaded_sampler
 
-from ldmprobe_core.interventions.directions import directions_of
-from ldmprobe_core.interventions.editor import Editor, make_edit, sample_edited
+from ldmprobe_core.interventions.changes import make_change, patch_from
+from ldmprobe_core.interventions.editor import Editor, sample_edited
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import target_maps
 from ldmprobe_core.pipeline.labels import label_set
 
 
+def editor_of(run, spec, targets, cells=None):
+    plan = plan_intervention(run, spec)
+    change = make_change(
+        spec, plan.kind, lambda step, layer: direction_in(run, spec, step, layer), targets,
+        plan.samples, spec.dose_axis[0],
+    )  # fmt: skip
+    return Editor(loaded_sampler(run), plan.sites[0].cells if cells is None else cells, change)
+
+
 def test_editor_at_strength_zero_gives_the_unedited_images_bit_for_bit(run):
     sampler = loaded_sampler(run)
-    labels = label_set(run)
-    spec = Intervention(samples=4, strength=0.0, layers=("*",), steps=3)
+    spec = Intervention(samples=4, strength=0.0, layers=("*", "latents"), steps=3)
     plan = plan_intervention(run, spec)
     samples = [run.samples[i] for i in plan.samples]
-    targets = target_maps(labels.maps["foreground"][plan.samples], spec.targets)[0]
-    editor = Editor(
-        sampler,
-        directions_of(run, spec, plan, labels),
-        make_edit(spec, plan.kind, targets, None),
-    )
+    targets = target_maps(label_set(run).maps["foreground"][plan.samples], spec.targets)[0]
     unedited = sample_edited(sampler, samples, None)
+    editor = editor_of(run, spec, targets)
     np.testing.assert_array_equal(sample_edited(sampler, samples, editor), unedited)
     full = spec.model_copy(update={"strength": 1.0})
-    editor.change = make_edit(full, plan.kind, 1 - targets, None)
+    editor = editor_of(run, full, 1 - targets)
     assert (sample_edited(sampler, samples, editor) != unedited).any()
     assert not any(m._forward_hooks for m in sampler.denoiser.modules())
+
+
+def test_editor_with_the_samples_own_activations_gives_the_unedited_images(run):
+    """Stored activations are float16, so images agree to a level or two."""
+    sampler = loaded_sampler(run)
+    plan = plan_intervention(run, Intervention(samples=4, layers=("*",), steps=3))
+    samples = [run.samples[i] for i in plan.samples]
+
+    def own(step, layer):
+        tokens = run.read(f"activations/{layer}", "activation", step=step - 1)
+        return tokens[plan.samples]
+
+    editor = Editor(sampler, plan.sites[0].cells, patch_from(own))
+    unedited = sample_edited(sampler, samples, None).astype(int)
+    assert np.abs(sample_edited(sampler, samples, editor) - unedited).max() <= 2
+
+    def another(step, layer):
+        return own(step, layer)[::-1].copy()
+
+    editor = Editor(sampler, plan.sites[0].cells, patch_from(another))
+    assert np.abs(sample_edited(sampler, samples, editor) - unedited).max() > 2
+
+
+def test_editor_edits_the_conditional_half_of_the_denoisers_input(run):
+    """The inputs of the denoiser are recorded after the edit, which adds 1 to every latent.
+
+    The model's scheduler divides latents by sqrt(sigma^2 + 1) to give the denoiser's input.
+    """
+    sampler = loaded_sampler(run)
+    sample = [run.samples[0]]
+    seen = {True: [], False: []}
+    for edited in (True, False):
+        cells = [(1, "latents")] if edited else []
+        editor = Editor(sampler, cells, lambda step, layer, tokens: tokens + 1)
+        with editor():
+            hook = sampler.denoiser.register_forward_pre_hook(
+                lambda m, args, kwargs, inputs=seen[edited]: inputs.append(
+                    (kwargs["sample"] if "sample" in kwargs else args[0]).clone()
+                ),
+                with_kwargs=True,
+            )
+            with torch.no_grad():
+                sampler.pipeline(
+                    prompt=[sample[0].prompt], num_inference_steps=3, guidance_scale=2.0,
+                    generator=[torch.Generator().manual_seed(sample[0].seed)], output_type="latent",
+                )  # fmt: skip
+            hook.remove()
+    difference = seen[True][0] - seen[False][0]
+    torch.testing.assert_close(difference[0], torch.zeros_like(difference[0]))
+    factor = 1 / (sampler.pipeline.scheduler.sigmas[0] ** 2 + 1) ** 0.5
+    expected = torch.full_like(difference[1], float(factor))
+    torch.testing.assert_close(difference[1], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_editor_makes_the_probe_predict_the_target_in_edited_steps_only(run):
     """Every call of an edited layer is recorded after the edit, and read by the stored probe."""
     sampler = loaded_sampler(run)
     labels = label_set(run)
-    spec = Intervention(samples=3, layers=("mid_block*",), steps=2, confidence=0.9)
+    spec = Intervention(samples=3, layers=("mid_block*",), steps=2, confidence=0.9, doses=())
     plan = plan_intervention(run, spec)
-    (layer,) = plan.layers
+    (layer,) = plan.sites[0].layers
     samples = [run.samples[i] for i in plan.samples]
     targets = target_maps(labels.maps["foreground"][plan.samples], spec.targets)[0]
-    directions = directions_of(run, spec, plan, labels)
-    editor = Editor(sampler, directions, make_edit(spec, plan.kind, targets, None))
+    editor = editor_of(run, spec, targets)
     module = dict(sampler.denoiser.named_modules())[layer]
     outputs = []
     with editor():

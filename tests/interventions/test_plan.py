@@ -4,7 +4,7 @@ import pytest
 from run_helpers import small_study
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.plan import plan_intervention
+from ldmprobe_core.interventions.plan import Site, plan_intervention, windows_of
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention
 from ldmprobe_core.interventions.targets import Target
@@ -15,7 +15,10 @@ from ldmprobe_core.pipeline.prepare import prepare_run
     ("settings", "message"),
     [
         ({"samples": 99}, r"samples: more than the run's \d+ test samples \(99\)"),
-        ({"steps": 9}, r"steps: more than the run's 3 sampler steps \(9\)"),
+        ({"steps": 9}, r"steps: more than the run's 3 sampler steps \(1 to 9\)"),
+        ({"start": 4}, r"start: more than the run's 3 sampler steps \(4\)"),
+        ({"start": 3, "steps": 2}, r"steps: more than the run's 3 sampler steps \(3 to 4\)"),
+        ({"windows": 4}, r"windows: more than the run's 3 sampler steps \(4\)"),
         ({"layers": ("nothing.*",)}, r"no layer of the run matches \(nothing\.\*\)"),
         ({"layers": ("*attn1", "none.*")}, r"no layer of the run matches \(none\.\*\)"),
         ({"kind": "adam"}, r"no probes of foreground of this kind \('adam'\)"),
@@ -47,3 +50,31 @@ def test_plan_intervention_names_missing_probes(tiny_model, tmp_path):
         UserError, match=r"probes: .* has no probes of layer .* at step 1\. Fix: finish the run"
     ):
         plan_intervention(run, Intervention(samples=1))
+
+
+def test_windows_of_cover_every_step_once():
+    for steps, windows in ((15, 5), (15, 4), (7, 7), (3, 1)):
+        found = windows_of(steps, windows)
+        assert [s for a, b in found for s in range(a, b + 1)] == list(range(1, steps + 1))
+        lengths = [b - a + 1 for a, b in found]
+        assert len(found) == windows
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_plan_intervention_makes_a_site_for_every_layer_and_window(run):
+    plan = plan_intervention(run, Intervention(samples=1, windows=2))
+    rows = ["latents", *run.layers]
+    assert [site.layers for site in plan.sites] == [(row,) for row in rows for _ in range(2)]
+    assert [(site.first, site.last) for site in plan.sites] == windows_of(3, 2) * len(rows)
+    together = plan_intervention(run, Intervention(samples=1)).sites
+    assert together == [Site(tuple(run.layers), 1, 2)]
+    assert together[0].cells == [(s, name) for s in (1, 2) for name in run.layers]
+
+
+def test_plan_intervention_prefers_donors_of_the_same_prompt(run):
+    plan = plan_intervention(run, Intervention(samples=4, method="donor"))
+    prompts = [sample.prompt for sample in run.samples]
+    for sample, donor in zip(plan.samples, plan.donors, strict=True):
+        assert donor != sample
+        if prompts.count(prompts[sample]) > 1:
+            assert prompts[donor] == prompts[sample]

@@ -26,6 +26,7 @@ def test_summarise_intervention_equals_a_loop_over_the_images(run, prop):
     index = [int(i) for i in data.sample.values]
     labels = run.read("labels", prop, sample=index)
     scores = {"unedited": []}
+    data = data.isel(site=0, dose=0)
     for t in range(2):
         target_map = data.target_map.values[t]
         for condition, images in zip(data.condition.values, data.image.values[:, t], strict=True):
@@ -44,12 +45,15 @@ def test_summarise_intervention_equals_a_loop_over_the_images(run, prop):
             gap = np.array(scores[condition]) - scores["unedited"]
             np.testing.assert_allclose(effect.less_unedited.mean, gap.mean(), atol=1e-6)
             assert effect.improved == pytest.approx((gap > 0).mean())
+            if condition != "edited":
+                less = np.array(scores["edited"]) - scores[condition]
+                np.testing.assert_allclose(effect.edit_less_this.mean, less.mean(), atol=1e-6)
     assert summary.pairs == 10
-    assert set(summary.effects) == {"edited", "random", "shuffled"}
+    assert set(summary.effects) == {"edited", "orthogonal", "coherent", "permuted", "own_label"}
     assert read_intervention_summary(run, spec.name) == summary
     # Repeating the calls generates nothing and gives the same summary.
     assert all(
-        edit_batch(run.url, spec.name, t, b)["images"] == 0 for t, b in edit_units(run, spec.name)
+        edit_batch(run.url, spec.name, *unit)["images"] == 0 for unit in edit_units(run, spec.name)
     )
     assert summarise_intervention(run, spec.name, 1.0) == summary
 
@@ -58,10 +62,23 @@ def test_summarise_intervention_resamples_prompts_over_all_targets(run):
     """Two targets of a sample are not independent: the interval is over prompts."""
     spec = Intervention(samples=5, targets=(Target(dx=0.25), Target(dx=0.2501)), steps=1)
     summary = carry_out_intervention(run, spec)
-    score = run.read(f"interventions/{spec.name}", "score", condition=0, metric=0)
+    score = run.read(f"interventions/{spec.name}", "score", condition=0, measure=0, site=0, dose=0)
     samples = [run.samples[i] for i in plan_intervention(run, spec).samples]
     prompts = np.array([sample.prompt for sample in samples] * 2)
     categories = np.array([sample.category for sample in samples] * 2)
     bootstrap = Bootstrap(prompts, 200, 0.95, 0, categories)
     expected = bootstrap.interval(score.ravel().astype(float))
     assert summary.effects["edited"].mean.low == pytest.approx(expected.low)
+
+
+def test_summarise_intervention_gives_what_is_decodable_at_each_site_of_a_map(run):
+    """The mean of the stored test scores over the window's steps, read from the run's arrays."""
+    spec = Intervention(samples=2, windows=2, controls=(), seed=9)
+    summary = carry_out_intervention(run, spec)
+    scores = xr.open_zarr(run.url, group="scores/foreground", chunks=None).score
+    test = [i for i in scores.sample.values if run.samples[i].split == "test"]
+    for site in summary.sites:
+        cell = scores.sel(condition="probe", kind="logistic", metric="dice", sample=test)
+        steps = cell.sel(layer=site.layers[0], step=slice(site.first, site.last))
+        expected = np.nanmean(steps.mean("step", skipna=False))
+        assert site.decodable.mean == pytest.approx(float(expected), abs=1e-6)

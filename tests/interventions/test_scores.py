@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from ldmprobe_core.interventions.scores import background_change
+from ldmprobe_core.interventions.scores import (
+    background_change,
+    mask_measures,
+    measures_of,
+    score_edited_maps,
+)
+from ldmprobe_core.probing.metrics import dice
+from ldmprobe_core.study.properties import DEPTH, FOREGROUND
 
 
 def test_background_change_counts_pixels_outside_both_masks():
@@ -16,3 +23,59 @@ def test_background_change_counts_pixels_outside_both_masks():
     change = background_change(before, after, object_mask, target_mask)
     assert change[0] == pytest.approx(0.2 / 14)
     assert np.isnan(background_change(before, after, ~object_mask, object_mask)[0])
+
+
+def rectangle(top, left, height, width):
+    mask = np.zeros((16, 16), bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def test_mask_measures_of_rectangles_have_closed_forms():
+    """The object is to move 6 pixels to the right; four edits with known results."""
+    label, target = rectangle(4, 2, 4, 4), rectangle(4, 8, 4, 4)
+    edits = np.stack([
+        label,  # nothing moved
+        rectangle(4, 6, 4, 4),  # 4 of 6 pixels; nothing of the vacated area remains
+        rectangle(7, 4, 4, 4),  # 2 right, and 3 down, which does not count
+        label | rectangle(4, 8, 4, 8),  # grown threefold; the old place stays foreground
+    ])  # fmt: skip
+    labels, targets = np.stack([label] * 4), np.stack([target] * 4)
+    moved, way, ghost, area = mask_measures(edits, labels, targets)
+    grown = (3.5 * 16 + 11.5 * 32) / 48 - 3.5
+    np.testing.assert_allclose(moved, [0, 4, 2, grown], atol=1e-12)
+    np.testing.assert_allclose(way, np.array([0, 4, 2, grown]) / 6, atol=1e-12)
+    np.testing.assert_allclose(ghost, [1, 0, 2 / 16, 1], atol=1e-12)
+    np.testing.assert_allclose(area, [1, 1, 1, 3])
+
+
+def test_mask_measures_are_nan_where_undefined():
+    label, none = rectangle(4, 2, 4, 4)[None], np.zeros((1, 16, 16), bool)
+    moved, way, ghost, area = mask_measures(none, label, label)
+    assert np.isnan([moved[0], way[0], ghost[0]]).all()
+    assert area[0] == 0
+    assert np.isnan(mask_measures(label, none, label)).all()
+
+
+def test_score_edited_maps_gives_the_metrics_then_the_mask_measures():
+    rng = np.random.default_rng(0)
+    maps, labels, targets = rng.random((3, 2, 16, 16)) > 0.5
+    mean = np.full((16, 16), 0.5)
+    scores = score_edited_maps(FOREGROUND, maps, labels, targets, mean)
+    assert measures_of(FOREGROUND) == ("dice", "moved", "way", "ghost", "area")
+    np.testing.assert_array_equal(scores[0], dice(maps, targets))
+    np.testing.assert_array_equal(scores[1:], mask_measures(maps, labels, targets))
+
+
+def test_score_edited_maps_regresses_the_mean_map_out_of_depth():
+    """Correlation of the residuals of ranks, by least squares; a map of position has no score."""
+    rng = np.random.default_rng(1)
+    mean = rng.random((8, 8))
+    maps, targets = mean + rng.normal(size=(2, 2, 8, 8)) * 0.3
+    scores = score_edited_maps(DEPTH, maps, maps, targets, mean)
+    ranks = [np.argsort(np.argsort(m.ravel())) for m in (maps[0], targets[0], mean)]
+    base = np.stack([np.ones(64), ranks[2]], axis=1)
+    left = [r - base @ np.linalg.lstsq(base, r, rcond=None)[0] for r in ranks[:2]]
+    assert measures_of(DEPTH)[0] == "spearman_partial"
+    assert scores[0, 0] == pytest.approx(np.corrcoef(*left)[0, 1])
+    assert np.isnan(score_edited_maps(DEPTH, mean[None], maps[:1], targets[:1], mean)[0, 0])

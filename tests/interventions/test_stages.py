@@ -5,23 +5,25 @@ import pytest
 from intervention_helpers import carry_out_intervention
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.results import summarise_intervention
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.verify import find_corrupt_chunks
 
 
 def test_edit_batch_repeats_a_batch_that_is_not_marked_done(run):
     spec = Intervention(samples=3, steps=2, layers=("*",), seed=4)
     create_intervention(run, spec)
-    edit_batch(run.url, spec.name, 0, 0)
+    edit_batch(run.url, spec.name, 0, 0, 0, 0)
     group = f"interventions/{spec.name}"
     before = run.read(group, "image")
-    run.write(group, {"done": np.zeros((1, 1), np.uint8), "image": np.zeros_like(before)})
+    run.write(group, {"done": np.zeros((1, 1, 1, 1), np.uint8), "image": np.zeros_like(before)})
     with pytest.raises(RuntimeError, match="not finished"):
         summarise_intervention(run, spec.name, 0.0)
-    edit_batch(run.url, spec.name, 0, 0)
+    edit_batch(run.url, spec.name, 0, 0, 0, 0)
     np.testing.assert_array_equal(run.read(group, "image"), before)
 
 
@@ -67,3 +69,44 @@ def test_create_intervention_names_a_target_file_by_its_contents(run, tmp_path):
         target_map = run.read(f"interventions/{names[-1]}", "target_map")
         np.testing.assert_array_equal(target_map[0, 0], mask)
     assert names[0] != names[1]
+
+
+def test_edit_batch_of_a_donor_aims_at_the_donors_label(run):
+    spec = Intervention(samples=3, method="donor", steps=3, layers=("*",))
+    summary = carry_out_intervention(run, spec)
+    donors = plan_intervention(run, spec).donors
+    target_map = run.read(f"interventions/{spec.name}", "target_map")[0]
+    labels = run.read("labels", "foreground")[donors] > run.study.labels.threshold
+    np.testing.assert_array_equal(target_map, labels)
+    assert set(summary.effects) == {"edited"}
+    assert summary.sites[0].reading is None
+
+
+def test_edit_batch_makes_a_causal_map_with_several_doses(run):
+    """Edits of one layer in one window equal a separate intervention there."""
+    spec = Intervention(prop="depth", samples=2, windows=3, doses=(1.0, 4.0), controls=())
+    summary = carry_out_intervention(run, spec)
+    rows = ["latents", *run.layers]
+    assert len(summary.sites) == len(rows) * 3 * 2
+    alone = Intervention(
+        prop="depth", samples=2, layers=(rows[1],), start=2, steps=1, doses=(4.0,), controls=()
+    )
+    carry_out_intervention(run, alone)
+    expected = run.read(f"interventions/{alone.name}", "image", condition=0, site=0, dose=0)
+    images = run.read(f"interventions/{spec.name}", "image", condition=0, site=4, dose=1)
+    np.testing.assert_array_equal(images, expected)
+    site = summary.sites[2 * 4 + 1]
+    assert (site.layers, site.first, site.last, site.dose) == ([rows[1]], 2, 2, 4.0)
+
+
+def test_find_corrupt_chunks_finds_a_lost_chunk_of_a_causal_map(run):
+    spec = Intervention(samples=2, windows=3, controls=(), seed=21)
+    carry_out_intervention(run, spec)
+    chunk = f"interventions/{spec.name}/score/c/0/0/1/0/0/0"
+    content = run.location.read_bytes(chunk)
+    run.location.remove(chunk)
+    group = f"interventions/{spec.name}"
+    (damaged,) = find_corrupt_chunks(run, group)
+    assert damaged.array == f"{group}/score"
+    run.location.write_bytes(chunk, content)
+    assert not list(find_corrupt_chunks(run, group))

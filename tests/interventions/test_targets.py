@@ -85,3 +85,17 @@ def test_resolve_target_hashes_the_contents(tmp_path):
     assert hashes[0] != hashes[1]
     with pytest.raises(UserError, match="no such file"):
         resolve_target(Target(file=str(tmp_path / "none.npy")))
+
+
+def test_target_map_tilt_and_stretch_have_closed_forms():
+    depth = np.random.default_rng(2).random((6, 5))
+    slope = np.array([-0.5, -0.25, 0.0, 0.25, 0.5]) * 3 * depth.std()
+    np.testing.assert_allclose(target_map(depth, Target(tilt=3.0)), depth + slope, rtol=1e-12)
+    stretched = target_map(depth, Target(stretch=9.0))
+    spread = 9 * depth.std()
+    ends = depth.mean() - spread, depth.mean() + spread
+    np.testing.assert_allclose((stretched.min(), stretched.max()), ends)
+    assert np.corrcoef(stretched.ravel(), depth.ravel())[0, 1] == pytest.approx(1)
+    assert str(Target(mirror=True, tilt=-2.0)) == "mirror, tilt -2"
+    with pytest.raises(UserError, match=r"no values to tilt or stretch \(tilt 1\)"):
+        target_map(depth > 0.5, Target(tilt=1.0))

@@ -24,11 +24,15 @@ from ldmprobe_core.analysis.report.generalization_figures import (
     generalization_figure,
     generalization_rows,
 )
+from ldmprobe_core.analysis.report.intervention_text import (
+    effect_rows,
+    intervention_title,
+    map_sentence,
+)
 from ldmprobe_core.analysis.report.text import (
     best_rows,
     control_columns,
     control_title,
-    effect_rows,
     headline,
     lead,
     metric_title,
@@ -39,7 +43,6 @@ from ldmprobe_core.analysis.report.text import (
 from ldmprobe_core.analysis.summarize import RunAnalysis, summarise
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import (
-    INTERVENTIONS_GROUP,
     completed_interventions,
     read_intervention_summary,
 )
@@ -185,16 +188,28 @@ class _FigureWriter:
                 )
 
     def add_intervention(self, name: str) -> None:
-        """Draw an intervention's edited samples, and, if it has several targets, animations."""
-        run = self.run
+        """Draw an intervention's effects and edited samples; with several targets, animations."""
+        run, result = self.run, read_intervention_summary(self.run, name)
+        sentence = map_sentence(result) if result.intervention.windows else None
         self._write(
             "interventions",
             f"{name}.png",
             intervention_figures.before_and_after(run, name),
-            f"Samples before and after the intervention {name}, with its controls.",
-            result=read_intervention_summary(run, name),
+            f"Samples before and after the intervention {name}, with its null edits.",
+            result=result,
+            sentence=sentence,
         )
-        if run.open(f"{INTERVENTIONS_GROUP}/{name}").sizes["target"] < 2:
+        if sentence is not None:
+            figure = intervention_figures.causal_map(result)
+            self._write("interventions", f"{name}-map.png", figure, sentence)
+        elif len(result.sites) > 1:
+            self._write(
+                "interventions",
+                f"{name}-doses.png",
+                intervention_figures.dose_response(result),
+                f"Scores with the target over the dose of the intervention {name}.",
+            )
+        if len(result.intervention.target_names) < 2:
             return
         self._write(
             "interventions",
@@ -275,6 +290,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         step=step,
         lead=lead,
         effects=effect_rows,
+        intervention_title=intervention_title,
         control_title=control_title,
         short_layer=short_layer,
     )

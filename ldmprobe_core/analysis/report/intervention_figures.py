@@ -5,32 +5,46 @@ from __future__ import annotations
 import io
 import subprocess
 import tempfile
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ldmprobe_core.interventions.results import INTERVENTIONS_GROUP, read_intervention
+from ldmprobe_core.analysis.report.intervention_text import clear_of_zero, site_layer, used
+from ldmprobe_core.analysis.report.text import metric_title
+from ldmprobe_core.interventions.nulls import NULLS
+from ldmprobe_core.interventions.results import (
+    INTERVENTIONS_GROUP,
+    InterventionSummary,
+    read_intervention,
+)
+from ldmprobe_core.interventions.spec import EDITED
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
-_TITLES = {"edited": "edited", "random": "random change", "shuffled": "shuffled-label\nprobes"}
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 _ROWS = 4
 """Largest number of samples in a before-and-after figure."""
 
 
 def before_and_after(run: Run, name: str) -> Figure:
-    """Draw one edited sample per row: unedited image, target map, edited image, and controls."""
-    data = run.open(f"{INTERVENTIONS_GROUP}/{name}")
+    """Draw one edited sample per row: unedited image, target map, edited image, and null edits.
+
+    Of several sites and doses, the one with the largest effect is shown.
+    """
+    data, where = _strongest(run, name)
     index = [int(i) for i in data.sample.values[:_ROWS]]
     unedited = run.read("images", "image", sample=index)
     conditions = [str(v) for v in data.condition.values]
     first = data.isel(target=0, sample=slice(0, _ROWS)).load()
     titles = ["unedited", f"target\n{first.target.values}", "edited", "its map",
-              *(_TITLES[v] for v in conditions[1:])]  # fmt: skip
+              *(NULLS[v].title.replace(" ", "\n", 1) for v in conditions[1:])]  # fmt: skip
     colormap = property_of(read_intervention(run, name).prop).drawing.colormap
-    figure = Figure(figsize=(1.3 * len(titles), 1.3 * len(index) + 0.5))
+    figure = Figure(figsize=(1.3 * len(titles), 1.3 * len(index) + 0.7))
     grid = figure.subplots(len(index), len(titles), squeeze=False)
     for i, axes in enumerate(grid):
         images = first.image.values[:, i]
@@ -47,14 +61,111 @@ def before_and_after(run: Run, name: str) -> Figure:
             panel.set_yticks([])
         axes[0].set_ylabel(f"sample {index[i]}", fontsize=7)
     for panel, title in zip(grid[0], titles, strict=True):
-        panel.set_title(title, fontsize=8)
+        panel.set_title(title, fontsize=7)
+    figure.suptitle(where, fontsize=8)
     figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    return figure
+
+
+def _strongest(run: Run, name: str) -> tuple[Any, str]:
+    """Return the dataset of an intervention at the site and dose with the largest mean effect.
+
+    Returns:
+        the dataset without the axes site and dose, and the name of the site and dose.
+    """
+    data = run.open(f"{INTERVENTIONS_GROUP}/{name}")
+    gain = (data.score.isel(condition=0, measure=0) - data.unedited.isel(measure=0)).load()
+    best = gain.mean(("target", "sample")).fillna(-np.inf).values
+    site, dose = np.unravel_index(best.argmax(), best.shape)
+    chosen = data.isel(site=int(site), dose=int(dose))
+    text = str(chosen.site.values)
+    if np.isfinite(float(chosen.dose)):
+        text += f", dose {float(chosen.dose):g}"
+    return chosen, text
+
+
+def causal_map(summary: InterventionSummary) -> Figure:
+    """Draw what can be decoded beside what is used, by layer and window of steps.
+
+    Left: scores of the unedited run's probes.  Right: effects of edits in one layer and one window;
+    a frame marks an effect whose interval is clear of zero.  Of several doses the first is drawn.
+    """
+    dose = summary.sites[0].dose
+    sites = [site for site in summary.sites if site.dose == dose]
+    layers = list(dict.fromkeys(site.layers[0] for site in sites))
+    windows = list(dict.fromkeys((site.first, site.last) for site in sites))
+    decodable = np.full((len(layers), len(windows)), np.nan)
+    effect, frames = decodable.copy(), []
+    for site in sites:
+        cell = layers.index(site.layers[0]), windows.index((site.first, site.last))
+        if site.decodable is not None and site.decodable.mean is not None:
+            decodable[cell] = site.decodable.mean
+        effect[cell] = np.nan if used(site).mean is None else used(site).mean
+        if clear_of_zero(used(site)):
+            frames.append(cell)
+    metric = metric_title(summary.metric)
+    figure = Figure(figsize=(3.2 + 1.5 * len(windows), 1.6 + 0.34 * len(layers)))
+    left, right = figure.subplots(1, 2, sharey=True)
+    largest = np.nanmax(np.abs(effect)) if np.isfinite(effect).any() else 1.0
+    against = "null edit" if "orthogonal" in sites[0].effects else "unedited"
+    _grid(figure, left, decodable, f"decodable: {metric} of probes", {"cmap": "cividis"})
+    limits = {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest}
+    _grid(figure, right, effect, f"used: {metric} with target, less {against}", limits)
+    for row, column in frames:
+        corner = column - 0.5, row - 0.5
+        right.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.5))
+    names = [site_layer(next(s for s in sites if s.layers[0] == name)) for name in layers]
+    left.set_yticks(range(len(layers)), names, fontsize=8)
+    for panel in (left, right):
+        panel.set_xticks(range(len(windows)), [f"{a}-{b}" for a, b in windows], fontsize=8)
+        panel.set_xlabel("edited steps", fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _grid(figure: Figure, panel: Any, values: np.ndarray, title: str, how: dict[str, Any]) -> None:
+    """Draw one heatmap with its values written into the cells, and a colour bar."""
+    image = panel.imshow(values, aspect="auto", **how)
+    figure.colorbar(image, ax=panel, pad=0.02)
+    panel.set_title(title, fontsize=8)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            panel.text(
+                column, row, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                color="white" if dark else "black",
+            )  # fmt: skip
+
+
+def dose_response(summary: InterventionSummary) -> Figure:
+    """Draw the score with the target over the dose, for the edit and every null edit."""
+    figure = Figure(figsize=(5.2, 3.2))
+    axes = figure.subplots()
+    doses = np.array([site.dose for site in summary.sites], float)
+    for condition, color in zip(summary.effects, cycle(_COLORS), strict=False):
+        intervals = [site.effects[condition].mean for site in summary.sites]
+        mean, low, high = (
+            np.array([getattr(value, end) for value in intervals], float)
+            for end in ("mean", "low", "high")
+        )
+        title = condition if condition == EDITED else NULLS[condition].title
+        axes.plot(doses, mean, color=color, marker="o", markersize=3, label=title)
+        axes.fill_between(doses, low, high, color=color, alpha=0.2, linewidth=0)
+    if summary.unedited.mean is not None:
+        axes.axhline(summary.unedited.mean, color="0.4", linestyle=":", label="unedited")
+    axes.set_xscale("log")
+    axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
+    axes.minorticks_off()
+    axes.set_xlabel("dose: amplitude of the target, in standard deviations of the prediction")
+    axes.set_ylabel(f"{metric_title(summary.metric)} with target")
+    axes.legend(fontsize=7)
     return figure
 
 
 def strip(run: Run, name: str) -> Figure:
     """Draw one sample's target maps in a row, and below each the image that was edited to it."""
-    data = run.open(f"{INTERVENTIONS_GROUP}/{name}").isel(sample=0).load()
+    data = _strongest(run, name)[0].isel(sample=0).load()
     count = data.sizes["target"]
     figure = Figure(figsize=(1.3 * count, 3.0))
     grid = figure.subplots(2, count, squeeze=False)
@@ -76,7 +187,7 @@ def _frames(run: Run, name: str) -> list[np.ndarray]:
 
     Small images are enlarged by an integer factor, to a width of at most 256 pixels.
     """
-    images = run.read(f"{INTERVENTIONS_GROUP}/{name}", "image", condition=0, sample=0)
+    images = _strongest(run, name)[0].image.isel(condition=0, sample=0).values
     factor = max(1, 256 // images.shape[2])
     frames = [image.repeat(factor, 0).repeat(factor, 1) for image in images]
     return frames + frames[-2:0:-1]

@@ -6,8 +6,6 @@ would make every command start slowly.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ldmprobe_core.analysis.class_records import ClassesRecord
 from ldmprobe_core.analysis.records import (
     LeadsRecord,
@@ -19,22 +17,17 @@ from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.conditions import CONDITIONS, controls
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
-if TYPE_CHECKING:
-    from ldmprobe_core.interventions.results import InterventionSummary
-
-_METRIC_TITLES = {"spearman": "rank correlation", "dice": "Dice"}
+_METRIC_TITLES = {
+    "spearman": "rank correlation",
+    "spearman_partial": "partial rank correlation",
+    "dice": "Dice",
+}
 _BASELINE_TITLES = {
     "position": "position alone",
     "latents": "the latents alone",
     "clean_pixels": "the predicted clean image's pixels",
     "prompt": "the prompt alone",
     "same_prompt": "its own maps on other images of the same prompt",
-}
-
-_EFFECTS = {
-    "edited": "edited",
-    "random": "random change of the same norm",
-    "shuffled": "through shuffled-label probes",
 }
 
 
@@ -165,33 +158,6 @@ def headline(summary: Summary) -> list[str]:
     if summary.classes is not None:
         lines.append(classes_line(summary.classes))
     return lines
-
-
-def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
-    """Build the table of an intervention: the unedited images, then one row per condition."""
-    metric = f"{metric_title(summary.metric)} with target"
-    rows = [
-        {
-            "image": "unedited",
-            metric: number(summary.unedited),
-            "less unedited": "",
-            "improved": "",
-            "change elsewhere": "",
-            "class kept": "",
-        }
-    ]
-    for condition, effect in summary.effects.items():
-        rows.append(
-            {
-                "image": _EFFECTS[condition],
-                metric: number(effect.mean),
-                "less unedited": number(effect.less_unedited),
-                "improved": f"{effect.improved * 100:.0f}%",
-                "change elsewhere": number(effect.outside),
-                "class kept": "–" if effect.kept is None else f"{effect.kept * 100:.0f}%",
-            }
-        )
-    return rows
 
 
 def classes_line(classes: ClassesRecord) -> str:

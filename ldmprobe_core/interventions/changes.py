@@ -1,0 +1,115 @@
+"""Functions that change the activations of a batch, one for each method and null edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmprobe_core.interventions.edit import (
+    EditDirection,
+    edit_by_gradient_descent,
+    target_reading,
+)
+from ldmprobe_core.interventions.editor import Change
+from ldmprobe_core.interventions.nulls import NULLS
+from ldmprobe_core.interventions.spec import ERASURES, Intervention
+from ldmprobe_core.probing.block_scores import block_means
+
+
+@dataclass
+class EditLog:
+    """Size of the edits of a batch, over all its edited cells.
+
+    Attributes:
+        readings: root mean square over the tokens of the change of the probe's prediction, in
+            standard deviations of the prediction, (sample,) for each cell.
+    """
+
+    readings: list[Tensor] = field(default_factory=list)
+
+    def add(self, direction: EditDirection, change: Tensor) -> None:
+        """Record the change of a cell's activations, (n, y, x, channel)."""
+        size = (change @ direction.weight).square().mean((1, 2)).sqrt()
+        self.readings.append((size / direction.deviation).cpu())
+
+    def mean_dose(self, samples: int) -> np.ndarray:
+        """Mean over the cells of the root mean square changes, (sample,) float64."""
+        if not self.readings:
+            return np.full(samples, np.nan)
+        return torch.stack(self.readings).double().mean(0).numpy()
+
+
+def make_change(
+    spec: Intervention,
+    kind: str,
+    direction_of: Callable[[int, str], EditDirection],
+    targets: np.ndarray,
+    samples: list[int],
+    dose: float = float("nan"),
+    null: str | None = None,
+    log: EditLog | None = None,
+) -> Change:
+    """Return the function that edits one layer's activations at one step, for an `Editor`.
+
+    Args:
+        spec: method, strength and confidence of the edit.
+        kind: kind of the probes in the edit directions.
+        direction_of: function that returns the edit direction of a cell, from its step and layer.
+        targets: target maps (n, Y, X) at the image's size; for the null ``own_label``, the labels.
+            Erasures do not use them.
+        samples: indices of the samples of the batch.
+        dose: dose of an exact edit (`EditDirection.at_dose`); NaN leaves the target as it is.
+        null: name of the null edit that replaces the edit; None makes the edit itself.
+        log: log to which the sizes of the edits are added.
+    """
+    mask = spec.edited_property.is_mask
+    maps = targets.astype(np.float64)
+    readings: dict[tuple[int, int], Tensor] = {}
+
+    def goal(direction: EditDirection, tokens: Tensor) -> Tensor:
+        """Compute the target prediction (n, y, x) of an exact edit or an erasure."""
+        if spec.method in ERASURES:
+            return direction.mean.expand(tokens.shape[:3])
+        grid = (tokens.shape[1], tokens.shape[2])
+        if grid not in readings:
+            share = block_means(maps, grid)
+            readings[grid] = torch.from_numpy(
+                target_reading(share, kind, mask, spec.confidence)
+            ).float()
+        reading = readings[grid].to(tokens.device)
+        return reading if np.isnan(dose) else direction.at_dose(reading, dose)
+
+    def change(step: int, layer: str, tokens: Tensor) -> Tensor:
+        direction = direction_of(step, layer).to(tokens.device)
+        if spec.method == "adam":
+            edited = edit_by_gradient_descent(
+                tokens, torch.from_numpy(maps).float().to(tokens.device), direction, mask,
+                spec.iterations, spec.learning_rate,
+            )  # fmt: skip
+        else:
+            edited = direction.exact(tokens, goal(direction, tokens), spec.strength)
+        if log is not None:
+            log.add(direction, edited - tokens)
+        if null is not None and NULLS[null].directions is not None:
+            edited = tokens + direction.null_change(edited - tokens, null, samples)
+        return edited
+
+    return change
+
+
+def patch_from(donors: Callable[[int, str], np.ndarray]) -> Change:
+    """Return the function that replaces activations by those of other samples, for an `Editor`.
+
+    Args:
+        donors: function from step and layer to the activations (n, y, x, channel) that replace
+            those of the batch.
+    """
+
+    def change(step: int, layer: str, tokens: Tensor) -> Tensor:
+        return torch.from_numpy(donors(step, layer)).to(tokens)
+
+    return change

@@ -1,0 +1,112 @@
+"""Null edits: edits that should not move an image towards the target, whatever the probe reads.
+
+A null edit changes each token by as much as the edit proper does (the same norm, and the same sign
+over the image), but in another direction.  What such an edit changes in the image is an effect of
+disturbing the denoiser in this pattern, not of what the probe reads.  Only a direction in which
+the probe reads nothing, ``orthogonal``, is a null of "the denoiser uses what the probe reads": a
+coherent random direction, and the direction of a probe of other images' labels, still have a
+component along the reading.  Random directions differ between samples, so that a mean over samples
+is a mean over directions too.
+
+The null ``own_label`` has another purpose: it is the edit proper, with the sample's own label as
+its target, so it shows what editing costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ldmprobe_core.interventions.edit import Moments
+
+
+@dataclass(frozen=True)
+class NullContext:
+    """Quantities of one cell from which the directions of null edits are computed.
+
+    Attributes:
+        moments: mean and covariance of the training activations.
+        weights: weights of all linear probes of the property in the cell, (probe, channel).
+        permuted_direction: function that computes the edit direction of a probe of the labels of
+            other images, (channel,); it fits the probe.
+        rng: random number generator of the cell.
+    """
+
+    moments: Moments
+    weights: np.ndarray
+    permuted_direction: Callable[[], np.ndarray]
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null:
+    """Null edit.
+
+    Attributes:
+        name: name on the axis ``condition`` of an intervention.
+        title: description in tables.
+        directions: function that computes the directions in a cell, (draw, channel), of which
+            samples take one each in turn; None if the null edit is the edit proper with the
+            sample's own label as its target.
+    """
+
+    name: str
+    title: str
+    directions: Callable[[NullContext], np.ndarray] | None
+
+
+DRAWS = 16
+"""Number of random directions that are drawn in each cell."""
+
+
+def coherent_directions(cell: NullContext) -> np.ndarray:
+    """Draw random directions from the normal distribution of the training activations.
+
+    They are therefore mostly directions in which the activations vary.
+
+    Returns:
+        (draw, channel) float64.
+    """
+    values, vectors = np.linalg.eigh(cell.moments.covariance)
+    deviations = np.sqrt(np.maximum(values, 0.0))
+    normal = cell.rng.standard_normal((DRAWS, len(values)))
+    return np.asarray((normal * deviations) @ vectors.T)
+
+
+def orthogonal_directions(cell: NullContext) -> np.ndarray:
+    """Draw random directions along which no linear probe of the property changes its prediction.
+
+    They are coherent random directions without their component in the span of the probes' weights.
+
+    Returns:
+        (draw, channel) float64.
+    """
+    directions = coherent_directions(cell)
+    for _ in range(2):  # The second pass removes the rounding error of the first.
+        basis, _ = np.linalg.qr(cell.weights.T)
+        directions = directions - (directions @ basis) @ basis.T
+    return directions
+
+
+NULLS = {
+    null.name: null
+    for null in (
+        Null(
+            name="orthogonal",
+            title="orthogonal to what probes read",
+            directions=orthogonal_directions,
+        ),
+        Null(name="coherent", title="random direction", directions=coherent_directions),
+        Null(
+            name="permuted",
+            title="probe of other images' labels",
+            directions=lambda cell: cell.permuted_direction()[None],
+        ),
+        Null(name="own_label", title="own label as target", directions=None),
+    )
+}
+"""Null edits by name, in the order in which they are carried out."""

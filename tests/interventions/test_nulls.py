@@ -1,0 +1,56 @@
+"""Directions of null edits, against what each null claims."""
+
+import numpy as np
+import pytest
+import torch
+
+from ldmprobe_core.interventions.edit import EditDirection, Moments
+from ldmprobe_core.interventions.nulls import NULLS, NullContext
+from ldmprobe_core.probing.linear import LinearProbe
+
+
+def context(channels=12, probes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(channels, channels)) * np.geomspace(0.01, 3, channels)
+    moments = Moments(rng.normal(size=channels), mixed @ mixed.T / channels)
+    weights = rng.normal(size=(probes, channels)) * 5
+    permuted = rng.normal(size=channels)
+    return NullContext(moments, weights, lambda: permuted, np.random.default_rng(seed + 1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_orthogonal_edit_leaves_the_reading_of_every_probe(seed):
+    """The prediction of each probe of the property changes by at most 1e-5 of its deviation."""
+    cell = context(seed=seed)
+    probes = [LinearProbe(weight, 0.3, 0.0) for weight in cell.weights]
+    direction = EditDirection.of_probe(
+        probes[0], cell.moments, nulls={"orthogonal": NULLS["orthogonal"].directions(cell)}
+    )
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.normal(size=(2, 4, 4, 12))).float()
+    target = torch.from_numpy(rng.normal(size=(2, 4, 4)) * 3).float()
+    change = direction.exact(x, target, 1.0) - x
+    null = direction.null_change(change, "orthogonal", [0, 5])
+    assert (null.norm(dim=-1) > 0).all()
+    for probe in probes:
+        deviation = np.sqrt(probe.weight @ cell.moments.covariance @ probe.weight)
+        moved = np.abs(null.double().numpy() @ probe.weight) / deviation
+        assert moved.max() < 1e-5
+    # The edit proper moves the first probe's prediction to the target.
+    moved = np.abs(change.double().numpy() @ probes[0].weight)
+    assert moved.mean() > 1e-2
+
+
+def test_coherent_direction_has_the_covariance_of_the_activations():
+    cell = context(channels=4)
+    draws = np.concatenate([NULLS["coherent"].directions(cell) for _ in range(2000)])
+    scale = np.abs(cell.moments.covariance).max()
+    np.testing.assert_allclose(
+        draws.T @ draws / len(draws), cell.moments.covariance, atol=0.05 * scale
+    )
+
+
+def test_permuted_direction_is_that_of_the_fitted_probe():
+    cell = context()
+    np.testing.assert_array_equal(NULLS["permuted"].directions(cell)[0], cell.permuted_direction())
+    assert NULLS["own_label"].directions is None
