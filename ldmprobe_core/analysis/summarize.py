@@ -97,16 +97,12 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     steps = run.open("progress").sizes["step"]
     shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
     grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
-    decoded = np.isin(test, samples_in(run, STEP_IMAGES))
-    decoded_steps = run.read(STEP_IMAGES, "step")
     properties, curves, analyses = {}, {}, {}
     for prop in study.labels.maps:
         scores = PropertyScores.read(run, prop, labels.heldout, is_test, bootstrap)
         truth = labels.maps[prop][test]
         position = position_scores(prop, labels, test)
-        curves[prop] = scores.curves(
-            position[0], rival_scores(run, prop, labels, test, steps), decoded, decoded_steps
-        )
+        curves[prop] = _curves(run, scores, position[0], labels, test)
         properties[prop] = scores.to_record(
             position,
             _scores_without_cells(run, scores, labels, is_test),
@@ -139,6 +135,15 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         notes=tuple(attributes.get("notes", ())),
     )
     return RunAnalysis(summary, curves, bootstrap, test)
+
+
+def _curves(
+    run: Run, scores: PropertyScores, position: np.ndarray, labels: LabelSet, test: np.ndarray
+) -> Curves:
+    """Collect the curves of one property; `position` has the position baseline's scores."""
+    rivals = rival_scores(run, scores.prop.name, labels, test, scores.scores.shape[3])
+    decoded = np.isin(test, samples_in(run, STEP_IMAGES))
+    return scores.curves(position, rivals, decoded, run.read(STEP_IMAGES, "step"))
 
 
 def _count_samples(samples: list[Sample]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers
 from ldmprobe_core.models.loading import permuted_copy
 from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
-from ldmprobe_core.models.token_grid import conditional_call, to_images
+from ldmprobe_core.models.token_grid import conditional_call, decoded_images
 from ldmprobe_core.study.batching import StepImages
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.samples import Sample
@@ -388,7 +388,7 @@ class PipelineSampler:
                 # images are not used, so they may hold infinite values.
                 if vae is self.pipeline.vae:
                     require_finite(decoded, "vae")
-                images.append(to_images(decoded))
+                images.append(decoded_images(decoded))
                 if captures_vae:
                     parts.append(capture.pop_activations(len(part)))
         if captures_vae and sink is not None:

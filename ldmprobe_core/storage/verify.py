@@ -267,7 +267,7 @@ def _expectation(run: Run) -> _Expectation:
         unit = unit_of_chunk(path, dims, chunk_index, layers, batch_of)
         if unit is None:
             kind = kind_of_group(path)
-            if kind is not None and "sample" in dims and len(dims) > 1:
+            if kind is not None and not kind.per_group and kind.writes(dims):
                 # The batch of the chunk is unknown, because the list of the group's samples is
                 # damaged.
                 return False

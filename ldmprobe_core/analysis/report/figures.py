@@ -118,13 +118,10 @@ def sample_grid(
         sample: index of a held-out sample with step images.
         steps: steps to draw, counted from 1, which have step images.
     """
-    columns = [step - 1 for step in steps]
-    row, decoded = step_image_rows(run, [sample])[0], run.read(STEP_IMAGES, "step")
-    stored = np.searchsorted(decoded, steps)
-    step_images = run.read(STEP_IMAGES, "trajectory", sample=row)[stored]
-    rows: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
-        ("decoded latents", list(step_images), {})
-    ]
+    row = step_image_rows(run, [sample])[0]
+    stored = np.searchsorted(run.read(STEP_IMAGES, "step"), steps)
+    images = list(run.read(STEP_IMAGES, "trajectory", sample=row)[stored])
+    rows: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [("decoded latents", images, {})]
     finals: list[np.ndarray | None] = [run.read("images", "image", sample=sample)]
     for prop, result in summary.properties.items():
         truth = labels.maps[prop][sample].astype(float)
@@ -135,7 +132,7 @@ def sample_grid(
         best = result.best
         probes = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
         maps = []
-        for column in columns:
+        for column in (step - 1 for step in steps):
             tokens = run.read(f"activations/{best.layer}", "activation", sample=sample, step=column)
             probe = LinearProbe.from_dataset(probes.isel(step=column))
             predicted = probe.predict(tokens[None])[0]
@@ -149,7 +146,7 @@ def sample_grid(
         rows.append((f"image {prop}", list(step_maps), scale))
         finals.append(truth)
 
-    width = len(columns) + 1
+    width = len(steps) + 1
     figure = Figure(figsize=(1.15 * width + 1.2, 1.15 * len(rows) + 0.5))
     grid = figure.subplots(len(rows), width, squeeze=False)
     for (name, maps, scale), final, axes in zip(rows, finals, grid, strict=True):
