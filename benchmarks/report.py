@@ -57,7 +57,7 @@ def write(place: str) -> Run:
                 values[str(name)] = (rng.random(array.shape) * high).astype(array.dtype)
         run.write(group, values)
 
-    for group in ("labels", "labels_trajectory", "labels_clean", "images"):
+    for group in ("labels", "labels_trajectory", "labels_clean", "images", "step_images"):
         fill(group)
     for prop in study.labels.maps:
         fill(f"scores/{prop}")
@@ -65,9 +65,9 @@ def write(place: str) -> Run:
         for group in (f"activations/{name}", f"probes/{name}"):
             fill(group)
         if name not in INPUT_CONTROLS:
-            run.write(
-                f"activations_permuted/{name}", {"nonfinite": np.zeros((SAMPLES, STEPS), np.int32)}
-            )
+            group = f"activations_permuted/{name}"
+            shape = run.open(group).nonfinite.shape
+            run.write(group, {"nonfinite": np.zeros(shape, np.int32)})
     marks = run.open("progress")
     run.write("progress", {str(n): np.ones(a.shape, np.uint8) for n, a in marks.data_vars.items()})
     return run

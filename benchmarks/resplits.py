@@ -29,9 +29,13 @@ from typing import Any
 import numpy as np
 
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
+from ldmprobe_core.analysis.controls.records import LARGEST_P
 from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer
 from ldmprobe_core.analysis.generalization.resplits import Resplits
-from ldmprobe_core.analysis.records import LARGEST_P, PropertyRecord, load_summary
+from ldmprobe_core.analysis.records import (
+    PropertyRecord,
+    load_summary,
+)
 from ldmprobe_core.analysis.summarize import position_scores
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap

@@ -60,6 +60,7 @@ def main(name: str, images: int, seconds: float, gpus: int) -> None:
     scale = images / sample
     by_batch = (
         "images",
+        "step_images",
         "activations",
         "activations_permuted",
         "labels",
@@ -71,7 +72,7 @@ def main(name: str, images: int, seconds: float, gpus: int) -> None:
     gets = (
         part["activations"] + part.get("activations_permuted", 0)
     ) * scale  # each cell reads its own once
-    gets += part["images"] * scale  # labeling reads pictures
+    gets += (part["images"] + part["step_images"]) * scale  # labeling reads pictures
     total = part["bytes"] * scale
     hours = images * seconds / 3600 / gpus
     print(

@@ -22,9 +22,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
 from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
-from flows.cli_errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
-from flows.cli_intervene import intervene
-from flows.cli_tables import print_missing, print_plan, print_rows, print_summary
+from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
+from flows.commands.intervene import intervene
+from flows.commands.tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 

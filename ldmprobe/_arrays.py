@@ -152,7 +152,7 @@ def _capture_study(
             ),
             "capture": default.capture.model_copy(update={"layers": layers}),
             "controls": default.controls.model_copy(
-                update={"permuted_weights": False, "latents": False}
+                update={"permuted_weights": None, "latents": False}
             ),
         }
     )

@@ -18,6 +18,7 @@ import xarray as xr
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.run import Run as StoredRun
 from ldmprobe_core.study import loading
+from ldmprobe_core.study.layers import CLEAN_PIXELS
 from ldmprobe_core.study.schema import Study
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ class Run(StoredRun):
 
         Returns:
             activations (sample, step, y, x, channel) float16; NaN if they are not generated yet.
-            Lost activations raise a `CorruptChunkError` when they are read.
+            Those of ``clean_pixels`` are of the samples and steps with step images.  Lost ones
+            raise a `CorruptChunkError` when they are read.
 
         Raises:
             UserError: the layer is not in the run.
@@ -140,8 +142,12 @@ class Run(StoredRun):
                 f"layer: {layer!r} is not in the run. Fix: choose one of "
                 f"{', '.join(self.probe_inputs)}"
             )
-        required = self._required_chunks(f"activations/{layer}/activation", "generated", 0)
-        return self.open(f"activations/{layer}", required).activation
+        group, array = f"activations/{layer}", f"activations/{layer}/activation"
+        # A chunk holds a batch of samples, or one sample of those with step images.
+        batch = self.study.sampling.batch
+        chunks = self.read(group, "sample")[:: 1 if layer == CLEAN_PIXELS else batch]
+        done = self.progress.completed("generated")[chunks // batch]
+        return self.open(group, _required(array, done, 0)).activation
 
     def _required_chunks(self, array: str, kind: str, *dims: int) -> Callable[[str], bool]:
         """Return a predicate on a chunk's key: whether the chunk must exist in an undamaged run.
@@ -153,15 +159,7 @@ class Run(StoredRun):
             kind: name of the units' array in the group ``progress``.
             dims: positions, in the number of a chunk, of the dimensions that number the units.
         """
-        done = self.progress.completed(kind)
-
-        def required(key: str) -> bool:
-            if not key.startswith(f"{array}/c/"):
-                return True
-            number = key.rpartition("/c/")[2].split("/")
-            return bool(done[tuple(int(number[dim]) for dim in dims)])
-
-        return required
+        return _required(array, self.progress.completed(kind), *dims)
 
     def _require_property(self, prop: str) -> None:
         if prop not in self.study.labels.maps:
@@ -169,6 +167,24 @@ class Run(StoredRun):
                 f"property: {prop!r} is not probed by the study. Fix: choose one of "
                 f"{', '.join(self.study.labels.maps)}"
             )
+
+
+def _required(array: str, done: np.ndarray, *dims: int) -> Callable[[str], bool]:
+    """Return a predicate on a chunk's key: whether the chunk must exist in an undamaged run.
+
+    Args:
+        array: path of an array; every chunk of other arrays must exist.
+        done: whether the unit that writes a chunk is complete, by the chunk's number along `dims`.
+        dims: positions of these dimensions in the number of a chunk.
+    """
+
+    def required(key: str) -> bool:
+        if not key.startswith(f"{array}/c/"):
+            return True
+        number = key.rpartition("/c/")[2].split("/")
+        return bool(done[tuple(int(number[dim]) for dim in dims)])
+
+    return required
 
 
 def load_study(source: str, overrides: Mapping[str, Any] | Sequence[str] | None = None) -> Study:

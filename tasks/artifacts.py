@@ -94,7 +94,8 @@ def publish_classes(found: dict[str, Any], name: str, url: str) -> None:
     table = [
         {"step": step, **{source: round(shares[step - 1], 3) for source, shares in
                           found["agreement"].items()}}
-        for step in range(1, len(found["agreement"]["trajectory"]) + 1)
+        for step, share in enumerate(found["agreement"]["trajectory"], 1)
+        if share is not None
     ]  # fmt: skip
     create_table_artifact(
         table=table,

@@ -10,6 +10,7 @@ from ldmprobe_core.analysis.class_records import ClassesRecord, PhotographsRecor
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
+from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.readers.image_folder import list_images, read_image
@@ -35,6 +36,19 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.where(stays[:, -1], stays.argmax(1) + 1.0, np.nan)
 
 
+def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+    """Find the steps of `first_stable_step` for class scores of some of the steps.
+
+    Args:
+        scores: class scores (sample, decoded step, class).
+        targets: index of each sample's target class, (sample,).
+        decoded: index of each decoded step (from 0), (decoded step,).
+    """
+    first = first_stable_step(scores, targets)
+    numbers = np.append(decoded + 1.0, np.nan)
+    return numbers[np.where(np.isfinite(first), first - 1, len(decoded)).astype(int)]
+
+
 def target_classes(run: Run) -> tuple[np.ndarray, bool]:
     """Choose the target class of each sample.
 
@@ -53,7 +67,9 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
 
 
 def class_curves(run: Run) -> ClassesRecord:
-    """Summarise the class scores of a labeled run over all stored samples.
+    """Summarise the class scores of a labeled run over its stored samples.
+
+    Steps and agreement refer to the samples with step images.
 
     Raises:
         RuntimeError: some batches are not labeled.
@@ -62,13 +78,20 @@ def class_curves(run: Run) -> ClassesRecord:
     final = run.read("labels", "class_score")
     top = final.argmax(1)
     targets, by_prompt = target_classes(run)
-    bootstrap = Bootstrap.of_samples(run.samples[: run.n_stored], run.study.bootstrap, seed=0)
+    samples, settings = run.samples[: run.n_stored], run.study.bootstrap
+    index, decoded = samples_in(run, STEP_IMAGES), run.read(STEP_IMAGES, "step") - 1
+    bootstrap = Bootstrap.of_samples([samples[i] for i in index], settings, seed=0)
     agreement, recognition_step = {}, {}
     recognized = 0.0
     for source in SOURCES:
         scores = run.read(f"labels_{source}", "class_score")
-        agreement[source] = [float(x) for x in (scores.argmax(2) == top[:, None]).mean(0)]
-        steps = first_stable_step(scores, targets)
+        shares: list[float | None] = [None] * run.open("progress").sizes["step"]
+        for step, share in zip(
+            decoded, (scores.argmax(2) == top[index, None]).mean(0), strict=True
+        ):
+            shares[step] = float(share)
+        agreement[source] = shares
+        steps = stable_steps(scores, targets[index], decoded)
         recognition_step[source] = bootstrap.interval(steps)
         if source == "trajectory":
             recognized = float(np.isfinite(steps).mean())
@@ -78,9 +101,12 @@ def class_curves(run: Run) -> ClassesRecord:
         remedy = "classify the photographs again, or remove the file"
         photographs = run.location.read_record(PHOTOGRAPHS, PhotographsRecord, remedy)
     return ClassesRecord(
-        accuracy=bootstrap.interval(correct) if by_prompt else None,
+        accuracy=Bootstrap.of_samples(samples, settings, seed=0).interval(correct)
+        if by_prompt
+        else None,
         confident=float((final.max(1) > CONFIDENT).mean()),
         by_prompt=by_prompt,
+        samples=len(index),
         recognized=recognized,
         recognition_step=recognition_step,
         agreement=agreement,

@@ -36,18 +36,20 @@ class ClassesRecord(_Record):
         confident: fraction of final images with a top probability above 0.9.
         by_prompt: whether the target class is the prompt's; otherwise it is the top class of the
             final image.
+        samples: number of images with step images, to which the following values refer.
         recognized: fraction of images whose target class leads at the last step.
         recognition_step: by source of step images, the mean step from which the target class leads
             to the end, over the recognized images.
         agreement: by source of step images, for each step the fraction of images whose top class is
-            that of the final image.
+            that of the final image; None at steps without step images.
         photographs: results on the user's photographs; None if there are none.
     """
 
     accuracy: Interval | None
     confident: float
     by_prompt: bool
+    samples: int
     recognized: float
     recognition_step: dict[str, Interval]
-    agreement: dict[str, list[float]]
+    agreement: dict[str, list[float | None]]
     photographs: PhotographsRecord | None = None

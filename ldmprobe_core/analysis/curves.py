@@ -54,6 +54,9 @@ class Curves:
         deviations: deviations of the scores of other divisions of the training and validation
             samples from their mean, (re-split, step, sample); None if there are none
             (`ldmprobe_core.analysis.generalization.resplits`).
+        decoded: whether each sample has step images, (sample,) bool; the scores of `sources` are
+            NaN for the others.
+        decoded_steps: steps (from 1) that have step images, ascending.
     """
 
     probe: np.ndarray
@@ -66,6 +69,8 @@ class Curves:
     cells: np.ndarray
     kind: str
     layer: LayerRecord
+    decoded: np.ndarray
+    decoded_steps: np.ndarray
     deviations: np.ndarray | None = None
 
 
@@ -75,12 +80,13 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
     Re-splits change the curve of the probes, and with its last score the absolute bars of all
     curves.
     """
-    position = curves.position
+    position, n_steps = curves.position, len(curves.probe)
     of_probe = curves.deviations
     if of_probe is None:
         of_probe = np.zeros((1, *curves.probe.shape))
 
-    def record(scores: np.ndarray, deviations: np.ndarray) -> CurveRecord:
+    def record(scores: np.ndarray, deviations: np.ndarray, known: np.ndarray) -> CurveRecord:
+        scores, deviations = scores[known - 1], deviations[:, known - 1]
         above = bootstrap.interval(scores[-1] - position).low
         if above is None or above <= 0:
             # A curve that is not clearly above the position baseline at the last step has not
@@ -94,7 +100,7 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
                 relative_margins(scores, position, share),
                 bootstrap,
                 np.stack([relative_margins(one, zero, share) for one in deviations]),
-            )
+            ).at_steps(known, n_steps)
             absolute[name] = crossing(
                 absolute_margins(scores, curves.probe[-1], position, share),
                 bootstrap,
@@ -104,24 +110,37 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
                         for one, other in zip(deviations, of_probe, strict=True)
                     ]
                 ),
-            )
+            ).at_steps(known, n_steps)
         return CurveRecord(relative=BarRecord(**relative), absolute=BarRecord(**absolute))
 
+    every = np.arange(1, n_steps + 1)
+    paired = None
+    if not curves.decoded.all():
+        paired = record(
+            np.where(curves.decoded, curves.probe, np.nan),
+            np.where(curves.decoded, of_probe, np.nan),
+            every,
+        )
     return EmergenceRecord(
-        probe=record(curves.probe, of_probe),
+        probe=record(curves.probe, of_probe, every),
+        paired=paired,
         **{
-            rival: record(curves.sources[source], np.zeros_like(of_probe))
+            rival: record(curves.sources[source], np.zeros_like(of_probe), curves.decoded_steps)
             for rival, source in RIVALS.items()
         },
     )
 
 
-def leads_record(emergence: EmergenceRecord) -> LeadsRecord:
+def leads_record(emergence: EmergenceRecord, samples: int) -> LeadsRecord:
     """Count the steps by which the probes reach the onset and settled bars before the labeler.
 
     These are the absolute bars, which have the same height for the probes and for the labeler.
+
+    Args:
+        emergence: steps of all curves.
+        samples: number of test samples with step images.
     """
-    probe = emergence.probe.absolute
+    probe = (emergence.paired or emergence.probe).absolute
 
     def record(other: BarRecord) -> LeadRecord:
         return LeadRecord(
@@ -129,7 +148,8 @@ def leads_record(emergence: EmergenceRecord) -> LeadsRecord:
             settled=lead_over(probe.settled, other.settled),
         )
 
-    return LeadsRecord(**{rival: record(getattr(emergence, rival).absolute) for rival in RIVALS})
+    leads = {rival: record(getattr(emergence, rival).absolute) for rival in RIVALS}
+    return LeadsRecord(**leads, samples=samples)
 
 
 def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:

@@ -8,6 +8,7 @@ from ldmprobe_core.analysis.records import NonfiniteRecord
 from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.batching import permuted_samples
 
 
 def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
@@ -20,13 +21,14 @@ def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
         number of values by network (``trained`` and ``permuted``), and a record of each cell with
         non-finite values, by descending share.
     """
-    study, total = run.study, len(run.samples)
+    study, samples = run.study, run.samples
     counts: dict[str, int] = {}
     cells = []
     for network, group in ACTIVATION_GROUPS.items():
         if network == "permuted" and not study.controls.permuted_weights:
             continue
         counts[network] = 0
+        total = len(samples) if network == "trained" else len(permuted_samples(study, samples))
         for layer in run.layers:
             # The array has the axes (sample, step).
             stored = run.read(f"{group}/{layer}", "nonfinite")

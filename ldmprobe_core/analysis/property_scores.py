@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from ldmprobe_core.analysis.controls.ceilings import all_foreground_score
+from ldmprobe_core.analysis.controls.coverage import Coverage, partial_coverage
+from ldmprobe_core.analysis.controls.records import ControlRecord, ControlsRecord, OwnBestRecord
 from ldmprobe_core.analysis.controls.training_size import CorrectedDifference
 from ldmprobe_core.analysis.curves import Curves, emergence_record, leads_record, step_records
 from ldmprobe_core.analysis.generalization.resplits import ResplitCurves
 from ldmprobe_core.analysis.records import (
     CellRecord,
     ClustersRecord,
-    ControlRecord,
-    ControlsRecord,
     LayerRecord,
-    OwnBestRecord,
     PropertyRecord,
     UndefinedRecord,
 )
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.inference.permutation import permutation_p
 from ldmprobe_core.probing.inference.selection import choose_layer
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.storage.run import Run
@@ -53,6 +53,7 @@ class PropertyScores:
             (held-out sample,) bool.
         validation_groups: prompt of each validation sample, (validation sample,).
         bootstrap: bootstrap over the test samples.
+        covered: samples of the controls that were computed on a part of them, by name.
     """
 
     prop: Property
@@ -66,6 +67,7 @@ class PropertyScores:
     is_test: np.ndarray
     validation_groups: np.ndarray
     bootstrap: Bootstrap
+    covered: dict[str, Coverage] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -107,6 +109,7 @@ class PropertyScores:
             is_test=is_test,
             validation_groups=np.array([samples[i].group for i in heldout[~is_test]]),
             bootstrap=bootstrap,
+            covered=partial_coverage(run, heldout),
         )
 
     @property
@@ -123,7 +126,12 @@ class PropertyScores:
     def all_undefined(self) -> int:
         """Number of undefined headline scores of linear probes, over all cells and samples."""
         supporting = [i for i in self.linear if probe_kind(self.kinds[i]).supports(self.prop)]
-        of_inputs = sum(int(np.isnan(one[supporting, 0]).sum()) for one in self.inputs.values())
+        of_inputs = 0
+        for name, one in self.inputs.items():
+            scores = one[supporting, 0]
+            if name in self.covered:
+                scores = scores[..., self.covered[name].heldout]
+            of_inputs += int(np.isnan(scores).sum())
         return int(np.isnan(self.scores[0, supporting, 0]).sum()) + of_inputs
 
     def best(self, condition: int = 0) -> _Cell:
@@ -158,6 +166,8 @@ class PropertyScores:
         self,
         position: np.ndarray,
         sources: dict[str, np.ndarray],
+        decoded: np.ndarray | None = None,
+        decoded_steps: np.ndarray | None = None,
         resplits: ResplitCurves | None = None,
     ) -> Curves:
         """Collect the test scores over steps of the probe, its controls and the image labeler.
@@ -167,6 +177,7 @@ class PropertyScores:
         Args:
             position: scores of the position baseline, (test sample,).
             sources: scores of the image labeler, (step, test sample) by source of the images.
+            decoded, decoded_steps: samples and steps with step images, as in `Curves`; None: all.
             resplits: curves of re-splits with the candidates `tied_layers`; None if there are none.
         """
         choices = resplits.choices if resplits else {}
@@ -190,6 +201,10 @@ class PropertyScores:
             cells=mean_of_defined(self.scores[0, best_kind, 0][..., self.is_test]),
             kind=self.kinds[best_kind],
             layer=LayerRecord(name=name, kind=self.kinds[kind], tied=tied, resplits=choices),
+            decoded=np.ones(len(position), bool) if decoded is None else decoded,
+            decoded_steps=np.arange(len(over_steps[0])) + 1
+            if decoded_steps is None
+            else decoded_steps,
             deviations=resplits.deviations if resplits else None,
         )
 
@@ -213,8 +228,8 @@ class PropertyScores:
             truth: labels of the test samples, (test sample, y, x).
             missing: fraction, 0..1, of the labels' pixels that were not measured.
             ceilings: result of `controls.ceilings.block_ceilings`.
-            corrected: differences between the best cell and the own best cells of input controls,
-                by name of the control, where they could be corrected.
+            corrected: differences between the best cell and the own best cells of controls, by
+                name, where they are corrected or the probe is fitted to fewer samples.
         """
         best = self.best()
         scores = self.of(best)[0]
@@ -233,7 +248,7 @@ class PropertyScores:
             layer=curves.layer,
             steps=step_records(curves, self.prop.compared[-1], self.bootstrap),
             emergence=emergence,
-            leads=leads_record(emergence),
+            leads=leads_record(emergence, int(curves.decoded.sum())),
             clusters=ClustersRecord(
                 prompts=self.bootstrap.groups,
                 categories=self.bootstrap.categories,
@@ -300,7 +315,9 @@ class PropertyScores:
             own = scores[kind, 0, own_step, self.is_test]
             record = self._own_best(own, (kind, own_step, name))
             same = self._input_at(name, step)
-            records[name] = self._control(probe, same, record, own, corrected.get(name))
+            records[name] = self._control(
+                probe, same, record, own, corrected.get(name), self.covered.get(name)
+            )
         for i, kind_name in enumerate(self.kinds):
             if i not in self.linear:
                 choice = self._validation(self.scores[0, i, 0])
@@ -313,29 +330,13 @@ class PropertyScores:
             if name in self.controls:
                 cell = self.best(i)
                 own = self.of(cell, i)[0]
-                record = self._own_best(own, cell)
-                control = self._control(probe, self.of(best, i), record, own)
+                part = corrected.get(name), self.covered.get(name)
+                same, record = self.of(best, i), self._own_best(own, cell)
+                control = self._control(probe, same, record, own, *part)
                 if name in self.draws:
-                    control.p = self._permutation_p(probe, self.draws[name])
+                    control.p = permutation_p(probe, self.draws[name][..., self.is_test])
                 records[name] = control
         return ControlsRecord.model_validate(records)
-
-    def _permutation_p(self, probe: np.ndarray, draws: np.ndarray) -> float | None:
-        """Permutation p value of the best cell's mean score, corrected for the choice of that cell.
-
-        In each permutation, the probes of all cells are fitted to labels of other images.  Its
-        statistic is the largest mean score over all cells (the maximum
-        statistic of Westfall & Young 1993), so the p value holds however the cell was chosen.
-
-        Args:
-            probe: scores of the probe's best cell, (test sample,).
-            draws: scores of all permutations, (draw, step, layer, held-out sample).
-        """
-        largest = mean_of_defined(draws[..., self.is_test], otherwise=-np.inf).max((1, 2))
-        observed = mean_of_defined(probe)
-        if not np.isfinite(observed):
-            return None
-        return float((1 + (largest >= observed).sum()) / (1 + len(largest)))
 
     def _own_best(self, scores: np.ndarray, cell: tuple[int, int, int | str]) -> OwnBestRecord:
         kind, step, layer = cell
@@ -353,6 +354,7 @@ class PropertyScores:
         own: OwnBestRecord,
         own_scores: np.ndarray,
         corrected: CorrectedDifference | None = None,
+        covered: Coverage | None = None,
     ) -> ControlRecord:
         """Summarise a control's scores, and their difference to the probe's scores.
 
@@ -362,7 +364,9 @@ class PropertyScores:
             own: record of the control's own best cell.
             own_scores: headline scores of the control in its own best cell, (test sample,).
             corrected: difference to them, if it was corrected for the training samples.
+            covered: samples of the control, if they are a part of all.
         """
+        counted = same[0] if covered is None else same[0, covered.heldout[self.is_test]]
         difference = corrected or CorrectedDifference(probe - own_scores, 0.0)
         return ControlRecord(
             same_cell=self.bootstrap.interval(same[0]),
@@ -370,14 +374,13 @@ class PropertyScores:
             difference=self.bootstrap.interval(difference.values, difference.error),
             p=self.bootstrap.p_value(difference.values, difference.error),
             partial=self._partial(same),
-            undefined=int(np.isnan(same[0]).sum()),
+            undefined=int(np.isnan(counted).sum()),
+            samples=None if covered is None else covered.counts,
         )
 
     def _partial(self, values: np.ndarray) -> Interval | None:
         name = self.prop.partial_metric
-        if name is None:
-            return None
-        return self.bootstrap.interval(values[self.metrics.index(name)])
+        return self.bootstrap.interval(values[self.metrics.index(name)]) if name else None
 
     def _cell(self, cell: _Cell) -> CellRecord:
         kind, step, layer = cell
@@ -390,8 +393,7 @@ class PropertyScores:
             score=self.bootstrap.interval(values[0]),
             partial=self._partial(values),
             other={
-                name: self.bootstrap.interval(values[i])
-                for i, name in enumerate(self.metrics)
-                if i > 0
+                name: self.bootstrap.interval(score)
+                for name, score in zip(self.metrics[1:], values[1:], strict=True)
             },
         )

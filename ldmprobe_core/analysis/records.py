@@ -8,29 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from ldmprobe_core.analysis.class_records import ClassesRecord
 from ldmprobe_core.analysis.controls.exact_maps import ExactRecord
+from ldmprobe_core.analysis.controls.records import ControlsRecord, Record
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.interventions.records import InterventionRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
-from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
 if TYPE_CHECKING:
     from ldmprobe_core.storage.run import Run
 
 
-LARGEST_P = 0.05
-"""Largest p value at which a probe counts as above a control."""
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class CellRecord(_Record):
+class CellRecord(Record):
     """Score of one cell on the test samples.
 
     Attributes:
@@ -53,7 +45,7 @@ class CellRecord(_Record):
     other: dict[str, Interval] = Field(default_factory=dict)
 
 
-class LayerRecord(_Record):
+class LayerRecord(Record):
     """Layer and kind of probe whose scores over the steps are reported.
 
     Both are chosen once for all steps, by the mean validation score over the steps.  Among tied
@@ -74,14 +66,14 @@ class LayerRecord(_Record):
     resplits: dict[str, int] = Field(default_factory=dict)
 
 
-class BarRecord(_Record):
+class BarRecord(Record):
     """Steps from which a curve stays at or above 50 % (onset) and 90 % (settled) of a gain."""
 
     onset: Crossing
     settled: Crossing
 
 
-class CurveRecord(_Record):
+class CurveRecord(Record):
     """Emergence of a property in one curve of scores over the steps.
 
     Attributes:
@@ -94,7 +86,7 @@ class CurveRecord(_Record):
     absolute: BarRecord
 
 
-class EmergenceRecord(_Record):
+class EmergenceRecord(Record):
     """Emergence of a property in the probes and in the image labeler.
 
     Attributes:
@@ -103,6 +95,8 @@ class EmergenceRecord(_Record):
         clean: in the labeler's maps of each step's predicted clean image.
         decoded_recalibrated, clean_recalibrated: in the same maps after a linear recalibration with
             the training mean map, which is fitted to training samples at each step.
+        paired: in the probes, on the test samples with step images alone, to which the labeler's
+            curves and the leads refer; None if all test samples have them.
     """
 
     probe: CurveRecord
@@ -110,122 +104,33 @@ class EmergenceRecord(_Record):
     clean: CurveRecord
     decoded_recalibrated: CurveRecord
     clean_recalibrated: CurveRecord
+    paired: CurveRecord | None = None
 
 
-class LeadRecord(_Record):
+class LeadRecord(Record):
     """Leads of the probes over the labeler on one source of step images, at absolute bars."""
 
     onset: Lead
     settled: Lead
 
 
-class LeadsRecord(_Record):
-    """Leads of the probes over the labeler, with the keys of `EmergenceRecord`."""
+class LeadsRecord(Record):
+    """Leads of the probes over the labeler, with the keys of `EmergenceRecord`.
+
+    Probes and labeler are compared on the same test samples, those with step images.
+
+    Attributes:
+        samples: number of these samples.
+    """
 
     decoded: LeadRecord
     clean: LeadRecord
     decoded_recalibrated: LeadRecord
     clean_recalibrated: LeadRecord
+    samples: int | None = None
 
 
-class OwnBestRecord(_Record):
-    """Score of a control on the test samples, in the cell that suits the control best.
-
-    That cell is chosen on validation samples, as the probe's is.
-
-    Attributes:
-        step, layer, kind: cell and kind of probe; None for a control without them.
-        score: mean score with its interval.
-    """
-
-    step: int | None = None
-    layer: str | None = None
-    kind: str | None = None
-    score: Interval
-
-
-class ControlRecord(_Record):
-    """Scores of a control, and their difference to the scores of the probe.
-
-    Attributes:
-        same_cell: score of the control in the probe's best cell.
-        own_best: score of the control in its own best cell.
-        difference: score of the probe's best cell minus the score of the control's own best cell,
-            paired over samples.  For input controls it is corrected for the number of training
-            samples, and its interval includes their choice (`analysis.controls.training_size`).
-        p: one-sided p value that the probe is not above the control.  For shuffled labels it is a
-            permutation p value, corrected for the choice among all cells; for others it is the
-            share of the bootstrap's resamples in which the mean difference is not positive.
-        partial: partial score of the control in the probe's best cell; None for masks.
-        undefined: number of test samples whose score is undefined in the probe's best cell; means
-            exclude them.
-    """
-
-    same_cell: Interval
-    own_best: OwnBestRecord
-    difference: Interval
-    p: float | None = None
-    partial: Interval | None = None
-    undefined: int = 0
-
-    @property
-    def exceeded(self) -> bool:
-        """Whether the probe's best cell exceeds the control in the control's own best cell.
-
-        The interval of the paired difference must lie above zero, and p must be at most 0.05.
-        """
-        above = self.difference.low is not None and self.difference.low > 0
-        return above and self.p is not None and self.p <= LARGEST_P
-
-
-class ControlsRecord(_Record):
-    """Results of the controls; None where a control is off.
-
-    Registered conditions and nonlinear kinds of probes that a study enables add further keys.
-
-    Attributes:
-        position: the position baseline, which has no cell.
-        shuffled_labels: probes fitted to the labels of other images; means over permutations.
-        permuted_weights: probes of a denoiser with permuted weights.
-        latents: probes of the denoiser's input, at the same step for `same_cell`.
-        clean_pixels: probes of the predicted clean image's pixels, likewise.
-        prompt: maps predicted from the prompt's embedding, which have no cell.
-        same_prompt: the probe's own maps, scored against the labels of other test images of the
-            same prompt; they have no cell of their own.
-        mlp: probes with one hidden layer; they may score above the linear probe.
-    """
-
-    position: ControlRecord
-    shuffled_labels: ControlRecord | None
-    permuted_weights: ControlRecord | None
-    latents: ControlRecord | None = None
-    clean_pixels: ControlRecord | None = None
-    prompt: ControlRecord | None = None
-    same_prompt: ControlRecord | None = None
-    mlp: ControlRecord | None = None
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, ControlRecord] = Field(init=False)
-
-    def by_name(self) -> dict[str, ControlRecord]:
-        """Records of the enabled controls by name; declared fields come first."""
-        records = {name: getattr(self, name) for name in type(self).model_fields}
-        records |= self.model_extra or {}
-        return {name: record for name, record in records.items() if record is not None}
-
-    def not_exceeded(self) -> list[str]:
-        """Names of the controls that the probe's best cell does not clearly exceed.
-
-        A nonlinear probe may read more than a linear one, so it is not among them.
-        """
-        return [
-            name
-            for name, record in self.by_name().items()
-            if name not in PROBE_KINDS and not record.exceeded
-        ]
-
-
-class StepRecord(_Record):
+class StepRecord(Record):
     """Scores of the chosen layer's probes at one step, beside those of the input controls.
 
     Attributes:
@@ -245,7 +150,7 @@ class StepRecord(_Record):
     less_inputs: dict[str, Interval]
 
 
-class ClustersRecord(_Record):
+class ClustersRecord(Record):
     """Numbers of clusters of dependent test samples, over which intervals are taken.
 
     Attributes:
@@ -260,7 +165,7 @@ class ClustersRecord(_Record):
     wider: Literal["prompts", "categories"] | None
 
 
-class UndefinedRecord(_Record):
+class UndefinedRecord(Record):
     """Numbers of undefined and of empty scores of a property, in its headline metric.
 
     Attributes:
@@ -277,7 +182,7 @@ class UndefinedRecord(_Record):
     truth_empty: int = 0
 
 
-class PropertyRecord(_Record):
+class PropertyRecord(Record):
     """Results of one property.
 
     Attributes:
@@ -315,7 +220,7 @@ class PropertyRecord(_Record):
     exact: ExactRecord | None = None
 
 
-class NonfiniteRecord(_Record):
+class NonfiniteRecord(Record):
     """Activation values of one cell that are not finite in float16.
 
     Attributes:
@@ -332,7 +237,7 @@ class NonfiniteRecord(_Record):
     samples: int
 
 
-class Summary(_Record):
+class Summary(Record):
     """Contents of ``summary.json``.
 
     Attributes:

@@ -28,7 +28,7 @@ from ldmprobe_core.analysis.generalization.build import (
     add_analyses,
     stored_probes,
 )
-from ldmprobe_core.analysis.generalization.resplits import resplit_curves
+from ldmprobe_core.analysis.generalization.resplits import ResplitCurves, resplit_curves
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
@@ -37,6 +37,7 @@ from ldmprobe_core.interventions.results import (
     main_results,
     read_intervention_summary,
 )
+from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
@@ -144,7 +145,6 @@ def _analyse_properties(
         bootstrap: bootstrap over the test samples.
     """
     study, test = run.study, labels.heldout[is_test]
-    steps = run.open("progress").sizes["step"]
     shapes = [run.open(f"activations/{layer}").sizes for layer in run.layers]
     grids = [(sizes["y"], sizes["x"]) for sizes in shapes]
     of_property = {
@@ -157,8 +157,7 @@ def _analyse_properties(
     for prop, scores in of_property.items():
         truth = labels.maps[prop][test]
         position = position_scores(prop, labels, test)
-        rivals = rival_scores(run, prop, labels, test, steps)
-        curves[prop] = scores.curves(position[0], rivals, resplits.get(prop))
+        curves[prop] = _curves(run, scores, position[0], labels, test, resplits.get(prop))
         properties[prop] = scores.to_record(
             position,
             _scores_without_cells(run, scores, labels, is_test),
@@ -175,6 +174,21 @@ def _analyse_properties(
         analyses[prop] = PropertyAnalyses(run, labels, properties[prop], scores, bootstrap)
     add_analyses(run, properties, analyses)
     return properties, curves
+
+
+def _curves(
+    run: Run,
+    scores: PropertyScores,
+    position: np.ndarray,
+    labels: LabelSet,
+    test: np.ndarray,
+    resplits: ResplitCurves | None,
+) -> Curves:
+    """Collect the curves of one property; `position` has the position baseline's scores."""
+    rivals = rival_scores(run, scores.prop.name, labels, test, scores.scores.shape[3])
+    decoded = np.isin(test, samples_in(run, STEP_IMAGES))
+    steps = run.read(STEP_IMAGES, "step")
+    return scores.curves(position, rivals, decoded, steps, resplits)
 
 
 def _count_samples(samples: list[Sample]) -> dict[str, int]:
@@ -216,33 +230,66 @@ def _scores_without_cells(
 def _corrected_differences(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
 ) -> dict[str, CorrectedDifference]:
-    """Correct the differences to input controls for the number of training samples, by name.
+    """Correct the differences to controls for the number of training samples, by name.
 
-    The result is empty if the run does not store the activations of training samples, or if they
-    have few prompts.
+    Differences to input controls are corrected by refits to halves of the training samples.  For a
+    control of a part of the samples, the probe is fitted again to that part, so that both sides of
+    the difference have the same samples.  Controls for which neither is possible, because the run
+    does not store the activations of training samples or they have few prompts, are left out.
     """
-    study, prop = run.study, scores.prop.name
-    prompts = np.array([sample.group for sample in run.samples[: run.n_stored]])
-    halves = training_halves(labels.train, prompts, study.prompts.seed)
-    if not (halves and scores.inputs):
-        return {}
+    permuted = [name for name in scores.controls if name in scores.covered]
+    refitted = {
+        name: _corrected_difference(run, scores, labels, is_test, name)
+        for name in (*scores.inputs, *permuted)
+    }
+    return {name: result for name, result in refitted.items() if result is not None}
 
-    def of_halves(kind: int, step: int, name: str) -> np.ndarray:
-        activations = run.read(f"activations/{name}", "activation", step=step)
-        probe = scores.kinds[kind], prop
-        found = scores_of_halves(probe_features(name, activations), labels, study, probe, halves)
-        return found[:, is_test]
 
-    best = scores.best()
-    kind, step, layer = best
-    of_probe = of_halves(kind, step, scores.layers[layer])
-    corrected = {}
-    for name, of_input in scores.inputs.items():
+def _corrected_difference(
+    run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray, name: str
+) -> CorrectedDifference | None:
+    """Correct the difference to one control; None without training samples to refit to."""
+    study, prop, covered = run.study, scores.prop.name, scores.covered.get(name)
+    index = np.arange(run.n_stored)
+    if covered is not None:
+        index = covered.index[covered.index < run.n_stored]
+    known = labels if covered is None else labels.subset(tuple(index.tolist()))
+    prompts = np.array([run.samples[i].group for i in index])
+    halves: list[np.ndarray] = []
+    if name in scores.inputs:
+        halves = training_halves(known.train, prompts, study.prompts.seed)
+    fits = halves if covered is None else [known.train, *halves]
+    if not (fits and len(known.train)):
+        return None
+    among = np.isin(labels.heldout[is_test], index)
+    tested = np.isin(known.heldout, np.flatnonzero(np.isin(index, labels.heldout[is_test])))
+
+    def refits(kind: int, step: int, layer: str, members: list[np.ndarray]) -> np.ndarray:
+        group = f"activations/{layer}"
+        rows, row = samples_in(run, group), np.flatnonzero(run.read(group, "step") == step + 1)[0]
+        positions = np.searchsorted(rows, index)
+        activations = run.read(group, "activation", step=int(row), sample=positions)
+        features, probe = probe_features(layer, activations), (scores.kinds[kind], prop)
+        return scores_of_halves(features, known, study, probe, members)[:, tested]
+
+    kind, step, layer = scores.best()
+    of_probe = refits(kind, step, scores.layers[layer], fits)
+    if name in scores.inputs:
         kind, step = scores.best_of_input(name)
-        difference = scores.of(best)[0] - of_input[kind, 0, step, is_test]
-        of_parts = of_probe - of_halves(kind, step, name)
-        corrected[name] = corrected_difference(difference, of_parts)
-    return corrected
+        of_control = scores.inputs[name][kind, 0, step, is_test]
+    else:
+        condition = scores.conditions.index(name)
+        of_control = scores.of(scores.best(condition), condition)[0]
+    whole = scores.of(scores.best())[0]
+    if covered is not None:
+        whole = np.full(len(among), np.nan)
+        whole[among], of_probe = of_probe[0], of_probe[1:]
+    difference = whole - of_control
+    if not halves:
+        return CorrectedDifference(difference, 0.0)
+    of_parts = np.full((len(halves), len(among)), np.nan)
+    of_parts[:, among] = of_probe - refits(kind, step, name, halves)
+    return corrected_difference(difference, of_parts)
 
 
 def _labeler_scores(properties: dict[str, PropertyRecord]) -> dict[str, Interval] | None:

@@ -59,7 +59,7 @@ class Null:
     directions: Callable[[NullContext], np.ndarray] | None
 
 
-DRAWS = 16
+DIRECTIONS = 16
 """Number of random directions that are drawn in each cell."""
 
 
@@ -73,7 +73,7 @@ def coherent_directions(cell: NullContext) -> np.ndarray:
     """
     values, vectors = np.linalg.eigh(cell.moments.covariance)
     deviations = np.sqrt(np.maximum(values, 0.0))
-    normal = cell.rng.standard_normal((DRAWS, len(values)))
+    normal = cell.rng.standard_normal((DIRECTIONS, len(values)))
     return np.asarray((normal * deviations) @ vectors.T)
 
 

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import zarr
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.changes import EditLog, make_change, patch_from
@@ -119,28 +120,8 @@ def _create_arrays(
         del root[path]
     arrays = GroupBuilder(root)
     group = arrays.group(path, f"{spec.prop} edited, method {spec.method}")
-    sizes, sites, measures = (
-        run.open("images").sizes,
-        plan.sites,
-        measures_of(property_of(spec.prop)),
-    )
-    axes: dict[str, tuple[list[Any], str]] = {
-        "condition": (list(spec.conditions), "the edit proper, and null edits"),
-        "site": ([str(site) for site in sites], "layers and steps that are edited together"),
-        "dose": (list(spec.dose_axis), "amplitude of the target; NaN in the target's own units"),
-        "target": (list(spec.target_names), "what is aimed at"),
-        "sample": (plan.samples, "index of the image"),
-        "rgb": (["red", "green", "blue"], "colour channel"),
-        "measure": (list(measures), "agreement with the target, and shift of the mask"),
-    }
-    for name, (values, text) in axes.items():
-        arrays.coordinate(group, name, values, text)
-    for name, values, text in (
-        ("first_step", [site.first for site in sites], "first edited step"),
-        ("last_step", [site.last for site in sites], "last edited step"),
-    ):
-        arrays.coordinate(group, "site", values, text, name=name)
-    length = {name: len(values) for name, (values, _) in axes.items()}
+    sizes = run.open("images").sizes
+    length = _create_axes(arrays, group, spec, plan)
     batch = min(run.study.sampling.batch, length["sample"])
     chunk = {"site": 1, "dose": 1, "target": 1, "sample": batch}
 
@@ -157,7 +138,7 @@ def _create_arrays(
     add("reading", each, "float32", "root mean square change of the prediction, in deviations")
     add("target_map", "target sample y x", "float32", "map aimed at")
     add("unedited", "measure target sample", "float32", "measures of the unedited image's map")
-    units = {"site": len(sites), "dose": length["dose"], "target": length["target"],
+    units = {"site": length["site"], "dose": length["dose"], "target": length["target"],
              "batch": -(-length["sample"] // batch)}  # fmt: skip
     one = dict.fromkeys(units, 1)
     arrays.array(group, EDIT.progress, units, one, EDIT.dtype, EDIT.description, compress=False)
@@ -167,6 +148,30 @@ def _create_arrays(
         "target_map": targets.astype(np.float32),
         "unedited": np.stack(unedited, axis=1).astype(np.float32),
     })  # fmt: skip
+
+
+def _create_axes(
+    arrays: GroupBuilder, group: zarr.Group, spec: Intervention, plan: InterventionPlan
+) -> dict[str, int]:
+    """Create the coordinates of an intervention's arrays, and return the length of each axis."""
+    sites = plan.sites
+    axes: dict[str, tuple[list[Any], str]] = {
+        "condition": (list(spec.conditions), "the edit proper, and null edits"),
+        "site": ([str(site) for site in sites], "layers and steps that are edited together"),
+        "dose": (list(spec.dose_axis), "amplitude of the target; NaN in the target's own units"),
+        "target": (list(spec.target_names), "what is aimed at"),
+        "sample": (plan.samples, "index of the image"),
+        "rgb": (["red", "green", "blue"], "colour channel"),
+        "measure": (list(measures_of(spec.edited_property)), "agreement, and shift of the mask"),
+    }
+    for name, (values, text) in axes.items():
+        arrays.coordinate(group, name, values, text)
+    for name, steps, text in (
+        ("first_step", [site.first for site in sites], "first edited step"),
+        ("last_step", [site.last for site in sites], "last edited step"),
+    ):
+        arrays.coordinate(group, "site", steps, text, name=name)
+    return {name: len(values) for name, (values, _) in axes.items()}
 
 
 def _require_no_results(run: Run, group: str) -> None:

@@ -27,8 +27,9 @@ from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers
 from ldmprobe_core.models.loading import permuted_copy
 from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
-from ldmprobe_core.models.token_grid import conditional_call, pixel_tokens
-from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
+from ldmprobe_core.models.token_grid import conditional_call, decoded_images
+from ldmprobe_core.study.batching import StepImages
+from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
@@ -57,10 +58,10 @@ class SampledBatch:
     Attributes:
         image: (sample, y, x, rgb) uint8, the images after the last step; the source images if the
             study has any.
-        trajectory: (sample, step, y, x, rgb) uint8, the latents after each step, decoded to images.
-            None if step images were not requested.
+        trajectory: (sample, step, y, x, rgb) uint8, the latents after each step, decoded to images,
+            of the samples and steps for which they were requested; None without any.
         clean: (sample, step, y, x, rgb) uint8, the clean latents that the denoiser predicts at each
-            step, decoded to images.  None if step images were not requested.
+            step, decoded to images, likewise.
         timestep: the scheduler's timestep of each step, such as 981.0.
         prompt_embedding: (sample, channel) float32, the mean over the text tokens of the embedding
             of each prompt.  None if the denoiser receives no text.
@@ -103,7 +104,8 @@ class PipelineSampler:
         samples: list[Sample],
         sink: ActivationSink,
         source_images: np.ndarray | None = None,
-        step_images: bool = True,
+        step_images: bool | StepImages = True,
+        permuted: bool = True,
     ) -> SampledBatch:
         """Generate the images of one batch and pass their activations to a sink.
 
@@ -116,8 +118,10 @@ class PipelineSampler:
                 they are a control) at each step, those of the VAE's decoder after the last step.
             source_images: (sample, y, x, rgb) uint8 images to use instead of generated ones: at
                 each step the denoiser receives their noised latents.  None generates images.
-            step_images: whether to decode the latents and the predicted clean latents of every
-                step, which takes about as long as the denoiser.
+            step_images: samples and steps whose latents and predicted clean latents are decoded,
+                which takes longer than denoising; True decodes all of them, and False none.
+            permuted: whether to run the networks with permuted weights too, if the study has that
+                control.
 
         Raises:
             RuntimeError: the number or the batch size of the denoiser's calls differs from that
@@ -127,23 +131,22 @@ class PipelineSampler:
         # PyTorch's setting holds for the calling thread only, and this method may be called in any
         # thread, so the number of CPU threads is set at each call.
         torch.set_num_threads(self.study.sampling.threads)
-        steps = self._run_pipeline(samples, sink, source_images, step_images)
+        steps = self._run_pipeline(samples, sink, source_images, bool(step_images), permuted)
         for number, latents in enumerate(steps.after, 1):
             require_finite(latents, "scheduler", number)
-        decoded = self._decode_steps(steps.after, sink, step_images)
-        clean = [self.decode(latents) for latents in steps.clean] if step_images else []
-        if CLEAN_PIXELS in self.study.input_controls:
-            for step, images in enumerate(clean):
-                sink(
-                    "trained",
-                    step,
-                    HostTransfer({CLEAN_PIXELS: pixel_tokens(images, self.architecture.latent)}),
-                )
+        chosen = None if step_images is True or not step_images else step_images
+        if step_images is True:
+            chosen = StepImages(np.arange(len(samples)), np.arange(len(steps.after)))
+        image, trajectory = self._decode_steps(steps.after, sink, chosen, permuted)
+        clean = None
+        if chosen is not None:
+            members = torch.from_numpy(chosen.samples)
+            clean = np.stack([self.decode(steps.clean[i][members]) for i in chosen.steps], axis=1)
         text = steps.prompt_embedding
         return SampledBatch(
-            image=decoded[-1] if source_images is None else source_images,
-            trajectory=np.stack(decoded, axis=1) if step_images else None,
-            clean=np.stack(clean, axis=1) if step_images else None,
+            image=image if source_images is None else source_images,
+            trajectory=trajectory,
+            clean=clean,
             timestep=steps.timestep,
             prompt_embedding=None if text is None else text.cpu().numpy(),
         )
@@ -154,11 +157,13 @@ class PipelineSampler:
         sink: ActivationSink,
         source_images: np.ndarray | None,
         predicts_clean: bool,
+        permuted: bool,
     ) -> StepRecorder:
         """Run the pipeline on a batch without decoding, and record the latents of every step.
 
         Args:
             predicts_clean: whether to record the predicted clean latents of every step.
+            permuted: whether to run the denoiser with permuted weights too.
 
         Returns:
             latents and timesteps of every step; the sink has received the denoiser's activations.
@@ -175,7 +180,7 @@ class PipelineSampler:
         with ExitStack() as stack:
             capture = self._capture(self.denoiser, self.guidance.batch_copies, captures_vae=False)
             stack.enter_context(capture)
-            stack.enter_context(self._tap_denoiser(capture, steps, sink, len(samples)))
+            stack.enter_context(self._tap_denoiser(capture, steps, sink, len(samples), permuted))
             stack.enter_context(
                 SchedulerTap(scheduler, steps, self.guidance, before, predicts_clean, replace)
             )
@@ -189,27 +194,34 @@ class PipelineSampler:
         return steps
 
     def _decode_steps(
-        self, after: list[Tensor], sink: ActivationSink, step_images: bool
-    ) -> list[np.ndarray]:
+        self, after: list[Tensor], sink: ActivationSink, chosen: StepImages | None, permuted: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Decode the latents after each step, and pass the VAE decoder's activations to the sink.
+
+        If layers of the decoder are captured, every step of every sample is decoded.
 
         Args:
             after: latents after each step, in the pipeline's layout.
-            step_images: whether to decode every step.  If False, only the last step is decoded,
-                unless layers of the decoder are captured, which needs every step.
+            chosen: samples and steps whose images are returned; None returns finished images only.
+            permuted: whether to decode with the permuted copy of the VAE too.
 
         Returns:
-            (sample, y, x, rgb) uint8 images of each decoded step; the last element is the finished
-            images.
+            (sample, y, x, rgb) uint8 finished images, and (chosen sample, chosen step, y, x, rgb)
+            uint8 images; the latter is None without a choice.
         """
-        decoded, last = [], len(after) - 1
+        vae, last, parts = self.pipeline.vae, len(after) - 1, []
+        members = None if chosen is None else torch.from_numpy(chosen.samples)
         for step, latents in enumerate(after):
-            if step_images or self.captures_vae or step == last:
-                vae = self.pipeline.vae
-                decoded.append(self._decode(latents, vae, partial(sink, "trained", step)))
-            if self.permuted_vae is not None:
+            wanted = chosen is not None and step in chosen.steps
+            if self.captures_vae or step == last:
+                decoded = self._decode(latents, vae, partial(sink, "trained", step))
+                if chosen is not None and wanted:
+                    parts.append(decoded[chosen.samples])
+            elif wanted:
+                parts.append(self.decode(latents[members]))
+            if self.permuted_vae is not None and permuted:
                 self._decode(latents, self.permuted_vae, partial(sink, "permuted", step))
-        return decoded
+        return decoded, np.stack(parts, axis=1) if parts else None
 
     def _latents_sink(self, sink: ActivationSink) -> Callable[[int, Tensor], None]:
         """Build a callback that gives the sink the latents with which each step begins.
@@ -237,24 +249,30 @@ class PipelineSampler:
         )
 
     def _tap_denoiser(
-        self, capture: ActivationCapture, steps: StepRecorder, sink: ActivationSink, samples: int
+        self,
+        capture: ActivationCapture,
+        steps: StepRecorder,
+        sink: ActivationSink,
+        samples: int,
+        permuted: bool,
     ) -> Any:
         """Hook the denoiser so that each call passes its activations to the sink.
 
-        If the study has the permuted-weights control, the hook calls the permuted denoiser with the
-        same inputs.
+        If `permuted`, and the study has the permuted-weights control, the hook calls the permuted
+        denoiser with the same inputs.
 
         Args:
             capture: hooks on the layers of the denoiser.
             steps: record of the steps so far, which gives the index of the current step.
             samples: number of samples in the batch.
+            permuted: whether to call the permuted denoiser.
 
         Returns:
             a context manager; the hook is removed when its block ends.
         """
         permuted_capture = (
             self._capture(self.permuted_denoiser, 1, captures_vae=False)
-            if self.permuted_denoiser
+            if self.permuted_denoiser and permuted
             else None
         )
 
@@ -370,16 +388,10 @@ class PipelineSampler:
                 # images are not used, so they may hold infinite values.
                 if vae is self.pipeline.vae:
                     require_finite(decoded, "vae")
-                images.append(_to_images(decoded))
+                images.append(decoded_images(decoded))
                 if captures_vae:
                     parts.append(capture.pop_activations(len(part)))
         if captures_vae and sink is not None:
             layers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             sink(HostTransfer(layers))
         return np.concatenate(images)
-
-
-def _to_images(tensor: Tensor) -> np.ndarray:
-    """Convert float images (n, rgb, y, x) in -1..1 to uint8 (n, y, x, rgb), as diffusers does."""
-    unit = (tensor / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-    return (unit * 255).round().astype(np.uint8)

@@ -122,6 +122,12 @@ def conditional_call(args: tuple, kwargs: dict, batch_copies: int) -> tuple[tupl
     return tuple(conditional(a) for a in args), {k: conditional(v) for k, v in kwargs.items()}
 
 
+def decoded_images(tensor: Tensor) -> np.ndarray:
+    """Convert float images (n, rgb, y, x) in -1..1 to uint8 (n, y, x, rgb), as diffusers does."""
+    unit = (tensor / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+    return (unit * 255).round().astype(np.uint8)
+
+
 def pixel_tokens(images: np.ndarray, grid: tuple[int, int]) -> Tensor:
     """Average images over the blocks of a token grid.
 

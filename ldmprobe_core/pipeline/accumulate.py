@@ -12,12 +12,19 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.finite import require_finite_labels, require_varied
 from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS, ActivationBuffer, Activations
 from ldmprobe_core.pipeline.generate import read_source_images
+from ldmprobe_core.pipeline.groups import samples_in
 from ldmprobe_core.pipeline.labels import as_labels
 from ldmprobe_core.pipeline.model_cache import get_labelers, get_sampler, model_access
-from ldmprobe_core.pipeline.statistics import Accumulator, run_accumulation_units
+from ldmprobe_core.pipeline.statistics import (
+    Accumulator,
+    run_accumulation_units,
+    summed_inputs,
+    summed_networks,
+)
 from ldmprobe_core.probing.measured import measured
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import ACCUMULATE
+from ldmprobe_core.study.batching import permuted_samples
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
@@ -127,7 +134,8 @@ def _sample_in_memory(run: Run, study: Study, samples: list[Sample]) -> _Trainin
     attributes = run.attributes
     with model_access(study):
         sampler = get_sampler(study, attributes["model_fingerprint"])
-        sampled = sampler.sample(samples, buffer, source_images, step_images=False)
+        permuted = samples[0].index in permuted_samples(study, run.samples)
+        sampled = sampler.sample(samples, buffer, source_images, False, permuted)
         labelers = get_labelers(study, attributes["labeler_fingerprints"])
         members = [sample.index for sample in samples]
         require_varied(sampled.image, members)
@@ -147,13 +155,17 @@ def _read_from_store(run: Run, study: Study, samples: list[Sample]) -> _Training
     """
     index = np.array([sample.index for sample in samples])
     activations = {}
-    for network, group in ACTIVATION_GROUPS.items():
-        if network == "trained" or study.controls.permuted_weights:
-            layers = run.probe_inputs if network == "trained" else run.layers
-            parts = [
-                {n: run.read(f"{group}/{n}", name, sample=index) for n in layers}
-                for name in ("activation", "nonfinite")
-            ]
-            activations[network] = Activations(*parts)
+    for network in summed_networks(run):
+        layers, group = summed_inputs(run, network), ACTIVATION_GROUPS[network]
+        present = samples_in(run, f"{group}/{layers[0]}")
+        positions = np.flatnonzero(np.isin(index, present))
+        rows = np.searchsorted(present, index[positions])
+        if not len(rows):
+            continue
+        values, bad = (
+            {n: run.read(f"{group}/{n}", name, sample=rows) for n in layers}
+            for name in ("activation", "nonfinite")
+        )
+        activations[network] = Activations(values, bad, positions)
     maps = {prop: run.read("labels", prop, sample=index) for prop in study.labels.maps}
     return activations, as_labels(study, maps)

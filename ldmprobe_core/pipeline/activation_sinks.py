@@ -38,10 +38,12 @@ class Activations:
     Attributes:
         values: layer name to activations, float16 (sample, step, y, x, channel).
         nonfinite: layer name to the number of NaN or infinite values, int32 (sample, step).
+        samples: positions of these samples in the batch, (sample,); None if they are all of it.
     """
 
     values: dict[str, np.ndarray]
     nonfinite: dict[str, np.ndarray]
+    samples: np.ndarray | None = None
 
 
 class ActivationBuffer:
@@ -74,13 +76,15 @@ class ActivationWriter:
     Args:
         run: run to write to.
         region: range of the batch's sample indices; it must consist of whole chunks.
+        permuted: the batch's range in the groups of the permuted denoiser, if it differs.
 
     Attributes:
         bytes: number of bytes of activations submitted for writing so far.
     """
 
-    def __init__(self, run: Run, region: slice) -> None:
-        self.run, self.region = run, region
+    def __init__(self, run: Run, region: slice, permuted: slice | None = None) -> None:
+        self.run = run
+        self._regions = {"trained": region, "permuted": permuted or region}
         self.bytes = 0
         self._block: list[tuple[str, int, HostTransfer]] = []
         self._filled = 0
@@ -113,7 +117,8 @@ class ActivationWriter:
             self._wait_for(0)
             for (network, layer), counts in self._bad.items():
                 stacked = {"nonfinite": np.stack(counts, axis=1)}
-                self.run.write(f"{ACTIVATION_GROUPS[network]}/{layer}", stacked, sample=self.region)
+                group, region = f"{ACTIVATION_GROUPS[network]}/{layer}", self._regions[network]
+                self.run.write(group, stacked, sample=region)
 
     def _submit_block(self) -> None:
         """Queue the current block of activations for the writing thread, and start a new block."""
@@ -132,9 +137,8 @@ class ActivationWriter:
         for (network, layer), pieces in _by_layer(block).items():
             steps = slice(pieces[0][0], pieces[-1][0] + 1)
             stacked = {"activation": np.stack([values for _, values, _ in pieces], axis=1)}
-            self.run.write(
-                f"{ACTIVATION_GROUPS[network]}/{layer}", stacked, sample=self.region, step=steps
-            )
+            group, region = f"{ACTIVATION_GROUPS[network]}/{layer}", self._regions[network]
+            self.run.write(group, stacked, sample=region, step=steps)
             self._bad.setdefault((network, layer), []).extend(bad for _, _, bad in pieces)
 
 

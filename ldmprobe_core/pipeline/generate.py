@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
+from ldmprobe_core.models.token_grid import pixel_tokens
+from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS, ActivationWriter
+from ldmprobe_core.pipeline.groups import STEP_IMAGES, permuted_rows_in, step_images_in
 from ldmprobe_core.pipeline.model_cache import get_sampler, model_access
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import GENERATE
+from ldmprobe_core.study.layers import CLEAN_PIXELS
 from ldmprobe_core.study.readers.image_folder import (
     map_path,
     read_image,
@@ -48,23 +51,46 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     samples = run.samples[members.start : members.stop]
     source_images, maps = read_source_images(run, study, samples)
     region = slice(members.start, members.stop)
-    with ActivationWriter(run, region) as activations, model_access(study):
+    (chosen, rows), permuted = step_images_in(run, members), permuted_rows_in(run, members)
+    with ActivationWriter(run, region, permuted) as activations, model_access(study):
         sampler = get_sampler(study, run.attributes["model_fingerprint"])
-        sampled = sampler.sample(samples, activations, source_images)
-    if sampled.trajectory is None or sampled.clean is None:
-        raise RuntimeError(
-            f"{url}: the sampler returned no step images of batch {batch}. Fix: use a sampler that "
-            "decodes the latents of every step."
-        )
-    images = {"image": sampled.image, "trajectory": sampled.trajectory, "clean": sampled.clean}
-    run.write("images", images, sample=region)
+        sampled = sampler.sample(samples, activations, source_images, chosen, permuted is not None)
+        latent_size = sampler.architecture.latent
+    run.write("images", {"image": sampled.image}, sample=region)
+    written = sampled.image.nbytes
+    if sampled.trajectory is not None and sampled.clean is not None:
+        images = {"trajectory": sampled.trajectory, "clean": sampled.clean}
+        run.write(STEP_IMAGES, images, sample=rows)
+        written += sum(array.nbytes for array in images.values())
+        if CLEAN_PIXELS in study.input_controls:
+            written += _write_clean_pixels(run, sampled.clean, latent_size, rows)
     if sampled.prompt_embedding is not None:
         run.write("prompts", {"embedding": sampled.prompt_embedding}, sample=region)
     if maps:
         run.write("exact_maps", maps, sample=region)
-    written = activations.bytes + sum(array.nbytes for array in images.values())
+    written += activations.bytes
     run.progress.mark_done(GENERATE, batch)
     return {"samples": len(members), "seconds": time.monotonic() - started, "bytes": written}
+
+
+def _write_clean_pixels(run: Run, clean: np.ndarray, grid: tuple[int, int], rows: slice) -> int:
+    """Write the block means of predicted clean images (sample, step, y, x, rgb).
+
+    Args:
+        run: run to write to.
+        clean: uint8 images.
+        grid: height and width of the latents, which number the blocks.
+        rows: slice of the group's samples.
+
+    Returns:
+        number of bytes of the means.
+    """
+    flat = pixel_tokens(clean.reshape(-1, *clean.shape[2:]), grid).numpy()
+    tokens = flat.reshape(*clean.shape[:2], *flat.shape[1:])
+    # Means of bytes are finite.
+    stored = {"activation": tokens, "nonfinite": np.zeros(clean.shape[:2], np.int32)}
+    run.write(f"{ACTIVATION_GROUPS['trained']}/{CLEAN_PIXELS}", stored, sample=rows)
+    return tokens.nbytes
 
 
 def read_source_images(

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from ldmprobe_core.models.finite import require_finite_labels, require_varied
+from ldmprobe_core.pipeline.groups import STEP_IMAGES, step_images_in
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
-from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.storage.units import GENERATE, LABEL
 
 
@@ -35,42 +36,83 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     study = run.study
     members = study.batches(run.n_stored)[batch]
     region = slice(members.start, members.stop)
-    fingerprints = run.attributes["labeler_fingerprints"]
-    count = written = 0
-    for source, group in (
-        ("image", "labels"),
-        ("trajectory", "labels_trajectory"),
-        ("clean", "labels_clean"),
-    ):
-        images = run.read("images", source, sample=region)
-        leading = images.shape[:-3]
-        flat = images.reshape(-1, *images.shape[-3:])
-        count += len(flat)
-        if source == "image":
-            require_varied(images, members)
-        with model_access(study):
-            torch.set_num_threads(study.sampling.threads)
-            labels = {
-                "class_score" if prop == "class" else prop: labeler(flat)
-                for prop, labeler in get_labelers(study, fingerprints).items()
-            }
-        for name, values in labels.items():
-            require_finite_labels(name, values, members)
-        for prop in study.labels.maps:
-            # Exact maps exist for source images only, so the labels of step images are NaN.
-            if prop not in labels:
-                labels[prop] = (
-                    run.read("exact_maps", prop, sample=region)
-                    if source == "image"
-                    else np.full(flat.shape[:3], np.nan, np.float32)
-                )
-        stored = {
-            name: values.reshape(*leading, *values.shape[1:]).astype(
-                np.float32 if source == "image" or name == "class_score" else np.float16
-            )
-            for name, values in labels.items()
-        }
-        run.write(group, stored, sample=region)
-        written += sum(values.nbytes for values in stored.values())
+    final = run.read("images", "image", sample=region)
+    require_varied(final, members)
+    count, written = len(final), 0
+    labels = _label(run, final, members)
+    for prop in study.labels.maps:
+        if prop not in labels:
+            labels[prop] = run.read("exact_maps", prop, sample=region)
+    written += _write(run, "labels", labels, region)
+    chosen, rows = step_images_in(run, members)
+    for source in SOURCES if chosen else ():
+        images = run.read(STEP_IMAGES, source, sample=rows)
+        count += images.shape[0] * images.shape[1]
+        # The last step of a generated image's trajectory is the finished image, which is labeled.
+        reused = source == "trajectory" and study.images is None
+        last = {name: values[chosen.samples] for name, values in labels.items()} if reused else {}
+        of_steps = _label_steps(run, images, last, members)
+        written += _write(run, f"labels_{source}", of_steps, rows)
     run.progress.mark_done(LABEL, batch)
     return {"images": count, "seconds": time.monotonic() - started, "bytes": written}
+
+
+def _label(run: Run, images: np.ndarray, members: range) -> dict[str, np.ndarray]:
+    """Label images (n, y, x, rgb) with the run's labelers, by name of the array in the store.
+
+    Args:
+        run: run of the labelers.
+        images: images to label.
+        members: indices of the batch's samples, for messages.
+    """
+    study = run.study
+    with model_access(study):
+        torch.set_num_threads(study.sampling.threads)
+        labels = {
+            "class_score" if prop == "class" else prop: labeler(images)
+            for prop, labeler in get_labelers(study, run.attributes["labeler_fingerprints"]).items()
+        }
+    for name, values in labels.items():
+        require_finite_labels(name, values, members)
+    return labels
+
+
+def _label_steps(
+    run: Run, images: np.ndarray, last: dict[str, np.ndarray], members: range
+) -> dict[str, np.ndarray]:
+    """Label step images (n, step, y, x, rgb), by name of the array in the store.
+
+    Args:
+        run: run of the labelers.
+        images: step images.
+        last: labels of the last step's images, (n, ...) each, if they are known.
+        members: indices of the batch's samples, for messages.
+    """
+    unlabeled = images[:, :-1] if last and images.shape[1] > 1 else images
+    flat = unlabeled.reshape(-1, *images.shape[2:])
+    labels = {
+        name: values.reshape(*unlabeled.shape[:2], *values.shape[1:])
+        for name, values in _label(run, flat, members).items()
+    }
+    if unlabeled.shape[1] < images.shape[1]:
+        labels = {
+            name: np.concatenate([values, last[name][:, None]], axis=1)
+            for name, values in labels.items()
+        }
+    for prop in run.study.labels.maps:
+        if prop not in labels:
+            # Exact maps exist for source images only, so the labels of step images are NaN.
+            labels[prop] = np.full(images.shape[:4], np.nan, np.float32)
+    return labels
+
+
+def _write(run: Run, group: str, labels: dict[str, np.ndarray], rows: slice) -> int:
+    """Write labels to a group in the data types of its arrays, and return their bytes."""
+    stored = {
+        name: values.astype(
+            np.float32 if group == "labels" or name == "class_score" else np.float16
+        )
+        for name, values in labels.items()
+    }
+    run.write(group, stored, sample=rows)
+    return sum(values.nbytes for values in stored.values())

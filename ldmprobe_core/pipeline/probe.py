@@ -10,6 +10,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.groups import samples_in
 from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import CellResult, probe_activations
@@ -87,15 +88,42 @@ def _probe_networks(
         # once, with the trained network.
         if network != "trained" and layer in INPUT_CONTROLS:
             continue
-        activations = run.read(f"{ACTIVATION_GROUPS[network]}/{layer}", "activation", step=step - 1)
+        index, activations = read_cell(run, network, step, layer)
         bytes_read += activations.nbytes
         activations = probe_features(layer, activations)
         shape = activations.shape[1:]
         sums = unstored_statistics(run, network, step, layer)
         columns = study.label_columns(network)
-        cells = probe_activations(activations, labels, study, columns, sums)
+        partial = len(index) < run.n_stored
+        known = labels.subset(tuple(index.tolist())) if partial else labels
+        cells = probe_activations(activations, known, study, columns, sums)
+        if partial:
+            rows = np.isin(labels.heldout, index)
+            cells = {name: cell.spread(rows) for name, cell in cells.items()}
         results |= {(network, assignment): cell for assignment, cell in cells.items()}
     return results, shape, bytes_read
+
+
+def read_cell(run: Run, network: str, step: int, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the activations of one cell, of all samples that have them.
+
+    Args:
+        run: run with generated batches.
+        network: ``trained`` or ``permuted``.
+        step: sampler step (from 1).
+        layer: name of the layer or input control.
+
+    Returns:
+        indices of the samples, (n,), and their activations (n, y, x, channel) float16; all NaN if
+        the control has no values at this step.
+    """
+    group = f"{ACTIVATION_GROUPS[network]}/{layer}"
+    index, steps = samples_in(run, group), run.read(group, "step")
+    row = np.flatnonzero(steps == step)
+    if not len(row):
+        sizes = run.open(group).activation.shape
+        return index, np.full((len(index), *sizes[2:]), np.nan, np.float16)
+    return index, run.read(group, "activation", step=int(row[0]))
 
 
 def _stored_probes(

@@ -31,6 +31,7 @@ from ldmprobe_core.study.batching import (
     n_positions,
     summed_columns,
 )
+from ldmprobe_core.study.layers import CLEAN_PIXELS
 from ldmprobe_core.study.schema import Study
 
 
@@ -87,7 +88,9 @@ class Accumulator:
             return np.zeros(array.shape[2:], array.dtype)
 
         groups = {
-            (v, n): f"{STATISTICS_GROUP}/{v}/{n}" for v in _networks(run) for n in _layers(run, v)
+            (v, n): f"{STATISTICS_GROUP}/{v}/{n}"
+            for v in summed_networks(run)
+            for n in summed_inputs(run, v)
         }
         return cls(
             {key: stored(group, "gram") for key, group in groups.items()},
@@ -147,10 +150,11 @@ class Accumulator:
             labels: property to label maps (sample, y, x) at the size of the images; bool for masks.
             study: study that the samples belong to.
         """
-        samples = np.arange(len(next(iter(labels.values()))))
+        count = len(next(iter(labels.values())))
         tokens: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
         for network, captured in activations.items():
             columns = summed_columns(study, network)
+            samples = np.arange(count) if captured.samples is None else captured.samples
             owners = [column.owners(samples, study.prompts.seed + first) for column in columns]
             for layer, stored in captured.values.items():
                 bad = captured.nonfinite[layer]
@@ -175,7 +179,7 @@ class Accumulator:
                     self.by_position[network, layer][step] += added.by_position
         for prop, maps in labels.items():
             self.labels[prop] += maps.sum(0, dtype=np.float64)
-        self.count += len(samples)
+        self.count += count
 
 
 def packed(gram: np.ndarray) -> np.ndarray:
@@ -265,9 +269,16 @@ def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:
     return parts[0]
 
 
-def _networks(run: Run) -> tuple[str, ...]:
+def summed_networks(run: Run) -> tuple[str, ...]:
+    """Return the networks whose training activations are summed."""
     return ("trained", "permuted") if run.study.controls.permuted_weights else ("trained",)
 
 
-def _layers(run: Run, network: str) -> list[str]:
-    return run.probe_inputs if network == "trained" else run.layers
+def summed_inputs(run: Run, network: str) -> list[str]:
+    """Return the probe inputs whose training activations are summed.
+
+    The clean image's pixels are left out, because few training samples have step images.
+    """
+    if network != "trained":
+        return run.layers
+    return [name for name in run.probe_inputs if name != CLEAN_PIXELS]

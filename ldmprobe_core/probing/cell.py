@@ -41,6 +41,21 @@ class CellResult:
     scores: dict[str, np.ndarray]
     draws: dict[str, np.ndarray] = field(default_factory=dict)
 
+    def spread(self, rows: np.ndarray) -> CellResult:
+        """Return the result with scores of more held-out samples, NaN for those not scored here.
+
+        Args:
+            rows: bool (held-out sample,), True at the samples of this result.
+        """
+
+        def wider(scores: np.ndarray) -> np.ndarray:
+            full = np.full((*scores.shape[:-1], len(rows)), np.nan, scores.dtype)
+            full[..., rows] = scores
+            return full
+
+        scores = {prop: wider(values) for prop, values in self.scores.items()}
+        return replace(self, scores=scores, draws={p: wider(v) for p, v in self.draws.items()})
+
 
 def probe_activations(
     activations: np.ndarray,

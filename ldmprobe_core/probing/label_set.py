@@ -33,6 +33,21 @@ class LabelSet:
     validation: np.ndarray
     heldout: np.ndarray
 
+    @lru_cache(maxsize=4)  # noqa: B019  (as below)
+    def subset(self, members: tuple[int, ...]) -> LabelSet:
+        """Return the labels of some samples, with the mean maps of all training samples.
+
+        Args:
+            members: indices of the samples, ascending; the new set numbers them from 0.
+        """
+        index = np.array(members, int)
+        train, validation, heldout = (
+            np.flatnonzero(np.isin(index, part))
+            for part in (self.train, self.validation, self.heldout)
+        )
+        maps = {prop: values[index] for prop, values in self.maps.items()}
+        return LabelSet(maps, self.means, train, validation, heldout)
+
     @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
         """Average labels over each token's block, (sample, *grid); NaN if no pixel was measured."""

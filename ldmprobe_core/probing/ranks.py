@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.stats import rankdata
 
 _CHUNK_PIXELS = 1 << 17
 """Number of pixels that are ranked together; their ranks (1 MB of float64) fit a CPU's cache."""
@@ -29,22 +28,47 @@ def mean_ranks(flat: np.ndarray) -> np.ndarray:
             return ranks_of_float16(flat)
         # Convert to float32, which NumPy sorts several times faster than float16.
         flat = flat.astype(np.float32)
-    order, tied = _argsort_with_ties(flat)
+    order, equal = _argsort_with_ties(flat)
     ranks = np.empty(flat.shape)
-    sorted_ranks = np.broadcast_to(np.arange(1.0, flat.shape[1] + 1), flat.shape)
-    np.put_along_axis(ranks, order, sorted_ranks, axis=1)
-    # `rankdata` handles ties but takes three times as long, so only rows with ties use it.
-    if tied.any():
-        ranks[tied] = rankdata(flat[tied], axis=1)
+    np.put_along_axis(ranks, order, _sorted_ranks(equal), axis=1)
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks
 
 
 def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's ascending order (n, pixel), and whether the row has equal values (n,)."""
+    """Sort each row.
+
+    Returns:
+        its ascending order (n, pixel), and whether each value in that order, from the second on,
+        equals the one before, (n, pixel - 1) bool.
+    """
     order = np.argsort(flat, axis=1)
     ascending = np.take_along_axis(flat, order, axis=1)
-    return order, (ascending[:, 1:] == ascending[:, :-1]).any(1)
+    return order, ascending[:, 1:] == ascending[:, :-1]
+
+
+def _sorted_ranks(equal: np.ndarray) -> np.ndarray:
+    """Rank the values of sorted rows from 1; equal values share their mean rank.
+
+    Args:
+        equal: whether each value from the second on equals the one before, (n, pixel - 1) bool.
+
+    Returns:
+        (n, pixel) float64.
+    """
+    count = equal.shape[1] + 1
+    ranks = np.tile(np.arange(1.0, count + 1), (len(equal), 1))
+    tied = np.flatnonzero(equal.any(1))
+    if len(tied):
+        # Equal values are neighbours from index `first` to `last`, whose ranks have this mean.
+        changes, edge = ~equal[tied], np.ones((len(tied), 1), bool)
+        index = np.arange(count)
+        first = np.where(np.hstack([edge, changes]), index, 0)
+        last = np.where(np.hstack([changes, edge]), index, count)[:, ::-1]
+        first = np.maximum.accumulate(first, axis=1)
+        last = np.minimum.accumulate(last, axis=1)[:, ::-1]
+        ranks[tied] = (first + last) / 2 + 1
+    return ranks
 
 
 class RankedMaps:
@@ -86,17 +110,18 @@ class RankedMaps:
         if flat.dtype == np.float16 and count >= COUNTING_SORT_PIXELS:
             return _rank_correlation(mean_ranks(flat), centred, deviation)
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
-        order, tied = _argsort_with_ties(flat)
-        tied |= ~np.isfinite(flat).all(1)
+        order, equal = _argsort_with_ties(flat)
+        undefined, tied = ~np.isfinite(flat).all(1), equal.any(1)
         # Without ties, the ascending values of `flat` have the ranks 1..count.  The stored ranks in
         # that order are therefore enough, and the ranks of `flat` need not be computed.
         centred_ranks = np.arange(count) - (count - 1) / 2
         covariance = np.take_along_axis(centred, order, axis=1) @ centred_ranks / count
         correlations = covariance / (np.sqrt((count**2 - 1) / 12) * deviation)
         if tied.any():
-            correlations[tied] = _rank_correlation(
-                mean_ranks(flat[tied]), centred[tied], deviation[tied]
-            )
+            ranks = np.empty((int(tied.sum()), count))
+            np.put_along_axis(ranks, order[tied], _sorted_ranks(equal[tied]), axis=1)
+            correlations[tied] = _rank_correlation(ranks, centred[tied], deviation[tied])
+        correlations[undefined] = np.nan
         return correlations
 
 

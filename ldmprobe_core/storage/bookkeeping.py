@@ -27,7 +27,7 @@ CREATED = f"{FOLDER}/created.json"
 CREATING = "creating.json"
 
 GROUPS = (
-    "samples", "prompts", "images", "activations", "activations_permuted", "labels",
+    "samples", "prompts", "images", "step_images", "activations", "activations_permuted", "labels",
     "exact_maps", "labels_trajectory", "labels_clean", "probes", "scores", "statistics",
     "interventions", "progress",
 )  # fmt: skip

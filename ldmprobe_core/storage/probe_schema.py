@@ -14,6 +14,9 @@ from ldmprobe_core.study.batching import (
     accumulation_units,
     gram_width,
     n_positions,
+    permuted_samples,
+    step_image_samples,
+    step_image_steps,
     summed_columns,
 )
 from ldmprobe_core.study.layers import LayerShape
@@ -68,23 +71,35 @@ class ProbeSchema(GroupBuilder):
         self.timesteps, self.classes = shape.timesteps, shape.classes
         self.units, self.text_channels = shape.units, shape.text_channels
         self.stored_samples = self.samples[: n_stored_samples(self.samples, self.study)]
+        self.stored = np.array([sample.index for sample in self.stored_samples])
+        self.with_step_images = step_image_samples(self.study, self.samples)
+        permuted = permuted_samples(self.study, self.samples)
+        self.permuted = permuted[permuted < len(self.stored)]
         first = len(self.stored_samples) if self.study.capture.keep == "statistics" else 0
         self.parts = len(accumulation_units(self.study, first, len(self.samples)))
         self.batch = min(self.study.sampling.batch, len(self.stored_samples))
         self.steps = len(self.timesteps)
+        self.decoded_steps = step_image_steps(self.study, self.steps)
 
-    def add_sample(self, group: zarr.Group, all_of_them: bool = False) -> None:
-        """Add the coordinate of the stored samples, or of all samples, to a group."""
-        samples = self.samples if all_of_them else self.stored_samples
-        self.coordinate(group, "sample", [s.index for s in samples], "index of the image")
+    def add_sample(self, group: zarr.Group, index: np.ndarray | None = None) -> None:
+        """Add the coordinate of some samples, by index (n,), or of all stored ones to a group."""
+        values = self.stored if index is None else index
+        self.coordinate(group, "sample", values, "index of the image")
 
-    def add_step(self, group: zarr.Group) -> None:
-        """Add the coordinates of the sampler steps to a group."""
-        self.coordinate(group, "step", range(1, self.steps + 1), "sampler step, from 1")
+    def add_step_image_axes(self, group: zarr.Group) -> dict[str, int]:
+        """Add the samples and steps that have step images to a group, and return their numbers."""
+        self.add_sample(group, self.with_step_images)
+        self.add_step(group, self.decoded_steps)
+        return {"sample": len(self.with_step_images), "step": len(self.decoded_steps)}
+
+    def add_step(self, group: zarr.Group, index: np.ndarray | None = None) -> None:
+        """Add the coordinates of some sampler steps (from 0), or of all of them, to a group."""
+        index = np.arange(self.steps) if index is None else index
+        self.coordinate(group, "step", index + 1, "sampler step, from 1")
         self.coordinate(
             group,
             "step",
-            self.timesteps,
+            np.asarray(self.timesteps)[index],
             "the scheduler's own number of the step",
             name="timestep",
         )
@@ -208,6 +223,12 @@ class ProbeSchema(GroupBuilder):
         self.coordinate(
             group, "sample", [s.split for s in heldout], "validation or test", name="split"
         )
+        for name, members, description in (
+            ("has_permuted", self.permuted, "the permuted denoiser ran on the sample"),
+            ("has_step_images", self.with_step_images, "the sample has step images"),
+        ):
+            values = np.isin([s.index for s in heldout], members)
+            self.coordinate(group, "sample", values, description, name=name)
         sizes = {
             "condition": len(conditions),
             "kind": len(kinds),

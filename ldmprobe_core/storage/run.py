@@ -8,7 +8,8 @@ Layout (dimensions in brackets)::
 
     samples/                   prompt, seed, category, split, source_image [sample]
     prompts/                   embedding [sample, feature]
-    images/                    image [sample, y, x, rgb]; trajectory, clean [sample, step, ...]
+    images/                    image [sample, y, x, rgb]
+    step_images/               trajectory, clean [sample, step, y, x, rgb]
     activations/<layer>/       activation [sample, step, y, x, channel]; nonfinite [sample, step]
     activations_permuted/<layer>/  the same arrays for the denoiser with permuted weights
     labels/                    foreground, depth, shading [sample, y, x]; class [sample, class]
@@ -29,7 +30,8 @@ Layout (dimensions in brackets)::
 
 With ``capture.keep: statistics``, training samples contribute only to the sums in statistics/.
 Held-out samples then have the first indices, and they alone are stored along the dimension
-``sample`` of every group except samples/.
+``sample`` of every group except samples/.  The groups of step images, their labels and
+activations_permuted/ hold fewer samples, which their coordinate ``sample`` lists.
 """
 
 from __future__ import annotations

@@ -3,9 +3,15 @@
 Chunks follow the units of work.  A chunk holds, for example, a batch of samples at one step, or the
 results of one cell (a sampler step and a layer).  A worker therefore writes whole chunks only, and
 probing a cell reads only the chunks that it needs.
+
+Some groups hold a part of the samples, which their coordinate ``sample`` lists.  The groups of step
+images have chunks of one sample with all of its steps, because a batch may have any number of these
+samples.  The groups of the permuted denoiser hold complete batches.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from ldmprobe_core.storage.probe_schema import ProbeSchema
 from ldmprobe_core.storage.units import kinds_in
@@ -27,13 +33,14 @@ class RunSchema(ProbeSchema):
         if self.text_channels:
             self._prompts()
         self._images()
+        self._step_images()
         summed = self.study.capture.keep != "activations"
         for network, group in (("trained", "activations"), ("permuted", "activations_permuted")):
             if network == "trained" or self.study.controls.permuted_weights:
                 for name, shape in self.shapes.items():
                     if network == "trained" or name not in INPUT_CONTROLS:
-                        self._activations(f"{group}/{name}", name, shape)
-                        if summed:
+                        self._activations(group, name, shape)
+                        if summed and name != CLEAN_PIXELS:
                             self.add_sums(network, name, shape.as_probed(name))
         if summed:
             self.add_label_sums()
@@ -53,7 +60,7 @@ class RunSchema(ProbeSchema):
 
     def _samples(self) -> None:
         group = self.group("samples", "Who was generated.")
-        self.add_sample(group, all_of_them=True)
+        self.add_sample(group, np.array([sample.index for sample in self.samples]))
         for name, description in (
             ("prompt", "text the image was generated from"),
             ("category", "class that the prompt names; empty where unknown"),
@@ -77,21 +84,25 @@ class RunSchema(ProbeSchema):
         self.array(group, "embedding", sizes, {"sample": self.batch}, "float32", text)
 
     def _images(self) -> None:
-        group = self.group("images", "Finished images and what each step looked like.")
+        group = self.group("images", "Finished images.")
         self.add_sample(group)
-        self.add_step(group)
         self.add_pixels(group)
         self.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
-        n, pixels = len(self.stored_samples), {"y": self.height, "x": self.width, "rgb": 3}
         self.array(
             group,
             "image",
-            {"sample": n, **pixels},
+            {"sample": len(self.stored_samples), "y": self.height, "x": self.width, "rgb": 3},
             {"sample": self.batch},
             "uint8",
             "finished image",
             "0..255",
         )
+
+    def _step_images(self) -> None:
+        group = self.group("step_images", "What each step looked like, of some of the samples.")
+        sizes = self.add_step_image_axes(group)
+        self.add_pixels(group)
+        self.coordinate(group, "rgb", ["red", "green", "blue"], "colour channel")
         for name, description in (
             ("trajectory", "decoded latents after the step"),
             ("clean", "predicted clean image at the step, decoded"),
@@ -99,22 +110,27 @@ class RunSchema(ProbeSchema):
             self.array(
                 group,
                 name,
-                {"sample": n, "step": self.steps, **pixels},
-                {"sample": self.batch, "step": 1},
+                {**sizes, "y": self.height, "x": self.width, "rgb": 3},
+                {"sample": 1},
                 "uint8",
                 description,
                 "0..255",
             )
 
-    def _activations(self, path: str, name: str, shape: LayerShape) -> None:
+    def _activations(self, top: str, name: str, shape: LayerShape) -> None:
         description = _INPUTS.get(name, f"output of {name}")
-        group = self.group(path, f"{description.capitalize()}, conditional half.")
-        self.add_sample(group)
-        self.add_step(group)
+        group = self.group(f"{top}/{name}", f"{description.capitalize()}, conditional half.")
+        if name == CLEAN_PIXELS:
+            cells = self.add_step_image_axes(group)
+            chunk = {"sample": 1}
+        else:
+            index = self.permuted if top == "activations_permuted" else self.stored
+            self.add_sample(group, index)
+            self.add_step(group)
+            cells = {"sample": len(index), "step": self.steps}
+            chunk = {"sample": self.batch, "step": 1}
         self.add_pixels(group, shape.y, shape.x)
         self.coordinate(group, "channel", range(shape.channels), "channel of the layer")
-        cells = {"sample": len(self.stored_samples), "step": self.steps}
-        chunk = {"sample": self.batch, "step": 1}
         grid = {"y": shape.y, "x": shape.x, "channel": shape.channels}
         # Activations are stored without compression, because zstd would save only 6 to 12 % of the
         # bytes, which is not worth its computing time.
@@ -131,19 +147,18 @@ class RunSchema(ProbeSchema):
             group,
             "nonfinite",
             cells,
-            {"sample": self.batch},
+            {"sample": chunk["sample"]},
             "int32",
             "values that are not finite in float16",
         )
 
     def _labels(self, path: str, source: str | None) -> None:
         group = self.group(path, f"Labels of {source or 'the finished images'}.")
-        self.add_sample(group)
-        sizes = {"sample": len(self.stored_samples)}
-        chunks = {"sample": self.batch}
         if source:
-            self.add_step(group)
-            sizes["step"], chunks["step"] = self.steps, 1
+            sizes, chunks = self.add_step_image_axes(group), {"sample": 1}
+        else:
+            self.add_sample(group)
+            sizes, chunks = {"sample": len(self.stored_samples)}, {"sample": self.batch}
         self.add_pixels(group)
         for prop in self.study.labels.maps:
             self.array(

@@ -101,7 +101,14 @@ GENERATE = UnitKind(
     verb="generate",
     progress="generated",
     dims=("batch",),
-    groups=("prompts", "images", "activations", "activations_permuted", "exact_maps"),
+    groups=(
+        "prompts",
+        "images",
+        "step_images",
+        "activations",
+        "activations_permuted",
+        "exact_maps",
+    ),
     description="batch is generated",
 )
 LABEL = UnitKind(

@@ -34,11 +34,14 @@ from ldmprobe_core.storage.stores.checksum_store import (
 )
 from ldmprobe_core.storage.stores.metadata_cache import invalidate_cache
 from ldmprobe_core.storage.stores.regular_files import NotRegularError, remove_irregular
-from ldmprobe_core.storage.units import UNIT_KINDS, UnitKind, kind_of_group
+from ldmprobe_core.storage.units import ARRAY_DIM, UNIT_KINDS, UnitKind, kind_of_group
 from ldmprobe_core.study.batching import BUFFERS
 
 _Expectation = Callable[[str, tuple[str, ...], tuple[int, ...]], bool]
 """Predicate of an array's path, its dimensions and a chunk index: True if it must exist."""
+
+BatchOfChunk = Callable[[str, int], int | None]
+"""Function of an array's path and a chunk's position along ``sample`` that gives its batch."""
 
 
 def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError]:
@@ -186,6 +189,7 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
     beyond_repair = []
     progress_arrays = {kind.progress for kind in UNIT_KINDS.values()}
     layers: list[str] = []
+    batch_of = _batch_finder(run)
     for chunk in chunks:
         if chunk.key == CREATED:
             beyond_repair.append(chunk)
@@ -203,7 +207,7 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
             continue
         layers = layers or run.probe_inputs
         dims = dimensions(open_array(run.store, run.url, chunk.array))
-        unit = unit_of_chunk(chunk.array, dims, chunk.chunk_index, layers)
+        unit = unit_of_chunk(chunk.array, dims, chunk.chunk_index, layers, batch_of)
         if unit is None or unit[0].per_group:
             beyond_repair.append(chunk)
         else:
@@ -211,8 +215,35 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
     return beyond_repair
 
 
+def _batch_finder(run: Run) -> BatchOfChunk:
+    """Build the function that finds the batch of a chunk in groups with a part of the samples."""
+    batches: dict[str, list[int]] = {}
+
+    def of_chunks(path: str) -> list[int]:
+        """List the batch of each chunk along the dimension ``sample`` of an array."""
+        first, last = (open_array(run.store, run.url, one) for one in (path, "images/image"))
+        chunk = first.chunks[dimensions(first).index("sample")]
+        samples = run.read(path.rpartition("/")[0], "sample")[::chunk]
+        return [int(sample) // last.chunks[0] for sample in samples]
+
+    def batch_of(path: str, chunk: int) -> int | None:
+        if path not in batches:
+            try:
+                batches[path] = of_chunks(path)
+            except RunError:
+                # The list of samples, or metadata, is damaged; it is reported by itself.
+                batches[path] = []
+        return batches[path][chunk] if chunk < len(batches[path]) else None
+
+    return batch_of
+
+
 def unit_of_chunk(
-    path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...], layers: list[str]
+    path: str,
+    dims: tuple[str, ...],
+    chunk_index: tuple[int, ...],
+    layers: list[str],
+    batch_of: BatchOfChunk | None = None,
 ) -> tuple[UnitKind, tuple[int, ...]] | None:
     """Find the kind and progress index of the unit that writes a chunk; None if there is none.
 
@@ -223,17 +254,27 @@ def unit_of_chunk(
         dims: names of the array's dimensions.
         chunk_index: position of the chunk in the array's chunk grid.
         layers: names of all probe inputs, in order.
+        batch_of: function of the array's path and a chunk's position along ``sample`` that gives
+            the batch to which the chunk belongs, or None if the batch is unknown; None numbers
+            chunks and batches alike.
     """
     kind = kind_of_group(path)
     if kind is None or not kind.writes(dims) or path.rpartition("/")[2] == kind.progress:
         # The chunk was written when the run, or the group of an intervention, was created.
         return None
+    numbered = ARRAY_DIM["batch"]
+    if batch_of is not None and "batch" in kind.dims and numbered in dims and not kind.per_group:
+        axis = dims.index(numbered)
+        batch = batch_of(path, chunk_index[axis])
+        if batch is None:
+            return None
+        chunk_index = (*chunk_index[:axis], batch, *chunk_index[axis + 1 :])
     return kind, kind.index_of_chunk(path, dims, chunk_index, layers)
 
 
 def _expectation(run: Run) -> _Expectation:
     """Build a predicate of the chunks that must exist according to the run's progress record."""
-    layers = run.probe_inputs
+    layers, batch_of = run.probe_inputs, _batch_finder(run)
     counts_by_group: dict[str, np.ndarray] = {}
 
     def counts(kind: UnitKind, path: str) -> np.ndarray:
@@ -249,9 +290,13 @@ def _expectation(run: Run) -> _Expectation:
         return counts_by_group[key]
 
     def is_expected(path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...]) -> bool:
-        unit = unit_of_chunk(path, dims, chunk_index, layers)
+        unit = unit_of_chunk(path, dims, chunk_index, layers, batch_of)
         if unit is None:
             kind = kind_of_group(path)
+            if kind is not None and not kind.per_group and kind.writes(dims):
+                # The batch of the chunk is unknown, because the list of the group's samples is
+                # damaged.
+                return False
             # Coordinates must exist, except in the group of an intervention before its first unit
             # is complete, because its creation may have been interrupted.
             return kind is None or not kind.per_group or bool(counts(kind, path).any())

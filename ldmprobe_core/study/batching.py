@@ -1,14 +1,22 @@
-"""Sizes in a run's statistics: batches of an accumulation unit, and width of a Gram matrix.
+"""Division of a study's samples into units, and the samples that have more than an image.
 
-Chunk sizes of arrays are decided in `ldmprobe_core.storage.schema`.
+Step images are decoded for a few samples, and the permuted denoiser runs on some of the batches.
+Both choices depend on the study alone.  Chunk sizes of arrays are decided in
+`ldmprobe_core.storage.schema`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.conditions import LabelColumn
+from ldmprobe_core.study.layers import CLEAN_PIXELS
+from ldmprobe_core.study.samples import Sample, n_stored_samples
 from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.splits import SPLITS
 
 STATISTICS_GROUP = "statistics"
 BUFFERS = 2
@@ -71,3 +79,118 @@ def accumulation_units(study: Study, first: int, count: int) -> list[list[list[r
         ]
         for part in parts
     ]
+
+
+@dataclass(frozen=True)
+class StepImages:
+    """Choice of the images that are decoded from the latents of the steps of one batch.
+
+    It is false if it has no samples.
+
+    Attributes:
+        samples: positions of samples in the batch, (n,).
+        steps: indices of steps (from 0), (n,) ascending, the last step included.
+    """
+
+    samples: np.ndarray
+    steps: np.ndarray
+
+    def __bool__(self) -> bool:
+        return len(self.samples) > 0
+
+
+def step_image_samples(study: Study, samples: list[Sample]) -> np.ndarray:
+    """Choose the samples whose step images are decoded (section ``trajectory``).
+
+    They are drawn at random from the scored part and from the training samples.  If the study has
+    the control ``clean_pixels``, validation samples are drawn in the same share as training
+    samples, because the control's probes are chosen on them.
+
+    Args:
+        study: the study.
+        samples: all of its samples.
+
+    Returns:
+        indices of stored samples, (n,) ascending.
+    """
+    settings = study.trajectory
+    split = np.array([sample.split for sample in samples[: n_stored_samples(samples, study)]])
+    rng = np.random.default_rng([study.prompts.seed, len(samples)])
+    parts = {name: rng.permutation(np.flatnonzero(split == name)) for name in SPLITS}
+    scored = parts["test"]
+    if settings.of == "heldout":
+        scored = rng.permutation(np.concatenate([parts["validation"], parts["test"]]))
+    size = len(scored) if settings.samples == "all" else settings.samples
+    train = parts["train"][: settings.training]
+    chosen = [scored[:size], train]
+    if CLEAN_PIXELS in study.input_controls:
+        share = len(train) / max(len(parts["train"]), 1)
+        chosen.append(parts["validation"][: int(np.ceil(share * len(parts["validation"])))])
+    return np.unique(np.concatenate(chosen))
+
+
+def step_image_steps(study: Study, steps: int) -> np.ndarray:
+    """Return the indices of the steps (from 0) whose images are decoded, (n,) ascending.
+
+    Args:
+        study: the study.
+        steps: number of sampler steps.
+
+    Raises:
+        UserError: a step does not exist, or the last step is missing.
+    """
+    chosen = study.trajectory.steps
+    if chosen == "all":
+        return np.arange(steps)
+    if not chosen or chosen[-1] != steps:
+        raise UserError(
+            f"trajectory.steps: the last of them is {chosen[-1] if chosen else 'missing'}, and the "
+            f"sampler has {steps} steps. Fix: let the list end with {steps}, at which all curves "
+            "end, or set it to all"
+        )
+    return np.array(chosen) - 1
+
+
+def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
+    """Choose the samples on which the denoiser with permuted weights runs, as complete batches.
+
+    Batches are added until they have ``controls.permuted_weights.samples`` samples and samples of
+    every split.  Each is the batch with which the numbers by split come closest to the proportions
+    of all samples.
+
+    Args:
+        study: the study.
+        samples: all of its samples, in the order of their indices.
+
+    Returns:
+        indices of the samples, (n,) ascending; empty if the study has no such control.
+    """
+    control = study.controls.permuted_weights
+    if control is None or not samples:
+        return np.arange(0)
+    stored = n_stored_samples(samples, study)
+    batches = study.batches(stored)
+    if stored < len(samples):
+        units = accumulation_units(study, stored, len(samples))
+        batches += [batch for part in units for unit in part for batch in unit]
+    number = np.array([SPLITS.index(sample.split) for sample in samples])
+    counts = np.array(
+        [np.bincount(number[b.start : b.stop], minlength=len(SPLITS)) for b in batches]
+    )
+    total = counts.sum(0)
+    wanted = min(control.samples, len(samples))
+    target = total * wanted / len(samples)
+    # Batches that fit equally well are taken in a random order, since prompts may be sorted.
+    left = list(np.random.default_rng([study.prompts.seed, len(batches)]).permutation(len(batches)))
+    chosen: list[int] = []
+    reached = np.zeros_like(total)
+    while reached.sum() < wanted or (reached[total > 0] == 0).any():
+        distance = np.square(reached + counts[left] - target).sum(1)
+        if reached.sum() >= wanted:
+            # Only a split without any sample is left to be covered.
+            lacking = (total > 0) & (reached == 0)
+            distance = -counts[left][:, lacking].sum(1)
+        best = left.pop(int(distance.argmin()))
+        chosen.append(best)
+        reached = reached + counts[best]
+    return np.sort(np.concatenate([np.arange(batches[i].start, batches[i].stop) for i in chosen]))

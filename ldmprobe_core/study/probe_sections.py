@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
-from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES
+from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES, SampleCount
 from ldmprobe_core.study.sections import Section
 
 
@@ -149,6 +149,22 @@ class Probes(Section):
         return self
 
 
+class PermutedWeights(Section):
+    """Size of the control of permuted weights.
+
+    Attributes:
+        samples: number of samples that are also given to the denoiser with permuted weights, from
+            all splits in proportion.  Complete batches are taken, so it is rounded up to these.
+    """
+
+    samples: SampleCount = 160
+
+
+def _switched(value: Any) -> Any:
+    """Convert true to the default settings, and false to None."""
+    return {True: PermutedWeights(), False: None}[value] if isinstance(value, bool) else value
+
+
 class Controls(Section):
     """Switches of the controls; the control that predicts from position alone is always on.
 
@@ -158,8 +174,9 @@ class Controls(Section):
         latents: probe the noisy latents, the denoiser's input, at each step; a token's probe reads
             the 5 x 5 latent pixels around it.
         clean_pixels: probe the pixels of the predicted clean image at each step, averaged over
-            the blocks of the latent grid; a token's probe reads the 3 x 3 blocks around it.  It has
-            no effect with ``capture.keep: statistics``, which decodes no step images.
+            the blocks of the latent grid; a token's probe reads the 3 x 3 blocks around it.  It
+            needs step images of training samples, so it has no effect with ``capture.keep:
+            statistics`` or ``trajectory.training: 0``.
         prompt: predict each map from the embedding of the image's prompt alone.  It has no effect
             with ``capture.keep: statistics`` and with source images, which share one prompt.
             Where enough test prompts have several images, the best probe's maps are also scored
@@ -169,12 +186,15 @@ class Controls(Section):
         permutations: number of permutations of the images that `shuffled_labels` draws.  The
             smallest p value that it can show is 1 / (permutations + 1), so with fewer than 19 no
             probe counts as above the control.
-        permuted_weights: probe a denoiser with permuted weight tensors, on the same latents.
+        permuted_weights: probe a denoiser with permuted weight tensors, on the same latents; true
+            takes the default number of samples, and false switches the control off.
     """
 
     shuffled_labels: bool = True
     permutations: Annotated[int, Field(ge=1, le=1000)] = 20
-    permuted_weights: bool = True
+    permuted_weights: Annotated[PermutedWeights | None, BeforeValidator(_switched)] = (
+        PermutedWeights()
+    )
     latents: bool = True
     clean_pixels: bool = True
     prompt: bool = True

@@ -35,11 +35,12 @@ from ldmprobe_core.study.sections import (
     Prompts,
     Sampling,
     Section,
+    Trajectory,
 )
 
 _DEFAULTED = {"scheduler", "steps", "guidance"}
 
-LAYOUT_VERSION = 7
+LAYOUT_VERSION = 8
 """Version that is part of every hash, and grows when equal studies no longer give equal bytes."""
 
 
@@ -71,6 +72,7 @@ class Study(Section):
     images: Images | None = None
     sampling: Sampling = Sampling()
     capture: Capture = Capture()
+    trajectory: Trajectory = Trajectory()
     labels: Labels = Labels()
     probes: Probes = Probes()
     controls: Controls = Controls()
@@ -180,7 +182,8 @@ class Study(Section):
     @property
     def input_controls(self) -> tuple[str, ...]:
         """Names of the controls of this study that are probed like layers."""
-        decoded = self.controls.clean_pixels and self.capture.keep != "statistics"
+        stored = self.capture.keep != "statistics" and self.trajectory.training > 0
+        decoded = self.controls.clean_pixels and stored
         return ((LATENTS,) if self.controls.latents else ()) + ((CLEAN_PIXELS,) if decoded else ())
 
     @property

@@ -16,7 +16,9 @@ from pydantic import (
 )
 
 from ldmprobe_core.study.properties import PROPERTIES
-from ldmprobe_core.study.readers.value_types import EXPONENT, SampleCount, Seed
+from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES, SampleCount, Seed
+
+StepNumber = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Section(BaseModel):
@@ -181,6 +183,37 @@ class Capture(Section):
         if len(set(value)) < len(value):
             raise ValueError(f"{list(value)} has a value twice. Fix: name each value once")
         return value
+
+
+class Trajectory(Section):
+    """Samples and steps whose step images are decoded, labeled and stored.
+
+    The step images are the decoded latents after a step, and the decoded clean latents that the
+    denoiser predicts at it.  Decoding them takes longer than denoising, so only the samples that
+    are scored have them, and a few samples to which controls are fitted.
+
+    Attributes:
+        samples: number of samples, drawn at random from the part `of`; ``all`` takes the part.
+        of: part of the samples that are scored, ``test`` or ``heldout`` (validation and test).
+        training: number of training samples with step images, drawn at random.  Labelers are
+            recalibrated on them, and the probes of ``controls.clean_pixels`` are fitted to them and
+            to the same share of the validation samples.  0 leaves both out.
+        steps: sampler steps (from 1) whose images are decoded, in ascending order with the last
+            step; ``all`` decodes every step.
+    """
+
+    samples: SampleCount | Literal["all"] = 64
+    of: Literal["test", "heldout"] = "test"
+    training: Annotated[int, Field(ge=0, le=MAX_SAMPLES)] = 32
+    steps: Literal["all"] | Annotated[tuple[StepNumber, ...], Field(strict=False)] = "all"
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Trajectory:
+        if self.steps != "all" and list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(
+                f"steps is {list(self.steps)}. Fix: name each step once, in ascending order"
+            )
+        return self
 
 
 class Execution(Section):

@@ -22,8 +22,8 @@ def test_summary_fits_the_json_schema_that_ships(finished_run):
             "undefined", "missing", "not_beyond", "ceilings", "constant", "analyses", "exact",
         }  # fmt: skip
         rivals = {"decoded", "clean", "decoded_recalibrated", "clean_recalibrated"}
-        assert set(found["leads"]) == rivals
-        assert set(found["emergence"]) == {"probe", *rivals}
+        assert set(found["leads"]) == {"samples", *rivals}
+        assert set(found["emergence"]) == {"probe", "paired", *rivals}
         assert set(found["controls"]) == {
             "position", "shuffled_labels", "permuted_weights", "latents", "clean_pixels", "prompt",
             "same_prompt", "mlp",

@@ -5,19 +5,17 @@ import sys
 
 import pytest
 
+from ldmprobe_core.analysis.controls.records import ControlRecord, ControlsRecord, OwnBestRecord
 from ldmprobe_core.analysis.curves import RIVALS
 from ldmprobe_core.analysis.records import (
     BarRecord,
     CellRecord,
     ClustersRecord,
-    ControlRecord,
-    ControlsRecord,
     CurveRecord,
     EmergenceRecord,
     LayerRecord,
     LeadRecord,
     LeadsRecord,
-    OwnBestRecord,
     PropertyRecord,
     Summary,
     UndefinedRecord,

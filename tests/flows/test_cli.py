@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from flows import cli, cli_tables
+from flows import cli
+from flows.commands import tables
 from ldmprobe_core.study.prompt_sets import tabletop_prompts
 
 ROOT = Path(__file__).parents[2]
@@ -206,7 +207,7 @@ def test_console_prints_names_with_brackets_and_colons_as_they_are():
     name = "[/x] [red]runs[/red] :cat:"
     with cli.console.capture() as captured:
         cli.console.print(name)
-        cli_tables.print_rows([{"run": name}], cli.console)
+        tables.print_rows([{"run": name}], cli.console)
     assert [line.strip() for line in captured.get().splitlines()] == [name, "run", name]
 
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.cli_errors import EXIT_CODES, debug_requested, run_command, write_log
+from flows.commands.errors import EXIT_CODES, debug_requested, run_command, write_log
 from ldmprobe_core.errors import RunError, UserError
 
 
@@ -231,7 +231,7 @@ def test_prepare_streams_reserves_the_numbers_of_closed_streams(tmp_path):
     path = tmp_path / "numbers"
     script = (
         "import os\n"
-        "from flows.cli_errors import prepare_streams\n"
+        "from flows.commands.errors import prepare_streams\n"
         "prepare_streams()\n"
         f"file = open({str(path)!r}, 'w')\n"
         "print('a stray line')\n"

@@ -69,7 +69,17 @@ def test_reading_an_unfinished_run_tells_lost_chunks_from_missing_ones(study, tm
     assert np.isfinite(scores.isel(step=0, layer=1).sel(condition="probe")).any()
     assert np.isnan(activations.isel(step=0, sample=5)).all()
     assert np.isfinite(activations.isel(step=1, sample=5)).all()
-    for lost in (scores.isel(step=1, layer=1), activations.isel(step=0, sample=9)):
+    # A sample has a chunk of its own here; batch 1 is not generated, and batch 2 is.
+    stored = Path(partial.url) / "activations/clean_pixels/activation/c"
+    for sample in (5, 9):
+        (stored / f"{sample}/0/0/0/0").unlink()
+    pixels = run.activations("clean_pixels")
+    assert np.isnan(pixels.isel(sample=5)).all()
+    for lost in (
+        scores.isel(step=1, layer=1),
+        activations.isel(step=0, sample=9),
+        pixels.isel(sample=9),
+    ):
         with pytest.raises(CorruptChunkError, match="is missing"):
             lost.load()
 

@@ -41,7 +41,11 @@ def test_cpu_threads_load_a_model_each_and_give_the_bytes_of_one_thread(finished
         assert len(set(pool.map(unit, batches))) == 2
     assert model_cache.load_counts["generator"] == before + 2
     rest = {"sample": slice(0, 4 * len(batches))}
-    for group, name in (("images", "clean"), ("labels_clean", "depth"), ("labels", "foreground")):
+    for group, name in (
+        ("step_images", "clean"),
+        ("labels_clean", "depth"),
+        ("labels", "foreground"),
+    ):
         np.testing.assert_array_equal(
             run.read(group, name, **rest), finished_run.read(group, name, **rest)
         )

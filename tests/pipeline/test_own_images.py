@@ -76,7 +76,7 @@ def test_own_images_probed_against_exact_maps_and_against_labels(scenes, tmp_pat
     pictures = np.stack([np.rint(m.rgb * 255).astype(np.uint8) for m in maps])
     np.testing.assert_array_equal(run.read("images", "image"), pictures)
     # After the last step latents are the picture's own, decoded: close to it; before that, noised.
-    trajectory = run.read("images", "trajectory").astype(float)
+    trajectory = run.read("step_images", "trajectory").astype(float)
     error = np.abs(trajectory - pictures[:, None]).mean((0, 2, 3, 4))
     assert error[-1] < 5
     assert error[0] > 2 * error[2]

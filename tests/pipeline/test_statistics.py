@@ -33,7 +33,10 @@ def both(tiny_model, tmp_path_factory):
 
 def test_ridge_from_statistics_equals_the_stored_probes(both):
     penalties = both.study.probes.penalties
-    for layer in both.probe_inputs:
+    summed_inputs = both.location.folders("statistics/trained")
+    # Training samples without step images have no clean pixels, so that these are not summed.
+    assert set(both.probe_inputs) - set(summed_inputs) == {"clean_pixels"}
+    for layer in summed_inputs:
         stored = both.open(f"probes/{layer}").sel(kind="ridge")
         for step in (1, 2, 3):
             statistics = load_statistics(both, "trained", step, layer)
@@ -112,8 +115,11 @@ def test_keep_statistics_stores_only_held_out_samples_and_first(summed):
     assert summed.n_stored == HELD_OUT
     assert all(s.split != "train" for s in samples[:HELD_OUT])
     assert all(s.split == "train" for s in samples[HELD_OUT:])
-    for group in ("images", "labels", "labels_clean", f"activations/{summed.layers[0]}"):
+    for group in ("images", "labels", f"activations/{summed.layers[0]}"):
         assert summed.open(group).sizes["sample"] == HELD_OUT
+    test = [i for i, sample in enumerate(samples) if sample.split == "test"]
+    for group in ("step_images", "labels_clean"):
+        assert summed.open(group).sample.values.tolist() == test
     training = list(
         chain.from_iterable(
             chain.from_iterable(chain.from_iterable(run_accumulation_units(summed)))

@@ -100,8 +100,8 @@ def test_records_of_units_that_are_not_complete_are_not_compared(finished_run, t
     generate_batch(run.url, 0)
     run.progress.clear("generated", 0)
     shutil.copy(  # as a worker on another device that was interrupted within the batch
-        Path(run.url) / "images/trajectory/c/0/0/0/0/0",
-        Path(run.url) / "images/trajectory/c/0/1/0/0/0",
+        Path(run.url) / "step_images/trajectory/c/0/0/0/0/0",
+        Path(run.url) / "step_images/trajectory/c/1/0/0/0/0",
     )
     assert list(find_corrupt_chunks(run)) == []
 

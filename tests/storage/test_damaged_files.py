@@ -150,7 +150,7 @@ def test_verify_misses_what_was_laid_out(copy, whole, lost):
         "labels/zarr.json",
         "scores/depth/score",
         "progress/probed",
-        "images/trajectory",
+        "step_images/trajectory",
     ],
 )
 def test_a_run_is_whole_again_after_redo(copy, whole, lost):

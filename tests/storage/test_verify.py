@@ -62,13 +62,13 @@ WAYS = {"flip": (flip, "changed"), "cut": (cut, "changed"), "empty": (empty, "ch
 
 CHUNKS = {
     "images/image/c/1/0/0/0": ("generated", (1,)),
-    "images/trajectory/c/2/1/0/0/0": ("generated", (2,)),
+    "step_images/trajectory/c/9/0/0/0/0": ("generated", (2,)),
     f"activations/{LAYER}/activation/c/0/2/0/0/0": ("generated", (0,)),
     f"activations/{LAYER}/nonfinite/c/0/0": ("generated", (0,)),
     f"activations_permuted/{LAYER}/activation/c/1/0/0/0/0": ("generated", (1,)),
     "labels/depth/c/2/0/0": ("labeled", (2,)),
     "labels/class_score/c/0/0": ("labeled", (0,)),
-    "labels_clean/shading/c/1/2/0/0": ("labeled", (1,)),
+    "labels_clean/shading/c/4/0/0/0": ("labeled", (1,)),
     f"probes/{LAYER}/weight/c/0/0/1/0": ("probed", (1, 0)),
     "scores/foreground/score/c/0/0/0/2/1/0": ("probed", (2, 1)),
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe_core.analysis.controls.prompt_control import control_grid
+from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut
@@ -27,7 +28,10 @@ RECALIBRATED = "_recalibrated"
 """Suffix of the names of sources whose labelers are recalibrated."""
 
 _MOST_TRAINING_SAMPLES = 64
-"""Number of training samples to which a recalibration is fitted; it has only three parameters."""
+"""Largest number of training samples to which a recalibration is fitted.
+
+It has only three parameters, and needs training samples with step images.
+"""
 
 
 def rival_scores(
@@ -44,42 +48,57 @@ def rival_scores(
 
     Returns:
         scores (step, test sample) by source of the images (``trajectory``, ``clean``), as they are
-        and recalibrated (``trajectory_recalibrated``); NaN where a labeler gave no maps, or where
-        there are no training samples to recalibrate with.
+        and recalibrated (``trajectory_recalibrated``); NaN where there are no step images or a
+        labeler gave no maps, or where there are no training samples to recalibrate with.
     """
-    headline = HeadlineScorer(prop, labels.maps[prop][test])
+    index, decoded = samples_in(run, STEP_IMAGES), run.read(STEP_IMAGES, "step") - 1
+    scored = np.isin(test, index)
+    train = labels.train[np.isin(labels.train, index)][:_MOST_TRAINING_SAMPLES]
+    headline = HeadlineScorer(prop, labels.maps[prop][test[scored]])
     scores = {}
     for source in SOURCES:
-        rows = [_scores_at(run, source, prop, labels, test, i, headline) for i in range(steps)]
-        scores[source] = np.stack([plain for plain, _ in rows])
-        scores[source + RECALIBRATED] = np.stack([recalibrated for _, recalibrated in rows])
+        plain, recalibrated = np.full((2, steps, len(test)), np.nan)
+        # Each chunk has all steps of one sample, so they are read at once.
+        maps, known = (
+            run.read(f"labels_{source}", prop, sample=np.searchsorted(index, members))
+            for members in (test[scored], train)
+        )
+        for i, step in enumerate(decoded):
+            plain[step, scored], recalibrated[step, scored] = _scores_at(
+                run, prop, labels, maps[:, i], known[:, i], train, headline
+            )
+        scores[source], scores[source + RECALIBRATED] = plain, recalibrated
     return scores
 
 
 def _scores_at(
     run: Run,
-    source: str,
     prop: str,
     labels: LabelSet,
-    test: np.ndarray,
-    step: int,
+    maps: np.ndarray,
+    known: np.ndarray,
+    train: np.ndarray,
     headline: HeadlineScorer,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Score the labeler's maps of one step's images, before and after recalibration, (n,) each.
 
-    The step counts from 0.
+    Args:
+        run: finished run.
+        prop: name of the property.
+        labels: label maps of the run.
+        maps: the labeler's maps of test samples, (n, y, x).
+        known: its maps of training samples, (train, y, x).
+        train: indices of these training samples, (train,).
+        headline: scorer of the property on the same test samples.
     """
-    undefined = np.full(len(test), np.nan)
-    maps = run.read(f"labels_{source}", prop, sample=test, step=step)
+    undefined = np.full(len(maps), np.nan)
     # A study without a labeler for the property reads exact maps from files.  Such maps exist for
     # final images only, so the maps of step images are all NaN.
     if np.isnan(maps).all():
         return undefined, undefined
     plain = headline.score(as_label(run.study, prop, maps))
-    train = labels.train[:_MOST_TRAINING_SAMPLES]
     if not len(train):
         return plain, undefined
-    known = run.read(f"labels_{source}", prop, sample=train, step=step)
     return plain, headline.score(recalibrate(maps, known, labels, prop, train))
 
 

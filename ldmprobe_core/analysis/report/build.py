@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from plotly.offline import get_plotlyjs
 
-from ldmprobe_core.analysis.class_curves import first_stable_step, target_classes
+from ldmprobe_core.analysis.class_curves import stable_steps, target_classes
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
 from ldmprobe_core.analysis.report.generalization_figures import (
@@ -46,6 +46,7 @@ from ldmprobe_core.interventions.results import (
     completed_interventions,
     read_intervention_summary,
 )
+from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
@@ -63,13 +64,13 @@ def build_report(
         run: finished run.
         seconds: wall time by stage, which the summary reports.
         samples: indices of held-out samples to show step by step; None chooses test samples of
-            different classes.
+            different classes.  They must have step images.
 
     Returns:
         the summary of the run.
 
     Raises:
-        UserError: a sample is not held out.
+        UserError: a sample is not held out, or has no step images.
         RuntimeError: the run is not finished.
     """
     analysis = summarise(run, seconds)
@@ -100,17 +101,26 @@ def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
 
 def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
     """Return the samples to draw step by step: those given, or test samples of distinct classes."""
-    heldout = {int(i) for i in label_set(run).heldout}
+    decoded = {int(i) for i in samples_in(run, STEP_IMAGES)}
+    heldout = {i for i, sample in enumerate(run.samples[: run.n_stored]) if sample.split != "train"}
     for sample in samples or ():
         if sample not in heldout:
             raise UserError(
                 f"samples: sample {sample} is not held out in this run. Fix: choose held-out "
                 f"samples, such as {', '.join(str(i) for i in sorted(heldout)[:3])}."
             )
+        if sample not in decoded:
+            raise UserError(
+                f"samples: sample {sample} has no step images in this run. Fix: choose samples "
+                f"such as {', '.join(str(i) for i in sorted(decoded & heldout)[:3])}, or make a "
+                "run with more trajectory.samples"
+            )
     if samples:
         return list(samples)
     by_class: dict[str, list[int]] = {}
     for index in analysis.test:
+        if int(index) not in decoded:
+            continue
         sample = run.samples[index]
         by_class.setdefault(sample.category or sample.prompt, []).append(int(index))
     # List one sample of each class, then a second one of each, and so on, so that the figures show
@@ -224,7 +234,7 @@ class _FigureWriter:
 
     def add_samples(self, indices: list[int]) -> None:
         """Draw the step images, probe maps and labeler maps of the given samples."""
-        labels, steps = label_set(self.run), _columns(self.summary.steps)
+        labels, steps = label_set(self.run), _columns(self.run.read(STEP_IMAGES, "step"))
         for index in indices:
             self._write(
                 "samples",
@@ -237,8 +247,10 @@ class _FigureWriter:
     def add_classes(self, indices: list[int]) -> None:
         """Draw the class probabilities over steps of the given samples."""
         targets, _ = target_classes(self.run)
-        scores = self.run.read("labels_trajectory", "class_score", sample=indices)
-        first_steps = first_stable_step(scores, targets[indices])
+        rows = figures.step_image_rows(self.run, indices)
+        scores = self.run.read("labels_trajectory", "class_score", sample=rows)
+        decoded = self.run.read(STEP_IMAGES, "step") - 1
+        first_steps = stable_steps(scores, targets[indices], decoded)
         for index, first_step in zip(indices, first_steps, strict=True):
             self._write(
                 "classes",
@@ -305,10 +317,13 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
     )
 
 
-def _columns(steps: int) -> list[int]:
+def _columns(decoded: np.ndarray) -> list[int]:
     """Return the sampler steps that the step-by-step figure of a sample shows.
 
     Most are early steps, because properties emerge there, and the last step is always included.
+
+    Args:
+        decoded: steps (from 1) with step images, (n,) ascending.
     """
-    candidates = [1, 2, 3, 5, 8, 10, 12, 15]
-    return sorted({step for step in candidates if step < steps} | {steps})
+    candidates, last = [1, 2, 3, 5, 8, 10, 12, 15], int(decoded[-1])
+    return sorted({int(step) for step in decoded if step in candidates} | {last})

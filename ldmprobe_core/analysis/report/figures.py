@@ -16,6 +16,7 @@ from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.text import control_title, metric_title, short_layer
 from ldmprobe_core.analysis.summarize import RunAnalysis
+from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.block_scores import upsample
 from ldmprobe_core.probing.label_set import LabelSet
@@ -34,6 +35,11 @@ MOST_TICKS = 15
 """Largest number of steps whose log signal-to-noise ratio is written above a plot."""
 """Grey level of pixels that were not measured; no pixel of a mask is drawn in it."""
 _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicted clean image"}
+
+
+def step_image_rows(run: Run, samples: list[int]) -> list[int]:
+    """Find the rows of samples, which have step images, in the groups of step images."""
+    return [int(row) for row in np.searchsorted(samples_in(run, STEP_IMAGES), samples)]
 
 
 def png(figure: Figure) -> bytes:
@@ -133,14 +139,13 @@ def sample_grid(
         run: finished run.
         labels: label set of the run.
         summary: summary of the run; the probes drawn are those of each property's best layer.
-        sample: index of a held-out sample.
-        steps: steps to draw, counted from 1.
+        sample: index of a held-out sample with step images.
+        steps: steps to draw, counted from 1, which have step images.
     """
-    columns = [step - 1 for step in steps]
-    step_images = run.read("images", "trajectory", sample=sample)[columns]
-    rows: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [
-        ("decoded latents", list(step_images), {})
-    ]
+    row = step_image_rows(run, [sample])[0]
+    stored = np.searchsorted(run.read(STEP_IMAGES, "step"), steps)
+    images = list(run.read(STEP_IMAGES, "trajectory", sample=row)[stored])
+    rows: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [("decoded latents", images, {})]
     finals: list[np.ndarray | None] = [run.read("images", "image", sample=sample)]
     for prop, result in summary.properties.items():
         truth = labels.maps[prop][sample].astype(float)
@@ -151,7 +156,7 @@ def sample_grid(
         best = result.best
         probes = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
         maps = []
-        for column in columns:
+        for column in (step - 1 for step in steps):
             tokens = run.read(f"activations/{best.layer}", "activation", sample=sample, step=column)
             probe = LinearProbe.from_dataset(probes.isel(step=column))
             predicted = probe.predict(tokens[None])[0]
@@ -160,12 +165,12 @@ def sample_grid(
             maps.append(upsample(predicted[None], truth.shape)[0].astype(float))
         rows.append((f"probe {prop}", maps, scale))
         finals.append(truth)
-        step_maps = run.read("labels_trajectory", prop, sample=sample)[columns].astype(float)
+        step_maps = run.read("labels_trajectory", prop, sample=row)[stored].astype(float)
         step_maps = as_label(run.study, prop, step_maps).astype(float)
         rows.append((f"image {prop}", list(step_maps), scale))
         finals.append(truth)
 
-    width = len(columns) + 1
+    width = len(steps) + 1
     figure = Figure(figsize=(1.15 * width + 1.2, 1.15 * len(rows) + 0.5))
     grid = figure.subplots(len(rows), width, squeeze=False)
     for (name, maps, scale), final, axes in zip(rows, finals, grid, strict=True):
@@ -192,18 +197,18 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
             step; NaN if another class has it at the last step.
     """
     names = [str(name) for name in run.open("labels")["class"].values]
-    scores = {s: run.read(f"labels_{s}", "class_score", sample=sample) for s in SOURCES}
+    row, steps = step_image_rows(run, [sample])[0], run.read(STEP_IMAGES, "step")
+    scores = {s: run.read(f"labels_{s}", "class_score", sample=row) for s in SOURCES}
     decoded = scores["trajectory"]
-    steps = np.arange(1, len(decoded) + 1)
     top = [target, *(int(i) for i in np.argsort(-decoded.max(0)) if i != target)][:4]
-    step_images = run.read("images", "trajectory", sample=sample)
+    step_images = run.read(STEP_IMAGES, "trajectory", sample=row)
     columns = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
     figure = Figure(figsize=(7.4, 3.4))
     grid = figure.add_gridspec(2, len(columns), height_ratios=(1, 2.4), hspace=0.12, wspace=0.05)
     for column, step_index in enumerate(columns):
         panel = figure.add_subplot(grid[0, column])
         panel.imshow(step_images[step_index])
-        panel.set_title(f"step {step_index + 1}", fontsize=7)
+        panel.set_title(f"step {steps[step_index]}", fontsize=7)
         panel.set_xticks([])
         panel.set_yticks([])
     axes = figure.add_subplot(grid[1, :])

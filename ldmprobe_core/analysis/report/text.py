@@ -166,10 +166,10 @@ def classes_line(classes: ClassesRecord) -> str:
     target = "prompt's class" if classes.by_prompt else "final image's top class"
     share, confident = classes.recognized * 100, classes.confident * 100
     return (
-        f"Class: the {target} leads at the last step in {share:.1f}% of images; in these it leads, "
-        f"on average, from step {number(decoded)} on in the decoded latents and from step "
-        f"{number(clean)} on in the predicted clean image. {confident:.1f}% of final images have a "
-        "top probability above 90%."
+        f"Class: the {target} leads at the last step in {share:.1f}% of the {classes.samples} "
+        "images whose steps were decoded; in these it leads, on average, from step "
+        f"{number(decoded)} on in the decoded latents and from step {number(clean)} on in the "
+        f"predicted clean image. {confident:.1f}% of final images have a top probability above 90%."
     )
 
 
@@ -214,6 +214,11 @@ def _lead_clause(leads: LeadsRecord) -> str:
     ).replace("is – steps over", "is undefined over")
 
 
+def _on(samples: dict[str, int] | None) -> str:
+    """Say on how many test images a control rests, if they are not all."""
+    return "" if samples is None else f" on {samples['test']} test images"
+
+
 def _against(result: PropertyRecord) -> str:
     """Return the clause that names the controls that the best cell exceeds, and the others.
 
@@ -231,7 +236,9 @@ def _against(result: PropertyRecord) -> str:
 
     def listed(names: list[str]) -> str:
         return ", ".join(
-            f"{control_title(name)} (by {number(records[name].difference)})" for name in names
+            f"{control_title(name)} (by {number(records[name].difference)}"
+            f"{_on(records[name].samples)})"
+            for name in names
         )
 
     if not missed:

@@ -36,7 +36,13 @@ from ldmprobe_core.pipeline.planning.prompt_checks import (
     long_text_notes,
     unknown_word_notes,
 )
-from ldmprobe_core.pipeline.planning.sizes import stored_bytes, sum_bytes, worker_bytes
+from ldmprobe_core.pipeline.planning.sizes import (
+    StoredSamples,
+    stored_bytes,
+    stored_samples,
+    sum_bytes,
+    worker_bytes,
+)
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
 from ldmprobe_core.study.layers import CLEAN_PIXELS, INPUT_CONTROLS, LATENTS, LayerShape
@@ -69,6 +75,7 @@ class StudyPlan:
         count: number of images.
         n_stored: number of images that are stored with their activations; the others contribute
             to statistics only.
+        stored: numbers of samples with activations of the permuted denoiser and with step images.
         bytes_of: expected bytes in the store before compression, by kind of array.
         memory: expected peak memory in bytes of a worker that generates images, by use.
         exact_properties: properties for which every source image has an exact map.
@@ -86,6 +93,7 @@ class StudyPlan:
     steps: list[float]
     count: int
     n_stored: int
+    stored: StoredSamples
     bytes_of: dict[str, int]
     memory: dict[str, int]
     exact_properties: tuple[str, ...]
@@ -195,7 +203,8 @@ def plan_study(study: Study) -> StudyPlan:
         notes += _input_file_notes(resolved, architecture.size)
     n_stored = n_stored_samples(samples, resolved) if resolved else count
     sums = sum_bytes(study, shapes, len(steps))
-    bytes_of = stored_bytes(study, shapes, architecture.size, len(steps), n_stored)
+    stored = stored_samples(resolved or study, samples, n_stored, len(steps))
+    bytes_of = stored_bytes(study, shapes, architecture.size, len(steps), stored)
     if sums:
         bytes_of["statistics"] = BUFFERS * min(study.capture.accumulators, count) * sums
     return StudyPlan(
@@ -207,6 +216,7 @@ def plan_study(study: Study) -> StudyPlan:
         steps=steps,
         count=count,
         n_stored=n_stored,
+        stored=stored,
         bytes_of=bytes_of,
         memory=worker_bytes(study, architecture, denoiser, vae, shapes, len(steps), sums),
         exact_properties=exact_properties,

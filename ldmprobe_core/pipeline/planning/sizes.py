@@ -2,18 +2,68 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import nn
 
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.pipeline.activation_sinks import peak_activation_bytes
-from ldmprobe_core.study.batching import gram_width, n_positions
-from ldmprobe_core.study.layers import INPUT_CONTROLS, LayerShape
+from ldmprobe_core.study.batching import (
+    gram_width,
+    n_positions,
+    permuted_samples,
+    step_image_samples,
+    step_image_steps,
+)
+from ldmprobe_core.study.layers import CLEAN_PIXELS, INPUT_CONTROLS, LayerShape
 from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
 
+class StoredSamples(NamedTuple):
+    """Numbers of samples, and of steps, that the groups of a run hold.
+
+    Attributes:
+        images: number of samples with images and activations.
+        permuted: number of those on which the permuted denoiser runs too.
+        step_images: number of those with step images.
+        steps: number of steps whose images are stored.
+    """
+
+    images: int
+    permuted: int
+    step_images: int
+    steps: int
+
+
+def stored_samples(study: Study, samples: list[Sample], n_stored: int, steps: int) -> StoredSamples:
+    """Count the samples and steps that the groups of a run hold.
+
+    Args:
+        study: the study.
+        samples: all of its samples; without any, because input files cannot be read, the counts
+            are upper limits.
+        n_stored: number of samples with images.
+        steps: number of sampler steps.
+
+    Raises:
+        UserError: ``trajectory.steps`` does not suit the number of steps.
+    """
+    decoded = len(step_image_steps(study, steps))
+    if not samples:
+        on = study.controls.permuted_weights is not None
+        return StoredSamples(n_stored, n_stored * on, n_stored, decoded)
+    permuted = int((permuted_samples(study, samples) < n_stored).sum())
+    return StoredSamples(n_stored, permuted, len(step_image_samples(study, samples)), decoded)
+
+
 def stored_bytes(
-    study: Study, shapes: dict[str, LayerShape], size: tuple[int, int], steps: int, count: int
+    study: Study,
+    shapes: dict[str, LayerShape],
+    size: tuple[int, int],
+    steps: int,
+    stored: StoredSamples,
 ) -> dict[str, int]:
     """Estimate the bytes that a run needs in the store before compression, by kind of array.
 
@@ -22,8 +72,9 @@ def stored_bytes(
         shapes: layer name to the shape of its activations, including input controls.
         size: height and width of images in pixels.
         steps: number of sampler steps.
-        count: number of images that are stored.
+        stored: numbers of samples and steps in the store.
     """
+    count, step_images = stored.images, stored.step_images * stored.steps
     pixels = size[0] * size[1]
     values = sum(s.y * s.x * s.channels for name, s in shapes.items() if name not in INPUT_CONTROLS)
     inputs = sum(s.y * s.x * s.channels for name, s in shapes.items() if name in INPUT_CONTROLS)
@@ -35,12 +86,10 @@ def stored_bytes(
             scores += len(maps) * study.controls.permutations
     sizes = {
         "activations": count * steps * values * 2,
-        "activations_permuted": count * steps * values * 2
-        if study.controls.permuted_weights
-        else 0,
+        "activations_permuted": stored.permuted * steps * values * 2,
         "inputs": count * steps * inputs * 2,
-        "images": count * pixels * 3 * (1 + 2 * steps),
-        "labels": count * pixels * len(maps) * (4 + 2 * 2 * steps),
+        "images": pixels * 3 * (count + 2 * step_images),
+        "labels": pixels * len(maps) * (4 * count + 2 * 2 * step_images),
         "scores": count * steps * len(shapes) * 4 * scores,
     }
     return {name: size for name, size in sizes.items() if size}
@@ -59,6 +108,8 @@ def sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
     entries = 0
     for network in ("trained", "permuted") if study.controls.permuted_weights else ("trained",):
         for name, shape in shapes.items():
+            if name == CLEAN_PIXELS:
+                continue
             if network == "trained" or name not in INPUT_CONTROLS:
                 width = gram_width(study, network, shape.as_probed(name).channels)
                 entries += width * (width + 1) // 2

@@ -8,7 +8,7 @@ float32 from a subsample of the tokens and reused as long as it gives good steps
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -24,6 +24,9 @@ _SLOW = 0.25
 """Recompute the Hessian if a step leaves more than this fraction of the Newton decrement."""
 
 _MOST_STEPS = 200
+
+_WIDENED_BYTES = 1 << 27
+"""Largest size in bytes of tokens in float64 that are kept for all passes."""
 
 _ROUNDING = 1e-13
 """Largest difference of the objective that is treated as rounding error."""
@@ -60,12 +63,32 @@ class SoftLabels:
         """Sum the values of the tokens in the slice ``part``, each times the token's weight."""
         return float(values.sum() if self.weight is None else self.weight[part] @ values)
 
+    def widened(self) -> SoftLabels:
+        """Return the same tokens in float64, if they take little memory, so that passes are faster.
+
+        Otherwise every pass converts block after block.  The values are the same.
+        """
+        if self.x.size * 8 > _WIDENED_BYTES:
+            return self
+        return replace(self, x=np.concatenate([*row_blocks(self.x)]))
+
     def select(self, index: np.ndarray) -> SoftLabels:
         """Return the tokens with these indices."""
         weight, offset = (
             None if values is None else values[index] for values in (self.weight, self.offset)
         )
         return SoftLabels(self.x[index], self.share[index], weight, offset)
+
+
+def loss_and_probability(logit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute log(1 + exp(logit)) and 1 / (1 + exp(-logit)), which share one exponential.
+
+    Args:
+        logit: (n,) float64.
+    """
+    decay = np.exp(-np.abs(logit))
+    loss = np.log1p(decay) + np.maximum(logit, 0)
+    return loss, np.where(logit >= 0, 1.0, decay) / (1 + decay)
 
 
 def logistic_loss(labels: SoftLabels, weight: np.ndarray, bias: float) -> float:
@@ -80,7 +103,7 @@ def logistic_loss(labels: SoftLabels, weight: np.ndarray, bias: float) -> float:
     for rows in row_blocks(labels.x):
         part = slice(start, start + len(rows))
         logit = labels.logits(rows, part, weight, bias)
-        losses = np.logaddexp(0, logit) - labels.share[part] * logit
+        losses = loss_and_probability(logit)[0] - labels.share[part] * logit
         total += labels.weighted_sum(losses, part)
         start += len(rows)
     return total / labels.total
@@ -179,8 +202,9 @@ class LogisticPath:
             part = slice(start, start + len(rows))
             share = labels.share[part]
             logit = labels.logits(rows, part, weight, bias)
-            total += labels.weighted_sum(np.logaddexp(0, logit) - share * logit, part)
-            slope = expit(logit) - share
+            loss, probability = loss_and_probability(logit)
+            total += labels.weighted_sum(loss - share * logit, part)
+            slope = probability - share
             if labels.weight is not None:
                 slope *= labels.weight[part]
             gradient[:-1] += slope @ rows
@@ -256,7 +280,7 @@ def fit_logistic(
     middle = 0.5 if train.offset is None else 0.0
     start = 4 * weight[:, label], 4 * (float(bias[label]) - middle)
     best: tuple[float, LinearProbe] | None = None
-    solver = LogisticPath(train)
+    solver, validation = LogisticPath(train.widened()), validation.widened()
     for penalty in sorted(penalties, reverse=True):
         start = solver.solve(penalty * path.unit, start)
         loss = logistic_loss(validation, *start)

@@ -26,8 +26,8 @@ class Interval(BaseModel):
 
     Attributes:
         mean: None if the score of every sample is undefined.
-        low, high: ends of the interval; None too if the samples form fewer than
-            `MINIMUM_CLUSTERS` clusters.
+        low, high: ends of the interval; None too if the samples with a defined score form fewer
+            than `MINIMUM_CLUSTERS` clusters.
     """
 
     mean: float | None
@@ -109,7 +109,7 @@ class Bootstrap:
         if not np.isfinite(values).any():
             return Interval(mean=None, low=None, high=None)
         mean = float(np.nanmean(values))
-        if not self.has_intervals:
+        if not self._has_interval(values):
             return Interval(mean=mean, low=None, high=None)
         low, high = max(self._ends(values, error), key=_width)
         return Interval(mean=mean, low=low, high=high)
@@ -126,7 +126,7 @@ class Bootstrap:
             larger of the shares by prompt and by category.  None if there are fewer than
             `MINIMUM_CLUSTERS` prompts or no finite difference.
         """
-        if not self.has_intervals or not np.isfinite(differences).any():
+        if not self._has_interval(differences):
             return None
         shares = []
         for counts in self.counts:
@@ -140,19 +140,27 @@ class Bootstrap:
 
         The result is None if there is no interval.
         """
-        if not self.has_intervals or not np.isfinite(values).any():
+        if not self._has_interval(values):
             return None
         by_prompt, *by_category = (_width(pair) for pair in self._ends(values))
         return "categories" if by_category and by_category[0] > by_prompt else "prompts"
 
+    def _has_interval(self, values: np.ndarray) -> bool:
+        """Whether enough prompts have a defined score for an interval of the mean of scores."""
+        defined = np.isfinite(values)
+        return len(np.unique(self.clusterings[0][defined])) >= MINIMUM_CLUSTERS
+
     def _ends(self, values: np.ndarray, error: float = 0.0) -> list[tuple[float, float]]:
         """Ends of the percentile interval of the mean of scores (sample,), for each clustering."""
+        defined = np.isfinite(values)
+        clusters = [len(np.unique(member[defined])) for member in self.clusterings]
         ends = [
             np.nanquantile(
                 resampled_means(values, counts) + error * self._standard_normal,
-                expanded_tails(self.level, _count(member)),
+                expanded_tails(self.level, n),
             )
-            for counts, member in zip(self.counts, self.clusterings, strict=True)
+            for counts, n in zip(self.counts, clusters, strict=True)
+            if n >= MINIMUM_CLUSTERS
         ]
         return [(float(low), float(high)) for low, high in ends]
 
@@ -204,5 +212,6 @@ def _count(member: np.ndarray) -> int:
 def _draw(member: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Draw clusters with replacement, and count how often each sample is drawn."""
     n = _count(member)
-    drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)]
-    return np.stack(drawn).astype(np.float64)[:, member]
+    drawn = rng.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=n * resamples).reshape(resamples, n)
+    return counts.astype(np.float64)[:, member]

@@ -30,7 +30,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel
 
-from ldmprobe_core.probing.inference.bootstrap import Bootstrap, resampled_means
+from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Bootstrap, resampled_means
 
 SHARES = {"onset": 0.5, "settled": 0.9}
 """Share of the final gain over the position baseline that defines each step."""
@@ -57,6 +57,31 @@ class Crossing(BaseModel):
     high: int | None = None
     determined: bool = False
     distribution: list[float] = []
+
+    def at_steps(self, numbers: np.ndarray, steps: int) -> Crossing:
+        """Convert a crossing of a curve that is known at some steps to one of all steps.
+
+        The curve crosses at the first known step from which it stays at or above its bar.
+
+        Args:
+            numbers: number of each known step (from 1), ascending.
+            steps: number of all steps.
+        """
+        if not self.distribution or len(numbers) == steps:
+            return self
+        step, low, high = (
+            None if end is None else int(numbers[end - 1])
+            for end in (self.step, self.low, self.high)
+        )
+        width = steps if low is None or high is None else high - low
+        before = np.searchsorted(numbers, np.arange(1, steps + 1), side="right")
+        return Crossing(
+            step=step,
+            low=low,
+            high=high,
+            determined=step is not None and width <= WIDEST_SHARE * steps,
+            distribution=[float(share) for share in np.append(0.0, self.distribution)[before]],
+        )
 
 
 class Lead(BaseModel):
@@ -133,7 +158,7 @@ def crossing(
         the step; undefined if there are too few clusters, or no usable sample.
     """
     usable = np.isfinite(margins).all(0)
-    if not usable.any() or not bootstrap.has_intervals:
+    if len(np.unique(bootstrap.clusterings[0][usable])) < MINIMUM_CLUSTERS:
         return Crossing()
     if deviations is None:
         deviations = np.zeros((1, *margins.shape))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.checks.environment import check_temporary_folder
-from flows.cli_errors import write_log
+from flows.commands.errors import write_log
 from ldmprobe_core.errors import UserError
 
 

@@ -17,7 +17,7 @@ def _checked(home, variables):
     """Call the check in a process of its own, because Prefect reads its settings once."""
     script = (
         "import sys\n"
-        "from flows.cli_errors import run_command\n"
+        "from flows.commands.errors import run_command\n"
         "from flows.checks.prefect_settings import check_prefect_settings\n"
         "sys.exit(run_command(check_prefect_settings))\n"
     )

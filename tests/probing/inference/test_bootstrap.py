@@ -38,12 +38,14 @@ def test_bootstrap_interval_equals_the_normal_approximation():
 
 
 def test_bootstrap_leaves_out_undefined_samples():
-    values = np.array([1.0, 2.0, 3.0, np.nan, 2.0, np.nan])
-    bootstrap = Bootstrap(np.arange(6), 500, 0.95, 0)
+    values = np.array([1.0, 2.0, 3.0, np.nan, 2.0, np.nan, 2.0])
+    bootstrap = Bootstrap(np.arange(7), 500, 0.95, 0)
     found = bootstrap.interval(values)
     assert found.mean == pytest.approx(2.0)
     assert 1.0 <= found.low <= found.high <= 3.0
-    nothing = bootstrap.interval(np.full(6, np.nan))
+    few = bootstrap.interval(np.where(np.arange(7) == 6, np.nan, values))
+    assert (few.mean, few.low, few.high) == (2.0, None, None)  # four prompts have a score
+    nothing = bootstrap.interval(np.full(7, np.nan))
     assert nothing.mean is None
     assert nothing.low is None
 

@@ -61,6 +61,11 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
         f"{len(plan.steps)} steps, {len(plan.layers)} layers, {plan.cells} cells",
         highlight=False,
     )
+    console.print(
+        f"{plan.stored.step_images} samples with images of {plan.stored.steps} steps, "
+        f"{plan.stored.permuted} with the permuted denoiser",
+        highlight=False,
+    )
     table = Table("layer", "height x width", "channels", box=None, pad_edge=False)
     for name, shape in plan.shapes.items():
         table.add_row(name, f"{shape.y} x {shape.x}", str(shape.channels))

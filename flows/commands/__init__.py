@@ -1,0 +1,1 @@
+"""Parts of the ``ldmprobe`` command: its tables, its errors, and the command on interventions."""

@@ -1,0 +1,136 @@
+"""The command ``ldmprobe intervene``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.checks.finished_run import RunArgument, finished_run
+from flows.checks.prefect_settings import check_prefect_settings
+from flows.commands.tables import print_rows
+from ldmprobe_core.errors import UserError
+
+console = Console(markup=False, emoji=False)
+
+Property = Annotated[str, typer.Option("--property", help="foreground, depth or shading")]
+Shift = Annotated[
+    list[str] | None,
+    typer.Option(help="dx,dy as shares of width and height, such as 0.2,0; may be repeated"),
+]
+Mirror = Annotated[bool, typer.Option(help="aim at the mirrored map")]
+Tilt = Annotated[
+    list[float] | None,
+    typer.Option(help="slope added to the map from left to right, in its deviations"),
+]
+TargetFile = Annotated[
+    list[str] | None, typer.Option(help="PNG or NPY map to aim for; may be repeated")
+]
+Samples = Annotated[int, typer.Option(help="how many test samples")]
+Method = Annotated[
+    str, typer.Option(help="exact, adam (the paper's), leace, mean_projection or donor")
+]
+CausalMap = Annotated[
+    bool, typer.Option("--map", help="causal map: one layer, one window of steps at a time")
+]
+Windows = Annotated[int, typer.Option(help="windows of steps of the causal map")]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(help="glob over the run's layers, or latents; may be repeated"),
+]
+Start = Annotated[int, typer.Option(help="first edited step")]
+Steps = Annotated[int | None, typer.Option(help="how many steps; by default half")]
+Dose = Annotated[
+    list[float] | None,
+    typer.Option(help="amplitude in deviations of the probe's prediction; may be repeated"),
+]
+Strength = Annotated[float, typer.Option(help="share of the way, 0 to 1")]
+Confidence = Annotated[float, typer.Option(help="what a logistic probe is to read inside the mask")]
+Metric = Annotated[str, typer.Option(help="covariance or l2")]
+Control = Annotated[
+    list[str] | None,
+    typer.Option(help="orthogonal, coherent, permuted or own_label; may be repeated"),
+]
+Controls = Annotated[bool, typer.Option(help="make null edits")]
+Published = Annotated[bool, typer.Option("--published", help="the settings of Chen et al. (2023)")]
+
+
+def intervene(
+    run: RunArgument,
+    prop: Property = "foreground",
+    shift: Shift = None,
+    mirror: Mirror = False,
+    tilt: Tilt = None,
+    target: TargetFile = None,
+    samples: Samples = 8,
+    method: Method = "exact",
+    map_: CausalMap = False,
+    windows: Windows = 5,
+    layers: Layers = None,
+    start: Start = 1,
+    steps: Steps = None,
+    dose: Dose = None,
+    strength: Strength = 1.0,
+    confidence: Confidence = 0.98,
+    metric: Metric = "covariance",
+    control: Control = None,
+    controls: Controls = True,
+    published: Published = False,
+) -> None:
+    """Generate test samples again with edited activations, and score the images."""
+    from ldmprobe_core.interventions.spec import parse_intervention, published_settings
+
+    finished = finished_run(run)
+    content: dict[str, Any] = {
+        "prop": prop, "samples": samples, "method": method, "start": start, "steps": steps,
+        "strength": strength, "confidence": confidence, "metric": metric,
+        "windows": windows if map_ else None, "layers": tuple(layers) if layers else None,
+        "doses": tuple(dose) if dose else None,
+        "controls": (tuple(control) if control else None) if controls else (),
+    }  # fmt: skip
+    targets: list[dict[str, Any]] = [_shift(text) for text in shift or []]
+    targets += [{"mirror": True}] if mirror else []
+    targets += [{"tilt": slope} for slope in tilt or []] + [{"file": path} for path in target or []]
+    if published:
+        content |= published_settings(prop)
+    if targets:
+        content["targets"] = tuple(targets)
+    _carry_out(finished, parse_intervention(content))
+
+
+def _carry_out(finished: Any, what: Any) -> None:
+    """Carry out an intervention with a Prefect server, and print its results.
+
+    Args:
+        finished: run that is edited.
+        what: settings of the intervention.
+    """
+    from ldmprobe_core.interventions.stages import create_intervention
+
+    create_intervention(finished, what)
+    check_prefect_settings()
+    from flows.intervene import intervene_flow
+    from flows.server import prefect_server, run_flow, ui_url
+    from ldmprobe_core.analysis.report.intervention_text import effect_rows, map_sentence
+    from ldmprobe_core.interventions.results import InterventionSummary
+
+    with prefect_server() as api:
+        console.print(f"Prefect UI: {ui_url(api)}\nRun: {finished.url}\n", highlight=False)
+        result = run_flow(intervene_flow, url=finished.url, what=what)
+    summary = InterventionSummary.model_validate(result)
+    print_rows(effect_rows(summary), console)
+    if what.windows:
+        console.print(f"\n{map_sentence(summary)}", highlight=False)
+    console.print(f"\nReport: {finished.url}/report/index.html", highlight=False, soft_wrap=True)
+
+
+def _shift(text: str) -> dict[str, float]:
+    parts = text.split(",")
+    try:
+        dx, dy = (float(part) for part in parts)
+    except ValueError:
+        raise UserError(
+            f"--shift is {text!r}. Fix: give dx,dy as fractions of the image's size, such as 0.2,0"
+        ) from None
+    return {"dx": dx, "dy": dy}

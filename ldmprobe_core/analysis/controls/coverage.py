@@ -1,0 +1,61 @@
+"""Samples on which a control rests, where it was computed on a part of them only.
+
+The permuted denoiser runs on some batches, and few samples have step images.  A probe is compared
+with such a control on the same test samples, and, where training activations are stored, it is
+fitted again to the same training samples first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.batching import permuted_samples, step_image_samples
+from ldmprobe_core.study.layers import CLEAN_PIXELS
+from ldmprobe_core.study.splits import SPLITS
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Samples of one control.
+
+    Attributes:
+        index: indices of the samples, (n,) ascending; not all of them need be stored.
+        counts: number of them in each split.
+        heldout: whether each held-out sample is among them, (held-out sample,) bool.
+    """
+
+    index: np.ndarray
+    counts: dict[str, int]
+    heldout: np.ndarray
+
+
+def partial_coverage(run: Run, heldout: np.ndarray) -> dict[str, Coverage]:
+    """Find the controls that were computed on a part of the samples, with these samples.
+
+    Args:
+        run: run of the controls.
+        heldout: indices of the held-out samples.
+
+    Returns:
+        samples by name of the control; a control of all samples is left out.
+    """
+    study, samples = run.study, run.samples
+    index_of = {}
+    if CLEAN_PIXELS in study.input_controls:
+        index_of[CLEAN_PIXELS] = step_image_samples(study, samples)
+    permuted = permuted_samples(study, samples)
+    for condition in study.conditions:
+        if condition.network == "permuted" and study.controls.enabled(condition.name):
+            index_of[condition.name] = permuted
+    covered = {}
+    for name, index in index_of.items():
+        if len(index) < len(samples):
+            counts = Counter(samples[i].split for i in index)
+            covered[name] = Coverage(
+                index, {split: counts[split] for split in SPLITS}, np.isin(heldout, index)
+            )
+    return covered

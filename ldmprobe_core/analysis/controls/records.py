@@ -1,0 +1,120 @@
+"""Records of the results of controls in ``summary.json``."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ldmprobe_core.probing.inference.bootstrap import Interval
+from ldmprobe_core.study.probe_kinds import PROBE_KINDS
+
+LARGEST_P = 0.05
+"""Largest p value at which a probe counts as above a control."""
+
+
+class Record(BaseModel):
+    """Base of the records, which refuse unknown keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class OwnBestRecord(Record):
+    """Score of a control on the test samples, in the cell that suits the control best.
+
+    That cell is chosen on validation samples, as the probe's is.
+
+    Attributes:
+        step, layer, kind: cell and kind of probe; None for a control without them.
+        score: mean score with its interval.
+    """
+
+    step: int | None = None
+    layer: str | None = None
+    kind: str | None = None
+    score: Interval
+
+
+class ControlRecord(Record):
+    """Scores of a control, and their difference to the scores of the probe.
+
+    Attributes:
+        same_cell: score of the control in the probe's best cell.
+        own_best: score of the control in its own best cell.
+        difference: score of the probe's best cell minus the score of the control's own best cell,
+            paired over samples.  For input controls it is corrected for the number of training
+            samples, and its interval includes their choice (`analysis.controls.training_size`).
+            If the control was computed on a part of the samples, the probe is fitted to the same
+            training samples, and both are scored on the same test samples.
+        p: one-sided p value that the probe is not above the control.  For shuffled labels it is a
+            permutation p value, corrected for the choice among all cells; for others it is the
+            share of the bootstrap's resamples in which the mean difference is not positive.
+        partial: partial score of the control in the probe's best cell; None for masks.
+        undefined: number of test samples whose score is undefined in the probe's best cell; means
+            exclude them.
+        samples: number of samples of each split on which the control was computed; None if it was
+            computed on all.  With ``capture.keep: statistics`` the probe that it is compared with
+            is fitted to all training samples nevertheless.
+    """
+
+    same_cell: Interval
+    own_best: OwnBestRecord
+    difference: Interval
+    p: float | None = None
+    partial: Interval | None = None
+    undefined: int = 0
+    samples: dict[str, int] | None = None
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the probe's best cell exceeds the control in the control's own best cell.
+
+        The interval of the paired difference must lie above zero, and p must be at most 0.05.
+        """
+        above = self.difference.low is not None and self.difference.low > 0
+        return above and self.p is not None and self.p <= LARGEST_P
+
+
+class ControlsRecord(Record):
+    """Results of the controls; None where a control is off.
+
+    Registered conditions and nonlinear kinds of probes that a study enables add further keys.
+
+    Attributes:
+        position: the position baseline, which has no cell.
+        shuffled_labels: probes fitted to the labels of other images; means over permutations.
+        permuted_weights: probes of a denoiser with permuted weights.
+        latents: probes of the denoiser's input, at the same step for `same_cell`.
+        clean_pixels: probes of the predicted clean image's pixels, likewise.
+        prompt: maps predicted from the prompt's embedding, which have no cell.
+        same_prompt: the probe's own maps, scored against the labels of other test images of the
+            same prompt; they have no cell of their own.
+        mlp: probes with one hidden layer; they may score above the linear probe.
+    """
+
+    position: ControlRecord
+    shuffled_labels: ControlRecord | None
+    permuted_weights: ControlRecord | None
+    latents: ControlRecord | None = None
+    clean_pixels: ControlRecord | None = None
+    prompt: ControlRecord | None = None
+    same_prompt: ControlRecord | None = None
+    mlp: ControlRecord | None = None
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ControlRecord] = Field(init=False)
+
+    def by_name(self) -> dict[str, ControlRecord]:
+        """Records of the enabled controls by name; declared fields come first."""
+        records = {name: getattr(self, name) for name in type(self).model_fields}
+        records |= self.model_extra or {}
+        return {name: record for name, record in records.items() if record is not None}
+
+    def not_exceeded(self) -> list[str]:
+        """Names of the controls that the probe's best cell does not clearly exceed.
+
+        A nonlinear probe may read more than a linear one, so it is not among them.
+        """
+        return [
+            name
+            for name, record in self.by_name().items()
+            if name not in PROBE_KINDS and not record.exceeded
+        ]

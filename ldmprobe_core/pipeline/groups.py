@@ -1,0 +1,47 @@
+"""Samples of the groups of a run that hold a part of them, such as those of step images."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.batching import StepImages
+
+STEP_IMAGES = "step_images"
+"""Name of the group of step images."""
+
+
+def samples_in(run: Run, group: str) -> np.ndarray:
+    """Read the indices of the samples that a group holds, (n,) ascending."""
+    return run.read(group, "sample")
+
+
+def rows_in(run: Run, group: str, members: range) -> tuple[np.ndarray, slice]:
+    """Find the samples of a batch that a group holds.
+
+    Args:
+        run: run that holds the group.
+        group: path of a group with the dimension ``sample``.
+        members: indices of the batch's samples.
+
+    Returns:
+        their positions in the batch, (n,), and the slice of the group that they take.
+    """
+    index = samples_in(run, group)
+    start, stop = np.searchsorted(index, [members.start, members.stop])
+    return index[start:stop] - members.start, slice(int(start), int(stop))
+
+
+def step_images_in(run: Run, members: range) -> tuple[StepImages, slice]:
+    """Choose the step images of a batch, and find the slice of their group that they take."""
+    positions, rows = rows_in(run, STEP_IMAGES, members)
+    return StepImages(positions, run.read(STEP_IMAGES, "step") - 1), rows
+
+
+def permuted_rows_in(run: Run, members: range) -> slice | None:
+    """Find the slice of the permuted denoiser's groups that a batch takes; None if it has none."""
+    if run.study.controls.permuted_weights is None:
+        return None
+    _, rows = rows_in(run, f"{ACTIVATION_GROUPS['permuted']}/{run.layers[0]}", members)
+    return rows if rows.stop > rows.start else None
