@@ -37,8 +37,9 @@ def test_build_report_shows_a_causal_map_and_a_dose_response(run):
     assert f"{causal.name}-map.png" in page
     assert f"{doses.name}-doses.png" in page
     assert html.escape(map_sentence(summary)) in page
-    clear = [s for s in summary.sites if (s.effects["orthogonal"].edit_less_this.low or 0) > 0]
-    assert f"In {len(clear)} of {len(summary.sites)} cells" in map_sentence(summary)
+    layers = [s for s in summary.sites if s.layers != ["latents"]]
+    clear = [s for s in layers if (s.effects["orthogonal"].edit_less_this.low or 0) > 0]
+    assert f"In {len(clear)} of {len(layers)} cells" in map_sentence(summary)
     rows = effect_rows(summary)
     assert next(row["layer"] for row in rows) == "denoiser's input"
     assert set(rows[0]) == {"layer", "steps 1-1", "steps 2-2", "steps 3-3"}

@@ -133,7 +133,7 @@ def _grid(figure: Figure, panel: Any, values: np.ndarray, title: str, how: dict[
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             panel.text(
-                column, row, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=7,
                 color="white" if dark else "black",
             )  # fmt: skip
 

@@ -94,21 +94,26 @@ def _map_rows(summary: InterventionSummary) -> list[dict[str, str]]:
 def map_sentence(summary: InterventionSummary) -> str:
     """Say in which layers and steps of a causal map the edit has an effect, and where it has none.
 
-    The intervals are not corrected for the number of cells, and the sentence says so.
+    The intervals are not corrected for the number of cells, and the sentence says so.  The
+    denoiser's input is not a layer, so the sentence leaves it out.
     """
     against = "the null edit" if "orthogonal" in summary.sites[0].effects else "the unedited images"
-    helped = [s for s in summary.sites if clear_of_zero(s.used) and (s.used.low or 0) > 0]
+    cells = [site for site in summary.sites if site.layers[0] != LATENTS]
+    helped = [site for site in cells if clear_of_zero(site.used) and (site.used.low or 0) > 0]
     text = (
-        f"In {len(helped)} of {len(summary.sites)} cells the edit raises the "
+        f"In {len(helped)} of {len(cells)} cells the edit raises the "
         f"{metric_title(summary.metric)} with the target above {against}, with an interval clear "
         "of zero (not corrected for the number of cells)"
     )
     if not helped:
         return text + "."
     best = max(helped, key=lambda site: site.used.mean or 0.0)
-    read = max(summary.sites, key=lambda site: _mean(site.decodable))
-    text += f"; most in {site_layer(best)}, steps {best.first} to {best.last}: {number(best.used)}."
-    if read.decodable is None:
+    read = max(cells, key=lambda site: _mean(site.decodable))
+    text += f"; most in {site_layer(best)}, steps {best.first} to {best.last}: {number(best.used)}"
+    if best.decodable is not None:
+        text += f", where probes have a score of {number(best.decodable)}"
+    text += "."
+    if read.decodable is None or read is best:
         return text
     return text + (
         f" Probes read {summary.intervention.prop} best in {site_layer(read)}, steps {read.first} "
