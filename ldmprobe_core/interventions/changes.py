@@ -22,7 +22,7 @@ from ldmprobe_core.probing.block_scores import block_means
 
 @dataclass
 class EditLog:
-    """Size of the edits of a batch, over all its edited cells.
+    """Record of how much the edits of a batch change the probe's predictions, cell by cell.
 
     Attributes:
         readings: root mean square over the tokens of the change of the probe's prediction, in

@@ -48,7 +48,8 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     for source in SOURCES if chosen else ():
         images = run.read(STEP_IMAGES, source, sample=rows)
         count += images.shape[0] * images.shape[1]
-        # The last step of a generated image's trajectory is the finished image, which is labeled.
+        # The last step image of a generated sample is its finished image.  The labels of that image
+        # are in `labels` already, so they are copied instead of computed again.
         reused = source == "trajectory" and study.images is None
         last = {name: values[chosen.samples] for name, values in labels.items()} if reused else {}
         of_steps = _label_steps(run, images, last, members)

@@ -81,7 +81,7 @@ def holdout_record(
     fold_of = {name: fold for fold, names in enumerate(folds) for name in names}
     of_sample = np.array([fold_of[str(sample.category)] for sample in samples])
     train, validation, n = data.train, data.validation, len(folds)
-    # For comparison with each fold, the same number of training samples is left out at random.
+    # For comparison, as many training samples as each fold has are left out at random.
     prompts = np.array([samples[i].group for i in train])
     shuffled = ordered_by_prompt(train, prompts, np.random.default_rng(seed))
     sizes = [int((of_sample[train] == fold).sum()) for fold in range(n)]

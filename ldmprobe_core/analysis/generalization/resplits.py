@@ -286,7 +286,7 @@ def choose_curves(
     prompts: np.ndarray,
     inflation: float,
 ) -> ResplitCurves:
-    """Choose the layer of every re-split by the rule of a run, on its validation samples.
+    """Choose for every re-split the layer that scores best on its validation samples.
 
     Args:
         layers: names of the candidate layers.

@@ -26,7 +26,7 @@ def intervention_title(summary: InterventionSummary) -> str:
 
 
 def site_layer(site: SiteRecord) -> str:
-    """Return a short name of the only layer of a site."""
+    """Return a short name of the first layer of a site, for sites that have one layer."""
     return "denoiser's input" if site.layers[0] == LATENTS else short_layer(site.layers[0])
 
 

@@ -126,7 +126,7 @@ def worker_bytes(
     steps: int,
     sums: int,
 ) -> dict[str, int]:
-    """Estimate the peak memory of a worker that generates images, in bytes, by use.
+    """Estimate the peak memory of a worker that generates images, in bytes for each use of it.
 
     It includes weights and the data of one batch, but not text encoders and the networks'
     intermediate values.

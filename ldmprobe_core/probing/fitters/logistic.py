@@ -55,7 +55,14 @@ class SoftLabels:
         return len(self.x) if self.weight is None else float(self.weight.sum())
 
     def logits(self, rows: np.ndarray, part: slice, weight: np.ndarray, bias: float) -> np.ndarray:
-        """Compute the logits of the tokens in the slice ``part``, with activations ``rows``."""
+        """Compute the logits of some tokens.
+
+        Args:
+            rows: activations of these tokens alone, (token, channel).
+            part: slice of these tokens among all tokens, which selects their offsets.
+            weight: weight of the probe, (channel,).
+            bias: bias of the probe.
+        """
         logits = rows @ weight + bias
         return logits if self.offset is None else logits + self.offset[part]
 

@@ -159,7 +159,7 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
 def _check_properties(
     images: Images, facts: dict[str, dict[str, _MapFacts]]
 ) -> tuple[dict[str, float], list[str]]:
-    """Check that all maps of a property have the same kind of values, and compute statistics.
+    """Check that the maps of a property agree (masks or values), and measure their missing pixels.
 
     Args:
         facts: facts about each map, by property and file name.
