@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, Field
 
 from ldmprobe_core.analysis.class_records import ClassesRecord
-from ldmprobe_core.analysis.controls.exact_maps import ExactRecord
-from ldmprobe_core.analysis.controls.records import ControlsRecord, Record
+from ldmprobe_core.analysis.controls.records import ControlsRecord, ExactRecord, Record
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.interventions.records import InterventionRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval

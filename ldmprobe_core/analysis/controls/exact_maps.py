@@ -8,39 +8,19 @@ the same.
 from __future__ import annotations
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from ldmprobe_core.analysis.controls.records import ExactRecord
 from ldmprobe_core.analysis.generalization.refits import TestScorer
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.detection import position_cut
-from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.metrics import score_maps
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
-
-
-class ExactRecord(BaseModel):
-    """Scores against the exact maps of the test samples, in the headline metric.
-
-    Attributes:
-        best: score of the probe's best cell.
-        partial: partial score of that cell; None for masks.
-        position: score of the mean label of the training samples.
-        difference: `best` minus `position`, paired over samples.
-        labeler: score of the labeler's maps of the source images; None if the labels are exact.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    best: Interval
-    partial: Interval | None
-    position: Interval
-    difference: Interval
-    labeler: Interval | None
 
 
 def exact_record(

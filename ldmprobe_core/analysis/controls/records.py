@@ -1,4 +1,4 @@
-"""Records of the results of controls in ``summary.json``."""
+"""Records of the results of controls, and of scores on exact maps, in ``summary.json``."""
 
 from __future__ import annotations
 
@@ -118,3 +118,21 @@ class ControlsRecord(Record):
             for name, record in self.by_name().items()
             if name not in PROBE_KINDS and not record.exceeded
         ]
+
+
+class ExactRecord(Record):
+    """Scores against the exact maps of the test samples, in the headline metric.
+
+    Attributes:
+        best: score of the probe's best cell.
+        partial: partial score of that cell; None for masks.
+        position: score of the mean label of the training samples.
+        difference: `best` minus `position`, paired over samples.
+        labeler: score of the labeler's maps of the source images; None if the labels are exact.
+    """
+
+    best: Interval
+    partial: Interval | None
+    position: Interval
+    difference: Interval
+    labeler: Interval | None
