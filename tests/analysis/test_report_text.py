@@ -20,6 +20,7 @@ from ldmprobe_core.analysis.records import (
     Summary,
     UndefinedRecord,
 )
+from ldmprobe_core.analysis.report.overview import overview_sentences
 from ldmprobe_core.analysis.report.text import best_rows, headline, lead, number, step
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
@@ -200,3 +201,16 @@ def test_headline_of_one_test_prompt_compares_with_nothing():
     (line,) = headline(whole)
     assert line.endswith("the best cell, 0.60, has no interval (1 test prompt) to compare by.")
     assert best_rows(whole)[0]["above position"] == "no interval"
+
+
+def test_overview_sentences_say_score_controls_and_step():
+    """A score of 0.6, and an onset at step 3 [2, 4], or one that spans all steps."""
+    (line,) = overview_sentences(summary(0.3, 0.3, 0.3))
+    assert line == (
+        "Depth: rank correlation 0.60 [0.55, 0.65], above every control; half of its final gain "
+        "over position from step 3 [2, 4] of 15 on."
+    )
+    (line,) = overview_sentences(summary(0.3, 0.3, 0.3, onset=WIDE))
+    assert line.endswith("the step from which it can be read is not determined [1, later].")
+    (line,) = overview_sentences(summary(0.3, 0.6, 0.3))
+    assert "not clearly above shuffled labels" in line

@@ -29,6 +29,7 @@ from ldmprobe_core.analysis.report.intervention_text import (
     intervention_title,
     map_sentence,
 )
+from ldmprobe_core.analysis.report.overview import overview_figure, overview_sentences
 from ldmprobe_core.analysis.report.text import (
     best_rows,
     control_columns,
@@ -142,13 +143,22 @@ class _FigureWriter:
     def __init__(self, run: Run, analysis: RunAnalysis) -> None:
         self.run, self.analysis, self.summary = run, analysis, analysis.summary
         self.entries: dict[str, list[dict[str, Any]]] = {
-            "properties": [], "generalization": [], "samples": [], "classes": [],
+            "overview": [], "properties": [], "generalization": [], "samples": [], "classes": [],
             "interventions": [],
         }  # fmt: skip
 
     def _write(self, section: str, name: str, figure: Any, alternative: str, **more: Any) -> None:
         self.run.location.write_bytes(f"report/{name}", figures.png(figure))
         self.entries[section].append({"file": name, "alt": alternative, **more})
+
+    def add_overview(self) -> None:
+        """Draw the figure at the top of the page: when each property is known."""
+        self._write(
+            "overview",
+            "overview.png",
+            overview_figure(self.analysis),
+            " ".join(overview_sentences(self.summary)),
+        )
 
     def add_properties(self) -> None:
         """Draw each property's score heatmap (step by layer) and its score curves over steps."""
@@ -270,6 +280,7 @@ def _draw_figures(
 ) -> dict[str, list[dict[str, Any]]]:
     """Draw all figures, write them into the run, and return their records by section."""
     writer = _FigureWriter(run, analysis)
+    writer.add_overview()
     writer.add_properties()
     writer.add_generalization()
     for name in completed_interventions(run):
@@ -302,6 +313,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         summary=summary,
         study=study,
         headline=headline(summary),
+        overview=overview_sentences(summary),
         rows=best_rows(summary),
         generalization=generalization_rows(summary),
         figures=figure_records,
