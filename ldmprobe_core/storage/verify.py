@@ -222,8 +222,12 @@ def _batch_finder(run: Run) -> BatchOfChunk:
     def of_chunks(path: str) -> list[int]:
         """List the batch of each chunk along the dimension ``sample`` of an array."""
         first, last = (open_array(run.store, run.url, one) for one in (path, "images/image"))
-        chunk = first.chunks[dimensions(first).index("sample")]
-        samples = run.read(path.rpartition("/")[0], "sample")[::chunk]
+        along, group = dimensions(first).index("sample"), path.rpartition("/")[0]
+        if f"{group}/sample" not in consolidated_metadata(run.location):
+            # The group has all samples and does not list them, so chunks are batches.
+            return list(range(first.cdata_shape[along]))
+        chunk = first.chunks[along]
+        samples = run.read(group, "sample")[::chunk]
         return [int(sample) // last.chunks[0] for sample in samples]
 
     def batch_of(path: str, chunk: int) -> int | None:

@@ -75,6 +75,7 @@ def test_check_labeler_refuses_a_folder_without_a_config(tmp_path):
     with pytest.raises(UserError, match=r"labels\.depth .*the folder holds no config\.json.*Fix"):
         check_labeler("depth", LabelerSpec(name="midas", weights=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no safetensors file"):
         check_labeler("depth", LabelerSpec(name="midas", weights=str(tmp_path)))
 

@@ -160,7 +160,8 @@ def test_load_study_takes_overrides_as_a_mapping():
 def test_intervene_scores_edits_of_test_samples(run):
     summary = lp.intervene(run, "foreground", shift=(0.2, 0.0), samples=2, steps=1)
     assert summary.pairs == 2
-    assert set(summary.effects) == {"edited", "random", "shuffled"}
+    nulls = {"orthogonal", "coherent", "permuted", "own_label"}
+    assert set(summary.effects) == {"edited", *nulls}
     assert str(summary.intervention.targets[0]) == "shift 0.2, 0"
 
 
