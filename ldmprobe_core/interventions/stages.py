@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 
 from ldmprobe_core.errors import RunError, UserError
@@ -325,7 +326,9 @@ class _Batch:
 
     def _direction(self, step: int, layer: str) -> EditDirection:
         identity = self.run.location.read_text("identity")
-        return direction_of(self.run.url, identity, self.spec, step, layer)
+        # Images are generated without gradients, but some kinds of probes are fitted with them.
+        with torch.enable_grad():
+            return direction_of(self.run.url, identity, self.spec, step, layer)
 
     def _donated(self, step: int, layer: str) -> np.ndarray:
         """Activations of the donors in one cell, (sample, y, x, channel)."""
