@@ -266,7 +266,8 @@ def unprivileged_user() -> str | None:
         except KeyError:
             continue
     raise StackError(
-        "PostgreSQL does not run as root, and no user postgres or nobody exists to run it. Fix: "
+        "PostgreSQL does not run as root, and this system has neither a user postgres nor a user "
+        "nobody to run it. Fix: "
         "create the user postgres, or start the stack as another user than root"
     )
 

@@ -1,4 +1,4 @@
-"""Null edits: edits that should not move an image towards the target, whatever the probe reads.
+"""Null edits, the controls of interventions: changes of equal size in other directions.
 
 A null edit changes each token by as much as the edit proper does (the same norm, and the same sign
 over the image), but in another direction.  What such an edit changes in the image is an effect of

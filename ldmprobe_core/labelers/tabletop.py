@@ -51,30 +51,32 @@ class _MapNetworkCache:
         return last[1]
 
 
+def _less_mean(maps: Tensor) -> Tensor:
+    """Subtract each image's mean, because an image does not show the absolute scale of a scene."""
+    return maps - maps.mean((1, 2), keepdim=True)
+
+
+_OUTPUTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "foreground": ("probability of foreground", torch.sigmoid),
+    "depth": ("log of depth, relative to the image's mean", _less_mean),
+    "shading": ("light at the surface, 1 = fully lit", torch.Tensor.clone),
+}
+"""Units of each property's maps, and the function that computes them from a network output."""
+
+
 class MapLabeler:
     """Labeler of foreground, log depth or shading: one output of the tabletop map network."""
 
     classes: tuple[str, ...] = ()
 
     def __init__(self, prop: str, maps: _MapNetworkCache) -> None:
-        self.prop, self.channel = prop, MAP_CHANNELS.index(prop)
+        self.channel = MAP_CHANNELS.index(prop)
         self.maps = maps
-        self.units = {
-            "foreground": "probability of foreground",
-            "depth": "log of depth, relative to the image's mean",
-            "shading": "light at the surface, 1 = fully lit",
-        }[prop]
+        self.units, self.convert = _OUTPUTS[prop]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Compute maps (n, y, x) float32 of the property from images (n, y, x, rgb) uint8."""
-        output = self.maps(images)[:, self.channel]
-        if self.prop == "foreground":
-            output = torch.sigmoid(output)
-        if self.prop == "depth":
-            # An image does not show the absolute scale of a scene, so depth is relative to the
-            # image's mean.
-            output = output - output.mean((1, 2), keepdim=True)
-        return output.numpy()
+        return self.convert(self.maps(images)[:, self.channel]).numpy()
 
 
 class NormalLabeler:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from intervention_helpers import carry_out_intervention
+from run_helpers import carry_out, small_study
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.plan import plan_intervention
@@ -12,6 +13,7 @@ from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.verify import find_corrupt_chunks
+from ldmprobe_core.study.loading import parse_study
 
 
 def test_edit_batch_repeats_a_batch_that_is_not_marked_done(run):
@@ -110,3 +112,18 @@ def test_find_corrupt_chunks_finds_a_lost_chunk_of_a_causal_map(run):
     assert damaged.array == f"{group}/score"
     run.location.write_bytes(chunk, content)
     assert not list(find_corrupt_chunks(run, group))
+
+
+@pytest.mark.parametrize("layers", [("*attn1",), ("latents",)])
+def test_edit_batch_fits_probes_by_descent_while_images_are_generated(tiny_model, tmp_path, layers):
+    """The null edit of permuted labels, and edits of latents, fit probes in the hooks of a run."""
+    content = small_study("descent", tiny_model, 12).model_dump(mode="json", by_alias=True)
+    content["probes"] = {"kinds": ["plain_ridge", "adam"]}
+    run = carry_out(parse_study(content), str(tmp_path))
+    spec = Intervention(
+        samples=1, method="adam", kind="adam", iterations=2, steps=1, layers=layers,
+        controls=("permuted",),
+    )  # fmt: skip
+    summary = carry_out_intervention(run, spec)
+    assert summary.kind == "adam"
+    assert set(summary.effects) == {"edited", "permuted"}
