@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -182,14 +184,16 @@ class Trainer:
     def _update_average(self) -> None:
         # Early on, the average follows the weights closely, so that it forgets their random start.
         decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
-        floating, other = [], []
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
         for key, value in self.model.state_dict().items():
-            group = floating if value.is_floating_point() else other
-            group.append((self.average[key], value))
+            if value.is_floating_point():
+                averages.append(self.average[key])
+                values.append(value)
+            else:
+                self.average[key].copy_(value)
         # One call for all weights: on a GPU, a call a tensor takes longer than the arithmetic.
-        torch._foreach_lerp_(*map(list, zip(*floating, strict=True)), 1 - decay)
-        for average, value in other:
-            average.copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
     def save_checkpoint(self) -> None:
         """Replace the checkpoint and the record by the current state."""
@@ -209,8 +213,14 @@ class Trainer:
             },
         )
         temporary.replace(self.path)
-        record = {"step": self.step, "samples": self.samples, "seconds": round(self.seconds)}
-        self.record.write_text(json.dumps(record | {"cpu_seconds": round(self.cpu_seconds)}))
+        record = {
+            "step": self.step,
+            "samples": self.samples,
+            "seconds": round(self.seconds),
+            "cpu_seconds": round(self.cpu_seconds),
+            "machine": machine_name(self.device),
+        }
+        self.record.write_text(json.dumps(record))
 
     def _resume(self) -> None:
         with safe_open(self.path, framework="pt", device=str(self.device)) as file:
@@ -262,6 +272,13 @@ class _Progress:
     def pause(self, seconds: float) -> None:
         """Exclude a pause of the training from the rate."""
         self._printed += seconds
+
+
+def machine_name(device: torch.device) -> str:
+    """Name of the GPU, or the number of CPU cores and their architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def computes_bfloat16(device: torch.device) -> bool:
