@@ -130,6 +130,11 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
             f"the labeler's weights {str(path)!r} are a pickle, which a run never opens. Fix: "
             f"convert them once with {CONVERT} {path}, then give the .safetensors file"
         )
+    if path.is_dir():
+        raise UserError(
+            f"the labeler's weights {str(path)!r} are a folder. Fix: give the safetensors file of "
+            f"{published}"
+        )
     if not path.is_file():
         pickled = path.with_suffix(".pth")
         if pickled.is_file():
