@@ -90,7 +90,7 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
         except Exception as error:
             raise UserError(
                 f"the labeler's weights {source!r} are not in this machine's Hugging Face cache. "
-                f"Fix: fetch them with hf download {source}, or give a folder"
+                f"Fix: fetch them with hf download {source}, or set weights to their folder"
             ) from error
     if not files_of(folder):
         raise UserError(

@@ -121,7 +121,7 @@ def normal_url(url: str) -> str:
             raise address_error("it is too long for a path")
         return "/" + os.path.abspath(os.path.expanduser(url)).lstrip("/")
     if (protocol := protocol.lower()) not in ("s3", "memory"):
-        raise address_error(f"the protocol {protocol!r:.20} is not supported")
+        raise address_error(f"the protocol {protocol!r:.20} is not s3")
     parts = rest.rstrip("/").split("/")
     if any(part.strip() in ("", ".", "..") for part in parts):
         raise address_error("a part between slashes is empty, '.' or '..'")
