@@ -25,8 +25,9 @@ class EditLog:
     """Record of how much the edits of a batch change the probe's predictions, cell by cell.
 
     Attributes:
-        readings: root mean square over the tokens of the change of the probe's prediction, in
-            standard deviations of the prediction, (sample,) for each cell.
+        readings: root mean square over the tokens of the change of the probe's prediction that is
+            made, by the edit proper or by the null edit, in standard deviations of the prediction;
+            (sample,) for each cell.
     """
 
     readings: list[Tensor] = field(default_factory=list)
@@ -92,10 +93,10 @@ def make_change(
             )  # fmt: skip
         else:
             edited = direction.exact(tokens, goal(direction, tokens), spec.strength)
-        if log is not None:
-            log.add(direction, edited - tokens)
         if null is not None and NULLS[null].directions is not None:
             edited = tokens + direction.null_change(edited - tokens, null, samples)
+        if log is not None:
+            log.add(direction, edited - tokens)
         return edited
 
     return change

@@ -53,6 +53,22 @@ def test_make_change_records_the_change_of_the_reading_in_deviations():
     assert np.isnan(EditLog().mean_dose(3)).all()
 
 
+@pytest.mark.parametrize("null", ["orthogonal", "coherent"])
+def test_make_change_records_the_change_that_a_null_edit_makes(null):
+    """The logged size is that of the null edit's change, not that of the edit it replaces."""
+    probe, moments, direction, tokens = cell()
+    targets = np.random.default_rng(1).normal(size=(2, 8, 8))
+    log = EditLog()
+    spec = Intervention(prop="depth", doses=())
+    change = make_change(
+        spec, "ridge", lambda step, layer: direction, targets, [0, 1], null=null, log=log
+    )
+    moved = (change(1, "a", tokens) - tokens).double().numpy() @ probe.weight
+    deviation = np.sqrt(probe.weight @ moments.covariance @ probe.weight)
+    expected = np.sqrt((moved**2).mean((1, 2))) / deviation
+    np.testing.assert_allclose(log.mean_dose(2), expected, rtol=1e-4)
+
+
 def test_make_change_erases_the_readings_difference_between_tokens():
     """After an erasure every token has the reading of the mean activation."""
     probe, moments, direction, tokens = cell()
