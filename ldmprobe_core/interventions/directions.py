@@ -42,7 +42,8 @@ def direction_of(
         layer: name of a layer, or ``latents``.
 
     Raises:
-        UserError: the cell cannot be edited, because the weights of its probe are zero.
+        UserError: the cell cannot be edited, because the weights of its probe are zero, a direction
+            is not finite, or no direction is orthogonal to its probes.
     """
     run = Run(url)
     labels = cached_label_set(url, identity)
@@ -60,16 +61,16 @@ def direction_of(
         moments,
         np.stack([probe.weight for probe in probes]),
         lambda: _permuted_direction(run, spec, kind, tokens, labels, moments, statistics),
-        _generator(spec, step, layer),
+        _generator(spec, layer),
     )
-    directions = {
-        name: null.directions(context)
-        for name in spec.conditions
-        if (null := NULLS.get(name)) is not None and null.directions is not None
-    }
     metric = "covariance" if spec.method == "leace" else spec.metric
     metric = "l2" if spec.method == "mean_projection" else metric
     try:
+        directions = {
+            name: null.directions(context)
+            for name in spec.conditions
+            if (null := NULLS.get(name)) is not None and null.directions is not None
+        }
         return EditDirection.of_probe(probes[0], moments, metric, directions)
     except ValueError as error:
         raise UserError(
@@ -78,9 +79,9 @@ def direction_of(
         ) from error
 
 
-def _generator(spec: Intervention, step: int, layer: str) -> np.random.Generator:
-    """Return the random number generator of a cell, which does not depend on other cells."""
-    digest = hashlib.sha256(f"{spec.seed} {step} {layer}".encode()).digest()
+def _generator(spec: Intervention, layer: str) -> np.random.Generator:
+    """Return the random number generator of a layer's null edits, the same at each step."""
+    digest = hashlib.sha256(f"{spec.seed} {layer}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
