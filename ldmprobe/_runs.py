@@ -317,8 +317,8 @@ def _carry_out(run: Run, progress: bool) -> dict[str, float]:
 def intervene(
     run: StoredRun,
     prop: str = "foreground",
-    shift: tuple[float, float] | Sequence[tuple[float, float]] | None = (0.2, 0.0),
-    samples: int = 8,
+    shift: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
+    samples: int | None = None,
     **settings: Any,
 ) -> InterventionSummary:
     """Generate test samples again with activations edited towards target maps, and score them.
@@ -327,8 +327,8 @@ def intervene(
         run: a finished run that generated images.
         prop: property to edit, such as ``foreground``.
         shift: shift (dx, dy) of the property's map, as fractions of width and height, or a sequence
-            of shifts.  It has no effect if ``targets`` is given.
-        samples: number of test samples to edit.
+            of shifts.  Without a shift or ``targets``, it is (0.2, 0).
+        samples: number of test samples to edit, by default 8.
         settings: further fields of `ldmprobe_core.interventions.spec.Intervention`, such as
             ``targets``, ``layers``, ``steps`` and ``confidence``.
 
@@ -337,7 +337,8 @@ def intervene(
         stored in the run, and `write_report` adds them to its report.
 
     Raises:
-        UserError: a setting is wrong, or the run does not have the necessary probes or samples.
+        UserError: a setting is wrong or has no effect beside the others, or the run does not have
+            the necessary probes or samples.
 
     Example::
 
@@ -348,7 +349,13 @@ def intervene(
     from ldmprobe_core.interventions.stages import create_intervention, edit_batch, edit_units
 
     content: dict[str, Any] = {"prop": prop, "samples": samples, **settings}
-    if "targets" not in settings and shift is not None:
+    if samples is None:
+        del content["samples"]
+    if shift is not None:
+        if "targets" in settings:
+            raise UserError(
+                f"shift: targets are given too ({shift}). Fix: leave out shift or targets."
+            )
         pairs = np.asarray(shift, dtype=float).reshape(-1, 2).tolist()
         content["targets"] = tuple({"dx": dx, "dy": dy} for dx, dy in pairs)
     started = time.monotonic()

@@ -9,7 +9,13 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.spec import DEFAULT_CONFIDENCE, DONOR, PROBE_EDITS, Intervention
+from ldmprobe_core.interventions.spec import (
+    DEFAULT_CONFIDENCE,
+    DONOR,
+    PROBE_EDITS,
+    Intervention,
+    predicts_for_descent,
+)
 from ldmprobe_core.models.layers import VAE
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
@@ -191,11 +197,14 @@ def _kind(run: Run, spec: Intervention) -> str:
             does not apply to the kind.
     """
     prop, kinds = property_of(spec.prop), run.study.linear_kinds
-    kind = spec.kind or spec.defaults.kind
-    if kind not in kinds and spec.kind is None:
-        kind = next((name for name in kinds if probe_kind(name).supports(prop)), kinds[0])
-    if kind not in kinds or not probe_kind(kind).supports(prop):
-        usable = [name for name in kinds if probe_kind(name).supports(prop)]
+    usable = [name for name in kinds if probe_kind(name).supports(prop)]
+    if not usable:
+        raise UserError(
+            f"kind: {run.url} has no linear probes of {spec.prop} ({', '.join(kinds)}). Fix: add "
+            f"{spec.defaults.kind} to probes.kinds of the study, and make a new run."
+        )
+    kind = spec.kind or _default_kind(spec, usable)
+    if kind not in usable:
         raise UserError(
             f"kind: the run has no probes of {spec.prop} of this kind ({kind!r}). Fix: set it to "
             f"one of {', '.join(usable)}."
@@ -207,12 +216,21 @@ def _kind(run: Run, spec: Intervention) -> str:
             f"{spec.prop} do not ({spec.confidence:g}). Fix: leave confidence out, or set kind to "
             "one that predicts logits."
         )
-    if spec.method == "adam" and prop.is_mask and not logits:
+    if spec.method == "adam" and not predicts_for_descent(probe_kind(kind), prop):
         raise UserError(
             f"method: adam needs logits of masks, which probes of kind {kind} do not predict "
             "(adam). Fix: set method to exact."
         )
     return kind
+
+
+def _default_kind(spec: Intervention, usable: list[str]) -> str:
+    """Choose among a run's kinds of probes: the property's default, or one that predicts logits."""
+    prop = spec.edited_property
+    logits = [name for name in usable if predicts_for_descent(probe_kind(name), prop)]
+    if spec.defaults.kind in (logits if spec.method == "adam" else usable):
+        return spec.defaults.kind
+    return [*logits, *usable][0]
 
 
 def _samples(run: Run, spec: Intervention) -> list[int]:
