@@ -97,7 +97,9 @@ class EditDirection:
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
         if not finite or (moments is not None and not np.isfinite(deviation)):
             raise ValueError("probe: its weights, or the activations' moments, are not finite")
-        return cls(*tensors, deviation, {n: _unit_vectors(n, v) for n, v in (nulls or {}).items()})
+        weight, bias, unit_step, mean_prediction = tensors
+        unit_nulls = {name: _unit_vectors(name, vectors) for name, vectors in (nulls or {}).items()}
+        return cls(weight, bias, unit_step, mean_prediction, deviation, unit_nulls)
 
     def to(self, device: torch.device) -> EditDirection:
         """Return a copy whose tensors are on a device."""

@@ -140,7 +140,8 @@ class Editor:
         """
         edited = self.change(self._step, name, tokens)
         # The activations return to the denoiser's precision, in which large values are infinite.
-        finite = torch.isfinite(edited.to(self.sampler.denoiser.dtype))
+        dtype = next(self.sampler.denoiser.parameters()).dtype
+        finite = torch.isfinite(edited.to(dtype))
         if not bool(finite.all()):
             raise UserError(
                 f"layers: the edited activations of {name} at step {self._step} are not finite "
