@@ -6,6 +6,7 @@ import hashlib
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.edit import EditDirection, Moments
@@ -14,7 +15,7 @@ from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import ERASURES, Intervention
 from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.pipeline.statistics import unstored_statistics
-from ldmprobe_core.probing.cell import probe_activations
+from ldmprobe_core.probing.cell import CellResult, probe_activations
 from ldmprobe_core.probing.fitters.base import CellData
 from ldmprobe_core.probing.fitters.ridge import RidgePath
 from ldmprobe_core.probing.label_set import LabelSet
@@ -55,7 +56,7 @@ def direction_of(
     if spec.method in ERASURES:
         probes = [_erasing_probe(spec, path, column)]
     else:
-        probes = _probes(run, spec, step, layer, tokens, labels)
+        probes = _probes(run, identity, spec, step, layer)
         probes.insert(0, probes.pop(_kinds(run, spec).index(kind)))
     context = NullContext(
         moments,
@@ -91,17 +92,35 @@ def _kinds(run: Run, spec: Intervention) -> list[str]:
     return [kind for kind in run.study.linear_kinds if probe_kind(kind).supports(prop)]
 
 
-def _probes(
-    run: Run, spec: Intervention, step: int, layer: str, tokens: np.ndarray, labels: LabelSet
-) -> list[LinearProbe]:
-    """Read the property's probes of a cell, one for each of the `_kinds`.
+@lru_cache(maxsize=64)
+def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellResult:
+    """Fit a property's probes to single latents, the denoiser's input, at one step; cached.
 
-    The stored probes of latents read the surroundings of each token, so probes of single latents
-    are fitted here.
+    The stored probes of latents read 5 x 5 of them, which an edit of one latent cannot use.
+
+    Args:
+        url: URL or path of the run.
+        identity: identity of the run, which is a cache key only.
+        prop: name of the property.
+        step: sampler step, from 1.
+
+    Returns:
+        probes, and their scores on the held-out samples.
     """
+    run = Run(url)
+    tokens = run.read(f"activations/{LATENTS}", "activation", step=step - 1)
+    # Images are generated without gradients, but some kinds of probes are fitted with them.
+    with torch.enable_grad():
+        labels = cached_label_set(url, identity)
+        return probe_activations(tokens, labels, run.study, (LabelColumn("true", prop),))["true"]
+
+
+def _probes(
+    run: Run, identity: str, spec: Intervention, step: int, layer: str
+) -> list[LinearProbe]:
+    """Return the property's probes of a cell, one for each of the `_kinds`."""
     if layer == LATENTS:
-        fitted = probe_activations(tokens, labels, run.study, (LabelColumn("true", spec.prop),))
-        probes = fitted["true"].probes
+        probes = single_latent_probes(run.url, identity, spec.prop, step).probes
         return [_linear(probes[kind, spec.prop]) for kind in _kinds(run, spec)]
     stored = run.open(f"probes/{layer}", require_complete=True)
     cell = stored.sel(property=spec.prop, step=step).load()
