@@ -12,6 +12,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.spec import (
     DEFAULT_CONFIDENCE,
     DONOR,
+    ERASURES,
     PROBE_EDITS,
     Intervention,
     predicts_for_descent,
@@ -93,6 +94,7 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
         )
     sites = _sites(run, spec)
     _require_probes(run, sites)
+    _require_orthogonal_direction(run, spec, sites)
     kind, samples = _kind(run, spec), _samples(run, spec)
     donors = _donors(run, samples) if spec.method == DONOR else []
     return InterventionPlan(samples, donors, sites, kind)
@@ -187,6 +189,27 @@ def _require_probes(run: Run, sites: list[Site]) -> None:
                 f"probes: {run.url} has no probes of layer {layer} at step {step}. Fix: finish the "
                 "run, then repeat the intervention."
             )
+
+
+def _require_orthogonal_direction(run: Run, spec: Intervention, sites: list[Site]) -> None:
+    """Require that latents have a direction orthogonal to all probes, if a null edit needs one.
+
+    Latents have few channels, layers have more channels than there are kinds of probes.
+
+    Raises:
+        UserError: the run has as many kinds of probes of the property as latents have channels.
+    """
+    latents = any(LATENTS in site.layers for site in sites)
+    if not latents or "orthogonal" not in spec.conditions or spec.method in ERASURES:
+        return
+    channels = run.open(f"activations/{LATENTS}").sizes["channel"]
+    kinds = [n for n in run.study.linear_kinds if probe_kind(n).supports(spec.edited_property)]
+    if len(kinds) >= channels:
+        raise UserError(
+            f"controls: {len(kinds)} kinds of probes read all {channels} channels of the latents, "
+            "so no direction is orthogonal to them (orthogonal). Fix: leave orthogonal out of "
+            "controls, or latents out of layers."
+        )
 
 
 def _kind(run: Run, spec: Intervention) -> str:

@@ -65,7 +65,7 @@ class Intervention(BaseModel):
         targets: target transformations; each sample is edited towards each target.  Erasures and
             donors have no targets, and refuse any but the default.
         samples: number of samples to edit; the first ones of the split `part` are taken.
-        chosen: indices of the samples to edit, instead of `samples`.
+        chosen: indices of the samples to edit, in increasing order, instead of `samples`.
         method: what replaces the activations:
 
             - ``exact``: the nearest activations from which the probe predicts the target;
@@ -155,7 +155,8 @@ class Intervention(BaseModel):
             raise ValueError(
                 f"a sample is named twice ({repeated[0]}). Fix: name each sample once."
             )
-        return value
+        # Arrays of a run are read in the order of their indices.
+        return value if value is None else tuple(sorted(value))
 
     @field_validator("doses")
     @classmethod

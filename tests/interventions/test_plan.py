@@ -76,6 +76,23 @@ def test_plan_intervention_names_the_kind_to_add_if_no_probe_can_be_used(run, mo
         plan_intervention(run, Intervention(prop="depth", samples=1))
 
 
+def test_plan_intervention_refuses_an_orthogonal_null_of_latents_that_probes_read_wholly(
+    run, monkeypatch
+):
+    kinds = ("ridge", "plain_ridge", "logistic", "adam")
+    monkeypatch.setattr(type(run.study), "linear_kinds", property(lambda study: kinds))
+    message = r"controls: 4 kinds of probes read all 4 channels of the latents, .* \(orthogonal\)"
+    with pytest.raises(UserError, match=message):
+        plan_intervention(run, Intervention(samples=1, windows=1))
+    for spec in (
+        Intervention(samples=1, windows=1, controls=()),
+        Intervention(samples=1, windows=1, layers=("*",)),
+        Intervention(samples=1, windows=1, method="leace"),
+        Intervention(samples=1, windows=1, prop="depth"),
+    ):
+        assert plan_intervention(run, spec).sites
+
+
 def test_windows_of_cover_every_step_once():
     for steps, windows in ((15, 5), (15, 4), (7, 7), (3, 1)):
         found = windows_of(steps, windows)

@@ -86,7 +86,8 @@ def test_intervention_settings_of_a_causal_map_may_choose_the_probes_beside_an_e
     assert (spec.kind, spec.strength) == ("ridge", 0.5)
 
 
-def test_intervention_doses_are_sorted():
+def test_intervention_samples_and_doses_are_sorted():
+    assert Intervention(chosen=(5, 2, 9)).chosen == (2, 5, 9)
     assert Intervention(doses=(4.0, 1.0, 2.0)).doses == (1.0, 2.0, 4.0)
     assert Intervention(doses=(4.0, 1.0)).name == Intervention(doses=(1.0, 4.0)).name
 

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import tiny_models
 from intervention_helpers import carry_out_intervention
+from model_helpers import architecture_study
 from run_helpers import carry_out, small_study
 
 from ldmprobe_core.errors import UserError
@@ -127,3 +129,17 @@ def test_edit_batch_fits_probes_by_descent_while_images_are_generated(tiny_model
     summary = carry_out_intervention(run, spec)
     assert summary.kind == "adam"
     assert set(summary.effects) == {"edited", "permuted"}
+
+
+def test_edit_batch_makes_a_causal_map_of_packed_latents(tmp_path):
+    """Flux packs its latents into tokens; the map has a row for them as for other families."""
+    folder = tiny_models.write("flux", tmp_path / "model")
+    study = architecture_study(
+        folder, "flux", prompts={"items": [f"a ball {letter}" for letter in "abcdefgh"]},
+        capture={"layers": ["transformer_blocks.0.attn"]}, probes={"kinds": ["ridge"]},
+        controls={"permuted_weights": False}, trajectory={"samples": 2, "training": 0},
+    )  # fmt: skip
+    run = carry_out(study, str(tmp_path / "store"))
+    summary = carry_out_intervention(run, Intervention(samples=1, windows=1))
+    assert [site.layers for site in summary.sites] == [["latents"], ["transformer_blocks.0.attn"]]
+    assert all(site.reading > 0.5 and site.decodable.mean for site in summary.sites)
