@@ -326,19 +326,16 @@ def intervene(
     Args:
         run: a finished run that generated images.
         prop: property to edit, such as ``foreground``.
-        shift: shift (dx, dy) of the property's map, as fractions of width and height, or a sequence
-            of shifts.  Without a shift or ``targets``, it is (0.2, 0).
+        shift: shift (dx, dy) as fractions of width and height, or several; by default (0.2, 0).
         samples: number of test samples to edit, by default 8.
         settings: further fields of `ldmprobe_core.interventions.spec.Intervention`, such as
             ``targets``, ``layers``, ``steps`` and ``confidence``.
 
     Returns:
-        the effects of the edit and of its controls, with confidence intervals.  They are also
-        stored in the run, and `write_report` adds them to its report.
+        the effects of the edit and of its null edits, which the run and its report show too.
 
     Raises:
-        UserError: a setting is wrong or has no effect beside the others, or the run does not have
-            the necessary probes or samples.
+        UserError: a setting is wrong or has no effect, or the run lacks the probes or samples.
 
     Example::
 
@@ -348,14 +345,10 @@ def intervene(
     from ldmprobe_core.interventions.spec import parse_intervention
     from ldmprobe_core.interventions.stages import create_intervention, edit_batch, edit_units
 
-    content: dict[str, Any] = {"prop": prop, "samples": samples, **settings}
-    if samples is None:
-        del content["samples"]
+    content = {"prop": prop, **settings} | ({} if samples is None else {"samples": samples})
+    if shift is not None and "targets" in settings:
+        raise UserError(f"shift: targets are given too ({shift}). Fix: leave out one of the two.")
     if shift is not None:
-        if "targets" in settings:
-            raise UserError(
-                f"shift: targets are given too ({shift}). Fix: leave out shift or targets."
-            )
         pairs = np.asarray(shift, dtype=float).reshape(-1, 2).tolist()
         content["targets"] = tuple({"dx": dx, "dy": dy} for dx, dy in pairs)
     started = time.monotonic()

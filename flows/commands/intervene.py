@@ -117,7 +117,7 @@ def intervene(
     }
     if published:
         content = _as_published(content, finished.study.linear_kinds)
-    _carry_out(finished, parse_intervention(content))
+    run_intervention(finished, parse_intervention(content))
 
 
 def _as_published(content: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _as_published(content: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, 
     return content | published | ({"targets": targets} if targets else {})
 
 
-def _carry_out(finished: Any, what: Any) -> None:
+def run_intervention(finished: Any, what: Any) -> None:
     """Carry out an intervention with a Prefect server, and print its results.
 
     Args:

@@ -40,7 +40,7 @@ def test_cli_intervene_refuses_wrong_options(run, monkeypatch, capsys):
 def settings_of_call(run, monkeypatch):
     """Function from words of the command line to the parsed intervention, which is not made."""
     parsed = []
-    monkeypatch.setattr(intervene, "_carry_out", lambda finished, spec: parsed.append(spec))
+    monkeypatch.setattr(intervene, "run_intervention", lambda finished, spec: parsed.append(spec))
 
     def call(*words, kinds=("plain_ridge", "plain_logistic", "adam")):
         monkeypatch.setattr(type(run.study), "linear_kinds", property(lambda study: kinds))
