@@ -35,7 +35,8 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(
-                f"{path}: the study cannot be read ({error.strerror}). Fix: check its permissions"
+                f"{path}: the study cannot be read ({error.strerror}). Fix: check the file and its "
+                "permissions"
             ) from None
     else:
         ready = STUDIES / f"{source}.yaml"

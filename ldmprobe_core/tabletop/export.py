@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from ldmprobe_core.study.readers.model_record import RECORD
 from ldmprobe_core.tabletop.dataset import Dataset
 from ldmprobe_core.tabletop.denoiser import Denoiser, new_pipeline
 from ldmprobe_core.tabletop.measures import evaluation
+from ldmprobe_core.tabletop.measures.learning_curve import learning_curve_lines
 from ldmprobe_core.tabletop.scenes import caption_words
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
@@ -97,12 +96,13 @@ def export(
     denoiser: Denoiser,
     labelers: dict[str, nn.Module],
     contact_sheet: Path,
-    before: dict[str, dict[str, int]] | None = None,
+    before: dict[str, dict[str, Any]] | None = None,
 ) -> None:
     """Write the model folder, measure it from its float16 files, and write its card.
 
     Args:
-        work: training folder, which contains the records of samples and seconds.
+        work: training folder, which contains the records of samples and seconds, and the rows of
+            the learning curve (``learning_curve.json``) if they were measured.
         out: model folder to write.
         labelers: trained networks by file name.
         contact_sheet: image file of 64 generated images to write.
@@ -114,6 +114,8 @@ def export(
     save_record(out)
     figures, images, pairs = measure(data, out, device)
     records = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
+    if curve := records.pop("learning_curve", None):
+        figures["learning curve"] = curve
     figures["training"] = add_records(before or {}, records)
     (out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     (out / "README.md").write_text(model_card(figures, data))
@@ -121,19 +123,25 @@ def export(
     sheet.save(contact_sheet)
 
 
-def training_records(folder: Path) -> dict[str, dict[str, int]]:
+def training_records(folder: Path) -> dict[str, dict[str, Any]]:
     """Read steps, samples and seconds of training of a model folder, by network."""
     return json.loads((folder / "figures.json").read_text())["training"]
 
 
 def add_records(
-    before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]
-) -> dict[str, dict[str, int]]:
-    """Sum the records of two consecutive trainings, by network."""
+    before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Sum the records of two consecutive trainings, by network.
+
+    A network that was trained on two machines has both in its record.
+    """
     total = {name: dict(record) for name, record in before.items()}
     for name, record in after.items():
         old = total.get(name, {})
-        total[name] = {key: value + old.get(key, 0) for key, value in record.items()}
+        total[name] = {k: v + old.get(k, 0) for k, v in record.items() if k != "machine"}
+        machines = dict.fromkeys(r["machine"] for r in (old, record) if "machine" in r)
+        if machines:
+            total[name]["machine"] = ", then ".join(machines)
     return total
 
 
@@ -204,17 +212,17 @@ def model_card(figures: dict[str, Any], data: Dataset) -> str:
         "",
         "## Training",
         "",
-        f"{len(data.train)} rendered scenes and their mirror images; nothing else. On "
-        f"{_machine()}, several trainings side by side; `python -m ldmprobe_core.tabletop.train` "
-        "repeats it.",
+        f"{len(data.train)} rendered scenes and their mirror images; nothing else. "
+        "`python -m ldmprobe_core.tabletop.train` repeats it; trainings ran side by side.",
         "",
-        "| network | samples seen | hours |",
-        "| --- | --- | --- |",
+        "| network | samples seen | hours | machine |",
+        "| --- | --- | --- | --- |",
         *(
-            f"| {name} | {record['samples']} | {record['seconds'] / 3600:.2f} |"
-            for name, record in figures["training"].items()
+            f"| {name} | {r['samples']:,} | {r['seconds'] / 3600:.2f} | {r.get('machine', '')} |"
+            for name, r in figures["training"].items()
         ),
         "",
+        *learning_curve_lines(figures.get("learning curve", [])),
     ]
     return "\n".join(lines)
 
@@ -270,9 +278,3 @@ _INTRODUCTION = (
     "```",
     "",
 )
-
-
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores ({platform.machine()})"

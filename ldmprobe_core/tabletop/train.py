@@ -14,15 +14,17 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import nn
+from torch import Tensor, nn
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.labelers.tabletop import JUDGE_WIDTHS, ClassLabeler, load_networks, map_labeler
@@ -30,7 +32,7 @@ from ldmprobe_core.labelers.tabletop_networks import ClassNetwork, MapNetwork
 from ldmprobe_core.tabletop import autoencoder, denoiser, labeler_training
 from ldmprobe_core.tabletop.dataset import Dataset, render_dataset
 from ldmprobe_core.tabletop.export import export, training_records
-from ldmprobe_core.tabletop.measures.milestones import Milestones
+from ldmprobe_core.tabletop.measures.milestones import Milestones, save_average
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
 HELD_OUT = 2000
@@ -121,15 +123,17 @@ def _train_denoiser(
     labelers: dict[str, nn.Module],
 ) -> denoiser.Denoiser:
     """Train UNet and text encoder; measure milestones if there are labelers for it."""
-    begin = args.begin
+    begin = None if args.new_denoiser else args.begin
     recipe = denoiser.DENOISER_CONTINUED if begin else denoiser.DENOISER_RECIPE
     recipe = replace(recipe, samples=args.denoiser_samples or recipe.samples)
     tokenizer = new_tokenizer()
     model = denoiser.load_denoiser(begin) if begin else denoiser.Denoiser(tokenizer)
-    milestones = None
-    if labelers:
+    folder = args.work / "milestones"
+    folder.mkdir(exist_ok=True)
+    milestones: Callable[[int, dict[str, Tensor]], None] = partial(save_average, folder)
+    if labelers and not args.only_weights:
         milestones = Milestones(
-            args.work / "milestones",
+            folder,
             copy.deepcopy(model).to(device),
             vae,
             data,
@@ -137,9 +141,8 @@ def _train_denoiser(
             ClassLabeler(cast(ClassNetwork, labelers["judge"]), device),
             map_labeler("foreground", cast(MapNetwork, labelers["maps"]), device),
         )
-    objective = denoiser.CONTINUED_OBJECTIVE if begin else denoiser.Objective()
     denoiser.train_denoiser(
-        data, vae, tokenizer, args.work, device, recipe, model, objective, milestones
+        data, vae, tokenizer, args.work, device, recipe, model, milestone=milestones
     )
     return model
 
@@ -154,6 +157,16 @@ def _arguments() -> argparse.Namespace:
         type=Path,
         metavar="FOLDER",
         help="a model folder: keep its VAE and classifiers, train its other networks further",
+    )
+    parser.add_argument(
+        "--new-denoiser",
+        action="store_true",
+        help="with --from: train a new UNet and text encoder instead of those of the folder",
+    )
+    parser.add_argument(
+        "--only-weights",
+        action="store_true",
+        help="do not measure the denoiser at the milestones of its training, only keep its weights",
     )
     parser.add_argument("--contact-sheet", type=Path, default=Path("docs/contact-sheet.png"))
     parser.add_argument("--scenes", type=int, default=38_000)

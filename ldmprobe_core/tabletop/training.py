@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldmprobe_core.tabletop.dataset import shuffled_batches
+
+MILESTONES = (0, *(25_000 * 2**k for k in range(12)))
+"""Numbers of samples at which a training is measured: 25,000 and its doublings.
+
+A learning curve is about as steep from one doubling to the next.
+"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Trainer:
         scenes: int,
         loss: Callable[[np.ndarray, int], Tensor],
         milestone: Callable[[int, dict[str, Tensor]], None] | None = None,
-        milestone_every: int = 100_000,
+        milestones: Sequence[int] = MILESTONES,
         cpu_limit: float = math.inf,
     ) -> None:
         """Train to the end of the recipe, from the checkpoint if there is one.
@@ -117,13 +126,14 @@ class Trainer:
             scenes: number of training scenes; batches are indices below it.
             loss: function from (indices of a batch, step) to a scalar loss.
             milestone: called with the number of samples and the averaged weights (a state dict)
-                before the first step and after every ``milestone_every`` samples.  After a kill,
+                after the first step at which each of ``milestones`` is reached.  After a kill,
                 the milestones since the last checkpoint are called again.
+            milestones: numbers of samples, in ascending order; 0 is before the first step.
             cpu_limit: CPU time of the process, in seconds, after which to stop early; it serves to
                 compare recipes at equal cost on a shared machine.
         """
         batches = shuffled_batches(scenes, self.recipe.batch, self.recipe.seed, self.step)
-        if milestone and self.step == 0:
+        if milestone and self.step == 0 and 0 in milestones:
             milestone(0, self.average)
         self.model.train()
         first_step, seconds_before = self.step, self.seconds
@@ -136,9 +146,8 @@ class Trainer:
             self.seconds = seconds_before + now - started
             self.cpu_seconds = cpu_before + time.process_time()
             progress.add(value, now)
-            if milestone and self.samples // milestone_every > (
-                (self.samples - self.recipe.batch) // milestone_every
-            ):
+            reached = bisect_right(milestones, self.samples)
+            if milestone and reached > bisect_right(milestones, self.samples - self.recipe.batch):
                 milestone(self.samples, self.average)
                 self.model.train()
                 pause = time.monotonic() - now  # does not count as training time
@@ -153,8 +162,11 @@ class Trainer:
         self.model.load_state_dict(self.average)
         self.model.eval()
 
-    def _update(self, loss: Callable[[np.ndarray, int], Tensor], batch: np.ndarray) -> float:
-        """Take one optimiser step on a batch of scene indices; returns its loss."""
+    def _update(self, loss: Callable[[np.ndarray, int], Tensor], batch: np.ndarray) -> Tensor:
+        """Take one optimiser step on a batch of scene indices; returns its loss.
+
+        Nothing here waits for the device, so that the next step can be queued meanwhile.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step)
         # The seed depends on the step alone, so that a resumed training draws the same noise.
@@ -166,17 +178,22 @@ class Trainer:
         self.optimizer.step()
         self._update_average()
         self.step += 1
-        return value.item()
+        return value.detach()
 
+    @torch.no_grad()
     def _update_average(self) -> None:
         # Early on, the average follows the weights closely, so that it forgets their random start.
         decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for key, value in self.model.state_dict().items():
-                if value.is_floating_point() and self.recipe.average > 0:
-                    self.average[key].lerp_(value, 1 - decay)
-                else:
-                    self.average[key].copy_(value)
+        averages: list[Tensor] = []
+        values: list[Tensor] = []
+        for key, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                averages.append(self.average[key])
+                values.append(value)
+            else:
+                self.average[key].copy_(value)
+        # One call for all weights: on a GPU, a call a tensor takes longer than the arithmetic.
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
     def save_checkpoint(self) -> None:
         """Replace the checkpoint and the record by the current state."""
@@ -196,8 +213,14 @@ class Trainer:
             },
         )
         temporary.replace(self.path)
-        record = {"step": self.step, "samples": self.samples, "seconds": round(self.seconds)}
-        self.record.write_text(json.dumps(record | {"cpu_seconds": round(self.cpu_seconds)}))
+        record = {
+            "step": self.step,
+            "samples": self.samples,
+            "seconds": round(self.seconds),
+            "cpu_seconds": round(self.cpu_seconds),
+            "machine": machine_name(self.device),
+        }
+        self.record.write_text(json.dumps(record))
 
     def _resume(self) -> None:
         with safe_open(self.path, framework="pt", device=str(self.device)) as file:
@@ -228,12 +251,12 @@ class _Progress:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._printed, self._printed_step = time.monotonic(), trainer.step
-        self._loss = 0.0
+        self._loss: Tensor | None = None
 
-    def add(self, loss: float, now: float) -> None:
+    def add(self, loss: Tensor, now: float) -> None:
         """Record the loss of a step that ended at ``now``, and print a line if one is due."""
         trainer, recipe = self._trainer, self._trainer.recipe
-        self._loss = loss if self._loss == 0 else 0.98 * self._loss + 0.02 * loss
+        self._loss = loss.clone() if self._loss is None else self._loss.lerp_(loss, 0.02)
         elapsed = now - self._printed
         if elapsed <= trainer.PROGRESS_EVERY_S:
             return
@@ -241,7 +264,7 @@ class _Progress:
         remaining = (recipe.steps * recipe.batch - trainer.samples) / rate
         print(
             f"{trainer.name}: {trainer.samples:,} of {recipe.samples:,} samples, "
-            f"loss {self._loss:.4f}, {rate:.0f} samples/s, {remaining / 3600:.2f} h left",
+            f"loss {self._loss.item():.4f}, {rate:.0f} samples/s, {remaining / 3600:.2f} h left",
             flush=True,
         )
         self._printed, self._printed_step = now, trainer.step
@@ -249,6 +272,13 @@ class _Progress:
     def pause(self, seconds: float) -> None:
         """Exclude a pause of the training from the rate."""
         self._printed += seconds
+
+
+def machine_name(device: torch.device) -> str:
+    """Name of the GPU, or the number of CPU cores and their architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def computes_bfloat16(device: torch.device) -> bool:

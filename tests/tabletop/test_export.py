@@ -43,11 +43,14 @@ def test_model_card_lists_normals_if_measured(tiny):
 
 
 def test_add_records_sums_two_trainings():
-    before = {"maps": {"samples": 5, "seconds": 1}, "denoiser": {"samples": 10, "seconds": 3}}
-    after = {"denoiser": {"samples": 7, "seconds": 2, "cpu_seconds": 4}}
+    before = {
+        "maps": {"samples": 5, "seconds": 1, "machine": "a CPU"},
+        "denoiser": {"samples": 10, "seconds": 3, "machine": "a CPU"},
+    }
+    after = {"denoiser": {"samples": 7, "seconds": 2, "cpu_seconds": 4, "machine": "a GPU"}}
     assert export.add_records(before, after) == {
-        "maps": {"samples": 5, "seconds": 1},
-        "denoiser": {"samples": 17, "seconds": 5, "cpu_seconds": 4},
+        "maps": {"samples": 5, "seconds": 1, "machine": "a CPU"},
+        "denoiser": {"samples": 17, "seconds": 5, "cpu_seconds": 4, "machine": "a CPU, then a GPU"},
     }
 
 

@@ -41,10 +41,10 @@ def test_milestones_measure_a_training_continued_from_the_model_folder(tiny):
         data, vae, new_tokenizer(), folder, CPU, recipe, model, milestone=milestones
     )
     milestones(0, {})  # has been measured: is not measured again
-    kept = load_file(folder / "milestones" / "0000000.safetensors")
+    kept = load_file(folder / "milestones" / "00000000.safetensors")
     assert all(torch.equal(kept[key], value.half()) for key, value in start.items())
-    assert (folder / "milestones" / "0000000.png").stat().st_size > 10_000
-    figures = json.loads((folder / "milestones" / "0000000.json").read_text())
+    assert (folder / "milestones" / "00000000.png").stat().st_size > 10_000
+    figures = json.loads((folder / "milestones" / "00000000.json").read_text())
     assert figures["samples"] == 0
     assert figures["accuracy"]["all"] > 0.5
     assert min(figures["frechet"], figures["frechet of renders"]) > 0

@@ -32,7 +32,7 @@ def test_train_main_continues_a_model_folder_and_writes_another(tiny, tmp_path, 
     command += ["--contact-sheet", str(tmp_path / "sheet.png")]
     monkeypatch.setattr(sys, "argv", command)
     train.main()
-    assert (work / "milestones" / "0000000.json").is_file()
+    assert (work / "milestones" / "00000000.json").is_file()
     assert (tmp_path / "sheet.png").is_file()
     before = json.loads((MODEL_FOLDER / "figures.json").read_text())["training"]
     after = json.loads((out / "figures.json").read_text())["training"]

@@ -69,7 +69,7 @@ def train(folder, stop):
         with (folder / "milestones").open("a") as file:
             print(samples, average["1.weight"].sum().item(), file=file)
 
-    trainer.fit(50, loss, milestone, milestone_every=100)
+    trainer.fit(50, loss, milestone, milestones=(0, 98, 200, 300, 400))
     values = torch.cat([value.flatten() for value in model.state_dict().values()])
     (folder / "weights").write_text(" ".join(map(str, values.tolist())))
 

@@ -31,8 +31,6 @@ from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
 MILESTONE_IMAGES = 240
 """Number of images generated at each milestone, balanced over the categories."""
-KEPT_EVERY = 200_000
-"""Training samples between two saved copies of the averaged weights."""
 
 _MASK_ABOVE = 0.3
 
@@ -40,8 +38,8 @@ _MASK_ABOVE = 0.3
 class Milestones:
     """Callback that measures a denoiser at the milestones of its training; see `Trainer.fit`.
 
-    It writes ``SAMPLES.json`` (the figures), ``SAMPLES.png`` (a contact sheet of 64 images), and
-    every `KEPT_EVERY` samples ``SAMPLES.safetensors`` (the averaged weights, float16).
+    It writes ``SAMPLES.safetensors`` (the averaged weights, float16), ``SAMPLES.json`` (the
+    figures) and ``SAMPLES.png`` (a contact sheet of 64 images).
 
     Args:
         folder: folder to write to.
@@ -75,17 +73,14 @@ class Milestones:
 
     def __call__(self, samples: int, average: dict[str, Tensor]) -> None:
         """Measure the averaged weights, unless this milestone was measured before a restart."""
-        name = f"{samples:07d}"
-        path = self.folder / f"{name}.json"
+        path = self.folder / f"{samples:08d}.json"
         if path.exists():
             return
         self.model.load_state_dict(average)
         self.model.eval()
-        if samples % KEPT_EVERY < 100:  # milestones fall on the first whole batch after a multiple
-            state = {key: value.half().contiguous() for key, value in average.items()}
-            save_file(state, self.folder / f"{name}.safetensors")
+        save_average(self.folder, samples, average)
         figures, images, captions = self.measure()
-        contact_sheet(images[:64], captions[:64]).save(self.folder / f"{name}.png")
+        contact_sheet(images[:64], captions[:64]).save(path.with_suffix(".png"))
         path.write_text(json.dumps({"samples": samples} | figures, indent=2) + "\n")
         accuracy = figures["accuracy"]
         print(
@@ -164,6 +159,12 @@ class Milestones:
             f"edge median{suffix}": float(np.median(residuals)),
             f"edge measured{suffix}": len(residuals) / max(1, tried),
         }
+
+
+def save_average(folder: Path, samples: int, average: dict[str, Tensor]) -> None:
+    """Write the averaged weights of a milestone as float16."""
+    state = {key: value.half().contiguous() for key, value in average.items()}
+    save_file(state, folder / f"{samples:08d}.safetensors")
 
 
 def _has_wall(caption: str) -> bool:

@@ -1,0 +1,92 @@
+"""Learning curve of the embedded model: what it draws and what probes read, by training samples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+STEPS = ("3", "15")
+"""Sampling steps whose scores are in the curve."""
+PROPERTIES = {"foreground": "Dice", "depth": "partial", "shading": "partial"}
+
+
+def learning_curve_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown section of the model card: table of the milestones, and how early depth is learned.
+
+    Args:
+        rows: one a milestone, in the order of training, from weights that were never trained on:
+            ``samples``, ``scores`` (by property and step: ``mean``, ``low``, ``high``), and where
+            they were measured ``accuracy``, ``frechet``, ``edge``; `benchmarks/learning_curve.py`
+            writes them.
+
+    Returns:
+        lines of text; none if there are no rows.
+    """
+    if not rows:
+        return []
+    names = [f"{name}, step {step}" for name in PROPERTIES for step in STEPS]
+    return [
+        "## Learning curve",
+        "",
+        "What the denoiser draws, and what linear probes read from its activations, by the number",
+        "of training samples it has seen; averaged weights, the learning rate held for the first",
+        "half of the training. Judge, Frechet distance of the judge's features from those of",
+        "renderings, and residual of the floor's edge from a straight line: on generated images.",
+        "Probes: the default study (96 test images, the layer chosen on validation images, 95 %",
+        "intervals), Dice of the foreground, rank correlation of depth and shading given the",
+        "position in the image.",
+        "",
+        f"| samples | judge | Frechet | edge, px | {' | '.join(names)} |",
+        "| --- " * (4 + len(names)) + "|",
+        *(_row(row) for row in rows),
+        "",
+        *_depth_sentences(rows),
+        "",
+    ]
+
+
+def half_way(values: list[float]) -> int | None:
+    """Index of the first value from which half of the gain from first to last is kept.
+
+    Returns:
+        None if the last value is not above the first.
+    """
+    if not values[-1] > values[0]:
+        return None
+    middle = (values[0] + values[-1]) / 2
+    below = [index for index, value in enumerate(values) if not value >= middle]
+    return below[-1] + 1
+
+
+def _row(row: dict[str, Any]) -> str:
+    accuracy = row.get("accuracy", {}).get("all", math.nan)
+    drawn = (accuracy, row.get("frechet", math.nan), row.get("edge", math.nan))
+    cells = [f"{row['samples']:,}", *("" if math.isnan(v) else f"{v:.2f}" for v in drawn)]
+    for name in PROPERTIES:
+        for step in STEPS:
+            score = row["scores"][name][step]
+            cells.append(f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]")
+    return f"| {' | '.join(cells)} |"
+
+
+def _depth_sentences(rows: list[dict[str, Any]]) -> list[str]:
+    """How much of the training it takes until probes read depth at the first step of the curve."""
+    scores = [row["scores"]["depth"][STEPS[0]] for row in rows]
+    reached = half_way([score["mean"] for score in scores])
+    first, last = (
+        f"{s['mean']:.2f} [{s['low']:.2f}, {s['high']:.2f}]" for s in scores[:: len(scores) - 1]
+    )
+    text = (
+        "How much must the model have learned before a probe finds depth in it? At step "
+        f"{STEPS[0]} the partial correlation is {first} with random weights and {last} at the end"
+    )
+    if reached is None:
+        return [text + ": training does not raise it."]
+    row, score = rows[reached], scores[reached]
+    text += (
+        f"; half of the difference is there from {row['samples']:,} samples on "
+        f"({score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}])"
+    )
+    if "accuracy" in row:
+        text += f", when the judge names {row['accuracy']['all']:.0%} of the images"
+    return [text + "."]
