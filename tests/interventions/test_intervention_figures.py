@@ -24,7 +24,7 @@ def test_build_report_shows_interventions_and_xarray_opens_them(run):
     carry_out_intervention(run, spec)
     build_report(run, {"generate": 1.0})
     page = run.location.read_text("report/index.html")
-    assert "<h2>Interventions</h2>" in page
+    assert '<h2 id="interventions">Interventions</h2>' in page
     assert "orthogonal to what probes read" in page
     for suffix in (".png", "-strip.png", ".gif"):
         assert f"{spec.name}{suffix}" in page
