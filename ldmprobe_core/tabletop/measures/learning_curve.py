@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-STEPS = ("3", "15")
+CURVE_STEPS = ("3", "15")
 """Sampling steps whose scores are in the curve."""
-PROPERTIES = {"foreground": "Dice", "depth": "partial", "shading": "partial"}
+CURVE_SCORES = {"foreground": "Dice", "depth": "partial", "shading": "partial"}
 
 
 def learning_curve_lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -24,7 +24,7 @@ def learning_curve_lines(rows: list[dict[str, Any]]) -> list[str]:
     """
     if not rows:
         return []
-    names = [f"{name}, step {step}" for name in PROPERTIES for step in STEPS]
+    names = [f"{name}, step {step}" for name in CURVE_SCORES for step in CURVE_STEPS]
     return [
         "## Learning curve",
         "",
@@ -64,8 +64,8 @@ def _row(row: dict[str, Any]) -> str:
     accuracy = row.get("accuracy", {}).get("all", math.nan)
     drawn = (accuracy, row.get("frechet", math.nan), row.get("edge", math.nan))
     cells = [f"{row['samples']:,}", *("" if math.isnan(v) else f"{v:.2f}" for v in drawn)]
-    for name in PROPERTIES:
-        for step in STEPS:
+    for name in CURVE_SCORES:
+        for step in CURVE_STEPS:
             score = row["scores"][name][step]
             cells.append(f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]")
     return f"| {' | '.join(cells)} |"
@@ -83,14 +83,14 @@ def _renderings(rows: list[dict[str, Any]], empty: int) -> list[str]:
 
 def _depth_sentences(rows: list[dict[str, Any]]) -> list[str]:
     """How much of the training it takes until probes read depth at the first step of the curve."""
-    scores = [row["scores"]["depth"][STEPS[0]] for row in rows]
+    scores = [row["scores"]["depth"][CURVE_STEPS[0]] for row in rows]
     reached = half_way([score["mean"] for score in scores])
     first, last = (
         f"{s['mean']:.2f} [{s['low']:.2f}, {s['high']:.2f}]" for s in scores[:: len(scores) - 1]
     )
     text = (
         "How much must the model have learned before a probe finds depth in it? At step "
-        f"{STEPS[0]} the partial correlation is {first} with random weights and {last} at the end"
+        f"{CURVE_STEPS[0]} the partial correlation is {first} with random weights and {last} at the end"
     )
     if reached is None:
         return [text + ": training does not raise it."]
