@@ -17,8 +17,11 @@ images, and intervals from the bootstrap of the run's summary, with the images a
 Scores that depend on the step:
 
 * ``probe``: the depth probe, of the layer and kind that the summary chose on validation;
-* ``latents``: the probe of 5 x 5 neighbourhoods of the noised latents, a control of the run;
-* ``less position``, ``less latents``: paired differences of the probe.
+* ``balanced``: the mean of two means of the probe's scores, over the pairs that position orders
+  rightly and over those that it orders wrongly, so that position alone has 0.5 exactly;
+* ``latents, balanced``: the same of the probe of 5 x 5 neighbourhoods of the noised latents, a
+  control of the run;
+* ``less latents``: paired difference of both.
 
 Scores that do not:
 
@@ -139,6 +142,28 @@ class Pairs:
         return 0.5 + 0.5 * np.sign(first - second) * np.sign(self.difference)
 
 
+def balance(scores: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Weight scores so that pairs that position orders rightly and wrongly count alike, (pair,).
+
+    The mean of the result is the mean of both groups' mean scores.  Weights multiply the distance
+    from chance, 0.5, so that a resample with other numbers of both groups keeps chance at 0.5.
+
+    Args:
+        scores: scores of the pairs, (pair,).
+        position: scores of position alone for the same pairs, (pair,).
+
+    Returns:
+        (pair,) weighted scores; NaN where position has no order, or if one group is empty.
+    """
+    groups = [position == 1, position == 0]
+    sizes = [int(group.sum()) for group in groups]
+    weighted = np.full(len(scores), np.nan)
+    if min(sizes) > 0:
+        for group, size in zip(groups, sizes, strict=True):
+            weighted[group] = 0.5 + sum(sizes) / (2 * size) * (scores[group] - 0.5)
+    return weighted
+
+
 def read_masks(run: Run, members: np.ndarray) -> list[np.ndarray]:
     """Read the masks of the objects of a run's source images, each (object, y, x) bool.
 
@@ -252,7 +277,7 @@ def score_pairs(
 
     Returns:
         number of pairs and of images with a pair, the intervals of the baselines by name, and for
-        each step in turn those of the probe and of its differences.
+        each step in turn those of the probe and of the latents.
 
     Raises:
         UserError: there are no pairs.
@@ -264,10 +289,11 @@ def score_pairs(
     baselines = {name: pairs.scores(values) for name, values in fixed.items()}
     rows = []
     for values in steps:
-        row = {name: pairs.scores(of_objects) for name, of_objects in values.items()}
-        row["less position"] = row["probe"] - baselines["position"]
-        if "latents" in row:
-            row["less latents"] = row["probe"] - row["latents"]
+        row = {"probe": pairs.scores(values["probe"])}
+        row["balanced"] = balance(row["probe"], baselines["position"])
+        if "latents" in values:
+            latents = balance(pairs.scores(values["latents"]), baselines["position"])
+            row |= {"latents, balanced": latents, "less latents": row["balanced"] - latents}
         rows.append({name: interval(scores) for name, scores in row.items()})
     return {
         "pairs": len(pairs.image),

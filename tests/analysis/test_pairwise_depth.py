@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ldmprobe as lp
-from benchmarks.pairwise_depth import Pairs, main, object_means, pairs_of
+from benchmarks.pairwise_depth import Pairs, balance, main, object_means, pairs_of
 
 
 def box(top, left, height=4, width=4):
@@ -59,6 +59,17 @@ def test_pairs_of_images_without_pairs_has_none():
     assert pairs.scores([np.zeros(2)]).shape == (0,)
 
 
+def test_balance_averages_the_pairs_that_position_orders_rightly_and_wrongly():
+    position = np.array([1, 1, 1, 0, 0.5])
+    scores = np.array([1, 1, 0, 0.5, 1])
+    balanced = balance(scores, position)
+    assert np.nanmean(balanced) == pytest.approx((2 / 3 + 0.5) / 2)
+    assert np.isnan(balanced).tolist() == [False] * 4 + [True]
+    assert np.nanmean(balance(position, position)) == 0.5
+    assert np.nanmean(balance(1 - position, position)) == 0.5
+    assert np.isnan(balance(scores[:3], position[:3])).all()  # position orders no pair wrongly
+
+
 @pytest.mark.slow
 def test_main_renders_runs_and_scores(tmp_path, capsys):
     settings = ["sampling.steps=2", "sampling.batch=10", "bootstrap.resamples=200"]
@@ -97,8 +108,9 @@ def test_main_renders_runs_and_scores(tmp_path, capsys):
     assert len(right) == same["pairs"]
     assert last["probe"]["mean"] == pytest.approx(np.mean(right))
     assert same["baselines"]["position"]["mean"] == pytest.approx(np.mean(of_position))
-    difference = np.mean(right) - np.mean(of_position)
-    assert last["less position"]["mean"] == pytest.approx(difference)
+    right, of_position = np.array(right), np.array(of_position)
+    halves = right[of_position].mean(), right[~of_position].mean()
+    assert last["balanced"]["mean"] == pytest.approx(np.mean(halves))
     assert last["probe"]["low"] <= last["probe"]["mean"] <= last["probe"]["high"]
 
     main(["--store", str(tmp_path / "again"), "--run", run.url])
