@@ -126,7 +126,11 @@ class FlowWatch(WatchThread):
             self._handlers.setdefault(number, previous)
 
     def keep_looking(self) -> None:
-        """Poll the server, request a stop if need be, and end the process if a stop is overdue."""
+        """Poll the server until the command is over.
+
+        If the server has ended or has cancelled the flow run, the flow is asked to stop.  If it has
+        not stopped in time, this process is ended.
+        """
         next_poll = time.monotonic() + POLL_EVERY_S
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             while not self.over.wait(LOOK_EVERY_S):

@@ -151,7 +151,7 @@ def _require_workers(address: str, gpus: int) -> None:
     if gpus and not any(worker["resources"].get("GPU", 0) >= gpus for worker in workers):
         raise UserError(
             f"execution.gpus_per_worker is {gpus}, and no worker at {address} declares that many. "
-            f'Fix: start them with `dask worker {address} --nthreads 1 --resources "GPU={gpus}"`'
+            f'Fix: start workers with `dask worker {address} --nthreads 1 --resources "GPU={gpus}"`'
         )
     with_gpu = [bool(worker["resources"].get("GPU", 0)) for worker in workers]
     if not gpus and any(with_gpu) and not all(with_gpu):

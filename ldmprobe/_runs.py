@@ -317,8 +317,8 @@ def _carry_out(run: Run, progress: bool) -> dict[str, float]:
 def intervene(
     run: StoredRun,
     prop: str = "foreground",
-    shift: tuple[float, float] | Sequence[tuple[float, float]] | None = (0.2, 0.0),
-    samples: int = 8,
+    shift: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
+    samples: int | None = None,
     **settings: Any,
 ) -> InterventionSummary:
     """Generate test samples again with activations edited towards target maps, and score them.
@@ -326,18 +326,16 @@ def intervene(
     Args:
         run: a finished run that generated images.
         prop: property to edit, such as ``foreground``.
-        shift: shift (dx, dy) of the property's map, as fractions of width and height, or a sequence
-            of shifts.  It has no effect if ``targets`` is given.
-        samples: number of test samples to edit.
+        shift: shift (dx, dy) as fractions of width and height, or several; by default (0.2, 0).
+        samples: number of test samples to edit, by default 8.
         settings: further fields of `ldmprobe_core.interventions.spec.Intervention`, such as
             ``targets``, ``layers``, ``steps`` and ``confidence``.
 
     Returns:
-        the effects of the edit and of its controls, with confidence intervals.  They are also
-        stored in the run, and `write_report` adds them to its report.
+        the effects of the edit and of its null edits, which the run and its report show too.
 
     Raises:
-        UserError: a setting is wrong, or the run does not have the necessary probes or samples.
+        UserError: a setting is wrong or has no effect, or the run lacks the probes or samples.
 
     Example::
 
@@ -347,8 +345,10 @@ def intervene(
     from ldmprobe_core.interventions.spec import parse_intervention
     from ldmprobe_core.interventions.stages import create_intervention, edit_batch, edit_units
 
-    content: dict[str, Any] = {"prop": prop, "samples": samples, **settings}
-    if "targets" not in settings and shift is not None:
+    content = {"prop": prop, **settings} | ({} if samples is None else {"samples": samples})
+    if shift is not None and "targets" in settings:
+        raise UserError(f"shift: targets are given too ({shift}). Fix: leave out one of the two.")
+    if shift is not None:
         pairs = np.asarray(shift, dtype=float).reshape(-1, 2).tolist()
         content["targets"] = tuple({"dx": dx, "dy": dy} for dx, dy in pairs)
     started = time.monotonic()

@@ -27,27 +27,35 @@ Tilt = Annotated[
 TargetFile = Annotated[
     list[str] | None, typer.Option(help="PNG or NPY map to aim for; may be repeated")
 ]
-Samples = Annotated[int, typer.Option(help="how many test samples")]
+Samples = Annotated[int | None, typer.Option(help="how many test samples; by default 8")]
 Method = Annotated[
-    str, typer.Option(help="exact, adam (the paper's), leace, mean_projection or donor")
+    str | None,
+    typer.Option(help="exact (default), adam (the paper's), leace, mean_projection or donor"),
 ]
 CausalMap = Annotated[
     bool, typer.Option("--map", help="causal map: one layer, one window of steps at a time")
 ]
-Windows = Annotated[int, typer.Option(help="windows of steps of the causal map")]
+Windows = Annotated[
+    int | None, typer.Option(help="windows of steps of the causal map; by default 5")
+]
 Layers = Annotated[
     list[str] | None,
     typer.Option(help="glob over the run's layers, or latents; may be repeated"),
 ]
-Start = Annotated[int, typer.Option(help="first edited step")]
+Start = Annotated[int | None, typer.Option(help="first edited step; by default 1")]
 Steps = Annotated[int | None, typer.Option(help="how many steps; by default half")]
 Dose = Annotated[
     list[float] | None,
     typer.Option(help="amplitude in deviations of the probe's prediction; may be repeated"),
 ]
-Strength = Annotated[float, typer.Option(help="share of the way, 0 to 1")]
-Confidence = Annotated[float, typer.Option(help="what a logistic probe is to read inside the mask")]
-Metric = Annotated[str, typer.Option(help="covariance or l2")]
+Strength = Annotated[
+    float | None, typer.Option(help="share of the way, 0 to 1; by default all of it")
+]
+Confidence = Annotated[
+    float | None,
+    typer.Option(help="what a logistic probe is to read inside the mask; by default 0.98"),
+]
+Metric = Annotated[str | None, typer.Option(help="covariance (default) or l2")]
 Control = Annotated[
     list[str] | None,
     typer.Option(help="orthogonal, coherent, permuted or own_label; may be repeated"),
@@ -63,43 +71,84 @@ def intervene(
     mirror: Mirror = False,
     tilt: Tilt = None,
     target: TargetFile = None,
-    samples: Samples = 8,
-    method: Method = "exact",
+    samples: Samples = None,
+    method: Method = None,
     map_: CausalMap = False,
-    windows: Windows = 5,
+    windows: Windows = None,
     layers: Layers = None,
-    start: Start = 1,
+    start: Start = None,
     steps: Steps = None,
     dose: Dose = None,
-    strength: Strength = 1.0,
-    confidence: Confidence = 0.98,
-    metric: Metric = "covariance",
+    strength: Strength = None,
+    confidence: Confidence = None,
+    metric: Metric = None,
     control: Control = None,
     controls: Controls = True,
     published: Published = False,
 ) -> None:
     """Generate test samples again with edited activations, and score the images."""
-    from ldmprobe_core.interventions.spec import parse_intervention, published_settings
+    from ldmprobe_core.interventions.spec import parse_intervention
 
     finished = finished_run(run)
-    content: dict[str, Any] = {
-        "prop": prop, "samples": samples, "method": method, "start": start, "steps": steps,
-        "strength": strength, "confidence": confidence, "metric": metric,
-        "windows": windows if map_ else None, "layers": tuple(layers) if layers else None,
-        "doses": tuple(dose) if dose else None,
-        "controls": (tuple(control) if control else None) if controls else (),
-    }  # fmt: skip
+    if windows is not None and not map_:
+        raise UserError(
+            f"windows: only a causal map has windows ({windows}). Fix: ask for a causal map, or "
+            "leave windows out."
+        )
+    if control and not controls:
+        raise UserError(
+            f"controls: null edits are named, but switched off ({', '.join(control)}). Fix: leave "
+            "out one of the two."
+        )
     targets: list[dict[str, Any]] = [_shift(text) for text in shift or []]
     targets += [{"mirror": True}] if mirror else []
     targets += [{"tilt": slope} for slope in tilt or []] + [{"file": path} for path in target or []]
+    options: dict[str, Any] = {
+        "prop": prop, "samples": samples, "method": method, "start": start, "steps": steps,
+        "strength": strength, "confidence": confidence, "metric": metric,
+        "windows": (windows or 5) if map_ else None, "layers": layers or None,
+        "doses": dose or None, "controls": (control or None) if controls else [],
+        "targets": targets or None,
+    }  # fmt: skip
+    content = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in options.items()
+        if value is not None
+    }
     if published:
-        content |= published_settings(prop)
-    if targets:
-        content["targets"] = tuple(targets)
-    _carry_out(finished, parse_intervention(content))
+        content = _as_published(content, finished.study.linear_kinds)
+    run_intervention(finished, parse_intervention(content))
 
 
-def _carry_out(finished: Any, what: Any) -> None:
+def _as_published(content: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Add the published settings to the settings of an intervention.
+
+    Targets that are transformations of the label are stretched as the published target is.
+
+    Args:
+        content: settings that are given besides.
+        kinds: kinds of linear probes of the run.
+
+    Raises:
+        UserError: a given setting is among the published settings.
+    """
+    from ldmprobe_core.interventions.spec import published_settings
+
+    published = published_settings(content["prop"], kinds)
+    for name in sorted(set(content) & set(published) - {"prop", "targets"}):
+        raise UserError(
+            f"{name}: it is one of the published settings ({content[name]}). Fix: leave it out, or "
+            "leave out the published settings."
+        )
+    stretch = published["targets"][0]["stretch"]
+    targets = tuple(
+        target if "file" in target else {**target, "stretch": stretch}
+        for target in content.get("targets", ())
+    )
+    return content | published | ({"targets": targets} if targets else {})
+
+
+def run_intervention(finished: Any, what: Any) -> None:
     """Carry out an intervention with a Prefect server, and print its results.
 
     Args:

@@ -22,25 +22,41 @@ from ldmprobe_core.probing.block_scores import block_means
 
 @dataclass
 class EditLog:
-    """Record of how much the edits of a batch change the probe's predictions, cell by cell.
+    """Record of the sizes of the edits of a batch, cell by cell.
 
     Attributes:
-        readings: root mean square over the tokens of the change of the probe's prediction, in
-            standard deviations of the prediction, (sample,) for each cell.
+        readings: root mean square over the tokens of the change of the probe's prediction that is
+            made, by the edit proper or by the null edit, in standard deviations of the prediction;
+            (sample,) for each cell.
+        sizes: root mean square over the tokens of the norm of the change of the activations, in
+            norms of the least edit that changes the prediction by one standard deviation, likewise.
+            For an exact edit it equals its reading, and for a null edit the reading of the edit
+            that it replaces.
     """
 
     readings: list[Tensor] = field(default_factory=list)
+    sizes: list[Tensor] = field(default_factory=list)
 
     def add(self, direction: EditDirection, change: Tensor) -> None:
         """Record the change of a cell's activations, (n, y, x, channel)."""
-        size = (change @ direction.weight).square().mean((1, 2)).sqrt()
-        self.readings.append((size / direction.deviation).cpu())
+        reading = (change @ direction.weight).square().mean((1, 2)).sqrt()
+        self.readings.append((reading / direction.deviation).cpu())
+        size = change.square().sum(-1).mean((1, 2)).sqrt() / direction.step.norm()
+        self.sizes.append((size / direction.deviation).cpu())
 
-    def mean_dose(self, samples: int) -> np.ndarray:
-        """Mean over the cells of the root mean square changes, (sample,) float64."""
-        if not self.readings:
-            return np.full(samples, np.nan)
-        return torch.stack(self.readings).double().mean(0).numpy()
+    def mean_reading(self, samples: int) -> np.ndarray:
+        """Mean over the cells of `readings`, (sample,) float64; NaN without any."""
+        return _mean_over_cells(self.readings, samples)
+
+    def mean_size(self, samples: int) -> np.ndarray:
+        """Mean over the cells of `sizes`, (sample,) float64; NaN without any."""
+        return _mean_over_cells(self.sizes, samples)
+
+
+def _mean_over_cells(values: list[Tensor], samples: int) -> np.ndarray:
+    if not values:
+        return np.full(samples, np.nan)
+    return torch.stack(values).double().mean(0).numpy()
 
 
 def make_change(
@@ -92,10 +108,10 @@ def make_change(
             )  # fmt: skip
         else:
             edited = direction.exact(tokens, goal(direction, tokens), spec.strength)
-        if log is not None:
-            log.add(direction, edited - tokens)
         if null is not None and NULLS[null].directions is not None:
             edited = tokens + direction.null_change(edited - tokens, null, samples)
+        if log is not None:
+            log.add(direction, edited - tokens)
         return edited
 
     return change

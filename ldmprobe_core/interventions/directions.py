@@ -6,6 +6,7 @@ import hashlib
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.edit import EditDirection, Moments
@@ -14,7 +15,7 @@ from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import ERASURES, Intervention
 from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.pipeline.statistics import unstored_statistics
-from ldmprobe_core.probing.cell import probe_activations
+from ldmprobe_core.probing.cell import CellResult, probe_activations
 from ldmprobe_core.probing.fitters.base import CellData
 from ldmprobe_core.probing.fitters.ridge import RidgePath
 from ldmprobe_core.probing.label_set import LabelSet
@@ -42,7 +43,8 @@ def direction_of(
         layer: name of a layer, or ``latents``.
 
     Raises:
-        UserError: the cell cannot be edited, because the weights of its probe are zero.
+        UserError: the cell cannot be edited, because the weights of its probe are zero, a direction
+            is not finite, or no direction is orthogonal to its probes.
     """
     run = Run(url)
     labels = cached_label_set(url, identity)
@@ -54,22 +56,22 @@ def direction_of(
     if spec.method in ERASURES:
         probes = [_erasing_probe(spec, path, column)]
     else:
-        probes = _probes(run, spec, step, layer, tokens, labels)
+        probes = _probes(run, identity, spec, step, layer)
         probes.insert(0, probes.pop(_kinds(run, spec).index(kind)))
     context = NullContext(
         moments,
         np.stack([probe.weight for probe in probes]),
         lambda: _permuted_direction(run, spec, kind, tokens, labels, moments, statistics),
-        _generator(spec, step, layer),
+        _generator(spec, layer),
     )
-    directions = {
-        name: null.directions(context)
-        for name in spec.conditions
-        if (null := NULLS.get(name)) is not None and null.directions is not None
-    }
     metric = "covariance" if spec.method == "leace" else spec.metric
     metric = "l2" if spec.method == "mean_projection" else metric
     try:
+        directions = {
+            name: null.directions(context)
+            for name in spec.conditions
+            if (null := NULLS.get(name)) is not None and null.directions is not None
+        }
         return EditDirection.of_probe(probes[0], moments, metric, directions)
     except ValueError as error:
         raise UserError(
@@ -78,9 +80,9 @@ def direction_of(
         ) from error
 
 
-def _generator(spec: Intervention, step: int, layer: str) -> np.random.Generator:
-    """Return the random number generator of a cell, which does not depend on other cells."""
-    digest = hashlib.sha256(f"{spec.seed} {step} {layer}".encode()).digest()
+def _generator(spec: Intervention, layer: str) -> np.random.Generator:
+    """Return the random number generator of a layer's null edits, the same at each step."""
+    digest = hashlib.sha256(f"{spec.seed} {layer}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
@@ -90,17 +92,35 @@ def _kinds(run: Run, spec: Intervention) -> list[str]:
     return [kind for kind in run.study.linear_kinds if probe_kind(kind).supports(prop)]
 
 
-def _probes(
-    run: Run, spec: Intervention, step: int, layer: str, tokens: np.ndarray, labels: LabelSet
-) -> list[LinearProbe]:
-    """Read the property's probes of a cell, one for each of the `_kinds`.
+@lru_cache(maxsize=64)
+def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellResult:
+    """Fit a property's probes to single latents, the denoiser's input, at one step; cached.
 
-    The stored probes of latents read the surroundings of each token, so probes of single latents
-    are fitted here.
+    The stored probes of latents read 5 x 5 of them, which an edit of one latent cannot use.
+
+    Args:
+        url: URL or path of the run.
+        identity: identity of the run, which is a cache key only.
+        prop: name of the property.
+        step: sampler step, from 1.
+
+    Returns:
+        probes, and their scores on the held-out samples.
     """
+    run = Run(url)
+    tokens = run.read(f"activations/{LATENTS}", "activation", step=step - 1)
+    # Images are generated without gradients, but some kinds of probes are fitted with them.
+    with torch.enable_grad():
+        labels = cached_label_set(url, identity)
+        return probe_activations(tokens, labels, run.study, (LabelColumn("true", prop),))["true"]
+
+
+def _probes(
+    run: Run, identity: str, spec: Intervention, step: int, layer: str
+) -> list[LinearProbe]:
+    """Return the property's probes of a cell, one for each of the `_kinds`."""
     if layer == LATENTS:
-        fitted = probe_activations(tokens, labels, run.study, (LabelColumn("true", spec.prop),))
-        probes = fitted["true"].probes
+        probes = single_latent_probes(run.url, identity, spec.prop, step).probes
         return [_linear(probes[kind, spec.prop]) for kind in _kinds(run, spec)]
     stored = run.open(f"probes/{layer}", require_complete=True)
     cell = stored.sel(property=spec.prop, step=step).load()

@@ -77,7 +77,8 @@ class EditDirection:
             nulls: directions of null edits by name, (draw, channel), of any norm.
 
         Raises:
-            ValueError: the probe's weights are zero, so its prediction cannot be changed.
+            ValueError: the probe's weights are zero, so its prediction cannot be changed; or a
+                direction is not finite, or is zero.
         """
         offset = np.asarray(probe.offset)
         if moments is None:
@@ -88,21 +89,17 @@ class EditDirection:
             mean = offset + probe.weight @ moments.mean
             deviation = float(np.sqrt(max(probe.weight @ spread, 0.0)))
         gain = float(probe.weight @ raw)
-        if not gain > 0:
+        if gain <= 0:
             raise ValueError("probe: its weights are zero, so no edit changes its prediction")
-        return cls(
-            torch.from_numpy(probe.weight).float(),
-            torch.as_tensor(offset).float(),
-            torch.from_numpy(raw / gain).float(),
-            torch.as_tensor(mean).float(),
-            deviation,
-            {
-                name: torch.from_numpy(
-                    vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-                ).float()
-                for name, vectors in (nulls or {}).items()
-            },
-        )
+        with np.errstate(all="ignore"):
+            step = raw / gain
+        tensors = [torch.as_tensor(v).float() for v in (probe.weight, offset, step, mean)]
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+        if not finite or (moments is not None and not np.isfinite(deviation)):
+            raise ValueError("probe: its weights, or the activations' moments, are not finite")
+        weight, bias, unit_step, mean_prediction = tensors
+        unit_nulls = {name: _unit_vectors(name, vectors) for name, vectors in (nulls or {}).items()}
+        return cls(weight, bias, unit_step, mean_prediction, deviation, unit_nulls)
 
     def to(self, device: torch.device) -> EditDirection:
         """Return a copy whose tensors are on a device."""
@@ -128,7 +125,7 @@ class EditDirection:
         Returns:
             edited tokens, (n, y, x, channel) float32.
         """
-        gap = torch.nan_to_num(target - self.read(tokens))
+        gap = torch.where(target.isnan(), 0.0, target - self.read(tokens))
         return tokens + (strength * gap)[..., None] * self.step
 
     def at_dose(self, target: Tensor, dose: float) -> Tensor:
@@ -161,6 +158,18 @@ class EditDirection:
         directions = self.nulls[null]
         chosen = directions[[sample % len(directions) for sample in samples]]
         return (sign * change.norm(dim=-1))[..., None] * chosen[:, None, None]
+
+
+def _unit_vectors(null: str, vectors: np.ndarray) -> Tensor:
+    """Scale the directions of a null edit, (draw, channel), to norm 1.
+
+    Raises:
+        ValueError: a direction is zero or not finite.
+    """
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        raise ValueError(f"null edit {null}: a direction is zero or not finite")
+    return torch.from_numpy(vectors / norms).float()
 
 
 def target_reading(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,22 +40,36 @@ class Editor:
     ) -> None:
         self.sampler, self.cells, self.change = sampler, set(cells), change
         self._calls = 0
+        self._edits_made: Counter[tuple[int, str]] = Counter()
         self._grid: Grid = sampler.architecture.grid
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Attach hooks to the edited layers for one pipeline call, and remove them afterwards."""
+        """Attach hooks to the edited layers for one pipeline call, and remove them afterwards.
+
+        Raises:
+            UserError: an edited layer did not run exactly once in an edited step, or its edited
+                activations are not finite.
+        """
         modules = dict(self.sampler.denoiser.named_modules())
         denoiser = self.sampler.denoiser
         hooks = [denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for name in sorted({name for _, name in self.cells} - {LATENTS}):
             hooks.append(modules[name].register_forward_hook(self._hook(name, modules[name])))
         self._calls = 0
+        self._edits_made.clear()
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+        for step, layer in sorted(self.cells):
+            if self._edits_made[step, layer] != 1:
+                raise UserError(
+                    f"layers: {layer} ran {self._edits_made[step, layer]} times at step {step}, "
+                    f"and an edit needs exactly one run ({layer}). Fix: leave this layer out of "
+                    "layers."
+                )
 
     @property
     def _step(self) -> int:
@@ -81,11 +96,6 @@ class Editor:
             return None
         name = next((key for key in ("sample", "hidden_states") if key in kwargs), None)
         given = args[0] if name is None else kwargs[name]
-        if given.ndim != 4:
-            raise UserError(
-                "layers: the denoiser of this family takes packed latents, which cannot be edited "
-                "(latents). Fix: leave latents out of layers."
-            )
         # A scheduler may scale the latents to give the denoiser's input.  Probes read the latents
         # before that, so the edit is made in their scale.
         time = kwargs["timestep"] if "timestep" in kwargs else args[1]
@@ -96,9 +106,13 @@ class Editor:
         def change(tokens: Tensor) -> Tensor:
             # Only the difference is scaled, so that latents that are not changed keep their bits.
             latents = tokens / factor
-            return tokens + (self.change(self._step, LATENTS, latents) - latents) * factor
+            return tokens + (self._edit(LATENTS, latents) - latents) * factor
 
-        edited = change_grid(given, self._grid, 0, self.sampler.guidance.batch_copies, change)
+        # Probes read latents as a map, so latents that a pipeline packs into tokens are unpacked.
+        architecture = self.sampler.architecture
+        latents_map = architecture.unpack(given)
+        copies = self.sampler.guidance.batch_copies
+        edited = architecture.pack(change_grid(latents_map, self._grid, 0, copies, change))
         return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
 
     def _hook(self, name: str, module: nn.Module) -> Any:
@@ -113,10 +127,29 @@ class Editor:
                 self._grid,
                 item,
                 guidance.batch_copies,
-                lambda tokens: self.change(self._step, name, tokens),
+                lambda tokens: self._edit(name, tokens),
             )
 
         return edit
+
+    def _edit(self, name: str, tokens: Tensor) -> Tensor:
+        """Edit the tokens of the current cell, and count the edit.
+
+        Raises:
+            UserError: an edited value is NaN or infinite.
+        """
+        edited = self.change(self._step, name, tokens)
+        # The activations return to the denoiser's precision, in which large values are infinite.
+        dtype = next(self.sampler.denoiser.parameters()).dtype
+        finite = torch.isfinite(edited.to(dtype))
+        if not bool(finite.all()):
+            raise UserError(
+                f"layers: the edited activations of {name} at step {self._step} are not finite "
+                f"({int((~finite).sum())} of {finite.numel()} values). Fix: leave this layer out "
+                "of layers, or choose other steps or a smaller dose."
+            )
+        self._edits_made[self._step, name] += 1
+        return edited
 
 
 @torch.no_grad()

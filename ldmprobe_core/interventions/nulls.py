@@ -33,7 +33,8 @@ class NullContext:
         weights: weights of all linear probes of the property in the cell, (probe, channel).
         permuted_direction: function that computes the edit direction of a probe of the labels of
             other images, (channel,); it fits the probe.
-        rng: random number generator of the cell.
+        rng: random number generator; all cells of a layer have equal ones, so that null edits
+            have about the same directions in all steps, as the edit proper has.
     """
 
     moments: Moments
@@ -66,7 +67,9 @@ DIRECTIONS = 16
 def coherent_directions(cell: NullContext) -> np.ndarray:
     """Draw random directions from the normal distribution of the training activations.
 
-    They are therefore mostly directions in which the activations vary.
+    They are therefore mostly directions in which the activations vary.  The generator's numbers are
+    multiplied by the symmetric root of the covariance.  This root is a continuous function of the
+    covariance, so equal generators give similar directions in cells with similar covariances.
 
     Returns:
         (draw, channel) float64.
@@ -74,7 +77,7 @@ def coherent_directions(cell: NullContext) -> np.ndarray:
     values, vectors = np.linalg.eigh(cell.moments.covariance)
     deviations = np.sqrt(np.maximum(values, 0.0))
     normal = cell.rng.standard_normal((DIRECTIONS, len(values)))
-    return np.asarray((normal * deviations) @ vectors.T)
+    return np.asarray((normal @ vectors * deviations) @ vectors.T)
 
 
 def orthogonal_directions(cell: NullContext) -> np.ndarray:
@@ -84,7 +87,15 @@ def orthogonal_directions(cell: NullContext) -> np.ndarray:
 
     Returns:
         (draw, channel) float64.
+
+    Raises:
+        ValueError: there are as many probes as channels, so that no direction is orthogonal to all.
     """
+    probes, channels = cell.weights.shape
+    if probes >= channels:
+        raise ValueError(
+            f"null edit orthogonal: {probes} probes of the property read all {channels} channels"
+        )
     directions = coherent_directions(cell)
     for _ in range(2):  # The second pass removes the rounding error of the first.
         basis, _ = np.linalg.qr(cell.weights.T)

@@ -9,7 +9,14 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.spec import DEFAULT_CONFIDENCE, DONOR, PROBE_EDITS, Intervention
+from ldmprobe_core.interventions.spec import (
+    DEFAULT_CONFIDENCE,
+    DONOR,
+    ERASURES,
+    PROBE_EDITS,
+    Intervention,
+    predicts_for_descent,
+)
 from ldmprobe_core.models.layers import VAE
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
@@ -87,6 +94,7 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
         )
     sites = _sites(run, spec)
     _require_probes(run, sites)
+    _require_orthogonal_direction(run, spec, sites)
     kind, samples = _kind(run, spec), _samples(run, spec)
     donors = _donors(run, samples) if spec.method == DONOR else []
     return InterventionPlan(samples, donors, sites, kind)
@@ -183,6 +191,27 @@ def _require_probes(run: Run, sites: list[Site]) -> None:
             )
 
 
+def _require_orthogonal_direction(run: Run, spec: Intervention, sites: list[Site]) -> None:
+    """Require that latents have a direction orthogonal to all probes, if a null edit needs one.
+
+    Latents have few channels, layers have more channels than there are kinds of probes.
+
+    Raises:
+        UserError: the run has as many kinds of probes of the property as latents have channels.
+    """
+    latents = any(LATENTS in site.layers for site in sites)
+    if not latents or "orthogonal" not in spec.conditions or spec.method in ERASURES:
+        return
+    channels = run.open(f"activations/{LATENTS}").sizes["channel"]
+    kinds = [n for n in run.study.linear_kinds if probe_kind(n).supports(spec.edited_property)]
+    if len(kinds) >= channels:
+        raise UserError(
+            f"controls: {len(kinds)} kinds of probes read all {channels} channels of the latents, "
+            "so no direction is orthogonal to them (orthogonal). Fix: leave orthogonal out of "
+            "controls, or latents out of layers."
+        )
+
+
 def _kind(run: Run, spec: Intervention) -> str:
     """Return the kind of the probes from which the edit directions are computed.
 
@@ -191,11 +220,14 @@ def _kind(run: Run, spec: Intervention) -> str:
             does not apply to the kind.
     """
     prop, kinds = property_of(spec.prop), run.study.linear_kinds
-    kind = spec.kind or spec.defaults.kind
-    if kind not in kinds and spec.kind is None:
-        kind = next((name for name in kinds if probe_kind(name).supports(prop)), kinds[0])
-    if kind not in kinds or not probe_kind(kind).supports(prop):
-        usable = [name for name in kinds if probe_kind(name).supports(prop)]
+    usable = [name for name in kinds if probe_kind(name).supports(prop)]
+    if not usable:
+        raise UserError(
+            f"kind: {run.url} has no linear probes of {spec.prop} ({', '.join(kinds)}). Fix: add "
+            f"{spec.defaults.kind} to probes.kinds of the study, and make a new run."
+        )
+    kind = spec.kind or _default_kind(spec, usable)
+    if kind not in usable:
         raise UserError(
             f"kind: the run has no probes of {spec.prop} of this kind ({kind!r}). Fix: set it to "
             f"one of {', '.join(usable)}."
@@ -207,12 +239,21 @@ def _kind(run: Run, spec: Intervention) -> str:
             f"{spec.prop} do not ({spec.confidence:g}). Fix: leave confidence out, or set kind to "
             "one that predicts logits."
         )
-    if spec.method == "adam" and prop.is_mask and not logits:
+    if spec.method == "adam" and not predicts_for_descent(probe_kind(kind), prop):
         raise UserError(
             f"method: adam needs logits of masks, which probes of kind {kind} do not predict "
             "(adam). Fix: set method to exact."
         )
     return kind
+
+
+def _default_kind(spec: Intervention, usable: list[str]) -> str:
+    """Choose among a run's kinds of probes: the property's default, or one that predicts logits."""
+    prop = spec.edited_property
+    logits = [name for name in usable if predicts_for_descent(probe_kind(name), prop)]
+    if spec.defaults.kind in (logits if spec.method == "adam" else usable):
+        return spec.defaults.kind
+    return [*logits, *usable][0]
 
 
 def _samples(run: Run, spec: Intervention) -> list[int]:

@@ -5,7 +5,7 @@ The command line imports this module, so it must not import torch.
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ldmprobe_core.probing.inference.bootstrap import Interval
 
@@ -31,6 +31,20 @@ class MapCell(BaseModel):
     used: Interval
 
 
+class DoseEffect(BaseModel):
+    """Effect of an intervention at one of its doses.
+
+    Attributes:
+        dose: amplitude of the target in standard deviations of the prediction.
+        edited: score of the edited images.
+        used: effect of the edit, see `ldmprobe_core.interventions.results.SiteRecord`.
+    """
+
+    dose: float
+    edited: Interval
+    used: Interval
+
+
 class InterventionRecord(BaseModel):
     """Main results of an intervention, as the run's ``summary.json`` lists them.
 
@@ -40,8 +54,9 @@ class InterventionRecord(BaseModel):
         metric: metric of the agreement with the target.
         pairs: number of pairs of sample and target.
         unedited: score of the unedited images against the targets.
-        edited: score of the edited images at the first site and dose.
-        used: effect of the edit there, see `ldmprobe_core.interventions.results.SiteRecord`.
+        edited: score of the edited images; None if there are several sites or doses.
+        used: effect of the edit, see `ldmprobe_core.interventions.results.SiteRecord`; likewise.
+        doses: effects by dose, if there are several; else empty.
         map: cells of a causal map; empty for other interventions.
     """
 
@@ -50,6 +65,7 @@ class InterventionRecord(BaseModel):
     metric: str
     pairs: int
     unedited: Interval
-    edited: Interval
-    used: Interval
+    edited: Interval | None
+    used: Interval | None
+    doses: list[DoseEffect] = Field(default_factory=list)
     map: list[MapCell]

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
-from ldmprobe_core.errors import RunError
+from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.interventions.directions import single_latent_probes
 from ldmprobe_core.interventions.plan import InterventionPlan, Site, plan_intervention
-from ldmprobe_core.interventions.records import InterventionRecord, MapCell
+from ldmprobe_core.interventions.records import DoseEffect, InterventionRecord, MapCell
 from ldmprobe_core.interventions.spec import EDITED, Intervention
+from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 from ldmprobe_core.study.conditions import PROBE_CONDITION
+from ldmprobe_core.study.layers import LATENTS
 
 INTERVENTIONS_GROUP = "interventions"
 """Zarr group that contains the arrays of all interventions."""
@@ -31,22 +34,32 @@ class EffectRecord(BaseModel):
         less_unedited: mean difference between this score and the score of the unedited image.
         edit_less_this: mean paired difference between the score of the edit proper and this score;
             None for the edit proper.
-        improved: fraction of pairs in which the edited image scores higher than the unedited one.
+        improved: fraction of pairs in which the edited image scores higher than the unedited one;
+            None where no pair defines it.
         halfway: fraction of pairs in which the mask's centroid moved more than half of the way to
-            the target's; None for other properties and where no pair defines it.
+            the target's, of the pairs whose label and target have different centroids.  A mask that
+            vanished moved nowhere, so its pair counts in the denominator alone.  None for other
+            properties and where no pair defines it.
+        vanished: fraction of pairs whose edited image has an empty mask, of the pairs with a label
+            that is not empty; None for other properties.
         measures: mean of each measure (`ldmprobe_core.interventions.scores.measures_of`).
         outside: mean absolute change of pixel values, 0..1, outside the object and its target.
         kept: fraction of images whose top class is unchanged; None if the run has no class labels.
+        size: root mean square norm of the change in an edited cell, in norms of the least edit that
+            changes the prediction by one standard deviation; its mean over cells, samples and
+            targets; None for donors.
     """
 
     mean: Interval
     less_unedited: Interval
     edit_less_this: Interval | None
-    improved: float
+    improved: float | None
     halfway: float | None
+    vanished: float | None = None
     measures: dict[str, Interval]
     outside: Interval
     kept: float | None
+    size: float | None = None
 
 
 class SiteRecord(BaseModel):
@@ -60,9 +73,11 @@ class SiteRecord(BaseModel):
         reading: root mean square change of the prediction in an edited cell, in the same standard
             deviations; its mean over cells, samples and targets; None for donors.
         effects: effects of the edit and of each null edit, by name of the condition.
-        decodable: what can be decoded at this site in the unedited run: score of the stored probes,
-            in the headline metric, averaged over the steps of the window and over the test samples;
-            None for sites of several layers.
+        decodable: what can be decoded at this site in the unedited run: score of the probes of the
+            layer's single tokens, in the headline metric, averaged over the steps of the window and
+            over all test samples; None for sites of several layers.  For ``latents``, these are not
+            the stored probes, which read 5 x 5 latents, but the probes of single latents that edits
+            use.
     """
 
     layers: list[str]
@@ -112,27 +127,42 @@ class InterventionSummary(BaseModel):
 
     @property
     def effects(self) -> dict[str, EffectRecord]:
-        """Effects at the first site and dose, which is the only one unless there are several."""
+        """Effects of an intervention that has one site and one dose.
+
+        Raises:
+            UserError: there are several sites or doses.
+        """
+        if len(self.sites) > 1:
+            raise UserError(
+                f"effects: the intervention has several sites or doses ({len(self.sites)}). Fix: "
+                "read the effects of one of its sites."
+            )
         return self.sites[0].effects
 
 
 def main_results(summary: InterventionSummary) -> InterventionRecord:
     """Take the main results from the summary of an intervention."""
-    spec, first = summary.intervention, summary.sites[0]
+    spec, sites = summary.intervention, summary.sites
+    only = sites[0] if len(sites) == 1 else None
     return InterventionRecord(
         prop=spec.prop,
         method=spec.method,
         metric=summary.metric,
         pairs=summary.pairs,
         unedited=summary.unedited,
-        edited=first.effects[EDITED].mean,
-        used=first.used,
+        edited=None if only is None else only.effects[EDITED].mean,
+        used=None if only is None else only.used,
+        doses=[
+            DoseEffect(dose=site.dose, edited=site.effects[EDITED].mean, used=site.used)
+            for site in sites
+            if len(sites) > 1 and not spec.windows and site.dose is not None
+        ],
         map=[
             MapCell(
                 layer=site.layers[0], first=site.first, last=site.last, dose=site.dose,
                 decodable=site.decodable, used=site.used,
             )
-            for site in (summary.sites if spec.windows else [])
+            for site in (sites if spec.windows else [])
         ],
     )  # fmt: skip
 
@@ -217,33 +247,13 @@ def _site_record(
             sample).
         bootstrap: bootstrap over the pairs of target and sample.
     """
-    names = [str(name) for name in data.measure.values]
-    unedited = data.unedited.values[0].ravel().astype(float)
-    scores = {
-        condition: data.score.values[i].reshape(len(names), -1).astype(float)
+    n_measures = data.sizes["measure"]
+    before = data.unedited.values.reshape(n_measures, -1).astype(float)
+    edited = data.score.values[0].reshape(n_measures, -1).astype(float)
+    effects = {
+        condition: _effect_record(data.isel(condition=i), condition, before, edited, bootstrap)
         for i, condition in enumerate(spec.conditions)
     }
-    effects = {}
-    for i, (condition, measured) in enumerate(scores.items()):
-        gap = measured[0] - unedited
-        defined = np.isfinite(gap)
-        same_class = data.kept.values[i].ravel()
-        way = measured[names.index("way")] if "way" in names else np.empty(0)
-        way = way[np.isfinite(way)]
-        effects[condition] = EffectRecord(
-            mean=bootstrap.interval(np.where(defined, measured[0], np.nan)),
-            less_unedited=bootstrap.interval(gap),
-            edit_less_this=(
-                None if condition == EDITED else bootstrap.interval(scores[EDITED][0] - measured[0])
-            ),
-            improved=float((gap[defined] > 0).mean()) if defined.any() else 0.0,
-            halfway=float((way > 0.5).mean()) if len(way) else None,
-            measures={
-                name: bootstrap.interval(row) for name, row in zip(names, measured, strict=True)
-            },
-            outside=bootstrap.interval(data.outside.values[i].ravel().astype(float)),
-            kept=float(same_class.mean()) if np.isfinite(same_class).all() else None,
-        )
     site = plan.sites[[str(site) for site in plan.sites].index(str(data.site.values))]
     dose, reading = float(data.dose), float(np.mean(data.reading.values[0]))
     return SiteRecord(
@@ -257,19 +267,85 @@ def _site_record(
     )
 
 
+def _effect_record(
+    data: Any, condition: str, before: np.ndarray, edited: np.ndarray, bootstrap: Bootstrap
+) -> EffectRecord:
+    """Summarise the effect of the edit or of one null edit.
+
+    Args:
+        data: dataset of the condition at a site and dose, with the axes (target, sample).
+        condition: name of the condition.
+        before: measures of the unedited images, (measure, pair of target and sample) float64.
+        edited: measures of the images of the edit proper, likewise.
+        bootstrap: bootstrap over the pairs.
+    """
+    names = [str(name) for name in data.measure.values]
+    measured = data.score.values.reshape(len(names), -1).astype(float)
+    gap = measured[0] - before[0]
+    defined = np.isfinite(gap)
+    same_class = data.kept.values.ravel()
+    size = float(np.mean(data["size"].values)) if "size" in data else float("nan")
+    halfway = vanished = None
+    if "way" in names:
+        way, area = names.index("way"), names.index("area")
+        # The way of an unedited mask is 0 where it is defined.
+        halfway = _fraction(measured[way] > 0.5, np.isfinite(before[way]))
+        vanished = _fraction(measured[area] == 0, np.isfinite(measured[area]))
+    return EffectRecord(
+        mean=bootstrap.interval(np.where(defined, measured[0], np.nan)),
+        less_unedited=bootstrap.interval(gap),
+        edit_less_this=(
+            None if condition == EDITED else bootstrap.interval(edited[0] - measured[0])
+        ),
+        improved=_fraction(gap > 0, defined),
+        halfway=halfway,
+        vanished=vanished,
+        measures={name: bootstrap.interval(row) for name, row in zip(names, measured, strict=True)},
+        outside=bootstrap.interval(data.outside.values.ravel().astype(float)),
+        kept=float(same_class.mean()) if np.isfinite(same_class).all() else None,
+        size=size if np.isfinite(size) else None,
+    )
+
+
+def _fraction(true: np.ndarray, defined: np.ndarray) -> float | None:
+    """Return the fraction of defined entries that are true; None if none is defined."""
+    return float(true[defined].mean()) if defined.any() else None
+
+
 def _decodable(run: Run, spec: Intervention, kind: str, site: Site) -> Interval:
-    """Score the stored probes of a site's layer, on average over the window's steps.
+    """Score the probes of a site's layer, on average over the window's steps.
 
     The score is that of the run's test samples in the headline metric.
     """
+    scores_of = _latent_scores if site.layers == (LATENTS,) else _stored_scores
+    values = scores_of(run, spec, kind, site)
+    test = [i for i in values if run.samples[i].split == "test"]
+    members = [run.samples[i] for i in test]
+    bootstrap = Bootstrap.of_samples(members, run.study.bootstrap, seed=0)
+    return bootstrap.interval(np.array([values[i] for i in test]))
+
+
+def _stored_scores(run: Run, spec: Intervention, kind: str, site: Site) -> dict[int, float]:
+    """Return the mean score over the window's steps of the stored probes, by held-out sample."""
     scores = run.open(f"scores/{spec.prop}", require_complete=True).score.sel(
         condition=PROBE_CONDITION, kind=kind, metric=spec.defaults.metrics[0], layer=site.layers[0]
     )
     steps = scores.isel(step=slice(site.first - 1, site.last)).load()
-    test = [i for i in map(int, steps.sample.values) if run.samples[i].split == "test"]
-    values = steps.sel(sample=test).mean("step", skipna=False).values.astype(float)
-    members = [run.samples[i] for i in test]
-    return Bootstrap.of_samples(members, run.study.bootstrap, seed=0).interval(values)
+    means = steps.mean("step", skipna=False).values.astype(float)
+    return dict(zip(map(int, steps.sample.values), map(float, means), strict=True))
+
+
+def _latent_scores(run: Run, spec: Intervention, kind: str, site: Site) -> dict[int, float]:
+    """Return the same mean of probes of single latents, which the run does not store."""
+    identity = run.location.read_text("identity")
+    row = run.study.kinds.index(kind), spec.edited_property.metrics.index(spec.defaults.metrics[0])
+    steps = [
+        single_latent_probes(run.url, identity, spec.prop, step).scores[spec.prop][row]
+        for step in range(site.first, site.last + 1)
+    ]
+    heldout = cached_label_set(run.url, identity).heldout
+    means = np.mean(steps, axis=0, dtype=float)
+    return dict(zip(map(int, heldout), map(float, means), strict=True))
 
 
 def has_intervention_summary(run: Run, name: str) -> bool:

@@ -8,6 +8,9 @@ from ldmprobe_core.probing.metrics import METRICS
 from ldmprobe_core.probing.partial import position_covariates
 from ldmprobe_core.study.properties import Property
 
+OWN_LABEL = "own_label"
+"""Measure of the agreement with the sample's own label, in the headline metric."""
+
 MASK_MEASURES = ("moved", "way", "ghost", "area")
 """Measures of an edited mask beside its agreement with the target, see `mask_measures`."""
 
@@ -15,7 +18,8 @@ MASK_MEASURES = ("moved", "way", "ghost", "area")
 def measures_of(prop: Property) -> tuple[str, ...]:
     """Names of the measures of an edited map of a property; the first is the headline metric."""
     metrics = () if prop.intervention is None else prop.intervention.metrics
-    return metrics + (MASK_MEASURES if prop.is_mask else ())
+    own_label = (OWN_LABEL,) if metrics else ()
+    return (*metrics, *own_label, *(MASK_MEASURES if prop.is_mask else ()))
 
 
 def score_edited_maps(
@@ -40,6 +44,7 @@ def score_edited_maps(
     covariates = position_covariates(mean_map)
     metrics = () if prop.intervention is None else prop.intervention.metrics
     scores = [METRICS[name].score(maps, targets, covariates) for name in metrics]
+    scores += [METRICS[name].score(maps, labels, covariates) for name in metrics[:1]]
     if prop.is_mask:
         scores += list(mask_measures(maps, labels, targets))
     return np.stack(scores)

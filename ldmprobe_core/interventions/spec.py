@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,7 +19,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.study.loading import sentence
-from ldmprobe_core.study.probe_kinds import PROBE_KINDS
+from ldmprobe_core.study.probe_kinds import ADAM, PROBE_KINDS, ProbeKind
 from ldmprobe_core.study.properties import (
     FOREGROUND,
     PROPERTIES,
@@ -37,6 +38,22 @@ PROBE_EDITS = ("exact", "adam")
 ERASURES = ("leace", "mean_projection")
 DONOR = "donor"
 
+APPLICABLE = {
+    "targets": PROBE_EDITS,
+    "doses": ("exact",),
+    "strength": ("exact", *ERASURES),
+    "confidence": ("exact",),
+    "metric": ("exact",),
+    "iterations": ("adam",),
+    "learning_rate": ("adam",),
+    "kind": PROBE_EDITS,
+}
+"""Methods to which a setting applies, by name of the setting; others apply to every method.
+
+In a causal map, ``kind`` also chooses the probes whose scores are shown beside the effects, so it
+applies to every method there.
+"""
+
 Dose = Annotated[float, Field(gt=0, le=1000, strict=True)]
 
 
@@ -46,9 +63,9 @@ class Intervention(BaseModel):
     Attributes:
         prop: name of the edited property, one of `editable_properties`.
         targets: target transformations; each sample is edited towards each target.  Erasures and
-            donors have no targets.
+            donors have no targets, and refuse any but the default.
         samples: number of samples to edit; the first ones of the split `part` are taken.
-        chosen: indices of the samples to edit, instead of `samples`.
+        chosen: indices of the samples to edit, in increasing order, instead of `samples`.
         method: what replaces the activations:
 
             - ``exact``: the nearest activations from which the probe predicts the target;
@@ -66,13 +83,15 @@ class Intervention(BaseModel):
             map: the sampler's steps are divided into as many windows, and the edit is made in one
             layer and one window at a time; the denoiser's input is one more row of the map.
         doses: amplitudes of the target, in standard deviations of the probe's prediction (see
-            `EditDirection.at_dose`); each is a separate edit.  An empty list takes the property's
-            default dose for exact edits, and the target in its own units for ``adam``.
-        kind: kind of the linear probes that give the edit directions.
+            `EditDirection.at_dose`), in increasing order; each is a separate edit, and a causal
+            map has one.  None takes the property's default dose for exact edits, and an empty list
+            takes the target in its own units, as ``adam`` always does.
+        kind: kind of the linear probes that give the edit directions.  None takes the property's
+            default kind or, if the run lacks it, another one, for masks one that predicts logits.
         confidence: target probability inside a mask; outside, it is 1 - confidence.  At a given
             dose it only matters for shares between 0 and 1.
         strength: fraction, 0..1, of the difference between prediction and target that an exact
-            edit removes in each cell.
+            edit or an erasure removes in each cell.
         metric: norm that an exact edit minimises: ``l2``, or ``covariance`` (the inverse covariance
             of the activations).
         iterations: number of gradient steps of the method ``adam``.
@@ -123,6 +142,27 @@ class Intervention(BaseModel):
             )
         return value
 
+    @field_validator("chosen")
+    @classmethod
+    def _named_once(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value == ():
+            raise ValueError(
+                "no sample is named ([]). Fix: name samples, or leave chosen out to take the first "
+                "ones of the split."
+            )
+        repeated = [i for i in value or () if value is not None and value.count(i) > 1]
+        if repeated:
+            raise ValueError(
+                f"a sample is named twice ({repeated[0]}). Fix: name each sample once."
+            )
+        # Arrays of a run are read in the order of their indices.
+        return value if value is None else tuple(sorted(value))
+
+    @field_validator("doses")
+    @classmethod
+    def _increasing(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return value if value is None else tuple(sorted(value))
+
     @field_validator("controls")
     @classmethod
     def _known_nulls(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -140,17 +180,16 @@ class Intervention(BaseModel):
             raise ValueError(
                 "targets are empty or repeated. Fix: give one or more distinct targets."
             )
-        if self.method == "adam" and (self.strength, self.confidence) != (1.0, DEFAULT_CONFIDENCE):
-            raise ValueError(
-                "strength and confidence apply to exact edits only (method is adam). Fix: leave "
-                "both out, or set method to exact."
-            )
+        fields = type(self).model_fields
+        changed = [name for name in fields if getattr(self, name) != fields[name].default]
+        self._require_applicable(changed)
         if self.doses is not None and len(set(self.doses)) < len(self.doses):
             raise ValueError("doses are repeated. Fix: give distinct doses.")
-        if self.doses and self.method != "exact":
+        if self.windows is not None and len(self.doses or ()) > 1:
+            doses = ", ".join(f"{dose:g}" for dose in self.doses or ())
             raise ValueError(
-                f"doses apply to exact edits only (method is {self.method}). Fix: leave doses out, "
-                "or set method to exact."
+                f"doses: a causal map has one dose ({doses}). Fix: give one dose, and make another "
+                "map for another dose."
             )
         if self.windows is not None and (self.start, self.steps) != (1, None):
             raise ValueError(
@@ -164,6 +203,32 @@ class Intervention(BaseModel):
                 f"choose from {', '.join(self.possible_nulls) or 'no controls'}."
             )
         return self
+
+    def _require_applicable(self, names: Iterable[str]) -> None:
+        """Refuse settings that have no effect.
+
+        Args:
+            names: names of the given settings.
+
+        Raises:
+            ValueError: a setting does not apply to the method, or `samples` is given with `chosen`.
+        """
+        for name in names:
+            methods = APPLICABLE.get(name, (self.method,))
+            if self.method in methods or (name == "kind" and self.windows):
+                continue
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                value = "; ".join(map(str, value))
+            raise ValueError(
+                f"{name}: the method {self.method} does not use it ({value}). Fix: leave {name} "
+                f"out, or set method to {' or '.join(methods)}."
+            )
+        if self.chosen is not None and "samples" in names:
+            raise ValueError(
+                f"samples: it does not apply to chosen samples ({self.samples}). Fix: leave out "
+                "samples or chosen."
+            )
 
     @property
     def edited_property(self) -> Property:
@@ -223,28 +288,44 @@ def editable_properties() -> tuple[str, ...]:
     return tuple(name for name, prop in PROPERTIES.items() if prop.intervention is not None)
 
 
+def predicts_for_descent(kind: ProbeKind, prop: Property) -> bool:
+    """Return whether the method ``adam`` can use probes of a kind: for masks, it needs logits."""
+    return kind.supports(prop) and (not prop.is_mask or kind.mask_output == "logit")
+
+
 def parse_intervention(content: dict[str, Any]) -> Intervention:
     """Build an `Intervention` from a mapping of its fields.
 
     Raises:
-        UserError: a field is unknown or has a wrong value; the message names the first of these
-            fields.
+        UserError: a field is unknown or has a wrong value, or has no effect beside the others; the
+            message names the first of these fields.
     """
     try:
-        return Intervention.model_validate(content)
+        spec = Intervention.model_validate(content)
+        # A field that is given its default value has as little effect as any other value.
+        spec._require_applicable([name for name, value in content.items() if value is not None])
     except ValidationError as error:
-        raise UserError(f"intervention: {sentence(error)}") from None
+        problem = sentence(error, Intervention, "intervention")
+        raise UserError(f"intervention: {problem}") from None
+    except ValueError as error:
+        raise UserError(f"intervention: {error}") from None
+    return spec
 
 
-def published_settings(prop: str) -> dict[str, Any]:
+def published_settings(prop: str, kinds: Iterable[str]) -> dict[str, Any]:
     """Return the fields of an `Intervention` as Chen, Viégas & Wattenberg (2023) set them.
 
     They descend on the loss of a probe without a position term: for foreground in the decoder's
     layers in the first 5 steps, and for depth in all layers in the first 3 steps, with targets
     that are stretched to 9 standard deviations.
 
+    Args:
+        prop: name of the edited property.
+        kinds: kinds of probes of the run.  The paper's own, ``adam``, is preferred to other kinds
+            without a position term.
+
     Raises:
-        UserError: they do not edit this property.
+        UserError: they do not edit this property, or no kind of probe is without a position term.
     """
     defaults = PROPERTIES[prop].intervention if prop in PROPERTIES else None
     if defaults is None or defaults.published_steps is None:
@@ -252,9 +333,25 @@ def published_settings(prop: str) -> dict[str, Any]:
             f"prop: the paper does not edit this property ({prop!r}). Fix: leave out the published "
             "settings."
         )
+    record = PROPERTIES[prop]
+    usable = [
+        kind.name
+        for kind in PROBE_KINDS.values()
+        if kind.linear and not kind.position_term and predicts_for_descent(kind, record)
+    ]
+    usable.sort(key=lambda name: name != ADAM.name)
+    chosen = [name for name in usable if name in kinds]
+    if not chosen:
+        raise UserError(
+            f"kind: the published settings need probes of {prop} without a position term, and the "
+            f"run has none ({', '.join(kinds)}). Fix: add {' or '.join(usable)} to probes.kinds of "
+            "the study, and make a new run."
+        )
     return {
         "prop": prop,
         "method": "adam",
+        "kind": chosen[0],
+        "start": 1,
         "steps": defaults.published_steps,
         "layers": defaults.published_layers,
         "targets": ({"dx": 0.2, "stretch": defaults.published_stretch},),

@@ -137,6 +137,7 @@ def _create_arrays(
     add("outside", each, "float32", "change off the object and its target")
     add("kept", each, "float32", "1 where the class stays")
     add("reading", each, "float32", "root mean square change of the prediction, in deviations")
+    add("size", each, "float32", "the same of an exact edit of equal norm")
     add("target_map", "target sample y x", "float32", "map aimed at")
     add("unedited", "measure target sample", "float32", "measures of the unedited image's map")
     units = {"site": length["site"], "dose": length["dose"], "target": length["target"],
@@ -287,13 +288,14 @@ class _Batch:
         Returns:
             arrays by name: ``image`` (condition, sample, y, x, rgb),
             ``label`` (condition, sample, y, x), ``score`` (condition, measure, sample),
-            ``outside``, ``kept`` and ``reading`` (condition, sample).
+            ``outside``, ``kept``, ``reading`` and ``size`` (condition, sample).
         """
         run, prop = self.run, property_of(self.spec.prop)
         unedited = run.read("images", "image", sample=self.samples)
         mean_map = cached_label_set(run.url, run.location.read_text("identity")).means[prop.name]
         results: dict[str, list[np.ndarray]] = {
             "image": [], "label": [], "score": [], "outside": [], "kept": [], "reading": [],
+            "size": [],
         }  # fmt: skip
         with use_models(run) as (sampler, labelers):
             for condition in self.spec.conditions:
@@ -311,7 +313,8 @@ class _Batch:
                     _change_outside(unedited, edited, self.labels, self.targets)
                 )
                 results["kept"].append(_class_unchanged(run, labelers, edited, self.samples))
-                results["reading"].append(log.mean_dose(len(self.samples)))
+                results["reading"].append(log.mean_reading(len(self.samples)))
+                results["size"].append(log.mean_size(len(self.samples)))
         return {array: np.stack(values) for array, values in results.items()}
 
     def _change(self, condition: str, dose: float, log: EditLog) -> Change:

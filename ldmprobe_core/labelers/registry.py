@@ -1,8 +1,8 @@
 """Registry of labelers by property (such as ``depth``) and name (such as ``midas``).
 
-Labelers are built in, registered with `register_labeler`, or offered by other packages as entry
-points.  The name of an entry point is ``property.name``; its value is a class or function as for
-`register_labeler`::
+Labelers are built in, registered with `register_labeler`, named as ``module:function`` in a study,
+or offered by other packages as entry points.  The name of an entry point is ``property.name``; its
+value is a class or function as for `register_labeler`::
 
     [project.entry-points."ldmprobe.labelers"]
     "depth.mine" = "my_package.depth:MyDepthLabeler"
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
+from ldmprobe_core.labelers.functions import function_entry, import_labeler, takes_images
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import map_properties
 from ldmprobe_core.study.schema import Study
@@ -41,11 +42,12 @@ def register_labeler(
 ) -> Callable[[Loader], Loader]:
     """Register a labeler under a property and a name, usually as a decorator.
 
-    The decorated class or function takes a `LabelerSpec` and a ``torch.device``, and returns a
-    `Labeler`.  It may have an attribute ``locate_weights`` (see `LabelerEntry`).  A later
-    registration replaces an earlier one with the same property and name.  Registrations hold for
-    one process; for worker processes, offer the labeler as an entry point (see this module's
-    docstring).
+    The decorated function takes images (n, y, x, rgb) uint8 and returns maps (n, y, x), see
+    `FunctionLabeler`; or a class or function takes a `LabelerSpec` and a ``torch.device``, and
+    returns a `Labeler`.  The latter may have an attribute ``locate_weights`` (see `LabelerEntry`).
+    A later registration replaces an earlier one with the same property and name.  Registrations
+    hold for one process; for worker processes, name the labeler as ``module:function`` in the
+    study, or offer it as an entry point (see this module's docstring).
 
     Args:
         prop: property that is labeled, such as ``depth``.
@@ -58,7 +60,7 @@ def register_labeler(
     Example::
 
         @register_labeler("depth", "mine")
-        def load_mine(spec, device): return MyDepth(spec.weights, device)
+        def my_depth(images): return my_network(images)
     """
     if name == EXACT_MAPS:
         raise UserError(
@@ -76,9 +78,14 @@ def register_labeler(
 
 
 def as_entry(loader: Any) -> LabelerEntry:
-    """Convert a labeler class or loading function to a registry entry; keep an entry unchanged."""
+    """Build the registry entry of a labeler: a class, a loading function or a function of images.
+
+    An entry is returned unchanged.
+    """
     if isinstance(loader, LabelerEntry):
         return loader
+    if takes_images(loader):
+        return function_entry(loader)
     return LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
 
 
@@ -131,9 +138,15 @@ def labeler_names(prop: str) -> list[str]:
 def find_labeler(prop: str, name: str) -> LabelerEntry:
     """Return the registry entry of a labeler, and import the package that provides it.
 
+    Args:
+        prop: property that is labeled.
+        name: name of a registered labeler or an entry point, or ``module:function``.
+
     Raises:
         UserError: the property has no labeler of this name, or its package cannot be imported.
     """
+    if (prop, name) not in _LABELERS and ":" in name:
+        _LABELERS[prop, name] = as_entry(import_labeler(prop, name))
     if (prop, name) not in _LABELERS:
         points = entry_points(group=ENTRY_POINTS, name=f"{prop}.{name}")
         for point in points:
@@ -148,7 +161,8 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
     if (prop, name) not in _LABELERS:
         known = ", ".join(labeler_names(prop))
         raise UserError(
-            f"labels.{prop} is {name!r}: there is no such labeler. Fix: use one of {known}"
+            f"labels.{prop} is {name!r}: there is no such labeler. Fix: use one of {known}, or "
+            "package.module:function"
         )
     return _LABELERS[prop, name]
 

@@ -129,6 +129,11 @@ def _folder(spec: LabelerSpec) -> Path:
 
 def _path(name: str, folder: Path) -> Path:
     path = folder / "labelers" / f"{name}.safetensors"
+    if folder.is_file():
+        raise UserError(
+            f"the tabletop labeler's weights {str(folder)!r} are a file. Fix: give the model "
+            "folder that has labelers/maps.safetensors"
+        )
     if not path.is_file():
         raise UserError(
             f"the tabletop labeler's weights {path.name} are missing from {path.parent}. Fix: "

@@ -90,7 +90,7 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
         except Exception as error:
             raise UserError(
                 f"the labeler's weights {source!r} are not in this machine's Hugging Face cache. "
-                f"Fix: fetch them with hf download {source}, or give a folder"
+                f"Fix: fetch them with hf download {source}, or set weights to their folder"
             ) from error
     if not files_of(folder):
         raise UserError(
@@ -129,6 +129,11 @@ def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> P
         raise UserError(
             f"the labeler's weights {str(path)!r} are a pickle, which a run never opens. Fix: "
             f"convert them once with {CONVERT} {path}, then give the .safetensors file"
+        )
+    if path.is_dir():
+        raise UserError(
+            f"the labeler's weights {str(path)!r} are a folder. Fix: give the safetensors file of "
+            f"{published}"
         )
     if not path.is_file():
         pickled = path.with_suffix(".pth")

@@ -60,7 +60,7 @@ class LabelSet:
 
     @lru_cache(maxsize=32)  # noqa: B019  (as above)
     def mean_tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
-        """Block means of the training mean map, (*grid) float64."""
+        """Mean label map of the training samples, averaged over each token's block, (*grid)."""
         return block_means(self.means[prop][None], grid)[0]
 
     @lru_cache(maxsize=8)  # noqa: B019  (a process keeps one label set per run)

@@ -150,8 +150,8 @@ def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
     ranks = np.empty(flat.shape)
     for row, keys in zip(ranks, sort_keys, strict=True):
         counts = np.bincount(keys, minlength=1 << 16)
-        # The cumulative count is the highest rank among equal values.  Their mean rank is lower by
-        # half of their number minus 1.
+        # The cumulative count is the highest rank among n equal values.  Their mean rank is lower
+        # by (n - 1) / 2.
         row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks

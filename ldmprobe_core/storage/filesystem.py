@@ -12,7 +12,6 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
-from ldmprobe_core.storage.stores.regular_files import misplaced, require_regular
+from ldmprobe_core.storage.stores import regular_files as local
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -89,7 +88,7 @@ def explained_failures(url: str) -> Iterator[None]:
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
             raise Location(url).unwritable(error) from error
         if isinstance(error, IsADirectoryError | NotADirectoryError):
-            raise misplaced(url, error) from error
+            raise local.misplaced(url, error) from error
         raise
 
 
@@ -122,7 +121,7 @@ def normal_url(url: str) -> str:
             raise address_error("it is too long for a path")
         return "/" + os.path.abspath(os.path.expanduser(url)).lstrip("/")
     if (protocol := protocol.lower()) not in ("s3", "memory"):
-        raise address_error(f"the protocol {protocol!r:.20} is not supported")
+        raise address_error(f"the protocol {protocol!r:.20} is not s3")
     parts = rest.rstrip("/").split("/")
     if any(part.strip() in ("", ".", "..") for part in parts):
         raise address_error("a part between slashes is empty, '.' or '..'")
@@ -172,17 +171,14 @@ class Location:
         Raises:
             UserError: the location is not writable.
         """
+        if not self.remote:
+            with explained_failures(self.url):
+                local.require_writable_folder(self.url)
+            return
         try:
-            if self.remote:
-                probe = self.path("writable")
-                self.filesystem().pipe_file(probe, b"")
-                self.filesystem().rm_file(probe)
-                return
-            folder = Path(self.url).absolute()
-            while not folder.exists():
-                folder = folder.parent
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise PermissionError(folder)
+            probe = self.path("writable")
+            self.filesystem().pipe_file(probe, b"")
+            self.filesystem().rm_file(probe)
         # S3 clients raise exceptions of many types if a write is refused, so all are caught.
         except Exception as error:
             raise self.unwritable(error) from error
@@ -221,7 +217,7 @@ class Location:
         """
         try:
             if not self.remote:
-                require_regular(self.path(name))
+                local.require_regular(self.path(name))
             return bytes(self.filesystem().cat_file(self.path(name)))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
@@ -268,7 +264,7 @@ class Location:
         # Two processes may write the same file at once, so the temporary file has a random name.
         part = f"{path}.{uuid.uuid4().hex}.part"
         for retries_left in (2, 1, 0):
-            files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            local.make_folder(path.rpartition("/")[0])
             try:
                 files.pipe_file(part, data)
                 os.replace(part, path)
@@ -291,7 +287,7 @@ class Location:
         with explained_failures(self.url):
             if not self.remote:
                 for folder in {os.path.dirname(self.path(name)) for name in files}:
-                    os.makedirs(folder, exist_ok=True)
+                    local.make_folder(folder)
             self.filesystem().pipe({self.path(name): data for name, data in files.items()})
 
     def create(self, name: str, text: str) -> bool:

@@ -264,7 +264,8 @@ def unit_of_chunk(
     """
     kind = kind_of_group(path)
     if kind is None or not kind.writes(dims) or path.rpartition("/")[2] == kind.progress:
-        # The chunk was written when the run, or the group of an intervention, was created.
+        # No unit of work writes this chunk: it was written when the run, or the group of an
+        # intervention, was created.
         return None
     numbered = ARRAY_DIM["batch"]
     if batch_of is not None and "batch" in kind.dims and numbered in dims and not kind.per_group:
@@ -301,8 +302,9 @@ def _expectation(run: Run) -> _Expectation:
                 # The batch of the chunk is unknown, because the list of the group's samples is
                 # damaged.
                 return False
-            # Coordinates must exist, except in the group of an intervention before its first unit
-            # is complete, because its creation may have been interrupted.
+            # This is a chunk of coordinates, which must exist.  The group of an intervention is
+            # an exception until one of its units is complete: the process may have been
+            # interrupted while it created the group.
             return kind is None or not kind.per_group or bool(counts(kind, path).any())
         recorded = counts(unit[0], path)
         if not recorded.size:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ldmprobe_core.assets import STUDIES
 from ldmprobe_core.errors import UserError
@@ -35,7 +35,8 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(
-                f"{path}: the study cannot be read ({error.strerror}). Fix: check its permissions"
+                f"{path}: the study cannot be read ({error.strerror}). Fix: check the file and its "
+                "permissions"
             ) from None
     else:
         ready = STUDIES / f"{source}.yaml"
@@ -108,16 +109,23 @@ def _set(content: dict[str, Any], override: str) -> None:
     content[last] = value
 
 
-def sentence(error: ValidationError) -> str:
-    """Convert the first problem of a validation error to a sentence with field and value."""
+def sentence(error: ValidationError, model: type[BaseModel] = Study, noun: str = "study") -> str:
+    """Convert the first problem of a validation error to a sentence with field and value.
+
+    Args:
+        error: error of the validation of settings.
+        model: class of the settings, whose keys the sentence lists if a key is unknown.
+        noun: noun for these settings that takes the article "a" or "an", such as ``study``.
+    """
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
     # A key in the file may contain line ends.  A message must be one line, so such a key is quoted.
     if not field.isprintable():
         field = repr(field)
     if first["type"] == "extra_forbidden":
-        known = _known_keys(first["loc"])
-        return f"{field} is not a key of a study; {known}. Fix: use one of these keys"
+        name = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+        known = _known_keys(first["loc"], model, name)
+        return f"{field} is not a key of {name}; {known}. Fix: use one of these keys"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{field}: {message}" if field else message
@@ -127,12 +135,14 @@ def sentence(error: ValidationError) -> str:
         # Python does not print whole numbers of more than 4,300 digits.
         value = "a value that is too long to print"
     value = value if len(value) <= 60 else value[:57] + "..."
-    return f"{field or 'study'} is {value}: {message[0].lower()}{message[1:]}. Fix: correct it"
+    return f"{field or noun} is {value}: {message[0].lower()}{message[1:]}. Fix: correct it"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    part: Any = Study
-    for name in location[:-1]:
+def _known_keys(location: tuple[int | str, ...], model: type[BaseModel], name_of_all: str) -> str:
+    """List the keys of the section of `model` that an unknown key, given by its path, is in."""
+    part: Any = model
+    # A number in the path is the index of an item of a list.  The keys do not depend on it.
+    for name in [name for name in location[:-1] if isinstance(name, str)]:
         fields = {(f.alias or key): f for key, f in part.model_fields.items()}
         # Registered properties are keys of `labels` without being fields of its class.  Their
         # values are labelers.
@@ -141,4 +151,4 @@ def _known_keys(location: tuple[int | str, ...]) -> str:
         # Optional sections are annotated as a union with None, so the other member is the section.
         part = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
     keys = ", ".join((f.alias or key) for key, f in part.model_fields.items())
-    return f"{'.'.join(map(str, location[:-1])) or 'a study'} has: {keys}"
+    return f"{'.'.join(map(str, location[:-1])) or name_of_all} has: {keys}"

@@ -97,7 +97,7 @@ class Prompts(Section):
                 raise ValueError("items is empty. Fix: give at least one prompt")
             for i, item in enumerate(self.items):
                 if not item.strip():
-                    raise ValueError(f"items[{i}] is an empty prompt. Fix: write one, or remove it")
+                    raise ValueError(f"items[{i}] is an empty prompt. Fix: remove it")
         return self
 
 
@@ -244,7 +244,10 @@ class Execution(Section):
     def _of_dask(self) -> Execution:
         given = [name for name in ("address", "cluster", "gpus_per_worker") if getattr(self, name)]
         if given and self.runner == "local":
-            raise ValueError(f"{given[0]} is given, but runner is local. Fix: set runner to dask")
+            raise ValueError(
+                f"{given[0]} is a key of the runner dask, but runner is local. Fix: set runner to "
+                f"dask, or remove {given[0]}"
+            )
         if self.address and self.cluster:
             raise ValueError("address and cluster are both given. Fix: keep one of these keys")
         return self

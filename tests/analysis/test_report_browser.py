@@ -94,6 +94,44 @@ def test_the_page_works_at_this_width(report, browser, width):
     page.close()
 
 
+CONTRASTS = """() => {
+  const light = c => {
+    const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (!/, 0\\)$/.test(colour)) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  return [...document.querySelectorAll("p, li, td, th, a, h1, h2, figcaption, pre")].map(e => {
+    const [a, b] = [light(getComputedStyle(e).color), light(behind(e))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  });
+}"""
+"""Contrast ratio of every text with its background, as WCAG 2.2 defines it."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_has_contrast_captions_and_contents(report, browser, scheme):
+    run, _ = report
+    page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    page.goto(f"file://{run.url}/report/index.html")
+    assert min(page.evaluate(CONTRASTS)) >= 4.5
+    captions = page.eval_on_selector_all(
+        "figure", "all => all.map(f => f.querySelector('figcaption')?.textContent.trim() ?? '')"
+    )
+    assert captions
+    assert all(captions)
+    anchors = page.eval_on_selector_all("nav a", "all => all.map(a => a.getAttribute('href'))")
+    assert len(anchors) == page.locator("h2").count() - 1  # all but the first, which is above
+    assert all(page.locator(anchor).count() == 1 for anchor in anchors)
+    page.close()
+
+
 def test_without_scripts_the_pictures_stay(report, browser):
     run, _ = report
     context = browser.new_context(java_script_enabled=False)

@@ -49,8 +49,31 @@ def test_make_change_records_the_change_of_the_reading_in_deviations():
          for m, x in zip(means, tokens.double().numpy() * factor, strict=True)]
         for factor in (1.0, 0.5)
     ]  # fmt: skip
-    np.testing.assert_allclose(log.mean_dose(2), np.mean(expected, axis=0), rtol=1e-4)
-    assert np.isnan(EditLog().mean_dose(3)).all()
+    np.testing.assert_allclose(log.mean_reading(2), np.mean(expected, axis=0), rtol=1e-4)
+    assert np.isnan(EditLog().mean_reading(3)).all()
+
+
+@pytest.mark.parametrize("null", ["orthogonal", "coherent"])
+def test_make_change_records_the_change_that_a_null_edit_makes(null):
+    """The logged size is that of the null edit's change, not that of the edit it replaces."""
+    probe, moments, direction, tokens = cell()
+    targets = np.random.default_rng(1).normal(size=(2, 8, 8))
+    log = EditLog()
+    spec = Intervention(prop="depth", doses=())
+    change = make_change(
+        spec, "ridge", lambda step, layer: direction, targets, [0, 1], null=null, log=log
+    )
+    moved = (change(1, "a", tokens) - tokens).double().numpy() @ probe.weight
+    deviation = np.sqrt(probe.weight @ moments.covariance @ probe.weight)
+    expected = np.sqrt((moved**2).mean((1, 2))) / deviation
+    np.testing.assert_allclose(log.mean_reading(2), expected, rtol=1e-4)
+    # The null edit has the norm of the edit that it replaces.
+    replaced = EditLog()
+    make_change(spec, "ridge", lambda step, layer: direction, targets, [0, 1], log=replaced)(
+        1, "a", tokens
+    )
+    np.testing.assert_allclose(log.mean_size(2), replaced.mean_reading(2), rtol=1e-4)
+    np.testing.assert_allclose(replaced.mean_size(2), replaced.mean_reading(2), rtol=1e-4)
 
 
 def test_make_change_erases_the_readings_difference_between_tokens():

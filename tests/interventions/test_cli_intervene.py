@@ -3,6 +3,8 @@
 import pytest
 
 from flows import cli
+from flows.commands import intervene
+from ldmprobe_core.interventions.targets import Target
 
 
 def test_cli_intervene_refuses_wrong_options(run, monkeypatch, capsys):
@@ -19,5 +21,43 @@ def test_cli_intervene_refuses_wrong_options(run, monkeypatch, capsys):
     assert "--shift is 'right'" in call(run.url, "--shift", "right")
     assert "steps do not apply to a causal map" in call(run.url, "--map", "--steps", "1")
     assert "does not edit this property" in call(run.url, "--published", "--property", "shading")
+    assert "windows: only a causal map has windows (3)" in call(run.url, "--windows", "3")
+    assert "controls: null edits are named, but switched off (coherent)" in call(
+        run.url, "--control", "coherent", "--no-controls"
+    )
+    assert "targets: the method leace does not use it (shift 0.2, 0)" in call(
+        run.url, "--method", "leace", "--shift", "0.2,0"
+    )
+    assert "add adam or plain_logistic to probes.kinds" in call(run.url, "--published")
+    assert "add adam or plain_ridge to probes.kinds" in call(
+        run.url, "--published", "--property", "depth"
+    )
     assert "strength is 2" in call(run.url, "--strength", "2")
     assert "holds no summary.json" in call(run.url + "-none")
+
+
+@pytest.fixture
+def settings_of_call(run, monkeypatch):
+    """Function from words of the command line to the parsed intervention, which is not made."""
+    parsed = []
+    monkeypatch.setattr(intervene, "run_intervention", lambda finished, spec: parsed.append(spec))
+
+    def call(*words, kinds=("plain_ridge", "plain_logistic", "adam")):
+        monkeypatch.setattr(type(run.study), "linear_kinds", property(lambda study: kinds))
+        monkeypatch.setattr("sys.argv", ["ldmprobe", "intervene", run.url, *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return parsed.pop() if stop.value.code in (0, None) else None
+
+    return call
+
+
+def test_cli_intervene_published_takes_the_published_settings_and_kind(settings_of_call, capsys):
+    spec = settings_of_call("--published", "--samples", "4")
+    assert (spec.kind, spec.method, spec.steps, spec.samples) == ("adam", "adam", 5, 4)
+    spec = settings_of_call(
+        "--published", "--property", "depth", "--mirror", kinds=("plain_ridge",)
+    )
+    assert (spec.kind, spec.targets) == ("plain_ridge", (Target(mirror=True, stretch=9.0),))
+    assert settings_of_call("--published", "--steps", "2") is None
+    assert "steps: it is one of the published settings (2)" in capsys.readouterr().err

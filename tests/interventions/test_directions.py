@@ -92,3 +92,13 @@ def test_direction_of_the_denoisers_input_reads_single_latents(run):
     channels = run.read("activations/latents", "activation", step=0).shape[-1]
     assert direction.weight.shape == (channels,)
     assert direction.nulls["orthogonal"].shape[1] == channels
+
+
+def test_direction_of_null_edits_is_nearly_the_same_at_every_step(run):
+    """The two steps differ in their activations and probes, but draw the same numbers."""
+    spec = Intervention(prop="depth", layers=("mid_block*",), samples=2, controls=("coherent",))
+    layer = next(name for name in run.layers if name.startswith("mid_block"))
+    one, two = (direction_in(run, spec, step, layer).nulls["coherent"] for step in (1, 2))
+    assert ((one * two).sum(1) > 0.5).all()
+    other = direction_in(run, spec.model_copy(update={"seed": 5}), 1, layer).nulls["coherent"]
+    assert (one * other).sum(1).abs().mean() < 0.5

@@ -1,5 +1,7 @@
 """Edits of activations, against a general solver and the paper's loop written out."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,34 @@ def test_edit_direction_exact_scales_with_strength_and_skips_nan_targets():
 def test_edit_direction_of_probe_refuses_zero_weights():
     with pytest.raises(ValueError, match="weights are zero"):
         EditDirection.of_probe(LinearProbe(np.zeros(3), 1.0, 0.0))
+
+
+def test_edit_direction_exact_passes_non_finite_predictions_on():
+    """Only a NaN target leaves a token as it is; a NaN activation must not look like no edit."""
+    p = probe(5)
+    direction = EditDirection.of_probe(p)
+    x, target = tokens((1, 2, 2, 5)), tokens((1, 2, 2), 9)
+    x[0, 0, 0, 2] = float("nan")
+    target[0, 1, 0] = float("inf")
+    finite = torch.isfinite(direction.exact(x, target, 1.0)).all(-1)[0]
+    assert finite.tolist() == [[False, True], [False, True]]
+
+
+@pytest.mark.parametrize("metric", ["l2", "covariance"])
+@pytest.mark.parametrize(
+    ("wrong", "value"),
+    [*itertools.product(("weight", "bias", "mean", "covariance", "null"), (np.nan, np.inf)),
+     ("weight", 1e39), ("bias", 1e39), ("null", 0.0)],
+)  # fmt: skip
+def test_edit_direction_of_probe_refuses_values_that_are_not_finite(wrong, value, metric):
+    """Values of 1e39 are infinite in float32; a null direction of zero has no unit vector."""
+    parts = {"weight": np.ones(3), "bias": np.ones(1), "mean": np.ones(3), "null": np.ones(3)}
+    parts["covariance"] = np.eye(3)
+    parts[wrong] = np.where(parts[wrong] != 0, value, 0.0)
+    p = LinearProbe(parts["weight"], float(parts["bias"][0]), 0.0)
+    moments = Moments(parts["mean"], parts["covariance"])
+    with pytest.raises(ValueError, match="not finite"), np.errstate(all="ignore"):
+        EditDirection.of_probe(p, moments, metric, nulls={"other": parts["null"][None]})
 
 
 @pytest.mark.parametrize("foreground", [True, False])

@@ -1,15 +1,23 @@
 """Sampling with edited activations."""
 
+from contextlib import contextmanager
+
 import numpy as np
+import pytest
+import tiny_models
 import torch
 from intervention_helpers import direction_in, loaded_sampler
+from model_helpers import architecture_study, load_sampler
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.changes import make_change, patch_from
 from ldmprobe_core.interventions.editor import Editor, sample_edited
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import target_maps
+from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.pipeline.labels import label_set
+from ldmprobe_core.study.samples import make_samples
 
 
 def editor_of(run, spec, targets, cells=None):
@@ -121,3 +129,83 @@ def test_editor_makes_the_probe_predict_the_target_in_edited_steps_only(run):
         predicted = predicted.reshape(3, side, side) + probes.position.sel(step=step).values
         error = np.abs(predicted - expected).max()
         assert (error < 1e-4) == (step <= 2)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([(1, "down_blocks.0"), (4, "mid_block")], "mid_block ran 0 times at step 4"),
+        ([(2, "unused"), (2, "mid_block")], "unused ran 0 times at step 2"),
+        ([(1, "repeated")], "repeated ran 2 times at step 1"),
+    ],
+)
+def test_editor_refuses_a_layer_that_does_not_run_once_in_an_edited_step(run, cells, message):
+    sampler = loaded_sampler(run)
+    denoiser = sampler.denoiser
+    denoiser.add_module("unused", torch.nn.Identity())
+    denoiser.add_module("repeated", torch.nn.Identity())
+    hook = denoiser.mid_block.register_forward_hook(
+        lambda m, i, output: denoiser.repeated(denoiser.repeated(output))
+    )
+    editor = Editor(sampler, cells, lambda step, layer, tokens: tokens)
+    try:
+        with pytest.raises(UserError, match=rf"layers: {message}, .*\. Fix: leave this layer out"):
+            sample_edited(sampler, run.samples[:1], editor)
+    finally:
+        hook.remove()
+        del denoiser.unused, denoiser.repeated
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+@pytest.mark.parametrize("layer", ["latents", "mid_block"])
+def test_editor_refuses_edits_that_are_not_finite(run, layer, value):
+    sampler = loaded_sampler(run)
+    editor = Editor(sampler, [(2, layer)], lambda step, name, tokens: tokens * value)
+    with pytest.raises(UserError, match=rf"activations of {layer} at step 2 are not finite"):
+        sample_edited(sampler, run.samples[:1], editor)
+    assert not any(m._forward_hooks for m in sampler.denoiser.modules())
+
+
+@pytest.mark.parametrize("negative", [None, "a car"])
+def test_editor_edits_packed_latents_as_a_map(tmp_path, negative):
+    """Flux packs 2 x 2 latents into a token; the edit adds 1 to one channel of one latent."""
+    folder = tiny_models.write("flux", tmp_path / "flux")
+    study = architecture_study(folder, "flux", prompts={"negative": negative})
+    sampler, architecture = load_sampler(study), detect_architecture(folder)
+    sample = make_samples(study)[:1]
+    inputs = {}
+    for edited in (False, True):
+
+        def change(step, layer, tokens):
+            assert (step, layer, tuple(tokens.shape[:3])) == (2, "latents", (1, 8, 8))
+            tokens = tokens.clone()
+            tokens[0, 5, 2, 1] += 1
+            return tokens
+
+        calls = inputs[edited] = []
+        editor = Editor(sampler, [(2, "latents")] if edited else [], change)
+        with record_inputs(sampler.denoiser, calls):
+            sample_edited(sampler, sample, editor)
+    # With a negative prompt, the second call of a step is the unconditional one.
+    index = 1 if negative is None else 2
+    before, after = (architecture.unpack(inputs[edited][index]) for edited in (False, True))
+    expected = before.clone()
+    expected[0, 1, 5, 2] += 1
+    torch.testing.assert_close(after, expected)
+    assert torch.equal(inputs[True][0], inputs[False][0])
+
+
+@contextmanager
+def record_inputs(denoiser, calls):
+    """Record the hidden states that a denoiser's forward method receives."""
+    forward = denoiser.forward
+
+    def recorded(*args, **kwargs):
+        calls.append(kwargs["hidden_states"].clone())
+        return forward(*args, **kwargs)
+
+    denoiser.forward = recorded
+    try:
+        yield
+    finally:
+        del denoiser.forward

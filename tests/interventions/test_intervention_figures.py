@@ -8,9 +8,15 @@ from intervention_helpers import carry_out_intervention
 
 from ldmprobe_core.analysis.report import intervention_figures
 from ldmprobe_core.analysis.report.build import build_report
-from ldmprobe_core.analysis.report.intervention_text import effect_rows, map_sentence
+from ldmprobe_core.analysis.report.intervention_text import (
+    effect_rows,
+    intervention_title,
+    map_sentence,
+)
+from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import Target
+from ldmprobe_core.probing.inference.bootstrap import Interval
 
 
 def test_build_report_shows_interventions_and_xarray_opens_them(run):
@@ -18,7 +24,7 @@ def test_build_report_shows_interventions_and_xarray_opens_them(run):
     carry_out_intervention(run, spec)
     build_report(run, {"generate": 1.0})
     page = run.location.read_text("report/index.html")
-    assert "<h2>Interventions</h2>" in page
+    assert '<h2 id="interventions">Interventions</h2>' in page
     assert "orthogonal to what probes read" in page
     for suffix in (".png", "-strip.png", ".gif"):
         assert f"{spec.name}{suffix}" in page
@@ -43,6 +49,57 @@ def test_build_report_shows_a_causal_map_and_a_dose_response(run):
     rows = effect_rows(summary)
     assert next(row["layer"] for row in rows) == "denoiser's input"
     assert set(rows[0]) == {"layer", "steps 1-1", "steps 2-2", "steps 3-3"}
+
+
+def with_effects(summary, used, decodable):
+    """Summary whose sites have the given effects and decodable scores, with intervals of 0.02."""
+    sites = []
+    for site, effect, score in zip(summary.sites, used, decodable, strict=True):
+        gap, read = (Interval(mean=v, low=v - 0.01, high=v + 0.01) for v in (effect, score))
+        null = site.effects["orthogonal"].model_copy(update={"edit_less_this": gap})
+        effects = {**site.effects, "orthogonal": null}
+        sites.append(site.model_copy(update={"effects": effects, "decodable": read}))
+    return summary.model_copy(update={"sites": sites})
+
+
+def test_map_sentence_and_figures_of_an_erasure_say_that_the_score_falls(run):
+    layers = tuple(name for name in run.layers if name.startswith("mid_block"))
+    spec = Intervention(method="leace", samples=2, windows=3, layers=layers)
+    summary = with_effects(carry_out_intervention(run, spec), (0.2, -0.3, -0.1), (0.5, 0.4, 0.6))
+    sentence = map_sentence(summary)
+    assert sentence.startswith(
+        "In 2 of 3 cells the erasure lowers the Dice with own label below that of the null edit, "
+    )
+    assert "most in mid_block" in sentence
+    assert "steps 2 to 2: -0.30 [-0.31, -0.29]" in sentence
+    assert "the erasure there has the effect" in sentence
+    titles = [axes.get_title() for axes in intervention_figures.causal_map(summary).axes]
+    assert "used: Dice with own label, less null edit\n(a use lowers it)" in titles
+    assert "2 samples" in intervention_title(summary)
+
+
+def test_before_and_after_of_an_erasure_shows_the_site_where_the_score_falls_most(run):
+    spec = Intervention(method="leace", samples=2, windows=3, controls=(), seed=41)
+    carry_out_intervention(run, spec)
+    group = f"interventions/{spec.name}"
+    score, unedited = run.read(group, "score"), run.read(group, "unedited")
+    score[0, 0] = unedited[0][None, None] + 0.1
+    score[0, 0, 2] -= 0.3
+    score[0, 0, 4] += 0.5
+    run.write(group, {"score": score})
+    figure = intervention_figures.before_and_after(run, spec.name)
+    assert figure.get_suptitle() == str(plan_intervention(run, spec).sites[2])
+    titles = [axes.get_title() for axes in figure.axes[:4]]
+    assert titles == ["unedited", "own label", "erased", "its map"]
+
+
+def test_effect_rows_have_the_agreement_with_the_own_label_and_the_vanished_masks(run):
+    rows = effect_rows(carry_out_intervention(run, Intervention(samples=2, steps=1, seed=42)))
+    assert all({"with own label", "mask vanished"} <= set(row) for row in rows)
+    assert rows[-1]["image"] == "own label as target"
+    erased = carry_out_intervention(run, Intervention(samples=2, steps=1, method="leace"))
+    assert "Dice with own label" in effect_rows(erased)[0]
+    assert "with own label" not in effect_rows(erased)[0]
 
 
 def test_film_is_written_only_if_ffmpeg_exists(run, monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldmprobe_core.interventions.edit import EditDirection, Moments
-from ldmprobe_core.interventions.nulls import NULLS, NullContext
+from ldmprobe_core.interventions.nulls import NULLS, NullContext, coherent_directions
 from ldmprobe_core.probing.linear import LinearProbe
 
 
@@ -54,3 +54,22 @@ def test_permuted_direction_is_that_of_the_fitted_probe():
     cell = context()
     np.testing.assert_array_equal(NULLS["permuted"].directions(cell)[0], cell.permuted_direction())
     assert NULLS["own_label"].directions is None
+
+
+def test_coherent_direction_is_continuous_in_the_covariance():
+    """Activations of two steps whose nearly equal variances change their order."""
+    changes = [np.diag([1.0, 1.001, 4.0]), np.diag([1.001, 1.0, 4.0])]
+    changes.append(changes[0] + 1e-3 * np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0]]))
+    one, *others = (
+        coherent_directions(
+            NullContext(Moments(np.zeros(3), c), np.ones((1, 3)), None, np.random.default_rng(7))
+        )
+        for c in changes
+    )
+    for other in others:
+        np.testing.assert_allclose(other, one, atol=5e-3)
+
+
+def test_orthogonal_directions_need_a_channel_that_no_probe_reads():
+    with pytest.raises(ValueError, match="4 probes of the property read all 4 channels"):
+        NULLS["orthogonal"].directions(context(channels=4, probes=4))

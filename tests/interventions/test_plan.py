@@ -52,6 +52,47 @@ def test_plan_intervention_names_missing_probes(tiny_model, tmp_path):
         plan_intervention(run, Intervention(samples=1))
 
 
+@pytest.mark.parametrize(
+    ("kinds", "settings", "expected"),
+    [
+        (["ridge", "logistic"], {"method": "adam"}, "logistic"),
+        (["plain_ridge", "plain_logistic"], {"method": "adam"}, "plain_logistic"),
+        (["plain_ridge", "plain_logistic"], {}, "plain_logistic"),
+        (["plain_ridge", "adam"], {"method": "adam"}, "adam"),
+        (["plain_ridge"], {}, "plain_ridge"),
+        (["plain_ridge", "adam"], {"prop": "depth"}, "plain_ridge"),
+    ],
+)
+def test_plan_intervention_prefers_probes_that_predict_logits(
+    run, monkeypatch, kinds, settings, expected
+):
+    monkeypatch.setattr(type(run.study), "linear_kinds", property(lambda study: tuple(kinds)))
+    assert plan_intervention(run, Intervention(samples=1, **settings)).kind == expected
+
+
+def test_plan_intervention_names_the_kind_to_add_if_no_probe_can_be_used(run, monkeypatch):
+    monkeypatch.setattr(type(run.study), "linear_kinds", property(lambda study: ("logistic",)))
+    with pytest.raises(UserError, match=r"no linear probes of depth \(logistic\)\. Fix: add ridge"):
+        plan_intervention(run, Intervention(prop="depth", samples=1))
+
+
+def test_plan_intervention_refuses_an_orthogonal_null_of_latents_that_probes_read_wholly(
+    run, monkeypatch
+):
+    kinds = ("ridge", "plain_ridge", "logistic", "adam")
+    monkeypatch.setattr(type(run.study), "linear_kinds", property(lambda study: kinds))
+    message = r"controls: 4 kinds of probes read all 4 channels of the latents, .* \(orthogonal\)"
+    with pytest.raises(UserError, match=message):
+        plan_intervention(run, Intervention(samples=1, windows=1))
+    for spec in (
+        Intervention(samples=1, windows=1, controls=()),
+        Intervention(samples=1, windows=1, layers=("*",)),
+        Intervention(samples=1, windows=1, method="leace"),
+        Intervention(samples=1, windows=1, prop="depth"),
+    ):
+        assert plan_intervention(run, spec).sites
+
+
 def test_windows_of_cover_every_step_once():
     for steps, windows in ((15, 5), (15, 4), (7, 7), (3, 1)):
         found = windows_of(steps, windows)

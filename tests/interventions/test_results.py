@@ -5,14 +5,22 @@ import pytest
 import xarray as xr
 from intervention_helpers import carry_out_intervention
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.plan import plan_intervention
-from ldmprobe_core.interventions.results import read_intervention_summary, summarise_intervention
+from ldmprobe_core.interventions.results import (
+    main_results,
+    read_intervention_summary,
+    summarise_intervention,
+)
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import edit_batch, edit_units
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.pipeline import model_cache
+from ldmprobe_core.pipeline.labels import label_set
+from ldmprobe_core.probing.cell import probe_activations
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.metrics import dice
+from ldmprobe_core.study.conditions import LabelColumn
 
 
 @pytest.mark.parametrize("prop", ["foreground", "depth"])
@@ -72,13 +80,65 @@ def test_summarise_intervention_resamples_prompts_over_all_targets(run):
 
 
 def test_summarise_intervention_gives_what_is_decodable_at_each_site_of_a_map(run):
-    """The mean of the stored test scores over the window's steps, read from the run's arrays."""
+    """The mean of the test scores over the window's steps, read from the run's arrays.
+
+    For latents, the scores are those of probes of single latents, which are fitted here.
+    """
     spec = Intervention(samples=2, windows=2, controls=(), seed=9)
     summary = carry_out_intervention(run, spec)
     scores = xr.open_zarr(run.url, group="scores/foreground", chunks=None).score
     test = [i for i in scores.sample.values if run.samples[i].split == "test"]
+    fitted = [
+        probe_activations(
+            run.read("activations/latents", "activation", step=step), label_set(run), run.study,
+            (LabelColumn("true", "foreground"),),
+        )["true"].scores["foreground"][run.study.kinds.index("logistic"), 0]
+        for step in range(3)
+    ]  # fmt: skip
+    rows = np.isin(label_set(run).heldout, test)
     for site in summary.sites:
+        if site.layers == ["latents"]:
+            expected = np.mean(fitted[site.first - 1 : site.last], axis=0)[rows].mean()
+            assert site.decodable.mean == pytest.approx(float(expected), abs=1e-6)
+            continue
         cell = scores.sel(condition="probe", kind="logistic", metric="dice", sample=test)
         steps = cell.sel(layer=site.layers[0], step=slice(site.first, site.last))
         expected = np.nanmean(steps.mean("step", skipna=False))
         assert site.decodable.mean == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_summarise_intervention_counts_a_vanished_mask_as_not_half_way(run):
+    """Four pairs: two that moved far, one whose mask vanished, and one without a way to go."""
+    spec = Intervention(samples=4, steps=1, controls=(), seed=31)
+    carry_out_intervention(run, spec)
+    group = f"interventions/{spec.name}"
+    names = [str(name) for name in run.open(group).measure.values]
+    score, unedited = run.read(group, "score"), run.read(group, "unedited")
+    nan, way, area = np.nan, names.index("way"), names.index("area")
+    unedited[way, 0] = [0, 0, 0, nan]
+    score[0, way, 0, 0, 0] = [0.9, 0.8, nan, nan]
+    score[0, area, 0, 0, 0] = [1, 2, 0, nan]
+    score[0, 0] = nan
+    run.write(group, {"score": score, "unedited": unedited})
+    effect = summarise_intervention(run, spec.name, 0.0).effects["edited"]
+    assert effect.halfway == pytest.approx(2 / 3)
+    assert effect.vanished == pytest.approx(1 / 3)
+    assert effect.improved is None
+
+
+def test_main_results_have_no_headline_of_several_sites_or_doses(run):
+    one = carry_out_intervention(run, Intervention(samples=2, steps=1, controls=(), seed=32))
+    record = main_results(one)
+    assert (record.edited, record.used) == (one.effects["edited"].mean, one.sites[0].used)
+    assert record.doses == record.map == []
+    doses = carry_out_intervention(run, Intervention(samples=2, doses=(4.0, 1.0), controls=()))
+    record = main_results(doses)
+    assert (record.edited, record.used, record.map) == (None, None, [])
+    assert [entry.dose for entry in record.doses] == [1.0, 4.0]
+    assert [entry.used for entry in record.doses] == [site.used for site in doses.sites]
+    with pytest.raises(UserError, match=r"effects: .* several sites or doses \(2\)"):
+        _ = doses.effects
+    windows = carry_out_intervention(run, Intervention(samples=2, windows=1, controls=(), seed=33))
+    record = main_results(windows)
+    assert (record.edited, record.used, record.doses) == (None, None, [])
+    assert len(record.map) == len(windows.sites)

@@ -62,9 +62,25 @@ def test_score_edited_maps_gives_the_metrics_then_the_mask_measures():
     maps, labels, targets = rng.random((3, 2, 16, 16)) > 0.5
     mean = np.full((16, 16), 0.5)
     scores = score_edited_maps(FOREGROUND, maps, labels, targets, mean)
-    assert measures_of(FOREGROUND) == ("dice", "moved", "way", "ghost", "area")
+    assert measures_of(FOREGROUND) == (
+        "dice", "own_label", "moved", "way", "ghost", "area",
+    )  # fmt: skip
     np.testing.assert_array_equal(scores[0], dice(maps, targets))
-    np.testing.assert_array_equal(scores[1:], mask_measures(maps, labels, targets))
+    np.testing.assert_array_equal(scores[1], dice(maps, labels))
+    np.testing.assert_array_equal(scores[2:], mask_measures(maps, labels, targets))
+
+
+def test_score_edited_maps_gives_the_agreement_with_the_own_label_in_the_headline_metric():
+    rng = np.random.default_rng(2)
+    labels, targets = rng.normal(size=(2, 1, 8, 8))
+    mean, row = rng.random((8, 8)), measures_of(DEPTH).index("own_label")
+    against_own, swapped = (
+        score_edited_maps(DEPTH, labels * 2 + 1, labels, targets, mean)[row, 0],
+        score_edited_maps(DEPTH, targets, labels, targets, mean)[row, 0],
+    )
+    assert against_own == pytest.approx(1.0)
+    expected = score_edited_maps(DEPTH, labels, targets, targets, mean)[0, 0]
+    assert swapped == pytest.approx(expected)
 
 
 def test_score_edited_maps_regresses_the_mean_map_out_of_depth():

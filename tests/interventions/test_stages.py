@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import tiny_models
 from intervention_helpers import carry_out_intervention
+from model_helpers import architecture_study
 from run_helpers import carry_out, small_study
 
 from ldmprobe_core.errors import UserError
@@ -84,20 +86,20 @@ def test_edit_batch_of_a_donor_aims_at_the_donors_label(run):
     assert summary.sites[0].reading is None
 
 
-def test_edit_batch_makes_a_causal_map_with_several_doses(run):
+def test_edit_batch_makes_a_causal_map_at_a_dose(run):
     """Edits of one layer in one window equal a separate intervention there."""
-    spec = Intervention(prop="depth", samples=2, windows=3, doses=(1.0, 4.0), controls=())
+    spec = Intervention(prop="depth", samples=2, windows=3, doses=(4.0,), controls=())
     summary = carry_out_intervention(run, spec)
     rows = ["latents", *run.layers]
-    assert len(summary.sites) == len(rows) * 3 * 2
+    assert len(summary.sites) == len(rows) * 3
     alone = Intervention(
-        prop="depth", samples=2, layers=(rows[1],), start=2, steps=1, doses=(4.0,), controls=()
+        prop="depth", samples=2, layers=(rows[1],), start=2, steps=1, doses=(1.0, 4.0), controls=()
     )
     carry_out_intervention(run, alone)
-    expected = run.read(f"interventions/{alone.name}", "image", condition=0, site=0, dose=0)
-    images = run.read(f"interventions/{spec.name}", "image", condition=0, site=4, dose=1)
+    expected = run.read(f"interventions/{alone.name}", "image", condition=0, site=0, dose=1)
+    images = run.read(f"interventions/{spec.name}", "image", condition=0, site=4, dose=0)
     np.testing.assert_array_equal(images, expected)
-    site = summary.sites[2 * 4 + 1]
+    site = summary.sites[4]
     assert (site.layers, site.first, site.last, site.dose) == ([rows[1]], 2, 2, 4.0)
 
 
@@ -127,3 +129,17 @@ def test_edit_batch_fits_probes_by_descent_while_images_are_generated(tiny_model
     summary = carry_out_intervention(run, spec)
     assert summary.kind == "adam"
     assert set(summary.effects) == {"edited", "permuted"}
+
+
+def test_edit_batch_makes_a_causal_map_of_packed_latents(tmp_path):
+    """Flux packs its latents into tokens; the map has a row for them as for other families."""
+    folder = tiny_models.write("flux", tmp_path / "model")
+    study = architecture_study(
+        folder, "flux", prompts={"items": [f"a ball {letter}" for letter in "abcdefgh"]},
+        capture={"layers": ["transformer_blocks.0.attn"]}, probes={"kinds": ["ridge"]},
+        controls={"permuted_weights": False}, trajectory={"samples": 2, "training": 0},
+    )  # fmt: skip
+    run = carry_out(study, str(tmp_path / "store"))
+    summary = carry_out_intervention(run, Intervention(samples=1, windows=1))
+    assert [site.layers for site in summary.sites] == [["latents"], ["transformer_blocks.0.attn"]]
+    assert all(site.reading > 0.5 and site.decodable.mean for site in summary.sites)

@@ -165,6 +165,20 @@ def test_intervene_scores_edits_of_test_samples(run):
     assert str(summary.intervention.targets[0]) == "shift 0.2, 0"
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"shift": (0.1, 0.0), "targets": ({"mirror": True},)}, "shift: targets are given too"),
+        ({"shift": (0.2, 0.0), "method": "leace"}, r"targets: the method leace does not use it"),
+        ({"samples": 2, "chosen": (1,)}, "samples: it does not apply to chosen samples"),
+        ({"stepps": 2}, "stepps is not a key of an intervention"),
+    ],
+)
+def test_intervene_refuses_settings_without_effect(run, settings, words):
+    with pytest.raises(lp.UserError, match=words):
+        lp.intervene(run, "foreground", **settings)
+
+
 def test_write_report_returns_the_page(run):
     page = lp.write_report(run)
     assert page.endswith("/report/index.html")

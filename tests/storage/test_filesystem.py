@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import zarr
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.pipeline.prepare import prepare_run, run_in
@@ -49,8 +50,26 @@ def test_unusable_locations_are_user_errors(tmp_path, tiny_study):
         Run(str(tmp_path)).location.read_text("summary.json")
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(UserError, match="cannot be written to"):
-        prepare_run(tiny_study(), str(file))
+    for store in (file, file / "runs", file / "a" / "b"):
+        with pytest.raises(UserError, match=rf"a file in that of a folder \({file}\). Fix: "):
+            prepare_run(tiny_study(), str(store))
+
+
+def test_writing_below_a_file_names_the_file(tmp_path):
+    location = Location(str(tmp_path / "run"))
+    location.write_text("probes", "a file")
+    writes = (
+        lambda: location.write_text("probes/x", "x"),
+        lambda: location.write_text("probes/a/b", "x"),
+        lambda: location.write_many({"probes/x": b"x"}),
+        lambda: location.create("probes/x", "x"),
+    )
+    for write in writes:
+        with pytest.raises(UserError, match=r"a file in that of a folder \(.*/run/probes"):
+            write()
+    with pytest.raises(UserError, match=r"a file in that of a folder \(.*/run/probes"):
+        zarr.create_group(Run(location.url).store, path="probes/depth")
+    assert location.read_text("probes") == "a file"
 
 
 @pytest.mark.parametrize(

@@ -98,11 +98,12 @@ def scores_of_halves(
 
 
 def corrected_difference(difference: np.ndarray, of_halves: np.ndarray) -> CorrectedDifference:
-    """Remove from a difference the part that is due to the number of training samples.
+    """Correct how far probe and control differ for the number of samples that they are fitted to.
 
     Args:
         difference: scores of the probe minus those of the control, (test sample,).
-        of_halves: the same difference of probes that are fitted to halves, (half, test sample).
+        of_halves: the same with probe and control fitted to each half of the training samples,
+            (half, test sample).
     """
     defined = np.isfinite(of_halves).all(0) & np.isfinite(difference)
     values = np.where(defined, 2 * difference - of_halves.mean(0), np.nan)

@@ -65,10 +65,11 @@ class PropertyAnalyses:
         self.code_length: list[CodeLengthRecord] = []
 
     def add(self, step: int, activations: np.ndarray) -> None:
-        """Add the activations of a step (from 0) of all stored samples, or of test samples only.
+        """Add the activations of a step (counted from 0), (sample, token, channel).
 
-        The steps in `refitted` (from 1) need the activations of all samples.  A step at which all
-        training samples have non-finite activations gets no refitted probes.
+        They are those of all samples in the steps of `refitted` (counted from 1), where probes are
+        fitted again, and may be those of the test samples alone in the other steps.  If all
+        training samples of a step have non-finite activations, no probes are fitted again for it.
         """
         test = self.scorer.test
         of_test = activations if len(activations) == len(test) else activations[test]
@@ -95,7 +96,7 @@ class PropertyAnalyses:
             )
 
     def to_record(self) -> AnalysesRecord:
-        """Build the property's record of analyses; call this after `add` received all steps."""
+        """Build the property's record of analyses; call this after `add` has received all steps."""
         samples = [self.samples[i] for i in self.scorer.test]
         settings, seed = self.study.bootstrap, self.study.prompts.seed
         return AnalysesRecord(

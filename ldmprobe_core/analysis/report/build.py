@@ -20,6 +20,7 @@ from plotly.offline import get_plotlyjs
 from ldmprobe_core.analysis.class_curves import stable_steps, target_classes
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
+from ldmprobe_core.analysis.report.downloads import bibtex, scores_csv
 from ldmprobe_core.analysis.report.generalization_figures import (
     generalization_figure,
     generalization_rows,
@@ -79,6 +80,8 @@ def build_report(
     record = analysis.summary.model_dump(mode="json", by_alias=True)
     run.location.write_text("report/index.html", _page(run, analysis.summary, figure_records))
     run.location.write_text("report/plotly.min.js", get_plotlyjs())
+    run.location.write_text("report/scores.csv", scores_csv(run, list(analysis.curves)))
+    run.location.write_text("report/cite.bib", bibtex(analysis.summary))
     # Write the summary last, because a run that has a summary counts as finished.
     run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     return analysis.summary
@@ -178,12 +181,17 @@ class _FigureWriter:
                     "best": [best.step, short_layer(best.layer)],
                     "title": f"{prop}: {metric} of {curves.kind} probes on test samples",
                 },
+                caption=f"Where {prop} can be read: mean {metric} of the {curves.kind} probe of "
+                        "each step and layer on test samples. The frame marks the best cell, step "
+                        f"{best.step} of {short_layer(best.layer)}, chosen on validation samples.",
             )  # fmt: skip
             self._write(
                 "properties",
                 f"{prop}-curves.png",
                 figures.curves_figure(prop, self.analysis),
                 f"{prop} scores over steps for probes, image labelers and controls.",
+                caption=f"How early {prop} can be read: {metric} of one layer's probes, of the "
+                "labeler on the step images, and of the controls, over the steps.",
             )
 
     def add_generalization(self) -> None:
@@ -317,6 +325,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         rows=best_rows(summary),
         generalization=generalization_rows(summary),
         figures=figure_records,
+        contents=_contents(summary, figure_records),
         columns=columns,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
         exact={name: part for name, part in summary.properties.items() if part.exact},
@@ -327,6 +336,25 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         published=published,
         study_yaml=content,
     )
+
+
+def _contents(summary: Summary, figure_records: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return anchors and titles of the page's sections; sections without content are left out."""
+    exact = any(part.exact for part in summary.properties.values())
+    sections = [
+        ("exact", "results on exact maps", exact),
+        ("results", "results", True),
+        ("controls", "best cells and controls", True),
+        ("published", "published results", True),
+        ("emergence", "emergence, by step and layer", True),
+        ("analyses", "further analyses", True),
+        ("samples", "samples", True),
+        ("class", "class", summary.classes is not None),
+        ("interventions", "interventions", bool(figure_records["interventions"])),
+        ("warnings", "warnings", True),
+        ("provenance", "provenance, numbers, citation", True),
+    ]
+    return [(anchor, title) for anchor, title, present in sections if present]
 
 
 def _columns(decoded: np.ndarray) -> list[int]:

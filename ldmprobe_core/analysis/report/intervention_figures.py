@@ -14,7 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ldmprobe_core.analysis.report.intervention_text import clear_of_zero, site_layer
+from ldmprobe_core.analysis.report.intervention_text import (
+    agreement_title,
+    clear_of_zero,
+    effect_sign,
+    site_layer,
+)
 from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.results import (
@@ -22,7 +27,7 @@ from ldmprobe_core.interventions.results import (
     InterventionSummary,
     read_intervention,
 )
-from ldmprobe_core.interventions.spec import EDITED
+from ldmprobe_core.interventions.spec import EDITED, ERASURES, PROBE_EDITS
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
@@ -34,16 +39,22 @@ _ROWS = 4
 def before_and_after(run: Run, name: str) -> Figure:
     """Draw one edited sample per row: unedited image, target map, edited image, and null edits.
 
-    Of several sites and doses, the one with the largest effect is shown.
+    Of several sites and doses, the one with the largest effect is shown: the largest rise of the
+    score, or the largest fall for an erasure.
     """
     data, where = _strongest(run, name)
     index = [int(i) for i in data.sample.values[:_ROWS]]
     unedited = run.read("images", "image", sample=index)
     conditions = [str(v) for v in data.condition.values]
     first = data.isel(target=0, sample=slice(0, _ROWS)).load()
-    titles = ["unedited", f"target\n{first.target.values}", "edited", "its map",
+    spec = read_intervention(run, name)
+    aim = (
+        f"target\n{first.target.values}" if spec.method in PROBE_EDITS else str(first.target.values)
+    )
+    edited = "erased" if spec.method in ERASURES else "edited"
+    titles = ["unedited", aim, edited, "its map",
               *(NULLS[v].title.replace(" ", "\n", 1) for v in conditions[1:])]  # fmt: skip
-    colormap = property_of(read_intervention(run, name).prop).drawing.colormap
+    colormap = property_of(spec.prop).drawing.colormap
     figure = Figure(figsize=(1.3 * len(titles), 1.3 * len(index) + 0.7))
     grid = figure.subplots(len(index), len(titles), squeeze=False)
     for i, axes in enumerate(grid):
@@ -70,12 +81,15 @@ def before_and_after(run: Run, name: str) -> Figure:
 def _strongest(run: Run, name: str) -> tuple[Any, str]:
     """Return the dataset of an intervention at the site and dose with the largest mean effect.
 
+    An erasure is meant to lower the score, so its largest effect is the lowest difference.
+
     Returns:
         the dataset without the axes site and dose, and the name of the site and dose.
     """
     data = run.open(f"{INTERVENTIONS_GROUP}/{name}")
     gain = (data.score.isel(condition=0, measure=0) - data.unedited.isel(measure=0)).load()
-    best = gain.mean(("target", "sample")).fillna(-np.inf).values
+    sign = effect_sign(read_intervention(run, name).method)
+    best = (sign * gain.mean(("target", "sample"))).fillna(-np.inf).values
     site, dose = np.unravel_index(best.argmax(), best.shape)
     chosen = data.isel(site=int(site), dose=int(dose))
     text = str(chosen.site.values)
@@ -88,10 +102,9 @@ def causal_map(summary: InterventionSummary) -> Figure:
     """Draw what can be decoded beside what is used, by layer and window of steps.
 
     Left: scores of the unedited run's probes.  Right: effects of edits in one layer and one window;
-    a frame marks an effect whose interval is clear of zero.  Of several doses the first is drawn.
+    a frame marks an effect whose interval is clear of zero.
     """
-    dose = summary.sites[0].dose
-    sites = [site for site in summary.sites if site.dose == dose]
+    sites = summary.sites
     layers = list(dict.fromkeys(site.layers[0] for site in sites))
     windows = list(dict.fromkeys((site.first, site.last) for site in sites))
     decodable = np.full((len(layers), len(windows)), np.nan)
@@ -110,7 +123,10 @@ def causal_map(summary: InterventionSummary) -> Figure:
     against = "null edit" if "orthogonal" in sites[0].effects else "unedited"
     _grid(figure, left, decodable, f"decodable: {metric} of probes", {"cmap": "cividis"})
     limits = {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest}
-    _grid(figure, right, effect, f"used: {metric} with target, less {against}", limits)
+    title = f"used: {agreement_title(summary)}, less {against}"
+    if effect_sign(summary.intervention.method) < 0:
+        title += "\n(a use lowers it)"
+    _grid(figure, right, effect, title, limits)
     for row, column in frames:
         corner = column - 0.5, row - 0.5
         right.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.5))
@@ -143,7 +159,7 @@ def dose_response(summary: InterventionSummary) -> Figure:
     figure = Figure(figsize=(5.2, 3.2))
     axes = figure.subplots()
     doses = np.array([site.dose for site in summary.sites], float)
-    for condition, color in zip(summary.effects, cycle(_COLORS), strict=False):
+    for condition, color in zip(summary.sites[0].effects, cycle(_COLORS), strict=False):
         intervals = [site.effects[condition].mean for site in summary.sites]
         mean, low, high = (
             np.array([getattr(value, end) for value in intervals], float)
@@ -158,7 +174,7 @@ def dose_response(summary: InterventionSummary) -> Figure:
     axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
     axes.minorticks_off()
     axes.set_xlabel("dose: amplitude of the target, in standard deviations of the prediction")
-    axes.set_ylabel(f"{metric_title(summary.metric)} with target")
+    axes.set_ylabel(agreement_title(summary))
     axes.legend(fontsize=7)
     return figure
 

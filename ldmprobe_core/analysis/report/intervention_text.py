@@ -5,7 +5,8 @@ from __future__ import annotations
 from ldmprobe_core.analysis.report.text import metric_title, number, short_layer
 from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.results import EffectRecord, InterventionSummary, SiteRecord
-from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES
+from ldmprobe_core.interventions.scores import OWN_LABEL
+from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, PROBE_EDITS
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.study.layers import LATENTS
 
@@ -21,8 +22,32 @@ def intervention_title(summary: InterventionSummary) -> str:
     how = "" if spec.method == DONOR else f", {summary.kind} probes"
     if spec.method in ERASURES:
         how = ""
-    text = f"{spec.prop}, {spec.method}{how}: {where}; {summary.pairs} pairs of sample and target"
+    pairs = f"{summary.pairs} pairs of sample and target"
+    if not has_targets(summary):
+        pairs = f"{summary.pairs} samples"
+    text = f"{spec.prop}, {spec.method}{how}: {where}; {pairs}"
     return f"{text}; {summary.undefined} scores undefined" if summary.undefined else text
+
+
+def has_targets(summary: InterventionSummary) -> bool:
+    """Whether samples are edited towards targets, and neither erased nor given a donor's values."""
+    return summary.intervention.method in PROBE_EDITS
+
+
+def effect_sign(method: str) -> int:
+    """Return the sign of an effect that shows a use of the property: -1 for erasures, else 1.
+
+    An erasure is scored against the sample's own label, so a use lowers the score.
+    """
+    return -1 if method in ERASURES else 1
+
+
+def agreement_title(summary: InterventionSummary) -> str:
+    """Name the headline score, such as ``Dice with target``."""
+    metric, reference = metric_title(summary.metric), "target"
+    if not has_targets(summary):
+        reference = summary.intervention.target_names[0]
+    return f"{metric} with {reference}"
 
 
 def site_layer(site: SiteRecord) -> str:
@@ -38,7 +63,7 @@ def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
     """
     if summary.intervention.windows:
         return _map_rows(summary)
-    metric = f"{metric_title(summary.metric)} with target"
+    metric = agreement_title(summary)
     rows = [{"image": "unedited", metric: number(summary.unedited)}]
     several = len(summary.sites) > 1
     for site in summary.sites:
@@ -46,7 +71,7 @@ def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
             row = {"image": _condition_title(condition), metric: number(effect.mean)}
             if several:
                 row = {"dose": "–" if site.dose is None else f"{site.dose:g}", **row}
-            rows.append(row | _details(effect))
+            rows.append(row | _details(effect, summary.intervention.method))
     keys = list(dict.fromkeys(key for row in reversed(rows) for key in row))
     return [{key: row.get(key, "") for key in keys} for row in rows]
 
@@ -55,17 +80,22 @@ def _condition_title(condition: str) -> str:
     return condition if condition == EDITED else NULLS[condition].title
 
 
-def _details(effect: EffectRecord) -> dict[str, str]:
+def _details(effect: EffectRecord, method: str) -> dict[str, str]:
     """Build the further columns of a condition's row."""
     row = {
         "less unedited": number(effect.less_unedited),
         "edit less this": number(effect.edit_less_this) if effect.edit_less_this else "",
     }
+    # An erasure's headline score is the agreement with the own label already.
+    if OWN_LABEL in effect.measures and method not in ERASURES:
+        row["with own label"] = number(effect.measures[OWN_LABEL])
     if effect.halfway is not None:
         row |= {
             "more than half way": f"{effect.halfway * 100:.0f}%",
             "ghost": number(effect.measures["ghost"]),
         }
+    if effect.vanished is not None:
+        row["mask vanished"] = f"{effect.vanished * 100:.0f}%"
     return row | {
         "change elsewhere": number(effect.outside),
         "class kept": "–" if effect.kept is None else f"{effect.kept * 100:.0f}%",
@@ -81,12 +111,9 @@ def clear_of_zero(effect: Interval) -> bool:
 
 def _map_rows(summary: InterventionSummary) -> list[dict[str, str]]:
     """Build a row for each layer of a causal map, with its effect in each window of steps."""
-    rows: dict[tuple[str, float | None], dict[str, str]] = {}
-    doses = len({site.dose for site in summary.sites}) > 1
+    rows: dict[str, dict[str, str]] = {}
     for site in summary.sites:
-        row = rows.setdefault((site.layers[0], site.dose), {"layer": site_layer(site)})
-        if doses:
-            row["dose"] = f"{site.dose:g}"
+        row = rows.setdefault(site.layers[0], {"layer": site_layer(site)})
         row[f"steps {site.first}-{site.last}"] = number(site.used)
     return list(rows.values())
 
@@ -94,20 +121,25 @@ def _map_rows(summary: InterventionSummary) -> list[dict[str, str]]:
 def map_sentence(summary: InterventionSummary) -> str:
     """Say in which layers and steps of a causal map the edit has an effect, and where it has none.
 
+    The effect of an erasure is a lower score, and that of other edits a higher one.
     The intervals are not corrected for the number of cells, and the sentence says so.  The
     denoiser's input is not a layer, so the sentence leaves it out.
     """
     against = "the null edit" if "orthogonal" in summary.sites[0].effects else "the unedited images"
     cells = [site for site in summary.sites if site.layers[0] != LATENTS]
-    helped = [site for site in cells if clear_of_zero(site.used) and (site.used.low or 0) > 0]
+    sign = effect_sign(summary.intervention.method)
+    edit = "edit" if sign > 0 else "erasure"
+    used = [
+        site for site in cells if clear_of_zero(site.used) and sign * (site.used.mean or 0.0) > 0
+    ]
     text = (
-        f"In {len(helped)} of {len(cells)} cells the edit raises the "
-        f"{metric_title(summary.metric)} with the target above {against}, with an interval clear "
-        "of zero (not corrected for the number of cells)"
+        f"In {len(used)} of {len(cells)} cells the {edit} {'raises' if sign > 0 else 'lowers'} the "
+        f"{agreement_title(summary)} {'above' if sign > 0 else 'below'} that of {against}, with an "
+        "interval clear of zero (not corrected for the number of cells)"
     )
-    if not helped:
+    if not used:
         return text + "."
-    best = max(helped, key=lambda site: site.used.mean or 0.0)
+    best = max(used, key=lambda site: sign * (site.used.mean or 0.0))
     read = max(cells, key=lambda site: _mean(site.decodable))
     text += f"; most in {site_layer(best)}, steps {best.first} to {best.last}: {number(best.used)}"
     if best.decodable is not None:
@@ -117,7 +149,7 @@ def map_sentence(summary: InterventionSummary) -> str:
         return text
     return text + (
         f" Probes read {summary.intervention.prop} best in {site_layer(read)}, steps {read.first} "
-        f"to {read.last} ({number(read.decodable)}); the edit there has the effect "
+        f"to {read.last} ({number(read.decodable)}); the {edit} there has the effect "
         f"{number(read.used)}."
     )
 

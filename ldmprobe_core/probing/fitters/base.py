@@ -84,15 +84,16 @@ class CellData:
 
     @cached_property
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Training activations (token, channel) and labels (token, column), as in `columns`.
+        """Training activations (token, channel) and labels (token, column).
 
-        The label of a token is NaN if no pixel of its block was measured.
+        The labels are in the order of `columns`.  The label of a token is NaN if no pixel of its
+        block was measured.
         """
         return self._rows(self.train)
 
     @cached_property
     def validation_tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Validation activations (token, channel) and labels (token, column), as in `columns`."""
+        """Validation activations (token, channel) and labels (token, column), like `tokens`."""
         return self._rows(self.validation)
 
     @cached_property

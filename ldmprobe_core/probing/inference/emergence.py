@@ -172,9 +172,9 @@ def crossing(
 
 
 def lead_over(first: Crossing, other: Crossing) -> Lead:
-    """Count the steps by which the first curve crosses before the other.
+    """Count by how many steps the curve ``first`` reaches a bar before the curve ``other`` does.
 
-    Both crossings must be of the same bar.
+    The count is negative if ``first`` reaches it later.  Both crossings must be of the same bar.
     """
     if first.step is None or other.step is None:
         return Lead()

@@ -59,6 +59,38 @@ def misplaced(url: str, error: OSError) -> UserError:
     )
 
 
+def make_folder(path: str) -> None:
+    """Create a folder and its parents; an existing folder is left as it is.
+
+    Raises:
+        NotADirectoryError: a file is in the place of the folder or of a parent.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError as error:
+        raise _not_a_folder(error.filename) from error
+
+
+def require_writable_folder(path: str) -> None:
+    """Check that a folder can be written to, or created below its nearest existing parent.
+
+    Raises:
+        NotADirectoryError: a file is in the place of the folder or of a parent.
+        PermissionError: this user may not write there.
+    """
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise _not_a_folder(str(folder))
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(folder)
+
+
+def _not_a_folder(path: str) -> NotADirectoryError:
+    return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+
+
 def remove_irregular(path: str) -> bool:
     """Remove a pipe, link or empty folder from the place of a file; return whether it is gone."""
     try:
@@ -99,3 +131,12 @@ class RegularFileStore(LocalStore):
         except (FileNotFoundError, NotADirectoryError):
             return None
         return await super().get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a value under a key.
+
+        Raises:
+            NotADirectoryError: a file is in the place of a folder of the key.
+        """
+        make_folder(str((Path(self.root) / key).parent))
+        await super().set(key, value)

@@ -1,0 +1,131 @@
+"""Labelers that are Python functions of images, and labelers named as ``module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.base import LabelerEntry, no_weights
+from ldmprobe_core.study.probe_sections import LabelerSpec
+
+
+class FunctionLabeler:
+    """Labeler that calls a function from images (n, y, x, rgb) uint8 to labels.
+
+    Args:
+        function: function that returns maps (n, y, x), or class probabilities (n, class) if it has
+            an attribute ``classes``.  Its attribute ``units``, if any, is stored with the labels.
+    """
+
+    def __init__(self, function: Callable[[np.ndarray], Any]) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self.units = str(getattr(function, "units", f"as {self.name} returns"))
+        self.classes = tuple(getattr(function, "classes", ()))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Compute labels (n, y, x) or (n, class) float32 of images (n, y, x, rgb) uint8.
+
+        Raises:
+            UserError: the function's result is not numeric, or has another shape.
+        """
+        result = self.function(images)
+        expected = (len(images), len(self.classes)) if self.classes else images.shape[:3]
+        try:
+            labels = np.asarray(result, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"the labeler {self.name!r} returned {type(result).__name__}, which is no array of "
+                f"numbers. Fix: return an array of shape {expected}"
+            ) from error
+        if labels.shape != expected:
+            raise UserError(
+                f"the labeler {self.name!r} returned shape {labels.shape} for images of shape "
+                f"{images.shape}. Fix: return shape {expected}, which is a map of each image's "
+                "height and width, or a probability of each name in its attribute classes"
+            )
+        return labels
+
+
+def takes_images(labeler: Any) -> bool:
+    """Return whether a callable takes one argument, the images, instead of settings and device."""
+    try:
+        parameters = inspect.signature(labeler).parameters.values()
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return False
+    positional = [
+        parameter
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.default is parameter.empty
+    ]
+    return len(positional) == 1 and not inspect.isclass(labeler)
+
+
+def function_entry(function: Callable[[np.ndarray], Any]) -> LabelerEntry:
+    """Build the registry entry of a function of images.
+
+    The hash that each run records is that of the file in which the function is defined.
+    """
+    return LabelerEntry(
+        lambda spec, device: FunctionLabeler(function), partial(_source_files, function)
+    )
+
+
+def import_labeler(prop: str, name: str) -> Any:
+    """Import the class or function that a study names as ``module:function``.
+
+    Raises:
+        UserError: the module cannot be imported, or has no such class or function.
+    """
+    module_name, _, path = name.partition(":")
+
+    def import_error(problem: str, remedy: str) -> UserError:
+        return UserError(f"labels.{prop} is {name!r}: {problem}. Fix: {remedy}")
+
+    if not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
+        raise import_error("this is no name of a function", "write it as package.module:function")
+    try:
+        found: Any = importlib.import_module(module_name)
+    # A module runs any code when it is imported, and may raise anything.
+    except Exception as error:
+        raise import_error(
+            f"its module cannot be imported on this machine ({type(error).__name__}: {error})",
+            "install its package here and on all workers, or put its folder into PYTHONPATH",
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise import_error(
+                f"{module_name} has no {path}",
+                f"correct the name; the file is {getattr(found, '__file__', module_name)}",
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise import_error(f"{path} is a {type(found).__name__}", "name a function or a class")
+    return found
+
+
+def _source_files(function: Any, spec: LabelerSpec) -> list[Path]:
+    """Return the file that defines a function; none if it was defined interactively.
+
+    Raises:
+        UserError: the study gives weights, which a function does not take.
+    """
+    for key in ("weights", "revision"):
+        if getattr(spec, key) is not None:
+            raise UserError(
+                f"the labeler is a function of images, which takes no {key} "
+                f"({getattr(spec, key)!r:.60}). Fix: leave {key} out, or name a class that takes "
+                "the labeler's settings and a device"
+            )
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    return [Path(file)] if file and Path(file).is_file() else no_weights(spec)

@@ -1,0 +1,140 @@
+"""Labelers that are functions of images: by name in a study, and registered."""
+
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from run_helpers import carry_out
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.functions import FunctionLabeler, takes_images
+from ldmprobe_core.labelers.registry import check_labeler, load_labeler, register_labeler
+from ldmprobe_core.study.probe_sections import LabelerSpec
+
+MODULE = """
+    import numpy as np
+
+    def redness(images):
+        return images[..., 0] / 255
+
+    def classes_of(images):
+        return np.full((len(images), 2), 0.5)
+
+    classes_of.classes = ("one", "two")
+
+    class Loaded:
+        units, classes = "row", ()
+
+        def __init__(self, spec, device):
+            pass
+
+        def __call__(self, images):
+            return images[..., 1].astype(np.float32)
+
+    NUMBER = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Name of a module with labelers, and its file."""
+    name = f"labels_of_{tmp_path.name.replace('-', '_')}"
+    file = tmp_path / f"{name}.py"
+    file.write_text(textwrap.dedent(MODULE))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name, file
+    sys.modules.pop(name, None)
+
+
+def test_study_names_a_function_as_labeler(tiny_study, tmp_path, module):
+    name, _ = module
+    labels = {"shading": f"{name}:redness", "foreground": None, "depth": None, "class": None}
+    run = carry_out(tiny_study(labels=labels), str(tmp_path / "runs"))
+    shading, images = run.open("labels").shading, run.open("images").image
+    np.testing.assert_array_equal(shading, (images.values[..., 0] / 255).astype(np.float32))
+    assert shading.attrs["units"] == "as redness returns"
+    assert np.isfinite(run.open("scores/shading").score.sel(condition="probe", metric="rmse")).any()
+
+
+def test_function_labeler_gives_float32_and_its_classes(module):
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    labelers = {
+        prop: load_labeler(prop, LabelerSpec(name=f"{module[0]}:{name}"), None)
+        for prop, name in (("shading", "redness"), ("class", "classes_of"), ("depth", "Loaded"))
+    }
+    assert labelers["shading"](images).dtype == np.float32
+    assert labelers["class"](images).shape == (2, 2)
+    assert labelers["class"].classes == ("one", "two")
+    np.testing.assert_array_equal(labelers["depth"](images), images[..., 1])
+
+
+def test_fingerprint_of_a_function_changes_with_its_file(module):
+    name, file = module
+    spec, fingerprints = LabelerSpec(name=f"{name}:redness"), []
+    for added in ("", "\n# changed\n", ""):
+        file.write_text(textwrap.dedent(MODULE) + added)
+        fingerprints.append(check_labeler("shading", spec))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_such_package.labels:depth", r"cannot be imported on this machine \(ModuleNotFound"),
+        ("{module}:nothing", "has no nothing. Fix: correct the name"),
+        ("{module}:NUMBER", "NUMBER is a int. Fix: name a function or a class"),
+        ("{module}:", "no name of a function"),
+        ("../labels.py:depth", "no name of a function"),
+        ("os:system; rm", "no name of a function"),
+    ],
+)
+def test_unusable_function_name_is_one_sentence(module, name, words):
+    spec = LabelerSpec(name=name.format(module=module[0]))
+    with pytest.raises(UserError, match=rf"^labels\.depth is .*{words}"):
+        check_labeler("depth", spec)
+
+
+def test_module_that_fails_on_import_is_one_sentence(module):
+    name, file = module
+    file.write_text("raise RuntimeError('no licence')")
+    with pytest.raises(UserError, match=r"cannot be imported .*RuntimeError: no licence"):
+        check_labeler("depth", LabelerSpec(name=f"{name}:redness"))
+
+
+@pytest.mark.parametrize("key", ["weights", "revision"])
+def test_function_refuses_weights(module, key):
+    spec = LabelerSpec(name=f"{module[0]}:redness", **{key: "x"})
+    with pytest.raises(UserError, match=rf"takes no {key} \('x'\)"):
+        check_labeler("shading", spec)
+
+
+def test_registered_function_of_images_is_a_labeler():
+    register_labeler("depth", "blue")(lambda images: images[..., 2])
+    images = np.full((1, 2, 2, 3), 7, np.uint8)
+    depth = load_labeler("depth", LabelerSpec(name="blue"), None)(images)
+    np.testing.assert_array_equal(depth, np.full((1, 2, 2), 7, np.float32))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [np.zeros((2, 4)), np.zeros((2, 5, 4)), np.zeros((2, 4, 4, 1)), "text", None, [[1], [1, 2]]],
+)
+def test_function_labeler_refuses_results_of_another_shape(result):
+    labeler = FunctionLabeler(lambda images: result)
+    with pytest.raises(UserError, match=r"^the labeler '<lambda>' returned .* Fix: return"):
+        labeler(np.zeros((2, 4, 4, 3), np.uint8))
+
+
+def test_takes_images_tells_functions_of_images_from_loaders():
+    class Bound:
+        def __call__(self, images):
+            return images
+
+        def load(self, spec, device):
+            return self
+
+    assert takes_images(Bound())
+    assert takes_images(lambda images, scale=2: images)
+    assert not takes_images(Bound)
+    assert not takes_images(Bound().load)
