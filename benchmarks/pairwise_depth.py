@@ -58,7 +58,7 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.readers.image_folder import images_hash
 from ldmprobe_core.study.readers.value_types import user_path
-from ldmprobe_core.tabletop.arrangements import IMAGES, OBJECTS, write_arrangements
+from ldmprobe_core.tabletop.arrangements import IMAGES, MASK_FOLDER, write_arrangements
 
 TOLERANCE = 0.05
 """Largest difference of the heights of two centres, as a fraction of the image's height."""
@@ -188,7 +188,7 @@ def read_masks(run: Run, members: np.ndarray) -> list[np.ndarray]:
     size = run.read("labels", "depth", sample=members[:1]).shape[1:]
     masks = []
     for i in members:
-        path = folder.parent / OBJECTS / f"{Path(str(run.samples[i].source_image)).stem}.npy"
+        path = folder.parent / MASK_FOLDER / f"{Path(str(run.samples[i].source_image)).stem}.npy"
         if not path.is_file():
             raise UserError(f"images.folder: {path} is missing. Fix: restore it")
         masks.append(np.load(path))

@@ -36,7 +36,7 @@ FIRST_SEED = 8_000_000
 IMAGES = 400
 """Default number of images."""
 
-OBJECTS = "objects"
+MASK_FOLDER = "objects"
 """Name of the folder of the objects' masks, beside the folder of the images."""
 
 
@@ -53,7 +53,7 @@ def write_arrangements(folder: Path, count: int, size: int = IMAGE_SIZE) -> None
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"folder: {folder} is not empty. Fix: remove it, or name another")
-    images, objects = folder / "images", folder / OBJECTS
+    images, objects = folder / "images", folder / MASK_FOLDER
     images.mkdir(parents=True, exist_ok=True)
     objects.mkdir()
     captions = []
@@ -70,7 +70,7 @@ def write_arrangements(folder: Path, count: int, size: int = IMAGE_SIZE) -> None
         csv.writer(file).writerows([("image", "caption"), *captions])
 
 
-def main() -> None:
+def render_from_command_line() -> None:
     """Render the images that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    render_from_command_line()
