@@ -28,6 +28,9 @@ from ldmprobe_core.tabletop.export import save_pipeline
 from ldmprobe_core.tabletop.tokenizer import new_tokenizer
 
 STEPS = (3, 15)
+DRAWN = ("accuracy", "frechet", "edge", "frechet of renders", "edge of renders")
+"""Figures of the generated images, and of renderings, that a row takes over."""
+
 WITHOUT_CONTROLS = {
     "controls.shuffled_labels": False,
     "controls.permuted_weights": None,
@@ -75,7 +78,7 @@ def main(milestones: str, out: str) -> None:
         measured = weights.with_suffix(".json")
         if measured.exists():
             figures = json.loads(measured.read_text())
-            row |= {key: figures[key] for key in ("accuracy", "frechet", "edge")}
+            row |= {key: figures[key] for key in DRAWN}
         rows.append(row)
         Path(out).write_text(json.dumps(rows, indent=1) + "\n")
         print(json.dumps(row), flush=True)

@@ -222,6 +222,7 @@ def model_card(figures: dict[str, Any], data: Dataset) -> str:
             for name, r in figures["training"].items()
         ),
         "",
+        *(f"{name}: {r['note']}\n" for name, r in figures["training"].items() if "note" in r),
         *learning_curve_lines(figures.get("learning curve", [])),
     ]
     return "\n".join(lines)
@@ -254,7 +255,7 @@ def _figure_rows(figures: dict[str, Any]) -> list[tuple[str, float, str]]:
             labelers["class on reconstructions"],
             ">= 0.90",
         ),
-        (f"judge: accuracy on {JUDGED_IMAGES} generated images", generated["all"], ">= 0.60"),
+        (f"judge: accuracy on {JUDGED_IMAGES} generated images", generated["all"], ">= 0.90"),
     ]
     if "normal, degrees off" in labelers:
         name = "normal labeler: mean angle error on renders, degrees"
@@ -272,9 +273,10 @@ _INTRODUCTION = (
     "",
     "```python",
     "from diffusers import StableDiffusionPipeline",
+    "",
     'pipe = StableDiffusionPipeline.from_pretrained("ldmprobe_core/assets/tabletop")',
-    'pipe("a red car on a gray floor, white wall", num_inference_steps=15,',
-    "     guidance_scale=3.0).images[0]",
+    'pipe("a red car on a gray floor, white wall", num_inference_steps=15, guidance_scale=3.0)'
+    ".images[0]",
     "```",
     "",
 )

@@ -51,6 +51,9 @@ def test_learning_curve_lines_name_the_milestone_where_half_of_depth_is_learned(
     assert (
         "from 2,000 samples on (0.40 [0.30, 0.50]), when the judge names 50% of the images" in text
     )
+    assert "| renderings |" not in text
+    rows[-1] |= {"frechet of renders": 0.25, "edge of renders": 0.125}
+    assert "| renderings |  | 0.25 | 0.12 |  |" in "\n".join(learning_curve_lines(rows))
     assert "training does not raise it" in "\n".join(learning_curve_lines(rows[::-1]))
     assert learning_curve_lines([]) == []
 

@@ -16,8 +16,8 @@ def learning_curve_lines(rows: list[dict[str, Any]]) -> list[str]:
     Args:
         rows: one a milestone, in the order of training, from weights that were never trained on:
             ``samples``, ``scores`` (by property and step: ``mean``, ``low``, ``high``), and where
-            they were measured ``accuracy``, ``frechet``, ``edge``; `benchmarks/learning_curve.py`
-            writes them.
+            they were measured ``accuracy``, ``frechet``, ``edge``, the last two also "of renders";
+            `benchmarks/learning_curve.py` writes them.
 
     Returns:
         lines of text; none if there are no rows.
@@ -29,16 +29,18 @@ def learning_curve_lines(rows: list[dict[str, Any]]) -> list[str]:
         "## Learning curve",
         "",
         "What the denoiser draws, and what linear probes read from its activations, by the number",
-        "of training samples it has seen; averaged weights, the learning rate held for the first",
-        "half of the training. Judge, Frechet distance of the judge's features from those of",
-        "renderings, and residual of the floor's edge from a straight line: on generated images.",
-        "Probes: the default study (96 test images, the layer chosen on validation images, 95 %",
-        "intervals), Dice of the foreground, rank correlation of depth and shading given the",
-        "position in the image.",
+        "of training samples it has seen (averaged weights). Of generated images: the judge's",
+        "accuracy (chance is 1 in 12), the Frechet distance of its features from those of",
+        "renderings, and the residual of the floor's edge from a straight line. Of probes: the",
+        "default study (96 test images, the layer chosen on validation images, 95 % intervals),",
+        "Dice of the foreground, rank correlation of depth and shading given the position in the",
+        "image. Labels are of each model's own images: untrained, it draws noise, and the shading",
+        "that the labeler sees in noise can be read from the noise.",
         "",
         f"| samples | judge | Frechet | edge, px | {' | '.join(names)} |",
         "| --- " * (4 + len(names)) + "|",
         *(_row(row) for row in rows),
+        *_renderings(rows, len(names)),
         "",
         *_depth_sentences(rows),
         "",
@@ -67,6 +69,16 @@ def _row(row: dict[str, Any]) -> str:
             score = row["scores"][name][step]
             cells.append(f"{score['mean']:.2f} [{score['low']:.2f}, {score['high']:.2f}]")
     return f"| {' | '.join(cells)} |"
+
+
+def _renderings(rows: list[dict[str, Any]], empty: int) -> list[str]:
+    """Row of the same measures of held-out renderings, which a perfect model would reach."""
+    measured = [row for row in rows if "frechet of renders" in row]
+    if not measured:
+        return []
+    last = measured[-1]
+    values = f"{last['frechet of renders']:.2f} | {last['edge of renders']:.2f}"
+    return [f"| renderings |  | {values} |{'  |' * empty}"]
 
 
 def _depth_sentences(rows: list[dict[str, Any]]) -> list[str]:
