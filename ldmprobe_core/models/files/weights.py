@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +13,7 @@ from huggingface_hub import snapshot_download
 from ldmprobe_core.assets import CONFIGS, MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.study.readers.model_record import EMBEDDED, RECORD
+from ldmprobe_core.study.readers.model_record import EMBEDDED
 from ldmprobe_core.study.readers.value_types import require_readable_files, user_path
 from ldmprobe_core.study.sections import Model
 
@@ -98,17 +99,20 @@ def _cached(model: Model) -> Path | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Compute a hash over the names and contents of all config and weight files in a folder.
+    """Compute a hash over the names and contents of the config and weight files of a pipeline.
 
-    The model record is left out: it holds default settings, which do not change the model itself.
+    The files are ``model_index.json`` and those in the folders of the components that it names.
+    Others, such as a model card, figures or labelers' weights, do not change the model itself.
 
     Returns:
         16 hexadecimal digits.
     """
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    components = [folder / name for name in index if (folder / name).is_dir()]
+    files = [path for component in components for path in component.rglob("*")]
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        is_read = path.suffix in {".json", ".safetensors", ".txt", ".model"} and path.is_file()
-        if is_read and path.name != RECORD:
+    for path in sorted([folder / "model_index.json", *files]):
+        if path.suffix in {".json", ".safetensors", ".txt", ".model"} and path.is_file():
             digest.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
