@@ -1,5 +1,6 @@
 """The report in a real browser: no errors, every figure has a size, hover shows a value."""
 
+import json
 import os
 import shutil
 
@@ -130,6 +131,66 @@ def test_page_has_contrast_captions_and_contents(report, browser, scheme):
     assert len(anchors) == page.locator("h2").count() - 1  # all but the first, which is above
     assert all(page.locator(anchor).count() == 1 for anchor in anchors)
     page.close()
+
+
+TILES = """() => [...document.querySelectorAll("article:not([hidden])")].map(card => ({
+  title: card.querySelector("h2").textContent,
+  tiles: [...card.querySelectorAll(".tile")].map(t => getComputedStyle(t).backgroundPositionX),
+  scores: card.querySelector(".scores").textContent,
+}))"""
+"""Visible cards of the page of samples, in their order."""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_samples_page_moves_sorts_and_filters(report, browser, width):
+    run, _ = report
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    told, asked = [], []
+    page.on("console", lambda m: told.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda r: asked.append(r.url))
+    page.goto(f"file://{run.url}/report/index.html")
+    page.click("text=with step images")
+    page.wait_for_selector("article .scores:has-text('depth')")
+    before = page.evaluate(TILES)
+    tests = [i for i, sample in enumerate(run.samples) if sample.split == "test"]
+    assert [int(card["title"].split(":")[0]) for card in before] == tests
+
+    page.fill("#step", "0")
+    after = page.evaluate(TILES)
+    # Of each card, the image, and the maps of probe and labeler move; final image and labels stay.
+    stays = [False, True, *[False, False, True] * 3]
+    for one, two in zip(before, after, strict=True):
+        moved = [a != b for a, b in zip(one["tiles"], two["tiles"], strict=True)]
+        assert moved == [not s for s in stays]
+    assert page.inner_text("#shown") == "1"
+
+    page.select_option("#sort", "depth")
+    values = run.open("scores/depth").score
+    best = build_report_best(run, "depth")
+    values = values.sel(condition="probe", kind=best["kind"], metric=best["metric"])
+    values = values.sel(layer=best["layer"], step=1, sample=tests).values
+    defined = {i: v for i, v in zip(tests, values, strict=True) if v == v}
+    order = [int(card["title"].split(":")[0]) for card in page.evaluate(TILES)]
+    assert [defined[i] for i in order[: len(defined)]] == sorted(defined.values(), reverse=True)
+    page.select_option("#order", "-1")
+    order = [int(card["title"].split(":")[0]) for card in page.evaluate(TILES)]
+    assert [defined[i] for i in order[: len(defined)]] == sorted(defined.values())
+
+    page.fill("#text", "BALL")
+    assert all("ball" in card["title"] for card in page.evaluate(TILES))
+    page.fill("#text", "no such prompt")
+    assert page.evaluate(TILES) == []
+    assert page.inner_text("#count") == "0 samples"
+    assert told == []
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def build_report_best(run, prop):
+    """The best cell of a property in the run's summary."""
+    return json.loads(run.location.read_text("summary.json"))["properties"][prop]["best"]
 
 
 def test_without_scripts_the_pictures_stay(report, browser):

@@ -31,6 +31,7 @@ from ldmprobe_core.analysis.report.intervention_text import (
     map_sentence,
 )
 from ldmprobe_core.analysis.report.overview import overview_figure, overview_sentences
+from ldmprobe_core.analysis.report.samples_page import write_samples_page
 from ldmprobe_core.analysis.report.text import (
     best_rows,
     control_columns,
@@ -78,7 +79,9 @@ def build_report(
     analysis = summarise(run, seconds)
     figure_records = _draw_figures(run, analysis, _samples_to_draw(run, analysis, samples))
     record = analysis.summary.model_dump(mode="json", by_alias=True)
-    run.location.write_text("report/index.html", _page(run, analysis.summary, figure_records))
+    viewed = write_samples_page(run, label_set(run), analysis.summary)
+    page = _page(run, analysis.summary, figure_records, viewed)
+    run.location.write_text("report/index.html", page)
     run.location.write_text("report/plotly.min.js", get_plotlyjs())
     run.location.write_text("report/scores.csv", scores_csv(run, list(analysis.curves)))
     run.location.write_text("report/cite.bib", bibtex(analysis.summary))
@@ -299,7 +302,8 @@ def _draw_figures(
     return writer.entries
 
 
-def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
+def _page(run: Run, summary: Summary, figure_records: dict[str, Any], viewed: int) -> str:
+    """HTML of the report's page; ``viewed`` is the number of samples on the page of samples."""
     template = resources.files(__package__) / "page.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -326,6 +330,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         generalization=generalization_rows(summary),
         figures=figure_records,
         contents=_contents(summary, figure_records),
+        viewed=viewed,
         columns=columns,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
         exact={name: part for name, part in summary.properties.items() if part.exact},
