@@ -137,7 +137,7 @@ def test_run_refuses_a_store_that_is_not_writable(complain, tmp_path):
     file.write_text("")
     code, said, out = complain("run", "tabletop", "--store", str(file / "runs"))
     assert code == 1
-    assert "cannot be written to" in said
+    assert f"a file in that of a folder ({file})" in said
     assert "Prefect" not in out
 
 
