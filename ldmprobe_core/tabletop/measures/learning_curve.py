@@ -90,7 +90,8 @@ def _depth_sentences(rows: list[dict[str, Any]]) -> list[str]:
     )
     text = (
         "How much must the model have learned before a probe finds depth in it? At step "
-        f"{CURVE_STEPS[0]} the partial correlation is {first} with random weights and {last} at the end"
+        f"{CURVE_STEPS[0]} the partial correlation is {first} with random weights and {last} at "
+        "the end"
     )
     if reached is None:
         return [text + ": training does not raise it."]
