@@ -36,8 +36,11 @@ def test_study_survives_its_own_json():
         ({"prompts": {"items": ["a", "b", "c\0d"]}}, ["prompts.items[2] holds a character"]),
         ({"prompts": {"negative": "\ud800"}}, ["prompts.negative holds a character"]),
         ({"images": {"folder": "a\0b"}}, ["images.folder holds a character"]),
-        ({"execution": {"address": "tcp://a:1"}}, ["address is given", "set runner to dask"]),
-        ({"execution": {"gpus_per_worker": 1}}, ["gpus_per_worker is given", "runner to dask"]),
+        (
+            {"execution": {"address": "tcp://a:1"}},
+            ["address is a key of the runner dask", "set runner to dask"],
+        ),
+        ({"execution": {"gpus_per_worker": 1}}, ["gpus_per_worker is a key of", "runner to dask"]),
         (
             {"execution": {"runner": "dask", "address": "tcp://a:1", "cluster": "b.yaml"}},
             ["address and cluster are both given"],
