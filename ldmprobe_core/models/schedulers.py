@@ -120,6 +120,23 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
     return scheduler_class.from_config(config)
 
 
+def own_scheduler(config: dict[str, Any]) -> Any:
+    """Build a copy of a pipeline object's scheduler, from its config.
+
+    Raises:
+        UserError: the scheduler's class is not one of diffusers, or draws noise without a seed.
+    """
+    class_name = str(config.get("_class_name"))
+    scheduler_class = getattr(diffusers, class_name, None)
+    if scheduler_class is None:
+        raise UserError(
+            f"pipeline: its scheduler is a {class_name:.60}, which diffusers does not have. Fix: "
+            "set pipe.scheduler to a scheduler of diffusers"
+        )
+    _check_keys(class_name, scheduler_class, config)
+    return scheduler_class.from_config(config)
+
+
 def is_flow(config: dict[str, Any]) -> bool:
     """Return whether a scheduler config belongs to a flow-matching model."""
     return str(config.get("_class_name", "")).startswith("FlowMatch")

@@ -16,19 +16,16 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
 from ldmprobe_core.models.architectures.base import Architecture
-from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.architectures.settings import check_settings
 from ldmprobe_core.models.devices import check_device
-from ldmprobe_core.models.files.components import check_components
-from ldmprobe_core.models.files.tokenization import PromptTokenizer
-from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import (
     capturable_modules,
     layer_shapes,
     match_layers,
     text_channels,
 )
-from ldmprobe_core.models.loading import check_weights, meta_modules
+from ldmprobe_core.models.sources.base import ModelSource
+from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import timesteps
 from ldmprobe_core.pipeline.planning.prompt_checks import (
     check_samples,
@@ -67,7 +64,7 @@ class StudyPlan:
         study: the study, with the content of its input files and their hash if the files are on
             this machine.
         samples: all samples of the study, in order; empty if its input files are missing.
-        folder: folder of the model's configs.
+        folder: folder of the model's configs; None for a pipeline object.
         size: height and width of the images in pixels.
         shapes: layer name to the shape of its activations, including the latents if they are a
             control.
@@ -87,7 +84,7 @@ class StudyPlan:
 
     study: Study
     samples: tuple[Sample, ...]
-    folder: Path
+    folder: Path | None
     size: tuple[int, int]
     shapes: dict[str, LayerShape]
     steps: list[float]
@@ -179,11 +176,12 @@ def plan_study(study: Study) -> StudyPlan:
     gaps = _Gaps()
     if not study.execution.elsewhere:
         gaps.attempt(lambda: check_device(study))
-    folder = _model_configs(study, gaps)
-    architecture = detect_architecture(folder)
-    check_components(folder, architecture)
+    source = source_of(study.model)
+    architecture = source.architecture
+    gaps.attempt(source.require_weights)
+    source.check()
     notes = [*check_settings(architecture, study), *_permutation_notes(study)]
-    denoiser, vae = meta_modules(architecture)
+    denoiser, vae = source.networks()
     shapes = _captured_shapes(study, architecture, denoiser, vae)
     steps = timesteps(architecture, study)
     labelers = {}
@@ -197,7 +195,7 @@ def plan_study(study: Study) -> StudyPlan:
         raise UserError(gaps.sentences[-1])
     samples = make_samples(resolved) if resolved else []
     if samples:
-        notes += _prompt_notes(study, samples, folder, architecture)
+        notes += _prompt_notes(study, samples, source)
     exact_properties = _exact_properties(resolved or study, gaps.sentences)
     if resolved:
         notes += _input_file_notes(resolved, architecture.size)
@@ -210,7 +208,7 @@ def plan_study(study: Study) -> StudyPlan:
     return StudyPlan(
         study=resolved or study,
         samples=tuple(samples),
-        folder=folder,
+        folder=source.folder,
         size=architecture.size,
         shapes=shapes,
         steps=steps,
@@ -240,19 +238,6 @@ class _Gaps:
         except UserError as error:
             self.sentences.append(str(error))
             return None
-
-
-def _model_configs(study: Study, gaps: _Gaps) -> Path:
-    """Return the folder of the model's configs, and record in `gaps` which weights are missing."""
-    folder = config_folder(study.model)
-    if has_weights(folder):
-        gaps.attempt(lambda: check_weights(folder))
-    else:
-        gaps.sentences.append(
-            f"model.source {study.model.source!r}: its weights (safetensors) are not on this "
-            "machine. Fix: fetch them, or give the folder that holds them"
-        )
-    return folder
 
 
 def _captured_shapes(
@@ -315,13 +300,11 @@ def _permutation_notes(study: Study) -> list[str]:
     ]
 
 
-def _prompt_notes(
-    study: Study, samples: list[Sample], folder: Path, architecture: Architecture
-) -> list[str]:
+def _prompt_notes(study: Study, samples: list[Sample], source: ModelSource) -> list[str]:
     """Warn about prompts that are cut off, or have words that the model was not trained on."""
     notes: list[str] = []
-    if (folder / "tokenizer").is_dir():
-        tokenize = PromptTokenizer(folder, architecture.diffusers_class)
+    tokenize = source.tokenizer()
+    if tokenize is not None:
         if study.images is not None:
             notes += long_text_notes("images.caption", study.images.caption, tokenize)
         else:
