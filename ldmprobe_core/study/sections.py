@@ -164,8 +164,9 @@ class Sampling(Section):
     """
 
     scheduler: Literal[
-        "lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow", "pipeline"
-    ] = "lms"
+        "lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow",
+        "euler-ancestral", "lcm", "tcd", "pipeline",
+    ] = "lms"  # fmt: skip
     steps: Annotated[int, Field(ge=1, le=10_000)] = 15
     guidance: Annotated[float, Field(ge=1, le=1000), EXPONENT] = 7.5
     batch: Annotated[int, Field(ge=1, le=10_000)] = 16

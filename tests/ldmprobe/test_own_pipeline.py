@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from own_pipelines import adapted_pipeline, images_of
-from run_helpers import small_study
 
 import ldmprobe as lp
 from ldmprobe_core.pipeline.planning.plan import plan_study
@@ -16,8 +15,20 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
-def study(tiny_model):
-    return small_study("own", tiny_model, 12)
+def study():
+    return parse_study(
+        {
+            "name": "own",
+            "prompts": {"samples": 8},
+            "sampling": {"steps": 2, "batch": 4, "guidance": 2.0, "threads": 1},
+            "capture": {"layers": ["mid_block.*.attn1"]},
+            "trajectory": {"samples": 2, "training": 0},
+            "labels": {"foreground": None, "shading": None, "class": None},
+            "probes": {"kinds": ["ridge"]},
+            "controls": {"mlp": False, "permuted_weights": False, "permutations": 1},
+            "bootstrap": {"resamples": 200},
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +45,7 @@ def test_run_study_of_a_pipeline_gives_its_own_images(run, pipe):
             pipe,
             [sample.prompt for sample in samples],
             [sample.seed for sample in samples],
-            num_inference_steps=3,
+            num_inference_steps=2,
             guidance_scale=2.0,
         )
         np.testing.assert_array_equal(stored[batch.start : batch.stop], expected)
