@@ -11,6 +11,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.flux import Flux
 from ldmprobe_core.models.architectures.pixart import PixArt, PixArtAlpha
+from ldmprobe_core.models.architectures.sana import Sana
 from ldmprobe_core.models.architectures.stable_diffusion import (
     LatentConsistency,
     StableDiffusion,
@@ -54,6 +55,7 @@ register_architecture("StableDiffusion3Pipeline")(StableDiffusion3)
 register_architecture("PixArtAlphaPipeline")(PixArtAlpha)
 register_architecture("PixArtSigmaPipeline")(PixArt)
 register_architecture("FluxPipeline")(Flux)
+register_architecture("SanaPipeline")(Sana)
 
 
 def detect_architecture(folder: Path) -> Architecture:
