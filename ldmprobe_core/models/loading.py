@@ -61,6 +61,18 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
         raise UserError(
             f"model.source: {model.source!r} does not load ({reason}). Fix: fetch the model again"
         ) from error
+    return prepare_pipeline(pipeline, architecture, study, device)
+
+
+def prepare_pipeline(
+    pipeline: Any, architecture: Architecture, study: Study, device: torch.device
+) -> Any:
+    """Give a loaded pipeline the study's scheduler, put it into eval mode, and move it to a device.
+
+    Raises:
+        UserError: the scheduler or the device does not suit the study.
+    """
+    model = study.model
     pipeline.scheduler = scheduler_of(architecture, study.sampling.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
