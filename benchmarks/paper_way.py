@@ -67,7 +67,7 @@ def published_way(
     layers: list[str],
     cells: list[tuple[int, str]],
 ) -> tuple[Scores, float]:
-    """Scores of the given cells (steps count from 1), and the CPU seconds spent in training probes."""
+    """Scores of the given cells (steps count from 1), and the CPU seconds of training probes."""
     found: Scores = {}
     training = 0.0
     with tempfile.TemporaryDirectory() as folder:
