@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.capture_points.attention import CapturePoint
+from ldmprobe_core.models.capture_points.channels import CapturePoint
 from ldmprobe_core.models.layers import image_output_index, named_points
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.models.token_grid import Grid, change_grid

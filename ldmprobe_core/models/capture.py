@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe_core.models.architectures.base import Architecture
-from ldmprobe_core.models.capture_points.attention import CapturePoint
+from ldmprobe_core.models.capture_points.channels import CapturePoint
 from ldmprobe_core.models.layers import image_output_index
 from ldmprobe_core.models.token_grid import to_grid
 

@@ -14,7 +14,8 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import PRESETS, Architecture
 from ldmprobe_core.models.architectures.settings import dry_run_problem
-from ldmprobe_core.models.capture_points.attention import CapturePoint, attention_points
+from ldmprobe_core.models.capture_points.attention import attention_points
+from ldmprobe_core.models.capture_points.channels import CapturePoint
 from ldmprobe_core.models.token_grid import Grid, to_grid
 from ldmprobe_core.study.layers import LayerShape
 
@@ -86,7 +87,7 @@ def match_layers(
             elif at:
                 remedy = (
                     "@query or @head<number> of an attention layer, or, unless its keys and values "
-                    "are those of text tokens, @key or @value"
+                    "are those of text tokens, @key or @value; @words of a cross-attention layer"
                 )
             else:
                 close = difflib.get_close_matches(layer.replace("*", ""), names, n=3, cutoff=0.3)
@@ -117,7 +118,11 @@ def image_output_index(architecture: Architecture, module: nn.Module | CapturePo
 
 
 def layer_shapes(
-    architecture: Architecture, denoiser: nn.Module, vae: Any, layers: list[str]
+    architecture: Architecture,
+    denoiser: nn.Module,
+    vae: Any,
+    layers: list[str],
+    text_tokens: int | None = None,
 ) -> dict[str, LayerShape]:
     """Compute the output shapes of layers from one call of the networks on the meta device.
 
@@ -127,6 +132,8 @@ def layer_shapes(
         architecture: architecture of the model, which gives the inputs of the call.
         denoiser, vae: networks on the meta device.
         layers: names of the layers.
+        text_tokens: number of text tokens that the pipeline passes, which are the channels of
+            attention maps; None if there are no attention maps among the layers.
 
     Returns:
         layer name to height, width and channels, in the order in which the layers are called.
@@ -145,6 +152,9 @@ def layer_shapes(
     with torch.device("meta"), torch.no_grad():
         try:
             call = architecture.dummy_inputs()
+            if text_tokens is not None:
+                width = call["encoder_hidden_states"].shape[-1]
+                call["encoder_hidden_states"] = torch.empty(1, text_tokens, width)
             denoiser(**call)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             raise dry_run_problem(architecture, error) from error

@@ -1,65 +1,13 @@
-"""Queries, keys, values and single heads of attention layers.
-
-A capture point has the method `register_forward_hook` of a module.  Its hooks therefore receive,
-and may replace, the values at that point as hooks on a module do the module's output.
-"""
+"""Capture points inside attention layers: queries, keys, values, single heads, attention maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-
-class CapturePoint(Protocol):
-    """Place in a network that accepts forward hooks, such as the queries of an attention layer."""
-
-    def register_forward_hook(self, hook: Callable[[nn.Module, Any, Any], Any]) -> Any:
-        """Register a hook on the values at this point.
-
-        Args:
-            hook: function of a module, its inputs and the values, image tokens (n, token, channel).
-                It returns new values, or None to leave them as they are.
-
-        Returns:
-            a handle, whose method ``remove`` removes the hook.
-        """
-
-
-@dataclass(frozen=True)
-class ChannelRange:
-    """Capture point that is a range of channels of a module's output, or of its input.
-
-    Attributes:
-        module: module whose output or first input is (n, token, channel).
-        channels: range of channels.
-        of_input: whether the channels are those of the input.
-    """
-
-    module: nn.Module
-    channels: slice
-    of_input: bool = False
-
-    def register_forward_hook(self, hook: Callable[[nn.Module, Any, Any], Any]) -> Any:
-        """See `CapturePoint.register_forward_hook`; the other channels keep their values."""
-
-        def on_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-            new = hook(module, inputs, output[..., self.channels])
-            if new is None:
-                return None
-            edited = output.clone()
-            edited[..., self.channels] = new
-            return edited
-
-        def on_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            edited = on_output(module, inputs, inputs[0])
-            return None if edited is None else (edited, *inputs[1:])
-
-        if self.of_input:
-            return self.module.register_forward_pre_hook(on_input)
-        return self.module.register_forward_hook(on_output)
+from ldmprobe_core.models.capture_points.channels import CapturePoint, ChannelRange
+from ldmprobe_core.models.capture_points.words import WORDS, WordMaps
 
 
 def attention_points(module: Any) -> dict[str, CapturePoint]:
@@ -68,7 +16,8 @@ def attention_points(module: Any) -> dict[str, CapturePoint]:
     Returns:
         suffix of the layer's name to capture point: ``query``, and ``key`` and ``value`` of layers
         that attend to image tokens, are the outputs of the projections; ``head0``, ``head1`` and so
-        on are the channels of single heads, before the output projection mixes them.
+        on are the channels of single heads, before the output projection mixes them; ``words`` of
+        cross-attention layers are the probabilities of each text token.
     """
     projections = [getattr(module, f"to_{letter}", None) for letter in "qkv"]
     if not hasattr(module, "heads") or not all(isinstance(p, nn.Module) for p in projections):
@@ -85,6 +34,9 @@ def attention_points(module: Any) -> dict[str, CapturePoint]:
         points[f"head{head}"] = (
             ChannelRange(module, channels) if out is None else ChannelRange(out[0], channels, True)
         )
+    # The maps are not those of the layer if it normalises queries or keys after projecting them.
+    if _is_cross(module) and module.norm_q is None and module.norm_k is None:
+        points[WORDS] = WordMaps(module, points["query"], projection(module, "key"))
     return points
 
 

@@ -9,6 +9,8 @@ from torch.nn.functional import linear
 
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.interventions.plan import plan_intervention
+from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.models.capture import ActivationCapture
 from ldmprobe_core.models.layers import named_points
 from ldmprobe_core.pipeline.planning.plan import plan_study
@@ -144,7 +146,8 @@ def test_globs_without_a_point_select_layers_only(tiny_model):
 
 def test_points_are_stored_probed_and_reported_as_layers(tiny_model, tmp_path):
     study = small_study("points", tiny_model, 12)
-    names = (f"{CROSS}@query", f"{LAYER}@head1")
+    channels = {f"{CROSS}@query": 16, f"{CROSS}@words": 24, f"{LAYER}@head1": 8}
+    names = tuple(channels)
     study = study.model_copy(update={"capture": study.capture.model_copy(update={"layers": names})})
     run = carry_out(study, str(tmp_path))
     build_report(run, {"generate": 1.0})
@@ -153,6 +156,10 @@ def test_points_are_stored_probed_and_reported_as_layers(tiny_model, tmp_path):
     batch = generated(sampler, list(run.samples[:4]))
     for name in names:
         stored = run.read(f"activations/{name}", "activation", step=0)
-        assert stored.shape == (12, 4, 4, 8 if "head" in name else 16)
+        assert stored.shape == (12, 4, 4, channels[name])
         np.testing.assert_array_equal(stored[:4], batch.activations.values[name][:, 0])
     assert "attn2@query" in run.location.read_text("report/index.html")
+    edits = plan_intervention(run, Intervention(samples=1, steps=1))
+    assert set(edits.sites[0].layers) == set(names) - {f"{CROSS}@words"}
+    with pytest.raises(UserError, match="attention maps cannot be edited"):
+        plan_intervention(run, Intervention(samples=1, steps=1, layers=("*@words",)))
