@@ -156,7 +156,7 @@ def test_build_report_draws_samples_with_step_images(copy):
     with pytest.raises(UserError, match=rf"sample {without[0]} has no step images.*Fix: choose"):
         build_report(copy, {}, (without[0],))
     build_report(copy, {})
-    drawn = [int(p.stem[7:]) for p in (Path(copy.url) / "report").glob("sample-*.png")]
+    drawn = [int(p.stem[7:]) for p in (Path(copy.url) / "report").glob("sample-*.svg")]
     assert len(drawn) == 4
     assert set(drawn) <= with_images
 
