@@ -168,6 +168,7 @@ class Capture(Section):
     Attributes:
         layers: glob patterns for module names, or presets: self-attention, cross-attention,
             resnets, blocks, and vae (middle attention of the VAE's decoder, the paper's control).
+            A suffix such as ``@query`` or ``@head3`` selects a point inside attention layers.
         keep: ``activations`` of all samples; ``statistics``, which stores only sums for training
             samples, whose size is independent of their number; or ``both``.
         accumulators: number of partial sums, and so of workers that can compute them in parallel.

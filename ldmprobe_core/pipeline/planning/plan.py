@@ -18,11 +18,13 @@ from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.architectures.settings import check_settings
+from ldmprobe_core.models.capture_points.words import WORDS
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.components import check_components
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import (
+    POINT,
     capturable_modules,
     layer_shapes,
     match_layers,
@@ -184,7 +186,7 @@ def plan_study(study: Study) -> StudyPlan:
     check_components(folder, architecture)
     notes = [*check_settings(architecture, study), *_permutation_notes(study)]
     denoiser, vae = meta_modules(architecture)
-    shapes = _captured_shapes(study, architecture, denoiser, vae)
+    shapes = _captured_shapes(study, architecture, denoiser, vae, folder)
     steps = timesteps(architecture, study)
     labelers = {}
     for prop, spec in labelers_of(study).items():
@@ -256,7 +258,7 @@ def _model_configs(study: Study, gaps: _Gaps) -> Path:
 
 
 def _captured_shapes(
-    study: Study, architecture: Architecture, denoiser: nn.Module, vae: nn.Module
+    study: Study, architecture: Architecture, denoiser: nn.Module, vae: nn.Module, folder: Path
 ) -> dict[str, LayerShape]:
     """Find the shapes of all probe inputs: captured layers, and latents if they are a control.
 
@@ -266,7 +268,11 @@ def _captured_shapes(
     """
     names = list(capturable_modules(denoiser, vae))
     layers = match_layers(architecture, names, study.capture.layers)
-    shapes = layer_shapes(architecture, denoiser, vae, layers)
+    text_tokens = None
+    if any(name.endswith(POINT + WORDS) for name in layers):
+        # Pipelines with cross-attention pad prompts to the tokenizer's length.
+        text_tokens, *_ = PromptTokenizer(folder, architecture.diffusers_class).lengths.values()
+    shapes = layer_shapes(architecture, denoiser, vae, layers, text_tokens)
     height, width = architecture.size
     for name, shape in shapes.items():
         if height % shape.y or width % shape.x:
