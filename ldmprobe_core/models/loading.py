@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.utils import logging
 from safetensors import SafetensorError
 from torch import nn
@@ -87,7 +86,7 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     try:
         with torch.device("meta"):
             denoiser = architecture.network.from_config(architecture.config).eval()
-            return denoiser, AutoencoderKL.from_config(architecture.vae).eval()
+            return denoiser, architecture.vae_network.from_config(architecture.vae).eval()
     # Values of a wrong type or range in a config raise errors of many types.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
