@@ -8,23 +8,21 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
 
 from ldmprobe_core.study.properties import PROPERTIES
-from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES, SampleCount, Seed
+from ldmprobe_core.study.readers.value_types import (
+    EXPONENT,
+    MAX_SAMPLES,
+    SampleCount,
+    Section,
+    Seed,
+)
 
 StepNumber = Annotated[int, Field(ge=1, le=100_000)]
-
-
-class Section(BaseModel):
-    """Base class of a study's sections, which are frozen, strict and refuse unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):

@@ -30,6 +30,7 @@ from ldmprobe_core.models.layers import (
 )
 from ldmprobe_core.models.loading import check_weights, meta_modules
 from ldmprobe_core.models.timesteps import timesteps
+from ldmprobe_core.pipeline.planning.declaration_checks import check_declarations
 from ldmprobe_core.pipeline.planning.prompt_checks import (
     check_samples,
     invisible_notes,
@@ -187,6 +188,7 @@ def plan_study(study: Study) -> StudyPlan:
     shapes = _captured_shapes(study, architecture, denoiser, vae)
     steps = timesteps(architecture, study)
     labelers = {}
+    check_declarations(study)
     for prop, spec in labelers_of(study).items():
         require_known(prop, spec)
         labelers[prop] = gaps.attempt(partial(check_labeler, prop, spec))
