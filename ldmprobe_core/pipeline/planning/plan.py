@@ -28,6 +28,7 @@ from ldmprobe_core.models.layers import (
 from ldmprobe_core.models.sources.base import ModelSource
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import timesteps
+from ldmprobe_core.pipeline.planning.declaration_checks import check_declarations
 from ldmprobe_core.pipeline.planning.prompt_checks import (
     check_samples,
     invisible_notes,
@@ -186,6 +187,7 @@ def plan_study(study: Study) -> StudyPlan:
     shapes = _captured_shapes(study, source, denoiser, vae)
     steps = timesteps(architecture, study)
     labelers = {}
+    check_declarations(study)
     for prop, spec in labelers_of(study).items():
         require_known(prop, spec)
         labelers[prop] = gaps.attempt(partial(check_labeler, prop, spec))

@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from ldmprobe_core.assets import MODEL_FOLDER
-from ldmprobe_core.study.readers.value_types import user_path
-from ldmprobe_core.study.sections import Sampling, Section
+from ldmprobe_core.study.readers.value_types import Section, user_path
+from ldmprobe_core.study.sections import Sampling
 
 RECORD = "ldmprobe.json"
 """File name, in a model folder, of the record of its sampling defaults and known words."""
