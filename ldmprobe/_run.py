@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ from ldmprobe_core.storage.run import Run as StoredRun
 from ldmprobe_core.study.layers import CLEAN_PIXELS
 
 if TYPE_CHECKING:
+    from ldmprobe._tokens import TokenStream
     from ldmprobe_core.analysis.records import Summary
     from ldmprobe_core.probing.linear import LinearProbe
 
@@ -84,11 +85,7 @@ class Run(StoredRun):
         from ldmprobe_core.probing.linear import LinearProbe
 
         self._require_property(prop)
-        if layer not in self.probe_inputs:
-            raise UserError(
-                f"layer: {layer!r} is not in the run. Fix: choose one of "
-                f"{', '.join(self.probe_inputs)}"
-            )
+        _require_layer(layer, self.probe_inputs)
         group = self.open(f"probes/{layer}", require_complete=False)
         if step not in group.step.values:
             raise UserError(
@@ -131,11 +128,7 @@ class Run(StoredRun):
         Raises:
             UserError: the layer is not in the run.
         """
-        if layer not in self.probe_inputs:
-            raise UserError(
-                f"layer: {layer!r} is not in the run. Fix: choose one of "
-                f"{', '.join(self.probe_inputs)}"
-            )
+        _require_layer(layer, self.probe_inputs)
         group, array = f"activations/{layer}", f"activations/{layer}/activation"
         # A chunk holds a batch of samples, or one sample of those with step images.
         batch = self.study.sampling.batch
@@ -151,6 +144,46 @@ class Run(StoredRun):
         stored = activations.encoding["preferred_chunks"]
         values = activations.variable.chunk(stored).data
         return activations.copy(data=values).assign_coords(known)
+
+    def tokens(
+        self,
+        layer: str,
+        steps: int | Sequence[int] | None = None,
+        split: str = "train",
+        batch: int = 4096,
+        seed: int = 0,
+        buffer: int = 65_536,
+    ) -> TokenStream:
+        """Return a shuffled stream of a layer's tokens, for training a sparse autoencoder.
+
+        Args:
+            layer: name of a captured layer.
+            steps: denoising steps, counted from 1; None takes all of them.
+            split: ``train``, ``validation`` or ``test``.
+            batch: number of tokens in a batch.
+            seed: seed of the random order.
+            buffer: number of tokens in memory among which the stream draws; a larger buffer
+                shuffles better.
+
+        Returns:
+            a `torch.utils.data.IterableDataset` of batches (token, channel) float32.  An epoch
+            gives each token once, and ``set_epoch`` chooses another order.  Samples are left out
+            at the steps at which one of their values is not finite.
+
+        Raises:
+            UserError: the layer or a step is not in the run, no activations of the split are
+                stored, some are not generated yet, or the buffer is smaller than a batch.
+
+        Example::
+
+            stream = run.tokens(run.layers[0], steps=3)
+            loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
+        """
+        from ldmprobe._tokens import TokenStream
+
+        _require_layer(layer, self.layers)
+        chosen = [steps] if isinstance(steps, int) else steps
+        return TokenStream(self, layer, chosen, split, batch, seed, buffer)
 
     def _required_chunks(self, array: str, kind: str, *dims: int) -> Callable[[str], bool]:
         """Return a predicate on a chunk's key: whether the chunk must exist in an undamaged run.
@@ -170,6 +203,13 @@ class Run(StoredRun):
                 f"property: {prop!r} is not probed by the study. Fix: choose one of "
                 f"{', '.join(self.study.labels.maps)}"
             )
+
+
+def _require_layer(layer: str, choices: Sequence[str]) -> None:
+    if layer not in choices:
+        raise UserError(
+            f"layer: {layer!r} is not in the run. Fix: choose one of {', '.join(choices)}"
+        )
 
 
 def _required(array: str, done: np.ndarray, *dims: int) -> Callable[[str], bool]:

@@ -46,8 +46,8 @@ class TokenStream(IterableDataset):
         # The stream is sent to the loader's workers, which open the run by its address.
         self.url, self.path = run.url, f"activations/{layer}"
         samples = _samples_of(run, split)
-        rows = _step_rows(run, steps)
         array = open_array(run.store, run.url, f"{self.path}/activation")
+        rows = _step_rows(array.shape[1], steps)
         self.height, self.width, self.channels = array.shape[2:]
         self.chunk_samples = array.chunks[0]
         _require_generated(run, samples)
@@ -138,7 +138,9 @@ def cut_batches(pieces: Iterable[np.ndarray], batch: int) -> Iterator[np.ndarray
 def _samples_of(run: Run, split: str) -> list[int]:
     """List the indices of the stored samples of a split."""
     if split not in SPLITS:
-        raise UserError(f"split: there is no such split ({split}). Fix: {', '.join(SPLITS)}")
+        raise UserError(
+            f"split: there is no such split ({split}). Fix: choose one of {', '.join(SPLITS)}"
+        )
     samples = [s.index for s in run.samples[: run.n_stored] if s.split == split]
     if not samples:
         raise UserError(
@@ -148,14 +150,14 @@ def _samples_of(run: Run, split: str) -> list[int]:
     return samples
 
 
-def _step_rows(run: Run, steps: Sequence[int] | None) -> list[int]:
+def _step_rows(last: int, steps: Sequence[int] | None) -> list[int]:
     """Return the rows, along the dimension ``step``, of the chosen steps."""
-    last = run.study.sampling.steps
-    chosen = range(1, last + 1) if steps is None else list(steps)
-    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(1, last + 1)):
+    every = range(1, last + 1)
+    chosen = list(every if steps is None else steps)
+    if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(every):
         raise UserError(
-            f"steps: they are not different steps of the run ({list(chosen)}). Fix: choose from 1 "
-            f"to {last}"
+            f"steps: they are not different steps of the run ({chosen}). Fix: choose from 1 to "
+            f"{last}"
         )
     return [step - 1 for step in chosen]
 
