@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldmprobe._arrays import capture, fit_probe, load_labeler
+    from ldmprobe._run import Run
     from ldmprobe._runs import (
-        Run,
         compare,
         intervene,
         load_study,
@@ -41,7 +41,7 @@ _HOMES = {
     "capture": "ldmprobe._arrays",
     "fit_probe": "ldmprobe._arrays",
     "load_labeler": "ldmprobe._arrays",
-    "Run": "ldmprobe._runs",
+    "Run": "ldmprobe._run",
     "compare": "ldmprobe._runs",
     "intervene": "ldmprobe._runs",
     "load_study": "ldmprobe._runs",
