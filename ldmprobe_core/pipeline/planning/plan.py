@@ -250,7 +250,7 @@ def _model_configs(study: Study, gaps: _Gaps) -> Path:
     else:
         gaps.sentences.append(
             f"model.source {study.model.source!r}: its weights (safetensors) are not on this "
-            "machine. Fix: fetch them, or give the folder that holds them"
+            "machine. Fix: fetch them (ldmprobe fetch), or give the folder that holds them"
         )
     return folder
 
