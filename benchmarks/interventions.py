@@ -48,7 +48,7 @@ def main(url: str, count: int) -> None:
             def direction(step: int, layer: str, spec: Intervention = spec):
                 return direction_of(run.url, identity, spec, step, layer)
 
-            change = make_change(spec, plan.kind, direction, aim, index, spec.dose_axis[0])
+            change = make_change(spec, plan.kind, direction, aim, spec.dose_axis[0])
             editors[method] = Editor(sampler, plan.sites[0].cells, change)
             for cell in plan.sites[0].cells:
                 direction(*cell)  # computed once for all batches of an intervention

@@ -47,7 +47,7 @@ class EffectRecord(BaseModel):
         kept: fraction of images whose top class is unchanged; None if the run has no class labels.
         size: root mean square norm of the change in an edited cell, in norms of the least edit that
             changes the prediction by one standard deviation; its mean over cells, samples and
-            targets; None for donors.
+            targets; None for donors.  Null edits but ``own_label`` have that of the edit.
     """
 
     mean: Interval

@@ -16,10 +16,16 @@ import torch
 import zarr
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.interventions.changes import EditLog, make_change, patch_from
+from ldmprobe_core.interventions.changes import (
+    EditLog,
+    make_change,
+    make_null_change,
+    patch_from,
+)
 from ldmprobe_core.interventions.directions import direction_of
 from ldmprobe_core.interventions.edit import EditDirection
 from ldmprobe_core.interventions.editor import Change, Editor, sample_edited
+from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.plan import InterventionPlan, Site, plan_intervention
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,
@@ -297,10 +303,11 @@ class _Batch:
             "image": [], "label": [], "score": [], "outside": [], "kept": [], "reading": [],
             "size": [],
         }  # fmt: skip
+        logs = {condition: EditLog() for condition in self.spec.conditions}
         with use_models(run) as (sampler, labelers):
-            for condition in self.spec.conditions:
-                log = EditLog()
-                editor = Editor(sampler, site.cells, self._change(condition, dose, log))
+            # The edit proper is the first condition, and null edits repeat the sizes in its log.
+            for condition, log in logs.items():
+                editor = Editor(sampler, site.cells, self._change(condition, dose, logs))
                 edited = sample_edited(sampler, [run.samples[i] for i in self.samples], editor)
                 maps = labelers[prop.name](edited)
                 scores = score_edited_maps(
@@ -317,15 +324,16 @@ class _Batch:
                 results["size"].append(log.mean_size(len(self.samples)))
         return {array: np.stack(values) for array, values in results.items()}
 
-    def _change(self, condition: str, dose: float, log: EditLog) -> Change:
+    def _change(self, condition: str, dose: float, logs: dict[str, EditLog]) -> Change:
         """Return the function that changes activations in one condition."""
         if self.spec.method == DONOR:
             return patch_from(self._donated)
-        null = None if condition == EDITED else condition
+        if condition in NULLS and NULLS[condition].directions is not None:
+            return make_null_change(
+                self._direction, condition, self.samples, logs[EDITED], logs[condition]
+            )
         aim = self.labels if condition == "own_label" else self.targets
-        return make_change(
-            self.spec, self.plan.kind, self._direction, aim, self.samples, dose, null, log
-        )
+        return make_change(self.spec, self.plan.kind, self._direction, aim, dose, logs[condition])
 
     def _direction(self, step: int, layer: str) -> EditDirection:
         identity = self.run.location.read_text("identity")

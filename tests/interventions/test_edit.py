@@ -172,7 +172,7 @@ def test_edit_direction_null_change_has_the_norm_and_sign_of_the_edit_at_every_t
     direction = EditDirection.of_probe(p, moments_of(6), nulls={"other": other})
     x, target = tokens((2, 3, 3, 6)), tokens((2, 3, 3), 9) * 4
     change = direction.exact(x, target, 1.0) - x
-    null = direction.null_change(change, "other", [4, 8])
+    null = direction.null_change(direction.field_of(change), "other", [4, 8])
     torch.testing.assert_close(null.norm(dim=-1), change.norm(dim=-1), rtol=1e-6, atol=1e-6)
     # Samples 4 and 8 take the directions 1 and 2 of 3.
     unit = other / np.linalg.norm(other, axis=1, keepdims=True)
