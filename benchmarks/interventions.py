@@ -18,8 +18,8 @@ import numpy as np
 from ldmprobe_core.interventions.changes import make_change
 from ldmprobe_core.interventions.directions import direction_of
 from ldmprobe_core.interventions.editor import Editor, sample_edited
+from ldmprobe_core.interventions.measures.scores import score_edited_maps
 from ldmprobe_core.interventions.plan import plan_intervention
-from ldmprobe_core.interventions.scores import score_edited_maps
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import Target, target_maps
 from ldmprobe_core.pipeline.labels import as_label, label_set

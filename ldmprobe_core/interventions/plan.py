@@ -93,7 +93,10 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
             "'permuted' out of the intervention's controls."
         )
     sites = _sites(run, spec)
-    _require_probes(run, sites)
+    cells = {cell for site in sites for cell in site.cells}
+    if spec.method in ERASURES:
+        cells |= {(step, layer) for step, _ in cells for layer in read_layers(run)}
+    _require_probes(run, cells)
     _require_orthogonal_direction(run, spec, sites)
     kind, samples = _kind(run, spec), _samples(run, spec)
     donors = _donors(run, samples) if spec.method == DONOR else []
@@ -176,14 +179,19 @@ def _no_layers_match(run: Run, globs: str) -> str:
     )
 
 
-def _require_probes(run: Run, sites: list[Site]) -> None:
-    """Require that the probes of every edited cell are finished.
+def read_layers(run: Run) -> list[str]:
+    """Layers whose activations probes read during an erasure: the captured ones of the denoiser."""
+    return [layer for layer in run.layers if not layer.startswith(VAE)]
+
+
+def _require_probes(run: Run, cells: set[tuple[int, str]]) -> None:
+    """Require that the probes of every edited cell are finished, and of other cells that are read.
 
     Raises:
         UserError: a cell has no probes yet.
     """
     completed = run.progress.completed(PROBE)
-    for step, layer in (cell for site in sites for cell in site.cells):
+    for step, layer in sorted(cells):
         if not completed[step - 1, run.probe_inputs.index(layer)]:
             raise UserError(
                 f"probes: {run.url} has no probes of layer {layer} at step {step}. Fix: finish the "
