@@ -77,8 +77,8 @@ class EditDirection:
             nulls: directions of null edits by name, (draw, channel), of any norm.
 
         Raises:
-            ValueError: the probe's weights are zero, so its prediction cannot be changed; or a
-                direction is not finite, or is zero.
+            ValueError: the probe's weights are zero or its prediction is the same for all training
+                activations, so an edit has no size; or a direction is not finite, or is zero.
         """
         offset = np.asarray(probe.offset)
         if moments is None:
@@ -91,6 +91,11 @@ class EditDirection:
         gain = float(probe.weight @ raw)
         if gain <= 0:
             raise ValueError("probe: its weights are zero, so no edit changes its prediction")
+        if moments is not None and np.isfinite(deviation):
+            # Rounding leaves a constant prediction a variance of about 1e-16 of this square.
+            square = np.trace(moments.covariance) + moments.mean @ moments.mean
+            if deviation**2 <= 1e-14 * square * (probe.weight @ probe.weight):
+                raise ValueError("probe: its prediction is the same for all training activations")
         with np.errstate(all="ignore"):
             step = raw / gain
         tensors = [torch.as_tensor(v).float() for v in (probe.weight, offset, step, mean)]

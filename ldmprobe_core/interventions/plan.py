@@ -199,6 +199,40 @@ def _require_probes(run: Run, cells: set[tuple[int, str]]) -> None:
             )
 
 
+def require_varying_predictions(run: Run, spec: Intervention, plan: InterventionPlan) -> None:
+    """Require that the predictions of the probes that an edit uses differ between tokens.
+
+    The dose of an edit is in standard deviations of the prediction, so an edit of a constant
+    prediction has no size.  The predictions are those for two of the edited samples, which are read
+    from the run; latents always vary.
+
+    Raises:
+        UserError: a probe predicts one value for all tokens, apart from its position term.
+    """
+    if spec.method not in PROBE_EDITS:
+        return
+    steps: dict[str, set[int]] = {}
+    for step, layer in (cell for site in plan.sites for cell in site.cells if cell[1] != LATENTS):
+        steps.setdefault(layer, set()).add(step)
+    for layer in steps:
+        stored = run.open(f"probes/{layer}", require_complete=True).weight
+        weights = stored.sel(kind=plan.kind, property=spec.prop).load()
+        for step in sorted(steps[layer]):
+            tokens = run.read(
+                f"activations/{layer}", "activation", step=step - 1, sample=plan.samples[:2]
+            ).astype(np.float64)
+            weight = weights.sel(step=step).values.astype(np.float64)
+            with np.errstate(all="ignore"):  # Activations may be infinite.
+                scale = np.linalg.norm(weight) * np.sqrt(np.square(tokens).sum(-1).mean())
+                constant = (tokens @ weight).std() <= 1e-9 * scale
+            if constant:
+                raise UserError(
+                    f"layers: {layer} cannot be edited at step {step}, because its {plan.kind} "
+                    f"probe of {spec.prop} predicts the same for every token (deviation 0). Fix: "
+                    "leave this layer out of layers, or choose steps without this one."
+                )
+
+
 def _require_orthogonal_direction(run: Run, spec: Intervention, sites: list[Site]) -> None:
     """Require that latents have a direction orthogonal to all probes, if a null edit needs one.
 

@@ -21,6 +21,7 @@ from ldmprobe_core.interventions.plan import (
     InterventionPlan,
     plan_intervention,
     read_layers,
+    require_varying_predictions,
 )
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,
@@ -51,14 +52,16 @@ def create_intervention(run: Run, spec: Intervention) -> str:
         the intervention's name, `Intervention.name`.
 
     Raises:
-        UserError: the run lacks probes, samples or layers that the intervention needs, or
-            the model or a labeler has other weights than when the run was created.
+        UserError: the run lacks probes, samples or layers that the intervention needs, a probe
+            predicts the same for every token, or the model or a labeler has other weights than when
+            the run was created.
     """
     study = run.study
     spec = spec.model_copy(
         update={"targets": tuple(resolve_target(target) for target in spec.targets)}
     )
     plan = plan_intervention(run, spec)
+    require_varying_predictions(run, spec, plan)
     check_fingerprints(run, study)
     if spec.prop not in labelers_of(study):
         raise UserError(
