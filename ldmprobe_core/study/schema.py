@@ -17,10 +17,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
 from ldmprobe_core.study.conditions import CONDITIONS, Condition, LabelColumn
+from ldmprobe_core.study.extensions.declarations import Declarations, declare
 from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.probe_sections import BootstrapSettings, Controls, Labels, Probes
@@ -69,6 +73,7 @@ class Study(Section):
 
     name: Slug = "study"
     model: Model = Model()
+    properties: Declarations = Field(default_factory=dict)
     source: Literal["prompts", "images"] = "prompts"
     prompts: Prompts = Prompts()
     images: Images | None = None
@@ -103,6 +108,11 @@ class Study(Section):
         except ValueError as problem_and_remedy:
             raise ValueError(f"model.source: {problem_and_remedy}") from None
         return {**content, "sampling": {**record.sampling, **sampling}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _declared(cls, content: Any) -> Any:
+        return declare(content) if isinstance(content, dict) else content
 
     @model_validator(mode="before")
     @classmethod
@@ -188,6 +198,13 @@ class Study(Section):
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_empty_declarations(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content = handler(self)
+        if not content.get("properties"):
+            content.pop("properties", None)
+        return content
+
     @property
     def count(self) -> int | None:
         """Number of images; None if it is unknown because the input files are not read yet."""
@@ -255,6 +272,16 @@ class Study(Section):
             del content["images"]["missing"]
         if self.model.config is None:
             del content["model"]["config"]
+        if "properties" in content:
+            # Titles, colours and defaults of interventions do not affect the bytes of the run, and
+            # neither do declarations that have no labeler.
+            content["properties"] = {
+                name: {key: record[key] for key in ("kind", "metrics", "map_format")}
+                for name, record in content["properties"].items()
+                if name in self.labels.maps
+            }
+            if not content["properties"]:
+                del content["properties"]
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

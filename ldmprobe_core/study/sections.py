@@ -8,15 +8,19 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
 
 from ldmprobe_core.study.properties import PROPERTIES
-from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES, SampleCount, Seed
+from ldmprobe_core.study.readers.value_types import (
+    EXPONENT,
+    MAX_SAMPLES,
+    SampleCount,
+    Section,
+    Seed,
+)
 
 PIPELINE = "pipeline"
 """Value of ``sampling.scheduler`` for the scheduler of a pipeline object."""
@@ -25,12 +29,6 @@ PIPELINE_PREFIX = "pipeline:"
 """Begin of ``model.source`` for a pipeline object; the digest of the pipeline follows."""
 
 StepNumber = Annotated[int, Field(ge=1, le=100_000)]
-
-
-class Section(BaseModel):
-    """Base class of a study's sections, which are frozen, strict and refuse unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -182,6 +180,7 @@ class Capture(Section):
     Attributes:
         layers: glob patterns for module names, or presets: self-attention, cross-attention,
             resnets, blocks, and vae (middle attention of the VAE's decoder, the paper's control).
+            A suffix such as ``@query`` or ``@head3`` selects a point inside attention layers.
         keep: ``activations`` of all samples; ``statistics``, which stores only sums for training
             samples, whose size is independent of their number; or ``both``.
         accumulators: number of partial sums, and so of workers that can compute them in parallel.

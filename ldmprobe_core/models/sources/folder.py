@@ -50,7 +50,7 @@ class FolderSource(ModelSource):
         if not has_weights(self.folder):
             raise UserError(
                 f"model.source {self.model.source!r}: its weights (safetensors) are not on this "
-                "machine. Fix: fetch them, or give the folder that holds them"
+                "machine. Fix: fetch them (ldmprobe fetch), or give the folder that holds them"
             )
         check_weights(self.folder)
 

@@ -15,10 +15,11 @@ from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
-from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.settings import check_settings
+from ldmprobe_core.models.capture_points.words import WORDS
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.layers import (
+    POINT,
     capturable_modules,
     layer_shapes,
     match_layers,
@@ -27,6 +28,7 @@ from ldmprobe_core.models.layers import (
 from ldmprobe_core.models.sources.base import ModelSource
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import timesteps
+from ldmprobe_core.pipeline.planning.declaration_checks import check_declarations
 from ldmprobe_core.pipeline.planning.prompt_checks import (
     check_samples,
     invisible_notes,
@@ -182,9 +184,10 @@ def plan_study(study: Study) -> StudyPlan:
     source.check()
     notes = [*check_settings(architecture, study), *_permutation_notes(study)]
     denoiser, vae = source.networks()
-    shapes = _captured_shapes(study, architecture, denoiser, vae)
+    shapes = _captured_shapes(study, source, denoiser, vae)
     steps = timesteps(architecture, study)
     labelers = {}
+    check_declarations(study)
     for prop, spec in labelers_of(study).items():
         require_known(prop, spec)
         labelers[prop] = gaps.attempt(partial(check_labeler, prop, spec))
@@ -241,7 +244,7 @@ class _Gaps:
 
 
 def _captured_shapes(
-    study: Study, architecture: Architecture, denoiser: nn.Module, vae: nn.Module
+    study: Study, source: ModelSource, denoiser: nn.Module, vae: nn.Module
 ) -> dict[str, LayerShape]:
     """Find the shapes of all probe inputs: captured layers, and latents if they are a control.
 
@@ -249,9 +252,15 @@ def _captured_shapes(
         UserError: a layer does not exist, or the image's height or width is not a multiple of the
             number of its tokens.
     """
+    architecture = source.architecture
     names = list(capturable_modules(denoiser, vae))
     layers = match_layers(architecture, names, study.capture.layers)
-    shapes = layer_shapes(architecture, denoiser, vae, layers)
+    text_tokens = None
+    if any(name.endswith(POINT + WORDS) for name in layers):
+        tokenizer = source.tokenizer()
+        # Pipelines with cross-attention pad prompts to the tokenizer's length.
+        text_tokens = next(iter(tokenizer.lengths.values())) if tokenizer is not None else None
+    shapes = layer_shapes(architecture, denoiser, vae, layers, text_tokens)
     height, width = architecture.size
     for name, shape in shapes.items():
         if height % shape.y or width % shape.x:

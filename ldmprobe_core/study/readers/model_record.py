@@ -18,8 +18,9 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from ldmprobe_core.assets import MODEL_FOLDER
-from ldmprobe_core.study.readers.value_types import user_path
-from ldmprobe_core.study.sections import Sampling, Section
+from ldmprobe_core.study.readers.hub_cache import is_hub_id
+from ldmprobe_core.study.readers.value_types import Section, user_path
+from ldmprobe_core.study.sections import Sampling
 
 RECORD = "ldmprobe.json"
 """File name, in a model folder, of the record of its sampling defaults and known words."""
@@ -113,7 +114,7 @@ def _find(source: str, revision: str | None, name: str) -> Path | None:
     folder = MODEL_FOLDER if source == EMBEDDED else user_path(source)
     if (folder / name).is_file():
         return folder / name
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if folder.exists() or not is_hub_id(source):
         return None
     # Only models from the Hugging Face hub need this import, which is slow, so it is not at the
     # top.
