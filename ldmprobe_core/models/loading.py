@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.base import Architecture
+from ldmprobe_core.models.architectures.base import Architecture, default_config
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.checkpoint import require_weights
@@ -98,7 +98,9 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     try:
         with torch.device("meta"):
             denoiser = architecture.network.from_config(architecture.config).eval()
-            return denoiser, architecture.vae_network.from_config(architecture.vae).eval()
+            known = default_config(architecture.vae_network)
+            config = {key: value for key, value in architecture.vae.items() if key in known}
+            return denoiser, architecture.vae_network.from_config(config).eval()
     # Values of a wrong type or range in a config raise errors of many types.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]

@@ -238,6 +238,8 @@ def _aliases(name: str) -> Iterable[str]:
         yield prefix + name
         if name.startswith(prefix):
             yield name.removeprefix(prefix)
+    # Earlier releases of transformers had no level of its own for the text part of these models.
+    yield name.replace("language_model.", "", 1)
 
 
 def _tied(network: nn.Module) -> set[str]:
