@@ -1,6 +1,6 @@
 """Readouts without training on the embedded model: correspondence, and attention to the noun.
 
-    python -m benchmarks.readouts [--images 48] [--steps 15]
+    python -m benchmarks.readouts [--images 32] [--steps 15]
 
 Both parts choose a layer and a step on the first half of the images, and print the score of this
 choice on the second half, with a bootstrap interval over images, beside what needs no choice.
@@ -169,7 +169,7 @@ def foreground_scores(count: int, steps: int) -> dict[str, np.ndarray]:
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--images", type=int, default=32, help="images, and pairs of images")
     parser.add_argument("--steps", type=int, default=15)
     given = parser.parse_args()
     for title, scores in (

@@ -271,7 +271,8 @@ def _captured_shapes(
     text_tokens = None
     if any(name.endswith(POINT + WORDS) for name in layers):
         # Pipelines with cross-attention pad prompts to the tokenizer's length.
-        text_tokens, *_ = PromptTokenizer(folder, architecture.diffusers_class).lengths.values()
+        lengths = PromptTokenizer(folder, architecture.diffusers_class).lengths
+        text_tokens = next(iter(lengths.values()), None)
     shapes = layer_shapes(architecture, denoiser, vae, layers, text_tokens)
     height, width = architecture.size
     for name, shape in shapes.items():
