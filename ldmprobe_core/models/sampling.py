@@ -24,7 +24,7 @@ from ldmprobe_core.models.capture import ActivationCapture
 from ldmprobe_core.models.finite import require_finite
 from ldmprobe_core.models.host_transfer import HostTransfer
 from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers, named_points
-from ldmprobe_core.models.loading import permuted_copy
+from ldmprobe_core.models.loading import untrained_copy
 from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
 from ldmprobe_core.models.token_grid import conditional_call, decoded_images
@@ -91,9 +91,11 @@ class PipelineSampler:
         self.captures_vae = any(name.startswith(VAE) for name in self.layers)
         self.permuted_denoiser: nn.Module | None = None
         self.permuted_vae: nn.Module | None = None
-        if study.controls.permuted_weights:
-            self.permuted_denoiser = permuted_copy(self.denoiser)
-            self.permuted_vae = permuted_copy(pipeline.vae) if self.captures_vae else None
+        if study.controls.untrained:
+            random = study.controls.random_weights is not None
+            self.permuted_denoiser = untrained_copy(self.denoiser, random)
+            if self.captures_vae:
+                self.permuted_vae = untrained_copy(pipeline.vae, random)
         scale = study.sampling.guidance if study.images is None else 1.0
         self.scale = scale
         self.guidance = architecture.guidance(scale, study.prompts.negative)
