@@ -1,6 +1,7 @@
 """Properties that a study declares."""
 
 import json
+import pickle
 
 import pytest
 
@@ -67,6 +68,12 @@ def test_study_carries_a_registered_property_that_it_labels():
     PROPERTIES.pop("sunlit")
     assert parse_study(json.loads(study.to_json())).properties == {"sunlit": record}
     assert "properties" not in json.loads(parse_study({}).to_json())
+
+
+def test_pickled_study_registers_its_properties():
+    pickled = pickle.dumps(parse_study({"properties": {"sunlit": SUNLIT}}))
+    PROPERTIES.pop("sunlit")
+    assert pickle.loads(pickled).properties["sunlit"] == PROPERTIES["sunlit"]  # noqa: S301
 
 
 def test_order_of_properties_does_not_depend_on_the_order_of_registration():
