@@ -21,6 +21,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, edges, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
 from ldmprobe_core.labelers.functions import function_entry, import_labeler, takes_images
+from ldmprobe_core.labelers.weights import published_repository
 from ldmprobe_core.study.extensions.entry_points import load_entry_points
 from ldmprobe_core.study.loading import sentence
 from ldmprobe_core.study.probe_sections import LabelerSpec
@@ -131,16 +132,24 @@ register_labeler(
     "foreground", "tabletop", LabelerEntry(tabletop.load_foreground, tabletop.locate_weights)
 )
 register_labeler(
-    "foreground", "tracer", LabelerEntry(foreground.load_tracer, foreground.locate_tracer)
+    "foreground",
+    "tracer",
+    LabelerEntry(foreground.load_tracer, foreground.locate_tracer, foreground.published_tracer),
 )
 register_labeler(
     "foreground",
     "inspyrenet",
-    LabelerEntry(foreground.load_inspyrenet, foreground.locate_inspyrenet),
+    LabelerEntry(
+        foreground.load_inspyrenet, foreground.locate_inspyrenet, foreground.published_inspyrenet
+    ),
 )
 register_labeler("depth", "tabletop", LabelerEntry(tabletop.load_depth, tabletop.locate_weights))
-register_labeler("depth", "midas", LabelerEntry(depth.load_midas, depth.locate_midas))
-_TRANSFORMERS_DEPTH = LabelerEntry(depth.load_transformers_depth, depth.locate_transformers_depth)
+register_labeler(
+    "depth", "midas", LabelerEntry(depth.load_midas, depth.locate_midas, depth.published_midas)
+)
+_TRANSFORMERS_DEPTH = LabelerEntry(
+    depth.load_transformers_depth, depth.locate_transformers_depth, published_repository
+)
 register_labeler("depth", "depth-anything", _TRANSFORMERS_DEPTH)
 register_labeler("depth", "transformers", _TRANSFORMERS_DEPTH)
 register_labeler(
@@ -148,18 +157,28 @@ register_labeler(
 )
 register_labeler("shading", "retinex", LabelerEntry(shading.load_retinex, shading.locate_retinex))
 register_labeler(
-    "shading", "marigold", LabelerEntry(shading.load_marigold, shading.locate_marigold)
+    "shading",
+    "marigold",
+    LabelerEntry(shading.load_marigold, shading.locate_marigold, shading.published_marigold),
 )
 register_labeler(
-    "shading", "intrinsic", LabelerEntry(shading.load_intrinsic, shading.locate_intrinsic)
+    "shading", "intrinsic", LabelerEntry(shading.load_intrinsic, shading.locate_intrinsic, None)
 )
 register_labeler("edges", "gradient")(edges.gradient_edges)
 register_labeler("class", "tabletop", LabelerEntry(tabletop.load_classes, tabletop.locate_weights))
-register_labeler("class", "vgg16", LabelerEntry(classes.load_vgg16, classes.locate_vgg16))
+register_labeler(
+    "class",
+    "vgg16",
+    LabelerEntry(classes.load_vgg16, classes.locate_vgg16, classes.published_vgg16),
+)
 register_labeler(
     "class",
     "transformers",
-    LabelerEntry(classes.load_transformers_classes, classes.locate_transformers_classes),
+    LabelerEntry(
+        classes.load_transformers_classes,
+        classes.locate_transformers_classes,
+        published_repository,
+    ),
 )
 
 

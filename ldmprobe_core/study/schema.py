@@ -32,6 +32,8 @@ from ldmprobe_core.study.properties import property_of, register_property
 from ldmprobe_core.study.readers.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.readers.value_types import Slug, require_storable_text
 from ldmprobe_core.study.sections import (
+    PIPELINE,
+    PIPELINE_PREFIX,
     Capture,
     Execution,
     Images,
@@ -117,6 +119,17 @@ class Study(Section):
         for name, text in _texts(content):
             require_storable_text(name, text)
         return content
+
+    @model_validator(mode="after")
+    def _scheduler_of_a_pipeline(self) -> Study:
+        source, scheduler = self.model.source, self.sampling.scheduler
+        if (scheduler == PIPELINE) != source.startswith(PIPELINE_PREFIX):
+            raise ValueError(
+                f"sampling.scheduler is {scheduler} and model.source is {source!r:.60}: the "
+                f"scheduler {PIPELINE} belongs to pipeline objects. Fix: name a scheduler and a "
+                "model, or call lp.run_study(study, store, pipeline=pipe)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _served(self) -> Study:
