@@ -45,8 +45,12 @@ def load_study(source: str, overrides: Mapping[str, Any] | Sequence[str] | None 
     return loading.load_study(source, list(overrides or ()))
 
 
-def plan(study: Study) -> StudyPlan:
+def plan(study: Study, pipeline: Any = None) -> StudyPlan:
     """Check that a study can run on this machine, and compute its sizes, without loading weights.
+
+    Args:
+        study: the study to check.
+        pipeline: diffusers pipeline to study instead of the study's model, as in `run_study`.
 
     Returns:
         the plan, which contains the steps, the layers and their shapes, the expected storage and
@@ -59,9 +63,11 @@ def plan(study: Study) -> StudyPlan:
 
         print(lp.plan(lp.load_study("tabletop")))
     """
+    from ldmprobe_core.pipeline.model_cache import use_pipeline
     from ldmprobe_core.pipeline.planning.plan import plan_study
 
-    return plan_study(study)
+    with use_pipeline(study, pipeline) as used:
+        return plan_study(used)
 
 
 def open_run(url: str) -> Run:
@@ -84,7 +90,9 @@ def open_run(url: str) -> Run:
     return run
 
 
-def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
+def run_study(
+    study: Study, store: str = "runs", progress: bool = True, pipeline: Any = None
+) -> Run:
     """Run a study in this process, or resume it if it was interrupted.
 
     This function needs no server and also works in a notebook.  If you need several workers,
@@ -94,25 +102,37 @@ def run_study(study: Study, store: str = "runs", progress: bool = True) -> Run:
         study: the study to run.
         store: folder or ``s3://bucket/prefix`` that contains runs.
         progress: whether to show a progress bar.
+        pipeline: diffusers pipeline to study as it is, with its adapters, edited weights, device
+            and scheduler, instead of the study's model and scheduler.  A digest of it is the run's
+            ``model.source``, so that the run is resumed with the same pipeline only.
 
     Returns:
         the finished run, which contains a report.
 
     Raises:
-        UserError: a setting of the study is wrong, or another process is working on the run.
+        UserError: a setting of the study is wrong, the pipeline is not that of the run, or another
+            process is working on the run.
 
     Example::
 
         run = lp.run_study(lp.load_study("tabletop", {"prompts.samples": 48}), "runs")
     """
-    from ldmprobe_core.analysis.report.build import build_report
-    from ldmprobe_core.pipeline.planning.plan import check_store, plan_study
-    from ldmprobe_core.pipeline.prepare import check_fingerprints, prepare_run, run_in
+    from ldmprobe_core.pipeline.model_cache import use_pipeline
     from ldmprobe_core.storage.filesystem import Location
-    from ldmprobe_core.storage.lease import hold_lease
 
     # A malformed store address is refused here, before time is spent on planning the study.
     Location(store)
+    with use_pipeline(study, pipeline) as used:
+        return _run_study(used, store, progress)
+
+
+def _run_study(study: Study, store: str, progress: bool) -> Run:
+    """Run a study, or resume it; see `run_study`."""
+    from ldmprobe_core.analysis.report.build import build_report
+    from ldmprobe_core.pipeline.planning.plan import check_store, plan_study
+    from ldmprobe_core.pipeline.prepare import check_fingerprints, prepare_run, run_in
+    from ldmprobe_core.storage.lease import hold_lease
+
     planned = plan_study(study)
     planned.require_complete()
     target = run_in(store, planned.study)
@@ -157,6 +177,7 @@ def intervene(
     prop: str = "foreground",
     shift: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
     samples: int | None = None,
+    pipeline: Any = None,
     **settings: Any,
 ) -> InterventionSummary:
     """Generate test samples again with activations edited towards target maps, and score them.
@@ -166,6 +187,7 @@ def intervene(
         prop: property to edit, such as ``foreground``.
         shift: shift (dx, dy) as fractions of width and height, or several; by default (0.2, 0).
         samples: number of test samples to edit, by default 8.
+        pipeline: the pipeline object of the run, if `run_study` was given one.
         settings: further fields of `ldmprobe_core.interventions.spec.Intervention`, such as
             ``targets``, ``layers``, ``steps`` and ``confidence``.
 
@@ -182,6 +204,7 @@ def intervene(
     from ldmprobe_core.interventions.results import summarise_intervention
     from ldmprobe_core.interventions.spec import parse_intervention
     from ldmprobe_core.interventions.stages import create_intervention, edit_batch, edit_units
+    from ldmprobe_core.pipeline.model_cache import use_pipeline
 
     content = {"prop": prop, **settings} | ({} if samples is None else {"samples": samples})
     if shift is not None and "targets" in settings:
@@ -190,9 +213,10 @@ def intervene(
         pairs = np.asarray(shift, dtype=float).reshape(-1, 2).tolist()
         content["targets"] = tuple({"dx": dx, "dy": dy} for dx, dy in pairs)
     started = time.monotonic()
-    name = create_intervention(run, parse_intervention(content))
-    for unit in edit_units(run, name):
-        edit_batch(run.url, name, *unit)
+    with use_pipeline(run.study, pipeline):
+        name = create_intervention(run, parse_intervention(content))
+        for unit in edit_units(run, name):
+            edit_batch(run.url, name, *unit)
     return summarise_intervention(run, name, time.monotonic() - started)
 
 

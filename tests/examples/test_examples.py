@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples import compare_runs, first_study, own_labels, own_pipeline, sparse_autoencoder
+from examples import (
+    compare_runs,
+    first_study,
+    own_labels,
+    own_pipeline,
+    own_property,
+    sparse_autoencoder,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +62,13 @@ def test_own_labels_are_the_luminance_of_the_stored_images(store):
 def test_sparse_autoencoder_explains_more_than_the_mean(store):
     run = first_study.main(store, TINY)  # finished by the first test
     assert 0 < sparse_autoencoder.main(run.url) < 1
+
+
+def test_own_property_probes_pixels_of_warm_colours(store, capsys):
+    run = own_property.main(store, {**TINY, "labels.depth": None, "labels.shading": None})
+    images = run.read("images", "image").astype(float)
+    assert (run.read("labels", "warm") == (images[..., 0] - images[..., 2] > 20)).all()
+    assert "shuffled_labels: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(Path(first_study.__file__).parent.glob("*.py")))

@@ -39,7 +39,7 @@ def test_opening_a_run_loads_neither_torch_nor_diffusers(run):
         f"run = lp.open_run({run.url!r})\n"
         "assert run.scores('depth').sizes['sample'] > 0\n"
         "assert run.summary.properties['depth'].best.step >= 1\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'plotly', 'prefect'}\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'prefect'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
