@@ -23,7 +23,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
 from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
+from flows.commands.export import export
 from flows.commands.fetch import fetch
+from flows.commands.index import index
 from flows.commands.intervene import intervene
 from flows.commands.tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
@@ -131,6 +133,8 @@ def classify(
 
 
 app.command()(intervene)
+app.command()(export)
+app.command()(index)
 app.command()(fetch)
 
 
