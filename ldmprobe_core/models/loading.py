@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.base import Architecture
+from ldmprobe_core.models.architectures.base import Architecture, default_config
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.checkpoint import require_weights
@@ -61,6 +61,18 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
         raise UserError(
             f"model.source: {model.source!r} does not load ({reason}). Fix: fetch the model again"
         ) from error
+    return prepare_pipeline(pipeline, architecture, study, device)
+
+
+def prepare_pipeline(
+    pipeline: Any, architecture: Architecture, study: Study, device: torch.device
+) -> Any:
+    """Give a loaded pipeline the study's scheduler, put it into eval mode, and move it to a device.
+
+    Raises:
+        UserError: the scheduler or the device does not suit the study.
+    """
+    model = study.model
     pipeline.scheduler = scheduler_of(architecture, study.sampling.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
@@ -86,7 +98,9 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     try:
         with torch.device("meta"):
             denoiser = architecture.network.from_config(architecture.config).eval()
-            return denoiser, architecture.vae_network.from_config(architecture.vae).eval()
+            known = default_config(architecture.vae_network)
+            config = {key: value for key, value in architecture.vae.items() if key in known}
+            return denoiser, architecture.vae_network.from_config(config).eval()
     # Values of a wrong type or range in a config raise errors of many types.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]

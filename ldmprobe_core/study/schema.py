@@ -93,10 +93,11 @@ class Study(Section):
         if not isinstance(content, dict):
             return content
         model, sampling = content.get("model", Model()), content.get("sampling", {})
-        if isinstance(model, dict):
-            source, revision = model.get("source", EMBEDDED), model.get("revision")
-        else:
-            source, revision = getattr(model, "source", None), getattr(model, "revision", None)
+        if isinstance(model, Model):
+            model = model.model_dump()
+        values = model if isinstance(model, dict) else {"source": None}
+        source: Any = values.get("config") or values.get("source", EMBEDDED)
+        revision = values.get("revision")
         if isinstance(sampling, Sampling):
             sampling = sampling.model_dump(exclude_unset=True)
         usable = isinstance(source, str) and source and isinstance(revision, str | None)
@@ -271,10 +272,12 @@ class Study(Section):
         # files enter the hash by their content hash.
         elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
         content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
+        # These keys were added in later releases.  Without a value they are left out, so that
+        # hashes of older studies stay the same.
         if self.images is not None and not self.images.missing:
-            # The key ``images.missing`` was added in a later release.  Without a value it is left
-            # out, so that hashes of older studies stay the same.
             del content["images"]["missing"]
+        if self.model.config is None:
+            del content["model"]["config"]
         if "properties" in content:
             # Titles, colours and defaults of interventions do not affect the bytes of the run, and
             # neither do declarations that have no labeler.

@@ -11,6 +11,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.flux import Flux
 from ldmprobe_core.models.architectures.pixart import PixArt, PixArtAlpha
+from ldmprobe_core.models.architectures.qwen_image import QwenImage
 from ldmprobe_core.models.architectures.sana import Sana
 from ldmprobe_core.models.architectures.stable_diffusion import (
     LatentConsistency,
@@ -57,6 +58,7 @@ register_architecture("PixArtAlphaPipeline")(PixArtAlpha)
 register_architecture("PixArtSigmaPipeline")(PixArt)
 register_architecture("FluxPipeline")(Flux)
 register_architecture("SanaPipeline")(Sana)
+register_architecture("QwenImagePipeline")(QwenImage)
 
 
 def detect_architecture(folder: Path) -> Architecture:
