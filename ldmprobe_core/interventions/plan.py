@@ -17,7 +17,8 @@ from ldmprobe_core.interventions.spec import (
     Intervention,
     predicts_for_descent,
 )
-from ldmprobe_core.models.layers import VAE
+from ldmprobe_core.models.capture_points.words import WORDS
+from ldmprobe_core.models.layers import POINT, VAE
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
 from ldmprobe_core.study.layers import LATENTS
@@ -156,11 +157,18 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
             )
         if glob != LATENTS and not any(fnmatchcase(name, glob) for name in run.layers):
             raise UserError(_no_layers_match(run, glob))
+        if glob.endswith(POINT + WORDS):
+            raise UserError(
+                f"layers: attention maps cannot be edited, because the denoiser computes its own "
+                f"({glob}). Fix: edit {POINT}query of the same layer, if the run has it."
+            )
     globs = spec.layers or ("*",)
     layers = [
         name
         for name in run.layers
-        if any(fnmatchcase(name, glob) for glob in globs) and not name.startswith(VAE)
+        if any(fnmatchcase(name, glob) for glob in globs)
+        and not name.startswith(VAE)
+        and not name.endswith(POINT + WORDS)
     ]
     # The denoiser's input is edited only if it is named, and as one more row of a causal map.
     if LATENTS in globs or (spec.windows and spec.layers is None and latents):

@@ -164,7 +164,7 @@ def test_a_whole_study_with_registered_extensions(registered, tiny_study, tmp_pa
     assert {"reversed", "constant"} <= set(row)
     assert any(line.startswith("Edges: at the last step") for line in headline(summary))
     page = run.location.read_text("report/index.html")
-    assert "edges-heatmap.png" in page
+    assert "edges-heatmap.svg" in page
     assert "reversed labels" in page
     assert len(compare([run, run])) == 2 * len(summary.properties)
 
