@@ -116,17 +116,14 @@ def _machine_problem(plan: StudyPlan, device: str) -> str | None:
 
 def _planned_bytes_with_batch(plan: StudyPlan, batch: int) -> int:
     """Return `planned_bytes` of the study with another ``sampling.batch``."""
-    from ldmprobe_core.models.architectures.registry import detect_architecture
-    from ldmprobe_core.models.loading import meta_modules
+    from ldmprobe_core.models.sources.lookup import source_of
     from ldmprobe_core.pipeline.planning.sizes import sum_bytes, worker_bytes
 
-    architecture = detect_architecture(plan.folder)
+    source, steps = source_of(plan.study.model), len(plan.steps)
     sampling = plan.study.sampling.model_copy(update={"batch": batch})
     study = plan.study.model_copy(update={"sampling": sampling})
-    sums = sum_bytes(study, plan.shapes, len(plan.steps))
-    memory = worker_bytes(
-        study, architecture, *meta_modules(architecture), plan.shapes, len(plan.steps), sums
-    )
+    sums = sum_bytes(study, plan.shapes, steps)
+    memory = worker_bytes(study, source.architecture, *source.networks(), plan.shapes, steps, sums)
     return planned_bytes(replace(plan, study=study, memory=memory))
 
 
