@@ -24,7 +24,7 @@ def editor_of(run, spec, targets, cells=None):
     plan = plan_intervention(run, spec)
     change = make_change(
         spec, plan.kind, lambda step, layer: direction_in(run, spec, step, layer), targets,
-        plan.samples, spec.dose_axis[0],
+        spec.dose_axis[0],
     )  # fmt: skip
     return Editor(loaded_sampler(run), plan.sites[0].cells if cells is None else cells, change)
 
