@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -162,15 +163,17 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
 
 
 def _plan_alone(study: str, overrides: list[str] | None) -> StudyPlan:
-    """Plan a study, and check the file of its Dask cluster."""
+    """Plan a study, check the file of its Dask cluster, and compare its memory with the machine."""
     from flows.checks.cluster_file import cluster_spec
+    from flows.checks.worker_memory import memory_problems
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 
     loaded = load_study(study, overrides)
     if loaded.execution.cluster is not None:
         cluster_spec(loaded.execution)
-    return plan_study(loaded)
+    plan = plan_study(loaded)
+    return replace(plan, missing=plan.missing + memory_problems(plan))
 
 
 def _require_complete(plan: StudyPlan) -> None:
