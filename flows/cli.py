@@ -23,6 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
 from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
+from flows.commands.fetch import fetch
 from flows.commands.intervene import intervene
 from flows.commands.tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
@@ -130,6 +131,7 @@ def classify(
 
 
 app.command()(intervene)
+app.command()(fetch)
 
 
 def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:

@@ -23,7 +23,7 @@ def planned_bytes(plan: StudyPlan) -> int:
     """
     encoders = sum(
         max(sum(path.stat().st_size for path in files) for files in _variants(folder.iterdir()))
-        for folder in plan.folder.glob("text_encoder*")
+        for folder in (plan.folder.glob("text_encoder*") if plan.folder else ())
         if folder.is_dir()
     )
     return sum(plan.memory.values()) + encoders

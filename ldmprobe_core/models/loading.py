@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.utils import logging
 from safetensors import SafetensorError
 from torch import nn
@@ -87,7 +86,7 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     try:
         with torch.device("meta"):
             denoiser = architecture.network.from_config(architecture.config).eval()
-            return denoiser, AutoencoderKL.from_config(architecture.vae).eval()
+            return denoiser, architecture.vae_network.from_config(architecture.vae).eval()
     # Values of a wrong type or range in a config raise errors of many types.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -147,7 +146,7 @@ def check_weights(folder: Path) -> None:
         is_tokenizer = name.startswith("tokenizer") and isinstance(entry, list) and entry[-1]
         if is_tokenizer and not (folder / name).is_dir():
             raise UserError(f"model: {folder / name} is missing. Fix: fetch it")
-        if isinstance(entry, list) and len(entry) == 2 and name not in _NOT_LOADED:
+        if isinstance(entry, list) and len(entry) == 2 and name not in NOT_LOADED:
             network = _meta_network(folder / name, *entry)
         if network is not None:
             require_weights(folder / name, network)
@@ -164,7 +163,7 @@ def _require_not_quantized(folder: Path) -> None:
         )
 
 
-_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 """Pipeline components that studies do not use, so that their weights may be missing."""
 
 

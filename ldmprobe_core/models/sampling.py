@@ -23,7 +23,7 @@ from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.capture import ActivationCapture
 from ldmprobe_core.models.finite import require_finite
 from ldmprobe_core.models.host_transfer import HostTransfer
-from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers
+from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers, named_points
 from ldmprobe_core.models.loading import untrained_copy
 from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
@@ -242,7 +242,7 @@ class PipelineSampler:
         self, network: nn.Module, batch_copies: int, captures_vae: bool
     ) -> ActivationCapture:
         """Build the hooks on the captured layers of a denoiser, or of a VAE if ``captures_vae``."""
-        modules = dict(network.named_modules())
+        modules = named_points(network)
         prefix = VAE if captures_vae else ""
         names = [name for name in self.layers if name.startswith(VAE) == captures_vae]
         chosen = {name: modules[name.removeprefix(prefix)] for name in names}

@@ -9,10 +9,15 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
+from ldmprobe_core.study.extensions.entry_points import PROBE_KIND_POINTS, load_entry_points
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
-from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES, SampleCount
-from ldmprobe_core.study.sections import Section
+from ldmprobe_core.study.readers.value_types import (
+    EXPONENT,
+    MAX_SAMPLES,
+    SampleCount,
+    Section,
+)
 
 
 class LabelerSpec(Section):
@@ -143,7 +148,13 @@ class Probes(Section):
                 raise ValueError(f"{name} is {list(values)}. Fix: name each value once")
         for kind in self.kinds:
             if kind not in PROBE_KINDS:
-                raise ValueError(f"kinds has {kind!r}. Fix: choose from {', '.join(PROBE_KINDS)}")
+                # The imported module registers the kind.
+                load_entry_points(PROBE_KIND_POINTS, kind, "kinds")
+            if kind not in PROBE_KINDS:
+                raise ValueError(
+                    f"kinds has {kind!r}. Fix: choose from {', '.join(PROBE_KINDS)}, or install "
+                    "the package that offers this kind"
+                )
         if not any(PROBE_KINDS[kind].linear for kind in self.kinds):
             raise ValueError(f"kinds is {list(self.kinds)}, none of them linear. Fix: add ridge")
         return self

@@ -17,10 +17,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
 from ldmprobe_core.study.conditions import CONDITIONS, Condition, LabelColumn
+from ldmprobe_core.study.extensions.declarations import Declarations, declare
 from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.probe_sections import BootstrapSettings, Controls, Labels, Probes
@@ -28,6 +32,8 @@ from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.readers.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.readers.value_types import Slug, require_storable_text
 from ldmprobe_core.study.sections import (
+    PIPELINE,
+    PIPELINE_PREFIX,
     Capture,
     Execution,
     Images,
@@ -67,6 +73,7 @@ class Study(Section):
 
     name: Slug = "study"
     model: Model = Model()
+    properties: Declarations = Field(default_factory=dict)
     source: Literal["prompts", "images"] = "prompts"
     prompts: Prompts = Prompts()
     images: Images | None = None
@@ -103,10 +110,26 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _declared(cls, content: Any) -> Any:
+        return declare(content) if isinstance(content, dict) else content
+
+    @model_validator(mode="before")
+    @classmethod
     def _storable(cls, content: Any) -> Any:
         for name, text in _texts(content):
             require_storable_text(name, text)
         return content
+
+    @model_validator(mode="after")
+    def _scheduler_of_a_pipeline(self) -> Study:
+        source, scheduler = self.model.source, self.sampling.scheduler
+        if (scheduler == PIPELINE) != source.startswith(PIPELINE_PREFIX):
+            raise ValueError(
+                f"sampling.scheduler is {scheduler} and model.source is {source!r:.60}: the "
+                f"scheduler {PIPELINE} belongs to pipeline objects. Fix: name a scheduler and a "
+                "model, or call lp.run_study(study, store, pipeline=pipe)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _served(self) -> Study:
@@ -174,6 +197,13 @@ class Study(Section):
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_empty_declarations(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content = handler(self)
+        if not content.get("properties"):
+            content.pop("properties", None)
+        return content
+
     @property
     def count(self) -> int | None:
         """Number of images; None if it is unknown because the input files are not read yet."""
@@ -239,6 +269,16 @@ class Study(Section):
             # The key ``images.missing`` was added in a later release.  Without a value it is left
             # out, so that hashes of older studies stay the same.
             del content["images"]["missing"]
+        if "properties" in content:
+            # Titles, colours and defaults of interventions do not affect the bytes of the run, and
+            # neither do declarations that have no labeler.
+            content["properties"] = {
+                name: {key: record[key] for key in ("kind", "metrics", "map_format")}
+                for name, record in content["properties"].items()
+                if name in self.labels.maps
+            }
+            if not content["properties"]:
+                del content["properties"]
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import compare_runs, first_study, own_pipeline
+from examples import compare_runs, first_study, own_pipeline, own_property
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +41,13 @@ def test_own_pipeline_scores_every_layer():
     scores = own_pipeline.main(steps=3)
     assert len(scores) == 7
     assert all(-1 <= score <= 1 for score in scores.values())
+
+
+def test_own_property_probes_pixels_of_warm_colours(store, capsys):
+    run = own_property.main(store, {**TINY, "labels.depth": None, "labels.shading": None})
+    images = run.read("images", "image").astype(float)
+    assert (run.read("labels", "warm") == (images[..., 0] - images[..., 2] > 20)).all()
+    assert "shuffled_labels: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(Path(first_study.__file__).parent.glob("*.py")))

@@ -28,6 +28,7 @@ from ldmprobe_core.analysis.report.intervention_text import (
     effect_rows,
     intervention_title,
     map_sentence,
+    readings_sentence,
 )
 from ldmprobe_core.analysis.report.overview import overview_figure, overview_sentences
 from ldmprobe_core.analysis.report.samples_page import write_samples_page
@@ -218,13 +219,14 @@ class _FigureWriter:
         """Draw an intervention's effects and edited samples; with several targets, animations."""
         run, result = self.run, read_intervention_summary(self.run, name)
         sentence = map_sentence(result) if result.intervention.windows else None
+        sentences = [text for text in (sentence, readings_sentence(result)) if text is not None]
         self._write(
             "interventions",
             name,
             intervention_figures.before_and_after(run, name),
             f"Samples before and after the intervention {name}, with its null edits.",
             result=result,
-            sentence=sentence,
+            sentence=" ".join(sentences),
         )
         if sentence is not None:
             figure = intervention_figures.causal_map(result)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ldmprobe_core.models.architectures.base import (
     Guidance,
-    ShiftedLatents,
     TransformerArchitecture,
-    dynamic_shift,
 )
+from ldmprobe_core.models.architectures.flow_matching import ShiftedLatents, dynamic_shift
 from ldmprobe_core.models.architectures.text_widths import stated_widths
 from ldmprobe_core.models.token_grid import Grid
 

@@ -11,7 +11,12 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.flux import Flux
 from ldmprobe_core.models.architectures.pixart import PixArt, PixArtAlpha
-from ldmprobe_core.models.architectures.stable_diffusion import StableDiffusion, StableDiffusionXL
+from ldmprobe_core.models.architectures.sana import Sana
+from ldmprobe_core.models.architectures.stable_diffusion import (
+    LatentConsistency,
+    StableDiffusion,
+    StableDiffusionXL,
+)
 from ldmprobe_core.models.architectures.stable_diffusion_3 import StableDiffusion3
 
 _ARCHITECTURES: dict[str, type[Architecture]] = {}
@@ -44,11 +49,13 @@ def register_architecture(
 
 
 register_architecture("StableDiffusionPipeline")(StableDiffusion)
+register_architecture("LatentConsistencyModelPipeline")(LatentConsistency)
 register_architecture("StableDiffusionXLPipeline")(StableDiffusionXL)
 register_architecture("StableDiffusion3Pipeline")(StableDiffusion3)
 register_architecture("PixArtAlphaPipeline")(PixArtAlpha)
 register_architecture("PixArtSigmaPipeline")(PixArt)
 register_architecture("FluxPipeline")(Flux)
+register_architecture("SanaPipeline")(Sana)
 
 
 def detect_architecture(folder: Path) -> Architecture:

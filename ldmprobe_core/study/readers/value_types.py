@@ -1,4 +1,4 @@
-"""Types of names, paths and numbers in a study, with their ranges.
+"""Base class of a study's sections, and types of names, paths and numbers with their ranges.
 
 Every number of a study has a largest value.  It is far above useful values, and keeps a slip of the
 pen such as 1e30 from filling the memory or from turning images into noise without a word.
@@ -11,9 +11,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ldmprobe_core.errors import UserError
+
+
+class Section(BaseModel):
+    """Base class of a study's sections, which are frozen, strict and refuse unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
 
 MAX_SEED = 2**63 - 1
 """Largest seed that can be stored, as int64."""
