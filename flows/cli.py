@@ -26,6 +26,7 @@ from flows.commands.carry_out import carry_out, with_live_line
 from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
 from flows.commands.interrupts import answer_interrupts
 from flows.commands.intervene import intervene
+from flows.commands.runs import Version, list_, watch
 from flows.commands.tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
@@ -60,9 +61,11 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="print the traceback of a failure (or LDMPROBE_DEBUG=1)")
     ] = False,
+    version: Version = False,
 ) -> None:
     """Probe what a latent diffusion model knows, in which layers, and how early in denoising."""
     # Declare ``debug`` so that --help shows it, although `main` looks for --debug by itself.
+    # --version ends the command before this function is called.
 
 
 @app.command()
@@ -129,6 +132,8 @@ def classify(
 
 
 app.command()(with_live_line(intervene))
+app.command(name="list")(with_live_line(list_))
+app.command()(watch)
 
 
 def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:

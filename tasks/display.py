@@ -80,6 +80,8 @@ class _Display:
                 total = activity.total
                 self._progress.update(
                     activity.row,
+                    description=activity.text,
+                    total=total,
                     completed=activity.done,
                     counts="" if total is None else f"{activity.done}/{total}",
                     note=activity.note,
@@ -131,8 +133,15 @@ def activity(text: str, total: int | None = None) -> Iterator[Activity]:
         _display.pop(current)
 
 
-def refresh(current: Activity) -> None:
-    """Show the present values of an activity."""
+def refresh(current: Activity, **values: Any) -> None:
+    """Show the present values of an activity, after a change of the given ones.
+
+    Args:
+        current: the activity.
+        values: new values of its attributes ``text``, ``total``, ``done`` and ``note``.
+    """
+    for name, value in values.items():
+        setattr(current, name, value)
     _display.refresh(current)
 
 
