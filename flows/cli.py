@@ -27,6 +27,7 @@ from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_
 from flows.commands.interrupts import answer_interrupts
 from flows.commands.intervene import intervene
 from flows.commands.runs import Version, list_, watch
+from flows.commands.submit import submit
 from flows.commands.tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
@@ -134,6 +135,7 @@ def classify(
 app.command()(with_live_line(intervene))
 app.command(name="list")(with_live_line(list_))
 app.command()(watch)
+app.command()(submit)
 
 
 def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:

@@ -62,15 +62,19 @@ class LocalServer:
 
 
 @contextmanager
-def prefect_server() -> Iterator[str]:
+def prefect_server(may_start: bool = True) -> Iterator[str]:
     """Choose or start a Prefect server, and yield the URL of its API.
 
     The server is the one that PREFECT_API_URL names.  If that is not set, it is the server on the
     usual port of this machine, provided that `check_server` finds it usable.  Otherwise, a new
-    server is started on a free port, and stopped when the context ends.
+    server is started, and stopped when the context ends.
+
+    Args:
+        may_start: whether to start a new server if there is none.
 
     Raises:
-        UserError: PREFECT_API_URL names a server that cannot be used.
+        UserError: PREFECT_API_URL names a server that cannot be used, or there is no server and
+            none may be started.
         RunError: the new server did not start in time; the message names its log.
     """
     bypass_proxies_for_loopback()
@@ -92,16 +96,28 @@ def prefect_server() -> Iterator[str]:
             with temporary_settings({PREFECT_API_URL: usual}):
                 yield usual
             return
+        if not may_start:
+            raise UserError(f"{usual} {check.problem}. Fix: {check.remedy}")
         note = f"note: {usual} {check.problem}: this run starts a server of its own"
         print(note, file=sys.stderr, flush=True)
+    if not may_start:
+        raise UserError(
+            f"PREFECT_API_URL is not set, and no server answers at {usual}. Fix: set it to the "
+            "server of the deployments; `. .stack/env` does so for `make stack`"
+        )
     with start_server() as url, temporary_settings({PREFECT_API_URL: url}):
         yield url
 
 
 @contextmanager
 def start_server() -> Iterator[str]:
-    """Start a new Prefect server on a free port, yield its API's URL, and stop it on exit."""
-    port = _free_port()
+    """Start a new Prefect server, yield its API's URL, and stop it on exit.
+
+    Its port is LDMPROBE_PREFECT_PORT if that is set and nothing listens there, else a free one.
+    """
+    port = _usual_port()
+    if "LDMPROBE_PREFECT_PORT" not in os.environ or _listens(port):
+        port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     home = Path(PREFECT_HOME.value())
     home.mkdir(parents=True, exist_ok=True)
