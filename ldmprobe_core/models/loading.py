@@ -160,7 +160,7 @@ def check_weights(folder: Path) -> None:
         is_tokenizer = name.startswith("tokenizer") and isinstance(entry, list) and entry[-1]
         if is_tokenizer and not (folder / name).is_dir():
             raise UserError(f"model: {folder / name} is missing. Fix: fetch it")
-        if isinstance(entry, list) and len(entry) == 2 and name not in NOT_LOADED:
+        if isinstance(entry, list) and len(entry) == 2 and name not in _NOT_LOADED:
             network = _meta_network(folder / name, *entry)
         if network is not None:
             require_weights(folder / name, network)
@@ -177,7 +177,7 @@ def _require_not_quantized(folder: Path) -> None:
         )
 
 
-NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 """Pipeline components that studies do not use, so that their weights may be missing."""
 
 

@@ -28,7 +28,7 @@ from ldmprobe_core.study.extensions.declarations import Declarations, declare
 from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.probe_sections import BootstrapSettings, Controls, Labels, Probes
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import property_of, register_property
 from ldmprobe_core.study.readers.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.readers.value_types import Slug, require_storable_text
 from ldmprobe_core.study.sections import (
@@ -204,6 +204,12 @@ class Study(Section):
         if not content.get("properties"):
             content.pop("properties", None)
         return content
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore a pickled study, whose properties this process may not know yet."""
+        super().__setstate__(state)
+        for record in self.properties.values():
+            register_property(record)
 
     @property
     def count(self) -> int | None:
