@@ -47,7 +47,11 @@ def read_chunks(run: lp.Run, layer: str) -> int:
 
 
 def main(url: str, layer: str | None = None) -> None:
-    """Print the rates of both, in training tokens for the stream and all tokens for the read."""
+    """Print the rates of both.
+
+    Chunks hold samples of all splits, so the stream reads more than the training tokens that it
+    gives; its rate of reading is printed too.
+    """
     run = lp.open_run(url)
     layer = layer or run.layers[0]
     channels = run.activations(layer).sizes["channel"]
@@ -58,13 +62,15 @@ def main(url: str, layer: str | None = None) -> None:
         print(f"{name}: {rate:,.0f} tokens/s, {rate * channels * 2 / 1e6:.0f} MB/s of float16")
 
     started = time.perf_counter()
-    tokens = read_chunks(run, layer)
-    show("sequential read", tokens, time.perf_counter() - started)
+    stored = read_chunks(run, layer)
+    show("sequential read", stored, time.perf_counter() - started)
     for workers in (0, 1, 2):
         stream = run.tokens(layer)
         started = time.perf_counter()
         tokens = sum(len(batch) for batch in DataLoader(stream, None, num_workers=workers))
-        show(f"shuffled stream, {workers} workers", tokens, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        show(f"shuffled training tokens, {workers} workers", tokens, seconds)
+        show("    reading for that", stored, seconds)
 
 
 if __name__ == "__main__":

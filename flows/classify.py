@@ -13,7 +13,9 @@ from flows.workers import workers_of
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.schema import Study
 from tasks.artifacts import publish_classes
+from tasks.display import activity
 from tasks.study import classify, prepare
+from tasks.workload import CURVES, expect_work
 
 
 @flow(name="classify", flow_run_name="classify {study.name}")
@@ -34,14 +36,18 @@ def classify_flow(
     if study.labels.classes is None:
         raise UserError("labels.class is null, but classify needs it. Fix: give a class labeler.")
     with hold_study(study, store) as (plan, lease):
-        run = prepare(plan.study, store)
+        with activity("creating the run, or reading how far it is"):
+            run = prepare(plan.study, store)
 
         def work() -> dict[str, Any]:
-            generate_and_label(run, study.execution)
+            left = expect_work(run, ("generate", "label"), study.execution.workers, CURVES)
+            generate_and_label(run, study.execution, left)
             lease.require_held()
-            return classify(run, photographs)
+            with activity("class curves"):
+                return classify(run, photographs)
 
         with workers_of(study.execution, worker_memory_limit(plan)):
             curves = with_repair(run, work)
-    publish_classes(curves, study.name, run.url)
+    with activity("sending the results to Prefect"):
+        publish_classes(curves, study.name, run.url)
     return curves

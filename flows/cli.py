@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,12 +23,19 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
 from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
+from flows.commands.carry_out import carry_out, with_live_line
 from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
+from flows.commands.export import export
 from flows.commands.fetch import fetch
+from flows.commands.index import index
+from flows.commands.interrupts import answer_interrupts
 from flows.commands.intervene import intervene
+from flows.commands.runs import Version, list_, watch
+from flows.commands.submit import submit
 from flows.commands.tables import print_missing, print_plan, print_rows, print_summary
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
+from tasks.display import activity
 
 if TYPE_CHECKING:
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
@@ -58,12 +66,15 @@ def options(
     debug: Annotated[
         bool, typer.Option("--debug", help="print the traceback of a failure (or LDMPROBE_DEBUG=1)")
     ] = False,
+    version: Version = False,
 ) -> None:
     """Probe what a latent diffusion model knows, in which layers, and how early in denoising."""
     # Declare ``debug`` so that --help shows it, although `main` looks for --debug by itself.
+    # --version ends the command before this function is called.
 
 
 @app.command()
+@with_live_line
 def run(
     study: StudyArgument = "tabletop",
     store: StoreOption = "runs",
@@ -84,16 +95,13 @@ def run(
         return
     _require_ready(plan, target)
     check_environment()
-    from flows.server import prefect_server, run_flow, ui_url
-    from flows.study import study_flow
-
-    with prefect_server() as api, plan.in_use():
-        console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
-        summary = run_flow(study_flow, study=plan.study, store=store)
+    with plan.in_use():
+        summary = carry_out("study", target.url, study=plan.study, store=store)
     print_summary(Summary.model_validate(summary), target.url, console)
 
 
 @app.command()
+@with_live_line
 def classify(
     study: StudyArgument = "tabletop",
     store: StoreOption = "runs",
@@ -114,12 +122,10 @@ def classify(
         list_images(photographs)
     _require_ready(plan, target)
     check_environment()
-    from flows.classify import classify_flow
-    from flows.server import prefect_server, run_flow, ui_url
-
-    with prefect_server() as api, plan.in_use():
-        console.print(f"Prefect UI: {ui_url(api)}\nRun: {target.url}\n", highlight=False)
-        found = run_flow(classify_flow, study=plan.study, store=store, photographs=photographs)
+    with plan.in_use():
+        found = carry_out(
+            "classify", target.url, study=plan.study, store=store, photographs=photographs
+        )
     console.print(classes_line(ClassesRecord.model_validate(found)), highlight=False)
     if found["photographs"]:
         real = found["photographs"]
@@ -131,11 +137,22 @@ def classify(
 
 
 app.command()(intervene)
+app.command()(export)
+app.command()(index)
 app.command()(fetch)
+app.command()(with_live_line(intervene))
+app.command(name="list")(with_live_line(list_))
+app.command()(watch)
+app.command()(submit)
 
 
 def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
     """Plan a study, and return its plan and its run, which need not exist yet."""
+    with activity("reading the study and the model's configuration"):
+        return _plan_in(store, study, overrides)
+
+
+def _plan_in(store: str, study: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
     from ldmprobe_core.pipeline.prepare import run_in
     from ldmprobe_core.storage.filesystem import Location
 
@@ -158,15 +175,17 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
 
 
 def _plan_alone(study: str, overrides: list[str] | None) -> StudyPlan:
-    """Plan a study, and check the file of its Dask cluster."""
+    """Plan a study, check the file of its Dask cluster, and compare its memory with the machine."""
     from flows.checks.cluster_file import cluster_spec
+    from flows.checks.worker_memory import memory_problems
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 
     loaded = load_study(study, overrides)
     if loaded.execution.cluster is not None:
         cluster_spec(loaded.execution)
-    return plan_study(loaded)
+    plan = plan_study(loaded)
+    return replace(plan, missing=plan.missing + memory_problems(plan))
 
 
 def _require_complete(plan: StudyPlan) -> None:
@@ -191,6 +210,7 @@ def _require_ready(plan: StudyPlan, target: Run) -> None:
 
 
 @app.command()
+@with_live_line
 def show(run: RunArgument, json_: JsonOption = False) -> None:
     """Show the results of a finished run."""
     from ldmprobe_core.analysis.records import load_summary
@@ -204,6 +224,7 @@ def show(run: RunArgument, json_: JsonOption = False) -> None:
 
 
 @app.command()
+@with_live_line
 def compare(
     runs: Annotated[list[str], typer.Argument(help="runs; the first is the reference")],
     json_: JsonOption = False,
@@ -212,8 +233,9 @@ def compare(
     from ldmprobe_core.analysis.compare import compare as rows_of
     from ldmprobe_core.analysis.compare import difference_notes
 
-    finished = [finished_run(run) for run in runs]
-    rows = rows_of(finished)
+    with activity("reading the scores"):
+        finished = [finished_run(run) for run in runs]
+        rows = rows_of(finished)
     if json_:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -224,6 +246,7 @@ def compare(
 
 
 @app.command()
+@with_live_line
 def verify(
     run: RunArgument,
     redo: Annotated[
@@ -237,7 +260,8 @@ def verify(
     target = Run(run)
     target.location.require_reachable()
     target.study  # noqa: B018  (raises if there is no run)
-    damage = list(find_corrupt_chunks(target))
+    with activity("reading every chunk"):
+        damage = list(find_corrupt_chunks(target))
     for chunk in damage:
         console.print(f"{chunk.key}: {chunk.reason}", highlight=False, markup=False, soft_wrap=True)
     if not damage:
@@ -256,6 +280,7 @@ def verify(
 
 
 @app.command()
+@with_live_line
 def report(
     run: RunArgument,
     samples: Annotated[
@@ -272,7 +297,8 @@ def report(
         if not all(part.strip().isdecimal() for part in parts):
             raise UserError(f"--samples is {samples!r}. Fix: give whole numbers, such as 3,17.")
         chosen = tuple(int(part) for part in parts)
-    rebuild_report(finished, chosen)
+    with activity("drawing figures and pages"):
+        rebuild_report(finished, chosen)
     console.print(f"{finished.url}/report/index.html", highlight=False, soft_wrap=True)
 
 
@@ -291,9 +317,11 @@ def open_(run: RunArgument) -> None:
 
 
 @app.command()
+@with_live_line
 def check(study: StudyArgument = "tabletop", set_: SetOption = None) -> None:
     """Print a study's sizes and missing requirements (exit code 1) without loading weights."""
-    plan = _plan_alone(study, set_)
+    with activity("reading the study and the model's configuration"):
+        plan = _plan_alone(study, set_)
     if plan.missing:
         print_missing(plan.missing)
     print_plan(plan, console)
@@ -307,6 +335,7 @@ def main() -> None:
     A command that fails prints a one-sentence message on standard error.
     """
     prepare_streams()
+    answer_interrupts()
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)

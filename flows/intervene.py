@@ -11,6 +11,7 @@ from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.storage.run import Run
 from tasks.artifacts import publish_intervention
+from tasks.display import activity
 from tasks.intervene import edit, plan_edits, summarise_edits
 from tasks.progress import follow
 from tasks.references import units_of
@@ -27,11 +28,15 @@ def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
         url: folder or URL of the run.
         what: property, targets and settings of the intervention.
     """
-    run, name = plan_edits(url, what)
+    with activity("planning the edits"):
+        run, name = plan_edits(url, what)
     execution = Run(run.url).study.execution
     with hold_run(f"{run.url}.{name}"), workers_of(execution):
         with gpu_resources(execution):
             units = submit_units(edit, units_of(run, "edit", name))
-        summary = summarise_edits(run, name, follow("edit", units))
-    publish_intervention(summary, run.url)
+        seconds = follow("edit", units)
+        with activity("summary and report"):
+            summary = summarise_edits(run, name, seconds)
+    with activity("sending the results to Prefect"):
+        publish_intervention(summary, run.url)
     return summary

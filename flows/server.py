@@ -38,9 +38,10 @@ from prefect.states import Cancelled
 from flows.checks.prefect_api import check_server
 from flows.checks.prefect_settings import without_password
 from flows.run_lock import task_runs
-from flows.watch import FlowWatch, begin_watch
+from flows.watch import FlowWatch, begin_watch, started_servers
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
+from tasks.display import activity
 from tasks.stopping import Stop, StoppedError, requested_stop, stoppable
 
 _START_LIMIT_S = 90.0
@@ -60,20 +61,20 @@ class LocalServer:
     log: Path
 
 
-_started: list[LocalServer] = []
-"""The server that `start_server` started, for as long as it is in use; empty if there is none."""
-
-
 @contextmanager
-def prefect_server() -> Iterator[str]:
+def prefect_server(may_start: bool = True) -> Iterator[str]:
     """Choose or start a Prefect server, and yield the URL of its API.
 
     The server is the one that PREFECT_API_URL names.  If that is not set, it is the server on the
     usual port of this machine, provided that `check_server` finds it usable.  Otherwise, a new
-    server is started on a free port, and stopped when the context ends.
+    server is started, and stopped when the context ends.
+
+    Args:
+        may_start: whether to start a new server if there is none.
 
     Raises:
-        UserError: PREFECT_API_URL names a server that cannot be used.
+        UserError: PREFECT_API_URL names a server that cannot be used, or there is no server and
+            none may be started.
         RunError: the new server did not start in time; the message names its log.
     """
     bypass_proxies_for_loopback()
@@ -95,16 +96,28 @@ def prefect_server() -> Iterator[str]:
             with temporary_settings({PREFECT_API_URL: usual}):
                 yield usual
             return
+        if not may_start:
+            raise UserError(f"{usual} {check.problem}. Fix: {check.remedy}")
         note = f"note: {usual} {check.problem}: this run starts a server of its own"
         print(note, file=sys.stderr, flush=True)
+    if not may_start:
+        raise UserError(
+            f"PREFECT_API_URL is not set, and no server answers at {usual}. Fix: set it to the "
+            "server of the deployments; `. .stack/env` does so for `make stack`"
+        )
     with start_server() as url, temporary_settings({PREFECT_API_URL: url}):
         yield url
 
 
 @contextmanager
 def start_server() -> Iterator[str]:
-    """Start a new Prefect server on a free port, yield its API's URL, and stop it on exit."""
-    port = _free_port()
+    """Start a new Prefect server, yield its API's URL, and stop it on exit.
+
+    Its port is LDMPROBE_PREFECT_PORT if that is set and nothing listens there, else a free one.
+    """
+    port = _usual_port()
+    if "LDMPROBE_PREFECT_PORT" not in os.environ or _listens(port):
+        port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     home = Path(PREFECT_HOME.value())
     home.mkdir(parents=True, exist_ok=True)
@@ -130,24 +143,30 @@ def start_server() -> Iterator[str]:
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
     server = LocalServer(process, log)
-    _started.append(server)
+    started_servers.append(server)
     try:
-        deadline = time.monotonic() + _START_LIMIT_S
-        while not _answers(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RunError(
-                    f"the local Prefect server did not start; its log is {log}. Fix: read the log, "
-                    "and repeat the command."
-                )
-            time.sleep(0.2)
+        with activity("starting a Prefect server"):
+            _wait_for_start(server, url)
         yield url
     finally:
-        _started.remove(server)
+        started_servers.remove(server)
         process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with activity("stopping the Prefect server"):
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_for_start(server: LocalServer, url: str) -> None:
+    deadline = time.monotonic() + _START_LIMIT_S
+    while not _answers(url):
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            raise RunError(
+                f"the local Prefect server did not start; its log is {server.log}. Fix: read the "
+                "log, and repeat the command."
+            )
+        time.sleep(0.2)
 
 
 def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
@@ -169,7 +188,7 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
     flow = flow.with_options()
     _quiet_console()
     url = str(PREFECT_API_URL.value())
-    server = _started[-1] if _started else None
+    server = started_servers[-1] if started_servers else None
     with stoppable(), FlowWatch(url, server) as watch:
         flow.on_running_hooks.append(begin_watch)
         try:
@@ -194,8 +213,9 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
 def _drain(flow_runs: list[Any]) -> None:
     """Wait until the server has recorded every task run and log line of these flow runs."""
     try:
-        for run_id in flow_runs:
-            wait_for_records(run_id)
+        with activity("waiting for Prefect to record every task"):
+            for run_id in flow_runs:
+                wait_for_records(run_id)
         # Send the last log lines to the server now, because it is stopped soon.
         APILogHandler().flush()
     except (httpx.HTTPError, PrefectException) as error:

@@ -19,9 +19,12 @@ from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Execution
 from tasks.artifacts import publish
+from tasks.display import activity
 from tasks.progress import follow
 from tasks.references import RunRef, units_of
 from tasks.study import accumulate, generate, label, prepare, probe, redo, summarise
+from tasks.time_left import TimeLeft
+from tasks.workload import CLOSING, expect_work
 
 T = TypeVar("T")
 
@@ -44,10 +47,12 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
         store: folder or ``s3://bucket/prefix`` that contains runs.
     """
     with hold_study(study, store) as (plan, lease):
-        run = prepare(plan.study, store)
+        with activity("creating the run, or reading how far it is"):
+            run = prepare(plan.study, store)
         with workers_of(study.execution, worker_memory_limit(plan)):
             summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
-    publish(summary, run.url)
+    with activity("sending the results to Prefect"):
+        publish(summary, run.url)
     return summary
 
 
@@ -73,16 +78,19 @@ def with_repair(run: RunRef, work: Callable[[], T]) -> T:
 
 
 def _run_to_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
-    seconds = generate_and_label(run, execution)
+    verbs = ("generate", "label", "accumulate", "probe")
+    left = expect_work(run, verbs, execution.workers, CLOSING)
+    seconds = generate_and_label(run, execution, left)
     lease.require_held()
-    seconds |= _accumulate(run, execution)
+    seconds |= _accumulate(run, execution, left)
     lease.require_held()
-    seconds["probe"] = follow("probe", submit_units(probe, units_of(run, "probe")))
+    seconds["probe"] = follow("probe", submit_units(probe, units_of(run, "probe")), left)
     lease.require_held()
-    return summarise(run, seconds)
+    with activity("summary and report"):
+        return summarise(run, seconds)
 
 
-def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
+def generate_and_label(run: RunRef, execution: Execution, left: TimeLeft) -> dict[str, float]:
     """Generate and label every batch, and return the seconds that each stage took.
 
     A batch is labeled as soon as it is generated, while other batches are still in progress.
@@ -90,10 +98,13 @@ def generate_and_label(run: RunRef, execution: Execution) -> dict[str, float]:
     with gpu_resources(execution):
         generated = submit_units(generate, units_of(run, "generate"))
         labeled = submit_units(label, units_of(run, "label"), after=list(generated.values()))
-    return {"generate": follow("generate", generated), "label": follow("label", labeled)}
+    return {
+        "generate": follow("generate", generated, left),
+        "label": follow("label", labeled, left),
+    }
 
 
-def _accumulate(run: RunRef, execution: Execution) -> dict[str, float]:
+def _accumulate(run: RunRef, execution: Execution, left: TimeLeft) -> dict[str, float]:
     """Accumulate statistics if the study asks for them, and return the seconds that it took.
 
     Different accumulators are filled in parallel.  The units of the same accumulator run one after
@@ -104,4 +115,4 @@ def _accumulate(run: RunRef, execution: Execution) -> dict[str, float]:
         return {}
     with gpu_resources(execution):
         futures = submit_units(accumulate, units)
-    return {"tally": follow("tally", futures)}
+    return {"tally": follow("tally", futures, left)}

@@ -40,6 +40,10 @@ LOST_LIMIT_S = 10.0
 EXIT_LIMIT_S = 20.0
 
 _RESUMES = "the same command goes on from there"
+_STOPPING = (
+    f"Stopping after the units in progress, within {UNIT_LIMIT_S:.0f} s; {_RESUMES}. "
+    "A second Ctrl-C ends at once."
+)
 _OVERDUE = "The units in progress did not end within {:.0f} s; the next start repeats them."
 
 
@@ -164,8 +168,8 @@ class FlowWatch(WatchThread):
         self._answered_at = time.monotonic()
         if state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED):
             message = (
-                f"flow run {flow_run_id} was cancelled in Prefect: stopping after this batch; "
-                f"{_RESUMES}."
+                f"flow run {flow_run_id} was cancelled in Prefect: stopping after the units in "
+                f"progress; {_RESUMES}."
             )
             request_stop(
                 Stop(message, 130, cancels=True, is_cancellation=True, limit_s=UNIT_LIMIT_S)
@@ -185,11 +189,9 @@ class FlowWatch(WatchThread):
         )
         request_stop(Stop(message, 3, cancels=False, waits=False, limit_s=LOST_LIMIT_S))
 
-    def end_server(self) -> None:
-        """End the Prefect server, if this process started it."""
-        if self._server is not None:
-            self._server.process.terminate()
 
+started_servers: list[ServerProcess] = []
+"""The Prefect server that this process started, as long as it is in use; empty if there is none."""
 
 _watches: list[FlowWatch] = []
 """The watches in use, innermost last, because one flow can run inside another one's watch."""
@@ -209,20 +211,19 @@ def begin_watch(flow: Any, flow_run: Any, state: Any) -> None:
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
     """Request a stop at the first signal, and end the process at once at the second."""
-    message = f"Stopping after this batch; {_RESUMES}."
-    if not request_stop(Stop(message, 128 + number, limit_s=UNIT_LIMIT_S)):
+    if not request_stop(Stop(_STOPPING, 128 + number, limit_s=UNIT_LIMIT_S)):
         end_at_once(128 + number)
 
 
 def end_at_once(exit_code: int) -> None:
     """End this process and the server that it started, without waiting for threads."""
-    for watch in _watches:
+    for server in started_servers:
         with suppress(Exception):
-            watch.end_server()
+            server.process.terminate()
     with suppress(OSError):
-        if os.isatty(1):
-            # Show the terminal's cursor again, because a progress bar may have hidden it.
-            os.write(1, b"\x1b[?25h")
+        if os.isatty(2):
+            # Show the terminal's cursor again, because the live line may have hidden it.
+            os.write(2, b"\x1b[?25h")
     os._exit(exit_code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -184,6 +185,25 @@ class Run(StoredRun):
         _require_layer(layer, self.layers)
         chosen = [steps] if isinstance(steps, int) else steps
         return TokenStream(self, layer, chosen, split, batch, seed, buffer)
+
+    def export_scores(self, path: str | Path) -> None:
+        """Write the scores of the finished run to a file: ``.csv``, ``.parquet`` or ``.tex``.
+
+        CSV and Parquet have the mean score over the test samples of every cell, with one row for
+        each property, metric, kind and condition.  LaTeX has a booktabs table of the best cells
+        with their intervals.
+
+        Raises:
+            UserError: the suffix is another one, the folder does not exist, the run is not
+                finished, or Parquet is asked for without the package pyarrow.
+
+        Example::
+
+            run.export_scores("scores.csv")
+        """
+        from ldmprobe_core.analysis.exports import export_run_scores
+
+        export_run_scores(self, path)
 
     def _required_chunks(self, array: str, kind: str, *dims: int) -> Callable[[str], bool]:
         """Return a predicate on a chunk's key: whether the chunk must exist in an undamaged run.

@@ -16,12 +16,13 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
+from tasks.display import Activity, activity, duration, print_line, refresh
 from tasks.failures import cancel_waiting, describe_failure, outcome, remedy
 from tasks.stopping import requested_stop, require_not_stopped
+from tasks.time_left import TimeLeft, UnitCost
 
 _UPDATE_EVERY_S = 2.0
 _LOOK_EVERY_S = 0.3
@@ -31,7 +32,9 @@ class StageError(RunError):
     """Error of a stage in which some units failed; its other units are complete and recorded."""
 
 
-def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
+def follow(
+    stage: str, units: Mapping[str, PrefectFuture[Any]], left: TimeLeft | None = None
+) -> float:
     """Wait for all units of a stage to end, and show progress.
 
     If a stop is requested, this function cancels the units that have not started, and waits for
@@ -40,6 +43,8 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
     Args:
         stage: name of the stage, for display.
         units: future of each unit by the unit's name.
+        left: estimate of the time left, which also knows the other stages of the flow; None
+            estimates the time of this stage alone.
 
     Returns:
         seconds until the last unit ended.
@@ -53,34 +58,46 @@ def follow(stage: str, units: Mapping[str, PrefectFuture[Any]]) -> float:
     """
     started = updated = time.monotonic()
     artifact = _ProgressArtifact(stage)
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[pace]}"),
-        TimeRemainingColumn(),
-    )
     failed: list[tuple[str, BaseException]] = []
-    with Progress(*columns) as bar:
-        line = bar.add_task(stage, total=len(units), pace="")
-        names = {future: name for name, future in units.items()}
-        for done, future in enumerate(_ended(list(names)), start=1):
-            result = outcome(future)
-            if isinstance(result, BaseException):
-                failed.append((names[future], result))
+    left = left or TimeLeft({stage: dict.fromkeys(units, UnitCost(1.0))}, started=started)
+    names = {future: name for name, future in units.items()}
+    with activity(stage, len(units)) as shown:
+        for future in _ended(list(names)):
+            if future is not None:
+                result = outcome(future)
+                if isinstance(result, BaseException):
+                    failed.append((names[future], result))
+                seconds = result.get("seconds", 0.0) if isinstance(result, dict) else 0.0
+                left.record(stage, names[future], seconds, time.monotonic())
+                shown.done += 1
+            shown.note = _note(stage, left)
+            refresh(shown)
             now = time.monotonic()
-            bar.update(line, advance=1, pace=_pace(done / (now - started)))
-            if now - updated > _UPDATE_EVERY_S or done == len(units):
+            if future and (now - updated > _UPDATE_EVERY_S or shown.done == len(units)):
                 updated = now
-                artifact.show(done, len(units), now - started)
+                artifact.show(shown)
     require_not_stopped()
     if failed:
         _raise_failure(stage, len(units), failed)
-    return time.monotonic() - started
+    taken = time.monotonic() - started
+    print_line(f"{stage}: {len(units)} of {len(units)} in {duration(taken)}")
+    return taken
 
 
-def _ended(futures: list[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any]]:
-    """Yield futures in the order in which they end, until all have ended.
+def _note(stage: str, left: TimeLeft) -> str:
+    """Return the time left of a stage and of the flow, in words."""
+    if requested_stop() is not None:
+        return "stopping: waiting for the units in progress"
+    now = time.monotonic()
+    of_stage, of_flow = left.of_stage(stage, now), left.of_flow(now)
+    if of_stage is None or of_flow is None:
+        return "the first units load the models"
+    total = f", {duration(of_flow)} in all" if of_flow - of_stage >= 1 else ""
+    return f"{duration(of_stage)} left{total}"
+
+
+def _ended(futures: list[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any] | None]:
+    """Yield futures in the order in which they end, until all have ended, and None in between.
 
     After a request to stop, the function cancels the units that have not started, waits for the
     rest without yielding them, and returns.  If the request does not wait for units, it returns at
@@ -101,6 +118,7 @@ def _ended(futures: list[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any]]:
         try:
             future = ends.get(timeout=_LOOK_EVERY_S)
         except queue.Empty:
+            yield None
             continue
         remaining -= 1
         if not stopping:
@@ -134,10 +152,8 @@ class _ProgressArtifact:
         self.stage = stage
         self.id: UUID | None = None
 
-    def show(self, done: int, count: int, seconds: float) -> None:
-        rate, remaining = done / seconds, seconds / done * (count - done)
-        text = f"{self.stage}: {done} of {count}, {_pace(rate)}, {_duration(remaining)} left"
-        progress = 100.0 * done / count
+    def show(self, shown: Activity) -> None:
+        text, progress = shown.line(), 100.0 * shown.done / (shown.total or 1)
         try:
             if self.id is None:
                 artifact_id = create_progress_artifact(
@@ -153,14 +169,3 @@ class _ProgressArtifact:
                 update_progress_artifact(self.id, description=text, progress=progress)
         except (PrefectException, httpx.HTTPError) as error:
             get_run_logger().warning("progress is not shown: %s", error)
-
-
-def _pace(rate: float) -> str:
-    return f"{rate:.1f} a second" if rate >= 1 else f"{rate * 60:.1f} a minute"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds) // 60, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {round(seconds) % 60} s" if minutes else f"{round(seconds)} s"

@@ -9,8 +9,10 @@ from rich.console import Console
 
 from flows.checks.finished_run import RunArgument, finished_run
 from flows.checks.prefect_settings import check_prefect_settings
+from flows.commands.carry_out import carry_out
 from flows.commands.tables import print_rows
 from ldmprobe_core.errors import UserError
+from tasks.display import activity
 
 console = Console(markup=False, emoji=False)
 
@@ -157,16 +159,13 @@ def run_intervention(finished: Any, what: Any) -> None:
     """
     from ldmprobe_core.interventions.stages import create_intervention
 
-    create_intervention(finished, what)
+    with activity("checking the intervention"):
+        create_intervention(finished, what)
     check_prefect_settings()
-    from flows.intervene import intervene_flow
-    from flows.server import prefect_server, run_flow, ui_url
     from ldmprobe_core.analysis.report.intervention_text import effect_rows, map_sentence
     from ldmprobe_core.interventions.results import InterventionSummary
 
-    with prefect_server() as api:
-        console.print(f"Prefect UI: {ui_url(api)}\nRun: {finished.url}\n", highlight=False)
-        result = run_flow(intervene_flow, url=finished.url, what=what)
+    result = carry_out("intervene", finished.url, url=finished.url, what=what)
     summary = InterventionSummary.model_validate(result)
     print_rows(effect_rows(summary), console)
     if what.windows:

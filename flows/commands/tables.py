@@ -11,16 +11,24 @@ from rich.table import Table
 from flows.checks.worker_memory import memory_lines
 
 if TYPE_CHECKING:
-    from ldmprobe_core.analysis.records import Summary
+    from ldmprobe_core.analysis.records import PropertyRecord, Summary
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
 
 
 def print_rows(rows: Sequence[Mapping[str, str]], console: Console) -> None:
     """Print a table with one row per record; all records have the same keys, the columns."""
-    table = Table(*rows[0], box=None, pad_edge=False)
+    table = _table(*rows[0])
     for row in rows:
         table.add_row(*row.values())
     console.print(table, highlight=False)
+
+
+def _table(*headings: str) -> Table:
+    """Build a table that breaks long names into lines where the terminal is narrow."""
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 def print_summary(summary: Summary, url: str, console: Console) -> None:
@@ -33,15 +41,34 @@ def print_summary(summary: Summary, url: str, console: Console) -> None:
     from ldmprobe_core.analysis.report.text import best_rows, headline
 
     rows = best_rows(summary)
-    table = Table("", *(row["property"] for row in rows), box=None, pad_edge=False)
+    table = _table("", *(row["property"] for row in rows))
     for key in rows[0]:
-        if key != "property":
+        if key not in ("property", "at"):
             table.add_row(key, *(row[key] for row in rows))
     console.print(table, highlight=False)
+    console.print()
+    for row in rows:
+        best = summary.properties[row["property"]].best
+        console.print(
+            f"Best cell of {row['property']}: step {best.step}, {best.layer}, {best.kind}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if any(_last_is_higher(result) for result in summary.properties.values()):
+        console.print(
+            "The best cell is chosen on validation samples, so the last step can score higher on "
+            "the test samples.",
+            highlight=False,
+        )
     console.print()
     for line in headline(summary):
         console.print(f"• {line}", highlight=False)
     console.print(f"\nReport: {url.rstrip('/')}/report/index.html", highlight=False, soft_wrap=True)
+
+
+def _last_is_higher(result: PropertyRecord) -> bool:
+    """Whether the last step has a higher score than the best cell, as they are printed."""
+    best, last = result.best.score.mean, result.last.score.mean
+    return best is not None and last is not None and round(last, 2) > round(best, 2)
 
 
 def print_plan(plan: StudyPlan, console: Console) -> None:
@@ -66,7 +93,7 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
         f"{plan.stored.permuted} with the untrained denoiser",
         highlight=False,
     )
-    table = Table("layer", "height x width", "channels", box=None, pad_edge=False)
+    table = _table("layer", "height x width", "channels")
     for name, shape in plan.shapes.items():
         table.add_row(name, f"{shape.y} x {shape.x}", str(shape.channels))
     console.print(table)

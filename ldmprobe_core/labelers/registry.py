@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers import classes, depth, foreground, shading, tabletop
+from ldmprobe_core.labelers import classes, depth, edges, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
 from ldmprobe_core.labelers.functions import function_entry, import_labeler, takes_images
 from ldmprobe_core.labelers.weights import published_repository
@@ -164,6 +164,7 @@ register_labeler(
 register_labeler(
     "shading", "intrinsic", LabelerEntry(shading.load_intrinsic, shading.locate_intrinsic, None)
 )
+register_labeler("edges", "gradient")(edges.gradient_edges)
 register_labeler("class", "tabletop", LabelerEntry(tabletop.load_classes, tabletop.locate_weights))
 register_labeler(
     "class",

@@ -75,7 +75,11 @@ def match_layers(
     Raises:
         UserError: a glob or preset matches no module; the message lists similar names.
     """
-    presets = {**architecture.presets, "vae": (VAE + "decoder.mid_block.attentions.0",)}
+    presets = dict(architecture.presets)
+    if architecture.probes_vae:
+        presets["vae"] = (VAE + "decoder.mid_block.attentions.0",)
+    else:
+        names = [name for name in names if not name.startswith(VAE)]
     chosen = set()
     for layer in layers:
         base, at, point = layer.partition(POINT)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.base import Architecture
+from ldmprobe_core.models.architectures.base import Architecture, default_config
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.checkpoint import require_weights
@@ -61,6 +61,18 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
         raise UserError(
             f"model.source: {model.source!r} does not load ({reason}). Fix: fetch the model again"
         ) from error
+    return prepare_pipeline(pipeline, architecture, study, device)
+
+
+def prepare_pipeline(
+    pipeline: Any, architecture: Architecture, study: Study, device: torch.device
+) -> Any:
+    """Give a loaded pipeline the study's scheduler, put it into eval mode, and move it to a device.
+
+    Raises:
+        UserError: the scheduler or the device does not suit the study.
+    """
+    model = study.model
     pipeline.scheduler = scheduler_of(architecture, study.sampling.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
@@ -86,7 +98,9 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     try:
         with torch.device("meta"):
             denoiser = architecture.network.from_config(architecture.config).eval()
-            return denoiser, architecture.vae_network.from_config(architecture.vae).eval()
+            known = default_config(architecture.vae_network)
+            config = {key: value for key, value in architecture.vae.items() if key in known}
+            return denoiser, architecture.vae_network.from_config(config).eval()
     # Values of a wrong type or range in a config raise errors of many types.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -146,7 +160,7 @@ def check_weights(folder: Path) -> None:
         is_tokenizer = name.startswith("tokenizer") and isinstance(entry, list) and entry[-1]
         if is_tokenizer and not (folder / name).is_dir():
             raise UserError(f"model: {folder / name} is missing. Fix: fetch it")
-        if isinstance(entry, list) and len(entry) == 2 and name not in NOT_LOADED:
+        if isinstance(entry, list) and len(entry) == 2 and name not in _NOT_LOADED:
             network = _meta_network(folder / name, *entry)
         if network is not None:
             require_weights(folder / name, network)
@@ -163,7 +177,7 @@ def _require_not_quantized(folder: Path) -> None:
         )
 
 
-NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
 """Pipeline components that studies do not use, so that their weights may be missing."""
 
 

@@ -27,7 +27,7 @@ from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers, n
 from ldmprobe_core.models.loading import untrained_copy
 from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
-from ldmprobe_core.models.token_grid import conditional_call, decoded_images
+from ldmprobe_core.models.token_grid import conditional_call, decoded_images, mean_embedding
 from ldmprobe_core.study.batching import StepImages
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.samples import Sample
@@ -288,7 +288,8 @@ class PipelineSampler:
             if steps.prompt_embedding is None and text is not None:
                 # A step's first call has the samples' prompts in its only copy of the batch, or in
                 # the second of two copies, after the negative prompts.
-                steps.prompt_embedding = text[-samples:].float().mean(1)
+                mask = kwargs.get("encoder_hidden_states_mask")
+                steps.prompt_embedding = mean_embedding(text, mask)[-samples:]
             # If guidance makes two calls per step, the second is the unconditional one, whose
             # activations are not probed.
             if steps.calls > 1:

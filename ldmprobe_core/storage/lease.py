@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -204,6 +205,28 @@ def hold_lease(
         yield lease
     finally:
         lease.release()
+
+
+def holder_of(url: str) -> Holder | None:
+    """Read who works on a run; None if no process does.
+
+    A holder on another machine counts until it has written no heartbeat for `STALE_S` seconds, by
+    the clocks of this machine and of the store.
+
+    Args:
+        url: URL of the run.
+    """
+    location = Location(f"{url.rstrip('/')}.lease")
+    number = max(_numbers(location), default=0)
+    holder = _read(location, number) if number else None
+    if holder is None or holder.is_dead:
+        return None
+    if holder.host != _host():
+        written = location.filesystem().modified(location.path(_name(number)))
+        now = datetime.now(written.tzinfo or UTC)
+        if (now - written.replace(tzinfo=now.tzinfo)).total_seconds() > STALE_S:
+            return None
+    return holder
 
 
 def take_lease(

@@ -262,4 +262,5 @@ DEPTH = register_property(
 SHADING = register_property(
     Property(name="shading", kind="scalar", map_format=MapFormat(minimum=0, mean_of_colors=True))
 )
+EDGES = register_property(Property(name="edges", kind="mask"))
 _BUILT_IN = tuple(PROPERTIES)

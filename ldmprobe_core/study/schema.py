@@ -28,7 +28,7 @@ from ldmprobe_core.study.extensions.declarations import Declarations, declare
 from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.probe_sections import BootstrapSettings, Controls, Labels, Probes
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import property_of, register_property
 from ldmprobe_core.study.readers.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.readers.value_types import Slug, require_storable_text
 from ldmprobe_core.study.sections import (
@@ -93,10 +93,11 @@ class Study(Section):
         if not isinstance(content, dict):
             return content
         model, sampling = content.get("model", Model()), content.get("sampling", {})
-        if isinstance(model, dict):
-            source, revision = model.get("source", EMBEDDED), model.get("revision")
-        else:
-            source, revision = getattr(model, "source", None), getattr(model, "revision", None)
+        if isinstance(model, Model):
+            model = model.model_dump()
+        values = model if isinstance(model, dict) else {"source": None}
+        source: Any = values.get("config") or values.get("source", EMBEDDED)
+        revision = values.get("revision")
         if isinstance(sampling, Sampling):
             sampling = sampling.model_dump(exclude_unset=True)
         usable = isinstance(source, str) and source and isinstance(revision, str | None)
@@ -204,6 +205,12 @@ class Study(Section):
             content.pop("properties", None)
         return content
 
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore a pickled study, whose properties this process may not know yet."""
+        super().__setstate__(state)
+        for record in self.properties.values():
+            register_property(record)
+
     @property
     def count(self) -> int | None:
         """Number of images; None if it is unknown because the input files are not read yet."""
@@ -265,10 +272,12 @@ class Study(Section):
         # files enter the hash by their content hash.
         elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
         content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
+        # These keys were added in later releases.  Without a value they are left out, so that
+        # hashes of older studies stay the same.
         if self.images is not None and not self.images.missing:
-            # The key ``images.missing`` was added in a later release.  Without a value it is left
-            # out, so that hashes of older studies stay the same.
             del content["images"]["missing"]
+        if self.model.config is None:
+            del content["model"]["config"]
         if "properties" in content:
             # Titles, colours and defaults of interventions do not affect the bytes of the run, and
             # neither do declarations that have no labeler.

@@ -38,6 +38,8 @@ class Model(Section):
         source: ``tabletop`` for the embedded model, path of a diffusers folder, or hub id.  In runs
             of a pipeline object it is ``pipeline:`` and the digest of the pipeline.
         revision: branch, tag or commit of a hub id.
+        config: folder or hub id with the configs of the model, if `source` is a single file of
+            weights (``.safetensors``).
         dtype: data type of the denoiser and the text encoders; the VAE always uses float32.
         attention_slicing: compute attention in slices, which is slower but needs less memory.
         cpu_offload: keep only the module in use on the GPU, and the others in main memory.
@@ -45,6 +47,7 @@ class Model(Section):
 
     source: str = Field("tabletop", min_length=1)
     revision: str | None = None
+    config: str | None = Field(None, min_length=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     attention_slicing: bool = False
     cpu_offload: bool = False

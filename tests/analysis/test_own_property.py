@@ -67,7 +67,7 @@ def test_declared_property_is_probed_edited_and_read_without_its_module(
         json.loads(other.location.read_text("study.json"))["properties"]["bright"]["kind"] == "mask"
     )
     rebuild_report(other)
-    assert "bright-heatmap.png" in other.location.read_text("report/index.html")
+    assert "bright-heatmap.svg" in other.location.read_text("report/index.html")
     assert [row["property"] for row in lp.compare([other, other])] == ["bright", "bright"]
     assert "labels_of_hers" not in sys.modules
 

@@ -112,7 +112,7 @@ def test_run_stopped_by_ctrl_c_cancellation_or_loss_of_its_server_is_resumed(
     interrupted = start()
     interrupted.wait_until_at_work()
     interrupted.process.send_signal(signal.SIGINT)
-    interrupted.wait_until_said("Stopping after this batch; the same command goes on from there.")
+    interrupted.wait_until_said("Stopping after the units in progress, within 60 s;")
     code, _ = interrupted.end()
     assert code == 130
 

@@ -61,7 +61,7 @@ def test_flow_watch_first_signal_requests_a_stop_and_the_second_ends(ends, capfd
         assert (stop.exit_code, stop.cancels, stop.waits) == (code, True, True)
         assert ends == []
         said = capfd.readouterr().err
-        assert "Stopping after this batch; the same command goes on from there." in said
+        assert "Stopping after the units in progress, within 60 s; the same command goes" in said
         os.kill(os.getpid(), number)
         until(lambda: ends)
     assert ends == [code]

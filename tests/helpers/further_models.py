@@ -9,17 +9,27 @@ import tiny_models
 import torch
 from diffusers import (
     AutoencoderDC,
+    AutoencoderKLQwenImage,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
     TCDScheduler,
 )
 from tiny_models import NOISE, new_tokenizer
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+from transformers import (
+    Gemma2Config,
+    Gemma2Model,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -98,6 +108,37 @@ def sana() -> Any:
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0,
             final_sigmas_type="zero",
         ),
+    )  # fmt: skip
+
+
+def qwen_image() -> Any:
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    transformer.register_to_config(sample_size=8)
+    text = {
+        "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]
+        },
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+        "out_hidden_size": 16, "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8, z_dim=4, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[False],
+            latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 2.0, 1.0],
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(
+            Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+        ).eval(),
+        tokenizer=letters_tokenizer(),
+        transformer=transformer,
     )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from model_helpers import load_sampler
 from own_pipelines import images_of
 from run_helpers import generated
 
-from ldmprobe_core.models.token_grid import decoded_images
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.token_grid import decoded_images, mean_embedding
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.samples import make_samples
@@ -19,6 +20,11 @@ FAMILIES = {  # builder, presets, (y, x, channels) of their layers, image and la
         further_models.sana,
         ("self-attention", "cross-attention", "blocks"),
         ((8, 8, 16), (32, 32), (8, 8, 4)),
+    ),
+    "qwen_image": (
+        further_models.qwen_image,
+        ("self-attention", "blocks"),
+        ((4, 4, 32), (16, 16), (8, 8, 4)),
     ),
 }
 GUIDANCE = 2.0
@@ -78,14 +84,31 @@ def test_images_and_activations_of_a_family_equal_its_pipelines(family, folders)
         values = made.activations.values[layer]
         y, x = values.shape[2:4]
         for step in range(3):
-            tokens = conditional_tokens(name, calls, step)[:, :, :]
+            tokens = conditional_tokens(name, calls, step, is_block=not layer.endswith("attn"))
             expected = tokens.reshape(2, y, x, -1).half().numpy()
             np.testing.assert_array_equal(values[:, step], expected)
 
 
-def conditional_tokens(name, calls, step):
+def conditional_tokens(name, calls, step, is_block):
     """Image tokens (sample, token, channel) of the call with the prompts."""
+    if name == "qwen_image":  # conditional, then unconditional call; blocks return the text first
+        return calls[2 * step][1 if is_block else 0]
     return calls[step][-2:]
+
+
+def test_mean_embedding_leaves_out_tokens_that_fill_a_prompt_up():
+    text = torch.tensor([[[2.0], [4.0], [0.0]], [[1.0], [2.0], [6.0]]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert mean_embedding(text, mask).tolist() == [[3.0], [3.0]]
+    assert mean_embedding(text, None).tolist() == [[2.0], [3.0]]
+
+
+def test_layers_of_a_video_autoencoder_are_refused(folders):
+    study = parse_study(
+        {"model": {"source": str(folders["qwen_image"])}, "capture": {"layers": ["vae"]}}
+    )
+    with pytest.raises(UserError, match=r"capture\.layers: 'vae' matches no module.*Fix: "):
+        plan_study(study)
 
 
 def test_encode_and_decode_of_a_family_are_those_of_its_autoencoder(family):

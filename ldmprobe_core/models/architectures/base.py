@@ -72,6 +72,7 @@ class Architecture(ABC):
         optional_encoders: text encoders that the pipeline can do without.
         pipeline_class: diffusers pipeline class; None means the class named `pipeline_name`.
         vae_network: class of the VAE.
+        probes_vae: whether layers of the VAE's decoder can be captured.
         load_arguments: further keyword arguments of the pipeline class's ``from_pretrained``.
         config, vae: configs of the denoiser and the VAE, in which keys that the model leaves out
             have their default values.
@@ -87,6 +88,7 @@ class Architecture(ABC):
     optional_encoders: ClassVar[tuple[str, ...]] = ()
     pipeline_class: ClassVar[Any] = None
     vae_network: ClassVar[Any] = AutoencoderKL
+    probes_vae: ClassVar[bool] = True
     load_arguments: ClassVar[dict[str, Any]] = {}
 
     def __init__(

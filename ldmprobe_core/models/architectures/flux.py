@@ -34,7 +34,10 @@ class Flux(ShiftedLatents, TransformerArchitecture):
             "*transformer_blocks.[0-9][0-9]",
         ),
     }
-    joint_block_classes = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+    joint_block_classes: ClassVar[tuple[str, ...]] = (
+        "FluxTransformerBlock",
+        "FluxSingleTransformerBlock",
+    )
     # This is the number of text tokens in `dummy_inputs`.  The shapes of layers do not depend on
     # it, so any number would do.
     _TEXT = 77

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ldmprobe_core.models.sources.base import ModelSource
+from ldmprobe_core.models.sources.file import FileSource, is_file
 from ldmprobe_core.models.sources.folder import FolderSource
 from ldmprobe_core.models.sources.pipeline import pipeline_in_use
 from ldmprobe_core.study.sections import PIPELINE_PREFIX, Model
@@ -20,4 +21,4 @@ def source_of(model: Model) -> ModelSource:
     """
     if model.source.startswith(PIPELINE_PREFIX):
         return pipeline_in_use(model.source)
-    return FolderSource(model)
+    return FileSource(model) if is_file(model) else FolderSource(model)

@@ -70,8 +70,14 @@ class PackageDownload:
         return f"labels.{self.prop}"
 
     def run(self, advance: Callable[[int], None]) -> None:
-        """Load the labeler once, so that its package fetches and keeps its weights."""
-        check_labeler(self.prop, self.spec)
+        """Load the labeler once, so that its package fetches and keeps its weights.
+
+        Nothing happens without the package; the study's plan names it as missing.
+        """
+        try:
+            check_labeler(self.prop, self.spec)
+        except UserError:
+            return
         with fetch_failures(self.field, self.spec.name):
             load_labeler(self.prop, self.spec, torch.device("cpu"))
 

@@ -13,7 +13,6 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_lo
 from huggingface_hub.utils import tqdm
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.loading import NOT_LOADED
 from ldmprobe_core.pipeline.fetching.checksums import (
     convert_pickle,
     hash_file,
@@ -24,6 +23,9 @@ from ldmprobe_core.pipeline.fetching.checksums import (
 from ldmprobe_core.pipeline.fetching.failures import fetch_failures
 from ldmprobe_core.pipeline.fetching.selection import select_files
 from ldmprobe_core.study.readers.hub_cache import HubRepository, PublishedFile
+
+_SAFETY_CHECKER = "safety_checker"
+"""Component that a run leaves out, since it would replace some images by black ones."""
 
 Advance = Callable[[int], None]
 """Function that is told the number of further bytes that were fetched."""
@@ -128,7 +130,7 @@ def list_repository(field: str, repository: HubRepository) -> HubDownload:
                     hf_hub_download(repository.name, "model_index.json", revision=commit)
                 ).read_text("utf-8")
             )
-            components += [name for name in index if name not in NOT_LOADED]
+            components += [name for name in index if name != _SAFETY_CHECKER]
         chosen = select_files(listing, components)
         if not chosen.weights and not chosen.pickles:
             raise UserError(

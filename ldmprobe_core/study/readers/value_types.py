@@ -78,7 +78,9 @@ def require_readable_files(folder: Path, field: str) -> None:
             raise UserError(f"{field}: {path} is a pipe or a device. Fix: remove it")
 
 
-_PATHS = re.compile(r"model\.source|images\.folder|prompts\.files.*|labels\..*|execution\.cluster")
+_PATHS = re.compile(
+    r"model\.(source|config)|images\.folder|prompts\.files.*|labels\..*|execution\.cluster"
+)
 _MAX_PATH, _MAX_PATH_PART = 4096, 255
 """Largest lengths in bytes of a path and of one of its parts, on the usual file systems."""
 

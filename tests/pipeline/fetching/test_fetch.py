@@ -10,8 +10,12 @@ import torch
 from hub_server import COMMIT, Hub, hub_server
 from labeler_weights import dpt
 from safetensors.torch import load_file
+from transformers import CLIPImageProcessor
 
 from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.labelers.base import LabelerEntry
+from ldmprobe_core.labelers.registry import register_labeler
+from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.pipeline.fetching.fetch import prepare_fetch
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.readers.hub_cache import cached_snapshot
@@ -22,9 +26,23 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def hub(tiny_model, tmp_path, monkeypatch):
-    """A hub with the tiny model, also with files that no run reads."""
+    """A hub with the tiny model, also with files that no run reads.
+
+    As in Stable Diffusion 1.4, the pipeline has an image processor and a safety checker.
+    """
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     with hub_server() as hub:
         hub.add(MODEL, tiny_model)
+        hub.repositories[MODEL] |= {
+            "model_index.json": json.dumps(index).encode(),
+            "feature_extractor/preprocessor_config.json": CLIPImageProcessor()
+            .to_json_string()
+            .encode(),
+            "safety_checker/config.json": b"{}",
+            "safety_checker/model.safetensors": b"x" * 99,
+        }
         hub.repositories[MODEL] |= {"model.ckpt": b"x" * 99, "unet/model.fp16.safetensors": b"x"}
         hub.use(monkeypatch, tmp_path / "hub")
         yield hub
@@ -56,12 +74,13 @@ def plan_offline(study, monkeypatch):
     return plan_study(study)
 
 
-def test_fetch_brings_the_model_and_a_plan_needs_no_network(hub, study, monkeypatch, tmp_path):
+def test_fetch_brings_a_model_that_loads_without_network(hub, study, monkeypatch, tmp_path):
     announced, reported = fetch(study())
     wanted = {
         name: data
         for name, data in hub.repositories[MODEL].items()
         if name.endswith((".json", ".txt", ".safetensors")) and "fp16" not in name
+        if not name.startswith("safety_checker/")
     }
     snapshot = tmp_path / "hub/models--tiny--model/snapshots" / COMMIT
     here = {
@@ -79,6 +98,9 @@ def test_fetch_brings_the_model_and_a_plan_needs_no_network(hub, study, monkeypa
         "sha256": hashlib.sha256(wanted[UNET]).hexdigest(),
     }
     assert plan_offline(study(), monkeypatch).missing == ()
+    loaded = source_of(study().model).load(study(), torch.device("cpu"))
+    assert isinstance(loaded.feature_extractor, CLIPImageProcessor)
+    assert loaded.safety_checker is None
     requests = len(hub.requests)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert fetch(study()) == (0, 0)
@@ -194,3 +216,15 @@ def test_fetch_brings_prompt_files_and_continues_within_them(hub: Hub, tiny_stud
     record = json.loads(Path(f"{target}.json").read_text())
     assert record["sha256"] == hashlib.sha256(data).hexdigest()
     assert prepare_fetch(study, **files) == []
+
+
+def test_fetch_loads_a_labeler_whose_package_fetches_its_weights(hub: Hub, study):
+    loads = []
+    entry = LabelerEntry(lambda spec, device: loads.append(spec.name), published=None)
+    register_labeler("shading", "own-package", entry)
+    fetch(study(shading="own-package"))
+    assert loads == ["own-package"]
+    # This package is not installed here; the plan says so.
+    *_, download = prepare_fetch(study(shading="intrinsic"))
+    assert download.field == "labels.shading"
+    download.run(lambda _: None)

@@ -1,0 +1,42 @@
+"""Carries out a flow for a command, and shows where it can be watched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from typing import Any
+
+from rich.console import Console
+
+from tasks.display import activity
+
+console = Console(markup=False, emoji=False)
+
+
+def carry_out(flow: str, run_url: str, **parameters: Any) -> dict[str, Any]:
+    """Carry out a flow with a Prefect server, and return its result.
+
+    Args:
+        flow: name of the flow: ``study``, ``classify`` or ``intervene``.
+        run_url: folder or URL of the run, to be printed.
+        parameters: parameters of the flow.
+    """
+    with activity("loading Prefect"):
+        from flows.server import prefect_server, run_flow, ui_url
+
+        function = getattr(import_module(f"flows.{flow}"), f"{flow}_flow")
+    with prefect_server() as api:
+        console.print(f"Prefect UI: {ui_url(api)}\nRun: {run_url}\n", highlight=False)
+        return run_flow(function, **parameters)
+
+
+def with_live_line(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that shows what it does from its start, when it imports libraries."""
+
+    @wraps(command)
+    def shown(*arguments: Any, **options: Any) -> None:
+        with activity("loading libraries"):
+            command(*arguments, **options)
+
+    return shown

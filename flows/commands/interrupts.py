@@ -1,0 +1,30 @@
+"""Answers Ctrl-C at once, at times when no flow runs (`flows.watch` answers it during a flow)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+from flows.commands.errors import INTERRUPTED
+from tasks.stopping import say
+
+_interrupts: list[int] = []
+
+
+def answer_interrupts() -> None:
+    """Have the first Ctrl-C stop the command with one line, and the second end it at once."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _on_interrupt)
+
+
+def _on_interrupt(number: int, _frame: FrameType | None) -> None:
+    _interrupts.append(number)
+    if len(_interrupts) > 1:
+        if "flows.watch" in sys.modules:
+            sys.modules["flows.watch"].end_at_once(INTERRUPTED)
+        os._exit(INTERRUPTED)
+    say("Stopping now; what is complete is kept, and the same command goes on from there.")
+    raise KeyboardInterrupt

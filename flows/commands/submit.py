@@ -1,0 +1,97 @@
+"""The command ``ldmprobe submit``, which starts a deployment of a flow with a study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ldmprobe_core.errors import UserError
+from tasks.display import activity
+
+console = Console(markup=False, emoji=False)
+
+StudyArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a built-in study")]
+DeploymentOption = Annotated[str, typer.Option(help="name of the deployment, as flow/name")]
+StoreOption = Annotated[
+    str | None, typer.Option(help="folder or s3://bucket/prefix; by default the deployment's")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key, such as sampling.steps=20")
+]
+
+_PLACE = frozenset({"runner", "address", "cluster", "gpus_per_worker"})
+"""Keys of ``execution`` that say together where the workers are."""
+
+
+def submit(
+    study: StudyArgument = "tabletop",
+    deployment: DeploymentOption = "study/process",
+    store: StoreOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Start a deployment with a study; the deployment's execution settings stay in force."""
+    from ldmprobe_core.pipeline.planning.plan import plan_study
+    from ldmprobe_core.study.loading import load_study
+
+    with activity("reading the study and the model's configuration"):
+        loaded = load_study(study, set_)
+        plan = plan_study(loaded)
+    given = loaded.execution.model_dump(mode="json", exclude_unset=True)
+    for sentence in plan.missing:
+        console.print(f"note: on this machine: {sentence}", highlight=False, soft_wrap=True)
+    with activity("loading Prefect"):
+        from flows.server import prefect_server, ui_url
+    content = plan.study.model_dump(mode="json", by_alias=True)
+    with prefect_server(may_start=False) as api:
+        run = _create_flow_run(deployment, content, given, store)
+        console.print(
+            f"Flow run {run.name}: {ui_url(api)}/runs/flow-run/{run.id}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def merged_execution(given: dict[str, Any], deployed: dict[str, Any]) -> dict[str, Any]:
+    """Merge the execution settings of a study into those of a deployment.
+
+    Args:
+        given: keys of ``execution`` that the study sets itself; they win.
+        deployed: section ``execution`` of the deployment's study.  If the study says where the
+            workers are, none of the deployment's keys about that counts.
+    """
+    if _PLACE & given.keys():
+        deployed = {key: value for key, value in deployed.items() if key not in _PLACE}
+    return deployed | given
+
+
+def _create_flow_run(
+    deployment: str, study: dict[str, Any], given: dict[str, Any], store: str | None
+) -> Any:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+    from ldmprobe_core.storage.filesystem import Location
+    from ldmprobe_core.study.loading import parse_study
+
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_deployment_by_name(deployment)
+        except (ObjectNotFound, ValueError):
+            raise UserError(
+                f"deployment: there is none of this name ({deployment}). Fix: list them with "
+                "`prefect deployment ls`"
+            ) from None
+        deployed = (found.parameters.get("study") or {}).get("execution") or {}
+        content = study | {"execution": merged_execution(given, deployed)}
+        parsed = parse_study(content, "execution of study and deployment")
+        parameters: dict[str, Any] = {"study": parsed.model_dump(mode="json", by_alias=True)}
+        if store is not None:
+            parameters["store"] = Location(store).url
+        try:
+            return client.create_flow_run_from_deployment(found.id, parameters=parameters)
+        except PrefectHTTPStatusError as error:
+            raise UserError(
+                f"deployment: it refuses the study ({deployment}: {error.response.text:.300}). "
+                "Fix: use a deployment of the study or classify flow, of this release"
+            ) from None

@@ -1,0 +1,181 @@
+"""Shows what the process does: a live line on a terminal, one line a minute in a file.
+
+The lines go to standard error, so that standard output has the results alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+LINE_EVERY_S = 60.0
+"""Interval in seconds between two lines if standard error is no terminal."""
+
+
+class Activity:
+    """Something that the process does, with the text that the live line shows about it.
+
+    Args:
+        text: what is done, such as ``generate``.
+        total: number of units, None if there are none to count.
+    """
+
+    def __init__(self, text: str, total: int | None = None) -> None:
+        self.text, self.total = text, total
+        self.done, self.note = 0, ""
+        self.started = time.monotonic()
+        self.row: Any = None
+
+    def line(self) -> str:
+        """Return the state of the activity as one line of text."""
+        counts = "" if self.total is None else f" {self.done} of {self.total}"
+        note = self.note or f"for {duration(time.monotonic() - self.started)}"
+        return f"{self.text}:{counts}{',' if counts else ''} {note}"
+
+
+class _Display:
+    """Display of the innermost activity; the others are shown again when it ends."""
+
+    def __init__(self) -> None:
+        self._activities: list[Activity] = []
+        self._lock = threading.RLock()
+        self._progress: Progress | None = None
+        self._over = threading.Event()
+
+    def push(self, activity: Activity) -> None:
+        with self._lock:
+            self._activities.append(activity)
+            if len(self._activities) == 1:
+                self._start()
+            if self._progress is not None:
+                for outer in self._activities[:-1]:
+                    self._progress.update(outer.row, visible=False)
+                activity.row = self._progress.add_task(
+                    activity.text, total=activity.total, counts="", note=""
+                )
+                self.refresh(activity)
+
+    def pop(self, activity: Activity) -> None:
+        with self._lock:
+            self._activities.remove(activity)
+            if self._progress is not None:
+                self._progress.refresh()
+                self._progress.remove_task(activity.row)
+                if self._activities:
+                    self._progress.update(self._activities[-1].row, visible=True)
+            if not self._activities:
+                self._stop()
+
+    def refresh(self, activity: Activity) -> None:
+        with self._lock:
+            if self._progress is not None and activity in self._activities:
+                total = activity.total
+                self._progress.update(
+                    activity.row,
+                    description=activity.text,
+                    total=total,
+                    completed=activity.done,
+                    counts="" if total is None else f"{activity.done}/{total}",
+                    note=activity.note,
+                )
+
+    def _start(self) -> None:
+        self._over = threading.Event()
+        if _is_terminal():
+            self._progress = _live_line()
+            self._progress.start()
+        else:
+            threading.Thread(
+                target=self._write_lines, args=(self._over,), name="display", daemon=True
+            ).start()
+
+    def _stop(self) -> None:
+        self._over.set()
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _write_lines(self, over: threading.Event) -> None:
+        while not over.wait(LINE_EVERY_S):
+            with self._lock:
+                text = self._activities[-1].line() if self._activities else ""
+            if text:
+                print(text, file=sys.stderr, flush=True)
+
+
+_display = _Display()
+
+
+@contextmanager
+def activity(text: str, total: int | None = None) -> Iterator[Activity]:
+    """Show what is done as long as a block of code runs.
+
+    Args:
+        text: what is done, such as ``starting the Prefect server``.
+        total: number of units of it, None if there are none to count.
+
+    Yields:
+        the activity, whose ``done`` and ``note`` are shown after a call of `refresh`.
+    """
+    current = Activity(text, total)
+    _display.push(current)
+    try:
+        yield current
+    finally:
+        _display.pop(current)
+
+
+def refresh(current: Activity, **values: Any) -> None:
+    """Show the present values of an activity, after a change of the given ones.
+
+    Args:
+        current: the activity.
+        values: new values of its attributes ``text``, ``total``, ``done`` and ``note``.
+    """
+    for name, value in values.items():
+        setattr(current, name, value)
+    _display.refresh(current)
+
+
+def print_line(text: str) -> None:
+    """Print a line on standard error that stays, above the live line if there is one."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Format a time, as ``2 h 5 min``, ``3 min 20 s`` or ``40 s``."""
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {round(seconds) % 60} s" if minutes else f"{round(seconds)} s"
+
+
+def _is_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _live_line() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[counts]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=4,
+        # A result that is written to a file must not come back as a part of the live line.
+        redirect_stdout=sys.stdout.isatty(),
+    )

@@ -1,0 +1,127 @@
+"""Estimate of the time that the remaining units of a flow take.
+
+The functions here read no clock, so that tests can call them with simulated times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+_FEWEST = 3
+"""Number of measured units of one cost from which their own median is used."""
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """Expected cost of one unit of work.
+
+    Attributes:
+        cost: expected time, relative to the other units of the flow; the scale is arbitrary.
+        is_done: whether the unit was complete before the flow started.
+    """
+
+    cost: float
+    is_done: bool = False
+
+
+class TimeLeft:
+    """Estimate of the seconds until a stage, and the whole flow, end.
+
+    Units of one stage that have the same cost are expected to take the median of the seconds that
+    such units took.  Units of another cost take that in proportion to their cost, and so do the
+    units of stages of which none has ended yet.  The first unit of each worker also loads the
+    models, so it does not count as soon as there are others.
+
+    Args:
+        stages: expected cost of each unit by its name, by stage, in the order of the stages.
+        workers: number of units that are carried out at the same time, at least.
+        closing: cost of the work after the last stage, which is one unit.
+        started: time at which the first stage begins, in seconds on any clock.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[str, Mapping[str, UnitCost]],
+        workers: int = 1,
+        closing: float = 0.0,
+        started: float = 0.0,
+    ) -> None:
+        self._costs = {
+            stage: {name: unit.cost for name, unit in units.items()}
+            for stage, units in stages.items()
+        }
+        # A unit that was complete before is none of this flow's work, although its time is known.
+        self._todo = {
+            stage: {name for name, unit in units.items() if not unit.is_done}
+            for stage, units in stages.items()
+        }
+        self._measured: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages}
+        self._workers, self._closing = workers, closing
+        self._started = self._ended = started
+        self._busy = 0.0
+
+    def record(self, stage: str, name: str, seconds: float, now: float) -> None:
+        """Record the end of a unit.
+
+        Args:
+            stage: stage of the unit.
+            name: name of the unit.
+            seconds: time that the unit took; 0 if it was complete already.
+            now: present time, on the same clock as ``started``.
+        """
+        if seconds > 0:
+            cost = self._costs[stage][name]
+            self._measured[stage].append((cost, seconds))
+            self._busy += seconds if name in self._todo[stage] else 0.0
+        self._todo[stage].discard(name)
+        self._ended = now
+
+    def of_stage(self, stage: str, now: float) -> float | None:
+        """Return the expected seconds until a stage ends, None before any unit has ended."""
+        seconds = self._work(stage)
+        return None if seconds is None else self._from_now(seconds, now)
+
+    def of_flow(self, now: float) -> float | None:
+        """Return the expected seconds until the flow ends, None before any unit has ended."""
+        work = [self._work(stage) for stage in self._costs]
+        rate = self._rate(None)
+        if rate is None:
+            return None
+        return self._from_now(sum(part or 0.0 for part in work), now) + self._closing * rate
+
+    def _from_now(self, work: float, now: float) -> float:
+        """Return the time that work takes which was left when the last unit ended."""
+        elapsed = self._ended - self._started
+        at_once = max(float(self._workers), self._busy / elapsed if elapsed > 0 else 0.0)
+        return max(work / at_once - (now - self._ended), 0.0)
+
+    def _work(self, stage: str) -> float | None:
+        """Return the seconds that the remaining units of a stage take one after another.
+
+        When a unit ends, those on the other workers are half done, on average.
+        """
+        if (rate := self._rate(stage)) is None:
+            return None
+        by_cost: dict[float, list[float]] = {}
+        for cost, seconds in self._typical(stage):
+            by_cost.setdefault(cost, []).append(seconds)
+        expected = [
+            median(by_cost[cost]) if len(by_cost.get(cost, ())) >= _FEWEST else cost * rate
+            for cost in (self._costs[stage][name] for name in self._todo[stage])
+        ]
+        in_progress = min(self._workers - 1, len(expected)) if self._measured[stage] else 0
+        return sum(expected) * (1 - in_progress / 2 / len(expected)) if expected else 0.0
+
+    def _rate(self, stage: str | None) -> float | None:
+        """Return the median of seconds by cost, of a stage or, without enough units, of all."""
+        measured = self._typical(stage) if stage else []
+        if len(measured) < _FEWEST:
+            measured = [pair for name in self._measured for pair in self._typical(name)]
+        return median(seconds / cost for cost, seconds in measured) if measured else None
+
+    def _typical(self, stage: str) -> list[tuple[float, float]]:
+        """Return cost and seconds of the units that have ended, without the first ones."""
+        measured = self._measured[stage]
+        return measured[min(self._workers, len(measured) // 2) :]

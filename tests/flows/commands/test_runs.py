@@ -1,0 +1,99 @@
+"""Tests of the commands that list runs and watch one, from the store alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from run_helpers import small_study, statistics_study
+from typer.testing import CliRunner
+
+from flows import cli
+from flows.commands import runs
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.lease import hold_lease, holder_of
+
+
+def lines_of(*words):
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(cli.app, list(words))
+    assert result.exit_code == 0, result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines())
+    return [" ".join(line.split()) for line in result.output.splitlines()]
+
+
+@pytest.fixture
+def started(tiny_model, tmp_path):
+    """A run of 4 batches, of which one is generated."""
+    run = prepare_run(small_study("begun", tiny_model, 16), f"{tmp_path}/runs")
+    run.progress.mark_done("generated", 0)
+    return run
+
+
+def test_list_gives_state_and_scores_of_every_run_in_80_columns(started, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.console, "_width", 80)
+    folder = tmp_path / "runs" / "finished-0123456789"
+    folder.mkdir()
+    (folder / "study.json").write_text(json.dumps({"model": {"source": "/models/sd-v1-4"}}))
+    best = {"best": {"score": {"mean": 0.614, "low": 0.5, "high": 0.7}}}
+    (folder / "summary.json").write_text(json.dumps({"properties": {"depth": best}}))
+    (tmp_path / "runs" / "no-run").mkdir()
+    lost = tmp_path / "runs" / "lost-0123456789"
+    lost.mkdir()
+    (lost / "study.json").write_text("{")
+    heading, *rows = lines_of("list", str(tmp_path / "runs"))
+    assert heading == "run model state age best scores, or progress"
+    text = " ".join(rows)
+    assert "finished-0123456789 sd-v1-4 finished < 1 h depth 0.61" in text
+    assert "lost-0123456789 unreadable" in text
+    assert started.url.rpartition("/")[2] in text
+    assert "stopped < 1 h generate 1/" in text
+    assert "no-run" not in text
+    with hold_lease(started.url, "flow run 1"):
+        assert "at work < 1 h generate 1/" in " ".join(lines_of("list", str(tmp_path / "runs")))
+
+
+def test_list_of_a_store_without_runs_says_so(tmp_path):
+    (line,) = lines_of("list", "/tmp/no-runs-here")
+    assert line == "/tmp/no-runs-here holds no runs"
+
+
+def test_watch_follows_a_run_until_no_process_works_on_it(started, monkeypatch):
+    shown, looks = [], iter([True, True, False])
+    monkeypatch.setattr(runs, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(runs, "_is_held", lambda run: next(looks))
+    monkeypatch.setattr(runs, "refresh", lambda activity, **values: shown.append(values))
+    result = CliRunner().invoke(cli.app, ["watch", started.url])
+    assert result.exit_code == 0
+    total = len(started.progress.counts("generated"))
+    assert [(row["text"], row["done"], row["total"]) for row in shown] == [
+        ("generate", 1, total)
+    ] * 2
+    text = " ".join(result.output.split())
+    assert f"no process works on it; generate 1/{total}, label 0/{total}, probe 0/" in text
+
+
+def test_watch_refuses_a_folder_without_a_run(tmp_path):
+    assert CliRunner().invoke(cli.app, ["watch", str(tmp_path)]).exit_code == 1
+
+
+def test_unit_counts_counts_the_units_of_every_accumulator(tiny_model, tmp_path):
+    run = prepare_run(statistics_study(tiny_model, "statistics"), f"{tmp_path}/runs")
+    from ldmprobe_core.pipeline.units import UNITS
+
+    assert {verb: total for verb, (_, total) in runs.unit_counts(run).items()} == {
+        verb: len(UNITS[verb].list_units(run))
+        for verb in ("generate", "label", "accumulate", "probe")
+    }
+
+
+def test_holder_of_a_run_that_no_process_holds_is_none(tmp_path):
+    url = str(tmp_path / "run")
+    assert holder_of(url) is None
+    with hold_lease(url, "flow run 7"):
+        assert holder_of(url).description == "flow run 7"
+    assert holder_of(url) is None
+
+
+def test_version_option_prints_the_version():
+    (line,) = lines_of("--version")
+    assert line.startswith("ldmprobe 0.")
