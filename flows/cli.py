@@ -28,7 +28,13 @@ from flows.commands.interrupts import answer_interrupts
 from flows.commands.intervene import intervene
 from flows.commands.runs import Version, list_, watch
 from flows.commands.submit import submit
-from flows.commands.tables import print_missing, print_plan, print_rows, print_summary
+from flows.commands.tables import (
+    print_missing,
+    print_photographs,
+    print_plan,
+    print_rows,
+    print_summary,
+)
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 from tasks.display import activity
@@ -123,13 +129,7 @@ def classify(
             "classify", target.url, study=plan.study, store=store, photographs=photographs
         )
     console.print(classes_line(ClassesRecord.model_validate(found)), highlight=False)
-    if found["photographs"]:
-        real = found["photographs"]
-        console.print(
-            f"Of {real['count']} real pictures {real['confident']:.1%} have a top probability "
-            "above 90%.",
-            highlight=False,
-        )
+    print_photographs(found["photographs"], console)
 
 
 app.command()(with_live_line(intervene))
