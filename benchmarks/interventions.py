@@ -18,8 +18,8 @@ import numpy as np
 from ldmprobe_core.interventions.changes import make_change
 from ldmprobe_core.interventions.directions import direction_of
 from ldmprobe_core.interventions.editor import Editor, sample_edited
+from ldmprobe_core.interventions.measures.scores import score_edited_maps
 from ldmprobe_core.interventions.plan import plan_intervention
-from ldmprobe_core.interventions.scores import score_edited_maps
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import Target, target_maps
 from ldmprobe_core.pipeline.labels import as_label, label_set
@@ -48,7 +48,7 @@ def main(url: str, count: int) -> None:
             def direction(step: int, layer: str, spec: Intervention = spec):
                 return direction_of(run.url, identity, spec, step, layer)
 
-            change = make_change(spec, plan.kind, direction, aim, index, spec.dose_axis[0])
+            change = make_change(spec, plan.kind, direction, aim, spec.dose_axis[0])
             editors[method] = Editor(sampler, plan.sites[0].cells, change)
             for cell in plan.sites[0].cells:
                 direction(*cell)  # computed once for all batches of an intervention

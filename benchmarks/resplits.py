@@ -11,8 +11,10 @@ the run printed, and the controls that splits do not exceed.  About 5 minutes of
 default study.
 
 Only ridge probes are fitted, also to the foreground, where a run may have chosen logistic probes.
-Of the controls, position, prompt and the input controls are compared, the latter without the
-correction for the number of training samples.
+Of the controls, position, prompt and latents are compared, the latter without the correction for
+the number of training samples.  Clean pixels and permuted weights are of a part of the samples, and
+a permutation of labels pairs samples of different prompts, so these three cannot be divided by
+prompt.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from ldmprobe_core.analysis.records import (
     load_summary,
 )
 from ldmprobe_core.analysis.summarize import position_scores
+from ldmprobe_core.pipeline.groups import samples_in
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import (
@@ -202,6 +205,8 @@ def main() -> None:
     scorers = [TestScorer(labels, prop, everything) for prop in labels.maps]
     scores = {}
     for name in run.probe_inputs:
+        if len(samples_in(run, f"activations/{name}")) < len(run.samples):
+            continue
         cells = [cell_scores(run, name, step, scorers, resplits) for step in range(summary.steps)]
         scores[name] = np.stack(cells)
         print(f"{name}: {time.process_time() - started:.0f} CPU seconds", file=sys.stderr)

@@ -314,7 +314,10 @@ def curves_of_resplits(
         np.stack([[cell[part] for cell in steps] for steps in cells]) for part in (0, 1)
     )
     members = prompts[resplits.samples]
-    return choose_curves(scores.tied_layers, on_test, on_validation, members, resplits.inflation)
+    position = scorer.position_scores((GRID, GRID))
+    return choose_curves(
+        scores.tied_layers, on_test, on_validation, members, position, resplits.inflation
+    )
 
 
 def decide(kind: str, prop: str, seed: int) -> Outcome:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,9 @@ from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
 from flows.commands.carry_out import carry_out, with_live_line
 from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
+from flows.commands.export import export
+from flows.commands.fetch import fetch
+from flows.commands.index import index
 from flows.commands.interrupts import answer_interrupts
 from flows.commands.intervene import intervene
 from flows.commands.runs import Version, list_, watch
@@ -132,6 +136,10 @@ def classify(
     print_photographs(found["photographs"], console)
 
 
+app.command()(intervene)
+app.command()(with_live_line(export))
+app.command()(with_live_line(index))
+app.command()(fetch)
 app.command()(with_live_line(intervene))
 app.command(name="list")(with_live_line(list_))
 app.command()(watch)
@@ -167,15 +175,17 @@ def _plan_in(store: str, study: str, overrides: list[str] | None) -> tuple[Study
 
 
 def _plan_alone(study: str, overrides: list[str] | None) -> StudyPlan:
-    """Plan a study, and check the file of its Dask cluster."""
+    """Plan a study, check the file of its Dask cluster, and compare its memory with the machine."""
     from flows.checks.cluster_file import cluster_spec
+    from flows.checks.worker_memory import memory_problems
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 
     loaded = load_study(study, overrides)
     if loaded.execution.cluster is not None:
         cluster_spec(loaded.execution)
-    return plan_study(loaded)
+    plan = plan_study(loaded)
+    return replace(plan, missing=plan.missing + memory_problems(plan))
 
 
 def _require_complete(plan: StudyPlan) -> None:

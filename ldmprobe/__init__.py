@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldmprobe._arrays import capture, fit_probe, load_labeler
+    from ldmprobe._run import Run
     from ldmprobe._runs import (
-        Run,
         compare,
         intervene,
         load_study,
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
         write_report,
     )
     from ldmprobe_core.errors import RunError, UserError
-    from ldmprobe_core.labelers.registry import register_labeler
+    from ldmprobe_core.labelers.registry import property, register_labeler
     from ldmprobe_core.models.architectures.registry import register_architecture
-    from ldmprobe_core.probing import metrics
+    from ldmprobe_core.probing import metrics, readouts
     from ldmprobe_core.probing.linear import LinearProbe
     from ldmprobe_core.probing.statistics import SufficientStatistics
     from ldmprobe_core.study.properties import Property, register_property
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 __all__ = [
     "LinearProbe", "Property", "Run", "RunError", "Study", "SufficientStatistics", "UserError",
     "capture", "compare", "fit_probe", "intervene", "load_labeler", "load_study", "metrics",
-    "open_run", "plan", "register_architecture", "register_labeler", "register_property",
-    "run_study", "write_report",
+    "open_run", "plan", "property", "readouts", "register_architecture", "register_labeler",
+    "register_property", "run_study", "write_report",
 ]  # fmt: skip
 
 _HOMES = {
     "capture": "ldmprobe._arrays",
     "fit_probe": "ldmprobe._arrays",
     "load_labeler": "ldmprobe._arrays",
-    "Run": "ldmprobe._runs",
+    "Run": "ldmprobe._run",
     "compare": "ldmprobe._runs",
     "intervene": "ldmprobe._runs",
     "load_study": "ldmprobe._runs",
@@ -51,6 +51,7 @@ _HOMES = {
     "write_report": "ldmprobe._runs",
     "RunError": "ldmprobe_core.errors",
     "UserError": "ldmprobe_core.errors",
+    "property": "ldmprobe_core.labelers.registry",
     "register_labeler": "ldmprobe_core.labelers.registry",
     "register_architecture": "ldmprobe_core.models.architectures.registry",
     "LinearProbe": "ldmprobe_core.probing.linear",
@@ -62,8 +63,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "metrics":
-        value: Any = import_module("ldmprobe_core.probing.metrics")
+    if name in ("metrics", "readouts"):
+        value: Any = import_module(f"ldmprobe_core.probing.{name}")
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     else:

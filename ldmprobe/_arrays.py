@@ -76,7 +76,9 @@ def capture(
         pipe: a diffusers pipeline of a registered architecture.
         prompts: one prompt for each image.  All images are generated in a single batch.
         layers: layers to record, as names of presets (self-attention, cross-attention, resnets or
-            blocks) or as glob patterns that match names of the denoiser's modules.
+            blocks) or as glob patterns that match names of the denoiser's modules.  The suffixes
+            ``@query``, ``@key``, ``@value``, ``@head0`` and ``@words`` (attention to each token of
+            the prompt) select a point inside attention layers.
         steps: number of denoising steps.
         seeds: seed of each image's random generator; None uses the numbers from 0 on.
         guidance: scale of the classifier-free guidance; 1 turns guidance off.

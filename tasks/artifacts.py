@@ -49,9 +49,9 @@ def publish(record: dict[str, Any], url: str) -> None:
         markdown="\n".join(lines), key=f"summary-{name}", description="What the run found"
     )
     for prop in summary.properties:
-        heatmap = base64.b64encode(run.location.read_bytes(f"report/{prop}-heatmap.png")).decode()
+        heatmap = base64.b64encode(run.location.read_bytes(f"report/{prop}-heatmap.svg")).decode()
         create_image_artifact(
-            image_url=f"data:image/png;base64,{heatmap}",
+            image_url=f"data:image/svg+xml;base64,{heatmap}",
             key=f"heatmap-{prop}-{name}",
             description=f"{prop}: score of every cell, step by layer",
         )

@@ -10,6 +10,7 @@ from prefect.logging import get_run_logger
 
 from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs
 from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.models.devices import peak_memory
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.units import UNITS
 from ldmprobe_core.storage.run import Run
@@ -35,13 +36,17 @@ def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
 
 
 def carry_out(unit: UnitRef) -> dict[str, Any]:
-    """Carry out one unit, log its result, and return it: counts, seconds and bytes."""
+    """Carry out one unit, and return its result: counts, seconds and bytes.
+
+    The result is logged, with the peak memory of this process so far.
+    """
     require_not_stopped()
     result = UNITS[unit.verb].carry_out(unit.run.url, *unit.index)
     amounts = [f"{value} {name}" for name, value in result.items() if name not in _MEASURES]
     measures = [f"{result['seconds']:.2f} s"]
     if "bytes" in result:
         measures.append(f"{result['bytes'] / 1e6:.1f} MB")
+    measures += [f"peak {name} {size / 1e9:.2f} GB" for name, size in peak_memory().items()]
     get_run_logger().info(", ".join(amounts + measures))
     return result
 

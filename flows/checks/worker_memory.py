@@ -1,8 +1,9 @@
-"""Computes the memory limit of a Dask worker, and whether this machine has enough memory."""
+"""Computes the memory limit of a Dask worker, and refuses studies that the memory cannot hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ def planned_bytes(plan: StudyPlan) -> int:
     """
     encoders = sum(
         max(sum(path.stat().st_size for path in files) for files in _variants(folder.iterdir()))
-        for folder in plan.folder.glob("text_encoder*")
+        for folder in (plan.folder.glob("text_encoder*") if plan.folder else ())
         if folder.is_dir()
     )
     return sum(plan.memory.values()) + encoders
@@ -52,30 +53,92 @@ def machine_memory() -> int:
     return int(MEMORY_LIMIT)
 
 
-def memory_lines(plan: StudyPlan) -> list[str]:
-    """Return text lines that give the workers' memory limit and warn if the machine has too little.
+def gpu_memory() -> int:
+    """Return the memory of this machine's current GPU in bytes."""
+    import torch
 
-    They give the memory limit of the study's Dask workers, and a note if this machine has too
-    little memory for the study.  There are none if the study runs on other machines.
-    """
+    return int(torch.cuda.mem_get_info()[1])
+
+
+def memory_lines(plan: StudyPlan) -> list[str]:
+    """Return a line with the memory limit of the study's local Dask workers; empty without any."""
     execution = plan.study.execution
-    if execution.elsewhere:
+    if execution.elsewhere or execution.runner != "dask":
         return []
+    limit = _gb(worker_memory_limit(plan))
+    return [f"memory limit of a Dask worker: {limit}, for each of {execution.workers} workers"]
+
+
+def memory_problems(plan: StudyPlan) -> tuple[str, ...]:
+    """Return a message for each memory of this machine that cannot hold the planned study.
+
+    The plan does not count the networks' intermediate values, so a study that passes may still need
+    more.  There are no messages if the study runs on other machines.
+    """
+    if plan.study.execution.elsewhere:
+        return ()
+    from ldmprobe_core.errors import UserError
+    from ldmprobe_core.models.devices import pick_device
+
+    try:
+        device = pick_device(plan.study.execution.wanted_device).type
+    except UserError:
+        # The plan lists the missing device already.
+        return ()
+    problems = [_machine_problem(plan, device)]
+    if device == "cuda" and not plan.study.model.cpu_offload:
+        problems.append(_gpu_problem(plan))
+    return tuple(problem for problem in problems if problem is not None)
+
+
+def _machine_problem(plan: StudyPlan, device: str) -> str | None:
+    execution, batch = plan.study.execution, plan.study.sampling.batch
+    # Threads of one process share the models on a GPU, and take turns with them.
+    workers = execution.workers if execution.runner == "dask" or device == "cpu" else 1
     need, machine = planned_bytes(plan), machine_memory()
-    lines = []
-    if execution.runner == "dask":
-        limit = worker_memory_limit(plan)
-        lines.append(
-            f"memory limit of a Dask worker: {_gb(limit)}, for each of {execution.workers} workers"
-        )
-        need *= execution.workers
-    if need > machine:
-        workers = "execution.workers, " if execution.runner == "dask" else ""
-        lines.append(
-            f"note: the study needs about {_gb(need)} of memory and this machine has "
-            f"{_gb(machine)}. Fix: lower {workers}sampling.batch, or name fewer capture.layers"
-        )
-    return lines
+    if need * workers <= machine:
+        return None
+    remedies = []
+    if workers > 1 and need <= machine:
+        remedies.append(f"set execution.workers to {machine // need}")
+    smaller = batch // 2
+    while smaller and _planned_bytes_with_batch(plan, smaller) * workers > machine:
+        smaller //= 2
+    if smaller:
+        remedies.append(f"set sampling.batch to {smaller}")
+    remedies.append("name fewer capture.layers")
+    return (
+        f"sampling.batch: {workers} {'workers need' if workers > 1 else 'worker needs'} about "
+        f"{_gb(need * workers)} of memory, and this machine has {_gb(machine)} ({batch}). Fix: "
+        f"{', or '.join(remedies)}"
+    )
+
+
+def _planned_bytes_with_batch(plan: StudyPlan, batch: int) -> int:
+    """Return `planned_bytes` of the study with another ``sampling.batch``."""
+    from ldmprobe_core.models.sources.lookup import source_of
+    from ldmprobe_core.pipeline.planning.sizes import sum_bytes, worker_bytes
+
+    source, steps = source_of(plan.study.model), len(plan.steps)
+    sampling = plan.study.sampling.model_copy(update={"batch": batch})
+    study = plan.study.model_copy(update={"sampling": sampling})
+    sums = sum_bytes(study, plan.shapes, steps)
+    memory = worker_bytes(study, source.architecture, *source.networks(), plan.shapes, steps, sums)
+    return planned_bytes(replace(plan, study=study, memory=memory))
+
+
+def _gpu_problem(plan: StudyPlan) -> str | None:
+    """Compare the networks' weights, which the GPU holds all at once, with its memory."""
+    held = ("denoiser", "vae")
+    weights = planned_bytes(plan) - sum(n for use, n in plan.memory.items() if use not in held)
+    gpu = gpu_memory()
+    if weights <= gpu:
+        return None
+    return (
+        f"model.dtype: the networks' weights need {_gb(weights)}, and the GPU has {_gb(gpu)} "
+        f"({plan.study.model.dtype}). Fix: set model.dtype to float16, model.cpu_offload to true, "
+        "or controls.permuted_weights to false"
+    )
 
 
 def _gb(size: int) -> str:

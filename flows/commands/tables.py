@@ -94,7 +94,7 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
     )
     console.print(
         f"{plan.stored.step_images} samples with images of {plan.stored.steps} steps, "
-        f"{plan.stored.permuted} with the permuted denoiser",
+        f"{plan.stored.permuted} with the untrained denoiser",
         highlight=False,
     )
     table = _table("layer", "height x width", "channels")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmprobe_core.analysis.controls.rivals import RECALIBRATED
+from ldmprobe_core.analysis.generalization.resplits import ResplitCurves
 from ldmprobe_core.analysis.records import (
     BarRecord,
     CurveRecord,
@@ -51,9 +52,8 @@ class Curves:
         cells: mean score over test samples of the probes of `kind` in each cell, (step, layer).
         kind: kind of the probe in the best cell.
         layer: layer and kind of `probe`, which are chosen once for all steps.
-        deviations: deviations of the scores of other divisions of the training and validation
-            samples from their mean, (re-split, step, sample); None if there are none
-            (`ldmprobe_core.analysis.generalization.resplits`).
+        resplits: curves of other divisions of the training and validation samples; None if there
+            are none.
         decoded: whether each sample has step images, (sample,) bool; the scores of `sources` are
             NaN for the others.
         decoded_steps: steps (from 1) that have step images, ascending.
@@ -71,19 +71,19 @@ class Curves:
     layer: LayerRecord
     decoded: np.ndarray
     decoded_steps: np.ndarray
-    deviations: np.ndarray | None = None
+    resplits: ResplitCurves | None = None
 
 
 def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
     """Find the onset and settled steps in the curves of the probes and of the image labeler.
 
     Re-splits change the curve of the probes, and with its last score the absolute bars of all
-    curves.
+    curves.  They change the position baseline too, from which every gain is measured.
     """
     position, n_steps = curves.position, len(curves.probe)
-    of_probe = curves.deviations
-    if of_probe is None:
-        of_probe = np.zeros((1, *curves.probe.shape))
+    of_probe, of_position = np.zeros((1, *curves.probe.shape)), np.zeros((1, len(position)))
+    if curves.resplits is not None:
+        of_probe, of_position = curves.resplits.deviations, curves.resplits.position_deviations
 
     def record(scores: np.ndarray, deviations: np.ndarray, known: np.ndarray) -> CurveRecord:
         scores, deviations = scores[known - 1], deviations[:, known - 1]
@@ -93,21 +93,26 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
             # emerged, so both of its steps are undefined.
             undefined = BarRecord(onset=Crossing(), settled=Crossing())
             return CurveRecord(relative=undefined, absolute=undefined)
-        relative, absolute, zero = {}, {}, np.zeros(len(position))
+        relative, absolute = {}, {}
         for name, share in SHARES.items():
             # Margins are linear in the scores, so the margins of deviations are deviations.
             relative[name] = crossing(
                 relative_margins(scores, position, share),
                 bootstrap,
-                np.stack([relative_margins(one, zero, share) for one in deviations]),
+                np.stack(
+                    [
+                        relative_margins(one, base, share)
+                        for one, base in zip(deviations, of_position, strict=True)
+                    ]
+                ),
             ).at_steps(known, n_steps)
             absolute[name] = crossing(
                 absolute_margins(scores, curves.probe[-1], position, share),
                 bootstrap,
                 np.stack(
                     [
-                        absolute_margins(one, other[-1], zero, share)
-                        for one, other in zip(deviations, of_probe, strict=True)
+                        absolute_margins(one, other[-1], base, share)
+                        for one, other, base in zip(deviations, of_probe, of_position, strict=True)
                     ]
                 ),
             ).at_steps(known, n_steps)
@@ -116,11 +121,7 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
     every = np.arange(1, n_steps + 1)
     paired = None
     if not curves.decoded.all():
-        paired = record(
-            np.where(curves.decoded, curves.probe, np.nan),
-            np.where(curves.decoded, of_probe, np.nan),
-            every,
-        )
+        paired = record(np.where(curves.decoded, curves.probe, np.nan), of_probe, every)
     return EmergenceRecord(
         probe=record(curves.probe, of_probe, every),
         paired=paired,

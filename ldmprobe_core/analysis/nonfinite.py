@@ -25,7 +25,7 @@ def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
     counts: dict[str, int] = {}
     cells = []
     for network, group in ACTIVATION_GROUPS.items():
-        if network == "permuted" and not study.controls.permuted_weights:
+        if network == "permuted" and not study.controls.untrained:
             continue
         counts[network] = 0
         total = len(samples) if network == "trained" else len(permuted_samples(study, samples))

@@ -205,7 +205,7 @@ class PropertyScores:
             decoded_steps=np.arange(len(over_steps[0])) + 1
             if decoded_steps is None
             else decoded_steps,
-            deviations=resplits.deviations if resplits else None,
+            resplits=resplits,
         )
 
     def to_record(

@@ -15,7 +15,6 @@ from ldmprobe_core.interventions.edit import (
     target_reading,
 )
 from ldmprobe_core.interventions.editor import Change
-from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.spec import ERASURES, Intervention
 from ldmprobe_core.probing.block_scores import block_means
 
@@ -30,15 +29,17 @@ class EditLog:
             (sample,) for each cell.
         sizes: root mean square over the tokens of the norm of the change of the activations, in
             norms of the least edit that changes the prediction by one standard deviation, likewise.
-            For an exact edit it equals its reading, and for a null edit the reading of the edit
-            that it replaces.
+            For an exact edit it equals its reading.
+        fields: field of each cell's edit (`EditDirection.field_of`), by step and layer.
     """
 
     readings: list[Tensor] = field(default_factory=list)
     sizes: list[Tensor] = field(default_factory=list)
+    fields: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
-    def add(self, direction: EditDirection, change: Tensor) -> None:
+    def add(self, step: int, layer: str, direction: EditDirection, change: Tensor) -> None:
         """Record the change of a cell's activations, (n, y, x, channel)."""
+        self.fields[step, layer] = direction.field_of(change).cpu()
         reading = (change @ direction.weight).square().mean((1, 2)).sqrt()
         self.readings.append((reading / direction.deviation).cpu())
         size = change.square().sum(-1).mean((1, 2)).sqrt() / direction.step.norm()
@@ -64,9 +65,7 @@ def make_change(
     kind: str,
     direction_of: Callable[[int, str], EditDirection],
     targets: np.ndarray,
-    samples: list[int],
     dose: float = float("nan"),
-    null: str | None = None,
     log: EditLog | None = None,
 ) -> Change:
     """Return the function that edits one layer's activations at one step, for an `Editor`.
@@ -77,9 +76,7 @@ def make_change(
         direction_of: function that returns the edit direction of a cell, from its step and layer.
         targets: target maps (n, Y, X) at the image's size; for the null ``own_label``, the labels.
             Erasures do not use them.
-        samples: indices of the samples of the batch.
         dose: dose of an exact edit (`EditDirection.at_dose`); NaN leaves the target as it is.
-        null: name of the null edit that replaces the edit; None makes the edit itself.
         log: log to which the sizes of the edits are added.
     """
     mask = spec.edited_property.is_mask
@@ -108,11 +105,40 @@ def make_change(
             )  # fmt: skip
         else:
             edited = direction.exact(tokens, goal(direction, tokens), spec.strength)
-        if null is not None and NULLS[null].directions is not None:
-            edited = tokens + direction.null_change(edited - tokens, null, samples)
         if log is not None:
-            log.add(direction, edited - tokens)
+            log.add(step, layer, direction, edited - tokens)
         return edited
+
+    return change
+
+
+def make_null_change(
+    direction_of: Callable[[int, str], EditDirection],
+    null: str,
+    samples: list[int],
+    edit: EditLog,
+    log: EditLog,
+) -> Change:
+    """Return the function that makes a null edit, for an `Editor`.
+
+    The null edit adds what the edit proper added in the same cell of its own generation, with the
+    same norm and sign at every token, but in another direction.  So both generations are disturbed
+    equally in every cell, although their activations drift apart.
+
+    Args:
+        direction_of: function that returns the edit direction of a cell, from its step and layer.
+        null: name of the directions in `EditDirection.nulls`.
+        samples: indices of the samples of the batch, which determine the direction of each.
+        edit: log of the edit proper of the same samples.
+        log: log to which the sizes of the null edits are added.
+    """
+
+    def change(step: int, layer: str, tokens: Tensor) -> Tensor:
+        direction = direction_of(step, layer).to(tokens.device)
+        field = edit.fields[step, layer].to(tokens.device)
+        added = direction.null_change(field, null, samples)
+        log.add(step, layer, direction, added)
+        return tokens + added
 
     return change
 

@@ -56,8 +56,8 @@ def direction_of(
     if spec.method in ERASURES:
         probes = [_erasing_probe(spec, path, column)]
     else:
-        probes = _probes(run, identity, spec, step, layer)
-        probes.insert(0, probes.pop(_kinds(run, spec).index(kind)))
+        probes = stored_probes(run, identity, spec, step, layer)
+        probes.insert(0, probes.pop(probe_kinds_of(run, spec).index(kind)))
     context = NullContext(
         moments,
         np.stack([probe.weight for probe in probes]),
@@ -86,7 +86,7 @@ def _generator(spec: Intervention, layer: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
-def _kinds(run: Run, spec: Intervention) -> list[str]:
+def probe_kinds_of(run: Run, spec: Intervention) -> list[str]:
     """Kinds of linear probes of the property that the run stores."""
     prop = spec.edited_property
     return [kind for kind in run.study.linear_kinds if probe_kind(kind).supports(prop)]
@@ -115,16 +115,16 @@ def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellR
         return probe_activations(tokens, labels, run.study, (LabelColumn("true", prop),))["true"]
 
 
-def _probes(
+def stored_probes(
     run: Run, identity: str, spec: Intervention, step: int, layer: str
 ) -> list[LinearProbe]:
-    """Return the property's probes of a cell, one for each of the `_kinds`."""
+    """Return the property's linear probes of a cell, one for each of the `probe_kinds_of`."""
     if layer == LATENTS:
         probes = single_latent_probes(run.url, identity, spec.prop, step).probes
-        return [_linear(probes[kind, spec.prop]) for kind in _kinds(run, spec)]
+        return [_linear(probes[kind, spec.prop]) for kind in probe_kinds_of(run, spec)]
     stored = run.open(f"probes/{layer}", require_complete=True)
     cell = stored.sel(property=spec.prop, step=step).load()
-    return [LinearProbe.from_dataset(cell.sel(kind=kind)) for kind in _kinds(run, spec)]
+    return [LinearProbe.from_dataset(cell.sel(kind=kind)) for kind in probe_kinds_of(run, spec)]
 
 
 def _linear(probe: object) -> LinearProbe:

@@ -77,8 +77,8 @@ class EditDirection:
             nulls: directions of null edits by name, (draw, channel), of any norm.
 
         Raises:
-            ValueError: the probe's weights are zero, so its prediction cannot be changed; or a
-                direction is not finite, or is zero.
+            ValueError: the probe's weights are zero or its prediction is the same for all training
+                activations, so an edit has no size; or a direction is not finite, or is zero.
         """
         offset = np.asarray(probe.offset)
         if moments is None:
@@ -91,6 +91,11 @@ class EditDirection:
         gain = float(probe.weight @ raw)
         if gain <= 0:
             raise ValueError("probe: its weights are zero, so no edit changes its prediction")
+        if moments is not None and np.isfinite(deviation):
+            # Rounding leaves a constant prediction a variance of about 1e-16 of this square.
+            square = np.trace(moments.covariance) + moments.mean @ moments.mean
+            if deviation**2 <= 1e-14 * square * (probe.weight @ probe.weight):
+                raise ValueError("probe: its prediction is the same for all training activations")
         with np.errstate(all="ignore"):
             step = raw / gain
         tensors = [torch.as_tensor(v).float() for v in (probe.weight, offset, step, mean)]
@@ -143,21 +148,25 @@ class EditDirection:
         size = contrast.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
         return self.mean + contrast * (dose * self.deviation / size)
 
-    def null_change(self, change: Tensor, null: str, samples: list[int]) -> Tensor:
-        """Turn a change of activations into a null edit of the same field and norm.
+    def field_of(self, change: Tensor) -> Tensor:
+        """Return the field of a change of activations (n, y, x, channel).
 
-        At each token, the null edit has the norm of the change, and the sign with which the change
-        moves the prediction, but the direction of the null.
+        The field is the norm of the change at each token, (n, y, x), with the sign of the change of
+        the prediction.
+        """
+        return torch.sign(change @ self.weight) * change.norm(dim=-1)
+
+    def null_change(self, field: Tensor, null: str, samples: list[int]) -> Tensor:
+        """Return the change of activations that a null edit makes, (n, y, x, channel).
 
         Args:
-            change: change of activations, (n, y, x, channel).
+            field: field of the edit that the null edit is compared with, (n, y, x).
             null: name of directions in `nulls`.
             samples: indices of the samples, which determine the direction of each.
         """
-        sign = torch.sign(change @ self.weight)
         directions = self.nulls[null]
         chosen = directions[[sample % len(directions) for sample in samples]]
-        return (sign * change.norm(dim=-1))[..., None] * chosen[:, None, None]
+        return field[..., None] * chosen[:, None, None]
 
 
 def _unit_vectors(null: str, vectors: np.ndarray) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.layers import image_output_index
+from ldmprobe_core.models.capture_points.channels import CapturePoint
+from ldmprobe_core.models.layers import image_output_index, named_points
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.models.token_grid import Grid, change_grid
 from ldmprobe_core.study.layers import LATENTS
@@ -51,7 +52,7 @@ class Editor:
             UserError: an edited layer did not run exactly once in an edited step, or its edited
                 activations are not finite.
         """
-        modules = dict(self.sampler.denoiser.named_modules())
+        modules = named_points(self.sampler.denoiser)
         denoiser = self.sampler.denoiser
         hooks = [denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for name in sorted({name for _, name in self.cells} - {LATENTS}):
@@ -115,7 +116,7 @@ class Editor:
         edited = architecture.pack(change_grid(latents_map, self._grid, 0, copies, change))
         return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
 
-    def _hook(self, name: str, module: nn.Module) -> Any:
+    def _hook(self, name: str, module: nn.Module | CapturePoint) -> Any:
         item = image_output_index(self.sampler.architecture, module)
         guidance = self.sampler.guidance
 

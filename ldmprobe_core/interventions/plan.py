@@ -17,7 +17,8 @@ from ldmprobe_core.interventions.spec import (
     Intervention,
     predicts_for_descent,
 )
-from ldmprobe_core.models.layers import VAE
+from ldmprobe_core.models.capture_points.words import WORDS
+from ldmprobe_core.models.layers import POINT, VAE
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
 from ldmprobe_core.study.layers import LATENTS
@@ -93,7 +94,10 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
             "'permuted' out of the intervention's controls."
         )
     sites = _sites(run, spec)
-    _require_probes(run, sites)
+    cells = {cell for site in sites for cell in site.cells}
+    if spec.method in ERASURES:
+        cells |= {(step, layer) for step, _ in cells for layer in read_layers(run)}
+    _require_probes(run, cells)
     _require_orthogonal_direction(run, spec, sites)
     kind, samples = _kind(run, spec), _samples(run, spec)
     donors = _donors(run, samples) if spec.method == DONOR else []
@@ -156,11 +160,18 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
             )
         if glob != LATENTS and not any(fnmatchcase(name, glob) for name in run.layers):
             raise UserError(_no_layers_match(run, glob))
+        if glob.endswith(POINT + WORDS):
+            raise UserError(
+                f"layers: attention maps cannot be edited, because the denoiser computes its own "
+                f"({glob}). Fix: edit {POINT}query of the same layer, if the run has it."
+            )
     globs = spec.layers or ("*",)
     layers = [
         name
         for name in run.layers
-        if any(fnmatchcase(name, glob) for glob in globs) and not name.startswith(VAE)
+        if any(fnmatchcase(name, glob) for glob in globs)
+        and not name.startswith(VAE)
+        and not name.endswith(POINT + WORDS)
     ]
     # The denoiser's input is edited only if it is named, and as one more row of a causal map.
     if LATENTS in globs or (spec.windows and spec.layers is None and latents):
@@ -176,19 +187,58 @@ def _no_layers_match(run: Run, globs: str) -> str:
     )
 
 
-def _require_probes(run: Run, sites: list[Site]) -> None:
-    """Require that the probes of every edited cell are finished.
+def read_layers(run: Run) -> list[str]:
+    """Layers whose activations probes read during an erasure: the captured ones of the denoiser."""
+    return [layer for layer in run.layers if not layer.startswith(VAE)]
+
+
+def _require_probes(run: Run, cells: set[tuple[int, str]]) -> None:
+    """Require that the probes of every edited cell are finished, and of other cells that are read.
 
     Raises:
         UserError: a cell has no probes yet.
     """
     completed = run.progress.completed(PROBE)
-    for step, layer in (cell for site in sites for cell in site.cells):
+    for step, layer in sorted(cells):
         if not completed[step - 1, run.probe_inputs.index(layer)]:
             raise UserError(
                 f"probes: {run.url} has no probes of layer {layer} at step {step}. Fix: finish the "
                 "run, then repeat the intervention."
             )
+
+
+def require_varying_predictions(run: Run, spec: Intervention, plan: InterventionPlan) -> None:
+    """Require that the predictions of the probes that an edit uses differ between tokens.
+
+    The dose of an edit is in standard deviations of the prediction, so an edit of a constant
+    prediction has no size.  The predictions are those for two of the edited samples, which are read
+    from the run; latents always vary.
+
+    Raises:
+        UserError: a probe predicts one value for all tokens, apart from its position term.
+    """
+    if spec.method not in PROBE_EDITS:
+        return
+    steps: dict[str, set[int]] = {}
+    for step, layer in (cell for site in plan.sites for cell in site.cells if cell[1] != LATENTS):
+        steps.setdefault(layer, set()).add(step)
+    for layer in steps:
+        stored = run.open(f"probes/{layer}", require_complete=True).weight
+        weights = stored.sel(kind=plan.kind, property=spec.prop).load()
+        for step in sorted(steps[layer]):
+            tokens = run.read(
+                f"activations/{layer}", "activation", step=step - 1, sample=plan.samples[:2]
+            ).astype(np.float64)
+            weight = weights.sel(step=step).values.astype(np.float64)
+            with np.errstate(all="ignore"):  # Activations may be infinite.
+                scale = np.linalg.norm(weight) * np.sqrt(np.square(tokens).sum(-1).mean())
+                constant = (tokens @ weight).std() <= 1e-9 * scale
+            if constant:
+                raise UserError(
+                    f"layers: {layer} cannot be edited at step {step}, because its {plan.kind} "
+                    f"probe of {spec.prop} predicts the same for every token (deviation 0). Fix: "
+                    "leave this layer out of layers, or choose steps without this one."
+                )
 
 
 def _require_orthogonal_direction(run: Run, spec: Intervention, sites: list[Site]) -> None:

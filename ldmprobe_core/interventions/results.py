@@ -8,16 +8,14 @@ import numpy as np
 from pydantic import BaseModel
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.interventions.directions import single_latent_probes
+from ldmprobe_core.interventions.measures.decodable import score_at_site, stored_scores
+from ldmprobe_core.interventions.measures.readings import ProbeReading, probe_readings
 from ldmprobe_core.interventions.plan import InterventionPlan, Site, plan_intervention
 from ldmprobe_core.interventions.records import DoseEffect, InterventionRecord, MapCell
 from ldmprobe_core.interventions.spec import EDITED, Intervention
-from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
-from ldmprobe_core.study.conditions import PROBE_CONDITION
-from ldmprobe_core.study.layers import LATENTS
 
 INTERVENTIONS_GROUP = "interventions"
 """Zarr group that contains the arrays of all interventions."""
@@ -42,12 +40,14 @@ class EffectRecord(BaseModel):
             properties and where no pair defines it.
         vanished: fraction of pairs whose edited image has an empty mask, of the pairs with a label
             that is not empty; None for other properties.
-        measures: mean of each measure (`ldmprobe_core.interventions.scores.measures_of`).
+        measures: mean of each measure (`ldmprobe_core.interventions.measures.scores.measures_of`).
         outside: mean absolute change of pixel values, 0..1, outside the object and its target.
         kept: fraction of images whose top class is unchanged; None if the run has no class labels.
         size: root mean square norm of the change in an edited cell, in norms of the least edit that
             changes the prediction by one standard deviation; its mean over cells, samples and
-            targets; None for donors.
+            targets; None for donors.  Null edits but ``own_label`` have that of the edit.
+        readings: for an erasure or its null edits, what the run's probes of each layer and kind
+            read in the generation of the edited images; empty for other methods.
     """
 
     mean: Interval
@@ -60,6 +60,7 @@ class EffectRecord(BaseModel):
     outside: Interval
     kept: float | None
     size: float | None = None
+    readings: list[ProbeReading] = []
 
 
 class SiteRecord(BaseModel):
@@ -250,11 +251,20 @@ def _site_record(
     n_measures = data.sizes["measure"]
     before = data.unedited.values.reshape(n_measures, -1).astype(float)
     edited = data.score.values[0].reshape(n_measures, -1).astype(float)
+    site = plan.sites[[str(site) for site in plan.sites].index(str(data.site.values))]
     effects = {
         condition: _effect_record(data.isel(condition=i), condition, before, edited, bootstrap)
         for i, condition in enumerate(spec.conditions)
     }
-    site = plan.sites[[str(site) for site in plan.sites].index(str(data.site.values))]
+    if "probe_score" in data:
+        effects = {
+            condition: effect.model_copy(
+                update={
+                    "readings": _readings(run, plan, spec, site, data.isel(condition=i), bootstrap)
+                }
+            )
+            for i, (condition, effect) in enumerate(effects.items())
+        }
     dose, reading = float(data.dose), float(np.mean(data.reading.values[0]))
     return SiteRecord(
         layers=list(site.layers),
@@ -263,7 +273,7 @@ def _site_record(
         dose=dose if np.isfinite(dose) else None,
         reading=reading if np.isfinite(reading) else None,
         effects=effects,
-        decodable=_decodable(run, spec, plan.kind, site) if len(site.layers) == 1 else None,
+        decodable=score_at_site(run, spec, plan.kind, site) if len(site.layers) == 1 else None,
     )
 
 
@@ -307,45 +317,30 @@ def _effect_record(
     )
 
 
+def _readings(
+    run: Run,
+    plan: InterventionPlan,
+    spec: Intervention,
+    site: Site,
+    data: Any,
+    bootstrap: Bootstrap,
+) -> list[ProbeReading]:
+    """Summarise what probes read under one condition of an erasure at a site."""
+
+    def unedited(layer: str, kind: str) -> np.ndarray:
+        steps = range(site.first, site.last + 1)
+        by_sample = stored_scores(run, spec, kind, layer, steps)
+        return np.array([by_sample[sample] for sample in plan.samples])
+
+    # An erasure has one target, the own label.
+    scores = data.probe_score.isel(target=0).transpose("layer", "kind", "sample").values
+    layers, kinds = ([str(name) for name in data[axis].values] for axis in ("layer", "kind"))
+    return probe_readings(scores, layers, kinds, unedited, bootstrap)
+
+
 def _fraction(true: np.ndarray, defined: np.ndarray) -> float | None:
     """Return the fraction of defined entries that are true; None if none is defined."""
     return float(true[defined].mean()) if defined.any() else None
-
-
-def _decodable(run: Run, spec: Intervention, kind: str, site: Site) -> Interval:
-    """Score the probes of a site's layer, on average over the window's steps.
-
-    The score is that of the run's test samples in the headline metric.
-    """
-    scores_of = _latent_scores if site.layers == (LATENTS,) else _stored_scores
-    values = scores_of(run, spec, kind, site)
-    test = [i for i in values if run.samples[i].split == "test"]
-    members = [run.samples[i] for i in test]
-    bootstrap = Bootstrap.of_samples(members, run.study.bootstrap, seed=0)
-    return bootstrap.interval(np.array([values[i] for i in test]))
-
-
-def _stored_scores(run: Run, spec: Intervention, kind: str, site: Site) -> dict[int, float]:
-    """Return the mean score over the window's steps of the stored probes, by held-out sample."""
-    scores = run.open(f"scores/{spec.prop}", require_complete=True).score.sel(
-        condition=PROBE_CONDITION, kind=kind, metric=spec.defaults.metrics[0], layer=site.layers[0]
-    )
-    steps = scores.isel(step=slice(site.first - 1, site.last)).load()
-    means = steps.mean("step", skipna=False).values.astype(float)
-    return dict(zip(map(int, steps.sample.values), map(float, means), strict=True))
-
-
-def _latent_scores(run: Run, spec: Intervention, kind: str, site: Site) -> dict[int, float]:
-    """Return the same mean of probes of single latents, which the run does not store."""
-    identity = run.location.read_text("identity")
-    row = run.study.kinds.index(kind), spec.edited_property.metrics.index(spec.defaults.metrics[0])
-    steps = [
-        single_latent_probes(run.url, identity, spec.prop, step).scores[spec.prop][row]
-        for step in range(site.first, site.last + 1)
-    ]
-    heldout = cached_label_set(run.url, identity).heldout
-    means = np.mean(steps, axis=0, dtype=float)
-    return dict(zip(map(int, heldout), map(float, means), strict=True))
 
 
 def has_intervention_summary(run: Run, name: str) -> bool:

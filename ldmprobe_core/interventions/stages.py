@@ -7,35 +7,31 @@ done after its data is written, so an interrupted intervention resumes when the 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.interventions.changes import EditLog, make_change, patch_from
-from ldmprobe_core.interventions.directions import direction_of
-from ldmprobe_core.interventions.edit import EditDirection
-from ldmprobe_core.interventions.editor import Change, Editor, sample_edited
-from ldmprobe_core.interventions.plan import InterventionPlan, Site, plan_intervention
+from ldmprobe_core.interventions.batches import InterventionBatch
+from ldmprobe_core.interventions.directions import probe_kinds_of
+from ldmprobe_core.interventions.measures.scores import measures_of, score_edited_maps
+from ldmprobe_core.interventions.plan import (
+    InterventionPlan,
+    plan_intervention,
+    read_layers,
+    require_varying_predictions,
+)
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,
     RECORDS,
     read_intervention,
 )
-from ldmprobe_core.interventions.scores import (
-    background_change,
-    measures_of,
-    score_edited_maps,
-)
-from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, Intervention
+from ldmprobe_core.interventions.spec import DONOR, ERASURES, Intervention
 from ldmprobe_core.interventions.targets import resolve_target, target_maps
 from ldmprobe_core.labelers.registry import labelers_of
-from ldmprobe_core.pipeline.labels import as_label, cached_label_set, label_set
-from ldmprobe_core.pipeline.model_cache import use_models
+from ldmprobe_core.pipeline.labels import as_label, label_set
 from ldmprobe_core.pipeline.prepare import check_fingerprints
 from ldmprobe_core.pipeline.units import Unit, UnitOperations, register_units
 from ldmprobe_core.storage.group_builder import GroupBuilder
@@ -43,6 +39,10 @@ from ldmprobe_core.storage.nodes import open_group
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import EDIT
 from ldmprobe_core.study.properties import property_of
+
+_UNIT_AXES = {"score": (2, 3, 4), "probe_score": (3, 4, 5)}
+"""Positions of the axes site, dose and target in the arrays in which they follow other axes than
+the condition alone."""
 
 
 def create_intervention(run: Run, spec: Intervention) -> str:
@@ -52,14 +52,16 @@ def create_intervention(run: Run, spec: Intervention) -> str:
         the intervention's name, `Intervention.name`.
 
     Raises:
-        UserError: the run lacks probes, samples or layers that the intervention needs, or
-            the model or a labeler has other weights than when the run was created.
+        UserError: the run lacks probes, samples or layers that the intervention needs, a probe
+            predicts the same for every token, or the model or a labeler has other weights than when
+            the run was created.
     """
     study = run.study
     spec = spec.model_copy(
         update={"targets": tuple(resolve_target(target) for target in spec.targets)}
     )
     plan = plan_intervention(run, spec)
+    require_varying_predictions(run, spec, plan)
     check_fingerprints(run, study)
     if spec.prop not in labelers_of(study):
         raise UserError(
@@ -122,7 +124,7 @@ def _create_arrays(
     arrays = GroupBuilder(root)
     group = arrays.group(path, f"{spec.prop} edited, method {spec.method}")
     sizes = run.open("images").sizes
-    length = _create_axes(arrays, group, spec, plan)
+    length = _create_axes(arrays, group, run, spec, plan)
     batch = min(run.study.sampling.batch, length["sample"])
     chunk = {"site": 1, "dose": 1, "target": 1, "sample": batch}
 
@@ -134,6 +136,9 @@ def _create_arrays(
     add("image", f"{each} y x rgb", "uint8", "image", "0..255")
     add("label", f"{each} y x", "float32", f"labeler's {spec.prop}")
     add("score", f"condition measure {each.partition(' ')[2]}", "float32", "measures of the map")
+    if spec.method in ERASURES:
+        axes = f"condition layer kind {each.partition(' ')[2]}"
+        add("probe_score", axes, "float32", "scores of the run's probes with the own label")
     add("outside", each, "float32", "change off the object and its target")
     add("kept", each, "float32", "1 where the class stays")
     add("reading", each, "float32", "root mean square change of the prediction, in deviations")
@@ -153,7 +158,7 @@ def _create_arrays(
 
 
 def _create_axes(
-    arrays: GroupBuilder, group: zarr.Group, spec: Intervention, plan: InterventionPlan
+    arrays: GroupBuilder, group: zarr.Group, run: Run, spec: Intervention, plan: InterventionPlan
 ) -> dict[str, int]:
     """Create the coordinates of an intervention's arrays, and return the length of each axis."""
     sites = plan.sites
@@ -166,6 +171,9 @@ def _create_axes(
         "rgb": (["red", "green", "blue"], "colour channel"),
         "measure": (list(measures_of(spec.edited_property)), "agreement, and shift of the mask"),
     }
+    if spec.method in ERASURES:
+        axes["layer"] = (read_layers(run), "layer whose activations probes read")
+        axes["kind"] = (probe_kinds_of(run, spec), "kind of these probes")
     for name, (values, text) in axes.items():
         arrays.coordinate(group, name, values, text)
     for name, steps, text in (
@@ -236,13 +244,12 @@ def edit_batch(
     if property_of(spec.prop).is_mask:
         targets = targets > 0.5
     labels = as_label(run.study, spec.prop, run.read("labels", spec.prop, sample=samples))
-    edit = _Batch(run, spec, plan, samples, plan.donors[members], labels, targets)
+    edit = InterventionBatch(run, spec, plan, samples, plan.donors[members], labels, targets)
     results = edit.edit_in_all_conditions(plan.sites[site], spec.dose_axis[dose])
     run.write(
         group,
         {
-            # The axes site, dose and target follow the condition, in the scores also the measure.
-            array: np.expand_dims(values, (2, 3, 4) if array == "score" else (1, 2, 3)).astype(
+            array: np.expand_dims(values, _UNIT_AXES.get(array, (1, 2, 3))).astype(
                 np.uint8 if array == "image" else np.float32
             )
             for array, values in results.items()
@@ -255,117 +262,6 @@ def edit_batch(
     progress.mark_done(EDIT, site, dose, target, batch)
     images = len(samples) * len(results["image"])
     return {"images": images, "seconds": time.monotonic() - started}
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Samples that are edited together, with their labels and targets.
-
-    Attributes:
-        run: run that contains the intervention.
-        spec: settings of the intervention.
-        plan: checked intervention.
-        samples: indices of the samples.
-        donors: indices of the samples that give their activations; empty for other methods.
-        labels, targets: label and target maps of the samples, (sample, y, x).
-    """
-
-    run: Run
-    spec: Intervention
-    plan: InterventionPlan
-    samples: list[int]
-    donors: list[int]
-    labels: np.ndarray
-    targets: np.ndarray
-
-    def edit_in_all_conditions(self, site: Site, dose: float) -> dict[str, np.ndarray]:
-        """Generate the edited images in all conditions, label them and score them.
-
-        Args:
-            site: edited layers and steps.
-            dose: dose of exact edits, in standard deviations of the prediction.
-
-        Returns:
-            arrays by name: ``image`` (condition, sample, y, x, rgb),
-            ``label`` (condition, sample, y, x), ``score`` (condition, measure, sample),
-            ``outside``, ``kept``, ``reading`` and ``size`` (condition, sample).
-        """
-        run, prop = self.run, property_of(self.spec.prop)
-        unedited = run.read("images", "image", sample=self.samples)
-        mean_map = cached_label_set(run.url, run.location.read_text("identity")).means[prop.name]
-        results: dict[str, list[np.ndarray]] = {
-            "image": [], "label": [], "score": [], "outside": [], "kept": [], "reading": [],
-            "size": [],
-        }  # fmt: skip
-        with use_models(run) as (sampler, labelers):
-            for condition in self.spec.conditions:
-                log = EditLog()
-                editor = Editor(sampler, site.cells, self._change(condition, dose, log))
-                edited = sample_edited(sampler, [run.samples[i] for i in self.samples], editor)
-                maps = labelers[prop.name](edited)
-                scores = score_edited_maps(
-                    prop, as_label(run.study, prop.name, maps), self.labels, self.targets, mean_map
-                )
-                results["image"].append(edited)
-                results["label"].append(maps)
-                results["score"].append(scores)
-                results["outside"].append(
-                    _change_outside(unedited, edited, self.labels, self.targets)
-                )
-                results["kept"].append(_class_unchanged(run, labelers, edited, self.samples))
-                results["reading"].append(log.mean_reading(len(self.samples)))
-                results["size"].append(log.mean_size(len(self.samples)))
-        return {array: np.stack(values) for array, values in results.items()}
-
-    def _change(self, condition: str, dose: float, log: EditLog) -> Change:
-        """Return the function that changes activations in one condition."""
-        if self.spec.method == DONOR:
-            return patch_from(self._donated)
-        null = None if condition == EDITED else condition
-        aim = self.labels if condition == "own_label" else self.targets
-        return make_change(
-            self.spec, self.plan.kind, self._direction, aim, self.samples, dose, null, log
-        )
-
-    def _direction(self, step: int, layer: str) -> EditDirection:
-        identity = self.run.location.read_text("identity")
-        # Images are generated without gradients, but some kinds of probes are fitted with them.
-        with torch.enable_grad():
-            return direction_of(self.run.url, identity, self.spec, step, layer)
-
-    def _donated(self, step: int, layer: str) -> np.ndarray:
-        """Activations of the donors in one cell, (sample, y, x, channel)."""
-        values = [
-            self.run.read(f"activations/{layer}", "activation", step=step - 1, sample=donor)
-            for donor in self.donors
-        ]
-        return np.stack(values)
-
-
-def _change_outside(
-    before: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: np.ndarray
-) -> np.ndarray:
-    """Return the mean absolute change, 0..1, of the pixels outside label and target masks.
-
-    Both masks are those of the sample; the result is (sample,).  For a property that is not a mask,
-    the mean is over all pixels of the image.
-    """
-    if labels.dtype != bool:
-        labels = targets = np.zeros(labels.shape, bool)
-    return background_change(before, after, labels, targets)
-
-
-def _class_unchanged(
-    run: Run, labelers: dict[str, Any], edited: np.ndarray, samples: list[int]
-) -> np.ndarray:
-    """Compare each sample's top class before and after the edit, (sample,) float64.
-
-    The value is 1 for an unchanged class, 0 for a changed one, and NaN without a class labeler.
-    """
-    if "class" not in labelers:
-        return np.full(len(edited), np.nan)
-    top_class = run.read("labels", "class_score", sample=samples).argmax(1)
-    return (labelers["class"](edited).argmax(1) == top_class).astype(float)
 
 
 register_units(

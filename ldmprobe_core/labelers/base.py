@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.readers.hub_cache import PublishedSource
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,11 @@ class Labeler(Protocol):
         ...
 
 
+def nothing_published(spec: LabelerSpec) -> list[PublishedSource]:
+    """Return an empty list: the published files of a labeler whose files ship, or are local."""
+    return []
+
+
 def no_weights(spec: LabelerSpec) -> list[Path]:
     """Return an empty list: the weight files of a labeler that has no weights."""
     return []
@@ -57,7 +63,10 @@ class LabelerEntry:
         locate_weights: function that returns the labeler's weight files without loading them; it
             raises `UserError` if a file or package is missing.  A hash of the files is recorded in
             each run.
+        published: function that lists the published files that the labeler needs and this machine
+            may lack; None if the labeler's own package fetches its weights when it is loaded.
     """
 
     load: Callable[[LabelerSpec, torch.device], Labeler]
     locate_weights: Callable[[LabelerSpec], list[Path]] = no_weights
+    published: Callable[[LabelerSpec], list[PublishedSource]] | None = nothing_published

@@ -11,8 +11,15 @@ from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.image_batches import in_batches, to_tensor
-from ldmprobe_core.labelers.weights import files_of, find_file, find_folder, load_state
+from ldmprobe_core.labelers.weights import (
+    files_of,
+    find_file,
+    find_folder,
+    load_state,
+    published_file,
+)
 from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.readers.hub_cache import PublishedSource
 
 _BATCH = 16
 
@@ -79,6 +86,18 @@ def locate_vgg16(spec: LabelerSpec) -> list[Path]:
     published = Path(VGG16_Weights.IMAGENET1K_V1.url).name
     cache = Path(torch.hub.get_dir()) / "checkpoints" / published
     return [find_file(spec, f"torchvision's {published}", cache.with_suffix(".safetensors"))]
+
+
+def published_vgg16(spec: LabelerSpec) -> list[PublishedSource]:
+    """List the file of VGG-16's weights that torchvision publishes."""
+    from torchvision.models import VGG16_Weights
+
+    url = VGG16_Weights.IMAGENET1K_V1.url
+    name = Path(url).name
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / name
+    # The file's name ends with the first digits of its SHA-256.
+    digits = name.rpartition("-")[2].partition(".")[0]
+    return published_file(spec, name, url, cache.with_suffix(".safetensors"), ("sha256", digits))
 
 
 def load_vgg16(spec: LabelerSpec, device: torch.device) -> VggLabeler:

@@ -11,8 +11,9 @@ import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.image_batches import in_batches, resized
-from ldmprobe_core.labelers.weights import files_of, find_folder
+from ldmprobe_core.labelers.weights import files_of, find_folder, published_repository
 from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.readers.hub_cache import PublishedSource
 
 _MIDAS = "Intel/dpt-large"
 _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
@@ -67,6 +68,11 @@ def locate_transformers_depth(spec: LabelerSpec) -> list[Path]:
 def locate_midas(spec: LabelerSpec) -> list[Path]:
     """List the weight and config files of a DPT model, by default those of DPT-Large."""
     return _files(find_folder(spec, _MIDAS))
+
+
+def published_midas(spec: LabelerSpec) -> list[PublishedSource]:
+    """List the hub repository of a DPT model, by default that of DPT-Large."""
+    return published_repository(spec, _MIDAS)
 
 
 def _files(folder: Path) -> list[Path]:

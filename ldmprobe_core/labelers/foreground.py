@@ -7,15 +7,18 @@ a safetensors file.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from ldmprobe_core.labelers.image_batches import IMAGENET, in_batches, normalise, resized, to_tensor
-from ldmprobe_core.labelers.weights import find_file, load_state, require_package
+from ldmprobe_core.labelers.weights import find_file, load_state, published_file, require_package
 from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.readers.hub_cache import PublishedSource
 
 _TRACER_SIDE = 640
 _INSPYRENET_SIDE = 384
@@ -64,7 +67,12 @@ def locate_tracer(spec: LabelerSpec) -> list[Path]:
         "pip install --no-deps carvekit (its dependencies include a package named typing, which "
         "breaks current Python)",
     )
-    return [find_file(spec, "TRACER-B7's weights (tracer_b7.pth, huggingface.co/Carve/tracer_b7)")]
+    return [find_file(spec, "TRACER-B7's weights (tracer_b7.pth of Carve/tracer_b7)")]
+
+
+def published_tracer(spec: LabelerSpec) -> list[PublishedSource]:
+    """List the file of TRACER's weights that carvekit publishes on the hub."""
+    return published_file(spec, "tracer_b7.pth", "Carve/tracer_b7")
 
 
 def load_tracer(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
@@ -92,6 +100,20 @@ def locate_inspyrenet(spec: LabelerSpec) -> list[Path]:
     """
     require_package("transparent_background", "pip install 'ldmprobe[inspyrenet]'")
     return [find_file(spec, "InSPyReNet's weights (ckpt_fast.pth of transparent-background)")]
+
+
+def published_inspyrenet(spec: LabelerSpec) -> list[PublishedSource]:
+    """List the file of InSPyReNet's weights, at the URL that its package names.
+
+    The list is empty without the package, since `locate_inspyrenet` reports that it is missing.
+    """
+    package = importlib.util.find_spec("transparent_background")
+    if package is None:
+        return []
+    config = Path(str(package.origin)).with_name("config.yaml")
+    record = yaml.safe_load(config.read_text("utf-8"))["fast"]
+    url = str(record["url"])
+    return published_file(spec, url.rpartition("/")[2], url, checksum=("md5", str(record["md5"])))
 
 
 def load_inspyrenet(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:

@@ -105,7 +105,9 @@ def import_labeler(prop: str, name: str) -> Any:
         if not hasattr(found, part):
             raise import_error(
                 f"{module_name} has no {path}",
-                f"correct the name; the file is {getattr(found, '__file__', module_name)}",
+                f"correct the name; the file is {getattr(found, '__file__', module_name)}"
+                if module_name != "__main__"
+                else "move the function to a module that this process can import, and name that",
             )
         found = getattr(found, part)
     if not callable(found):

@@ -15,12 +15,17 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import ValidationError
+
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers import classes, depth, foreground, shading, tabletop
+from ldmprobe_core.labelers import classes, depth, edges, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
 from ldmprobe_core.labelers.functions import function_entry, import_labeler, takes_images
+from ldmprobe_core.labelers.weights import published_repository
+from ldmprobe_core.study.extensions.entry_points import load_entry_points
+from ldmprobe_core.study.loading import sentence
 from ldmprobe_core.study.probe_sections import LabelerSpec
-from ldmprobe_core.study.properties import map_properties
+from ldmprobe_core.study.properties import Property, map_properties, register_property
 from ldmprobe_core.study.schema import Study
 
 if TYPE_CHECKING:
@@ -77,6 +82,40 @@ def register_labeler(
     return register
 
 
+def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
+    """Return a decorator that registers a property with the labeler that measures it.
+
+    A study names the decorated function as ``module:function`` under ``labels.<name>``.  It then
+    carries the property's record, so that other processes know the property without importing the
+    module; only processes that label images import it.
+
+    Args:
+        name: name of the property: lowercase letters, digits and _.
+        kind: ``mask`` or ``scalar``, see `Property`.
+        fields: other fields of `Property`, such as ``title``; their defaults depend on the kind.
+
+    Raises:
+        UserError: a field is wrong, or the name is taken by another property.
+
+    Example::
+
+        @lp.property("sunlit", kind="mask")
+        def sunlit(images): return images.mean(-1) > 128
+    """
+    try:
+        record = register_property(Property.model_validate({"name": name, "kind": kind, **fields}))
+    except ValidationError as error:
+        problem_and_remedy = sentence(error, Property, "property")
+        raise UserError(f"property {name!r}: {problem_and_remedy}") from None
+    except ValueError as problem_and_remedy:
+        raise UserError(str(problem_and_remedy)) from None
+
+    def register(loader: Loader) -> Loader:
+        return register_labeler(record.name, f"{loader.__module__}:{loader.__qualname__}")(loader)
+
+    return register
+
+
 def as_entry(loader: Any) -> LabelerEntry:
     """Build the registry entry of a labeler: a class, a loading function or a function of images.
 
@@ -93,16 +132,24 @@ register_labeler(
     "foreground", "tabletop", LabelerEntry(tabletop.load_foreground, tabletop.locate_weights)
 )
 register_labeler(
-    "foreground", "tracer", LabelerEntry(foreground.load_tracer, foreground.locate_tracer)
+    "foreground",
+    "tracer",
+    LabelerEntry(foreground.load_tracer, foreground.locate_tracer, foreground.published_tracer),
 )
 register_labeler(
     "foreground",
     "inspyrenet",
-    LabelerEntry(foreground.load_inspyrenet, foreground.locate_inspyrenet),
+    LabelerEntry(
+        foreground.load_inspyrenet, foreground.locate_inspyrenet, foreground.published_inspyrenet
+    ),
 )
 register_labeler("depth", "tabletop", LabelerEntry(tabletop.load_depth, tabletop.locate_weights))
-register_labeler("depth", "midas", LabelerEntry(depth.load_midas, depth.locate_midas))
-_TRANSFORMERS_DEPTH = LabelerEntry(depth.load_transformers_depth, depth.locate_transformers_depth)
+register_labeler(
+    "depth", "midas", LabelerEntry(depth.load_midas, depth.locate_midas, depth.published_midas)
+)
+_TRANSFORMERS_DEPTH = LabelerEntry(
+    depth.load_transformers_depth, depth.locate_transformers_depth, published_repository
+)
 register_labeler("depth", "depth-anything", _TRANSFORMERS_DEPTH)
 register_labeler("depth", "transformers", _TRANSFORMERS_DEPTH)
 register_labeler(
@@ -110,17 +157,28 @@ register_labeler(
 )
 register_labeler("shading", "retinex", LabelerEntry(shading.load_retinex, shading.locate_retinex))
 register_labeler(
-    "shading", "marigold", LabelerEntry(shading.load_marigold, shading.locate_marigold)
+    "shading",
+    "marigold",
+    LabelerEntry(shading.load_marigold, shading.locate_marigold, shading.published_marigold),
 )
 register_labeler(
-    "shading", "intrinsic", LabelerEntry(shading.load_intrinsic, shading.locate_intrinsic)
+    "shading", "intrinsic", LabelerEntry(shading.load_intrinsic, shading.locate_intrinsic, None)
 )
+register_labeler("edges", "gradient")(edges.gradient_edges)
 register_labeler("class", "tabletop", LabelerEntry(tabletop.load_classes, tabletop.locate_weights))
-register_labeler("class", "vgg16", LabelerEntry(classes.load_vgg16, classes.locate_vgg16))
+register_labeler(
+    "class",
+    "vgg16",
+    LabelerEntry(classes.load_vgg16, classes.locate_vgg16, classes.published_vgg16),
+)
 register_labeler(
     "class",
     "transformers",
-    LabelerEntry(classes.load_transformers_classes, classes.locate_transformers_classes),
+    LabelerEntry(
+        classes.load_transformers_classes,
+        classes.locate_transformers_classes,
+        published_repository,
+    ),
 )
 
 
@@ -148,16 +206,8 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
     if (prop, name) not in _LABELERS and ":" in name:
         _LABELERS[prop, name] = as_entry(import_labeler(prop, name))
     if (prop, name) not in _LABELERS:
-        points = entry_points(group=ENTRY_POINTS, name=f"{prop}.{name}")
-        for point in points:
-            try:
-                _LABELERS[prop, name] = as_entry(point.load())
-            except (ImportError, AttributeError) as error:
-                raise UserError(
-                    f"labels.{prop}: the labeler {name!r} is an entry point of an installed "
-                    f"package, and {point.value} cannot be imported ({error}). Fix: repair or "
-                    "uninstall the package that declares this entry point"
-                ) from error
+        for loader in load_entry_points(ENTRY_POINTS, f"{prop}.{name}", f"labels.{prop}"):
+            _LABELERS[prop, name] = as_entry(loader)
     if (prop, name) not in _LABELERS:
         known = ", ".join(labeler_names(prop))
         raise UserError(

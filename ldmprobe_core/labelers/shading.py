@@ -10,8 +10,15 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.weights import files_of, find_folder, refuse_revision, require_package
+from ldmprobe_core.labelers.weights import (
+    files_of,
+    find_folder,
+    published_repository,
+    refuse_revision,
+    require_package,
+)
 from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.readers.hub_cache import PublishedSource
 
 _SCALES = (15 / 512, 80 / 512, 250 / 512)
 """Standard deviations of the Gaussian blurs in retinex, relative to the longer image side.
@@ -120,6 +127,11 @@ def load_retinex(spec: LabelerSpec, device: torch.device) -> RetinexLabeler:
 def locate_marigold(spec: LabelerSpec) -> list[Path]:
     """List the files of a Marigold pipeline in a folder or in the Hugging Face cache."""
     return files_of(find_folder(spec, _MARIGOLD))
+
+
+def published_marigold(spec: LabelerSpec) -> list[PublishedSource]:
+    """List the hub repository of a Marigold pipeline."""
+    return published_repository(spec, _MARIGOLD)
 
 
 def load_marigold(spec: LabelerSpec, device: torch.device) -> MarigoldLabeler:

@@ -8,7 +8,6 @@ Weights that are published as a pickled state dict must be converted once::
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from pathlib import Path
 
@@ -18,6 +17,13 @@ from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.readers.hub_cache import (
+    HubRepository,
+    PublishedFile,
+    PublishedSource,
+    cached_snapshot,
+    is_hub_id,
+)
 from ldmprobe_core.study.readers.value_types import require_readable_files, user_path
 
 CONVERT = "python -m ldmprobe_core.labelers.weights"
@@ -58,8 +64,6 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     Raises:
         UserError: the folder does not exist, has no safetensors file, or has a pipe or a device.
     """
-    from huggingface_hub import snapshot_download
-
     source = spec.weights or default
     if source is None:
         raise UserError(
@@ -78,26 +82,58 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
             )
         require_readable_files(folder, "the labeler's weights")
     else:
-        if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        if folder.exists() or not is_hub_id(source):
             raise UserError(
                 f"the labeler's weights {source!r}: there is no such folder. Fix: correct the "
                 "path, or give a hub id"
             )
-        try:
-            folder = Path(snapshot_download(source, revision=spec.revision, local_files_only=True))
-        # For files that are not in the cache, huggingface_hub raises exceptions of many types, and
-        # the remedy is the same for all of them.
-        except Exception as error:
+        snapshot = cached_snapshot(source, spec.revision)
+        if snapshot is None:
             raise UserError(
                 f"the labeler's weights {source!r} are not in this machine's Hugging Face cache. "
-                f"Fix: fetch them with hf download {source}, or set weights to their folder"
-            ) from error
+                f"Fix: fetch them (ldmprobe fetch, or hf download {source}), or set weights to "
+                "their folder"
+            )
+        folder = snapshot
     if not files_of(folder):
         raise UserError(
             f"the labeler's weights: {str(folder)!r} holds no safetensors file. Fix: fetch the "
             "weights in this format"
         )
     return folder
+
+
+def published_repository(spec: LabelerSpec, default: str | None = None) -> list[PublishedSource]:
+    """List the hub repository of a labeler's weights; empty if a folder of this machine has them.
+
+    Args:
+        spec: the study's settings of the labeler.
+        default: hub id to use if the study gives no weights.
+    """
+    source = spec.weights or default
+    if source is None or user_path(source).exists() or not is_hub_id(source):
+        return []
+    return [HubRepository(source, spec.revision)]
+
+
+def published_file(
+    spec: LabelerSpec,
+    name: str,
+    origin: str,
+    cache: Path | None = None,
+    checksum: tuple[str, str] | None = None,
+) -> list[PublishedSource]:
+    """List the published file of a labeler's weights; empty if the weights are on this machine.
+
+    Args:
+        spec: the study's settings of the labeler.
+        name, origin, checksum: see `PublishedFile`.
+        cache: path of the weights if the study gives none.
+    """
+    target = user_path(spec.weights) if spec.weights else cache
+    if target is None or target.suffix != ".safetensors" or target.exists():
+        return []
+    return [PublishedFile(target, name, origin, checksum)]
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -190,10 +226,26 @@ def convert(path: Path) -> Path:
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)
     out = path.with_suffix(".safetensors")
-    save_file({name: value.contiguous().clone() for name, value in state.items()}, out)
+    # Transformers refuses files that do not name the library that wrote them.
+    save_file(
+        {name: value.contiguous().clone() for name, value in state.items()},
+        out,
+        metadata={"format": "pt"},
+    )
     return out
 
 
+def _forbid_network() -> None:
+    """Make this process raise an exception when it would open a socket or start a program."""
+
+    def refuse(event: str, _: object) -> None:
+        if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn")):
+            raise PermissionError(f"the pickle asks for {event}, which no weights need")
+
+    sys.addaudithook(refuse)
+
+
 if __name__ == "__main__":
+    _forbid_network()
     for name in sys.argv[1:]:
         print(convert(Path(name)))

@@ -6,7 +6,7 @@ Only the activations with the prompt (the conditional ones) are captured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe_core.models.architectures.base import Architecture
+from ldmprobe_core.models.capture_points.channels import CapturePoint
 from ldmprobe_core.models.layers import image_output_index
 from ldmprobe_core.models.token_grid import to_grid
 
@@ -24,7 +25,7 @@ class ActivationCapture:
     After each call of the network, `pop_activations` returns the outputs of that call.
 
     Args:
-        modules: layer name to module.
+        modules: layer name to module, or to a capture point inside one.
         architecture: architecture of the model, which gives the token grid and the modules whose
             output includes text tokens.
         batch_copies: number of copies of the batch in one call: 2 if guidance puts an unconditional
@@ -35,7 +36,7 @@ class ActivationCapture:
 
     def __init__(
         self,
-        modules: dict[str, nn.Module],
+        modules: Mapping[str, nn.Module | CapturePoint],
         architecture: Architecture,
         batch_copies: int = 1,
         network: nn.Module | None = None,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+
 import torch
 
 from ldmprobe_core.errors import UserError
@@ -45,3 +48,18 @@ def check_device(study: Study) -> None:
             "model.cpu_offload is true, but the device is already the CPU. Fix: set "
             "model.cpu_offload to false"
         )
+
+
+def peak_memory() -> dict[str, int]:
+    """Return the largest memory in bytes that this process has used so far.
+
+    Returns:
+        ``memory``, the resident set, with libraries; and ``GPU memory``, the tensors on the current
+        GPU, if this process uses one.
+    """
+    # The unit is a kibibyte on Linux, and a byte on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_initialized():
+        peaks["GPU memory"] = torch.cuda.max_memory_allocated()
+    return peaks

@@ -14,6 +14,8 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import PRESETS, Architecture
 from ldmprobe_core.models.architectures.settings import dry_run_problem
+from ldmprobe_core.models.capture_points.attention import attention_points
+from ldmprobe_core.models.capture_points.channels import CapturePoint
 from ldmprobe_core.models.token_grid import Grid, to_grid
 from ldmprobe_core.study.layers import LayerShape
 
@@ -21,19 +23,36 @@ VAE = "vae."
 """Prefix of layer names in the VAE's decoder; names of layers in the denoiser have no prefix."""
 
 
-def capturable_modules(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module]:
-    """Return those modules of the denoiser and the VAE's decoder that can be captured.
+POINT = "@"
+"""Character between the name of an attention layer and that of a capture point inside it."""
+
+
+def named_points(network: nn.Module) -> dict[str, nn.Module | CapturePoint]:
+    """Return all modules of a network, and the capture points inside its attention layers.
+
+    Returns:
+        name to module or capture point, in the order in which the network defines the modules;
+        points have names such as ``mid_block.attentions.0.transformer_blocks.0.attn1@query``.
+    """
+    named: dict[str, nn.Module | CapturePoint] = {}
+    for name, module in network.named_modules():
+        named[name] = module
+        points = attention_points(module)
+        named |= {f"{name}{POINT}{suffix}": point for suffix, point in points.items()}
+    return named
+
+
+def capturable_modules(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module | CapturePoint]:
+    """Return those modules and points of the denoiser and the VAE's decoder that can be captured.
 
     `ModuleList` and `ModuleDict` containers are left out, since hooks on them are never called.
 
     Returns:
-        layer name to module, in the order in which the networks define them; names in the decoder
-        start with ``vae.decoder``.
+        layer name to module or capture point, in the order in which the networks define them; names
+        in the decoder start with ``vae.decoder``.
     """
-    named = dict(denoiser.named_modules())
-    named |= {
-        VAE + name: module for name, module in vae.named_modules() if name.startswith("decoder")
-    }
+    named = named_points(denoiser)
+    named |= {VAE + n: point for n, point in named_points(vae).items() if n.startswith("decoder")}
     containers = (nn.ModuleList, nn.ModuleDict)
     return {name: m for name, m in named.items() if name and not isinstance(m, containers)}
 
@@ -45,8 +64,10 @@ def match_layers(
 
     Args:
         architecture: architecture of the model, which defines the presets.
-        names: names of all modules that can be captured.
+        names: names of all modules and points that can be captured.
         layers: globs over module names, such as ``*.attn1``, or preset names, such as ``resnets``.
+            Followed by ``@`` and a point or a glob over points, such as ``*.attn1@head*``, they
+            select points inside the matching layers; otherwise they select no points.
 
     Returns:
         the matching names, in the order of ``names``.
@@ -54,14 +75,24 @@ def match_layers(
     Raises:
         UserError: a glob or preset matches no module; the message lists similar names.
     """
-    presets = {**architecture.presets, "vae": (VAE + "decoder.mid_block.attentions.0",)}
+    presets = dict(architecture.presets)
+    if architecture.probes_vae:
+        presets["vae"] = (VAE + "decoder.mid_block.attentions.0",)
+    else:
+        names = [name for name in names if not name.startswith(VAE)]
     chosen = set()
     for layer in layers:
-        globs = presets.get(layer, (layer,))
+        base, at, point = layer.partition(POINT)
+        globs = [glob + at + point for glob in presets.get(base, (base,))]
         matching = {name for name in names if any(_matches(name, glob) for glob in globs)}
         if not matching:
-            if layer in PRESETS and layer not in presets:
+            if base in PRESETS and base not in presets:
                 remedy = f"a preset of this model ({', '.join(presets)})"
+            elif at:
+                remedy = (
+                    "@query or @head<number> of an attention layer, or, unless its keys and values "
+                    "are those of text tokens, @key or @value; @words of a cross-attention layer"
+                )
             else:
                 close = difflib.get_close_matches(layer.replace("*", ""), names, n=3, cutoff=0.3)
                 remedy = f"a name such as {', '.join(close or names[:3])}"
@@ -74,11 +105,15 @@ def match_layers(
 
 
 def _matches(name: str, glob: str) -> bool:
-    """Return whether a glob matches a layer; only globs that start with ``vae.`` match the VAE."""
-    return fnmatchcase(name, glob) and (glob.startswith(VAE) or not name.startswith(VAE))
+    """Return whether a glob matches a layer.
+
+    Only globs that start with ``vae.`` match the VAE, and only those with ``@`` match points.
+    """
+    in_scope = glob.startswith(VAE) or not name.startswith(VAE)
+    return fnmatchcase(name, glob) and in_scope and (POINT in glob) == (POINT in name)
 
 
-def image_output_index(architecture: Architecture, module: nn.Module) -> int:
+def image_output_index(architecture: Architecture, module: nn.Module | CapturePoint) -> int:
     """Return the index of the image tokens in a module's output if the output is a tuple.
 
     Joint blocks return (text, image), so the index is 1 for them and 0 for other modules.
@@ -87,7 +122,11 @@ def image_output_index(architecture: Architecture, module: nn.Module) -> int:
 
 
 def layer_shapes(
-    architecture: Architecture, denoiser: nn.Module, vae: Any, layers: list[str]
+    architecture: Architecture,
+    denoiser: nn.Module,
+    vae: Any,
+    layers: list[str],
+    text_tokens: int | None = None,
 ) -> dict[str, LayerShape]:
     """Compute the output shapes of layers from one call of the networks on the meta device.
 
@@ -97,6 +136,8 @@ def layer_shapes(
         architecture: architecture of the model, which gives the inputs of the call.
         denoiser, vae: networks on the meta device.
         layers: names of the layers.
+        text_tokens: number of text tokens that the pipeline passes, which are the channels of
+            attention maps; None if there are no attention maps among the layers.
 
     Returns:
         layer name to height, width and channels, in the order in which the layers are called.
@@ -115,6 +156,9 @@ def layer_shapes(
     with torch.device("meta"), torch.no_grad():
         try:
             call = architecture.dummy_inputs()
+            if text_tokens is not None:
+                width = call["encoder_hidden_states"].shape[-1]
+                call["encoder_hidden_states"] = torch.empty(1, text_tokens, width)
             denoiser(**call)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
             raise dry_run_problem(architecture, error) from error

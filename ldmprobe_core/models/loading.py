@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.utils import logging
 from safetensors import SafetensorError
 from torch import nn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.base import Architecture
+from ldmprobe_core.models.architectures.base import Architecture, default_config
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.checkpoint import require_weights
@@ -62,6 +61,18 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
         raise UserError(
             f"model.source: {model.source!r} does not load ({reason}). Fix: fetch the model again"
         ) from error
+    return prepare_pipeline(pipeline, architecture, study, device)
+
+
+def prepare_pipeline(
+    pipeline: Any, architecture: Architecture, study: Study, device: torch.device
+) -> Any:
+    """Give a loaded pipeline the study's scheduler, put it into eval mode, and move it to a device.
+
+    Raises:
+        UserError: the scheduler or the device does not suit the study.
+    """
+    model = study.model
     pipeline.scheduler = scheduler_of(architecture, study.sampling.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     for part in pipeline.components.values():
@@ -87,7 +98,9 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
     try:
         with torch.device("meta"):
             denoiser = architecture.network.from_config(architecture.config).eval()
-            return denoiser, AutoencoderKL.from_config(architecture.vae).eval()
+            known = default_config(architecture.vae_network)
+            config = {key: value for key, value in architecture.vae.items() if key in known}
+            return denoiser, architecture.vae_network.from_config(config).eval()
     # Values of a wrong type or range in a config raise errors of many types.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -114,10 +127,23 @@ def permute_weights(module: nn.Module, seed: int = 100) -> None:
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
-def permuted_copy(network: nn.Module) -> nn.Module:
-    """Copy a network, and permute the entries of each of the copy's weight tensors."""
+def draw_weights(network: Any, seed: int = 100) -> None:
+    """Replace all weights of a network by random initial ones of its class, in place.
+
+    Args:
+        network: network of diffusers, which its class builds again from its config.
+        seed: seed of the draw, which leaves PyTorch's generator as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = type(network).from_config(network.config)
+    network.load_state_dict(drawn.state_dict())
+
+
+def untrained_copy(network: nn.Module, random: bool) -> nn.Module:
+    """Copy a network with random initial weights, or else with permuted entries of its tensors."""
     copied = copy.deepcopy(network)
-    permute_weights(copied)
+    (draw_weights if random else permute_weights)(copied)
     return copied
 
 

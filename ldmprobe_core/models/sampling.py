@@ -23,11 +23,11 @@ from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.capture import ActivationCapture
 from ldmprobe_core.models.finite import require_finite
 from ldmprobe_core.models.host_transfer import HostTransfer
-from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers
-from ldmprobe_core.models.loading import permuted_copy
+from ldmprobe_core.models.layers import VAE, capturable_modules, match_layers, named_points
+from ldmprobe_core.models.loading import untrained_copy
 from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
-from ldmprobe_core.models.token_grid import conditional_call, decoded_images
+from ldmprobe_core.models.token_grid import conditional_call, decoded_images, mean_embedding
 from ldmprobe_core.study.batching import StepImages
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.samples import Sample
@@ -91,9 +91,11 @@ class PipelineSampler:
         self.captures_vae = any(name.startswith(VAE) for name in self.layers)
         self.permuted_denoiser: nn.Module | None = None
         self.permuted_vae: nn.Module | None = None
-        if study.controls.permuted_weights:
-            self.permuted_denoiser = permuted_copy(self.denoiser)
-            self.permuted_vae = permuted_copy(pipeline.vae) if self.captures_vae else None
+        if study.controls.untrained:
+            random = study.controls.random_weights is not None
+            self.permuted_denoiser = untrained_copy(self.denoiser, random)
+            if self.captures_vae:
+                self.permuted_vae = untrained_copy(pipeline.vae, random)
         scale = study.sampling.guidance if study.images is None else 1.0
         self.scale = scale
         self.guidance = architecture.guidance(scale, study.prompts.negative)
@@ -240,7 +242,7 @@ class PipelineSampler:
         self, network: nn.Module, batch_copies: int, captures_vae: bool
     ) -> ActivationCapture:
         """Build the hooks on the captured layers of a denoiser, or of a VAE if ``captures_vae``."""
-        modules = dict(network.named_modules())
+        modules = named_points(network)
         prefix = VAE if captures_vae else ""
         names = [name for name in self.layers if name.startswith(VAE) == captures_vae]
         chosen = {name: modules[name.removeprefix(prefix)] for name in names}
@@ -286,7 +288,8 @@ class PipelineSampler:
             if steps.prompt_embedding is None and text is not None:
                 # A step's first call has the samples' prompts in its only copy of the batch, or in
                 # the second of two copies, after the negative prompts.
-                steps.prompt_embedding = text[-samples:].float().mean(1)
+                mask = kwargs.get("encoder_hidden_states_mask")
+                steps.prompt_embedding = mean_embedding(text, mask)[-samples:]
             # If guidance makes two calls per step, the second is the unconditional one, whose
             # activations are not probed.
             if steps.calls > 1:

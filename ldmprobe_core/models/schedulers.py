@@ -3,9 +3,9 @@
 The latents of every scheduler have the form ``c x0 + d eps`` with clean latents x0 and noise eps.
 The coefficients (c, d) of a step depend on the scheduler:
 
-- DDIM, PNDM, DPM++ and UniPC: c = a and d = s, the signal and noise of the diffusion process, with
-  a^2 + s^2 = 1;
-- LMS, Euler and Heun: c = 1 and d = sigma = s / a;
+- DDIM, PNDM, DPM++, UniPC, LCM and TCD: c = a and d = s, the signal and noise of the diffusion
+  process, with a^2 + s^2 = 1;
+- LMS, Euler, its ancestral variant and Heun: c = 1 and d = sigma = s / a;
 - flow matching: c = 1 - sigma and d = sigma.
 
 This module obtains them by calls of the scheduler's method ``add_noise`` (``scale_noise`` for flow
@@ -25,11 +25,14 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
@@ -46,6 +49,9 @@ _CLASSES: dict[str, Any] = {
     "dpm++": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
     "flow": FlowMatchEulerDiscreteScheduler,
+    "euler-ancestral": EulerAncestralDiscreteScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
 }
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -117,6 +123,23 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
     if config.get("_class_name") != scheduler_class.__name__:
         config = {**_DEFAULTS.get(name, {}), **_training_defaults(config), **config}
     _check_keys(name, scheduler_class, config)
+    return scheduler_class.from_config(config)
+
+
+def own_scheduler(config: dict[str, Any]) -> Any:
+    """Build a copy of a pipeline object's scheduler, from its config.
+
+    Raises:
+        UserError: the scheduler's class is not one of diffusers, or draws noise without a seed.
+    """
+    class_name = str(config.get("_class_name"))
+    scheduler_class = getattr(diffusers, class_name, None)
+    if scheduler_class is None:
+        raise UserError(
+            f"pipeline: its scheduler is a {class_name:.60}, which diffusers does not have. Fix: "
+            "set pipe.scheduler to a scheduler of diffusers"
+        )
+    _check_keys(class_name, scheduler_class, config)
     return scheduler_class.from_config(config)
 
 
@@ -204,6 +227,7 @@ def predicted_clean(
     - flow matching (the output is eps - x0): x0 = sample - sigma output (Lipman et al. 2023).
 
     If the scheduler clips or thresholds x0, the result is clipped or thresholded in the same way.
+    LCM mixes x0 with the latents (Luo et al. 2023, equation 9), and the mixture is returned.
 
     Args:
         scheduler: diffusers scheduler whose timesteps are set.
@@ -220,6 +244,15 @@ def predicted_clean(
     """
     level = level_of(scheduler, timestep)
     clean = _implied_clean(scheduler, level, output.float(), sample.float())
+    clean = _limited(scheduler, clean)
+    if isinstance(scheduler, LCMScheduler):
+        skip, out = scheduler.get_scalings_for_boundary_condition_discrete(timestep)
+        return out * clean + skip * sample.float()
+    return clean
+
+
+def _limited(scheduler: Any, clean: Tensor) -> Tensor:
+    """Clip or threshold clean latents, if the scheduler's config asks for it."""
     known = default_config(type(scheduler))
     if "thresholding" in known and scheduler.config.thresholding:
         # Dynamic thresholding (Imagen, Saharia et al. 2022) is computed by the scheduler's private

@@ -20,10 +20,12 @@ from ldmprobe_core.models.architectures.base import Architecture, default_config
 from ldmprobe_core.models.schedulers import (
     level_of,
     new_scheduler,
+    own_scheduler,
     predicted_clean,
     scheduler_class_name,
 )
 from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.sections import PIPELINE
 
 _TOLERANCE = 1e-4
 """Largest accepted difference between two computations of the predicted clean latents.
@@ -47,11 +49,14 @@ def scheduler_of(architecture: Architecture, name: str) -> Any:
 
     Args:
         architecture: architecture of the model, with its scheduler config.
-        name: name of the scheduler in a study, such as ``ddim``.
+        name: name of the scheduler in a study, such as ``ddim``; ``pipeline`` means a copy of the
+            scheduler that a pipeline object has.
 
     Raises:
         UserError: the scheduler does not fit the model.
     """
+    if name == PIPELINE:
+        return own_scheduler(architecture.scheduler)
     return new_scheduler(name, architecture.scheduler_config(scheduler_class_name(name)))
 
 
@@ -220,7 +225,8 @@ def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
         level = level_of(scheduler, timestep)
         clean = predicted_clean(scheduler, output, timestep, latents)
         result = scheduler.step(output, timestep, latents, **noise_source)
-        expected = getattr(result, "pred_original_sample", None)
+        # LCM gives its predicted clean latents another name.
+        expected = getattr(result, "denoised", getattr(result, "pred_original_sample", None))
         if expected is None and converted:
             expected = converted.pop()
             if not _converts_to_clean(scheduler):

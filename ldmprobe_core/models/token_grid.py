@@ -122,6 +122,23 @@ def conditional_call(args: tuple, kwargs: dict, batch_copies: int) -> tuple[tupl
     return tuple(conditional(a) for a in args), {k: conditional(v) for k, v in kwargs.items()}
 
 
+def mean_embedding(text: Tensor, mask: Tensor | None) -> Tensor:
+    """Average text embeddings over their tokens.
+
+    Args:
+        text: (n, token, channel).
+        mask: (n, token), 1 for tokens of the prompt, 0 for those that fill it up to the longest
+            prompt of the batch; None counts all tokens.
+
+    Returns:
+        (n, channel) float32.
+    """
+    if mask is None:
+        return text.float().mean(1)
+    weight = mask.float() / mask.float().sum(1, keepdim=True)
+    return (text.float() * weight[:, :, None]).sum(1)
+
+
 def decoded_images(tensor: Tensor) -> np.ndarray:
     """Convert float images (n, rgb, y, x) in -1..1 to uint8 (n, y, x, rgb), as diffusers does."""
     unit = (tensor / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()

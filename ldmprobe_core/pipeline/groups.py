@@ -41,7 +41,7 @@ def step_images_in(run: Run, members: range) -> tuple[StepImages, slice]:
 
 def permuted_rows_in(run: Run, members: range) -> slice | None:
     """Find the slice of the permuted denoiser's groups that a batch takes; None if it has none."""
-    if run.study.controls.permuted_weights is None:
+    if run.study.controls.untrained is None:
         return None
     _, rows = rows_in(run, f"{ACTIVATION_GROUPS['permuted']}/{run.layers[0]}", members)
     return rows if rows.stop > rows.start else None

@@ -16,11 +16,10 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import Labeler
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of, load_labeler
 from ldmprobe_core.models.allocator import keep_freed_memory
-from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import pick_device
-from ldmprobe_core.models.files.weights import fingerprint, model_folder
-from ldmprobe_core.models.loading import load_pipeline
 from ldmprobe_core.models.sampling import PipelineSampler
+from ldmprobe_core.models.sources.lookup import source_of
+from ldmprobe_core.models.sources.pipeline import PipelineSource
 from ldmprobe_core.pipeline.shared_lock import SharedExclusiveLock
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.schema import Study
@@ -77,6 +76,30 @@ def use_models(run: Run) -> Iterator[tuple[PipelineSampler, dict[str, Labeler]]]
         yield get_sampler(study, attributes["model_fingerprint"]), labelers
 
 
+@contextmanager
+def use_pipeline(study: Study, pipeline: Any) -> Iterator[Study]:
+    """Context manager that yields a study of a pipeline object, which can be run in the block.
+
+    Args:
+        study: study whose model and scheduler are replaced by those of the pipeline.
+        pipeline: diffusers pipeline; None leaves the study as it is.
+
+    Raises:
+        UserError: the pipeline cannot be probed, or the study is of another pipeline.
+    """
+    if pipeline is None:
+        yield study
+        return
+    source = PipelineSource(pipeline)
+    with source.in_use():
+        try:
+            yield source.study_of(study)
+        finally:
+            # The user may change the pipeline now, so that its sampler must not be used again.
+            for cache in (shared_models, thread_local_models.loaded):
+                cache.pop("generator", None)
+
+
 def get_or_load(study: Study, kind: str, key: str, load: Callable[[], Any]) -> Any:
     """Return models from the cache, after loading them if they are not in it.
 
@@ -108,7 +131,8 @@ def get_sampler(study: Study, model: str) -> PipelineSampler:
     """
 
     def load() -> PipelineSampler:
-        fingerprint_here = fingerprint(model_folder(study.model))
+        source = source_of(study.model)
+        fingerprint_here = source.fingerprint()
         if fingerprint_here != model:
             raise UserError(
                 f"model.source {study.model.source!r} has fingerprint {fingerprint_here} on this "
@@ -117,8 +141,7 @@ def get_sampler(study: Study, model: str) -> PipelineSampler:
             )
         keep_freed_memory()
         device = pick_device(study.execution.wanted_device)
-        architecture = detect_architecture(model_folder(study.model))
-        return PipelineSampler(load_pipeline(study, device), architecture, study)
+        return PipelineSampler(source.load(study, device), source.architecture, study)
 
     return get_or_load(
         study, "generator", f"{study.hash} {model} {study.execution.wanted_device}", load

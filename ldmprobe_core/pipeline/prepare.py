@@ -8,8 +8,7 @@ from typing import Any
 
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of
-from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.files.weights import fingerprint, model_folder
+from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import log_snr
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, check_store, plan_of
@@ -69,12 +68,13 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
         plan.exact_properties,
         plan.text_channels,
     )
+    source = source_of(study.model)
     return shape, {
-        "model_fingerprint": fingerprint(model_folder(study.model)),
+        "model_fingerprint": source.fingerprint(),
         "labeler_fingerprints": plan.labelers,
         "versions": versions(),
         "notes": list(plan.notes),
-        "log_snr": log_snr(detect_architecture(plan.folder), study),
+        "log_snr": log_snr(source.architecture, study),
     }
 
 
@@ -94,7 +94,7 @@ def check_fingerprints(run: Run, study: Study) -> None:
                 "store."
             )
     recorded = attributes["model_fingerprint"]
-    current = fingerprint(model_folder(study.model))
+    current = source_of(study.model).fingerprint()
     if recorded != current:
         raise UserError(
             f"{run.url}: the model had fingerprint {recorded} when the run was created, and "

@@ -271,7 +271,7 @@ def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:
 
 def summed_networks(run: Run) -> tuple[str, ...]:
     """Return the networks whose training activations are summed."""
-    return ("trained", "permuted") if run.study.controls.permuted_weights else ("trained",)
+    return ("trained", "permuted") if run.study.controls.untrained else ("trained",)
 
 
 def summed_inputs(run: Run, network: str) -> list[str]:

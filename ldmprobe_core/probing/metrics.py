@@ -25,7 +25,7 @@ from ldmprobe_core.probing.partial import (
     position_covariates,
 )
 from ldmprobe_core.probing.ranks import RankedMaps, deviation_or_nan, flatten_maps, mean_ranks
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import REGISTERED_METRICS, property_of
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -112,6 +112,7 @@ def register_metric(name: str, metric: Metric) -> Metric:
     if name in METRICS:
         raise ValueError(f"metric {name!r}: the name is taken. Fix: choose another.")
     METRICS[name] = metric
+    REGISTERED_METRICS.add(name)
     return metric
 
 

@@ -36,7 +36,7 @@ class RunSchema(ProbeSchema):
         self._step_images()
         summed = self.study.capture.keep != "activations"
         for network, group in (("trained", "activations"), ("permuted", "activations_permuted")):
-            if network == "trained" or self.study.controls.permuted_weights:
+            if network == "trained" or self.study.controls.untrained:
                 for name, shape in self.shapes.items():
                     if network == "trained" or name not in INPUT_CONTROLS:
                         self._activations(group, name, shape)

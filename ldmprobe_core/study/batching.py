@@ -154,9 +154,10 @@ def step_image_steps(study: Study, steps: int) -> np.ndarray:
 def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
     """Choose the samples on which the denoiser with permuted weights runs, as complete batches.
 
-    Batches are added until they have ``controls.permuted_weights.samples`` samples and samples of
-    every split.  Each is the batch with which the numbers by split come closest to the proportions
-    of all samples.
+    Batches are added until they have as many samples as the control asks for
+    (``controls.permuted_weights.samples``, or those of ``random_weights``), and samples of every
+    split.  Each is the batch with which the numbers by split come closest to the proportions of all
+    samples.
 
     Args:
         study: the study.
@@ -165,7 +166,7 @@ def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
     Returns:
         indices of the samples, (n,) ascending; empty if the study has no such control.
     """
-    control = study.controls.permuted_weights
+    control = study.controls.untrained
     if control is None or not samples:
         return np.arange(0)
     stored = n_stored_samples(samples, study)

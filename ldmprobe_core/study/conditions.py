@@ -81,7 +81,8 @@ class Condition:
         name: name on the axis ``condition`` of scores, and key in ``controls`` of a study.
         title: name of the condition in text.
         column: heading of its column in narrow tables.
-        network: network that is probed: ``trained``, or ``permuted`` with permuted weights.
+        network: network that is probed: ``trained``, or ``permuted``, whose weights are permuted or
+            random.
         assignment: name of a label assignment in `ASSIGNMENTS`.
         repeated: True fits the condition to several draws of its assignment
             (``controls.permutations`` of a study), whose scores are averaged.
@@ -164,5 +165,13 @@ register_condition(
         column="permuted",
         network="permuted",
         always_stored=True,
+    )
+)
+register_condition(
+    Condition(
+        name="random_weights",
+        title="random initial weights",
+        column="random",
+        network="permuted",
     )
 )

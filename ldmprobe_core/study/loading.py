@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -143,12 +143,16 @@ def _known_keys(location: tuple[int | str, ...], model: type[BaseModel], name_of
     part: Any = model
     # A number in the path is the index of an item of a list.  The keys do not depend on it.
     for name in [name for name in location[:-1] if isinstance(name, str)]:
+        if get_origin(part) is dict:
+            part = get_args(part)[-1]
+            continue
         fields = {(f.alias or key): f for key, f in part.model_fields.items()}
         # Registered properties are keys of `labels` without being fields of its class.  Their
         # values are labelers.
         field = fields.get(str(name))
         annotation = field.annotation if field else LabelerSpec
+        members = () if get_origin(annotation) is dict else get_args(annotation)
         # Optional sections are annotated as a union with None, so the other member is the section.
-        part = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
+        part = next((kind for kind in members if kind is not type(None)), annotation)
     keys = ", ".join((f.alias or key) for key, f in part.model_fields.items())
     return f"{'.'.join(map(str, location[:-1])) or name_of_all} has: {keys}"

@@ -9,10 +9,15 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
+from ldmprobe_core.study.extensions.entry_points import PROBE_KIND_POINTS, load_entry_points
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
-from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES, SampleCount
-from ldmprobe_core.study.sections import Section
+from ldmprobe_core.study.readers.value_types import (
+    EXPONENT,
+    MAX_SAMPLES,
+    SampleCount,
+    Section,
+)
 
 
 class LabelerSpec(Section):
@@ -143,18 +148,24 @@ class Probes(Section):
                 raise ValueError(f"{name} is {list(values)}. Fix: name each value once")
         for kind in self.kinds:
             if kind not in PROBE_KINDS:
-                raise ValueError(f"kinds has {kind!r}. Fix: choose from {', '.join(PROBE_KINDS)}")
+                # The imported module registers the kind.
+                load_entry_points(PROBE_KIND_POINTS, kind, "kinds")
+            if kind not in PROBE_KINDS:
+                raise ValueError(
+                    f"kinds has {kind!r}. Fix: choose from {', '.join(PROBE_KINDS)}, or install "
+                    "the package that offers this kind"
+                )
         if not any(PROBE_KINDS[kind].linear for kind in self.kinds):
             raise ValueError(f"kinds is {list(self.kinds)}, none of them linear. Fix: add ridge")
         return self
 
 
-class PermutedWeights(Section):
-    """Size of the control of permuted weights.
+class UntrainedWeights(Section):
+    """Size of the control of permuted or of random weights.
 
     Attributes:
-        samples: number of samples that are also given to the denoiser with permuted weights, from
-            all splits in proportion.  Complete batches are taken, so it is rounded up to these.
+        samples: number of samples that are also given to the denoiser with these weights, from all
+            splits in proportion.  Complete batches are taken, so it is rounded up to these.
     """
 
     samples: SampleCount = 160
@@ -162,7 +173,10 @@ class PermutedWeights(Section):
 
 def _switched(value: Any) -> Any:
     """Convert true to the default settings, and false to None."""
-    return {True: PermutedWeights(), False: None}[value] if isinstance(value, bool) else value
+    return {True: UntrainedWeights(), False: None}[value] if isinstance(value, bool) else value
+
+
+_Untrained = Annotated[UntrainedWeights | None, BeforeValidator(_switched)]
 
 
 class Controls(Section):
@@ -188,13 +202,16 @@ class Controls(Section):
             probe counts as above the control.
         permuted_weights: probe a denoiser with permuted weight tensors, on the same latents; true
             takes the default number of samples, and false switches the control off.
+        random_weights: probe a denoiser whose weights are drawn by its class, as before training,
+            instead of one with permuted weights; true and false likewise.
     """
 
     shuffled_labels: bool = True
     permutations: Annotated[int, Field(ge=1, le=1000)] = 20
-    permuted_weights: Annotated[PermutedWeights | None, BeforeValidator(_switched)] = (
-        PermutedWeights()
-    )
+    permuted_weights: _Untrained = UntrainedWeights()
+    # The key was added in a later release, and is left out where it is off, so that the hashes of
+    # older studies stay the same.
+    random_weights: _Untrained = Field(None, exclude_if=lambda value: value is None)
     latents: bool = True
     clean_pixels: bool = True
     prompt: bool = True
@@ -207,6 +224,20 @@ class Controls(Section):
     @classmethod
     def _registered(cls, content: Any) -> Any:
         return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE_CONDITION])
+
+    @model_validator(mode="after")
+    def _one_untrained(self) -> Controls:
+        if self.permuted_weights and self.random_weights:
+            raise ValueError(
+                "random_weights is on beside permuted_weights, but one untrained denoiser at most "
+                "runs beside the trained one. Fix: set one of them to false"
+            )
+        return self
+
+    @property
+    def untrained(self) -> UntrainedWeights | None:
+        """Settings of the control with an untrained denoiser, permuted or random; None if off."""
+        return self.permuted_weights or self.random_weights
 
     def enabled(self, condition: str) -> bool:
         """Return whether the study scores cells under a condition; True for the probe itself."""

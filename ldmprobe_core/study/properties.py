@@ -2,20 +2,23 @@
 
 Everything that depends on a property is a field of its `Property` record, so that no other module
 needs to compare names of properties.  `register_property` adds a property; studies may then name a
-labeler for it.
+labeler for it.  A study that labels a property that is not built in carries its record
+(`ldmprobe_core.study.extensions.declarations`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ldmprobe_core.study.readers.value_types import Section
 
 CLASS = "class"
 """Name of the class label, one per image; classes are labeled but not probed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MapFormat:
+class MapFormat(Section):
     """Rules for checking and resizing the exact maps that a user gives as files.
 
     Attributes:
@@ -32,8 +35,7 @@ class MapFormat:
     resampling: Literal["nearest", "bilinear"] = "bilinear"
 
 
-@dataclass(frozen=True, kw_only=True)
-class InterventionDefaults:
+class InterventionDefaults(Section):
     """Default settings for interventions on a property.
 
     Attributes:
@@ -50,15 +52,14 @@ class InterventionDefaults:
     """
 
     kind: str
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = Field(strict=False)
     dose: float
     published_steps: int | None = None
-    published_layers: tuple[str, ...] = ("*",)
+    published_layers: tuple[str, ...] = Field(("*",), strict=False)
     published_stretch: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
+class Drawing(Section):
     """Colour scale with which maps of a property are drawn in figures.
 
     Attributes:
@@ -67,16 +68,27 @@ class Drawing:
     """
 
     colormap: str = "viridis"
-    limits: tuple[float, float] | None = None
+    limits: Annotated[tuple[float, float], Field(strict=False)] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Property:
+METRICS_OF_KIND: dict[str, tuple[str, ...]] = {
+    "mask": ("dice", "iou", "auroc", "average_precision"),
+    "scalar": ("spearman", "pearson", "rmse", "spearman_partial", "pearson_partial"),
+}
+"""Built-in metrics of each kind of property, the headline metric first."""
+
+REGISTERED_METRICS: set[str] = set()
+"""Names of metrics that are not built in (`ldmprobe_core.probing.metrics.register_metric`)."""
+
+
+class Property(Section):
     """Description of a property of images, such as depth.
+
+    Fields that are left out have defaults by kind.
 
     Attributes:
         name: key in ``labels`` of a study, and name of arrays: lowercase letters, digits and _.
-        title: name of the property in text.
+        title: name of the property in text; by default its name with spaces.
         kind: ``mask`` for a map that a threshold turns into a region, which is scored; ``scalar``
             for a map with one number per pixel.
         metrics: names of the metrics that score predictions
@@ -89,12 +101,36 @@ class Property:
     """
 
     name: str
-    title: str
+    title: str = ""
     kind: Literal["mask", "scalar"]
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = Field((), strict=False)
     map_format: MapFormat = MapFormat()
     drawing: Drawing = Drawing()
     intervention: InterventionDefaults | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        title = str(content.get("name")).replace("_", " ")
+        kind = content.get("kind")
+        of_kind = _DEFAULTS.get(kind, {}) if isinstance(kind, str) else {}
+        return {"title": title, **of_kind, **content}
+
+    @model_validator(mode="after")
+    def _scored(self) -> Property:
+        usable = METRICS_OF_KIND[self.kind]
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            problem = f"metrics is {list(self.metrics)}"
+            raise ValueError(f"{problem}. Fix: choose from {', '.join(usable)}, each once")
+        for name in self.metrics:
+            if name not in usable and name not in REGISTERED_METRICS:
+                raise ValueError(
+                    f"metrics has {name!r}, which does not score a {self.kind}. Fix: choose from "
+                    f"{', '.join(usable)}"
+                )
+        return self
 
     @property
     def is_mask(self) -> bool:
@@ -118,8 +154,24 @@ class Property:
         )
 
 
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mask": {
+        "metrics": METRICS_OF_KIND["mask"],
+        "map_format": MapFormat(two_levels=True, resampling="nearest"),
+        "drawing": Drawing(colormap="gray", limits=(0, 1)),
+        "intervention": InterventionDefaults(kind="logistic", metrics=("dice",), dose=8.0),
+    },
+    "scalar": {
+        "metrics": METRICS_OF_KIND["scalar"],
+        "intervention": InterventionDefaults(
+            kind="ridge", metrics=("spearman_partial", "spearman", "rmse"), dose=8.0
+        ),
+    },
+}
+"""Fields of a `Property` that its kind determines unless they are given."""
+
 PROPERTIES: dict[str, Property] = {}
-"""Registered properties by name, in the order in which they are stored and displayed."""
+"""Registered properties by name."""
 
 _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 
@@ -127,18 +179,26 @@ _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 def register_property(new: Property) -> Property:
     """Register a property; studies may then name a labeler for it under ``labels``.
 
+    An equal property may be registered again.
+
     Raises:
-        ValueError: the name is taken, reserved or not a lowercase identifier, or the property has
-            no metrics.
+        ValueError: the name is reserved, not a lowercase identifier, or taken by a property with
+            another definition.
     """
-    if new.name in PROPERTIES or new.name in _RESERVED:
+    taken = PROPERTIES.get(new.name)
+    if new.name in _RESERVED or (new.name in _BUILT_IN and new != taken):
         raise ValueError(f"property {new.name!r}: the name is taken. Fix: choose another.")
+    if taken is not None and new != taken:
+        # A process reads all runs by one registry, so a second definition would change the meaning
+        # of runs that are open.
+        raise ValueError(
+            f"property {new.name!r}: the name is taken in this process by another definition. "
+            "Fix: choose another name, or start a new process."
+        )
     if not new.name.isidentifier() or not new.name.isascii() or new.name != new.name.lower():
         raise ValueError(
             f"property {new.name!r}: not a lowercase identifier. Fix: use letters, digits and _."
         )
-    if not new.metrics:
-        raise ValueError(f"property {new.name!r}: no metrics. Fix: name at least one.")
     PROPERTIES[new.name] = new
     return new
 
@@ -158,20 +218,25 @@ def property_of(name: str) -> Property:
 
 
 def map_properties() -> tuple[str, ...]:
-    """Return the names of the registered properties, in the order of registration."""
-    return tuple(PROPERTIES)
+    """Return the names of the registered properties, in the order in which runs store them.
+
+    Built-in properties come first.  The others are sorted by name, because the order in which a
+    process registers them depends on the studies that it has read.
+    """
+    return (*_BUILT_IN, *sorted(name for name in PROPERTIES if name not in _BUILT_IN))
 
 
-_MAP_METRICS = ("spearman", "pearson", "rmse", "spearman_partial", "pearson_partial")
+def is_built_in(prop: str) -> bool:
+    """Return whether a property is part of this package, so that every process knows it."""
+    return prop in _BUILT_IN
+
+
+_BUILT_IN: tuple[str, ...] = ()
 
 FOREGROUND = register_property(
     Property(
         name="foreground",
-        title="foreground",
         kind="mask",
-        metrics=("dice", "iou", "auroc", "average_precision"),
-        map_format=MapFormat(two_levels=True, resampling="nearest"),
-        drawing=Drawing(colormap="gray", limits=(0, 1)),
         intervention=InterventionDefaults(
             kind="logistic",
             metrics=("dice",),
@@ -184,9 +249,7 @@ FOREGROUND = register_property(
 DEPTH = register_property(
     Property(
         name="depth",
-        title="depth",
         kind="scalar",
-        metrics=_MAP_METRICS,
         intervention=InterventionDefaults(
             kind="ridge",
             metrics=("spearman_partial", "spearman", "rmse"),
@@ -197,14 +260,7 @@ DEPTH = register_property(
     )
 )
 SHADING = register_property(
-    Property(
-        name="shading",
-        title="shading",
-        kind="scalar",
-        metrics=_MAP_METRICS,
-        map_format=MapFormat(minimum=0, mean_of_colors=True),
-        intervention=InterventionDefaults(
-            kind="ridge", metrics=("spearman_partial", "spearman", "rmse"), dose=8.0
-        ),
-    )
+    Property(name="shading", kind="scalar", map_format=MapFormat(minimum=0, mean_of_colors=True))
 )
+EDGES = register_property(Property(name="edges", kind="mask"))
+_BUILT_IN = tuple(PROPERTIES)

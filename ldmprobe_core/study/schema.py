@@ -17,17 +17,23 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
 from ldmprobe_core.study.conditions import CONDITIONS, Condition, LabelColumn
+from ldmprobe_core.study.extensions.declarations import Declarations, declare
 from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.probe_sections import BootstrapSettings, Controls, Labels, Probes
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import property_of, register_property
 from ldmprobe_core.study.readers.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.readers.value_types import Slug, require_storable_text
 from ldmprobe_core.study.sections import (
+    PIPELINE,
+    PIPELINE_PREFIX,
     Capture,
     Execution,
     Images,
@@ -67,6 +73,7 @@ class Study(Section):
 
     name: Slug = "study"
     model: Model = Model()
+    properties: Declarations = Field(default_factory=dict)
     source: Literal["prompts", "images"] = "prompts"
     prompts: Prompts = Prompts()
     images: Images | None = None
@@ -86,10 +93,11 @@ class Study(Section):
         if not isinstance(content, dict):
             return content
         model, sampling = content.get("model", Model()), content.get("sampling", {})
-        if isinstance(model, dict):
-            source, revision = model.get("source", EMBEDDED), model.get("revision")
-        else:
-            source, revision = getattr(model, "source", None), getattr(model, "revision", None)
+        if isinstance(model, Model):
+            model = model.model_dump()
+        values = model if isinstance(model, dict) else {"source": None}
+        source: Any = values.get("config") or values.get("source", EMBEDDED)
+        revision = values.get("revision")
         if isinstance(sampling, Sampling):
             sampling = sampling.model_dump(exclude_unset=True)
         usable = isinstance(source, str) and source and isinstance(revision, str | None)
@@ -103,10 +111,26 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _declared(cls, content: Any) -> Any:
+        return declare(content) if isinstance(content, dict) else content
+
+    @model_validator(mode="before")
+    @classmethod
     def _storable(cls, content: Any) -> Any:
         for name, text in _texts(content):
             require_storable_text(name, text)
         return content
+
+    @model_validator(mode="after")
+    def _scheduler_of_a_pipeline(self) -> Study:
+        source, scheduler = self.model.source, self.sampling.scheduler
+        if (scheduler == PIPELINE) != source.startswith(PIPELINE_PREFIX):
+            raise ValueError(
+                f"sampling.scheduler is {scheduler} and model.source is {source!r:.60}: the "
+                f"scheduler {PIPELINE} belongs to pipeline objects. Fix: name a scheduler and a "
+                "model, or call lp.run_study(study, store, pipeline=pipe)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _served(self) -> Study:
@@ -174,6 +198,19 @@ class Study(Section):
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_empty_declarations(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content = handler(self)
+        if not content.get("properties"):
+            content.pop("properties", None)
+        return content
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore a pickled study, whose properties this process may not know yet."""
+        super().__setstate__(state)
+        for record in self.properties.values():
+            register_property(record)
+
     @property
     def count(self) -> int | None:
         """Number of images; None if it is unknown because the input files are not read yet."""
@@ -235,10 +272,22 @@ class Study(Section):
         # files enter the hash by their content hash.
         elsewhere: Any = {"execution": True, "prompts": {"files"}, "images": {"folder"}}
         content = self.model_dump(mode="json", by_alias=True, exclude=elsewhere)
+        # These keys were added in later releases.  Without a value they are left out, so that
+        # hashes of older studies stay the same.
         if self.images is not None and not self.images.missing:
-            # The key ``images.missing`` was added in a later release.  Without a value it is left
-            # out, so that hashes of older studies stay the same.
             del content["images"]["missing"]
+        if self.model.config is None:
+            del content["model"]["config"]
+        if "properties" in content:
+            # Titles, colours and defaults of interventions do not affect the bytes of the run, and
+            # neither do declarations that have no labeler.
+            content["properties"] = {
+                name: {key: record[key] for key in ("kind", "metrics", "map_format")}
+                for name, record in content["properties"].items()
+                if name in self.labels.maps
+            }
+            if not content["properties"]:
+                del content["properties"]
         canonical = json.dumps([LAYOUT_VERSION, content], sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -8,31 +8,38 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
 )
 
 from ldmprobe_core.study.properties import PROPERTIES
-from ldmprobe_core.study.readers.value_types import EXPONENT, MAX_SAMPLES, SampleCount, Seed
+from ldmprobe_core.study.readers.value_types import (
+    EXPONENT,
+    MAX_SAMPLES,
+    SampleCount,
+    Section,
+    Seed,
+)
+
+PIPELINE = "pipeline"
+"""Value of ``sampling.scheduler`` for the scheduler of a pipeline object."""
+
+PIPELINE_PREFIX = "pipeline:"
+"""Begin of ``model.source`` for a pipeline object; the digest of the pipeline follows."""
 
 StepNumber = Annotated[int, Field(ge=1, le=100_000)]
-
-
-class Section(BaseModel):
-    """Base class of a study's sections, which are frozen, strict and refuse unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Section):
     """Latent diffusion model that is probed, and how it is loaded.
 
     Attributes:
-        source: ``tabletop`` for the embedded model, path of a diffusers folder, or hub id.
+        source: ``tabletop`` for the embedded model, path of a diffusers folder, or hub id.  In runs
+            of a pipeline object it is ``pipeline:`` and the digest of the pipeline.
         revision: branch, tag or commit of a hub id.
+        config: folder or hub id with the configs of the model, if `source` is a single file of
+            weights (``.safetensors``).
         dtype: data type of the denoiser and the text encoders; the VAE always uses float32.
         attention_slicing: compute attention in slices, which is slower but needs less memory.
         cpu_offload: keep only the module in use on the GPU, and the others in main memory.
@@ -40,6 +47,7 @@ class Model(Section):
 
     source: str = Field("tabletop", min_length=1)
     revision: str | None = None
+    config: str | None = Field(None, min_length=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     attention_slicing: bool = False
     cpu_offload: bool = False
@@ -148,14 +156,18 @@ class Sampling(Section):
 
     Attributes:
         scheduler: ``flow`` for models trained by flow matching (SD 3, Flux), and any other name
-            for other models; see `ldmprobe_core.models.schedulers`.
+            for other models; see `ldmprobe_core.models.schedulers`.  In runs of a pipeline object
+            it is ``pipeline``, the pipeline's own.
         steps: number of sampler steps; some schedulers call the denoiser a few times more.
         guidance: scale of classifier-free guidance; 1 switches it off.
         batch: number of images that are generated together and stored as one unit of work.
         threads: CPU threads per worker; workers x threads should equal the machine's cores.
     """
 
-    scheduler: Literal["lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow"] = "lms"
+    scheduler: Literal[
+        "lms", "ddim", "pndm", "euler", "heun", "dpm++", "unipc", "flow",
+        "euler-ancestral", "lcm", "tcd", "pipeline",
+    ] = "lms"  # fmt: skip
     steps: Annotated[int, Field(ge=1, le=10_000)] = 15
     guidance: Annotated[float, Field(ge=1, le=1000), EXPONENT] = 7.5
     batch: Annotated[int, Field(ge=1, le=10_000)] = 16
@@ -168,6 +180,7 @@ class Capture(Section):
     Attributes:
         layers: glob patterns for module names, or presets: self-attention, cross-attention,
             resnets, blocks, and vae (middle attention of the VAE's decoder, the paper's control).
+            A suffix such as ``@query`` or ``@head3`` selects a point inside attention layers.
         keep: ``activations`` of all samples; ``statistics``, which stores only sums for training
             samples, whose size is independent of their number; or ``both``.
         accumulators: number of partial sums, and so of workers that can compute them in parallel.

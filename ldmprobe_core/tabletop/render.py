@@ -27,6 +27,7 @@ SKY: RGB = (0.80, 0.86, 0.92)
 
 _AMBIENT_FLOOR, _AMBIENT_SKY, _LAMP = 0.12, 0.33, 0.55  # their sum is 1, so nothing is overexposed
 _WALL_HEIGHT, _FLOOR_REACH = 6.0, 40.0
+_SAME_POINT = 1e-2  # largest distance along a ray between two hits of the same point
 _LIFT = 2e-3  # secondary rays start this far off the surface, against self-intersection
 
 
@@ -84,6 +85,40 @@ def render(scene: Scene | Arrangement, size: int = IMAGE_SIZE, samples: int = SA
         albedo=pixels(hit.albedo),
         normal=_unit(pixels(normal)),
     )
+
+
+def correspondences(source: Scene, target: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Find where the object's points in one image are in an image of the same object.
+
+    Args:
+        source, target: scenes of the same object; all their other parameters may differ.
+        size: height and width of the source image in pixels.
+
+    Returns:
+        (y, x, 2) float64: for the centre of each source pixel on the object, the row and column in
+        the target image, as fractions 0..1 of its height and width.  NaN where the pixel is not on
+        the object, or its point is hidden in the target image or outside it.
+
+    Raises:
+        ValueError: the objects differ.
+    """
+    if (source.category, source.lying) != (target.category, target.lying):
+        raise ValueError(f"the objects differ ({source.category}, {target.category})")
+    first, second = _World(source), _World(target)
+    origin, rays, _ = first.camera_rays(size)
+    hit = first.cast(origin, rays)
+    on_object = hit.item >= 0
+    # Multiplication by a rotation from the right undoes it: these are points of the mesh.
+    points = hit.point[on_object[hit.valid]] @ _about_z(source.yaw) @ _about_z(target.yaw).T
+    places, camera = second.project(points)
+    distance = np.linalg.norm(points - camera, axis=1)
+    toward = ((points - camera) / distance[:, None]).astype(np.float32)
+    seen = second.cast(camera, toward)
+    visible = (seen.item >= 0) & (np.abs(seen.distance - distance) < _SAME_POINT)
+    inside = ((places >= 0) & (places <= 1)).all(1)
+    result = np.full((size * size, 2), np.nan)
+    result[on_object] = np.where((visible & inside)[:, None], places, np.nan)
+    return result.reshape(size, size, 2)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -164,6 +199,21 @@ class _World:
         rays /= np.linalg.norm(rays, axis=1, keepdims=True)
         axes = np.stack([right, up, back])
         return origin.astype(np.float32), rays.astype(np.float32), axes.astype(np.float32)
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Project points (n, 3) into the image: the inverse of `camera_rays`.
+
+        Returns:
+            row and column of each point as fractions of the image's height and width, (n, 2), and
+            the camera's position (3,) float32.
+        """
+        s = self.scene
+        origin, _, (right, up, back) = self.camera_rays(1)
+        offset = (0.0, 0.0) if isinstance(s, Arrangement) else s.offset
+        away = points - origin
+        depth = -(away @ back) * np.tan(np.radians(s.field_of_view) / 2)
+        across, above = away @ right / depth + 2 * offset[0], away @ up / depth + 2 * offset[1]
+        return np.column_stack([1 - above, 1 + across]) / 2, origin
 
     def cast(self, origin: np.ndarray, rays: np.ndarray) -> _Hit:
         starts = np.tile(origin, (len(rays), 1))

@@ -150,7 +150,7 @@ def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):
     assert after.pop("bytes") > 0
     del before["bytes"]
     assert after == before
-    assert f"sample-{heldout:05d}.png" in runs[0].location.read_text("report/index.html")
+    assert f"sample-{heldout:05d}.svg" in runs[0].location.read_text("report/index.html")
     opened = []
     monkeypatch.setattr("typer.launch", opened.append)
     assert call("open", runs[0].url)[0] == 0

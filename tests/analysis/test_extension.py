@@ -86,12 +86,15 @@ def registered(monkeypatch):
     register_metric("total_error", Metric(total_error))
     register_property(
         Property(
-            name="edges", title="edges", kind="scalar", metrics=("pearson", "rmse", "total_error")
+            name="borders",
+            title="borders",
+            kind="scalar",
+            metrics=("pearson", "rmse", "total_error"),
         )
     )
     entry = LabelerEntry(lambda spec, device: EdgeLabeler())
     with suppress(ValueError):  # registered for an earlier test
-        register_labeler("edges", "difference", entry)
+        register_labeler("borders", "difference", entry)
     register_fitter(LeastSquaresFitter())
     register_fitter(ConstantFitter())
     register_condition(
@@ -111,16 +114,16 @@ def registered(monkeypatch):
 
 def test_a_whole_study_with_registered_extensions(registered, tiny_study, tmp_path):
     study = tiny_study(
-        labels={"edges": "difference", "foreground": "tabletop", "shading": None},
+        labels={"borders": "difference", "foreground": "tabletop", "shading": None},
         probes={"kinds": ["ridge", "logistic", "least-squares", "constant"]},
         controls={"reversed_labels": True, "permuted_weights": False},
     )
-    assert study.labels.maps == ("foreground", "depth", "edges")
+    assert study.labels.maps == ("foreground", "depth", "borders")
     assert parse_study(json.loads(study.to_json())).hash == study.hash
     run = carry_out(study, str(tmp_path))
     build_report(run, {})
 
-    score = run.open("scores/edges").score.load()
+    score = run.open("scores/borders").score.load()
     names = ["probe", "shuffled_labels", "permuted_weights", "reversed_labels"]
     assert score.condition.values.tolist() == names
     assert score.kind.values.tolist() == ["ridge", "logistic", "least-squares", "constant"]
@@ -133,7 +136,7 @@ def test_a_whole_study_with_registered_extensions(registered, tiny_study, tmp_pa
     grey = run.read("images", "image").astype(float).mean(-1)
     edges = np.zeros_like(grey)
     edges[:, :, 1:] = np.abs(grey[:, :, 1:] - grey[:, :, :-1])
-    np.testing.assert_allclose(run.read("labels", "edges"), edges, atol=1e-4)
+    np.testing.assert_allclose(run.read("labels", "borders"), edges, atol=1e-4)
     split = run.open("samples").split.values
     train = np.flatnonzero(split == "train")
     x = run.read(f"activations/{layer}", "activation", step=1).astype(float)
@@ -155,23 +158,23 @@ def test_a_whole_study_with_registered_extensions(registered, tiny_study, tmp_pa
     assert weights == ["ridge", "logistic", "least-squares"]
 
     summary = load_summary(run)
-    found = summary.properties["edges"]
+    found = summary.properties["borders"]
     assert found.best.metric == "pearson"
     assert found.best.kind in ("ridge", "least-squares")
     controls = found.controls.by_name()
     assert {"reversed_labels", "constant", "shuffled_labels"} <= set(controls)
-    row = next(row for row in best_rows(summary) if row["property"] == "edges")
+    row = next(row for row in best_rows(summary) if row["property"] == "borders")
     assert {"reversed", "constant"} <= set(row)
-    assert any(line.startswith("Edges: at the last step") for line in headline(summary))
+    assert any(line.startswith("Borders: at the last step") for line in headline(summary))
     page = run.location.read_text("report/index.html")
-    assert "edges-heatmap.png" in page
+    assert "borders-heatmap.svg" in page
     assert "reversed labels" in page
     assert len(compare([run, run])) == 2 * len(summary.properties)
 
 
 def test_studies_name_only_registered_extensions(tiny_study):
-    with pytest.raises(UserError, match=r"labels: edges is not a known key.*foreground, depth"):
-        tiny_study(labels={"edges": "difference"})
+    with pytest.raises(UserError, match=r"labels: borders is not a known key.*foreground, depth"):
+        tiny_study(labels={"borders": "difference"})
     with pytest.raises(UserError, match=r"controls: reversed_labels is not a known key"):
         tiny_study(controls={"reversed_labels": True})
     with pytest.raises(
@@ -184,16 +187,16 @@ def test_studies_name_only_registered_extensions(tiny_study):
 
 def test_an_extension_that_is_off_leaves_a_study_as_it_is(registered, tiny_study, tmp_path):
     study = tiny_study()
-    off = tiny_study(labels={"edges": None})
+    off = tiny_study(labels={"borders": None})
     assert off.hash == study.hash
-    assert "edges" not in study.to_json()
+    assert "borders" not in study.to_json()
     run = carry_out(study, str(tmp_path))
-    assert not any("edges" in path for path in arrays(run))
+    assert not any("borders" in path for path in arrays(run))
     assert len(run.open("scores/depth").condition) == 3
 
 
 def test_names_that_are_taken_are_refused(registered):
-    for name in ("depth", "edges", "class", "threshold", "Edges", "two words"):
+    for name in ("depth", "borders", "class", "threshold", "Edges", "two words"):
         with pytest.raises(ValueError, match=f"property {name!r}"):
             register_property(Property(name=name, title=name, kind="scalar", metrics=("rmse",)))
     with pytest.raises(ValueError, match="fitter 'constant': the name is taken"):

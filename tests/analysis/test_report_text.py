@@ -182,7 +182,7 @@ def test_best_rows_list_optional_controls_last():
 
 
 def test_text_imports_neither_torch_nor_plotting():
-    heavy = "{'torch', 'diffusers', 'plotly', 'matplotlib', 'transformers'}"
+    heavy = "{'torch', 'diffusers', 'matplotlib', 'transformers'}"
     code = (
         "import sys, ldmprobe_core.analysis.report.text; "
         f"loaded = {heavy} & set(sys.modules); assert not loaded, loaded"

@@ -2,9 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from examples import compare_runs, first_study, own_pipeline
+from examples import (
+    compare_runs,
+    first_study,
+    own_labels,
+    own_pipeline,
+    own_property,
+    sparse_autoencoder,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +51,27 @@ def test_own_pipeline_scores_every_layer():
     assert all(-1 <= score <= 1 for score in scores.values())
 
 
+def test_own_labels_are_the_luminance_of_the_stored_images(store):
+    run = own_labels.main(store, {**TINY, "trajectory.samples": 6, "trajectory.training": 0})
+    red, green, blue = np.moveaxis(run.open("images").image.values.astype(float), -1, 0)
+    expected = (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255
+    np.testing.assert_allclose(run.open("labels").shading, expected, rtol=1e-5)
+    assert list(run.summary.properties) == ["shading"]
+
+
+def test_sparse_autoencoder_explains_more_than_the_mean(store):
+    run = first_study.main(store, TINY)  # finished by the first test
+    assert 0 < sparse_autoencoder.main(run.url) < 1
+
+
+def test_own_property_probes_pixels_of_warm_colours(store, capsys):
+    run = own_property.main(store, {**TINY, "labels.depth": None, "labels.shading": None})
+    images = run.read("images", "image").astype(float)
+    assert (run.read("labels", "warm") == (images[..., 0] - images[..., 2] > 20)).all()
+    assert "shuffled_labels: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", sorted(Path(first_study.__file__).parent.glob("*.py")))
 def test_an_example_is_short(path):
-    assert len(path.read_text().splitlines()) <= 35
+    lines = path.read_text().splitlines()
+    assert len([line for line in lines if line.strip()]) < 30

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "plotly", "prefect", "distributed"}
+HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "prefect", "distributed"}
 SCRIPT = """
 import json, os, sys
 from flows.cli import main

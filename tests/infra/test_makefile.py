@@ -43,5 +43,5 @@ def test_env_takes_torch_alone_from_the_index_that_the_user_names(tmp_path):
 
 def test_env_pins_torch_and_torchvision_in_the_index_command(tmp_path):
     words = re.search(r"\$\((grep .*)\)", commands(tmp_path, "TORCH_INDEX=x")[3]).group(1)
-    done = subprocess.run(words, shell=True, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["sh", "-c", words], cwd=ROOT, capture_output=True, text=True)
     assert [line.partition("==")[0] for line in done.stdout.split()] == ["torch", "torchvision"]

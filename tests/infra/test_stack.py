@@ -307,7 +307,7 @@ def test_intervene_deployment_runs(connected, reference, scheduled):
     run = Run(url)
     (name,) = completed_interventions(run)
     assert read_intervention_summary(run, name).pairs == 3
-    assert f"{name}.png" in run.location.read_text("report/index.html")
+    assert f"{name}.svg" in run.location.read_text("report/index.html")
 
 
 def test_secrets_are_in_no_database_log_or_run(connected, scheduled, tmp_path):

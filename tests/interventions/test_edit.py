@@ -172,7 +172,7 @@ def test_edit_direction_null_change_has_the_norm_and_sign_of_the_edit_at_every_t
     direction = EditDirection.of_probe(p, moments_of(6), nulls={"other": other})
     x, target = tokens((2, 3, 3, 6)), tokens((2, 3, 3), 9) * 4
     change = direction.exact(x, target, 1.0) - x
-    null = direction.null_change(change, "other", [4, 8])
+    null = direction.null_change(direction.field_of(change), "other", [4, 8])
     torch.testing.assert_close(null.norm(dim=-1), change.norm(dim=-1), rtol=1e-6, atol=1e-6)
     # Samples 4 and 8 take the directions 1 and 2 of 3.
     unit = other / np.linalg.norm(other, axis=1, keepdims=True)
@@ -180,6 +180,18 @@ def test_edit_direction_null_change_has_the_norm_and_sign_of_the_edit_at_every_t
     gap = target.double().numpy() - p.predict(x.double().numpy())
     np.testing.assert_array_equal(np.sign(along), np.sign(gap))
     np.testing.assert_allclose(np.abs(along), change.norm(dim=-1).double(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["l2", "covariance"])
+def test_edit_direction_refuses_a_prediction_that_is_the_same_for_all_activations(metric):
+    """The activations vary in the first two of three channels, the probe reads the third."""
+    rng = np.random.default_rng(8)
+    activations = rng.normal(size=(500, 3)) * (1, 30, 0) + (5, 0, 7)
+    moments = Moments(activations.mean(0), np.cov(activations.T, bias=True))
+    with pytest.raises(ValueError, match=r"its (prediction is the same|weights are zero)"):
+        EditDirection.of_probe(LinearProbe(np.array([0, 0, 2.0]), 0.1, 0.0), moments, metric)
+    other = EditDirection.of_probe(LinearProbe(np.array([1e-3, 0, 2.0]), 0.1, 0.0), moments, metric)
+    np.testing.assert_allclose(other.deviation, 1e-3 * activations[:, 0].std(), rtol=1e-6)
 
 
 def test_target_reading_is_the_logit_of_shares_for_logistic_masks_only():

@@ -7,7 +7,7 @@ import pytest
 import tiny_models
 import torch
 from intervention_helpers import direction_in, loaded_sampler
-from model_helpers import architecture_study, load_sampler
+from model_helpers import LAYER, architecture_study, load_sampler
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.changes import make_change, patch_from
@@ -24,7 +24,7 @@ def editor_of(run, spec, targets, cells=None):
     plan = plan_intervention(run, spec)
     change = make_change(
         spec, plan.kind, lambda step, layer: direction_in(run, spec, step, layer), targets,
-        plan.samples, spec.dose_axis[0],
+        spec.dose_axis[0],
     )  # fmt: skip
     return Editor(loaded_sampler(run), plan.sites[0].cells if cells is None else cells, change)
 
@@ -193,6 +193,27 @@ def test_editor_edits_packed_latents_as_a_map(tmp_path, negative):
     expected[0, 1, 5, 2] += 1
     torch.testing.assert_close(after, expected)
     assert torch.equal(inputs[True][0], inputs[False][0])
+
+
+def test_editor_of_a_head_gives_the_images_of_weights_without_that_head(tiny_model):
+    """The output projection's weights for the head's channels are set to zero by hand."""
+    layer = f"{LAYER}@head1"
+    sampling = {"guidance": 1.0}
+    study = architecture_study(
+        tiny_model, "sd1", sampling=sampling, capture={"layers": [layer, f"{LAYER}@query"]}
+    )
+    sampler, sample = load_sampler(study), make_samples(study)[:2]
+    unedited = sample_edited(sampler, sample, None)
+    cells = [(step, layer) for step in (1, 2, 3)]
+    editor = Editor(sampler, cells, lambda step, name, tokens: torch.zeros_like(tokens))
+    without_head = sample_edited(sampler, sample, editor)
+    attention = sampler.denoiser.get_submodule(LAYER)
+    with torch.no_grad():
+        attention.to_out[0].weight[:, 8:16] = 0
+    np.testing.assert_array_equal(without_head, sample_edited(sampler, sample, None))
+    assert (without_head != unedited).any()
+    same = Editor(sampler, [(1, f"{LAYER}@query")], lambda step, name, tokens: tokens)
+    np.testing.assert_array_equal(sample_edited(sampler, sample, same), without_head)
 
 
 @contextmanager

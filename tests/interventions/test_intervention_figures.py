@@ -26,7 +26,7 @@ def test_build_report_shows_interventions_and_xarray_opens_them(run):
     page = run.location.read_text("report/index.html")
     assert '<h2 id="interventions">Interventions</h2>' in page
     assert "orthogonal to what probes read" in page
-    for suffix in (".png", "-strip.png", ".gif"):
+    for suffix in (".svg", "-strip.svg", ".gif"):
         assert f"{spec.name}{suffix}" in page
     assert run.location.read_bytes(f"report/{spec.name}.gif")[:6] == b"GIF89a"
     tree = xr.open_datatree(run.url, engine="zarr")
@@ -40,8 +40,8 @@ def test_build_report_shows_a_causal_map_and_a_dose_response(run):
     carry_out_intervention(run, doses)
     build_report(run, {"generate": 1.0})
     page = run.location.read_text("report/index.html")
-    assert f"{causal.name}-map.png" in page
-    assert f"{doses.name}-doses.png" in page
+    assert f"{causal.name}-map.svg" in page
+    assert f"{doses.name}-doses.svg" in page
     assert html.escape(map_sentence(summary)) in page
     layers = [s for s in summary.sites if s.layers != ["latents"]]
     clear = [s for s in layers if (s.effects["orthogonal"].edit_less_this.low or 0) > 0]

@@ -30,7 +30,7 @@ def test_orthogonal_edit_leaves_the_reading_of_every_probe(seed):
     x = torch.from_numpy(rng.normal(size=(2, 4, 4, 12))).float()
     target = torch.from_numpy(rng.normal(size=(2, 4, 4)) * 3).float()
     change = direction.exact(x, target, 1.0) - x
-    null = direction.null_change(change, "orthogonal", [0, 5])
+    null = direction.null_change(direction.field_of(change), "orthogonal", [0, 5])
     assert (null.norm(dim=-1) > 0).all()
     for probe in probes:
         deviation = np.sqrt(probe.weight @ cell.moments.covariance @ probe.weight)

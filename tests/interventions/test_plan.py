@@ -1,10 +1,16 @@
 """Checks of an intervention against a run."""
 
+import numpy as np
 import pytest
 from run_helpers import small_study
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.plan import Site, plan_intervention, windows_of
+from ldmprobe_core.interventions.plan import (
+    Site,
+    plan_intervention,
+    require_varying_predictions,
+    windows_of,
+)
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention
 from ldmprobe_core.interventions.targets import Target
@@ -35,6 +41,32 @@ from ldmprobe_core.pipeline.prepare import prepare_run
 def test_plan_intervention_refuses_settings_that_the_run_cannot_meet(run, settings, message):
     with pytest.raises(UserError, match=message):
         create_intervention(run, Intervention(**settings))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"metric": "l2"}, {}, {"metric": "l2", "doses": (), "strength": 0.5}]
+)
+def test_create_intervention_refuses_constant_predictions_before_any_work(
+    run, monkeypatch, settings
+):
+    """Activations that are the same at every token, and weights that are not zero."""
+    read, constant = type(run).read, f"activations/{run.layers[1]}"
+
+    def patched(self, group, name, **selection):
+        values = read(self, group, name, **selection)
+        return np.full_like(values, 0.25) if group == constant else values
+
+    monkeypatch.setattr(type(run), "read", patched)
+    message = (
+        rf"layers: {run.layers[1]} cannot be edited at step 2, because its ridge probe of depth "
+        r"predicts the same for every token \(deviation 0\)\. Fix: leave this layer out"
+    )
+    spec = Intervention(prop="depth", samples=1, start=2, steps=1, **settings)
+    with pytest.raises(UserError, match=message):
+        create_intervention(run, spec)
+    assert not run.location.has(f"edits/{spec.name}/intervention.json")
+    plan = plan_intervention(run, spec)
+    require_varying_predictions(run, Intervention(prop="depth", method="leace"), plan)
 
 
 def test_create_intervention_refuses_another_model(run, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldmprobe_core.interventions.scores import (
+from ldmprobe_core.interventions.measures.scores import (
     background_change,
     mask_measures,
     measures_of,

@@ -103,6 +103,17 @@ def test_edit_batch_makes_a_causal_map_at_a_dose(run):
     assert (site.layers, site.first, site.last, site.dose) == ([rows[1]], 2, 2, 4.0)
 
 
+def test_edit_batch_gives_null_edits_the_size_of_the_edit_over_a_whole_generation(run):
+    """Also after several layers and steps, where the activations of both generations differ."""
+    spec = Intervention(samples=3, steps=3, controls=("orthogonal", "coherent", "permuted"), seed=5)
+    carry_out_intervention(run, spec)
+    group = f"interventions/{spec.name}"
+    edited, *nulls = run.read(group, "size")
+    assert (edited > 0).all()
+    for null in nulls:
+        np.testing.assert_allclose(null, edited, rtol=1e-6)
+
+
 def test_find_corrupt_chunks_finds_a_lost_chunk_of_a_causal_map(run):
     spec = Intervention(samples=2, windows=3, controls=(), seed=21)
     carry_out_intervention(run, spec)

@@ -2,15 +2,17 @@
 
 import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from labeler_weights import glpn
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.registry import check_labeler, load_labeler
+from ldmprobe_core.labelers.registry import check_labeler, find_labeler, load_labeler
 from ldmprobe_core.labelers.weights import convert
 from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.readers.hub_cache import HubRepository, PublishedFile
 
 CPU = torch.device("cpu")
 
@@ -87,3 +89,36 @@ def test_check_labeler_refuses_a_folder_with_a_pipe(tmp_path, name):
     spec = LabelerSpec(name="depth-anything", weights=str(tmp_path))
     with pytest.raises(UserError, match=rf"{name} is a pipe or a device\. Fix: remove it"):
         check_labeler("depth", spec)
+
+
+@pytest.mark.parametrize(
+    ("prop", "spec", "sources"),
+    [
+        ("depth", {"name": "midas"}, [HubRepository("Intel/dpt-large")]),
+        ("depth", {"name": "depth-anything", "weights": "a/b", "revision": "c"},
+         [HubRepository("a/b", "c")]),
+        ("depth", {"name": "depth-anything"}, []),
+        ("shading", {"name": "retinex"}, []),
+        ("shading", {"name": "marigold"}, [HubRepository("prs-eth/marigold-iid-lighting-v1-1")]),
+        ("foreground", {"name": "tracer", "weights": "/none/t.safetensors"},
+         [PublishedFile(Path("/none/t.safetensors"), "tracer_b7.pth", "Carve/tracer_b7")]),
+        ("foreground", {"name": "tracer", "weights": "/none/t.pth"}, []),
+        ("foreground", {"name": "tabletop"}, []),
+    ],
+)  # fmt: skip
+def test_labelers_list_the_sources_of_their_weights(prop, spec, sources):
+    assert find_labeler(prop, spec["name"]).published(LabelerSpec(**spec)) == sources
+
+
+def test_single_files_have_published_checksums_and_are_needed_once(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    for prop, name, checksum in (
+        ("class", "vgg16", ("sha256", "397923af")),
+        ("foreground", "inspyrenet", ("md5", "9efdbfbcc49b79ef0f7891c83d2fd52f")),
+    ):
+        spec = LabelerSpec(name=name, weights=str(weights))
+        (file,) = find_labeler(prop, name).published(spec)
+        assert (file.target, file.checksum) == (weights, checksum)
+        assert file.origin.endswith(f"/{file.name}")
+    weights.touch()
+    assert find_labeler("class", "vgg16").published(spec) == []

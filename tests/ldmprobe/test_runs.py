@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_helpers import assert_same, carry_out, small_study
+import zarr
+from run_helpers import HELD_OUT, assert_same, carry_out, small_study, statistics_study
 
 import ldmprobe as lp
+from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.units import GENERATE, PROBE
 
@@ -37,7 +39,7 @@ def test_opening_a_run_loads_neither_torch_nor_diffusers(run):
         f"run = lp.open_run({run.url!r})\n"
         "assert run.scores('depth').sizes['sample'] > 0\n"
         "assert run.summary.properties['depth'].best.step >= 1\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'plotly', 'prefect'}\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'prefect'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -108,6 +110,32 @@ def test_scores_are_the_stored_array_with_its_coordinates(run):
     np.testing.assert_array_equal(scores.values, run.read("scores/depth", "score"))
     with pytest.raises(lp.UserError, match="property: 'normals' is not probed"):
         run.scores("normals")
+
+
+def test_activations_are_a_dask_array_of_the_stored_chunks_with_samples_as_coordinates(run):
+    layer = run.layers[0]
+    activations = run.activations(layer)
+    assert activations.dims == ("sample", "step", "y", "x", "channel")
+    assert activations.chunks[:2] == ((4, 4, 4), (1, 1, 1))
+    stored = zarr.open_group(run.url, mode="r")
+    values = stored[f"activations/{layer}/activation"][...]
+    np.testing.assert_array_equal(activations.values, values)
+    for name in ("prompt", "split", "category"):
+        assert activations[name].values.tolist() == stored[f"samples/{name}"][...].tolist()
+    train = stored["samples/split"][...] == "train"
+    means = activations.sel(sample=activations.split == "train").mean("sample", dtype="float64")
+    np.testing.assert_allclose(means, values[train].mean(0, dtype="float64"), rtol=1e-6)
+
+
+def test_activations_of_a_run_that_keeps_sums_are_those_of_its_heldout_samples(
+    tiny_model, tmp_path
+):
+    run = lp.open_run(prepare_run(statistics_study(tiny_model, "statistics"), str(tmp_path)).url)
+    activations = run.activations(run.layers[0])
+    assert activations.sizes["sample"] == HELD_OUT
+    assert set(activations.split.values) == {"validation", "test"}
+    with pytest.raises(lp.UserError, match="layer: 'x' is not in the run"):
+        run.activations("x")
 
 
 def test_a_probe_predicts_what_its_stored_weights_say(run):

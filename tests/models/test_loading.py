@@ -1,13 +1,14 @@
-"""Loading denoisers: permuted weights, offload."""
+"""Loading denoisers: permuted and random weights, offload."""
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from model_helpers import architecture_study, load_sampler
 from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.devices import check_device
-from ldmprobe_core.models.loading import permute_weights
+from ldmprobe_core.models.loading import permute_weights, untrained_copy
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.loading import parse_study
 
@@ -20,6 +21,31 @@ def test_permute_weights_keeps_the_values_of_every_tensor():
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert not torch.equal(a, b)
         assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
+
+
+def test_untrained_copy_with_random_weights_is_a_new_network_of_the_class():
+    config = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 8,
+        "attention_head_dim": 4,
+        "layers_per_block": 1,
+    }
+    torch.manual_seed(100)
+    expected = UNet2DConditionModel(**config).half().state_dict()
+    network = UNet2DConditionModel(**config).half()
+    before, state = network.state_dict(), torch.random.get_rng_state()
+    kept = {name: tensor.clone() for name, tensor in before.items()}
+    copied = untrained_copy(network, random=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(network.state_dict()[name], kept[name]) for name in kept)
+    for name, tensor in copied.state_dict().items():
+        assert tensor.dtype == torch.float16
+        assert torch.equal(tensor, expected[name])
+    assert not torch.equal(copied.conv_in.weight, network.conv_in.weight)
 
 
 def test_cpu_offload_without_a_gpu_is_refused(model_folders):

@@ -156,7 +156,7 @@ def test_build_report_draws_samples_with_step_images(copy):
     with pytest.raises(UserError, match=rf"sample {without[0]} has no step images.*Fix: choose"):
         build_report(copy, {}, (without[0],))
     build_report(copy, {})
-    drawn = [int(p.stem[7:]) for p in (Path(copy.url) / "report").glob("sample-*.png")]
+    drawn = [int(p.stem[7:]) for p in (Path(copy.url) / "report").glob("sample-*.svg")]
     assert len(drawn) == 4
     assert set(drawn) <= with_images
 
@@ -212,9 +212,18 @@ def test_plan_study_counts_the_samples_of_each_group(tiny_model, run):
         plan_study(some_of(tiny_model, trajectory={"steps": [1, 2]}))
 
 
-@pytest.mark.parametrize("keep", ["statistics", "both"])
-def test_sums_of_the_permuted_network_are_of_its_training_samples(tiny_model, tmp_path, keep):
-    controls = {"mlp": False, "permuted_weights": {"samples": 12}}
+@pytest.mark.parametrize(
+    ("keep", "name"),
+    [
+        ("statistics", "permuted_weights"),
+        ("both", "permuted_weights"),
+        ("statistics", "random_weights"),
+    ],
+)
+def test_sums_of_the_untrained_network_are_of_its_training_samples(
+    tiny_model, tmp_path, keep, name
+):
+    controls = {"mlp": False, "permuted_weights": False, name: {"samples": 12}}
     study = statistics_study(tiny_model, keep, 27, controls=controls)
     run = carry_out(study, str(tmp_path))
     index, split = permuted_samples(study, run.samples), [s.split for s in run.samples]
@@ -227,5 +236,6 @@ def test_sums_of_the_permuted_network_are_of_its_training_samples(tiny_model, tm
     assert accumulate_unit(run.url, 0, 0)["samples"] == 0
     assert list(find_corrupt_chunks(run)) == []
     summary = summarise(run, {}).summary
-    control = summary.properties["depth"].controls.permuted_weights
-    assert control.samples["train"] == training
+    controls = summary.properties["depth"].controls.by_name()
+    assert controls[name].samples["train"] == training
+    assert len({"permuted_weights", "random_weights"} & set(controls)) == 1

@@ -1,5 +1,7 @@
 """Schema of a study: hash, JSON, and mistakes told in one sentence."""
 
+import json
+
 import pytest
 from run_helpers import statistics_study
 
@@ -17,14 +19,28 @@ def test_study_hash_depends_only_on_what_decides_the_result():
         {"sampling": {"threads": 2}},
         {"prompts": {"seed": 1}},
         {"controls": {"permuted_weights": False}},
+        {"controls": {"permuted_weights": False, "random_weights": True}},
         {"name": "other"},
     ):
         assert parse_study(other).hash != study.hash
 
 
+def test_random_weights_take_the_place_of_permuted_ones():
+    off = parse_study({"controls": {"random_weights": False}})
+    assert off.hash == parse_study({}).hash
+    assert "random_weights" not in off.to_json()
+    study = parse_study({"controls": {"permuted_weights": False, "random_weights": True}})
+    assert study.controls.untrained.samples == 160
+    assert [c.name for c in study.conditions if study.controls.enabled(c.name)] == [
+        "probe", "shuffled_labels", "random_weights",
+    ]  # fmt: skip
+    assert parse_study(json.loads(study.to_json())) == study
+    with pytest.raises(UserError, match=r"random_weights is on beside permuted_weights.* Fix: "):
+        parse_study({"controls": {"random_weights": True}})
+
+
 def test_study_survives_its_own_json():
     study = parse_study({"prompts": {"items": ["a", "b", "c"]}, "labels": {"class": None}})
-    import json
 
     assert parse_study(json.loads(study.to_json())) == study
 

@@ -197,3 +197,50 @@ def test_render_is_deterministic_in_the_seed():
     a, b = render.render(sample_scene(5)), render.render(sample_scene(5))
     np.testing.assert_array_equal(a.rgb, b.rgb)
     np.testing.assert_array_equal(a.depth, b.depth)
+
+
+def test_correspondences_of_a_shifted_object_are_its_pixels_shifted():
+    moved = replace(BALL, offset=(0.25, -0.125), lamp_azimuth=90, floor="brown")
+    places = render.correspondences(BALL, moved, size=32)
+    ball = render.render(BALL, size=32, samples=1).foreground == 1
+    np.testing.assert_array_equal(np.isfinite(places).all(-1), ball)
+    rows, columns = np.nonzero(ball)
+    expected = np.column_stack([rows + 0.5 + 4, columns + 0.5 + 8]) / 32
+    np.testing.assert_allclose(places[ball], expected, atol=1e-4)
+    # Half of the ball is beyond the right edge of the image.
+    places = render.correspondences(BALL, replace(BALL, offset=(0.5, 0.0)), size=32)
+    assert np.isnan(places[ball][columns >= 16]).all()
+    assert np.isfinite(places[ball][columns < 16]).all()
+
+
+def test_correspondences_of_a_turned_ball_equal_its_rotation_about_the_vertical():
+    """Points are worked out from the depth map, turned by 60 degrees, and seen again."""
+    size, tangent, distance = 33, np.tan(np.radians(20)), camera_of(BALL)
+    picture = render.render(BALL, size=size, samples=1)
+    rows, columns = np.nonzero(picture.foreground == 1)
+    z = np.exp(picture.depth[rows, columns])
+    across, above = (
+        ((columns + 0.5) / size * 2 - 1) * tangent,
+        (1 - (rows + 0.5) / size * 2) * tangent,
+    )
+    axes = axes_of(BALL)
+    # Relative to the ball's centre, about which the scene is symmetric.
+    points = np.column_stack([across * z, above * z, distance - z]) @ axes
+    c, s = np.cos(np.radians(60)), np.sin(np.radians(60))
+    turned = points @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]).T
+    right, up, back = axes @ turned.T
+    faces = (turned * (distance * axes[2] - turned)).sum(1) / RADIUS
+    depth = (distance - back) * tangent
+    expected = np.column_stack([1 - up / depth, 1 + right / depth]) / 2
+    places = render.correspondences(BALL, replace(BALL, yaw=60), size=size)[rows, columns]
+    # Points within a few degrees of the rim depend on the triangles of the mesh.
+    visible, hidden = faces > 0.25, faces < -0.25
+    assert visible.sum() > 50
+    assert hidden.sum() > 20
+    np.testing.assert_allclose(places[visible], expected[visible], atol=5e-3)
+    assert np.isnan(places[hidden]).all()
+
+
+def test_correspondences_refuse_another_object():
+    with pytest.raises(ValueError, match=r"the objects differ \(ball, cube\)"):
+        render.correspondences(BALL, replace(BALL, category="cube"))

@@ -3,7 +3,8 @@
 A run has one division.  Another would have trained other probes, and might have chosen another
 layer for the curve.  For each *re-split*, the prompts that are not test prompts are divided again
 in the same shares, and ridge probes with a position term are fitted and scored on the same test
-samples.
+samples.  So is the position baseline: the probes' position terms change with it, and their gains
+over it change less than their scores.
 
 The prompts form at most `MOST_BLOCKS` blocks, whose sums of products are computed once for each
 cell.  A re-split assigns blocks, so its sums are sums of blocks, and its probes cost a solution of
@@ -16,16 +17,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from operator import add
 
 import numpy as np
 
 from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer, ordered_by_prompt
 from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.inference.selection import choose_layer
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe, predictions
+from ldmprobe_core.probing.measured import mean_map
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.storage.run import Run
@@ -189,6 +193,24 @@ class ResplitScorer:
         ]
         return np.stack(on_test), self._validation_scores(predicted[:, self.resplits.samples])
 
+    def position_scores(self, grid: tuple[int, int]) -> np.ndarray:
+        """Score the position baseline of every re-split, (re-split, test sample).
+
+        Args:
+            grid: number of tokens down and across at which the mean maps are taken.
+        """
+        labels, prop, rows = self.labels, self.prop, []
+        tokens, counts = labels.tokens(prop, grid), labels.token_weights(prop, grid)
+        for held in self.resplits.holds(self.resplits.train):
+            members = self.resplits.samples[held]
+            mean = block_means(mean_map(labels.maps[prop][members])[None], grid)
+            if property_of(prop).is_mask:
+                weights = None if counts is None else flatten_maps(counts[members])
+                mean -= best_cut(flatten_maps(mean), flatten_maps(tokens[members]), weights)
+            predicted = np.broadcast_to(mean, (len(self._of_test.test), *grid))
+            rows.append(self._of_test.scores(predicted, 0.0, headline_only=True)[0])
+        return np.stack(rows)
+
     def _validation_scores(self, predicted: np.ndarray) -> np.ndarray:
         """Score the predictions of members (re-split, member, y, x) where they are validation.
 
@@ -214,11 +236,13 @@ class ResplitCurves:
     Attributes:
         layers: name of the chosen layer by re-split.
         scores: scores of the test samples in the headline metric, (re-split, step, test sample).
+        position: their scores of the re-splits' position baselines, (re-split, test sample).
         inflation: as `Resplits.inflation`.
     """
 
     layers: list[str]
     scores: np.ndarray
+    position: np.ndarray
     inflation: float
 
     @property
@@ -232,8 +256,16 @@ class ResplitCurves:
 
         An undefined score counts as the mean.
         """
-        mean = mean_of_defined(np.moveaxis(self.scores, 0, -1))
-        return self.inflation * np.nan_to_num(self.scores - mean)
+        return self._deviations(self.scores)
+
+    @property
+    def position_deviations(self) -> np.ndarray:
+        """Inflated deviations of the position baselines' scores, (re-split, test sample)."""
+        return self._deviations(self.position)
+
+    def _deviations(self, scores: np.ndarray) -> np.ndarray:
+        mean = mean_of_defined(np.moveaxis(scores, 0, -1))
+        return self.inflation * np.nan_to_num(scores - mean)
 
 
 def resplit_curves(
@@ -260,12 +292,14 @@ def resplit_curves(
     }
     steps = range(run.open("progress").sizes["step"])
     scores: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    grids: dict[str, tuple[int, int]] = {}
     for layer in dict.fromkeys(name for names in layers.values() for name in names):
         sharing = [prop for prop, names in layers.items() if layer in names]
         for step in steps:
             activations = run.read(
                 f"{ACTIVATION_GROUPS['trained']}/{layer}", "activation", step=step
             )
+            grids[layer] = activations.shape[1:3]
             for prop in sharing:
                 scores.setdefault((prop, layer), []).append(scorers[prop].scores(activations))
     curves = {}
@@ -274,8 +308,11 @@ def resplit_curves(
             np.stack([[cell[part] for cell in scores[prop, name]] for name in names])
             for part in (0, 1)
         )
+        position = scorers[prop].position_scores(max((grids[name] for name in names), key=prod))
         members = prompts[resplits.samples]
-        curves[prop] = choose_curves(names, on_test, on_validation, members, resplits.inflation)
+        curves[prop] = choose_curves(
+            names, on_test, on_validation, members, position, resplits.inflation
+        )
     return curves
 
 
@@ -284,6 +321,7 @@ def choose_curves(
     on_test: np.ndarray,
     on_validation: np.ndarray,
     prompts: np.ndarray,
+    position: np.ndarray,
     inflation: float,
 ) -> ResplitCurves:
     """Choose for every re-split the layer that scores best on its validation samples.
@@ -293,6 +331,7 @@ def choose_curves(
         on_test: scores (layer, step, re-split, test sample).
         on_validation: scores (layer, step, re-split, member), NaN outside the validation part.
         prompts: prompt of each member, (member,).
+        position: scores of the position baselines, (re-split, test sample).
         inflation: as `Resplits.inflation`.
     """
     chosen = [
@@ -300,4 +339,4 @@ def choose_curves(
         for number in range(on_test.shape[2])
     ]
     curves = [on_test[layer, :, number] for number, layer in enumerate(chosen)]
-    return ResplitCurves([layers[i] for i in chosen], np.stack(curves), inflation)
+    return ResplitCurves([layers[i] for i in chosen], np.stack(curves), position, inflation)

@@ -15,7 +15,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import yaml
-from plotly.offline import get_plotlyjs
 
 from ldmprobe_core.analysis.class_curves import stable_steps, target_classes
 from ldmprobe_core.analysis.records import Summary, load_summary
@@ -29,9 +28,11 @@ from ldmprobe_core.analysis.report.intervention_text import (
     effect_rows,
     intervention_title,
     map_sentence,
+    readings_sentence,
 )
 from ldmprobe_core.analysis.report.overview import overview_figure, overview_sentences
 from ldmprobe_core.analysis.report.samples_page import write_samples_page
+from ldmprobe_core.analysis.report.svg import svg
 from ldmprobe_core.analysis.report.text import (
     best_rows,
     control_columns,
@@ -54,6 +55,7 @@ from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.schema import Study
 
 GRID_SAMPLES = 4
 
@@ -82,7 +84,6 @@ def build_report(
     viewed = write_samples_page(run, label_set(run), analysis.summary)
     page = _page(run, analysis.summary, figure_records, viewed)
     run.location.write_text("report/index.html", page)
-    run.location.write_text("report/plotly.min.js", get_plotlyjs())
     run.location.write_text("report/scores.csv", scores_csv(run, list(analysis.curves)))
     run.location.write_text("report/cite.bib", bibtex(analysis.summary))
     # Write the summary last, because a run that has a summary counts as finished.
@@ -153,15 +154,26 @@ class _FigureWriter:
             "interventions": [],
         }  # fmt: skip
 
-    def _write(self, section: str, name: str, figure: Any, alternative: str, **more: Any) -> None:
-        self.run.location.write_bytes(f"report/{name}", figures.png(figure))
-        self.entries[section].append({"file": name, "alt": alternative, **more})
+    def _write(
+        self,
+        section: str,
+        name: str,
+        figure: Any,
+        alternative: str,
+        titles: dict[str, str] | None = None,
+        **more: Any,
+    ) -> None:
+        self.run.location.write_bytes(f"report/{name}.svg", svg(figure, titles))
+        hover = titles is not None
+        self.entries[section].append(
+            {"file": f"{name}.svg", "alt": alternative, "hover": hover, **more}
+        )
 
     def add_overview(self) -> None:
         """Draw the figure at the top of the page: when each property is known."""
         self._write(
             "overview",
-            "overview.png",
+            "overview",
             overview_figure(self.analysis),
             " ".join(overview_sentences(self.summary)),
         )
@@ -172,25 +184,20 @@ class _FigureWriter:
         for prop, curves in self.analysis.curves.items():
             best = self.summary.properties[prop].best
             metric = metric_title(best.metric)
+            figure, titles = figures.heatmap(prop, curves, layers, self.summary)
             self._write(
                 "properties",
-                f"{prop}-heatmap.png",
-                figures.heatmap(prop, curves, layers, self.summary),
+                f"{prop}-heatmap",
+                figure,
                 f"Heatmap of {prop} scores, step by layer; best at step {best.step}, {best.layer}.",
-                hover={
-                    "z": [[None if np.isnan(v) else round(float(v), 4) for v in row]
-                          for row in curves.cells.T],
-                    "layers": [short_layer(name) for name in layers],
-                    "best": [best.step, short_layer(best.layer)],
-                    "title": f"{prop}: {metric} of {curves.kind} probes on test samples",
-                },
+                titles,
                 caption=f"Where {prop} can be read: mean {metric} of the {curves.kind} probe of "
                         "each step and layer on test samples. The frame marks the best cell, step "
                         f"{best.step} of {short_layer(best.layer)}, chosen on validation samples.",
             )  # fmt: skip
             self._write(
                 "properties",
-                f"{prop}-curves.png",
+                f"{prop}-curves",
                 figures.curves_figure(prop, self.analysis),
                 f"{prop} scores over steps for probes, image labelers and controls.",
                 caption=f"How early {prop} can be read: {metric} of one layer's probes, of the "
@@ -203,7 +210,7 @@ class _FigureWriter:
             if result.analyses is not None:
                 self._write(
                     "generalization",
-                    f"{prop}-generalization.png",
+                    f"{prop}-generalization",
                     generalization_figure(prop, result.analyses),
                     f"Scores of {prop} probes at other steps, and over numbers of training images.",
                 )
@@ -212,21 +219,22 @@ class _FigureWriter:
         """Draw an intervention's effects and edited samples; with several targets, animations."""
         run, result = self.run, read_intervention_summary(self.run, name)
         sentence = map_sentence(result) if result.intervention.windows else None
+        sentences = [text for text in (sentence, readings_sentence(result)) if text is not None]
         self._write(
             "interventions",
-            f"{name}.png",
+            name,
             intervention_figures.before_and_after(run, name),
             f"Samples before and after the intervention {name}, with its null edits.",
             result=result,
-            sentence=sentence,
+            sentence=" ".join(sentences),
         )
         if sentence is not None:
             figure = intervention_figures.causal_map(result)
-            self._write("interventions", f"{name}-map.png", figure, sentence)
+            self._write("interventions", f"{name}-map", figure, sentence)
         elif len(result.sites) > 1:
             self._write(
                 "interventions",
-                f"{name}-doses.png",
+                f"{name}-doses",
                 intervention_figures.dose_response(result),
                 f"Scores with the target over the dose of the intervention {name}.",
             )
@@ -234,7 +242,7 @@ class _FigureWriter:
             return
         self._write(
             "interventions",
-            f"{name}-strip.png",
+            f"{name}-strip",
             intervention_figures.strip(run, name),
             f"One sample: every target of {name} above, the edited image below.",
         )
@@ -242,6 +250,7 @@ class _FigureWriter:
         animation = {
             "file": f"{name}.gif",
             "alt": f"Animation of one sample over {name}'s targets.",
+            "hover": False,
         }
         self.entries["interventions"].append(animation)
         ffmpeg = shutil.which("ffmpeg")
@@ -259,7 +268,7 @@ class _FigureWriter:
         for index in indices:
             self._write(
                 "samples",
-                f"sample-{index:05d}.png",
+                f"sample-{index:05d}",
                 figures.sample_grid(self.run, labels, self.summary, index, steps),
                 f"Step images, probe maps and labeler maps of sample {index}.",
                 caption=self._caption(index),
@@ -275,7 +284,7 @@ class _FigureWriter:
         for index, first_step in zip(indices, first_steps, strict=True):
             self._write(
                 "classes",
-                f"class-{index:05d}.png",
+                f"class-{index:05d}",
                 figures.class_figure(self.run, index, int(targets[index]), float(first_step)),
                 f"Class probabilities over steps of sample {index}.",
                 caption=self._caption(index),
@@ -329,7 +338,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any], viewed: in
         rows=best_rows(summary),
         generalization=generalization_rows(summary),
         figures=figure_records,
-        contents=_contents(summary, figure_records),
+        contents=_contents(study, summary, figure_records),
         viewed=viewed,
         columns=columns,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
@@ -343,14 +352,16 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any], viewed: in
     )
 
 
-def _contents(summary: Summary, figure_records: dict[str, Any]) -> list[tuple[str, str]]:
+def _contents(
+    study: Study, summary: Summary, figure_records: dict[str, Any]
+) -> list[tuple[str, str]]:
     """Return anchors and titles of the page's sections; sections without content are left out."""
     exact = any(part.exact for part in summary.properties.values())
     sections = [
         ("exact", "results on exact maps", exact),
         ("results", "results", True),
         ("controls", "best cells and controls", True),
-        ("published", "published results", True),
+        ("published", "published results", published.applies(study)),
         ("emergence", "emergence, by step and layer", True),
         ("analyses", "further analyses", True),
         ("samples", "samples", True),

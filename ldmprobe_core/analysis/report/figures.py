@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -42,39 +42,47 @@ def step_image_rows(run: Run, samples: list[int]) -> list[int]:
     return [int(row) for row in np.searchsorted(samples_in(run, STEP_IMAGES), samples)]
 
 
-def png(figure: Figure) -> bytes:
-    """Encode a Matplotlib figure as PNG.
+def heatmap(
+    prop: str, curves: Curves, layers: list[str], summary: Summary
+) -> tuple[Figure, dict[str, str]]:
+    """Draw the mean score of every cell, step by layer, with a frame around the best cell.
 
-    The file has no date or software version, so that equal figures have equal bytes.
+    Returns:
+        the figure, and the text that describes each cell, by the name of its element.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def heatmap(prop: str, curves: Curves, layers: list[str], summary: Summary) -> Figure:
-    """Draw the mean score of every cell, step by layer, with a frame around the best cell."""
     best = summary.properties[prop].best
     steps = curves.cells.shape[0]
-    figure = Figure(figsize=(1.8 + 0.42 * steps, 1.2 + 0.36 * len(layers)))
+    figure = Figure(figsize=(2.0 + 0.3 * steps, 1.1 + 0.26 * len(layers)))
     axes = figure.subplots()
-    image = axes.imshow(curves.cells.T, aspect="auto", cmap="cividis")
-    axes.set_xticks(range(steps), [str(s + 1) for s in range(steps)])
+    scale = ScalarMappable(cmap="cividis")
+    scale.set_array(curves.cells[np.isfinite(curves.cells)])
+    titles = {}
+    for (step, layer), value in np.ndenumerate(curves.cells):
+        if np.isfinite(value):
+            cell = Rectangle(
+                (step + 0.5, layer - 0.5), 1, 1, linewidth=0, color=scale.to_rgba(value)
+            )
+            cell.set_gid(name := f"cell-{step + 1}-{layer}")
+            axes.add_patch(cell)
+            titles[name] = f"step {step + 1}, {layers[layer]}: {value:.3f}"
+    axes.set_xlim(0.5, steps + 0.5)
+    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_xticks(range(1, steps + 1))
     axes.set_yticks(range(len(layers)), [short_layer(name) for name in layers], fontsize=8)
     axes.set_xlabel("step")
     metric = metric_title(best.metric)
-    axes.set_title(f"{prop}: {metric} of {curves.kind} probes on test samples", fontsize=10)
-    figure.colorbar(image, ax=axes, pad=0.02)
-    corner = best.step - 1.5, layers.index(best.layer) - 0.5
+    axes.set_title(f"{prop}, {curves.kind} probes", fontsize=10)
+    figure.colorbar(scale, ax=axes, pad=0.02, label=metric)
+    corner = best.step - 0.5, layers.index(best.layer) - 0.5
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=2.5))
-    return figure
+    return figure, titles
 
 
 def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
     """Draw the scores of probes, image labelers and controls over steps, with intervals."""
     curves, bootstrap = analysis.curves[prop], analysis.bootstrap
     best = analysis.summary.properties[prop].best
-    figure = Figure(figsize=(6.4, 3.6))
+    figure = Figure(figsize=(5.4, 3.4))
     axes = figure.subplots()
     steps = np.arange(1, len(curves.probe) + 1)
 
@@ -102,7 +110,7 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
     axes.set_xticks(steps)
     axes.set_title(f"{prop}: score over steps", fontsize=10)
     add_log_snr(axes, analysis.summary.log_snr)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
     axes.grid(alpha=0.25)
     return figure
 
@@ -171,7 +179,7 @@ def sample_grid(
         finals.append(truth)
 
     width = len(steps) + 1
-    figure = Figure(figsize=(1.15 * width + 1.2, 1.15 * len(rows) + 0.5))
+    figure = Figure(figsize=(0.96 * width + 1.2, 0.96 * len(rows) + 0.5))
     grid = figure.subplots(len(rows), width, squeeze=False)
     for (name, maps, scale), final, axes in zip(rows, finals, grid, strict=True):
         for panel, image in zip(axes, [*maps, final], strict=True):
@@ -203,7 +211,7 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
     top = [target, *(int(i) for i in np.argsort(-decoded.max(0)) if i != target)][:4]
     step_images = run.read(STEP_IMAGES, "trajectory", sample=row)
     columns = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
-    figure = Figure(figsize=(7.4, 3.4))
+    figure = Figure(figsize=(6.4, 3.4))
     grid = figure.add_gridspec(2, len(columns), height_ratios=(1, 2.4), hspace=0.12, wspace=0.05)
     for column, step_index in enumerate(columns):
         panel = figure.add_subplot(grid[0, column])
@@ -223,6 +231,6 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
     axes.set_ylabel("probability")
     axes.set_ylim(-0.02, 1.02)
     axes.set_xticks(steps)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
     axes.grid(alpha=0.25)
     return figure

@@ -20,6 +20,7 @@ from ldmprobe_core.analysis.report.intervention_text import (
     effect_sign,
     site_layer,
 )
+from ldmprobe_core.analysis.report.svg import INK
 from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.results import (
@@ -129,7 +130,7 @@ def causal_map(summary: InterventionSummary) -> Figure:
     _grid(figure, right, effect, title, limits)
     for row, column in frames:
         corner = column - 0.5, row - 0.5
-        right.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.5))
+        right.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.5))
     names = [site_layer(next(s for s in sites if s.layers[0] == name)) for name in layers]
     left.set_yticks(range(len(layers)), names, fontsize=8)
     for panel in (left, right):
@@ -150,7 +151,7 @@ def _grid(figure: Figure, panel: Any, values: np.ndarray, title: str, how: dict[
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             panel.text(
                 column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=7,
-                color="white" if dark else "black",
+                color="white" if dark else INK,
             )  # fmt: skip
 
 
@@ -175,7 +176,7 @@ def dose_response(summary: InterventionSummary) -> Figure:
     axes.minorticks_off()
     axes.set_xlabel("dose: amplitude of the target, in standard deviations of the prediction")
     axes.set_ylabel(agreement_title(summary))
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=8, frameon=False)
     return figure
 
 

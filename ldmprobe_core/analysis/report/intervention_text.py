@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ldmprobe_core.analysis.report.text import metric_title, number, short_layer
+from ldmprobe_core.interventions.measures.scores import OWN_LABEL
 from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.results import EffectRecord, InterventionSummary, SiteRecord
-from ldmprobe_core.interventions.scores import OWN_LABEL
 from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, PROBE_EDITS
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.study.layers import LATENTS
@@ -154,5 +154,37 @@ def map_sentence(summary: InterventionSummary) -> str:
     )
 
 
-def _mean(value: Interval | None) -> float:
-    return float("-inf") if value is None or value.mean is None else value.mean
+def readings_sentence(summary: InterventionSummary) -> str | None:
+    """Say what the run's probes still read after an erasure; None for other methods.
+
+    Of several sites, it is about the one where the erasure lowers the score of the images most.  It
+    names the probes that read most among those in the erased layers, and among those in layers that
+    the denoiser computes later.
+    """
+    site = min(summary.sites, key=lambda site: _mean(site.used, undefined=float("inf")))
+    readings = site.effects[EDITED].readings
+    if not readings:
+        return None
+    layers = list(dict.fromkeys(reading.layer for reading in readings))
+    erased = [layer for layer in layers if layer in site.layers]
+    later = [
+        layer for layer in layers[layers.index(erased[0]) if erased else 0 :] if layer not in erased
+    ]
+    parts = []
+    for title, group in (("the erased layers", erased), ("later layers", later)):
+        candidates = [reading for reading in readings if reading.layer in group]
+        if candidates:
+            best = max(candidates, key=lambda reading: _mean(reading.score))
+            parts.append(
+                f"in {title} the {best.kind} probe of {short_layer(best.layer)} reads most "
+                f"({number(best.score)}, {number(best.less_unedited)} from its score without edits)"
+            )
+    where = f" in {site_layer(site)}" if len(site.layers) == 1 else ""
+    return (
+        f"After the erasure{where}, steps {site.first} to {site.last}, {' and '.join(parts)}. The "
+        "probes were fitted without edits, so a lower score does not show that nothing is left."
+    )
+
+
+def _mean(value: Interval | None, undefined: float = float("-inf")) -> float:
+    return undefined if value is None or value.mean is None else value.mean

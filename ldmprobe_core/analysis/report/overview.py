@@ -47,7 +47,7 @@ def overview_figure(analysis: RunAnalysis) -> Figure:
     keep half of their final gain over position; a line marks that step if it is determined.
     """
     properties = analysis.summary.properties
-    figure = Figure(figsize=(3.4 * len(properties), 2.7))
+    figure = Figure(figsize=(3.3 * len(properties), 2.7), layout="constrained")
     panels = figure.subplots(1, len(properties), squeeze=False)[0]
     for panel, (name, result) in zip(panels, properties.items(), strict=True):
         curves = analysis.curves[name]
@@ -66,8 +66,8 @@ def overview_figure(analysis: RunAnalysis) -> Figure:
         panel.set_title(f"{name} ({metric_title(result.best.metric)})", fontsize=9)
         panel.set_xlabel("step", fontsize=8)
         panel.tick_params(labelsize=8)
-    panels[0].legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
+    lines = panels[0].get_legend_handles_labels()
+    figure.legend(*lines, fontsize=8, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 

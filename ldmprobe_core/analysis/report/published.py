@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ldmprobe_core.study.schema import Study
+
 
 class Published(NamedTuple):
     """Value of one measured quantity in a publication, to compare with the run's own.
@@ -37,3 +39,8 @@ STEPS = (
     Published("probes stop improving", "after step 5 of 15", PAPER),
     Published("VGG-16 names the object", "step 11 of 15", POSTER),
 )
+
+
+def applies(study: Study) -> bool:
+    """Return whether a study is of the published model, Stable Diffusion 1.4."""
+    return "stable-diffusion-v1-4" in str(study.model.source)

@@ -71,6 +71,8 @@ class Architecture(ABC):
         size_multiple: number of pixels of which the height and width of images must be multiples.
         optional_encoders: text encoders that the pipeline can do without.
         pipeline_class: diffusers pipeline class; None means the class named `pipeline_name`.
+        vae_network: class of the VAE.
+        probes_vae: whether layers of the VAE's decoder can be captured.
         load_arguments: further keyword arguments of the pipeline class's ``from_pretrained``.
         config, vae: configs of the denoiser and the VAE, in which keys that the model leaves out
             have their default values.
@@ -85,6 +87,8 @@ class Architecture(ABC):
     size_multiple: ClassVar[int] = 1
     optional_encoders: ClassVar[tuple[str, ...]] = ()
     pipeline_class: ClassVar[Any] = None
+    vae_network: ClassVar[Any] = AutoencoderKL
+    probes_vae: ClassVar[bool] = True
     load_arguments: ClassVar[dict[str, Any]] = {}
 
     def __init__(
@@ -95,7 +99,7 @@ class Architecture(ABC):
         # `Flux.latent` distinguishes a VAE config that states ``sample_size`` from one that omits
         # it, so the default value of this key must not be filled in.
         vae_defaults = {
-            k: v for k, v in default_config(AutoencoderKL).items() if k != "sample_size"
+            k: v for k, v in default_config(self.vae_network).items() if k != "sample_size"
         }
         self.vae = {**vae_defaults, **read_config("vae")}
         self.scheduler = read_config("scheduler")
@@ -289,22 +293,23 @@ class Architecture(ABC):
         """Check that this pipeline class can use the model's VAE.
 
         Raises:
-            UserError: the VAE is not an `AutoencoderKL`, or a value in its config is unusable.
+            UserError: the VAE is not a `vae_network`, or a value in its config is unusable.
         """
-        name = self.vae.get("_class_name", "AutoencoderKL")
-        if name != "AutoencoderKL":
-            self._refuse_vae("_class_name", name, "use a pipeline with an AutoencoderKL")
+        needed = self.vae_network.__name__
+        name = self.vae.get("_class_name", needed)
+        if name != needed:
+            self.refuse_vae("_class_name", name, f"use a pipeline with an {needed}")
         if not _is_size(self.vae["latent_channels"]):
             channels = self.vae["latent_channels"]
-            self._refuse_vae("latent_channels", channels, "give a whole number of channels")
+            self.refuse_vae("latent_channels", channels, "give a whole number of channels")
         factor = self.vae["scaling_factor"]
         if not _is_number(factor) or factor == 0:
-            self._refuse_vae("scaling_factor", factor, "give a finite number other than 0")
+            self.refuse_vae("scaling_factor", factor, "give a finite number other than 0")
         for key in ("in_channels", "out_channels"):
-            if self.vae[key] != 3:
-                self._refuse_vae(key, self.vae[key], "use a VAE of images with 3 channels")
+            if self.vae.get(key, 3) != 3:
+                self.refuse_vae(key, self.vae[key], "use a VAE of images with 3 channels")
 
-    def _refuse_vae(self, key: str, value: Any, remedy: str) -> None:
+    def refuse_vae(self, key: str, value: Any, remedy: str) -> None:
         """Raise `UserError` for an unusable value in the VAE's config."""
         raise UserError(
             f"model: {key} in vae/config.json of {self.source} cannot be used by "
@@ -323,45 +328,6 @@ class TransformerArchitecture(Architecture):
         patch = self.config["patch_size"]
         height, width = self.latent
         return Grid(height // patch, width // patch)
-
-
-class ShiftedLatents(Architecture):
-    """Base class for pipelines that shift latents by the VAE's ``shift_factor``, then scale them.
-
-    The shift and the scale are those between the VAE's latents and the denoiser's.
-    """
-
-    def denormalise(self, latents: Tensor) -> Tensor:
-        """Convert latents to the VAE's scale: divide by the scaling factor, then add the shift."""
-        return super().denormalise(latents) + self.vae["shift_factor"]
-
-    def normalise(self, latents: Tensor) -> Tensor:
-        """Convert latents to the denoiser's scale: subtract the shift, multiply by the factor."""
-        return super().normalise(latents - self.vae["shift_factor"])
-
-    def check_vae(self) -> None:
-        """Check that the pipeline can use the VAE, and that its ``shift_factor`` is a number."""
-        super().check_vae()
-        if not _is_number(self.vae["shift_factor"]):
-            self._refuse_vae("shift_factor", self.vae["shift_factor"], "give a number, 0 for none")
-
-
-def dynamic_shift(scheduler: Any, grid: Grid, default_max_shift: float) -> float:
-    """Compute the timestep shift mu of a flow-matching schedule from the number of image tokens.
-
-    The shift is a linear function of the number of tokens (Esser et al. 2024, section 5.3.2).
-
-    Args:
-        scheduler: diffusers scheduler, whose config gives the ends of the linear function.
-        grid: rows and columns of image tokens.
-        default_max_shift: shift for ``max_image_seq_len`` tokens if the scheduler's config does not
-            state it.
-    """
-    config = scheduler.config
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", default_max_shift)
-    slope = (high - low) / (many - few)
-    return grid.height * grid.width * slope + (low - slope * few)
 
 
 def default_config(component: Any) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ldmprobe_core.models.architectures.base import (
     Guidance,
-    ShiftedLatents,
     TransformerArchitecture,
-    dynamic_shift,
 )
+from ldmprobe_core.models.architectures.flow_matching import ShiftedLatents, dynamic_shift
 from ldmprobe_core.models.architectures.text_widths import stated_widths
 from ldmprobe_core.models.token_grid import Grid
 
@@ -35,7 +34,10 @@ class Flux(ShiftedLatents, TransformerArchitecture):
             "*transformer_blocks.[0-9][0-9]",
         ),
     }
-    joint_block_classes = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+    joint_block_classes: ClassVar[tuple[str, ...]] = (
+        "FluxTransformerBlock",
+        "FluxSingleTransformerBlock",
+    )
     # This is the number of text tokens in `dummy_inputs`.  The shapes of layers do not depend on
     # it, so any number would do.
     _TEXT = 77

@@ -11,8 +11,15 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.flux import Flux
 from ldmprobe_core.models.architectures.pixart import PixArt, PixArtAlpha
-from ldmprobe_core.models.architectures.stable_diffusion import StableDiffusion, StableDiffusionXL
+from ldmprobe_core.models.architectures.qwen_image import QwenImage
+from ldmprobe_core.models.architectures.sana import Sana
+from ldmprobe_core.models.architectures.stable_diffusion import (
+    LatentConsistency,
+    StableDiffusion,
+    StableDiffusionXL,
+)
 from ldmprobe_core.models.architectures.stable_diffusion_3 import StableDiffusion3
+from ldmprobe_core.study.extensions.entry_points import ARCHITECTURE_POINTS, load_entry_points
 
 _ARCHITECTURES: dict[str, type[Architecture]] = {}
 
@@ -44,11 +51,14 @@ def register_architecture(
 
 
 register_architecture("StableDiffusionPipeline")(StableDiffusion)
+register_architecture("LatentConsistencyModelPipeline")(LatentConsistency)
 register_architecture("StableDiffusionXLPipeline")(StableDiffusionXL)
 register_architecture("StableDiffusion3Pipeline")(StableDiffusion3)
 register_architecture("PixArtAlphaPipeline")(PixArtAlpha)
 register_architecture("PixArtSigmaPipeline")(PixArt)
 register_architecture("FluxPipeline")(Flux)
+register_architecture("SanaPipeline")(Sana)
+register_architecture("QwenImagePipeline")(QwenImage)
 
 
 def detect_architecture(folder: Path) -> Architecture:
@@ -68,7 +78,7 @@ def detect_architecture(folder: Path) -> Architecture:
             f"model.source: {folder / 'model_index.json'} does not name a pipeline "
             f"({type(error).__name__}). Fix: give a folder written by save_pretrained"
         ) from error
-    if not isinstance(name, str) or name not in _ARCHITECTURES:
+    if not isinstance(name, str) or not _is_registered(name):
         raise UserError(f"model.source: {_unsupported_class_with_remedy(name)}")
     return _ARCHITECTURES[name].from_folder(name, folder)
 
@@ -82,11 +92,21 @@ def architecture_of(pipeline: Any) -> Architecture:
         UserError: neither the pipeline's class nor any of its base classes is registered.
     """
     for base in type(pipeline).__mro__:
-        if base.__name__ in _ARCHITECTURES:
+        if _is_registered(base.__name__):
             return _ARCHITECTURES[base.__name__].from_pipeline(pipeline)
     raise UserError(f"pipeline: {_unsupported_class_with_remedy(type(pipeline).__name__)}")
 
 
+def _is_registered(name: str) -> bool:
+    """Return whether a pipeline class has an architecture, which an entry point may register."""
+    if name not in _ARCHITECTURES:
+        load_entry_points(ARCHITECTURE_POINTS, name, "model.source")
+    return name in _ARCHITECTURES
+
+
 def _unsupported_class_with_remedy(name: object) -> str:
     """Return the error text for a pipeline class without a registered architecture."""
-    return f"class {name!s:.60} cannot be probed. Fix: use one of {', '.join(_ARCHITECTURES)}"
+    return (
+        f"class {name!s:.60} cannot be probed. Fix: use one of {', '.join(_ARCHITECTURES)}, or "
+        "install the package that offers its architecture"
+    )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import LCMScheduler, TCDScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import (
     UNET_PRESETS,
     Architecture,
@@ -80,6 +81,38 @@ class StableDiffusion(UNetArchitecture):
         return config
 
 
+class LatentConsistency(StableDiffusion):
+    """Latent consistency model, whose UNet takes the guidance scale as an input.
+
+    Its pipeline has no negative prompt, and works with the schedulers of few-step models only.
+    """
+
+    def guidance(self, scale: float, negative: str | None) -> Guidance:
+        """Return the pattern of UNet calls: one call of one copy of the batch in each step."""
+        return Guidance()
+
+    def uses_guidance(self, negative: str | None) -> bool:
+        """Return whether the UNet has an input for the guidance scale."""
+        return self.config["time_cond_proj_dim"] is not None
+
+    def scheduler_config(self, class_name: str) -> dict[str, Any]:
+        """Return the scheduler config as it is, because this pipeline makes no corrections."""
+        return self.scheduler
+
+    def set_steps(self, scheduler: Any, steps: int) -> None:
+        """Set the timesteps of a scheduler, as the pipeline does.
+
+        Raises:
+            UserError: the pipeline cannot work with the scheduler.
+        """
+        if not isinstance(scheduler, (LCMScheduler, TCDScheduler)):
+            raise UserError(
+                f"sampling.scheduler: {self.pipeline_name} cannot use {type(scheduler).__name__}. "
+                "Fix: set sampling.scheduler to lcm or tcd"
+            )
+        super().set_steps(scheduler, steps)
+
+
 class StableDiffusionXL(UNetArchitecture):
     """Stable Diffusion XL, whose UNet also takes a pooled text embedding and the image size."""
 
@@ -134,9 +167,9 @@ class StableDiffusionXL(UNetArchitecture):
             values = self.vae[key]
             usable = isinstance(values, (list, tuple)) and len(values) == channels
             if not usable or not all(isinstance(v, (int, float)) for v in values):
-                self._refuse_vae(key, values, f"give {channels} numbers, or null")
+                self.refuse_vae(key, values, f"give {channels} numbers, or null")
         if not all(self.vae["latents_std"]):
-            self._refuse_vae("latents_std", self.vae["latents_std"], "give numbers other than 0")
+            self.refuse_vae("latents_std", self.vae["latents_std"], "give numbers other than 0")
 
     @property
     def _standardised(self) -> bool:

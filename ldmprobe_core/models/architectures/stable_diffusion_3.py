@@ -8,10 +8,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from ldmprobe_core.models.architectures.base import (
-    ShiftedLatents,
     TransformerArchitecture,
-    dynamic_shift,
 )
+from ldmprobe_core.models.architectures.flow_matching import ShiftedLatents, dynamic_shift
 from ldmprobe_core.models.architectures.text_widths import stated_widths
 
 

@@ -26,7 +26,7 @@ _DTYPE_BYTES = {
     "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 
-_FLOATS = ("F16", "BF16", "F32", "F64")
+FLOATS = ("F16", "BF16", "F32", "F64")
 """Types of numbers whose values are weights as they are.
 
 Integers and 8-bit floats are quantized weights, which mean something together with scales only.
@@ -207,10 +207,10 @@ def require_weights(folder: Path, network: nn.Module) -> None:
             continue
         if tensor.shape != shape and _squeezed(tensor.shape) != _squeezed(shape):
             mismatched.append(f"{name} has shape {tensor.shape}, not {shape} as in its config.json")
-        elif value.is_floating_point() and tensor.dtype not in _FLOATS:
+        elif value.is_floating_point() and tensor.dtype not in FLOATS:
             raise UserError(
                 f"model: {folder}: tensor {name} is stored as {tensor.dtype}, as in a quantized "
-                f"model. Fix: use weights of the type {', '.join(_FLOATS)}"
+                f"model. Fix: use weights of the type {', '.join(FLOATS)}"
             )
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -238,6 +238,8 @@ def _aliases(name: str) -> Iterable[str]:
         yield prefix + name
         if name.startswith(prefix):
             yield name.removeprefix(prefix)
+    # Earlier releases of transformers had no level of its own for the text part of these models.
+    yield name.replace("language_model.", "", 1)
 
 
 def _tied(network: nn.Module) -> set[str]:

@@ -57,37 +57,39 @@ class PromptTokenizer:
 
     def __init__(self, folder: Path, pipeline: type[Any]) -> None:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        parameters = inspect.signature(pipeline.__call__).parameters
-        self._preprocess = getattr(pipeline, "_text_preprocessing", None)
-        default_length = (
-            parameters["max_sequence_length"].default
-            if "max_sequence_length" in parameters
-            else None
-        )
-        self._tokenizers: dict[str, tuple[Any, int]] = {}
-        clip_length: int | None = None
+        loaded = {}
         for name, entry in sorted(index.items()):
-            encoder = name.replace("tokenizer", "text_encoder")
             # A pipeline without one of its text encoders does not use that encoder's tokenizer.
-            if not name.startswith("tokenizer") or not (
-                _given(entry) and _given(index.get(encoder))
-            ):
-                continue
-            tokenizer = _load(folder / name, str(entry[1]))
-            is_clip = "CLIP" in str(entry[1])
-            limit = int(tokenizer.model_max_length)
-            if default_length is not None:
-                clip_length = clip_length or limit
-                limit = clip_length if is_clip else int(default_length)
+            encoder = index.get(name.replace("tokenizer", "text_encoder"))
+            if name.startswith("tokenizer") and _given(entry) and _given(encoder):
+                loaded[name] = _load(folder / name, str(entry[1])), str(entry[1])
+        self._tokenizers = _with_lengths(loaded, pipeline)
+        self._preprocess = getattr(pipeline, "_text_preprocessing", None)
+        for name, (tokenizer, limit) in self._tokenizers.items():
+            encoder = name.replace("tokenizer", "text_encoder")
             _require_fitting(folder / name, tokenizer, limit, folder / encoder / "config.json")
-            self._tokenizers[name] = (tokenizer, limit)
         lengths = list(dict.fromkeys(self.lengths.values()))
-        if default_length is None and len(lengths) > 1:
+        if not _takes_length(pipeline) and len(lengths) > 1:
             raise UserError(
                 f"model: the tokenizers in {folder} take {' and '.join(map(str, lengths))} tokens "
                 "(model_max_length), and their pipeline joins the encoders' outputs token by "
                 "token. Fix: correct model_max_length in their tokenizer_config.json"
             )
+
+    @classmethod
+    def of_pipeline(cls, pipeline: Any) -> PromptTokenizer:
+        """Return the tokenizers of a loaded pipeline."""
+        loaded = {
+            name: (part, type(part).__name__)
+            for name, part in sorted(pipeline.components.items())
+            if name.startswith("tokenizer")
+            and part is not None
+            and getattr(pipeline, name.replace("tokenizer", "text_encoder"), None) is not None
+        }
+        tokenizer = cls.__new__(cls)
+        tokenizer._tokenizers = _with_lengths(loaded, type(pipeline))
+        tokenizer._preprocess = getattr(type(pipeline), "_text_preprocessing", None)
+        return tokenizer
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -108,6 +110,29 @@ class PromptTokenizer:
             if len(whole) > limit:
                 cuts[name] = tokenizer.decode(whole[limit - 1 : -1]).strip()
         return PromptTokens(tuple(ids), cuts)
+
+
+def _takes_length(pipeline: type[Any]) -> bool:
+    """Whether a pipeline class has a parameter for the maximum length of prompts."""
+    return "max_sequence_length" in inspect.signature(pipeline.__call__).parameters
+
+
+def _with_lengths(
+    loaded: dict[str, tuple[Any, str]], pipeline: type[Any]
+) -> dict[str, tuple[Any, int]]:
+    """Return each tokenizer with the maximum number of tokens that its pipeline takes.
+
+    Args:
+        loaded: tokenizer and name of its class, by name in the pipeline.
+        pipeline: class of the pipeline.
+    """
+    if not _takes_length(pipeline):
+        return {name: (one, int(one.model_max_length)) for name, (one, _) in loaded.items()}
+    length = int(inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default)
+    clip = [int(one.model_max_length) for one, kind in loaded.values() if "CLIP" in kind]
+    return {
+        name: (one, clip[0] if "CLIP" in kind else length) for name, (one, kind) in loaded.items()
+    }
 
 
 def _given(entry: Any) -> bool:

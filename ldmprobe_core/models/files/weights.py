@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import NoReturn
-
-from huggingface_hub import snapshot_download
 
 from ldmprobe_core.assets import CONFIGS, MODEL_FOLDER
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
+from ldmprobe_core.study.readers.hub_cache import HubRepository, cached_snapshot, is_hub_id
 from ldmprobe_core.study.readers.model_record import EMBEDDED
 from ldmprobe_core.study.readers.value_types import require_readable_files, user_path
 from ldmprobe_core.study.sections import Model
@@ -30,7 +28,7 @@ def config_folder(model: Model) -> Path:
     Raises:
         UserError: the model's configs are not on this machine, or ``model.source`` is invalid.
     """
-    folder = _local_folder(model) or _cached(model)
+    folder = _local_folder(model) or cached_snapshot(model.source, model.revision)
     if folder is None and model.source in _KNOWN:
         folder = CONFIGS / _KNOWN[model.source]
     return folder or _not_here(model)
@@ -44,15 +42,24 @@ def model_folder(model: Model) -> Path:
     Raises:
         UserError: the model is not on this machine, or ``model.source`` is invalid.
     """
-    return _local_folder(model) or _cached(model) or _not_here(model)
+    return _local_folder(model) or cached_snapshot(model.source, model.revision) or _not_here(model)
+
+
+def model_repository(model: Model) -> HubRepository | None:
+    """Return the hub repository of a model; None if ``model.source`` is a folder.
+
+    Raises:
+        UserError: ``model.source`` is invalid.
+    """
+    return None if _local_folder(model) else HubRepository(model.source, model.revision)
 
 
 def _not_here(model: Model) -> NoReturn:
     """Raise `UserError` for a model that is not on this machine, with the command to fetch it."""
     revision = f" --revision {model.revision}" if model.revision else ""
     raise UserError(
-        f"model.source {model.source!r:.80} is not on this machine. Fix: fetch it with hf download "
-        f"{model.source}{revision}, or set model.source to its folder"
+        f"model.source {model.source!r:.80} is not on this machine. Fix: fetch it (ldmprobe "
+        f"fetch, or hf download {model.source}{revision}), or set model.source to its folder"
     )
 
 
@@ -79,23 +86,13 @@ def _local_folder(model: Model) -> Path | None:
             )
         require_readable_files(folder, "model.source")
         return folder
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.source):
+    if folder.exists() or not is_hub_id(model.source):
         raise UserError(
             f"model.source {model.source!r:.80}: the folder holds no diffusers model "
             "(model_index.json is missing). Fix: give 'tabletop', a folder written by "
             "save_pretrained, or a hub id"
         )
     return None
-
-
-def _cached(model: Model) -> Path | None:
-    """Return the cached folder of a model's Hugging Face id; None if it is not in the cache."""
-    try:
-        return Path(snapshot_download(model.source, revision=model.revision, local_files_only=True))
-    # For a model that is not in the cache, huggingface_hub raises exceptions of many types, and all
-    # of them mean that there is no folder to return.
-    except Exception:
-        return None
 
 
 def fingerprint(folder: Path) -> str:

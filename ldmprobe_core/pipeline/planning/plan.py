@@ -15,21 +15,20 @@ from torch import nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
-from ldmprobe_core.models.architectures.base import Architecture
-from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.architectures.settings import check_settings
+from ldmprobe_core.models.capture_points.words import WORDS
 from ldmprobe_core.models.devices import check_device
-from ldmprobe_core.models.files.components import check_components
-from ldmprobe_core.models.files.tokenization import PromptTokenizer
-from ldmprobe_core.models.files.weights import config_folder, has_weights
 from ldmprobe_core.models.layers import (
+    POINT,
     capturable_modules,
     layer_shapes,
     match_layers,
     text_channels,
 )
-from ldmprobe_core.models.loading import check_weights, meta_modules
+from ldmprobe_core.models.sources.base import ModelSource
+from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import timesteps
+from ldmprobe_core.pipeline.planning.declaration_checks import check_declarations
 from ldmprobe_core.pipeline.planning.prompt_checks import (
     check_samples,
     invisible_notes,
@@ -67,7 +66,7 @@ class StudyPlan:
         study: the study, with the content of its input files and their hash if the files are on
             this machine.
         samples: all samples of the study, in order; empty if its input files are missing.
-        folder: folder of the model's configs.
+        folder: folder of the model's configs; None for a pipeline object.
         size: height and width of the images in pixels.
         shapes: layer name to the shape of its activations, including the latents if they are a
             control.
@@ -87,7 +86,7 @@ class StudyPlan:
 
     study: Study
     samples: tuple[Sample, ...]
-    folder: Path
+    folder: Path | None
     size: tuple[int, int]
     shapes: dict[str, LayerShape]
     steps: list[float]
@@ -179,14 +178,16 @@ def plan_study(study: Study) -> StudyPlan:
     gaps = _Gaps()
     if not study.execution.elsewhere:
         gaps.attempt(lambda: check_device(study))
-    folder = _model_configs(study, gaps)
-    architecture = detect_architecture(folder)
-    check_components(folder, architecture)
+    source = source_of(study.model)
+    architecture = source.architecture
+    gaps.attempt(source.require_weights)
+    source.check()
     notes = [*check_settings(architecture, study), *_permutation_notes(study)]
-    denoiser, vae = meta_modules(architecture)
-    shapes = _captured_shapes(study, architecture, denoiser, vae)
+    denoiser, vae = source.networks()
+    shapes = _captured_shapes(study, source, denoiser, vae)
     steps = timesteps(architecture, study)
     labelers = {}
+    check_declarations(study)
     for prop, spec in labelers_of(study).items():
         require_known(prop, spec)
         labelers[prop] = gaps.attempt(partial(check_labeler, prop, spec))
@@ -197,7 +198,7 @@ def plan_study(study: Study) -> StudyPlan:
         raise UserError(gaps.sentences[-1])
     samples = make_samples(resolved) if resolved else []
     if samples:
-        notes += _prompt_notes(study, samples, folder, architecture)
+        notes += _prompt_notes(study, samples, source)
     exact_properties = _exact_properties(resolved or study, gaps.sentences)
     if resolved:
         notes += _input_file_notes(resolved, architecture.size)
@@ -210,7 +211,7 @@ def plan_study(study: Study) -> StudyPlan:
     return StudyPlan(
         study=resolved or study,
         samples=tuple(samples),
-        folder=folder,
+        folder=source.folder,
         size=architecture.size,
         shapes=shapes,
         steps=steps,
@@ -242,21 +243,8 @@ class _Gaps:
             return None
 
 
-def _model_configs(study: Study, gaps: _Gaps) -> Path:
-    """Return the folder of the model's configs, and record in `gaps` which weights are missing."""
-    folder = config_folder(study.model)
-    if has_weights(folder):
-        gaps.attempt(lambda: check_weights(folder))
-    else:
-        gaps.sentences.append(
-            f"model.source {study.model.source!r}: its weights (safetensors) are not on this "
-            "machine. Fix: fetch them, or give the folder that holds them"
-        )
-    return folder
-
-
 def _captured_shapes(
-    study: Study, architecture: Architecture, denoiser: nn.Module, vae: nn.Module
+    study: Study, source: ModelSource, denoiser: nn.Module, vae: nn.Module
 ) -> dict[str, LayerShape]:
     """Find the shapes of all probe inputs: captured layers, and latents if they are a control.
 
@@ -264,9 +252,15 @@ def _captured_shapes(
         UserError: a layer does not exist, or the image's height or width is not a multiple of the
             number of its tokens.
     """
+    architecture = source.architecture
     names = list(capturable_modules(denoiser, vae))
     layers = match_layers(architecture, names, study.capture.layers)
-    shapes = layer_shapes(architecture, denoiser, vae, layers)
+    text_tokens = None
+    if any(name.endswith(POINT + WORDS) for name in layers):
+        tokenizer = source.tokenizer()
+        # Pipelines with cross-attention pad prompts to the tokenizer's length.
+        text_tokens = next(iter(tokenizer.lengths.values())) if tokenizer is not None else None
+    shapes = layer_shapes(architecture, denoiser, vae, layers, text_tokens)
     height, width = architecture.size
     for name, shape in shapes.items():
         if height % shape.y or width % shape.x:
@@ -315,19 +309,17 @@ def _permutation_notes(study: Study) -> list[str]:
     ]
 
 
-def _prompt_notes(
-    study: Study, samples: list[Sample], folder: Path, architecture: Architecture
-) -> list[str]:
+def _prompt_notes(study: Study, samples: list[Sample], source: ModelSource) -> list[str]:
     """Warn about prompts that are cut off, or have words that the model was not trained on."""
     notes: list[str] = []
-    if (folder / "tokenizer").is_dir():
-        tokenize = PromptTokenizer(folder, architecture.diffusers_class)
+    tokenize = source.tokenizer()
+    if tokenize is not None:
         if study.images is not None:
             notes += long_text_notes("images.caption", study.images.caption, tokenize)
         else:
             notes += check_samples(samples, tokenize)
             notes += long_text_notes("prompts.negative", study.prompts.negative or "", tokenize)
-    record = read_model_record(study.model.source, study.model.revision)
+    record = read_model_record(study.model.config or study.model.source, study.model.revision)
     return [*notes, *invisible_notes(samples), *unknown_word_notes(samples, record)]
 
 

@@ -52,7 +52,7 @@ def stored_samples(study: Study, samples: list[Sample], n_stored: int, steps: in
     """
     decoded = len(step_image_steps(study, steps))
     if not samples:
-        on = study.controls.permuted_weights is not None
+        on = study.controls.untrained is not None
         return StoredSamples(n_stored, n_stored * on, n_stored, decoded)
     permuted = int((permuted_samples(study, samples) < n_stored).sum())
     return StoredSamples(n_stored, permuted, len(step_image_samples(study, samples)), decoded)
@@ -106,7 +106,7 @@ def sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
     if study.capture.keep == "activations":
         return 0
     entries = 0
-    for network in ("trained", "permuted") if study.controls.permuted_weights else ("trained",):
+    for network in ("trained", "permuted") if study.controls.untrained else ("trained",):
         for name, shape in shapes.items():
             if name == CLEAN_PIXELS:
                 continue
@@ -140,7 +140,7 @@ def worker_bytes(
         sums: bytes of one accumulator's sums; 0 if the study keeps no statistics.
     """
     size = 4 if study.model.dtype == "float32" else 2
-    copies = 2 if study.controls.permuted_weights else 1
+    copies = 2 if study.controls.untrained else 1
     height, width = architecture.size
     values = sum(s.y * s.x * s.channels for s in shapes.values())
     modules = {"denoiser": denoiser, "vae": vae}

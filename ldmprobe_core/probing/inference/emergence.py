@@ -21,8 +21,10 @@ studentised deviations over the steps).  Percentiles of resampled steps would co
 too rarely if a curve runs along its bar.
 
 Another division of the images into training and validation would have given another curve.  Where
-curves of *re-splits* are known, each resample of the test samples is of one of them, so the bands
-hold both kinds of variation.
+curves of *re-splits* are known, each resample of the test samples is shifted by the mean deviation
+of one of them, so the bands hold both kinds of variation.  The deviations of single samples from
+that mean are left out, because the spread of the margins over the samples contains their like
+already.
 """
 
 from __future__ import annotations
@@ -152,7 +154,7 @@ def crossing(
             out.
         bootstrap: bootstrap over the same samples.
         deviations: deviations of the margins of re-splits from their mean, finite, (re-split, step,
-            sample); None if there are no re-splits.
+            sample), whose means over the samples are used; None if there are no re-splits.
 
     Returns:
         the step; undefined if there are too few clusters, or no usable sample.
@@ -162,10 +164,9 @@ def crossing(
         return Crossing()
     if deviations is None:
         deviations = np.zeros((1, *margins.shape))
-    values, deviations = margins[:, usable], deviations[..., usable]
+    values, shifts = margins[:, usable], deviations[..., usable].mean(-1)
     found = [
-        _crossing(values, deviations, counts[:, usable], bootstrap.level)
-        for counts in bootstrap.counts
+        _crossing(values, shifts, counts[:, usable], bootstrap.level) for counts in bootstrap.counts
     ]
     beyond = len(margins) + 1
     return max(found, key=lambda c: (c.high or beyond) - (c.low or beyond))
@@ -187,18 +188,15 @@ def lead_over(first: Crossing, other: Crossing) -> Lead:
     return Lead(steps=other.step - first.step, low=low, high=high, determined=determined)
 
 
-def _crossing(
-    values: np.ndarray, deviations: np.ndarray, counts: np.ndarray, level: float
-) -> Crossing:
+def _crossing(values: np.ndarray, shifts: np.ndarray, counts: np.ndarray, level: float) -> Crossing:
     """Find the crossing of margins (step, sample), with its interval from `counts`.
 
     The counts are those of one way of clustering, (resample, sample).  The resamples are shared out
-    to the re-splits in turn.
+    to the re-splits in turn, and get their shifts, (re-split, step).
     """
-    mean, number = values.mean(1), len(deviations)
-    drawn = np.concatenate(
-        [resampled_means(values + d, counts[i::number]) for i, d in enumerate(deviations)]
-    )
+    mean = values.mean(1)
+    drawn = resampled_means(values, counts)
+    drawn = drawn + shifts[np.arange(len(drawn)) % len(shifts)]
     drawn = drawn[np.isfinite(drawn).all(1)]
     centred = drawn - drawn.mean(0)
     spread = centred.std(0)

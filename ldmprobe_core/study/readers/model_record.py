@@ -18,14 +18,24 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from ldmprobe_core.assets import MODEL_FOLDER
-from ldmprobe_core.study.readers.value_types import user_path
-from ldmprobe_core.study.sections import Sampling, Section
+from ldmprobe_core.study.readers.hub_cache import is_hub_id
+from ldmprobe_core.study.readers.value_types import Section, user_path
+from ldmprobe_core.study.sections import Sampling
 
 RECORD = "ldmprobe.json"
 """File name, in a model folder, of the record of its sampling defaults and known words."""
 
 EMBEDDED = "tabletop"
 """Value of ``model.source`` for the embedded model."""
+
+_FLOW_SOLVERS = {"DPMSolverMultistepScheduler": "dpm++", "UniPCMultistepScheduler": "unipc"}
+"""Schedulers that can sample flow-matching models, if their config has ``use_flow_sigmas``."""
+
+_FEW_STEPS: dict[str, dict[str, Any]] = {
+    "LCMScheduler": {"scheduler": "lcm", "steps": 4},
+    "TCDScheduler": {"scheduler": "tcd", "steps": 4, "guidance": 1.0},
+}
+"""Sampling defaults of few-step models, by the class of their scheduler."""
 
 _DEFAULTED = ("scheduler", "steps", "guidance")
 
@@ -63,8 +73,8 @@ class ModelRecord(Section):
 def read_model_record(source: str, revision: str | None = None) -> ModelRecord:
     """Read ``ldmprobe.json`` of a model; without this file, return an empty record.
 
-    The empty record of a flow-matching model has the default scheduler ``flow``, because no other
-    scheduler fits such a model.
+    The empty record of a model whose scheduler no other can replace has that scheduler as its
+    default: ``flow`` for flow-matching models, ``lcm`` or ``tcd`` with 4 steps for those models.
 
     Args:
         source: ``tabletop``, path of a folder, or hub id; nothing is downloaded.
@@ -87,11 +97,16 @@ def read_model_record(source: str, revision: str | None = None) -> ModelRecord:
 
 def _record_of_scheduler(config: Path | None) -> ModelRecord:
     try:
-        name = json.loads(config.read_bytes())["_class_name"] if config else ""
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(config.read_bytes()) if config else {}
+        name, is_flow = str(content["_class_name"]), bool(content.get("use_flow_sigmas"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # A damaged config is ignored here, because planning will report it in detail.
-        name = ""
-    return ModelRecord(sampling={"scheduler": "flow"} if str(name).startswith("FlowMatch") else {})
+        return ModelRecord()
+    if name.startswith("FlowMatch"):
+        return ModelRecord(sampling={"scheduler": "flow"})
+    if is_flow and name in _FLOW_SOLVERS:
+        return ModelRecord(sampling={"scheduler": _FLOW_SOLVERS[name]})
+    return ModelRecord(sampling=_FEW_STEPS.get(name, {}))
 
 
 def _find(source: str, revision: str | None, name: str) -> Path | None:
@@ -99,7 +114,7 @@ def _find(source: str, revision: str | None, name: str) -> Path | None:
     folder = MODEL_FOLDER if source == EMBEDDED else user_path(source)
     if (folder / name).is_file():
         return folder / name
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if folder.exists() or not is_hub_id(source):
         return None
     # Only models from the Hugging Face hub need this import, which is slow, so it is not at the
     # top.

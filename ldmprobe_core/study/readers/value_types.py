@@ -1,4 +1,4 @@
-"""Types of names, paths and numbers in a study, with their ranges.
+"""Base class of a study's sections, and types of names, paths and numbers with their ranges.
 
 Every number of a study has a largest value.  It is far above useful values, and keeps a slip of the
 pen such as 1e30 from filling the memory or from turning images into noise without a word.
@@ -11,9 +11,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ldmprobe_core.errors import UserError
+
+
+class Section(BaseModel):
+    """Base class of a study's sections, which are frozen, strict and refuse unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
 
 MAX_SEED = 2**63 - 1
 """Largest seed that can be stored, as int64."""
@@ -71,7 +78,9 @@ def require_readable_files(folder: Path, field: str) -> None:
             raise UserError(f"{field}: {path} is a pipe or a device. Fix: remove it")
 
 
-_PATHS = re.compile(r"model\.source|images\.folder|prompts\.files.*|labels\..*|execution\.cluster")
+_PATHS = re.compile(
+    r"model\.(source|config)|images\.folder|prompts\.files.*|labels\..*|execution\.cluster"
+)
 _MAX_PATH, _MAX_PATH_PART = 4096, 255
 """Largest lengths in bytes of a path and of one of its parts, on the usual file systems."""
 

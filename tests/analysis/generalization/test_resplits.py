@@ -123,6 +123,38 @@ def test_masks_are_cut_on_the_training_part_of_each_resplit():
         np.testing.assert_allclose(on_test[number], dice)
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_position_scores_are_those_of_each_resplits_mean_map(missing):
+    data = refit_data("depth", missing)
+    resplits, truth = drawn(data), data.labels.maps["depth"]
+    scorer = ResplitScorer(data.labels, "depth", PENALTIES, resplits, TEST)
+    scores = scorer.position_scores((8, 8))
+    for number in (0, 7):
+        mean = np.nanmean(truth[next(parts(resplits, number))], axis=0)
+        known = ~np.isnan(truth)
+        expected = [spearmanr(mean[known[i]], truth[i][known[i]]).statistic for i in TEST]
+        np.testing.assert_allclose(scores[number], expected)
+
+
+def test_position_scores_of_masks_are_cut_on_the_training_part():
+    data = refit_data("foreground")
+    resplits, truth = drawn(data), data.labels.maps["foreground"]
+    scores = ResplitScorer(data.labels, "foreground", PENALTIES, resplits, TEST).position_scores(
+        (8, 8)
+    )
+
+    def dice(mean, cut, masks):
+        both = ((mean > cut) & masks).sum((1, 2))
+        return 2 * both / ((mean > cut).sum() + masks.sum((1, 2)))
+
+    for number in (0, 7):
+        train = truth[next(parts(resplits, number))]
+        mean = train.mean(0)
+        cuts = np.r_[-1, np.unique(mean)]
+        best = cuts[np.argmax([dice(mean, cut, train).mean() for cut in cuts])]
+        np.testing.assert_allclose(scores[number], dice(mean, best, truth[TEST]))
+
+
 def test_samples_with_nonfinite_activations_are_left_out():
     data = refit_data("depth")
     data.activations[[1, 22, 30], 0, 0, 0] = np.nan
@@ -144,7 +176,8 @@ def test_each_resplit_chooses_its_layer_by_the_mean_validation_score():
         on_validation[layer, :, number, number : number + 2] = 0.8
         on_validation[1 - layer, :, number, number : number + 2] = 0.7
     on_test = np.random.default_rng(0).random((2, 3, 4, 5))
-    curves = choose_curves(["a", "b"], on_test, on_validation, np.arange(6), 1.5)
+    position = np.zeros((4, 5))
+    curves = choose_curves(["a", "b"], on_test, on_validation, np.arange(6), position, 1.5)
     assert curves.layers == ["b", "a", "b", "b"]
     assert list(curves.choices.items()) == [("b", 3), ("a", 1)]
     np.testing.assert_array_equal(
@@ -154,8 +187,10 @@ def test_each_resplit_chooses_its_layer_by_the_mean_validation_score():
 
 def test_deviations_are_from_the_mean_of_the_resplits():
     scores = np.array([[[1.0, 5]], [[2, np.nan]], [[6, 7]]])
-    deviations = ResplitCurves(["a"] * 3, scores, 2.0).deviations
-    np.testing.assert_allclose(deviations, [[[-4, -2]], [[-2, 0]], [[6, 2]]])
+    position = np.array([[0.0, 1], [3, 1], [3, 4]])
+    curves = ResplitCurves(["a"] * 3, scores, position, 2.0)
+    np.testing.assert_allclose(curves.deviations, [[[-4, -2]], [[-2, 0]], [[6, 2]]])
+    np.testing.assert_allclose(curves.position_deviations, [[-4, -2], [2, -2], [2, 4]])
 
 
 def test_summary_tells_which_layers_the_resplits_choose(finished_run):

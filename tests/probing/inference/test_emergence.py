@@ -87,8 +87,8 @@ def test_resplits_widen_the_interval_of_a_curve_without_spread():
     assert (without.low, without.high) == (3, 3)
 
 
-def test_resplits_share_the_resamples_in_turn():
-    """Means of every resample, computed one by one."""
+def test_resplits_shift_the_resamples_in_turn():
+    """Means of every resample, computed one by one, and shifted by a mean over all samples."""
     rng = np.random.default_rng(5)
     values, deviations = rng.normal(0.2, 1, (4, 9)), rng.normal(0, 1, (3, 4, 9))
     bootstrap = Bootstrap(np.arange(9), 50, 0.95, 1)
@@ -96,7 +96,10 @@ def test_resplits_share_the_resamples_in_turn():
     [counts] = bootstrap.counts
     crossed = [
         slow_first_step(
-            [np.average(step, weights=count) for step in values + deviations[number % 3]]
+            [
+                np.average(step, weights=count) + sum(shift) / 9
+                for step, shift in zip(values, deviations[number % 3], strict=True)
+            ]
         )
         for number, count in enumerate(counts)
     ]

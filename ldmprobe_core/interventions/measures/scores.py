@@ -89,6 +89,19 @@ def _centroids(masks: np.ndarray) -> np.ndarray:
         return np.asarray(sums / masks.sum((1, 2))[:, None])
 
 
+def change_outside(
+    before: np.ndarray, after: np.ndarray, labels: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
+    """Return the mean absolute change, 0..1, of the pixels outside label and target masks.
+
+    Both masks are those of the sample; the result is (sample,).  For a property that is not a mask,
+    the mean is over all pixels of the image.
+    """
+    if labels.dtype != bool:
+        labels = targets = np.zeros(labels.shape, bool)
+    return background_change(before, after, labels, targets)
+
+
 def background_change(
     before: np.ndarray, after: np.ndarray, object_mask: np.ndarray, target_mask: np.ndarray
 ) -> np.ndarray:

@@ -1,0 +1,116 @@
+"""Export of a finished run's scores as CSV, Parquet or LaTeX."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
+from ldmprobe_core.analysis.report.downloads import scores_csv
+from ldmprobe_core.analysis.report.text import (
+    control_title,
+    metric_title,
+    number,
+    short_layer,
+    step,
+)
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.storage.run import Run
+
+_ESCAPES = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+    }
+)
+
+
+def export_run_scores(run: Run, path: str | Path) -> None:
+    """Write scores of a finished run to a file on this machine, in the format of its suffix.
+
+    Args:
+        run: finished run.
+        path: file to write or replace.  ``.csv`` and ``.parquet`` have the mean score over the test
+            samples of every cell, with one row for each property, metric, kind and condition (see
+            `downloads.COLUMNS`); ``.tex`` has the table of `latex_table`.
+
+    Raises:
+        UserError: the suffix is another one, the folder does not exist, the run is not finished,
+            or Parquet is asked for without the package pyarrow.
+    """
+    target = Path(path)
+    if target.suffix not in (".csv", ".parquet", ".tex"):
+        raise UserError(
+            f"path: the suffix is of no format of scores ({target.name}). Fix: end the name with "
+            ".csv, .parquet or .tex"
+        )
+    if not target.absolute().parent.is_dir():
+        raise UserError(
+            f"path: its folder does not exist ({target.parent}). Fix: create it, or name another"
+        )
+    summary = load_summary(run)
+    if target.suffix == ".tex":
+        target.write_text(latex_table(summary), encoding="utf-8")
+        return
+    text = scores_csv(run, list(summary.properties))
+    if target.suffix == ".csv":
+        target.write_text(text, encoding="utf-8")
+    else:
+        _write_parquet(text, target)
+
+
+def _write_parquet(text: str, path: Path) -> None:
+    """Write the rows of a CSV text as Parquet, with columns of text, integers and floats."""
+    try:
+        from pyarrow import csv, parquet
+    except ModuleNotFoundError:
+        raise UserError(
+            f"path: Parquet needs the package pyarrow ({path.name}). Fix: pip install "
+            "'ldmprobe[parquet]', or end the name with .csv"
+        ) from None
+    parquet.write_table(csv.read_csv(io.BytesIO(text.encode())), path)
+
+
+def latex_table(summary: Summary) -> str:
+    """Return a LaTeX table (booktabs) of the best cells, with one row per property.
+
+    Scores are means over test samples with their bootstrap intervals, as in the report.
+    """
+    headings = (
+        "Property", "Best probe", "Partial score", "Above position by", "Not clearly above",
+        "Onset", "Step", "Layer",
+    )  # fmt: skip
+    rows = [_latex_row(name, result) for name, result in summary.properties.items()]
+    lines = [" & ".join(cell.translate(_ESCAPES) for cell in row) + r" \\" for row in rows]
+    return "\n".join(
+        [
+            f"% study {summary.study_hash}, model {summary.model_fingerprint}: "
+            f"{summary.samples['test']} test samples, {summary.steps} steps",
+            r"% needs \usepackage{booktabs}",
+            rf"\begin{{tabular}}{{{'l' * len(headings)}}}",
+            r"\toprule",
+            " & ".join(headings) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _latex_row(name: str, result: PropertyRecord) -> list[str]:
+    best = result.best
+    return [
+        f"{name} ({metric_title(best.metric)})",
+        number(best.score),
+        number(best.partial),
+        number(result.controls.position.difference),
+        ", ".join(control_title(control) for control in result.not_beyond) or "–",
+        step(result.emergence.probe.relative.onset),
+        str(best.step),
+        short_layer(best.layer),
+    ]

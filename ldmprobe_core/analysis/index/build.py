@@ -1,0 +1,188 @@
+"""Building of the index of a store: one static page of all its runs.
+
+The page is ``index.html`` in the store's own folder or prefix.  It loads nothing, and links to the
+reports of the runs beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import resources
+
+import jinja2
+
+from ldmprobe_core.analysis.index.heatmaps import heatmap_svg
+from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
+from ldmprobe_core.analysis.report.text import (
+    control_title,
+    metric_title,
+    number,
+    short_layer,
+    step,
+)
+from ldmprobe_core.errors import RunError, UserError
+from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.run import Run
+
+
+@dataclass
+class RunEntry:
+    """Entry of a run on the page of a store.
+
+    Attributes:
+        name: name of the run's folder.
+        state: ``finished``, the progress of an unfinished run, or the reason why it is unreadable.
+        written: time at which the summary, or else the study, was written, in UTC.
+        model: the study's ``model.source``.
+        summary: results of the run; None if it is not finished.
+        means: by property, mean score of each (layer, step) over the test samples; empty without a
+            report.
+        has_report: whether the run has a report to link to.
+    """
+
+    name: str
+    state: str
+    written: datetime | None = None
+    model: str = ""
+    summary: Summary | None = None
+    means: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
+    has_report: bool = False
+
+
+def write_index(store: str) -> str:
+    """Write the page of all runs of a store, newest first.
+
+    Args:
+        store: folder or ``s3://bucket/prefix`` that contains runs.
+
+    Returns:
+        path or URL of the page, ``index.html`` in the store.
+
+    Raises:
+        UserError: the store holds no run, cannot be reached, or cannot be written to.
+    """
+    location = Location(store)
+    location.require_reachable()
+    names = [name for name in location.folders("") if location.has(f"{name}/study.json")]
+    if not names:
+        raise UserError(
+            f"store {location.url!r}: there is no run in it. Fix: check the address, or carry "
+            "out a study there first"
+        )
+    entries = [read_entry(location, name) for name in names]
+    oldest = datetime.min.replace(tzinfo=UTC)
+    entries.sort(key=lambda entry: entry.written or oldest, reverse=True)
+    location.write_text("index.html", index_page(location.url, entries))
+    return f"{location.url}/index.html"
+
+
+def read_entry(location: Location, name: str) -> RunEntry:
+    """Read what the page shows of one run; an unreadable run becomes an entry that says so."""
+    run = Run(f"{location.url}/{name}")
+    try:
+        model = run.study.model.source
+        if not run.location.has("summary.json"):
+            state = _progress(run)
+            return RunEntry(name, state, _modified(run.location, "study.json"), model)
+        summary = load_summary(run)
+    except (UserError, RunError) as error:
+        return RunEntry(name, f"unreadable: {error}")
+    has_report = run.location.has("report/index.html")
+    means = _cell_means(run, summary) if run.location.has("report/scores.csv") else {}
+    written = _modified(run.location, "summary.json")
+    return RunEntry(name, "finished", written, model, summary, means, has_report)
+
+
+def index_page(url: str, entries: list[RunEntry]) -> str:
+    """Return the HTML page of a store's runs."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    text = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    properties = list(
+        dict.fromkeys(
+            name for entry in entries if entry.summary for name in entry.summary.properties
+        )
+    )
+    return environment.from_string(text).render(
+        url=url,
+        entries=entries,
+        properties=properties,
+        heatmaps={prop: _heatmaps(prop, entries) for prop in properties},
+        rows={prop: _side_by_side_rows(prop, entries) for prop in properties},
+        now=datetime.now(UTC),
+        number=number,
+        metric_title=metric_title,
+    )
+
+
+def _heatmaps(prop: str, entries: list[RunEntry]) -> dict[str, str]:
+    """Draw a property's heatmap of each run, all in one range of colours per metric."""
+    with_means = [
+        (entry, entry.summary.properties[prop].best.metric)
+        for entry in entries
+        if entry.summary is not None and entry.means.get(prop)
+    ]
+    ranges: dict[str, tuple[float, float]] = {}
+    for entry, metric in with_means:
+        values = list(entry.means[prop].values())
+        low, high = ranges.get(metric, (values[0], values[0]))
+        ranges[metric] = min(low, *values), max(high, *values)
+    return {
+        entry.name: heatmap_svg(entry.means[prop], ranges[metric], metric_title(metric))
+        for entry, metric in with_means
+    }
+
+
+def _side_by_side_rows(prop: str, entries: list[RunEntry]) -> dict[str, list[str]]:
+    """Return the rows of a property's numbers, each with a cell for every run."""
+    results = [entry.summary.properties.get(prop) if entry.summary else None for entry in entries]
+    columns = [_numbers(result) if result else {} for result in results]
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    return {key: [column.get(key, "–") for column in columns] for key in keys}
+
+
+def _numbers(result: PropertyRecord) -> dict[str, str]:
+    """Return the main numbers of a property with their intervals, by heading."""
+    best = result.best
+    return {
+        "best score": f"{number(best.score)} ({metric_title(best.metric)})",
+        "best cell": f"step {best.step}, {short_layer(best.layer)}, {best.kind}",
+        "partial score": number(best.partial),
+        "above position by": number(result.controls.position.difference),
+        "not clearly above": ", ".join(map(control_title, result.not_beyond)) or "–",
+        "onset (step)": step(result.emergence.probe.relative.onset),
+        "score at the last step": number(result.last.score),
+    }
+
+
+def _progress(run: Run) -> str:
+    """Say how many units of an unfinished run are complete."""
+    counts = []
+    for kind, units in (("generated", "batches generated"), ("probed", "cells probed")):
+        done = run.progress.completed(kind)
+        counts.append(f"{int(done.sum())} of {done.size} {units}")
+    return f"not finished: {', '.join(counts)}"
+
+
+def _modified(location: Location, name: str) -> datetime:
+    modified: datetime = location.filesystem().modified(location.path(name))
+    return modified if modified.tzinfo else modified.replace(tzinfo=UTC)
+
+
+def _cell_means(run: Run, summary: Summary) -> dict[str, dict[tuple[str, int], float]]:
+    """Read from the report the mean test score of each (layer, step) of the best cell's kind."""
+    means: dict[str, dict[tuple[str, int], float]] = {prop: {} for prop in summary.properties}
+    layers = set(run.layers)
+    for row in csv.DictReader(io.StringIO(run.location.read_text("report/scores.csv"))):
+        best = summary.properties[row["property"]].best
+        chosen = ("probe", best.kind, best.metric)
+        if (row["condition"], row["kind"], row["metric"]) == chosen and row["layer"] in layers:
+            means[row["property"]][row["layer"], int(row["step"])] = float(row["mean"])
+    return {
+        prop: dict(
+            sorted(cells.items(), key=lambda cell: (run.layers.index(cell[0][0]), cell[0][1]))
+        )
+        for prop, cells in means.items()
+    }

@@ -1,0 +1,72 @@
+"""SVG files of Matplotlib figures, in colours that follow the reader's light or dark setting."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from html import escape
+
+import matplotlib
+from matplotlib.figure import Figure
+
+INK = "#101010"
+"""Colour of text and frames that lie on coloured cells, which are the same in both settings."""
+
+_SETTINGS = {
+    "svg.fonttype": "none",  # text stays text, which can be selected, searched and read aloud
+    "svg.hashsalt": "ldmprobe",  # without it, names inside the file would be random
+}
+_IMAGE_DPI = 150  # resolution of embedded images, in pixels per inch of the figure
+
+# Matplotlib writes colours as hexadecimal numbers into `style` attributes.  These colours, black
+# and greys, are chosen for a light page; each has a counterpart of similar contrast for a dark one.
+_DARK = {
+    "#000000": "#e6e6e6",
+    "#4c4c4c": "#b8b8b8",
+    "#595959": "#a8a8a8",
+    "#666666": "#9a9a9a",
+    "#d9d9d9": "#3d3d3d",
+    "#b0b0b0": "#6a6a6a",
+    "#0072b2": "#4aa8e0",
+}
+
+
+def svg(figure: Figure, titles: Mapping[str, str] | None = None) -> bytes:
+    """Encode a Matplotlib figure as SVG with a transparent background.
+
+    Equal figures give equal bytes.
+
+    Args:
+        figure: figure to encode.
+        titles: text that a browser shows while the mouse points at an element, by the element's
+            name (`Artist.set_gid`).
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_SETTINGS):
+        figure.savefig(
+            buffer, format="svg", dpi=_IMAGE_DPI, bbox_inches="tight", transparent=True,
+            metadata={"Date": None, "Creator": None},
+        )  # fmt: skip
+    text = buffer.getvalue().decode().replace("<defs>", f"{_style()}<defs>", 1)
+    titles = titles or {}
+
+    def with_title(start: re.Match[str]) -> str:
+        title = titles.get(start[1])
+        return start[0] if title is None else f"{start[0]}<title>{escape(title)}</title>"
+
+    return re.sub('<g id="([^"]*)">', with_title, text).encode()
+
+
+def _style() -> str:
+    """Return the style element with the colours of the dark setting."""
+    rules = ["text { fill: #e6e6e6 }"]
+    for light, dark in _DARK.items():
+        for kind in ("fill", "stroke"):
+            rules.append(f'[style*="{kind}: {light}"] {{ {kind}: {dark} !important }}')
+    content = "\n".join(rules)
+    return (
+        "<style>\n:root { color-scheme: light dark }\n"
+        "[id^='cell-'] { shape-rendering: crispEdges }\n"
+        f"@media (prefers-color-scheme: dark) {{\n{content}\n}}\n</style>\n "
+    )

@@ -1,0 +1,148 @@
+"""Generation and scoring of a batch of samples in all conditions of an intervention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldmprobe_core.interventions.changes import (
+    EditLog,
+    make_change,
+    make_null_change,
+    patch_from,
+)
+from ldmprobe_core.interventions.directions import direction_of, stored_probes
+from ldmprobe_core.interventions.edit import EditDirection
+from ldmprobe_core.interventions.editor import Change, Editor, sample_edited
+from ldmprobe_core.interventions.measures.readings import ProbeReader
+from ldmprobe_core.interventions.measures.scores import change_outside, score_edited_maps
+from ldmprobe_core.interventions.nulls import NULLS
+from ldmprobe_core.interventions.plan import InterventionPlan, Site, read_layers
+from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, Intervention
+from ldmprobe_core.pipeline.labels import as_label, cached_label_set
+from ldmprobe_core.pipeline.model_cache import use_models
+from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.properties import property_of
+
+
+@dataclass(frozen=True)
+class InterventionBatch:
+    """Samples that are edited together, with their labels and targets.
+
+    Attributes:
+        run: run that contains the intervention.
+        spec: settings of the intervention.
+        plan: checked intervention.
+        samples: indices of the samples.
+        donors: indices of the samples that give their activations; empty for other methods.
+        labels, targets: label and target maps of the samples, (sample, y, x).
+    """
+
+    run: Run
+    spec: Intervention
+    plan: InterventionPlan
+    samples: list[int]
+    donors: list[int]
+    labels: np.ndarray
+    targets: np.ndarray
+
+    def edit_in_all_conditions(self, site: Site, dose: float) -> dict[str, np.ndarray]:
+        """Generate the edited images in all conditions, label them and score them.
+
+        Args:
+            site: edited layers and steps.
+            dose: dose of exact edits, in standard deviations of the prediction.
+
+        Returns:
+            arrays by name: ``image`` (condition, sample, y, x, rgb),
+            ``label`` (condition, sample, y, x), ``score`` (condition, measure, sample),
+            ``outside``, ``kept``, ``reading`` and ``size`` (condition, sample); for an erasure also
+            ``probe_score`` (condition, layer, kind, sample).
+        """
+        run, prop = self.run, property_of(self.spec.prop)
+        unedited = run.read("images", "image", sample=self.samples)
+        mean_map = cached_label_set(run.url, run.location.read_text("identity")).means[prop.name]
+        results: dict[str, list[np.ndarray]] = {
+            "image": [], "label": [], "score": [], "outside": [], "kept": [], "reading": [],
+            "size": [], "probe_score": [],
+        }  # fmt: skip
+        probes = self._probes_read(site)
+        logs = {condition: EditLog() for condition in self.spec.conditions}
+        with use_models(run) as (sampler, labelers):
+            # The edit proper is the first condition, and null edits repeat the sizes in its log.
+            for condition, log in logs.items():
+                reader = ProbeReader(probes)
+                change = reader.reading(self._change(condition, dose, logs), site.cells)
+                editor = Editor(sampler, [*site.cells, *probes], change)
+                edited = sample_edited(sampler, [run.samples[i] for i in self.samples], editor)
+                maps = labelers[prop.name](edited)
+                scores = score_edited_maps(
+                    prop, as_label(run.study, prop.name, maps), self.labels, self.targets, mean_map
+                )
+                results["image"].append(edited)
+                results["label"].append(maps)
+                results["score"].append(scores)
+                results["outside"].append(
+                    change_outside(unedited, edited, self.labels, self.targets)
+                )
+                results["kept"].append(_class_unchanged(run, labelers, edited, self.samples))
+                results["reading"].append(log.mean_reading(len(self.samples)))
+                results["size"].append(log.mean_size(len(self.samples)))
+                if probes:
+                    results["probe_score"].append(
+                        reader.scores(prop, self.spec.defaults.metrics[0], self.labels, mean_map)
+                    )
+        return {array: np.stack(values) for array, values in results.items() if values}
+
+    def _probes_read(self, site: Site) -> dict[tuple[int, str], list[LinearProbe]]:
+        """Return the probes that read every layer in a site's steps; none unless it is erased."""
+        if self.spec.method not in ERASURES:
+            return {}
+        identity = self.run.location.read_text("identity")
+        return {
+            (step, layer): stored_probes(self.run, identity, self.spec, step, layer)
+            for step in range(site.first, site.last + 1)
+            for layer in read_layers(self.run)
+        }
+
+    def _change(self, condition: str, dose: float, logs: dict[str, EditLog]) -> Change:
+        """Return the function that changes activations in one condition."""
+        if self.spec.method == DONOR:
+            return patch_from(self._donated)
+        if condition in NULLS and NULLS[condition].directions is not None:
+            return make_null_change(
+                self._direction, condition, self.samples, logs[EDITED], logs[condition]
+            )
+        aim = self.labels if condition == "own_label" else self.targets
+        return make_change(self.spec, self.plan.kind, self._direction, aim, dose, logs[condition])
+
+    def _direction(self, step: int, layer: str) -> EditDirection:
+        identity = self.run.location.read_text("identity")
+        # Images are generated without gradients, but some kinds of probes are fitted with them.
+        with torch.enable_grad():
+            return direction_of(self.run.url, identity, self.spec, step, layer)
+
+    def _donated(self, step: int, layer: str) -> np.ndarray:
+        """Activations of the donors in one cell, (sample, y, x, channel)."""
+        values = [
+            self.run.read(f"activations/{layer}", "activation", step=step - 1, sample=donor)
+            for donor in self.donors
+        ]
+        return np.stack(values)
+
+
+def _class_unchanged(
+    run: Run, labelers: dict[str, Any], edited: np.ndarray, samples: list[int]
+) -> np.ndarray:
+    """Compare each sample's top class before and after the edit, (sample,) float64.
+
+    The value is 1 for an unchanged class, 0 for a changed one, and NaN without a class labeler.
+    """
+    if "class" not in labelers:
+        return np.full(len(edited), np.nan)
+    top_class = run.read("labels", "class_score", sample=samples).argmax(1)
+    return (labelers["class"](edited).argmax(1) == top_class).astype(float)

@@ -1,0 +1,1 @@
+"""Measures of an intervention: on edited images, and on the activations of their generation."""

@@ -1,0 +1,61 @@
+"""Capture points inside attention layers: queries, keys, values, single heads, attention maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ldmprobe_core.models.capture_points.channels import CapturePoint, ChannelRange
+from ldmprobe_core.models.capture_points.words import WORDS, WordMaps
+
+
+def attention_points(module: Any) -> dict[str, CapturePoint]:
+    """List the capture points inside a module: none unless it is an attention layer of diffusers.
+
+    Returns:
+        suffix of the layer's name to capture point: ``query``, and ``key`` and ``value`` of layers
+        that attend to image tokens, are the outputs of the projections; ``head0``, ``head1`` and so
+        on are the channels of single heads, before the output projection mixes them; ``words`` of
+        cross-attention layers are the probabilities of each text token.
+    """
+    projections = [getattr(module, f"to_{letter}", None) for letter in "qkv"]
+    if not hasattr(module, "heads") or not all(isinstance(p, nn.Module) for p in projections):
+        return {}
+    # The keys and values of cross-attention are those of text tokens, which have no place in the
+    # image.
+    names = ["query"] if _is_cross(module) else ["query", "key", "value"]
+    points: dict[str, CapturePoint] = {name: projection(module, name) for name in names}
+    out = getattr(module, "to_out", None)
+    size = module.inner_dim // module.heads
+    for head in range(module.heads):
+        channels = slice(head * size, (head + 1) * size)
+        # A layer without an output projection, as in Flux's single blocks, returns its heads.
+        points[f"head{head}"] = (
+            ChannelRange(module, channels) if out is None else ChannelRange(out[0], channels, True)
+        )
+    # The maps are not those of the layer if it normalises queries or keys after projecting them.
+    if _is_cross(module) and module.norm_q is None and module.norm_k is None:
+        points[WORDS] = WordMaps(module, points["query"], projection(module, "key"))
+    return points
+
+
+def projection(attention: Any, name: str) -> ChannelRange:
+    """Find the query, key or value of an attention layer, in separate or in fused projections.
+
+    Args:
+        attention: attention layer of diffusers.
+        name: ``query``, ``key`` or ``value``.
+    """
+    letter = name[0]
+    fused = "qkv" if not _is_cross(attention) else "kv"
+    letters = fused if attention.fused_projections and letter in fused else letter
+    widths = dict.fromkeys("kv", getattr(attention, "inner_kv_dim", attention.inner_dim))
+    widths["q"] = attention.inner_dim
+    start = sum(widths[other] for other in letters[: letters.index(letter)])
+    return ChannelRange(getattr(attention, f"to_{letters}"), slice(start, start + widths[letter]))
+
+
+def _is_cross(attention: Any) -> bool:
+    """Whether an attention layer takes its keys and values from text tokens alone."""
+    return bool(getattr(attention, "is_cross_attention", False))

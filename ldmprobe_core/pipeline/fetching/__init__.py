@@ -1,0 +1,1 @@
+"""Download of a study's model, labelers and prompt files."""

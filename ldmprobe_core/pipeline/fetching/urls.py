@@ -1,0 +1,92 @@
+"""Download of single files from URLs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+
+from ldmprobe_core.pipeline.fetching.checksums import (
+    convert_pickle,
+    hash_file,
+    record_of,
+    require_checksum,
+    write_record,
+)
+from ldmprobe_core.pipeline.fetching.failures import fetch_failures
+from ldmprobe_core.study.readers.hub_cache import PublishedFile
+
+_TIMEOUT_S = 30
+_COMPLETE = 416
+"""Status for a range that begins at the end of the file, so that nothing is missing."""
+
+_PLAIN = {"Accept-Encoding": "identity"}
+"""Headers for a file's own bytes, without which ranges and sizes would be those of a packed one."""
+
+
+@dataclass(frozen=True)
+class UrlDownload:
+    """File that is fetched from a URL.
+
+    Attributes:
+        field: key of the study that names the file.
+        file: URL, name and target.
+        size: number of bytes; 0 if the server does not tell.
+    """
+
+    field: str
+    file: PublishedFile
+    size: int
+
+    def run(self, advance: Callable[[int], None]) -> None:
+        """Download the file, verify it, convert a pickle, and write its checksum beside it.
+
+        An interrupted download is continued where it stopped.
+
+        Args:
+            advance: function that is told the number of further bytes.
+
+        Raises:
+            UserError, RunError: see `fetch_failures`.
+        """
+        target = self.file.target
+        part = target.with_name(self.file.name + ".part")
+        with fetch_failures(self.field, self.file.origin):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            start = part.stat().st_size if part.exists() else 0
+            headers = _PLAIN | ({"Range": f"bytes={start}-"} if start else {})
+            with httpx.stream(
+                "GET", self.file.origin, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S
+            ) as response:
+                if not (start and response.status_code == _COMPLETE):
+                    response.raise_for_status()
+                    resumes = response.status_code == httpx.codes.PARTIAL_CONTENT
+                    with part.open("ab" if resumes else "wb") as out:
+                        for block in response.iter_bytes():
+                            out.write(block)
+                            advance(len(block))
+            if self.file.checksum is not None:
+                algorithm, digits = self.file.checksum
+                require_checksum(self.field, part, digits, hash_file(part, algorithm))
+            if target.suffix == os.path.splitext(self.file.name)[1]:
+                os.replace(part, target)
+            else:
+                convert_pickle(self.field, part, target)
+            record = record_of(target, origin=self.file.origin)
+            write_record(target.with_name(target.name + ".json"), record)
+
+
+def find_url(field: str, file: PublishedFile) -> UrlDownload:
+    """Ask for the size of a file at a URL.
+
+    Raises:
+        UserError, RunError: see `fetch_failures`.
+    """
+    with fetch_failures(field, file.origin):
+        response = httpx.head(
+            file.origin, headers=_PLAIN, follow_redirects=True, timeout=_TIMEOUT_S
+        )
+        response.raise_for_status()
+        return UrlDownload(field, file, int(response.headers.get("Content-Length", 0)))

@@ -1,0 +1,1 @@
+"""Properties, labelers, architectures and kinds of probes from outside this package."""

@@ -1,0 +1,106 @@
+"""Export of scores: values against the stored arrays, and refused paths."""
+
+import csv
+import re
+import sys
+
+import numpy as np
+import pytest
+import zarr
+
+import ldmprobe as lp
+from flows import cli
+from ldmprobe_core.analysis.records import load_summary
+
+
+def stored_means(run):
+    """Mean over test samples of every defined cell, read from the arrays without ldmprobe."""
+    root = zarr.open_group(run.url, mode="r")
+    split = root["samples/split"][...]
+    means = {}
+    for prop in ("foreground", "depth", "shading"):
+        group = root[f"scores/{prop}"]
+        axes = [group[dim][...] for dim in ("condition", "kind", "metric", "step", "layer")]
+        scores = group["score"][...][..., split[group["sample"][...]] == "test"].astype(float)
+        for index in np.ndindex(scores.shape[:-1]):
+            values = scores[index][np.isfinite(scores[index])]
+            if len(values):
+                names = [str(axis[i]) for axis, i in zip(axes, index, strict=True)]
+                means[prop, *names] = values.mean(), len(values)
+    return means
+
+
+def keyed(rows):
+    names = ("property", "condition", "kind", "metric", "step", "layer")
+    return {
+        tuple(str(row[name]) for name in names): (float(row["mean"]), int(row["samples"]))
+        for row in rows
+    }
+
+
+def test_csv_has_the_mean_of_every_stored_cell(finished_run, tmp_path):
+    lp.open_run(finished_run.url).export_scores(tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv", newline="") as file:
+        exported = keyed(csv.DictReader(file))
+    expected = stored_means(finished_run)
+    assert exported.keys() == expected.keys()
+    for cell, (mean, samples) in expected.items():
+        assert exported[cell] == (pytest.approx(mean, abs=1e-6), samples)
+
+
+def test_parquet_has_the_mean_of_every_stored_cell(finished_run, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    lp.open_run(finished_run.url).export_scores(tmp_path / "scores.parquet")
+    table = parquet.read_table(tmp_path / "scores.parquet")
+    types = {name: str(table.schema.field(name).type) for name in ("step", "mean", "layer")}
+    assert types == {"step": "int64", "mean": "double", "layer": "string"}
+    exported, expected = keyed(table.to_pylist()), stored_means(finished_run)
+    assert exported.keys() == expected.keys()
+    for cell, (mean, samples) in expected.items():
+        assert exported[cell] == (pytest.approx(mean, abs=1e-6), samples)
+
+
+def test_parquet_without_pyarrow_is_one_sentence(finished_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(lp.UserError, match=r"path: Parquet needs the package pyarrow \(a.parquet"):
+        lp.open_run(finished_run.url).export_scores(tmp_path / "a.parquet")
+
+
+def test_latex_has_a_row_for_each_property(finished_run, tmp_path):
+    lp.open_run(finished_run.url).export_scores(str(tmp_path / "table.tex"))
+    text = (tmp_path / "table.tex").read_text()
+    body = text.partition("\\midrule\n")[2].partition("\\bottomrule")[0]
+    rows = [re.split(r" & ", line.removesuffix(" \\\\")) for line in body.splitlines()]
+    summary, means = load_summary(finished_run), stored_means(finished_run)
+    assert [row[0].partition(" ")[0] for row in rows] == ["foreground", "depth", "shading"]
+    for row, (name, result) in zip(rows, summary.properties.items(), strict=True):
+        assert len(row) == 8
+        best = result.best
+        mean, _ = means[name, "probe", best.kind, best.metric, str(best.step), best.layer]
+        assert float(row[1].partition(" ")[0]) == pytest.approx(mean, abs=0.005001)
+        assert row[6] == str(best.step)
+        assert row[7] == best.layer.replace(".transformer_blocks.0", "").replace("_", "\\_")
+    assert not re.search(r"(?<!\\)[_#$]|–", body)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("scores.xlsx", r"path: the suffix is of no format of scores \(scores.xlsx\)"),
+        ("scores", "path: the suffix is of no format"),
+        ("nowhere/scores.csv", r"path: its folder does not exist"),
+    ],
+)
+def test_a_path_without_format_or_folder_is_refused(finished_run, tmp_path, name, words):
+    with pytest.raises(lp.UserError, match=words):
+        lp.open_run(finished_run.url).export_scores(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_export_writes_the_file(finished_run, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "scores.csv"
+    monkeypatch.setattr("sys.argv", ["ldmprobe", "export", finished_run.url, "--to", str(target)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert target.read_text().startswith("property,metric,kind,condition,step,layer,mean,samples")

@@ -1,0 +1,72 @@
+"""SVG files of figures, and the heatmap whose cells carry their values."""
+
+import re
+import xml.etree.ElementTree as ET
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from ldmprobe_core.analysis.report.figures import heatmap
+from ldmprobe_core.analysis.report.svg import INK, svg
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn():
+    figure = Figure(figsize=(3, 2))
+    axes = figure.subplots()
+    axes.plot([1, 2], [3, 4])[0].set_gid("line-1")
+    axes.set_title("a < b & c")
+    axes.text(1, 3, "0.71", color=INK)
+    return figure
+
+
+def test_svg_keeps_text_and_has_equal_bytes_for_equal_figures():
+    once = svg(drawn())
+    assert once == svg(drawn())
+    root = ET.fromstring(once)
+    texts = [element.text for element in root.iter(f"{SVG}text")]
+    assert "a < b & c" in texts
+    assert "0.71" in texts
+
+
+def test_svg_titles_are_escaped_and_belong_to_their_element():
+    root = ET.fromstring(svg(drawn(), {"line-1": "<b>3 & 4</b>"}))
+    (group,) = [g for g in root.iter(f"{SVG}g") if g.get("id") == "line-1"]
+    assert [title.text for title in group.iter(f"{SVG}title")] == ["<b>3 & 4</b>"]
+    assert sum(1 for _ in root.iter(f"{SVG}title")) == 1
+
+
+def test_svg_has_no_background_and_replaces_black_and_grey_in_the_dark():
+    """Colours of data and of text on coloured cells stay as they are."""
+    figure = drawn()
+    figure.axes[0].axhline(3.5, color="0.35")
+    text = svg(figure).decode()
+    assert "fill: #ffffff" not in text
+    style, drawing = text.split("</style>", 1)
+    dark = style.split("prefers-color-scheme: dark", 1)[1]
+    replaced = set(re.findall(r'"(?:fill|stroke): (#[0-9a-f]{6})"', dark))
+    used = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", drawing))
+    greys = {color for color in used if color[1:3] == color[3:5] == color[5:7]}
+    assert greys - replaced == {INK}
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_heatmap_titles_are_the_values_of_its_cells(missing):
+    cells = np.random.default_rng(0).normal(size=(3, 2))
+    if missing:
+        cells[1, 1] = np.nan
+    best = SimpleNamespace(step=2, layer="b", metric="dice")
+    summary = SimpleNamespace(properties={"foreground": SimpleNamespace(best=best)})
+    curves = SimpleNamespace(cells=cells, kind="ridge")
+    figure, titles = heatmap("foreground", curves, ["a.attn1", "b"], summary)
+    expected = {
+        f"step {step + 1}, {layer}: {cells[step, i]:.3f}"
+        for step in range(3)
+        for i, layer in enumerate(["a.attn1", "b"])
+        if np.isfinite(cells[step, i])
+    }
+    root = ET.fromstring(svg(figure, titles))
+    assert {title.text for title in root.iter(f"{SVG}title")} == expected

@@ -1,0 +1,132 @@
+"""Tests of models in one safetensors file, against the pipeline that was written into it."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from ldm_files import write_single_file
+from own_pipelines import images_of
+from run_helpers import generated
+from safetensors.torch import load_file, save_file
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.sampling import PipelineSampler
+from ldmprobe_core.models.sources.lookup import source_of
+from ldmprobe_core.pipeline.planning.plan import plan_study
+from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.samples import make_samples
+from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.sections import Model
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.manual_seed(0)
+    pipe = tiny_models.stable_diffusion_1()
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.eval()
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def folder(pipe, tmp_path_factory):
+    """Configs without weights."""
+    folder = tmp_path_factory.mktemp("single") / "config"
+    pipe.save_pretrained(folder)
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(pipe, folder):
+    return write_single_file(pipe, folder.parent / "model.safetensors")
+
+
+def study_of(file, folder, **model):
+    content = {"source": str(file), "config": str(folder), **model}
+    return parse_study(
+        {
+            "model": content,
+            "prompts": {"items": ["a ball", "a cone", "a cube"]},
+            "sampling": {"scheduler": "pndm", "steps": 2, "guidance": 2.0, "threads": 1},
+            "controls": {"permuted_weights": False},
+        }
+    )
+
+
+def test_images_of_a_single_file_are_those_of_its_pipeline(pipe, file, folder):
+    study = study_of(file, folder)
+    assert plan_study(study).missing == ()
+    source = source_of(study.model)
+    sampler = PipelineSampler(source.load(study, torch.device("cpu")), source.architecture, study)
+    samples = make_samples(study)[:2]
+    made = generated(sampler, samples)
+    expected = images_of(
+        pipe,
+        [sample.prompt for sample in samples],
+        [sample.seed for sample in samples],
+        num_inference_steps=2,
+        guidance_scale=2.0,
+    )
+    np.testing.assert_array_equal(made.image, expected)
+
+
+def test_fingerprint_covers_the_file_and_its_configs(file, folder, tmp_path):
+    before = source_of(study_of(file, folder).model).fingerprint()
+    tensors = load_file(file)
+    tensors["first_stage_model.post_quant_conv.bias"] += 1
+    save_file(tensors, tmp_path / "other.safetensors")
+    other = study_of(tmp_path / "other.safetensors", folder).model
+    assert source_of(other).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("drop", "words"),
+    [
+        ("model.diffusion_model.middle_block.1", "does not (fit|hold).* UNet2DConditionModel"),
+        ("first_stage_model.decoder.mid", "does not (fit|hold).* AutoencoderKL"),
+    ],
+)
+def test_plan_lists_weights_that_a_single_file_lacks(pipe, folder, tmp_path, drop, words):
+    broken = write_single_file(pipe, tmp_path / "broken.safetensors", [drop])
+    (missing,) = plan_study(study_of(broken, folder)).missing
+    assert re.match(f"model.source: {broken} {words}.*Fix: ", missing)
+
+
+def test_plan_lists_a_text_encoder_that_file_and_folder_lack(pipe, folder, tmp_path):
+    broken = write_single_file(pipe, tmp_path / "broken.safetensors", ["cond_stage_model"])
+    study = study_of(broken, folder)
+    (missing,) = plan_study(study).missing
+    assert missing.startswith(f"model: {folder / 'text_encoder'} holds no weights")
+    pipe.text_encoder.save_pretrained(tmp_path / "config" / "text_encoder")
+    shutil.copytree(folder, tmp_path / "config", dirs_exist_ok=True)
+    assert plan_study(study_of(broken, tmp_path / "config")).missing == ()
+
+
+def test_load_refuses_a_file_without_a_part_of_its_text_encoder(pipe, folder, tmp_path):
+    part = "cond_stage_model.transformer.text_model.final_layer_norm"
+    study = study_of(write_single_file(pipe, tmp_path / "broken.safetensors", [part]), folder)
+    with pytest.raises(UserError, match=r"^model\.source: .*lacks final_layer_norm.*Fix: "):
+        source_of(study.model).load(study, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("source", "config"),
+    [("model.ckpt", None), ("model.ckpt", "configs"), ("model.safetensors", None), ("a/b", "c/d")],
+)
+def test_source_of_refuses(source, config):
+    with pytest.raises(UserError, match=r"^model\.config: .*safetensors.*Fix: give both"):
+        source_of(Model(source=source, config=config))
+
+
+def test_the_hash_of_a_study_without_a_single_file_is_as_before():
+    """The key is new: it is left out of the hash unless it has a value."""
+    study = Study()
+    with_config = study.model_copy(update={"model": Model(config="folder")})
+    assert '"config"' in study.to_json()
+    assert study.hash != with_config.hash

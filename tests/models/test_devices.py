@@ -1,0 +1,18 @@
+"""Measured memory of a process."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ldmprobe_core.models.devices import peak_memory
+
+STATUS = Path("/proc/self/status")
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs the proc file system of Linux")
+def test_peak_memory_is_the_kernels_high_water_mark():
+    measured = peak_memory()["memory"]
+    mark = int(re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())[1]) * 1024
+    # The kernel updates both figures at slightly different moments.
+    assert measured == pytest.approx(mark, rel=0.05)

@@ -1,0 +1,127 @@
+"""Families with language models as encoders, against their own pipelines and plain hooks."""
+
+import diffusers
+import further_models
+import numpy as np
+import pytest
+import torch
+from model_helpers import load_sampler
+from own_pipelines import images_of
+from run_helpers import generated
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.token_grid import decoded_images, mean_embedding
+from ldmprobe_core.pipeline.planning.plan import plan_study
+from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.samples import make_samples
+
+FAMILIES = {  # builder, presets, (y, x, channels) of their layers, image and latents
+    "sana": (
+        further_models.sana,
+        ("self-attention", "cross-attention", "blocks"),
+        ((8, 8, 16), (32, 32), (8, 8, 4)),
+    ),
+    "qwen_image": (
+        further_models.qwen_image,
+        ("self-attention", "blocks"),
+        ((4, 4, 32), (16, 16), (8, 8, 4)),
+    ),
+}
+GUIDANCE = 2.0
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("further")
+    return {name: further_models.write(row[0], root / name) for name, row in FAMILIES.items()}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, folders):
+    """Study of all presets; its plan, its sampler, and what the sampler generates."""
+    _, presets, shapes = FAMILIES[request.param]
+    study = parse_study(
+        {
+            "model": {"source": str(folders[request.param])},
+            "prompts": {"items": ["ball", "cone", "cube"], "negative": "mug"},
+            "sampling": {"threads": 1, "steps": 3, "guidance": GUIDANCE},
+            "capture": {"layers": list(presets)},
+        }
+    )
+    sampler = load_sampler(study)
+    made = generated(sampler, make_samples(study)[:2])
+    return request.param, study, plan_study(study), sampler, made, shapes
+
+
+def test_plan_of_a_family(family):
+    _, _, plan, _, made, (shape, size, latents) = family
+    assert not plan.missing
+    assert {plan.shapes[layer] for layer in plan.layers} == {shape}
+    assert (plan.size, plan.shapes["latents"]) == (size, latents)
+    assert made.timestep == pytest.approx(plan.steps)
+    assert made.prompt_embedding.shape == (2, plan.text_channels)
+
+
+def test_images_and_activations_of_a_family_equal_its_pipelines(family, folders):
+    """The pipeline alone, with a plain hook on each layer; the conditional half is the last."""
+    name, study, plan, sampler, made, _ = family
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folders[name])
+    pipe.set_progress_bar_config(disable=True)
+    outputs = {layer: [] for layer in plan.layers}
+    for layer, calls in outputs.items():
+        module = pipe.transformer.get_submodule(layer)
+        module.register_forward_hook(lambda m, inputs, output, calls=calls: calls.append(output))
+    samples = make_samples(study)[:2]
+    images = images_of(
+        pipe,
+        [sample.prompt for sample in samples],
+        [sample.seed for sample in samples],
+        num_inference_steps=3,
+        **sampler.architecture.arguments(GUIDANCE, ["mug", "mug"]),
+    )
+    np.testing.assert_array_equal(made.image, images)
+    for layer, calls in outputs.items():
+        values = made.activations.values[layer]
+        y, x = values.shape[2:4]
+        for step in range(3):
+            tokens = conditional_tokens(name, calls, step, is_block=not layer.endswith("attn"))
+            expected = tokens.reshape(2, y, x, -1).half().numpy()
+            np.testing.assert_array_equal(values[:, step], expected)
+
+
+def conditional_tokens(name, calls, step, is_block):
+    """Image tokens (sample, token, channel) of the call with the prompts."""
+    if name == "qwen_image":  # conditional, then unconditional call; blocks return the text first
+        return calls[2 * step][1 if is_block else 0]
+    return calls[step][-2:]
+
+
+def test_mean_embedding_leaves_out_tokens_that_fill_a_prompt_up():
+    text = torch.tensor([[[2.0], [4.0], [0.0]], [[1.0], [2.0], [6.0]]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert mean_embedding(text, mask).tolist() == [[3.0], [3.0]]
+    assert mean_embedding(text, None).tolist() == [[2.0], [3.0]]
+
+
+def test_layers_of_a_video_autoencoder_are_refused(folders):
+    study = parse_study(
+        {"model": {"source": str(folders["qwen_image"])}, "capture": {"layers": ["vae"]}}
+    )
+    with pytest.raises(UserError, match=r"capture\.layers: 'vae' matches no module.*Fix: "):
+        plan_study(study)
+
+
+def test_encode_and_decode_of_a_family_are_those_of_its_autoencoder(family):
+    """Images are encoded to the denoiser's latents, and these are decoded as the pipeline does."""
+    _, _, plan, sampler, _, _ = family
+    images = torch.rand(2, 3, *plan.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    architecture, vae = sampler.architecture, sampler.pipeline.vae
+    with torch.no_grad():
+        latents = architecture.encode(vae, images)
+        assert latents.shape == (2, plan.shapes["latents"][2], *plan.shapes["latents"][:2])
+        packed = architecture.pack(latents)
+        torch.testing.assert_close(architecture.unpack(packed), latents)
+        decoded = architecture.decode(vae, latents)
+        back = architecture.denormalise(architecture.normalise(latents))
+    torch.testing.assert_close(back, latents)
+    assert decoded_images(decoded).shape == (2, *plan.size, 3)

@@ -1,0 +1,1 @@
+"""Extensions of ldmprobe in a package of their own."""

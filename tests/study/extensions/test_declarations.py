@@ -1,0 +1,119 @@
+"""Properties that a study declares."""
+
+import json
+import pickle
+
+import pytest
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.loading import load_study, parse_study
+from ldmprobe_core.study.properties import (
+    FOREGROUND,
+    PROPERTIES,
+    Property,
+    map_properties,
+    register_property,
+)
+
+SUNLIT = {"kind": "mask", "labeler": "mypackage.labels:sunlit"}
+
+
+@pytest.fixture(autouse=True)
+def registry():
+    """Restores the registered properties after each test."""
+    before = dict(PROPERTIES)
+    yield
+    PROPERTIES.clear()
+    PROPERTIES.update(before)
+
+
+def test_declared_property_has_the_defaults_of_its_kind():
+    study = parse_study({"properties": {"sunlit": SUNLIT, "fog_depth": {"kind": "scalar"}}})
+    sunlit, fog = study.properties["sunlit"], study.properties["fog_depth"]
+    assert (sunlit.metrics, sunlit.drawing) == (FOREGROUND.metrics, FOREGROUND.drawing)
+    assert (sunlit.map_format.two_levels, sunlit.intervention.kind) == (True, "logistic")
+    assert (fog.title, fog.metrics[0], fog.intervention.kind) == ("fog depth", "spearman", "ridge")
+    assert study.labels.labeler("sunlit").name == "mypackage.labels:sunlit"
+    assert study.labels.labeler("fog_depth") is None
+
+
+def test_declaration_by_overrides_equals_one_in_the_file():
+    record = {**SUNLIT, "drawing": {"colormap": "magma", "limits": [0, 2]}, "metrics": ["iou"]}
+    study = load_study("tabletop", [f"properties.sunlit={json.dumps(record)}"])
+    assert study.properties["sunlit"].drawing.limits == (0, 2)
+    assert parse_study(json.loads(study.to_json())) == study
+
+
+def test_labeler_under_labels_replaces_that_of_the_declaration():
+    study = parse_study({"properties": {"sunlit": SUNLIT}, "labels": {"sunlit": "own.labels:sun"}})
+    assert study.labels.labeler("sunlit").name == "own.labels:sun"
+
+
+def test_hash_holds_a_declaration_only_if_it_is_used():
+    plain, declared = parse_study({}), parse_study({"properties": {"sunlit": SUNLIT}})
+    off = parse_study({"properties": {"sunlit": SUNLIT}, "labels": {"sunlit": None}})
+    assert plain.hash == off.hash != declared.hash
+    assert "properties" not in json.loads(plain.to_json())
+    PROPERTIES.pop("sunlit")
+    titled = parse_study({"properties": {"sunlit": {**SUNLIT, "title": "in the sun"}}})
+    assert titled.hash == declared.hash
+    PROPERTIES.pop("sunlit")
+    scalar = parse_study({"properties": {"sunlit": {**SUNLIT, "kind": "scalar"}}})
+    assert scalar.hash != declared.hash
+
+
+def test_study_carries_a_registered_property_that_it_labels():
+    record = register_property(Property(name="sunlit", kind="scalar", title="in the sun"))
+    study = parse_study({"labels": {"sunlit": "mypackage.labels:sunlit"}})
+    PROPERTIES.pop("sunlit")
+    assert parse_study(json.loads(study.to_json())).properties == {"sunlit": record}
+    assert "properties" not in json.loads(parse_study({}).to_json())
+
+
+def test_pickled_study_registers_its_properties():
+    pickled = pickle.dumps(parse_study({"properties": {"sunlit": SUNLIT}}))
+    PROPERTIES.pop("sunlit")
+    assert pickle.loads(pickled).properties["sunlit"] == PROPERTIES["sunlit"]  # noqa: S301
+
+
+def test_order_of_properties_does_not_depend_on_the_order_of_registration():
+    for name in ("wet", "dry"):
+        parse_study({"properties": {name: {"kind": "mask"}}})
+    names = map_properties()
+    assert names[:4] == ("foreground", "depth", "shading", "edges")
+    assert {"dry", "wet"} <= set(names[4:])
+    assert list(names[4:]) == sorted(names[4:])
+
+
+@pytest.mark.parametrize(
+    ("properties", "words"),
+    [
+        ({"sunlit": {"kind": "maks"}}, r"properties\.sunlit\.kind is 'maks': .*'mask' or 'scalar'"),
+        ({"sunlit": {"labeler": "a:b"}}, r"properties\.sunlit\.kind is .*field required"),
+        ({"sunlit": {**SUNLIT, "metrics": ["dise"]}}, "has 'dise', which does not score a mask"),
+        ({"sunlit": {**SUNLIT, "metrics": ["rmse"]}}, "has 'rmse', which does not score a mask"),
+        ({"sunlit": {**SUNLIT, "metrics": []}}, r"metrics is \[\]\. Fix: choose from dice, iou"),
+        ({"sunlit": {**SUNLIT, "metrics": ["iou"] * 2}}, "each once"),
+        ({"sunlit": {**SUNLIT, "colour": 1}}, r"sunlit\.colour is not a key .* has: name, title"),
+        ({"sunlit": {**SUNLIT, "drawing": {"map": "a"}}}, r"sunlit\.drawing has: colormap, limits"),
+        ({"sunlit": {**SUNLIT, "name": "rain"}}, "sunlit has the name 'rain'. Fix: leave name out"),
+        ({"sunlit": {**SUNLIT, "labeler": 3}}, r"labels\.sunlit is 3"),
+        ({"sunlit": "mypackage.labels:sunlit"}, r"properties\.sunlit is 'mypackage"),
+        ({"depth": {"kind": "mask"}}, "'depth': the name is taken. Fix: choose another"),
+        ({"class": {"kind": "mask"}}, "'class': the name is taken"),
+        ({"Sun lit": {"kind": "mask"}}, "not a lowercase identifier"),
+        (["sunlit"], r"properties is \['sunlit'\]"),
+    ],
+)
+def test_wrong_declaration_is_one_sentence(properties, words):
+    with pytest.raises(UserError, match=words) as caught:
+        parse_study({"properties": properties})
+    assert "\n" not in str(caught.value)
+    assert "Fix: " in str(caught.value)
+
+
+def test_second_definition_of_a_name_is_refused():
+    parse_study({"properties": {"sunlit": SUNLIT}})
+    assert parse_study({"properties": {"sunlit": SUNLIT}}).properties["sunlit"].kind == "mask"
+    with pytest.raises(UserError, match="taken in this process by another definition"):
+        parse_study({"properties": {"sunlit": {**SUNLIT, "kind": "scalar"}}})
