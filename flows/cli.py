@@ -32,7 +32,13 @@ from flows.commands.interrupts import answer_interrupts
 from flows.commands.intervene import intervene
 from flows.commands.runs import Version, list_, watch
 from flows.commands.submit import submit
-from flows.commands.tables import print_missing, print_plan, print_rows, print_summary
+from flows.commands.tables import (
+    print_missing,
+    print_photographs,
+    print_plan,
+    print_rows,
+    print_summary,
+)
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 from tasks.display import activity
@@ -127,18 +133,12 @@ def classify(
             "classify", target.url, study=plan.study, store=store, photographs=photographs
         )
     console.print(classes_line(ClassesRecord.model_validate(found)), highlight=False)
-    if found["photographs"]:
-        real = found["photographs"]
-        console.print(
-            f"Of {real['count']} real pictures {real['confident']:.1%} have a top probability "
-            "above 90%.",
-            highlight=False,
-        )
+    print_photographs(found["photographs"], console)
 
 
 app.command()(intervene)
-app.command()(export)
-app.command()(index)
+app.command()(with_live_line(export))
+app.command()(with_live_line(index))
 app.command()(fetch)
 app.command()(with_live_line(intervene))
 app.command(name="list")(with_live_line(list_))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,10 @@ from flows.checks.worker_memory import memory_lines
 if TYPE_CHECKING:
     from ldmprobe_core.analysis.records import PropertyRecord, Summary
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
+
+
+_FEW_WORDS = 100
+"""Number of classes up to which a note says that a classifier knows few."""
 
 
 def print_rows(rows: Sequence[Mapping[str, str]], console: Console) -> None:
@@ -112,6 +116,37 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     for sentence in plan.notes:
         console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_photographs(record: Mapping[str, Any] | None, console: Console) -> None:
+    """Print the class and its probability for each photograph; nothing if there are none.
+
+    Args:
+        record: JSON of a `ldmprobe_core.analysis.class_records.PhotographsRecord`.
+        console: console to print to.
+    """
+    if not record:
+        return
+    rows = [
+        {
+            "picture": item["name"],
+            "class": item["category"],
+            "probability": f"{item['probability']:.2f}",
+        }
+        for item in record["photographs"]
+    ]
+    print_rows(rows, console)
+    console.print(
+        f"Of {record['count']} pictures {record['confident']:.1%} have a top probability above "
+        "90%.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if record["known"] <= _FEW_WORDS:
+        console.print(
+            f"note: this classifier knows {record['known']} words alone, and names every picture "
+            "by one of them, whatever it shows",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def print_missing(sentences: tuple[str, ...]) -> None:

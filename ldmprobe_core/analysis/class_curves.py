@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from ldmprobe_core.analysis.class_records import ClassesRecord, PhotographsRecord
+from ldmprobe_core.analysis.class_records import ClassesRecord, PhotographRecord, PhotographsRecord
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
@@ -138,12 +138,17 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
     labeler = load_labeler("class", spec, pick_device(study.execution.wanted_device))
     photographs = np.stack([read_image(user_path(folder) / name, size) for name in names])
     scores = labeler(photographs)
-    counts = Counter(labeler.classes[i] for i in scores.argmax(1))
+    top = [labeler.classes[i] for i in scores.argmax(1)]
     record = PhotographsRecord(
         count=len(names),
         confident=float((scores.max(1) > CONFIDENT).mean()),
         top=float(scores.max(1).mean()),
-        classes=dict(counts.most_common()),
+        classes=dict(Counter(top).most_common()),
+        known=len(labeler.classes),
+        photographs=[
+            PhotographRecord(name=name, category=category, probability=float(score))
+            for name, category, score in zip(names, top, scores.max(1), strict=True)
+        ],
     )
     run.location.write_text(PHOTOGRAPHS, record.model_dump_json(indent=2) + "\n")
     return record

@@ -11,6 +11,20 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class PhotographRecord(_Record):
+    """Top class of one photograph.
+
+    Attributes:
+        name: name of the file.
+        category: class with the highest probability.
+        probability: its probability.
+    """
+
+    name: str
+    category: str
+    probability: float
+
+
 class PhotographsRecord(_Record):
     """Results of the class labeler on the user's photographs, for comparison.
 
@@ -19,12 +33,16 @@ class PhotographsRecord(_Record):
         confident: fraction of them with a top probability above 0.9.
         top: mean top probability.
         classes: number of photographs by top class.
+        known: number of classes that the labeler knows; 0 in records of earlier releases.
+        photographs: top class of each photograph.
     """
 
     count: int
     confident: float
     top: float
     classes: dict[str, int]
+    known: int = 0
+    photographs: list[PhotographRecord] = []
 
 
 class ClassesRecord(_Record):

@@ -84,6 +84,11 @@ def test_class_curves_of_own_images_use_the_same_labeler(run, tmp_path):
     assert found.top == pytest.approx(scores.max(1).mean(), rel=1e-5)
     assert found.confident == pytest.approx((scores.max(1) > 0.9).mean())
     assert sum(found.classes.values()) == 5
+    assert found.known == 12
+    assert [row.name for row in found.photographs] == [f"{i}.png" for i in range(5)]
+    for row, of_picture in zip(found.photographs, scores, strict=True):
+        assert row.category == CATEGORIES[of_picture.argmax()]
+        assert row.probability == pytest.approx(of_picture.max(), rel=1e-5)
     assert class_curves(run).photographs.count == 5
     with pytest.raises(UserError, match="there is no such folder"):
         classify_photographs(run, str(tmp_path / "none"))

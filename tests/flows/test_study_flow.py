@@ -169,7 +169,7 @@ def test_classify_command_precedes_run_and_shows_photographs(reference, tmp_path
     words = (str(path), "--store", str(store))
     done = ldmprobe("classify", *words, "--photographs", str(photographs), home=home)
     assert done.returncode == 0, done.stderr
-    assert "Of 3 real pictures" in done.stdout
+    assert "Of 3 pictures" in done.stdout
     run = Run(f"{store}/{plain.study.run_name}")
     assert run.progress.completed("labeled").all()
     assert not run.progress.completed("probed").any()

@@ -1,0 +1,56 @@
+"""Tests of the tables that commands print."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from flows.commands.tables import print_photographs, print_rows
+
+
+def printed(function, *arguments):
+    console = Console(width=80, markup=False)
+    with console.capture() as captured:
+        function(*arguments, console)
+    lines = captured.get().splitlines()
+    assert all(len(line) <= 80 for line in lines if not line.startswith("note"))
+    return [" ".join(line.split()) for line in lines]
+
+
+def photographs(known):
+    return {
+        "count": 2,
+        "confident": 0.5,
+        "known": known,
+        "photographs": [
+            {"name": "cat.png", "category": "ball", "probability": 0.934},
+            {"name": "[dog].jpg", "category": "chair", "probability": 0.412},
+        ],
+    }
+
+
+def test_print_photographs_names_picture_class_and_probability():
+    lines = printed(print_photographs, photographs(1000))
+    assert lines == [
+        "picture class probability",
+        "cat.png ball 0.93",
+        "[dog].jpg chair 0.41",
+        "Of 2 pictures 50.0% have a top probability above 90%.",
+    ]
+
+
+def test_print_photographs_says_how_few_words_a_classifier_knows():
+    assert printed(print_photographs, photographs(12))[-1].startswith(
+        "note: this classifier knows 12 words alone"
+    )
+
+
+def test_print_photographs_prints_nothing_without_photographs():
+    assert printed(print_photographs, None) == []
+
+
+def test_print_rows_breaks_long_names_instead_of_cutting_them():
+    name = "up_blocks.2.attentions.1.transformer_blocks.0.attn1" * 2
+    heading, *lines = printed(print_rows, [{"layer": name}])
+    assert heading == "layer"
+    assert len(lines) == 2
+    assert "".join(lines) == name

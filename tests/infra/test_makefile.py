@@ -1,0 +1,47 @@
+"""Tests of the commands with which the Makefile installs the environment."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def commands(tmp_path, *words):
+    """Commands that `make env` would carry out, without carrying them out."""
+    done = subprocess.run(
+        ["make", "-n", "env", f"VENV={tmp_path}/venv", *words],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [line.strip() for line in done.stdout.splitlines() if not line.startswith("#")]
+
+
+def test_env_says_size_and_time_before_it_installs(tmp_path):
+    first, second, *rest = commands(tmp_path)
+    assert "8 GB" in first
+    assert "3 to 6 minutes" in second
+    assert not any("--index-url" in line for line in rest)
+    assert sum("pip install" in line for line in rest) == 3
+
+
+def test_env_takes_torch_alone_from_the_index_that_the_user_names(tmp_path):
+    lines = commands(tmp_path, "TORCH_INDEX=https://index.invalid/cpu")
+    assert "4 GB with torch for CPUs" in lines[0]
+    (of_index,) = [line for line in lines if "--index-url" in line]
+    assert '--no-deps --index-url "https://index.invalid/cpu" $(grep' in of_index
+    usual = [line for line in lines if "pip install" in line and line != of_index]
+    assert lines.index(of_index) < lines.index(usual[0])
+    assert "constraints.txt" in usual[0]
+
+
+def test_env_pins_torch_and_torchvision_in_the_index_command(tmp_path):
+    words = re.search(r"\$\((grep .*)\)", commands(tmp_path, "TORCH_INDEX=x")[3]).group(1)
+    done = subprocess.run(["sh", "-c", words], cwd=ROOT, capture_output=True, text=True)
+    assert [line.partition("==")[0] for line in done.stdout.split()] == ["torch", "torchvision"]
