@@ -136,7 +136,6 @@ def classify(
     print_photographs(found["photographs"], console)
 
 
-app.command()(intervene)
 app.command()(with_live_line(export))
 app.command()(with_live_line(index))
 app.command()(fetch)
