@@ -57,20 +57,23 @@ def main(url: str, layer: str | None = None) -> None:
     channels = run.activations(layer).sizes["channel"]
     read_chunks(run, layer)
 
-    def show(name: str, tokens: int, seconds: float) -> None:
-        rate = tokens / seconds
-        print(f"{name}: {rate:,.0f} tokens/s, {rate * channels * 2 / 1e6:.0f} MB/s of float16")
+    def show(name: str, tokens: int, seconds: float, clock: str = "second") -> None:
+        rate, size = tokens / seconds, channels * 2 / 1e6
+        print(f"{name}: {rate:,.0f} tokens, {rate * size:.0f} MB of float16 a {clock}")
 
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     stored = read_chunks(run, layer)
     show("sequential read", stored, time.perf_counter() - started)
+    show("    by CPU time", stored, time.process_time() - busy, "CPU second")
     for workers in (0, 1, 2):
         stream = run.tokens(layer)
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         tokens = sum(len(batch) for batch in DataLoader(stream, None, num_workers=workers))
         seconds = time.perf_counter() - started
         show(f"shuffled training tokens, {workers} workers", tokens, seconds)
         show("    reading for that", stored, seconds)
+        if not workers:  # else the workers' CPU time is not in this process
+            show("    by CPU time", stored, time.process_time() - busy, "CPU second")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ldmprobe_core.storage.run import Run as StoredRun
 from ldmprobe_core.study.layers import CLEAN_PIXELS
 
 if TYPE_CHECKING:
-    from ldmprobe._tokens import TokenStream
+    from ldmprobe.tokens import TokenStream
     from ldmprobe_core.analysis.records import Summary
     from ldmprobe_core.probing.linear import LinearProbe
 
@@ -180,7 +180,7 @@ class Run(StoredRun):
             stream = run.tokens(run.layers[0], steps=3)
             loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2)
         """
-        from ldmprobe._tokens import TokenStream
+        from ldmprobe.tokens import TokenStream
 
         _require_layer(layer, self.layers)
         chosen = [steps] if isinstance(steps, int) else steps

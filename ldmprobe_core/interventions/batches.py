@@ -14,7 +14,7 @@ from ldmprobe_core.interventions.changes import (
     make_null_change,
     patch_from,
 )
-from ldmprobe_core.interventions.directions import direction_of, stored_probes
+from ldmprobe_core.interventions.directions import direction_of, probes_of_cell
 from ldmprobe_core.interventions.edit import EditDirection
 from ldmprobe_core.interventions.editor import Change, Editor, sample_edited
 from ldmprobe_core.interventions.measures.readings import ProbeReader
@@ -104,7 +104,7 @@ class InterventionBatch:
             return {}
         identity = self.run.location.read_text("identity")
         return {
-            (step, layer): stored_probes(self.run, identity, self.spec, step, layer)
+            (step, layer): probes_of_cell(self.run, identity, self.spec, step, layer)
             for step in range(site.first, site.last + 1)
             for layer in read_layers(self.run)
         }

@@ -56,7 +56,7 @@ def direction_of(
     if spec.method in ERASURES:
         probes = [_erasing_probe(spec, path, column)]
     else:
-        probes = stored_probes(run, identity, spec, step, layer)
+        probes = probes_of_cell(run, identity, spec, step, layer)
         probes.insert(0, probes.pop(probe_kinds_of(run, spec).index(kind)))
     context = NullContext(
         moments,
@@ -115,7 +115,7 @@ def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellR
         return probe_activations(tokens, labels, run.study, (LabelColumn("true", prop),))["true"]
 
 
-def stored_probes(
+def probes_of_cell(
     run: Run, identity: str, spec: Intervention, step: int, layer: str
 ) -> list[LinearProbe]:
     """Return the property's linear probes of a cell, one for each of the `probe_kinds_of`."""

@@ -9,7 +9,7 @@ from run_helpers import HELD_OUT, small_study, statistics_study
 from torch.utils.data import DataLoader
 
 import ldmprobe as lp
-from ldmprobe._tokens import cut_batches, shuffle_in_buffer
+from ldmprobe.tokens import cut_batches, shuffle_in_buffer
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 

@@ -28,7 +28,7 @@ class QwenImage(Flux):
         "self-attention": ("transformer_blocks.*.attn",),
         "blocks": ("transformer_blocks.[0-9]", "transformer_blocks.[0-9][0-9]"),
     }
-    joint_block_classes = ("QwenImageTransformerBlock",)
+    joint_block_classes: ClassVar[tuple[str, ...]] = ("QwenImageTransformerBlock",)
     probes_vae = False
     size_multiple = 16
     _SIDE: ClassVar[int] = 128
