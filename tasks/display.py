@@ -41,22 +41,27 @@ class Activity:
         return f"{self.text}:{counts}{',' if counts else ''} {note}"
 
 
-class _Display:
-    """Display of the innermost activity; the others are shown again when it ends."""
+class Display:
+    """Display of the innermost activity; the others are shown again when it ends.
+
+    Attributes:
+        activities: what is done at present, outermost first.
+    """
 
     def __init__(self) -> None:
-        self._activities: list[Activity] = []
+        self.activities: list[Activity] = []
         self._lock = threading.RLock()
         self._progress: Progress | None = None
         self._over = threading.Event()
 
     def push(self, activity: Activity) -> None:
+        """Show an activity instead of the one that was shown before."""
         with self._lock:
-            self._activities.append(activity)
-            if len(self._activities) == 1:
+            self.activities.append(activity)
+            if len(self.activities) == 1:
                 self._start()
             if self._progress is not None:
-                for outer in self._activities[:-1]:
+                for outer in self.activities[:-1]:
                     self._progress.update(outer.row, visible=False)
                 activity.row = self._progress.add_task(
                     activity.text, total=activity.total, counts="", note=""
@@ -64,19 +69,21 @@ class _Display:
                 self.refresh(activity)
 
     def pop(self, activity: Activity) -> None:
+        """Remove an activity that has ended."""
         with self._lock:
-            self._activities.remove(activity)
+            self.activities.remove(activity)
             if self._progress is not None:
                 self._progress.refresh()
                 self._progress.remove_task(activity.row)
-                if self._activities:
-                    self._progress.update(self._activities[-1].row, visible=True)
-            if not self._activities:
+                if self.activities:
+                    self._progress.update(self.activities[-1].row, visible=True)
+            if not self.activities:
                 self._stop()
 
     def refresh(self, activity: Activity) -> None:
+        """Show the present values of an activity."""
         with self._lock:
-            if self._progress is not None and activity in self._activities:
+            if self._progress is not None and activity in self.activities:
                 total = activity.total
                 self._progress.update(
                     activity.row,
@@ -94,7 +101,7 @@ class _Display:
             self._progress.start()
         else:
             threading.Thread(
-                target=self._write_lines, args=(self._over,), name="display", daemon=True
+                target=self.write_lines, args=(self._over,), name="display", daemon=True
             ).start()
 
     def _stop(self) -> None:
@@ -103,15 +110,16 @@ class _Display:
             self._progress.stop()
             self._progress = None
 
-    def _write_lines(self, over: threading.Event) -> None:
+    def write_lines(self, over: threading.Event) -> None:
+        """Write a line about the innermost activity again and again, until an event is set."""
         while not over.wait(LINE_EVERY_S):
             with self._lock:
-                text = self._activities[-1].line() if self._activities else ""
+                text = self.activities[-1].line() if self.activities else ""
             if text:
                 print(text, file=sys.stderr, flush=True)
 
 
-_display = _Display()
+_display = Display()
 
 
 @contextmanager

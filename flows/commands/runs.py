@@ -53,7 +53,7 @@ def watch(run: RunArgument) -> None:
     watched.study  # noqa: B018  (raises if there is no run)
     with activity("looking at the run") as shown:
         first, since = unit_counts(watched), time.monotonic()
-        while not watched.location.has("summary.json") and _is_held(watched):
+        while not watched.location.has("summary.json") and is_held(watched):
             _show(shown, unit_counts(watched), first, time.monotonic() - since)
             time.sleep(LOOK_EVERY_S)
     if watched.location.has("summary.json"):
@@ -111,7 +111,8 @@ def _show(
     refresh(shown, text="summary and report", total=None, note="")
 
 
-def _is_held(run: Run) -> bool:
+def is_held(run: Run) -> bool:
+    """Return whether a process works on a run."""
     from ldmprobe_core.storage.lease import holder_of
 
     return holder_of(run.url) is not None
@@ -128,7 +129,7 @@ def _row(url: str, name: str) -> list[str]:
         if run.location.has("summary.json"):
             summary = json.loads(run.location.read_text("summary.json"))
             return [name, model, "finished", _age(run, "summary.json"), _scores(summary)]
-        state = "at work" if _is_held(run) else "stopped"
+        state = "at work" if is_held(run) else "stopped"
         return [name, model, state, _age(run, "study.json"), progress_text(run)]
     except (LdmprobeError, ValueError, KeyError, TypeError) as error:
         return [name, "", "unreadable", "", str(error).partition(". Fix")[0]]

@@ -53,13 +53,13 @@ class OnceOver(threading.Event):
 
 
 def test_activity_is_one_line_a_minute_in_a_file(capfd):
-    shown = display._Display()
+    shown = display.Display()
     outer, inner = display.Activity("generate", 60), display.Activity("reading")
     outer.done, outer.note = 12, "3 min left"
-    shown._activities = [outer]
-    shown._write_lines(OnceOver(2))
-    shown._activities = [outer, inner]
-    shown._write_lines(OnceOver(1))
+    shown.activities = [outer]
+    shown.write_lines(OnceOver(2))
+    shown.activities = [outer, inner]
+    shown.write_lines(OnceOver(1))
     lines = capfd.readouterr().err.splitlines()
     assert lines == ["generate: 12 of 60, 3 min left"] * 2 + ["reading: for 0 s"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 from run_helpers import small_study, statistics_study
 from typer.testing import CliRunner
 
@@ -30,7 +31,7 @@ def started(tiny_model, tmp_path):
 
 
 def test_list_gives_state_and_scores_of_every_run_in_80_columns(started, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs.console, "_width", 80)
+    monkeypatch.setattr(runs, "console", Console(width=80, markup=False))
     folder = tmp_path / "runs" / "finished-0123456789"
     folder.mkdir()
     (folder / "study.json").write_text(json.dumps({"model": {"source": "/models/sd-v1-4"}}))
@@ -60,7 +61,7 @@ def test_list_of_a_store_without_runs_says_so(tmp_path):
 def test_watch_follows_a_run_until_no_process_works_on_it(started, monkeypatch):
     shown, looks = [], iter([True, True, False])
     monkeypatch.setattr(runs, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(runs, "_is_held", lambda run: next(looks))
+    monkeypatch.setattr(runs, "is_held", lambda run: next(looks))
     monkeypatch.setattr(runs, "refresh", lambda activity, **values: shown.append(values))
     result = CliRunner().invoke(cli.app, ["watch", started.url])
     assert result.exit_code == 0
