@@ -1,6 +1,11 @@
-"""README.md: its Python example, executed as it stands."""
+"""README.md: its Python example as it stands, and its table as a run's summary gives it."""
+
+import json
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -16,3 +21,65 @@ def test_readme_example_runs(code_blocks, tmp_path, monkeypatch):
     assert names["probe"].weight.ndim == 1
     assert isinstance(names["effect"].mean, float)
     assert list(tmp_path.glob("runs/*/report/index.html"))
+
+
+def score(interval):
+    """A mean with its interval, as README writes it."""
+    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+def number(record, name):
+    """A step or a lead with its interval, as README writes it."""
+    value = record[name] if record["determined"] else "not determined"
+    return f"{value} [{record['low']}, {record['high']}]"
+
+
+def above(control):
+    return lambda result: score(result["controls"][control]["difference"])
+
+
+def event(curve, name):
+    return lambda result: number(result["emergence"][curve]["relative"][name], "step")
+
+
+ROWS = {
+    "best probe, last step": lambda result: score(result["last"]["score"]),
+    "best cell": lambda result: score(result["best"]["score"]),
+    "it exceeds position alone by": above("position"),
+    "probes of shuffled labels (20 permutations, p = 1/21) by": above("shuffled_labels"),
+    "probes of permuted weights by (65 test images)": above("permuted_weights"),
+    "probes of 5 x 5 noisy latents by": above("latents"),
+    "probes of the predicted clean image's pixels by (64 test images)": above("clean_pixels"),
+    "the prompt alone by": above("prompt"),
+    "partial score (position regressed out): best cell": lambda result: (
+        score(result["best"]["partial"]) if result["best"]["partial"] else ""
+    ),
+    "at step 1: AUROC, partial, partial": lambda result: score(result["steps"][0]["value"]),
+    "at step 1, less the noisy latents": lambda result: score(
+        result["steps"][0]["less_inputs"]["latents"]
+    ),
+    "onset: probes": event("probe", "onset"),
+    "onset: labeler on decoded latents (64 test images)": event("decoded", "onset"),
+    "settled: probes": event("probe", "settled"),
+    "lead over the labeler on decoded latents": lambda result: number(
+        result["leads"]["decoded"]["onset"], "steps"
+    ),
+    "lead over the labeler on the predicted clean image": lambda result: number(
+        result["leads"]["clean"]["onset"], "steps"
+    ),
+}
+
+
+def test_readme_table_has_the_numbers_of_the_committed_summary():
+    """docs/tabletop-summary.json is the summary of the run of `make demo`."""
+    summary = json.loads((ROOT / "docs" / "tabletop-summary.json").read_text("utf-8"))
+    results = [summary["properties"][name] for name in ("foreground", "depth", "shading")]
+    assert [summary["samples"]["total"], summary["steps"], summary["layers"]] == [240, 15, 7]
+    text = (ROOT / "README.md").read_text("utf-8").split("## A result", 1)[1]
+    lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    expected = [[label, *(value(result) for result in results)] for label, value in ROWS.items()]
+    assert table == expected
+    controls = [result["controls"] for result in results]
+    assert {control["permuted_weights"]["samples"]["test"] for control in controls} == {65}
+    assert {control["clean_pixels"]["samples"]["test"] for control in controls} == {64}
