@@ -244,7 +244,10 @@ def test_a_scheduled_run_is_picked_up_and_gives_the_same_bytes(connected, refere
     assert set(progress) == {f"progress-{stage}" for stage in ("generate", "label", "probe")}
     assert all(a.data == 100 for a in progress.values())
     assert "6 of 6" in progress["progress-generate"].description
-    assert any(re.fullmatch(r"4 samples, \d+\.\d\d s, \d+\.\d MB", line) for line in logs)
+    assert any(
+        re.fullmatch(r"4 samples, \d+\.\d\d s, \d+\.\d MB, peak memory \d+\.\d\d GB", line)
+        for line in logs
+    )
 
 
 def test_model_cache_loads_once_a_worker_process(connected, scheduled):
