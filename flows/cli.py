@@ -272,8 +272,8 @@ def verify(
     target.location.remove("summary.json")
     if left:
         raise RunError(
-            f"{left[0].key} cannot be computed again from the rest of the run. Fix: restore the "
-            "run from a copy, or move it away and start again."
+            f"{left[0].key} is damaged, and the rest of the run does not determine it. Fix: "
+            "restore the run from a copy, or move it away and start again."
         )
     console.print(f"{len(damage)} chunks will be made again by the next run", highlight=False)
 

@@ -23,7 +23,7 @@ from tasks.time_left import TimeLeft, UnitCost
 _STEP_IMAGE = 0.75  # decoding of the two images of a step
 _PERMUTED = 0.75  # the permuted denoiser's step
 _LABELED_IMAGE = 0.26
-_CELL, _CELL_SAMPLE = 5.6, 0.047  # a cell, and each of its samples
+_CELL, _CELL_SAMPLE = 5.6, 0.047  # cost of probing a cell: a fixed part, and one for each sample
 CLOSING = 220.0
 """Cost of the summary and the report."""
 

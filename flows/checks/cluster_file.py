@@ -31,7 +31,8 @@ def cluster_spec(execution: Execution) -> dict[str, Any]:
         spec["spec"]["scheduler"]["service"]["selector"]["dask.org/cluster-name"] = name
     except (OSError, yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(
-            f"execution.cluster is {execution.cluster!r:.80}. Fix: give a YAML file of one "
-            "DaskCluster resource, such as infra/kubernetes/dask-cluster.yaml"
+            f"execution.cluster is {execution.cluster!r:.80}, which is no readable YAML file of "
+            "one DaskCluster resource. Fix: give such a file, for example "
+            "infra/kubernetes/dask-cluster.yaml"
         ) from None
     return spec

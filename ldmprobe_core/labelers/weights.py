@@ -73,8 +73,8 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     folder = user_path(source)
     if folder.is_dir():
         refuse_revision(spec)
-        # Without this check, the search for weights would go through any large folder.
-        # A folder of a pipeline has model_index.json instead.
+        # Without this check, the search for weights would walk any folder, however large.  A folder
+        # of a pipeline has model_index.json instead.
         if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
             raise UserError(
                 f"weights {source!r}: the folder holds no config.json. Fix: give a folder written "

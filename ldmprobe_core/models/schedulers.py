@@ -55,8 +55,8 @@ _CLASSES: dict[str, Any] = {
 }
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    # By default, DDIM clips predicted clean latents to -1..1, but latents exceed this range.
-    # Configs of other schedulers do not have the key that turns the clipping off.
+    # DDIM clips predicted clean latents to -1..1 unless `clip_sample` is False, but latents exceed
+    # this range.  A config that was written for another scheduler lacks this key.
     "ddim": {"clip_sample": False},
     # By default, PNDM begins with Runge-Kutta steps, which need several denoiser calls per step.
     # The original sampler of Stable Diffusion skips the Runge-Kutta steps.

@@ -258,7 +258,8 @@ def _record_conversions(scheduler: Any) -> list[Tensor]:
 
 def _converts_to_clean(scheduler: Any) -> bool:
     """Return whether a multistep solver converts model outputs to clean latents (True) or noise."""
-    # The config key differs by class: UniPC has `predict_x0`, DPM-Solver has `algorithm_type`.
+    # The config key that says on which of both a solver works differs by class: UniPC has
+    # `predict_x0`, DPM-Solver has `algorithm_type`.
     if "predict_x0" in default_config(type(scheduler)):
         return bool(scheduler.config.predict_x0)
     return str(scheduler.config.get("algorithm_type")).endswith("++")

@@ -32,7 +32,7 @@ from ldmprobe_core.analysis.report.intervention_text import (
 )
 from ldmprobe_core.analysis.report.overview import overview_figure, overview_sentences
 from ldmprobe_core.analysis.report.samples_page import write_samples_page
-from ldmprobe_core.analysis.report.svg import svg
+from ldmprobe_core.analysis.report.style import svg
 from ldmprobe_core.analysis.report.text import (
     best_rows,
     control_columns,
@@ -193,7 +193,8 @@ class _FigureWriter:
                 titles,
                 caption=f"Where {prop} can be read: mean {metric} of the {curves.kind} probe of "
                         "each step and layer on test samples. The frame marks the best cell, step "
-                        f"{best.step} of {short_layer(best.layer)}, chosen on validation samples.",
+                        f"{best.step} of {short_layer(best.layer)}, chosen on validation samples; "
+                        "the line in the colour bar is position alone.",
             )  # fmt: skip
             self._write(
                 "properties",

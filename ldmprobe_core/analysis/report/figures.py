@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.report.style import CLEAN, DECODED, OTHERS, PROBE
 from ldmprobe_core.analysis.report.text import control_title, metric_title, short_layer
 from ldmprobe_core.analysis.summarize import RunAnalysis
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
@@ -25,15 +26,12 @@ from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.properties import property_of
 
-# The colours are Okabe and Ito's palette, which readers with common forms of colour blindness can
-# distinguish.
-_PROBE, _DECODED, _CLEAN = "#0072B2", "#D55E00", "#E69F00"
-_CONTROLS = ("#009E73", "#CC79A7", "#F0E442", "#000000")
 _NOT_MEASURED = "0.6"
+"""Grey level of pixels that were not measured; no pixel of a mask is drawn in it."""
 
 MOST_TICKS = 15
 """Largest number of steps whose log signal-to-noise ratio is written above a plot."""
-"""Grey level of pixels that were not measured; no pixel of a mask is drawn in it."""
+
 _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicted clean image"}
 
 
@@ -72,7 +70,10 @@ def heatmap(
     axes.set_xlabel("step")
     metric = metric_title(best.metric)
     axes.set_title(f"{prop}, {curves.kind} probes", fontsize=10)
-    figure.colorbar(scale, ax=axes, pad=0.02, label=metric)
+    bar = figure.colorbar(scale, ax=axes, pad=0.02, label=metric)
+    position = float(np.nanmean(curves.position)) if np.isfinite(curves.position).any() else np.nan
+    if titles and np.nanmin(curves.cells) < position < np.nanmax(curves.cells):
+        bar.ax.axhline(position, color="white", linewidth=2.5)
     corner = best.step - 0.5, layers.index(best.layer) - 0.5
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=2.5))
     return figure, titles
@@ -94,13 +95,13 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
         axes.plot(steps, mean, style, color=color, label=label, markersize=4)
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
 
-    line(curves.probe, f"probe, {short_layer(curves.layer.name)}", _PROBE, "o-")
-    for source, color in (("trajectory", _DECODED), ("clean", _CLEAN)):
+    line(curves.probe, f"probe, {short_layer(curves.layer.name)}", PROBE, "o-")
+    for source, color in (("trajectory", DECODED), ("clean", CLEAN)):
         line(curves.sources[source], _LABELS[source], color, "s--")
-    for (name, values), color in zip(curves.conditions.items(), cycle(_CONTROLS), strict=False):
+    for (name, values), color in zip(curves.conditions.items(), cycle(OTHERS), strict=False):
         line(values, control_title(name), color, ":")
     if LATENTS in curves.inputs:
-        line(curves.inputs[LATENTS], "probe on the latents alone", "#56B4E9", "-.")
+        line(curves.inputs[LATENTS], "probe on the latents alone", "#000000", "-.")
     position = bootstrap.interval(curves.position)
     if position.mean is not None and position.low is not None and position.high is not None:
         axes.axhline(position.mean, color="0.35", linewidth=1, label="position alone")
@@ -175,7 +176,7 @@ def sample_grid(
         finals.append(truth)
         step_maps = run.read("labels_trajectory", prop, sample=row)[stored].astype(float)
         step_maps = as_label(run.study, prop, step_maps).astype(float)
-        rows.append((f"image {prop}", list(step_maps), scale))
+        rows.append((f"labeler {prop}", list(step_maps), scale))
         finals.append(truth)
 
     width = len(steps) + 1
@@ -189,7 +190,7 @@ def sample_grid(
         axes[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     for panel, step in zip(grid[0], steps, strict=False):
         panel.set_title(f"step {step}", fontsize=8)
-    grid[0][-1].set_title("label of\nfinal image", fontsize=8)
+    grid[0][-1].set_title("final image\nand labels", fontsize=8)
     figure.subplots_adjust(wspace=0.05, hspace=0.05)
     return figure
 
@@ -220,11 +221,11 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
         panel.set_xticks([])
         panel.set_yticks([])
     axes = figure.add_subplot(grid[1, :])
-    colors = (_PROBE, _DECODED, *_CONTROLS[:2])
+    colors = (PROBE, DECODED, *OTHERS[:2])
     for index, color in zip(top, colors, strict=False):
         axes.plot(steps, decoded[:, index], "o-", color=color, markersize=3, label=names[index])
     clean = scores["clean"][:, target]
-    axes.plot(steps, clean, "--", color=_PROBE, label=f"{names[target]}, predicted clean image")
+    axes.plot(steps, clean, "--", color=PROBE, label=f"{names[target]}, predicted clean image")
     if np.isfinite(from_step):
         axes.axvline(from_step, color="0.4", linewidth=1, linestyle=":")
     axes.set_xlabel("step")

@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.report.style import DECODED, PROBE
 from ldmprobe_core.analysis.report.text import metric_title, number
 
-_COLORS = ("#D55E00", "#0072B2")
+_COLORS = (DECODED, PROBE)
 """Colours of the learning curves at the onset step and the last step."""
 
 

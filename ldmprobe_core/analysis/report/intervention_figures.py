@@ -20,7 +20,7 @@ from ldmprobe_core.analysis.report.intervention_text import (
     effect_sign,
     site_layer,
 )
-from ldmprobe_core.analysis.report.svg import INK
+from ldmprobe_core.analysis.report.style import CLEAN, DECODED, INK, OTHERS, PROBE
 from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.results import (
@@ -32,7 +32,7 @@ from ldmprobe_core.interventions.spec import EDITED, ERASURES, PROBE_EDITS
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_COLORS = (PROBE, DECODED, *OTHERS[:2], CLEAN)
 _ROWS = 4
 """Largest number of samples in a before-and-after figure."""
 

@@ -7,67 +7,104 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
-from ldmprobe_core.analysis.report.text import control_title, metric_title, number
+from ldmprobe_core.analysis.report.style import CLEAN, DECODED, PROBE
+from ldmprobe_core.analysis.report.text import (
+    control_title,
+    lead,
+    metric_title,
+    number,
+    short_layer,
+)
 from ldmprobe_core.analysis.summarize import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
-
-_PROBE, _LABELER = "#0072B2", "#D55E00"
+from ldmprobe_core.probing.inference.emergence import Lead
+from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
 
 def overview_sentences(summary: Summary) -> list[str]:
-    """Write one sentence for each property: its score, the controls, and when it can be read."""
+    """Write one sentence for each property: best cell, controls, onset and leads."""
     return [_sentence(name, result, summary) for name, result in summary.properties.items()]
 
 
 def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
     best, onset = result.best, result.emergence.probe.relative.onset
-    text = f"{name.capitalize()}: {metric_title(best.metric)} {number(best.score)}"
+    text = (
+        f"{name.capitalize()}: {metric_title(best.metric)} {number(best.score)} at step "
+        f"{best.step} of {short_layer(best.layer)}"
+    )
     if best.score.low is None:
         return f"{text}; too few test prompts for intervals and comparisons."
-    if result.not_beyond:
-        names = ", ".join(control_title(control) for control in result.not_beyond)
-        text += f", not clearly above {names}"
-    else:
-        text += ", above every control"
+    text += f", {_comparison(result)}"
     if not onset.distribution:
         return f"{text}; when it emerges is undefined."
     low, high = onset.low or "later", onset.high or "later"
     if not onset.determined:
         return f"{text}; the step from which it can be read is not determined [{low}, {high}]."
+    text += (
+        f"; half of the gain over position from step {onset.step} [{low}, {high}] of "
+        f"{summary.steps} on"
+    )
+    if result.leads.decoded.onset.low is None or result.leads.clean.onset.low is None:
+        return f"{text}."
     return (
-        f"{text}; half of its final gain over position from step {onset.step} [{low}, {high}] of "
-        f"{summary.steps} on."
+        f"{text}. A labeler reaches the same height {_later(result.leads.decoded.onset)} in the "
+        f"decoded latents, {_later(result.leads.clean.onset)} in the predicted clean image."
+    )
+
+
+def _later(value: Lead) -> str:
+    """Format a lead as a number of steps by which the labeler is later than the probes."""
+    if value.determined:
+        return f"{lead(value)} steps later"
+    return f"later by a number of steps that is not determined [{value.low}, {value.high}]"
+
+
+def _comparison(result: PropertyRecord) -> str:
+    """Name the controls that the best cell does not exceed, or else the nearest one."""
+    if result.not_beyond:
+        return f"not clearly above {', '.join(map(control_title, result.not_beyond))}"
+    differences = {
+        name: record.difference
+        for name, record in result.controls.by_name().items()
+        if name not in PROBE_KINDS and record.difference.mean is not None
+    }
+    nearest = min(differences, key=lambda name: differences[name].mean or 0.0)
+    return (
+        f"above every control, least above {control_title(nearest)} (by "
+        f"{number(differences[nearest])})"
     )
 
 
 def overview_figure(analysis: RunAnalysis) -> Figure:
-    """Draw for each property the scores of probes and labeler over steps, with the probes' onset.
+    """Draw for each property the scores of probes and labelers over steps, with the probes' onset.
 
     Bands are intervals.  The grey vertical band is the interval of the step from which the probes
     keep half of their final gain over position; a line marks that step if it is determined.
     """
     properties = analysis.summary.properties
     figure = Figure(figsize=(3.3 * len(properties), 2.7), layout="constrained")
-    panels = figure.subplots(1, len(properties), squeeze=False)[0]
+    panels = figure.subplots(1, len(properties), squeeze=False, sharey=True)[0]
     for panel, (name, result) in zip(panels, properties.items(), strict=True):
         curves = analysis.curves[name]
         onset = result.emergence.probe.relative.onset
         if onset.low is not None:
             last = len(curves.probe) if onset.high is None else onset.high
-            panel.axvspan(onset.low - 0.4, last + 0.4, color="0.85", linewidth=0)
+            panel.axvspan(onset.low - 0.5, last + 0.5, color="0.85", linewidth=0)
         if onset.determined and onset.step is not None:
             panel.axvline(onset.step, color="0.3", linewidth=1)
-        decoded = curves.sources["trajectory"]
-        _line(panel, decoded, analysis.bootstrap, _LABELER, "s--", "labeler, step image")
-        _line(panel, curves.probe, analysis.bootstrap, _PROBE, "o-", "probe")
+        decoded, clean = curves.sources["trajectory"], curves.sources["clean"]
+        _line(panel, decoded, analysis.bootstrap, DECODED, "s--", "labeler, decoded latents")
+        _line(panel, clean, analysis.bootstrap, CLEAN, "^:", "labeler, predicted clean image")
+        _line(panel, curves.probe, analysis.bootstrap, PROBE, "o-", "probe")
         position = analysis.bootstrap.interval(curves.position).mean
         if position is not None:
             panel.axhline(position, color="0.35", linestyle=":", label="position alone")
         panel.set_title(f"{name} ({metric_title(result.best.metric)})", fontsize=9)
         panel.set_xlabel("step", fontsize=8)
+        panel.set_xlim(0.5, len(curves.probe) + 0.5)
         panel.tick_params(labelsize=8)
     lines = panels[0].get_legend_handles_labels()
-    figure.legend(*lines, fontsize=8, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*lines, fontsize=8, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 

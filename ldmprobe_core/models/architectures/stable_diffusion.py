@@ -92,7 +92,7 @@ class LatentConsistency(StableDiffusion):
         return Guidance()
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Return whether the UNet has an input for the guidance scale."""
+        """Return whether the UNet takes the guidance scale as an input, as those of LCM do."""
         return self.config["time_cond_proj_dim"] is not None
 
     def scheduler_config(self, class_name: str) -> dict[str, Any]:

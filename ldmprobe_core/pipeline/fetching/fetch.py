@@ -114,8 +114,7 @@ def prepare_fetch(study: Study, paper_files: Mapping[str, str] = PAPER_FILES) ->
     """
     if constants.is_offline_mode():
         raise UserError(
-            "HF_HUB_OFFLINE: it is set, so that nothing can be fetched. Fix: unset it for this "
-            "command"
+            "HF_HUB_OFFLINE: it is set, so nothing can be fetched. Fix: unset it for this command"
         )
     downloads: list[Download] = []
     for field, item in published_of(study, paper_files):

@@ -54,9 +54,10 @@ class ModelRecord(Section):
     @field_validator("sampling")
     @classmethod
     def _usable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not set(value) <= set(_DEFAULTED):
+        unknown = sorted(set(value) - set(_DEFAULTED))
+        if unknown:
             raise ValueError(
-                f"sampling: keys are {', '.join(value)}. Fix: use only "
+                f"sampling: unknown keys ({', '.join(unknown)}). Fix: use only "
                 f"{', '.join(sorted(_DEFAULTED))}"
             )
         Sampling.model_validate(value)

@@ -1,4 +1,4 @@
-"""SVG files of Matplotlib figures, in colours that follow the reader's light or dark setting."""
+"""Style of a report's figures: their colours, and SVG files that follow a browser's dark mode."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from html import escape
 
 import matplotlib
 from matplotlib.figure import Figure
+
+# The colours are Okabe and Ito's palette, which readers with common forms of colour blindness can
+# distinguish.
+PROBE, DECODED, CLEAN = "#0072B2", "#D55E00", "#E69F00"
+"""Colours of probes, and of labelers on the decoded latents and the predicted clean image."""
+
+OTHERS = ("#009E73", "#CC79A7", "#F0E442")
+"""Colours of further curves, such as those of controls."""
 
 INK = "#101010"
 """Colour of text and frames that lie on coloured cells, which are the same in both settings."""
@@ -59,7 +67,7 @@ def svg(figure: Figure, titles: Mapping[str, str] | None = None) -> bytes:
 
 
 def _style() -> str:
-    """Return the style element with the colours of the dark setting."""
+    """Return the SVG style element, which sets the colours for a browser's dark mode."""
     rules = ["text { fill: #e6e6e6 }"]
     for light, dark in _DARK.items():
         for kind in ("fill", "stroke"):

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.report.figures import heatmap
-from ldmprobe_core.analysis.report.svg import INK, svg
+from ldmprobe_core.analysis.report.style import INK, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -60,7 +60,7 @@ def test_heatmap_titles_are_the_values_of_its_cells(missing):
         cells[1, 1] = np.nan
     best = SimpleNamespace(step=2, layer="b", metric="dice")
     summary = SimpleNamespace(properties={"foreground": SimpleNamespace(best=best)})
-    curves = SimpleNamespace(cells=cells, kind="ridge")
+    curves = SimpleNamespace(cells=cells, kind="ridge", position=np.array([0.1, np.nan]))
     figure, titles = heatmap("foreground", curves, ["a.attn1", "b"], summary)
     expected = {
         f"step {step + 1}, {layer}: {cells[step, i]:.3f}"
