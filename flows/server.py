@@ -25,6 +25,7 @@ import httpx
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectException
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.settings import (
@@ -45,6 +46,7 @@ from tasks.display import activity
 from tasks.stopping import Stop, StoppedError, requested_stop, stoppable
 
 _START_LIMIT_S = 90.0
+_EVENTS_LIMIT_S = 5.0
 _RECORD_LIMIT_S = 60.0
 
 
@@ -150,6 +152,10 @@ def start_server() -> Iterator[str]:
         yield url
     finally:
         started_servers.remove(server)
+        if process.poll() is None:
+            # Events that are left would be sent again and again to the stopped server while this
+            # process exits.
+            EventsWorker.drain_all(timeout=_EVENTS_LIMIT_S, at_exit=False)
         process.terminate()
         with activity("stopping the Prefect server"):
             try:

@@ -32,11 +32,14 @@ def carry_out(flow: str, run_url: str, **parameters: Any) -> dict[str, Any]:
 
 
 def with_live_line(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that shows what it does from its start, when it imports libraries."""
+    """Return a command that shows what it does from its start, when it imports libraries.
+
+    Where nothing more exact is shown, the line has the command's name.
+    """
 
     @wraps(command)
     def shown(*arguments: Any, **options: Any) -> None:
-        with activity("loading libraries"):
+        with activity(f"ldmprobe {command.__name__}"):
             command(*arguments, **options)
 
     return shown
