@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 # Turn off telemetry and the progress bars of libraries, unless the user has set these variables.
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -30,6 +29,7 @@ from flows.commands.fetch import fetch
 from flows.commands.index import index
 from flows.commands.interrupts import answer_interrupts
 from flows.commands.intervene import intervene
+from flows.commands.results import console, write
 from flows.commands.runs import Version, list_, watch
 from flows.commands.submit import submit
 from flows.commands.tables import (
@@ -52,7 +52,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console(markup=False, emoji=False)
 
 _STUDY_LIMIT = 400_000
 """Largest study in bytes.  Prefect accepts flow parameters of up to 512 KiB."""
@@ -217,7 +216,7 @@ def show(run: RunArgument, json_: JsonOption = False) -> None:
     finished = finished_run(run)
     summary = load_summary(finished)
     if json_:
-        typer.echo(finished.location.read_text("summary.json"), nl=False)
+        write(finished.location.read_text("summary.json"), newline=False)
     else:
         print_summary(summary, finished.url, console)
 
@@ -236,7 +235,7 @@ def compare(
         finished = [finished_run(run) for run in runs]
         rows = rows_of(finished)
     if json_:
-        typer.echo(json.dumps(rows, indent=2))
+        write(json.dumps(rows, indent=2))
         return
     # The notes give these settings with their values, which would not fit into the table.
     print_rows([{k: v for k, v in row.items() if k != "differs in"} for row in rows], console)

@@ -23,6 +23,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import StateType
 
 from flows.checks.prefect_settings import without_password
+from tasks.display import show_cursor
 from tasks.stopping import Stop, request_stop, requested_stop, say
 from tasks.watch_thread import WatchThread
 
@@ -220,10 +221,7 @@ def end_at_once(exit_code: int) -> None:
     for server in started_servers:
         with suppress(Exception):
             server.process.terminate()
-    with suppress(OSError):
-        if os.isatty(2):
-            # Show the terminal's cursor again, because the live line may have hidden it.
-            os.write(2, b"\x1b[?25h")
+    show_cursor()
     os._exit(exit_code)
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -94,6 +94,19 @@ class Display:
                     note=activity.note,
                 )
 
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Remove the live line as long as a block of code runs."""
+        with self._lock:
+            progress = self._progress
+            if progress is not None:
+                progress.stop()
+            try:
+                yield
+            finally:
+                if progress is not None:
+                    progress.start()
+
     def _start(self) -> None:
         self._over = threading.Event()
         if _is_terminal():
@@ -153,9 +166,22 @@ def refresh(current: Activity, **values: Any) -> None:
     _display.refresh(current)
 
 
+def hidden() -> AbstractContextManager[None]:
+    """Return a context manager that removes the live line, so that its block can print."""
+    return _display.hidden()
+
+
 def print_line(text: str) -> None:
     """Print a line on standard error that stays, above the live line if there is one."""
-    print(text, file=sys.stderr, flush=True)
+    with hidden():
+        print(text, file=sys.stderr, flush=True)
+
+
+def show_cursor() -> None:
+    """Show the terminal's cursor again, which the live line hides, before the process is ended."""
+    with suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h")
 
 
 def duration(seconds: float) -> str:

@@ -7,11 +7,8 @@ from functools import wraps
 from importlib import import_module
 from typing import Any
 
-from rich.console import Console
-
+from flows.commands.results import console
 from tasks.display import activity
-
-console = Console(markup=False, emoji=False)
 
 
 def carry_out(flow: str, run_url: str, **parameters: Any) -> dict[str, Any]:

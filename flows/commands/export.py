@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.checks.finished_run import RunArgument, finished_run
+from flows.commands.results import write
 
 Target = Annotated[str, typer.Option("--to", help="file to write: .csv, .parquet or .tex")]
 
@@ -16,4 +17,4 @@ def export(run: RunArgument, to: Target) -> None:
     from ldmprobe_core.analysis.exports import export_run_scores
 
     export_run_scores(finished_run(run), to)
-    typer.echo(to)
+    write(to)

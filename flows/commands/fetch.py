@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -18,9 +17,8 @@ from rich.progress import (
 )
 
 from flows.commands.errors import MISTAKE
+from flows.commands.results import console
 from flows.commands.tables import print_missing
-
-console = Console(markup=False, emoji=False)
 
 Study = Annotated[str, typer.Argument(help="a YAML file, or the name of a built-in study")]
 To = Annotated[

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from flows.commands.results import write
+
 StoreArgument = Annotated[str, typer.Argument(help="folder or s3://bucket/prefix that holds runs")]
 
 
@@ -13,4 +15,4 @@ def index(store: StoreArgument = "runs") -> None:
     """Write a page of all runs of a store, index.html, with their results side by side."""
     from ldmprobe_core.analysis.index.build import write_index
 
-    typer.echo(write_index(store))
+    write(write_index(store))

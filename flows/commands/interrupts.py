@@ -9,6 +9,7 @@ import threading
 from types import FrameType
 
 from flows.commands.errors import INTERRUPTED
+from tasks.display import show_cursor
 from tasks.stopping import say
 
 _interrupts: list[int] = []
@@ -25,6 +26,7 @@ def _on_interrupt(number: int, _frame: FrameType | None) -> None:
     if len(_interrupts) > 1:
         if "flows.watch" in sys.modules:
             sys.modules["flows.watch"].end_at_once(INTERRUPTED)
+        show_cursor()
         os._exit(INTERRUPTED)
     say("Stopping now; what is complete is kept, and the same command goes on from there.")
     raise KeyboardInterrupt

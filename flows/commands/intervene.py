@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flows.checks.finished_run import RunArgument, finished_run
 from flows.checks.prefect_settings import check_prefect_settings
 from flows.commands.carry_out import carry_out
+from flows.commands.results import console
 from flows.commands.tables import print_rows
 from ldmprobe_core.errors import UserError
 from tasks.display import activity
-
-console = Console(markup=False, emoji=False)
 
 Property = Annotated[str, typer.Option("--property", help="foreground, depth or shading")]
 Shift = Annotated[

@@ -8,17 +8,16 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flows.checks.finished_run import RunArgument
+from flows.commands.results import console, write
 from ldmprobe_core.errors import LdmprobeError
 from tasks.display import Activity, activity, duration, refresh
 
 if TYPE_CHECKING:
     from ldmprobe_core.storage.run import Run
 
-console = Console(markup=False, emoji=False)
 
 LOOK_EVERY_S = 2.0
 """Interval in seconds between two looks at the progress of a run."""
@@ -158,7 +157,7 @@ def print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"ldmprobe {version('ldmprobe')}")
+        write(f"ldmprobe {version('ldmprobe')}")
         raise typer.Exit
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from flows.commands.results import console
 from ldmprobe_core.errors import UserError
 from tasks.display import activity
-
-console = Console(markup=False, emoji=False)
 
 StudyArgument = Annotated[str, typer.Argument(help="a YAML file, or the name of a built-in study")]
 DeploymentOption = Annotated[str, typer.Option(help="name of the deployment, as flow/name")]

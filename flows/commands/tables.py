@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.checks.worker_memory import memory_lines
+from flows.commands.results import ResultConsole
 
 if TYPE_CHECKING:
     from ldmprobe_core.analysis.records import PropertyRecord, Summary
@@ -151,7 +152,7 @@ def print_photographs(record: Mapping[str, Any] | None, console: Console) -> Non
 
 def print_missing(sentences: tuple[str, ...]) -> None:
     """List on standard error the packages and files that a study needs and this machine lacks."""
-    errors = Console(stderr=True, emoji=False)
+    errors = ResultConsole(stderr=True, emoji=False)
     for sentence in sentences:
         text = f"missing: {sentence}"
         errors.print(text, style="red", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,37 @@
+"""Results of commands on a terminal do not share a line with the live line."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+PRINTS = {
+    "console": 'console.print("a result")',
+    "write": 'write("a result")',
+}
+
+COMMAND = """
+from flows.commands.results import console, write
+from tasks.display import activity
+with activity("ldmprobe show"):
+    {}
+"""
+
+
+@pytest.mark.parametrize("how", PRINTS)
+def test_result_has_a_line_of_its_own(how):
+    reader, terminal = os.openpty()
+    subprocess.run(
+        [sys.executable, "-c", COMMAND.format(PRINTS[how])],
+        stdout=terminal, stderr=terminal, check=True,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+    )  # fmt: skip
+    os.close(terminal)
+    shown = os.read(reader, 100_000).decode()
+    os.close(reader)
+    assert "ldmprobe show" in shown
+    # What stands before the result on its line, since the line was last erased.
+    line = re.split(r"\r|\n", shown.partition("a result")[0])[-1].rpartition("\x1b[2K")[2]
+    assert re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) == ""
