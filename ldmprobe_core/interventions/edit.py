@@ -91,17 +91,17 @@ class EditDirection:
         gain = float(probe.weight @ raw)
         if gain <= 0:
             raise ValueError("probe: its weights are zero, so no edit changes its prediction")
-        if moments is not None and np.isfinite(deviation):
-            # Rounding leaves a constant prediction a variance of about 1e-16 of this square.
-            square = np.trace(moments.covariance) + moments.mean @ moments.mean
-            if deviation**2 <= 1e-14 * square * (probe.weight @ probe.weight):
-                raise ValueError("probe: its prediction is the same for all training activations")
         with np.errstate(all="ignore"):
             step = raw / gain
         tensors = [torch.as_tensor(v).float() for v in (probe.weight, offset, step, mean)]
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
         if not finite or (moments is not None and not np.isfinite(deviation)):
             raise ValueError("probe: its weights, or the activations' moments, are not finite")
+        if moments is not None:
+            # Rounding leaves a constant prediction a variance of about 1e-16 of this square.
+            square = np.trace(moments.covariance) + moments.mean @ moments.mean
+            if deviation**2 <= 1e-14 * square * (probe.weight @ probe.weight):
+                raise ValueError("probe: its prediction is the same for all training activations")
         weight, bias, unit_step, mean_prediction = tensors
         unit_nulls = {name: _unit_vectors(name, vectors) for name, vectors in (nulls or {}).items()}
         return cls(weight, bias, unit_step, mean_prediction, deviation, unit_nulls)

@@ -140,6 +140,9 @@ class Editor:
             UserError: an edited value is NaN or infinite.
         """
         edited = self.change(self._step, name, tokens)
+        self._edits_made[self._step, name] += 1
+        if edited is tokens:  # a cell that is only read
+            return tokens
         # The activations return to the denoiser's precision, in which large values are infinite.
         dtype = next(self.sampler.denoiser.parameters()).dtype
         finite = torch.isfinite(edited.to(dtype))
@@ -149,7 +152,6 @@ class Editor:
                 f"({int((~finite).sum())} of {finite.numel()} values). Fix: leave this layer out "
                 "of layers, or choose other steps or a smaller dose."
             )
-        self._edits_made[self._step, name] += 1
         return edited
 
 

@@ -169,7 +169,8 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
     layers = [
         name
         for name in run.layers
-        if any(fnmatchcase(name, glob) for glob in globs)
+        # As in `capture.layers`, only globs with "@" select points inside layers.
+        if any(fnmatchcase(name, glob) and (POINT in glob) == (POINT in name) for glob in globs)
         and not name.startswith(VAE)
         and not name.endswith(POINT + WORDS)
     ]

@@ -166,6 +166,29 @@ def test_editor_refuses_edits_that_are_not_finite(run, layer, value):
     assert not any(m._forward_hooks for m in sampler.denoiser.modules())
 
 
+def test_editor_accepts_non_finite_activations_that_it_only_reads(run):
+    sampler = loaded_sampler(run)
+    denoiser, seen = sampler.denoiser, []
+    denoiser.add_module("aside", torch.nn.Identity())
+    hook = denoiser.mid_block.register_forward_hook(
+        lambda m, i, output: (denoiser.aside(output * float("inf")), None)[1]
+    )
+
+    def read(step, layer, tokens):
+        seen.append(bool(torch.isfinite(tokens).any()))
+        return tokens
+
+    try:
+        sample_edited(sampler, run.samples[:1], Editor(sampler, [(2, "aside")], read))
+        assert seen == [False]
+        editor = Editor(sampler, [(2, "aside")], lambda step, layer, tokens: tokens * 1.0)
+        with pytest.raises(UserError, match="activations of aside at step 2 are not finite"):
+            sample_edited(sampler, run.samples[:1], editor)
+    finally:
+        hook.remove()
+        del denoiser.aside
+
+
 @pytest.mark.parametrize("negative", [None, "a car"])
 def test_editor_edits_packed_latents_as_a_map(tmp_path, negative):
     """Flux packs 2 x 2 latents into a token; the edit adds 1 to one channel of one latent."""

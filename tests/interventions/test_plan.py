@@ -70,7 +70,7 @@ def test_create_intervention_refuses_constant_predictions_before_any_work(
 
 
 def test_create_intervention_refuses_another_model(run, monkeypatch):
-    monkeypatch.setattr("ldmprobe_core.pipeline.prepare.fingerprint", lambda folder: "another")
+    monkeypatch.setattr("ldmprobe_core.models.sources.folder.fingerprint", lambda folder: "another")
     with pytest.raises(UserError, match=r"the model had fingerprint .* and .* has another now"):
         create_intervention(run, Intervention(samples=2))
 
@@ -151,3 +151,12 @@ def test_plan_intervention_prefers_donors_of_the_same_prompt(run):
         assert donor != sample
         if prompts.count(prompts[sample]) > 1:
             assert prompts[donor] == prompts[sample]
+
+
+def test_plan_intervention_edits_points_inside_layers_only_by_a_glob_that_names_them(
+    run, monkeypatch
+):
+    layers = list(run.layers)
+    monkeypatch.setattr(type(run), "layers", [*layers, f"{layers[0]}@head0"])
+    (site,) = plan_intervention(run, Intervention(samples=2)).sites
+    assert list(site.layers) == layers
