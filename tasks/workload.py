@@ -79,7 +79,7 @@ def _costs(run: Run, verb: str) -> Callable[[int], float]:
     if verb == "label":
         return lambda i: _LABELED_IMAGE * float(len(batches[i]) + 2 * n_images[i])
     n_permuted = np.zeros(len(batches))
-    if study.controls.permuted_weights is not None:
+    if study.controls.untrained is not None:
         group = f"{ACTIVATION_GROUPS['permuted']}/{run.layers[0]}"
         n_permuted = _in_batches(run, group, batches) * n_steps
     return lambda i: float(

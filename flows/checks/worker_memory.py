@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,19 +22,24 @@ def planned_bytes(plan: StudyPlan) -> int:
 
     This is the memory that the plan lists, plus the weights of the model's text encoders.
     """
-    encoders = sum(
-        max(sum(path.stat().st_size for path in files) for files in _variants(folder.iterdir()))
-        for folder in (plan.folder.glob("text_encoder*") if plan.folder else ())
-        if folder.is_dir()
-    )
-    return sum(plan.memory.values()) + encoders
+    return sum(plan.memory.values()) + _encoder_bytes(plan)
 
 
-def _variants(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Split weight files into half and full precision, because a folder may contain both."""
-    files = [path for path in paths if path.suffix == ".safetensors"]
-    half = [path for path in files if ".fp16." in path.name]
-    return half, [path for path in files if path not in half]
+def _encoder_bytes(plan: StudyPlan) -> int:
+    """Return the bytes of the text encoders' weights in ``model.dtype``; 0 if they are missing."""
+    from ldmprobe_core.errors import UserError
+    from ldmprobe_core.models.files.checkpoint import read_component
+
+    total = 0
+    for folder in plan.folder.glob("text_encoder*") if plan.folder else ():
+        with suppress(UserError):
+            total += sum(prod(tensor.shape) for tensor in read_component(folder).values())
+    return total * (4 if plan.study.model.dtype == "float32" else 2)
+
+
+def _network_bytes(plan: StudyPlan) -> int:
+    """Return the bytes of all networks' weights."""
+    return _encoder_bytes(plan) + sum(plan.memory.get(use, 0) for use in ("denoiser", "vae"))
 
 
 def worker_memory_limit(plan: StudyPlan) -> int:
@@ -95,14 +100,14 @@ def _machine_problem(plan: StudyPlan, device: str) -> str | None:
     execution, batch = plan.study.execution, plan.study.sampling.batch
     # Threads of one process share the models on a GPU, and take turns with them.
     workers = execution.workers if execution.runner == "dask" or device == "cpu" else 1
-    need, machine = planned_bytes(plan), machine_memory()
+    need, machine = _host_bytes(plan, device), machine_memory()
     if need * workers <= machine:
         return None
     remedies = []
     if workers > 1 and need <= machine:
         remedies.append(f"set execution.workers to {machine // need}")
     smaller = batch // 2
-    while smaller and _planned_bytes_with_batch(plan, smaller) * workers > machine:
+    while smaller and _host_bytes(_with_batch(plan, smaller), device) * workers > machine:
         smaller //= 2
     if smaller:
         remedies.append(f"set sampling.batch to {smaller}")
@@ -114,8 +119,13 @@ def _machine_problem(plan: StudyPlan, device: str) -> str | None:
     )
 
 
-def _planned_bytes_with_batch(plan: StudyPlan, batch: int) -> int:
-    """Return `planned_bytes` of the study with another ``sampling.batch``."""
+def _host_bytes(plan: StudyPlan, device: str) -> int:
+    """Return the bytes of a worker's own memory; the networks of a GPU lie in its memory."""
+    return planned_bytes(plan) - (_network_bytes(plan) if device == "cuda" else 0)
+
+
+def _with_batch(plan: StudyPlan, batch: int) -> StudyPlan:
+    """Return the plan of the study with another ``sampling.batch``."""
     from ldmprobe_core.models.sources.lookup import source_of
     from ldmprobe_core.pipeline.planning.sizes import sum_bytes, worker_bytes
 
@@ -124,20 +134,24 @@ def _planned_bytes_with_batch(plan: StudyPlan, batch: int) -> int:
     study = plan.study.model_copy(update={"sampling": sampling})
     sums = sum_bytes(study, plan.shapes, steps)
     memory = worker_bytes(study, source.architecture, *source.networks(), plan.shapes, steps, sums)
-    return planned_bytes(replace(plan, study=study, memory=memory))
+    return replace(plan, study=study, memory=memory)
 
 
 def _gpu_problem(plan: StudyPlan) -> str | None:
     """Compare the networks' weights, which the GPU holds all at once, with its memory."""
-    held = ("denoiser", "vae")
-    weights = planned_bytes(plan) - sum(n for use, n in plan.memory.items() if use not in held)
-    gpu = gpu_memory()
+    weights, gpu = _network_bytes(plan), gpu_memory()
     if weights <= gpu:
         return None
+    study = plan.study
+    remedies = ["set model.cpu_offload to true"]
+    if study.model.dtype == "float32":
+        remedies.append("model.dtype to float16")
+    if study.controls.untrained is not None:
+        which = "permuted" if study.controls.permuted_weights else "random"
+        remedies.append(f"controls.{which}_weights to false")
     return (
         f"model.dtype: the networks' weights need {_gb(weights)}, and the GPU has {_gb(gpu)} "
-        f"({plan.study.model.dtype}). Fix: set model.dtype to float16, model.cpu_offload to true, "
-        "or controls.permuted_weights to false"
+        f"({study.model.dtype}). Fix: {', or '.join(remedies)}"
     )
 
 

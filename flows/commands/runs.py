@@ -130,7 +130,7 @@ def _row(url: str, name: str) -> list[str]:
             return [name, model, "finished", _age(run, "summary.json"), _scores(summary)]
         state = "at work" if is_held(run) else "stopped"
         return [name, model, state, _age(run, "study.json"), progress_text(run)]
-    except (LdmprobeError, ValueError, KeyError, TypeError) as error:
+    except (LdmprobeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [name, "", "unreadable", "", str(error).partition(". Fix")[0]]
 
 

@@ -133,10 +133,19 @@ def draw_weights(network: Any, seed: int = 100) -> None:
     Args:
         network: network of diffusers, which its class builds again from its config.
         seed: seed of the draw, which leaves PyTorch's generator as it is.
+
+    Raises:
+        UserError: the network has other weights than its class.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # `torch.manual_seed` would seed the generators of GPUs too.
+        torch.random.default_generator.manual_seed(seed)
         drawn = type(network).from_config(network.config)
+    if drawn.state_dict().keys() != network.state_dict().keys():
+        raise UserError(
+            "controls.random_weights: the network has adapters or fused projections, which its "
+            "class does not build. Fix: set controls.permuted_weights instead"
+        )
     network.load_state_dict(drawn.state_dict())
 
 

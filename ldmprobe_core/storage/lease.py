@@ -222,7 +222,10 @@ def holder_of(url: str) -> Holder | None:
     if holder is None or holder.is_dead:
         return None
     if holder.host != _host():
-        written = location.filesystem().modified(location.path(_name(number)))
+        try:
+            written = location.filesystem().modified(location.path(_name(number)))
+        except FileNotFoundError:
+            return None  # The holder has just released it.
         now = datetime.now(written.tzinfo or UTC)
         if (now - written.replace(tzinfo=now.tzinfo)).total_seconds() > STALE_S:
             return None

@@ -29,7 +29,7 @@ class MapFormat(Section):
         resampling: method of resizing a map to the size of the image.
     """
 
-    minimum: float | None = None
+    minimum: Annotated[float, Field(ge=-1e30, le=1e30)] | None = None
     two_levels: bool = False
     mean_of_colors: bool = False
     resampling: Literal["nearest", "bilinear"] = "bilinear"
@@ -53,10 +53,10 @@ class InterventionDefaults(Section):
 
     kind: str
     metrics: tuple[str, ...] = Field(strict=False)
-    dose: float
-    published_steps: int | None = None
+    dose: float = Field(gt=0, le=1000)
+    published_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     published_layers: tuple[str, ...] = Field(("*",), strict=False)
-    published_stretch: float | None = None
+    published_stretch: Annotated[float, Field(gt=0, le=1000)] | None = None
 
 
 class Drawing(Section):
@@ -76,6 +76,9 @@ METRICS_OF_KIND: dict[str, tuple[str, ...]] = {
     "scalar": ("spearman", "pearson", "rmse", "spearman_partial", "pearson_partial"),
 }
 """Built-in metrics of each kind of property, the headline metric first."""
+
+HEADLINES = {"mask": ("dice",), "scalar": ("spearman", "pearson")}
+"""Built-in metrics of each kind that may be the headline metric; larger is better."""
 
 REGISTERED_METRICS: set[str] = set()
 """Names of metrics that are not built in (`ldmprobe_core.probing.metrics.register_metric`)."""
@@ -116,6 +119,12 @@ class Property(Section):
         title = str(content.get("name")).replace("_", " ")
         kind = content.get("kind")
         of_kind = _DEFAULTS.get(kind, {}) if isinstance(kind, str) else {}
+        metrics = content.get("metrics")
+        if of_kind and isinstance(metrics, (list, tuple)):
+            edits = of_kind["intervention"]
+            present = tuple(name for name in edits.metrics if name in metrics)
+            edits = edits.model_copy(update={"metrics": present or tuple(metrics[:1])})
+            of_kind = of_kind | {"intervention": edits}
         return {"title": title, **of_kind, **content}
 
     @model_validator(mode="after")
@@ -130,6 +139,20 @@ class Property(Section):
                     f"metrics has {name!r}, which does not score a {self.kind}. Fix: choose from "
                     f"{', '.join(usable)}"
                 )
+        # The best cell is the one with the largest score, and some controls need a definition
+        # for the headline metric.
+        headlines = HEADLINES[self.kind]
+        if self.metrics[0] not in headlines and self.metrics[0] not in REGISTERED_METRICS:
+            raise ValueError(
+                f"metrics begins with {self.metrics[0]!r}, which is no headline metric of a "
+                f"{self.kind}. Fix: begin with {' or '.join(headlines)}"
+            )
+        missing = set(self.intervention.metrics if self.intervention else ()) - set(self.metrics)
+        if missing:
+            raise ValueError(
+                f"intervention.metrics has {min(missing)!r}, which is not in metrics. Fix: choose "
+                f"from {', '.join(self.metrics)}"
+            )
         return self
 
     @property

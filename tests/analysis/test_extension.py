@@ -198,7 +198,7 @@ def test_an_extension_that_is_off_leaves_a_study_as_it_is(registered, tiny_study
 def test_names_that_are_taken_are_refused(registered):
     for name in ("depth", "borders", "class", "threshold", "Edges", "two words"):
         with pytest.raises(ValueError, match=f"property {name!r}"):
-            register_property(Property(name=name, title=name, kind="scalar", metrics=("rmse",)))
+            register_property(Property(name=name, title=name, kind="scalar", metrics=("pearson",)))
     with pytest.raises(ValueError, match="fitter 'constant': the name is taken"):
         register_fitter(ConstantFitter())
     with pytest.raises(ValueError, match="metric 'dice': the name is taken"):

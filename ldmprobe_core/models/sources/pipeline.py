@@ -49,6 +49,14 @@ class PipelineSource(ModelSource):
                 "of diffusers, without wrappers"
             ) from error
         self.check()
+        scheduler = pipeline.scheduler
+        shift = getattr(scheduler, "shift", None)
+        if shift is not None and shift != scheduler.config.get("shift", shift):
+            raise UserError(
+                f"pipeline: its scheduler's shift is {shift}, but a study builds a scheduler from "
+                f"its config, which says {scheduler.config['shift']}. Fix: set pipe.scheduler to "
+                f"from_config(pipe.scheduler.config, shift={shift}) of its class"
+            )
         self.name = PIPELINE_PREFIX + pipeline_digest(pipeline)
 
     def study_of(self, study: Study) -> Study:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,8 @@ def convert_pickle(field: str, pickle: Path, target: Path) -> None:
         files = {name: safetensors_name(file) for name, file in index["weight_map"].items()}
         write_record(target, index | {"weight_map": files})
     else:
-        command = [sys.executable, "-m", "ldmprobe_core.labelers.weights", str(pickle)]
+        # With -P, modules in the current folder are not imported.
+        command = [sys.executable, "-P", "-m", "ldmprobe_core.labelers.weights", str(pickle)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ["no reason was given"])[-1]
@@ -87,6 +89,13 @@ def convert_pickle(field: str, pickle: Path, target: Path) -> None:
                 f"{field}: {pickle.name} is not a pickle of tensors alone ({reason:.160}). Fix: "
                 "use weights that are published as safetensors"
             )
-        os.replace(pickle.with_suffix(".safetensors"), target)
+        converted, part = (
+            pickle.with_suffix(".safetensors"),
+            target.with_name(target.name + ".part"),
+        )
+        # The cache may be on another file system, from which a file cannot be moved at once.
+        shutil.copyfile(converted, part)
+        os.replace(part, target)
+        converted.unlink()
     pickle.resolve().unlink()
     pickle.unlink(missing_ok=True)

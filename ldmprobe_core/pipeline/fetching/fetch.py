@@ -24,6 +24,7 @@ from ldmprobe_core.pipeline.fetching.hub import list_hub_file, list_repository
 from ldmprobe_core.pipeline.fetching.urls import find_url
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.readers.hub_cache import HubRepository, PublishedFile, PublishedSource
+from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.schema import Study
 
 _PAPER = "https://github.com/yc015/scene-representation-diffusion-model/raw"
@@ -99,7 +100,7 @@ def published_of(
         for item in published(spec) if published is not None else ():
             yield f"labels.{prop}", item
     for path in (study.prompts.files or {}).values():
-        target = Path(path)
+        target = user_path(path)
         if target.name in paper_files and not target.exists():
             yield "prompts.files", PublishedFile(target, target.name, paper_files[target.name])
 

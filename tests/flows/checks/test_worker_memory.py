@@ -1,6 +1,7 @@
 """Tests of the memory limit of a Dask worker, and of studies that the memory cannot hold."""
 
 import pytest
+from safetensors.torch import load_file
 
 from flows.checks import worker_memory
 from flows.checks.worker_memory import (
@@ -14,6 +15,12 @@ from ldmprobe_core.pipeline.planning.plan import plan_study
 GB = 10**9
 
 
+def encoder_values(plan):
+    """Number of values in the text encoder's weights."""
+    state = load_file(plan.folder / "text_encoder" / "model.safetensors")
+    return sum(tensor.numel() for tensor in state.values())
+
+
 @pytest.fixture
 def machine(monkeypatch):
     def set_size(size):
@@ -25,8 +32,7 @@ def machine(monkeypatch):
 
 def test_worker_memory_limit_is_twice_the_plan_and_two_gibibytes(tiny_study, machine):
     plan = plan_study(tiny_study())
-    encoder = plan.folder / "text_encoder" / "model.safetensors"
-    need = sum(plan.memory.values()) + encoder.stat().st_size
+    need = sum(plan.memory.values()) + 4 * encoder_values(plan)
     assert planned_bytes(plan) == need
     assert worker_memory_limit(plan) == 2 * need + 2 * 2**30
     machine(GB)
@@ -69,12 +75,27 @@ def test_memory_problems_leave_other_machines_alone(tiny_study, machine):
 
 def test_memory_problems_compare_weights_with_a_gpu(tiny_study, machine, monkeypatch):
     plan = plan_study(tiny_study())
-    encoder = plan.folder / "text_encoder" / "model.safetensors"
-    weights = plan.memory["denoiser"] + plan.memory["vae"] + encoder.stat().st_size
+    weights = plan.memory["denoiser"] + plan.memory["vae"] + 4 * encoder_values(plan)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(worker_memory, "gpu_memory", lambda: weights)
     assert memory_problems(plan) == ()
     monkeypatch.setattr(worker_memory, "gpu_memory", lambda: weights - 1)
     (problem,) = memory_problems(plan)
     assert problem.startswith("model.dtype: the networks' weights need ")
-    assert "(float32). Fix: set model.dtype to float16" in problem
+    assert "(float32). Fix: set model.cpu_offload to true, or model.dtype to float16, or" in problem
+    assert problem.endswith("or controls.permuted_weights to false")
+    machine(planned_bytes(plan) - weights)  # the networks do not count twice
+    assert memory_problems(plan) == (problem,)
+
+
+def test_memory_problems_count_text_encoders_in_the_dtype_of_the_model(
+    tiny_study, machine, monkeypatch
+):
+    plan = plan_study(tiny_study(model={"dtype": "float16"}))
+    weights = plan.memory["denoiser"] + plan.memory["vae"] + 2 * encoder_values(plan)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: weights)
+    assert memory_problems(plan) == ()
+    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: weights - 1)
+    (problem,) = memory_problems(plan)
+    assert "model.dtype to" not in problem

@@ -15,6 +15,7 @@ from ldmprobe_core.study.properties import (
     register_property,
 )
 
+EDITS = {"kind": "ridge", "metrics": ["spearman"], "dose": 8.0}
 SUNLIT = {"kind": "mask", "labeler": "mypackage.labels:sunlit"}
 
 
@@ -37,8 +38,21 @@ def test_declared_property_has_the_defaults_of_its_kind():
     assert study.labels.labeler("fog_depth") is None
 
 
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        (["pearson", "rmse"], ("rmse",)),
+        (["pearson"], ("pearson",)),
+        (["spearman", "spearman_partial"], ("spearman_partial", "spearman")),
+    ],
+)
+def test_interventions_are_scored_in_metrics_of_the_property(metrics, expected):
+    record = parse_study({"properties": {"fog": {"kind": "scalar", "metrics": metrics}}})
+    assert record.properties["fog"].intervention.metrics == expected
+
+
 def test_declaration_by_overrides_equals_one_in_the_file():
-    record = {**SUNLIT, "drawing": {"colormap": "magma", "limits": [0, 2]}, "metrics": ["iou"]}
+    record = {**SUNLIT, "drawing": {"colormap": "magma", "limits": [0, 2]}, "metrics": ["dice"]}
     study = load_study("tabletop", [f"properties.sunlit={json.dumps(record)}"])
     assert study.properties["sunlit"].drawing.limits == (0, 2)
     assert parse_study(json.loads(study.to_json())) == study
@@ -94,6 +108,12 @@ def test_order_of_properties_does_not_depend_on_the_order_of_registration():
         ({"sunlit": {**SUNLIT, "metrics": ["rmse"]}}, "has 'rmse', which does not score a mask"),
         ({"sunlit": {**SUNLIT, "metrics": []}}, r"metrics is \[\]\. Fix: choose from dice, iou"),
         ({"sunlit": {**SUNLIT, "metrics": ["iou"] * 2}}, "each once"),
+        ({"sunlit": {**SUNLIT, "metrics": ["iou", "dice"]}}, "begins with 'iou'.*begin with dice"),
+        ({"fog": {"kind": "scalar", "metrics": ["rmse"]}}, "begin with spearman or pearson"),
+        (
+            {"fog": {"kind": "scalar", "metrics": ["pearson"], "intervention": EDITS}},
+            r"intervention\.metrics has 'spearman', which is not in metrics",
+        ),
         ({"sunlit": {**SUNLIT, "colour": 1}}, r"sunlit\.colour is not a key .* has: name, title"),
         ({"sunlit": {**SUNLIT, "drawing": {"map": "a"}}}, r"sunlit\.drawing has: colormap, limits"),
         ({"sunlit": {**SUNLIT, "name": "rain"}}, "sunlit has the name 'rain'. Fix: leave name out"),
