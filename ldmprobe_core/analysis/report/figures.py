@@ -14,7 +14,12 @@ from matplotlib.patches import Rectangle
 
 from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.records import Summary
-from ldmprobe_core.analysis.report.style import CLEAN, DECODED, OTHERS, PROBE
+from ldmprobe_core.analysis.report.style import (
+    CLEAN_COLOR,
+    DECODED_COLOR,
+    OTHER_COLORS,
+    PROBE_COLOR,
+)
 from ldmprobe_core.analysis.report.text import control_title, metric_title, short_layer
 from ldmprobe_core.analysis.summarize import RunAnalysis
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
@@ -95,10 +100,10 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
         axes.plot(steps, mean, style, color=color, label=label, markersize=4)
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
 
-    line(curves.probe, f"probe, {short_layer(curves.layer.name)}", PROBE, "o-")
-    for source, color in (("trajectory", DECODED), ("clean", CLEAN)):
+    line(curves.probe, f"probe, {short_layer(curves.layer.name)}", PROBE_COLOR, "o-")
+    for source, color in (("trajectory", DECODED_COLOR), ("clean", CLEAN_COLOR)):
         line(curves.sources[source], _LABELS[source], color, "s--")
-    for (name, values), color in zip(curves.conditions.items(), cycle(OTHERS), strict=False):
+    for (name, values), color in zip(curves.conditions.items(), cycle(OTHER_COLORS), strict=False):
         line(values, control_title(name), color, ":")
     if LATENTS in curves.inputs:
         line(curves.inputs[LATENTS], "probe on the latents alone", "#000000", "-.")
@@ -221,11 +226,13 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
         panel.set_xticks([])
         panel.set_yticks([])
     axes = figure.add_subplot(grid[1, :])
-    colors = (PROBE, DECODED, *OTHERS[:2])
+    colors = (PROBE_COLOR, DECODED_COLOR, *OTHER_COLORS[:2])
     for index, color in zip(top, colors, strict=False):
         axes.plot(steps, decoded[:, index], "o-", color=color, markersize=3, label=names[index])
     clean = scores["clean"][:, target]
-    axes.plot(steps, clean, "--", color=PROBE, label=f"{names[target]}, predicted clean image")
+    axes.plot(
+        steps, clean, "--", color=PROBE_COLOR, label=f"{names[target]}, predicted clean image"
+    )
     if np.isfinite(from_step):
         axes.axvline(from_step, color="0.4", linewidth=1, linestyle=":")
     axes.set_xlabel("step")

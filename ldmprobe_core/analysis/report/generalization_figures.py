@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.analysis.records import Summary
-from ldmprobe_core.analysis.report.style import DECODED, PROBE
+from ldmprobe_core.analysis.report.style import DECODED_COLOR, PROBE_COLOR
 from ldmprobe_core.analysis.report.text import metric_title, number
 
-_COLORS = (DECODED, PROBE)
+_COLORS = (DECODED_COLOR, PROBE_COLOR)
 """Colours of the learning curves at the onset step and the last step."""
 
 

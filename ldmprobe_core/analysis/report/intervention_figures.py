@@ -20,7 +20,13 @@ from ldmprobe_core.analysis.report.intervention_text import (
     effect_sign,
     site_layer,
 )
-from ldmprobe_core.analysis.report.style import CLEAN, DECODED, INK, OTHERS, PROBE
+from ldmprobe_core.analysis.report.style import (
+    CLEAN_COLOR,
+    DECODED_COLOR,
+    INK,
+    OTHER_COLORS,
+    PROBE_COLOR,
+)
 from ldmprobe_core.analysis.report.text import metric_title
 from ldmprobe_core.interventions.nulls import NULLS
 from ldmprobe_core.interventions.results import (
@@ -32,7 +38,7 @@ from ldmprobe_core.interventions.spec import EDITED, ERASURES, PROBE_EDITS
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
-_COLORS = (PROBE, DECODED, *OTHERS[:2], CLEAN)
+_COLORS = (PROBE_COLOR, DECODED_COLOR, *OTHER_COLORS[:2], CLEAN_COLOR)
 _ROWS = 4
 """Largest number of samples in a before-and-after figure."""
 

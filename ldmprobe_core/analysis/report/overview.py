@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
-from ldmprobe_core.analysis.report.style import CLEAN, DECODED, PROBE
+from ldmprobe_core.analysis.report.style import CLEAN_COLOR, DECODED_COLOR, PROBE_COLOR
 from ldmprobe_core.analysis.report.text import (
     control_title,
     lead,
@@ -93,9 +93,9 @@ def overview_figure(analysis: RunAnalysis) -> Figure:
         if onset.determined and onset.step is not None:
             panel.axvline(onset.step, color="0.3", linewidth=1)
         decoded, clean = curves.sources["trajectory"], curves.sources["clean"]
-        _line(panel, decoded, analysis.bootstrap, DECODED, "s--", "labeler, decoded latents")
-        _line(panel, clean, analysis.bootstrap, CLEAN, "^:", "labeler, predicted clean image")
-        _line(panel, curves.probe, analysis.bootstrap, PROBE, "o-", "probe")
+        _line(panel, decoded, analysis.bootstrap, DECODED_COLOR, "s--", "labeler, decoded latents")
+        _line(panel, clean, analysis.bootstrap, CLEAN_COLOR, "^:", "labeler, predicted clean image")
+        _line(panel, curves.probe, analysis.bootstrap, PROBE_COLOR, "o-", "probe")
         position = analysis.bootstrap.interval(curves.position).mean
         if position is not None:
             panel.axhline(position, color="0.35", linestyle=":", label="position alone")

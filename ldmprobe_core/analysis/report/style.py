@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 # The colours are Okabe and Ito's palette, which readers with common forms of colour blindness can
 # distinguish.
-PROBE, DECODED, CLEAN = "#0072B2", "#D55E00", "#E69F00"
+PROBE_COLOR, DECODED_COLOR, CLEAN_COLOR = "#0072B2", "#D55E00", "#E69F00"
 """Colours of probes, and of labelers on the decoded latents and the predicted clean image."""
 
-OTHERS = ("#009E73", "#CC79A7", "#F0E442")
+OTHER_COLORS = ("#009E73", "#CC79A7", "#F0E442")
 """Colours of further curves, such as those of controls."""
 
 INK = "#101010"
