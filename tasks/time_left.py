@@ -60,7 +60,10 @@ class TimeLeft:
         self._measured: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages}
         self._workers, self._closing = workers, closing
         self._started = self._ended = started
-        self._busy = 0.0
+        self._busy = dict.fromkeys(stages, 0.0)
+        self._carried_out = dict.fromkeys(stages, 0)
+        # Time at which a stage began, if all stages before it were complete then.
+        self._began: dict[str, float | None] = {}
 
     def record(self, stage: str, name: str, seconds: float, now: float) -> None:
         """Record the end of a unit.
@@ -71,10 +74,16 @@ class TimeLeft:
             seconds: time that the unit took; 0 if it was complete already.
             now: present time, on the same clock as ``started``.
         """
+        if name in self._todo[stage] and stage not in self._began:
+            names = list(self._todo)
+            is_next = not any(self._todo[other] for other in names[: names.index(stage)])
+            self._began[stage] = now - seconds if is_next else None
         if seconds > 0:
             cost = self._costs[stage][name]
             self._measured[stage].append((cost, seconds))
-            self._busy += seconds if name in self._todo[stage] else 0.0
+            if name in self._todo[stage]:
+                self._busy[stage] += seconds
+                self._carried_out[stage] += 1
         self._todo[stage].discard(name)
         self._ended = now
 
@@ -92,13 +101,25 @@ class TimeLeft:
         return self._from_now(sum(part or 0.0 for part in work), now) + self._closing * rate
 
     def _from_now(self, work: float, now: float) -> float:
-        """Return the time that work takes which was left when the last unit ended."""
+        """Return what is left now of the time that was left when the last unit ended."""
+        return max(work - (now - self._ended), 0.0)
+
+    def _at_once(self, stage: str) -> float:
+        """Return the number of units of a stage that are carried out at once, on average.
+
+        It may be smaller than the number of workers, because the workflow system takes time of its
+        own between units.
+        """
+        began = self._began.get(stage)
+        if began is not None and self._ended > began:
+            at_once, ended = self._busy[stage] / (self._ended - began), self._carried_out[stage]
+            if at_once and ended >= _FEWEST * self._workers:
+                return at_once
         elapsed = self._ended - self._started
-        at_once = max(float(self._workers), self._busy / elapsed if elapsed > 0 else 0.0)
-        return max(work / at_once - (now - self._ended), 0.0)
+        return max(float(self._workers), sum(self._busy.values()) / elapsed if elapsed else 0.0)
 
     def _work(self, stage: str) -> float | None:
-        """Return the seconds that the remaining units of a stage take one after another.
+        """Return the seconds that the remaining units of a stage take.
 
         When a unit ends, those on the other workers are half done, on average.
         """
@@ -112,7 +133,9 @@ class TimeLeft:
             for cost in (self._costs[stage][name] for name in self._todo[stage])
         ]
         in_progress = min(self._workers - 1, len(expected)) if self._measured[stage] else 0
-        return sum(expected) * (1 - in_progress / 2 / len(expected)) if expected else 0.0
+        if not expected:
+            return 0.0
+        return sum(expected) * (1 - in_progress / 2 / len(expected)) / self._at_once(stage)
 
     def _rate(self, stage: str | None) -> float | None:
         """Return the median of seconds by cost, of a stage or, without enough units, of all."""

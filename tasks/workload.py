@@ -23,11 +23,11 @@ from tasks.time_left import TimeLeft, UnitCost
 _STEP_IMAGE = 0.75  # decoding of the two images of a step
 _PERMUTED = 0.75  # the permuted denoiser's step
 _LABELED_IMAGE = 0.26
-_CELL, _CELL_SAMPLE = 5.6, 0.047  # cost of probing a cell: a fixed part, and one for each sample
-CLOSING = 220.0
+_CELL, _CELL_SAMPLE = 10.0, 0.085  # cost of probing a cell: a fixed part, and one for each sample
+CLOSING = 1200.0
 """Cost of the summary and the report."""
 
-CURVES = 20.0
+CURVES = 100.0
 """Cost of the class curves, with which a classify flow ends."""
 
 _STAGES = {"accumulate": "tally"}

@@ -199,10 +199,16 @@ PROPERTIES: dict[str, Property] = {}
 _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 
 
+def _bytes_of(record: Property) -> tuple[object, ...]:
+    """Return the fields on which a run's bytes depend; others are for display and edits."""
+    return record.kind, record.metrics, record.map_format
+
+
 def register_property(new: Property) -> Property:
     """Register a property; studies may then name a labeler for it under ``labels``.
 
-    An equal property may be registered again.
+    A property may be registered again if runs of both have the same bytes, so with another title
+    or colour; the new record replaces the other.
 
     Raises:
         ValueError: the name is reserved, not a lowercase identifier, or taken by a property with
@@ -211,7 +217,7 @@ def register_property(new: Property) -> Property:
     taken = PROPERTIES.get(new.name)
     if new.name in _RESERVED or (new.name in _BUILT_IN and new != taken):
         raise ValueError(f"property {new.name!r}: the name is taken. Fix: choose another.")
-    if taken is not None and new != taken:
+    if taken is not None and _bytes_of(new) != _bytes_of(taken):
         # A process reads all runs by one registry, so a second definition would change the meaning
         # of runs that are open.
         raise ValueError(

@@ -10,8 +10,10 @@ import pytest
 from tasks.time_left import TimeLeft, UnitCost
 
 
-def simulate(times, workers, load_s):
+def simulate(times, workers, load_s, between_s=0.0):
     """Carry out units in order on workers, each of which first loads the model.
+
+    After each unit its worker waits for ``between_s`` seconds, as for a workflow system.
 
     Returns:
         (stage, name, seconds, end) of each unit, in the order of their ends.
@@ -21,7 +23,7 @@ def simulate(times, workers, load_s):
     for stage, names in times.items():
         for name, seconds in names.items():
             begin, load = heapq.heappop(free)
-            heapq.heappush(free, (begin + load + seconds, 0.0))
+            heapq.heappush(free, (begin + load + seconds + between_s, 0.0))
             ends.append((stage, name, load + seconds, begin + load + seconds))
     return sorted(ends, key=lambda unit: unit[3])
 
@@ -35,9 +37,9 @@ def costs(times, scale):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-@pytest.mark.parametrize("factor", [0.8, 1.25])
+@pytest.mark.parametrize(("factor", "between_s"), [(0.8, 0.0), (1.25, 0.0), (1.25, 0.8)])
 @pytest.mark.parametrize("seed", range(5))
-def test_time_left_is_within_half_of_the_truth_from_a_fifth_on(workers, factor, seed):
+def test_time_left_is_within_half_of_the_truth_from_a_fifth_on(workers, factor, between_s, seed):
     """Stages of unequal units, of which later ones cost less or more than is expected."""
     draw = random.Random(seed)
     mean = {
@@ -49,7 +51,7 @@ def test_time_left_is_within_half_of_the_truth_from_a_fifth_on(workers, factor, 
         stage: {name: seconds * draw.lognormvariate(0, 0.1) for name, seconds in units.items()}
         for stage, units in mean.items()
     }
-    ends = simulate(times, workers, load_s=12.0)
+    ends = simulate(times, workers, 12.0, between_s)
     closing_s = 20.0
     truth = ends[-1][3] + closing_s
     left = TimeLeft(

@@ -89,13 +89,12 @@ def convert_pickle(field: str, pickle: Path, target: Path) -> None:
                 f"{field}: {pickle.name} is not a pickle of tensors alone ({reason:.160}). Fix: "
                 "use weights that are published as safetensors"
             )
-        converted, part = (
-            pickle.with_suffix(".safetensors"),
-            target.with_name(target.name + ".part"),
-        )
-        # The cache may be on another file system, from which a file cannot be moved at once.
-        shutil.copyfile(converted, part)
-        os.replace(part, target)
-        converted.unlink()
+        converted = pickle.with_suffix(".safetensors")
+        if converted != target:
+            # The cache may be on another file system, from which a file cannot be moved at once.
+            part = target.with_name(target.name + ".new")
+            shutil.copyfile(converted, part)
+            os.replace(part, target)
+            converted.unlink()
     pickle.resolve().unlink()
     pickle.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from ldmprobe_core.labelers.registry import (
     load_labeler,
 )
 from ldmprobe_core.models.files.weights import model_repository
+from ldmprobe_core.models.sources.file import is_file
 from ldmprobe_core.pipeline.fetching.failures import fetch_failures
 from ldmprobe_core.pipeline.fetching.hub import list_hub_file, list_repository
 from ldmprobe_core.pipeline.fetching.urls import find_url
@@ -26,6 +27,7 @@ from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.readers.hub_cache import HubRepository, PublishedFile, PublishedSource
 from ldmprobe_core.study.readers.value_types import user_path
 from ldmprobe_core.study.schema import Study
+from ldmprobe_core.study.sections import Model
 
 _PAPER = "https://github.com/yc015/scene-representation-diffusion-model/raw"
 
@@ -92,9 +94,13 @@ def published_of(
         study: the study.
         paper_files: file name to URL of prompt files.
     """
-    model = model_repository(study.model)
-    if model is not None:
-        yield "model.source", model
+    model, field = study.model, "model.source"
+    if is_file(model):
+        # The file itself is the user's; configs and tokenizers come from a repository.
+        model, field = Model(source=str(model.config), revision=model.revision), "model.config"
+    repository = model_repository(model)
+    if repository is not None:
+        yield field, repository
     for prop, spec in labelers_of(study).items():
         published = find_labeler(prop, spec.name).published
         for item in published(spec) if published is not None else ():

@@ -16,9 +16,9 @@ from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers.base import LabelerEntry
 from ldmprobe_core.labelers.registry import register_labeler
 from ldmprobe_core.models.sources.lookup import source_of
-from ldmprobe_core.pipeline.fetching.fetch import prepare_fetch
+from ldmprobe_core.pipeline.fetching.fetch import prepare_fetch, published_of
 from ldmprobe_core.pipeline.planning.plan import plan_study
-from ldmprobe_core.study.readers.hub_cache import cached_snapshot
+from ldmprobe_core.study.readers.hub_cache import HubRepository, cached_snapshot
 
 MODEL = "tiny/model"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -228,3 +228,17 @@ def test_fetch_loads_a_labeler_whose_package_fetches_its_weights(hub: Hub, study
     *_, download = prepare_fetch(study(shading="intrinsic"))
     assert download.field == "labels.shading"
     download.run(lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"source": "/weights/dreamy.safetensors", "config": "owner/name"}, "model.config"),
+        ({"source": "owner/name"}, "model.source"),
+    ],
+)
+def test_published_of_a_model_is_its_repository_or_that_of_a_single_files_configs(
+    tiny_study, model, expected
+):
+    published = dict(published_of(tiny_study(model=model)))
+    assert published == {expected: HubRepository("owner/name", None)}

@@ -135,5 +135,7 @@ def test_wrong_declaration_is_one_sentence(properties, words):
 def test_second_definition_of_a_name_is_refused():
     parse_study({"properties": {"sunlit": SUNLIT}})
     assert parse_study({"properties": {"sunlit": SUNLIT}}).properties["sunlit"].kind == "mask"
+    parse_study({"properties": {"sunlit": {**SUNLIT, "title": "in the sun"}}})
+    assert PROPERTIES["sunlit"].title == "in the sun"
     with pytest.raises(UserError, match="taken in this process by another definition"):
         parse_study({"properties": {"sunlit": {**SUNLIT, "kind": "scalar"}}})
