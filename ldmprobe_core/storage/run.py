@@ -216,8 +216,8 @@ class Run:
             ) from None
         except UserError as error:
             raise UserError(
-                f"{self.url}: the run was created by another release of ldmprobe ({error}). Fix: "
-                "read it with that release, or with xarray alone"
+                f"{self.url}: this process cannot read study.json ({error}). Fix: use a new "
+                "process, with the release and the packages that made the run, or xarray alone"
             ) from None
         if study.hash != (recorded := self.attributes.get("study_hash")):
             raise RunError(
