@@ -16,7 +16,7 @@ import pytest
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage import lease as leases
 from ldmprobe_core.storage.filesystem import Location
-from ldmprobe_core.storage.lease import Holder, hold_lease
+from ldmprobe_core.storage.lease import Holder, hold_lease, holder_of
 
 
 @pytest.fixture(autouse=True)
@@ -242,3 +242,18 @@ def test_abandoned_lease_is_passed_on_with_its_holder(tmp_path, monkeypatch):
         assert [holder.description for holder in lease.previous] == ["first"]
     with hold_lease(url, "third") as lease:
         assert lease.previous == ()
+
+
+def test_holder_of_a_lease_that_is_released_meanwhile_is_none(tmp_path, monkeypatch):
+    """The file of a holder on another machine vanishes after it was read."""
+    url = str(tmp_path / "run")
+    write_lease(url, 1, elsewhere())
+    assert holder_of(url) is not None
+    modified = type(Location(url).filesystem()).modified
+
+    def released(filesystem, path):
+        Location(f"{url}.lease").remove("000001")
+        return modified(filesystem, path)
+
+    monkeypatch.setattr(type(Location(url).filesystem()), "modified", released)
+    assert holder_of(url) is None

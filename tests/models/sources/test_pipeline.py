@@ -1,5 +1,6 @@
 """Tests of pipeline objects as models: their digest, and what is refused before a run."""
 
+import diffusers
 import pytest
 import tiny_models
 import torch
@@ -102,9 +103,15 @@ def offload(pipe):
     pipe.text_encoder._hf_hook = object()
 
 
+def shift_after_building(pipe):
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pipe.scheduler.set_shift(3.0)
+
+
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
+        (shift_after_building, r"scheduler's shift is 3\.0, but .* says 1\.0"),
         (lose_vae, "vae is missing"),
         (wrap, "a network of it has no config"),
         (other_network, "unet is a AutoencoderKL, not a UNet2DConditionModel"),
