@@ -60,12 +60,14 @@ class RunAnalysis:
         curves: scores over steps by property.
         bootstrap: resamples of the test prompts.
         test: indices of the test samples, (test sample,).
+        labels: label maps and splits of the run.
     """
 
     summary: Summary
     curves: dict[str, Curves]
     bootstrap: Bootstrap
     test: np.ndarray
+    labels: LabelSet
 
 
 @contextmanager
@@ -130,7 +132,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         versions=attributes["versions"],
         notes=tuple(attributes.get("notes", ())),
     )
-    return RunAnalysis(summary, curves, bootstrap, test)
+    return RunAnalysis(summary, curves, bootstrap, test, labels)
 
 
 def _analyse_properties(

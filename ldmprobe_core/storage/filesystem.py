@@ -360,7 +360,11 @@ class Location:
 
     def size(self) -> int:
         """Return the total size in bytes of all files at this location."""
-        return int(self.filesystem().du(self.path("")))
+        if self.remote:
+            return int(self.filesystem().du(self.path("")))
+        # A run has tens of thousands of files, and fsspec takes ten times as long to list them.
+        files = ((top, name) for top, _, names in os.walk(self.url) for name in names)
+        return sum(os.path.getsize(os.path.join(*file)) for file in files)
 
     def _listed(self, name: str, kind: str) -> list[str]:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import resources
 from typing import Any
@@ -51,7 +52,6 @@ from ldmprobe_core.interventions.results import (
     read_intervention_summary,
 )
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
-from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 from ldmprobe_core.study.properties import property_of
@@ -79,10 +79,13 @@ def build_report(
         RuntimeError: the run is not finished.
     """
     analysis = summarise(run, seconds)
-    figure_records = _draw_figures(run, analysis, _samples_to_draw(run, analysis, samples))
+    drawn = _samples_to_draw(run, analysis, samples)
+    # The sheets of samples are read and encoded, without Python's lock, while figures are drawn.
+    with ThreadPoolExecutor(1) as pool:
+        viewed = pool.submit(write_samples_page, run, analysis.labels, analysis.summary)
+        figure_records = _draw_figures(run, analysis, drawn)
     record = analysis.summary.model_dump(mode="json", by_alias=True)
-    viewed = write_samples_page(run, label_set(run), analysis.summary)
-    page = _page(run, analysis.summary, figure_records, viewed)
+    page = _page(run, analysis.summary, figure_records, viewed.result())
     run.location.write_text("report/index.html", page)
     run.location.write_text("report/scores.csv", scores_csv(run, list(analysis.curves)))
     run.location.write_text("report/cite.bib", bibtex(analysis.summary))
@@ -265,7 +268,7 @@ class _FigureWriter:
 
     def add_samples(self, indices: list[int]) -> None:
         """Draw the step images, probe maps and labeler maps of the given samples."""
-        labels, steps = label_set(self.run), _columns(self.run.read(STEP_IMAGES, "step"))
+        labels, steps = self.analysis.labels, _columns(self.run.read(STEP_IMAGES, "step"))
         for index in indices:
             self._write(
                 "samples",
