@@ -183,8 +183,11 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
 
 
 def _no_layers_match(run: Run, globs: str) -> str:
+    points = ", and points inside layers are edited only where a glob has @"
+    apart = points if any(POINT in name for name in run.layers) else ""
     return (
-        f"layers: no layer of the run matches ({globs}). Fix: choose from {', '.join(run.layers)}."
+        f"layers: no layer of the run matches{apart} ({globs}). Fix: choose from "
+        f"{', '.join(run.layers)}."
     )
 
 
