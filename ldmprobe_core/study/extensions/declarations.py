@@ -13,6 +13,7 @@ study therefore describes its properties, and its run can be read without the us
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
@@ -20,7 +21,9 @@ from pydantic import AfterValidator, BeforeValidator
 from ldmprobe_core.study.extensions.entry_points import PROPERTY_POINTS, load_entry_points
 from ldmprobe_core.study.probe_sections import Labels
 from ldmprobe_core.study.properties import (
+    METRICS_OF_KIND,
     PROPERTIES,
+    REGISTERED_METRICS,
     Property,
     is_built_in,
     register_property,
@@ -51,6 +54,11 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(record, dict) and "labeler" in record
     }
     records = {name: _without_labeler(record) for name, record in declared.items()}
+    for name, record in records.items():
+        metrics = record.get("metrics") if isinstance(record, dict) else None
+        if isinstance(metrics, list | tuple) and not _all_known(metrics):
+            # The imported module registers the metrics, also where a stored study has the record.
+            load_entry_points(PROPERTY_POINTS, name, f"properties.{name}")
     for name in labels:
         if isinstance(name, str) and name not in {*PROPERTIES, *records, *_OTHER_KEYS}:
             # The imported module registers the property.
@@ -59,6 +67,11 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
             records[name] = PROPERTIES[name]
     changed = {"labels": {**labelers, **labels}} if labelers else {}
     return {**content, **changed, "properties": records}
+
+
+def _all_known(metrics: Iterable[Any]) -> bool:
+    known = {*REGISTERED_METRICS, *(name for names in METRICS_OF_KIND.values() for name in names)}
+    return all(metric in known for metric in metrics if isinstance(metric, str))
 
 
 def _without_labeler(record: Any) -> Any:
