@@ -31,7 +31,7 @@ _OTHER_KEYS = frozenset((f.alias or name) for name, f in Labels.model_fields.ite
 
 
 def declare(content: dict[str, Any]) -> dict[str, Any]:
-    """Complete the keys ``properties`` and ``labels`` of a study's content.
+    """Move declared labelers under ``labels``, and add records of labeled extension properties.
 
     Args:
         content: values of the study by key, unchecked; it is not changed.
@@ -53,7 +53,7 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
     records = {name: _without_labeler(record) for name, record in declared.items()}
     for name in labels:
         if isinstance(name, str) and name not in {*PROPERTIES, *records, *_OTHER_KEYS}:
-            # The imported module registers the property.
+            # Importing the module registers the property, which is looked up below.
             load_entry_points(PROPERTY_POINTS, name, f"labels.{name}")
         if name in PROPERTIES and not is_built_in(name) and name not in records:
             records[name] = PROPERTIES[name]
@@ -62,6 +62,7 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_labeler(record: Any) -> Any:
+    """Return a declared record without its key ``labeler``, which is not a field of `Property`."""
     if not isinstance(record, dict):
         return record
     return {key: value for key, value in record.items() if key != "labeler"}
@@ -78,6 +79,7 @@ def _named(content: Any) -> Any:
 
 
 def _registered(records: dict[str, Property]) -> dict[str, Property]:
+    """Register the declared properties in this process, and return them."""
     for name, record in records.items():
         if record.name != name:
             raise ValueError(f"{name} has the name {record.name!r}. Fix: leave name out")
