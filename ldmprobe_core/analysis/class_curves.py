@@ -37,7 +37,7 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """Find the steps of `first_stable_step` for class scores of some of the steps.
+    """Apply `first_stable_step` to class scores that exist at some steps only.
 
     Args:
         scores: class scores (sample, decoded step, class).

@@ -209,7 +209,7 @@ def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray
 def _scores_without_cells(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Score the controls of the prompt on the test samples, (metric, test sample) by name."""
+    """Score the prompt controls, which have no cells, (metric, test sample) by name."""
     study, prop = run.study, scores.prop.name
     # Source images share one caption, so there are no prompts to predict from.
     if not study.controls.prompt or study.images is not None:

@@ -363,6 +363,7 @@ class Location:
         return int(self.filesystem().du(self.path("")))
 
     def _listed(self, name: str, kind: str) -> list[str]:
+        """List a folder's entries of one kind, ``file`` or ``directory``."""
         try:
             entries = self.filesystem().ls(self.path(name), detail=True)
         except (FileNotFoundError, NotADirectoryError):

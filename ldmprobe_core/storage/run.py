@@ -309,7 +309,7 @@ class Run:
 
     @property
     def has_prompt_embeddings(self) -> bool:
-        """Whether the run stores embeddings of its prompts; not all models read prompts."""
+        """Flag that is True if the run stores prompt embeddings; not all models read prompts."""
         return "prompts" in open_group(self.store, self.url)
 
     @property

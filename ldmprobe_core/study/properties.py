@@ -114,6 +114,7 @@ class Property(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_kind(cls, content: Any) -> Any:
+        """Fill in the fields that are missing, from the title and the kind of the property."""
         if not isinstance(content, dict):
             return content
         title = str(content.get("name")).replace("_", " ")
@@ -129,6 +130,7 @@ class Property(Section):
 
     @model_validator(mode="after")
     def _scored(self) -> Property:
+        """Check that the metrics are distinct, known and suited to the property's kind."""
         usable = METRICS_OF_KIND[self.kind]
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             problem = f"metrics is {list(self.metrics)}"

@@ -105,6 +105,7 @@ def absolute_path(path: str, field: str) -> str:
 
 
 def _unchanged(field: str, before: str | None, now: str) -> str:
+    """Return a content hash, after a check that it equals the one that the study states."""
     if before not in (None, now):
         raise UserError(
             f"{field} has changed since the study was started (content hash {before}, now {now}). "
@@ -140,6 +141,7 @@ def make_samples(study: Study) -> list[Sample]:
 
 
 def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
+    """Check that no sample's seed exceeds the largest seed that a run can store."""
     largest = max((draft.seed for draft in drafts), default=0)
     if largest > MAX_SEED:
         key = "images.seed" if study.images is not None else "prompts.seed"
@@ -150,6 +152,7 @@ def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
 
 
 def _drafts_of_images(images: Images) -> list[SampleDraft]:
+    """List the samples of a study of source images, without splits."""
     folder = user_path(images.folder)
     return [
         SampleDraft(
@@ -161,6 +164,7 @@ def _drafts_of_images(images: Images) -> list[SampleDraft]:
 
 
 def _drafts(prompts: Prompts) -> list[SampleDraft]:
+    """List the samples of a study of prompts, without splits other than those of prompt files."""
     if prompts.files is not None:
         rows: list[Row] = read_rows(prompts.files)
         return [

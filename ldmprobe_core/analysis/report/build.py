@@ -163,6 +163,7 @@ class _FigureWriter:
         titles: dict[str, str] | None = None,
         **more: Any,
     ) -> None:
+        """Write a figure as SVG, and list it in a section with its alternative text."""
         self.run.location.write_bytes(f"report/{name}.svg", svg(figure, titles))
         hover = titles is not None
         self.entries[section].append(
@@ -292,6 +293,7 @@ class _FigureWriter:
             )
 
     def _caption(self, index: int) -> str | None:
+        """Return a sample's prompt or, without one, the file name of its source image."""
         sample = self.run.samples[index]
         return sample.prompt or sample.source_image
 

@@ -46,8 +46,8 @@ class PipelineSource(ModelSource):
             self.pipeline, self.architecture = pipeline, architecture_of(pipeline)
         except AttributeError as error:
             raise UserError(
-                f"pipeline: a network of it has no config ({error!s:.80}). Fix: give the networks "
-                "of diffusers, without wrappers"
+                f"pipeline: one of its networks has no config ({error!s:.80}). Fix: give the "
+                "networks of diffusers, without wrappers"
             ) from error
         self.check()
         scheduler = pipeline.scheduler
@@ -71,8 +71,8 @@ class PipelineSource(ModelSource):
         if model.source.startswith(PIPELINE_PREFIX) and model.source != self.name:
             raise UserError(
                 f"pipeline: it is {self.name}, and the study is of {model.source}; weights, "
-                "adapters, configs or scheduler differ. Fix: give the pipeline as it was, or start "
-                "from a study of no pipeline, which makes a new run"
+                "adapters, configs or scheduler differ. Fix: give the pipeline of the study "
+                "unchanged, or a study without a pipeline, which starts a new run"
             )
         for key in ("attention_slicing", "cpu_offload"):
             if getattr(model, key):

@@ -34,7 +34,7 @@ _OTHER_KEYS = frozenset((f.alias or name) for name, f in Labels.model_fields.ite
 
 
 def declare(content: dict[str, Any]) -> dict[str, Any]:
-    """Complete the keys ``properties`` and ``labels`` of a study's content.
+    """Move declared labelers under ``labels``, and add records of labeled extension properties.
 
     Args:
         content: values of the study by key, unchecked; it is not changed.
@@ -61,7 +61,7 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
             load_entry_points(PROPERTY_POINTS, name, f"properties.{name}")
     for name in labels:
         if isinstance(name, str) and name not in {*PROPERTIES, *records, *_OTHER_KEYS}:
-            # The imported module registers the property.
+            # Importing the module registers the property, which is looked up below.
             load_entry_points(PROPERTY_POINTS, name, f"labels.{name}")
         if name in PROPERTIES and not is_built_in(name) and name not in records:
             records[name] = PROPERTIES[name]
@@ -75,6 +75,7 @@ def _all_known(metrics: Iterable[Any]) -> bool:
 
 
 def _without_labeler(record: Any) -> Any:
+    """Return a declared record without its key ``labeler``, which is not a field of `Property`."""
     if not isinstance(record, dict):
         return record
     return {key: value for key, value in record.items() if key != "labeler"}
@@ -91,6 +92,7 @@ def _named(content: Any) -> Any:
 
 
 def _registered(records: dict[str, Property]) -> dict[str, Property]:
+    """Register the declared properties in this process, and return them."""
     for name, record in records.items():
         if record.name != name:
             raise ValueError(f"{name} has the name {record.name!r}. Fix: leave name out")

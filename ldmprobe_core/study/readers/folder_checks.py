@@ -266,6 +266,7 @@ def _check_map(
     size: tuple[int, int],
     missing: float | None,
 ) -> _MapFacts:
+    """Load a map, resize it to the model's images, and return the facts about it."""
     loaded = load_map(path, prop, missing)
     require_same_aspect(path, loaded, picture)
     values = resize_map(path, loaded, prop, size)
@@ -314,7 +315,7 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
 def _picture_notes(
     folder: Path, facts: dict[str, _PictureFacts], size: tuple[int, int]
 ) -> list[str]:
-    """Name images that are enlarged, and rotated images with maps, which must be upright."""
+    """Return notes on images that are enlarged, and on rotated images with (upright) maps."""
     notes = []
     small = [name for name, one in facts.items() if one.is_small]
     if small:
@@ -340,7 +341,7 @@ _ODD_SCALE = 100
 
 
 def _comparison_notes(prop: str, facts: dict[str, _MapFacts]) -> list[str]:
-    """Name maps that are equal, smaller than the model's images, or of another scale."""
+    """Return notes on maps that are equal, smaller than the model's images, or of another scale."""
     notes = []
     varied = {name: one for name, one in facts.items() if not one.constant}
     first: dict[bytes, str] = {}
@@ -372,6 +373,7 @@ def _comparison_notes(prop: str, facts: dict[str, _MapFacts]) -> list[str]:
 
 
 def _map_notes(prop: str, facts: dict[str, _MapFacts], missing: float, stated: bool) -> list[str]:
+    """Return notes on unmeasured pixels and on maps with one value throughout."""
     notes = []
     if missing:
         notes.append(
@@ -391,6 +393,7 @@ def _map_notes(prop: str, facts: dict[str, _MapFacts], missing: float, stated: b
 
 
 def _listed(names: Iterable[str]) -> str:
+    """Join the first names for a message, and state how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _MAX_NAMED} more" if len(listed) > _MAX_NAMED else ""
     return ", ".join(listed[:_MAX_NAMED]) + more

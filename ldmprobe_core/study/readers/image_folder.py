@@ -134,6 +134,7 @@ def source_digest(folder: Path, name: str) -> str:
 
 
 def _update_with_files(digest: hashlib._Hash, folder: Path, name: str) -> None:
+    """Add the names and contents of a source image and of its maps to a hash."""
     maps = [map_path(folder, name, prop) for prop in map_properties()]
     for path in (folder / name, *(p for p in maps if p is not None)):
         digest.update(path.name.encode() + file_digest(path))

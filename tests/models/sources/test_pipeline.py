@@ -113,7 +113,7 @@ def shift_after_building(pipe):
     [
         (shift_after_building, r"scheduler's shift is 3\.0, but .* says 1\.0"),
         (lose_vae, "vae is missing"),
-        (wrap, "a network of it has no config"),
+        (wrap, "one of its networks has no config"),
         (other_network, "unet is a AutoencoderKL, not a UNet2DConditionModel"),
         (double, "unet is in float64"),
         (train_with_dropout, "unet is in training mode"),
