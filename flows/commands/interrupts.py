@@ -1,4 +1,4 @@
-"""Answers Ctrl-C at once, at times when no flow runs (`flows.watch` answers it during a flow)."""
+"""Handler of Ctrl-C while no flow runs (during a flow, `flows.watch` handles it)."""
 
 from __future__ import annotations
 
