@@ -1,4 +1,4 @@
-"""Waits for the units of a stage, and shows progress in the terminal and in Prefect's UI.
+"""Wait for the units of a stage, with its progress in the terminal and in Prefect's UI.
 
 A stage is a step of a flow, such as generation, that submits many units of work at once.
 """
