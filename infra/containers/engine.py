@@ -1,4 +1,4 @@
-"""Calls Docker, and starts an engine for the trial if none is running."""
+"""Docker engine for the trial: the running one, or one that is started for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of the trial: health, UI, a study, killed services and a restarted engine."""
+"""Steps of the container trial: health, UI, a study, killed services and a restarted engine."""
 
 from __future__ import annotations
 
@@ -201,6 +201,7 @@ class Trial:
 def _wait(
     aim: str, limit_s: float, reached: Callable[[], bool], details: Callable[[], str] = str
 ) -> None:
+    """Wait until ``reached`` returns True; raise `TrialError` with details after ``limit_s``."""
     deadline = time.monotonic() + limit_s
     while not reached():
         if time.monotonic() > deadline:
