@@ -99,7 +99,7 @@ def measure(images: int = 16) -> list[Figure]:
         run = of["local"]
         step = sum(
             run.open(f"activations/{name}").activation.nbytes // 15 for name in run.probe_inputs
-        )  # of all images
+        )  # bytes of one step of all images
     batch = plain_study(images, 15).sampling.batch
     note = f"{images} images, batch {batch}, 15 steps, guidance, 7 layers"
     for way, name, goal in (

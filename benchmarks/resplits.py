@@ -190,6 +190,7 @@ def figures_of(
 
 
 def main() -> None:
+    """Print the figures of each property, and write them as JSON if a file is named."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run")
     parser.add_argument("splits", nargs="?", type=int, default=30)

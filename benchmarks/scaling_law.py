@@ -127,7 +127,7 @@ def _workers() -> Figure:
                 client.wait_for_workers(workers)
                 first = [client.submit(probe_cell, run.url, *cells[i], workers=[w])
                          for i, w in enumerate(client.scheduler_info()["workers"])]  # fmt: skip
-                client.gather(first)  # labels are read, the code is imported
+                client.gather(first)  # not timed: workers read labels and import code
                 for step, name in cells:
                     run.progress.mark_done(
                         "probed", step - 1, run.probe_inputs.index(name), count=0

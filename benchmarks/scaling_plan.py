@@ -56,7 +56,7 @@ def chunks(name: str, images: int) -> dict[str, int]:
 
 def main(name: str, images: int, seconds: float, gpus: int) -> None:
     """Print the estimate."""
-    sample = min(images, 600)  # chunks are counted on a part and scale with batches
+    sample = min(images, 600)  # counted for at most 600 images, then scaled
     part = chunks(name, sample)
     scale = images / sample
     by_batch = (
@@ -72,8 +72,8 @@ def main(name: str, images: int, seconds: float, gpus: int) -> None:
     puts += part["probes"] + part["scores"]
     gets = (
         part["activations"] + part.get("activations_permuted", 0)
-    ) * scale  # each cell reads its own once
-    gets += (part["images"] + part["step_images"]) * scale  # labeling reads pictures
+    ) * scale  # probing reads each chunk once
+    gets += (part["images"] + part["step_images"]) * scale  # labeling reads all images
     total = part["bytes"] * scale
     hours = images * seconds / 3600 / gpus
     print(

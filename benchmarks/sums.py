@@ -51,7 +51,7 @@ def one(samples: int) -> dict[str, float]:
         units = [
             (p, i) for p, part in enumerate(run_accumulation_units(run)) for i in range(len(part))
         ]
-        accumulate_unit(run.url, *units[0])  # what is loaded once, is loaded
+        accumulate_unit(run.url, *units[0])  # not measured: loads the models
 
         def tally() -> None:
             for unit in units:

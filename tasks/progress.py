@@ -153,6 +153,7 @@ class _ProgressArtifact:
         self.id: UUID | None = None
 
     def show(self, shown: Activity) -> None:
+        """Create or update the artifact with the state of an activity."""
         text, progress = shown.line(), 100.0 * shown.done / (shown.total or 1)
         try:
             if self.id is None:

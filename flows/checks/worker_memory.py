@@ -158,4 +158,5 @@ def _gpu_problem(plan: StudyPlan) -> str | None:
 
 
 def _gb(size: int) -> str:
+    """Format a number of bytes in GB."""
     return f"{size / 1e9:.2f} GB"

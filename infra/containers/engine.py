@@ -70,7 +70,7 @@ class Engine:
                 raise TrialError(
                     f"dockerd did not start. Fix: read its log, {self.folder}/dockerd.log"
                 )
-            # Poll the engine until the deadline.
+            # The engine does not announce that it is ready, so ask again until the deadline.
             time.sleep(0.3)
 
     def stop(self) -> None:

@@ -81,6 +81,7 @@ def keep_running(
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
+    """Exit on a signal, so that the workers are stopped."""
     raise SystemExit(0)
 
 
