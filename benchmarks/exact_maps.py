@@ -50,7 +50,7 @@ def write_scenes(folder: Path, count: int) -> None:
         Image.fromarray(np.rint(scene.rgb * 255).astype(np.uint8)).save(f"{name}.png")
         mask = np.where(scene.foreground > 0.5, 255, 0).astype(np.uint8)
         Image.fromarray(mask).save(f"{name}.foreground.png")
-        # The labeler's depth is relative: the renderer's (a logarithm) less its mean in the image.
+        # The labeler gives log depth minus its mean in the image, so exact depth is saved alike.
         np.save(f"{name}.depth.npy", (scene.depth - scene.depth.mean()).astype(np.float32))
         np.save(f"{name}.shading.npy", scene.shading.astype(np.float32))
 

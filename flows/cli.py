@@ -1,4 +1,4 @@
-"""The ``ldmprobe`` command."""
+"""Command line ``ldmprobe``: its main commands; `flows.commands` has further ones."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ POINT = "@"
 
 
 def named_points(network: nn.Module) -> dict[str, nn.Module | CapturePoint]:
-    """Return all modules of a network, and the capture points inside its attention layers.
+    """Return all modules of a network, and capture points inside attention layers, by name.
 
     Returns:
         name to module or capture point, in the order in which the network defines the modules;

@@ -257,6 +257,7 @@ class Location:
             self._write_bytes(name, data)
 
     def _write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file atomically; the caller explains errors."""
         files, path = self.filesystem(), self.path(name)
         if self.remote:
             files.pipe_file(path, data)

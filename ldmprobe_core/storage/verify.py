@@ -117,6 +117,7 @@ def _arrays(laid_out: dict[str, dict[str, Any]], below: str) -> list[str]:
 
 
 def _is_below(path: str, below: str) -> bool:
+    """Return whether a path is equal to or below another one."""
     return not below or path == below or path.startswith(f"{below}/")
 
 

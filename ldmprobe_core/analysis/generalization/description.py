@@ -126,8 +126,8 @@ def fit_gaussian(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -
     mean = np.average(truth, weights=weight)
     smallest = SMALLEST_VARIANCE * np.average(np.square(truth - mean), weights=weight)
     variance = np.average(np.square(truth - predicted), weights=weight)
-    # If all labels are equal, both variances may be 0.  The smallest positive number avoids a
-    # division by 0.
+    # If all labels are equal, `variance` and `smallest` may both be 0.  The smallest positive
+    # float avoids a division by 0.
     variance = max(variance, smallest, np.finfo(float).tiny)
 
     def bits(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -157,6 +157,7 @@ class PipelineSource(ModelSource):
 
     @property
     def _denoiser(self) -> Any:
+        """The pipeline's denoiser, a UNet or a transformer."""
         return getattr(self.pipeline, self.architecture.denoiser)
 
 

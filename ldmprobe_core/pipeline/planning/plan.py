@@ -258,7 +258,8 @@ def _captured_shapes(
     text_tokens = None
     if any(name.endswith(POINT + WORDS) for name in layers):
         tokenizer = source.tokenizer()
-        # Pipelines with cross-attention pad prompts to the tokenizer's length.
+        # Attention maps have one channel per text token.  Pipelines with cross-attention pad
+        # prompts to the tokenizer's length, so all prompts have this number of tokens.
         text_tokens = next(iter(tokenizer.lengths.values())) if tokenizer is not None else None
     shapes = layer_shapes(architecture, denoiser, vae, layers, text_tokens)
     height, width = architecture.size

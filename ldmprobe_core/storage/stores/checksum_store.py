@@ -129,6 +129,7 @@ class ChecksumStore(WrapperStore[Store]):
         self._record, self._recorded = record, recorded or {}
 
     def _with_store(self, store: Store) -> ChecksumStore:
+        """Return a wrapper of another store with these settings (Zarr makes read-only copies)."""
         return type(self)(store, self.url, self.require_complete, self._record, self._recorded)
 
     async def get(
