@@ -6,7 +6,14 @@ labeler::
     properties:
       sunlit: {kind: mask, labeler: "mypackage.labels:sunlit"}
 
-The labeler moves to ``labels.sunlit``, unless the study names another one there.  A property that
+The labeler moves to ``labels.sunlit``, unless the study names another one there.  A declaration of
+the kind ``vector``, with ``components``, becomes the declarations of its components, and a labeler
+of the vector becomes the labeler of each of them::
+
+    properties:
+      flow: {kind: vector, components: [x, y], labeler: "mypackage.labels:flow"}
+
+A property that
 was registered in Python is added to the declarations of each study that labels it.  Every stored
 study therefore describes its properties, and its run can be read without the user's modules.
 """
@@ -27,6 +34,7 @@ from ldmprobe_core.study.properties import (
     Property,
     is_built_in,
     register_property,
+    vector_components,
 )
 
 _OTHER_KEYS = frozenset((f.alias or name) for name, f in Labels.model_fields.items())
@@ -48,6 +56,7 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
         return content
     if isinstance(labels, Labels):
         labels = labels.model_dump(by_alias=True)
+    declared = _with_components(declared)
     labelers = {
         name: record["labeler"]
         for name, record in declared.items()
@@ -65,8 +74,37 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
             load_entry_points(PROPERTY_POINTS, name, f"labels.{name}")
         if name in PROPERTIES and not is_built_in(name) and name not in records:
             records[name] = PROPERTIES[name]
-    changed = {"labels": {**labelers, **labels}} if labelers else {}
+    labels = _labels_of_components({**labelers, **labels}, records)
+    changed = {"labels": labels} if labels else {}
     return {**content, **changed, "properties": records}
+
+
+def _with_components(declared: dict[str, Any]) -> dict[str, Any]:
+    """Replace each declaration of a vector by those of its components."""
+    expanded: dict[str, Any] = {}
+    for name, record in declared.items():
+        if isinstance(record, dict) and record.get("kind") == "vector":
+            expanded |= vector_components(name, record.get("components", ()), record)
+        else:
+            expanded[name] = record
+    return expanded
+
+
+def _labels_of_components(labels: dict[str, Any], records: dict[str, Any]) -> dict[str, Any]:
+    """Replace the labeler of each vector by labelers of its components, unless they are named."""
+    places: dict[str, list[tuple[int, str]]] = {}
+    known = {**records, **{name: one.model_dump() for name, one in PROPERTIES.items()}}
+    for name, record in known.items():
+        place = record.get("component") if isinstance(record, dict) else None
+        if isinstance(place, dict) and "index" in place:
+            places.setdefault(str(place.get("vector")), []).append((place["index"], name))
+    expanded: dict[str, Any] = {}
+    for name, labeler in labels.items():
+        parts = [part for _, part in sorted(places.get(name, ()))]
+        for one in parts or [name]:
+            if one == name or one not in labels:
+                expanded[one] = labeler
+    return expanded
 
 
 def _all_known(metrics: Iterable[Any]) -> bool:
