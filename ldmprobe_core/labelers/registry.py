@@ -25,7 +25,7 @@ from ldmprobe_core.labelers.weights import published_repository
 from ldmprobe_core.study.extensions.entry_points import load_entry_points
 from ldmprobe_core.study.loading import sentence
 from ldmprobe_core.study.probe_sections import LabelerSpec
-from ldmprobe_core.study.properties import Property, map_properties, register_property
+from ldmprobe_core.study.properties import Property, register_property
 from ldmprobe_core.study.schema import Study
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     """Return labeler settings by property; properties that are read from map files are left out."""
-    specs = {prop: study.labels.labeler(prop) for prop in map_properties()}
+    specs = {prop: study.labels.labeler(prop) for prop in study.labels.maps}
     specs["class"] = study.labels.classes
     return {
         prop: spec for prop, spec in specs.items() if spec is not None and spec.name != EXACT_MAPS
