@@ -37,7 +37,6 @@ from ldmprobe_core.study.properties import (
     Component,
     Property,
     components_of,
-    map_properties,
     register_property,
     vector_components,
 )
@@ -315,7 +314,7 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     """Return labeler settings by property; properties that are read from map files are left out."""
-    specs = {prop: study.labels.labeler(prop) for prop in map_properties()}
+    specs = {prop: study.labels.labeler(prop) for prop in study.labels.maps}
     specs["class"] = study.labels.classes
     return {
         prop: spec for prop, spec in specs.items() if spec is not None and spec.name != EXACT_MAPS

@@ -271,7 +271,16 @@ def map_properties() -> tuple[str, ...]:
     Built-in properties come first.  The others are sorted by name, because the order in which a
     process registers them depends on the studies that it has read.
     """
-    return (*_BUILT_IN, *sorted(name for name in PROPERTIES if name not in _BUILT_IN))
+    return with_built_in(PROPERTIES)
+
+
+def with_built_in(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the built-in properties, then those of others, sorted.
+
+    Args:
+        names: names of properties, such as those that a study declares.
+    """
+    return (*_BUILT_IN, *sorted({*names} - {*_BUILT_IN}))
 
 
 def components_of(vector: str) -> tuple[str, ...]:
