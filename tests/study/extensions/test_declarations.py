@@ -118,9 +118,10 @@ def test_order_of_properties_does_not_depend_on_the_order_of_registration():
     for name in ("wet", "dry"):
         parse_study({"properties": {name: {"kind": "mask"}}})
     names = map_properties()
-    assert names[:4] == ("foreground", "depth", "shading", "edges")
-    assert {"dry", "wet"} <= set(names[4:])
-    assert list(names[4:]) == sorted(names[4:])
+    built_in = ("foreground", "depth", "shading", "edges", "normals_x", "normals_y", "normals_z")
+    assert names[:7] == built_in
+    assert {"dry", "wet"} <= set(names[7:])
+    assert list(names[7:]) == sorted(names[7:])
 
 
 @pytest.mark.parametrize(
