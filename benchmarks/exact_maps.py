@@ -11,8 +11,8 @@ out twice: on exact maps, and on what the labelers say.  Prints for each propert
 * the same probe scored on labels, as in a study of generated images;
 * the paired differences of these, the partial scores, and the scores of position alone.
 
-With ``--normals``, the study is of surface normals instead of foreground, depth and shading, and what
-is printed are the vectors of both summaries: mean cosines and mean angles in degrees.
+With ``--normals``, the study is of surface normals instead of foreground, depth and shading, and
+the vectors of both summaries are printed: mean cosines, and mean angles in degrees.
 """
 
 from __future__ import annotations
