@@ -1,4 +1,4 @@
-"""What capture and writing cost: generation with both, against the pipeline alone.
+"""Cost of capturing and writing activations: time and memory compared with plain generation.
 
     python benchmarks/capture.py [images]
 
@@ -39,14 +39,14 @@ ROUNDS = 5
 
 
 class Nowhere:
-    """Takes what is captured and lets it go."""
+    """Activation sink that waits for each copy and discards it."""
 
     def __call__(self, _variant: str, _step: int, transfer: Any) -> None:
         transfer.result()
 
 
 def once(way: str, run: Run) -> float:
-    """Seconds to generate all of a run's images in one way."""
+    """Generate all of a run's images in one of the `WAYS`, and return the seconds that it took."""
     study, samples = run.study, run.samples
     torch.set_num_threads(study.sampling.threads)
     with model_cache.use_models(run) as (sampler, _):
@@ -70,7 +70,7 @@ def once(way: str, run: Run) -> float:
 
 @contextmanager
 def runs(images: int) -> Iterator[dict[str, Run]]:
-    """A run for each way, laid out, with the model loaded and warm."""
+    """Create a new run for each of the `WAYS`, and load the model."""
     study = without_controls(plain_study(images, 15))
     with tempfile.TemporaryDirectory() as folder, object_store(Path(folder) / "s3") as environment:
         os.environ.update(environment)
@@ -81,6 +81,7 @@ def runs(images: int) -> Iterator[dict[str, Run]]:
 
 
 def measure(images: int = 16) -> list[Figure]:
+    """Measure time and memory of each of the `WAYS`, relative to plain generation."""
     figures = []
     ratios: dict[str, list[float]] = {way: [] for way in WAYS}
     with runs(images) as of:
@@ -98,7 +99,7 @@ def measure(images: int = 16) -> list[Figure]:
         run = of["local"]
         step = sum(
             run.open(f"activations/{name}").activation.nbytes // 15 for name in run.probe_inputs
-        )  # of all images
+        )  # bytes of one step of all images
     batch = plain_study(images, 15).sampling.batch
     note = f"{images} images, batch {batch}, 15 steps, guidance, 7 layers"
     for way, name, goal in (
@@ -133,7 +134,7 @@ def measure(images: int = 16) -> list[Figure]:
 
 
 def peak_beyond(work: Callable[[], Any]) -> int:
-    """Most bytes that the process holds during some work, beyond what it held before."""
+    """Return the peak memory of this process during some work, less its memory before, in bytes."""
     process, stop, most = psutil.Process(), threading.Event(), 0
 
     def watch() -> None:
@@ -154,6 +155,7 @@ def peak_beyond(work: Callable[[], Any]) -> int:
 
 
 def memory_of(way: str, images: int) -> int:
+    """Return the bytes of memory that one of the `WAYS` takes in this process."""
     study = without_controls(plain_study(images, 15))
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(study, folder)

@@ -1,4 +1,4 @@
-"""What benchmarks share: a figure with its unit and goal, tables of them, and the studied job."""
+"""Shared parts of the benchmarks: figures with unit and goal, their tables, and small studies."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ _BEGIN, _END = "<!-- figures -->", "<!-- /figures -->"
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that a benchmark found.
+    """One number that a benchmark measured.
 
     Attributes:
-        part: the benchmark.
-        name: what was measured.
-        value: ratios are taken within one run, so that a machine's speed leaves them alone.
-        unit: ``x`` for a ratio.
-        at_most, at_least: the goal, if there is one.
-        note: what it depends on.
+        part: name of the benchmark.
+        name: quantity that was measured.
+        value: value of the quantity; both sides of a ratio are measured in one run, so that the
+            ratio does not depend on the machine's speed.
+        unit: unit of the value; ``x`` for a ratio.
+        at_most, at_least: upper or lower limit that is the goal, if there is one.
+        note: conditions on which the value depends.
     """
 
     part: str
@@ -45,7 +46,7 @@ class Figure:
 
     @property
     def goal(self) -> str:
-        """The goal in words, and whether it is met."""
+        """Goal of the figure in words, and whether it is met; empty without a goal."""
         if self.at_most is not None:
             return f"<= {self.at_most:g} {'met' if self.value <= self.at_most else 'MISSED'}"
         if self.at_least is not None:
@@ -54,9 +55,9 @@ class Figure:
 
 
 def report(figures: Iterable[Figure], before: dict[str, float] | None = None) -> None:
-    """Print figures as one table; ``before`` are those last committed, by `key`."""
+    """Print figures as a table, beside the values ``before`` that were last committed, by `key`."""
     table = Table()
-    for column in ("accumulator", "figure", "value", "before", "goal", "note"):
+    for column in ("benchmark", "figure", "value", "before", "goal", "note"):
         table.add_column(column, overflow="fold")
     for figure in figures:
         old = (before or {}).get(key(figure))
@@ -72,22 +73,23 @@ def report(figures: Iterable[Figure], before: dict[str, float] | None = None) ->
 
 
 def key(figure: Figure) -> str:
-    """What a figure is known by from run to run."""
+    """Return the text that identifies a figure in all runs of the benchmarks."""
     return f"{figure.part}: {figure.name}"
 
 
 def committed() -> list[Figure]:
-    """The figures of the last committed run."""
+    """Read the figures that were last committed, from `figures.json`."""
     if not COMMITTED.exists():
         return []
     return [Figure(**figure) for figure in json.loads(COMMITTED.read_text())["figures"]]
 
 
 def documented(page: str, content: dict[str, Any]) -> str:
-    """A page with its table of figures made anew from the JSON of a run.
+    """Replace the table of figures in a documentation page by those of a run.
 
     Args:
         page: Markdown with the lines ``<!-- figures -->`` and ``<!-- /figures -->``.
+        content: parsed JSON of a run, as `as_json` writes it.
     """
     before, _, rest = page.partition(_BEGIN)
     _, _, after = rest.partition(_END)
@@ -108,7 +110,7 @@ def documented(page: str, content: dict[str, Any]) -> str:
 
 
 def as_json(figures: Iterable[Figure], **more: Any) -> str:
-    """Figures with machine and versions."""
+    """Convert figures to JSON, with the machine, the versions of packages, and further keys."""
     content = {
         "machine": machine(),
         "versions": versions(),
@@ -119,7 +121,7 @@ def as_json(figures: Iterable[Figure], **more: Any) -> str:
 
 
 def machine() -> str:
-    """Processor, and how many of it."""
+    """Return the number and the name of this machine's processors."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -129,10 +131,12 @@ def machine() -> str:
 
 
 def plain_study(images: int, steps: int, **changes: str) -> Study:
-    """The embedded study with so many images and steps, on two threads, a batch at a time.
+    """Build the default study with other numbers of images and steps, on two CPU threads.
 
     Args:
-        changes: by dotted key, as in YAML.
+        images: number of samples.
+        steps: number of sampler steps.
+        changes: values of further keys of the study, by dotted key.
     """
     sizes = {"prompts.samples": images, "sampling.steps": steps, "sampling.threads": 2}
     overrides = {**sizes, **changes}
@@ -140,7 +144,7 @@ def plain_study(images: int, steps: int, **changes: str) -> Study:
 
 
 def without_controls(study: Study) -> Study:
-    """The same with nothing but the probes proper."""
+    """Return a study with all controls switched off."""
     content = study.model_dump(mode="json", by_alias=True)
     controls = content["controls"]
     content["controls"] = {k: v if type(v) is int else False for k, v in controls.items()}
@@ -148,7 +152,7 @@ def without_controls(study: Study) -> Study:
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:
-    """Slope of a least-squares line through logarithms: value ~ size ** exponent."""
+    """Fit the exponent of a power law, value ~ size ** exponent, by least squares of logarithms."""
     x = [math.log(size) for size in sizes]
     y = [math.log(value) for value in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
@@ -157,4 +161,5 @@ def exponent(sizes: list[float], values: list[float]) -> float:
 
 
 def _number(value: float) -> str:
+    """Format a value with three significant digits."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""Capture on a GPU: Stable Diffusion 1.4's shapes with random weights, 512 x 512, float16.
+"""Cost of capture on a GPU, with a random UNet of Stable Diffusion 1.4 (512 x 512, float16).
 
     python benchmarks/gpu.py [images] [batch]
 
@@ -30,7 +30,7 @@ STEPS, GUIDANCE = 15, 7.5
 
 
 class Denoising:
-    """Fifteen guided steps of a random denoiser, with something done after each call."""
+    """Fifteen guided steps of a random denoiser, with an optional callback after each step."""
 
     def __init__(self, device: torch.device) -> None:
         config = UNet2DConditionModel.load_config(FOLDER / "unet")
@@ -42,7 +42,7 @@ class Denoising:
 
     @torch.no_grad()
     def run(self, batch: int, after: Callable[[dict[str, torch.Tensor]], None] | None) -> None:
-        """Denoise one batch; ``after`` is handed each step's captured layers."""
+        """Denoise one batch, and call ``after`` with the captured layers of each step."""
         scheduler = DDIMScheduler(beta_schedule="scaled_linear")
         scheduler.set_timesteps(STEPS)
         size = {"device": self.device, "dtype": torch.float16}
@@ -59,7 +59,7 @@ class Denoising:
 
 
 def seconds(work: Callable[[], Any], rounds: int = 3) -> float:
-    """Fastest of several rounds, the device waited for."""
+    """Time some work on the GPU: return the seconds of the fastest of several rounds."""
     times = []
     for _ in range(rounds + 1):
         torch.cuda.synchronize()
@@ -71,6 +71,7 @@ def seconds(work: Callable[[], Any], rounds: int = 3) -> float:
 
 
 def measure(images: int = 16, batch: int = 4) -> list[Figure]:
+    """Measure denoising alone, with copies to the host, and with sums on the GPU."""
     device = torch.device("cuda")
     card = torch.cuda.get_device_name(device)
     denoising = Denoising(device)
@@ -87,7 +88,7 @@ def measure(images: int = 16, batch: int = 4) -> list[Figure]:
             nonlocal captured
             captured = sum(values.nbytes for values in layers.values())
             if before:
-                before.pop().result()  # the last step's, while this one's is on its way
+                before.pop().result()  # waits for the copy of the step before
             before.append(HostTransfer(layers))
 
         return after

@@ -1,4 +1,4 @@
-"""Labelers against their own libraries called by hand, in a plain loop, on the same images.
+"""Speed of labelers, compared with plain loops over their libraries on the same images.
 
     python benchmarks/labelers.py
 
@@ -34,6 +34,7 @@ IMAGES, ROUNDS = 24, 5
 
 
 def depth_by_hand(folder: Path) -> Callable[[np.ndarray], None]:
+    """Load a depth estimator, and return a plain loop that applies it to images."""
     model = DPTForDepthEstimation.from_pretrained(folder).eval()
     processor = DPTImageProcessor.from_pretrained(folder)
 
@@ -48,6 +49,7 @@ def depth_by_hand(folder: Path) -> Callable[[np.ndarray], None]:
 
 
 def classes_by_hand(folder: Path) -> Callable[[np.ndarray], None]:
+    """Load an image classifier, and return a plain loop that applies it to images."""
     model = ViTForImageClassification.from_pretrained(folder).eval()
     processor = ViTImageProcessor.from_pretrained(folder)
 
@@ -61,6 +63,7 @@ def classes_by_hand(folder: Path) -> Callable[[np.ndarray], None]:
 
 
 def write_depth(folder: Path) -> None:
+    """Write a small depth estimator with random weights."""
     DPTForDepthEstimation(DPTConfig(
         hidden_size=192, num_hidden_layers=6, num_attention_heads=3, intermediate_size=768,
         image_size=192, backbone_out_indices=[1, 2, 4, 5], neck_hidden_sizes=[32, 64, 128, 128],
@@ -70,6 +73,7 @@ def write_depth(folder: Path) -> None:
 
 
 def write_classes(folder: Path) -> None:
+    """Write a small image classifier with random weights."""
     ViTForImageClassification(ViTConfig(
         hidden_size=192, num_hidden_layers=6, num_attention_heads=3, intermediate_size=768,
     )).save_pretrained(folder)  # fmt: skip
@@ -83,12 +87,14 @@ CASES = {
 
 
 def seconds(label: Callable[[np.ndarray], object], images: np.ndarray) -> float:
+    """Return the seconds that one call of a labeler takes."""
     started = time.perf_counter()
     label(images)
     return time.perf_counter() - started
 
 
 def main() -> None:
+    """Print the speed of each labeler and of its plain loop."""
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 256, 320, 3), np.uint8)
     found = {}
     for (prop, name), (write, by_hand) in CASES.items():
@@ -98,7 +104,7 @@ def main() -> None:
             ours = load_labeler(prop, LabelerSpec(name=name, weights=str(folder)), CPU)
             theirs = by_hand(folder)
             ours(images[:8]), theirs(images[:8])  # the first call allocates
-            # in turns, so that whatever else the machine does meets both
+            # The two alternate, so that other work on the machine slows both alike.
             pairs = [(seconds(ours, images), seconds(theirs, images)) for _ in range(ROUNDS)]
         mine, hand = (statistics.median(part) for part in zip(*pairs, strict=True))
         ratio = statistics.median(a / b for a, b in pairs)

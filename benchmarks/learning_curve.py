@@ -1,4 +1,4 @@
-"""What probes read from the embedded model at the milestones of its training.
+"""Scores of probes of the embedded model at the milestones of its training.
 
     python -m benchmarks.learning_curve MILESTONES OUT.json
 
@@ -51,7 +51,7 @@ def model_folder(weights: Path, folder: Path) -> Path:
 
 
 def scores(run: lp.Run) -> dict[str, Any]:
-    """Scores by property and step: Dice of foreground, partial rank correlations of the others."""
+    """Return scores by property and step: Dice of foreground, partial correlation of the others."""
     by_property: dict[str, Any] = {}
     for name, result in run.summary.properties.items():
         chosen = [entry for entry in result.steps if entry.step in STEPS]

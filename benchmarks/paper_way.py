@@ -67,7 +67,10 @@ def published_way(
     layers: list[str],
     cells: list[tuple[int, str]],
 ) -> tuple[Scores, float]:
-    """Scores of the given cells (steps count from 1), and the CPU seconds of training probes."""
+    """Probe cells in the published way; return scores, and the CPU seconds of training probes.
+
+    Steps of cells count from 1.
+    """
     found: Scores = {}
     training = 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +93,7 @@ def _generate(
     cell: tuple[int, str],
     folder: Path,
 ) -> None:
-    """All images once more; what one layer showed at one step, a pickle an image."""
+    """Generate all images, and pickle each image's output of one layer at one step."""
     step, layer = cell
     seen: dict[str, list[torch.Tensor]] = {}
     hooks = []
@@ -122,7 +125,7 @@ def _generate(
 
 
 def _probe(x: torch.Tensor, labels: LabelSet, prop: str) -> np.ndarray:
-    """One linear layer, its output grown to the image, against the full-size map."""
+    """Train a linear layer on full-size maps, as the paper does, and score the held-out images."""
     foreground = prop == "foreground"
     torch.manual_seed(0)
     probe = nn.Linear(x.shape[-1], 2 if foreground else 1, bias=not foreground)
@@ -149,7 +152,7 @@ def _probe(x: torch.Tensor, labels: LabelSet, prop: str) -> np.ndarray:
 
 
 def _minibatches(train: np.ndarray) -> Iterator[np.ndarray]:
-    """Batches of training images in a new random order each epoch, `UPDATES` in all."""
+    """Yield `UPDATES` batches of training images, in a new random order each epoch."""
     number = 0
     while True:
         order = train[torch.randperm(len(train)).numpy()]
@@ -161,7 +164,7 @@ def _minibatches(train: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def our_way(run: Run) -> None:
-    """Generate once, write every layer at every step, fit and score every cell."""
+    """Carry the job out with ldmprobe: generate once, then fit and score every cell."""
     study, samples = run.study, run.samples
     for number, members in enumerate(study.batches(run.n_stored)):
         region = slice(members.start, members.stop)
@@ -174,7 +177,7 @@ def our_way(run: Run) -> None:
 
 
 def our_scores(run: Run) -> Scores:
-    """Of the kind of probe that the validation part chooses in each cell."""
+    """Read each cell's scores of the kind of probe that is best on validation samples."""
     found: Scores = {}
     for prop in run.study.labels.maps:
         scores = run.open(f"scores/{prop}").score.sel(
@@ -190,12 +193,14 @@ def our_scores(run: Run) -> Scores:
 
 
 def measure(images: int = 64, steps: int = 5, every_cell: bool = False) -> list[Figure]:
+    """Compare both ways on all layers, and on the self-attention layers alone."""
     every = _job(images, steps, "[self-attention,cross-attention,resnets,blocks]", every_cell)
     few = _job(images, steps, "[self-attention]", False)
     return [*every, replace(few[0], name=f"{few[0].name}, self-attention alone", at_least=None)]
 
 
 def _job(images: int, steps: int, layers: str, every_cell: bool) -> list[Figure]:
+    """Carry one job out in both ways, and compare their times and scores."""
     study = without_controls(
         plain_study(images, steps, **{"capture.layers": layers, "sampling.threads": 1})
     )

@@ -1,4 +1,4 @@
-"""What Prefect costs: the demo's study as a flow, and the same core calls on the same threads.
+"""Cost of Prefect: the demo's study as a flow, compared with the same core calls on threads.
 
     python benchmarks/prefect_share.py [samples]
 
@@ -31,11 +31,12 @@ THREADS = 2
 
 
 def study_of(samples: int) -> Study:
+    """Load the demo's study with another number of samples."""
     return load_study("tabletop", [f"prompts.samples={samples}"])
 
 
 def plain(study: Study, store: str) -> Run:
-    """The flow's own calls without Prefect; a batch is labeled by the thread that generated it."""
+    """Carry a study out on threads without Prefect; a batch is generated and labeled in one."""
     run = prepare_run(study, store)
     batches = range(len(run.study.batches(run.n_stored)))
     cells = [
@@ -56,6 +57,7 @@ def plain(study: Study, store: str) -> Run:
 
 
 def measure(part: str, samples: int) -> dict[str, float]:
+    """Return the seconds of the study and of the server's start, as a flow or on threads."""
     study, started = study_of(samples), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         if part != "flow":
@@ -73,6 +75,7 @@ def measure(part: str, samples: int) -> dict[str, float]:
 
 
 def main(samples: int) -> None:
+    """Measure each part in a process of its own, and print seconds and their ratio."""
     found = {}
     for part in PARTS:
         done = subprocess.run(

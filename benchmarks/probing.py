@@ -1,12 +1,12 @@
-"""What probing a cell costs: against the least that it could, and against scikit-learn.
+"""Cost of probing a cell, compared with a lower bound and with scikit-learn.
 
     python benchmarks/probing.py
 
-The least: read the cell's bytes from disk once, and one symmetric rank-k update in BLAS on them, as
-float64.  Against it stands every ridge probe of a cell, all properties and all penalties, from the
-store.  scikit-learn fits the same penalties to the same tokens; for a soft label each token stands
-twice in `LogisticRegression`, as foreground and as background, with its shares as weights.  One
-BLAS thread throughout.
+The lower bound reads the cell's bytes from disk once, and makes one symmetric rank-k update in BLAS
+with them, as float64.  It is compared with reading a cell from a store and fitting its ridge probes
+of all properties and penalties.  scikit-learn fits the same penalties to the same tokens.  For a
+soft label, `LogisticRegression` gets each token twice, as foreground and as background, with the
+shares as weights.  All computations use one BLAS thread.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ CELLS = {
 
 
 def fastest(work: Callable[[], object], rounds: int = 5) -> float:
+    """Time some work: return the seconds of the fastest of several rounds."""
     work()
     times = []
     for _ in range(rounds):
@@ -59,7 +60,7 @@ def fastest(work: Callable[[], object], rounds: int = 5) -> float:
 
 
 def cell(images: int, side: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Activations (image, y, x, channel) float16, strong directions over noise, and labels."""
+    """Draw noisy activations (image, y, x, channel) float16, and three labels of each token."""
     rng = np.random.default_rng(0)
     strong = rng.normal(size=(images, side, side, 8)) * np.geomspace(4, 0.5, 8)
     x = strong @ rng.normal(size=(8, channels)) + rng.normal(size=(images, side, side, channels))
@@ -69,6 +70,7 @@ def cell(images: int, side: int, channels: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def measure() -> list[Figure]:
+    """Measure fitting and scoring of probes on synthetic cells."""
     threadpool_limits(1, user_api="blas")
     torch.set_num_threads(1)
     figures = []
@@ -82,6 +84,7 @@ def measure() -> list[Figure]:
 
 
 def _against_the_least(name: str, x: np.ndarray, y: np.ndarray) -> list[Figure]:
+    """Compare the ridge probes of a cell with the lower bound of their cost."""
     labels, channels = y.reshape(-1, y.shape[-1]), x.shape[-1]
     with tempfile.TemporaryDirectory() as folder:
         run, file = _stored(folder, x), Path(folder) / "cell.npy"
@@ -117,7 +120,7 @@ def _against_the_least(name: str, x: np.ndarray, y: np.ndarray) -> list[Figure]:
 
 
 def _stored(folder: str, x: np.ndarray) -> Run:
-    """The cell in a store, in chunks of 16 images, as a run has it."""
+    """Write a cell to a store as a run does, in chunks of 16 images."""
     import zarr
 
     from ldmprobe_core.storage.group_builder import GroupBuilder
@@ -136,6 +139,7 @@ def _stored(folder: str, x: np.ndarray) -> Run:
 
 
 def _against_scikit_learn(x: np.ndarray, y: np.ndarray) -> list[Figure]:
+    """Compare ridge and logistic probes with those of scikit-learn, in time and result."""
     channels, cut = x.shape[-1], 36 * x.shape[1] * x.shape[2]
     rows, labels = x.reshape(-1, channels), y.reshape(-1, y.shape[-1])
     train, validation = rows[cut:], rows[:cut]
@@ -209,7 +213,7 @@ def _against_scikit_learn(x: np.ndarray, y: np.ndarray) -> list[Figure]:
 
 
 def _scoring() -> list[Figure]:
-    """Rank, linear correlation, RMSE and partial scores at full size, by blocks and plainly."""
+    """Compare scoring by blocks with scoring of upsampled maps, in time and result."""
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(16, 512, 512)).astype(np.float32)
     mean_map, tokens = truth.mean(0, dtype=np.float64), rng.normal(size=(16, 64, 64))
@@ -227,7 +231,7 @@ def _scoring() -> list[Figure]:
 
 
 def _many_held_out() -> list[Figure]:
-    """Memory for the paper's 371 held-out images: labels prepared once, then cell after cell."""
+    """Measure the memory to prepare the labels of 371 images, and to score a cell against them."""
     rng = np.random.default_rng(0)
     count, grid = 371, (64, 64)
     truth = rng.normal(size=(count, 512, 512)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""How long a report of the published study's size takes, and what its page weighs.
+"""Time to build a report of the published study's size, and size of its page.
 
     python benchmarks/report.py
 
@@ -28,6 +28,7 @@ STEPS, LAYERS, SAMPLES, SIDE = 15, 16, 617, 64
 
 
 def write(place: str) -> Run:
+    """Create a finished run of the published study's size, filled with random values."""
     study = parse_study(
         {
             "name": "large",
@@ -74,6 +75,7 @@ def write(place: str) -> Run:
 
 
 def main() -> None:
+    """Print seconds and size of the report as JSON."""
     with tempfile.TemporaryDirectory() as place:
         run = write(f"{place}/run")
         started = time.perf_counter()

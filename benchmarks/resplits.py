@@ -1,4 +1,4 @@
-"""What other splits of the same prompts would have concluded from a finished run.
+"""Conclusions that other splits of the same prompts would have drawn from a finished run.
 
     python -m benchmarks.resplits RUN [splits] [--out FILE]
 
@@ -67,7 +67,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What a split concludes about a property.
+    """Conclusion of one split about a property.
 
     Attributes:
         layer: name of the layer of the curve.
@@ -158,6 +158,7 @@ def conclude(run: Run, prop: str, scores: dict[str, np.ndarray], split: Split) -
 
 
 def exceeds(difference: np.ndarray, bootstrap: Bootstrap) -> bool:
+    """Return whether a mean difference is above 0, by its interval and its p value."""
     low, p = bootstrap.interval(difference).low, bootstrap.p_value(difference)
     return low is not None and low > 0 and p is not None and p <= LARGEST_P
 
@@ -189,6 +190,7 @@ def figures_of(
 
 
 def main() -> None:
+    """Print the figures of each property, and write them as JSON if a file is named."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run")
     parser.add_argument("splits", nargs="?", type=int, default=30)

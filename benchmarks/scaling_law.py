@@ -1,4 +1,4 @@
-"""How time and memory grow: with samples, steps, layers and workers, as exponents of a power law.
+"""Growth of time and memory with samples, steps, layers and workers, as power-law exponents.
 
     python benchmarks/scaling_law.py
 
@@ -39,6 +39,7 @@ STAGES = ("generate", "label", "probe")
 
 
 def study_of(samples: int, steps: int, layers: int) -> Study:
+    """Build a study of a given size without controls."""
     study = without_controls(plain_study(samples, steps))
     content = study.model_dump(mode="json", by_alias=True)
     content["capture"]["layers"] = LAYERS[:layers]
@@ -46,13 +47,13 @@ def study_of(samples: int, steps: int, layers: int) -> Study:
 
 
 def one(size: dict[str, int]) -> dict[str, float]:
-    """Seconds and bytes of memory of each stage."""
+    """Carry a study of one size out, and return seconds and bytes of memory by stage."""
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(study_of(**size), folder)
         batches = range(len(run.study.batches(run.n_stored)))
         cells = [(s, name) for s in range(1, size["steps"] + 1) for name in run.probe_inputs]
         with model_cache.use_models(run):
-            pass  # the model is there
+            pass  # loads the model, so that its time is not measured
         found: dict[str, float] = {}
 
         def generate() -> None:
@@ -75,6 +76,7 @@ def one(size: dict[str, int]) -> dict[str, float]:
 
 
 def in_a_process(size: dict[str, int]) -> dict[str, float]:
+    """Call `one` in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scaling_law", "--one", json.dumps(size)],
         capture_output=True, text=True, check=True,
@@ -83,6 +85,7 @@ def in_a_process(size: dict[str, int]) -> dict[str, float]:
 
 
 def measure() -> list[Figure]:
+    """Measure studies of growing size, and fit the exponents."""
     figures = []
     for what, sizes in GROWING.items():
         found = [in_a_process(BASE | {what: size}) for size in sizes]
@@ -107,7 +110,7 @@ def measure() -> list[Figure]:
 
 
 def _workers() -> Figure:
-    """Cells a second of two Dask workers against one."""
+    """Measure how many times as many cells two Dask workers probe per second as one."""
     from distributed import Client
 
     from flows.workers import local_cluster
@@ -124,7 +127,7 @@ def _workers() -> Figure:
                 client.wait_for_workers(workers)
                 first = [client.submit(probe_cell, run.url, *cells[i], workers=[w])
                          for i, w in enumerate(client.scheduler_info()["workers"])]  # fmt: skip
-                client.gather(first)  # labels are read, the code is imported
+                client.gather(first)  # not timed: workers read labels and import code
                 for step, name in cells:
                     run.progress.mark_done(
                         "probed", step - 1, run.probe_inputs.index(name), count=0

@@ -1,4 +1,4 @@
-"""What a study of a given size takes: bytes, objects, requests, hours and money; nothing is run.
+"""Estimate of a study's bytes, objects, requests, hours and cost, without running it.
 
     python benchmarks/scaling_plan.py [study] [images] [seconds an image] [GPUs]
 
@@ -26,7 +26,7 @@ STORAGE, PUT, GET, GPU_HOUR = 0.023, 0.005 / 1000, 0.0004 / 1000, 1.20
 
 
 def chunks(name: str, images: int) -> dict[str, int]:
-    """Number of chunks of each group of a run."""
+    """Count the chunks of each group of a run with a number of images."""
     overrides = ["prompts.files=null", "prompts.set=objects", f"prompts.samples={images}"]
     study = load_study(name, overrides)
     plan = plan_study(study)
@@ -55,7 +55,8 @@ def chunks(name: str, images: int) -> dict[str, int]:
 
 
 def main(name: str, images: int, seconds: float, gpus: int) -> None:
-    sample = min(images, 600)  # chunks are counted on a part and scale with batches
+    """Print the estimate."""
+    sample = min(images, 600)  # counted for at most 600 images, then scaled
     part = chunks(name, sample)
     scale = images / sample
     by_batch = (
@@ -71,8 +72,8 @@ def main(name: str, images: int, seconds: float, gpus: int) -> None:
     puts += part["probes"] + part["scores"]
     gets = (
         part["activations"] + part.get("activations_permuted", 0)
-    ) * scale  # each cell reads its own once
-    gets += (part["images"] + part["step_images"]) * scale  # labeling reads pictures
+    ) * scale  # probing reads each chunk once
+    gets += (part["images"] + part["step_images"]) * scale  # labeling reads all images
     total = part["bytes"] * scale
     hours = images * seconds / 3600 / gpus
     print(

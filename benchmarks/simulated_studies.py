@@ -1,4 +1,4 @@
-"""Simulated studies with known truth: how often the product's decisions are right.
+"""Simulated studies with known truth: how often ldmprobe's decisions about them are right.
 
     python -m benchmarks.simulated_studies [studies] [--out FILE]
 
@@ -118,6 +118,7 @@ class Outcome:
 
 
 def study_of(seed: int, prop: str) -> Study:
+    """Build the study of one property, with a seed."""
     off = {other: None for other in ("foreground", "depth") if other != prop}
     return parse_study(
         {
@@ -130,6 +131,7 @@ def study_of(seed: int, prop: str) -> Study:
 
 
 def samples_of(study: Study) -> list[Sample]:
+    """List the samples of a study, several of each prompt, with their splits."""
     drafts = [
         SampleDraft(f"prompt {p:02d}", i, f"category {p % CATEGORIES}", None, f"prompt {p:02d}")
         for p in range(PROMPTS)
@@ -142,13 +144,14 @@ def samples_of(study: Study) -> list[Sample]:
 
 
 def fields(rng: np.random.Generator, count: int, width: float = 1.5) -> np.ndarray:
-    """Smooth random maps with mean 0 and variance 1, (count, GRID, GRID)."""
+    """Draw smooth random maps with mean 0 and variance 1, (count, GRID, GRID)."""
     maps = gaussian_filter(rng.standard_normal((count, GRID, GRID)), (0, width, width))
     maps -= maps.mean((1, 2), keepdims=True)
     return maps / maps.std((1, 2), keepdims=True)
 
 
 def make_world(kind: str, study: Study) -> World:
+    """Draw labels, activations and inputs of controls for one kind of truth."""
     rng = np.random.default_rng([KINDS.index(kind), study.prompts.seed])
     samples = samples_of(study)
     n = len(samples)
@@ -209,6 +212,7 @@ def make_world(kind: str, study: Study) -> World:
 
 
 def label_set_of(world: World) -> LabelSet:
+    """Return the label maps of a simulated study with its splits."""
     split = np.array([sample.split for sample in world.samples])
     train = np.flatnonzero(split == "train")
     return LabelSet(
@@ -361,12 +365,12 @@ def decide(kind: str, prop: str, seed: int) -> Outcome:
 
 
 def first_step(curve: np.ndarray, share: float) -> int:
-    """True step from which the mean gain over all studies stays at or above a share of its end."""
+    """Find the true step from which the mean gain stays at or above a share of the final gain."""
     return int(first_step_above(curve - share * curve[-1]))
 
 
 def rates(kind: str, outcomes: list[Outcome]) -> dict[str, float]:
-    """Shares of the studies in which a decision about a kind of truth is right."""
+    """Compute the share of the studies in which each decision about a kind of truth is right."""
     count = len(outcomes)
     if kind in MATCHING:
         named = Counter(name for outcome in outcomes for name in outcome.not_beyond)
@@ -406,7 +410,7 @@ def measure(
 
 
 def figures_of(outcomes: dict[tuple[str, str], list[Outcome]]) -> dict[str, Any]:
-    """Rates and mean differences to the controls, by kind and property."""
+    """Compute rates and mean differences to the controls, by kind and property."""
     return {
         f"{kind}, {prop}": {
             "studies": len(some),
@@ -421,6 +425,7 @@ def figures_of(outcomes: dict[tuple[str, str], list[Outcome]]) -> dict[str, Any]
 
 
 def main() -> None:
+    """Print the rates, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("studies", nargs="?", type=int, default=200)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)

@@ -1,4 +1,4 @@
-"""How chunks should lie: layouts, codecs and clients, on a local disk and in an object store.
+"""Speed of chunk layouts, codecs and clients, on a local disk and in an object store.
 
     python benchmarks/store.py
 
@@ -39,8 +39,8 @@ BATCH, ROUNDS = 16, 3
 
 
 @dataclass(frozen=True)
-class RunSchema:
-    """Chunks (and shards) over samples and steps."""
+class ChunkLayout:
+    """Sizes of chunks, and of shards if any, along samples and steps."""
 
     name: str
     chunk: tuple[int, int]
@@ -48,6 +48,7 @@ class RunSchema:
     zstd: bool = False
 
     def create(self, store: Store, path: str) -> zarr.Array:
+        """Create an empty array with this layout."""
         codecs = (ZstdCodec(level=1), Crc32cCodec()) if self.zstd else (Crc32cCodec(),)
         array = zarr.create_array(
             store, name=path, shape=SHAPE, dtype="float16", fill_value=np.nan, overwrite=True,
@@ -58,20 +59,21 @@ class RunSchema:
 
     @property
     def objects(self) -> int:
-        """That a cell reads from."""
+        """Number of objects from which one cell is read."""
         return SHAPE[0] // (self.shard or self.chunk)[0]
 
 
 LAYOUTS = (
-    RunSchema("batch x step (ours)", (BATCH, 1)),
-    RunSchema("the same, zstd", (BATCH, 1), zstd=True),
-    RunSchema("sample x step", (1, 1)),
-    RunSchema("batch x 5 steps", (BATCH, 5)),
-    RunSchema("batch x step in shards of a batch", (BATCH, 1), (BATCH, 15)),
+    ChunkLayout("batch x step (ours)", (BATCH, 1)),
+    ChunkLayout("the same, zstd", (BATCH, 1), zstd=True),
+    ChunkLayout("sample x step", (1, 1)),
+    ChunkLayout("batch x 5 steps", (BATCH, 5)),
+    ChunkLayout("batch x step in shards of a batch", (BATCH, 1), (BATCH, 15)),
 )
 
 
 def measure() -> list[Figure]:
+    """Measure all layouts on disk and in an object store."""
     data = np.random.default_rng(0).integers(0, 1 << 14, SHAPE, dtype=np.uint16).view(np.float16)
     figures = []
     with tempfile.TemporaryDirectory() as folder:
@@ -88,11 +90,13 @@ def measure() -> list[Figure]:
 
 @contextmanager
 def _object_store(folder: Path) -> Iterator[None]:
+    """Run an object store, and have this process use it, during a block."""
     with object_store(folder) as environment, mock.patch.dict(os.environ, environment):
         yield
 
 
 def _fastest(work: Callable[[], object]) -> float:
+    """Time some work: return the seconds of the fastest of several rounds."""
     times = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -102,7 +106,7 @@ def _fastest(work: Callable[[], object]) -> float:
 
 
 def _plain_files(folder: Path, data: np.ndarray) -> tuple[float, float]:
-    """Seconds to save and load the same bytes, a file a batch and step."""
+    """Return the seconds to save and to load the same bytes as one NPY file per batch and step."""
     folder.mkdir()
     names = [(a, s, folder / f"{a}-{s}.npy") for a in range(0, SHAPE[0], BATCH) for s in range(15)]
     write = _fastest(lambda: [np.save(f, data[a : a + BATCH, s]) for a, s, f in names])
@@ -110,7 +114,7 @@ def _plain_files(folder: Path, data: np.ndarray) -> tuple[float, float]:
 
 
 def _raw_client(data: np.ndarray) -> tuple[float, float]:
-    """Seconds to put and get the same chunks with botocore, at the best number of threads."""
+    """Return the seconds to put and to get the chunks by botocore, on the best thread number."""
     client = botocore.session.get_session().create_client(
         "s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], region_name="us-east-1"
     )
@@ -134,8 +138,9 @@ def _raw_client(data: np.ndarray) -> tuple[float, float]:
 
 
 def _of_layout(
-    where: str, layout: RunSchema, store: Store, data: np.ndarray, raw: tuple[float, float]
+    where: str, layout: ChunkLayout, store: Store, data: np.ndarray, raw: tuple[float, float]
 ) -> list[Figure]:
+    """Measure writing by batch and reading by cell with a layout, relative to the seconds `raw`."""
     array = layout.create(store, layout.name.replace(" ", "-"))
 
     def write() -> None:
@@ -161,7 +166,7 @@ def _of_layout(
 
 
 def _clients() -> list[Figure]:
-    """A study's activations written and read through a run, by each client."""
+    """Compare the clients s3fs and obstore: write and read a study's activations with each."""
     study = without_controls(plain_study(64, 15))
     seconds = {}
     for client in ("s3fs", "obstore"):
@@ -176,6 +181,7 @@ def _clients() -> list[Figure]:
 
 
 def _through(run: Run) -> None:
+    """Write all activations of a run by batch, and read them by cell."""
     rng = np.random.default_rng(0)
     for name in run.layers:
         shape = run.open(f"activations/{name}").activation.shape

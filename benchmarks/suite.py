@@ -1,4 +1,4 @@
-"""Every benchmark that takes minutes, one after another: `make bench`.
+"""Run of all benchmarks that take minutes, one after another: `make bench`.
 
     python -m benchmarks.suite [--out FILE] [--commit] [part ...]
 
@@ -38,10 +38,10 @@ PARTS = ("paper_way", "capture", "probing", "sums", "store", "scaling_law", "gpu
 
 
 def one(part: str) -> list[Figure]:
-    """Figures of a part, from a process of its own.
+    """Measure one benchmark in a new process, and return its figures.
 
     Raises:
-        subprocess.CalledProcessError: it failed; what it said is in ``stderr``.
+        subprocess.CalledProcessError: the benchmark failed; its output is in ``stderr``.
     """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.suite", "--part", part],
@@ -51,7 +51,7 @@ def one(part: str) -> list[Figure]:
 
 
 def of_part(part: str) -> list[Figure]:
-    """Measure a part here; a GPU's where there is one."""
+    """Measure one benchmark in this process; that of the GPU only if there is one."""
     import torch
 
     if part == "gpu" and not torch.cuda.is_available():
@@ -61,6 +61,7 @@ def of_part(part: str) -> list[Figure]:
 
 
 def main() -> int:
+    """Run the chosen benchmarks, print their figures, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", default="build/bench.json")
     parser.add_argument("--commit", action="store_true")

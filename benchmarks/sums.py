@@ -1,4 +1,4 @@
-"""Statistics instead of activations: what a run takes on disk and in memory as samples grow.
+"""Disk and memory that a run with statistics instead of activations takes, by samples.
 
     python benchmarks/sums.py [samples ...]
 
@@ -29,6 +29,7 @@ HELD = 32
 
 
 def study_of(samples: int) -> Study:
+    """Build a small study that keeps statistics only."""
     changes = {
         "sampling.guidance": "1.0",
         "sampling.batch": "64",
@@ -40,7 +41,7 @@ def study_of(samples: int) -> Study:
 
 
 def one(samples: int) -> dict[str, float]:
-    """Bytes on disk, and peak memory while sums are added up."""
+    """Return the bytes of a run on disk, and the peak memory while its statistics are summed."""
     with tempfile.TemporaryDirectory() as folder:
         run = prepare_run(study_of(samples), folder)
         for batch in range(len(run.study.batches(run.n_stored))):
@@ -50,7 +51,7 @@ def one(samples: int) -> dict[str, float]:
         units = [
             (p, i) for p, part in enumerate(run_accumulation_units(run)) for i in range(len(part))
         ]
-        accumulate_unit(run.url, *units[0])  # what is loaded once, is loaded
+        accumulate_unit(run.url, *units[0])  # not measured: loads the models
 
         def tally() -> None:
             for unit in units:
@@ -60,6 +61,7 @@ def one(samples: int) -> dict[str, float]:
 
 
 def in_a_process(samples: int) -> dict[str, float]:
+    """Call `one` in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.sums", "--one", str(samples)],
         capture_output=True, text=True, check=True,
@@ -68,6 +70,7 @@ def in_a_process(samples: int) -> dict[str, float]:
 
 
 def measure(sizes: tuple[int, ...] = SIZES) -> list[Figure]:
+    """Measure runs of several numbers of samples, and compare their sizes."""
     found = {samples: in_a_process(samples) for samples in sizes}
     ends = f"{sizes[0]} to {sizes[-1]:,} samples"
     figures = []
@@ -83,7 +86,7 @@ def measure(sizes: tuple[int, ...] = SIZES) -> list[Figure]:
 
 
 def projected() -> list[Figure]:
-    """Stable Diffusion 1.4, 16 self-attention layers, 15 steps, by `ldmprobe check`'s own sizes."""
+    """Estimate sizes for Stable Diffusion 1.4 (16 layers, 15 steps), as `ldmprobe check` does."""
     paper = load_study(
         "paper", ["prompts.files=null", "prompts.set=objects", "prompts.samples=617"]
     )

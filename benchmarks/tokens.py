@@ -23,7 +23,7 @@ from ldmprobe_core.storage.nodes import open_array
 
 
 def synthetic_run(store: str) -> str:
-    """Address of a run whose first layer holds random activations."""
+    """Create a run whose first layer holds random activations, and return its address."""
     run = lp.open_run(prepare_run(plain_study(240, 15), store).url)
     group = f"activations/{run.layers[0]}"
     shape, batch = run.activations(run.layers[0]).shape, run.study.sampling.batch
@@ -47,7 +47,7 @@ def read_chunks(run: lp.Run, layer: str) -> int:
 
 
 def main(url: str, layer: str | None = None) -> None:
-    """Print the rates of both.
+    """Print the rates of the shuffled stream and of the sequential read.
 
     Chunks hold samples of all splits, so the stream reads more than the training tokens that it
     gives; its rate of reading is printed too.

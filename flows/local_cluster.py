@@ -1,4 +1,4 @@
-"""Starts a Dask cluster of worker processes on this machine.
+"""Dask cluster of worker processes on this machine.
 
 Each worker process also imports this module at its start, and Dask then calls `dask_setup` in it.
 """

@@ -1,4 +1,4 @@
-"""Ensures that only one flow at a time works on a run.
+"""Lock that lets only one flow at a time work on a run.
 
 A flow holds the run's lease (`ldmprobe_core.storage.lease`) while it works.  If an earlier flow run
 died without releasing the lease, the next flow marks that flow run as crashed in Prefect.

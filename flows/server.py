@@ -1,4 +1,4 @@
-"""Provides the Prefect server for flows that the command line runs, and runs those flows.
+"""Prefect server of the command line: found or started, and used to run flows.
 
 If no server is available, this module starts a temporary one on loopback in its own process, and
 stops it after it has recorded every task run of the flow.  Prefect could also start a server inside
@@ -153,8 +153,8 @@ def start_server() -> Iterator[str]:
     finally:
         started_servers.remove(server)
         if process.poll() is None:
-            # Events that are left would be sent again and again to the stopped server while this
-            # process exits.
+            # Send the events that are still queued before the server stops.  Otherwise this process
+            # would retry to send them while it exits.
             EventsWorker.drain_all(timeout=_EVENTS_LIMIT_S, at_exit=False)
         process.terminate()
         with activity("stopping the Prefect server"):
@@ -165,6 +165,7 @@ def start_server() -> Iterator[str]:
 
 
 def _wait_for_start(server: LocalServer, url: str) -> None:
+    """Wait until a new server answers; raise `RunError` if it ends or takes too long."""
     deadline = time.monotonic() + _START_LIMIT_S
     while not _answers(url):
         if server.process.poll() is not None or time.monotonic() > deadline:
@@ -298,11 +299,13 @@ def _quiet_console() -> None:
 
 
 def _listens(port: int) -> bool:
+    """Return whether a program accepts connections on a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _answers(url: str) -> bool:
+    """Return whether the Prefect API at a URL reports that it is healthy."""
     try:
         return httpx.get(f"{url}/health", timeout=2).status_code == 200
     except httpx.HTTPError:

@@ -78,6 +78,7 @@ def with_repair(run: RunRef, work: Callable[[], T]) -> T:
 
 
 def _run_to_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
+    """Carry out all remaining units of a run, write its summary and report, return the summary."""
     verbs = ("generate", "label", "accumulate", "probe")
     left = expect_work(run, verbs, execution.workers, CLOSING)
     seconds = generate_and_label(run, execution, left)

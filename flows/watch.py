@@ -1,4 +1,4 @@
-"""Stops a flow of the command line on a signal, on cancellation in Prefect, or without a server.
+"""Watch over a flow of the command line: stops it on a signal, a cancellation or a lost server.
 
 Each of these events requests a stop (`tasks.stopping`).  A request has a time limit, after which
 the process ends even if units are still in progress.  This is safe, because a unit is recorded as
@@ -126,6 +126,7 @@ class FlowWatch(WatchThread):
         return requested_stop()
 
     def _handle(self, number: signal.Signals) -> None:
+        """Install the handler of a signal, which only the main thread may do."""
         if threading.current_thread() is threading.main_thread():
             previous = signal.signal(number, _on_signal)
             self._handlers.setdefault(number, previous)
@@ -177,9 +178,11 @@ class FlowWatch(WatchThread):
             )
 
     def _has_ended(self) -> bool:
+        """Return whether the server that this process started has ended."""
         return self._server is not None and self._server.process.poll() is not None
 
     def _request_lost(self) -> None:
+        """Request a stop because the server has ended or does not answer."""
         log, fix = "", "start it again"
         if self._server is not None:
             log, fix = f" (its log is {self._server.log})", "look at its log"

@@ -1,4 +1,4 @@
-"""Replaces local Dask workers that are lost, and stops the flow if no worker is left."""
+"""Watch over Dask workers: replaces lost local ones, and stops the flow if no worker is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets up the workers of a flow, which are threads or Dask workers, and submits units to them."""
+"""Workers of a flow, which are threads or Dask workers, and submission of units to them."""
 
 from __future__ import annotations
 
@@ -56,6 +56,7 @@ def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None
 
 
 def _watch_of(runner: TaskRunner[Any], execution: Execution) -> AbstractContextManager[Any]:
+    """Return the watch over the Dask workers of a runner; without Dask, it does nothing."""
     if execution.runner == "local":
         return nullcontext()
     # Reading `client` starts the Dask cluster.  `getattr` makes this side effect visible.

@@ -1,4 +1,4 @@
-"""Runs a temporary S3 object store on this machine, for tests and benchmarks."""
+"""Temporary S3 object store on this machine, for tests and benchmarks."""
 
 from __future__ import annotations
 

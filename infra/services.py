@@ -284,14 +284,17 @@ def workers_at(scheduler: str) -> int:
 
 
 def _python(module: str, *words: str) -> tuple[str, ...]:
+    """Return the command that runs a module with this Python."""
     return (sys.executable, "-m", module, *words)
 
 
 def _succeeds(*command: str) -> bool:
+    """Return whether a command exits with code 0."""
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _answers(url: str) -> bool:
+    """Return whether a URL answers without an error status."""
     try:
         return httpx.get(url, timeout=2).status_code == 200
     except httpx.HTTPError:
@@ -299,5 +302,6 @@ def _answers(url: str) -> bool:
 
 
 def _listens(port: int) -> bool:
+    """Return whether a program accepts connections on a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0

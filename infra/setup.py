@@ -1,4 +1,4 @@
-"""Sets up a platform whose servers are running, by ``python -m infra.setup``.
+"""Set up a platform whose servers are running: ``python -m infra.setup``.
 
 This creates the bucket in the object store, and the work pool, the deployments and an automation on
 the Prefect server.  Environment variables name the servers (PREFECT_API_URL, AWS_ENDPOINT_URL,
@@ -113,6 +113,7 @@ def watch_over_flow_runs() -> None:
 
 
 def _prefect(*words: str) -> None:
+    """Run a command of the Prefect CLI; raise `SetupError` if it fails."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

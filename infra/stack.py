@@ -1,4 +1,4 @@
-"""Runs all services of a cluster on this machine; ``make stack`` starts this module.
+"""Run all services of a cluster on this machine; ``make stack`` starts this module.
 
 The services are PostgreSQL, the Prefect server with its UI, an S3 object store, a Dask scheduler
 with workers, and a Prefect worker that runs the deployments.  They are reachable from this machine
@@ -78,6 +78,7 @@ def main() -> None:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Raise `KeyboardInterrupt` on SIGTERM, so that both signals stop the stack alike."""
     raise KeyboardInterrupt
 
 
@@ -166,6 +167,7 @@ def start(platform: Platform, supervisor: Supervisor) -> None:
 
 
 def _make_database(platform: Platform) -> None:
+    """Create the files of the PostgreSQL database, unless they are complete."""
     folder, user = platform.data / "postgres", unprivileged_user()
     folder.mkdir(exist_ok=True)
     if user is not None:
@@ -196,6 +198,7 @@ def _make_database(platform: Platform) -> None:
 
 
 def _can_enter(folder: Path, user: str) -> bool:
+    """Return whether a user may enter a folder."""
     return subprocess.run(["test", "-x", str(folder)], user=user, check=False).returncode == 0
 
 
@@ -245,6 +248,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _is_busy(port: int) -> bool:
+    """Return whether a port of this machine is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -268,6 +272,7 @@ def _gpus() -> tuple[int, ...]:
 
 
 def _welcome(platform: Platform) -> str:
+    """Return the text that a started stack prints: addresses and how to use them."""
     ports = platform.ports
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""Starts services as processes, waits until they are healthy, restarts them, and stops them."""
+"""Supervisor that starts services as processes, checks their health, restarts and stops them."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ class Supervisor:
             time.sleep(0.5)
 
     def _again(self, service: Service, process: subprocess.Popen[bytes]) -> None:
+        """Restart a service that has ended, unless it ended too often."""
         count = self._restarts[service.name] = self._restarts.get(service.name, 0) + 1
         if count > _RESTARTS:
             raise StackError(
@@ -102,6 +103,7 @@ class Supervisor:
         self.running.clear()
 
     def _log(self, service: Service) -> Path:
+        """Return the path of a service's log."""
         return self.logs / f"{service.name}.log"
 
 

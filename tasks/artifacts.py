@@ -1,4 +1,4 @@
-"""Publishes results as Prefect artifacts.
+"""Publication of results as Prefect artifacts.
 
 Prefect's UI shows these artifacts, and keeps the earlier versions from previous scheduled runs.
 """

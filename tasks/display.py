@@ -1,4 +1,4 @@
-"""Shows what the process does: a live line on a terminal, one line a minute in a file.
+"""Display of what the process does: a live line on a terminal, one line a minute in a file.
 
 The lines go to standard error, so that standard output has the results alone.
 """
@@ -21,7 +21,7 @@ LINE_EVERY_S = 60.0
 
 
 class Activity:
-    """Something that the process does, with the text that the live line shows about it.
+    """Activity of the process, such as a stage of a flow, as the live line shows it.
 
     Args:
         text: what is done, such as ``generate``.
@@ -42,7 +42,7 @@ class Activity:
 
 
 class Display:
-    """Display of the innermost activity; the others are shown again when it ends.
+    """Display of the innermost of nested activities; the outer ones are shown when it ends.
 
     Attributes:
         activities: what is done at present, outermost first.
@@ -108,6 +108,7 @@ class Display:
                     progress.start()
 
     def _start(self) -> None:
+        """Start the live line on a terminal, else the thread that writes lines."""
         self._over = threading.Event()
         if _is_terminal():
             self._progress = _live_line()
@@ -118,6 +119,7 @@ class Display:
             ).start()
 
     def _stop(self) -> None:
+        """Remove the live line, or end the thread that writes lines."""
         self._over.set()
         if self._progress is not None:
             self._progress.stop()
@@ -137,7 +139,7 @@ _display = Display()
 
 @contextmanager
 def activity(text: str, total: int | None = None) -> Iterator[Activity]:
-    """Show what is done as long as a block of code runs.
+    """Show an activity on the display while a block of code runs.
 
     Args:
         text: what is done, such as ``starting the Prefect server``.
@@ -155,7 +157,7 @@ def activity(text: str, total: int | None = None) -> Iterator[Activity]:
 
 
 def refresh(current: Activity, **values: Any) -> None:
-    """Show the present values of an activity, after a change of the given ones.
+    """Change values of an activity, and show them on the display.
 
     Args:
         current: the activity.
@@ -193,10 +195,12 @@ def duration(seconds: float) -> str:
 
 
 def _is_terminal() -> bool:
+    """Return whether standard error is a terminal on which a line can be redrawn."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _live_line() -> Progress:
+    """Build the live line: spinner, text, bar, counts, elapsed time and note."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -210,6 +214,7 @@ def _live_line() -> Progress:
         console=Console(stderr=True),
         transient=True,
         refresh_per_second=4,
-        # A result that is written to a file must not come back as a part of the live line.
+        # Rich would print redirected output above the live line, on standard error.  If standard
+        # output is a file, results must go to that file instead.
         redirect_stdout=sys.stdout.isatty(),
     )

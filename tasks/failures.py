@@ -1,4 +1,4 @@
-"""Determines how units of work ended, and describes failures of units and of their workers."""
+"""Outcome of units of work, and descriptions of failures of units and of their workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits for the units of a stage, and shows progress in the terminal and in Prefect's UI.
+"""Wait for the units of a stage, with its progress in the terminal and in Prefect's UI.
 
 A stage is a step of a flow, such as generation, that submits many units of work at once.
 """
@@ -153,6 +153,7 @@ class _ProgressArtifact:
         self.id: UUID | None = None
 
     def show(self, shown: Activity) -> None:
+        """Create or update the artifact with the state of an activity."""
         text, progress = shown.line(), 100.0 * shown.done / (shown.total or 1)
         try:
             if self.id is None:

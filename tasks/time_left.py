@@ -52,7 +52,7 @@ class TimeLeft:
             stage: {name: unit.cost for name, unit in units.items()}
             for stage, units in stages.items()
         }
-        # A unit that was complete before is none of this flow's work, although its time is known.
+        # Units that were complete before the flow started are not part of its work.
         self._todo = {
             stage: {name for name, unit in units.items() if not unit.is_done}
             for stage, units in stages.items()
@@ -101,7 +101,7 @@ class TimeLeft:
         return self._from_now(sum(part or 0.0 for part in work), now) + self._closing * rate
 
     def _from_now(self, work: float, now: float) -> float:
-        """Return what is left now of the time that was left when the last unit ended."""
+        """Subtract the time since the last unit ended from the seconds that were left then."""
         return max(work - (now - self._ended), 0.0)
 
     def _at_once(self, stage: str) -> float:
@@ -138,13 +138,13 @@ class TimeLeft:
         return sum(expected) * (1 - in_progress / 2 / len(expected)) / self._at_once(stage)
 
     def _rate(self, stage: str | None) -> float | None:
-        """Return the median of seconds by cost, of a stage or, without enough units, of all."""
+        """Return the median seconds per cost of a stage's units, or of all units if it has few."""
         measured = self._typical(stage) if stage else []
         if len(measured) < _FEWEST:
             measured = [pair for name in self._measured for pair in self._typical(name)]
         return median(seconds / cost for cost, seconds in measured) if measured else None
 
     def _typical(self, stage: str) -> list[tuple[float, float]]:
-        """Return cost and seconds of the units that have ended, without the first ones."""
+        """Return (cost, seconds) of ended units, without the first ones, which load the models."""
         measured = self._measured[stage]
         return measured[min(self._workers, len(measured) // 2) :]

@@ -1,4 +1,4 @@
-"""Base of the watches, whose thread looks after something as long as a block of code runs."""
+"""Base class of context managers whose thread watches something while a block of code runs."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ class WatchThread:
         self.over.set()
 
     def keep_looking(self) -> None:
-        """Look again and again until `over` is set."""
+        """Watch in a loop until `over` is set; a derived class overrides this."""
         raise NotImplementedError

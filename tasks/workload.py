@@ -88,7 +88,7 @@ def _costs(run: Run, verb: str) -> Callable[[int], float]:
 
 
 def _in_batches(run: Run, group: str, batches: Sequence[range]) -> np.ndarray:
-    """Count the samples of a group that are in each batch."""
+    """Count, for each batch, its samples that a group of the run holds."""
     samples = np.sort(run.read(group, "sample"))
     ends = [batch.stop for batch in batches]
     return np.diff(np.searchsorted(samples, [0, *ends]))

@@ -1,4 +1,4 @@
-"""Reads the file of a Dask cluster on Kubernetes that a study names."""
+"""Reader of the file that describes a study's Dask cluster on Kubernetes."""
 
 from __future__ import annotations
 

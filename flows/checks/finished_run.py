@@ -1,4 +1,4 @@
-"""The argument of commands that names a run, and the run that it names."""
+"""Command-line argument that names a run, and look-up of the finished run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks whether the server at an address is a Prefect server that flows can run with."""
+"""Check whether the server at an address is a Prefect server that flows can run with."""
 
 from __future__ import annotations
 
@@ -119,11 +119,13 @@ def _judge(version: object) -> ServerCheck:
 
 
 def _major(version: object) -> int | None:
+    """Return the major number of a version; None if the text is no version."""
     match = re.match(r"(\d+)\.\d+", version) if isinstance(version, str) else None
     return int(match[1]) if match else None
 
 
 def _refusal(status: int) -> ServerCheck:
+    """Return the verdict on a server that answers with an HTTP error status."""
     if status in (401, 403):
         return ServerCheck(
             "locked",
@@ -138,4 +140,5 @@ def _refusal(status: int) -> ServerCheck:
 
 
 def _first_sentence(error: Exception) -> str:
+    """Return the first sentence of an exception's message."""
     return str(error).partition(". ")[0].strip()

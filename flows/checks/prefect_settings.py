@@ -61,6 +61,7 @@ def check_prefect_settings() -> None:
 
 
 def _home() -> Path:
+    """Return Prefect's home folder; raise `UserError` if its user is unknown."""
     text = os.path.expanduser(os.environ.get("PREFECT_HOME") or "~/.prefect")
     if text.startswith("~"):
         raise UserError(
@@ -70,6 +71,7 @@ def _home() -> Path:
 
 
 def _require_writable(home: Path) -> None:
+    """Check that files can be created in Prefect's home folder."""
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home):
@@ -134,6 +136,7 @@ def without_password(url: str) -> str:
 
 
 def _require_url(url: str | None) -> None:
+    """Check that PREFECT_API_URL, if it is set, is an http(s) URL."""
     if url is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""Computes the memory limit of a Dask worker, and refuses studies that the memory cannot hold."""
+"""Memory limit of a Dask worker, and check that a planned study fits into this machine's memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def gpu_memory() -> int:
 
 
 def memory_lines(plan: StudyPlan) -> list[str]:
-    """Return a line with the memory limit of the study's local Dask workers; empty without any."""
+    """Return a line with the memory limit of the study's local Dask workers, if it has any."""
     execution = plan.study.execution
     if execution.elsewhere or execution.runner != "dask":
         return []
@@ -88,7 +88,7 @@ def memory_problems(plan: StudyPlan) -> tuple[str, ...]:
     try:
         device = pick_device(plan.study.execution.wanted_device).type
     except UserError:
-        # The plan lists the missing device already.
+        # The device is not on this machine, which the plan reports as missing.
         return ()
     problems = [_machine_problem(plan, device)]
     if device == "cuda" and not plan.study.model.cpu_offload:
@@ -97,8 +97,10 @@ def memory_problems(plan: StudyPlan) -> tuple[str, ...]:
 
 
 def _machine_problem(plan: StudyPlan, device: str) -> str | None:
+    """Return a message if all workers together need more memory than this machine has."""
     execution, batch = plan.study.execution, plan.study.sampling.batch
-    # Threads of one process share the models on a GPU, and take turns with them.
+    # Threads of one process share the models on a GPU, and use them in turn, so they need the
+    # memory of one worker.
     workers = execution.workers if execution.runner == "dask" or device == "cpu" else 1
     need, machine = _host_bytes(plan, device), machine_memory()
     if need * workers <= machine:
@@ -120,7 +122,7 @@ def _machine_problem(plan: StudyPlan, device: str) -> str | None:
 
 
 def _host_bytes(plan: StudyPlan, device: str) -> int:
-    """Return the bytes of a worker's own memory; the networks of a GPU lie in its memory."""
+    """Return the bytes of main memory that a worker needs; with a GPU, networks need none of it."""
     return planned_bytes(plan) - (_network_bytes(plan) if device == "cuda" else 0)
 
 
@@ -138,7 +140,7 @@ def _with_batch(plan: StudyPlan, batch: int) -> StudyPlan:
 
 
 def _gpu_problem(plan: StudyPlan) -> str | None:
-    """Compare the networks' weights, which the GPU holds all at once, with its memory."""
+    """Return a message if the networks' weights, all on the GPU at once, exceed its memory."""
     weights, gpu = _network_bytes(plan), gpu_memory()
     if weights <= gpu:
         return None
@@ -156,4 +158,5 @@ def _gpu_problem(plan: StudyPlan) -> str | None:
 
 
 def _gb(size: int) -> str:
+    """Format a number of bytes in GB."""
     return f"{size / 1e9:.2f} GB"

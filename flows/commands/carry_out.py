@@ -1,4 +1,4 @@
-"""Carries out a flow for a command, and shows where it can be watched."""
+"""Execution of a flow for a command, with a line on where it can be watched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def carry_out(flow: str, run_url: str, **parameters: Any) -> dict[str, Any]:
 
 
 def with_live_line(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that shows what it does from its start, when it imports libraries.
+    """Wrap a command such that the live line is shown from its start, while libraries are imported.
 
     Where nothing more exact is shown, the line has the command's name.
     """

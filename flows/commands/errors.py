@@ -67,7 +67,7 @@ def run_command(command: Callable[[], object], debug: bool = False) -> int:
 
 
 def prepare_streams() -> None:
-    """Reopen closed standard streams on the null device, and let none fail on a character.
+    """Reopen closed standard streams on the null device, and replace characters they cannot show.
 
     If a stream is closed, as by ``>&-``, the next file that the process opens gets its number.
     Output of a library to the stream would then be written into that file.
@@ -90,10 +90,12 @@ def _output_problem(error: Exception) -> str:
     """Return the message about an output that cannot be written; empty for another error."""
     frames = list(traceback.walk_tb(error.__traceback__))
     module = str(frames[-1][0].f_globals.get("__name__")) if frames else ""
-    # These packages write to the standard streams, and to no file.
+    # An OSError from one of these packages concerns the standard streams, because they write no
+    # files.
     if not isinstance(error, OSError) or module.partition(".")[0] not in ("click", "rich", "typer"):
         return ""
-    # Python flushes its buffer at the exit, which would fail again and print a traceback.
+    # Python flushes standard output when it exits, which would fail again and print a traceback.
+    # The null device accepts the rest of the output.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return (
         f"standard output: it cannot be written to ({error.strerror}). Fix: free some space, or "
@@ -102,6 +104,7 @@ def _output_problem(error: Exception) -> str:
 
 
 def _require_current_folder() -> None:
+    """Check that the current folder still exists."""
     try:
         os.getcwd()
     except OSError:
@@ -114,6 +117,7 @@ def debug_requested(arguments: list[str]) -> bool:
 
 
 def _report(message: str, debug: bool) -> None:
+    """Print a message on standard error, with the traceback if ``debug``."""
     # If standard error cannot be written, rich raises an OSError or a SystemExit.  The exit code
     # is then all that tells of the failure, so it must stay.
     with suppress(OSError, SystemExit):
@@ -160,11 +164,13 @@ def write_log(text: str) -> Path | None:
 
 
 def _state_folder() -> Path:
+    """Return the folder for log files in the user's home."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return Path(base) / "ldmprobe"
 
 
 def _code_of(stop: SystemExit) -> int:
+    """Return the exit code that a `SystemExit` stands for."""
     if isinstance(stop.__context__, BrokenPipeError):
         return UNREAD
     if stop.code is None:

@@ -36,7 +36,7 @@ def fetch(study: Study, to: To = None, set_: Overrides = None) -> None:
     if to is not None:
         folder = Path(to).expanduser().absolute()
         variables = {"HF_HUB_CACHE": str(folder / "hub"), "TORCH_HOME": str(folder / "torch")}
-        # The libraries read these variables when they are imported, which is below.
+        # Set the variables before the imports below, at which the libraries read them.
         os.environ.update(variables)
     from huggingface_hub.utils import logging
 
@@ -44,7 +44,7 @@ def fetch(study: Study, to: To = None, set_: Overrides = None) -> None:
     from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 
-    # Retries of the hub's client need no attention, and its warnings would break the progress bar.
+    # The hub's client retries by itself, and its warnings would break up the progress bar.
     logging.set_verbosity_error()
     downloads = prepare_fetch(load_study(study, set_))
     columns = (
@@ -57,7 +57,7 @@ def fetch(study: Study, to: To = None, set_: Overrides = None) -> None:
             progress.update(task, description=download.field)
             download.run(lambda count: progress.advance(task, count))
         progress.update(task, description="fetched")
-    # The files that were fetched may give the study other defaults, so it is loaded again.
+    # A fetched model may record sampling defaults, so the study is loaded again with them.
     plan = plan_study(load_study(study, set_))
     print_missing(plan.missing)
     if plan.missing:

@@ -1,4 +1,4 @@
-"""Answers Ctrl-C at once, at times when no flow runs (`flows.watch` answers it during a flow)."""
+"""Handler of Ctrl-C while no flow runs (during a flow, `flows.watch` handles it)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def answer_interrupts() -> None:
 
 
 def _on_interrupt(number: int, _frame: FrameType | None) -> None:
+    """Stop the command at the first Ctrl-C, and end the process at the second."""
     _interrupts.append(number)
     if len(_interrupts) > 1:
         if "flows.watch" in sys.modules:

@@ -172,6 +172,7 @@ def run_intervention(finished: Any, what: Any) -> None:
 
 
 def _shift(text: str) -> dict[str, float]:
+    """Parse the option ``--shift``, such as ``0.2,0``."""
     parts = text.split(",")
     try:
         dx, dy = (float(part) for part in parts)

@@ -50,6 +50,8 @@ def watch(run: RunArgument) -> None:
     watched = Run(run)
     watched.location.require_reachable()
     watched.study  # noqa: B018  (raises if there is no run)
+    # Into a file, the next line comes after a minute.
+    console.print(f"{watched.url}: {progress_text(watched)}", highlight=False, soft_wrap=True)
     with activity("looking at the run") as shown:
         first, since = unit_counts(watched), time.monotonic()
         while not watched.location.has("summary.json") and is_held(watched):
@@ -67,7 +69,7 @@ def watch(run: RunArgument) -> None:
 
 
 def unit_counts(run: Run) -> dict[str, tuple[int, int]]:
-    """Count the units of a run.
+    """Count the complete units and all units of a run, by kind.
 
     Returns:
         number of complete units and of all units, by kind, in the order in which they are needed.
@@ -118,7 +120,7 @@ def is_held(run: Run) -> bool:
 
 
 def _row(url: str, name: str) -> list[str]:
-    """Return the cells of a run's row; a run that cannot be read says so."""
+    """Return the table row of a run; a run that cannot be read gets a row that says so."""
     from ldmprobe_core.storage.run import Run
 
     try:
@@ -145,6 +147,7 @@ def _scores(summary: dict[str, Any]) -> str:
 
 
 def _age(run: Run, name: str) -> str:
+    """Return how long ago a file of a run was written, such as ``5 h``."""
     changed: datetime = run.location.filesystem().modified(run.location.path(name))
     if changed.tzinfo is None:
         changed = changed.replace(tzinfo=UTC)

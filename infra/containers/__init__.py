@@ -1,1 +1,1 @@
-"""A trial of the containers on a real engine, by ``python -m infra.containers``."""
+"""Trial of the container images on a Docker engine: ``python -m infra.containers``."""

@@ -1,4 +1,4 @@
-"""Builds the images, runs the platform in containers, breaks it in many ways, and removes it.
+"""Trial that builds the images, runs the platform in containers, kills its parts, and removes it.
 
 ``make containers`` starts this module in the root of the repository.  It needs Docker with Docker
 Compose, and either a running engine or root's permission to start one.  It takes about half an hour
@@ -119,6 +119,7 @@ def _env_file(folder: Path) -> Path:
 
 
 def _require_free_ports() -> None:
+    """Check that the ports that docker-compose.yml publishes are free."""
     for port in (4200, 8333, 8787):
         with socket.socket() as probe:
             if probe.connect_ex((HOST, port)) == 0:
@@ -129,6 +130,7 @@ _START = time.monotonic()
 
 
 def _say(text: str) -> None:
+    """Print a line with the seconds since the start."""
     print(f"{time.monotonic() - _START:6.0f} s  {text}", flush=True)
 
 

@@ -77,6 +77,7 @@ def provide(engine: Engine, root: Path, folder: Path) -> list[str]:
 
 
 def _pulled(engine: Engine, name: str) -> bool:
+    """Pull an image from its registry, and return whether that succeeded."""
     try:
         return engine.docker("pull", name, check=False, limit_s=PULL_LIMIT_S).returncode == 0
     except subprocess.TimeoutExpired:
@@ -84,6 +85,7 @@ def _pulled(engine: Engine, name: str) -> bool:
 
 
 def _make_python(engine: Engine, name: str, folder: Path) -> None:
+    """Build the base image of Python from Debian's packages."""
     if shutil.which("debootstrap") is None:
         raise TrialError(
             f"base image {name}: it can be neither pulled from a registry nor built, because "
@@ -132,6 +134,7 @@ def _make_postgres(engine: Engine, name: str, python: str, folder: Path) -> None
 
 
 def _run(*command: str) -> None:
+    """Run a program; raise `TrialError` with the end of its output if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise TrialError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout)[-2000:]}")

@@ -1,4 +1,4 @@
-"""Calls Docker, and starts an engine for the trial if none is running."""
+"""Docker engine for the trial: the running one, or one that is started for it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Engine:
                 raise TrialError(
                     f"dockerd did not start. Fix: read its log, {self.folder}/dockerd.log"
                 )
-            # Poll the engine until the deadline.
+            # The engine does not announce that it is ready, so ask again until the deadline.
             time.sleep(0.3)
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The steps of the trial: health, UI, a study, killed services and a restarted engine."""
+"""Steps of the container trial: health, UI, a study, killed services and a restarted engine."""
 
 from __future__ import annotations
 
@@ -180,13 +180,16 @@ class Trial:
         self._compose("down", "-v", "--remove-orphans", check=False)
 
     def _gpu_log(self) -> str:
+        """Return the log of the container of GPU workers."""
         return self.engine.docker("logs", self.extra_container, check=False).stdout
 
     def _started(self, container: str) -> str:
+        """Return the time at which a container was last started."""
         form = "{{.State.StartedAt}}"
         return self.engine.docker("inspect", "-f", form, container).stdout
 
     def _python(self, service: str, code: str) -> str:
+        """Run Python code in a service's container, and return its output."""
         words = ("exec", "-T", service, "python", "-c", code)
         return self._compose(*words, check=False).stdout
 
@@ -201,9 +204,10 @@ class Trial:
 def _wait(
     aim: str, limit_s: float, reached: Callable[[], bool], details: Callable[[], str] = str
 ) -> None:
+    """Wait until ``reached`` returns True; raise `TrialError` with details after ``limit_s``."""
     deadline = time.monotonic() + limit_s
     while not reached():
         if time.monotonic() > deadline:
             raise TrialError(f"gave up after {limit_s:.0f} s of waiting for {aim}\n{details()}")
-        # Poll until the deadline.
+        # Nothing announces the change that is waited for, so look again until the deadline.
         time.sleep(2)

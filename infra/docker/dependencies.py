@@ -1,4 +1,4 @@
-"""Prints the dependencies of pyproject.toml, for the image, which installs them before the code."""
+"""Print the dependencies of pyproject.toml, for the image, which installs them before the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs one Dask worker for each GPU of a container, by ``python -m infra.docker.gpu_workers``.
+"""Run one Dask worker for each GPU of a container: ``python -m infra.docker.gpu_workers``.
 
 The argument is the address of the Dask scheduler; LDMPROBE_GPUS is the number of GPUs.  A worker
 that ends is started again, also with exit code 0, and the other workers continue.
@@ -81,6 +81,7 @@ def keep_running(
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
+    """Exit on a signal, so that the workers are stopped."""
     raise SystemExit(0)
 
 

@@ -37,7 +37,7 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """Find the steps of `first_stable_step` for class scores of some of the steps.
+    """Apply `first_stable_step` to class scores that exist at some steps only.
 
     Args:
         scores: class scores (sample, decoded step, class).
@@ -126,7 +126,7 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
         UserError: the folder does not exist or contains no images.
     """
     study = run.study
-    names = list_images(folder)
+    names = list_images(folder, study.map_properties)
     spec = study.labels.classes
     if spec is None:
         raise UserError(

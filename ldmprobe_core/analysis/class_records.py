@@ -8,6 +8,8 @@ from ldmprobe_core.probing.inference.bootstrap import Interval
 
 
 class _Record(BaseModel):
+    """Base class of the records, which refuses unknown keys."""
+
     model_config = ConfigDict(extra="forbid")
 
 

@@ -96,7 +96,7 @@ def differing_settings(first: Run, other: Run) -> dict[str, tuple[Any, Any]]:
 
 
 def _differing(first: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Values that differ in two nested mappings, by dotted key."""
+    """Return the pairs of values that differ between two nested mappings, by dotted key."""
     if not isinstance(first, dict) or not isinstance(other, dict):
         return {} if first == other else {key: (first, other)}
     differing: dict[str, tuple[Any, Any]] = {}
@@ -126,6 +126,7 @@ def difference_notes(runs: list[Run]) -> tuple[str, ...]:
 
 
 def _value(value: Any) -> str:
+    """Format the value of a setting for a sentence."""
     text = str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 

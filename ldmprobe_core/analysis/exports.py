@@ -103,6 +103,7 @@ def latex_table(summary: Summary) -> str:
 
 
 def _latex_row(name: str, result: PropertyRecord) -> list[str]:
+    """Return the cells of a property's row."""
     best = result.best
     return [
         f"{name} ({metric_title(best.metric)})",

@@ -181,7 +181,7 @@ class PropertyScores:
             resplits: curves of re-splits with the candidates `tied_layers`; None if there are none.
         """
         choices = resplits.choices if resplits else {}
-        # `max` returns the first of equals, and the best comes first.
+        # Curves are sorted by score, and `max` returns the first of equals: the best of them.
         kind, layer = max(self._tied_curves, key=lambda c: choices.get(self.layers[c[1]], 0))
         name, tied = self.layers[layer], self.tied_layers
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]

@@ -32,6 +32,7 @@ from ldmprobe_core.analysis.generalization.resplits import ResplitCurves, respli
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
+from ldmprobe_core.analysis.vectors import vector_records
 from ldmprobe_core.interventions.results import (
     completed_interventions,
     main_results,
@@ -118,6 +119,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         log_snr=attributes.get("log_snr", []),
         layers=len(run.layers),
         properties=properties,
+        vectors=vector_records(run, labels, is_test, bootstrap),
         classes=class_curves(run) if study.labels.classes else None,
         labelers=_labeler_scores(properties),
         nonfinite=nonfinite["trained"],
@@ -211,7 +213,7 @@ def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray
 def _scores_without_cells(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Score the controls of the prompt on the test samples, (metric, test sample) by name."""
+    """Score the prompt controls, which have no cells, (metric, test sample) by name."""
     study, prop = run.study, scores.prop.name
     # Source images share one caption, so there are no prompts to predict from.
     if not study.controls.prompt or study.images is not None:

@@ -99,7 +99,7 @@ class InterventionBatch:
         return {array: np.stack(values) for array, values in results.items() if values}
 
     def _probes_read(self, site: Site) -> dict[tuple[int, str], list[LinearProbe]]:
-        """Return the probes that read every layer in a site's steps; none unless it is erased."""
+        """Return the probes to score on all layers in a site's steps; none unless it is erased."""
         if self.spec.method not in ERASURES:
             return {}
         identity = self.run.location.read_text("identity")
@@ -121,8 +121,9 @@ class InterventionBatch:
         return make_change(self.spec, self.plan.kind, self._direction, aim, dose, logs[condition])
 
     def _direction(self, step: int, layer: str) -> EditDirection:
+        """Return the cached edit direction of a cell."""
         identity = self.run.location.read_text("identity")
-        # Images are generated without gradients, but some kinds of probes are fitted with them.
+        # Gradients are off while images are generated, but some kinds of probes need them to fit.
         with torch.enable_grad():
             return direction_of(self.run.url, identity, self.spec, step, layer)
 

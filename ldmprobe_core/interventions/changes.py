@@ -55,6 +55,7 @@ class EditLog:
 
 
 def _mean_over_cells(values: list[Tensor], samples: int) -> np.ndarray:
+    """Average values (sample,) over cells; NaN for all samples without any cell."""
     if not values:
         return np.full(samples, np.nan)
     return torch.stack(values).double().mean(0).numpy()

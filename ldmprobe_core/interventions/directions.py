@@ -81,7 +81,7 @@ def direction_of(
 
 
 def _generator(spec: Intervention, layer: str) -> np.random.Generator:
-    """Return the random number generator of a layer's null edits, the same at each step."""
+    """Build the random number generator of a layer's null edits, equal at each step."""
     digest = hashlib.sha256(f"{spec.seed} {layer}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
@@ -109,7 +109,7 @@ def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellR
     """
     run = Run(url)
     tokens = run.read(f"activations/{LATENTS}", "activation", step=step - 1)
-    # Images are generated without gradients, but some kinds of probes are fitted with them.
+    # Gradients are off while images are generated, but some kinds of probes need them to fit.
     with torch.enable_grad():
         labels = cached_label_set(url, identity)
         return probe_activations(tokens, labels, run.study, (LabelColumn("true", prop),))["true"]
@@ -128,6 +128,7 @@ def probes_of_cell(
 
 
 def _linear(probe: object) -> LinearProbe:
+    """Return a probe after a check that it is linear."""
     if not isinstance(probe, LinearProbe):
         raise TypeError(f"probe: a {type(probe).__name__} is not linear")
     return probe
@@ -142,9 +143,9 @@ def _permuted_direction(
     moments: Moments,
     statistics: SufficientStatistics | None,
 ) -> np.ndarray:
-    """Compute the edit direction of a probe of other images' labels, (channel,).
+    """Compute the edit direction of a probe fitted to shuffled labels, (channel,).
 
-    The run does not store such probes, so one is fitted.
+    The run does not store probes of shuffled labels, so one is fitted here.
     """
     permuted = LabelColumn("shuffled", spec.prop)
     columns = summed_columns(run.study, "trained") if statistics else (permuted,)

@@ -149,10 +149,9 @@ class EditDirection:
         return self.mean + contrast * (dose * self.deviation / size)
 
     def field_of(self, change: Tensor) -> Tensor:
-        """Return the field of a change of activations (n, y, x, channel).
+        """Return the field of a change (n, y, x, channel): its signed norm per token, (n, y, x).
 
-        The field is the norm of the change at each token, (n, y, x), with the sign of the change of
-        the prediction.
+        The sign is that of the change of the probe's prediction.
         """
         return torch.sign(change @ self.weight) * change.norm(dim=-1)
 

@@ -78,7 +78,7 @@ class Editor:
         return (self._calls - 1) // self.sampler.guidance.calls_per_step + 1
 
     def _edits(self, name: str) -> bool:
-        """Whether the current denoiser call edits a layer.
+        """Return whether the current denoiser call edits a layer.
 
         Only the conditional call is edited, because probes are fitted to its activations.  If
         guidance calls the denoiser twice in a step, the first of them is conditional.
@@ -117,6 +117,7 @@ class Editor:
         return ((edited, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: edited})
 
     def _hook(self, name: str, module: nn.Module | CapturePoint) -> Any:
+        """Build the forward hook that edits the output of one layer."""
         item = image_output_index(self.sampler.architecture, module)
         guidance = self.sampler.guidance
 
@@ -143,7 +144,7 @@ class Editor:
         self._edits_made[self._step, name] += 1
         if edited is tokens:  # a cell that is only read
             return tokens
-        # The activations return to the denoiser's precision, in which large values are infinite.
+        # The denoiser goes on in its own precision, in which a large edited value may be infinite.
         dtype = next(self.sampler.denoiser.parameters()).dtype
         finite = torch.isfinite(edited.to(dtype))
         if not bool(finite.all()):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NullContext:
-    """Quantities of one cell from which the directions of null edits are computed.
+    """Input of the functions that compute directions of null edits: quantities of one cell.
 
     Attributes:
         moments: mean and covariance of the training activations.
@@ -45,7 +45,7 @@ class NullContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Null:
-    """Null edit.
+    """Null edit: an edit of equal size that should not move an image towards the target.
 
     Attributes:
         name: name on the axis ``condition`` of an intervention.

@@ -146,8 +146,8 @@ def _sites(run: Run, spec: Intervention) -> list[Site]:
 
 def _layers(run: Run, spec: Intervention) -> list[str]:
     """List the names of the edited layers; the denoiser's input is the first one if selected."""
-    # The stored sums of latents are those of neighbourhoods of tokens, and an edit needs those of
-    # single tokens.
+    # Latents can be edited only if they are stored.  Stored sums are not enough: they are sums
+    # over neighbourhoods of tokens, but an edit needs the statistics of single tokens.
     latents = LATENTS in run.probe_inputs and run.study.capture.keep != "statistics"
     for glob in spec.layers or ():
         if glob == LATENTS and not latents:
@@ -172,7 +172,8 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
         and not name.startswith(VAE)
         and not name.endswith(POINT + WORDS)
     ]
-    # The denoiser's input is edited only if it is named, and as one more row of a causal map.
+    # The latents (the denoiser's input) are edited only if they are named, or in a causal map of
+    # all layers, in which they are one more row.
     if LATENTS in globs or (spec.windows and spec.layers is None and latents):
         layers = [LATENTS, *layers]
     if not layers:
@@ -181,18 +182,22 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
 
 
 def _no_layers_match(run: Run, globs: str) -> str:
+    """Return the error text for globs that match no layer of a run."""
+    points = ", and points inside layers are edited only where a glob has @"
+    apart = points if any(POINT in name for name in run.layers) else ""
     return (
-        f"layers: no layer of the run matches ({globs}). Fix: choose from {', '.join(run.layers)}."
+        f"layers: no layer of the run matches{apart} ({globs}). Fix: choose from "
+        f"{', '.join(run.layers)}."
     )
 
 
 def read_layers(run: Run) -> list[str]:
-    """Layers whose activations probes read during an erasure: the captured ones of the denoiser."""
+    """List the denoiser's captured layers, on which probes are scored during an erasure."""
     return [layer for layer in run.layers if not layer.startswith(VAE)]
 
 
 def _require_probes(run: Run, cells: set[tuple[int, str]]) -> None:
-    """Require that the probes of every edited cell are finished, and of other cells that are read.
+    """Check that the run has finished the probes of all cells that are edited or only read.
 
     Raises:
         UserError: a cell has no probes yet.
@@ -207,7 +212,7 @@ def _require_probes(run: Run, cells: set[tuple[int, str]]) -> None:
 
 
 def require_varying_predictions(run: Run, spec: Intervention, plan: InterventionPlan) -> None:
-    """Require that the predictions of the probes that an edit uses differ between tokens.
+    """Check that the predictions of the probes that an edit uses differ between tokens.
 
     The dose of an edit is in standard deviations of the prediction, so an edit of a constant
     prediction has no size.  The predictions are those for two of the edited samples, which are read
@@ -241,7 +246,7 @@ def require_varying_predictions(run: Run, spec: Intervention, plan: Intervention
 
 
 def _require_orthogonal_direction(run: Run, spec: Intervention, sites: list[Site]) -> None:
-    """Require that latents have a direction orthogonal to all probes, if a null edit needs one.
+    """Check that latents have a direction orthogonal to all probes, if a null edit needs one.
 
     Latents have few channels, layers have more channels than there are kinds of probes.
 
@@ -306,6 +311,7 @@ def _default_kind(spec: Intervention, usable: list[str]) -> str:
 
 
 def _samples(run: Run, spec: Intervention) -> list[int]:
+    """List the samples to edit: the chosen ones, or the first ones of the split."""
     split = run.open("samples").split.values[: run.n_stored]
     available = [int(i) for i in np.flatnonzero(split == spec.part)]
     if spec.chosen is None:

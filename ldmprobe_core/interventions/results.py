@@ -298,7 +298,7 @@ def _effect_record(
     halfway = vanished = None
     if "way" in names:
         way, area = names.index("way"), names.index("area")
-        # The way of an unedited mask is 0 where it is defined.
+        # Unedited images have a finite ``way`` (0) exactly where this measure is defined.
         halfway = _fraction(measured[way] > 0.5, np.isfinite(before[way]))
         vanished = _fraction(measured[area] == 0, np.isfinite(measured[area]))
     return EffectRecord(
@@ -325,14 +325,14 @@ def _readings(
     data: Any,
     bootstrap: Bootstrap,
 ) -> list[ProbeReading]:
-    """Summarise what probes read under one condition of an erasure at a site."""
+    """Summarise scores of the run's probes under one condition of an erasure at a site."""
 
     def unedited(layer: str, kind: str) -> np.ndarray:
         steps = range(site.first, site.last + 1)
         by_sample = stored_scores(run, spec, kind, layer, steps)
         return np.array([by_sample[sample] for sample in plan.samples])
 
-    # An erasure has one target, the own label.
+    # An erasure has one target: the sample's own label.
     scores = data.probe_score.isel(target=0).transpose("layer", "kind", "sample").values
     layers, kinds = ([str(name) for name in data[axis].values] for axis in ("layer", "kind"))
     return probe_readings(scores, layers, kinds, unedited, bootstrap)

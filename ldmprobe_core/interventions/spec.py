@@ -127,6 +127,7 @@ class Intervention(BaseModel):
     @field_validator("prop")
     @classmethod
     def _editable(cls, value: str) -> str:
+        """Check that the property can be edited."""
         names = editable_properties()
         if value not in names:
             raise ValueError(f"{value!r} cannot be edited. Fix: choose one of {', '.join(names)}.")
@@ -135,6 +136,7 @@ class Intervention(BaseModel):
     @field_validator("kind")
     @classmethod
     def _linear(cls, value: str | None) -> str | None:
+        """Check that the kind of probe is linear."""
         linear = [name for name, kind in PROBE_KINDS.items() if kind.linear]
         if value is not None and value not in linear:
             raise ValueError(
@@ -145,6 +147,7 @@ class Intervention(BaseModel):
     @field_validator("chosen")
     @classmethod
     def _named_once(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Check that samples are named, each once, and sort them."""
         if value == ():
             raise ValueError(
                 "no sample is named ([]). Fix: name samples, or leave chosen out to take the first "
@@ -161,11 +164,13 @@ class Intervention(BaseModel):
     @field_validator("doses")
     @classmethod
     def _increasing(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        """Sort the doses."""
         return value if value is None else tuple(sorted(value))
 
     @field_validator("controls")
     @classmethod
     def _known_nulls(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Check that the null edits are registered, and bring them into the order of `NULLS`."""
         for name in value or ():
             if name not in NULLS:
                 raise ValueError(
@@ -176,6 +181,7 @@ class Intervention(BaseModel):
 
     @model_validator(mode="after")
     def _distinct(self) -> Intervention:
+        """Check that targets and doses are distinct, and that all settings fit each other."""
         if len(set(self.targets)) < len(self.targets) or not self.targets:
             raise ValueError(
                 "targets are empty or repeated. Fix: give one or more distinct targets."

@@ -58,6 +58,7 @@ class Target(BaseModel):
 
     @model_validator(mode="after")
     def _file_or_transformation(self) -> Target:
+        """Check that a target is not both a file and a transformation."""
         transformation = self.dx, self.dy, self.scale, self.mirror, self.tilt, self.stretch
         if self.file is not None and transformation != (0, 0, 1, False, 0, None):
             raise ValueError(
@@ -105,6 +106,7 @@ def resolve_target(target: Target) -> Target:
 
 
 def _no_file(path: str) -> str:
+    """Return the error text for a file that does not exist."""
     return f"target.file: no such file ({path!r}). Fix: correct the path."
 
 
@@ -165,6 +167,7 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
 
 
 def _from_file(path: Path, label: np.ndarray) -> np.ndarray:
+    """Read a target map from a file, in the size and dtype of the label."""
     if not path.is_file():
         raise UserError(_no_file(str(path)))
     mask = label.dtype == bool
@@ -191,6 +194,7 @@ def _from_file(path: Path, label: np.ndarray) -> np.ndarray:
 
 
 def _shape_of(path: Path) -> tuple[int, int]:
+    """Return the height and width of a map file, without reading its values."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -45,12 +45,12 @@ class Labeler(Protocol):
 
 
 def nothing_published(spec: LabelerSpec) -> list[PublishedSource]:
-    """Return an empty list: the published files of a labeler whose files ship, or are local."""
+    """Return an empty list, for a labeler whose files are part of a package or local."""
     return []
 
 
 def no_weights(spec: LabelerSpec) -> list[Path]:
-    """Return an empty list: the weight files of a labeler that has no weights."""
+    """Return an empty list, for a labeler that has no weight files."""
     return []
 
 

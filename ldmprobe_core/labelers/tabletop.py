@@ -114,6 +114,7 @@ class ClassLabeler:
 
 @torch.no_grad()
 def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torch.device) -> Tensor:
+    """Apply a network to images (n, y, x, rgb) uint8 in batches; return float32 on the CPU."""
     parts = []
     for start in range(0, len(images), _BATCH):
         part = np.ascontiguousarray(images[start : start + _BATCH])
@@ -128,6 +129,7 @@ def _folder(spec: LabelerSpec) -> Path:
 
 
 def _path(name: str, folder: Path) -> Path:
+    """Return the path of a network's weights in a model folder."""
     path = folder / "labelers" / f"{name}.safetensors"
     if folder.is_file():
         raise UserError(
@@ -149,6 +151,7 @@ def _map_network(device: torch.device, folder: Path) -> MapNetwork:
 
 
 def _weights(network: Network, name: str, device: torch.device, folder: Path) -> Network:
+    """Load the weights of a network in float32, and freeze them."""
     state = load_file(_path(name, folder))
     network.load_state_dict({key: value.float() for key, value in state.items()})
     return network.to(device).eval().requires_grad_(False)
@@ -156,6 +159,7 @@ def _weights(network: Network, name: str, device: torch.device, folder: Path) ->
 
 @lru_cache(maxsize=1)
 def _maps(device: torch.device, folder: Path) -> _MapNetworkCache:
+    """Load the map network, which all map labelers of a device and folder share."""
     return _MapNetworkCache(_map_network(device, folder), device)
 
 

@@ -21,7 +21,7 @@ from ldmprobe_core.study.layers import POINT, VAE, LayerShape
 
 
 def named_points(network: nn.Module) -> dict[str, nn.Module | CapturePoint]:
-    """Return all modules of a network, and the capture points inside its attention layers.
+    """Return all modules of a network, and capture points inside attention layers, by name.
 
     Returns:
         name to module or capture point, in the order in which the network defines the modules;

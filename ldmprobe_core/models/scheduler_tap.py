@@ -88,7 +88,8 @@ class SchedulerTap:
             steps.timestep.append(float(timestep))
             result = inner(model_output, timestep, sample, *args, **kw)
             if self.replace is not None:
-                # LCM and TCD return further tensors, which their pipelines unpack.
+                # The schedulers LCM and TCD return further tensors, which the pipeline expects, so
+                # only the first one is replaced.
                 result = (self.replace(len(steps.after) + 1).to(result[0]), *result[1:])
             steps.after.append(result[0].clone())
             return result

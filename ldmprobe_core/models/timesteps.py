@@ -258,7 +258,7 @@ def _record_conversions(scheduler: Any) -> list[Tensor]:
 
 def _converts_to_clean(scheduler: Any) -> bool:
     """Return whether a multistep solver converts model outputs to clean latents (True) or noise."""
-    # The config key that says on which of both a solver works differs by class: UniPC has
+    # The config key that chooses between clean latents and noise differs by class: UniPC has
     # `predict_x0`, DPM-Solver has `algorithm_type`.
     if "predict_x0" in default_config(type(scheduler)):
         return bool(scheduler.config.predict_x0)

@@ -1,4 +1,4 @@
-"""Samples of the groups of a run that hold a part of them, such as those of step images."""
+"""Look-up of samples in groups of a run that hold only some of them, such as step images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def samples_in(run: Run, group: str) -> np.ndarray:
 
 
 def rows_in(run: Run, group: str, members: range) -> tuple[np.ndarray, slice]:
-    """Find the samples of a batch that a group holds.
+    """Find which samples of a batch a group holds, and where.
 
     Args:
         run: run that holds the group.
@@ -34,13 +34,13 @@ def rows_in(run: Run, group: str, members: range) -> tuple[np.ndarray, slice]:
 
 
 def step_images_in(run: Run, members: range) -> tuple[StepImages, slice]:
-    """Choose the step images of a batch, and find the slice of their group that they take."""
+    """Choose the step images of a batch, and find the rows of their group to write them to."""
     positions, rows = rows_in(run, STEP_IMAGES, members)
     return StepImages(positions, run.read(STEP_IMAGES, "step") - 1), rows
 
 
 def permuted_rows_in(run: Run, members: range) -> slice | None:
-    """Find the slice of the permuted denoiser's groups that a batch takes; None if it has none."""
+    """Find a batch's rows in the groups of permuted activations; None if it has no rows there."""
     if run.study.controls.untrained is None:
         return None
     _, rows = rows_in(run, f"{ACTIVATION_GROUPS['permuted']}/{run.layers[0]}", members)

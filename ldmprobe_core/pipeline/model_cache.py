@@ -78,7 +78,7 @@ def use_models(run: Run) -> Iterator[tuple[PipelineSampler, dict[str, Labeler]]]
 
 @contextmanager
 def use_pipeline(study: Study, pipeline: Any) -> Iterator[Study]:
-    """Context manager that yields a study of a pipeline object, which can be run in the block.
+    """Context manager that yields a study whose model is a pipeline object, to run in the block.
 
     Args:
         study: study whose model and scheduler are replaced by those of the pipeline.
@@ -95,7 +95,7 @@ def use_pipeline(study: Study, pipeline: Any) -> Iterator[Study]:
         try:
             yield source.study_of(study)
         finally:
-            # The user may change the pipeline now, so that its sampler must not be used again.
+            # The user may change the pipeline after the block, so its sampler is not kept.
             for cache in (shared_models, thread_local_models.loaded):
                 cache.pop("generator", None)
 

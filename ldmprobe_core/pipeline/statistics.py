@@ -250,7 +250,7 @@ def nonfinite_in(run: Run, network: str, layer: str) -> np.ndarray:
 
 
 def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:
-    """Sum one array over the active buffers of all accumulators, pairwise to limit rounding.
+    """Sum an array over the active buffers of all accumulators, pairwise to limit rounding errors.
 
     Args:
         run: run to read from.

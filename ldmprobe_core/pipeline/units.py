@@ -101,6 +101,7 @@ def _batches(verb: str) -> Callable[[Run], list[Unit]]:
 
 
 def _accumulations(run: Run) -> list[Unit]:
+    """List the accumulation units of all accumulators."""
     return [
         Unit(
             (accumulator, number),
@@ -113,10 +114,12 @@ def _accumulations(run: Run) -> list[Unit]:
 
 
 def _is_accumulated(run: Run, accumulator: int, number: int) -> bool:
+    """Return whether an accumulator contains its unit ``number`` (from 0)."""
     return run.progress.count(ACCUMULATE, accumulator) > number
 
 
 def _cells(run: Run) -> list[Unit]:
+    """List one unit per cell, by step and probe input."""
     return [
         Unit((step, layer), f"cell step {step:02d} · {layer}")
         for step in range(1, run.open("progress").sizes["step"] + 1)
@@ -125,6 +128,7 @@ def _cells(run: Run) -> list[Unit]:
 
 
 def _is_probed(run: Run, step: int, layer: str) -> bool:
+    """Return whether the probes of a cell are fitted and scored; steps count from 1."""
     return run.progress.is_done(PROBE, step - 1, run.probe_inputs.index(layer))
 
 

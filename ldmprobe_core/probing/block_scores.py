@@ -191,6 +191,7 @@ class BlockScorer:
         )
 
     def _score(self, name: str, tokens: np.ndarray) -> np.ndarray:
+        """Score predictions in one metric, upsampled if the metric has no form over blocks."""
         if name in self._forms:
             return self._forms[name](tokens)
         predicted = upsample(tokens, self.size)

@@ -42,7 +42,7 @@ class CellResult:
     draws: dict[str, np.ndarray] = field(default_factory=dict)
 
     def spread(self, rows: np.ndarray) -> CellResult:
-        """Return the result with scores of more held-out samples, NaN for those not scored here.
+        """Expand the scores to all held-out samples, with NaN for samples that were not scored.
 
         Args:
             rows: bool (held-out sample,), True at the samples of this result.
@@ -119,7 +119,7 @@ def _fit(data: CellData, kinds: tuple[str, ...]) -> _Fitted:
 
 
 def _is_fitted(kind: ProbeKind, column: LabelColumn) -> bool:
-    """Whether probes of a kind are fitted to a label.
+    """Return whether probes of a kind are fitted to a label column.
 
     Nonlinear kinds are controls themselves, so they are fitted to true labels only.  Draws after
     the first are fitted only by kinds that need just the sufficient statistics, because all draws

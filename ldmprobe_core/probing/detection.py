@@ -87,7 +87,7 @@ class _SumsByValue:
 def _sums_by_value(
     predicted: np.ndarray, share: np.ndarray
 ) -> Iterator[tuple[np.ndarray, _SumsByValue]]:
-    """Yield the sums of a few images at a time, with the images' indices.
+    """Yield `_SumsByValue` of a few images at a time, with the images' indices.
 
     Images whose scores are undefined are left out.
     """
@@ -103,7 +103,7 @@ def _sums_by_value(
 
 
 def _sort_and_sum(values: np.ndarray, shares: np.ndarray) -> _SumsByValue:
-    """Compute the sums for images with values and shares (n, token)."""
+    """Compute `_SumsByValue` of images from their predicted values and shares, (n, token) each."""
     order = values.argsort(1)
     values, positives = (np.take_along_axis(rows, order, 1) for rows in (values, shares))
     index = np.broadcast_to(np.arange(values.shape[1]), values.shape)
@@ -147,7 +147,7 @@ def dice_at(
     """
     order = predicted.argsort(1)
     values = np.take_along_axis(predicted, order, 1)
-    # A single prediction is sorted once, for all images.
+    # If there is one prediction for all images, `order` has one row, which NumPy broadcasts.
     first_above = np.stack([row.searchsorted(cuts, side="right") for row in values])
     weight = np.ones(share.shape) if weight is None else weight.astype(np.float64)
     hits = np.where(weight > 0, share, 0) * weight

@@ -217,6 +217,7 @@ def mean_of_defined(
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Correlate the rows of two arrays (n, pixel), (n,)."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     covariance = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
     return covariance / (deviation_or_nan(a) * deviation_or_nan(b))

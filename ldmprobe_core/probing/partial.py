@@ -165,6 +165,7 @@ class BlockPartialScorer:
         return cross / (_rest_norm(values, parts, self.pixels_per_block) * self.label_norm)
 
     def _transform(self, rows: np.ndarray) -> np.ndarray:
+        """Convert rows of values to ranks, if the scorer correlates ranks."""
         return mean_ranks(rows) if self.ranks else rows
 
     def _block_sums(self, rows: np.ndarray) -> np.ndarray:

@@ -36,11 +36,11 @@ def mean_ranks(flat: np.ndarray) -> np.ndarray:
 
 
 def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort each row.
+    """Find the ascending order of each row, and the neighbours in that order that are equal.
 
     Returns:
-        its ascending order (n, pixel), and whether each value in that order, from the second on,
-        equals the one before, (n, pixel - 1) bool.
+        order (n, pixel), and whether each value in that order, from the second on, equals the one
+        before, (n, pixel - 1) bool.
     """
     order = np.argsort(flat, axis=1)
     ascending = np.take_along_axis(flat, order, axis=1)
@@ -105,6 +105,7 @@ class RankedMaps:
         return correlations
 
     def _chunk_correlation(self, flat: np.ndarray, rows: slice) -> np.ndarray:
+        """Rank-correlate a few maps with the stored maps ``rows``, (n,)."""
         count = flat.shape[1]
         centred, deviation = self.centred[rows], self.deviation[rows]
         if flat.dtype == np.float16 and count >= COUNTING_SORT_PIXELS:

@@ -68,6 +68,7 @@ class ChunkRecord:
 
 
 def _progress_arrays() -> set[str]:
+    """Return the names of the arrays that record complete units."""
     return {kind.progress for kind in UNIT_KINDS.values()}
 
 

@@ -257,6 +257,7 @@ class Location:
             self._write_bytes(name, data)
 
     def _write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file atomically; the caller explains errors."""
         files, path = self.filesystem(), self.path(name)
         if self.remote:
             files.pipe_file(path, data)
@@ -367,6 +368,7 @@ class Location:
         return sum(os.path.getsize(os.path.join(*file)) for file in files)
 
     def _listed(self, name: str, kind: str) -> list[str]:
+        """List a folder's entries of one kind, ``file`` or ``directory``."""
         try:
             entries = self.filesystem().ls(self.path(name), detail=True)
         except (FileNotFoundError, NotADirectoryError):

@@ -119,6 +119,7 @@ class Lease:
         return held_by is not None and held_by.key == self._holder.key
 
     def _keep_alive(self) -> None:
+        """Write a heartbeat at intervals until the lease is released (the thread's body)."""
         while not self._released.wait(HEARTBEAT_S):
             self._holder = replace(self._holder, heartbeat=self._holder.heartbeat + 1)
             # If the store cannot be reached for a moment, this heartbeat is lost.  The thread must
@@ -282,14 +283,17 @@ def _stopped(location: Location, number: int, holder: Holder, deadline: float) -
 
 
 def _numbers(location: Location) -> set[int]:
+    """Return the numbers of all lease files."""
     return {int(name) for name in location.files() if name.isdecimal()}
 
 
 def _name(number: int) -> str:
+    """Return the file name of the lease with a number."""
     return f"{number:06d}"
 
 
 def _text(holder: Holder) -> str:
+    """Return the content of a lease file."""
     return json.dumps(asdict(holder))
 
 

@@ -1,4 +1,4 @@
-"""Schema of the groups that hold sums, probes and scores; `RunSchema` adds the other groups."""
+"""Schema of the groups of statistics, probes and scores; `RunSchema` adds the other groups."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RunShape:
 
 
 class ProbeSchema(GroupBuilder):
-    """Builder of the groups of sums, probes and scores, with the coordinates that groups share.
+    """Builder of the groups of statistics, probes and scores, and of coordinates for all groups.
 
     Args:
         root: root group of the run.
@@ -82,18 +82,18 @@ class ProbeSchema(GroupBuilder):
         self.decoded_steps = step_image_steps(self.study, self.steps)
 
     def add_sample(self, group: zarr.Group, index: np.ndarray | None = None) -> None:
-        """Add the coordinate of some samples, by index (n,), or of all stored ones to a group."""
+        """Add the coordinate ``sample`` to a group: the given indices (n,), or all stored ones."""
         values = self.stored if index is None else index
         self.coordinate(group, "sample", values, "index of the image")
 
     def add_step_image_axes(self, group: zarr.Group) -> dict[str, int]:
-        """Add the samples and steps that have step images to a group, and return their numbers."""
+        """Add coordinates of the samples and steps with step images; return counts by dimension."""
         self.add_sample(group, self.with_step_images)
         self.add_step(group, self.decoded_steps)
         return {"sample": len(self.with_step_images), "step": len(self.decoded_steps)}
 
     def add_step(self, group: zarr.Group, index: np.ndarray | None = None) -> None:
-        """Add the coordinates of some sampler steps (from 0), or of all of them, to a group."""
+        """Add coordinates of sampler steps to a group: the indices (from 0) given, or all steps."""
         index = np.arange(self.steps) if index is None else index
         self.coordinate(group, "step", index + 1, "sampler step, from 1")
         self.coordinate(
@@ -105,7 +105,7 @@ class ProbeSchema(GroupBuilder):
         )
 
     def add_pixels(self, group: zarr.Group, y: int | None = None, x: int | None = None) -> None:
-        """Add the coordinates ``y`` and ``x``, in pixels, of pixels or tokens to a group.
+        """Add the coordinates ``y`` and ``x`` of pixels or of tokens, in pixels, to a group.
 
         Args:
             y: number of tokens down the image; None for coordinates of the image's pixels.

@@ -64,7 +64,7 @@ class Progress:
         return bool(self.count(kind, *index))
 
     def counts(self, kind: UnitKind | str) -> np.ndarray:
-        """Read the number of complete units at each index; at most 1 if not `sequential`."""
+        """Read the number of complete units at each index; 0 or 1 unless `UnitKind.sequential`."""
         # A unit that was never recorded has no chunk in this array, and reads as the fill value 0.
         return np.asarray(self._open(kind)[...])
 
@@ -88,5 +88,6 @@ class Progress:
             )
 
     def _open(self, kind: UnitKind | str, mode: Literal["r", "r+"] = "r") -> Any:
+        """Open the progress array of a kind of unit."""
         name = kind if isinstance(kind, str) else kind.progress
         return open_array(self._store(), self._url, f"{self._group}/{name}", mode)

@@ -59,6 +59,7 @@ class RunSchema(ProbeSchema):
         self._progress()
 
     def _samples(self) -> None:
+        """Create the group ``samples`` of all samples, stored or not."""
         group = self.group("samples", "Who was generated.")
         self.add_sample(group, np.array([sample.index for sample in self.samples]))
         for name, description in (
@@ -77,6 +78,7 @@ class RunSchema(ProbeSchema):
         self.table(group, "seed", "sample", seeds, "seed of the sample's own generator")
 
     def _prompts(self) -> None:
+        """Create the group of prompt embeddings."""
         group = self.group("prompts", "What the denoiser was told of each sample.")
         self.add_sample(group)
         sizes = {"sample": len(self.stored_samples), "feature": self.text_channels}
@@ -84,6 +86,7 @@ class RunSchema(ProbeSchema):
         self.array(group, "embedding", sizes, {"sample": self.batch}, "float32", text)
 
     def _images(self) -> None:
+        """Create the group of finished images."""
         group = self.group("images", "Finished images.")
         self.add_sample(group)
         self.add_pixels(group)
@@ -99,6 +102,7 @@ class RunSchema(ProbeSchema):
         )
 
     def _step_images(self) -> None:
+        """Create the group of images decoded at each step."""
         group = self.group("step_images", "What each step looked like, of some of the samples.")
         sizes = self.add_step_image_axes(group)
         self.add_pixels(group)
@@ -118,6 +122,7 @@ class RunSchema(ProbeSchema):
             )
 
     def _activations(self, top: str, name: str, shape: LayerShape) -> None:
+        """Create the group of one layer's activations, below the group ``top``."""
         description = _INPUTS.get(name, f"output of {name}")
         group = self.group(f"{top}/{name}", f"{description.capitalize()}, conditional half.")
         if name == CLEAN_PIXELS:
@@ -153,6 +158,7 @@ class RunSchema(ProbeSchema):
         )
 
     def _labels(self, path: str, source: str | None) -> None:
+        """Create a group of labels: of step images named by ``source``, or of finished images."""
         group = self.group(path, f"Labels of {source or 'the finished images'}.")
         if source:
             sizes, chunks = self.add_step_image_axes(group), {"sample": 1}
@@ -183,6 +189,7 @@ class RunSchema(ProbeSchema):
             )
 
     def _truth(self) -> None:
+        """Create the group of exact maps."""
         group = self.group("exact_maps", "Exact maps of the pictures, as they were given.")
         self.add_sample(group)
         self.add_pixels(group)
@@ -197,6 +204,7 @@ class RunSchema(ProbeSchema):
             )
 
     def _progress(self) -> None:
+        """Create the group of progress arrays, one for each kind of unit."""
         group = self.group("progress", "Which units of work are complete (1).")
         batches = len(self.study.batches(len(self.stored_samples)))
         self.coordinate(group, "batch", range(batches), "batch of samples")

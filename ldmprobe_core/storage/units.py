@@ -57,14 +57,14 @@ class UnitKind:
         return "int64" if self.sequential else "uint8"
 
     def writes(self, dims: tuple[str, ...]) -> bool:
-        """Whether units write an array of these dimensions, in a group that they write.
+        """Return whether units of this kind write an array, given that they write its group.
 
-        The other arrays of a group with its own progress array are written at its creation.
+        The arrays that units do not write are written when their group is created.
 
         Args:
             dims: names of the array's dimensions.
         """
-        # One-dimensional arrays are coordinates.
+        # One-dimensional arrays are coordinates, which are written when the run is created.
         if not self.per_group:
             return len(dims) > 1
         return all(ARRAY_DIM.get(dim, dim) in dims for dim in self.dims)

@@ -117,6 +117,7 @@ def _arrays(laid_out: dict[str, dict[str, Any]], below: str) -> list[str]:
 
 
 def _is_below(path: str, below: str) -> bool:
+    """Return whether a path is equal to or below another one."""
     return not below or path == below or path.startswith(f"{below}/")
 
 
@@ -216,7 +217,7 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
 
 
 def _batch_finder(run: Run) -> BatchOfChunk:
-    """Build the function that finds the batch of a chunk in groups with a part of the samples."""
+    """Build a function that finds the batch of a chunk, in groups of all or of some samples."""
     batches: dict[str, list[int]] = {}
 
     def of_chunks(path: str) -> list[int]:
@@ -235,7 +236,8 @@ def _batch_finder(run: Run) -> BatchOfChunk:
             try:
                 batches[path] = of_chunks(path)
             except RunError:
-                # The list of samples, or metadata, is damaged; it is reported by itself.
+                # The group's list of samples or its metadata is damaged, so no batch is known here.
+                # That damage is reported when the check comes to the damaged file itself.
                 batches[path] = []
         return batches[path][chunk] if chunk < len(batches[path]) else None
 

@@ -1,4 +1,4 @@
-"""Division of a study's samples into units, and the samples that have more than an image.
+"""Division of a study's samples into units of work, and choice of some samples for costly work.
 
 Step images are decoded for a few samples, and the permuted denoiser runs on some of the batches.
 Both choices depend on the study alone.  Chunk sizes of arrays are decided in
@@ -188,7 +188,7 @@ def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
     while reached.sum() < wanted or (reached[total > 0] == 0).any():
         distance = np.square(reached + counts[left] - target).sum(1)
         if reached.sum() >= wanted:
-            # Only a split without any sample is left to be covered.
+            # There are enough samples, but some split has none: take the batch with most of it.
             lacking = (total > 0) & (reached == 0)
             distance = -counts[left][:, lacking].sum(1)
         best = left.pop(int(distance.argmin()))

@@ -15,7 +15,7 @@ import numpy as np
 
 
 def own_labels(members: np.ndarray, seed: int) -> np.ndarray:
-    """Return the sample indices unchanged, which assigns its own label to every sample."""
+    """Assign to every sample its own label: return the sample indices unchanged."""
     return members
 
 
@@ -50,7 +50,7 @@ of the sample whose label it gets.
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """Map labels of one property, one for each sample, as one draw of an assignment gives them.
+    """Column of labels to fit: maps of one property, assigned to samples by one draw.
 
     Attributes:
         assignment: name of a label assignment in `ASSIGNMENTS`.

@@ -77,6 +77,7 @@ def parse_study(content: dict[str, Any], where: str = "study") -> Study:
 
 
 def _set(content: dict[str, Any], override: str) -> None:
+    """Set a key of a study's content from a text such as ``sampling.steps=20``, in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(
@@ -139,7 +140,7 @@ def sentence(error: ValidationError, model: type[BaseModel] = Study, noun: str =
 
 
 def _known_keys(location: tuple[int | str, ...], model: type[BaseModel], name_of_all: str) -> str:
-    """List the keys of the section of `model` that an unknown key, given by its path, is in."""
+    """List the valid keys of the section in which an unknown key, given by its path, stands."""
     part: Any = model
     # A number in the path is the index of an item of a list.  The keys do not depend on it.
     for name in [name for name in location[:-1] if isinstance(name, str)]:

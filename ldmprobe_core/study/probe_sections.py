@@ -11,7 +11,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
 from ldmprobe_core.study.extensions.entry_points import PROBE_KIND_POINTS, load_entry_points
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
-from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
+from ldmprobe_core.study.properties import (
+    CLASS,
+    PROPERTIES,
+    map_properties,
+    with_built_in,
+)
 from ldmprobe_core.study.readers.value_types import (
     EXPONENT,
     MAX_SAMPLES,
@@ -32,6 +37,7 @@ class LabelerSpec(Section):
 
 
 def _named(value: Any) -> Any:
+    """Convert the name of a labeler to a mapping with that name."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -78,16 +84,19 @@ class Labels(Section):
 
     @property
     def maps(self) -> tuple[str, ...]:
-        """Names of the properties that are probed, in the order of registration."""
-        return tuple(prop for prop in map_properties() if self.labeler(prop) is not None)
+        """Names of the properties that are probed: built-in ones first, then others, sorted."""
+        known = with_built_in(self.model_extra or ())
+        return tuple(prop for prop in known if self.labeler(prop) is not None)
 
     @model_validator(mode="before")
     @classmethod
     def _registered(cls, content: Any) -> Any:
+        """Check that every key is a field or a registered property."""
         return _check_extra(cls, content, PROPERTIES)
 
     @model_validator(mode="after")
     def _something(self) -> Labels:
+        """Check that a map property is labeled, and that classes are not read from exact maps."""
         if not self.maps:
             raise ValueError(
                 f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all null. Fix: "
@@ -116,6 +125,7 @@ class Split(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Split:
+        """Check that the shares add up to 1."""
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the sum of train, validation and test is {total:g}. Fix: make it 1")
@@ -142,13 +152,14 @@ class Probes(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Probes:
+        """Check that kinds and penalties are distinct, and kinds registered, one of them linear."""
         for name in ("kinds", "penalties"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} is {list(values)}. Fix: name each value once")
         for kind in self.kinds:
             if kind not in PROBE_KINDS:
-                # The imported module registers the kind.
+                # Importing the module registers the kind, which is looked up again below.
                 load_entry_points(PROBE_KIND_POINTS, kind, "kinds")
             if kind not in PROBE_KINDS:
                 raise ValueError(
@@ -161,11 +172,11 @@ class Probes(Section):
 
 
 class UntrainedWeights(Section):
-    """Size of the control of permuted or of random weights.
+    """Number of samples for the control that runs a denoiser with permuted or random weights.
 
     Attributes:
-        samples: number of samples that are also given to the denoiser with these weights, from all
-            splits in proportion.  Complete batches are taken, so it is rounded up to these.
+        samples: number of samples that this denoiser runs on as well, from all splits in
+            proportion.  It is rounded up to complete batches.
     """
 
     samples: SampleCount = 160
@@ -223,10 +234,12 @@ class Controls(Section):
     @model_validator(mode="before")
     @classmethod
     def _registered(cls, content: Any) -> Any:
+        """Check that every key is a field or a registered condition."""
         return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE_CONDITION])
 
     @model_validator(mode="after")
     def _one_untrained(self) -> Controls:
+        """Check that not both controls with an untrained denoiser are on."""
         if self.permuted_weights and self.random_weights:
             raise ValueError(
                 "random_weights is on beside permuted_weights, but one untrained denoiser at most "
@@ -254,6 +267,7 @@ class BootstrapSettings(Section):
 
     @model_validator(mode="after")
     def _resolved(self) -> BootstrapSettings:
+        """Check that the number of resamples suffices for the confidence level."""
         # An interval needs at least one resample beyond each of its ends.
         least = math.ceil(round(2 / (1 - self.level), 6))
         if self.resamples < least:

@@ -28,7 +28,7 @@ from ldmprobe_core.study.extensions.declarations import Declarations, declare
 from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.probe_sections import BootstrapSettings, Controls, Labels, Probes
-from ldmprobe_core.study.properties import property_of, register_property
+from ldmprobe_core.study.properties import property_of, register_property, with_built_in
 from ldmprobe_core.study.readers.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.readers.value_types import Slug, require_storable_text
 from ldmprobe_core.study.sections import (
@@ -112,17 +112,20 @@ class Study(Section):
     @model_validator(mode="before")
     @classmethod
     def _declared(cls, content: Any) -> Any:
+        """Complete the properties that the study declares; see `declare`."""
         return declare(content) if isinstance(content, dict) else content
 
     @model_validator(mode="before")
     @classmethod
     def _storable(cls, content: Any) -> Any:
+        """Check that files and databases accept every text of the study."""
         for name, text in _texts(content):
             require_storable_text(name, text)
         return content
 
     @model_validator(mode="after")
     def _scheduler_of_a_pipeline(self) -> Study:
+        """Check that the scheduler is a pipeline object's if, and only if, the model is one."""
         source, scheduler = self.model.source, self.sampling.scheduler
         if (scheduler == PIPELINE) != source.startswith(PIPELINE_PREFIX):
             raise ValueError(
@@ -134,6 +137,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _served(self) -> Study:
+        """Check that a linear kind of probe can predict every labeled property."""
         linear = [probe_kind(kind) for kind in self.linear_kinds]
         unread = [
             prop
@@ -150,6 +154,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _from_sums(self) -> Study:
+        """Check that probes and controls need no activations if only statistics are kept."""
         if self.capture.keep != "statistics":
             return self
         beyond = [kind for kind in self.kinds if not probe_kind(kind).from_statistics]
@@ -171,6 +176,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _guided(self) -> Study:
+        """Check that a negative prompt has guidance, without which it has no effect."""
         if self.prompts.negative is not None and (self.sampling.guidance == 1 or self.images):
             raise ValueError(
                 "prompts.negative is given, but it has no effect without guidance. Fix: leave "
@@ -180,6 +186,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _enough_prompts(self) -> Study:
+        """Check that ``images`` is given if it is the source, and that prompts can be split."""
         if (self.source == "images") != (self.images is not None):
             raise ValueError(
                 f"source is {self.source}, and images is "
@@ -200,6 +207,7 @@ class Study(Section):
 
     @model_serializer(mode="wrap")
     def _without_empty_declarations(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Serialise the study without an empty ``properties``, as releases before this key did."""
         content = handler(self)
         if not content.get("properties"):
             content.pop("properties", None)
@@ -215,6 +223,15 @@ class Study(Section):
     def count(self) -> int | None:
         """Number of images; None if it is unknown because the input files are not read yet."""
         return self.prompts.count if self.images is None else self.images.samples
+
+    @property
+    def map_properties(self) -> tuple[str, ...]:
+        """Names of the properties of which source images may have exact maps, in stored order.
+
+        These are the built-in properties and those that the study declares, whatever other
+        properties this process knows.
+        """
+        return with_built_in(self.properties)
 
     @property
     def input_controls(self) -> tuple[str, ...]:

@@ -80,6 +80,7 @@ class Prompts(Section):
     @field_validator("files", mode="before")
     @classmethod
     def _one_file(cls, value: Any) -> Any:
+        """Convert a single path to a mapping that uses the file for all splits."""
         return {"all": value} if isinstance(value, str) else value
 
     @property
@@ -91,6 +92,7 @@ class Prompts(Section):
 
     @model_validator(mode="after")
     def _has_words(self) -> Prompts:
+        """Check that prompts come from one source, and that no item is empty."""
         if self.items is not None and self.files is not None:
             raise ValueError("items and files are both given. Fix: keep one of these keys")
         if self.content_hash is not None and self.files is None:
@@ -135,6 +137,7 @@ class Images(Section):
     @field_validator("missing", mode="before")
     @classmethod
     def _of_properties(cls, value: Any) -> Any:
+        """Check that every key is a registered property."""
         if not isinstance(value, dict):
             raise ValueError(
                 f"{value!r:.60} has no property to apply to. Fix: give values by property, as in "
@@ -193,6 +196,7 @@ class Capture(Section):
     @field_validator("layers")
     @classmethod
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Check that no layer is named twice."""
         if len(set(value)) < len(value):
             raise ValueError(f"{list(value)} has a value twice. Fix: name each value once")
         return value
@@ -222,6 +226,7 @@ class Trajectory(Section):
 
     @model_validator(mode="after")
     def _ascending(self) -> Trajectory:
+        """Check that the steps are distinct and ascending."""
         if self.steps != "all" and list(self.steps) != sorted(set(self.steps)):
             raise ValueError(
                 f"steps is {list(self.steps)}. Fix: name each step once, in ascending order"
@@ -255,6 +260,7 @@ class Execution(Section):
 
     @model_validator(mode="after")
     def _of_dask(self) -> Execution:
+        """Check that keys of Dask are given only with the Dask runner, and not two clusters."""
         given = [name for name in ("address", "cluster", "gpus_per_worker") if getattr(self, name)]
         if given and self.runner == "local":
             raise ValueError(

@@ -49,6 +49,7 @@ def quantize(rendering: Rendering) -> dict[str, np.ndarray]:
 
 
 def _render_block(folder: Path, start: int, stop: int) -> None:
+    """Render the scenes with seeds ``start`` to ``stop - 1``, and mark the block as complete."""
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
     for seed in range(start, stop):
         scene = sample_scene(seed)

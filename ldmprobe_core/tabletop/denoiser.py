@@ -36,7 +36,7 @@ _CAPTION_DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Objective:
-    """Weighting of the squared error of the velocity.
+    """Weighting of noise levels and latent channels in the denoiser's training loss.
 
     Attributes:
         snr_clip: noise levels are weighted by min(1, snr_clip / (1 + SNR)); infinity weights all
@@ -234,7 +234,7 @@ def train_denoiser(
     """
     model = (model or Denoiser(tokenizer)).arrange(device)
     trainer = Trainer(folder, "denoiser", model, recipe, device)
-    # A copy on the device, 4 KiB a scene: then no step waits for a transfer.
+    # All latents are kept on the device (4 KiB a scene), so that no step waits for a transfer.
     latents = torch.from_numpy(np.array(latent_dataset(data, vae, folder, device))).to(device)
     if device.type == "cuda":
         model.unet.compile()

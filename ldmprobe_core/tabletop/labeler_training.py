@@ -62,6 +62,7 @@ class _ImageBatches:
         self.data, self.rebuilt, self.device = data, rebuilt, device
 
     def batch(self, index: np.ndarray, step: int) -> tuple[np.ndarray, Tensor]:
+        """Return the scenes' indices and their images with noise, (n, rgb, y, x) in -1..1."""
         half = len(index) // 2
         index = np.concatenate([index[:half], index[half:] % len(self.rebuilt)])
         images = np.stack(
@@ -108,7 +109,7 @@ def map_loss(
 
 
 def relief_loss(value: Tensor, truth: Tensor, inside: Tensor) -> Tensor:
-    """Mean absolute error of depth relative to the object's mean, in its standard deviations.
+    """Mean absolute error of the object's relief (depth minus its mean), in standard deviations.
 
     It makes up for the error over the whole image, in which an object's relief hardly counts: the
     relief is a few hundredths of the depth range from object to wall.

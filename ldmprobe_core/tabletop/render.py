@@ -108,7 +108,8 @@ def correspondences(source: Scene, target: Scene, size: int = IMAGE_SIZE) -> np.
     origin, rays, _ = first.camera_rays(size)
     hit = first.cast(origin, rays)
     on_object = hit.item >= 0
-    # Multiplication by a rotation from the right undoes it: these are points of the mesh.
+    # A rotation matrix multiplied from the right rotates back: `source.yaw` is undone, which gives
+    # points of the unrotated mesh, and `target.yaw` is then applied.
     points = hit.point[on_object[hit.valid]] @ _about_z(source.yaw) @ _about_z(target.yaw).T
     places, camera = second.project(points)
     distance = np.linalg.norm(points - camera, axis=1)
@@ -129,6 +130,8 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 @dataclass
 class _Hit:
+    """First points at which rays hit a scene."""
+
     valid: np.ndarray  # (ray,) bool
     point: np.ndarray  # (hit, 3), valid rays only
     normal: np.ndarray  # (hit, 3), facing the ray
@@ -163,11 +166,13 @@ class _World:
         self._add_room()
 
     def _add(self, vertices: np.ndarray, faces: np.ndarray, color: RGB, owner: int = -1) -> None:
+        """Add a mesh; ``owner`` is the index of its object, -1 for floor and walls."""
         TriangleMesh(self.embree, vertices.astype(np.float32), faces.astype(np.int32))
         self.albedo.append(color)
         self.owner.append(owner)
 
     def _add_room(self) -> None:
+        """Add the floor and the walls."""
         r = _FLOOR_REACH
         square = np.array([[0, 1, 2], [0, 2, 3]])
         floor = np.array([[-r, -r, 0], [r, -r, 0], [r, r, 0], [-r, r, 0]])
@@ -216,6 +221,7 @@ class _World:
         return np.column_stack([1 - above, 1 + across]) / 2, origin
 
     def cast(self, origin: np.ndarray, rays: np.ndarray) -> _Hit:
+        """Find where rays from a point, with unit directions (ray, 3), first hit the scene."""
         starts = np.tile(origin, (len(rays), 1))
         hits = self.embree.run(starts, rays, output=True)
         valid = hits["geomID"] >= 0
@@ -245,7 +251,8 @@ class _World:
             np.float32,
         )
         total = _AMBIENT_FLOOR + _LAMP * self._visible(hit, np.arange(len(hit.point)), lamp)
-        # Neighbouring rays sample different quarters of the sky; together, a pixel's sample all.
+        # To save time, each ray samples a quarter of the sky's directions.  Neighbouring rays take
+        # different quarters, so that the rays of a pixel together sample the whole sky.
         row, column = np.divmod(np.flatnonzero(hit.valid), width)
         quarter = (row % 2) * 2 + column % 2
         for number, directions in enumerate(_sky_directions()):
@@ -282,5 +289,6 @@ def _sky_directions() -> list[np.ndarray]:
 
 
 def _about_z(degrees: float) -> np.ndarray:
+    """Matrix (3, 3) of a rotation about the z axis."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])

@@ -179,10 +179,12 @@ def sample_scene(seed: int) -> Scene:
 
 
 def _sample_color(rng: np.random.Generator, category: str) -> str:
+    """Draw the colour of an object; each fruit has a fixed one."""
     return FRUIT_COLORS.get(category) or str(rng.choice(list(OBJECT_COLORS)))
 
 
 def _sample_yaw(rng: np.random.Generator, category: str) -> float:
+    """Draw the rotation of an object about the vertical axis, in degrees."""
     limit = _YAW_LIMIT.get(category, 180.0)
     yaw = float(rng.uniform(-limit, limit))
     if category == "mug" and rng.random() < 0.5:
@@ -191,6 +193,7 @@ def _sample_yaw(rng: np.random.Generator, category: str) -> float:
 
 
 def _sample_lamp(rng: np.random.Generator, walls: tuple[tuple[float, float], ...]) -> float:
+    """Draw the lamp's azimuth in degrees, in front of all walls."""
     azimuth = float(rng.uniform(-180, 180))
     while any(np.cos(np.radians(azimuth - facing)) < 0.1 for facing, _ in walls):
         azimuth = float(rng.uniform(-180, 180))  # a lamp behind a wall would light nothing
@@ -278,7 +281,7 @@ def _has_room(
     items: list[Item],
     walls: tuple[tuple[float, float], ...],
 ) -> bool:
-    """Whether an object at this place is clear of other objects, of walls and of the camera."""
+    """Return whether an object would be clear of other objects, of walls and of the camera."""
     radius = _OBJECT_RADIUS * scale
     for azimuth, behind in walls:
         facing = np.cos(np.radians(azimuth)), np.sin(np.radians(azimuth))
@@ -294,6 +297,8 @@ def _has_room(
 
 
 def _sample_walls(rng: np.random.Generator, layout: str) -> tuple[tuple[float, float], ...]:
+    """Draw azimuth in degrees and distance of each wall of a layout."""
+
     def distance() -> float:
         return float(rng.uniform(0.55, 1.9))
 

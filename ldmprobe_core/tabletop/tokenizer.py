@@ -50,6 +50,7 @@ def _missing_merges(word: str, merges: list[tuple[str, str]]) -> list[tuple[str,
 
 
 def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """Join two consecutive pieces wherever they are the given pair."""
     out: list[str] = []
     for piece in pieces:
         if out and (out[-1], piece) == pair:

@@ -148,6 +148,7 @@ def _train_denoiser(
 
 
 def _arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("training"), help="checkpoints and data")
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="the model folder to write")

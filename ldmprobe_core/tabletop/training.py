@@ -104,7 +104,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps of the recipe are done."""
+        """Flag that is True if all steps of the recipe are done."""
         return self.step >= self.recipe.steps
 
     @property
@@ -182,6 +182,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
+        """Update the moving average of the weights after a step."""
         # Early on, the average follows the weights closely, so that it forgets their random start.
         decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
         averages: list[Tensor] = []
@@ -223,6 +224,7 @@ class Trainer:
         self.record.write_text(json.dumps(record))
 
     def _resume(self) -> None:
+        """Restore weights, average, optimiser and counters from the checkpoint."""
         with safe_open(self.path, framework="pt", device=str(self.device)) as file:
             stored = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a dict)
             self.step = int(file.metadata()["step"])
@@ -282,7 +284,7 @@ def machine_name(device: torch.device) -> str:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is fast on the device; on CPUs without AVX-512 it is 16 times slower."""
+    """Return whether bfloat16 is fast on a device; it is 16 times slower without AVX-512."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 

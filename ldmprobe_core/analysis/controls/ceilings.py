@@ -1,4 +1,4 @@
-"""Scores that the token grid of a layer allows at best, and scores of constant predictions.
+"""Upper bounds of scores for a layer's token grid, and scores of constant predictions.
 
 A probe predicts one value for each token, so its prediction is constant on a block of pixels, and
 even a perfect probe scores below 1.  Layers with different grids compare fairly only beside these

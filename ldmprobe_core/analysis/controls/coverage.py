@@ -1,4 +1,4 @@
-"""Samples on which a control rests, where it was computed on a part of them only.
+"""Coverage of controls: the samples on which a control was computed, if not on all.
 
 The permuted denoiser runs on some batches, and few samples have step images.  A probe is compared
 with such a control on the same test samples, and, where training activations are stored, it is
@@ -20,7 +20,7 @@ from ldmprobe_core.study.splits import SPLITS
 
 @dataclass(frozen=True)
 class Coverage:
-    """Samples of one control.
+    """Samples on which one control was computed.
 
     Attributes:
         index: indices of the samples, (n,) ascending; not all of them need be stored.
@@ -34,7 +34,7 @@ class Coverage:
 
 
 def partial_coverage(run: Run, heldout: np.ndarray) -> dict[str, Coverage]:
-    """Find the controls that were computed on a part of the samples, with these samples.
+    """Find the controls that were computed on a part of the samples only, each with its samples.
 
     Args:
         run: run of the controls.

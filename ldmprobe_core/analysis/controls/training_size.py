@@ -98,7 +98,7 @@ def scores_of_halves(
 
 
 def corrected_difference(difference: np.ndarray, of_halves: np.ndarray) -> CorrectedDifference:
-    """Correct how far probe and control differ for the number of samples that they are fitted to.
+    """Correct a difference between probe and control for their numbers of training samples.
 
     Args:
         difference: scores of the probe minus those of the control, (test sample,).

@@ -1,4 +1,4 @@
-"""Further analyses of all properties of a run, with one pass over the activations of each layer."""
+"""Generalization analyses of all properties, in one pass over the activations of each layer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ldmprobe_core.storage.run import Run
 
 
 class PropertyAnalyses:
-    """Further analyses of one property, to which the steps of its layer are added in order.
+    """Generalization analyses of one property; its layer's activations are added step by step.
 
     Args:
         run: finished run.
@@ -111,7 +111,7 @@ class PropertyAnalyses:
 def add_analyses(
     run: Run, properties: dict[str, PropertyRecord], analyses: dict[str, PropertyAnalyses]
 ) -> None:
-    """Compute the analyses from the activations of their layers, and set them in the records.
+    """Compute generalization analyses from a run's activations, and set them in the records.
 
     Properties with the same layer share the reads.  Steps without refitted probes read the test
     samples only.

@@ -53,7 +53,7 @@ _NoiseModel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def code_lengths(
     data: RefitData, blocks: list[np.ndarray], sums: list[SufficientStatistics]
 ) -> np.ndarray:
-    """Code the labels of blocks of images one after the other.
+    """Compute code lengths of labels, coding blocks of images one after the other.
 
     Args:
         data: activations and labels of all samples.
@@ -79,7 +79,7 @@ def code_lengths(
 
 
 def _position_alone(probe: LinearProbe) -> LinearProbe:
-    """Return a probe that predicts the position term alone."""
+    """Return a copy of a probe that predicts its position term alone."""
     return replace(probe, weight=np.zeros_like(probe.weight), bias=0.0)
 
 
@@ -126,8 +126,8 @@ def fit_gaussian(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -
     mean = np.average(truth, weights=weight)
     smallest = SMALLEST_VARIANCE * np.average(np.square(truth - mean), weights=weight)
     variance = np.average(np.square(truth - predicted), weights=weight)
-    # If all labels are equal, both variances may be 0.  The smallest positive number avoids a
-    # division by 0.
+    # If all labels are equal, `variance` and `smallest` may both be 0.  The smallest positive
+    # float avoids a division by 0.
     variance = max(variance, smallest, np.finfo(float).tiny)
 
     def bits(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ def fit_gaussian(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -
 
 
 def fit_bernoulli(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> _NoiseModel:
-    """Fit the probability expit(a + b x prediction) of foreground.
+    """Fit a logistic model of foreground: its probability is expit(a + b * prediction).
 
     Args:
         predicted: predicted shares of foreground, (token,).

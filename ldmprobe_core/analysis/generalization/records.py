@@ -1,4 +1,4 @@
-"""Records of the further analyses of a property, which ``summary.json`` holds.
+"""Records of the generalization analyses of a property in ``summary.json``.
 
 All analyses refer to the layer of the property's curves (`analysis.records.LayerRecord`).  The
 probes of the transfer matrix are the stored ones, of the kind of the curves.  All other analyses
@@ -17,6 +17,8 @@ Matrix = list[list[float | None]]
 
 
 class _Record(BaseModel):
+    """Base class of the records, which refuses unknown keys."""
+
     model_config = ConfigDict(extra="forbid")
 
 
@@ -127,7 +129,7 @@ class CodeLengthRecord(_Record):
 
 
 class AnalysesRecord(_Record):
-    """Further analyses of a property, computed from the data that a finished run stores.
+    """Generalization analyses of a property, computed from the data that a finished run stores.
 
     Attributes:
         transfer: scores and cosines between steps.

@@ -35,7 +35,8 @@ class TestScorer:
 
     def __post_init__(self) -> None:
         record = property_of(self.prop)
-        # The scorer of a label set scores the held-out samples, so these become the test samples.
+        # `LabelSet.scorer` scores the held-out samples.  In this copy, only test samples are held
+        # out, so that only these are scored.
         self._labels = replace(self.labels, heldout=self.test)
         partial = () if record.partial_metric is None else (record.partial_metric,)
         self.metrics = (record.metrics[0], *partial)
@@ -86,7 +87,7 @@ class RefitData:
 
     @cached_property
     def finite(self) -> np.ndarray:
-        """Whether all activations of a sample are finite, (sample,) bool."""
+        """Flag that is True if all activations of a sample are finite, (sample,) bool."""
         return np.isfinite(self.activations).reshape(len(self.activations), -1).all(1)
 
     @property

@@ -89,7 +89,7 @@ class Resplits:
 
     @property
     def inflation(self) -> float:
-        """Factor for the deviations of re-splits from their mean.
+        """Factor that corrects deviations of re-splits from their mean for the overlap of parts.
 
         Training parts overlap, so they differ less than those of independent studies do.  The mean
         of n out of N prompts, drawn without replacement, varies less by the factor 1 - n / N
@@ -103,7 +103,7 @@ class Resplits:
         return np.concatenate(self.blocks)
 
     def holds(self, part: np.ndarray) -> np.ndarray:
-        """Expand a part (re-split, block) to the samples of the blocks, (re-split, member)."""
+        """Expand flags of blocks (re-split, block) to flags of their samples (re-split, member)."""
         return np.repeat(part, [len(block) for block in self.blocks], axis=1)
 
     def fit(self, data: RefitData) -> list[LinearProbe]:
@@ -212,7 +212,7 @@ class ResplitScorer:
         return np.stack(rows)
 
     def _validation_scores(self, predicted: np.ndarray) -> np.ndarray:
-        """Score the predictions of members (re-split, member, y, x) where they are validation.
+        """Score each re-split's predictions (re-split, member, y, x) of its validation samples.
 
         A scorer scores one prediction of every member at once, so the predictions of different
         re-splits, of different members, are scored together.
@@ -264,6 +264,7 @@ class ResplitCurves:
         return self._deviations(self.position)
 
     def _deviations(self, scores: np.ndarray) -> np.ndarray:
+        """Return inflated deviations of scores (re-split, ...) from their mean over re-splits."""
         mean = mean_of_defined(np.moveaxis(scores, 0, -1))
         return self.inflation * np.nan_to_num(scores - mean)
 

@@ -167,6 +167,7 @@ def _progress(run: Run) -> str:
 
 
 def _modified(location: Location, name: str) -> datetime:
+    """Return when a file was last modified, with a time zone."""
     modified: datetime = location.filesystem().modified(location.path(name))
     return modified if modified.tzinfo else modified.replace(tzinfo=UTC)
 

@@ -166,6 +166,7 @@ class _FigureWriter:
         titles: dict[str, str] | None = None,
         **more: Any,
     ) -> None:
+        """Write a figure as SVG, and list it in a section with its alternative text."""
         self.run.location.write_bytes(f"report/{name}.svg", svg(figure, titles))
         hover = titles is not None
         self.entries[section].append(
@@ -295,6 +296,7 @@ class _FigureWriter:
             )
 
     def _caption(self, index: int) -> str | None:
+        """Return a sample's prompt or, without one, the file name of its source image."""
         sample = self.run.samples[index]
         return sample.prompt or sample.source_image
 
@@ -363,6 +365,7 @@ def _contents(
     exact = any(part.exact for part in summary.properties.values())
     sections = [
         ("exact", "results on exact maps", exact),
+        ("vectors", "vectors", bool(summary.vectors)),
         ("results", "results", True),
         ("controls", "best cells and controls", True),
         ("published", "published results", published.applies(study)),

@@ -1,4 +1,4 @@
-"""Figures and table of the further analyses: transfer between steps and learning curves."""
+"""Figures and table of the generalization analyses: transfer, learning curves, hold-out."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _strongest(run: Run, name: str) -> tuple[Any, str]:
 
 
 def causal_map(summary: InterventionSummary) -> Figure:
-    """Draw what can be decoded beside what is used, by layer and window of steps.
+    """Draw a causal map: probe scores beside effects of edits, by layer and window of steps.
 
     Left: scores of the unedited run's probes.  Right: effects of edits in one layer and one window;
     a frame marks an effect whose interval is clear of zero.

@@ -30,7 +30,7 @@ def intervention_title(summary: InterventionSummary) -> str:
 
 
 def has_targets(summary: InterventionSummary) -> bool:
-    """Whether samples are edited towards targets, and neither erased nor given a donor's values."""
+    """Return whether samples are edited towards targets, not erased or given a donor's values."""
     return summary.intervention.method in PROBE_EDITS
 
 
@@ -77,16 +77,17 @@ def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
 
 
 def _condition_title(condition: str) -> str:
+    """Return the title of the edit proper or of a null edit."""
     return condition if condition == EDITED else NULLS[condition].title
 
 
 def _details(effect: EffectRecord, method: str) -> dict[str, str]:
-    """Build the further columns of a condition's row."""
+    """Build the columns of a condition's row that depend on the method."""
     row = {
         "less unedited": number(effect.less_unedited),
         "edit less this": number(effect.edit_less_this) if effect.edit_less_this else "",
     }
-    # An erasure's headline score is the agreement with the own label already.
+    # The headline score of an erasure already is the agreement with the own label.
     if OWN_LABEL in effect.measures and method not in ERASURES:
         row["with own label"] = number(effect.measures[OWN_LABEL])
     if effect.halfway is not None:
@@ -103,7 +104,7 @@ def _details(effect: EffectRecord, method: str) -> dict[str, str]:
 
 
 def clear_of_zero(effect: Interval) -> bool:
-    """Whether an interval excludes zero; False without an interval."""
+    """Return whether an interval excludes zero; False without an interval."""
     return (
         effect.low is not None and effect.high is not None and (effect.low > 0 or effect.high < 0)
     )
@@ -187,4 +188,5 @@ def readings_sentence(summary: InterventionSummary) -> str | None:
 
 
 def _mean(value: Interval | None, undefined: float = float("-inf")) -> float:
+    """Return the mean of an interval, or ``undefined`` if there is none."""
     return undefined if value is None or value.mean is None else value.mean

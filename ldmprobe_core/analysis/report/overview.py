@@ -27,6 +27,7 @@ def overview_sentences(summary: Summary) -> list[str]:
 
 
 def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
+    """Write the sentence of one property."""
     best, onset = result.best, result.emergence.probe.relative.onset
     text = (
         f"{name.capitalize()}: {metric_title(best.metric)} {number(best.score)} at step "

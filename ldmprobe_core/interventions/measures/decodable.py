@@ -52,6 +52,7 @@ def stored_scores(
 
 
 def _latent_scores(run: Run, spec: Intervention, kind: str, steps: range) -> dict[int, float]:
+    """Return the mean score of probes of single latents over some steps, by held-out sample."""
     identity = run.location.read_text("identity")
     row = run.study.kinds.index(kind), spec.edited_property.metrics.index(spec.defaults.metrics[0])
     scores = [

@@ -1,4 +1,4 @@
-"""Scores of a run's own probes in the generation of edited images.
+"""Scores of a run's probes on the activations from which edited images are generated.
 
 After a property was erased from some cells, probes may still find it there if they are of another
 kind, and in later layers if the denoiser computes it again or passes it around the erased cells.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ProbeReading(BaseModel):
-    """What the probes of one kind and layer read in the generation of edited images.
+    """Score of the probes of one kind and layer while edited images are generated.
 
     Attributes:
         layer: name of the layer whose activations are read, after their edit if it is edited.
@@ -46,7 +46,7 @@ class ProbeReading(BaseModel):
 
 @dataclass
 class ProbeReader:
-    """Reader of the activations of a batch while images are generated.
+    """Recorder of the predictions of a run's probes while the images of a batch are generated.
 
     Attributes:
         probes: probes of each cell that is read, one for each kind; all cells have the same kinds.
@@ -59,7 +59,7 @@ class ProbeReader:
     predicted: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
 
     def reading(self, change: Change, edited: list[tuple[int, str]]) -> Change:
-        """Return a function that changes the edited cells, and reads all cells of `probes`.
+        """Return a function that changes the edited cells, and records the predictions of `probes`.
 
         Args:
             change: function that changes activations.

@@ -178,14 +178,14 @@ class Architecture(ABC):
         return Grid(*self.latent)
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """List the widths of text embeddings that the denoiser takes and the encoders give.
+        """List the widths of text embeddings, as the denoiser expects and the text encoders return.
 
         Args:
             encoders: config of each text encoder by its name, such as ``text_encoder_2``.
 
         Returns:
-            key of the denoiser's config, width that the denoiser takes, and width that the encoders
-            give; widths that a config does not state are left out.
+            key of the denoiser's config, width that the denoiser expects, and width that the text
+            encoders return; widths that a config does not state are left out.
         """
         return []
 
@@ -337,10 +337,12 @@ def default_config(component: Any) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
+    """Return whether a config value is a finite number, not a bool."""
     return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_size(value: Any) -> bool:
+    """Return whether a config value is a positive whole number."""
     return type(value) is int and value > 0
 
 

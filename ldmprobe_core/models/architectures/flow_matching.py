@@ -1,4 +1,4 @@
-"""Parts that several pipelines of flow-matching models share: shifted latents and timesteps."""
+"""Shift of latents and of timesteps, as several pipelines of flow-matching models compute them."""
 
 from __future__ import annotations
 

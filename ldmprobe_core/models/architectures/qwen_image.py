@@ -35,7 +35,7 @@ class QwenImage(Flux):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # The autoencoder's config has other names for what the other architectures state.
+        # The VAE's config lacks the keys that the base class reads, so they are added here.
         channels = self.vae["z_dim"]
         self.vae |= {"latent_channels": channels, "scaling_factor": 1.0, "shift_factor": 0.0}
 
@@ -94,7 +94,7 @@ class QwenImage(Flux):
         return self.normalise(posterior.mode()[:, :, 0])
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """Convert latents to the VAE's scale, by a mean and a deviation for each channel."""
+        """Convert latents to the VAE's scale, by a mean and standard deviation per channel."""
         mean, std = self._moments(latents)
         return latents / (1 / std) + mean
 
@@ -104,7 +104,7 @@ class QwenImage(Flux):
         return (latents - mean) / std
 
     def check_vae(self) -> None:
-        """Check that the VAE has a mean and a deviation other than 0 for each channel."""
+        """Check that the VAE's config has a mean and a nonzero standard deviation per channel."""
         super().check_vae()
         channels = self.vae["z_dim"]
         for key in ("latents_mean", "latents_std"):
@@ -116,6 +116,6 @@ class QwenImage(Flux):
             self.refuse_vae("latents_std", self.vae["latents_std"], "give numbers other than 0")
 
     def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and deviation of each latent channel, (1, channel, 1, 1) each."""
+        """Return mean and standard deviation of each latent channel, (1, channel, 1, 1) each."""
         mean, std = (latents.new_tensor(self.vae[f"latents_{name}"]) for name in ("mean", "std"))
         return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)

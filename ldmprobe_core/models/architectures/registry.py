@@ -98,7 +98,7 @@ def architecture_of(pipeline: Any) -> Architecture:
 
 
 def _is_registered(name: str) -> bool:
-    """Return whether a pipeline class has an architecture, which an entry point may register."""
+    """Return whether a pipeline class has an architecture, built in or from an entry point."""
     if name not in _ARCHITECTURES:
         load_entry_points(ARCHITECTURE_POINTS, name, "model.source")
     return name in _ARCHITECTURES

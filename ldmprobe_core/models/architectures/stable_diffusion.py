@@ -64,7 +64,7 @@ class StableDiffusion(UNetArchitecture):
     load_arguments: ClassVar = {"safety_checker": None, "requires_safety_checker": False}
 
     def scheduler_config(self, class_name: str) -> dict[str, Any]:
-        """Return the scheduler config with the two corrections that the pipeline makes to old ones.
+        """Return the scheduler config with the pipeline's two corrections for old configs.
 
         The corrections are ``steps_offset`` 1 and ``clip_sample`` false.  For a scheduler class
         other than the model's own, they apply only if the config states the key.
@@ -92,7 +92,7 @@ class LatentConsistency(StableDiffusion):
         return Guidance()
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Return whether the UNet takes the guidance scale as an input, as those of LCM do."""
+        """Return whether the guidance scale affects the images: if it is an input of the UNet."""
         return self.config["time_cond_proj_dim"] is not None
 
     def scheduler_config(self, class_name: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class StableDiffusionXL(UNetArchitecture):
 
     @property
     def _standardised(self) -> bool:
-        """Flag that is True if the VAE's config states a mean and a deviation for each channel."""
+        """Flag that is True if the VAE's config states mean and standard deviation per channel."""
         return self.vae["latents_mean"] is not None and self.vae["latents_std"] is not None
 
     def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:

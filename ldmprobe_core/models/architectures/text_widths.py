@@ -1,4 +1,4 @@
-"""Widths of text embeddings, by the configs of a denoiser and of its text encoders."""
+"""Widths of text embeddings, as the configs of a denoiser and of its text encoders state them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 def stated_widths(
     rows: list[tuple[str, Any, list[Any]]],
 ) -> list[tuple[str, int, int]]:
-    """Sum up the widths of several encoders, and leave out rows in which a number is missing.
+    """Sum the text encoders' widths in each row, and leave out rows in which a width is missing.
 
     Args:
-        rows: key of the denoiser's config, its value, and the widths that the encoders' configs
-            state, which the pipeline concatenates.
+        rows: key of the denoiser's config; its value, the width that the denoiser expects; and the
+            widths of the text encoders whose embeddings the pipeline concatenates.
     """
     return [
         (key, needed, sum(given))

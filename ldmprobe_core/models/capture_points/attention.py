@@ -31,11 +31,13 @@ def attention_points(module: Any) -> dict[str, CapturePoint]:
     size = module.inner_dim // module.heads
     for head in range(module.heads):
         channels = slice(head * size, (head + 1) * size)
-        # A layer without an output projection, as in Flux's single blocks, returns its heads.
+        # A layer without an output projection, as in Flux's single blocks, returns its heads
+        # unmixed, as ranges of its output.  Else heads are ranges of the projection's input.
         points[f"head{head}"] = (
             ChannelRange(module, channels) if out is None else ChannelRange(out[0], channels, True)
         )
-    # The maps are not those of the layer if it normalises queries or keys after projecting them.
+    # `WordMaps` uses the projected queries and keys, so its maps would not be the layer's own if
+    # the layer normalised queries or keys after projecting them.
     if _is_cross(module) and module.norm_q is None and module.norm_k is None:
         points[WORDS] = WordMaps(module, points["query"], projection(module, "key"))
     return points
@@ -58,5 +60,5 @@ def projection(attention: Any, name: str) -> ChannelRange:
 
 
 def _is_cross(attention: Any) -> bool:
-    """Whether an attention layer takes its keys and values from text tokens alone."""
+    """Return whether an attention layer takes its keys and values from text tokens alone."""
     return bool(getattr(attention, "is_cross_attention", False))

@@ -37,7 +37,8 @@ class WordMaps:
         projected: dict[str, Tensor] = {}
 
         def compute(module: nn.Module, inputs: Any, kwargs: dict[str, Any], _output: Any) -> None:
-            # In float16, the softmax would be less precise than that of fused attention.
+            # Computed in float32, because a softmax in float16 would be less precise than the
+            # softmax inside the pipeline's fused attention.
             query, key = (projected.pop(name).float() for name in ("query", "key"))
             mask = kwargs.get("attention_mask")
             if mask is not None:
@@ -54,7 +55,7 @@ class WordMaps:
 
 
 class _Handles(ExitStack):
-    """Handles of several hooks, which are removed together."""
+    """Handle of several hooks, which `remove` removes together."""
 
     def remove(self) -> None:
         """Remove all hooks."""

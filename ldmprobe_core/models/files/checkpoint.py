@@ -55,7 +55,7 @@ Transformers loads files with either form.
 
 
 class StoredTensor(NamedTuple):
-    """Shape of a tensor in a file, and the name that safetensors gives to its type of numbers."""
+    """Shape of a tensor in a safetensors file, and its dtype as that file names it (``F16``)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -238,7 +238,8 @@ def _aliases(name: str) -> Iterable[str]:
         yield prefix + name
         if name.startswith(prefix):
             yield name.removeprefix(prefix)
-    # Earlier releases of transformers had no level of its own for the text part of these models.
+    # Earlier releases of transformers saved the text part of vision-language models without the
+    # prefix ``language_model.``.
     yield name.replace("language_model.", "", 1)
 
 

@@ -44,6 +44,7 @@ def check_components(folder: Path, architecture: Architecture) -> None:
 
 
 def _is_named(entry: Any) -> bool:
+    """Return whether an entry of ``model_index.json`` has the form [library, class]."""
     return isinstance(entry, list) and len(entry) == 2 and all(entry)
 
 

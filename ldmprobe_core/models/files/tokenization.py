@@ -113,7 +113,7 @@ class PromptTokenizer:
 
 
 def _takes_length(pipeline: type[Any]) -> bool:
-    """Whether a pipeline class has a parameter for the maximum length of prompts."""
+    """Return whether calls of a pipeline class have the argument ``max_sequence_length``."""
     return "max_sequence_length" in inspect.signature(pipeline.__call__).parameters
 
 
@@ -136,7 +136,7 @@ def _with_lengths(
 
 
 def _given(entry: Any) -> bool:
-    """Whether an entry of ``model_index.json`` names a component, and not null."""
+    """Return whether an entry of ``model_index.json`` names a component, not null."""
     return isinstance(entry, list) and len(entry) == 2 and bool(entry[1])
 
 
@@ -161,7 +161,7 @@ def _load(folder: Path, kind: str) -> Any:
 
 
 def _require_fitting(folder: Path, tokenizer: Any, limit: int, encoder: Path) -> None:
-    """Refuse a tokenizer whose token ids do not fit its text encoder, or are too many for it.
+    """Check that a tokenizer's largest id and maximum length are within its text encoder's limits.
 
     Args:
         folder: folder of the tokenizer, for the message.
@@ -189,7 +189,7 @@ def _require_fitting(folder: Path, tokenizer: Any, limit: int, encoder: Path) ->
     if limit < _LEAST_TOKENS or (isinstance(positions, int) and limit > positions):
         raise UserError(
             f"model: the tokenizer in {folder} takes prompts of up to {limit:.7g} tokens "
-            f"(model_max_length), and the text encoder of {encoder} "
-            f"{positions or _LEAST_TOKENS} (max_position_embeddings). Fix: correct "
-            "model_max_length in its tokenizer_config.json"
+            f"(model_max_length), but the text encoder of {encoder} takes from {_LEAST_TOKENS} to "
+            f"{positions or 'any number'} (max_position_embeddings). Fix: correct "
+            "model_max_length in the tokenizer's tokenizer_config.json"
         )

@@ -51,7 +51,7 @@ class ModelSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash of the model, 16 hexadecimal digits, by which runs recognise it."""
+        """Return a hash of the model, 16 hexadecimal digits, which runs store to recognise it."""
 
     @abstractmethod
     def load(self, study: Study, device: torch.device) -> Any:

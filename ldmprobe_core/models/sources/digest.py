@@ -1,4 +1,4 @@
-"""Digest of a diffusers pipeline object: which model it is, as it is now in this process."""
+"""Hash that identifies a diffusers pipeline object by its present weights and settings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pipeline_digest(pipeline: Any) -> str:
 
 
 def _parts(pipeline: Any) -> Iterator[Any]:
-    """Yield what the digest covers: bytes of weights, and plain values of all else."""
+    """Yield the content to hash: bytes of weights, and classes and settings as plain values."""
     yield [_class_name(pipeline), _plain(dict(pipeline.config))]
     for name, component in sorted(pipeline.components.items()):
         if name in UNUSED_COMPONENTS or component is None:
@@ -57,11 +57,13 @@ def _parts(pipeline: Any) -> Iterator[Any]:
             yield [component.get_vocab(), str(component.model_max_length)]
             backend = getattr(component, "backend_tokenizer", None)
             rules = json.loads(backend.to_str()) if backend is not None else {}
-            # Each call sets these two, by its arguments.
+            # Truncation and padding depend on the arguments of the tokenizer's last call, not on
+            # the model.
             yield {key: rules[key] for key in rules if key not in ("truncation", "padding")}
 
 
 def _network_parts(network: nn.Module) -> Iterator[Any]:
+    """Yield the content of a network to hash: its modules' settings, then its tensors."""
     for name, module in network.named_modules():
         attributes = {
             key: len(value) if "_hooks" in key and hasattr(value, "__len__") else _plain(value)
@@ -76,15 +78,18 @@ def _network_parts(network: nn.Module) -> Iterator[Any]:
 
 
 def _tensor_bytes(tensor: Tensor) -> bytes:
+    """Return a tensor's values as bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def _text(part: Any) -> bytes:
+    """Encode plain values as JSON with sorted keys, so that equal values give equal bytes."""
     return json.dumps(part, sort_keys=True).encode()
 
 
 def _class_name(value: Any) -> str:
+    """Return the module and name of a value's class."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
@@ -99,5 +104,6 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
-    # Tensors outside of the weights are caches, which the first call of a network fills.
+    # Tensors that are neither parameters nor buffers are caches, which a network's first call
+    # fills, so they do not tell models apart.
     return None if isinstance(value, Tensor) else _class_name(value)

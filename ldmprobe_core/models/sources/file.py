@@ -25,7 +25,7 @@ SUFFIX = ".safetensors"
 
 
 class FileSource(FolderSource):
-    """Model whose denoiser and VAE are in one file, with the names of the original code.
+    """Model whose denoiser and VAE are in one file, with the tensor names of its authors' code.
 
     Text encoders that the file lacks are taken from the folder of the configs.
 
@@ -53,7 +53,7 @@ class FileSource(FolderSource):
             )
 
     def require_weights(self) -> None:
-        """Check by its header that the file has every weight of the denoiser and the VAE.
+        """Check in the file's header that it has every weight of the denoiser and the VAE.
 
         Raises:
             UserError: a weight is missing, of another shape or quantized, or the text encoders are
@@ -79,12 +79,13 @@ class FileSource(FolderSource):
                     read_component(self.folder / name)
 
     def _require_all(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Require that the file's tensors, renamed as diffusers renames them, fill a network."""
+        """Check that the file's tensors, renamed by diffusers, are those of a network."""
         kind = type(network).__name__
         convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
         try:
             given = convert(config=dict(network.config), checkpoint=dict(tensors))  # type: ignore[arg-type]
-        # The functions that rename tensors raise errors of many types for those that are missing.
+        # If tensors are missing, the functions that rename them raise errors of many types, so all
+        # are caught.
         except Exception as error:
             raise UserError(
                 f"model.source: {self.path} does not hold a {kind} as in {self.folder} "
@@ -106,7 +107,7 @@ class FileSource(FolderSource):
         return digest.hexdigest()[:16]
 
     def load(self, study: Study, device: torch.device) -> Any:
-        """Load the pipeline from the file, in `model.dtype` but for the VAE."""
+        """Load the pipeline from the file: the VAE in float32, the rest in ``model.dtype``."""
         self.require_weights()
         try:
             pipeline = self.architecture.diffusers_class.from_single_file(
@@ -116,7 +117,7 @@ class FileSource(FolderSource):
                 torch_dtype=torch.float32,
                 **self.architecture.load_arguments,
             )
-        # Diffusers raises errors of many types for files that it cannot convert.
+        # Diffusers raises errors of many types for files that it cannot convert; all are caught.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
@@ -137,6 +138,7 @@ class FileSource(FolderSource):
 
 
 def _is_t5(kind: type, tensors: dict[str, Tensor]) -> bool:
+    """Return whether a text encoder is a T5 whose weights are among a file's tensors."""
     return kind.__name__.startswith("T5") and is_t5_in_single_file(tensors)
 
 

@@ -65,7 +65,7 @@ class FolderSource(ModelSource):
         return PromptTokenizer(self.folder, self.architecture.diffusers_class)
 
     def fingerprint(self) -> str:
-        """Return a hash of the model's files."""
+        """Return a hash of the model's config and weight files."""
         return fingerprint(model_folder(self.model))
 
     def load(self, study: Study, device: torch.device) -> Any:

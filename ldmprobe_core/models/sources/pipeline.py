@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import architecture_of
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
+from ldmprobe_core.models.loading import check_drawable
 from ldmprobe_core.models.sources.base import ModelSource
 from ldmprobe_core.models.sources.digest import UNUSED_COMPONENTS, pipeline_digest
 from ldmprobe_core.study.schema import Study
@@ -45,8 +46,8 @@ class PipelineSource(ModelSource):
             self.pipeline, self.architecture = pipeline, architecture_of(pipeline)
         except AttributeError as error:
             raise UserError(
-                f"pipeline: a network of it has no config ({error!s:.80}). Fix: give the networks "
-                "of diffusers, without wrappers"
+                f"pipeline: one of its networks has no config ({error!s:.80}). Fix: give the "
+                "networks of diffusers, without wrappers"
             ) from error
         self.check()
         scheduler = pipeline.scheduler
@@ -63,14 +64,15 @@ class PipelineSource(ModelSource):
         """Return a study with this pipeline as its model, and with the pipeline's scheduler.
 
         Raises:
-            UserError: the study is of another pipeline, or asks to load the model differently.
+            UserError: the study is of another pipeline, asks to load the model differently, or
+                asks for random weights of a denoiser with adapters.
         """
         model = study.model
         if model.source.startswith(PIPELINE_PREFIX) and model.source != self.name:
             raise UserError(
                 f"pipeline: it is {self.name}, and the study is of {model.source}; weights, "
-                "adapters, configs or scheduler differ. Fix: give the pipeline as it was, or start "
-                "from a study of no pipeline, which makes a new run"
+                "adapters, configs or scheduler differ. Fix: give the pipeline of the study "
+                "unchanged, or a study without a pipeline, which starts a new run"
             )
         for key in ("attention_slicing", "cpu_offload"):
             if getattr(model, key):
@@ -78,6 +80,8 @@ class PipelineSource(ModelSource):
                     f"model.{key}: the pipeline is loaded already (true). Fix: leave it out; for "
                     "slices of attention call pipe.enable_attention_slicing()"
                 )
+        if study.controls.random_weights:
+            check_drawable(self._denoiser)
         dtype = str(next(self._denoiser.parameters()).dtype).removeprefix("torch.")
         sampling = study.sampling.model_copy(update={"scheduler": PIPELINE})
         own = Model(source=self.name).model_copy(update={"dtype": dtype})
@@ -153,6 +157,7 @@ class PipelineSource(ModelSource):
 
     @property
     def _denoiser(self) -> Any:
+        """The pipeline's denoiser, a UNet or a transformer."""
         return getattr(self.pipeline, self.architecture.denoiser)
 
 

@@ -1,4 +1,4 @@
-"""Messages for what may go wrong while files are fetched."""
+"""Conversion of failed downloads to messages with a remedy."""
 
 from __future__ import annotations
 
@@ -69,6 +69,7 @@ def fetch_failures(field: str, origin: str) -> Iterator[None]:
 
 
 def _incomplete(field: str, origin: str, reason: str) -> RunError:
+    """Build the error for a download that a repetition of the command may complete."""
     return RunError(
         f"{field}: the download was not completed ({origin!r}: {reason}). Fix: repeat the command; "
         "complete files are kept"
@@ -76,5 +77,6 @@ def _incomplete(field: str, origin: str, reason: str) -> RunError:
 
 
 def _reason(error: Exception) -> str:
+    """Return the type of an exception and the first line of its message."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text:.120}" if text else type(error).__name__

@@ -88,7 +88,7 @@ class PackageDownload:
 def published_of(
     study: Study, paper_files: Mapping[str, str] = PAPER_FILES
 ) -> Iterator[tuple[str, PublishedSource]]:
-    """Yield what a study needs of published files, each with the key that names it.
+    """Yield the published repositories and files that a study needs, with their keys in the study.
 
     Args:
         study: the study.
@@ -96,7 +96,7 @@ def published_of(
     """
     model, field = study.model, "model.source"
     if is_file(model):
-        # The file itself is the user's; configs and tokenizers come from a repository.
+        # The weight file is already on this machine; configs and tokenizers may be on the hub.
         model, field = Model(source=str(model.config), revision=model.revision), "model.config"
     repository = model_repository(model)
     if repository is not None:
@@ -141,6 +141,7 @@ def prepare_fetch(study: Study, paper_files: Mapping[str, str] = PAPER_FILES) ->
 
 
 def _require_space(size: int) -> None:
+    """Check that the disk of the Hugging Face cache has room for a number of bytes."""
     folder = Path(constants.HF_HUB_CACHE).absolute()
     while not folder.exists():
         folder = folder.parent

@@ -67,6 +67,7 @@ class HubDownload:
         ]
 
     def _is_here(self, name: str) -> bool:
+        """Return whether a file of the repository is in the cache, or is a local path."""
         path = try_to_load_from_cache(self.repository.name, name, revision=self.commit)
         return isinstance(path, str) or (Path(name).is_absolute() and Path(name).is_file())
 

@@ -263,7 +263,8 @@ def _captured_shapes(
     text_tokens = None
     if any(name.endswith(POINT + WORDS) for name in layers):
         tokenizer = source.tokenizer()
-        # Pipelines with cross-attention pad prompts to the tokenizer's length.
+        # Attention maps have one channel per text token.  Pipelines with cross-attention pad
+        # prompts to the tokenizer's length, so all prompts have this number of tokens.
         text_tokens = next(iter(tokenizer.lengths.values())) if tokenizer is not None else None
     shapes = layer_shapes(architecture, denoiser, vae, layers, text_tokens)
     height, width = architecture.size
@@ -291,7 +292,8 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
     """
     present: tuple[str, ...] = ()
     if study.images is not None and not missing:
-        present = exact_map_properties(study.images, image_names(study.images))
+        props = study.map_properties
+        present = exact_map_properties(study.images, image_names(study.images, props), props)
     for prop in study.labels.maps:
         spec = study.labels.labeler(prop)
         if spec and spec.name == EXACT_MAPS and not missing and prop not in present:
@@ -349,7 +351,8 @@ def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:
     """
     if study.images is None:
         return ()
-    check = check_folder(study.images, image_names(study.images), size)
+    props = study.map_properties
+    check = check_folder(study.images, image_names(study.images, props), size, props)
     for prop, share in check.missing.items():
         spec = study.labels.labeler(prop)
         if share and spec and spec.name == EXACT_MAPS and study.capture.keep != "activations":

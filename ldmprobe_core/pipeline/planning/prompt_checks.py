@@ -90,7 +90,7 @@ def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tupl
 
 
 def _reader(names: list[str], lengths: dict[str, int]) -> str:
-    """Name the text encoders of some tokenizers, with a verb, or the model if they are all.
+    """Name what reads a text, as ``text_encoder reads`` or ``the model reads``, for a sentence.
 
     Args:
         names: names of the tokenizers.
@@ -103,7 +103,7 @@ def _reader(names: list[str], lengths: dict[str, int]) -> str:
 
 
 def long_text_notes(key: str, text: str, tokenize: PromptTokenizer) -> tuple[str, ...]:
-    """Warn about a text of the study that tokenizers cut.
+    """Warn about a text of the study that is longer than tokenizers read, and is cut off.
 
     Args:
         key: key of the study that gives the text, such as ``prompts.negative``.

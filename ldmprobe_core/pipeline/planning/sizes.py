@@ -96,7 +96,7 @@ def stored_bytes(
 
 
 def sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
-    """Estimate the bytes of the statistics of one accumulator; 0 if the study keeps none.
+    """Estimate the bytes of one accumulator's sufficient statistics; 0 if the study keeps none.
 
     Args:
         study: the study.

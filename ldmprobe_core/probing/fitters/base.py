@@ -172,6 +172,7 @@ class CellData:
         return self._shared[key]
 
     def _complete_statistics(self, x: np.ndarray, y: np.ndarray) -> SufficientStatistics:
+        """Sum tokens ``x`` and the columns of ``y`` that were measured at every pixel."""
         whole = len(self.complete_columns) == len(self.columns)
         return SufficientStatistics.from_tokens(
             x,
@@ -181,6 +182,7 @@ class CellData:
         )
 
     def _rows(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return activations (token, channel) and labels (token, column) of some samples."""
         x = self.activations[members].reshape(-1, self.activations.shape[-1])
         y = [
             self.labels.tokens(label.prop, self.grid)[self.label_owners(members, column)].ravel()
@@ -339,6 +341,7 @@ class FitData:
         return self.cell.labels.maps[self.prop.name][self._owners]
 
     def _weights(self, members: np.ndarray) -> np.ndarray | None:
+        """Return the weights of the tokens with measured pixels; None if all pixels were."""
         weights = self.cell.token_weights(self.column, members)
         return None if weights is None else weights[weights > 0]
 
@@ -349,4 +352,5 @@ class FitData:
 
     @property
     def _owners(self) -> np.ndarray:
+        """Indices of the samples whose labels are assigned to the training samples."""
         return self.cell.label_owners(self.cell.train, self.column)

@@ -95,7 +95,7 @@ class Bootstrap:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether there are enough prompts for intervals."""
+        """Flag that is True if there are enough prompts for intervals."""
         return self.groups >= MINIMUM_CLUSTERS
 
     def interval(self, values: np.ndarray, error: float = 0.0) -> Interval:
@@ -146,7 +146,7 @@ class Bootstrap:
         return "categories" if by_category and by_category[0] > by_prompt else "prompts"
 
     def _has_interval(self, values: np.ndarray) -> bool:
-        """Whether enough prompts have a defined score for an interval of the mean of scores."""
+        """Return whether enough prompts have a defined score for an interval of the mean."""
         defined = np.isfinite(values)
         return len(np.unique(self.clusterings[0][defined])) >= MINIMUM_CLUSTERS
 
@@ -202,10 +202,12 @@ def resampled_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _width(ends: tuple[float, float]) -> float:
+    """Return the width of an interval."""
     return ends[1] - ends[0]
 
 
 def _count(member: np.ndarray) -> int:
+    """Return the number of clusters, from the cluster's index of each sample."""
     return int(member.max(initial=-1)) + 1
 
 

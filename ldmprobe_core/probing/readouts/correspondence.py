@@ -8,7 +8,7 @@ from ldmprobe_core.errors import UserError
 
 
 def nearest_tokens(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Find where points of one image are in another, by the cosine similarity of tokens.
+    """Find the point of another image that corresponds to each point, by tokens' cosine similarity.
 
     Each point is represented by the token that contains it, and its match is the centre of the most
     similar token of the other image (Tang et al. 2023, "Emergent Correspondence from Image

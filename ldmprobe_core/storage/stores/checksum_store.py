@@ -75,7 +75,7 @@ class CorruptChunkError(RunError):
 
 
 def fixed_metadata(document: Any) -> dict[str, Any] | None:
-    """Return the fields of a zarr.json that decide how data is decoded; None if it is no object.
+    """Return the fields of a zarr.json that decide how data is decoded; None if it is damaged.
 
     Users may add attributes to a zarr.json.  The other fields, such as shape, chunks and codecs,
     must equal those of the consolidated copy.
@@ -87,7 +87,7 @@ def fixed_metadata(document: Any) -> dict[str, Any] | None:
 
 
 def fixed_metadata_in(root: Buffer | None) -> dict[str, dict[str, Any] | None]:
-    """Return the `fixed_metadata` of each group and array by path; empty if it is unreadable."""
+    """Return `fixed_metadata` by path from a root's zarr.json; empty if it is unreadable."""
     document: Any = None if root is None else _parsed(root)
     try:
         nodes = document["consolidated_metadata"]["metadata"]
@@ -97,6 +97,7 @@ def fixed_metadata_in(root: Buffer | None) -> dict[str, dict[str, Any] | None]:
 
 
 def _parsed(document: Buffer) -> Any:
+    """Parse a zarr.json; None if it is not valid JSON."""
     try:
         return json.loads(document.to_bytes())
     except (ValueError, RecursionError):
@@ -128,6 +129,7 @@ class ChecksumStore(WrapperStore[Store]):
         self._record, self._recorded = record, recorded or {}
 
     def _with_store(self, store: Store) -> ChecksumStore:
+        """Return a wrapper of another store with these settings (Zarr makes read-only copies)."""
         return type(self)(store, self.url, self.require_complete, self._record, self._recorded)
 
     async def get(

@@ -136,6 +136,7 @@ _WAITS = (0.1, 0.5, 2.0)
 
 
 def _line(error: BaseError) -> str:
+    """Shorten the message of an obstore error to its first line."""
     return f"object store: {str(error).partition(chr(10))[0]}"
 
 
@@ -150,6 +151,7 @@ _REGION = ("REGION", "DEFAULT_REGION")
 
 @lru_cache(maxsize=64)
 def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
+    """Build the cached S3 client of a prefix; the values of `_identity` are part of the key."""
     bypass_proxies_for_loopback()
     session = botocore.session.get_session()
     credentials = _Credentials(session)

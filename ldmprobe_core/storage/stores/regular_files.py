@@ -46,6 +46,7 @@ def require_regular(path: str) -> None:
 
 
 def _kind(mode: int) -> str:
+    """Name the type of a file, from its mode bits, for a message."""
     if stat.S_ISDIR(mode):
         return "a folder"
     return "a circular link" if stat.S_ISLNK(mode) else "a pipe, device or socket"
@@ -88,6 +89,7 @@ def require_writable_folder(path: str) -> None:
 
 
 def _not_a_folder(path: str) -> NotADirectoryError:
+    """Build the error for a path at which a file is in the place of a folder."""
     return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
 

@@ -28,7 +28,7 @@ ARCHITECTURE_POINTS = "ldmprobe.architectures"
 
 
 def load_entry_points(group: str, name: str, field: str) -> list[Any]:
-    """Import the entry points of a name.
+    """Import the entry points that installed packages declare under a name.
 
     Args:
         group: group of entry points, such as ``ldmprobe.labelers``.

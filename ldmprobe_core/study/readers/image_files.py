@@ -61,7 +61,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_rotated(path: Path) -> bool:
-    """Whether the EXIF orientation of an image rotates or mirrors it.
+    """Return whether the EXIF orientation of an image rotates or mirrors it.
 
     Raises:
         UserError: the file is not an image.
@@ -187,6 +187,7 @@ def describe_content(path: Path) -> str:
 
 
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+    """Convert an image to 8-bit RGB; `BACKGROUND` shows through transparent pixels."""
     mode = image.mode
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")

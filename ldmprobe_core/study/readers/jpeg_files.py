@@ -148,12 +148,13 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _scan_end(data: bytes, start: int) -> int:
+    """Return the index of the marker that ends a scan, or the length of the data."""
     match = _NEXT_MARKER.search(data, start)
     return len(data) if match is None else match.start()
 
 
 def _lacks_scans(frame: _Frame) -> bool:
-    """Whether low bits of some coefficient of a progressive image are in none of its scans."""
+    """Return whether the scans of a progressive image lack low bits of some coefficient."""
     if frame.marker != _PROGRESSIVE:
         coded = {component for scan in frame.scans for component in scan.components}
         return bool(frame.sampling.keys() - coded)
@@ -166,7 +167,7 @@ def _lacks_scans(frame: _Frame) -> bool:
 
 
 def _lacks_data(data: bytes, frame: _Frame, image: Image.Image) -> bool:
-    """Whether a scan has too few restart markers, or its pixels depend on bytes that follow it."""
+    """Return whether a scan has too few restart markers, or pixels that depend on later bytes."""
     for scan in frame.scans:
         if scan.interval and scan.restarts < math.ceil(frame.blocks(scan) / scan.interval) - 1:
             return True

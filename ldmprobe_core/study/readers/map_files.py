@@ -109,6 +109,7 @@ def _mask_level(path: Path, prop: str, measured: np.ndarray) -> float | None:
 
 
 def _encoding(dtype: np.dtype) -> str:
+    """Name a data type in words, such as ``16-bit integers``."""
     if dtype.kind == "b":
         return "bits"
     return "floats" if dtype.kind == "f" else f"{8 * dtype.itemsize}-bit integers"
@@ -167,6 +168,7 @@ def _without_channels(path: Path, values: np.ndarray, mean_of_colors: bool) -> n
 
 
 def _npy(path: Path) -> np.ndarray:
+    """Read the array of an NPY file into memory."""
     values = np.load(path, allow_pickle=False, mmap_mode="r")
     if not isinstance(values, np.ndarray):
         raise UserError(
@@ -186,6 +188,7 @@ def _npy(path: Path) -> np.ndarray:
 
 
 def _exr(path: Path) -> np.ndarray:
+    """Read the only channel of an EXR file."""
     try:
         import OpenEXR
     except ImportError:

@@ -54,6 +54,7 @@ class ModelRecord(Section):
     @field_validator("sampling")
     @classmethod
     def _usable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Check that the sampling defaults are known keys with valid values."""
         unknown = sorted(set(value) - set(_DEFAULTED))
         if unknown:
             raise ValueError(
@@ -97,6 +98,7 @@ def read_model_record(source: str, revision: str | None = None) -> ModelRecord:
 
 
 def _record_of_scheduler(config: Path | None) -> ModelRecord:
+    """Derive sampling defaults from a model's scheduler config, for models without a record."""
     try:
         content = json.loads(config.read_bytes()) if config else {}
         name, is_flow = str(content["_class_name"]), bool(content.get("use_flow_sigmas"))

@@ -21,7 +21,7 @@ _BLOCK = 1 << 20
 
 
 def lacks_rows(data: bytes) -> bool:
-    """Whether the data of a PNG file, whose checksums are right, holds fewer rows than its image.
+    """Return whether a PNG file with right checksums holds fewer rows than its image.
 
     Args:
         data: the file's bytes.

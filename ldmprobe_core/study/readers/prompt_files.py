@@ -110,6 +110,7 @@ def encoding_notes(files: Mapping[Any, str]) -> tuple[str, ...]:
 
 
 def _bytes(path: str) -> bytes:
+    """Read a prompt file's bytes, and refuse pipes and devices."""
     try:
         # A pipe can be read once only, and a device such as /dev/zero never ends.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -123,6 +124,7 @@ def _bytes(path: str) -> bytes:
 
 
 def _read(path: str, split: str | None) -> list[Row]:
+    """Read the rows of one prompt file; ``split`` is the split of all its rows, if given."""
     data = _bytes(path)
     text = decode_text(data, path)
     # In the non-strict mode, a quote that is never closed would silently make all following lines
@@ -155,6 +157,7 @@ def _read(path: str, split: str | None) -> list[Row]:
 
 
 def _check_header(path: str, header: list[str], names: list[str], split: str | None) -> None:
+    """Check the first line of a prompt file: separator, and required and repeated columns."""
     if header and header[0].lower().startswith("sep="):
         raise UserError(
             f"{path}, line 1: the line names a separator (sep=), not the columns. Fix: remove this "
@@ -190,6 +193,7 @@ def _check_header(path: str, header: list[str], names: list[str], split: str | N
 
 
 def _row(fields: dict[str, str], where: str, split: str | None) -> Row:
+    """Convert and check the fields of one line; ``where`` names file and line in messages."""
     prompt = fields.get("prompt", "").strip()
     if not prompt:
         raise UserError(f"{where}: the prompt is empty. Fix: write a prompt, or remove the line")

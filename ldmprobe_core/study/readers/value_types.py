@@ -32,6 +32,7 @@ _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
 def _number(value: Any) -> Any:
+    """Convert a text with an exponent, such as ``1e-3``, to a float."""
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
@@ -43,6 +44,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 def _slug(value: str) -> str:
+    """Check that a text can be the name of a folder."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
         raise ValueError(
             f"{value!r:.80} must be 1 to 63 lowercase letters, digits and dashes, since it names "

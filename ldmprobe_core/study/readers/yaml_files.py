@@ -33,6 +33,7 @@ class _StrictLoader(_Base):
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping, and refuse a key that is given twice."""
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -126,6 +127,7 @@ def read_yaml(data: bytes, name: str) -> Any:
 
 
 def _read(data: bytes) -> Any:
+    """Parse a YAML document, and raise `_ReadError` for whatever is refused."""
     if len(data) > MAX_BYTES:
         raise _ReadError(
             None, f"{len(data)} bytes are too many for a study. Fix: put prompts into a CSV file"
@@ -185,6 +187,7 @@ def _require_bounded(root: yaml.Node) -> None:
     open_nodes: set[int] = set()
 
     def size(node: yaml.Node) -> int:
+        """Return the number of values below a node when its aliases are expanded."""
         if id(node) in open_nodes:
             raise _ReadError(
                 node.start_mark.line + 1,
@@ -210,6 +213,7 @@ def _require_bounded(root: yaml.Node) -> None:
 
 
 def _is_hashable(value: Any) -> bool:
+    """Return whether a value can be a key of a dictionary."""
     try:
         hash(value)
     except TypeError:

@@ -57,27 +57,31 @@ def floor_edge(image: np.ndarray, foreground: np.ndarray, floor: RGB, wall: RGB)
         scan, covered = view(pixels), view(hidden)
         change, cost = _changes(scan, covered, floor, wall)
         candidates.append((cost, _refined_points(scan, covered, change)))
-    # Costs are equally low along the edge, but few scan lines meet it then: take the most points.
+    # A view whose scan lines run along the edge also fits well, but few of its lines cross the
+    # edge.  Of the views that fit well, the one with the most points is taken.
     bound = 1.5 * min(cost for cost, _ in candidates) + _SLACK
     return max((points for cost, points in candidates if cost <= bound), key=len)
 
 
 def _wall_above(image: np.ndarray) -> np.ndarray:
+    """Arrange an image with a wall above the floor as scan lines, (along, line)."""
     return image
 
 
 def _wall_left(image: np.ndarray) -> np.ndarray:
+    """Arrange an image with a wall left of the floor as scan lines, (along, line)."""
     return image.swapaxes(0, 1)
 
 
 def _wall_right(image: np.ndarray) -> np.ndarray:
+    """Arrange an image with a wall right of the floor as scan lines, (along, line)."""
     return image.swapaxes(0, 1)[::-1]
 
 
 def _changes(
     scan: np.ndarray, covered: np.ndarray, floor: RGB, wall: RGB
 ) -> tuple[np.ndarray, float]:
-    """First floor pixel of every scan line (axis 1), and the total squared error."""
+    """Index of the first floor pixel in every scan line (axis 1), and the total squared error."""
 
     def squared_distance(color: RGB) -> np.ndarray:
         """Squared distance (y, x) of pixels from the shades of a colour."""
@@ -130,6 +134,7 @@ def line_residual(points: np.ndarray) -> float:
 
 
 def _truncated(distances: np.ndarray) -> float:
+    """Sum of squared distances, each at most ``_TOLERANCE`` squared."""
     return float(np.minimum(np.square(distances), _TOLERANCE**2).sum())
 
 
@@ -144,7 +149,7 @@ def _off_line(points: np.ndarray) -> np.ndarray:
     cost = np.minimum(np.square(distances), _TOLERANCE**2).sum(1)
     best = cost.argmin()
     distances = distances[best]
-    for _ in range(5):  # least squares over what is near
+    for _ in range(5):  # least squares over the nearest points
         near = np.abs(distances) < _TOLERANCE
         if near.sum() < 3:
             break

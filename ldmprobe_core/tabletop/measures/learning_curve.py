@@ -1,4 +1,4 @@
-"""Learning curve of the embedded model: what it draws and what probes read, by training samples."""
+"""Learning curve of the embedded model: image quality and probe scores over its training."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def half_way(values: list[float]) -> int | None:
 
 
 def _row(row: dict[str, Any]) -> str:
+    """Table row of one milestone."""
     accuracy = row.get("accuracy", {}).get("all", math.nan)
     drawn = (accuracy, row.get("frechet", math.nan), row.get("edge", math.nan))
     cells = [f"{row['samples']:,}", *("" if math.isnan(v) else f"{v:.2f}" for v in drawn)]
@@ -72,7 +73,7 @@ def _row(row: dict[str, Any]) -> str:
 
 
 def _renderings(rows: list[dict[str, Any]], empty: int) -> list[str]:
-    """Row of the same measures of held-out renderings, which a perfect model would reach."""
+    """Table row of held-out renderings, whose measures a perfect model would reach."""
     measured = [row for row in rows if "frechet of renders" in row]
     if not measured:
         return []
@@ -82,7 +83,7 @@ def _renderings(rows: list[dict[str, Any]], empty: int) -> list[str]:
 
 
 def _depth_sentences(rows: list[dict[str, Any]]) -> list[str]:
-    """How much of the training it takes until probes read depth at the first step of the curve."""
+    """Sentences on how early in training probes read depth at the first step of the curve."""
     scores = [row["scores"]["depth"][CURVE_STEPS[0]] for row in rows]
     reached = half_way([score["mean"] for score in scores])
     first, last = (

@@ -168,4 +168,5 @@ def save_average(folder: Path, samples: int, average: dict[str, Tensor]) -> None
 
 
 def _has_wall(caption: str) -> bool:
+    """Return whether a caption's scene has a wall."""
     return caption.endswith(" wall")

@@ -159,7 +159,9 @@ def test_points_are_stored_probed_and_reported_as_layers(tiny_model, tmp_path):
         assert stored.shape == (12, 4, 4, channels[name])
         np.testing.assert_array_equal(stored[:4], batch.activations.values[name][:, 0])
     assert "attn2@query" in run.location.read_text("report/index.html")
-    edits = plan_intervention(run, Intervention(samples=1, steps=1))
+    edits = plan_intervention(run, Intervention(samples=1, steps=1, layers=("*@[hq]*",)))
     assert set(edits.sites[0].layers) == set(names) - {f"{CROSS}@words"}
+    with pytest.raises(UserError, match=r"edited only where a glob has @ \(\*\)"):
+        plan_intervention(run, Intervention(samples=1, steps=1))
     with pytest.raises(UserError, match="attention maps cannot be edited"):
         plan_intervention(run, Intervention(samples=1, steps=1, layers=("*@words",)))

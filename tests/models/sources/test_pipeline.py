@@ -113,7 +113,7 @@ def shift_after_building(pipe):
     [
         (shift_after_building, r"scheduler's shift is 3\.0, but .* says 1\.0"),
         (lose_vae, "vae is missing"),
-        (wrap, "a network of it has no config"),
+        (wrap, "one of its networks has no config"),
         (other_network, "unet is a AutoencoderKL, not a UNet2DConditionModel"),
         (double, "unet is in float64"),
         (train_with_dropout, "unet is in training mode"),
@@ -141,6 +141,14 @@ def test_study_of_takes_model_and_scheduler_from_the_pipeline(pipe):
     sliced = Study(model={"attention_slicing": True})
     with pytest.raises(UserError, match=r"model\.attention_slicing: .*loaded already"):
         source.study_of(sliced)
+
+
+def test_study_of_refuses_random_weights_of_a_denoiser_with_adapters(pipe):
+    study = Study(controls={"permuted_weights": False, "random_weights": True})
+    with pytest.raises(UserError, match=r"controls\.random_weights: the UNet2D.* has adapters"):
+        PipelineSource(pipe).study_of(study)
+    plain = PipelineSource(tiny_models.stable_diffusion_1())
+    assert plain.study_of(study).controls.random_weights is not None
 
 
 def test_networks_have_the_adapters_shapes_without_data(pipe):
