@@ -84,10 +84,11 @@ def stored_bytes(
     for condition in study.conditions:
         if condition.repeated and study.controls.enabled(condition.name):
             scores += len(maps) * study.controls.permutations
+    each = steps * study.capture.value_bytes
     sizes = {
-        "activations": count * steps * values * 2,
-        "activations_permuted": stored.permuted * steps * values * 2,
-        "inputs": count * steps * inputs * 2,
+        "activations": count * each * values,
+        "activations_permuted": stored.permuted * each * values,
+        "inputs": count * each * inputs,
         "images": pixels * 3 * (count + 2 * step_images),
         "labels": pixels * len(maps) * (4 * count + 2 * 2 * step_images),
         "scores": count * steps * len(shapes) * 4 * scores,
@@ -145,7 +146,7 @@ def worker_bytes(
     values = sum(s.y * s.x * s.channels for s in shapes.values())
     modules = {"denoiser": denoiser, "vae": vae}
     number = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
-    step = study.sampling.batch * values * 2 * copies
+    step = study.sampling.batch * values * study.capture.value_bytes * copies
     memory = {
         "denoiser": number["denoiser"] * size * copies,
         "vae": number["vae"] * 4,
