@@ -35,6 +35,7 @@ from ldmprobe_core.pipeline.planning.prompt_checks import (
 )
 from ldmprobe_core.pipeline.planning.sizes import (
     StoredSamples,
+    pooled_shape,
     stored_bytes,
     stored_samples,
     sum_bytes,
@@ -267,7 +268,7 @@ def _captured_shapes(
         # prompts to the tokenizer's length, so all prompts have this number of tokens.
         text_tokens = next(iter(tokenizer.lengths.values())) if tokenizer is not None else None
     shapes = layer_shapes(architecture, denoiser, vae, layers, text_tokens)
-    shapes = {name: _pooled(study, name, shape) for name, shape in shapes.items()}
+    shapes = {name: pooled_shape(study, name, shape) for name, shape in shapes.items()}
     height, width = architecture.size
     for name, shape in shapes.items():
         if height % shape.y or width % shape.x:
@@ -279,22 +280,6 @@ def _captured_shapes(
     for name in study.input_controls:
         shapes[name] = LayerShape(*architecture.latent, channels[name])
     return shapes
-
-
-def _pooled(study: Study, name: str, shape: LayerShape) -> LayerShape:
-    """Return the shape in which a layer is stored, after the averaging that the study asks for.
-
-    Raises:
-        UserError: the layer's tokens do not divide into blocks.
-    """
-    side = study.capture.block_side(shape.y, shape.x)
-    if shape.y % side or shape.x % side:
-        raise UserError(
-            f"capture.pool.by: the {shape.y} x {shape.x} tokens of {name} do not divide into "
-            f"blocks of {side} x {side} ({side}). Fix: set it to a number that divides both sides, "
-            "or raise capture.pool.above"
-        )
-    return LayerShape(shape.y // side, shape.x // side, shape.channels)
 
 
 def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.pipeline.activation_sinks import peak_activation_bytes
 from ldmprobe_core.study.batching import (
@@ -159,3 +160,19 @@ def worker_bytes(
         memory["activations"] = 2 * step * steps
         memory["statistics"] = sums
     return memory
+
+
+def pooled_shape(study: Study, name: str, shape: LayerShape) -> LayerShape:
+    """Return the shape in which a layer is stored, after the averaging that the study asks for.
+
+    Raises:
+        UserError: the layer's tokens do not divide into blocks.
+    """
+    side = study.capture.block_side(shape.y, shape.x)
+    if shape.y % side or shape.x % side:
+        raise UserError(
+            f"capture.pool.by: the {shape.y} x {shape.x} tokens of {name} do not divide into "
+            f"blocks of {side} x {side} ({side}). Fix: set it to a number that divides both sides, "
+            "or raise capture.pool.above"
+        )
+    return LayerShape(shape.y // side, shape.x // side, shape.channels)
