@@ -1,6 +1,6 @@
 """Probes fitted to exact maps and to labelers' maps, scored on the exact maps of rendered scenes.
 
-    python -m benchmarks.exact_maps [scenes] [store]
+    python -m benchmarks.exact_maps [scenes] [store] [--normals]
 
 Renders scenes that no training saw, writes each image with its exact maps, and carries one study
 out twice: on exact maps, and on what the labelers say.  Prints for each property, on test images:
@@ -10,13 +10,17 @@ out twice: on exact maps, and on what the labelers say.  Prints for each propert
 * the best probe that was fitted to labels, scored on exact maps;
 * the same probe scored on labels, as in a study of generated images;
 * the paired differences of these, the partial scores, and the scores of position alone.
+
+With ``--normals``, the study is of surface normals instead of foreground, depth and shading, and
+the vectors of both summaries are printed: mean cosines, and mean angles in degrees.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +38,13 @@ from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import components_of, property_of
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 
 UNSEEN = 7_000_000
+
+MAPS = ("foreground", "depth", "shading")
 
 
 def write_scenes(folder: Path, count: int) -> None:
@@ -53,18 +59,21 @@ def write_scenes(folder: Path, count: int) -> None:
         # The labeler gives log depth minus its mean in the image, so exact depth is saved alike.
         np.save(f"{name}.depth.npy", (scene.depth - scene.depth.mean()).astype(np.float32))
         np.save(f"{name}.shading.npy", scene.shading.astype(np.float32))
+        for axis, component in enumerate(components_of("normals")):
+            np.save(f"{name}.{component}.npy", scene.normal[..., axis].astype(np.float32))
 
 
-def carry_out(folder: Path, store: str, exact: bool) -> tuple[Run, Summary]:
+def carry_out(folder: Path, store: str, exact: bool, props: Iterable[str]) -> tuple[Run, Summary]:
     """Carry out the study of the scenes, on exact maps or on the labelers' maps."""
     who = "maps" if exact else "tabletop"
+    off: dict[str, str | None] = dict.fromkeys((*MAPS, "class"))
     study = parse_study(
         {
             "name": "exact" if exact else "labeled",
             "source": "images",
             "images": {"folder": str(folder)},
             "sampling": {"steps": 15, "scheduler": "ddim", "batch": 16},
-            "labels": {"foreground": who, "depth": who, "shading": who, "class": None},
+            "labels": off | dict.fromkeys(props, who),
             "controls": {"permuted_weights": False},
         }
     )
@@ -121,14 +130,23 @@ def compare(
 
 def main() -> None:
     """Print the scores as a table and as JSON."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    parser = argparse.ArgumentParser(description="Score probes on exact maps of rendered scenes.")
+    parser.add_argument("scenes", type=int, nargs="?", default=200)
+    parser.add_argument("store", nargs="?", default="")
+    parser.add_argument("--normals", action="store_true")
+    options = parser.parse_args()
+    props = components_of("normals") if options.normals else MAPS
     with tempfile.TemporaryDirectory() as place:
-        store = sys.argv[2] if len(sys.argv) > 2 else f"{place}/runs"
+        store = options.store or f"{place}/runs"
         folder = Path(place) / "scenes"
-        write_scenes(folder, count)
+        write_scenes(folder, options.scenes)
         (exact_run, exact), (run, labeled) = (
-            carry_out(folder, store, truth) for truth in (True, False)
+            carry_out(folder, store, truth, props) for truth in (True, False)
         )
+        if options.normals:
+            for name, summary in (("fitted to exact maps", exact), ("fitted to labels", labeled)):
+                print(name, json.dumps(summary.vectors["normals"].model_dump()))
+            return
         rows = {prop: compare(exact_run, exact, run, labeled, prop) for prop in exact.properties}
     for prop, row in rows.items():
         print(prop, *(f"{name} {number(value)}" for name, value in row.items()), sep="; ")

@@ -183,7 +183,7 @@ def read_masks(run: Run, members: np.ndarray) -> list[np.ndarray]:
         )
     folder = user_path(images.folder)
     names = sorted(str(sample.source_image) for sample in run.samples)
-    if images_hash(images, names) != images.content_hash:
+    if images_hash(images, names, run.study.map_properties) != images.content_hash:
         raise UserError(f"images.folder: {folder} has changed since the run. Fix: restore it")
     size = run.read("labels", "depth", sample=members[:1]).shape[1:]
     masks = []

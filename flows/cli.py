@@ -124,7 +124,7 @@ def classify(
     if plan.study.labels.classes is None:
         raise UserError("labels.class is null, but classify needs it. Fix: give a class labeler.")
     if photographs is not None:
-        list_images(photographs)
+        list_images(photographs, plan.study.map_properties)
     _require_ready(plan, target)
     check_environment()
     with plan.in_use():

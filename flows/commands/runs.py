@@ -50,6 +50,8 @@ def watch(run: RunArgument) -> None:
     watched = Run(run)
     watched.location.require_reachable()
     watched.study  # noqa: B018  (raises if there is no run)
+    # Into a file, the next line comes after a minute.
+    console.print(f"{watched.url}: {progress_text(watched)}", highlight=False, soft_wrap=True)
     with activity("looking at the run") as shown:
         first, since = unit_counts(watched), time.monotonic()
         while not watched.location.has("summary.json") and is_held(watched):

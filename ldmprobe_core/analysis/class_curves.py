@@ -126,7 +126,7 @@ def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
         UserError: the folder does not exist or contains no images.
     """
     study = run.study
-    names = list_images(folder)
+    names = list_images(folder, study.map_properties)
     spec = study.labels.classes
     if spec is None:
         raise UserError(

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, Field
 
 from ldmprobe_core.analysis.class_records import ClassesRecord
-from ldmprobe_core.analysis.controls.records import ControlsRecord, ExactRecord, Record
+from ldmprobe_core.analysis.controls.records import (
+    ControlsRecord,
+    ExactRecord,
+    Record,
+    VectorRecord,
+)
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.interventions.records import InterventionRecord
 from ldmprobe_core.probing.inference.bootstrap import Interval
@@ -246,6 +251,7 @@ class Summary(Record):
             None for latents without signal or noise.  Empty for runs of earlier releases.
         layers: number of captured layers.
         properties: results by property.
+        vectors: joint results of the components of each vector property, by its name.
         classes: results of the class labeler; None if no class is labeled.
         labelers: by property, the labeler's score against the exact maps of the same test samples;
             None without exact maps.
@@ -268,6 +274,9 @@ class Summary(Record):
     log_snr: list[float | None] = Field(default_factory=list)
     layers: int
     properties: dict[str, PropertyRecord]
+    vectors: dict[str, VectorRecord] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
     classes: ClassesRecord | None = Field(serialization_alias="class", validation_alias="class")
     labelers: dict[str, Interval] | None = None
     nonfinite: int

@@ -32,6 +32,7 @@ from ldmprobe_core.analysis.generalization.resplits import ResplitCurves, respli
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
+from ldmprobe_core.analysis.vectors import vector_records
 from ldmprobe_core.interventions.results import (
     completed_interventions,
     main_results,
@@ -116,6 +117,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         log_snr=attributes.get("log_snr", []),
         layers=len(run.layers),
         properties=properties,
+        vectors=vector_records(run, labels, is_test, bootstrap),
         classes=class_curves(run) if study.labels.classes else None,
         labelers=_labeler_scores(properties),
         nonfinite=nonfinite["trained"],

@@ -17,11 +17,9 @@ from ldmprobe_core.interventions.spec import (
     Intervention,
     predicts_for_descent,
 )
-from ldmprobe_core.models.capture_points.words import WORDS
-from ldmprobe_core.models.layers import POINT, VAE
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
-from ldmprobe_core.study.layers import LATENTS
+from ldmprobe_core.study.layers import LATENTS, POINT, VAE, WORDS
 from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.properties import property_of
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,22 +24,28 @@ class FunctionLabeler:
     Args:
         function: function that returns maps (n, y, x), or class probabilities (n, class) if it has
             an attribute ``classes``.  Its attribute ``units``, if any, is stored with the labels.
+        components: number of components of a vector, in which case the maps are
+            (n, y, x, component); 0 for maps of one number a pixel.
     """
 
-    def __init__(self, function: Callable[[np.ndarray], Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[[np.ndarray], Any], components: int = 0) -> None:
+        self.function, self.components = function, (components,) if components else ()
         self.name = getattr(function, "__name__", type(function).__name__)
         self.units = str(getattr(function, "units", f"as {self.name} returns"))
         self.classes = tuple(getattr(function, "classes", ()))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Compute labels (n, y, x) or (n, class) float32 of images (n, y, x, rgb) uint8.
+        """Compute labels (n, y, x), (n, y, x, component) or (n, class) float32 of images.
+
+        Args:
+            images: (n, y, x, rgb) uint8.
 
         Raises:
             UserError: the function's result is not numeric, or has another shape.
         """
         result = self.function(images)
         expected = (len(images), len(self.classes)) if self.classes else images.shape[:3]
+        expected += self.components
         try:
             labels = np.asarray(result, dtype=np.float32)
         except (TypeError, ValueError) as error:
@@ -50,9 +57,47 @@ class FunctionLabeler:
             raise UserError(
                 f"the labeler {self.name!r} returned shape {labels.shape} for images of shape "
                 f"{images.shape}. Fix: return shape {expected}, which is a map of each image's "
-                "height and width, or a probability of each name in its attribute classes"
+                "height and width (and component of a vector), or a probability of each name in "
+                "its attribute classes"
             )
         return labels
+
+
+class VectorLabeler:
+    """Labeler of vectors that keeps its last result, separately for each thread.
+
+    A study calls the labelers of a vector's components one after another with the same array of
+    images, and they share one call of this labeler.
+
+    Args:
+        labeler: function from images (n, y, x, rgb) uint8 to maps (n, y, x, component) float32,
+            with an attribute ``units``.
+    """
+
+    def __init__(self, labeler: Any) -> None:
+        self.labeler = labeler
+        self.last = threading.local()
+
+    def component(self, images: np.ndarray, index: int) -> np.ndarray:
+        """Compute maps (n, y, x) float32 of one component."""
+        if getattr(self.last, "images", None) is not images:
+            self.last.maps = self.labeler(images)
+            self.last.images = images
+        return np.ascontiguousarray(self.last.maps[..., index])
+
+
+class ComponentLabeler:
+    """Labeler of one component of a vector property."""
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, vectors: VectorLabeler, index: int) -> None:
+        self.vectors, self.index = vectors, index
+        self.units: str = vectors.labeler.units
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Compute maps (n, y, x) float32 of images (n, y, x, rgb) uint8."""
+        return self.vectors.component(images, self.index)
 
 
 def takes_images(labeler: Any) -> bool:
@@ -70,13 +115,17 @@ def takes_images(labeler: Any) -> bool:
     return len(positional) == 1 and not inspect.isclass(labeler)
 
 
-def function_entry(function: Callable[[np.ndarray], Any]) -> LabelerEntry:
+def function_entry(function: Callable[[np.ndarray], Any], components: int = 0) -> LabelerEntry:
     """Build the registry entry of a function of images.
+
+    Args:
+        function: see `FunctionLabeler`.
+        components: number of components of the vector that it labels; 0 if it labels no vector.
 
     The hash that each run records is that of the file in which the function is defined.
     """
     return LabelerEntry(
-        lambda spec, device: FunctionLabeler(function), partial(_source_files, function)
+        lambda spec, device: FunctionLabeler(function, components), partial(_source_files, function)
     )
 
 

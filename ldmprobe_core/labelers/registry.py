@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,12 +21,25 @@ from pydantic import ValidationError
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import classes, depth, edges, foreground, shading, tabletop
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
-from ldmprobe_core.labelers.functions import function_entry, import_labeler, takes_images
+from ldmprobe_core.labelers.functions import (
+    ComponentLabeler,
+    VectorLabeler,
+    function_entry,
+    import_labeler,
+    takes_images,
+)
 from ldmprobe_core.labelers.weights import published_repository
 from ldmprobe_core.study.extensions.entry_points import load_entry_points
 from ldmprobe_core.study.loading import sentence
 from ldmprobe_core.study.probe_sections import LabelerSpec
-from ldmprobe_core.study.properties import Property, map_properties, register_property
+from ldmprobe_core.study.properties import (
+    PROPERTIES,
+    Component,
+    Property,
+    components_of,
+    register_property,
+    vector_components,
+)
 from ldmprobe_core.study.schema import Study
 
 if TYPE_CHECKING:
@@ -73,12 +87,17 @@ def register_labeler(
             "Fix: register the labeler under another name"
         )
 
+    # A vector property is labeled by one labeler, which the study names for each component.
+    props = components_of(prop) or (prop,)
+
     def register(loader: Loader) -> Loader:
-        _LABELERS[prop, name] = as_entry(loader)
+        for one in props:
+            _LABELERS[one, name] = as_entry(loader, _component(one))
         return loader
 
     if entry is not None:
-        _LABELERS[prop, name] = entry
+        for one in props:
+            _LABELERS[one, name] = entry
     return register
 
 
@@ -91,8 +110,10 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
 
     Args:
         name: name of the property: lowercase letters, digits and _.
-        kind: ``mask`` or ``scalar``, see `Property`.
-        fields: other fields of `Property`, such as ``title``; their defaults depend on the kind.
+        kind: ``mask`` or ``scalar``, see `Property`; or ``vector``, whose labeler returns maps
+            (n, y, x, component).
+        fields: other fields of `Property`, such as ``title``; their defaults depend on the kind.  A
+            vector also has ``components``, their names.
 
     Raises:
         UserError: a field is wrong, or the name is taken by another property.
@@ -103,7 +124,7 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
         def sunlit(images): return images.mean(-1) > 128
     """
     try:
-        record = register_property(Property.model_validate({"name": name, "kind": kind, **fields}))
+        records = [register_property(one) for one in _records(name, kind, fields)]
     except ValidationError as error:
         problem_and_remedy = sentence(error, Property, "property")
         raise UserError(f"property {name!r}: {problem_and_remedy}") from None
@@ -111,20 +132,40 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
         raise UserError(str(problem_and_remedy)) from None
 
     def register(loader: Loader) -> Loader:
-        return register_labeler(record.name, f"{loader.__module__}:{loader.__qualname__}")(loader)
+        named = f"{loader.__module__}:{loader.__qualname__}"
+        for record in records:
+            _LABELERS[record.name, named] = as_entry(loader, record.component)
+        return loader
 
     return register
 
 
-def as_entry(loader: Any) -> LabelerEntry:
+def _records(name: str, kind: str, fields: dict[str, Any]) -> list[Property]:
+    """Build the record of a property, or those of a vector's components."""
+    if kind == "vector":
+        parts = vector_components(name, fields.get("components", ()), fields)
+        return [Property.model_validate({"name": part} | record) for part, record in parts.items()]
+    return [Property.model_validate({"name": name, "kind": kind, **fields})]
+
+
+def _component(prop: str) -> Component | None:
+    """Return the place of a property in a vector property; None if it has none."""
+    return PROPERTIES[prop].component if prop in PROPERTIES else None
+
+
+def as_entry(loader: Any, component: Component | None = None) -> LabelerEntry:
     """Build the registry entry of a labeler: a class, a loading function or a function of images.
 
     An entry is returned unchanged.
+
+    Args:
+        loader: labeler.
+        component: component of a vector for which the labeler is registered, if it labels a vector.
     """
     if isinstance(loader, LabelerEntry):
         return loader
     if takes_images(loader):
-        return function_entry(loader)
+        return function_entry(loader, component.size if component else 0)
     return LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
 
 
@@ -165,6 +206,9 @@ register_labeler(
     "shading", "intrinsic", LabelerEntry(shading.load_intrinsic, shading.locate_intrinsic, None)
 )
 register_labeler("edges", "gradient")(edges.gradient_edges)
+register_labeler(
+    "normals", "tabletop", LabelerEntry(tabletop.load_normals, tabletop.locate_weights)
+)
 register_labeler("class", "tabletop", LabelerEntry(tabletop.load_classes, tabletop.locate_weights))
 register_labeler(
     "class",
@@ -185,10 +229,12 @@ register_labeler(
 def labeler_names(prop: str) -> list[str]:
     """List the names of a property's labelers, sorted; entry points are included but not loaded."""
     registered = {name for known, name in _LABELERS if known == prop}
+    component = _component(prop)
+    prefix = f"{component.vector if component else prop}."
     offered = {
-        point.name.removeprefix(f"{prop}.")
+        point.name.removeprefix(prefix)
         for point in entry_points(group=ENTRY_POINTS)
-        if point.name.startswith(f"{prop}.")
+        if point.name.startswith(prefix)
     }
     return sorted(registered | offered)
 
@@ -204,10 +250,12 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
         UserError: the property has no labeler of this name, or its package cannot be imported.
     """
     if (prop, name) not in _LABELERS and ":" in name:
-        _LABELERS[prop, name] = as_entry(import_labeler(prop, name))
+        _LABELERS[prop, name] = as_entry(import_labeler(prop, name), _component(prop))
     if (prop, name) not in _LABELERS:
-        for loader in load_entry_points(ENTRY_POINTS, f"{prop}.{name}", f"labels.{prop}"):
-            _LABELERS[prop, name] = as_entry(loader)
+        component = _component(prop)
+        offered = f"{component.vector if component else prop}.{name}"
+        for loader in load_entry_points(ENTRY_POINTS, offered, f"labels.{prop}"):
+            _LABELERS[prop, name] = as_entry(loader, component)
     if (prop, name) not in _LABELERS:
         known = ", ".join(labeler_names(prop))
         raise UserError(
@@ -223,7 +271,17 @@ def load_labeler(prop: str, spec: LabelerSpec, device: torch.device) -> Labeler:
     Raises:
         UserError: there is no such labeler, or its package or weights are missing.
     """
-    return find_labeler(prop, spec.name).load(spec, device)
+    component = _component(prop)
+    if component is None:
+        return find_labeler(prop, spec.name).load(spec, device)
+    return ComponentLabeler(_vector_labeler(component.vector, spec, device), component.index)
+
+
+@lru_cache(maxsize=4)
+def _vector_labeler(vector: str, spec: LabelerSpec, device: torch.device) -> VectorLabeler:
+    """Load the labeler of a vector property, which all its components share."""
+    entry = find_labeler(components_of(vector)[0], spec.name)
+    return VectorLabeler(entry.load(spec, device))
 
 
 def require_known(prop: str, spec: LabelerSpec) -> None:
@@ -256,7 +314,7 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     """Return labeler settings by property; properties that are read from map files are left out."""
-    specs = {prop: study.labels.labeler(prop) for prop in map_properties()}
+    specs = {prop: study.labels.labeler(prop) for prop in study.labels.maps}
     specs["class"] = study.labels.classes
     return {
         prop: spec for prop, spec in specs.items() if spec is not None and spec.name != EXACT_MAPS

@@ -17,14 +17,7 @@ from ldmprobe_core.models.architectures.settings import dry_run_problem
 from ldmprobe_core.models.capture_points.attention import attention_points
 from ldmprobe_core.models.capture_points.channels import CapturePoint
 from ldmprobe_core.models.token_grid import Grid, to_grid
-from ldmprobe_core.study.layers import LayerShape
-
-VAE = "vae."
-"""Prefix of layer names in the VAE's decoder; names of layers in the denoiser have no prefix."""
-
-
-POINT = "@"
-"""Character between the name of an attention layer and that of a capture point inside it."""
+from ldmprobe_core.study.layers import POINT, VAE, LayerShape
 
 
 def named_points(network: nn.Module) -> dict[str, nn.Module | CapturePoint]:

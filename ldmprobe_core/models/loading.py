@@ -141,12 +141,30 @@ def draw_weights(network: Any, seed: int = 100) -> None:
         # `torch.manual_seed` would seed the generators of GPUs too.
         torch.random.default_generator.manual_seed(seed)
         drawn = type(network).from_config(network.config)
+    _require_same_names(drawn, network)
+    network.load_state_dict(drawn.state_dict())
+
+
+def check_drawable(network: Any) -> None:
+    """Check that a network has the weights that its class builds, without drawing any.
+
+    Args:
+        network: network of diffusers.
+
+    Raises:
+        UserError: the network has other weights than its class, such as those of an adapter.
+    """
+    with torch.device("meta"):
+        _require_same_names(type(network).from_config(network.config), network)
+
+
+def _require_same_names(drawn: nn.Module, network: nn.Module) -> None:
     if drawn.state_dict().keys() != network.state_dict().keys():
         raise UserError(
-            "controls.random_weights: the network has adapters or fused projections, which its "
-            "class does not build. Fix: set controls.permuted_weights instead"
+            f"controls.random_weights: the {type(network).__name__} has adapters or fused "
+            "projections, which its class does not build (true). Fix: set "
+            "controls.permuted_weights instead"
         )
-    network.load_state_dict(drawn.state_dict())
 
 
 def untrained_copy(network: nn.Module, random: bool) -> nn.Module:

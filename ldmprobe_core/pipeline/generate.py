@@ -109,7 +109,7 @@ def read_source_images(
         return None, {}
     folder, sizes = Path(study.images.folder), run.open("images").sizes
     for sample in samples:
-        _require_unchanged(folder, sample)
+        _require_unchanged(folder, sample, study.map_properties)
     size = sizes["y"], sizes["x"]
     names = [str(sample.source_image) for sample in samples]
     maps = {}
@@ -122,14 +122,14 @@ def read_source_images(
     return np.stack([read_image(folder / name, size) for name in names]), maps
 
 
-def _require_unchanged(folder: Path, sample: Sample) -> None:
+def _require_unchanged(folder: Path, sample: Sample, props: tuple[str, ...]) -> None:
     """Check that a sample's source image and its maps are the same as when the run was created.
 
     Raises:
         UserError: one of these files has changed or cannot be read.
     """
     name = str(sample.source_image)
-    if sample.source_digest and source_digest(folder, name) != sample.source_digest:
+    if sample.source_digest and source_digest(folder, name, props) != sample.source_digest:
         raise UserError(
             f"{folder / name}: this image or a map of it has changed since the run was created. "
             "Fix: restore the files and repeat the command, which resumes the run. Changed files "

@@ -70,7 +70,6 @@ from ldmprobe_core.storage.stores.metadata_cache import cached_fact, invalidate_
 from ldmprobe_core.storage.stores.object_store import open_store, require_asserts
 from ldmprobe_core.study.layers import INPUT_CONTROLS
 from ldmprobe_core.study.loading import parse_study
-from ldmprobe_core.study.properties import map_properties
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
@@ -316,7 +315,7 @@ class Run:
     def exact_properties(self) -> list[str]:
         """Names of the properties for which every source image has an exact map."""
         root = open_group(self.store, self.url)
-        return [name for name in map_properties() if f"exact_maps/{name}" in root]
+        return [name for name in self.study.map_properties if f"exact_maps/{name}" in root]
 
     # --- writing and reading regions -----------------------------------------------------------
 

@@ -17,6 +17,15 @@ The value is the height and width of the neighbourhood of each token that their 
 a layer of the denoiser sees the surroundings of a token too.
 """
 
+VAE = "vae."
+"""Prefix of layer names in the VAE's decoder; names of layers in the denoiser have no prefix."""
+
+POINT = "@"
+"""Character between the name of an attention layer and that of a capture point inside it."""
+
+WORDS = "words"
+"""Name of the capture point of attention maps; they are computed beside the denoiser's own."""
+
 
 class LayerShape(NamedTuple):
     """Shape of one layer's activations: height and width in tokens, and number of channels."""

@@ -11,7 +11,12 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from ldmprobe_core.study.conditions import CONDITIONS, PROBE_CONDITION
 from ldmprobe_core.study.extensions.entry_points import PROBE_KIND_POINTS, load_entry_points
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
-from ldmprobe_core.study.properties import CLASS, PROPERTIES, map_properties
+from ldmprobe_core.study.properties import (
+    CLASS,
+    PROPERTIES,
+    map_properties,
+    with_built_in,
+)
 from ldmprobe_core.study.readers.value_types import (
     EXPONENT,
     MAX_SAMPLES,
@@ -79,8 +84,9 @@ class Labels(Section):
 
     @property
     def maps(self) -> tuple[str, ...]:
-        """Names of the properties that are probed, in the order of registration."""
-        return tuple(prop for prop in map_properties() if self.labeler(prop) is not None)
+        """Names of the properties that are probed: built-in ones first, then others, sorted."""
+        known = with_built_in(self.model_extra or ())
+        return tuple(prop for prop in known if self.labeler(prop) is not None)
 
     @model_validator(mode="before")
     @classmethod

@@ -8,6 +8,7 @@ labeler for it.  A study that labels a property that is not built in carries its
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -71,6 +72,20 @@ class Drawing(Section):
     limits: Annotated[tuple[float, float], Field(strict=False)] | None = None
 
 
+class Component(Section):
+    """Place of a property in a vector property, such as the surface normal, that it is a part of.
+
+    Attributes:
+        vector: name of the vector property.
+        index: index of the component in the maps (n, y, x, component) of the vector's labeler.
+        size: number of components of the vector.
+    """
+
+    vector: str
+    index: int = Field(ge=0, le=63)
+    size: int = Field(ge=2, le=64)
+
+
 METRICS_OF_KIND: dict[str, tuple[str, ...]] = {
     "mask": ("dice", "iou", "auroc", "average_precision"),
     "scalar": ("spearman", "pearson", "rmse", "spearman_partial", "pearson_partial"),
@@ -101,6 +116,7 @@ class Property(Section):
         map_format: rules for exact maps that are given as files.
         drawing: colour scale in figures.
         intervention: default settings of edits; None if edits are not supported.
+        component: place in a vector property; None if the property is not a part of one.
     """
 
     name: str
@@ -110,6 +126,7 @@ class Property(Section):
     map_format: MapFormat = MapFormat()
     drawing: Drawing = Drawing()
     intervention: InterventionDefaults | None = None
+    component: Component | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="before")
     @classmethod
@@ -203,7 +220,7 @@ _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 
 def _bytes_of(record: Property) -> tuple[object, ...]:
     """Return the fields on which a run's bytes depend; others are for display and edits."""
-    return record.kind, record.metrics, record.map_format
+    return record.kind, record.metrics, record.map_format, record.component
 
 
 def register_property(new: Property) -> Property:
@@ -254,7 +271,79 @@ def map_properties() -> tuple[str, ...]:
     Built-in properties come first.  The others are sorted by name, because the order in which a
     process registers them depends on the studies that it has read.
     """
-    return (*_BUILT_IN, *sorted(name for name in PROPERTIES if name not in _BUILT_IN))
+    return with_built_in(PROPERTIES)
+
+
+def with_built_in(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the built-in properties, then those of others, sorted.
+
+    Args:
+        names: names of properties, such as those that a study declares.
+    """
+    return (*_BUILT_IN, *sorted({*names} - {*_BUILT_IN}))
+
+
+def components_of(vector: str) -> tuple[str, ...]:
+    """Return the names of a vector property's components, in order; empty if there is no such one.
+
+    Args:
+        vector: name of a vector property, such as ``normals``.
+    """
+    found = {
+        record.component.index: name
+        for name, record in PROPERTIES.items()
+        if record.component is not None and record.component.vector == vector
+    }
+    return tuple(found[index] for index in sorted(found))
+
+
+def vectors_of(props: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Group properties into vectors: components by vector, for vectors of which none is missing."""
+    present = set(props)
+    names = dict.fromkeys(
+        record.component.vector for record in PROPERTIES.values() if record.component is not None
+    )
+    return {name: parts for name in names if present.issuperset(parts := components_of(name))}
+
+
+def vector_components(
+    name: str, components: Sequence[str], fields: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return the fields of the records of a vector property's components, by component's name.
+
+    Args:
+        name: name of the vector property.
+        components: names of its components, such as ``("x", "y", "z")``.  The first becomes the
+            property ``<name>_x``.
+        fields: further fields of `Property` that all components have.  The title is the vector's.
+
+    Raises:
+        ValueError: there are no names of two or more components, each once.
+    """
+    names = components if isinstance(components, list | tuple) else ()
+    if (
+        len(names) < 2
+        or not all(isinstance(one, str) for one in names)
+        or len({*names}) < len(names)
+    ):
+        raise ValueError(
+            f"the components of {name} are {components!r:.60}. Fix: list the names of two or more "
+            "components, such as [x, y]"
+        )
+    common = {"kind": "scalar"} | {key: fields[key] for key in fields if key not in _OF_VECTORS}
+    title = fields.get("title", name.replace("_", " "))
+    return {
+        f"{name}_{part}": {
+            **common,
+            "title": f"{title}, {part}",
+            "component": {"vector": name, "index": index, "size": len(names)},
+        }
+        for index, part in enumerate(names)
+    }
+
+
+_OF_VECTORS = frozenset({"kind", "components"})
+"""Keys of a vector's declaration that its components do not have."""
 
 
 def is_built_in(prop: str) -> bool:
@@ -294,4 +383,13 @@ SHADING = register_property(
     Property(name="shading", kind="scalar", map_format=MapFormat(minimum=0, mean_of_colors=True))
 )
 EDGES = register_property(Property(name="edges", kind="mask"))
+_NORMAL = {
+    "title": "surface normal",
+    "drawing": Drawing(colormap="coolwarm", limits=(-1, 1)),
+}
+NORMALS = tuple(
+    register_property(Property(name=name, **fields))
+    for name, fields in vector_components("normals", ("x", "y", "z"), _NORMAL).items()
+)
+"""Components of the surface normal, in the camera's axes: right, up, towards the camera."""
 _BUILT_IN = tuple(PROPERTIES)

@@ -67,9 +67,11 @@ def resolve_inputs(study: Study) -> Study:
         images = study.images.model_copy(
             update={"folder": absolute_path(study.images.folder, "images.folder")}
         )
-        names = image_names(images)
-        exact_map_properties(images, names)
-        digest = _unchanged("images.folder", images.content_hash, images_hash(images, names))
+        props = study.map_properties
+        names = image_names(images, props)
+        exact_map_properties(images, names, props)
+        content = images_hash(images, names, props)
+        digest = _unchanged("images.folder", images.content_hash, content)
         pinned = images.model_copy(update={"samples": len(names), "content_hash": digest})
         return study.model_copy(update={"images": pinned})
     prompts = study.prompts
@@ -124,7 +126,10 @@ def make_samples(study: Study) -> list[Sample]:
     Raises:
         UserError: an input file is invalid, or there are too few prompts for the splits.
     """
-    drafts = _drafts_of_images(study.images) if study.images else _drafts(study.prompts)
+    if study.images is not None:
+        drafts = _drafts_of_images(study.images, study.map_properties)
+    else:
+        drafts = _drafts(study.prompts)
     _require_storable_seeds(drafts, study)
     split_of = assign_splits(drafts, study)
     if study.capture.keep == "statistics":
@@ -151,15 +156,15 @@ def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
         )
 
 
-def _drafts_of_images(images: Images) -> list[SampleDraft]:
+def _drafts_of_images(images: Images, props: tuple[str, ...]) -> list[SampleDraft]:
     """List the samples of a study of source images, without splits."""
     folder = user_path(images.folder)
     return [
         SampleDraft(
             images.caption, images.seed + i, None, None, name, name,
-            source_digest=source_digest(folder, name),
+            source_digest=source_digest(folder, name, props),
         )
-        for i, name in enumerate(image_names(images))
+        for i, name in enumerate(image_names(images, props))
     ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from ldmprobe_core.study.extensions.declarations import Declarations, declare
 from ldmprobe_core.study.layers import CLEAN_PIXELS, LATENTS
 from ldmprobe_core.study.probe_kinds import MLP, probe_kind
 from ldmprobe_core.study.probe_sections import BootstrapSettings, Controls, Labels, Probes
-from ldmprobe_core.study.properties import property_of, register_property
+from ldmprobe_core.study.properties import property_of, register_property, with_built_in
 from ldmprobe_core.study.readers.model_record import EMBEDDED, read_model_record
 from ldmprobe_core.study.readers.value_types import Slug, require_storable_text
 from ldmprobe_core.study.sections import (
@@ -223,6 +223,15 @@ class Study(Section):
     def count(self) -> int | None:
         """Number of images; None if it is unknown because the input files are not read yet."""
         return self.prompts.count if self.images is None else self.images.samples
+
+    @property
+    def map_properties(self) -> tuple[str, ...]:
+        """Names of the properties of which source images may have exact maps, in stored order.
+
+        These are the built-in properties and those that the study declares, whatever other
+        properties this process knows.
+        """
+        return with_built_in(self.properties)
 
     @property
     def input_controls(self) -> tuple[str, ...]:

@@ -85,6 +85,12 @@ def test_the_image_has_the_libraries_that_opencv_loads():
     assert {"libgl1", "libglib2.0-0", "libxcb1"} <= set(install.split())
 
 
+def test_the_image_keeps_no_files_of_its_own_build():
+    install = DOCKERFILE[position("RUN pip install --no-deps --no-build-isolation .") :]
+    assert install.partition("\n")[0].endswith("&& rm -rf build ./*.egg-info")
+    assert "PIP_NO_CACHE_DIR=1" in DOCKERFILE
+
+
 def test_no_index_is_the_default_of_the_argument():
     assert instructions("ARG") == ["TORCH_INDEX"]
     assert "://" not in DOCKERFILE

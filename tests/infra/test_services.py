@@ -84,6 +84,39 @@ def test_compose_has_the_services_of_the_stack(compose, local):
             assert "healthcheck" in service, name
 
 
+def seconds(text: str) -> int:
+    assert re.fullmatch(r"\d+s", text), text
+    return int(text[:-1])
+
+
+def test_a_slow_start_is_not_taken_for_a_failure(compose):
+    """A worker that creates its deployments on a loaded machine needs minutes."""
+    check = compose["prefect-worker"]["healthcheck"]
+    assert seconds(check["start_period"]) >= 300
+    # The server migrates its database first.
+    server = compose["prefect-server"]["healthcheck"]
+    assert seconds(server["start_period"]) + server["retries"] * seconds(server["interval"]) >= 120
+
+
+def test_the_health_of_the_database_is_asked_by_tcp(compose):
+    """The temporary server that creates the database answers on its socket alone."""
+    program, *words = compose["postgres"]["healthcheck"]["test"][1:]
+    assert program == "pg_isready"
+    assert words[words.index("-h") + 1] == "127.0.0.1"
+
+
+def test_the_example_of_the_secrets_says_how_to_copy_and_fill_it():
+    example = (ROOT / ".env.example").read_text()
+    text = re.sub(r"\n# ?", " ", example)
+    assert "install -m 600 .env.example .env" in text
+    # The password goes into postgresql+asyncpg://prefect:PASSWORD@postgres unescaped.
+    assert "PostgreSQL becomes part of a URL: letters and digits only" in text
+    for name in FILLED:
+        assert re.search(rf"(?m)^{name}=$", example), name
+    for page in ("docs/operations.md", "docker-compose.yml"):
+        assert "install -m 600 .env.example .env" in (ROOT / page).read_text(), page
+
+
 def flags(words: list[str]) -> dict[str, str]:
     """Return the options of a command without hosts, ports and folders, which differ by machine."""
     placed = {"host", "port", "dir", "ip", "ip.bind", "name", "dashboard-address"}

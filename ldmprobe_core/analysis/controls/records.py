@@ -136,3 +136,59 @@ class ExactRecord(Record):
     position: Interval
     difference: Interval
     labeler: Interval | None
+
+
+class VectorScore(Record):
+    """Score of a cell's predictions of all components of a vector property.
+
+    Attributes:
+        cosine: mean cosine between predicted and labeled directions over an image's pixels.
+        degrees: mean angle between them, in degrees.
+    """
+
+    layer: str
+    step: int
+    cosine: Interval
+    degrees: Interval
+
+
+class VectorExact(Record):
+    """Mean angles between predictions and exact maps of the test samples, in degrees.
+
+    Attributes:
+        best: angle of the best cell's predictions.
+        position: angle of the mean label of the training samples.
+        labeler: angle of the labeler's vectors; None if the labels are exact.
+    """
+
+    best: Interval
+    position: Interval
+    labeler: Interval | None
+
+
+class VectorRecord(Record):
+    """Results of a vector property, whose components are properties with records of their own.
+
+    Differences are paired over samples, in degrees; a negative one says that the probe is nearer.
+
+    Attributes:
+        components: names of the components.
+        kind: kind of linear probe.
+        best: best cell, chosen on validation samples by its mean cosine.
+        steps: mean cosine of the best cell's layer at every step.
+        position: mean angle of the mean label of the training samples at each position.
+        less_position: angle of the best cell less that of `position`.
+        inputs: input controls by name, each in its own best cell.
+        less_inputs: angle of the best cell less that of each of them.
+        exact: scores on exact maps; None if the source images have none of the property.
+    """
+
+    components: list[str]
+    kind: str
+    best: VectorScore
+    steps: list[Interval]
+    position: Interval
+    less_position: Interval
+    inputs: dict[str, VectorScore]
+    less_inputs: dict[str, Interval]
+    exact: VectorExact | None

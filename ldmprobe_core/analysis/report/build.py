@@ -362,6 +362,7 @@ def _contents(
     exact = any(part.exact for part in summary.properties.values())
     sections = [
         ("exact", "results on exact maps", exact),
+        ("vectors", "vectors", bool(summary.vectors)),
         ("results", "results", True),
         ("controls", "best cells and controls", True),
         ("published", "published results", published.applies(study)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,6 +13,7 @@ from matplotlib.patches import Rectangle
 
 from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.records import Summary
+from ldmprobe_core.analysis.report.image_grid import colored, draw_image_grid, image_grid
 from ldmprobe_core.analysis.report.style import (
     CLEAN_COLOR,
     DECODED_COLOR,
@@ -33,6 +33,9 @@ from ldmprobe_core.study.properties import property_of
 
 _NOT_MEASURED = "0.6"
 """Grey level of pixels that were not measured; no pixel of a mask is drawn in it."""
+
+_THUMBNAIL = 96
+"""Width in pixels of the step images above the class probabilities."""
 
 MOST_TICKS = 15
 """Largest number of steps whose log signal-to-noise ratio is written above a plot."""
@@ -159,14 +162,12 @@ def sample_grid(
     row = step_image_rows(run, [sample])[0]
     stored = np.searchsorted(run.read(STEP_IMAGES, "step"), steps)
     images = list(run.read(STEP_IMAGES, "trajectory", sample=row)[stored])
-    rows: list[tuple[str, list[np.ndarray], dict[str, Any]]] = [("decoded latents", images, {})]
-    finals: list[np.ndarray | None] = [run.read("images", "image", sample=sample)]
+    rows = {"decoded latents": [*images, run.read("images", "image", sample=sample)]}
     for prop, result in summary.properties.items():
         truth = labels.maps[prop][sample].astype(float)
         record = property_of(prop)
         low, high = record.drawing.limits or (np.nanmin(truth), np.nanmax(truth))
         colors = colormaps[record.drawing.colormap].with_extremes(bad=_NOT_MEASURED)
-        scale = {"cmap": colors, "vmin": low, "vmax": high}
         best = result.best
         probes = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
         maps = []
@@ -177,27 +178,12 @@ def sample_grid(
             if record.is_mask:
                 predicted = predicted > probe.cut
             maps.append(upsample(predicted[None], truth.shape)[0].astype(float))
-        rows.append((f"probe {prop}", maps, scale))
-        finals.append(truth)
         step_maps = run.read("labels_trajectory", prop, sample=row)[stored].astype(float)
         step_maps = as_label(run.study, prop, step_maps).astype(float)
-        rows.append((f"labeler {prop}", list(step_maps), scale))
-        finals.append(truth)
-
-    width = len(steps) + 1
-    figure = Figure(figsize=(0.96 * width + 1.2, 0.96 * len(rows) + 0.5))
-    grid = figure.subplots(len(rows), width, squeeze=False)
-    for (name, maps, scale), final, axes in zip(rows, finals, grid, strict=True):
-        for panel, image in zip(axes, [*maps, final], strict=True):
-            panel.imshow(image, interpolation="nearest", **scale)
-            panel.set_xticks([])
-            panel.set_yticks([])
-        axes[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-    for panel, step in zip(grid[0], steps, strict=False):
-        panel.set_title(f"step {step}", fontsize=8)
-    grid[0][-1].set_title("final image\nand labels", fontsize=8)
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
-    return figure
+        for name, shown in (("probe", maps), ("labeler", step_maps)):
+            rows[f"{name} {prop}"] = [colored(one, colors, low, high) for one in [*shown, truth]]
+    titles = [*(f"step {step}" for step in steps), "final image\nand labels"]
+    return image_grid(list(rows.values()), 0.96, titles, list(rows), fontsize=8)
 
 
 def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure:
@@ -218,14 +204,9 @@ def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure
     step_images = run.read(STEP_IMAGES, "trajectory", sample=row)
     columns = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
     figure = Figure(figsize=(6.4, 3.4))
-    grid = figure.add_gridspec(2, len(columns), height_ratios=(1, 2.4), hspace=0.12, wspace=0.05)
-    for column, step_index in enumerate(columns):
-        panel = figure.add_subplot(grid[0, column])
-        panel.imshow(step_images[step_index])
-        panel.set_title(f"step {steps[step_index]}", fontsize=7)
-        panel.set_xticks([])
-        panel.set_yticks([])
-    axes = figure.add_subplot(grid[1, :])
+    strip, axes = figure.subplots(2, height_ratios=(1, 2.4), gridspec_kw={"hspace": 0.12})
+    titles = [f"step {steps[i]}" for i in columns]
+    draw_image_grid(strip, [[step_images[i] for i in columns]], _THUMBNAIL, titles, fontsize=7)
     colors = (PROBE_COLOR, DECODED_COLOR, *OTHER_COLORS[:2])
     for index, color in zip(top, colors, strict=False):
         axes.plot(steps, decoded[:, index], "o-", color=color, markersize=3, label=names[index])

@@ -17,8 +17,8 @@ _COLORS = (DECODED_COLOR, PROBE_COLOR)
 def generalization_figure(prop: str, analyses: AnalysesRecord) -> Figure:
     """Draw the transfer matrix of a property beside its learning curves, if there are any."""
     metric = metric_title(analyses.transfer.metric)
-    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(8.4, 3.2))
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.22})
     matrix = np.array(analyses.transfer.score, dtype=float)
     steps = np.arange(1, len(matrix) + 1)
     image = left.imshow(matrix, cmap="cividis", origin="lower")

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from ldmprobe_core.analysis.report.image_grid import colored, image_grid
 from ldmprobe_core.analysis.report.intervention_text import (
     agreement_title,
     clear_of_zero,
@@ -62,27 +63,24 @@ def before_and_after(run: Run, name: str) -> Figure:
     titles = ["unedited", aim, edited, "its map",
               *(NULLS[v].title.replace(" ", "\n", 1) for v in conditions[1:])]  # fmt: skip
     colormap = property_of(spec.prop).drawing.colormap
-    figure = Figure(figsize=(1.3 * len(titles), 1.3 * len(index) + 0.7))
-    grid = figure.subplots(len(index), len(titles), squeeze=False)
-    for i, axes in enumerate(grid):
+    rows = []
+    for i in range(len(index)):
         images = first.image.values[:, i]
-        panels = [
-            unedited[i],
-            first.target_map.values[i],
-            images[0],
-            first.label.values[0, i],
-            *images[1:],
-        ]
-        for panel, image in zip(axes, panels, strict=True):
-            panel.imshow(image, cmap=colormap)
-            panel.set_xticks([])
-            panel.set_yticks([])
-        axes[0].set_ylabel(f"sample {index[i]}", fontsize=7)
-    for panel, title in zip(grid[0], titles, strict=True):
-        panel.set_title(title, fontsize=7)
-    figure.suptitle(where, fontsize=8)
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+        aimed, found = (
+            _in_own_range(maps, colormap)
+            for maps in (first.target_map.values[i], first.label.values[0, i])
+        )
+        rows.append([unedited[i], aimed, images[0], found, *images[1:]])
+    figure = image_grid(rows, 1.25, titles, [f"sample {i}" for i in index], fontsize=7)
+    figure.suptitle(where, fontsize=8, y=1 + 0.5 / figure.get_figheight(), va="bottom")
     return figure
+
+
+def _in_own_range(values: np.ndarray, colormap: str) -> np.ndarray:
+    """Colour a map from its least to its largest value, (y, x) to (y, x, rgb)."""
+    defined = values[np.isfinite(values)]
+    low, high = (defined.min(), defined.max()) if len(defined) else (0.0, 1.0)
+    return colored(values, colormap, float(low), float(high))
 
 
 def _strongest(run: Run, name: str) -> tuple[Any, str]:
@@ -189,20 +187,10 @@ def dose_response(summary: InterventionSummary) -> Figure:
 def strip(run: Run, name: str) -> Figure:
     """Draw one sample's target maps in a row, and below each the image that was edited to it."""
     data = _strongest(run, name)[0].isel(sample=0).load()
-    count = data.sizes["target"]
-    figure = Figure(figsize=(1.3 * count, 3.0))
-    grid = figure.subplots(2, count, squeeze=False)
-    for t in range(count):
-        grid[0, t].imshow(data.target_map.values[t], cmap="gray")
-        grid[0, t].set_title(str(data.target.values[t]), fontsize=7)
-        grid[1, t].imshow(data.image.values[0, t])
-    for panel in grid.flat:
-        panel.set_xticks([])
-        panel.set_yticks([])
-    grid[0, 0].set_ylabel("target", fontsize=8)
-    grid[1, 0].set_ylabel("edited", fontsize=8)
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
-    return figure
+    targets = [_in_own_range(one, "gray") for one in data.target_map.values]
+    titles = [str(name) for name in data.target.values]
+    rows = [targets, list(data.image.values[0])]
+    return image_grid(rows, 1.25, titles, ["target", "edited"], fontsize=7)
 
 
 def _frames(run: Run, name: str) -> list[np.ndarray]:

@@ -83,8 +83,10 @@ def overview_figure(analysis: RunAnalysis) -> Figure:
     keep half of their final gain over position; a line marks that step if it is determined.
     """
     properties = analysis.summary.properties
-    figure = Figure(figsize=(3.3 * len(properties), 2.7), layout="constrained")
-    panels = figure.subplots(1, len(properties), squeeze=False, sharey=True)[0]
+    figure = Figure(figsize=(3.3 * len(properties), 2.6))
+    panels = figure.subplots(
+        1, len(properties), squeeze=False, sharey=True, gridspec_kw={"wspace": 0.06}
+    )[0]
     for panel, (name, result) in zip(panels, properties.items(), strict=True):
         curves = analysis.curves[name]
         onset = result.emergence.probe.relative.onset
@@ -105,7 +107,10 @@ def overview_figure(analysis: RunAnalysis) -> Figure:
         panel.set_xlim(0.5, len(curves.probe) + 0.5)
         panel.tick_params(labelsize=8)
     lines = panels[0].get_legend_handles_labels()
-    figure.legend(*lines, fontsize=8, loc="outside upper center", ncols=4, frameon=False)
+    above = (0.5, 0.95)
+    figure.legend(
+        *lines, fontsize=8, loc="lower center", bbox_to_anchor=above, ncols=4, frameon=False
+    )
     return figure
 
 

@@ -25,7 +25,8 @@ _SETTINGS = {
     "svg.fonttype": "none",  # text stays text, which can be selected, searched and read aloud
     "svg.hashsalt": "ldmprobe",  # without it, names inside the file would be random
 }
-_IMAGE_DPI = 150  # resolution of embedded images, in pixels per inch of the figure
+IMAGE_DPI = 150
+"""Resolution of embedded images, in pixels per inch of the figure."""
 
 # Matplotlib writes colours as hexadecimal numbers into `style` attributes.  These colours, black
 # and greys, are chosen for a light page; each has a counterpart of similar contrast for a dark one.
@@ -53,7 +54,7 @@ def svg(figure: Figure, titles: Mapping[str, str] | None = None) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(_SETTINGS):
         figure.savefig(
-            buffer, format="svg", dpi=_IMAGE_DPI, bbox_inches="tight", transparent=True,
+            buffer, format="svg", dpi=IMAGE_DPI, bbox_inches="tight", transparent=True,
             metadata={"Date": None, "Creator": None},
         )  # fmt: skip
     text = buffer.getvalue().decode().replace("<defs>", f"{_style()}<defs>", 1)

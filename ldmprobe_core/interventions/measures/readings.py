@@ -10,17 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from ldmprobe_core.interventions.editor import Change
 from ldmprobe_core.probing.block_scores import BlockScorer
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.study.properties import Property
+
+if TYPE_CHECKING:
+    # At run time, the module would load diffusers, which reports and summaries do not need.
+    from ldmprobe_core.interventions.editor import Change
 
 
 class ProbeReading(BaseModel):

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from ldmprobe_core.models.capture_points.channels import CapturePoint, ChannelRange
-from ldmprobe_core.models.capture_points.words import WORDS, WordMaps
+from ldmprobe_core.models.capture_points.words import WordMaps
+from ldmprobe_core.study.layers import WORDS
 
 
 def attention_points(module: Any) -> dict[str, CapturePoint]:

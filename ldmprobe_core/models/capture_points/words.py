@@ -11,9 +11,6 @@ from torch import Tensor, nn
 
 from ldmprobe_core.models.capture_points.channels import CapturePoint
 
-WORDS = "words"
-"""Name of the capture point of attention maps; they are computed beside the denoiser's own."""
-
 
 @dataclass(frozen=True)
 class WordMaps:

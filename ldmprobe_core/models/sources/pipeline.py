@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import architecture_of
 from ldmprobe_core.models.files.tokenization import PromptTokenizer
+from ldmprobe_core.models.loading import check_drawable
 from ldmprobe_core.models.sources.base import ModelSource
 from ldmprobe_core.models.sources.digest import UNUSED_COMPONENTS, pipeline_digest
 from ldmprobe_core.study.schema import Study
@@ -63,7 +64,8 @@ class PipelineSource(ModelSource):
         """Return a study with this pipeline as its model, and with the pipeline's scheduler.
 
         Raises:
-            UserError: the study is of another pipeline, or asks to load the model differently.
+            UserError: the study is of another pipeline, asks to load the model differently, or
+                asks for random weights of a denoiser with adapters.
         """
         model = study.model
         if model.source.startswith(PIPELINE_PREFIX) and model.source != self.name:
@@ -78,6 +80,8 @@ class PipelineSource(ModelSource):
                     f"model.{key}: the pipeline is loaded already (true). Fix: leave it out; for "
                     "slices of attention call pipe.enable_attention_slicing()"
                 )
+        if study.controls.random_weights:
+            check_drawable(self._denoiser)
         dtype = str(next(self._denoiser.parameters()).dtype).removeprefix("torch.")
         sampling = study.sampling.model_copy(update={"scheduler": PIPELINE})
         own = Model(source=self.name).model_copy(update={"dtype": dtype})

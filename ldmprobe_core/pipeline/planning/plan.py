@@ -16,10 +16,8 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import EXACT_MAPS, check_labeler, labelers_of, require_known
 from ldmprobe_core.models.architectures.settings import check_settings
-from ldmprobe_core.models.capture_points.words import WORDS
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.layers import (
-    POINT,
     capturable_modules,
     layer_shapes,
     match_layers,
@@ -44,7 +42,14 @@ from ldmprobe_core.pipeline.planning.sizes import (
 )
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
-from ldmprobe_core.study.layers import CLEAN_PIXELS, INPUT_CONTROLS, LATENTS, LayerShape
+from ldmprobe_core.study.layers import (
+    CLEAN_PIXELS,
+    INPUT_CONTROLS,
+    LATENTS,
+    POINT,
+    WORDS,
+    LayerShape,
+)
 from ldmprobe_core.study.readers.folder_checks import check_folder
 from ldmprobe_core.study.readers.image_folder import exact_map_properties, image_names
 from ldmprobe_core.study.readers.model_record import read_model_record
@@ -287,7 +292,8 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
     """
     present: tuple[str, ...] = ()
     if study.images is not None and not missing:
-        present = exact_map_properties(study.images, image_names(study.images))
+        props = study.map_properties
+        present = exact_map_properties(study.images, image_names(study.images, props), props)
     for prop in study.labels.maps:
         spec = study.labels.labeler(prop)
         if spec and spec.name == EXACT_MAPS and not missing and prop not in present:
@@ -345,7 +351,8 @@ def _source_image_notes(study: Study, size: tuple[int, int]) -> tuple[str, ...]:
     """
     if study.images is None:
         return ()
-    check = check_folder(study.images, image_names(study.images), size)
+    props = study.map_properties
+    check = check_folder(study.images, image_names(study.images, props), size, props)
     for prop, share in check.missing.items():
         spec = study.labels.labeler(prop)
         if share and spec and spec.name == EXACT_MAPS and study.capture.keep != "activations":

@@ -6,13 +6,21 @@ labeler::
     properties:
       sunlit: {kind: mask, labeler: "mypackage.labels:sunlit"}
 
-The labeler moves to ``labels.sunlit``, unless the study names another one there.  A property that
+The labeler moves to ``labels.sunlit``, unless the study names another one there.  A declaration of
+the kind ``vector``, with ``components``, becomes the declarations of its components, and a labeler
+of the vector becomes the labeler of each of them::
+
+    properties:
+      flow: {kind: vector, components: [x, y], labeler: "mypackage.labels:flow"}
+
+A property that
 was registered in Python is added to the declarations of each study that labels it.  Every stored
 study therefore describes its properties, and its run can be read without the user's modules.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
@@ -20,10 +28,13 @@ from pydantic import AfterValidator, BeforeValidator
 from ldmprobe_core.study.extensions.entry_points import PROPERTY_POINTS, load_entry_points
 from ldmprobe_core.study.probe_sections import Labels
 from ldmprobe_core.study.properties import (
+    METRICS_OF_KIND,
     PROPERTIES,
+    REGISTERED_METRICS,
     Property,
     is_built_in,
     register_property,
+    vector_components,
 )
 
 _OTHER_KEYS = frozenset((f.alias or name) for name, f in Labels.model_fields.items())
@@ -45,20 +56,60 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
         return content
     if isinstance(labels, Labels):
         labels = labels.model_dump(by_alias=True)
+    declared = _with_components(declared)
     labelers = {
         name: record["labeler"]
         for name, record in declared.items()
         if isinstance(record, dict) and "labeler" in record
     }
     records = {name: _without_labeler(record) for name, record in declared.items()}
+    for name, record in records.items():
+        metrics = record.get("metrics") if isinstance(record, dict) else None
+        if isinstance(metrics, list | tuple) and not _all_known(metrics):
+            # The imported module registers the metrics, also where a stored study has the record.
+            load_entry_points(PROPERTY_POINTS, name, f"properties.{name}")
     for name in labels:
         if isinstance(name, str) and name not in {*PROPERTIES, *records, *_OTHER_KEYS}:
             # Importing the module registers the property, which is looked up below.
             load_entry_points(PROPERTY_POINTS, name, f"labels.{name}")
         if name in PROPERTIES and not is_built_in(name) and name not in records:
             records[name] = PROPERTIES[name]
-    changed = {"labels": {**labelers, **labels}} if labelers else {}
+    labels = _labels_of_components({**labelers, **labels}, records)
+    changed = {"labels": labels} if labels else {}
     return {**content, **changed, "properties": records}
+
+
+def _with_components(declared: dict[str, Any]) -> dict[str, Any]:
+    """Replace each declaration of a vector by those of its components."""
+    expanded: dict[str, Any] = {}
+    for name, record in declared.items():
+        if isinstance(record, dict) and record.get("kind") == "vector":
+            expanded |= vector_components(name, record.get("components", ()), record)
+        else:
+            expanded[name] = record
+    return expanded
+
+
+def _labels_of_components(labels: dict[str, Any], records: dict[str, Any]) -> dict[str, Any]:
+    """Replace the labeler of each vector by labelers of its components, unless they are named."""
+    places: dict[str, list[tuple[int, str]]] = {}
+    known = {**records, **{name: one.model_dump() for name, one in PROPERTIES.items()}}
+    for name, record in known.items():
+        place = record.get("component") if isinstance(record, dict) else None
+        if isinstance(place, dict) and "index" in place:
+            places.setdefault(str(place.get("vector")), []).append((place["index"], name))
+    expanded: dict[str, Any] = {}
+    for name, labeler in labels.items():
+        parts = [part for _, part in sorted(places.get(name, ()))]
+        for one in parts or [name]:
+            if one == name or one not in labels:
+                expanded[one] = labeler
+    return expanded
+
+
+def _all_known(metrics: Iterable[Any]) -> bool:
+    known = {*REGISTERED_METRICS, *(name for names in METRICS_OF_KIND.values() for name in names)}
+    return all(metric in known for metric in metrics if isinstance(metric, str))
 
 
 def _without_labeler(record: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.properties import map_properties, property_of
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.readers.image_files import image_size, is_rotated
 from ldmprobe_core.study.readers.image_folder import (
     file_digest,
@@ -111,7 +111,9 @@ class _MapFacts:
     is_small: bool
 
 
-def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> FolderCheck:
+def check_folder(
+    images: Images, names: list[str], size: tuple[int, int], props: Collection[str]
+) -> FolderCheck:
     """Decode every source image and map, and compare the maps of each property.
 
     Results are cached in this process by the contents of the files.
@@ -120,13 +122,14 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
         images: section of the study that names the folder.
         names: file names of the source images.
         size: height and width of the model's images in pixels.
+        props: properties that may have maps, see `image_folder`.
 
     Raises:
         UserError: files cannot be read, do not fit their source image, or have different units.
             The message explains the first problem and names the other files.
     """
     folder = user_path(images.folder)
-    notes = _check_names(folder)
+    notes = _check_names(folder, props)
     problems = _Problems()
     by_pixels: dict[bytes, str] = {}
     pictures: dict[str, _PictureFacts] = {}
@@ -135,22 +138,18 @@ def check_folder(images: Images, names: list[str], size: tuple[int, int]) -> Fol
             pictures[name] = _check_picture(folder / name, file_digest(folder / name), size)
             _require_new(folder / name, pictures[name].pixels, by_pixels)
     whole = [name for name in names if name not in problems.files]
-    notes += _picture_notes(folder, pictures, size)
-    facts: dict[str, dict[str, _MapFacts]] = {prop: {} for prop in map_properties()}
+    notes += _picture_notes(folder, pictures, size, props)
+    facts: dict[str, dict[str, _MapFacts]] = {prop: {} for prop in props}
     for name in whole:
-        for prop in map_properties():
+        picture = folder / name
+        for prop in props:
             with problems.noted(name):
                 path = map_path(folder, name, prop)
                 if path is not None:
                     facts[prop][path.name] = _check_map(
-                        path,
-                        folder / name,
-                        file_digest(path),
-                        file_digest(folder / name),
-                        prop,
-                        size,
+                        path, picture, file_digest(path), file_digest(picture), prop, size,
                         images.missing.get(prop),
-                    )
+                    )  # fmt: skip
     problems.require_none()
     missing, map_notes = _check_properties(images, facts)
     return FolderCheck(tuple(notes + map_notes), missing)
@@ -189,17 +188,17 @@ def _check_properties(
     return missing, notes
 
 
-def _check_names(folder: Path) -> list[str]:
+def _check_names(folder: Path, props: Collection[str]) -> list[str]:
     """Return notes about files in the folder that are neither source images nor their maps.
 
     Raises:
         UserError: a file is named like a map, but has the suffix of a format that maps cannot have.
     """
-    files = files_in(folder)
-    stems = {path.stem for path in files if is_picture(path)}
+    files = files_in(folder, props)
+    stems = {path.stem for path in files if is_picture(path, props)}
     unread, orphans = [], []
     for path in files:
-        prop = map_property(path)
+        prop = map_property(path, props)
         if prop is not None:
             stem, _, written = path.stem.rpartition(".")
             if path.suffix not in MAP_SUFFIXES or written != prop:
@@ -209,7 +208,7 @@ def _check_names(folder: Path) -> list[str]:
                 )
             if stem not in stems:
                 orphans.append(path.name)
-        elif not is_picture(path) and path.name.lower() not in _SYSTEM_FILES:
+        elif not is_picture(path, props) and path.name.lower() not in _SYSTEM_FILES:
             unread.append(path.name)
     notes = []
     if unread:
@@ -313,7 +312,7 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
 
 
 def _picture_notes(
-    folder: Path, facts: dict[str, _PictureFacts], size: tuple[int, int]
+    folder: Path, facts: dict[str, _PictureFacts], size: tuple[int, int], props: Collection[str]
 ) -> list[str]:
     """Return notes on images that are enlarged, and on rotated images with (upright) maps."""
     notes = []
@@ -326,7 +325,7 @@ def _picture_notes(
     rotated = [
         name
         for name, one in facts.items()
-        if one.is_rotated and any(map_path(folder, name, prop) for prop in map_properties())
+        if one.is_rotated and any(map_path(folder, name, prop) for prop in props)
     ]
     if rotated:
         notes.append(

@@ -4,19 +4,24 @@
 ``lemon.shading.exr`` are its maps.  Depth may have any unit, and increases with distance.  A
 foreground map holds 0 and one other number.  Shading is at least 0.  NaN, and the values in
 ``images.missing``, mark pixels that were not measured.
+
+Functions that judge files by their names take ``props``, the names of the properties that may have
+maps: those of the study, `Study.map_properties`.  The name of any other property in a file's name
+has no meaning.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.study.properties import map_properties, property_of
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.readers.image_files import image_size, open_rgb
 from ldmprobe_core.study.readers.map_files import MAP_SUFFIXES, LoadedMap, load_map
 from ldmprobe_core.study.readers.value_types import user_path
@@ -25,11 +30,12 @@ from ldmprobe_core.study.sections import Images
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
-def list_images(folder: str, field: str = "photographs") -> list[str]:
+def list_images(folder: str, props: Collection[str], field: str = "photographs") -> list[str]:
     """List the sorted file names of the source images in a folder, without their maps.
 
     Args:
         folder: path of the folder.
+        props: properties that may have maps.
         field: name of the setting that gives the folder, for messages.
 
     Raises:
@@ -39,7 +45,7 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
     path_of_folder = user_path(folder)
     if not path_of_folder.is_dir():
         raise UserError(f"{field} {folder!r}: there is no such folder. Fix: check the path")
-    names = sorted(path.name for path in files_in(path_of_folder) if is_picture(path))
+    names = sorted(path.name for path in files_in(path_of_folder, props) if is_picture(path, props))
     if not names:
         raise UserError(f"{field} {folder!r} holds 0 images. Fix: add PNG, JPEG or WebP files")
     stems: dict[str, str] = {}
@@ -61,8 +67,12 @@ def list_images(folder: str, field: str = "photographs") -> list[str]:
     return names
 
 
-def files_in(folder: Path) -> list[Path]:
+def files_in(folder: Path, props: Collection[str]) -> list[Path]:
     """List the visible files of a folder by name; broken links are included, to be reported.
+
+    Args:
+        folder: path of the folder.
+        props: properties that may have maps.
 
     Raises:
         UserError: the folder cannot be listed, or a pipe is named like an image.
@@ -70,7 +80,7 @@ def files_in(folder: Path) -> list[Path]:
     try:
         visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         for path in visible:
-            is_named = path.suffix.lower() in _PICTURES or map_property(path) is not None
+            is_named = path.suffix.lower() in _PICTURES or map_property(path, props) is not None
             if is_named and path.exists() and not (path.is_file() or path.is_dir()):
                 raise UserError(f"{path}: it is a pipe or a device. Fix: rename it, or remove it")
         return [path for path in visible if path.is_file() or not path.exists()]
@@ -81,24 +91,28 @@ def files_in(folder: Path) -> list[Path]:
         ) from error
 
 
-def is_picture(path: Path) -> bool:
+def is_picture(path: Path, props: Collection[str]) -> bool:
     """Return whether a file is an image and not a map, judged by its name."""
-    return path.suffix.lower() in _PICTURES and map_property(path) is None
+    return path.suffix.lower() in _PICTURES and map_property(path, props) is None
 
 
-def map_property(path: Path) -> str | None:
+def map_property(path: Path, props: Collection[str]) -> str | None:
     """Return the property in a map's file name, such as ``depth`` in ``a.depth.png``, or None."""
     prop = Path(path.stem).suffix[1:].lower()
-    return prop if prop in map_properties() else None
+    return prop if prop in props else None
 
 
-def image_names(images: Images) -> list[str]:
+def image_names(images: Images, props: Collection[str]) -> list[str]:
     """List the file names of a study's source images, in the order of its samples.
+
+    Args:
+        images: section of the study that names the folder.
+        props: properties that may have maps.
 
     Raises:
         UserError: the folder does not exist or has too few images.
     """
-    names = list_images(images.folder, "images.folder")
+    names = list_images(images.folder, props, "images.folder")
     count = images.samples or len(names)
     if len(names) < max(3, count):
         raise UserError(
@@ -109,8 +123,13 @@ def image_names(images: Images) -> list[str]:
     return names[:count]
 
 
-def images_hash(images: Images, names: list[str]) -> str:
+def images_hash(images: Images, names: list[str], props: Collection[str]) -> str:
     """Compute a hash, 16 hex digits, of the names and contents of source images and maps.
+
+    Args:
+        images: section of the study that names the folder.
+        names: file names of the source images.
+        props: properties that may have maps; the hash depends on their order.
 
     Raises:
         UserError: a file cannot be read.
@@ -118,24 +137,31 @@ def images_hash(images: Images, names: list[str]) -> str:
     folder = user_path(images.folder)
     digest = hashlib.sha256()
     for name in names:
-        _update_with_files(digest, folder, name)
+        _update_with_files(digest, folder, name, props)
     return digest.hexdigest()[:16]
 
 
-def source_digest(folder: Path, name: str) -> str:
+def source_digest(folder: Path, name: str, props: Collection[str]) -> str:
     """Compute a hash, 16 hex digits, of the names and contents of one image and its maps.
+
+    Args:
+        folder: folder of the source images.
+        name: file name of the source image.
+        props: properties that may have maps; the hash depends on their order.
 
     Raises:
         UserError: a file cannot be read.
     """
     digest = hashlib.sha256()
-    _update_with_files(digest, folder, name)
+    _update_with_files(digest, folder, name, props)
     return digest.hexdigest()[:16]
 
 
-def _update_with_files(digest: hashlib._Hash, folder: Path, name: str) -> None:
+def _update_with_files(
+    digest: hashlib._Hash, folder: Path, name: str, props: Collection[str]
+) -> None:
     """Add the names and contents of a source image and of its maps to a hash."""
-    maps = [map_path(folder, name, prop) for prop in map_properties()]
+    maps = [map_path(folder, name, prop) for prop in props]
     for path in (folder / name, *(p for p in maps if p is not None)):
         digest.update(path.name.encode() + file_digest(path))
 
@@ -173,15 +199,22 @@ def map_path(folder: Path, picture: str, prop: str) -> Path | None:
     return present[0] if present else None
 
 
-def exact_map_properties(images: Images, names: list[str]) -> tuple[str, ...]:
+def exact_map_properties(
+    images: Images, names: list[str], props: Collection[str]
+) -> tuple[str, ...]:
     """Return the properties for which every source image has an exact map.
+
+    Args:
+        images: section of the study that names the folder.
+        names: file names of the source images.
+        props: properties that may have maps.
 
     Raises:
         UserError: some images have a map of a property, and others have not.
     """
     folder = user_path(images.folder)
     present = []
-    for prop in map_properties():
+    for prop in props:
         missing = [name for name in names if map_path(folder, name, prop) is None]
         if not missing:
             present.append(prop)

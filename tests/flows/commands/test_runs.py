@@ -70,6 +70,7 @@ def test_watch_follows_a_run_until_no_process_works_on_it(started, monkeypatch):
         ("generate", 1, total)
     ] * 2
     text = " ".join(result.output.split())
+    assert text.startswith(f"{started.url}: generate 1/{total}, label 0/{total}, probe 0/")
     assert f"no process works on it; generate 1/{total}, label 0/{total}, probe 0/" in text
 
 

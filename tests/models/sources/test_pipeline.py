@@ -143,6 +143,14 @@ def test_study_of_takes_model_and_scheduler_from_the_pipeline(pipe):
         source.study_of(sliced)
 
 
+def test_study_of_refuses_random_weights_of_a_denoiser_with_adapters(pipe):
+    study = Study(controls={"permuted_weights": False, "random_weights": True})
+    with pytest.raises(UserError, match=r"controls\.random_weights: the UNet2D.* has adapters"):
+        PipelineSource(pipe).study_of(study)
+    plain = PipelineSource(tiny_models.stable_diffusion_1())
+    assert plain.study_of(study).controls.random_weights is not None
+
+
 def test_networks_have_the_adapters_shapes_without_data(pipe):
     denoiser, vae = PipelineSource(pipe).networks()
     real = dict(pipe.unet.named_parameters())

@@ -6,10 +6,12 @@ import pickle
 import pytest
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.probing.metrics import METRICS
 from ldmprobe_core.study.loading import load_study, parse_study
 from ldmprobe_core.study.properties import (
     FOREGROUND,
     PROPERTIES,
+    REGISTERED_METRICS,
     Property,
     map_properties,
     register_property,
@@ -21,11 +23,14 @@ SUNLIT = {"kind": "mask", "labeler": "mypackage.labels:sunlit"}
 
 @pytest.fixture(autouse=True)
 def registry():
-    """Restores the registered properties after each test."""
-    before = dict(PROPERTIES)
+    """Restores the registered properties and metrics after each test."""
+    before, scored = dict(PROPERTIES), dict(METRICS)
     yield
     PROPERTIES.clear()
     PROPERTIES.update(before)
+    REGISTERED_METRICS.difference_update(METRICS.keys() - scored.keys())
+    METRICS.clear()
+    METRICS.update(scored)
 
 
 def test_declared_property_has_the_defaults_of_its_kind():
@@ -84,6 +89,25 @@ def test_study_carries_a_registered_property_that_it_labels():
     assert "properties" not in json.loads(parse_study({}).to_json())
 
 
+def test_stored_study_loads_the_package_that_offers_the_metric_of_its_property(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "lamp_labels.py").write_text(
+        "from ldmprobe_core.probing.metrics import Metric, register_metric\n"
+        "register_metric('lamp_error', Metric(lambda one, other: abs(one - other).sum(1)))\n"
+    )
+    metadata = tmp_path / "lamps-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: lamps\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[ldmprobe.properties]\nlamps = lamp_labels\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stored = {"lamps": {"kind": "scalar", "metrics": ["lamp_error"]}}
+    with pytest.raises(UserError, match="has 'lamp_error', which does not score a scalar"):
+        parse_study({"properties": {"fog": stored["lamps"]}})
+    study = parse_study({"properties": stored})
+    assert study.properties["lamps"].metrics == ("lamp_error",)
+
+
 def test_pickled_study_registers_its_properties():
     pickled = pickle.dumps(parse_study({"properties": {"sunlit": SUNLIT}}))
     PROPERTIES.pop("sunlit")
@@ -94,9 +118,10 @@ def test_order_of_properties_does_not_depend_on_the_order_of_registration():
     for name in ("wet", "dry"):
         parse_study({"properties": {name: {"kind": "mask"}}})
     names = map_properties()
-    assert names[:4] == ("foreground", "depth", "shading", "edges")
-    assert {"dry", "wet"} <= set(names[4:])
-    assert list(names[4:]) == sorted(names[4:])
+    built_in = ("foreground", "depth", "shading", "edges", "normals_x", "normals_y", "normals_z")
+    assert names[:7] == built_in
+    assert {"dry", "wet"} <= set(names[7:])
+    assert list(names[7:]) == sorted(names[7:])
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import pytest
 from PIL import ExifTags, Image
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.properties import with_built_in
 from ldmprobe_core.study.readers.folder_checks import check_folder
 from ldmprobe_core.study.readers.image_folder import image_names
 from ldmprobe_core.study.sections import Images
 
 SIZE = (16, 16)
+PROPS = with_built_in(())
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def folder(tmp_path):
 
 def notes_of(folder):
     images = Images(folder=str(folder))
-    return check_folder(images, image_names(images), SIZE).notes
+    return check_folder(images, image_names(images, PROPS), SIZE, PROPS).notes
 
 
 def add_image(folder, size, **options):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.properties import with_built_in
 from ldmprobe_core.study.readers.folder_checks import check_folder
 from ldmprobe_core.study.readers.image_folder import (
     exact_map_properties,
@@ -19,6 +20,8 @@ from ldmprobe_core.study.readers.image_folder import (
     read_map,
 )
 from ldmprobe_core.study.sections import Images
+
+PROPS = with_built_in(())
 
 
 def test_read_image_and_read_map_crop_alike(tmp_path):
@@ -53,10 +56,10 @@ def test_read_map_of_a_colour_exr_and_read_image_of_a_rotated_photograph(tmp_pat
 def test_list_images_skips_hidden_files_and_refuses_two_of_one_stem(tmp_path):
     for name in ("a.png", "._b.png", "c.jpg"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    assert list_images(str(tmp_path)) == ["a.png", "c.jpg"]
+    assert list_images(str(tmp_path), PROPS) == ["a.png", "c.jpg"]
     Image.new("RGB", (8, 8)).save(tmp_path / "a.webp")
     with pytest.raises(UserError, match=r"a\.png and a\.webp have the same name"):
-        list_images(str(tmp_path))
+        list_images(str(tmp_path), PROPS)
 
 
 def test_read_map_averages_measured_pixels_only(tmp_path):
@@ -103,8 +106,8 @@ def folder(tmp_path):
 
 
 def checked(folder, **settings):
-    names = list_images(str(folder))
-    return check_folder(Images(folder=str(folder), **settings), names, (8, 8))
+    names = list_images(str(folder), PROPS)
+    return check_folder(Images(folder=str(folder), **settings), names, (8, 8), PROPS)
 
 
 def test_check_folder_of_whole_files_has_nothing_to_say(folder):
@@ -187,14 +190,14 @@ def test_check_folder_decodes_a_file_once_and_again_if_it_changed(folder, monkey
 
 
 def test_images_hash_and_map_path_refuse_files_in_one_sentence(folder):
-    names = list_images(str(folder))
-    assert exact_map_properties(Images(folder=str(folder)), names) == ("foreground", "depth")
-    before = images_hash(Images(folder=str(folder)), names)
+    names = list_images(str(folder), PROPS)
+    assert exact_map_properties(Images(folder=str(folder)), names, PROPS) == ("foreground", "depth")
+    before = images_hash(Images(folder=str(folder)), names, PROPS)
     (folder / ".DS_Store").unlink()
-    assert images_hash(Images(folder=str(folder)), names) == before
+    assert images_hash(Images(folder=str(folder)), names, PROPS) == before
     (folder / "c.png").unlink()
     with pytest.raises(UserError, match=r"c\.png: cannot be read \(FileNotFoundError\)"):
-        images_hash(Images(folder=str(folder)), names)
+        images_hash(Images(folder=str(folder)), names, PROPS)
     np.save(folder / "a.depth.npy", np.ones((8, 8)))
     (folder / "a.depth.exr").write_bytes(b"")
     with pytest.raises(UserError, match=r"a\.png has another depth map, a\.depth\.exr"):
@@ -207,4 +210,4 @@ def test_list_images_refuses_a_pipe_or_device_named_like_a_file(tmp_path, name, 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     make(tmp_path / name)
     with pytest.raises(UserError, match=rf"{name}: it is a pipe or a device\. Fix: "):
-        list_images(str(tmp_path))
+        list_images(str(tmp_path), PROPS)

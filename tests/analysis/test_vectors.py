@@ -1,0 +1,137 @@
+"""Joint scores of vector properties: cosines and angles, and a study of a user's own vector."""
+
+import sys
+
+import numpy as np
+import pytest
+from run_helpers import carry_out
+
+import ldmprobe as lp
+from ldmprobe_core.analysis.records import load_summary
+from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.analysis.vectors import mean_angle, mean_cosine, unit_vectors
+from ldmprobe_core.study.properties import PROPERTIES, components_of, vectors_of
+from ldmprobe_core.study.samples import make_samples
+
+MODULE = """
+import numpy as np
+
+calls = []
+
+def slope(images):
+    calls.append(len(images))
+    grey = images.astype(np.float32).mean(-1)
+    down, across = np.gradient(grey, axis=(1, 2))
+    return np.stack([down, across, np.ones_like(grey)], -1)
+"""
+
+
+def test_mean_cosine_equals_a_loop_over_pixels_and_skips_unmeasured_ones():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(3, 2, 4, 3))
+    truth = unit_vectors(rng.normal(size=(3, 6, 8, 3)))
+    truth[0, :2, 3] = np.nan
+    truth[1, 3, 5, 1] = np.nan  # one unknown component makes the direction unknown
+    truth[2] = np.nan
+    cosines, angles = [], []
+    for one, maps in zip(tokens, truth, strict=True):
+        of_pixels = []
+        for y, x in np.ndindex(6, 8):
+            guess = one[y // 3, x // 2]
+            if not np.isnan(maps[y, x]).any():
+                of_pixels.append(guess @ maps[y, x] / np.sqrt(guess @ guess))
+        cosines.append(np.mean(of_pixels) if of_pixels else np.nan)
+        angles.append(np.mean(np.degrees(np.arccos(of_pixels))) if of_pixels else np.nan)
+    np.testing.assert_allclose(mean_cosine(tokens, truth), cosines, rtol=1e-12)
+    predicted = tokens.repeat(3, 1).repeat(2, 2)
+    np.testing.assert_allclose(mean_angle(predicted, truth), angles, rtol=1e-9)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 30.0, 90.0, 180.0])
+def test_mean_angle_of_rotated_vectors_is_the_rotation(degrees):
+    turn = np.radians(degrees)
+    truth = np.broadcast_to([1.0, 0.0, 0.0], (1, 2, 2, 3))
+    predicted = np.broadcast_to([7 * np.cos(turn), 7 * np.sin(turn), 0.0], (1, 2, 2, 3))
+    np.testing.assert_allclose(mean_angle(predicted, truth), degrees, atol=1e-5)
+    np.testing.assert_allclose(mean_cosine(predicted, truth), np.cos(turn), atol=1e-12)
+
+
+def test_surface_normals_are_a_built_in_vector():
+    names = ("normals_x", "normals_y", "normals_z")
+    assert components_of("normals") == names
+    assert vectors_of(("depth", *names)) == {"normals": names}
+    assert vectors_of(names[:2]) == {}
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "slopes_of_hers.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(folder)
+    yield
+    sys.modules.pop("slopes_of_hers", None)
+    for name in components_of("slope"):
+        PROPERTIES.pop(name)
+
+
+def test_declared_vector_is_probed_by_component_and_scored_by_direction(
+    tiny_study, tmp_path, module
+):
+    vector = {"kind": "vector", "components": ["down", "across", "up"]}
+    study = tiny_study(
+        properties={"slope": {**vector, "labeler": "slopes_of_hers:slope"}},
+        labels={"foreground": None, "depth": None, "shading": None, "class": None},
+        probes={"kinds": ["ridge"]},
+        controls={"permuted_weights": False, "permutations": 2, "clean_pixels": False},
+    )
+    run = carry_out(study, str(tmp_path / "runs"))
+    build_report(run, {})
+    # Every image was labeled once, for all three components: 12 final images, and the step images
+    # and predicted clean images of 3 steps.  The last step image is the final image.
+    chosen = run.open("step_images").sizes["sample"]
+    assert sum(sys.modules["slopes_of_hers"].calls) == 12 + chosen * (2 + 3)
+
+    record = load_summary(run).vectors["slope"]
+    parts = ["slope_down", "slope_across", "slope_up"]
+    assert (record.components, record.kind, record.exact) == (parts, "ridge", None)
+    assert set(record.inputs) == {"latents"} == set(record.less_inputs)
+
+    # By hand: the angle of the best cell, from the stored probes and the images.
+    images = run.read("images", "image").astype(np.float32).mean(-1)
+    down, across = np.gradient(images, axis=(1, 2))
+    truth = unit_vectors(np.stack([down, across, np.ones_like(down)], -1))
+    activations = run.read(f"activations/{record.best.layer}", "activation")
+    tokens = activations[:, record.best.step - 1].astype(np.float64)
+    probes = [
+        lp.open_run(run.url).probe(part, record.best.step, record.best.layer) for part in parts
+    ]
+    test = [i for i, sample in enumerate(make_samples(study)) if sample.split == "test"]
+    angles, baseline = [], []
+    train = [i for i, sample in enumerate(make_samples(study)) if sample.split == "train"]
+    mean = np.stack([down, across, np.ones_like(down)], -1)[train].mean(0)
+    for sample in test:
+        of_pixels, of_mean = [], []
+        _, height, width, _ = truth.shape
+        for y, x in np.ndindex(height, width):
+            row, column = y * tokens.shape[1] // height, x * tokens.shape[2] // width
+            guess = np.array(
+                [
+                    tokens[sample, row, column] @ probe.weight
+                    + np.broadcast_to(probe.offset, tokens.shape[1:3])[row, column]
+                    for probe in probes
+                ]
+            )
+            for known, values in ((guess, of_pixels), (mean[y, x], of_mean)):
+                cosine = known @ truth[sample, y, x] / np.linalg.norm(known)
+                values.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+        angles.append(np.mean(of_pixels))
+        baseline.append(np.mean(of_mean))
+    assert record.best.degrees.mean == pytest.approx(np.mean(angles), rel=1e-4)
+    assert record.position.mean == pytest.approx(np.mean(baseline), rel=1e-4)
+    gap = np.mean(angles) - np.mean(baseline)
+    assert record.less_position.mean == pytest.approx(gap, rel=1e-3, abs=1e-3)
+    assert len(record.steps) == 3
+    assert "slope (slope_down, slope_across, slope_up)" in run.location.read_text(
+        "report/index.html"
+    )
