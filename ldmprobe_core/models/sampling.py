@@ -318,8 +318,8 @@ class PipelineSampler:
 
         Returns:
             a function from the number of finished steps to the latents that the next step starts
-            from (without noise after the last step), and the latents to pass to the pipeline's
-            call; both in the pipeline's layout.
+            from (without noise after the last step), in the pipeline's layout, and the latents to
+            pass to the pipeline's call.
         """
         pipeline, architecture = self.pipeline, self.architecture
         vae = pipeline.vae
@@ -344,7 +344,7 @@ class PipelineSampler:
         # The pipeline will multiply the latents that it receives by the scheduler's initial noise
         # level, so they are divided by that level here.
         start = latents_at(0) / float(getattr(scheduler, "init_noise_sigma", 1.0))
-        return latents_at, start.to(next(self.denoiser.parameters()).dtype)
+        return latents_at, architecture.as_input(start.to(next(self.denoiser.parameters()).dtype))
 
     @property
     def _decode_batch(self) -> int:
