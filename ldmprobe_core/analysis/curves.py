@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -57,6 +57,8 @@ class Curves:
         decoded: whether each sample has step images, (sample,) bool; the scores of `sources` are
             NaN for the others.
         decoded_steps: steps (from 1) that have step images, ascending.
+        other_cells: as `cells`, of the controls, and of the probes in the partial metric, by name
+            of the control or metric.
     """
 
     probe: np.ndarray
@@ -72,6 +74,7 @@ class Curves:
     decoded: np.ndarray
     decoded_steps: np.ndarray
     resplits: ResplitCurves | None = None
+    other_cells: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.measured import missing_share
-from ldmprobe_core.probing.metrics import score_maps
+from ldmprobe_core.probing.metrics import mean_of_defined, score_maps
 from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
@@ -192,7 +192,17 @@ def _curves(
     rivals = rival_scores(run, scores.prop.name, labels, test, scores.scores.shape[3])
     decoded = np.isin(test, samples_in(run, STEP_IMAGES))
     steps = run.read(STEP_IMAGES, "step")
-    return scores.curves(position, rivals, decoded, steps, resplits)
+    curves = scores.curves(position, rivals, decoded, steps, resplits)
+    kind, partial = scores.kinds.index(curves.kind), scores.prop.partial_metric
+    others = {
+        name: scores.scores[i, kind, 0]
+        for i, name in enumerate(scores.conditions)
+        if name in scores.controls
+    }
+    if partial is not None:
+        others[partial] = scores.scores[0, kind, scores.metrics.index(partial)]
+    cells = {n: mean_of_defined(rows[..., scores.is_test]) for n, rows in others.items()}
+    return replace(curves, other_cells=cells)
 
 
 def _count_samples(samples: list[Sample]) -> dict[str, int]:

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ldmprobe_core.analysis.report.figures import heatmap
+from ldmprobe_core.analysis.report.figures import (
+    color_range,
+    curves_caption,
+    heatmap,
+    heatmap_caption,
+)
 from ldmprobe_core.analysis.report.style import INK, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -59,8 +64,14 @@ def test_heatmap_titles_are_the_values_of_its_cells(missing):
     if missing:
         cells[1, 1] = np.nan
     best = SimpleNamespace(step=2, layer="b", metric="dice")
-    summary = SimpleNamespace(properties={"foreground": SimpleNamespace(best=best)})
-    curves = SimpleNamespace(cells=cells, kind="ridge", position=np.array([0.1, np.nan]))
+    summary = SimpleNamespace(
+        properties={"foreground": SimpleNamespace(best=best, ceilings={"4x4": 0.8, "8x8": 0.95})}
+    )
+    curves = SimpleNamespace(
+        cells=cells, kind="ridge", position=np.array([0.1, np.nan]),
+        other_cells={"permuted": np.full((3, 2), -7.0)},
+    )  # fmt: skip
+    assert color_range(curves) == (-7.0, np.nanmax(cells))
     figure, titles = heatmap("foreground", curves, ["a.attn1", "b"], summary)
     expected = {
         f"step {step + 1}, {layer}: {cells[step, i]:.3f}"
@@ -70,3 +81,28 @@ def test_heatmap_titles_are_the_values_of_its_cells(missing):
     }
     root = ET.fromstring(svg(figure, titles))
     assert {title.text for title in root.iter(f"{SVG}title")} == expected
+    texts = "".join(element.text or "" for element in root.iter(f"{SVG}text"))
+    assert "ceiling 0.80 to 0.95" in texts
+    assert "position 0.10" in texts
+
+
+def test_captions_say_whether_layers_or_steps_differ_by_more_and_where_curves_cross():
+    cells = np.array([[0.2, 0.5], [0.3, 0.9]])
+    best = SimpleNamespace(step=2, layer="b", metric="dice")
+    summary = SimpleNamespace(properties={"foreground": SimpleNamespace(best=best)})
+    curves = SimpleNamespace(cells=cells, kind="ridge")
+    caption = heatmap_caption("foreground", curves, ["a", "b"], summary)
+    assert "layers differ by up to 0.60, in that layer steps by up to 0.40" in caption
+    assert caption.endswith("here the layer matters more than the step.")
+    probe = np.array([[0.5, 9.0], [0.6, 9.0], [0.7, 9.0]])
+    curves = SimpleNamespace(
+        probe=probe, decoded=np.array([True, False]), decoded_steps=np.arange(1, 4),
+        sources={
+            "trajectory": np.array([[0.1, np.nan], [0.4, np.nan], [0.8, np.nan]]),
+            "clean": np.array([[0.1, np.nan], [0.2, np.nan], [0.3, np.nan]]),
+        },
+    )  # fmt: skip
+    assert curves_caption("foreground", curves, "dice").endswith(
+        "On the decoded latents, the labeler's mean passes the probes' at step 3. On the predicted "
+        "clean image, the labeler's mean never passes the probes'."
+    )

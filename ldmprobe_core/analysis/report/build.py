@@ -40,7 +40,6 @@ from ldmprobe_core.analysis.report.text import (
     control_title,
     headline,
     lead,
-    metric_title,
     number,
     short_layer,
     step,
@@ -153,8 +152,8 @@ class _FigureWriter:
     def __init__(self, run: Run, analysis: RunAnalysis) -> None:
         self.run, self.analysis, self.summary = run, analysis, analysis.summary
         self.entries: dict[str, list[dict[str, Any]]] = {
-            "overview": [], "properties": [], "generalization": [], "samples": [], "classes": [],
-            "interventions": [],
+            "overview": [], "properties": [], "heatmaps": [], "generalization": [],
+            "samples": [], "classes": [], "interventions": [],
         }  # fmt: skip
 
     def _write(
@@ -187,7 +186,6 @@ class _FigureWriter:
         layers = self.run.layers
         for prop, curves in self.analysis.curves.items():
             best = self.summary.properties[prop].best
-            metric = metric_title(best.metric)
             figure, titles = figures.heatmap(prop, curves, layers, self.summary)
             self._write(
                 "properties",
@@ -195,28 +193,35 @@ class _FigureWriter:
                 figure,
                 f"Heatmap of {prop} scores, step by layer; best at step {best.step}, {best.layer}.",
                 titles,
-                caption=f"Where {prop} can be read: mean {metric} of the {curves.kind} probe of "
-                        "each step and layer on test samples. The frame marks the best cell, step "
-                        f"{best.step} of {short_layer(best.layer)}, chosen on validation samples; "
-                        "the line in the colour bar is position alone.",
-            )  # fmt: skip
+                caption=figures.heatmap_caption(prop, curves, layers, self.summary),
+            )
             self._write(
                 "properties",
                 f"{prop}-curves",
                 figures.curves_figure(prop, self.analysis),
                 f"{prop} scores over steps for probes, image labelers and controls.",
-                caption=f"How early {prop} can be read: {metric} of one layer's probes, of the "
-                "labeler on the step images, and of the controls, over the steps.",
+                caption=figures.curves_caption(prop, curves, best.metric),
             )
+            if curves.other_cells:
+                text = f"The same cells of {prop}, in the same colours, under controls"
+                if self.summary.properties[prop].best.partial is not None:
+                    text += " and with position regressed out"
+                self._write(
+                    "heatmaps",
+                    f"{prop}-others",
+                    figures.other_heatmaps(curves, layers),
+                    f"{text}.",
+                )
 
     def add_generalization(self) -> None:
         """Draw each property's transfer matrix and learning curves."""
         for prop, result in self.summary.properties.items():
             if result.analyses is not None:
+                limits = figures.color_range(self.analysis.curves[prop])
                 self._write(
                     "generalization",
                     f"{prop}-generalization",
-                    generalization_figure(prop, result.analyses),
+                    generalization_figure(prop, result.analyses, limits),
                     f"Scores of {prop} probes at other steps, and over numbers of training images.",
                 )
 

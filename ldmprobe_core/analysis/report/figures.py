@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -48,20 +49,28 @@ def step_image_rows(run: Run, samples: list[int]) -> list[int]:
     return [int(row) for row in np.searchsorted(samples_in(run, STEP_IMAGES), samples)]
 
 
+def color_range(curves: Curves) -> tuple[float, float]:
+    """Return the least and the largest score of all heatmaps of a property over step and layer."""
+    values = np.concatenate([curves.cells, *curves.other_cells.values()]).ravel()
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+
+
 def heatmap(
     prop: str, curves: Curves, layers: list[str], summary: Summary
 ) -> tuple[Figure, dict[str, str]]:
     """Draw the mean score of every cell, step by layer, with a frame around the best cell.
 
+    The colour bar names position alone, and the ceilings of the layers' token grids.
+
     Returns:
         the figure, and the text that describes each cell, by the name of its element.
     """
-    best = summary.properties[prop].best
-    steps = curves.cells.shape[0]
+    result = summary.properties[prop]
+    best, steps = result.best, curves.cells.shape[0]
     figure = Figure(figsize=(2.0 + 0.3 * steps, 1.1 + 0.26 * len(layers)))
     axes = figure.subplots()
-    scale = ScalarMappable(cmap="cividis")
-    scale.set_array(curves.cells[np.isfinite(curves.cells)])
+    scale = ScalarMappable(Normalize(*color_range(curves)), "cividis")
     titles = {}
     for (step, layer), value in np.ndenumerate(curves.cells):
         if np.isfinite(value):
@@ -76,15 +85,101 @@ def heatmap(
     axes.set_xticks(range(1, steps + 1))
     axes.set_yticks(range(len(layers)), [short_layer(name) for name in layers], fontsize=8)
     axes.set_xlabel("step")
-    metric = metric_title(best.metric)
     axes.set_title(f"{prop}, {curves.kind} probes", fontsize=10)
-    bar = figure.colorbar(scale, ax=axes, pad=0.02, label=metric)
-    position = float(np.nanmean(curves.position)) if np.isfinite(curves.position).any() else np.nan
-    if titles and np.nanmin(curves.cells) < position < np.nanmax(curves.cells):
-        bar.ax.axhline(position, color="white", linewidth=2.5)
+    bar = figure.colorbar(scale, ax=axes, pad=0.02, label=metric_title(best.metric))
+    _name_bounds(bar.ax, curves, [v for v in result.ceilings.values() if v is not None])
     corner = best.step - 0.5, layers.index(best.layer) - 0.5
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=2.5))
     return figure, titles
+
+
+def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
+    """Mark position alone on a colour bar, and write it and the ceilings above the bar."""
+    low, high = color_range(curves)
+    lines = []
+    if ceilings:
+        ends = sorted({f"{min(ceilings):.2f}", f"{max(ceilings):.2f}"})
+        lines.append(f"ceiling {' to '.join(ends)}")
+    if np.isfinite(curves.position).any():
+        position = float(np.nanmean(curves.position))
+        lines.append(f"position {position:.2f}")
+        if low < position < high:
+            bar.axhline(position, color="white", linewidth=2.5)
+    bar.set_title("\n".join(lines), fontsize=7, loc="left")
+
+
+def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
+    """Draw the other scores of the cells side by side, in the colours of `heatmap`."""
+    steps, count = len(curves.cells), len(curves.other_cells)
+    low, high = color_range(curves)
+    figure = Figure(figsize=(1.2 + 2.7 * count, 0.9 + 0.2 * len(layers)))
+    panels = figure.subplots(
+        1, count, squeeze=False, sharey=True, gridspec_kw={"wspace": 0.08}
+    )[0]  # fmt: skip
+    for panel, (name, cells) in zip(panels, curves.other_cells.items(), strict=True):
+        image = panel.imshow(
+            cells.T, cmap="cividis", vmin=low, vmax=high, aspect="auto",
+            extent=(0.5, steps + 0.5, len(layers) - 0.5, -0.5), interpolation="nearest",
+        )  # fmt: skip
+        panel.set_title(control_title(metric_title(name)), fontsize=8)
+        panel.set_xlabel("step", fontsize=8)
+        panel.set_xticks(step_ticks(steps))
+        panel.tick_params(labelsize=7)
+    panels[0].set_yticks(range(len(layers)), [short_layer(name) for name in layers], fontsize=7)
+    figure.colorbar(image, ax=list(panels), pad=0.01, fraction=0.03)
+    return figure
+
+
+def step_ticks(steps: int) -> list[int]:
+    """Return the steps that a small plot names: all of few, else the first and multiples of 5."""
+    return [step for step in range(1, steps + 1) if steps <= 8 or step == 1 or step % 5 == 0]
+
+
+def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summary) -> str:
+    """Say what the heatmap of a property shows, and whether layers or steps differ by more."""
+    best = summary.properties[prop].best
+    text = (
+        f"Where {prop} can be read: mean {metric_title(best.metric)} of the {curves.kind} probe of "
+        f"each step and layer on test samples. The frame marks the best cell, step {best.step} of "
+        f"{short_layer(best.layer)}, chosen on validation samples. Above the colour bar: position "
+        "alone, which is the line in it, and the ceiling, the best that one value a token can "
+        "reach on the layers' token grids."
+    )
+    cells = np.where(np.isfinite(curves.cells), curves.cells, np.nan)
+    over_layers, over_steps = cells[best.step - 1], cells[:, layers.index(best.layer)]
+    if not (np.isfinite(over_layers).sum() > 1 and np.isfinite(over_steps).sum() > 1):
+        return text
+    among, along = (float(np.nanmax(v) - np.nanmin(v)) for v in (over_layers, over_steps))
+    matters = "layer matters more than the step" if among > along else (
+        "step matters at least as much as the layer"
+    )  # fmt: skip
+    return (
+        f"{text} At that step layers differ by up to {among:.2f}, in that layer steps by up to "
+        f"{along:.2f}: here the {matters}."
+    )
+
+
+def curves_caption(prop: str, curves: Curves, metric: str) -> str:
+    """Say what the curves of a property show, and when the labeler's score passes the probes'."""
+    text = (
+        f"How early {prop} can be read: {metric_title(metric)} of one layer's probes, of the "
+        "labeler on the step images, and of the controls, over the steps."
+    )
+    steps, samples = curves.decoded_steps, curves.decoded
+    probe = curves.probe[steps - 1][:, samples].mean(1)
+    for source, title in (("trajectory", "decoded latents"), ("clean", "predicted clean image")):
+        labeler = curves.sources[source][steps - 1][:, samples].mean(1)
+        # Without a labeler, or with undefined scores, there is nothing to compare.
+        if not np.isfinite(labeler - probe).all():
+            continue
+        first = int((labeler > probe).argmax())
+        if not (labeler > probe).any():
+            text += f" On the {title}, the labeler's mean never passes the probes'."
+        elif (labeler > probe)[first:].all():
+            text += (
+                f" On the {title}, the labeler's mean passes the probes' at step {steps[first]}."
+            )
+    return text
 
 
 def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:

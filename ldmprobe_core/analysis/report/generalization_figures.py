@@ -14,21 +14,32 @@ _COLORS = (DECODED_COLOR, PROBE_COLOR)
 """Colours of the learning curves at the onset step and the last step."""
 
 
-def generalization_figure(prop: str, analyses: AnalysesRecord) -> Figure:
-    """Draw the transfer matrix of a property beside its learning curves, if there are any."""
+def generalization_figure(
+    prop: str, analyses: AnalysesRecord, limits: tuple[float, float]
+) -> Figure:
+    """Draw the transfer matrix of a property beside its learning curves, if there are any.
+
+    Args:
+        prop: name of the property.
+        analyses: results of the further analyses.
+        limits: scores of the first and the last colour, as in the property's other heatmaps.
+    """
     metric = metric_title(analyses.transfer.metric)
     figure = Figure(figsize=(8.4, 3.2))
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.22})
     matrix = np.array(analyses.transfer.score, dtype=float)
     steps = np.arange(1, len(matrix) + 1)
-    image = left.imshow(matrix, cmap="cividis", origin="lower")
-    ticks = np.arange(0, len(steps), max(1, len(steps) // 8))
+    image = left.imshow(matrix, cmap="cividis", origin="lower", vmin=limits[0], vmax=limits[1])
+    ticks = np.arange(0, len(steps), -(-len(steps) // 8))
     left.set_xticks(ticks, [str(steps[i]) for i in ticks])
     left.set_yticks(ticks, [str(steps[i]) for i in ticks])
     left.set_xlabel("step of the activations")
     left.set_ylabel("step of the probe")
     left.set_title(f"{prop}: {metric} of probes at other steps", fontsize=9)
-    figure.colorbar(image, ax=left)
+    defined = matrix[np.isfinite(matrix)]
+    below, above = (defined < limits[0]).any(), (defined > limits[1]).any()
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}
+    figure.colorbar(image, ax=left, extend=extend.get((bool(below), bool(above)), "neither"))
     if not analyses.learning:
         right.set_axis_off()
         return figure

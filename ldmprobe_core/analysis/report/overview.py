@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
+from ldmprobe_core.analysis.report.figures import step_ticks
 from ldmprobe_core.analysis.report.style import CLEAN_COLOR, DECODED_COLOR, PROBE_COLOR
 from ldmprobe_core.analysis.report.text import (
     control_title,
@@ -105,6 +106,7 @@ def overview_figure(analysis: RunAnalysis) -> Figure:
         panel.set_title(f"{name} ({metric_title(result.best.metric)})", fontsize=9)
         panel.set_xlabel("step", fontsize=8)
         panel.set_xlim(0.5, len(curves.probe) + 0.5)
+        panel.set_xticks(step_ticks(len(curves.probe)))
         panel.tick_params(labelsize=8)
     lines = panels[0].get_legend_handles_labels()
     above = (0.5, 0.95)
