@@ -50,7 +50,7 @@ def watch(run: RunArgument) -> None:
     watched = Run(run)
     watched.location.require_reachable()
     watched.study  # noqa: B018  (raises if there is no run)
-    # Into a file, the next line comes after a minute.
+    # Without a terminal, the next line is printed only after a minute, so print the state now.
     console.print(f"{watched.url}: {progress_text(watched)}", highlight=False, soft_wrap=True)
     with activity("looking at the run") as shown:
         first, since = unit_counts(watched), time.monotonic()

@@ -149,7 +149,7 @@ def _records(name: str, kind: str, fields: dict[str, Any]) -> list[Property]:
 
 
 def _component(prop: str) -> Component | None:
-    """Return the place of a property in a vector property; None if it has none."""
+    """Return a property's position in its vector property; None if it is part of no vector."""
     return PROPERTIES[prop].component if prop in PROPERTIES else None
 
 

@@ -73,7 +73,7 @@ class Drawing(Section):
 
 
 class Component(Section):
-    """Place of a property in a vector property, such as the surface normal, that it is a part of.
+    """Position of a property in the vector property, such as the surface normal, it is a part of.
 
     Attributes:
         vector: name of the vector property.
