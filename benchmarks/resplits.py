@@ -5,10 +5,12 @@
 For a run that stores its activations, the prompts are divided into training, validation and test
 prompts in other ways than in the run (30 by default).  Every split gets ridge probes with a
 position term in every cell, from sums that are computed once for each prompt, and the rules of a
-run: one layer for the whole curve, which is chosen on validation.  Printed are the distribution of
-the onset and of the settled step, the share of the splits in which they lie in the interval that
-the run printed, and the controls that splits do not exceed.  About 5 minutes of one CPU for the
-default study.
+run: one layer for the whole curve, which is chosen on validation, and intervals that count the
+choice of test prompts and re-splits of the other prompts, which every split has of its own.
+Printed are the distribution of the onset and of the settled step, the share of the splits in which
+they lie in the interval that the run printed, the share of the splits that call them determined,
+with and without re-splits in their intervals, and the controls that splits do not exceed.  About 15
+minutes of one CPU for the default study.
 
 Only ridge probes are fitted, also to the foreground, where a run may have chosen logistic probes.
 Of the controls, position, prompt and latents are compared, the latter without the correction for
@@ -33,7 +35,11 @@ import numpy as np
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
 from ldmprobe_core.analysis.controls.records import LARGEST_P
 from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer
-from ldmprobe_core.analysis.generalization.resplits import Resplits
+from ldmprobe_core.analysis.generalization.resplits import (
+    ResplitCurves,
+    Resplits,
+    resplit_curves,
+)
 from ldmprobe_core.analysis.records import (
     PropertyRecord,
     load_summary,
@@ -71,12 +77,15 @@ class Conclusion:
 
     Attributes:
         layer: name of the layer of the curve.
-        steps: crossing of the relative bars, by name (onset, settled).
+        steps: crossing of the relative bars, by name (onset, settled), with the intervals that a
+            run would print.
+        alone: the same with intervals that do not count re-splits.
         not_beyond: controls that the best cell does not exceed.
     """
 
     layer: str
     steps: dict[str, Crossing]
+    alone: dict[str, Crossing]
     not_beyond: frozenset[str]
 
 
@@ -122,7 +131,17 @@ def cell_scores(
     return np.stack(of_property, axis=1).astype(np.float32)
 
 
-def conclude(run: Run, prop: str, scores: dict[str, np.ndarray], split: Split) -> Conclusion:
+def tied_layers(run: Run, scores: dict[str, np.ndarray], split: Split) -> list[str]:
+    """List the layers within one standard error of the best on a split's validation samples."""
+    groups = np.array([run.samples[i].group for i in split.labels.validation])
+    of_layers = np.stack([scores[name] for name in run.layers], axis=1)
+    choice = choose_layer(of_layers[..., split.labels.validation], groups)
+    return [run.layers[i] for i in choice.tied]
+
+
+def conclude(
+    run: Run, prop: str, scores: dict[str, np.ndarray], split: Split, others_of: ResplitCurves
+) -> Conclusion:
     """Apply a run's rules to the scores of one split.
 
     Args:
@@ -130,15 +149,28 @@ def conclude(run: Run, prop: str, scores: dict[str, np.ndarray], split: Split) -
         prop: name of the property.
         scores: (step, sample) by name of the layer or input control.
         split: split of the prompts.
+        others_of: curves of re-splits of its training and validation prompts.
     """
     labels, test, bootstrap = split.labels, split.test, split.bootstrap
-    groups = np.array([run.samples[i].group for i in labels.validation])
+    tied, choices = tied_layers(run, scores, split), others_of.choices
+    # As in a run: of the layers that are equally good, the one that most re-splits choose.
+    chosen = max(tied, key=lambda name: choices.get(name, 0))
     of_layers = np.stack([scores[name] for name in run.layers], axis=1)
     on_validation = of_layers[..., labels.validation]
-    layer = choose_layer(on_validation, groups).layer
     position = position_scores(prop, labels, test)[0]
-    curve = of_layers[:, layer, test]
+    curve = scores[chosen][:, test]
     margins = {name: relative_margins(curve, position, share) for name, share in SHARES.items()}
+    shifts = {
+        name: np.stack(
+            [
+                relative_margins(one, base, share)
+                for one, base in zip(
+                    others_of.deviations, others_of.position_deviations, strict=True
+                )
+            ]
+        )
+        for name, share in SHARES.items()
+    }
     above = bootstrap.interval(curve[-1] - position).low
     emerges = above is not None and above > 0
     means = on_validation.mean(-1)
@@ -151,7 +183,11 @@ def conclude(run: Run, prop: str, scores: dict[str, np.ndarray], split: Split) -
         of_prompt = prompt_scores(embedding, labels, prop, run.study.probes.penalties)
         others["prompt"] = of_prompt[0, test]
     return Conclusion(
-        run.layers[layer],
+        chosen,
+        {
+            n: crossing(m, bootstrap, shifts[n]) if emerges else Crossing()
+            for n, m in margins.items()
+        },
         {n: crossing(m, bootstrap) if emerges else Crossing() for n, m in margins.items()},
         frozenset(n for n, other in others.items() if not exceeds(best - other, bootstrap)),
     )
@@ -184,7 +220,18 @@ def figures_of(
             "printed": record.model_dump(exclude={"distribution"}),
             "distribution": dict(sorted(Counter(str(one.step) for one in found).items())),
             "inside the printed interval": float(np.mean(inside)),
+            "intervals that meet it": float(
+                np.mean(
+                    [
+                        (one.low or steps + 1) <= high and (one.high or steps + 1) >= low
+                        for one in found
+                    ]
+                )
+            ),
             "determined": float(np.mean([one.determined for one in found])),
+            "determined without re-splits": float(
+                np.mean([one.alone[name].determined for one in conclusions])
+            ),
         }
     return figures
 
@@ -212,13 +259,20 @@ def main() -> None:
         cells = [cell_scores(run, name, step, scorers, resplits) for step in range(summary.steps)]
         scores[name] = np.stack(cells)
         print(f"{name}: {time.process_time() - started:.0f} CPU seconds", file=sys.stderr)
+    conclusions: dict[str, list[Conclusion]] = {prop: [] for prop in labels.maps}
+    for row, split in enumerate(splits):
+        of_split = {
+            prop: {name: all_[:, row, i] for name, all_ in scores.items()}
+            for i, prop in enumerate(labels.maps)
+        }
+        tied = {prop: tied_layers(run, of_prop, split) for prop, of_prop in of_split.items()}
+        curves = resplit_curves(run, split.labels, tied, split.test)
+        for prop, of_prop in of_split.items():
+            conclusions[prop].append(conclude(run, prop, of_prop, split, curves[prop]))
+        print(f"split {row + 1}: {time.process_time() - started:.0f} CPU seconds", file=sys.stderr)
     figures = {}
-    for i, prop in enumerate(labels.maps):
-        conclusions = [
-            conclude(run, prop, {name: all_[:, row, i] for name, all_ in scores.items()}, split)
-            for row, split in enumerate(splits)
-        ]
-        figures[prop] = figures_of(summary.properties[prop], conclusions, summary.steps)
+    for prop, found in conclusions.items():
+        figures[prop] = figures_of(summary.properties[prop], found, summary.steps)
         print(prop, json.dumps(figures[prop], indent=1), flush=True)
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps({"splits": chosen.splits} | figures, indent=1))

@@ -29,6 +29,7 @@ from flows.commands.fetch import fetch
 from flows.commands.index import index
 from flows.commands.interrupts import answer_interrupts
 from flows.commands.intervene import intervene
+from flows.commands.prune import prune
 from flows.commands.results import console, write
 from flows.commands.runs import Version, list_, watch
 from flows.commands.submit import submit
@@ -140,6 +141,7 @@ app.command()(with_live_line(index))
 app.command()(fetch)
 app.command()(with_live_line(intervene))
 app.command(name="list")(with_live_line(list_))
+app.command()(with_live_line(prune))
 app.command()(watch)
 app.command()(submit)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed import Client
@@ -17,9 +17,10 @@ from flows.checks.cluster_file import cluster_spec
 from flows.local_cluster import local_cluster
 from flows.worker_watch import WorkerWatch
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.pipeline.units import UNITS
 from ldmprobe_core.study.sections import Execution
-from tasks.references import UnitRef
+
+if TYPE_CHECKING:
+    from tasks.references import UnitRef
 
 ANSWER_LIMIT_S = 20.0
 
@@ -80,6 +81,9 @@ def submit_units(
         after: one future for each unit, which must end before the unit starts; empty if the units
             do not wait for anything.
     """
+    # The other functions need no units, and do without the libraries of models that these import.
+    from ldmprobe_core.pipeline.units import UNITS
+
     futures: dict[str, PrefectFuture[Any]] = {}
     last: dict[int | str, PrefectFuture[Any]] = {}
     for number, unit in enumerate(units):

@@ -120,7 +120,7 @@ class Run(StoredRun):
             layer: name of the layer.
 
         Returns:
-            activations (sample, step, y, x, channel) float16; NaN if they are not generated yet.
+            activations (sample, step, y, x, channel) as stored; NaN if they are not generated yet.
             The dimension ``sample`` has the coordinates ``prompt``, ``split`` and ``category``,
             which is empty where it is unknown.  With ``capture.keep: statistics`` only held-out
             samples are stored, and ``clean_pixels`` has the samples and steps with step images.

@@ -81,7 +81,7 @@ class TokenStream(IterableDataset):
         return np.argwhere(np.logical_or.reduceat(self.chosen, starts, axis=0))
 
     def _read(self, chunks: np.ndarray) -> Iterator[np.ndarray]:
-        """Read the chosen tokens (token, channel) float16 of each chunk; a lost chunk raises."""
+        """Read the chosen tokens (token, channel) of each chunk, as stored; a lost chunk raises."""
         store = Run(self.url).zarr_store(require_complete=True)
         array = open_array(store, self.url, f"{self.path}/activation")
         for number, row in chunks:

@@ -6,6 +6,7 @@ Prefect's UI shows these artifacts, and keeps the earlier versions from previous
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from ldmprobe_core.interventions.results import InterventionSummary
 from ldmprobe_core.storage.run import Run
 
 
+def artifact_key(text: str) -> str:
+    """Return a text as an artifact's key, in which Prefect allows lowercase letters, digits and -.
+
+    Names of properties and methods may have underscores.
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def publish(record: dict[str, Any], url: str) -> None:
     """Publish the results of a study as Prefect artifacts.
 
@@ -39,26 +48,28 @@ def publish(record: dict[str, Any], url: str) -> None:
     name, run = summary.study, Run(url)
     create_table_artifact(
         table=best_rows(summary),
-        key=f"best-cells-{name}",
+        key=artifact_key(f"best-cells-{name}"),
         description=f"Best cell of each property, run {summary.study_hash}",
     )
     report = f"{run.url}/report/index.html"
     lines = [f"# {name}", "", *(f"- {line}" for line in headline(summary))]
     lines += ["", f"Full report: `{report}`"]
     create_markdown_artifact(
-        markdown="\n".join(lines), key=f"summary-{name}", description="What the run found"
+        markdown="\n".join(lines),
+        key=artifact_key(f"summary-{name}"),
+        description="What the run found",
     )
     for prop in summary.properties:
         heatmap = base64.b64encode(run.location.read_bytes(f"report/{prop}-heatmap.svg")).decode()
         create_image_artifact(
             image_url=f"data:image/svg+xml;base64,{heatmap}",
-            key=f"heatmap-{prop}-{name}",
+            key=artifact_key(f"heatmap-{prop}-{name}"),
             description=f"{prop}: score of every cell, step by layer",
         )
     create_link_artifact(
         link=report if run.location.remote else Path(report).absolute().as_uri(),
         link_text="report",
-        key=f"report-{name}",
+        key=artifact_key(f"report-{name}"),
         description="The full report of the run",
     )
 
@@ -68,7 +79,7 @@ def publish_intervention(found: dict[str, Any], url: str) -> None:
     what = found["intervention"]
     create_table_artifact(
         table=effect_rows(InterventionSummary.model_validate(found)),
-        key=f"intervention-{what['prop']}-{what['method']}",
+        key=artifact_key(f"intervention-{what['prop']}-{what['method']}"),
         description=f"{what['prop']} edited, {found['pairs']} pairs, run {url}",
     )
 
@@ -89,7 +100,9 @@ def publish_classes(found: dict[str, Any], name: str, url: str) -> None:
         real = found["photographs"]
         lines.insert(3, f"Of {real['count']} real pictures {real['confident']:.1%} are above 90%.")
     create_markdown_artifact(
-        markdown="\n".join(lines), key=f"classes-{name}", description="When the object is named"
+        markdown="\n".join(lines),
+        key=artifact_key(f"classes-{name}"),
+        description="When the object is named",
     )
     table = [
         {"step": step, **{source: round(shares[step - 1], 3) for source, shares in
@@ -99,6 +112,6 @@ def publish_classes(found: dict[str, Any], name: str, url: str) -> None:
     ]  # fmt: skip
     create_table_artifact(
         table=table,
-        key=f"class-agreement-{name}",
+        key=artifact_key(f"class-agreement-{name}"),
         description="Share of step images already given the finished image's class",
     )

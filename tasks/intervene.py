@@ -6,7 +6,6 @@ from typing import Any
 
 from prefect import task
 
-from ldmprobe_core.analysis.report.build import rebuild_report
 from ldmprobe_core.interventions.results import summarise_intervention
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention
@@ -42,6 +41,9 @@ def edit(unit: UnitRef) -> dict[str, Any]:
 @task(name="summarise edits", task_run_name="summarise {name}")
 def summarise_edits(run: RunRef, name: str, seconds: float) -> dict[str, Any]:
     """Summarise an intervention, and rebuild the run's report so that it shows the results."""
+    # Imported here for the same reason as in `tasks.study.summarise`.
+    from ldmprobe_core.analysis.report.build import rebuild_report
+
     store = Run(run.url)
     findings = summarise_intervention(store, name, seconds)
     rebuild_report(store)

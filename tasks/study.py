@@ -8,8 +8,6 @@ from prefect import task
 from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 
-from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs
-from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.models.devices import peak_memory
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.units import UNITS
@@ -113,6 +111,10 @@ def redo(run: RunRef, array: str) -> None:
 @task(name="summarise", task_run_name="summarise {run.url}")
 def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
     """Summarise all scores, and write summary.json and the report."""
+    # Dask workers import this module for the other tasks, and need neither scikit-learn nor
+    # Matplotlib for them.
+    from ldmprobe_core.analysis.report.build import build_report
+
     summary = build_report(Run(run.url), seconds)
     return summary.model_dump(mode="json", by_alias=True)
 
@@ -120,6 +122,8 @@ def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
 @task(name="classify", task_run_name="classify {run.url}")
 def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
     """Summarise class scores over the steps, and classify the photographs if a folder is given."""
+    from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs
+
     store = Run(run.url)
     if photographs is not None:
         classify_photographs(store, photographs)

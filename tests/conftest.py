@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 import pytest
+from prefect_servers import connected_to, copy_database, database_in, server_on
 from run_helpers import carry_out, small_study
 from tiny_models import write_tiny_model
 
@@ -60,6 +61,36 @@ def finished_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     run = carry_out(study, str(tmp_path_factory.mktemp("finished")))
     build_report(run, {"generate": 1.0})
     return run
+
+
+@pytest.fixture(scope="session")
+def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PREFECT_HOME folder with a server's database, made once for all processes of pytest."""
+    folder = tmp_path_factory.getbasetemp()
+    return database_in(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+@pytest.fixture
+def prefect_home(prefect_database: Path, tmp_path: Path) -> Path:
+    """A PREFECT_HOME folder whose database has its tables and no record."""
+    return copy_database(prefect_database, tmp_path / "prefect")
+
+
+@pytest.fixture(scope="session")
+def shared_server(
+    prefect_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """URL of the API of a Prefect server for all tests of this process that need any server."""
+    home = copy_database(prefect_database, tmp_path_factory.mktemp("shared") / "prefect")
+    with server_on(home) as url:
+        yield url
+
+
+@pytest.fixture
+def prefect_api(shared_server: str) -> Iterator[str]:
+    """URL of the API of a Prefect server, which this process uses; it has other tests' records."""
+    with connected_to(shared_server):
+        yield shared_server
 
 
 SLOWEST_FILES = (

@@ -225,7 +225,7 @@ class PropertyRecord(Record):
 
 
 class NonfiniteRecord(Record):
-    """Activation values of one cell that are not finite in float16.
+    """Activation values of one cell that are not finite as stored.
 
     Attributes:
         network: ``trained`` or ``permuted``.

@@ -75,7 +75,7 @@ class InterventionBatch:
         with use_models(run) as (sampler, labelers):
             # The edit proper is the first condition, and null edits repeat the sizes in its log.
             for condition, log in logs.items():
-                reader = ProbeReader(probes)
+                reader = ProbeReader(probes, dtype=sampler.dtype)
                 change = reader.reading(self._change(condition, dose, logs), site.cells)
                 editor = Editor(sampler, [*site.cells, *probes], change)
                 edited = sample_edited(sampler, [run.samples[i] for i in self.samples], editor)

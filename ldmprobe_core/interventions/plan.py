@@ -79,6 +79,12 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
             f"prompts: {run.url} has source images and no prompts, so there is no generation to "
             "edit. Fix: use a run whose study has prompts."
         )
+    if study.capture.pool is not None:
+        raise UserError(
+            f"capture.pool: {run.url} stores means of blocks of tokens, whose probes cannot edit "
+            f"single tokens ({study.capture.pool.by} x {study.capture.pool.by}). Fix: use a run "
+            "whose study has no capture.pool."
+        )
     if spec.prop not in study.labels.maps:
         raise UserError(
             f"prop: {run.url} has no probes of this property ({spec.prop!r}). Fix: set it to one "

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.capture_points.channels import CapturePoint
 from ldmprobe_core.models.layers import image_output_index
-from ldmprobe_core.models.token_grid import to_grid
+from ldmprobe_core.models.token_grid import mean_of_blocks, to_grid
+from ldmprobe_core.study.sections import Capture
 
 
 class ActivationCapture:
@@ -32,6 +33,7 @@ class ActivationCapture:
             copy before the conditional one, else 1.
         network: network that the modules belong to, whose text input gives the number of text
             tokens.  None if no module's output includes text tokens.
+        form: section ``capture`` of the study, for the data type and the pooling of activations.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ActivationCapture:
         architecture: Architecture,
         batch_copies: int = 1,
         network: nn.Module | None = None,
+        form: Capture | None = None,
     ) -> None:
         self.modules, self.architecture, self.batch_copies, self.network = (
             modules,
@@ -47,7 +50,7 @@ class ActivationCapture:
             batch_copies,
             network,
         )
-        self._grid = architecture.grid
+        self._grid, self._form = architecture.grid, form or Capture()
         self._captured: dict[str, Tensor] = {}
         self._batch_sizes: dict[str, int] = {}
         self._hooks: list[Any] = []
@@ -92,7 +95,8 @@ class ActivationCapture:
             samples: number of samples in the batch.
 
         Returns:
-            layer name to activations, float16 (sample, y, x, channel), copied on their device.
+            layer name to activations (sample, y, x, channel) in the stored data type, copied on
+            their device.
 
         Raises:
             RuntimeError: a module was not called, or its batch size was not ``samples`` times
@@ -114,8 +118,13 @@ class ActivationCapture:
                 )
         # The captured tensors are views of the conditional half of each output.  A view keeps the
         # memory of the complete output alive, so the values are copied.
-        activations = {
-            name: self._captured[name].to(torch.float16, copy=True) for name in self.modules
-        }
+        activations = {name: self._stored_form(self._captured[name]) for name in self.modules}
         self._captured = {}
         return activations
+
+    def _stored_form(self, tokens: Tensor) -> Tensor:
+        """Pool large token maps, and copy the activations in the stored data type."""
+        side = self._form.block_side(tokens.shape[1], tokens.shape[2])
+        if side > 1:
+            tokens = mean_of_blocks(tokens, side)
+        return tokens.to(getattr(torch, self._form.dtype), copy=side == 1)

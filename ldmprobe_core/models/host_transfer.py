@@ -8,13 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_INFINITY_BITS = 0x7C00
-"""Bits of positive infinity in float16, as an integer; the bits of NaN are a larger integer."""
+_INFINITIES = {
+    torch.float16: (torch.int16, 0x7FFF, 0x7C00),
+    torch.float32: (torch.int32, 0x7FFFFFFF, 0x7F800000),
+}
+"""Bits of each data type as an integer: the integer type, all bits but the sign, and infinity.
+
+The bits of NaN, without the sign, are a larger integer than those of infinity.
+"""
 
 HostActivations = dict[str, tuple[np.ndarray, np.ndarray]]
 """Layer name to a pair of activations in host memory and counts of non-finite values.
 
-The activations are float16 (sample, y, x, channel), and the counts are int32 (sample,).
+The activations are float16 or float32 (sample, y, x, channel), and the counts are int32 (sample,).
 """
 
 
@@ -25,20 +31,21 @@ class HostTransfer:
     already are not copied.
 
     Args:
-        values: layer name to activations, float16 (sample, y, x, channel), all on one device.
+        values: layer name to activations, float16 or float32 (sample, y, x, channel), all on one
+            device.
     """
 
     def __init__(self, values: dict[str, Tensor]) -> None:
-        pairs = {name: (half, _nonfinite(half)) for name, half in values.items()}
+        pairs = {name: (stored, _nonfinite(stored)) for name, stored in values.items()}
         self._event: torch.cuda.Event | None = None
-        device = next((half.device for half in values.values()), torch.device("cpu"))
+        device = next((stored.device for stored in values.values()), torch.device("cpu"))
         if device.type == "cuda":
             stream = _copy_stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 pairs = {
-                    name: (_to_pinned(half, stream), _to_pinned(counts, stream))
-                    for name, (half, counts) in pairs.items()
+                    name: (_to_pinned(stored, stream), _to_pinned(counts, stream))
+                    for name, (stored, counts) in pairs.items()
                 }
             self._event = stream.record_event()
         self._values = pairs
@@ -46,15 +53,15 @@ class HostTransfer:
     @property
     def nbytes(self) -> int:
         """Size in bytes of all activations of this transfer."""
-        return sum(half.nbytes for half, _ in self._values.values())
+        return sum(stored.nbytes for stored, _ in self._values.values())
 
     def result(self) -> HostActivations:
         """Wait until the copy is complete, then return the activations as NumPy arrays."""
         if self._event is not None:
             self._event.synchronize()
         return {
-            name: (half.cpu().numpy(), counts.cpu().numpy())
-            for name, (half, counts) in self._values.items()
+            name: (stored.cpu().numpy(), counts.cpu().numpy())
+            for name, (stored, counts) in self._values.items()
         }
 
 
@@ -74,19 +81,20 @@ def _to_pinned(values: Tensor, stream: torch.cuda.Stream) -> Tensor:
     return host
 
 
-def _nonfinite(half: Tensor) -> Tensor:
+def _nonfinite(stored: Tensor) -> Tensor:
     """Count the infinite and NaN values of each sample, (sample,) int32.
 
-    Finite values above 65,504 count too, since the conversion to float16 has made them infinite.
+    In float16, finite values above 65,504 count too, since the conversion has made them infinite.
 
     Args:
-        half: float16 (sample, ...).
+        stored: float16 or float32 (sample, ...).
     """
-    # Without the sign bit, the bits of float16 values, read as integers, are ordered like the
-    # absolute values, so infinity and NaN are found by an integer comparison.
-    bits = half.view(torch.int16) & 0x7FFF
+    # Without the sign bit, the bits of floating-point values, read as integers, are ordered like
+    # the absolute values, so infinity and NaN are found by an integer comparison.
+    integer, without_sign, infinity = _INFINITIES[stored.dtype]
+    bits = stored.view(integer) & without_sign
     # Usually all values are finite.  On a CPU, a maximum shows this in a third of the time of a
     # count per sample.  On a GPU, the comparison would wait for the maximum and delay the copy.
-    if half.device.type == "cpu" and (not bits.numel() or bits.max() < _INFINITY_BITS):
-        return torch.zeros(len(half), dtype=torch.int32)
-    return (bits >= _INFINITY_BITS).flatten(1).sum(1, dtype=torch.int32)
+    if stored.device.type == "cpu" and (not bits.numel() or bits.max() < infinity):
+        return torch.zeros(len(stored), dtype=torch.int32)
+    return (bits >= infinity).flatten(1).sum(1, dtype=torch.int32)

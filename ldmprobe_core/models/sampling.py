@@ -96,8 +96,8 @@ class PipelineSampler:
             self.permuted_denoiser = untrained_copy(self.denoiser, random)
             if self.captures_vae:
                 self.permuted_vae = untrained_copy(pipeline.vae, random)
-        scale = study.sampling.guidance if study.images is None else 1.0
-        self.scale = scale
+        self.dtype = getattr(torch, study.capture.dtype)
+        self.scale = scale = study.sampling.guidance if study.images is None else 1.0
         self.guidance = architecture.guidance(scale, study.prompts.negative)
 
     @torch.no_grad()
@@ -234,7 +234,7 @@ class PipelineSampler:
         def record(step: int, latents: Tensor) -> None:
             if self.study.controls.latents:
                 grid = self.architecture.unpack(latents).movedim(1, -1)
-                sink("trained", step, HostTransfer({LATENTS: grid.to(torch.float16, copy=True)}))
+                sink("trained", step, HostTransfer({LATENTS: grid.to(self.dtype, copy=True)}))
 
         return record
 
@@ -246,9 +246,8 @@ class PipelineSampler:
         prefix = VAE if captures_vae else ""
         names = [name for name in self.layers if name.startswith(VAE) == captures_vae]
         chosen = {name: modules[name.removeprefix(prefix)] for name in names}
-        return ActivationCapture(
-            chosen, self.architecture, batch_copies, None if captures_vae else network
-        )
+        whole = None if captures_vae else network
+        return ActivationCapture(chosen, self.architecture, batch_copies, whole, self.study.capture)
 
     def _tap_denoiser(
         self,
@@ -319,8 +318,8 @@ class PipelineSampler:
 
         Returns:
             a function from the number of finished steps to the latents that the next step starts
-            from (without noise after the last step), and the latents to pass to the pipeline's
-            call; both in the pipeline's layout.
+            from (without noise after the last step), in the pipeline's layout, and the latents to
+            pass to the pipeline's call.
         """
         pipeline, architecture = self.pipeline, self.architecture
         vae = pipeline.vae
@@ -345,7 +344,7 @@ class PipelineSampler:
         # The pipeline will multiply the latents that it receives by the scheduler's initial noise
         # level, so they are divided by that level here.
         start = latents_at(0) / float(getattr(scheduler, "init_noise_sigma", 1.0))
-        return latents_at, start.to(next(self.denoiser.parameters()).dtype)
+        return latents_at, architecture.as_input(start.to(next(self.denoiser.parameters()).dtype))
 
     @property
     def _decode_batch(self) -> int:

@@ -64,6 +64,20 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
     return tensor.reshape(n, tokens // columns, columns, channels)
 
 
+def mean_of_blocks(tokens: Tensor, side: int) -> Tensor:
+    """Average a grid of tokens over square blocks.
+
+    Args:
+        tokens: (n, y, x, channel); y and x are multiples of the side.
+        side: number of tokens down and across a block.
+
+    Returns:
+        (n, y / side, x / side, channel) float32.
+    """
+    blocks = tokens.unflatten(1, (-1, side)).unflatten(3, (-1, side))
+    return blocks.float().mean((2, 4))
+
+
 def change_grid(
     output: Any, grid: Grid, item: int, batch_copies: int, change: Callable[[Tensor], Tensor]
 ) -> Any:
@@ -145,16 +159,19 @@ def decoded_images(tensor: Tensor) -> np.ndarray:
     return (unit * 255).round().astype(np.uint8)
 
 
-def pixel_tokens(images: np.ndarray, grid: tuple[int, int]) -> Tensor:
+def pixel_tokens(
+    images: np.ndarray, grid: tuple[int, int], dtype: torch.dtype = torch.float16
+) -> Tensor:
     """Average images over the blocks of a token grid.
 
     Args:
         images: (n, y, x, rgb) uint8.
         grid: number of tokens down and across; they divide the height and width of the images.
+        dtype: data type of the means.
 
     Returns:
-        (n, *grid, rgb) float16, 0..1.
+        (n, *grid, rgb) in the data type, 0..1.
     """
     n, height, width, _ = images.shape
     blocks = images.reshape(n, grid[0], height // grid[0], grid[1], width // grid[1], 3)
-    return torch.from_numpy(blocks.mean((2, 4)) / 255).half()
+    return torch.from_numpy(blocks.mean((2, 4)) / 255).to(dtype)

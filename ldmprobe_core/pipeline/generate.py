@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.token_grid import pixel_tokens
@@ -85,7 +86,8 @@ def _write_clean_pixels(run: Run, clean: np.ndarray, grid: tuple[int, int], rows
     Returns:
         number of bytes of the means.
     """
-    flat = pixel_tokens(clean.reshape(-1, *clean.shape[2:]), grid).numpy()
+    dtype = getattr(torch, run.study.capture.dtype)
+    flat = pixel_tokens(clean.reshape(-1, *clean.shape[2:]), grid, dtype).numpy()
     tokens = flat.reshape(*clean.shape[:2], *flat.shape[1:])
     # Means of bytes are finite.
     stored = {"activation": tokens, "nonfinite": np.zeros(clean.shape[:2], np.int32)}

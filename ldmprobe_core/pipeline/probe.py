@@ -114,15 +114,15 @@ def read_cell(run: Run, network: str, step: int, layer: str) -> tuple[np.ndarray
         layer: name of the layer or input control.
 
     Returns:
-        indices of the samples, (n,), and their activations (n, y, x, channel) float16; all NaN if
-        the control has no values at this step.
+        indices of the samples, (n,), and their activations (n, y, x, channel) as stored; all NaN
+        if the control has no values at this step.
     """
     group = f"{ACTIVATION_GROUPS[network]}/{layer}"
     index, steps = samples_in(run, group), run.read(group, "step")
     row = np.flatnonzero(steps == step)
     if not len(row):
-        sizes = run.open(group).activation.shape
-        return index, np.full((len(index), *sizes[2:]), np.nan, np.float16)
+        stored = run.open(group).activation
+        return index, np.full((len(index), *stored.shape[2:]), np.nan, stored.dtype)
     return index, run.read(group, "activation", step=int(row[0]))
 
 

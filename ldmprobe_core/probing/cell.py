@@ -71,7 +71,7 @@ def probe_activations(
     run's summary reports the number of non-finite values.
 
     Args:
-        activations: (sample, y, x, channel) float16.
+        activations: (sample, y, x, channel) as stored.
         labels: label maps and splits of the same samples.
         study: study of the run; it gives the probe kinds, the penalties and the seed.
         columns: labels to fit; None fits all labels of the trained network.

@@ -239,9 +239,8 @@ class Location:
             return model.model_validate_json(self.read_bytes(name))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            raise RunError(
-                f"{self.url}: {name} is unreadable ({first['msg']}). Fix: {remedy}"
-            ) from None
+            problem = f"{self.url}: {name} is unreadable ({first['msg']})"
+            raise RunError(f"{problem}. Fix: {remedy}") from None
 
     def write_text(self, name: str, text: str) -> None:
         """Write a UTF-8 text file atomically: readers see the old file or the new one."""
@@ -363,9 +362,8 @@ class Location:
         """Return the total size in bytes of all files at this location."""
         if self.remote:
             return int(self.filesystem().du(self.path("")))
-        # A run has tens of thousands of files, and fsspec takes ten times as long to list them.
-        files = ((top, name) for top, _, names in os.walk(self.url) for name in names)
-        return sum(os.path.getsize(os.path.join(*file)) for file in files)
+        walk = os.walk(self.url)  # ten times as fast as fsspec for tens of thousands of files
+        return sum(os.path.getsize(f"{top}/{name}") for top, _, names in walk for name in names)
 
     def _listed(self, name: str, kind: str) -> list[str]:
         """List a folder's entries of one kind, ``file`` or ``directory``."""

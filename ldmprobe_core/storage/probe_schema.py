@@ -158,7 +158,7 @@ class ProbeSchema(GroupBuilder):
             {**sizes, "step": self.steps},
             chunk,
             "int64",
-            "values that are not finite in float16",
+            f"values that are not finite in {self.study.capture.dtype}",
         )
 
     def add_label_sums(self) -> None:

@@ -144,7 +144,7 @@ class RunSchema(ProbeSchema):
             "activation",
             {**cells, **grid},
             chunk,
-            "float16",
+            self.study.capture.dtype,
             description,
             compress=False,
         )
@@ -154,7 +154,7 @@ class RunSchema(ProbeSchema):
             cells,
             {"sample": chunk["sample"]},
             "int32",
-            "values that are not finite in float16",
+            f"values that are not finite in {self.study.capture.dtype}",
         )
 
     def _labels(self, path: str, source: str | None) -> None:

@@ -28,6 +28,9 @@ PIPELINE = "pipeline"
 PIPELINE_PREFIX = "pipeline:"
 """Begin of ``model.source`` for a pipeline object; the digest of the pipeline follows."""
 
+HALF = "float16"
+"""Default data type of stored activations."""
+
 StepNumber = Annotated[int, Field(ge=1, le=100_000)]
 
 
@@ -177,6 +180,18 @@ class Sampling(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
 
 
+class Pool(Section):
+    """Averaging of large token maps over square blocks of tokens, before they are stored.
+
+    Attributes:
+        above: layers with more tokens than this, down or across, are averaged.
+        by: number of tokens down and across a block.
+    """
+
+    above: Annotated[int, Field(ge=1, le=4096)] = 32
+    by: Annotated[int, Field(ge=2, le=64)] = 2
+
+
 class Capture(Section):
     """Layers whose activations are captured, and the form in which they are stored.
 
@@ -187,11 +202,29 @@ class Capture(Section):
         keep: ``activations`` of all samples; ``statistics``, which stores only sums for training
             samples, whose size is independent of their number; or ``both``.
         accumulators: number of partial sums, and so of workers that can compute them in parallel.
+        dtype: data type in which activations, the latents and the pixels of the predicted clean
+            image are stored and probed.  float32 takes twice the bytes of float16, and holds
+            values above 65,504.
+        pool: size from which token maps are averaged over blocks of tokens; None stores every
+            token.
     """
 
     layers: tuple[str, ...] = Field(("self-attention",), strict=False, min_length=1)
     keep: Literal["activations", "statistics", "both"] = "activations"
     accumulators: Annotated[int, Field(ge=1, le=10_000)] = 4
+    # These keys were added in a later release, and their defaults are left out, so that the hashes
+    # of older studies stay the same.
+    dtype: Literal["float16", "float32"] = Field("float16", exclude_if=lambda name: name == HALF)
+    pool: Pool | None = Field(None, exclude_if=lambda value: value is None)
+
+    def block_side(self, height: int, width: int) -> int:
+        """Return the side, in tokens, of the blocks that a layer of this size is averaged over."""
+        return self.pool.by if self.pool and max(height, width) > self.pool.above else 1
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one stored activation value."""
+        return 2 if self.dtype == HALF else 4
 
     @field_validator("layers")
     @classmethod

@@ -33,8 +33,8 @@ START_LIMIT_S, END_LIMIT_S = 300, 150
 class Started:
     """The command ``ldmprobe run`` in a process of its own."""
 
-    def __init__(self, folder: Path, study: Path, run: Run, *command: str) -> None:
-        home = folder / "prefect"
+    def __init__(self, home: Path, study: Path, run: Run, *command: str) -> None:
+        folder = home.parent
         self.run, self.log = run, folder / "output"
         self.before = self._generated()
         environment = {
@@ -88,7 +88,7 @@ class Started:
 
 
 @pytest.fixture
-def start(tiny_model, tmp_path):
+def start(tiny_model, tmp_path, prefect_home):
     study = small_study("stopped", tiny_model, SAMPLES)
     path = tmp_path / "study.yaml"
     path.write_text(study.to_json())  # JSON is YAML
@@ -96,7 +96,7 @@ def start(tiny_model, tmp_path):
     started = []
 
     def begin() -> Started:
-        started.append(Started(tmp_path, path, run))
+        started.append(Started(prefect_home, path, run))
         return started[-1]
 
     yield begin
@@ -184,7 +184,7 @@ def workers():
 
 @pytest.mark.timeout(900)
 def test_run_whose_dask_workers_are_both_killed_ends_with_one_sentence(
-    workers, tiny_model, tmp_path
+    workers, tiny_model, tmp_path, prefect_home
 ):
     address, processes = workers
     content = json.loads(small_study("workerless", tiny_model, SAMPLES).to_json())
@@ -192,7 +192,7 @@ def test_run_whose_dask_workers_are_both_killed_ends_with_one_sentence(
     path = tmp_path / "study.yaml"
     path.write_text(study.to_json())
     run = Run(f"{tmp_path}/runs/{study.run_name}")
-    started = Started(tmp_path, path, run, sys.executable, "-c", IMPATIENT)
+    started = Started(prefect_home, path, run, sys.executable, "-c", IMPATIENT)
     try:
         started.wait_until_at_work()
         for process in processes:

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 from run_helpers import assert_same, carry_out, small_study
 
 from flows import cli
@@ -111,7 +110,7 @@ def test_run_command_records_every_task_run(reference, tmp_path):
     assert "rank correlation" in ldmprobe("show", run.url, home=home).stdout
 
 
-def test_run_plans_and_resolves_a_study_once(tiny_model, tmp_path, monkeypatch):
+def test_run_plans_and_resolves_a_study_once(prefect_api, tiny_model, tmp_path, monkeypatch):
     """The flow uses the plan that the command made, instead of planning the study a second time."""
     calls = []
 
@@ -134,14 +133,13 @@ def test_run_plans_and_resolves_a_study_once(tiny_model, tmp_path, monkeypatch):
     content["probes"] = {"kinds": ["ridge"]}
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(content))
-    with prefect_test_harness(server_startup_timeout=120):
-        cli.run(str(path), str(tmp_path / "runs"), None)
+    cli.run(str(path), str(tmp_path / "runs"), None)
     assert calls == ["plan_study", "resolve_inputs"]
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "summary.json").is_file()
 
 
-def test_run_command_keeps_statistics_on_two_dask_workers(tiny_model, tmp_path):
+def test_run_command_keeps_statistics_on_two_dask_workers(tiny_model, tmp_path, prefect_home):
     """The command gives the same sums and scores as a loop, and stores only held-out samples."""
     content = small_study("sums", tiny_model, 40).model_dump(mode="json", by_alias=True)
     content["capture"] |= {"keep": "statistics", "accumulators": 3}
@@ -150,7 +148,7 @@ def test_run_command_keeps_statistics_on_two_dask_workers(tiny_model, tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(json.dumps(content))
     plain = carry_out(parse_study(content), str(tmp_path / "plain"))
-    done = ldmprobe("run", str(path), "--store", str(tmp_path / "runs"), home=tmp_path / "prefect")
+    done = ldmprobe("run", str(path), "--store", str(tmp_path / "runs"), home=prefect_home)
     assert done.returncode == 0, done.stderr
     run = Run(f"{tmp_path}/runs/{plain.study.run_name}")
     assert_same(plain, run)
@@ -159,13 +157,13 @@ def test_run_command_keeps_statistics_on_two_dask_workers(tiny_model, tmp_path):
     assert list(find_corrupt_chunks(run)) == []
 
 
-def test_classify_command_precedes_run_and_shows_photographs(reference, tmp_path):
+def test_classify_command_precedes_run_and_shows_photographs(reference, tmp_path, prefect_home):
     path, plain = reference
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for i in range(3):
         Image.new("RGB", (20, 16), (60 * i, 90, 30)).save(photographs / f"{i}.png")
-    store, home = tmp_path / "runs", tmp_path / "prefect"
+    store, home = tmp_path / "runs", prefect_home
     words = (str(path), "--store", str(store))
     done = ldmprobe("classify", *words, "--photographs", str(photographs), home=home)
     assert done.returncode == 0, done.stderr
@@ -179,20 +177,22 @@ def test_classify_command_precedes_run_and_shows_photographs(reference, tmp_path
     assert "on 3 photographs" in run.location.read_text("report/index.html")
 
 
-def test_run_command_refuses_a_run_that_is_held(reference, tmp_path):
+def test_run_command_refuses_a_run_that_is_held(reference, tmp_path, prefect_home):
     path, plain = reference
     place = f"{tmp_path}/runs/{plain.study.run_name}"
     with hold_lease(place, "flow run 0815"):
-        done = ldmprobe("run", str(path), "--store", f"{tmp_path}/runs", home=tmp_path / "prefect")
+        done = ldmprobe("run", str(path), "--store", f"{tmp_path}/runs", home=prefect_home)
     assert done.returncode == 1
     assert "is being worked on by flow run 0815" in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path(place).exists()
 
 
-def test_run_command_resumes_after_kill_with_equal_bytes(reference, tmp_path, own_port):
+def test_run_command_resumes_after_kill_with_equal_bytes(
+    reference, tmp_path, own_port, prefect_home
+):
     path, plain = reference
-    store, home = tmp_path / "runs", tmp_path / "prefect"
+    store, home = tmp_path / "runs", prefect_home
     run = Run(f"{store}/{plain.study.run_name}")
     process = subprocess.Popen(
         [str(COMMAND), "run", str(path), "--store", str(store)],

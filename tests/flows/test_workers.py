@@ -10,7 +10,6 @@ import pytest
 from distributed import LocalCluster
 from prefect import flow, task
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.checks.cluster_file import cluster_spec
 from flows.workers import gpu_resources, runner_of, workers_of
@@ -38,12 +37,6 @@ def asking(execution: Execution) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server():
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-@pytest.fixture(scope="module")
 def cluster():
     """Start a Dask scheduler with one worker, which has no GPU."""
     with LocalCluster(
@@ -57,25 +50,25 @@ def cluster():
         yield made.scheduler_address
 
 
-def test_runner_of_local_workers_is_a_thread_pool(server):
+def test_runner_of_local_workers_is_a_thread_pool(prefect_api):
     runner = runner_of(Execution(workers=3))
     assert isinstance(runner, ThreadPoolTaskRunner)
     assert runner._max_workers == 3
     assert all("ThreadPoolExecutor" in name for name in asking(Execution()))
 
 
-def test_workers_of_takes_the_address_of_the_study(server, cluster):
+def test_workers_of_takes_the_address_of_the_study(prefect_api, cluster):
     assert all("Dask" in name for name in asking(Execution(runner="dask", address=cluster)))
 
 
-def test_workers_of_refuses_gpus_that_no_worker_declares(server, cluster):
+def test_workers_of_refuses_gpus_that_no_worker_declares(prefect_api, cluster):
     execution = Execution(runner="dask", address=cluster, gpus_per_worker=1)
     with pytest.raises(UserError, match=r'gpus_per_worker is 1.*--resources "GPU=1"'):
         asking(execution)
 
 
 @pytest.mark.parametrize("cpu_workers", [1, 3])
-def test_workers_of_refuses_batches_on_workers_of_both_kinds(server, monkeypatch, cpu_workers):
+def test_workers_of_refuses_batches_on_workers_of_both_kinds(prefect_api, monkeypatch, cpu_workers):
     workers = {f"cpu-{i}": {"resources": {"CPU": 1.0}} for i in range(cpu_workers)}
     workers["gpu"] = {"resources": {"GPU": 1.0}}
     client = mock.MagicMock()
@@ -86,14 +79,14 @@ def test_workers_of_refuses_batches_on_workers_of_both_kinds(server, monkeypatch
         asking(Execution(runner="dask", address="tcp://127.0.0.1:1"))
 
 
-def test_workers_of_refuses_a_scheduler_that_does_not_answer(server, monkeypatch):
+def test_workers_of_refuses_a_scheduler_that_does_not_answer(prefect_api, monkeypatch):
     monkeypatch.setattr("flows.workers.ANSWER_LIMIT_S", 1.0)
     (port,) = free_ports(1)
     with pytest.raises(UserError, match=r"no Dask scheduler answers there"):
         asking(Execution(runner="dask", address=f"tcp://127.0.0.1:{port}"))
 
 
-def test_workers_of_refuses_a_scheduler_without_workers(server):
+def test_workers_of_refuses_a_scheduler_without_workers(prefect_api):
     with (
         LocalCluster(
             n_workers=0, processes=False, dashboard_address=None, protocol="tcp", host="127.0.0.1"

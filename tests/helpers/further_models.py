@@ -9,10 +9,14 @@ import tiny_models
 import torch
 from diffusers import (
     AutoencoderDC,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     QwenImagePipeline,
@@ -26,17 +30,33 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
     Gemma2Model,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
+    PixtralProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PLAIN_CHAT = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+PARTS_CHAT = (
+    "{% for message in messages %}{% for part in message['content'] %}{{ part['text'] }}"
+    "{% endfor %}{% endfor %}"
+)
+DECODER = {
+    "vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 2048,
+}  # fmt: skip
 
 
 def letters_tokenizer(**parts: Any) -> PreTrainedTokenizerFast:
     """A token for each letter."""
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {c: i for i, c in enumerate(LETTERS, 3)}
+    words |= {"[IMG]": 29, "[IMG_BREAK]": 30, "[IMG_END]": 31}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
@@ -140,6 +160,54 @@ def qwen_image() -> Any:
         tokenizer=letters_tokenizer(),
         transformer=transformer,
     )  # fmt: skip
+
+
+def flux_2_parts(guidance_embeds: bool) -> dict[str, Any]:
+    """Transformer, VAE with statistics of its latents, and scheduler."""
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16), latent_channels=4, norm_num_groups=4, sample_size=16,
+        layers_per_block=1,
+    )  # fmt: skip
+    vae.bn.running_mean.copy_(torch.linspace(-1, 1, 16))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2, 16))
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=24, timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance_embeds,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return {"vae": vae, "transformer": transformer, "scheduler": scheduler}
+
+
+def flux_2() -> Any:
+    """The pipeline reads layers 10, 20 and 30 of its text encoder."""
+    vision = {
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "head_dim": 4, "image_size": 32,
+    }  # fmt: skip
+    text = {"model_type": "mistral", "num_hidden_layers": 30, **DECODER}
+    config = Mistral3Config(
+        text_config=text, vision_config={"model_type": "pixtral", **vision}, image_token_index=29
+    )
+    return Flux2Pipeline(
+        text_encoder=Mistral3ForConditionalGeneration(config).eval(),
+        tokenizer=PixtralProcessor(
+            PixtralImageProcessor(), letters_tokenizer(), chat_template=PARTS_CHAT
+        ),
+        **flux_2_parts(guidance_embeds=True),
+    )
+
+
+def flux_2_klein(is_distilled: bool = False) -> Any:
+    """The pipeline reads layers 9, 18 and 27 of its text encoder."""
+    config = Qwen3Config(num_hidden_layers=27, **DECODER)
+    return Flux2KleinPipeline(
+        text_encoder=Qwen3ForCausalLM(config).eval(),
+        tokenizer=letters_tokenizer(chat_template=PLAIN_CHAT),
+        is_distilled=is_distilled,
+        **flux_2_parts(guidance_embeds=False),
+    )
 
 
 def write(build: Any, folder: Path) -> Path:

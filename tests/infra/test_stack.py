@@ -432,25 +432,27 @@ def kill(stack, what, flow):
 
 @pytest.mark.timeout(3000)  # enough for twenty restarts on a busy machine
 def test_kills_at_any_moment_change_no_byte(connected, tiny_model, tmp_path):
-    """Run studies until twenty processes were killed; each study is resumed and completed."""
+    """Run a study again and again until twenty processes were killed; each run is completed."""
     lot = random.Random(20)
     kills = KILLS.copy()
     lot.shuffle(kills)
     (port,) = free_ports(1)
     record = Faults()
+    study = small_study("killed", tiny_model, 22)
+    path = tmp_path / "study.yaml"
+    path.write_text(study.to_json())
+    plain = carry_out(study, str(tmp_path / "plain"))
     number = 0
     with proxy(connected.env["AWS_ENDPOINT_URL"], record, port) as endpoint:
         while kills:
             number += 1
-            study = small_study(f"killed-{number}", tiny_model, 22)
-            path = tmp_path / f"{number}.yaml"
-            path.write_text(study.to_json())
-            run = Run(f"s3://runs/killed/{study.run_name}")
+            store = f"s3://runs/killed-{number}"
+            run = Run(f"{store}/{study.run_name}")
             complete = False
             while not complete:
                 before = run.progress.completed("generated") if run.exists else []
                 seen = len(record.puts)
-                flow = command(connected, path, "s3://runs/killed", AWS_ENDPOINT_URL=endpoint)
+                flow = command(connected, path, store, AWS_ENDPOINT_URL=endpoint)
                 # The flow takes the run's lease first; writes before that are the command's checks.
                 _strike(
                     connected, kills, flow, lot,
@@ -466,7 +468,7 @@ def test_kills_at_any_moment_change_no_byte(connected, tiny_model, tmp_path):
                 }
                 assert not again & {i for i, done in enumerate(before) if done}
             assert flow.returncode == 0, out[-3000:]
-            assert_same(carry_out(study, str(tmp_path / "plain")), run)
+            assert_same(plain, run)
     with get_client(sync_client=True) as client:
         named = FlowRunFilter(name=FlowRunFilterName(like_="study killed"))
         deadline = time.monotonic() + 120

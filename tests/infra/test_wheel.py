@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_wheel_runs_a_study_outside_the_clone(tmp_path):
+def test_wheel_runs_a_study_outside_the_clone(tmp_path, prefect_home):
     def call(*words, **more):
         done = subprocess.run(words, capture_output=True, text=True, timeout=400, **more)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -24,7 +24,7 @@ def test_wheel_runs_a_study_outside_the_clone(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     call(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel)
-    environment = os.environ | {"PYTHONPATH": str(site), "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment = os.environ | {"PYTHONPATH": str(site), "PREFECT_HOME": str(prefect_home)}
     environment |= {"LDMPROBE_PREFECT_PORT": str(free_ports(1)[0])}
     environment.pop("PREFECT_API_URL", None)
     where = call(

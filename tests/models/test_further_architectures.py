@@ -1,5 +1,8 @@
 """Families with language models as encoders, against their own pipelines and plain hooks."""
 
+import json
+import shutil
+
 import diffusers
 import further_models
 import numpy as np
@@ -7,9 +10,11 @@ import pytest
 import torch
 from model_helpers import load_sampler
 from own_pipelines import images_of
+from PIL import Image
 from run_helpers import generated
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.architectures.registry import architecture_of
 from ldmprobe_core.models.token_grid import decoded_images, mean_embedding
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.loading import parse_study
@@ -26,7 +31,18 @@ FAMILIES = {  # builder, presets, (y, x, channels) of their layers, image and la
         ("self-attention", "blocks"),
         ((4, 4, 32), (16, 16), (8, 8, 4)),
     ),
+    "flux_2": (
+        further_models.flux_2,
+        ("self-attention", "blocks"),
+        ((4, 4, 32), (16, 16), (8, 8, 4)),
+    ),
+    "flux_2_klein": (
+        further_models.flux_2_klein,
+        ("self-attention", "blocks"),
+        ((4, 4, 32), (16, 16), (8, 8, 4)),
+    ),
 }
+NO_NEGATIVE = ("flux_2", "flux_2_klein")
 GUIDANCE = 2.0
 
 
@@ -43,7 +59,10 @@ def family(request, folders):
     study = parse_study(
         {
             "model": {"source": str(folders[request.param])},
-            "prompts": {"items": ["ball", "cone", "cube"], "negative": "mug"},
+            "prompts": {
+                "items": ["ball", "cone", "cube"],
+                "negative": None if request.param in NO_NEGATIVE else "mug",
+            },
             "sampling": {"threads": 1, "steps": 3, "guidance": GUIDANCE},
             "capture": {"layers": list(presets)},
         }
@@ -77,7 +96,7 @@ def test_images_and_activations_of_a_family_equal_its_pipelines(family, folders)
         [sample.prompt for sample in samples],
         [sample.seed for sample in samples],
         num_inference_steps=3,
-        **sampler.architecture.arguments(GUIDANCE, ["mug", "mug"]),
+        **sampler.architecture.arguments(GUIDANCE, None if name in NO_NEGATIVE else ["mug", "mug"]),
     )
     np.testing.assert_array_equal(made.image, images)
     for layer, calls in outputs.items():
@@ -93,7 +112,74 @@ def conditional_tokens(name, calls, step, is_block):
     """Image tokens (sample, token, channel) of the call with the prompts."""
     if name == "qwen_image":  # conditional, then unconditional call; blocks return the text first
         return calls[2 * step][1 if is_block else 0]
+    if name.startswith("flux_2"):
+        output = calls[2 * step if name == "flux_2_klein" else step]
+        if isinstance(output, tuple):  # blocks return the text first, their attention the image
+            return output[1 if is_block else 0]
+        return output[:, -16:]  # single blocks: text tokens, then image tokens
     return calls[step][-2:]
+
+
+def klein_study(folder, **parts):
+    content = {
+        "model": {"source": str(folder)},
+        "prompts": {"items": ["ball", "cone", "cube"]},
+        "sampling": {"threads": 1, "steps": 3, "guidance": GUIDANCE},
+        "capture": {"layers": ["blocks"]},
+    }
+    return parse_study({**content, **parts})
+
+
+def test_source_images_of_flux_2_are_encoded_and_noised_as_its_pipeline_has_them(folders, tmp_path):
+    """Latents by the pipeline's own encoding, mixed with noise by the sigma of each step."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    images = {"folder": str(tmp_path)}
+    study = klein_study(folders["flux_2_klein"], source="images", images=images, prompts={})
+    sampler = load_sampler(study)
+    pipe, inputs = sampler.pipeline, []
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, args, kwargs: inputs.append(kwargs["hidden_states"]), with_kwargs=True
+    )
+    samples = make_samples(study)[:2]
+    generated(sampler, samples, pictures[:2])
+    scaled = torch.from_numpy(pictures[:2]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        clean = pipe._pack_latents(pipe._encode_vae_image(scaled, None))
+    noise = [
+        torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(sample.seed))
+        for sample in samples
+    ]
+    noise = pipe._pack_latents(pipe._patchify_latents(torch.cat(noise)))
+    assert len(inputs) == 3
+    for found, sigma in zip(inputs, pipe.scheduler.sigmas, strict=False):
+        torch.testing.assert_close(found, sigma * noise + (1 - sigma) * clean)
+
+
+def test_distilled_flux_2_klein_is_called_once_a_step_without_guidance(folders, tmp_path):
+    folder = shutil.copytree(folders["flux_2_klein"], tmp_path / "distilled")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "is_distilled": True}))
+    study = klein_study(folder, sampling={"threads": 1, "steps": 2, "guidance": GUIDANCE})
+    sampler, calls = load_sampler(study), []
+    sampler.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    made = generated(sampler, make_samples(study)[:1])
+    assert len(calls) == made.image.shape[0] * 2
+    assert architecture_of(sampler.pipeline).guidance(GUIDANCE, None).calls_per_step == 1
+    (note,) = plan_study(study).notes
+    assert note == (
+        "sampling.guidance has no effect (2): the transformer takes no guidance scale, and its "
+        "pipeline samples without classifier-free guidance"
+    )
+
+
+@pytest.mark.parametrize("name", NO_NEGATIVE)
+def test_negative_prompts_of_flux_2_are_refused(folders, name):
+    study = klein_study(folders[name], prompts={"items": ["a", "b", "c"], "negative": "mug"})
+    with pytest.raises(UserError, match=r"prompts\.negative: a Flux2.*takes no negative.*Fix: "):
+        plan_study(study)
 
 
 def test_mean_embedding_leaves_out_tokens_that_fill_a_prompt_up():

@@ -11,7 +11,6 @@ import pytest
 from dask_units import deadly_unit, unit
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.workers import workers_of
 from ldmprobe_core.study.sections import Execution
@@ -33,10 +32,9 @@ def deadly_flow(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_follow_names_a_unit_that_ends_its_worker_each_time(tmp_path):
+def test_follow_names_a_unit_that_ends_its_worker_each_time(prefect_api, tmp_path):
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),  # each death takes seconds
-        prefect_test_harness(server_startup_timeout=120),
         pytest.raises(StageError) as failure,
     ):
         deadly_flow(str(tmp_path))

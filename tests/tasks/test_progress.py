@@ -10,7 +10,6 @@ from uuid import uuid4
 import pytest
 from prefect import flow, task
 from prefect.futures import PrefectConcurrentFuture
-from prefect.testing.utilities import prefect_test_harness
 
 import tasks.progress
 from ldmprobe_core.errors import UserError
@@ -18,7 +17,7 @@ from tasks.progress import StageError, follow
 from tasks.stopping import Stop, StoppedError, request_stop, stoppable
 
 
-def test_follow_raises_the_user_error_of_a_worker(monkeypatch):
+def test_follow_raises_the_user_error_of_a_worker(prefect_api, monkeypatch):
     @flow
     def stage(error):
         @task
@@ -29,11 +28,10 @@ def test_follow_raises_the_user_error_of_a_worker(monkeypatch):
 
     monkeypatch.setattr(tasks.progress, "create_progress_artifact", lambda **_: uuid.uuid4())
     monkeypatch.setattr(tasks.progress, "update_progress_artifact", lambda **_: None)
-    with prefect_test_harness(server_startup_timeout=120):
-        with pytest.raises(UserError, match=r"^model.source 'x' has fingerprint"):
-            stage(UserError("model.source 'x' has fingerprint a here"))
-        with pytest.raises(StageError, match=r"1 of 1 units of stage failed.*one, ValueError: bad"):
-            stage(ValueError("bad"))
+    with pytest.raises(UserError, match=r"^model.source 'x' has fingerprint"):
+        stage(UserError("model.source 'x' has fingerprint a here"))
+    with pytest.raises(StageError, match=r"1 of 1 units of stage failed.*one, ValueError: bad"):
+        stage(ValueError("bad"))
 
 
 @pytest.fixture(autouse=True)

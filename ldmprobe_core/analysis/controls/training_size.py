@@ -73,7 +73,7 @@ def scores_of_halves(
     """Score probes that are fitted to halves of the training samples, in the headline metric.
 
     Args:
-        activations: activations of all samples in a cell, (sample, y, x, channel) float16.
+        activations: activations of all samples in a cell, (sample, y, x, channel) as stored.
         labels: label maps and splits of the same samples.
         study: study of the run.
         probe: kind of the probe, and name of the property.

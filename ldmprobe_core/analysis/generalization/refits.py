@@ -69,7 +69,7 @@ class RefitData:
     """Activations of one cell and labels of one property, to which ridge probes are fitted.
 
     Attributes:
-        activations: activations of all samples, (sample, y, x, channel) float16.
+        activations: activations of all samples, (sample, y, x, channel) as stored.
         labels: label maps and splits of the same samples.
         prop: name of the property.
         penalties: candidate relative penalties.

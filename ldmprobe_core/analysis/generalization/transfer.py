@@ -28,7 +28,7 @@ class TransferMatrix:
 
         Args:
             step: step of the activations, from 0.
-            activations: (test sample, y, x, channel) float16.
+            activations: (test sample, y, x, channel) as stored.
         """
         finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
         if not finite.any():

@@ -53,10 +53,12 @@ class ProbeReader:
             The cells are those of some layers at each of some steps.
         predicted: predictions in each cell, (sample, y, x, kind) float64; NaN for samples with
             activations that are not finite.
+        dtype: data type in which the run stores activations; they are rounded to it.
     """
 
     probes: dict[tuple[int, str], list[LinearProbe]]
     predicted: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float16
 
     def reading(self, change: Change, edited: list[tuple[int, str]]) -> Change:
         """Return a function that changes the edited cells, and records the predictions of `probes`.
@@ -70,8 +72,8 @@ class ProbeReader:
         def changed(step: int, layer: str, tokens: Tensor) -> Tensor:
             after = change(step, layer, tokens) if (step, layer) in cells else tokens
             if (step, layer) in self.probes:
-                # A run stores activations in float16, so its own scores have this rounding too.
-                values = after.to(torch.float16).cpu().numpy()
+                # The run's own scores have this rounding too.
+                values = after.to(self.dtype).cpu().numpy()
                 self.predicted[step, layer] = predictions(values, self.probes[step, layer])
             return after
 

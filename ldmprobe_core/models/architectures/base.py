@@ -70,6 +70,7 @@ class Architecture(ABC):
             scheduler step.
         size_multiple: number of pixels of which the height and width of images must be multiples.
         optional_encoders: text encoders that the pipeline can do without.
+        takes_negative: whether the pipeline's call accepts negative prompts.
         pipeline_class: diffusers pipeline class; None means the class named `pipeline_name`.
         vae_network: class of the VAE.
         probes_vae: whether layers of the VAE's decoder can be captured.
@@ -86,6 +87,7 @@ class Architecture(ABC):
     min_steps: ClassVar[int] = 1
     size_multiple: ClassVar[int] = 1
     optional_encoders: ClassVar[tuple[str, ...]] = ()
+    takes_negative: ClassVar[bool] = True
     pipeline_class: ClassVar[Any] = None
     vae_network: ClassVar[Any] = AutoencoderKL
     probes_vae: ClassVar[bool] = True
@@ -251,6 +253,10 @@ class Architecture(ABC):
 
     def pack(self, latents: Tensor) -> Tensor:
         """Convert latents (n, channel, y, x) to the pipeline's layout, the inverse of `unpack`."""
+        return latents
+
+    def as_input(self, latents: Tensor) -> Tensor:
+        """Convert latents from the pipeline's layout to that of its call's argument ``latents``."""
         return latents
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:

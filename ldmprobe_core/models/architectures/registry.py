@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.architectures.flux import Flux
+from ldmprobe_core.models.architectures.flux_2 import Flux2, Flux2Klein
 from ldmprobe_core.models.architectures.pixart import PixArt, PixArtAlpha
 from ldmprobe_core.models.architectures.qwen_image import QwenImage
 from ldmprobe_core.models.architectures.sana import Sana
@@ -57,6 +58,8 @@ register_architecture("StableDiffusion3Pipeline")(StableDiffusion3)
 register_architecture("PixArtAlphaPipeline")(PixArtAlpha)
 register_architecture("PixArtSigmaPipeline")(PixArt)
 register_architecture("FluxPipeline")(Flux)
+register_architecture("Flux2Pipeline")(Flux2)
+register_architecture("Flux2KleinPipeline")(Flux2Klein)
 register_architecture("SanaPipeline")(Sana)
 register_architecture("QwenImagePipeline")(QwenImage)
 

@@ -77,6 +77,11 @@ def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]
     scale, negative = study.sampling.guidance, study.prompts.negative
     if study.images is not None:
         return ()
+    if negative is not None and not architecture.takes_negative:
+        raise UserError(
+            f"prompts.negative: a {architecture.pipeline_name} takes no negative prompt "
+            f"({negative!r:.60}). Fix: leave prompts.negative out"
+        )
     guidance = architecture.guidance(scale, negative)
     if negative is not None and guidance.batch_copies * guidance.calls_per_step == 1:
         raise UserError(
@@ -85,9 +90,12 @@ def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]
             "Fix: leave prompts.negative out"
         )
     if scale != 1 and not architecture.uses_guidance(negative):
+        without = "classifier-free guidance needs prompts.negative here"
+        if not architecture.takes_negative:
+            without = "its pipeline samples without classifier-free guidance"
         return (
             f"sampling.guidance has no effect ({scale:g}): the {architecture.denoiser} takes no "
-            "guidance scale, and classifier-free guidance needs prompts.negative here",
+            f"guidance scale, and {without}",
         )
     return ()
 

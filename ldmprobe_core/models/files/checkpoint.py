@@ -241,6 +241,9 @@ def _aliases(name: str) -> Iterable[str]:
     # Earlier releases of transformers saved the text part of vision-language models without the
     # prefix ``language_model.``.
     yield name.replace("language_model.", "", 1)
+    # Models of the Llava family, such as Mistral 3, are saved as a language model with its head.
+    yield name.replace("model.language_model.", "language_model.model.", 1)
+    yield f"language_model.{name}"
 
 
 def _tied(network: nn.Module) -> set[str]:

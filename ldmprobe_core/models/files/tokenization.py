@@ -80,7 +80,7 @@ class PromptTokenizer:
     def of_pipeline(cls, pipeline: Any) -> PromptTokenizer:
         """Return the tokenizers of a loaded pipeline."""
         loaded = {
-            name: (part, type(part).__name__)
+            name: (_text_part(part), type(part).__name__)
             for name, part in sorted(pipeline.components.items())
             if name.startswith("tokenizer")
             and part is not None
@@ -150,7 +150,7 @@ def _load(folder: Path, kind: str) -> Any:
     library = importlib.import_module("transformers")
     tokenizer: Any = getattr(library, kind, None) or library.AutoTokenizer
     try:
-        return tokenizer.from_pretrained(folder, local_files_only=True)
+        return _text_part(tokenizer.from_pretrained(folder, local_files_only=True))
     # Damaged tokenizer files make transformers raise exceptions of many types, so all are caught.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -158,6 +158,12 @@ def _load(folder: Path, kind: str) -> Any:
             f"model: {folder} holds no usable tokenizer ({reason:.100}). Fix: fetch the "
             "tokenizer again"
         ) from error
+
+
+def _text_part(tokenizer: Any) -> Any:
+    """Return the tokenizer inside a processor of text and images, as Flux 2 has one."""
+    is_processor = isinstance(tokenizer, importlib.import_module("transformers").ProcessorMixin)
+    return tokenizer.tokenizer if is_processor else tokenizer
 
 
 def _require_fitting(folder: Path, tokenizer: Any, limit: int, encoder: Path) -> None:

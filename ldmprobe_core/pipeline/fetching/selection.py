@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-_CONFIGS = (".json", ".txt", ".model")
-"""Suffixes of configs, vocabularies and tokenizers."""
+_CONFIGS = (".json", ".txt", ".model", ".jinja")
+"""Suffixes of configs, vocabularies, tokenizers and their chat templates."""
 
 _SHARD = r"(-\d{5}-of-\d{5})?"
 _WEIGHTS = re.compile(rf"(diffusion_pytorch_model|model)({_SHARD}\.safetensors)")

@@ -35,6 +35,7 @@ from ldmprobe_core.pipeline.planning.prompt_checks import (
 )
 from ldmprobe_core.pipeline.planning.sizes import (
     StoredSamples,
+    pooled_shape,
     stored_bytes,
     stored_samples,
     sum_bytes,
@@ -267,6 +268,7 @@ def _captured_shapes(
         # prompts to the tokenizer's length, so all prompts have this number of tokens.
         text_tokens = next(iter(tokenizer.lengths.values())) if tokenizer is not None else None
     shapes = layer_shapes(architecture, denoiser, vae, layers, text_tokens)
+    shapes = {name: pooled_shape(study, name, shape) for name, shape in shapes.items()}
     height, width = architecture.size
     for name, shape in shapes.items():
         if height % shape.y or width % shape.x:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.pipeline.activation_sinks import peak_activation_bytes
 from ldmprobe_core.study.batching import (
@@ -84,10 +85,11 @@ def stored_bytes(
     for condition in study.conditions:
         if condition.repeated and study.controls.enabled(condition.name):
             scores += len(maps) * study.controls.permutations
+    each = steps * study.capture.value_bytes
     sizes = {
-        "activations": count * steps * values * 2,
-        "activations_permuted": stored.permuted * steps * values * 2,
-        "inputs": count * steps * inputs * 2,
+        "activations": count * each * values,
+        "activations_permuted": stored.permuted * each * values,
+        "inputs": count * each * inputs,
         "images": pixels * 3 * (count + 2 * step_images),
         "labels": pixels * len(maps) * (4 * count + 2 * 2 * step_images),
         "scores": count * steps * len(shapes) * 4 * scores,
@@ -145,7 +147,7 @@ def worker_bytes(
     values = sum(s.y * s.x * s.channels for s in shapes.values())
     modules = {"denoiser": denoiser, "vae": vae}
     number = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
-    step = study.sampling.batch * values * 2 * copies
+    step = study.sampling.batch * values * study.capture.value_bytes * copies
     memory = {
         "denoiser": number["denoiser"] * size * copies,
         "vae": number["vae"] * 4,
@@ -158,3 +160,19 @@ def worker_bytes(
         memory["activations"] = 2 * step * steps
         memory["statistics"] = sums
     return memory
+
+
+def pooled_shape(study: Study, name: str, shape: LayerShape) -> LayerShape:
+    """Return the shape in which a layer is stored, after the averaging that the study asks for.
+
+    Raises:
+        UserError: the layer's tokens do not divide into blocks.
+    """
+    side = study.capture.block_side(shape.y, shape.x)
+    if shape.y % side or shape.x % side:
+        raise UserError(
+            f"capture.pool.by: the {shape.y} x {shape.x} tokens of {name} do not divide into "
+            f"blocks of {side} x {side} ({side}). Fix: set it to a number that divides both sides, "
+            "or raise capture.pool.above"
+        )
+    return LayerShape(shape.y // side, shape.x // side, shape.channels)

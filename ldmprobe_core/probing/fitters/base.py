@@ -56,7 +56,7 @@ class CellData:
     """Training and validation tokens of one cell (a layer at a step), with all their labels.
 
     Attributes:
-        activations: (sample, y, x, channel) float16.
+        activations: (sample, y, x, channel) as stored.
         labels: label maps of the same samples.
         train: indices of the samples to which probes are fitted, (n,).
         validation: indices of the samples on which the penalty is chosen, (n,).
@@ -225,7 +225,7 @@ class FitData:
 
     @property
     def x(self) -> np.ndarray:
-        """Training activations (token, channel) float16."""
+        """Training activations (token, channel) as stored."""
         return self._known(self.cell.tokens[0], self.cell.train)
 
     @property
@@ -240,7 +240,7 @@ class FitData:
 
     @property
     def validation_x(self) -> np.ndarray:
-        """Validation activations (token, channel) float16."""
+        """Validation activations (token, channel) as stored."""
         return self._known(self.cell.validation_tokens[0], self.cell.validation)
 
     @property
@@ -322,7 +322,7 @@ class FitData:
 
     @property
     def activations(self) -> np.ndarray:
-        """Training activations (sample, y, x, channel) float16."""
+        """Training activations (sample, y, x, channel) as stored."""
         return self.cell.activations[self.cell.train]
 
     @property

@@ -42,7 +42,7 @@ _OTHER_KEYS = frozenset((f.alias or name) for name, f in Labels.model_fields.ite
 
 
 def declare(content: dict[str, Any]) -> dict[str, Any]:
-    """Move declared labelers under ``labels``, and add records of labeled extension properties.
+    """Complete a study's content: labelers go under ``labels``, labeled properties get a record.
 
     Args:
         content: values of the study by key, unchecked; it is not changed.

@@ -9,7 +9,7 @@ def test_select_files_takes_default_weights_and_configs_of_components():
         "unet/flax_model.msgpack",
         "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin",
         "unet/diffusion_pytorch_model.fp16.safetensors", "tokenizer/merges.txt",
-        "extra/config.json", "tokenizer/vocab.json",
+        "extra/config.json", "tokenizer/vocab.json", "tokenizer/chat_template.jinja",
         "text_encoder/model-00001-of-00002.safetensors",
         "text_encoder/model-00002-of-00002.safetensors", "text_encoder/spiece.model",
         "text_encoder/model.safetensors.index.json",
@@ -17,8 +17,8 @@ def test_select_files_takes_default_weights_and_configs_of_components():
     ]  # fmt: skip
     chosen = select_files(names, [".", "unet", "tokenizer", "text_encoder"])
     assert chosen.configs == (
-        "model_index.json", "unet/config.json", "tokenizer/merges.txt", "tokenizer/vocab.json",
-        "text_encoder/spiece.model",
+        "model_index.json", "unet/config.json", "tokenizer/chat_template.jinja",
+        "tokenizer/merges.txt", "tokenizer/vocab.json", "text_encoder/spiece.model",
     )  # fmt: skip
     assert chosen.weights == (
         "unet/diffusion_pytorch_model.safetensors",

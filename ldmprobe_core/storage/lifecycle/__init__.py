@@ -1,0 +1,1 @@
+"""What happens to finished runs in a store: which are kept, and what of them."""

@@ -1,0 +1,222 @@
+"""Retention of a study's runs in a store: which runs and activations to delete, and the deletion.
+
+A scheduled study whose seed changes leaves a new run each time.  `plan_retention` only reads.
+`apply_retention` deletes what a plan says, and checks each run again while it holds its lease.  No
+run is touched that is unfinished, at work, renamed, unreadable, of another study, or behind a link.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from ldmprobe_core.errors import LdmprobeError, UserError
+from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.lease import hold_lease, holder_of
+from ldmprobe_core.storage.run import Run
+
+KEEP, DELETE, STRIP, SKIP = "keep", "delete", "delete activations", "left alone"
+"""Actions on a run; `STRIP` deletes the chunks of its activations, and nothing else."""
+
+_GROUPS = ("activations", "activations_permuted")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What is to happen to one run.
+
+    Attributes:
+        url: URL of the run.
+        action: one of `KEEP`, `DELETE`, `STRIP` and `SKIP`.
+        size: number of bytes that the action frees.
+        reason: why the run is left alone; empty for other actions.
+    """
+
+    url: str
+    action: str
+    size: int = 0
+    reason: str = ""
+
+
+def plan_retention(
+    store: str, study: str, runs: int | None = None, activations: int | None = None
+) -> list[Retention]:
+    """Plan what to delete of the finished runs of one study, the newest first.
+
+    A study is known by its name, and a run's age by the time at which its study.json was written.
+
+    Args:
+        store: folder or ``s3://bucket/prefix`` that contains runs.
+        study: name of the study.
+        runs: number of finished runs to keep, from 1; None keeps all.
+        activations: number of finished runs whose activations to keep, from 0; None keeps all.
+
+    Returns:
+        the action for each run of the study, and for each folder that has its name but cannot be
+        read; unfinished runs and those that are left alone do not count as kept.
+
+    Raises:
+        UserError: a number is too small, there is no number, or the store cannot be reached.
+    """
+    _check_numbers(runs, activations)
+    location = Location(store)
+    location.require_reachable()
+    present = location.folders("")
+    skipped, finished = [], []
+    for name in present:
+        if not location.has(f"{name}/study.json"):
+            continue
+        if name.rpartition("-")[0] != study and not _has_study(location, name, study):
+            continue
+        url = f"{location.url}/{name}"
+        reason = _hindrance(url, study) or _work_on(url, present)
+        if reason:
+            skipped.append(Retention(url, SKIP, reason=reason))
+        else:
+            finished.append((_written(Location(url)), name))
+    finished.sort(reverse=True)
+    actions = []
+    for rank, (_, name) in enumerate(finished):
+        run = Location(f"{location.url}/{name}")
+        if runs is not None and rank >= runs:
+            actions.append(Retention(run.url, DELETE, run.size()))
+            continue
+        size = 0
+        if activations is not None and rank >= activations:
+            size = sum(Location(f"{run.url}/{part}").size() for part in _chunk_folders(run))
+        actions.append(Retention(run.url, STRIP if size else KEEP, size))
+    return actions + skipped
+
+
+def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
+    """Delete what a plan says, and return what was done.
+
+    Args:
+        plan: result of `plan_retention`.
+        study: name of the study for which the plan was made.
+
+    Returns:
+        the plan, in which a run that has meanwhile become unfit for deletion is left alone.
+    """
+    done = []
+    for item in plan:
+        if item.action not in (DELETE, STRIP):
+            done.append(item)
+            continue
+        try:
+            with hold_lease(item.url, "ldmprobe prune"):
+                store, _, _ = item.url.rpartition("/")
+                present = [f for f in Location(store).folders("") if f"{store}/{f}" != _own(item)]
+                reason = _hindrance(item.url, study) or _work_on(item.url, present)
+                if not reason:
+                    _delete(item)
+        except UserError as error:
+            reason = str(error).partition(". Fix")[0]
+        done.append(Retention(item.url, SKIP, reason=reason) if reason else item)
+    return done
+
+
+def _delete(item: Retention) -> None:
+    run = Location(item.url)
+    if item.action == STRIP:
+        for folder in list(_chunk_folders(run)):
+            _remove_folder(run, folder)
+        return
+    # Groups first: if the process ends in between, the files of the root still say that this is a
+    # finished run of the study, and the next call goes on.
+    for folder in run.folders(""):
+        _remove_folder(run, folder)
+    _remove_folder(run, "")
+
+
+def _remove_folder(location: Location, name: str) -> None:
+    """Remove a folder and everything in it; links in it are removed, and not followed."""
+    with suppress(FileNotFoundError):
+        location.filesystem().rm(location.path(name), recursive=True)
+
+
+def _chunk_folders(run: Location) -> Iterator[str]:
+    """Yield the folder of chunks of each array of activations, which may be the largest ones.
+
+    Coordinates and metadata stay, so that the missing chunks can be named, and made again.
+    """
+    for group in _GROUPS:
+        for layer in run.folders(group):
+            if "c" in run.folders(f"{group}/{layer}/activation"):
+                yield f"{group}/{layer}/activation/c"
+
+
+def _hindrance(url: str, study: str) -> str:
+    """Say why a run must not be deleted, whoever works on it; empty if nothing forbids it."""
+    run = Run(url)
+    if link := _link_in(run.location):
+        return f"{link} is a link"
+    try:
+        found = run.study
+        if found.name != study:
+            return f"a run of the study {found.name}"
+        if found.run_name != run.url.rpartition("/")[2]:
+            return "it was renamed"
+        return "" if run.location.has("summary.json") else "unfinished"
+    except LdmprobeError as error:
+        return f"unreadable: {error}".partition(". Fix")[0]
+
+
+def _link_in(run: Location) -> str:
+    """Return the path of the first symbolic link in a local run, or of the run; empty if none."""
+    if run.remote:
+        return ""
+    if os.path.islink(run.url):
+        return run.url
+    for folder, subfolders, files in os.walk(run.url):
+        for name in (*subfolders, *files):
+            if os.path.islink(path := f"{folder}/{name}"):
+                return path
+    return ""
+
+
+def _work_on(url: str, present: list[str]) -> str:
+    """Say who works on a run or on one of its interventions; empty if no process does.
+
+    Args:
+        present: names of the folders beside the run, among which are the leases.
+    """
+    store, _, name = url.rpartition("/")
+    for folder in present:
+        leased = folder.removesuffix(".lease")
+        if leased == folder or not (leased == name or leased.startswith(f"{name}.")):
+            continue
+        if (holder := holder_of(f"{store}/{leased}")) is not None:
+            return f"{holder.description} works on it"
+    return ""
+
+
+def _own(item: Retention) -> str:
+    return f"{item.url}.lease"
+
+
+def _has_study(location: Location, name: str, study: str) -> bool:
+    """Return whether a folder of another name holds a run of the study, which was renamed."""
+    try:
+        return bool(Run(f"{location.url}/{name}").study.name == study)
+    except LdmprobeError:
+        return False
+
+
+def _written(run: Location) -> datetime:
+    written: datetime = run.filesystem().modified(run.path("study.json"))
+    return written if written.tzinfo else written.replace(tzinfo=UTC)
+
+
+def _check_numbers(runs: int | None, activations: int | None) -> None:
+    if runs is None and activations is None:
+        raise UserError("--keep: nothing to delete is named. Fix: give --keep, --keep-activations")
+    if runs is not None and runs < 1:
+        raise UserError(f"--keep: it must be at least 1 ({runs}). Fix: delete single runs by hand")
+    if activations is not None and activations < 0:
+        raise UserError(
+            f"--keep-activations: it is negative ({activations}). Fix: 0 deletes those of all runs"
+        )

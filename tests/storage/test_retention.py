@@ -1,0 +1,171 @@
+"""Tests of retention: what is planned, what is deleted, and what is never touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from run_helpers import arrays, assert_same, small_study
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.units import carry_out_units
+from ldmprobe_core.storage.lease import hold_lease
+from ldmprobe_core.storage.lifecycle import retention
+from ldmprobe_core.storage.lifecycle.retention import DELETE, KEEP, SKIP, STRIP
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
+from ldmprobe_core.study.loading import parse_study
+
+
+@pytest.fixture(scope="module")
+def template(tiny_model, tmp_path_factory):
+    """Store with four finished runs of the study `tiny`, with the seeds 0 to 3."""
+    folder = tmp_path_factory.mktemp("template")
+    for seed in range(4):
+        prepared(tiny_model, folder, "tiny", seed)
+    return folder
+
+
+@pytest.fixture
+def store(template, tmp_path):
+    """Copy of the store's runs by seed, which is also their age in days."""
+    shutil.copytree(template, tmp_path / "runs")
+    found = {}
+    for name in os.listdir(tmp_path / "runs"):
+        run = Run(f"{tmp_path}/runs/{name}")
+        found[run.study.prompts.seed] = run
+        os.utime(f"{run.url}/study.json", times=(1e9 - 86_400 * run.study.prompts.seed,) * 2)
+    return found
+
+
+def prepared(model: Path, folder: str | Path, name: str, seed: int) -> Run:
+    """Create a run that has no data but counts as finished."""
+    content = small_study(name, model, 8).model_dump(mode="json", by_alias=True)
+    content["prompts"]["seed"] = seed
+    run = prepare_run(parse_study(content), str(folder))
+    run.location.write_text("summary.json", "{}")
+    return run
+
+
+def folder_of(store: dict[int, Run]) -> str:
+    return store[0].url.rpartition("/")[0]
+
+
+def actions(plan, store: dict[int, Run]) -> dict[int, str]:
+    seeds = {run.url: seed for seed, run in store.items()}
+    return {seeds[item.url]: item.action for item in plan if item.url in seeds}
+
+
+def files(folder: str | Path) -> dict[str, bytes]:
+    root = Path(folder)
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_the_newest_runs_are_kept_and_only_the_others_deleted(store):
+    folder = folder_of(store)
+    before = files(folder)
+    plan = retention.plan_retention(folder, "tiny", runs=2)
+    assert actions(plan, store) == {0: KEEP, 1: KEEP, 2: DELETE, 3: DELETE}
+    sizes = {item.url: item.size for item in plan}
+    for seed in (2, 3):
+        assert sizes[store[seed].url] == sum(map(len, files(store[seed].url).values()))
+    assert files(folder) == before  # a plan deletes nothing
+    assert retention.apply_retention(plan, "tiny") == plan
+    left = {store[seed].url.rpartition("/")[2] for seed in (0, 1)}
+    assert set(os.listdir(folder)) == left  # no lease stays either
+    assert files(folder) == {k: v for k, v in before.items() if k.partition("/")[0] in left}
+
+
+def test_other_runs_are_never_deleted(store, tiny_model, tmp_path):
+    folder = folder_of(store)
+    prepared(tiny_model, folder, "tiny-other", 0)
+    store[1].location.remove("summary.json")
+    shutil.move(store[2].url, f"{folder}/kept-by-name")
+    (tmp_path / "elsewhere").mkdir()
+    os.rename(f"{store[3].url}/images", tmp_path / "elsewhere/images")
+    os.symlink(tmp_path / "elsewhere/images", f"{store[3].url}/images")
+    damaged = Path(folder, "tiny-0123456789")
+    damaged.mkdir()
+    (damaged / "study.json").write_text("{")
+    (damaged / "summary.json").write_text("{}")
+    Path(folder, "tiny-notes").mkdir()
+    Path(folder, "tiny-notes/text").write_text("mine")
+    prepared(tiny_model, folder, "tiny", 9)  # the newest, so every other one is too old
+    before = files(folder)
+    plan = retention.plan_retention(folder, "tiny", runs=1, activations=0)
+    reasons = {item.url.rpartition("/")[2]: item.reason for item in plan if item.action == SKIP}
+    assert reasons.pop("tiny-0123456789").startswith("unreadable")
+    assert reasons == {
+        store[1].url.rpartition("/")[2]: "unfinished",
+        "kept-by-name": "it was renamed",
+        store[3].url.rpartition("/")[2]: f"{store[3].url}/images is a link",
+    }
+    retention.apply_retention(plan, "tiny")
+    gone = {name for name in before if not Path(folder, name).exists()}
+    assert {name.partition("/")[0] for name in gone} == {store[0].url.rpartition("/")[2]}
+    assert files(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("part", ["", ".move"])
+def test_a_run_at_work_is_left_alone_before_and_after_planning(store, part):
+    folder = folder_of(store)
+    plan = retention.plan_retention(folder, "tiny", runs=3)
+    before = files(store[3].url)
+    with hold_lease(f"{store[3].url}{part}", "flow run 7"):
+        again = retention.plan_retention(folder, "tiny", runs=3)
+        assert actions(again, store)[3] == SKIP
+        assert [i.reason for i in again if i.action == SKIP] == ["flow run 7 works on it"]
+        (done,) = [i for i in retention.apply_retention(plan, "tiny") if i.url == store[3].url]
+        assert done.action == SKIP
+        assert "flow run 7" in done.reason
+    assert files(store[3].url) == before
+
+
+def test_a_run_that_lost_its_summary_since_the_plan_is_left_alone(store):
+    plan = retention.plan_retention(folder_of(store), "tiny", runs=3)
+    store[3].location.remove("summary.json")
+    before = files(store[3].url)
+    assert actions(retention.apply_retention(plan, "tiny"), store)[3] == SKIP
+    assert files(store[3].url) == before
+
+
+def test_activations_are_deleted_and_made_again_bit_by_bit(finished_run, tmp_path):
+    name = finished_run.url.rpartition("/")[2]
+    shutil.copytree(finished_run.url, tmp_path / name)
+    run = Run(str(tmp_path / name))
+    chunks = {key for key in files(run.url) if key.startswith("activations") and
+              "/activation/c/" in key}  # fmt: skip
+    assert chunks
+    before = files(run.url)
+    plan = retention.plan_retention(str(tmp_path), "whole", activations=0)
+    assert [item.action for item in plan] == [STRIP]
+    assert plan[0].size == sum(len(before[key]) for key in chunks)
+    retention.apply_retention(plan, "whole")
+    assert files(run.url) == {k: v for k, v in before.items() if k not in chunks}
+    assert json.loads(run.location.read_text("summary.json"))
+    assert retention.plan_retention(str(tmp_path), "whole", activations=0)[0].action == KEEP
+    # What `verify --redo` and the next run do:
+    damage = list(find_corrupt_chunks(run))
+    assert {chunk.key for chunk in damage} == chunks
+    assert {chunk.reason for chunk in damage} == {"missing"}
+    assert clear_progress(run, damage) == []
+    carry_out_units(run)
+    assert_same(run, finished_run)
+    assert arrays(run).keys() == arrays(finished_run).keys()
+
+
+@pytest.mark.parametrize(
+    ("runs", "activations", "words"),
+    [
+        (None, None, "--keep: nothing to delete is named"),
+        (0, None, r"--keep: it must be at least 1 \(0\)"),
+        (1, -1, r"--keep-activations: it is negative \(-1\)"),
+    ],
+)
+def test_numbers_without_meaning_are_refused(tmp_path, runs, activations, words):
+    with pytest.raises(UserError, match=words):
+        retention.plan_retention(str(tmp_path), "tiny", runs, activations)
