@@ -6,6 +6,7 @@ case, the flow accumulates these statistics before it trains the probes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Execution
 from tasks.artifacts import publish
-from tasks.display import activity
+from tasks.display import activity, duration, refresh
 from tasks.progress import follow
 from tasks.references import RunRef, units_of
 from tasks.study import accumulate, generate, label, prepare, probe, redo, summarise
@@ -87,7 +88,10 @@ def _run_to_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str
     lease.require_held()
     seconds["probe"] = follow("probe", submit_units(probe, units_of(run, "probe")), left)
     lease.require_held()
-    with activity("summary and report"):
+    with activity("summary and report") as shown:
+        expected = left.of_flow(time.monotonic())
+        if expected:
+            refresh(shown, note=f"takes about {duration(expected)}")
         return summarise(run, seconds)
 
 

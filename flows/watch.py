@@ -40,6 +40,9 @@ UNIT_LIMIT_S = 60.0
 LOST_LIMIT_S = 10.0
 EXIT_LIMIT_S = 20.0
 
+ANNOUNCE_EXIT_S = 1.5
+"""Seconds after which a process that does not exit yet says what it waits for."""
+
 _RESUMES = "the same command goes on from there"
 _STOPPING = (
     f"Stopping after the units in progress, within {UNIT_LIMIT_S:.0f} s; {_RESUMES}. "
@@ -231,17 +234,22 @@ def end_at_once(exit_code: int) -> None:
 def limit_exit(exit_code: int) -> None:
     """End this process if it ran a flow and does not exit within `EXIT_LIMIT_S`.
 
-    Python waits for all threads before it exits, and Prefect's threads may wait for a lost server.
-    A process whose main thread is still at work, such as a test that calls the command line as a
-    function, is not ended.
+    If it does not exit within `ANNOUNCE_EXIT_S`, it says what it waits for.  Python waits for all
+    threads before it exits, and Prefect's threads may wait for a lost server.  A process whose main
+    thread is still at work, such as a test that calls the command line as a function, is not ended.
     """
 
     def end() -> None:
         if not threading.main_thread().is_alive():
             end_at_once(exit_code)
 
+    def announce() -> None:
+        if not threading.main_thread().is_alive():
+            say("Waiting for the threads of Prefect to end.")
+
     if flow_ran.is_set():
         sys.stdout.flush()
-        timer = threading.Timer(EXIT_LIMIT_S, end)
-        timer.daemon = True
-        timer.start()
+        for seconds, function in ((ANNOUNCE_EXIT_S, announce), (EXIT_LIMIT_S, end)):
+            timer = threading.Timer(seconds, function)
+            timer.daemon = True
+            timer.start()

@@ -24,24 +24,30 @@ _STEP_IMAGE = 0.75  # decoding of the two images of a step
 _PERMUTED = 0.75  # the permuted denoiser's step
 _LABELED_IMAGE = 0.26
 _CELL, _CELL_SAMPLE = 10.0, 0.085  # cost of probing a cell: a fixed part, and one for each sample
-CLOSING = 1200.0
-"""Cost of the summary and the report."""
+CLOSING = (470.0, 2.4)
+"""Cost of the summary and the report: figures, and statistics for each sample.
 
-CURVES = 100.0
-"""Cost of the class curves, with which a classify flow ends."""
+With the 240 samples of the embedded study, statistics are about 0.55 of it.
+"""
+
+CURVES = (100.0, 0.0)
+"""Cost of the class curves, with which a classify flow ends, in the same two parts."""
 
 _STAGES = {"accumulate": "tally"}
 """Stage of each kind of unit whose stage is not named after its verb."""
 
 
-def expect_work(ref: RunRef, verbs: Sequence[str], workers: int, closing: float) -> TimeLeft:
+def expect_work(
+    ref: RunRef, verbs: Sequence[str], workers: int, closing: tuple[float, float]
+) -> TimeLeft:
     """Build the estimate of the time left of a flow, from the units of its run.
 
     Args:
         ref: reference to the run.
         verbs: kinds of units that the flow carries out, in order.
         workers: number of workers.
-        closing: cost of the work after the last unit, such as `CLOSING`.
+        closing: cost of the work after the last unit, a fixed part and one for each sample, such
+            as `CLOSING`.
     """
     run = Run(ref.url)
     stages = {}
@@ -61,7 +67,8 @@ def expect_work(ref: RunRef, verbs: Sequence[str], workers: int, closing: float)
             unit.title: UnitCost(cost(number), is_done)
             for number, (unit, is_done) in enumerate(zip(units, done, strict=True))
         }
-    return TimeLeft(stages, workers, closing, time.monotonic())
+    total = closing[0] + closing[1] * run.open("samples").sizes["sample"]
+    return TimeLeft(stages, workers, total, time.monotonic())
 
 
 def _costs(run: Run, verb: str) -> Callable[[int], float]:

@@ -126,7 +126,7 @@ HANGING = """
 import sys, threading, time
 from flows import watch
 
-watch.EXIT_LIMIT_S = 0.5
+watch.ANNOUNCE_EXIT_S, watch.EXIT_LIMIT_S = 0.1, 1.5
 watch.flow_ran.set()
 hanging = threading.Thread(target=time.sleep, args=(600,))
 hanging.start()
@@ -147,6 +147,7 @@ def test_limit_exit_ends_a_process_that_waits_for_threads_only(then, output):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 5
         assert done.stdout == output
+        assert done.stderr.strip() == "Waiting for the threads of Prefect to end."
         return
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == output
