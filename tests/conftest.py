@@ -18,6 +18,7 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 import pytest
 from run_helpers import carry_out, small_study
 from tiny_models import write_tiny_model
+from untried import pytest_terminal_summary as pytest_terminal_summary
 
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.storage.run import Run
