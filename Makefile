@@ -16,6 +16,7 @@ demo: env  ## the embedded study: scores, figures, report
 
 test: env lint  ## everything that must hold
 	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile
+	@echo "not tried: the containers on a Docker engine: make containers does that in half an hour"
 
 lint: env  ## style, types, and the direction of imports
 	$(BIN)/ruff check .

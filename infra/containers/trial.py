@@ -17,8 +17,10 @@ PROJECT = "ldmprobe-trial"
 SCHEDULER = "tcp://dask-scheduler:8786"
 CPU_WORKERS = 2
 GPU_WORKERS = 2
-START_LIMIT_S = 600.0
-BACK_LIMIT_S = 240.0
+START_LIMIT_S = 1800.0
+BACK_LIMIT_S = 600.0
+"""Limits in seconds; on a machine with ten times as many processes as cores, the deployments alone
+take more than ten minutes."""
 STUDY = {
     "name": "tabletop",
     "prompts": {"set": "tabletop", "samples": 8},
