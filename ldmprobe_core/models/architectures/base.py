@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import diffusers
 from diffusers import AutoencoderKL
@@ -107,7 +107,7 @@ class Architecture(ABC):
         self.scheduler = read_config("scheduler")
 
     @classmethod
-    def from_folder(cls, pipeline_name: str, folder: Path) -> Architecture:
+    def from_folder(cls, pipeline_name: str, folder: Path) -> Self:
         """Describe the model in a folder, from its JSON configs alone.
 
         Args:
@@ -120,7 +120,7 @@ class Architecture(ABC):
         return cls(pipeline_name, lambda component: _read_json(folder, component), str(folder))
 
     @classmethod
-    def from_pipeline(cls, pipeline: Any) -> Architecture:
+    def from_pipeline(cls, pipeline: Any) -> Self:
         """Describe the model of a loaded diffusers pipeline, from the configs of its components."""
         name = type(pipeline).__name__
         return cls(name, lambda component: _component_config(pipeline, component), name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import Tensor
 
-from ldmprobe_core.models.architectures.base import Architecture, Guidance
+from ldmprobe_core.models.architectures.base import Guidance
 from ldmprobe_core.models.architectures.flux import Flux
 from ldmprobe_core.models.architectures.text_widths import stated_widths
 
@@ -102,26 +102,31 @@ class Flux2Klein(Flux2):
     The pipeline makes two calls per step, conditional, then unconditional.  Checkpoints that were
     distilled, as ``is_distilled`` in ``model_index.json`` says, are called once and have no
     guidance.
+
+    Attributes:
+        is_distilled: whether the model was distilled to sample without guidance.
     """
 
+    is_distilled = False
+
     @classmethod
-    def from_folder(cls, pipeline_name: str, folder: Path) -> Architecture:
+    def from_folder(cls, pipeline_name: str, folder: Path) -> Self:
         """Describe the model in a folder; see `Architecture.from_folder`."""
         architecture = super().from_folder(pipeline_name, folder)
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
-        architecture.config["is_distilled"] = bool(index.get("is_distilled"))
+        architecture.is_distilled = bool(index.get("is_distilled"))
         return architecture
 
     @classmethod
-    def from_pipeline(cls, pipeline: Any) -> Architecture:
+    def from_pipeline(cls, pipeline: Any) -> Self:
         """Describe the model of a loaded pipeline; see `Architecture.from_pipeline`."""
         architecture = super().from_pipeline(pipeline)
-        architecture.config["is_distilled"] = bool(pipeline.config.get("is_distilled"))
+        architecture.is_distilled = bool(pipeline.config.get("is_distilled"))
         return architecture
 
     def uses_guidance(self, negative: str | None) -> bool:
         """Return whether the guidance scale affects the images: not if the model was distilled."""
-        return not self.config["is_distilled"]
+        return not self.is_distilled
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
         """Return the pattern of denoiser calls: two per step under guidance, else one."""
