@@ -77,5 +77,5 @@ def _style() -> str:
     return (
         "<style>\n:root { color-scheme: light dark }\n"
         "[id^='cell-'] { shape-rendering: crispEdges }\n"
-        f"@media (prefers-color-scheme: dark) {{\n{content}\n}}\n</style>\n "
+        f"@media screen and (prefers-color-scheme: dark) {{\n{content}\n}}\n</style>\n "
     )
