@@ -15,6 +15,7 @@ from infra.containers.engine import Engine, TrialError
 
 PROJECT = "ldmprobe-trial"
 SCHEDULER = "tcp://dask-scheduler:8786"
+_PAGE_LIMIT_S = 60.0
 CPU_WORKERS = 2
 GPU_WORKERS = 2
 START_LIMIT_S = 1800.0
@@ -45,7 +46,7 @@ class Trial:
 
     def start(self) -> None:
         """Start all services, and wait until they are healthy and Dask has its workers."""
-        self._compose("up", "-d", "--no-build")
+        self._compose("up", "-d", "--no-build", limit_s=START_LIMIT_S)
         self.wait_until_well(START_LIMIT_S, CPU_WORKERS)
 
     def wait_until_well(self, limit_s: float, workers: int) -> None:
@@ -96,7 +97,9 @@ class Trial:
         Raises:
             TrialError: one of them is not served.
         """
-        page = httpx.get("http://127.0.0.1:4200/", follow_redirects=True, trust_env=False)
+        page = httpx.get(
+            "http://127.0.0.1:4200/", follow_redirects=True, trust_env=False, timeout=_PAGE_LIMIT_S
+        )
         if page.status_code != 200 or "<script" not in page.text:
             raise TrialError(
                 f"Prefect UI: its page is not served ({page.status_code} {page.text[:200]})"
@@ -104,7 +107,7 @@ class Trial:
         script = re.search(r'<script[^>]+src="([^"]+)"', page.text)
         if script is None:
             raise TrialError(f"Prefect UI: its page names no script ({page.text[:200]})")
-        answer = httpx.get(page.url.join(script[1]), trust_env=False)
+        answer = httpx.get(page.url.join(script[1]), trust_env=False, timeout=_PAGE_LIMIT_S)
         if answer.status_code != 200 or "javascript" not in answer.headers.get("content-type", ""):
             raise TrialError(
                 f"Prefect UI: its script {script[1]} is not served ({answer.status_code})"
