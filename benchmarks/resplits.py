@@ -9,7 +9,7 @@ run: one layer for the whole curve, which is chosen on validation, and intervals
 choice of test prompts and re-splits of the other prompts, which every split has of its own.
 Printed are the distribution of the onset and of the settled step, the share of the splits in which
 they lie in the interval that the run printed, the share of the splits that call them determined,
-with and without re-splits in their intervals, and the controls that splits do not exceed.  About 15
+with and without re-splits in their intervals, and the controls that splits do not exceed.  About 11
 minutes of one CPU for the default study.
 
 Only ridge probes are fitted, also to the foreground, where a run may have chosen logistic probes.
