@@ -90,12 +90,11 @@ def seconds(text: str) -> int:
 
 
 def test_a_slow_start_is_not_taken_for_a_failure(compose):
-    """A worker that creates its deployments on a loaded machine needs minutes."""
-    check = compose["prefect-worker"]["healthcheck"]
-    assert seconds(check["start_period"]) >= 300
-    # The server migrates its database first.
-    server = compose["prefect-server"]["healthcheck"]
-    assert seconds(server["start_period"]) + server["retries"] * seconds(server["interval"]) >= 120
+    """On a loaded machine a service needs minutes, and `up` gives up on one that is unhealthy."""
+    checked = {name: s["healthcheck"] for name, s in compose.items() if "healthcheck" in s}
+    assert len(checked) == 5
+    for name, check in checked.items():
+        assert seconds(check["start_period"]) >= 300, name
 
 
 def test_the_health_of_the_database_is_asked_by_tcp(compose):
