@@ -188,4 +188,4 @@ def sample_edited(
     else:
         with editor():
             latents = pipeline(**call).images
-    return sampler.decode(latents)
+    return sampler.decode(sampler.architecture.from_output(pipeline.vae, latents))

@@ -14,6 +14,7 @@ from PIL import Image
 from run_helpers import generated
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.interventions.editor import sample_edited
 from ldmprobe_core.models.architectures.registry import architecture_of
 from ldmprobe_core.models.token_grid import decoded_images, mean_embedding
 from ldmprobe_core.pipeline.planning.plan import plan_study
@@ -156,6 +157,15 @@ def test_source_images_of_flux_2_are_encoded_and_noised_as_its_pipeline_has_them
     assert len(inputs) == 3
     for found, sigma in zip(inputs, pipe.scheduler.sigmas, strict=False):
         torch.testing.assert_close(found, sigma * noise + (1 - sigma) * clean)
+
+
+@pytest.mark.parametrize("name", NO_NEGATIVE)
+def test_generation_for_edits_gives_the_images_of_a_run_of_flux_2(folders, name):
+    """The two pipelines return latents at different scales when they do not decode."""
+    study = klein_study(folders[name], sampling={"threads": 1, "steps": 2, "guidance": GUIDANCE})
+    sampler, samples = load_sampler(study), make_samples(study)[:1]
+    made = generated(sampler, samples)
+    np.testing.assert_array_equal(sample_edited(sampler, samples, None), made.image)
 
 
 def test_distilled_flux_2_klein_is_called_once_a_step_without_guidance(folders, tmp_path):

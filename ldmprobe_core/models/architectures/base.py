@@ -259,6 +259,10 @@ class Architecture(ABC):
         """Convert latents from the pipeline's layout to that of its call's argument ``latents``."""
         return latents
 
+    def from_output(self, vae: Any, latents: Tensor) -> Tensor:
+        """Convert the latents that the pipeline's call returns to those that its scheduler has."""
+        return latents
+
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Decode latents (n, channel, y, x) to images (n, rgb, y, x) with values near -1..1.
 

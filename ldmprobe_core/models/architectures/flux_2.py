@@ -124,6 +124,11 @@ class Flux2Klein(Flux2):
         architecture.is_distilled = bool(pipeline.config.get("is_distilled"))
         return architecture
 
+    def from_output(self, vae: Any, latents: Tensor) -> Tensor:
+        """Convert the map of latents at the VAE's scale, which the call returns, to tokens."""
+        mean, std = self._moments(vae)
+        return (self.pack(latents) - mean) / std
+
     def uses_guidance(self, negative: str | None) -> bool:
         """Return whether the guidance scale affects the images: not if the model was distilled."""
         return not self.is_distilled
