@@ -1,4 +1,7 @@
-"""The commands ``ldmprobe list`` and ``ldmprobe watch``, which read runs from their store alone."""
+"""The commands ``ldmprobe list`` and ``ldmprobe watch``.
+
+They show runs and their progress from the stored files alone, without a study file or a server.
+"""
 
 from __future__ import annotations
 

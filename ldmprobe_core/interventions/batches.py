@@ -19,7 +19,7 @@ from ldmprobe_core.interventions.edit import EditDirection
 from ldmprobe_core.interventions.editor import Change, Editor, sample_edited
 from ldmprobe_core.interventions.measures.readings import ProbeReader
 from ldmprobe_core.interventions.measures.scores import change_outside, score_edited_maps
-from ldmprobe_core.interventions.nulls import NULLS
+from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.plan import InterventionPlan, Site, read_layers
 from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, Intervention
 from ldmprobe_core.pipeline.labels import as_label, cached_label_set

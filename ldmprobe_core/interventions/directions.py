@@ -10,7 +10,7 @@ import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.edit import EditDirection, Moments
-from ldmprobe_core.interventions.nulls import NULLS, NullContext
+from ldmprobe_core.interventions.null_directions import NULLS, NullContext
 from ldmprobe_core.interventions.plan import plan_intervention
 from ldmprobe_core.interventions.spec import ERASURES, Intervention
 from ldmprobe_core.pipeline.labels import cached_label_set

@@ -160,7 +160,7 @@ class EditDirection:
 
         Args:
             field: field of the edit that the null edit is compared with, (n, y, x).
-            null: name of directions in `nulls`.
+            null: name of directions in `null_directions`.
             samples: indices of the samples, which determine the direction of each.
         """
         directions = self.nulls[null]

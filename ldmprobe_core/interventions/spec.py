@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.interventions.nulls import NULLS
+from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.study.loading import sentence
 from ldmprobe_core.study.probe_kinds import ADAM, PROBE_KINDS, ProbeKind
@@ -96,7 +96,7 @@ class Intervention(BaseModel):
             of the activations).
         iterations: number of gradient steps of the method ``adam``.
         learning_rate: learning rate of the method ``adam``.
-        controls: names of null edits (`ldmprobe_core.interventions.nulls.NULLS`); None takes all
+        controls: names of null edits (`ldmprobe_core.interventions.null_directions.NULLS`); None takes all
             that apply, in a causal map ``orthogonal`` alone.
         part: split from which the edited samples come; validation is for tuning settings.
         seed: seed of the random directions.

@@ -144,11 +144,11 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def find_file(spec: LabelerSpec, published: str, cache: Path | None = None) -> Path:
-    """Find the safetensors file of a labeler's weights.
+    """Return the path of a labeler's safetensors file on this machine; nothing is downloaded.
 
     Args:
         spec: the study's settings of the labeler.
-        published: description of the published weights, for messages.
+        published: words for the weights that the authors published, for messages.
         cache: file to use if the study gives no weights.
 
     Raises:

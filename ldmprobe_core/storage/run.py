@@ -313,7 +313,7 @@ class Run:
 
     @property
     def exact_properties(self) -> list[str]:
-        """Names of the properties for which every source image has an exact map."""
+        """Names of the properties whose true maps, not a labeler's, came with the source images."""
         root = open_group(self.store, self.url)
         return [name for name in self.study.map_properties if f"exact_maps/{name}" in root]
 

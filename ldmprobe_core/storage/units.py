@@ -72,7 +72,7 @@ class UnitKind:
     def index_of_chunk(
         self, path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...], layers: list[str]
     ) -> tuple[int, ...]:
-        """Return the index, in the progress array, of the unit that writes a chunk of a data array.
+        """Return which unit of work writes a chunk, as its index in the array of finished units.
 
         Args:
             path: path of the data array, such as ``probes/mid_block/weight``.

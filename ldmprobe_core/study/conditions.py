@@ -113,7 +113,9 @@ _RESERVED = {
 def register_condition(
     new: Condition, assign: Callable[[np.ndarray, int], np.ndarray] | None = None
 ) -> Condition:
-    """Register a condition; studies switch it on with ``controls.<name>: true``.
+    """Register a control by its network and its label assignment.
+
+    Studies switch it on with ``controls.<name>: true``.
 
     Args:
         new: condition to register.

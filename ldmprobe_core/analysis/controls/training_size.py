@@ -98,7 +98,10 @@ def scores_of_halves(
 
 
 def corrected_difference(difference: np.ndarray, of_halves: np.ndarray) -> CorrectedDifference:
-    """Correct a difference between probe and control for their numbers of training samples.
+    """Correct a score difference of probe and control for the number of training samples.
+
+    The loss from few samples is larger where a control has more channels, and is extrapolated from
+    probes that are fitted to half of the samples.
 
     Args:
         difference: scores of the probe minus those of the control, (test sample,).

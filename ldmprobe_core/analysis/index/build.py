@@ -30,7 +30,7 @@ from ldmprobe_core.storage.run import Run
 
 @dataclass
 class RunEntry:
-    """Entry of a run on the page of a store.
+    """Results of one run for the web page that lists all runs of a store.
 
     Attributes:
         name: name of the run's folder.

@@ -8,6 +8,7 @@ from html import escape
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from ldmprobe_core.analysis.report.style import SCORE_COLORMAP
 from ldmprobe_core.analysis.report.text import short_layer
 
 _CELL = 10
@@ -27,7 +28,7 @@ def heatmap_svg(
     layers = list(dict.fromkeys(layer for layer, _ in means))
     steps = sorted({step for _, step in means})
     low, high = limits
-    colors = colormaps["cividis"]
+    colors = colormaps[SCORE_COLORMAP]
     cells = []
     for (layer, step), mean in means.items():
         color = to_hex(colors((mean - low) / (high - low) if high > low else 1.0))

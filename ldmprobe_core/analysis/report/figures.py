@@ -20,6 +20,7 @@ from ldmprobe_core.analysis.report.style import (
     DECODED_COLOR,
     OTHER_COLORS,
     PROBE_COLOR,
+    SCORE_COLORMAP,
 )
 from ldmprobe_core.analysis.report.text import control_title, metric_title, short_layer
 from ldmprobe_core.analysis.summarize import RunAnalysis
@@ -70,7 +71,7 @@ def heatmap(
     best, steps = result.best, curves.cells.shape[0]
     figure = Figure(figsize=(2.0 + 0.3 * steps, 1.1 + 0.26 * len(layers)))
     axes = figure.subplots()
-    scale = ScalarMappable(Normalize(*color_range(curves)), "cividis")
+    scale = ScalarMappable(Normalize(*color_range(curves)), SCORE_COLORMAP)
     titles = {}
     for (step, layer), value in np.ndenumerate(curves.cells):
         if np.isfinite(value):
@@ -118,7 +119,7 @@ def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
     )[0]  # fmt: skip
     for panel, (name, cells) in zip(panels, curves.other_cells.items(), strict=True):
         image = panel.imshow(
-            cells.T, cmap="cividis", vmin=low, vmax=high, aspect="auto",
+            cells.T, cmap=SCORE_COLORMAP, vmin=low, vmax=high, aspect="auto",
             extent=(0.5, steps + 0.5, len(layers) - 0.5, -0.5), interpolation="nearest",
         )  # fmt: skip
         panel.set_title(control_title(metric_title(name)), fontsize=8)

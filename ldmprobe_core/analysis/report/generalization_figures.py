@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.generalization.records import AnalysesRecord
 from ldmprobe_core.analysis.records import Summary
-from ldmprobe_core.analysis.report.style import DECODED_COLOR, PROBE_COLOR
+from ldmprobe_core.analysis.report.style import DECODED_COLOR, PROBE_COLOR, SCORE_COLORMAP
 from ldmprobe_core.analysis.report.text import metric_title, number
 
 _COLORS = (DECODED_COLOR, PROBE_COLOR)
@@ -29,7 +29,7 @@ def generalization_figure(
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.22})
     matrix = np.array(analyses.transfer.score, dtype=float)
     steps = np.arange(1, len(matrix) + 1)
-    image = left.imshow(matrix, cmap="cividis", origin="lower", vmin=limits[0], vmax=limits[1])
+    image = left.imshow(matrix, cmap=SCORE_COLORMAP, origin="lower", vmin=limits[0], vmax=limits[1])
     ticks = np.arange(0, len(steps), -(-len(steps) // 8))
     left.set_xticks(ticks, [str(steps[i]) for i in ticks])
     left.set_yticks(ticks, [str(steps[i]) for i in ticks])

@@ -27,9 +27,10 @@ from ldmprobe_core.analysis.report.style import (
     INK,
     OTHER_COLORS,
     PROBE_COLOR,
+    SCORE_COLORMAP,
 )
 from ldmprobe_core.analysis.report.text import metric_title
-from ldmprobe_core.interventions.nulls import NULLS
+from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.results import (
     INTERVENTIONS_GROUP,
     InterventionSummary,
@@ -126,7 +127,7 @@ def causal_map(summary: InterventionSummary) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     largest = np.nanmax(np.abs(effect)) if np.isfinite(effect).any() else 1.0
     against = "null edit" if "orthogonal" in sites[0].effects else "unedited"
-    _grid(figure, left, decodable, f"decodable: {metric} of probes", {"cmap": "cividis"})
+    _grid(figure, left, decodable, f"decodable: {metric} of probes", {"cmap": SCORE_COLORMAP})
     limits = {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest}
     title = f"used: {agreement_title(summary)}, less {against}"
     if effect_sign(summary.intervention.method) < 0:

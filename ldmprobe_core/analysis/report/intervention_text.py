@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ldmprobe_core.analysis.report.text import metric_title, number, short_layer
 from ldmprobe_core.interventions.measures.scores import OWN_LABEL
-from ldmprobe_core.interventions.nulls import NULLS
+from ldmprobe_core.interventions.null_directions import NULLS
 from ldmprobe_core.interventions.results import EffectRecord, InterventionSummary, SiteRecord
 from ldmprobe_core.interventions.spec import DONOR, EDITED, ERASURES, PROBE_EDITS
 from ldmprobe_core.probing.inference.bootstrap import Interval

@@ -18,6 +18,9 @@ PROBE_COLOR, DECODED_COLOR, CLEAN_COLOR = "#0072B2", "#D55E00", "#E69F00"
 OTHER_COLORS = ("#009E73", "#CC79A7", "#F0E442")
 """Colours of further curves, such as those of controls."""
 
+SCORE_COLORMAP = "cividis"
+"""Colour map of scores in heatmaps; it looks the same to readers with colour blindness."""
+
 INK = "#101010"
 """Colour of text and frames that lie on coloured cells, which are the same in both settings."""
 

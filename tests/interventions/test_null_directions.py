@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldmprobe_core.interventions.edit import EditDirection, Moments
-from ldmprobe_core.interventions.nulls import NULLS, NullContext, coherent_directions
+from ldmprobe_core.interventions.null_directions import NULLS, NullContext, coherent_directions
 from ldmprobe_core.probing.linear import LinearProbe
 
 

@@ -1,8 +1,9 @@
-"""Null edits, the controls of interventions: changes of equal size in other directions.
+"""Directions of null edits, the controls of interventions: changes of equal size elsewhere.
 
 A null edit changes each token by as much as the edit proper changed it in its own generation (the
 same norm, and the same sign over the image), but in another direction.  What such an edit changes
 in the image is an effect of disturbing the denoiser in this pattern, not of what the probe reads.
+This module gives the directions, of any length; `edit.null_change` gives them the edit's sizes.
 Only a direction in which the probe reads nothing, ``orthogonal``, is a null of "the denoiser uses
 what the probe reads": a coherent random direction, and the direction of a probe of other images'
 labels, still have a component along the reading.  Random directions differ between samples, so that
