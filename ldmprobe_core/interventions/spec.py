@@ -96,8 +96,8 @@ class Intervention(BaseModel):
             of the activations).
         iterations: number of gradient steps of the method ``adam``.
         learning_rate: learning rate of the method ``adam``.
-        controls: names of null edits (`ldmprobe_core.interventions.null_directions.NULLS`); None takes all
-            that apply, in a causal map ``orthogonal`` alone.
+        controls: names of null edits (`ldmprobe_core.interventions.null_directions.NULLS`); None
+            takes all that apply, in a causal map ``orthogonal`` alone.
         part: split from which the edited samples come; validation is for tuning settings.
         seed: seed of the random directions.
     """
