@@ -57,8 +57,8 @@ class Curves:
         decoded: whether each sample has step images, (sample,) bool; the scores of `sources` are
             NaN for the others.
         decoded_steps: steps (from 1) that have step images, ascending.
-        other_cells: as `cells`, of the controls, and of the probes in the partial metric, by name
-            of the control or metric.
+        other_cells: as `cells`, of the controls, by name.
+        partial_cells: as `cells`, in the partial metric; None if the property has none.
     """
 
     probe: np.ndarray
@@ -75,6 +75,7 @@ class Curves:
     decoded_steps: np.ndarray
     resplits: ResplitCurves | None = None
     other_cells: dict[str, np.ndarray] = field(default_factory=dict)
+    partial_cells: np.ndarray | None = None
 
 
 def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:

@@ -199,10 +199,11 @@ def _curves(
         for i, name in enumerate(scores.conditions)
         if name in scores.controls
     }
-    if partial is not None:
-        others[partial] = scores.scores[0, kind, scores.metrics.index(partial)]
     cells = {n: mean_of_defined(rows[..., scores.is_test]) for n, rows in others.items()}
-    return replace(curves, other_cells=cells)
+    if partial is None:
+        return replace(curves, other_cells=cells)
+    of_partial = scores.scores[0, kind, scores.metrics.index(partial)][..., scores.is_test]
+    return replace(curves, other_cells=cells, partial_cells=mean_of_defined(of_partial))
 
 
 def _count_samples(samples: list[Sample]) -> dict[str, int]:

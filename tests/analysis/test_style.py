@@ -86,14 +86,13 @@ def test_heatmap_titles_are_the_values_of_its_cells(missing):
     assert "position 0.10" in texts
 
 
-def test_captions_say_whether_layers_or_steps_differ_by_more_and_where_curves_cross():
+def test_captions_say_by_how_much_layers_and_steps_differ_and_where_curves_cross():
     cells = np.array([[0.2, 0.5], [0.3, 0.9]])
     best = SimpleNamespace(step=2, layer="b", metric="dice")
     summary = SimpleNamespace(properties={"foreground": SimpleNamespace(best=best)})
     curves = SimpleNamespace(cells=cells, kind="ridge")
     caption = heatmap_caption("foreground", curves, ["a", "b"], summary)
-    assert "layers differ by up to 0.60, in that layer steps by up to 0.40" in caption
-    assert caption.endswith("here the layer matters more than the step.")
+    assert "layers differ by up to 0.60, in that layer those of steps by up to 0.40." in caption
     probe = np.array([[0.5, 9.0], [0.6, 9.0], [0.7, 9.0]])
     curves = SimpleNamespace(
         probe=probe, decoded=np.array([True, False]), decoded_steps=np.arange(1, 4),

@@ -202,10 +202,10 @@ class _FigureWriter:
                 f"{prop} scores over steps for probes, image labelers and controls.",
                 caption=figures.curves_caption(prop, curves, best.metric),
             )
-            if curves.other_cells:
-                text = f"The same cells of {prop}, in the same colours, under controls"
-                if self.summary.properties[prop].best.partial is not None:
-                    text += " and with position regressed out"
+            if curves.other_cells or curves.partial_cells is not None:
+                text = f"The same cells of {prop}: controls in the colours of the heatmap above"
+                if curves.partial_cells is not None:
+                    text += ", and the probes' partial score (position regressed out) in its own"
                 self._write(
                     "heatmaps",
                     f"{prop}-others",

@@ -51,7 +51,10 @@ def step_image_rows(run: Run, samples: list[int]) -> list[int]:
 
 
 def color_range(curves: Curves) -> tuple[float, float]:
-    """Return the least and the largest score of all heatmaps of a property over step and layer."""
+    """Return the least and the largest score of a property's probes and controls over all cells.
+
+    Partial scores are of another metric, and begin near 0.
+    """
     values = np.concatenate([curves.cells, *curves.other_cells.values()]).ravel()
     values = values[np.isfinite(values)]
     return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
@@ -110,24 +113,26 @@ def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
 
 
 def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
-    """Draw the other scores of the cells side by side, in the colours of `heatmap`."""
-    steps, count = len(curves.cells), len(curves.other_cells)
-    low, high = color_range(curves)
-    figure = Figure(figsize=(1.2 + 2.7 * count, 0.9 + 0.2 * len(layers)))
+    """Draw the controls in the colours of `heatmap`, and partial scores in colours of their own."""
+    steps, shown = len(curves.cells), dict(curves.other_cells)
+    if curves.partial_cells is not None:
+        shown["partial score"] = curves.partial_cells
+    figure = Figure(figsize=(1.4 + 2.9 * len(shown), 0.9 + 0.2 * len(layers)))
     panels = figure.subplots(
-        1, count, squeeze=False, sharey=True, gridspec_kw={"wspace": 0.08}
+        1, len(shown), squeeze=False, sharey=True, gridspec_kw={"wspace": 0.35}
     )[0]  # fmt: skip
-    for panel, (name, cells) in zip(panels, curves.other_cells.items(), strict=True):
+    for panel, (name, cells) in zip(panels, shown.items(), strict=True):
+        low, high = color_range(curves) if name in curves.other_cells else (None, None)
         image = panel.imshow(
             cells.T, cmap=SCORE_COLORMAP, vmin=low, vmax=high, aspect="auto",
             extent=(0.5, steps + 0.5, len(layers) - 0.5, -0.5), interpolation="nearest",
         )  # fmt: skip
-        panel.set_title(control_title(metric_title(name)), fontsize=8)
+        panel.set_title(control_title(name), fontsize=8)
         panel.set_xlabel("step", fontsize=8)
         panel.set_xticks(step_ticks(steps))
         panel.tick_params(labelsize=7)
+        figure.colorbar(image, ax=panel, pad=0.02, fraction=0.05).ax.tick_params(labelsize=7)
     panels[0].set_yticks(range(len(layers)), [short_layer(name) for name in layers], fontsize=7)
-    figure.colorbar(image, ax=list(panels), pad=0.01, fraction=0.03)
     return figure
 
 
@@ -137,7 +142,7 @@ def step_ticks(steps: int) -> list[int]:
 
 
 def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summary) -> str:
-    """Say what the heatmap of a property shows, and whether layers or steps differ by more."""
+    """Say what the heatmap of a property shows, and by how much layers and steps differ."""
     best = summary.properties[prop].best
     text = (
         f"Where {prop} can be read: mean {metric_title(best.metric)} of the {curves.kind} probe of "
@@ -151,12 +156,9 @@ def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summa
     if not (np.isfinite(over_layers).sum() > 1 and np.isfinite(over_steps).sum() > 1):
         return text
     among, along = (float(np.nanmax(v) - np.nanmin(v)) for v in (over_layers, over_steps))
-    matters = "layer matters more than the step" if among > along else (
-        "step matters at least as much as the layer"
-    )  # fmt: skip
     return (
-        f"{text} At that step layers differ by up to {among:.2f}, in that layer steps by up to "
-        f"{along:.2f}: here the {matters}."
+        f"{text} At that step the means of layers differ by up to {among:.2f}, in that layer those "
+        f"of steps by up to {along:.2f}."
     )
 
 
