@@ -68,7 +68,7 @@ def files(folder: str | Path) -> dict[str, bytes]:
 def test_the_newest_runs_are_kept_and_only_the_others_deleted(store):
     folder = folder_of(store)
     before = files(folder)
-    plan = retention.plan_retention(folder, "tiny", runs=2)
+    plan = retention.plan_retention(folder, "tiny", keep=2)
     assert actions(plan, store) == {0: KEEP, 1: KEEP, 2: DELETE, 3: DELETE}
     sizes = {item.url: item.size for item in plan}
     for seed in (2, 3):
@@ -96,7 +96,7 @@ def test_other_runs_are_never_deleted(store, tiny_model, tmp_path):
     Path(folder, "tiny-notes/text").write_text("mine")
     prepared(tiny_model, folder, "tiny", 9)  # the newest, so every other one is too old
     before = files(folder)
-    plan = retention.plan_retention(folder, "tiny", runs=1, activations=0)
+    plan = retention.plan_retention(folder, "tiny", keep=1, keep_activations=0)
     reasons = {item.url.rpartition("/")[2]: item.reason for item in plan if item.action == SKIP}
     assert reasons.pop("tiny-0123456789").startswith("unreadable")
     assert reasons == {
@@ -113,10 +113,10 @@ def test_other_runs_are_never_deleted(store, tiny_model, tmp_path):
 @pytest.mark.parametrize("part", ["", ".move"])
 def test_a_run_at_work_is_left_alone_before_and_after_planning(store, part):
     folder = folder_of(store)
-    plan = retention.plan_retention(folder, "tiny", runs=3)
+    plan = retention.plan_retention(folder, "tiny", keep=3)
     before = files(store[3].url)
     with hold_lease(f"{store[3].url}{part}", "flow run 7"):
-        again = retention.plan_retention(folder, "tiny", runs=3)
+        again = retention.plan_retention(folder, "tiny", keep=3)
         assert actions(again, store)[3] == SKIP
         assert [i.reason for i in again if i.action == SKIP] == ["flow run 7 works on it"]
         (done,) = [i for i in retention.apply_retention(plan, "tiny") if i.url == store[3].url]
@@ -126,7 +126,7 @@ def test_a_run_at_work_is_left_alone_before_and_after_planning(store, part):
 
 
 def test_a_run_that_lost_its_summary_since_the_plan_is_left_alone(store):
-    plan = retention.plan_retention(folder_of(store), "tiny", runs=3)
+    plan = retention.plan_retention(folder_of(store), "tiny", keep=3)
     store[3].location.remove("summary.json")
     before = files(store[3].url)
     assert actions(retention.apply_retention(plan, "tiny"), store)[3] == SKIP
@@ -141,13 +141,13 @@ def test_activations_are_deleted_and_made_again_bit_by_bit(finished_run, tmp_pat
               "/activation/c/" in key}  # fmt: skip
     assert chunks
     before = files(run.url)
-    plan = retention.plan_retention(str(tmp_path), "whole", activations=0)
+    plan = retention.plan_retention(str(tmp_path), "whole", keep_activations=0)
     assert [item.action for item in plan] == [STRIP]
     assert plan[0].size == sum(len(before[key]) for key in chunks)
     retention.apply_retention(plan, "whole")
     assert files(run.url) == {k: v for k, v in before.items() if k not in chunks}
     assert json.loads(run.location.read_text("summary.json"))
-    assert retention.plan_retention(str(tmp_path), "whole", activations=0)[0].action == KEEP
+    assert retention.plan_retention(str(tmp_path), "whole", keep_activations=0)[0].action == KEEP
     # What `verify --redo` and the next run do:
     damage = list(find_corrupt_chunks(run))
     assert {chunk.key for chunk in damage} == chunks
@@ -161,9 +161,9 @@ def test_activations_are_deleted_and_made_again_bit_by_bit(finished_run, tmp_pat
 @pytest.mark.parametrize(
     ("runs", "activations", "words"),
     [
-        (None, None, "--keep: nothing to delete is named"),
-        (0, None, r"--keep: it must be at least 1 \(0\)"),
-        (1, -1, r"--keep-activations: it is negative \(-1\)"),
+        (None, None, "keep: nothing to delete is named"),
+        (0, None, r"keep: less than 1 \(0\)"),
+        (1, -1, r"keep_activations: negative \(-1\)"),
     ],
 )
 def test_numbers_without_meaning_are_refused(tmp_path, runs, activations, words):

@@ -42,7 +42,7 @@ class Retention:
 
 
 def plan_retention(
-    store: str, study: str, runs: int | None = None, activations: int | None = None
+    store: str, study: str, keep: int | None = None, keep_activations: int | None = None
 ) -> list[Retention]:
     """Plan what to delete of the finished runs of one study, the newest first.
 
@@ -51,8 +51,8 @@ def plan_retention(
     Args:
         store: folder or ``s3://bucket/prefix`` that contains runs.
         study: name of the study.
-        runs: number of finished runs to keep, from 1; None keeps all.
-        activations: number of finished runs whose activations to keep, from 0; None keeps all.
+        keep: number of finished runs to keep, from 1; None keeps all.
+        keep_activations: number of finished runs whose activations to keep, from 0; None keeps all.
 
     Returns:
         the action for each run of the study, and for each folder that has its name but cannot be
@@ -61,7 +61,7 @@ def plan_retention(
     Raises:
         UserError: a number is too small, there is no number, or the store cannot be reached.
     """
-    _check_numbers(runs, activations)
+    _check_numbers(keep, keep_activations)
     location = Location(store)
     location.require_reachable()
     present = location.folders("")
@@ -81,11 +81,11 @@ def plan_retention(
     actions = []
     for rank, (_, name) in enumerate(finished):
         run = Location(f"{location.url}/{name}")
-        if runs is not None and rank >= runs:
+        if keep is not None and rank >= keep:
             actions.append(Retention(run.url, DELETE, run.size()))
             continue
         size = 0
-        if activations is not None and rank >= activations:
+        if keep_activations is not None and rank >= keep_activations:
             size = sum(Location(f"{run.url}/{part}").size() for part in _chunk_folders(run))
         actions.append(Retention(run.url, STRIP if size else KEEP, size))
     return actions + skipped
@@ -211,12 +211,14 @@ def _written(run: Location) -> datetime:
     return written if written.tzinfo else written.replace(tzinfo=UTC)
 
 
-def _check_numbers(runs: int | None, activations: int | None) -> None:
-    if runs is None and activations is None:
-        raise UserError("--keep: nothing to delete is named. Fix: give --keep, --keep-activations")
-    if runs is not None and runs < 1:
-        raise UserError(f"--keep: it must be at least 1 ({runs}). Fix: delete single runs by hand")
-    if activations is not None and activations < 0:
+def _check_numbers(keep: int | None, keep_activations: int | None) -> None:
+    if keep is None and keep_activations is None:
         raise UserError(
-            f"--keep-activations: it is negative ({activations}). Fix: 0 deletes those of all runs"
+            "keep: nothing to delete is named (None). Fix: give keep or keep_activations"
+        )
+    if keep is not None and keep < 1:
+        raise UserError(f"keep: less than 1 ({keep}). Fix: delete single runs by hand")
+    if keep_activations is not None and keep_activations < 0:
+        raise UserError(
+            f"keep_activations: negative ({keep_activations}). Fix: 0 deletes those of all runs"
         )
