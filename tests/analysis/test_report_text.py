@@ -208,8 +208,8 @@ def test_overview_sentences_say_score_controls_and_step():
     (line,) = overview_sentences(summary(0.3, 0.3, 0.3))
     assert line == (
         "Depth: rank correlation 0.60 [0.55, 0.65] at step 9 of a.attn1, above every control, "
-        "least above position alone (by 0.30 [0.25, 0.35]); half of the gain over position from "
-        "step 3 [2, 4] of 15 on."
+        "the nearest being position alone (by 0.30 [0.25, 0.35]); from step 3 [2, 4] of 15 on it "
+        "keeps at least half of its final gain over position alone."
     )
     (line,) = overview_sentences(summary(0.3, 0.3, 0.3, onset=WIDE))
     assert line.endswith("the step from which it can be read is not determined [1, later].")

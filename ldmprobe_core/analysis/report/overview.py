@@ -43,14 +43,15 @@ def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
     if not onset.determined:
         return f"{text}; the step from which it can be read is not determined [{low}, {high}]."
     text += (
-        f"; half of the gain over position from step {onset.step} [{low}, {high}] of "
-        f"{summary.steps} on"
+        f"; from step {onset.step} [{low}, {high}] of {summary.steps} on it keeps at least half of "
+        "its final gain over position alone"
     )
     if result.leads.decoded.onset.low is None or result.leads.clean.onset.low is None:
         return f"{text}."
     return (
-        f"{text}. A labeler reaches the same height {_later(result.leads.decoded.onset)} in the "
-        f"decoded latents, {_later(result.leads.clean.onset)} in the predicted clean image."
+        f"{text}. A labeler reaches that score in the decoded latents "
+        f"{_later(result.leads.decoded.onset)}, in the predicted clean image "
+        f"{_later(result.leads.clean.onset)}."
     )
 
 
@@ -58,7 +59,7 @@ def _later(value: Lead) -> str:
     """Format a lead as a number of steps by which the labeler is later than the probes."""
     if value.determined:
         return f"{lead(value)} steps later"
-    return f"later by a number of steps that is not determined [{value.low}, {value.high}]"
+    return f"at a distance that is not determined ([{value.low}, {value.high}] steps later)"
 
 
 def _comparison(result: PropertyRecord) -> str:
@@ -72,7 +73,7 @@ def _comparison(result: PropertyRecord) -> str:
     }
     nearest = min(differences, key=lambda name: differences[name].mean or 0.0)
     return (
-        f"above every control, least above {control_title(nearest)} (by "
+        f"above every control, the nearest being {control_title(nearest)} (by "
         f"{number(differences[nearest])})"
     )
 
