@@ -45,7 +45,8 @@ from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 from tasks.display import activity
 from tasks.stopping import Stop, StoppedError, requested_stop, stoppable
 
-_START_LIMIT_S = 90.0
+# A server takes 15 s of CPU time to make its tables, which on a busy machine may be minutes.
+_START_LIMIT_S = 300.0
 _EVENTS_LIMIT_S = 5.0
 _RECORD_LIMIT_S = 60.0
 
@@ -168,10 +169,12 @@ def _wait_for_start(server: LocalServer, url: str) -> None:
     """Wait until a new server answers; raise `RunError` if it ends or takes too long."""
     deadline = time.monotonic() + _START_LIMIT_S
     while not _answers(url):
-        if server.process.poll() is not None or time.monotonic() > deadline:
+        ended = server.process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            reason = "" if ended else f" within {_START_LIMIT_S:.0f} s"
             raise RunError(
-                f"the local Prefect server did not start; its log is {server.log}. Fix: read the "
-                "log, and repeat the command."
+                f"the local Prefect server did not start{reason}; its log is {server.log}. Fix: "
+                "read the log, and repeat the command."
             )
         time.sleep(0.2)
 
