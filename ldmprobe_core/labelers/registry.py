@@ -37,7 +37,7 @@ from ldmprobe_core.study.properties import (
     Component,
     Property,
     components_of,
-    register_property,
+    register_properties,
     vector_components,
 )
 from ldmprobe_core.study.schema import Study
@@ -124,7 +124,7 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
         def sunlit(images): return images.mean(-1) > 128
     """
     try:
-        records = [register_property(one) for one in _records(name, kind, fields)]
+        register_properties(records := _records(name, kind, fields))
     except ValidationError as error:
         problem_and_remedy = sentence(error, Property, "property")
         raise UserError(f"property {name!r}: {problem_and_remedy}") from None

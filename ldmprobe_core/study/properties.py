@@ -243,12 +243,53 @@ def register_property(new: Property) -> Property:
             f"property {new.name!r}: the name is taken in this process by another definition. "
             "Fix: choose another name, or start a new process."
         )
+    _require_one_vector(new)
     if not new.name.isidentifier() or not new.name.isascii() or new.name != new.name.lower():
         raise ValueError(
             f"property {new.name!r}: not a lowercase identifier. Fix: use letters, digits and _."
         )
     PROPERTIES[new.name] = new
     return new
+
+
+def register_properties(records: Iterable[Property]) -> None:
+    """Register several properties, or none of them if one is refused (`register_property`)."""
+    before = dict(PROPERTIES)
+    try:
+        for record in records:
+            register_property(record)
+    except ValueError:
+        PROPERTIES.clear()
+        PROPERTIES.update(before)
+        raise
+
+
+def _require_one_vector(new: Property) -> None:
+    """Check that a vector's name stands for one list of components, and for no property.
+
+    Raises:
+        ValueError: it stands for something else in this process.
+    """
+    vectors = {one.component.vector for one in PROPERTIES.values() if one.component}
+    vector = new.component.vector if new.component else None
+    others = [
+        one.component
+        for one in PROPERTIES.values()
+        if one.component and one.component.vector == vector and one.name != new.name
+    ]
+    if (
+        new.name in vectors
+        or vector in PROPERTIES
+        or any(
+            new.component and (one.index == new.component.index or one.size != new.component.size)
+            for one in others
+        )
+    ):
+        raise ValueError(
+            f"property {vector or new.name!r}: the name is taken in this process by another "
+            "definition, of a vector or its components. Fix: choose another name, or start a new "
+            "process."
+        )
 
 
 def property_of(name: str) -> Property:

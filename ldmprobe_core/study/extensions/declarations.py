@@ -33,7 +33,7 @@ from ldmprobe_core.study.properties import (
     REGISTERED_METRICS,
     Property,
     is_built_in,
-    register_property,
+    register_properties,
     vector_components,
 )
 
@@ -134,7 +134,7 @@ def _registered(records: dict[str, Property]) -> dict[str, Property]:
     for name, record in records.items():
         if record.name != name:
             raise ValueError(f"{name} has the name {record.name!r}. Fix: leave name out")
-        register_property(record)
+    register_properties(records.values())
     return records
 
 

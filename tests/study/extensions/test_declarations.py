@@ -164,3 +164,45 @@ def test_second_definition_of_a_name_is_refused():
     assert PROPERTIES["sunlit"].title == "in the sun"
     with pytest.raises(UserError, match="taken in this process by another definition"):
         parse_study({"properties": {"sunlit": {**SUNLIT, "kind": "scalar"}}})
+
+
+FLOW = {"kind": "vector", "components": ["x", "y"]}
+
+
+def test_vector_becomes_its_components_with_one_labeler():
+    study = parse_study({"properties": {"flow": {**FLOW, "labeler": "mypackage.labels:flow"}}})
+    assert list(study.properties) == ["flow_x", "flow_y"]
+    assert study.labels.labeler("flow_y").name == "mypackage.labels:flow"
+    place = study.properties["flow_y"].component
+    assert (place.vector, place.index, place.size) == ("flow", 1, 2)
+    assert parse_study(json.loads(study.to_json())) == study
+    other = parse_study({"properties": {"flow": FLOW}, "labels": {"flow": "own:flow"}})
+    assert {other.labels.labeler(name).name for name in ("flow_x", "flow_y")} == {"own:flow"}
+    off = parse_study({"properties": {"flow": FLOW}, "labels": {"normals": None, "flow": None}})
+    assert off.hash == parse_study({}).hash
+
+
+@pytest.mark.parametrize(
+    ("properties", "words"),
+    [
+        ({"flow": {**FLOW, "components": ["y", "x"]}}, "the name is taken .* another definition"),
+        ({"flow": {**FLOW, "components": ["x", "y", "z"]}}, "another definition"),
+        ({"flow": {**FLOW, "components": ["u", "v"]}}, "another definition"),
+        ({"flow": {"kind": "mask"}}, "'flow': the name is taken"),
+        ({"depth": FLOW}, "'depth': the name is taken"),
+        ({"normals": FLOW}, "'normals.*': the name is taken"),
+        ({"wind": {**FLOW, "components": "xy"}}, "components of wind are 'xy'. Fix: list the"),
+        ({"wind": {"kind": "vector"}}, r"components of wind are \(\). Fix: "),
+        ({"wind": {**FLOW, "components": ["x", "x"]}}, "two or more components"),
+        ({"wind": {**FLOW, "components": ["x", 3]}}, "two or more components"),
+        ({"wind": {**FLOW, "components": ["x", "y z"]}}, "not a lowercase identifier"),
+        ({"wind": {**FLOW, "metrics": ["dice"]}}, r"wind_x: .*'dice', which does not score"),
+    ],
+)
+def test_wrong_vector_is_one_sentence(properties, words):
+    parse_study({"properties": {"flow": FLOW}})
+    with pytest.raises(UserError, match=words) as caught:
+        parse_study({"properties": properties})
+    assert "\n" not in str(caught.value)
+    assert "Fix: " in str(caught.value)
+    assert not [name for name in PROPERTIES if name.startswith("wind")]  # none is left half known
