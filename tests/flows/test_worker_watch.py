@@ -52,10 +52,10 @@ def test_worker_watch_stops_a_flow_that_has_no_workers(monkeypatch, capfd):
     for answer in (lambda *_, **__: {"workers": {}}, no_scheduler):
         client = SimpleNamespace(sync=answer, scheduler=SimpleNamespace(identity=None))
         with stoppable(), WorkerWatch(client, None):
-            deadline = time.monotonic() + 60
-            while requested_stop() is None:
+            deadline, said = time.monotonic() + 60, ""
+            while "no Dask worker" not in said:  # the thread prints this after its request
                 assert time.monotonic() < deadline
                 time.sleep(0.05)  # polling, bounded by the deadline
+                said += capfd.readouterr().err
             stop = requested_stop()
         assert (stop.exit_code, stop.waits) == (3, False)
-        assert "no Dask worker" in capfd.readouterr().err
