@@ -70,8 +70,10 @@ def request_stop(stop: Stop) -> bool:
     with _lock:
         if _requests:
             return False
-        _requests.append(stop)
-    say(stop.message)
+        try:
+            say(stop.message)  # first, so that whoever sees the request can have read why
+        finally:
+            _requests.append(stop)
     return True
 
 

@@ -89,7 +89,7 @@ def test_before_and_after_of_an_erasure_shows_the_site_where_the_score_falls_mos
     run.write(group, {"score": score})
     figure = intervention_figures.before_and_after(run, spec.name)
     assert figure.get_suptitle() == str(plan_intervention(run, spec).sites[2])
-    titles = [axes.get_title() for axes in figure.axes[:4]]
+    titles = [text.get_text() for text in figure.axes[0].texts[:4]]
     assert titles == ["unedited", "own label", "erased", "its map"]
 
 
