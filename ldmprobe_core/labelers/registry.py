@@ -30,15 +30,14 @@ from ldmprobe_core.labelers.functions import (
 )
 from ldmprobe_core.labelers.weights import published_repository
 from ldmprobe_core.study.extensions.entry_points import load_entry_points
+from ldmprobe_core.study.extensions.vectors import Component, vector_components
 from ldmprobe_core.study.loading import sentence
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import (
     PROPERTIES,
-    Component,
     Property,
     components_of,
     register_properties,
-    vector_components,
 )
 from ldmprobe_core.study.schema import Study
 

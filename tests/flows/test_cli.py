@@ -44,7 +44,7 @@ def complain(capfd, monkeypatch):
             ["labels.depth=midas9"],
             [
                 "labels.depth is 'midas9'",
-                "use one of depth-anything, midas, tabletop, transformers",
+                "there is no such labeler. Fix: use one of",
             ],
         ),
         (["model.source=/no/such/folder"], ["model.source '/no/such/folder'", "model_index.json"]),

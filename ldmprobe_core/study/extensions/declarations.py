@@ -26,6 +26,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator
 
 from ldmprobe_core.study.extensions.entry_points import PROPERTY_POINTS, load_entry_points
+from ldmprobe_core.study.extensions.vectors import vector_components
 from ldmprobe_core.study.probe_sections import Labels
 from ldmprobe_core.study.properties import (
     METRICS_OF_KIND,
@@ -34,7 +35,6 @@ from ldmprobe_core.study.properties import (
     Property,
     is_built_in,
     register_properties,
-    vector_components,
 )
 
 _OTHER_KEYS = frozenset((f.alias or name) for name, f in Labels.model_fields.items())
