@@ -71,7 +71,7 @@ def request_stop(stop: Stop) -> bool:
         if _requests:
             return False
         try:
-            say(stop.message)  # first, so that whoever sees the request can have read why
+            say(stop.message)  # first, so that the reason is printed when the request is seen
         finally:
             _requests.append(stop)
     return True

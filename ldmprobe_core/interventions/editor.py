@@ -144,7 +144,7 @@ class Editor:
         self._edits_made[self._step, name] += 1
         if edited is tokens:  # a cell that is only read
             return tokens
-        # The denoiser goes on in its own precision, in which a large edited value may be infinite.
+        # The denoiser works in its own precision, in which a large edited value may be infinite.
         dtype = next(self.sampler.denoiser.parameters()).dtype
         finite = torch.isfinite(edited.to(dtype))
         if not bool(finite.all()):

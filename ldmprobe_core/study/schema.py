@@ -228,8 +228,8 @@ class Study(Section):
     def map_properties(self) -> tuple[str, ...]:
         """Names of the properties of which source images may have exact maps, in stored order.
 
-        These are the built-in properties and those that the study declares, whatever other
-        properties this process knows.
+        They are the built-in properties and those that the study declares.  Other properties that
+        this process knows are not among them.
         """
         return with_built_in(self.properties)
 

@@ -126,7 +126,7 @@ def _delete(item: Retention) -> None:
             _remove_folder(run, folder)
         return
     # Groups first: if the process ends in between, the files of the root still say that this is a
-    # finished run of the study, and the next call goes on.
+    # finished run of the study, and the next call continues.
     for folder in run.folders(""):
         _remove_folder(run, folder)
     _remove_folder(run, "")
@@ -150,7 +150,7 @@ def _chunk_folders(run: Location) -> Iterator[str]:
 
 
 def _hindrance(url: str, study: str) -> str:
-    """Say why a run must not be deleted, whoever works on it; empty if nothing forbids it."""
+    """Return why a run must not be deleted, apart from work on it; empty if nothing forbids it."""
     run = Run(url)
     if link := _link_in(run.location):
         return f"{link} is a link"

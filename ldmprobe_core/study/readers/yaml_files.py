@@ -127,7 +127,7 @@ def read_yaml(data: bytes, name: str) -> Any:
 
 
 def _read(data: bytes) -> Any:
-    """Parse a YAML document, and raise `_ReadError` for whatever is refused."""
+    """Parse a YAML document, and raise `_ReadError` if it is refused."""
     if len(data) > MAX_BYTES:
         raise _ReadError(
             None, f"{len(data)} bytes are too many for a study. Fix: put prompts into a CSV file"
