@@ -70,16 +70,44 @@ ROWS = {
 }
 
 
+def table_rows(text):
+    """Cells of the rows below the head of a Markdown table."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
 def test_readme_table_has_the_numbers_of_the_committed_summary():
     """docs/tabletop-summary.json is the summary of the run of `make demo`."""
     summary = json.loads((ROOT / "docs" / "tabletop-summary.json").read_text("utf-8"))
     results = [summary["properties"][name] for name in ("foreground", "depth", "shading")]
     assert [summary["samples"]["total"], summary["steps"], summary["layers"]] == [240, 15, 7]
     text = (ROOT / "README.md").read_text("utf-8").split("## A result", 1)[1]
-    lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    table = table_rows(text.split("| mean angle", 1)[0])
     expected = [[label, *(value(result) for result in results)] for label, value in ROWS.items()]
     assert table == expected
     controls = [result["controls"] for result in results]
     assert {control["permuted_weights"]["samples"]["test"] for control in controls} == {65}
     assert {control["clean_pixels"]["samples"]["test"] for control in controls} == {64}
+
+
+def test_readme_table_of_normals_has_the_numbers_of_the_committed_summary():
+    """docs/normals-summary.json holds a run's `vectors`, and the controls of their components."""
+    summary = json.loads((ROOT / "docs" / "normals-summary.json").read_text("utf-8"))
+    normals = summary["vectors"]["normals"]
+    text = (ROOT / "README.md").read_text("utf-8").split("| mean angle", 1)[1]
+    degrees = {
+        "best cell": normals["best"]["degrees"],
+        "position alone": normals["position"],
+        "probes of 5 x 5 noisy latents": normals["inputs"]["latents"]["degrees"],
+        "probes of the predicted clean image's pixels": normals["inputs"]["clean_pixels"][
+            "degrees"
+        ],
+        "best cell less position, image by image": normals["less_position"],
+    }
+    table = table_rows("| mean angle" + text.split("\n\n", 1)[0])
+    assert table == [
+        [name, f"{v['mean']:.1f} [{v['low']:.1f}, {v['high']:.1f}]"] for name, v in degrees.items()
+    ]
+    controls = [c for part in summary["controls"].values() for c in part.values() if c]
+    assert len(controls) == 18
+    assert all(control["difference"]["low"] > 0 for control in controls)
