@@ -19,7 +19,7 @@ from ldmprobe_core.interventions.spec import (
 )
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import PROBE
-from ldmprobe_core.study.layers import LATENTS, POINT, VAE, WORDS
+from ldmprobe_core.study.layers import LATENTS, POINT, VAE, is_attention_map
 from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.properties import property_of
 
@@ -164,7 +164,7 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
             )
         if glob != LATENTS and not any(fnmatchcase(name, glob) for name in run.layers):
             raise UserError(_no_layers_match(run, glob))
-        if glob.endswith(POINT + WORDS):
+        if is_attention_map(glob):
             raise UserError(
                 f"layers: attention maps cannot be edited, because the denoiser computes its own "
                 f"({glob}). Fix: edit {POINT}query of the same layer, if the run has it."
@@ -176,7 +176,7 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
         # As in `capture.layers`, only globs with "@" select points inside layers.
         if any(fnmatchcase(name, glob) and (POINT in glob) == (POINT in name) for glob in globs)
         and not name.startswith(VAE)
-        and not name.endswith(POINT + WORDS)
+        and not is_attention_map(name)
     ]
     # The latents (the denoiser's input) are edited only if they are named, or in a causal map of
     # all layers, in which they are one more row.

@@ -84,7 +84,8 @@ def match_layers(
             elif at:
                 remedy = (
                     "@query or @head<number> of an attention layer, or, unless its keys and values "
-                    "are those of text tokens, @key or @value; @words of a cross-attention layer"
+                    "are those of text tokens, @key or @value; @words of a cross-attention layer, "
+                    "or @tokens of a self-attention layer without normalised queries and keys"
                 )
             else:
                 close = difflib.get_close_matches(layer.replace("*", ""), names, n=3, cutoff=0.3)

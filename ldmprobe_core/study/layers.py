@@ -23,8 +23,16 @@ VAE = "vae."
 POINT = "@"
 """Character between the name of an attention layer and that of a capture point inside it."""
 
-WORDS = "words"
-"""Name of the capture point of attention maps; they are computed beside the denoiser's own."""
+WORDS, TOKENS = "words", "tokens"
+"""Names of the capture points of attention maps, over text tokens and over image tokens."""
+
+
+def is_attention_map(layer: str) -> bool:
+    """Return whether a layer is a capture point of attention maps.
+
+    These maps are computed beside the denoiser's own, so they can be read but not edited.
+    """
+    return layer.endswith((POINT + WORDS, POINT + TOKENS))
 
 
 class LayerShape(NamedTuple):

@@ -16,6 +16,7 @@ from run_helpers import generated
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.interventions.editor import sample_edited
 from ldmprobe_core.models.architectures.registry import architecture_of
+from ldmprobe_core.models.layers import named_points
 from ldmprobe_core.models.token_grid import decoded_images, mean_embedding
 from ldmprobe_core.pipeline.planning.plan import plan_study
 from ldmprobe_core.study.loading import parse_study
@@ -71,6 +72,13 @@ def family(request, folders):
     sampler = load_sampler(study)
     made = generated(sampler, make_samples(study)[:2])
     return request.param, study, plan_study(study), sampler, made, shapes
+
+
+def test_no_maps_of_joint_or_linear_attention(family):
+    """Their maps are not the softmax of the image tokens' queries and keys."""
+    names = named_points(family[3].denoiser)
+    assert any(name.endswith("@head0") for name in names)
+    assert not any(name.endswith("@tokens") for name in names)
 
 
 def test_plan_of_a_family(family):

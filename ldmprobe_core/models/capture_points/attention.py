@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+    SlicedAttnProcessor,
+)
 from torch import nn
 
+from ldmprobe_core.models.capture_points.attention_maps import AttentionMaps
 from ldmprobe_core.models.capture_points.channels import CapturePoint, ChannelRange
-from ldmprobe_core.models.capture_points.words import WordMaps
-from ldmprobe_core.study.layers import WORDS
+from ldmprobe_core.study.layers import TOKENS, WORDS
+
+_SOFTMAX = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor)
+"""Classes of diffusers that compute self-attention from the projections as they are."""
 
 
 def attention_points(module: Any) -> dict[str, CapturePoint]:
@@ -18,7 +27,8 @@ def attention_points(module: Any) -> dict[str, CapturePoint]:
         suffix of the layer's name to capture point: ``query``, and ``key`` and ``value`` of layers
         that attend to image tokens, are the outputs of the projections; ``head0``, ``head1`` and so
         on are the channels of single heads, before the output projection mixes them; ``words`` of
-        cross-attention layers are the probabilities of each text token.
+        cross-attention layers are the probabilities of each text token, and ``tokens`` of
+        self-attention layers are those of each image token.
     """
     projections = [getattr(module, f"to_{letter}", None) for letter in "qkv"]
     if not hasattr(module, "heads") or not all(isinstance(p, nn.Module) for p in projections):
@@ -36,10 +46,9 @@ def attention_points(module: Any) -> dict[str, CapturePoint]:
         points[f"head{head}"] = (
             ChannelRange(module, channels) if out is None else ChannelRange(out[0], channels, True)
         )
-    # `WordMaps` uses the projected queries and keys, so its maps would not be the layer's own if
-    # the layer normalised queries or keys after projecting them.
-    if _is_cross(module) and module.norm_q is None and module.norm_k is None:
-        points[WORDS] = WordMaps(module, points["query"], projection(module, "key"))
+    if _compares_projections(module):
+        key = projection(module, "key")
+        points[WORDS if _is_cross(module) else TOKENS] = AttentionMaps(module, points["query"], key)
     return points
 
 
@@ -57,6 +66,17 @@ def projection(attention: Any, name: str) -> ChannelRange:
     widths["q"] = attention.inner_dim
     start = sum(widths[other] for other in letters[: letters.index(letter)])
     return ChannelRange(getattr(attention, f"to_{letters}"), slice(start, start + widths[letter]))
+
+
+def _compares_projections(attention: Any) -> bool:
+    """Return whether a layer's attention is the softmax of its projected queries and keys.
+
+    Maps that are computed from the projections of another layer would not be its own: some layers
+    normalise or rotate queries and keys, joint attention adds those of text tokens, and linear
+    attention has no softmax.
+    """
+    plain = _is_cross(attention) or isinstance(getattr(attention, "processor", None), _SOFTMAX)
+    return plain and attention.norm_q is None and attention.norm_k is None
 
 
 def _is_cross(attention: Any) -> bool:
