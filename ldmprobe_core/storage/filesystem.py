@@ -38,17 +38,17 @@ _IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
 def client_options(url: str) -> dict[str, Any]:
     """Return fsspec options for an S3 client, without credentials, which botocore itself finds.
 
-    fsspec caches clients by these options.  The endpoint is one of them, so that one process can
-    use two endpoints.  Secrets are not, because options may be pickled and sent to workers.
+    fsspec caches clients by these options, so endpoint and certificates are among them.  Secrets
+    are not, because options may be pickled and sent to workers.
     """
     if not url.startswith("s3://"):
         return {}
     bypass_proxies_for_loopback()
     options: dict[str, Any] = {
-        # Listings are not cached, since chunks that other workers write after the first listing
-        # would seem to be missing.
+        # Chunks that other workers write after a listing would seem to be missing.
         "use_listings_cache": False,
         "config_kwargs": _S3_CLIENT,
+        "client_kwargs": {"verify": os.environ.get("AWS_CA_BUNDLE") or None},
     }
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         options["endpoint_url"] = endpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -38,8 +39,10 @@ class Faults:
 
 
 @contextmanager
-def proxy(endpoint: str, faults: Faults, port: int) -> Iterator[str]:
-    """Forward requests to an S3 endpoint; yields the proxy's own."""
+def proxy(
+    endpoint: str, faults: Faults, port: int, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """Forward requests to an S3 endpoint; yields the proxy's own, which has TLS if it is given."""
     loop = asyncio.new_event_loop()
     ready, over = threading.Event(), asyncio.Event()
 
@@ -54,7 +57,7 @@ def proxy(endpoint: str, faults: Faults, port: int) -> Iterator[str]:
             app.router.add_route("*", "/{tail:.*}", handle)
             runner = web.AppRunner(app, access_log=None, auto_decompress=False)
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", port).start()
+            await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start()
             ready.set()
             await over.wait()
             await runner.cleanup()
@@ -63,7 +66,7 @@ def proxy(endpoint: str, faults: Faults, port: int) -> Iterator[str]:
     thread.start()
     assert ready.wait(20)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{port}"
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join(30)

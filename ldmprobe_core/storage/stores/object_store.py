@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import botocore.session
@@ -142,11 +144,13 @@ def _line(error: BaseError) -> str:
 
 def _identity() -> tuple[str | None, ...]:
     """Return the values of the environment variables on which a cached S3 client depends."""
-    names = ("ENDPOINT_URL", "ENDPOINT_URL_S3", "PROFILE", "ACCESS_KEY_ID", *_REGION)
-    return tuple(os.environ.get(f"AWS_{name}") for name in names)
+    return tuple(os.environ.get(f"AWS_{name}") for name in _SETTINGS)
 
 
-_REGION = ("REGION", "DEFAULT_REGION")
+_SETTINGS = (
+    "ENDPOINT_URL", "ENDPOINT_URL_S3", "PROFILE", "ACCESS_KEY_ID", "REGION", "DEFAULT_REGION",
+    "CA_BUNDLE", "CONFIG_FILE", "SHARED_CREDENTIALS_FILE",
+)  # fmt: skip
 
 
 @lru_cache(maxsize=64)
@@ -154,29 +158,49 @@ def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
     """Build the cached S3 client of a prefix; the values of `_identity` are part of the key."""
     bypass_proxies_for_loopback()
     session = botocore.session.get_session()
-    credentials = _Credentials(session)
-    # obstore reads the endpoint and region from the environment only.  botocore also reads the
-    # profile and the section `services` of the AWS config file, so its values are passed to
-    # obstore.
+    credentials = BotocoreCredentials(session)
+    # obstore reads the endpoint and region from the environment only, and no certificates.
+    # botocore also reads the profile and the section `services` of the AWS config file, so its
+    # values are passed to obstore.
     meta = session.create_client("s3", region_name=os.environ.get("AWS_REGION")).meta
     region = meta.region_name if meta.region_name not in (None, "aws-global") else "us-east-1"
     endpoint = None if ".amazonaws.com" in meta.endpoint_url else meta.endpoint_url
+    client_options: Any = {
+        "allow_http": bool(endpoint and endpoint.startswith("http://")),
+        "connect_timeout": "10s",
+        "timeout": "120s",
+    }
+    if bundle := session.get_config_variable("ca_bundle"):
+        client_options["root_certificate"] = _certificates(bundle)
     return S3Store(
         bucket,
         prefix=prefix,
         region=region,
         config={"endpoint": endpoint} if endpoint else {},
-        client_options={
-            "allow_http": bool(endpoint and endpoint.startswith("http://")),
-            "connect_timeout": "10s",
-            "timeout": "120s",
-        },
+        client_options=client_options,
         retry_config=RETRIES,
         credential_provider=credentials,
     )
 
 
-class _Credentials:
+def _certificates(bundle: str) -> bytes:
+    """Read the certificates of authorities, in PEM, which the object store's TLS may be signed by.
+
+    Raises:
+        UserError: the file cannot be read, or holds no certificate.
+    """
+    path = Path(bundle).expanduser()
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        return path.read_bytes()
+    except OSError as error:  # SSLError is one of them.
+        raise UserError(
+            f"AWS_CA_BUNDLE: the certificates cannot be read ({bundle}: {error.strerror}). Fix: "
+            "name a file of certificates in PEM, or unset it"
+        ) from None
+
+
+class BotocoreCredentials:
     """Callable that gives obstore the credentials that botocore finds and refreshes."""
 
     def __init__(self, session: botocore.session.Session) -> None:
@@ -189,6 +213,7 @@ class _Credentials:
         self._credentials = credentials
 
     def __call__(self) -> Any:
+        """Return the current keys, as obstore's ``S3Credential``; obstore asks every 5 minutes."""
         frozen = self._credentials.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,

@@ -1,0 +1,132 @@
+"""Both S3 clients against a real object store: certificates of one's own, and rotating keys."""
+
+import datetime
+import ipaddress
+import json
+import ssl
+import sys
+
+import botocore.session
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from faults import Faults, proxy
+from run_helpers import small_study
+
+from infra.local_store import object_store
+from infra.stack import free_ports
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.storage.stores.object_store import BotocoreCredentials, open_store
+
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+
+def signed(subject, key, issuer, issuer_key, extension):
+    """A certificate of 100 years in PEM."""
+    names = [
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        for name in (issuer, subject)
+    ]
+    certificate = (
+        x509.CertificateBuilder(*names, key.public_key(), x509.random_serial_number())
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + datetime.timedelta(days=36500))
+        .add_extension(extension, critical=True)
+        .sign(issuer_key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture
+def certificates(tmp_path):
+    """Certificate of an authority of one's own; certificate of 127.0.0.1 and its key."""
+    authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    contents = {
+        "ca.pem": signed("ours", authority, "ours", authority, x509.BasicConstraints(True, None)),
+        "server.pem": signed("store", key, "ours", authority, address),
+        "key.pem": secret,
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    return [tmp_path / name for name in contents]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", ["obstore", "s3fs"])
+def test_a_certificate_of_ones_own_is_trusted_if_it_is_named(
+    tiny_model, tmp_path, monkeypatch, certificates, client
+):
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*certificates[1:])
+    (port,) = free_ports(1)
+    monkeypatch.setenv("LDMPROBE_CHUNKS", client)
+    with object_store(tmp_path / "store") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with proxy(environment["AWS_ENDPOINT_URL"], Faults(), port, tls) as endpoint:
+            assert endpoint.startswith("https://")
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+            study = small_study("tls", tiny_model, 4)
+            with pytest.raises(UserError, match=r"cannot be written to \(.*SSL"):
+                prepare_run(study, "s3://runs")
+            monkeypatch.setenv("AWS_CA_BUNDLE", str(certificates[0]))
+            run = prepare_run(study, "s3://runs")
+            group = f"activations/{run.layers[0]}"
+            values = np.arange(np.prod(run.open(group).activation.shape), dtype=np.float16)
+            values = values.reshape(run.open(group).activation.shape)
+            run.write(group, {"activation": values})
+            np.testing.assert_array_equal(Run(run.url).read(group, "activation"), values)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_certificates_that_cannot_be_read_are_refused(tmp_path, monkeypatch, content):
+    bundle = tmp_path / "ca.pem"
+    if content is not None:
+        bundle.write_bytes(content)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", "certificates")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://127.0.0.1:7")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+    with pytest.raises(UserError, match=r"^AWS_CA_BUNDLE: .*ca\.pem.*\. Fix: "):
+        open_store("s3://bucket/run")
+
+
+def test_keys_that_a_credential_process_rotates_are_used(tmp_path, monkeypatch):
+    """A profile may name a program that prints keys of limited life; each call asks it anew."""
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"):
+        monkeypatch.delenv(f"AWS_{name}", raising=False)
+    printed, script, config = (tmp_path / n for n in ("keys.json", "print.py", "config"))
+    script.write_text(f"print(open({str(printed)!r}).read())")
+    config.write_text(f"[profile lab]\ncredential_process = {sys.executable} {script}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+
+    def rotate(number):
+        # Within ten minutes of this time botocore renews keys at every request.
+        soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=5)
+        record = {
+            "Version": 1, "AccessKeyId": f"key{number}", "SecretAccessKey": f"secret{number}",
+            "SessionToken": f"token{number}", "Expiration": soon.isoformat(),
+        }  # fmt: skip
+        printed.write_text(json.dumps(record))
+
+    rotate(1)
+    credentials = BotocoreCredentials(botocore.session.get_session())
+    for number in (1, 2, 3):
+        rotate(number)
+        given = credentials()
+        assert (given["access_key_id"], given["secret_access_key"], given["token"]) == (
+            f"key{number}", f"secret{number}", f"token{number}",
+        )  # fmt: skip
+        assert given["expires_at"] > datetime.datetime.now(datetime.UTC)
