@@ -120,7 +120,7 @@ def difference_notes(runs: list[Run]) -> tuple[str, ...]:
             )
             notes.append(
                 f"{runs[0].url} and {run.url} are of different studies, so their scores may differ "
-                f"for any of these settings: {settings}"
+                f"because of any of these settings: {settings}"
             )
     return tuple(notes)
 
@@ -154,7 +154,7 @@ def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple
     except KeyError:
         raise RunError(
             f"{run.url}: summary.json names step {cell.step} of layer {cell.layer!r:.60} for "
-            f"{prop}, and there is no score of it. Fix: `ldmprobe report {run.url}` writes "
+            f"{prop}, but the run holds no score of it. Fix: `ldmprobe report {run.url}` writes "
             "summary.json again from the stored scores"
         ) from None
     samples = run.samples

@@ -119,7 +119,7 @@ class PropertyScores:
 
     @cached_property
     def linear(self) -> list[int]:
-        """Indices of the linear kinds; only these are candidates for the best cell."""
+        """Indices of the linear kinds of probes; only these are candidates for the best cell."""
         return [i for i, kind in enumerate(self.kinds) if probe_kind(kind).linear]
 
     @property
@@ -159,7 +159,7 @@ class PropertyScores:
 
     @cached_property
     def tied_layers(self) -> list[str]:
-        """Names of the layers within one standard error of the best one for the curve."""
+        """Names of the layers whose mean score is within one standard error of the best layer's."""
         return list(dict.fromkeys(self.layers[layer] for _, layer in self._tied_curves))
 
     def curves(
@@ -181,7 +181,8 @@ class PropertyScores:
             resplits: curves of re-splits with the candidates `tied_layers`; None if there are none.
         """
         choices = resplits.choices if resplits else {}
-        # Curves are sorted by score, and `max` returns the first of equals: the best of them.
+        # The candidates are sorted by score, so among equal numbers of choices `max` returns the
+        # candidate with the best score.
         kind, layer = max(self._tied_curves, key=lambda c: choices.get(self.layers[c[1]], 0))
         name, tied = self.layers[layer], self.tied_layers
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]

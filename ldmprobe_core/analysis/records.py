@@ -112,7 +112,7 @@ class EmergenceRecord(Record):
 
 
 class LeadRecord(Record):
-    """Leads of the probes over the labeler on one source of step images, at absolute bars."""
+    """Leads of the probes over the labeler on one kind of step images, at equal scores."""
 
     onset: Lead
     settled: Lead
@@ -170,7 +170,7 @@ class ClustersRecord(Record):
 
 
 class UndefinedRecord(Record):
-    """Numbers of undefined and of empty scores of a property, in its headline metric.
+    """Numbers of undefined scores and of empty masks of a property, in its headline metric.
 
     Attributes:
         best: number of test samples with an undefined score in the best cell.

@@ -92,7 +92,7 @@ def vector_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Predictions of the best cell of one layer or input control, which validation chooses.
+    """Predictions of the best cell (on validation samples) of one layer or input control.
 
     Attributes:
         step: step of the cell, from 1.

@@ -73,7 +73,7 @@ class InterventionBatch:
         probes = self._probes_read(site)
         logs = {condition: EditLog() for condition in self.spec.conditions}
         with use_models(run) as (sampler, labelers):
-            # The edit proper is the first condition, and null edits repeat the sizes in its log.
+            # The first condition is the edit itself.  Null edits copy the sizes from its log.
             for condition, log in logs.items():
                 reader = ProbeReader(probes, dtype=sampler.dtype)
                 change = reader.reading(self._change(condition, dose, logs), site.cells)
@@ -99,7 +99,7 @@ class InterventionBatch:
         return {array: np.stack(values) for array, values in results.items() if values}
 
     def _probes_read(self, site: Site) -> dict[tuple[int, str], list[LinearProbe]]:
-        """Return the probes to score on all layers in a site's steps; none unless it is erased."""
+        """Return the probes to score on all layers in a site's steps; none except for erasures."""
         if self.spec.method not in ERASURES:
             return {}
         identity = self.run.location.read_text("identity")

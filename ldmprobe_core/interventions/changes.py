@@ -46,16 +46,16 @@ class EditLog:
         self.sizes.append((size / direction.deviation).cpu())
 
     def mean_reading(self, samples: int) -> np.ndarray:
-        """Mean over the cells of `readings`, (sample,) float64; NaN without any."""
+        """Mean of `readings` over the cells, (sample,) float64; NaN if no cell was recorded."""
         return _mean_over_cells(self.readings, samples)
 
     def mean_size(self, samples: int) -> np.ndarray:
-        """Mean over the cells of `sizes`, (sample,) float64; NaN without any."""
+        """Mean of `sizes` over the cells, (sample,) float64; NaN if no cell was recorded."""
         return _mean_over_cells(self.sizes, samples)
 
 
 def _mean_over_cells(values: list[Tensor], samples: int) -> np.ndarray:
-    """Average values (sample,) over cells; NaN for all samples without any cell."""
+    """Average values (sample,) over cells; NaN for all samples if there are no cells."""
     if not values:
         return np.full(samples, np.nan)
     return torch.stack(values).double().mean(0).numpy()

@@ -81,13 +81,13 @@ def direction_of(
 
 
 def _generator(spec: Intervention, layer: str) -> np.random.Generator:
-    """Build the random number generator of a layer's null edits, equal at each step."""
+    """Build the random generator of a layer's null edits, with one seed for all steps."""
     digest = hashlib.sha256(f"{spec.seed} {layer}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 def probe_kinds_of(run: Run, spec: Intervention) -> list[str]:
-    """Kinds of linear probes of the property that the run stores."""
+    """List the kinds of linear probes of the property that the run stores."""
     prop = spec.edited_property
     return [kind for kind in run.study.linear_kinds if probe_kind(kind).supports(prop)]
 

@@ -105,7 +105,7 @@ class Editor:
         factor = float(scale(one, time.reshape(-1)[0] if isinstance(time, Tensor) else time))
 
         def change(tokens: Tensor) -> Tensor:
-            # Only the difference is scaled, so that latents that are not changed keep their bits.
+            # Only the difference is scaled, so that unchanged latents stay equal to the last bit.
             latents = tokens / factor
             return tokens + (self._edit(LATENTS, latents) - latents) * factor
 
@@ -142,7 +142,7 @@ class Editor:
         """
         edited = self.change(self._step, name, tokens)
         self._edits_made[self._step, name] += 1
-        if edited is tokens:  # a cell that is only read
+        if edited is tokens:  # this cell is not edited, its activations are only read
             return tokens
         # The denoiser works in its own precision, in which a large edited value may be infinite.
         dtype = next(self.sampler.denoiser.parameters()).dtype

@@ -58,7 +58,7 @@ Dose = Annotated[float, Field(gt=0, le=1000, strict=True)]
 
 
 class Intervention(BaseModel):
-    """Settings of an intervention: what is edited, where, how strongly, and beside which nulls.
+    """Settings of an intervention: what is edited, where, how strongly, and the null edits.
 
     Attributes:
         prop: name of the edited property, one of `editable_properties`.
@@ -308,7 +308,7 @@ def parse_intervention(content: dict[str, Any]) -> Intervention:
     """
     try:
         spec = Intervention.model_validate(content)
-        # A field that is given its default value has as little effect as any other value.
+        # A field without effect is refused also if the user gives it its default value.
         spec._require_applicable([name for name, value in content.items() if value is not None])
     except ValidationError as error:
         problem = sentence(error, Intervention, "intervention")

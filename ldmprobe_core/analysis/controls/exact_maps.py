@@ -31,7 +31,7 @@ def exact_record(
     test: np.ndarray,
     bootstrap: Bootstrap,
 ) -> ExactRecord | None:
-    """Score a property's best cell, position and labeler on exact maps.
+    """Score a property's best probe, position baseline and labeler on exact maps.
 
     Args:
         run: finished run.

@@ -65,7 +65,7 @@ class ControlRecord(Record):
 
     @property
     def exceeded(self) -> bool:
-        """Flag that is True if the probe's best cell exceeds the control in its own best cell.
+        """Flag that is True if the probe's best cell exceeds the control's best cell.
 
         The interval of the paired difference must lie above zero, and p must be at most 0.05.
         """

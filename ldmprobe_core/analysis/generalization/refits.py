@@ -155,7 +155,7 @@ class RefitData:
         )
 
     def predict(self, probe: LinearProbe, members: np.ndarray, cut: float | None) -> np.ndarray:
-        """Predict the tokens of samples relative to a cut, (n, y, x).
+        """Predict the tokens of samples, less the threshold of a mask if given, (n, y, x).
 
         The prediction of a mask is foreground where the result is positive.  A sample with
         non-finite activations gets NaN.
@@ -182,9 +182,11 @@ def ordered_by_prompt(
 
 
 def _label_means(sums: SufficientStatistics) -> np.ndarray:
-    """Mean label at each position, (position, label); the overall mean where no token counts."""
+    """Mean label at each position, (position, label); the overall mean without tokens."""
     if sums.by_position is None:
-        raise ValueError("by_position: no sums (None). Fix: give positions to from_tokens")
+        raise ValueError(
+            "by_position: no sums by position (None). Fix: give positions to from_tokens"
+        )
     count = sums.by_position[:, sums.channels, None]
     total = sums.by_position[:, sums.channels + 1 :]
     overall = sums.y / max(sums.n, 1)

@@ -98,7 +98,7 @@ def heatmap(
 
 
 def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
-    """Mark position alone on a colour bar, and write it and the ceilings above the bar."""
+    """Mark the position baseline on a colour bar, and write its score and the ceilings above."""
     low, high = color_range(curves)
     lines = []
     if ceilings:
@@ -137,7 +137,7 @@ def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
 
 
 def step_ticks(steps: int) -> list[int]:
-    """Return the steps that a small plot names: all of few, else the first and multiples of 5."""
+    """Return the steps that a small plot labels: all if few, else the first and multiples of 5."""
     return [step for step in range(1, steps + 1) if steps <= 8 or step == 1 or step % 5 == 0]
 
 

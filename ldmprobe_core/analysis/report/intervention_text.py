@@ -87,7 +87,7 @@ def _details(effect: EffectRecord, method: str) -> dict[str, str]:
         "less unedited": number(effect.less_unedited),
         "edit less this": number(effect.edit_less_this) if effect.edit_less_this else "",
     }
-    # The headline score of an erasure already is the agreement with the own label.
+    # For an erasure, the headline score is already the agreement with the sample's own label.
     if OWN_LABEL in effect.measures and method not in ERASURES:
         row["with own label"] = number(effect.measures[OWN_LABEL])
     if effect.halfway is not None:
