@@ -188,7 +188,7 @@ def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
     while reached.sum() < wanted or (reached[total > 0] == 0).any():
         distance = np.square(reached + counts[left] - target).sum(1)
         if reached.sum() >= wanted:
-            # There are enough samples, but some split has none: take the batch with most of it.
+            # Some split has no samples yet: take the batch with most samples of this split.
             lacking = (total > 0) & (reached == 0)
             distance = -counts[left][:, lacking].sum(1)
         best = left.pop(int(distance.argmin()))

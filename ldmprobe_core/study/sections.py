@@ -26,7 +26,7 @@ PIPELINE = "pipeline"
 """Value of ``sampling.scheduler`` for the scheduler of a pipeline object."""
 
 PIPELINE_PREFIX = "pipeline:"
-"""Begin of ``model.source`` for a pipeline object; the digest of the pipeline follows."""
+"""Prefix of ``model.source`` for a pipeline object; the digest of the pipeline follows."""
 
 HALF = "float16"
 """Default data type of stored activations."""
