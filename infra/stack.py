@@ -43,8 +43,12 @@ from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 def main() -> None:
     """Start the stack, print its addresses, and keep it running until a signal stops it."""
     parser = argparse.ArgumentParser(description="Start the whole platform on loopback.")
-    parser.add_argument("--data", type=Path, default=Path(".stack"), help="folder that it keeps")
-    parser.add_argument("--workers", type=int, default=2, help="Dask workers, where no GPU is")
+    parser.add_argument(
+        "--data", type=Path, default=Path(".stack"), help="folder for data, logs and keys"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="number of Dask workers without GPUs"
+    )
     parser.add_argument(
         "--free-ports", action="store_true", help="take free ports instead of the usual ones"
     )

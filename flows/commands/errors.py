@@ -76,7 +76,9 @@ def prepare_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(
+                os.devnull, os.O_RDWR
+            )  # opened under the lowest free number: that of the closed stream
             os.set_inheritable(number, True)
         stream = getattr(sys, name)
         if stream is None:

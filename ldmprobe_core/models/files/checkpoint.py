@@ -27,9 +27,9 @@ _DTYPE_BYTES = {
 }  # fmt: skip
 
 FLOATS = ("F16", "BF16", "F32", "F64")
-"""Types of numbers whose values are weights as they are.
+"""Data types of weights that are not quantized.
 
-Integers and 8-bit floats are quantized weights, which mean something together with scales only.
+Integers and 8-bit floats are quantized weights, whose meaning depends on scales.
 """
 
 _STEMS = ("diffusion_pytorch_model", "model")
