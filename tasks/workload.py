@@ -23,7 +23,10 @@ from tasks.time_left import TimeLeft, UnitCost
 _STEP_IMAGE = 0.75  # cost of decoding the two images of a step
 _PERMUTED = 0.75  # cost of a step of the permuted denoiser
 _LABELED_IMAGE = 0.26
-_CELL, _CELL_SAMPLE = 10.0, 0.085  # cost of probing a cell: a fixed part, and one for each sample
+_CELL, _CELL_SAMPLE = (
+    10.0,
+    0.085,
+)  # cost of the probes of a layer at a step: fixed, and for each sample
 CLOSING = (470.0, 2.4)
 """Cost of the summary and the report: a fixed part (figures), and one for each sample.
 

@@ -97,7 +97,7 @@ def _require_settings_files(home: Path) -> None:
     for path in (Path(profiles or home / "profiles.toml").expanduser(), Path("prefect.toml")):
         if path.exists() and not path.is_file():
             raise UserError(
-                f"Prefect's settings: they must be in a regular file ({str(path)!r} is none). Fix: "
+                f"Prefect's settings: they must be in a regular file ({str(path)!r} is not). Fix: "
                 "replace it by a TOML file, or remove it"
             )
 

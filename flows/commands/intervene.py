@@ -58,7 +58,7 @@ Confidence = Annotated[
 Metric = Annotated[str | None, typer.Option(help="covariance (default) or l2")]
 Control = Annotated[
     list[str] | None,
-    typer.Option(help="orthogonal, coherent, permuted or own_label; may be repeated"),
+    typer.Option(help="null edit: orthogonal, coherent, permuted or own_label; may be repeated"),
 ]
 Controls = Annotated[bool, typer.Option(help="make null edits")]
 Published = Annotated[bool, typer.Option("--published", help="the settings of Chen et al. (2023)")]

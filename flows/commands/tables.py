@@ -71,7 +71,7 @@ def print_summary(summary: Summary, url: str, console: Console) -> None:
 
 
 def _last_is_higher(result: PropertyRecord) -> bool:
-    """Return whether the last step has a higher score than the best cell, as they are printed."""
+    """Return whether the printed score of the last step is higher than that of the best cell."""
     best, last = result.best.score.mean, result.last.score.mean
     return best is not None and last is not None and round(last, 2) > round(best, 2)
 

@@ -38,7 +38,7 @@ RIVALS = {
 
 @dataclass(frozen=True)
 class Curves:
-    """Scores over steps of one property on the test samples, in the headline metric.
+    """Scores over steps of one property on the test samples, in the main metric.
 
     Attributes:
         probe: scores of the probes of one layer and kind, (step, sample).

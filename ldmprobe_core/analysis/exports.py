@@ -75,7 +75,7 @@ def _write_parquet(text: str, path: Path) -> None:
 
 
 def latex_table(summary: Summary) -> str:
-    """Return a LaTeX table (booktabs) of the best cells, with one row per property.
+    """Return a LaTeX table (booktabs) of the best layers and steps, with one row per property.
 
     Scores are means over test samples with their bootstrap intervals, as in the report.
     """

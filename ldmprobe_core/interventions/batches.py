@@ -99,7 +99,7 @@ class InterventionBatch:
         return {array: np.stack(values) for array, values in results.items() if values}
 
     def _probes_read(self, site: Site) -> dict[tuple[int, str], list[LinearProbe]]:
-        """Return the probes to score on all layers in a site's steps; none except for erasures."""
+        """Return the probes of all layers to score at the edited steps; only erasures have any."""
         if self.spec.method not in ERASURES:
             return {}
         identity = self.run.location.read_text("identity")
@@ -121,14 +121,14 @@ class InterventionBatch:
         return make_change(self.spec, self.plan.kind, self._direction, aim, dose, logs[condition])
 
     def _direction(self, step: int, layer: str) -> EditDirection:
-        """Return the cached edit direction of a cell."""
+        """Return the cached edit direction of a layer at a step."""
         identity = self.run.location.read_text("identity")
         # Gradients are off while images are generated, but some kinds of probes need them to fit.
         with torch.enable_grad():
             return direction_of(self.run.url, identity, self.spec, step, layer)
 
     def _donated(self, step: int, layer: str) -> np.ndarray:
-        """Activations of the donors in one cell, (sample, y, x, channel)."""
+        """Activations of the donor samples at one layer and step, (sample, y, x, channel)."""
         values = [
             self.run.read(f"activations/{layer}", "activation", step=step - 1, sample=donor)
             for donor in self.donors

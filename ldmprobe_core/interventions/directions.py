@@ -32,7 +32,7 @@ from ldmprobe_core.study.probe_kinds import probe_kind
 def direction_of(
     url: str, identity: str, spec: Intervention, step: int, layer: str
 ) -> EditDirection:
-    """Compute the edit direction of one cell; cached for all batches of an intervention.
+    """Compute the edit direction at one layer and step; cached for all batches.
 
     Args:
         url: URL or path of the run whose probes give the directions.
@@ -118,7 +118,7 @@ def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellR
 def probes_of_cell(
     run: Run, identity: str, spec: Intervention, step: int, layer: str
 ) -> list[LinearProbe]:
-    """Return the property's linear probes of a cell, one for each of the `probe_kinds_of`."""
+    """Return the linear probes of one layer at one step, one for each of `probe_kinds_of`."""
     if layer == LATENTS:
         probes = single_latent_probes(run.url, identity, spec.prop, step).probes
         return [_linear(probes[kind, spec.prop]) for kind in probe_kinds_of(run, spec)]
@@ -128,7 +128,7 @@ def probes_of_cell(
 
 
 def _linear(probe: object) -> LinearProbe:
-    """Return a probe after a check that it is linear."""
+    """Check that a probe is linear, and return it."""
     if not isinstance(probe, LinearProbe):
         raise TypeError(f"probe: a {type(probe).__name__} is not linear")
     return probe
@@ -188,7 +188,7 @@ def label_regression(
     labels: LabelSet,
     statistics: SufficientStatistics | None = None,
 ) -> tuple[RidgePath, int | None]:
-    """Compute the moments of a cell's training activations, and their covariance with the labels.
+    """Compute moments of training activations, and their covariance with the labels.
 
     Samples with non-finite activations are not used.
 

@@ -25,7 +25,7 @@ from ldmprobe_core.study.probe_kinds import probe_kind
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and covariance of the training activations of one cell.
+    """Mean and covariance of the training activations of one layer at one step.
 
     Attributes:
         mean: (channel,) float64.

@@ -64,7 +64,7 @@ class EffectRecord(BaseModel):
 
 
 class SiteRecord(BaseModel):
-    """Effects of an intervention at one site and one dose.
+    """Effects of edits of the same layers and steps (a site) with one dose.
 
     Attributes:
         layers: names of the edited layers; ``latents`` stands for the denoiser's input.

@@ -189,7 +189,7 @@ class RunSchema(ProbeSchema):
             )
 
     def _truth(self) -> None:
-        """Create the group of exact maps."""
+        """Create the group of ground-truth maps."""
         group = self.group("exact_maps", "Exact maps of the pictures, as they were given.")
         self.add_sample(group)
         self.add_pixels(group)

@@ -46,7 +46,7 @@ def summed_columns(study: Study, network: str) -> tuple[LabelColumn, ...]:
 
 
 def gram_width(study: Study, network: str, channels: int) -> int:
-    """Return the width of a cell's Gram matrix: channels, a constant, and the label columns."""
+    """Return the width of a Gram matrix of sums: channels, a constant, and label columns."""
     return channels + 1 + len(summed_columns(study, network))
 
 

@@ -133,7 +133,7 @@ class Split(Section):
 
 
 class Probes(Section):
-    """Probes that are trained in each cell.
+    """Probes that are trained at each layer and step.
 
     Attributes:
         kinds: names of registered kinds, at least one of them linear.  ``ridge`` (all properties)
@@ -253,7 +253,7 @@ class Controls(Section):
         return self.permuted_weights or self.random_weights
 
     def enabled(self, condition: str) -> bool:
-        """Return whether the study scores cells under a condition; True for the probe itself."""
+        """Return whether the study has probes of this condition; True for the probe itself."""
         if condition == PROBE_CONDITION:
             return True
         return bool((self.__dict__ | (self.model_extra or {})).get(condition))

@@ -21,7 +21,7 @@ CLASS = "class"
 
 
 class MapFormat(Section):
-    """Rules for checking and resizing the exact maps that a user gives as files.
+    """Rules for checking and resizing the ground-truth maps that a user gives as files.
 
     Attributes:
         minimum: smallest allowed value; None allows any.
@@ -77,10 +77,10 @@ METRICS_OF_KIND: dict[str, tuple[str, ...]] = {
     "mask": ("dice", "iou", "auroc", "average_precision"),
     "scalar": ("spearman", "pearson", "rmse", "spearman_partial", "pearson_partial"),
 }
-"""Built-in metrics of each kind of property, the headline metric first."""
+"""Built-in metrics of each kind of property, the main metric first."""
 
 HEADLINES = {"mask": ("dice",), "scalar": ("spearman", "pearson")}
-"""Built-in metrics of each kind that may be the headline metric; larger is better."""
+"""Built-in metrics of each kind that may be the main metric; larger is better."""
 
 REGISTERED_METRICS: set[str] = set()
 """Names of metrics that are not built in (`ldmprobe_core.probing.metrics.register_metric`)."""
@@ -146,7 +146,7 @@ class Property(Section):
                     f"{', '.join(usable)}"
                 )
         # The best cell is the one with the largest score, and some controls need a definition
-        # for the headline metric.
+        # for the main metric.
         headlines = HEADLINES[self.kind]
         if self.metrics[0] not in headlines and self.metrics[0] not in REGISTERED_METRICS:
             raise ValueError(

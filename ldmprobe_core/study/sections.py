@@ -115,7 +115,7 @@ class Prompts(Section):
 
 
 class Images(Section):
-    """Source images of the user, with optional exact maps, used instead of generated images.
+    """Source images of the user, with optional ground-truth maps, used instead of generated images.
 
     The maps of ``a.png`` are files beside it, named ``a.foreground.*``, ``a.depth.*`` and
     ``a.shading.*`` (PNG, TIFF, NPY or EXR).

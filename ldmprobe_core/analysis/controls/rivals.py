@@ -37,7 +37,7 @@ It has only three parameters, and needs training samples with step images.
 def rival_scores(
     run: Run, prop: str, labels: LabelSet, test: np.ndarray, steps: int
 ) -> dict[str, np.ndarray]:
-    """Score the labeler of a property on the images of each step, in the headline metric.
+    """Score the labeler of a property on the images of each step, in the main metric.
 
     Args:
         run: finished run.

@@ -63,7 +63,7 @@ def same_prompt_scores(
 def read_same_prompt_scores(
     run: Run, prop: str, labels: LabelSet, test: np.ndarray, cell: tuple[str, int, str]
 ) -> np.ndarray | None:
-    """Score the stored probe of a cell against the labels of other test images of the same prompt.
+    """Score a stored probe against the labels of other test images of the same prompt.
 
     Args:
         run: finished run.

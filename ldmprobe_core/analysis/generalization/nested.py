@@ -35,7 +35,7 @@ def block_ends(n: int) -> list[int]:
 
 @dataclass
 class NestedBlocks:
-    """Blocks of the training images of one cell in random orders, with sufficient statistics.
+    """Blocks of training images in random orders, with sufficient statistics of each block.
 
     Attributes:
         data: activations and labels of all samples.

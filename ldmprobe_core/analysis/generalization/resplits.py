@@ -107,7 +107,7 @@ class Resplits:
         return np.repeat(part, [len(block) for block in self.blocks], axis=1)
 
     def fit(self, data: RefitData) -> list[LinearProbe]:
-        """Fit the probe of every re-split to one cell, from the sums of its blocks.
+        """Fit the probe of every re-split to one layer and step, from the sums of its blocks.
 
         The weights are NaN if a part has no sample with finite activations.
         """
@@ -152,7 +152,7 @@ class Resplits:
 
 
 class ResplitScorer:
-    """Scorer of the re-splits' probes of one property, in the headline metric.
+    """Scorer of the re-splits' probes of one property, in the main metric.
 
     Args:
         labels: label maps and splits of the run.
@@ -176,7 +176,7 @@ class ResplitScorer:
         self._validation = resplits.holds(resplits.validation)
 
     def scores(self, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Fit and score the probes of one cell.
+        """Fit and score the probes of one layer at one step.
 
         Args:
             activations: activations of all samples, (sample, y, x, channel).

@@ -51,7 +51,7 @@ def step_image_rows(run: Run, samples: list[int]) -> list[int]:
 
 
 def color_range(curves: Curves) -> tuple[float, float]:
-    """Return the least and the largest score of a property's probes and controls over all cells.
+    """Return the least and largest score of probes and controls over all layers and steps.
 
     Partial scores are of another metric, and begin near 0.
     """
@@ -63,7 +63,7 @@ def color_range(curves: Curves) -> tuple[float, float]:
 def heatmap(
     prop: str, curves: Curves, layers: list[str], summary: Summary
 ) -> tuple[Figure, dict[str, str]]:
-    """Draw the mean score of every cell, step by layer, with a frame around the best cell.
+    """Draw a heatmap of mean scores, step by layer, with a frame around the best one.
 
     The colour bar names position alone, and the ceilings of the layers' token grids.
 

@@ -62,7 +62,7 @@ class ProbeReader:
     dtype: torch.dtype = torch.float16
 
     def reading(self, change: Change, edited: list[tuple[int, str]]) -> Change:
-        """Return a function that changes the edited cells, and records the predictions of `probes`.
+        """Return a function that edits activations, and records the predictions of `probes`.
 
         Args:
             change: function that changes activations.

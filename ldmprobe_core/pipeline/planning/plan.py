@@ -141,7 +141,7 @@ class StudyPlan:
 
     @property
     def cells(self) -> int:
-        """Number of cells (steps x layers), where the latents do not count as a layer."""
+        """Number of pairs of step and captured layer."""
         return len(self.steps) * len(self.layers)
 
     @property
@@ -283,7 +283,7 @@ def _captured_shapes(
 
 
 def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
-    """List the properties for which every source image has an exact map.
+    """List the properties for which every source image has a ground-truth map.
 
     Args:
         study: the study.

@@ -161,7 +161,7 @@ def _off_line(points: np.ndarray) -> np.ndarray:
 def edge_residuals(
     images: np.ndarray, foreground: np.ndarray, captions: list[str]
 ) -> tuple[np.ndarray, int]:
-    """`line_residual` of the images whose edge can be measured, and the number of attempts.
+    """Measure how straight the floor's edge is; images without a clear edge are skipped.
 
     Args:
         images: (n, y, x, rgb) uint8.
