@@ -110,7 +110,7 @@ def generate_and_label(run: RunRef, execution: Execution, left: TimeLeft) -> dic
 
 
 def _accumulate(run: RunRef, execution: Execution, left: TimeLeft) -> dict[str, float]:
-    """Accumulate statistics if the study asks for them, and return the seconds that it took.
+    """Sum up sufficient statistics if the study asks for them; return the seconds taken.
 
     Different accumulators are filled in parallel.  The units of the same accumulator run one after
     another, because each adds to the sums of the one before.

@@ -219,7 +219,7 @@ def _make_schema(platform: Platform) -> None:
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of a JSON file; if it does not exist, first write ``make()`` to it."""
+    """Return the content of a JSON file, which is created from ``make()`` if it is missing."""
     if not path.exists():
         _private(path, json.dumps(make()))
     return json.loads(path.read_text())

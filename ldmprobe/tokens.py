@@ -67,7 +67,7 @@ class TokenStream(IterableDataset):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch = int(self._epoch)
-        # All workers draw the same order of chunks, and each takes its share of it.
+        # All workers draw the same order of chunks, and each worker reads a part of the chunks.
         order = np.random.default_rng([self.seed, epoch])
         chunks = order.permutation(self._chunks())[number::workers]
         rng = np.random.default_rng([self.seed, epoch, number + 1])

@@ -43,7 +43,7 @@ def check_prefect_settings() -> None:
     except ValidationError as error:
         raise _refused_setting(error) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        # Prefect raises an error of these types if, for example, profiles.toml is malformed.
+        # A malformed profiles.toml, for example, makes Prefect raise one of these exceptions.
         raise UserError(
             f"Prefect's settings cannot be read ({type(error).__name__}: {error}). Fix: correct "
             "prefect.toml or the profiles.toml in PREFECT_HOME"

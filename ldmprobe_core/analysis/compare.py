@@ -20,7 +20,7 @@ SampleKey = tuple[str, int, str | None, str | None]
 
 
 def compare(runs: list[Run]) -> list[dict[str, str]]:
-    """Build a table that compares runs with the first of them.
+    """Build a table that compares several runs with the first run in the list.
 
     The table has one row for each property and run, with the score at the last step, its difference
     to the first run's score, and the onset and settled steps.  The difference is a mean over the
@@ -106,7 +106,7 @@ def _differing(first: Any, other: Any, key: str = "") -> dict[str, tuple[Any, An
 
 
 def difference_notes(runs: list[Run]) -> tuple[str, ...]:
-    """Name the settings in which runs differ from the first of them, with their values.
+    """Describe the settings in which runs differ from the first run in the list.
 
     Returns:
         one sentence for each run whose study differs; empty if all runs have the same settings.

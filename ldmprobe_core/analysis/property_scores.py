@@ -264,7 +264,7 @@ class PropertyScores:
         )
 
     def _validation(self, scores: np.ndarray) -> np.ndarray:
-        """Mean of the defined scores (..., held-out sample) on validation samples; -inf if none."""
+        """Average scores (..., held-out sample) over validation samples; -inf if all are NaN."""
         return mean_of_defined(scores[..., ~self.is_test], otherwise=-np.inf)
 
     @cached_property

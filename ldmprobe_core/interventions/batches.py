@@ -123,7 +123,7 @@ class InterventionBatch:
     def _direction(self, step: int, layer: str) -> EditDirection:
         """Return the cached edit direction of a layer at a step."""
         identity = self.run.location.read_text("identity")
-        # Gradients are off while images are generated, but some kinds of probes need them to fit.
+        # Gradients are off during generation, but fitting some kinds of probes needs them.
         with torch.enable_grad():
             return direction_of(self.run.url, identity, self.spec, step, layer)
 

@@ -109,7 +109,8 @@ def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellR
     """
     run = Run(url)
     tokens = run.read(f"activations/{LATENTS}", "activation", step=step - 1)
-    # Gradients are off while images are generated, but some kinds of probes need them to fit.
+    # PyTorch's gradients are off during generation, but fitting some kinds of probes needs
+    # them.
     with torch.enable_grad():
         labels = cached_label_set(url, identity)
         return probe_activations(tokens, labels, run.study, (LabelColumn("true", prop),))["true"]

@@ -147,7 +147,7 @@ class Intervention(BaseModel):
     @field_validator("chosen")
     @classmethod
     def _named_once(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        """Check that samples are named, each once, and sort them."""
+        """Check that the list of samples is not empty and has no duplicates, and sort it."""
         if value == ():
             raise ValueError(
                 "no sample is named ([]). Fix: name samples, or leave chosen out to take the first "

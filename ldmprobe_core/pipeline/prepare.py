@@ -118,7 +118,7 @@ def run_in(store: str, study: Study) -> Run:
 
 
 def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
-    """Warn about runs of the same study with other source images, which will not be continued.
+    """Warn if the store has runs of this study with other source images, which do not resume.
 
     Args:
         plan: plan of the study.

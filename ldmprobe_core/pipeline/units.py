@@ -64,7 +64,7 @@ UNITS: dict[str, UnitOperations] = {}
 
 
 def register_units(operations: UnitOperations) -> UnitOperations:
-    """Register the functions that list, compute and check one kind of unit, and return them.
+    """Register a kind of unit by the functions that list, compute and check its units.
 
     Raises:
         ValueError: functions for this kind are registered already.

@@ -192,7 +192,7 @@ def _score_heldout(
         column = key[1]
         record = property_of(column.prop)
         scorer = labels.scorer(column.prop, activations.shape[1:3])
-        # An assignment with several draws is reported in a few metrics only.  The others are not
+        # Shuffled labels with several draws are reported in a few metrics only.  The others are not
         # computed, which saves time.
         metrics = record.compared if column.assignment in repeated else record.metrics
         values = scorer.scores(tokens, cuts.get(key), metrics)

@@ -206,7 +206,7 @@ _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 
 
 def _bytes_of(record: Property) -> tuple[object, ...]:
-    """Return the fields on which a run's bytes depend; others are for display and edits."""
+    """Return the fields that affect stored results, without those for display and edits."""
     return record.kind, record.metrics, record.map_format, record.component
 
 
@@ -303,7 +303,7 @@ def map_properties() -> tuple[str, ...]:
 
 
 def with_built_in(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the built-in properties, then those of others, sorted.
+    """Sort names of properties: built-in ones in their order, then others by name.
 
     Args:
         names: names of properties, such as those that a study declares.
@@ -326,7 +326,7 @@ def components_of(vector: str) -> tuple[str, ...]:
 
 
 def vectors_of(props: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Group properties into vectors: components by vector, for vectors of which none is missing."""
+    """Group components by vector property, for vectors of which all components are given."""
     present = set(props)
     names = dict.fromkeys(
         record.component.vector for record in PROPERTIES.values() if record.component is not None

@@ -92,7 +92,7 @@ def render(scene: Scene | Arrangement, size: int = IMAGE_SIZE, samples: int = SA
 
 
 def correspondences(source: Scene, target: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Find where the object's points in one image are in an image of the same object.
+    """Find corresponding points of two images that show the same object.
 
     Args:
         source, target: scenes of the same object; all their other parameters may differ.

@@ -79,7 +79,7 @@ class FileSource(FolderSource):
                     read_component(self.folder / name)
 
     def _require_all(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Check that the file's tensors, renamed by diffusers, are those of a network."""
+        """Check that the file's tensors, renamed by diffusers, match a network's parameters."""
         kind = type(network).__name__
         convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
         try:

@@ -109,7 +109,7 @@ class StudyPlan:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Make `plan_of` return this plan inside the block, so that the study is planned once.
+        """Context manager in which `plan_of` returns this plan, so that a study is planned once.
 
         This applies to the current thread and to asyncio tasks that it starts.  After the block, a
         new plan is made, which reads the user's files again.

@@ -166,7 +166,7 @@ class CellData:
         return self.columns[column].owners(members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
-        """Return the result of `compute`, cached under `key` for all labels of these tokens."""
+        """Return the result of `compute`, cached under `key` for fits to other labels."""
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]

@@ -1,4 +1,4 @@
-"""Vector properties, such as the surface normal: each component is a property of its own."""
+"""Vector properties, such as surface normals, whose components are properties themselves."""
 
 from __future__ import annotations
 

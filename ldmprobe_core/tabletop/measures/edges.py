@@ -97,7 +97,7 @@ def _changes(
 
 
 def _refined_points(scan: np.ndarray, covered: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """Points (n, 2) in pixels: middle of the scan line, sub-pixel position of the edge in it."""
+    """Edge points (n, 2) in pixels: scan line, and sub-pixel position along the scan line."""
     length = len(scan)
     points = []
     for line, k in enumerate(change):
