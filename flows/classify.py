@@ -36,7 +36,7 @@ def classify_flow(
     if study.labels.classes is None:
         raise UserError("labels.class is null, but classify needs it. Fix: give a class labeler.")
     with hold_study(study, store) as (plan, lease):
-        with activity("creating the run, or reading how far it is"):
+        with activity("creating the run, or reading its progress"):
             run = prepare(plan.study, store)
 
         def work() -> dict[str, Any]:

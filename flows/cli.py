@@ -94,7 +94,7 @@ def run(
     if target.location.has("summary.json"):
         check_fingerprints(target, plan.study)
         console.print(
-            f"{target.url} is finished already; here is what it found.\n",
+            f"{target.url} is finished already; these are its results.\n",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         print_summary(load_summary(target), target.url, console)
@@ -250,7 +250,10 @@ def compare(
 def verify(
     run: RunArgument,
     redo: Annotated[
-        bool, typer.Option("--redo", help="have the next `run` make again what is damaged")
+        bool,
+        typer.Option(
+            "--redo", help="mark damaged units of work, so that the next `run` repeats them"
+        ),
     ] = False,
 ) -> None:
     """Read every chunk of a run, and list those that are missing or differ from their checksum."""
@@ -273,10 +276,12 @@ def verify(
     target.location.remove("summary.json")
     if left:
         raise RunError(
-            f"{left[0].key} is damaged, and the rest of the run does not determine it. Fix: "
+            f"{left[0].key} is damaged, and cannot be computed from the rest of the run. Fix: "
             "restore the run from a copy, or move it away and start again."
         )
-    console.print(f"{len(damage)} chunks will be made again by the next run", highlight=False)
+    console.print(
+        f"{len(damage)} damaged chunks will be computed again by the next run", highlight=False
+    )
 
 
 @app.command()

@@ -77,7 +77,9 @@ def _reconcile(flow_run_id: str) -> bool:
         whether the server accepted the marks.
     """
     logger = get_run_logger()
-    message = f"its process ended without a word; flow run {runtime.flow_run.id} goes on from there"
+    message = (
+        f"its process ended without a report; flow run {runtime.flow_run.id} continues its work"
+    )
     try:
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(UUID(flow_run_id))
@@ -94,7 +96,7 @@ def _reconcile(flow_run_id: str) -> bool:
         # without it.
         logger.warning("flow run %s was not marked as crashed: %s", flow_run_id, error)
         return False
-    logger.info("flow run %s had died; this one goes on from where it was", flow_run_id)
+    logger.info("flow run %s had died; this flow run continues its work", flow_run_id)
     return True
 
 

@@ -48,7 +48,7 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
         store: folder or ``s3://bucket/prefix`` that contains runs.
     """
     with hold_study(study, store) as (plan, lease):
-        with activity("creating the run, or reading how far it is"):
+        with activity("creating the run, or reading its progress"):
             run = prepare(plan.study, store)
         with workers_of(study.execution, worker_memory_limit(plan)):
             summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
@@ -110,7 +110,7 @@ def generate_and_label(run: RunRef, execution: Execution, left: TimeLeft) -> dic
 
 
 def _accumulate(run: RunRef, execution: Execution, left: TimeLeft) -> dict[str, float]:
-    """Accumulate statistics if the study asks for them, and return the seconds that it took.
+    """Sum up sufficient statistics if the study asks for them; return the seconds taken.
 
     Different accumulators are filled in parallel.  The units of the same accumulator run one after
     another, because each adds to the sums of the one before.

@@ -1,4 +1,4 @@
-"""Watch over a flow of the command line: stops it on a signal, a cancellation or a lost server.
+"""Monitor of a flow: stops it on a signal, a cancellation in Prefect or a lost Prefect server.
 
 Each of these events requests a stop (`tasks.stopping`).  A request has a time limit, after which
 the process ends even if units are still in progress.  This is safe, because a unit is recorded as

@@ -1,4 +1,4 @@
-"""Watch over Dask workers: replaces lost local ones, and stops the flow if no worker is left."""
+"""Monitor of Dask workers: replaces lost local ones, and stops the flow if none is left."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ def submit_units(
         after: one future for each unit, which must end before the unit starts; empty if the units
             do not wait for anything.
     """
-    # The other functions need no units, and do without the libraries of models that these import.
+    # Imported here, because `UNITS` loads the model libraries, which the rest of this module does
+    # not need.
     from ldmprobe_core.pipeline.units import UNITS
 
     futures: dict[str, PrefectFuture[Any]] = {}

@@ -19,7 +19,7 @@ import s3fs
 DEPLOYMENTS = Path(__file__).with_name("prefect.yaml")
 _LIMIT_S = 60.0
 _SILENCE = timedelta(seconds=600)
-"""Time without a heartbeat after which a flow run counts as crashed.
+"""Duration without a heartbeat after which a flow run counts as crashed.
 
 A flow run sends a heartbeat every 180 seconds (PREFECT_FLOWS_HEARTBEAT_FREQUENCY).
 """

@@ -43,8 +43,12 @@ from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 def main() -> None:
     """Start the stack, print its addresses, and keep it running until a signal stops it."""
     parser = argparse.ArgumentParser(description="Start the whole platform on loopback.")
-    parser.add_argument("--data", type=Path, default=Path(".stack"), help="folder that it keeps")
-    parser.add_argument("--workers", type=int, default=2, help="Dask workers, where no GPU is")
+    parser.add_argument(
+        "--data", type=Path, default=Path(".stack"), help="folder for data, logs and keys"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="number of Dask workers without GPUs"
+    )
     parser.add_argument(
         "--free-ports", action="store_true", help="take free ports instead of the usual ones"
     )
@@ -215,7 +219,7 @@ def _make_schema(platform: Platform) -> None:
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the content of a JSON file; if it does not exist, first write ``make()`` to it."""
+    """Return the content of a JSON file, which is created from ``make()`` if it is missing."""
     if not path.exists():
         _private(path, json.dumps(make()))
     return json.loads(path.read_text())

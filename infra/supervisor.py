@@ -60,7 +60,7 @@ class Supervisor:
         while not service.is_well():
             ended = self.running[service.name][1].poll() is not None
             if ended or time.monotonic() > deadline:
-                problem = "ended" if ended else "is not well in time"
+                problem = "ended" if ended else "is not healthy in time"
                 raise StackError(
                     f"service {service.name} {problem}. Fix: read its log, {self._log(service)}"
                 )

@@ -131,7 +131,7 @@ class Run(StoredRun):
         """
         _require_layer(layer, self.probe_inputs)
         group, array = f"activations/{layer}", f"activations/{layer}/activation"
-        # A chunk holds a batch of samples, or one sample of those with step images.
+        # A chunk of predicted clean pixels holds one sample, any other chunk one batch of samples.
         batch = self.study.sampling.batch
         chunks = self.read(group, "sample")[:: 1 if layer == CLEAN_PIXELS else batch]
         done = self.progress.completed("generated")[chunks // batch]

@@ -221,7 +221,7 @@ def intervene(
 
 
 def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
-    """Compare finished runs with the first of them.
+    """Compare the scores of several finished runs with those of the first run in the list.
 
     The difference between two runs is the mean over the test samples that both runs contain.
 

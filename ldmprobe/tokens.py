@@ -51,7 +51,7 @@ class TokenStream(IterableDataset):
         self.height, self.width, self.channels = array.shape[2:]
         self.chunk_samples = array.chunks[0]
         _require_generated(run, samples)
-        # Probes leave out a sample at the steps at which a value of it is not finite.
+        # A sample with a value that is not finite is left out at this step, as in probes.
         finite = run.read(self.path, "nonfinite") == 0
         self.chosen = np.zeros_like(finite)
         self.chosen[np.ix_(samples, rows)] = finite[np.ix_(samples, rows)]
@@ -67,7 +67,7 @@ class TokenStream(IterableDataset):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch = int(self._epoch)
-        # All workers draw the same order of chunks, and each takes its share of it.
+        # All workers draw the same order of chunks, and each worker reads a part of the chunks.
         order = np.random.default_rng([self.seed, epoch])
         chunks = order.permutation(self._chunks())[number::workers]
         rng = np.random.default_rng([self.seed, epoch, number + 1])
@@ -81,7 +81,7 @@ class TokenStream(IterableDataset):
         return np.argwhere(np.logical_or.reduceat(self.chosen, starts, axis=0))
 
     def _read(self, chunks: np.ndarray) -> Iterator[np.ndarray]:
-        """Read the chosen tokens (token, channel) of each chunk, as stored; a lost chunk raises."""
+        """Read the chosen tokens (token, channel) of each chunk; a lost chunk raises an error."""
         store = Run(self.url).zarr_store(require_complete=True)
         array = open_array(store, self.url, f"{self.path}/activation")
         for number, row in chunks:

@@ -1,4 +1,4 @@
-"""Display of what the process does: a live line on a terminal, one line a minute in a file.
+"""Display of the process's activity: a live line on a terminal, one line per minute in a file.
 
 The lines go to standard error, so that standard output has the results alone.
 """

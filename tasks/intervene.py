@@ -41,7 +41,7 @@ def edit(unit: UnitRef) -> dict[str, Any]:
 @task(name="summarise edits", task_run_name="summarise {name}")
 def summarise_edits(run: RunRef, name: str, seconds: float) -> dict[str, Any]:
     """Summarise an intervention, and rebuild the run's report so that it shows the results."""
-    # Imported here for the same reason as in `tasks.study.summarise`.
+    # Imported here, because Dask workers import this module and do not need Matplotlib.
     from ldmprobe_core.analysis.report.build import rebuild_report
 
     store = Run(run.url)

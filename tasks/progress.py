@@ -1,4 +1,4 @@
-"""Wait for the units of a stage, with its progress in the terminal and in Prefect's UI.
+"""Waiting for all units of a stage, with a display of progress in terminal and Prefect UI.
 
 A stage is a step of a flow, such as generation, that submits many units of work at once.
 """

@@ -71,7 +71,7 @@ def request_stop(stop: Stop) -> bool:
         if _requests:
             return False
         try:
-            say(stop.message)  # first, so that the reason is printed when the request is seen
+            say(stop.message)  # printed first, before the request takes effect
         finally:
             _requests.append(stop)
     return True

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 _FEWEST = 3
-"""Number of measured units of one cost from which their own median is used."""
+"""Least number of timed units of equal cost for which their own median time is used."""
 
 
 @dataclass(frozen=True)

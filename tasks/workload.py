@@ -20,18 +20,21 @@ from ldmprobe_core.storage.run import Run
 from tasks.references import RunRef
 from tasks.time_left import TimeLeft, UnitCost
 
-_STEP_IMAGE = 0.75  # decoding of the two images of a step
-_PERMUTED = 0.75  # the permuted denoiser's step
+_STEP_IMAGE = 0.75  # cost of decoding the two images of a step
+_PERMUTED = 0.75  # cost of a step of the permuted denoiser
 _LABELED_IMAGE = 0.26
-_CELL, _CELL_SAMPLE = 10.0, 0.085  # cost of probing a cell: a fixed part, and one for each sample
+_CELL, _CELL_SAMPLE = (
+    10.0,
+    0.085,
+)  # cost of the probes of a layer at a step: fixed, and for each sample
 CLOSING = (470.0, 2.4)
-"""Cost of the summary and the report: figures, and statistics for each sample.
+"""Cost of the summary and the report: a fixed part (figures), and one for each sample.
 
 With the 240 samples of the embedded study, statistics are about 0.55 of it.
 """
 
 CURVES = (100.0, 0.0)
-"""Cost of the class curves, with which a classify flow ends, in the same two parts."""
+"""Cost of the class curves at the end of a classify flow: fixed, and for each sample."""
 
 _STAGES = {"accumulate": "tally"}
 """Stage of each kind of unit whose stage is not named after its verb."""

@@ -43,7 +43,7 @@ def check_prefect_settings() -> None:
     except ValidationError as error:
         raise _refused_setting(error) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        # Prefect raises an error of these types if, for example, profiles.toml is malformed.
+        # A malformed profiles.toml, for example, makes Prefect raise one of these exceptions.
         raise UserError(
             f"Prefect's settings cannot be read ({type(error).__name__}: {error}). Fix: correct "
             "prefect.toml or the profiles.toml in PREFECT_HOME"
@@ -97,7 +97,7 @@ def _require_settings_files(home: Path) -> None:
     for path in (Path(profiles or home / "profiles.toml").expanduser(), Path("prefect.toml")):
         if path.exists() and not path.is_file():
             raise UserError(
-                f"Prefect's settings: they must be in a regular file ({str(path)!r} is none). Fix: "
+                f"Prefect's settings: they must be in a regular file ({str(path)!r} is not). Fix: "
                 "replace it by a TOML file, or remove it"
             )
 

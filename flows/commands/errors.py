@@ -76,7 +76,9 @@ def prepare_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(
+                os.devnull, os.O_RDWR
+            )  # opened under the lowest free number: that of the closed stream
             os.set_inheritable(number, True)
         stream = getattr(sys, name)
         if stream is None:
@@ -90,8 +92,8 @@ def _output_problem(error: Exception) -> str:
     """Return the message about an output that cannot be written; empty for another error."""
     frames = list(traceback.walk_tb(error.__traceback__))
     module = str(frames[-1][0].f_globals.get("__name__")) if frames else ""
-    # An OSError from one of these packages concerns the standard streams, because they write no
-    # files.
+    # An OSError from click, rich or typer concerns the standard streams, because these packages
+    # write no files.
     if not isinstance(error, OSError) or module.partition(".")[0] not in ("click", "rich", "typer"):
         return ""
     # Python flushes standard output when it exits, which would fail again and print a traceback.

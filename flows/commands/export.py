@@ -13,7 +13,7 @@ Target = Annotated[str, typer.Option("--to", help="file to write: .csv, .parquet
 
 
 def export(run: RunArgument, to: Target) -> None:
-    """Write a finished run's scores as CSV or Parquet (every cell), or LaTeX (the main table)."""
+    """Write a finished run's scores: all as CSV or Parquet, or the main table as LaTeX."""
     from ldmprobe_core.analysis.exports import export_run_scores
 
     export_run_scores(finished_run(run), to)

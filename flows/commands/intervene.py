@@ -19,15 +19,15 @@ Shift = Annotated[
     list[str] | None,
     typer.Option(help="dx,dy as shares of width and height, such as 0.2,0; may be repeated"),
 ]
-Mirror = Annotated[bool, typer.Option(help="aim at the mirrored map")]
+Mirror = Annotated[bool, typer.Option(help="use the mirrored map as the target")]
 Tilt = Annotated[
     list[float] | None,
-    typer.Option(help="slope added to the map from left to right, in its deviations"),
+    typer.Option(help="slope added to the map from left to right, in its standard deviations"),
 ]
 TargetFile = Annotated[
-    list[str] | None, typer.Option(help="PNG or NPY map to aim for; may be repeated")
+    list[str] | None, typer.Option(help="PNG or NPY map as the target; may be repeated")
 ]
-Samples = Annotated[int | None, typer.Option(help="how many test samples; by default 8")]
+Samples = Annotated[int | None, typer.Option(help="number of test samples; by default 8")]
 Method = Annotated[
     str | None,
     typer.Option(help="exact (default), adam (the paper's), leace, mean_projection or donor"),
@@ -43,22 +43,22 @@ Layers = Annotated[
     typer.Option(help="glob over the run's layers, or latents; may be repeated"),
 ]
 Start = Annotated[int | None, typer.Option(help="first edited step; by default 1")]
-Steps = Annotated[int | None, typer.Option(help="how many steps; by default half")]
+Steps = Annotated[int | None, typer.Option(help="number of edited steps; by default half")]
 Dose = Annotated[
     list[float] | None,
-    typer.Option(help="amplitude in deviations of the probe's prediction; may be repeated"),
+    typer.Option(help="amplitude in standard deviations of the prediction; may be repeated"),
 ]
 Strength = Annotated[
-    float | None, typer.Option(help="share of the way, 0 to 1; by default all of it")
+    float | None, typer.Option(help="fraction of the way to the target, 0 to 1; by default 1")
 ]
 Confidence = Annotated[
     float | None,
-    typer.Option(help="what a logistic probe is to read inside the mask; by default 0.98"),
+    typer.Option(help="target probability inside the mask; by default 0.98"),
 ]
 Metric = Annotated[str | None, typer.Option(help="covariance (default) or l2")]
 Control = Annotated[
     list[str] | None,
-    typer.Option(help="orthogonal, coherent, permuted or own_label; may be repeated"),
+    typer.Option(help="null edit: orthogonal, coherent, permuted or own_label; may be repeated"),
 ]
 Controls = Annotated[bool, typer.Option(help="make null edits")]
 Published = Annotated[bool, typer.Option("--published", help="the settings of Chen et al. (2023)")]

@@ -35,7 +35,7 @@ def prune(
         plan_retention,
     )
 
-    with activity("looking at the runs"):
+    with activity("reading the state of the runs"):
         plan = plan_retention(store, study, keep, keep_activations)
     if yes:
         with activity("deleting"):

@@ -55,7 +55,7 @@ def watch(run: RunArgument) -> None:
     watched.study  # noqa: B018  (raises if there is no run)
     # Without a terminal, the next line is printed only after a minute, so print the state now.
     console.print(f"{watched.url}: {progress_text(watched)}", highlight=False, soft_wrap=True)
-    with activity("looking at the run") as shown:
+    with activity("reading the progress of the run") as shown:
         first, since = unit_counts(watched), time.monotonic()
         while not watched.location.has("summary.json") and is_held(watched):
             _show(shown, unit_counts(watched), first, time.monotonic() - since)

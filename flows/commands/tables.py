@@ -71,7 +71,7 @@ def print_summary(summary: Summary, url: str, console: Console) -> None:
 
 
 def _last_is_higher(result: PropertyRecord) -> bool:
-    """Return whether the last step has a higher score than the best cell, as they are printed."""
+    """Return whether the printed score of the last step is higher than that of the best cell."""
     best, last = result.best.score.mean, result.last.score.mean
     return best is not None and last is not None and round(last, 2) > round(best, 2)
 
@@ -108,8 +108,8 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
     console.print(f"about {plan.bytes / 1e9:.2f} GB before compression", highlight=False)
     parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan.memory.items())
     console.print(
-        f"memory of a worker: about {sum(plan.memory.values()) / 1e9:.2f} GB ({parts}), and what "
-        "text encoders and computing take",
+        f"memory of a worker: about {sum(plan.memory.values()) / 1e9:.2f} GB ({parts}), plus "
+        "text encoders and intermediate values",
         highlight=False,
         soft_wrap=True,
     )
@@ -144,8 +144,8 @@ def print_photographs(record: Mapping[str, Any] | None, console: Console) -> Non
     )  # fmt: skip
     if record["known"] <= _FEW_WORDS:
         console.print(
-            f"note: this classifier knows {record['known']} words alone, and names every picture "
-            "by one of them, whatever it shows",
+            f"note: this classifier knows {record['known']} classes only, and assigns one of "
+            "them to every image",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -26,11 +26,13 @@ def main() -> None:
     """Run every step of the container trial, and exit with 1 if one of them fails."""
     parser = argparse.ArgumentParser(description="Try the containers on a real engine.")
     parser.add_argument(
-        "--data", type=Path, default=Path(".containers"), help="folder of the trial"
+        "--data", type=Path, default=Path(".containers"), help="folder for files of the trial"
     )
-    parser.add_argument("--torch-index", default="", help="index with torch for the CPU image")
-    parser.add_argument("--gpu-torch-index", default="", help="the same for the GPU image")
-    parser.add_argument("--keep-images", action="store_true", help="for the next trial")
+    parser.add_argument(
+        "--torch-index", default="", help="package index with PyTorch for the CPU image"
+    )
+    parser.add_argument("--gpu-torch-index", default="", help="package index for the GPU image")
+    parser.add_argument("--keep-images", action="store_true", help="keep built images")
     options = parser.parse_args()
     root = Path.cwd()
     folder = options.data.resolve()

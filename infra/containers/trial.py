@@ -56,7 +56,7 @@ class Trial:
             TrialError: that takes longer than ``limit_s`` seconds.
         """
         _wait(
-            f"services to be well with {workers} Dask workers", limit_s,
+            f"healthy services with {workers} Dask workers", limit_s,
             lambda: not self.unwell() and self.dask_workers() == workers,
             lambda: f"unwell: {self.unwell()}\n{self._compose('logs', '--tail', '5').stdout}",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Print the dependencies of pyproject.toml, for the image, which installs them before the code."""
+"""Print the dependencies in pyproject.toml, so that an image can install them separately."""
 
 from __future__ import annotations
 

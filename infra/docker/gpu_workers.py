@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 _PAUSE_S = 2.0
-"""Time between the end of a worker and its next start."""
+"""Seconds between the end of a worker and its restart."""
 _STOP_LIMIT_S = 8.0
-"""Time for the workers to end before they are killed; Docker kills the container after 10 s."""
+"""Seconds for the workers to end before they are killed; Docker kills the container after 10 s."""
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ SampleKey = tuple[str, int, str | None, str | None]
 
 
 def compare(runs: list[Run]) -> list[dict[str, str]]:
-    """Build a table that compares runs with the first of them.
+    """Build a table that compares several runs with the first run in the list.
 
     The table has one row for each property and run, with the score at the last step, its difference
     to the first run's score, and the onset and settled steps.  The difference is a mean over the
@@ -106,7 +106,7 @@ def _differing(first: Any, other: Any, key: str = "") -> dict[str, tuple[Any, An
 
 
 def difference_notes(runs: list[Run]) -> tuple[str, ...]:
-    """Name the settings in which runs differ from the first of them, with their values.
+    """Describe the settings in which runs differ from the first run in the list.
 
     Returns:
         one sentence for each run whose study differs; empty if all runs have the same settings.
@@ -120,7 +120,7 @@ def difference_notes(runs: list[Run]) -> tuple[str, ...]:
             )
             notes.append(
                 f"{runs[0].url} and {run.url} are of different studies, so their scores may differ "
-                f"for any of these settings: {settings}"
+                f"because of any of these settings: {settings}"
             )
     return tuple(notes)
 
@@ -154,7 +154,7 @@ def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple
     except KeyError:
         raise RunError(
             f"{run.url}: summary.json names step {cell.step} of layer {cell.layer!r:.60} for "
-            f"{prop}, and there is no score of it. Fix: `ldmprobe report {run.url}` writes "
+            f"{prop}, but the run holds no score of it. Fix: `ldmprobe report {run.url}` writes "
             "summary.json again from the stored scores"
         ) from None
     samples = run.samples

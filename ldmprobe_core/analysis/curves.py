@@ -1,4 +1,4 @@
-"""Scores over the steps of one property, and the steps at which they reach their bars."""
+"""Score curves of one property over the steps, and the steps at which it emerges."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ RIVALS = {
     "decoded_recalibrated": "trajectory" + RECALIBRATED,
     "clean_recalibrated": "clean" + RECALIBRATED,
 }
-"""Source of the scores of each rival of the probes, by its name in ``summary.json``."""
+"""Images that the labeler is scored on, for each name of a comparison in ``summary.json``."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Scores over steps of one property on the test samples, in the headline metric.
+    """Scores over steps of one property on the test samples, in the main metric.
 
     Attributes:
         probe: scores of the probes of one layer and kind, (step, sample).
@@ -99,7 +99,8 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
             return CurveRecord(relative=undefined, absolute=undefined)
         relative, absolute = {}, {}
         for name, share in SHARES.items():
-            # Margins are linear in the scores, so the margins of deviations are deviations.
+            # A margin is linear in the scores, so the margin of a deviation of scores is the
+            # deviation of their margin.
             relative[name] = crossing(
                 relative_margins(scores, position, share),
                 bootstrap,
@@ -137,7 +138,7 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
 
 
 def leads_record(emergence: EmergenceRecord, samples: int) -> LeadsRecord:
-    """Count the steps by which the probes reach the onset and settled bars before the labeler.
+    """Count by how many steps the probes reach onset and settled before the labeler does.
 
     These are the absolute bars, which have the same height for the probes and for the labeler.
 

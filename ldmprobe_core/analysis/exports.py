@@ -44,8 +44,8 @@ def export_run_scores(run: Run, path: str | Path) -> None:
     target = Path(path)
     if target.suffix not in (".csv", ".parquet", ".tex"):
         raise UserError(
-            f"path: the suffix is of no format of scores ({target.name}). Fix: end the name with "
-            ".csv, .parquet or .tex"
+            f"path: scores cannot be exported to a file with this suffix ({target.name}). Fix: end "
+            "the name with .csv, .parquet or .tex"
         )
     if not target.absolute().parent.is_dir():
         raise UserError(
@@ -75,7 +75,7 @@ def _write_parquet(text: str, path: Path) -> None:
 
 
 def latex_table(summary: Summary) -> str:
-    """Return a LaTeX table (booktabs) of the best cells, with one row per property.
+    """Return a LaTeX table (booktabs) of the best layers and steps, with one row per property.
 
     Scores are means over test samples with their bootstrap intervals, as in the report.
     """
@@ -103,7 +103,7 @@ def latex_table(summary: Summary) -> str:
 
 
 def _latex_row(name: str, result: PropertyRecord) -> list[str]:
-    """Return the cells of a property's row."""
+    """Format the LaTeX table row of one property."""
     best = result.best
     return [
         f"{name} ({metric_title(best.metric)})",

@@ -12,7 +12,7 @@ from ldmprobe_core.study.batching import permuted_samples
 
 
 def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
-    """Count the non-finite activation values of a run, and list the cells that contain them.
+    """Count the non-finite activation values of a run, and list their layers and steps.
 
     The counts cover all samples, including training samples of which the run stores only sufficient
     statistics.

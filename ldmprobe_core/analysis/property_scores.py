@@ -1,4 +1,4 @@
-"""Scores of one property in all cells: best cells, controls, and curves over the steps."""
+"""Scores of one property over layers and steps: best probes, controls, and curves."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from ldmprobe_core.study.probe_kinds import probe_kind
 from ldmprobe_core.study.properties import Property, property_of
 
 _Cell = tuple[int, int, int]
-"""Indices of a cell: kind of probe, step and layer."""
+"""Indices of a kind of probe, a step and a layer."""
 
 
 @dataclass(frozen=True)
 class PropertyScores:
-    """Scores of one property in all cells; the best cells are chosen on validation samples.
+    """Scores of one property over layers and steps; validation samples choose the best ones.
 
     Attributes:
         prop: the property.
@@ -114,17 +114,17 @@ class PropertyScores:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics, the headline metric first."""
+        """Names of the metrics, the main metric first."""
         return self.prop.metrics
 
     @cached_property
     def linear(self) -> list[int]:
-        """Indices of the linear kinds; only these are candidates for the best cell."""
+        """Indices of the linear kinds of probes; only these are candidates for the best probe."""
         return [i for i, kind in enumerate(self.kinds) if probe_kind(kind).linear]
 
     @property
     def all_undefined(self) -> int:
-        """Number of undefined headline scores of linear probes, over all cells and samples."""
+        """Number of undefined scores (main metric) of linear probes of all layers and steps."""
         supporting = [i for i in self.linear if probe_kind(self.kinds[i]).supports(self.prop)]
         of_inputs = 0
         for name, one in self.inputs.items():
@@ -135,13 +135,13 @@ class PropertyScores:
         return int(np.isnan(self.scores[0, supporting, 0]).sum()) + of_inputs
 
     def best(self, condition: int = 0) -> _Cell:
-        """Find the cell in which a condition has the best validation score."""
+        """Find the kind, step and layer with the best validation score under a condition."""
         choice = self._validation(self.scores[condition, self.linear, 0])
         kind, step, layer = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(kind)], int(step), int(layer)
 
     def best_at(self, step: int) -> _Cell:
-        """Find the cell of one step (from 0) in which the probe has the best validation score."""
+        """Find the kind and layer with the best validation score at one step (from 0)."""
         choice = self._validation(self.scores[0, self.linear, 0, step])
         kind, layer = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(kind)], step, int(layer)
@@ -153,13 +153,13 @@ class PropertyScores:
         return self.linear[int(row)], int(step)
 
     def of(self, cell: _Cell, condition: int = 0) -> np.ndarray:
-        """Test scores of a cell in all metrics, (metric, test sample)."""
+        """Test scores in all metrics of one kind, step and layer, (metric, test sample)."""
         kind, step, layer = cell
         return self.scores[condition, kind, :, step, layer][:, self.is_test]
 
     @cached_property
     def tied_layers(self) -> list[str]:
-        """Names of the layers within one standard error of the best one for the curve."""
+        """Names of the layers whose mean score is within one standard error of the best layer's."""
         return list(dict.fromkeys(self.layers[layer] for _, layer in self._tied_curves))
 
     def curves(
@@ -181,7 +181,8 @@ class PropertyScores:
             resplits: curves of re-splits with the candidates `tied_layers`; None if there are none.
         """
         choices = resplits.choices if resplits else {}
-        # Curves are sorted by score, and `max` returns the first of equals: the best of them.
+        # The candidates are sorted by score, so among equal numbers of choices `max` returns the
+        # candidate with the best score.
         kind, layer = max(self._tied_curves, key=lambda c: choices.get(self.layers[c[1]], 0))
         name, tied = self.layers[layer], self.tied_layers
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]
@@ -263,7 +264,7 @@ class PropertyScores:
         )
 
     def _validation(self, scores: np.ndarray) -> np.ndarray:
-        """Mean of the defined scores (..., held-out sample) on validation samples; -inf if none."""
+        """Average scores (..., held-out sample) over validation samples; -inf if all are NaN."""
         return mean_of_defined(scores[..., ~self.is_test], otherwise=-np.inf)
 
     @cached_property

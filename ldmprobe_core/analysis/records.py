@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class CellRecord(Record):
-    """Score of one cell on the test samples.
+    """Score of one layer at one step on the test samples.
 
     Attributes:
         step: sampler step, from 1.
@@ -112,7 +112,7 @@ class EmergenceRecord(Record):
 
 
 class LeadRecord(Record):
-    """Leads of the probes over the labeler on one source of step images, at absolute bars."""
+    """Leads of the probes over the labeler on one kind of step images, at equal scores."""
 
     onset: Lead
     settled: Lead
@@ -170,7 +170,7 @@ class ClustersRecord(Record):
 
 
 class UndefinedRecord(Record):
-    """Numbers of undefined and of empty scores of a property, in its headline metric.
+    """Numbers of undefined scores and of empty masks of a property, in its main metric.
 
     Attributes:
         best: number of test samples with an undefined score in the best cell.
@@ -225,7 +225,7 @@ class PropertyRecord(Record):
 
 
 class NonfiniteRecord(Record):
-    """Activation values of one cell that are not finite as stored.
+    """Activation values of one layer at one step that are not finite as stored.
 
     Attributes:
         network: ``trained`` or ``permuted``.

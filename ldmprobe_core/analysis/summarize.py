@@ -1,4 +1,4 @@
-"""Summary of a finished run: best cells, intervals of their scores, controls and emergence."""
+"""Summary of a finished run: best probes, intervals of their scores, controls, emergence."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray
 def _scores_without_cells(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Score the prompt controls, which have no cells, (metric, test sample) by name."""
+    """Score the controls that read the prompt, not activations, (metric, test sample) by name."""
     study, prop = run.study, scores.prop.name
     # Source images share one caption, so there are no prompts to predict from.
     if not study.controls.prompt or study.images is not None:
@@ -308,7 +308,7 @@ def _corrected_difference(
 
 
 def _labeler_scores(properties: dict[str, PropertyRecord]) -> dict[str, Interval] | None:
-    """Scores of the labelers on exact maps, by property; None if there are no exact maps."""
+    """Scores of the labelers on ground-truth maps, by property; None without such maps."""
     scores = {
         name: record.exact.labeler
         for name, record in properties.items()

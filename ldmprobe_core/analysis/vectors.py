@@ -92,7 +92,7 @@ def vector_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Predictions of the best cell of one layer or input control, which validation chooses.
+    """Predictions of the best layer and step (on validation samples) of one layer or input control.
 
     Attributes:
         step: step of the cell, from 1.
@@ -126,7 +126,7 @@ class _Vector:
         return unit_vectors(np.stack([self.labels.maps[part][members] for part in self.parts], -1))
 
     def predicted(self, layer: str) -> _Input:
-        """Predict in every cell of a layer or input control, and choose the best one."""
+        """Predict at every step of a layer or input control, and choose the best one."""
         probes = [stored_probes(self.run, layer, self.kind, part) for part in self.parts]
         cosines, tokens = [], []
         for step, of_step in enumerate(zip(*probes, strict=True), start=1):
@@ -155,7 +155,7 @@ class _Vector:
 
 
 def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
-    """Choose the best cell of a vector property, and score it beside position and inputs."""
+    """Choose the best layer and step of a vector property, and score it beside the controls."""
     run, is_test = vector.run, vector.is_test
     cells = {name: vector.predicted(name) for name in run.probe_inputs}
 
@@ -193,7 +193,7 @@ def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
 
 
 def _exact_scores(vector: _Vector, tokens: np.ndarray, bootstrap: Bootstrap) -> VectorExact | None:
-    """Score predictions of test samples on exact maps; None if the run has none of them."""
+    """Score predictions of test samples on ground-truth maps; None if the run has none of them."""
     run, parts = vector.run, vector.parts
     if not set(parts) <= set(run.exact_properties):
         return None

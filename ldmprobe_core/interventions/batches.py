@@ -73,7 +73,7 @@ class InterventionBatch:
         probes = self._probes_read(site)
         logs = {condition: EditLog() for condition in self.spec.conditions}
         with use_models(run) as (sampler, labelers):
-            # The edit proper is the first condition, and null edits repeat the sizes in its log.
+            # The first condition is the edit itself.  Null edits copy the sizes from its log.
             for condition, log in logs.items():
                 reader = ProbeReader(probes, dtype=sampler.dtype)
                 change = reader.reading(self._change(condition, dose, logs), site.cells)
@@ -99,7 +99,7 @@ class InterventionBatch:
         return {array: np.stack(values) for array, values in results.items() if values}
 
     def _probes_read(self, site: Site) -> dict[tuple[int, str], list[LinearProbe]]:
-        """Return the probes to score on all layers in a site's steps; none unless it is erased."""
+        """Return the probes of all layers to score at the edited steps; only erasures have any."""
         if self.spec.method not in ERASURES:
             return {}
         identity = self.run.location.read_text("identity")
@@ -121,14 +121,14 @@ class InterventionBatch:
         return make_change(self.spec, self.plan.kind, self._direction, aim, dose, logs[condition])
 
     def _direction(self, step: int, layer: str) -> EditDirection:
-        """Return the cached edit direction of a cell."""
+        """Return the cached edit direction of a layer at a step."""
         identity = self.run.location.read_text("identity")
-        # Gradients are off while images are generated, but some kinds of probes need them to fit.
+        # Gradients are off during generation, but fitting some kinds of probes needs them.
         with torch.enable_grad():
             return direction_of(self.run.url, identity, self.spec, step, layer)
 
     def _donated(self, step: int, layer: str) -> np.ndarray:
-        """Activations of the donors in one cell, (sample, y, x, channel)."""
+        """Activations of the donor samples at one layer and step, (sample, y, x, channel)."""
         values = [
             self.run.read(f"activations/{layer}", "activation", step=step - 1, sample=donor)
             for donor in self.donors

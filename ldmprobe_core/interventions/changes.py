@@ -21,7 +21,7 @@ from ldmprobe_core.probing.block_scores import block_means
 
 @dataclass
 class EditLog:
-    """Record of the sizes of the edits of a batch, cell by cell.
+    """Record of the sizes of the edits of a batch, by layer and step.
 
     Attributes:
         readings: root mean square over the tokens of the change of the probe's prediction that is
@@ -38,7 +38,7 @@ class EditLog:
     fields: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def add(self, step: int, layer: str, direction: EditDirection, change: Tensor) -> None:
-        """Record the change of a cell's activations, (n, y, x, channel)."""
+        """Record the change of the activations of one layer at one step, (n, y, x, channel)."""
         self.fields[step, layer] = direction.field_of(change).cpu()
         reading = (change @ direction.weight).square().mean((1, 2)).sqrt()
         self.readings.append((reading / direction.deviation).cpu())
@@ -46,16 +46,16 @@ class EditLog:
         self.sizes.append((size / direction.deviation).cpu())
 
     def mean_reading(self, samples: int) -> np.ndarray:
-        """Mean over the cells of `readings`, (sample,) float64; NaN without any."""
+        """Mean of `readings` over layers and steps, (sample,) float64; NaN if none is recorded."""
         return _mean_over_cells(self.readings, samples)
 
     def mean_size(self, samples: int) -> np.ndarray:
-        """Mean over the cells of `sizes`, (sample,) float64; NaN without any."""
+        """Mean of `sizes` over layers and steps, (sample,) float64; NaN if none is recorded."""
         return _mean_over_cells(self.sizes, samples)
 
 
 def _mean_over_cells(values: list[Tensor], samples: int) -> np.ndarray:
-    """Average values (sample,) over cells; NaN for all samples without any cell."""
+    """Average values (sample,) over layers and steps; NaN for all samples if there are none."""
     if not values:
         return np.full(samples, np.nan)
     return torch.stack(values).double().mean(0).numpy()

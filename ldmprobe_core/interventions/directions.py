@@ -32,7 +32,7 @@ from ldmprobe_core.study.probe_kinds import probe_kind
 def direction_of(
     url: str, identity: str, spec: Intervention, step: int, layer: str
 ) -> EditDirection:
-    """Compute the edit direction of one cell; cached for all batches of an intervention.
+    """Compute the edit direction at one layer and step; cached for all batches.
 
     Args:
         url: URL or path of the run whose probes give the directions.
@@ -81,13 +81,13 @@ def direction_of(
 
 
 def _generator(spec: Intervention, layer: str) -> np.random.Generator:
-    """Build the random number generator of a layer's null edits, equal at each step."""
+    """Build the random generator of a layer's null edits, with one seed for all steps."""
     digest = hashlib.sha256(f"{spec.seed} {layer}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
 def probe_kinds_of(run: Run, spec: Intervention) -> list[str]:
-    """Kinds of linear probes of the property that the run stores."""
+    """List the kinds of linear probes of the property that the run stores."""
     prop = spec.edited_property
     return [kind for kind in run.study.linear_kinds if probe_kind(kind).supports(prop)]
 
@@ -109,7 +109,8 @@ def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellR
     """
     run = Run(url)
     tokens = run.read(f"activations/{LATENTS}", "activation", step=step - 1)
-    # Gradients are off while images are generated, but some kinds of probes need them to fit.
+    # PyTorch's gradients are off during generation, but fitting some kinds of probes needs
+    # them.
     with torch.enable_grad():
         labels = cached_label_set(url, identity)
         return probe_activations(tokens, labels, run.study, (LabelColumn("true", prop),))["true"]
@@ -118,7 +119,7 @@ def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellR
 def probes_of_cell(
     run: Run, identity: str, spec: Intervention, step: int, layer: str
 ) -> list[LinearProbe]:
-    """Return the property's linear probes of a cell, one for each of the `probe_kinds_of`."""
+    """Return the linear probes of one layer at one step, one for each of `probe_kinds_of`."""
     if layer == LATENTS:
         probes = single_latent_probes(run.url, identity, spec.prop, step).probes
         return [_linear(probes[kind, spec.prop]) for kind in probe_kinds_of(run, spec)]
@@ -128,7 +129,7 @@ def probes_of_cell(
 
 
 def _linear(probe: object) -> LinearProbe:
-    """Return a probe after a check that it is linear."""
+    """Check that a probe is linear, and return it."""
     if not isinstance(probe, LinearProbe):
         raise TypeError(f"probe: a {type(probe).__name__} is not linear")
     return probe
@@ -188,7 +189,7 @@ def label_regression(
     labels: LabelSet,
     statistics: SufficientStatistics | None = None,
 ) -> tuple[RidgePath, int | None]:
-    """Compute the moments of a cell's training activations, and their covariance with the labels.
+    """Compute moments of training activations, and their covariance with the labels.
 
     Samples with non-finite activations are not used.
 

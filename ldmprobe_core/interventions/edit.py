@@ -25,7 +25,7 @@ from ldmprobe_core.study.probe_kinds import probe_kind
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and covariance of the training activations of one cell.
+    """Mean and covariance of the training activations of one layer at one step.
 
     Attributes:
         mean: (channel,) float64.
@@ -98,7 +98,7 @@ class EditDirection:
         if not finite or (moments is not None and not np.isfinite(deviation)):
             raise ValueError("probe: its weights, or the activations' moments, are not finite")
         if moments is not None:
-            # Rounding leaves a constant prediction a variance of about 1e-16 of this square.
+            # Rounding gives a constant prediction a variance of about 1e-16 times this square.
             square = np.trace(moments.covariance) + moments.mean @ moments.mean
             if deviation**2 <= 1e-14 * square * (probe.weight @ probe.weight):
                 raise ValueError("probe: its prediction is the same for all training activations")
@@ -134,7 +134,7 @@ class EditDirection:
         return tokens + (strength * gap)[..., None] * self.step
 
     def at_dose(self, target: Tensor, dose: float) -> Tensor:
-        """Scale the contrast of target predictions about the mean prediction to a dose.
+        """Scale the differences of target predictions from the mean prediction to a given size.
 
         Args:
             target: target predictions (n, y, x).

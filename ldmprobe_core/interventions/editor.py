@@ -89,7 +89,7 @@ class Editor:
     def _begin(
         self, _denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Count the denoiser's call, and edit its input if a cell of the latents is edited."""
+        """Count the denoiser's call, and edit its input, the latents, if they are edited."""
         self._calls += 1
         if self.sampler.architecture.joint_block_classes:
             self._grid = replace(self._grid, text=kwargs["encoder_hidden_states"].shape[1])
@@ -105,7 +105,7 @@ class Editor:
         factor = float(scale(one, time.reshape(-1)[0] if isinstance(time, Tensor) else time))
 
         def change(tokens: Tensor) -> Tensor:
-            # Only the difference is scaled, so that latents that are not changed keep their bits.
+            # Only the difference is scaled, so that unchanged latents stay equal to the last bit.
             latents = tokens / factor
             return tokens + (self._edit(LATENTS, latents) - latents) * factor
 
@@ -135,14 +135,14 @@ class Editor:
         return edit
 
     def _edit(self, name: str, tokens: Tensor) -> Tensor:
-        """Edit the tokens of the current cell, and count the edit.
+        """Edit the tokens of a layer at the current step, and count the edit.
 
         Raises:
             UserError: an edited value is NaN or infinite.
         """
         edited = self.change(self._step, name, tokens)
         self._edits_made[self._step, name] += 1
-        if edited is tokens:  # a cell that is only read
+        if edited is tokens:  # these activations are only read, not edited
             return tokens
         # The denoiser works in its own precision, in which a large edited value may be infinite.
         dtype = next(self.sampler.denoiser.parameters()).dtype

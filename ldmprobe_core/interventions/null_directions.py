@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NullContext:
-    """Input of the functions that compute directions of null edits: quantities of one cell.
+    """Data of one layer at one step, from which directions of null edits are computed.
 
     Attributes:
         moments: mean and covariance of the training activations.
@@ -62,7 +62,7 @@ class Null:
 
 
 DIRECTIONS = 16
-"""Number of random directions that are drawn in each cell."""
+"""Number of random directions that are drawn at each layer and step."""
 
 
 def coherent_directions(cell: NullContext) -> np.ndarray:

@@ -44,13 +44,13 @@ class Site:
 
     @property
     def cells(self) -> list[tuple[int, str]]:
-        """Edited cells, as pairs of step (from 1) and layer."""
+        """Edited pairs of step (from 1) and layer."""
         return [(s, layer) for s in range(self.first, self.last + 1) for layer in self.layers]
 
 
 @dataclass(frozen=True)
 class InterventionPlan:
-    """Samples, sites and probe kind of a checked intervention, with defaults filled in.
+    """Samples, layers, steps and probe kind of a checked intervention, with defaults filled in.
 
     Attributes:
         samples: indices of the edited samples.
@@ -123,7 +123,7 @@ def windows_of(steps: int, windows: int) -> list[tuple[int, int]]:
 
 
 def _sites(run: Run, spec: Intervention) -> list[Site]:
-    """List the sites of an intervention on a run.
+    """List the groups of layers and steps that are edited together.
 
     Raises:
         UserError: no layer matches, or the run has fewer steps than the intervention edits.
@@ -203,7 +203,7 @@ def read_layers(run: Run) -> list[str]:
 
 
 def _require_probes(run: Run, cells: set[tuple[int, str]]) -> None:
-    """Check that the run has finished the probes of all cells that are edited or only read.
+    """Check that probes exist for all layers and steps that are edited or only read.
 
     Raises:
         UserError: a cell has no probes yet.

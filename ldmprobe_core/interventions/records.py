@@ -1,4 +1,4 @@
-"""Main results of interventions, as the ``summary.json`` of a run lists them.
+"""Records of the main results of interventions in a run's ``summary.json``.
 
 The command line imports this module, so it must not import torch.
 """
@@ -46,7 +46,7 @@ class DoseEffect(BaseModel):
 
 
 class InterventionRecord(BaseModel):
-    """Main results of an intervention, as the run's ``summary.json`` lists them.
+    """Main results of one intervention in the run's ``summary.json``.
 
     Attributes:
         prop: name of the edited property.

@@ -64,7 +64,7 @@ class EffectRecord(BaseModel):
 
 
 class SiteRecord(BaseModel):
-    """Effects of an intervention at one site and one dose.
+    """Effects of edits of the same layers and steps (a site) with one dose.
 
     Attributes:
         layers: names of the edited layers; ``latents`` stands for the denoiser's input.
@@ -206,8 +206,8 @@ def summarise_intervention(run: Run, name: str, seconds: float) -> InterventionS
     data = run.open(group, require_complete=True)
     spec = read_intervention(run, name)
     plan = plan_intervention(run, spec)
-    # The scores are flattened over the axes (target, sample), so all samples follow each other
-    # once for each target.  List the samples in the same order.
+    # The scores are flattened over the axes (target, sample), so the list of samples is repeated
+    # once for each target.
     pairs = [run.samples[i] for i in plan.samples] * len(spec.target_names)
     bootstrap = Bootstrap.of_samples(pairs, run.study.bootstrap, seed=0)
     scores = data.score.values[:, 0]

@@ -58,7 +58,7 @@ Dose = Annotated[float, Field(gt=0, le=1000, strict=True)]
 
 
 class Intervention(BaseModel):
-    """Settings of an intervention: what is edited, where, how strongly, and beside which nulls.
+    """Settings of an intervention: what is edited, where, how strongly, and the null edits.
 
     Attributes:
         prop: name of the edited property, one of `editable_properties`.
@@ -147,7 +147,7 @@ class Intervention(BaseModel):
     @field_validator("chosen")
     @classmethod
     def _named_once(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        """Check that samples are named, each once, and sort them."""
+        """Check that the list of samples is not empty and has no duplicates, and sort it."""
         if value == ():
             raise ValueError(
                 "no sample is named ([]). Fix: name samples, or leave chosen out to take the first "
@@ -308,7 +308,7 @@ def parse_intervention(content: dict[str, Any]) -> Intervention:
     """
     try:
         spec = Intervention.model_validate(content)
-        # A field that is given its default value has as little effect as any other value.
+        # A field without effect is refused also if the user gives it its default value.
         spec._require_applicable([name for name, value in content.items() if value is not None])
     except ValidationError as error:
         problem = sentence(error, Intervention, "intervention")

@@ -41,8 +41,7 @@ from ldmprobe_core.storage.units import EDIT
 from ldmprobe_core.study.properties import property_of
 
 _UNIT_AXES = {"score": (2, 3, 4), "probe_score": (3, 4, 5)}
-"""Positions of the axes site, dose and target in the arrays in which they follow other axes than
-the condition alone."""
+"""Positions of the axes site, dose and target in arrays whose first axes are not (condition,)."""
 
 
 def create_intervention(run: Run, spec: Intervention) -> str:

@@ -141,7 +141,9 @@ def import_labeler(prop: str, name: str) -> Any:
         return UserError(f"labels.{prop} is {name!r}: {problem}. Fix: {remedy}")
 
     if not all(part.isidentifier() for part in [*module_name.split("."), *path.split(".")]):
-        raise import_error("this is no name of a function", "write it as package.module:function")
+        raise import_error(
+            "this is not the name of a function", "write it as package.module:function"
+        )
     try:
         found: Any = importlib.import_module(module_name)
     # A module runs any code when it is imported, and may raise anything.

@@ -140,7 +140,7 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
 
 
 def _records(name: str, kind: str, fields: dict[str, Any]) -> list[Property]:
-    """Build the record of a property, or those of a vector's components."""
+    """Build the record of a property, or one record for each component of a vector property."""
     if kind == "vector":
         parts = vector_components(name, fields.get("components", ()), fields)
         return [Property.model_validate({"name": part} | record) for part, record in parts.items()]
@@ -148,7 +148,7 @@ def _records(name: str, kind: str, fields: dict[str, Any]) -> list[Property]:
 
 
 def _component(prop: str) -> Component | None:
-    """Return a property's position in its vector property; None if it is part of no vector."""
+    """Return a property's place in a vector property; None if it is not a component."""
     return PROPERTIES[prop].component if prop in PROPERTIES else None
 
 

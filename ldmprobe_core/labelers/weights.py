@@ -240,7 +240,7 @@ def _forbid_network() -> None:
 
     def refuse(event: str, _: object) -> None:
         if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn")):
-            raise PermissionError(f"the pickle asks for {event}, which no weights need")
+            raise PermissionError(f"the pickle asks for {event}, which weights never need")
 
     sys.addaudithook(refuse)
 

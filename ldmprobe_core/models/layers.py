@@ -36,7 +36,7 @@ def named_points(network: nn.Module) -> dict[str, nn.Module | CapturePoint]:
 
 
 def capturable_modules(denoiser: nn.Module, vae: nn.Module) -> dict[str, nn.Module | CapturePoint]:
-    """Return those modules and points of the denoiser and the VAE's decoder that can be captured.
+    """List the modules and capture points of denoiser and VAE decoder that can be captured.
 
     `ModuleList` and `ModuleDict` containers are left out, since hooks on them are never called.
 

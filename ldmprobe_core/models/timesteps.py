@@ -179,7 +179,7 @@ def _timestep_problem(values: list[float], steps: int, trained: int) -> str | No
     if any(later > earlier for earlier, later in itertools.pairwise(values)):
         return "timesteps do not decrease"
     if min(values) < 0 or max(values) > trained:
-        return f"timesteps {min(values):g} to {max(values):g} leave the schedule 0 to {trained}"
+        return f"timesteps {min(values):g} to {max(values):g} exceed the schedule 0 to {trained}"
     return None
 
 

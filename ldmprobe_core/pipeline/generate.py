@@ -89,7 +89,7 @@ def _write_clean_pixels(run: Run, clean: np.ndarray, grid: tuple[int, int], rows
     dtype = getattr(torch, run.study.capture.dtype)
     flat = pixel_tokens(clean.reshape(-1, *clean.shape[2:]), grid, dtype).numpy()
     tokens = flat.reshape(*clean.shape[:2], *flat.shape[1:])
-    # Means of bytes are finite.
+    # Averages of 8-bit pixel values are always finite.
     stored = {"activation": tokens, "nonfinite": np.zeros(clean.shape[:2], np.int32)}
     run.write(f"{ACTIVATION_GROUPS['trained']}/{CLEAN_PIXELS}", stored, sample=rows)
     return tokens.nbytes

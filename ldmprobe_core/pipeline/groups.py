@@ -1,4 +1,4 @@
-"""Look-up of samples in groups of a run that hold only some of them, such as step images."""
+"""Look-up of samples in Zarr groups that hold only some samples of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def rows_in(run: Run, group: str, members: range) -> tuple[np.ndarray, slice]:
 
 
 def step_images_in(run: Run, members: range) -> tuple[StepImages, slice]:
-    """Choose the step images of a batch, and find the rows of their group to write them to."""
+    """Choose the step images of a batch, and find the rows of the Zarr group to write to."""
     positions, rows = rows_in(run, STEP_IMAGES, members)
     return StepImages(positions, run.read(STEP_IMAGES, "step") - 1), rows
 

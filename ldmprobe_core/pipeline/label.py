@@ -102,7 +102,7 @@ def _label_steps(
         }
     for prop in run.study.labels.maps:
         if prop not in labels:
-            # Exact maps exist for source images only, so the labels of step images are NaN.
+            # Ground-truth maps exist for source images only, so the labels of step images are NaN.
             labels[prop] = np.full(images.shape[:4], np.nan, np.float32)
     return labels
 

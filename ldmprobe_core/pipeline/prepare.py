@@ -118,7 +118,7 @@ def run_in(store: str, study: Study) -> Run:
 
 
 def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
-    """Warn about runs of the same study with other source images, which will not be continued.
+    """Warn if the store has runs of this study with other source images, which do not resume.
 
     Args:
         plan: plan of the study.
@@ -148,7 +148,7 @@ def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
             notes.append(
                 f"{other.url} is a run of this study with other images "
                 f"({_differences(before, now)}). Splits and seeds depend on all images, so that a "
-                "new run begins. To continue that one, restore the folder"
+                "new run begins. To continue the earlier run, restore the folder"
             )
     return tuple(notes)
 

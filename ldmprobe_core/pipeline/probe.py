@@ -25,7 +25,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
-    """Train and score all probes and controls of one cell, and write the results to the run.
+    """Train and score all probes and controls of one layer at one step, and store the results.
 
     Args:
         url: URL of the run.
@@ -70,7 +70,7 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
 def _probe_networks(
     run: Run, step: int, layer: str, labels: LabelSet
 ) -> tuple[dict[tuple[str, str], CellResult], tuple[int, int, int], int]:
-    """Train and score the probes of one cell, for each network whose activations are probed.
+    """Train and score the probes of one layer at one step, for each network that is probed.
 
     The networks are the model with its trained weights and, for a control, with permuted weights.
 
@@ -105,7 +105,7 @@ def _probe_networks(
 
 
 def read_cell(run: Run, network: str, step: int, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the activations of one cell, of all samples that have them.
+    """Read the activations of one layer at one step, of all samples that have them.
 
     Args:
         run: run with generated batches.
@@ -129,7 +129,7 @@ def read_cell(run: Run, network: str, step: int, layer: str) -> tuple[np.ndarray
 def _stored_probes(
     study: Study, fitted: CellResult, shape: tuple[int, int, int]
 ) -> dict[str, np.ndarray]:
-    """Arrange the linear probes of one cell as the arrays that are stored.
+    """Arrange the linear probes of one layer at one step as the arrays that are stored.
 
     Args:
         study: study that gives the kinds of linear probes and the properties, in order.
@@ -161,7 +161,7 @@ def _stored_probes(
 def _stored_scores(
     study: Study, results: dict[tuple[str, str], CellResult], prop: str
 ) -> np.ndarray:
-    """Stack one property's scores of a cell into the array that the run stores.
+    """Stack one property's scores of a layer at a step into the array that the run stores.
 
     Returns:
         (condition, kind, metric, step, layer, sample), with one step and one layer; NaN for

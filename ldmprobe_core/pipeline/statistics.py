@@ -211,7 +211,7 @@ def require_accumulated(run: Run) -> None:
 
 
 def load_statistics(run: Run, network: str, step: int, layer: str) -> SufficientStatistics:
-    """Read the sufficient statistics of one cell, summed over all accumulators.
+    """Read the sufficient statistics of one layer at one step, summed over all accumulators.
 
     Args:
         run: run whose accumulation units are complete.
@@ -229,7 +229,7 @@ def load_statistics(run: Run, network: str, step: int, layer: str) -> Sufficient
 def unstored_statistics(
     run: Run, network: str, step: int, layer: str
 ) -> SufficientStatistics | None:
-    """Read a cell's training statistics; None if the run stores training activations instead.
+    """Read the sums of training samples; None if the run stores their activations instead.
 
     For the arguments see `load_statistics`.
     """

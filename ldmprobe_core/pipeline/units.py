@@ -64,7 +64,7 @@ UNITS: dict[str, UnitOperations] = {}
 
 
 def register_units(operations: UnitOperations) -> UnitOperations:
-    """Register the functions that list, compute and check one kind of unit, and return them.
+    """Register a kind of unit by the functions that list, compute and check its units.
 
     Raises:
         ValueError: functions for this kind are registered already.
@@ -119,7 +119,7 @@ def _is_accumulated(run: Run, accumulator: int, number: int) -> bool:
 
 
 def _cells(run: Run) -> list[Unit]:
-    """List one unit per cell, by step and probe input."""
+    """List one unit for each step and probe input."""
     return [
         Unit((step, layer), f"cell step {step:02d} · {layer}")
         for step in range(1, run.open("progress").sizes["step"] + 1)
@@ -128,7 +128,7 @@ def _cells(run: Run) -> list[Unit]:
 
 
 def _is_probed(run: Run, step: int, layer: str) -> bool:
-    """Return whether the probes of a cell are fitted and scored; steps count from 1."""
+    """Return whether the probes of a layer at a step are fitted and scored; steps count from 1."""
     return run.progress.is_done(PROBE, step - 1, run.probe_inputs.index(layer))
 
 

@@ -207,7 +207,7 @@ class BlockScorer:
         return ratio_or_one(overlap, area + truth - overlap)
 
     def _areas(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the fractions (n,) of each image that overlap, predicted and label mask cover."""
+        """Compute the fractions (n,) of each image in the predicted mask, the label, and both."""
         flat = flatten_maps(tokens)
         return (flat * self.means).mean(1), flat.mean(1), self.means.mean(1)
 

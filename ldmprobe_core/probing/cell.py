@@ -20,12 +20,12 @@ from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.schema import Study
 
 _Fitted = dict[tuple[str, LabelColumn], Probe]
-"""Fitted probes of a cell, by kind of probe and label."""
+"""Fitted probes of a layer at a step, by kind of probe and label."""
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """Probes and scores of one cell, for one label assignment.
+    """Probes and scores of one layer at one step, for one label assignment.
 
     Attributes:
         probes: fitted probes, by (kind, property), for the first draw of a repeated assignment; the
@@ -65,7 +65,7 @@ def probe_activations(
     statistics: SufficientStatistics | None = None,
     train: np.ndarray | None = None,
 ) -> dict[str, CellResult]:
-    """Fit every probe of a cell and score it on the held-out samples.
+    """Fit every probe of a layer at a step and score it on the held-out samples.
 
     A sample with a non-finite activation is not used for fitting, and its scores are NaN.  The
     run's summary reports the number of non-finite values.
@@ -131,7 +131,7 @@ def _is_fitted(kind: ProbeKind, column: LabelColumn) -> bool:
 
 
 def _choose_cuts(data: CellData, fitted: _Fitted) -> dict[tuple[str, LabelColumn], float]:
-    """Choose the cut of every probe of a mask, and store it in linear probes.
+    """Choose the foreground threshold (cut) of every probe of a mask.
 
     The cut is chosen on the samples and labels that the probe was fitted to, or on the validation
     samples if the run does not store the training samples.
@@ -179,7 +179,7 @@ def _score_heldout(
     fitted: _Fitted,
     cuts: dict[tuple[str, LabelColumn], float],
 ) -> dict[tuple[str, LabelColumn], np.ndarray]:
-    """Score every probe on the held-out samples, for masks with the cuts in `cuts`.
+    """Score every probe on the held-out samples; `cuts` has the foreground thresholds.
 
     Returns:
         (metric, held-out sample) by kind and label; NaN in metrics that are not computed.
@@ -192,7 +192,7 @@ def _score_heldout(
         column = key[1]
         record = property_of(column.prop)
         scorer = labels.scorer(column.prop, activations.shape[1:3])
-        # An assignment with several draws is reported in a few metrics only.  The others are not
+        # Shuffled labels with several draws are reported in a few metrics only.  The others are not
         # computed, which saves time.
         metrics = record.compared if column.assignment in repeated else record.metrics
         values = scorer.scores(tokens, cuts.get(key), metrics)

@@ -1,4 +1,4 @@
-"""Scores of continuous predictions of masks: AUROC, average precision, and Dice at the best cut.
+"""Scores of continuous predictions of masks: AUROC, average precision, thresholded Dice.
 
 A cut is the value above which a prediction counts as foreground.  AUROC and average precision need
 no cut, so they compare predictions on different scales.
@@ -46,7 +46,7 @@ def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Compute each image's average precision: precision times increase of recall, summed over cuts.
+    """Compute each image's average precision: the sum of precision times increase of recall.
 
     Args:
         predicted, share: as in `auroc`.
@@ -58,7 +58,7 @@ def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
     scores = np.full(len(predicted), np.nan)
     for rows, sums in _sums_by_value(predicted, share):
         total = sums.positives.sum(1)
-        # Precision at a cut counts the pixels that are predicted at the cut's value or above it.
+        # Precision at a threshold counts the pixels that are predicted at its value or above.
         hits = total[:, None] - sums.positives_below
         false_alarms = sums.negatives[:, None] - sums.negatives_below
         scores[rows] = (sums.positives * hits / (hits + false_alarms)).sum(1) / total
@@ -132,7 +132,7 @@ def dice_at(
     cuts: np.ndarray,
     weight: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Compute the Dice coefficient of predictions at each cut; 1 if both masks are empty.
+    """Compute the Dice coefficient at each threshold (cut); 1 if both masks are empty.
 
     Args:
         predicted: (n, token), or (1, token) for one prediction of all images; a token is
@@ -194,7 +194,7 @@ def best_cut(predicted: np.ndarray, share: np.ndarray, weight: np.ndarray | None
     predicted = predicted[usable]
     levels = np.linspace(0, 1, CANDIDATE_CUTS, endpoint=False)
     cuts = np.unique(np.quantile(predicted, levels))
-    # Also try a cut below all predicted values, at which every pixel counts as foreground.
+    # Also try a threshold below all predicted values, at which every pixel is foreground.
     cuts = np.concatenate([[np.nextafter(cuts[0], -np.inf)], cuts])
     return float(cuts[dice_at(predicted, share, cuts, weight).mean(1).argmax()])
 

@@ -190,7 +190,7 @@ class HeadlineScorer:
         self.ranked = RankedMaps(flatten_maps(truth)) if ranked else None
 
     def score(self, predicted: np.ndarray) -> np.ndarray:
-        """Score predicted maps (n, y, x) in the headline metric, (n,).
+        """Score predicted maps (n, y, x) in the main metric, (n,).
 
         Predictions are scored as they are, without a cut.  The scores equal the first row of
         `score_maps`.

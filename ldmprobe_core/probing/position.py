@@ -21,7 +21,7 @@ from scipy.special import logit
 from ldmprobe_core.study.batching import MOST_POSITIONS
 
 SMALLEST_SHARE = 0.01
-"""Share of foreground to which mean shares are clipped (and to 1 minus it) before their logit."""
+"""Lower bound of mean foreground fractions before their logit; the upper bound is 1 minus it."""
 
 
 def token_positions(grid: tuple[int, int]) -> np.ndarray:

@@ -174,7 +174,7 @@ class Run:
         lay_out(self.location, files, study.to_json())
 
     def creation_lock(self) -> AbstractContextManager[Lease]:
-        """Build the lock to hold while groups of the run are created, so that others wait.
+        """Build the lock that makes other processes wait while groups of the run are created.
 
         Raises:
             UserError: another process has held the lock for longer than creating a run takes.

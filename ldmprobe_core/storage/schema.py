@@ -28,7 +28,7 @@ class RunSchema(ProbeSchema):
     """Builder that creates every group and array of a run, and the values of coordinates."""
 
     def build(self) -> None:
-        """Create all groups of the run, each readable alone, with coordinates of its own."""
+        """Create all groups of the run; each has its own coordinates, and can be opened alone."""
         self._samples()
         if self.text_channels:
             self._prompts()
@@ -189,7 +189,7 @@ class RunSchema(ProbeSchema):
             )
 
     def _truth(self) -> None:
-        """Create the group of exact maps."""
+        """Create the group of ground-truth maps."""
         group = self.group("exact_maps", "Exact maps of the pictures, as they were given.")
         self.add_sample(group)
         self.add_pixels(group)

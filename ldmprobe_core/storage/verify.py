@@ -225,7 +225,7 @@ def _batch_finder(run: Run) -> BatchOfChunk:
         first, last = (open_array(run.store, run.url, one) for one in (path, "images/image"))
         along, group = dimensions(first).index("sample"), path.rpartition("/")[0]
         if f"{group}/sample" not in consolidated_metadata(run.location):
-            # The group has all samples and does not list them, so chunks are batches.
+            # This group holds all samples, so the number of a chunk is the number of its batch.
             return list(range(first.cdata_shape[along]))
         chunk = first.chunks[along]
         samples = run.read(group, "sample")[::chunk]

@@ -46,7 +46,7 @@ def summed_columns(study: Study, network: str) -> tuple[LabelColumn, ...]:
 
 
 def gram_width(study: Study, network: str, channels: int) -> int:
-    """Return the width of a cell's Gram matrix: channels, a constant, and the label columns."""
+    """Return the width of a Gram matrix of sums: channels, a constant, and label columns."""
     return channels + 1 + len(summed_columns(study, network))
 
 
@@ -188,7 +188,7 @@ def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
     while reached.sum() < wanted or (reached[total > 0] == 0).any():
         distance = np.square(reached + counts[left] - target).sum(1)
         if reached.sum() >= wanted:
-            # There are enough samples, but some split has none: take the batch with most of it.
+            # Some split has no samples yet: take the batch with most samples of this split.
             lacking = (total > 0) & (reached == 0)
             distance = -counts[left][:, lacking].sum(1)
         best = left.pop(int(distance.argmin()))

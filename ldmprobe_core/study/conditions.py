@@ -1,4 +1,4 @@
-"""Registry of the conditions under which cells are scored: the probe itself and its controls.
+"""Registry of the conditions under which probes are fitted: the proper one, and controls.
 
 A condition combines a network, whose activations are probed, with an assignment of labels to
 samples.  Each cell (a sampler step and a layer) is scored under every condition of the study, and
@@ -75,7 +75,7 @@ class LabelColumn:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """Combination of a network and a label assignment with which cells are probed and scored.
+    """Condition of a probe: which network's activations, and which image's label for each image.
 
     Attributes:
         name: name on the axis ``condition`` of scores, and key in ``controls`` of a study.

@@ -133,7 +133,7 @@ class Split(Section):
 
 
 class Probes(Section):
-    """Probes that are trained in each cell.
+    """Probes that are trained at each layer and step.
 
     Attributes:
         kinds: names of registered kinds, at least one of them linear.  ``ridge`` (all properties)
@@ -152,7 +152,7 @@ class Probes(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Probes:
-        """Check that kinds and penalties are distinct, and kinds registered, one of them linear."""
+        """Check that kinds and penalties are distinct, and that one registered kind is linear."""
         for name in ("kinds", "penalties"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -239,7 +239,7 @@ class Controls(Section):
 
     @model_validator(mode="after")
     def _one_untrained(self) -> Controls:
-        """Check that not both controls with an untrained denoiser are on."""
+        """Check that at most one of the two controls with an untrained denoiser is on."""
         if self.permuted_weights and self.random_weights:
             raise ValueError(
                 "random_weights is on beside permuted_weights, but one untrained denoiser at most "
@@ -253,7 +253,7 @@ class Controls(Section):
         return self.permuted_weights or self.random_weights
 
     def enabled(self, condition: str) -> bool:
-        """Return whether the study scores cells under a condition; True for the probe itself."""
+        """Return whether the study has probes of this condition; True for the probe itself."""
         if condition == PROBE_CONDITION:
             return True
         return bool((self.__dict__ | (self.model_extra or {})).get(condition))

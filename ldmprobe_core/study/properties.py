@@ -21,7 +21,7 @@ CLASS = "class"
 
 
 class MapFormat(Section):
-    """Rules for checking and resizing the exact maps that a user gives as files.
+    """Rules for checking and resizing the ground-truth maps that a user gives as files.
 
     Attributes:
         minimum: smallest allowed value; None allows any.
@@ -77,10 +77,10 @@ METRICS_OF_KIND: dict[str, tuple[str, ...]] = {
     "mask": ("dice", "iou", "auroc", "average_precision"),
     "scalar": ("spearman", "pearson", "rmse", "spearman_partial", "pearson_partial"),
 }
-"""Built-in metrics of each kind of property, the headline metric first."""
+"""Built-in metrics of each kind of property, the main metric first."""
 
 HEADLINES = {"mask": ("dice",), "scalar": ("spearman", "pearson")}
-"""Built-in metrics of each kind that may be the headline metric; larger is better."""
+"""Built-in metrics of each kind that may be the main metric; larger is better."""
 
 REGISTERED_METRICS: set[str] = set()
 """Names of metrics that are not built in (`ldmprobe_core.probing.metrics.register_metric`)."""
@@ -146,7 +146,7 @@ class Property(Section):
                     f"{', '.join(usable)}"
                 )
         # The best cell is the one with the largest score, and some controls need a definition
-        # for the headline metric.
+        # for the main metric.
         headlines = HEADLINES[self.kind]
         if self.metrics[0] not in headlines and self.metrics[0] not in REGISTERED_METRICS:
             raise ValueError(
@@ -206,7 +206,7 @@ _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 
 
 def _bytes_of(record: Property) -> tuple[object, ...]:
-    """Return the fields on which a run's bytes depend; others are for display and edits."""
+    """Return the fields that affect stored results, without those for display and edits."""
     return record.kind, record.metrics, record.map_format, record.component
 
 
@@ -303,7 +303,7 @@ def map_properties() -> tuple[str, ...]:
 
 
 def with_built_in(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the built-in properties, then those of others, sorted.
+    """Sort names of properties: built-in ones in their order, then others by name.
 
     Args:
         names: names of properties, such as those that a study declares.
@@ -326,7 +326,7 @@ def components_of(vector: str) -> tuple[str, ...]:
 
 
 def vectors_of(props: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Group properties into vectors: components by vector, for vectors of which none is missing."""
+    """Group components by vector property, for vectors of which all components are given."""
     present = set(props)
     names = dict.fromkeys(
         record.component.vector for record in PROPERTIES.values() if record.component is not None

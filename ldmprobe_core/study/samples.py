@@ -51,7 +51,7 @@ class Sample:
 
     @property
     def group(self) -> str:
-        """Prompt or source image of the sample; all samples with the same one share a split."""
+        """Prompt or source image; samples with the same prompt or image are in the same split."""
         return self.source_image or self.prompt
 
 
@@ -169,7 +169,7 @@ def _drafts_of_images(images: Images, props: tuple[str, ...]) -> list[SampleDraf
 
 
 def _drafts(prompts: Prompts) -> list[SampleDraft]:
-    """List the samples of a study of prompts, without splits other than those of prompt files."""
+    """List the samples of a study of prompts; only prompt files may assign splits here."""
     if prompts.files is not None:
         rows: list[Row] = read_rows(prompts.files)
         return [

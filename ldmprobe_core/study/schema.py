@@ -69,7 +69,7 @@ def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 class Study(Section):
-    """Description of one experiment; see the module's docstring."""
+    """Description of one experiment: model, prompts, sampling, layers, labels and probes."""
 
     name: Slug = "study"
     model: Model = Model()

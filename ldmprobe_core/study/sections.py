@@ -26,7 +26,7 @@ PIPELINE = "pipeline"
 """Value of ``sampling.scheduler`` for the scheduler of a pipeline object."""
 
 PIPELINE_PREFIX = "pipeline:"
-"""Begin of ``model.source`` for a pipeline object; the digest of the pipeline follows."""
+"""Prefix of ``model.source`` for a pipeline object; the digest of the pipeline follows."""
 
 HALF = "float16"
 """Default data type of stored activations."""
@@ -115,7 +115,7 @@ class Prompts(Section):
 
 
 class Images(Section):
-    """Source images of the user, with optional exact maps, used instead of generated images.
+    """Source images of the user, with optional ground-truth maps, used instead of generated images.
 
     The maps of ``a.png`` are files beside it, named ``a.foreground.*``, ``a.depth.*`` and
     ``a.shading.*`` (PNG, TIFF, NPY or EXR).

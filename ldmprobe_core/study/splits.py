@@ -13,7 +13,7 @@ from ldmprobe_core.study.schema import Study
 
 @dataclass(frozen=True)
 class SampleDraft:
-    """Sample before a split is assigned to it; the fields are those of `Sample`."""
+    """Sample without a split; the fields have the same meaning as in `Sample`."""
 
     prompt: str
     seed: int

@@ -51,7 +51,7 @@ def reconstruction_loss(output: Tensor, image: Tensor, foreground: Tensor) -> Te
         output, image: (n, rgb, y, x) in -1..1.
         foreground: (n, 1, y, x), fraction of each pixel that the object covers.
     """
-    dilated = F.max_pool2d(foreground, 3, stride=1, padding=1)  # includes the outline
+    dilated = F.max_pool2d(foreground, 3, stride=1, padding=1)  # the object with its outline
     weight = 1 + _OBJECT_WEIGHT * dilated
     weight = weight / weight.mean()
     error = output - image

@@ -24,7 +24,7 @@ from ldmprobe_core.tabletop.render import Rendering, render
 from ldmprobe_core.tabletop.scenes import sample_scene, scene_caption
 
 BLOCK = 500
-"""Scenes a block; a block is marked when it is complete."""
+"""Number of scenes in a block, which one process renders."""
 
 _PIXELS = (IMAGE_SIZE, IMAGE_SIZE)
 _ARRAYS: dict[str, tuple[tuple[int, ...], type]] = {

@@ -234,7 +234,7 @@ def train_denoiser(
     """
     model = (model or Denoiser(tokenizer)).arrange(device)
     trainer = Trainer(folder, "denoiser", model, recipe, device)
-    # All latents are kept on the device (4 KiB a scene), so that no step waits for a transfer.
+    # All latents are kept on the device (4 KiB per scene), so that no step waits for a transfer.
     latents = torch.from_numpy(np.array(latent_dataset(data, vae, folder, device))).to(device)
     if device.type == "cuda":
         model.unet.compile()

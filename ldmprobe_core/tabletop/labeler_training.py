@@ -162,7 +162,9 @@ def train_maps(
     if begin is not None:
         model.load_fewer(begin.state_dict())
     if device.type == "cpu" and not computes_bfloat16(device):
-        model.to(memory_format=torch.channels_last)  # faster in float32
+        model.to(
+            memory_format=torch.channels_last
+        )  # this memory format is faster for convolutions in float32
     trainer = Trainer(folder, "maps", model, recipe, device)
     batches = _ImageBatches(data, rebuilt, device)
 

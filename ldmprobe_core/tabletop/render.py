@@ -20,15 +20,19 @@ from ldmprobe_core.tabletop.meshes import object_parts
 from ldmprobe_core.tabletop.scenes import LOOK_AT, Arrangement, Item, Scene, camera_axes
 
 SAMPLES = 2
-"""Rays a pixel along each axis."""
+"""Number of rays per pixel along each axis."""
 NEAR, FAR = 1.0, 12.0
 """Depth is clipped to this range, in scene units, before the logarithm."""
 SKY: RGB = (0.80, 0.86, 0.92)
 
-_AMBIENT_FLOOR, _AMBIENT_SKY, _LAMP = 0.12, 0.33, 0.55  # their sum is 1, so nothing is overexposed
+_AMBIENT_FLOOR, _AMBIENT_SKY, _LAMP = (
+    0.12,
+    0.33,
+    0.55,
+)  # parts of the light; their sum is 1, so no pixel is overexposed
 _WALL_HEIGHT, _FLOOR_REACH = 6.0, 40.0
 _SAME_POINT = 1e-2  # largest distance along a ray between two hits of the same point
-_LIFT = 2e-3  # secondary rays start this far off the surface, against self-intersection
+_LIFT = 2e-3  # distance of secondary rays' start from the surface, so that they do not hit it
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Rendering:
 
 
 def render(scene: Scene | Arrangement, size: int = IMAGE_SIZE, samples: int = SAMPLES) -> Rendering:
-    """Render a scene at ``size`` x ``size`` pixels with ``samples``² rays a pixel."""
+    """Render a scene at ``size`` x ``size`` pixels with ``samples``² rays per pixel."""
     world = _World(scene)
     origin, rays, axes = world.camera_rays(size * samples)
     hit = world.cast(origin, rays)
@@ -88,7 +92,7 @@ def render(scene: Scene | Arrangement, size: int = IMAGE_SIZE, samples: int = SA
 
 
 def correspondences(source: Scene, target: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Find where the object's points in one image are in an image of the same object.
+    """Find corresponding points of two images that show the same object.
 
     Args:
         source, target: scenes of the same object; all their other parameters may differ.
@@ -229,7 +233,9 @@ class _World:
         normal /= np.linalg.norm(normal, axis=1, keepdims=True)
         facing = np.sign(-(normal * rays[valid]).sum(1, keepdims=True))
         distance = np.where(valid, hits["tfar"], np.inf).astype(np.float32)
-        albedo = np.array([*self.albedo, SKY], np.float32)[hits["geomID"]]  # -1 is the sky
+        albedo = np.array([*self.albedo, SKY], np.float32)[
+            hits["geomID"]
+        ]  # index -1 stands for rays that hit the sky
         return _Hit(
             valid=valid,
             point=(starts + rays * np.where(valid, distance, 0)[:, None])[valid],

@@ -188,7 +188,7 @@ def _sample_yaw(rng: np.random.Generator, category: str) -> float:
     limit = _YAW_LIMIT.get(category, 180.0)
     yaw = float(rng.uniform(-limit, limit))
     if category == "mug" and rng.random() < 0.5:
-        yaw += 180.0  # puts the handle on the other side, where it is visible too
+        yaw += 180.0  # the mug's handle is visible on either side
     return yaw
 
 
@@ -234,7 +234,7 @@ def _try_arrangement(rng: np.random.Generator) -> Arrangement | None:
     tangent = np.tan(np.radians(field_of_view) / 2)
 
     items: list[Item] = []
-    positions: list[tuple[float, float]] = []  # in the image, (right, up)
+    positions: list[tuple[float, float]] = []  # of the objects in the image, (right, up)
     same_height = rng.random() < 0.5
     for category in categories:
         for _ in range(60):

@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from ldmprobe_core.tabletop.scenes import caption_words
 
 CAPTION_LENGTH = 24
-"""Tokens a caption, after padding or truncation, including the begin and end tokens."""
+"""Number of tokens per caption, after padding or truncation, including the begin and end tokens."""
 
 _END = "</w>"
 

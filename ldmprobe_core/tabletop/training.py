@@ -150,7 +150,9 @@ class Trainer:
             if milestone and reached > bisect_right(milestones, self.samples - self.recipe.batch):
                 milestone(self.samples, self.average)
                 self.model.train()
-                pause = time.monotonic() - now  # does not count as training time
+                pause = (
+                    time.monotonic() - now
+                )  # the callback's time does not count as training time
                 started, saved = started + pause, 0.0
                 progress.pause(pause)
                 cpu_before = self.cpu_seconds - time.process_time()
@@ -193,7 +195,7 @@ class Trainer:
                 values.append(value)
             else:
                 self.average[key].copy_(value)
-        # One call for all weights: on a GPU, a call a tensor takes longer than the arithmetic.
+        # One call updates all weights: on a GPU, one call per tensor would take longer.
         torch._foreach_lerp_(averages, values, 1 - decay)
 
     def save_checkpoint(self) -> None:

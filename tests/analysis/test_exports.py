@@ -86,8 +86,8 @@ def test_latex_has_a_row_for_each_property(finished_run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("scores.xlsx", r"path: the suffix is of no format of scores \(scores.xlsx\)"),
-        ("scores", "path: the suffix is of no format"),
+        ("scores.xlsx", r"path: scores cannot be exported .* suffix \(scores.xlsx\)"),
+        ("scores", "path: scores cannot be exported to a file with this suffix"),
         ("nowhere/scores.csv", r"path: its folder does not exist"),
     ],
 )

@@ -84,9 +84,9 @@ def test_fingerprint_of_a_function_changes_with_its_file(module):
         ("no_such_package.labels:depth", r"cannot be imported on this machine \(ModuleNotFound"),
         ("{module}:nothing", "has no nothing. Fix: correct the name"),
         ("{module}:NUMBER", "NUMBER is a int. Fix: name a function or a class"),
-        ("{module}:", "no name of a function"),
-        ("../labels.py:depth", "no name of a function"),
-        ("os:system; rm", "no name of a function"),
+        ("{module}:", "not the name of a function"),
+        ("../labels.py:depth", "not the name of a function"),
+        ("os:system; rm", "not the name of a function"),
     ],
 )
 def test_unusable_function_name_is_one_sentence(module, name, words):

@@ -1,1 +1,1 @@
-"""Controls and rivals whose scores are computed when a run is summarised."""
+"""Controls, and labelers as competitors of the probes, scored when a run is summarised."""

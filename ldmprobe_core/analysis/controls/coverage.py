@@ -1,4 +1,4 @@
-"""Coverage of controls: the samples on which a control was computed, if not on all.
+"""Samples on which a control was computed, for controls that use only some of the samples.
 
 The permuted denoiser runs on some batches, and few samples have step images.  A probe is compared
 with such a control on the same test samples, and, where training activations are stored, it is
@@ -34,7 +34,7 @@ class Coverage:
 
 
 def partial_coverage(run: Run, heldout: np.ndarray) -> dict[str, Coverage]:
-    """Find the controls that were computed on a part of the samples only, each with its samples.
+    """Find the controls that were computed on only some samples, and list these samples.
 
     Args:
         run: run of the controls.

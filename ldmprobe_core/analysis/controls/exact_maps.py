@@ -1,4 +1,4 @@
-"""Scores of probes on exact maps, for source images that have them.
+"""Scores of probes on ground-truth maps, for source images that have them.
 
 A probe that is fitted to a labeler's maps is scored on those maps in every other table.  Its scores
 on exact maps tell what it reads of the truth.  Where the labels are exact maps themselves, both are
@@ -31,7 +31,7 @@ def exact_record(
     test: np.ndarray,
     bootstrap: Bootstrap,
 ) -> ExactRecord | None:
-    """Score a property's best cell, position and labeler on exact maps.
+    """Score a property's best probe, position baseline and labeler on ground-truth maps.
 
     Args:
         run: finished run.

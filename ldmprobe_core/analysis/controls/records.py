@@ -1,4 +1,4 @@
-"""Records of the results of controls, and of scores on exact maps, in ``summary.json``."""
+"""Records of the results of controls, and of scores on ground-truth maps, in ``summary.json``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Record(BaseModel):
 
 
 class OwnBestRecord(Record):
-    """Score of a control on the test samples, in the cell that suits the control best.
+    """Score of a control on the test samples, at the layer and step where it is best.
 
     That cell is chosen on validation samples, as the probe's is.
 
@@ -65,7 +65,7 @@ class ControlRecord(Record):
 
     @property
     def exceeded(self) -> bool:
-        """Flag that is True if the probe's best cell exceeds the control in its own best cell.
+        """Flag that is True if the probe clearly exceeds the control, each where it is best.
 
         The interval of the paired difference must lie above zero, and p must be at most 0.05.
         """
@@ -109,7 +109,7 @@ class ControlsRecord(Record):
         return {name: record for name, record in records.items() if record is not None}
 
     def not_exceeded(self) -> list[str]:
-        """Names of the controls that the probe's best cell does not clearly exceed.
+        """Names of the controls that the probe's best layer and step does not clearly exceed.
 
         A nonlinear probe may read more than a linear one, so it is not among them.
         """
@@ -121,7 +121,7 @@ class ControlsRecord(Record):
 
 
 class ExactRecord(Record):
-    """Scores against the exact maps of the test samples, in the headline metric.
+    """Scores against the ground-truth maps of the test samples, in the main metric.
 
     Attributes:
         best: score of the probe's best cell.
@@ -139,7 +139,7 @@ class ExactRecord(Record):
 
 
 class VectorScore(Record):
-    """Score of a cell's predictions of all components of a vector property.
+    """Score of the predicted vectors of a vector property, at one layer and step.
 
     Attributes:
         cosine: mean cosine between predicted and labeled directions over an image's pixels.
@@ -153,7 +153,7 @@ class VectorScore(Record):
 
 
 class VectorExact(Record):
-    """Mean angles between predictions and exact maps of the test samples, in degrees.
+    """Mean angles between predictions and ground-truth maps of the test samples, in degrees.
 
     Attributes:
         best: angle of the best cell's predictions.

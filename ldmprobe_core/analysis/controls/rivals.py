@@ -1,4 +1,4 @@
-"""Scores of the image labelers on the images of each step, the rivals of the probes.
+"""Scores of image labelers on the images decoded at each step, to compare with the probes.
 
 A labeler was not fitted to the study's labels, while a probe was.  For a fair comparison, its maps
 are also scored after a linear recalibration at each step, which is fitted to training samples:
@@ -25,7 +25,7 @@ from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.properties import property_of
 
 RECALIBRATED = "_recalibrated"
-"""Suffix of the names of sources whose labelers are recalibrated."""
+"""Suffix of the name of an image source, for scores of the recalibrated labeler."""
 
 _MOST_TRAINING_SAMPLES = 64
 """Largest number of training samples to which a recalibration is fitted.
@@ -37,7 +37,7 @@ It has only three parameters, and needs training samples with step images.
 def rival_scores(
     run: Run, prop: str, labels: LabelSet, test: np.ndarray, steps: int
 ) -> dict[str, np.ndarray]:
-    """Score the labeler of a property on the images of each step, in the headline metric.
+    """Score the labeler of a property on the images of each step, in the main metric.
 
     Args:
         run: finished run.

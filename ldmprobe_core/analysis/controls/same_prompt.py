@@ -18,7 +18,7 @@ from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.storage.run import Run
 
 MOST_PARTNERS = 4
-"""Largest number of other images of its prompt whose labels an image's map is scored against."""
+"""Largest number of images of the same prompt against whose labels one map is scored."""
 
 
 def same_prompt_scores(
@@ -63,7 +63,7 @@ def same_prompt_scores(
 def read_same_prompt_scores(
     run: Run, prop: str, labels: LabelSet, test: np.ndarray, cell: tuple[str, int, str]
 ) -> np.ndarray | None:
-    """Score the stored probe of a cell against the labels of other test images of the same prompt.
+    """Score a stored probe against the labels of other test images of the same prompt.
 
     Args:
         run: finished run.

@@ -70,7 +70,7 @@ def scores_of_halves(
     probe: tuple[str, str],
     halves: list[np.ndarray],
 ) -> np.ndarray:
-    """Score probes that are fitted to halves of the training samples, in the headline metric.
+    """Score probes that are fitted to halves of the training samples, in the main metric.
 
     Args:
         activations: activations of all samples in a cell, (sample, y, x, channel) as stored.

@@ -39,7 +39,7 @@ SMALLEST_VARIANCE = 1e-6
 """Smallest variance of the Gaussian noise model, relative to the variance of the labels."""
 
 SMOOTHING = 1e-3
-"""Share by which foreground shares are pulled to one half before the noise model is fitted.
+"""Weight of 1/2 in the average with which foreground fractions are kept away from 0 and 1.
 
 A mask without any foreground would otherwise be coded with a probability of 0.
 """

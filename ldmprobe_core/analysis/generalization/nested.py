@@ -29,13 +29,13 @@ FEWEST = 4
 
 
 def block_ends(n: int) -> list[int]:
-    """Numbers of images at which blocks of n images end: 2, 4, 8, ... and n."""
+    """Divide n images into blocks, and return the number of images up to each end: 2, 4, ..., n."""
     return [2**k for k in range(1, max(n, 1).bit_length()) if 2**k < n] + [n]
 
 
 @dataclass
 class NestedBlocks:
-    """Blocks of the training images of one cell in random orders, with sufficient statistics.
+    """Blocks of training images in random orders, with sufficient statistics of each block.
 
     Attributes:
         data: activations and labels of all samples.

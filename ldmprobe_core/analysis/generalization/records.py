@@ -45,7 +45,7 @@ class TransferRecord(_Record):
 
 
 class CategoryRecord(_Record):
-    """Headline score of the property's best cell on the test samples of one category.
+    """Score of the property's best probe on the test samples of one category.
 
     Attributes:
         samples: number of test samples.
@@ -85,7 +85,7 @@ class HoldoutRecord(_Record):
 
 
 class LearningRecord(_Record):
-    """Headline scores of probes fitted to growing numbers of training images, at one step.
+    """Scores of probes fitted to growing numbers of training images, at one step.
 
     The subsets of a draw are nested: its training images are ordered at random, prompt by prompt,
     and a probe is fitted to the first 4, 8, 16, ... of them and to all.  The penalty is chosen on

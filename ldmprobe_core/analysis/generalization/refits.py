@@ -45,7 +45,7 @@ class TestScorer:
     def scores(
         self, tokens: np.ndarray, cut: float | None = None, headline_only: bool = False
     ) -> np.ndarray:
-        """Score predictions in the headline metric and, if there is one, the partial metric.
+        """Score predictions in the main metric and, if there is one, the partial metric.
 
         Args:
             tokens: predictions, (test sample, y, x); a sample with NaN gets NaN.
@@ -66,7 +66,7 @@ class TestScorer:
 
 @dataclass
 class RefitData:
-    """Activations of one cell and labels of one property, to which ridge probes are fitted.
+    """Activations (one layer, one step) and labels of a property, to which probes are fitted.
 
     Attributes:
         activations: activations of all samples, (sample, y, x, channel) as stored.
@@ -144,7 +144,7 @@ class RefitData:
         return replace(probe, position=means[:, 0][token_positions(self.grid)])
 
     def cut(self, probe: LinearProbe, members: np.ndarray) -> float | None:
-        """Choose the cut of a probe of a mask on the samples that it was fitted to; else None."""
+        """Choose a mask probe's foreground threshold on its training samples; None for others."""
         if not property_of(self.prop).is_mask:
             return None
         weights = self.weights(members)
@@ -155,7 +155,7 @@ class RefitData:
         )
 
     def predict(self, probe: LinearProbe, members: np.ndarray, cut: float | None) -> np.ndarray:
-        """Predict the tokens of samples relative to a cut, (n, y, x).
+        """Predict the tokens of samples, less the threshold of a mask if given, (n, y, x).
 
         The prediction of a mask is foreground where the result is positive.  A sample with
         non-finite activations gets NaN.
@@ -182,9 +182,11 @@ def ordered_by_prompt(
 
 
 def _label_means(sums: SufficientStatistics) -> np.ndarray:
-    """Mean label at each position, (position, label); the overall mean where no token counts."""
+    """Mean label at each position, (position, label); the overall mean without tokens."""
     if sums.by_position is None:
-        raise ValueError("by_position: no sums (None). Fix: give positions to from_tokens")
+        raise ValueError(
+            "by_position: no sums by position (None). Fix: give positions to from_tokens"
+        )
     count = sums.by_position[:, sums.channels, None]
     total = sums.by_position[:, sums.channels + 1 :]
     overall = sums.y / max(sums.n, 1)

@@ -1,4 +1,4 @@
-"""Curves of probes on other divisions of a run's training and validation prompts.
+"""Score curves of probes refitted to other train/validation splits of a run's prompts.
 
 A run has one division.  Another would have trained other probes, and might have chosen another
 layer for the curve.  For each *re-split*, the prompts that are not test prompts are divided again
@@ -89,7 +89,7 @@ class Resplits:
 
     @property
     def inflation(self) -> float:
-        """Factor that corrects deviations of re-splits from their mean for the overlap of parts.
+        """Factor on the deviations between re-splits, since their training sets overlap.
 
         Training parts overlap, so they differ less than those of independent studies do.  The mean
         of n out of N prompts, drawn without replacement, varies less by the factor 1 - n / N
@@ -107,7 +107,7 @@ class Resplits:
         return np.repeat(part, [len(block) for block in self.blocks], axis=1)
 
     def fit(self, data: RefitData) -> list[LinearProbe]:
-        """Fit the probe of every re-split to one cell, from the sums of its blocks.
+        """Fit the probe of every re-split to one layer and step, from the sums of its blocks.
 
         The weights are NaN if a part has no sample with finite activations.
         """
@@ -125,7 +125,7 @@ class Resplits:
         return probes
 
     def predict(self, data: RefitData, probes: list[LinearProbe]) -> np.ndarray:
-        """Predict the tokens of all samples relative to the cut of each probe.
+        """Predict the tokens of all samples with each re-split's probe, less its threshold.
 
         The cut of a probe of a mask is chosen on the training samples of its re-split.
 
@@ -152,7 +152,7 @@ class Resplits:
 
 
 class ResplitScorer:
-    """Scorer of the re-splits' probes of one property, in the headline metric.
+    """Scorer of the re-splits' probes of one property, in the main metric.
 
     Args:
         labels: label maps and splits of the run.
@@ -176,7 +176,7 @@ class ResplitScorer:
         self._validation = resplits.holds(resplits.validation)
 
     def scores(self, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Fit and score the probes of one cell.
+        """Fit and score the probes of one layer at one step.
 
         Args:
             activations: activations of all samples, (sample, y, x, channel).
@@ -252,7 +252,7 @@ class ResplitCurves:
 
     @property
     def deviations(self) -> np.ndarray:
-        """Inflated deviations of the scores from their mean over re-splits, of the same shape.
+        """Deviations of the scores from their mean over re-splits, times `Resplits.inflation`.
 
         An undefined score counts as the mean.
         """
@@ -260,11 +260,11 @@ class ResplitCurves:
 
     @property
     def position_deviations(self) -> np.ndarray:
-        """Inflated deviations of the position baselines' scores, (re-split, test sample)."""
+        """Deviations of the position baselines' scores, times `Resplits.inflation`."""
         return self._deviations(self.position)
 
     def _deviations(self, scores: np.ndarray) -> np.ndarray:
-        """Return inflated deviations of scores (re-split, ...) from their mean over re-splits."""
+        """Compute deviations of scores (re-split, ...) from their mean, times the inflation."""
         mean = mean_of_defined(np.moveaxis(scores, 0, -1))
         return self.inflation * np.nan_to_num(scores - mean)
 

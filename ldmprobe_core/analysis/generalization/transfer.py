@@ -38,7 +38,7 @@ class TransferMatrix:
         predicted = np.full((*activations.shape[:3], len(self.probes)), np.nan)
         predicted[finite] = predictions(activations[finite], self.probes)
         for i, probe in enumerate(self.probes):
-            # Probes of other properties than masks have the cut NaN, which is not used.
+            # For properties other than masks, the threshold `cut` is NaN, and is not used.
             scores = self.scorer.scores(predicted[..., i], probe.cut)
             defined = np.isfinite(scores)
             for row, values, use in zip(self.means, scores, defined, strict=True):

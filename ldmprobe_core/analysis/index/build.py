@@ -118,7 +118,7 @@ def index_page(url: str, entries: list[RunEntry]) -> str:
 
 
 def _heatmaps(prop: str, entries: list[RunEntry]) -> dict[str, str]:
-    """Draw a property's heatmap of each run, all in one range of colours per metric."""
+    """Draw one property's heatmap for each run, with one colour range for all runs per metric."""
     with_means = [
         (entry, entry.summary.properties[prop].best.metric)
         for entry in entries

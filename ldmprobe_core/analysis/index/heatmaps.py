@@ -12,7 +12,7 @@ from ldmprobe_core.analysis.report.style import SCORE_COLORMAP
 from ldmprobe_core.analysis.report.text import short_layer
 
 _CELL = 10
-"""Width and height of a cell in the units of the figure."""
+"""Width and height of one square of the heatmap in the units of the figure."""
 
 
 def heatmap_svg(

@@ -203,9 +203,11 @@ class _FigureWriter:
                 caption=figures.curves_caption(prop, curves, best.metric),
             )
             if curves.other_cells or curves.partial_cells is not None:
-                text = f"The same cells of {prop}: controls in the colours of the heatmap above"
+                text = (
+                    f"The same cells of {prop}: controls in the colour scale of the heatmap above"
+                )
                 if curves.partial_cells is not None:
-                    text += ", and the probes' partial score (position regressed out) in its own"
+                    text += ", and partial scores of probes (position regressed out) in another"
                 self._write(
                     "heatmaps",
                     f"{prop}-others",

@@ -1,4 +1,4 @@
-"""Files of a report that others build on: scores of all cells as CSV, and sources as BibTeX."""
+"""Downloads of a report: scores of all layers and steps as CSV, and citations as BibTeX."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("property", "metric", "kind", "condition", "step", "layer", "mean", "
 
 
 def scores_csv(run: Run, properties: list[str]) -> str:
-    """Return the mean score of every cell over the test samples, one row a cell and metric.
+    """Return mean test scores as CSV, with one row for each layer, step and metric.
 
     Args:
         run: finished run.

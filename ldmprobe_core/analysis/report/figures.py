@@ -51,7 +51,7 @@ def step_image_rows(run: Run, samples: list[int]) -> list[int]:
 
 
 def color_range(curves: Curves) -> tuple[float, float]:
-    """Return the least and the largest score of a property's probes and controls over all cells.
+    """Return the least and largest score of probes and controls over all layers and steps.
 
     Partial scores are of another metric, and begin near 0.
     """
@@ -63,7 +63,7 @@ def color_range(curves: Curves) -> tuple[float, float]:
 def heatmap(
     prop: str, curves: Curves, layers: list[str], summary: Summary
 ) -> tuple[Figure, dict[str, str]]:
-    """Draw the mean score of every cell, step by layer, with a frame around the best cell.
+    """Draw a heatmap of mean scores, step by layer, with a frame around the best one.
 
     The colour bar names position alone, and the ceilings of the layers' token grids.
 
@@ -98,7 +98,7 @@ def heatmap(
 
 
 def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
-    """Mark position alone on a colour bar, and write it and the ceilings above the bar."""
+    """Mark the position baseline on a colour bar, and write its score and the ceilings above."""
     low, high = color_range(curves)
     lines = []
     if ceilings:
@@ -137,7 +137,7 @@ def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
 
 
 def step_ticks(steps: int) -> list[int]:
-    """Return the steps that a small plot names: all of few, else the first and multiples of 5."""
+    """Return the steps that a small plot labels: all if few, else the first and multiples of 5."""
     return [step for step in range(1, steps + 1) if steps <= 8 or step == 1 or step % 5 == 0]
 
 

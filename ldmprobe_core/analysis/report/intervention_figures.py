@@ -85,7 +85,7 @@ def _in_own_range(values: np.ndarray, colormap: str) -> np.ndarray:
 
 
 def _strongest(run: Run, name: str) -> tuple[Any, str]:
-    """Return the dataset of an intervention at the site and dose with the largest mean effect.
+    """Return an intervention's data at the layers, steps and dose with the largest mean effect.
 
     An erasure is meant to lower the score, so its largest effect is the lowest difference.
 

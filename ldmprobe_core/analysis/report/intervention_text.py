@@ -43,7 +43,7 @@ def effect_sign(method: str) -> int:
 
 
 def agreement_title(summary: InterventionSummary) -> str:
-    """Name the headline score, such as ``Dice with target``."""
+    """Name the score in the main metric, such as ``Dice with target``."""
     metric, reference = metric_title(summary.metric), "target"
     if not has_targets(summary):
         reference = summary.intervention.target_names[0]
@@ -51,7 +51,7 @@ def agreement_title(summary: InterventionSummary) -> str:
 
 
 def site_layer(site: SiteRecord) -> str:
-    """Return a short name of the first layer of a site, for sites that have one layer."""
+    """Return a short name of the first edited layer, for edits of a single layer."""
     return "denoiser's input" if site.layers[0] == LATENTS else short_layer(site.layers[0])
 
 
@@ -87,7 +87,7 @@ def _details(effect: EffectRecord, method: str) -> dict[str, str]:
         "less unedited": number(effect.less_unedited),
         "edit less this": number(effect.edit_less_this) if effect.edit_less_this else "",
     }
-    # The headline score of an erasure already is the agreement with the own label.
+    # For an erasure, the headline score is already the agreement with the sample's own label.
     if OWN_LABEL in effect.measures and method not in ERASURES:
         row["with own label"] = number(effect.measures[OWN_LABEL])
     if effect.halfway is not None:

@@ -23,7 +23,7 @@ from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
 
 def overview_sentences(summary: Summary) -> list[str]:
-    """Write one sentence for each property: best cell, controls, onset and leads."""
+    """Write one sentence for each property: best probe, controls, onset and leads."""
     return [_sentence(name, result, summary) for name, result in summary.properties.items()]
 
 
@@ -63,7 +63,7 @@ def _later(value: Lead) -> str:
 
 
 def _comparison(result: PropertyRecord) -> str:
-    """Name the controls that the best cell does not exceed, or else the nearest one."""
+    """Name the controls that the best probe does not exceed, or else the nearest one."""
     if result.not_beyond:
         return f"not clearly above {', '.join(map(control_title, result.not_beyond))}"
     differences = {

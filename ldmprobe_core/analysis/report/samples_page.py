@@ -31,9 +31,9 @@ from ldmprobe_core.study.properties import property_of
 
 TILE = 64
 """Largest width and height of a tile in pixels; larger images are reduced by averaging."""
-_FIRST_SHOWN = 2  # column of the page at first; with images of all steps it is step 3
-_BATCH = 16  # samples whose activations are in memory at once
-_GREY = (0.6, 0.6, 0.6, 1.0)  # pixels without a measured label
+_FIRST_SHOWN = 2  # column that the page shows first: step 3, if there are images of all steps
+_BATCH = 16  # number of samples whose activations are in memory at once
+_GREY = (0.6, 0.6, 0.6, 1.0)  # colour (RGBA) of pixels without a measured label
 
 
 def write_samples_page(run: Run, labels: LabelSet, summary: Summary) -> int:

@@ -22,11 +22,11 @@ SCORE_COLORMAP = "cividis"
 """Colour map of scores in heatmaps; it looks the same to readers with colour blindness."""
 
 INK = "#101010"
-"""Colour of text and frames that lie on coloured cells, which are the same in both settings."""
+"""Colour of text and frames on coloured cells, which look the same on light and dark pages."""
 
 _SETTINGS = {
-    "svg.fonttype": "none",  # text stays text, which can be selected, searched and read aloud
-    "svg.hashsalt": "ldmprobe",  # without it, names inside the file would be random
+    "svg.fonttype": "none",  # keep text as text, so that readers can select and search it
+    "svg.hashsalt": "ldmprobe",  # otherwise identifiers inside the file are random
 }
 IMAGE_DPI = 150
 """Resolution of embedded images, in pixels per inch of the figure."""

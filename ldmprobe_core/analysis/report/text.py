@@ -102,7 +102,7 @@ def lead(value: Lead) -> str:
 
 
 def best_rows(summary: Summary) -> list[dict[str, str]]:
-    """Build the table of best cells, last steps, controls and emergence, one row per property.
+    """Build the main table: best and last scores, controls and emergence by property.
 
     The columns of controls show their scores in their own best cells.
     """
@@ -220,7 +220,7 @@ def _on(samples: dict[str, int] | None) -> str:
 
 
 def _against(result: PropertyRecord) -> str:
-    """Return the clause that names the controls that the best cell exceeds, and the others.
+    """Return the clause that names the controls that the best probe exceeds, and the others.
 
     Each control is given with its score in its own best cell and the paired difference.  With too
     few test prompts there is no interval, and the clause says so.

@@ -1,4 +1,4 @@
-"""Scores of a run's probes without edits, at the sites of an intervention."""
+"""Scores of probes on unedited activations, at the layers and steps of an intervention."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldmprobe_core.study.layers import LATENTS
 
 
 def score_at_site(run: Run, spec: Intervention, kind: str, site: Site) -> Interval:
-    """Score the probes of a site's layer, on average over the window's steps.
+    """Average the scores of a layer's probes over the steps of a window.
 
     The score is that of the run's test samples in the headline metric.
     """

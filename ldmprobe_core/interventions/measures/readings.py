@@ -23,7 +23,8 @@ from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.study.properties import Property
 
 if TYPE_CHECKING:
-    # At run time, the module would load diffusers, which reports and summaries do not need.
+    # This module loads diffusers, which reports and summaries do not need, so it is imported for
+    # type checks only.
     from ldmprobe_core.interventions.editor import Change
 
 
@@ -61,7 +62,7 @@ class ProbeReader:
     dtype: torch.dtype = torch.float16
 
     def reading(self, change: Change, edited: list[tuple[int, str]]) -> Change:
-        """Return a function that changes the edited cells, and records the predictions of `probes`.
+        """Return a function that edits activations, and records the predictions of `probes`.
 
         Args:
             change: function that changes activations.
@@ -72,7 +73,7 @@ class ProbeReader:
         def changed(step: int, layer: str, tokens: Tensor) -> Tensor:
             after = change(step, layer, tokens) if (step, layer) in cells else tokens
             if (step, layer) in self.probes:
-                # The run's own scores have this rounding too.
+                # Stored scores are computed from activations that are rounded in the same way.
                 values = after.to(self.dtype).cpu().numpy()
                 self.predicted[step, layer] = predictions(values, self.probes[step, layer])
             return after

@@ -9,14 +9,14 @@ from ldmprobe_core.probing.partial import position_covariates
 from ldmprobe_core.study.properties import Property
 
 OWN_LABEL = "own_label"
-"""Measure of the agreement with the sample's own label, in the headline metric."""
+"""Measure of the agreement with the sample's own label, in the main metric."""
 
 MASK_MEASURES = ("moved", "way", "ghost", "area")
 """Measures of an edited mask beside its agreement with the target, see `mask_measures`."""
 
 
 def measures_of(prop: Property) -> tuple[str, ...]:
-    """Names of the measures of an edited map of a property; the first is the headline metric."""
+    """Names of the measures of an edited map of a property; the first is the main metric."""
     metrics = () if prop.intervention is None else prop.intervention.metrics
     own_label = (OWN_LABEL,) if metrics else ()
     return (*metrics, *own_label, *(MASK_MEASURES if prop.is_mask else ()))

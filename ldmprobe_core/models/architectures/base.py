@@ -260,7 +260,7 @@ class Architecture(ABC):
         return latents
 
     def from_output(self, vae: Any, latents: Tensor) -> Tensor:
-        """Convert the latents that the pipeline's call returns to those that its scheduler has."""
+        """Convert latents that a pipeline call returns to the layout that the scheduler uses."""
         return latents
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:

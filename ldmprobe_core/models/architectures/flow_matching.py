@@ -1,4 +1,4 @@
-"""Shift of latents and of timesteps, as several pipelines of flow-matching models compute them."""
+"""Shifts of latents and timesteps that pipelines of flow-matching models have in common."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from ldmprobe_core.models.capture_points.channels import CapturePoint, ChannelRa
 from ldmprobe_core.study.layers import TOKENS, WORDS
 
 _SOFTMAX = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor)
-"""Classes of diffusers that compute self-attention from the projections as they are."""
+"""Attention processors of diffusers whose attention is softmax(queries keys'), unmodified."""
 
 
 def attention_points(module: Any) -> dict[str, CapturePoint]:

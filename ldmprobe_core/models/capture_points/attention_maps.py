@@ -59,9 +59,9 @@ class AttentionMaps:
             mask = self.attention.prepare_attention_mask(mask, key.shape[1], len(key)).float()
             mask = mask.unflatten(0, (len(key), heads))
         total: Any = 0
-        # Head by head, because the maps of all heads may be many times larger than the mean.  In
-        # float32, because a softmax in float16 would be less precise than the softmax inside the
-        # pipeline's fused attention.
+        # Heads are processed one by one, because the maps of all heads may be many times larger
+        # than the mean.  The softmax is in float32, because in float16 it would be less precise
+        # than the one inside the pipeline's fused attention.
         pairs = zip(query.chunk(heads, -1), key.chunk(heads, -1), strict=True)
         for head, (q, k) in enumerate(pairs):
             chosen = None if mask is None else mask[:, head]

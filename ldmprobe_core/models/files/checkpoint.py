@@ -27,9 +27,9 @@ _DTYPE_BYTES = {
 }  # fmt: skip
 
 FLOATS = ("F16", "BF16", "F32", "F64")
-"""Types of numbers whose values are weights as they are.
+"""Data types of weights that are not quantized.
 
-Integers and 8-bit floats are quantized weights, which mean something together with scales only.
+Integers and 8-bit floats are quantized weights, whose meaning depends on scales.
 """
 
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -104,7 +104,7 @@ def _tensors(header: Any, data_bytes: int) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             if not all(isinstance(value, str) for value in entry.values()):
-                raise ValueError("its metadata are not texts")
+                raise ValueError("its metadata are not strings")
             continue
         shape, (begin, stop) = tuple(entry["shape"]), entry["data_offsets"]
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or begin > stop:

@@ -20,7 +20,7 @@ TokenIds = tuple[tuple[int, ...], ...]
 """Token ids of one prompt: one tuple of ids for each tokenizer of a pipeline."""
 
 _LEAST_TOKENS = 3
-"""Least number of tokens of a prompt that says something: start, one word and end."""
+"""Number of tokens of the shortest prompt that is not empty: start, one word and end."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ _WITHOUT_EFFECT = (
     "name_or_path", "_version", "_commit_hash", "_use_default_values", "training",
     "_feat_map", "_conv_idx", "_conv_num",
 )  # fmt: skip
-"""Ends of the names of values that do not change results: where a model comes from, and the caches
-that video autoencoders fill in each call."""
+"""Suffixes of the names of values that do not change results: where a model comes from, and the
+caches that video autoencoders fill in each call."""
 
 
 def pipeline_digest(pipeline: Any) -> str:

@@ -79,7 +79,7 @@ class FileSource(FolderSource):
                     read_component(self.folder / name)
 
     def _require_all(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Check that the file's tensors, renamed by diffusers, are those of a network."""
+        """Check that the file's tensors, renamed by diffusers, match a network's parameters."""
         kind = type(network).__name__
         convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
         try:
@@ -143,6 +143,6 @@ def _is_t5(kind: type, tensors: dict[str, Tensor]) -> bool:
 
 
 def is_file(model: Model) -> bool:
-    """Return whether a study's model is a single file, or is meant to be one."""
+    """Return whether a study names a single file as its model; the file need not exist."""
     suffixes = (SUFFIX, ".ckpt", ".pt", ".pth", ".bin")
     return model.config is not None or Path(model.source).suffix in suffixes

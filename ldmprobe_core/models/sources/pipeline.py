@@ -103,7 +103,7 @@ class PipelineSource(ModelSource):
             _in_use.reset(token)
 
     def check(self) -> None:
-        """Check that the pipeline's networks can be hooked, and give the same result twice.
+        """Check that the pipeline's networks accept hooks, and are deterministic.
 
         Raises:
             UserError: a network is missing, compiled, offloaded or in training mode, or its dtype

@@ -1,4 +1,4 @@
-"""Checksums of fetched files, and conversion of pickles in a process of its own."""
+"""Checksums of fetched files, and conversion of pickles in a separate process."""
 
 from __future__ import annotations
 

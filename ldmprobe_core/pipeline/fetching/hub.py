@@ -28,7 +28,7 @@ _SAFETY_CHECKER = "safety_checker"
 """Component that a run leaves out, since it would replace some images by black ones."""
 
 Advance = Callable[[int], None]
-"""Function that is told the number of further bytes that were fetched."""
+"""Callback that receives the number of bytes that were fetched since its last call."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _bar_class(advance: Advance) -> type:
             super().__init__(*args, **{**options, "disable": True})
 
         def update(self, n: float | None = 1) -> None:
-            """Count further bytes, or fewer if the client starts a file again."""
+            """Add bytes to the count; the number is negative if the client starts a file again."""
             nonlocal total
             self.n += n or 0
             if self.counts_bytes and self.n > total:

@@ -66,7 +66,7 @@ def select_files(names: Collection[str], components: Collection[str]) -> FileSel
 
 
 def safetensors_name(pickle: str) -> str:
-    """Return the file name under which the weights of a pickle are looked for.
+    """Return the name of the safetensors file that replaces a pickle of weights.
 
     Example: ``pytorch_model-00001-of-00002.bin`` becomes ``model-00001-of-00002.safetensors``.
     """

@@ -20,10 +20,10 @@ from ldmprobe_core.study.readers.hub_cache import PublishedFile
 
 _TIMEOUT_S = 30
 _COMPLETE = 416
-"""Status for a range that begins at the end of the file, so that nothing is missing."""
+"""HTTP status for a range that begins at the file's end: the file on this machine is complete."""
 
 _PLAIN = {"Accept-Encoding": "identity"}
-"""Headers for a file's own bytes, without which ranges and sizes would be those of a packed one."""
+"""Request headers that forbid compression, which would change the size of the response."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class UrlDownload:
 
 
 def find_url(field: str, file: PublishedFile) -> UrlDownload:
-    """Ask for the size of a file at a URL.
+    """Prepare the download of a file at a URL, and request the file's size.
 
     Raises:
         UserError, RunError: see `fetch_failures`.

@@ -7,7 +7,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def check_declarations(study: Study) -> None:
-    """Check that the colour maps of declared properties exist, before figures need them.
+    """Check that the colour maps that a study names for its properties exist in Matplotlib.
 
     Raises:
         UserError: matplotlib has no colour map of a name.

@@ -109,7 +109,7 @@ class StudyPlan:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Make `plan_of` return this plan inside the block, so that the study is planned once.
+        """Context manager in which `plan_of` returns this plan, so that a study is planned once.
 
         This applies to the current thread and to asyncio tasks that it starts.  After the block, a
         new plan is made, which reads the user's files again.
@@ -141,7 +141,7 @@ class StudyPlan:
 
     @property
     def cells(self) -> int:
-        """Number of cells (steps x layers), where the latents do not count as a layer."""
+        """Number of pairs of step and captured layer."""
         return len(self.steps) * len(self.layers)
 
     @property
@@ -283,7 +283,7 @@ def _captured_shapes(
 
 
 def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
-    """List the properties for which every source image has an exact map.
+    """List the properties for which every source image has a ground-truth map.
 
     Args:
         study: the study.

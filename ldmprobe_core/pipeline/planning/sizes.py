@@ -128,7 +128,7 @@ def worker_bytes(
     steps: int,
     sums: int,
 ) -> dict[str, int]:
-    """Estimate the peak memory of a worker that generates images, in bytes for each use of it.
+    """Estimate the peak memory of a worker that generates images, in bytes by purpose.
 
     It includes weights and the data of one batch, but not text encoders and the networks'
     intermediate values.

@@ -43,7 +43,7 @@ class Fitter(Protocol):
     kind: ProbeKind
 
     def fit(self, data: FitData) -> Probe:
-        """Fit one cell's probe of one property to the true or the shuffled labels.
+        """Fit the probe of one property, at one layer and step, to true or shuffled labels.
 
         Returns:
             the fitted probe; a `LinearProbe` if the kind is linear.
@@ -142,7 +142,7 @@ class CellData:
         return statistics.less_positions(self.position_means(columns))
 
     def ridge_path(self, position_term: bool) -> RidgePath:
-        """Return the ridge solutions for the labels of `complete_columns`, cached for the cell.
+        """Return the ridge solutions for the labels of `complete_columns`, cached for later calls.
 
         Args:
             position_term: whether to subtract the training mean at each position from the labels.
@@ -166,7 +166,7 @@ class CellData:
         return self.columns[column].owners(members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
-        """Return the result of `compute`, cached under `key` for all labels of the cell."""
+        """Return the result of `compute`, cached under `key` for fits to other labels."""
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
@@ -193,7 +193,7 @@ class CellData:
 
 @dataclass(frozen=True)
 class FitData:
-    """Training and validation data of one label of a cell, the argument of `Fitter.fit`.
+    """Training and validation data of one label, at one layer and step; see `Fitter.fit`.
 
     ``x``, ``y`` and ``weight`` contain only tokens with a measured pixel in their block.
     ``token_maps`` and ``full_maps`` have NaN where nothing was measured.

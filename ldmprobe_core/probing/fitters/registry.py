@@ -44,7 +44,7 @@ def register_fitter(fitter: Fitter) -> Fitter:
 
 
 class RidgeFitter:
-    """Fitter of ridge probes, which shares matrix factorisations between the labels of a cell.
+    """Fitter of ridge probes; labels of the same activations share matrix factorisations.
 
     Args:
         kind: record of the kind of probe, with or without a position term.

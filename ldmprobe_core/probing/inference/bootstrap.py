@@ -136,7 +136,7 @@ class Bootstrap:
         return float(max(shares))
 
     def wider(self, values: np.ndarray) -> Literal["prompts", "categories"] | None:
-        """Name the clusters whose interval of the mean of scores (sample,) is the wider.
+        """Return which clusters, prompts or categories, give the wider interval of the mean score.
 
         The result is None if there is no interval.
         """
@@ -166,7 +166,7 @@ class Bootstrap:
 
 
 def expanded_tails(level: float, clusters: int) -> tuple[float, float]:
-    """Quantiles of the resampled means at the ends of an interval, for a number of clusters.
+    """Quantile levels of the ends of an interval, corrected for the number of clusters.
 
     Resampled means of n clusters vary too little, by a factor sqrt((n - 1) / n), and normal
     quantiles do not allow for the estimation of the spread.  The expanded percentile interval makes

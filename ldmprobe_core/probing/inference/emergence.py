@@ -1,4 +1,4 @@
-"""Onset and settled steps of a curve of scores, with intervals that hold near the bar.
+"""First steps at which a curve of scores reaches 50 % and 90 % of its gain, with intervals.
 
 A curve emerges at the first step from which it stays at or above a *bar*.  There are two bars, and
 two shares of the gain over the position baseline: the *onset* is at 50 % and the *settled* step at
@@ -42,7 +42,7 @@ WIDEST_SHARE = 1 / 3
 
 
 class Crossing(BaseModel):
-    """Step (from 1) from which a curve stays at or above its bar, with its interval.
+    """Step (from 1) from which a curve stays at or above a given score, with its interval.
 
     Attributes:
         step: None if the curve ends below its bar, or if it does not exceed the position baseline
@@ -105,7 +105,7 @@ class Lead(BaseModel):
 
 
 def relative_margins(scores: np.ndarray, baseline: np.ndarray, share: float) -> np.ndarray:
-    """Margins (step, sample) of a curve above its relative bar, a share of its own final gain.
+    """Subtract a share of the curve's own final gain from its scores, (step, sample).
 
     Args:
         scores: scores of the curve, (step, sample).
@@ -119,7 +119,7 @@ def relative_margins(scores: np.ndarray, baseline: np.ndarray, share: float) -> 
 def absolute_margins(
     scores: np.ndarray, reference: np.ndarray, baseline: np.ndarray, share: float
 ) -> np.ndarray:
-    """Margins (step, sample) of a curve above an absolute bar, a share of another curve's gain.
+    """Subtract a share of another curve's final gain from a curve's scores, (step, sample).
 
     Args:
         scores: scores of the curve, (step, sample).
@@ -173,7 +173,7 @@ def crossing(
 
 
 def lead_over(first: Crossing, other: Crossing) -> Lead:
-    """Count by how many steps the curve ``first`` reaches a bar before the curve ``other`` does.
+    """Count by how many steps one curve reaches a given score earlier than another curve.
 
     The count is negative if ``first`` reaches it later.  Both crossings must be of the same bar.
     """

@@ -1,4 +1,4 @@
-"""Permutation p value of the best cell's score."""
+"""Permutation p value of the best score over layers and steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ldmprobe_core.probing.metrics import mean_of_defined
 
 
 def permutation_p(probe: np.ndarray, draws: np.ndarray) -> float | None:
-    """Permutation p value of the best cell's mean score, corrected for the choice of that cell.
+    """Permutation p value of the best mean score, corrected for the choice of layer and step.
 
     In each permutation, the probes of all cells are fitted to labels of other images.  Its
     statistic is the largest mean score over all cells (the maximum statistic of Westfall & Young

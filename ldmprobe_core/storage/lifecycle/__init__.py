@@ -1,1 +1,1 @@
-"""What happens to finished runs in a store: which are kept, and what of them."""
+"""Retention of finished runs: which runs of a store, and which of their files, are kept."""

@@ -26,7 +26,7 @@ _GROUPS = ("activations", "activations_permuted")
 
 @dataclass(frozen=True)
 class Retention:
-    """What is to happen to one run.
+    """Planned action on one run: keep it, delete it, or delete its activations.
 
     Attributes:
         url: URL of the run.
@@ -125,8 +125,8 @@ def _delete(item: Retention) -> None:
         for folder in list(_chunk_folders(run)):
             _remove_folder(run, folder)
         return
-    # Groups first: if the process ends in between, the files of the root still say that this is a
-    # finished run of the study, and the next call continues.
+    # Groups are removed before the root's files: if the process ends in between, these files
+    # still say that this is a finished run of the study, and the next call continues.
     for folder in run.folders(""):
         _remove_folder(run, folder)
     _remove_folder(run, "")
@@ -150,7 +150,7 @@ def _chunk_folders(run: Location) -> Iterator[str]:
 
 
 def _hindrance(url: str, study: str) -> str:
-    """Return why a run must not be deleted, apart from work on it; empty if nothing forbids it."""
+    """Return the reason why a run must not be deleted, other than work on it; empty if none."""
     run = Run(url)
     if link := _link_in(run.location):
         return f"{link} is a link"

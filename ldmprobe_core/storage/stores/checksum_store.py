@@ -198,7 +198,7 @@ class ChecksumStore(WrapperStore[Store]):
         if path in copies and fixed_metadata(_parsed(document)) not in (None, copies[path]):
             raise RunError(
                 f"{self.url}: {key} contradicts its copy in the run's zarr.json. Fix: put back the "
-                "right one of the two files"
+                "correct version of the two files"
             )
 
     async def set(self, key: str, value: Buffer) -> None:

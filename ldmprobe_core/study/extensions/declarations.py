@@ -1,4 +1,4 @@
-"""Properties that a study declares itself, under its key ``properties``.
+"""Properties that a user defines in a study, under its key ``properties``.
 
 A declaration is a `Property` record, whose fields have defaults by kind, beside an optional
 labeler::
@@ -42,7 +42,7 @@ _OTHER_KEYS = frozenset((f.alias or name) for name, f in Labels.model_fields.ite
 
 
 def declare(content: dict[str, Any]) -> dict[str, Any]:
-    """Complete a study's content: labelers go under ``labels``, labeled properties get a record.
+    """Move declared labelers to ``labels``, and add the records of all labeled properties.
 
     Args:
         content: values of the study by key, unchecked; it is not changed.
@@ -80,7 +80,7 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_components(declared: dict[str, Any]) -> dict[str, Any]:
-    """Replace each declaration of a vector by those of its components."""
+    """Replace the declaration of each vector property by one declaration for each component."""
     expanded: dict[str, Any] = {}
     for name, record in declared.items():
         if isinstance(record, dict) and record.get("kind") == "vector":
@@ -91,7 +91,7 @@ def _with_components(declared: dict[str, Any]) -> dict[str, Any]:
 
 
 def _labels_of_components(labels: dict[str, Any], records: dict[str, Any]) -> dict[str, Any]:
-    """Replace the labeler of each vector by labelers of its components, unless they are named."""
+    """Give each component of a vector property the vector's labeler, unless it has its own."""
     places: dict[str, list[tuple[int, str]]] = {}
     known = {**records, **{name: one.model_dump() for name, one in PROPERTIES.items()}}
     for name, record in known.items():
@@ -133,7 +133,7 @@ def _registered(records: dict[str, Property]) -> dict[str, Property]:
     """Register the declared properties in this process, and return them."""
     for name, record in records.items():
         if record.name != name:
-            raise ValueError(f"{name} has the name {record.name!r}. Fix: leave name out")
+            raise ValueError(f"{name} declares another name, {record.name!r}. Fix: leave name out")
     register_properties(records.values())
     return records
 

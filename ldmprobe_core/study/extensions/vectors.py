@@ -1,4 +1,4 @@
-"""Vector properties, such as the surface normal: each component is a property of its own."""
+"""Vector properties, such as surface normals, whose components are properties themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldmprobe_core.study.readers.value_types import Section
 
 
 class Component(Section):
-    """Position of a property in the vector property, such as the surface normal, it is a part of.
+    """Place of a property among the components of a vector property, such as a surface normal.
 
     Attributes:
         vector: name of the vector property.

@@ -336,7 +336,7 @@ def _picture_notes(
 
 
 _ODD_SCALE = 100
-"""Ratio of a map's median to that of all maps of its property from which a note names it."""
+"""Smallest ratio of a map's median to the median of all maps at which a warning is given."""
 
 
 def _comparison_notes(prop: str, facts: dict[str, _MapFacts]) -> list[str]:

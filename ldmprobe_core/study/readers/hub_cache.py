@@ -22,7 +22,7 @@ class HubRepository:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """File that is published on its own, and that a study names by its path on this machine.
+    """Published file of weights, which a study names by its path on this machine.
 
     Attributes:
         target: path that the study names.  If its suffix is ``.safetensors`` and that of `name` is

@@ -1,4 +1,4 @@
-"""Reader of a folder of source images and of the exact maps that may lie beside them.
+"""Reader of a folder of source images and of the ground-truth maps that may lie beside them.
 
 ``lemon.png`` is a source image; ``lemon.depth.npy``, ``lemon.foreground.png`` and
 ``lemon.shading.exr`` are its maps.  Depth may have any unit, and increases with distance.  A
@@ -183,7 +183,7 @@ def file_digest(path: Path) -> bytes:
 
 
 def map_path(folder: Path, picture: str, prop: str) -> Path | None:
-    """Find a source image's exact map of a property; None if it has none.
+    """Find a source image's ground-truth map of a property; None if it has none.
 
     Raises:
         UserError: the image has several such maps, in different formats.
@@ -202,7 +202,7 @@ def map_path(folder: Path, picture: str, prop: str) -> Path | None:
 def exact_map_properties(
     images: Images, names: list[str], props: Collection[str]
 ) -> tuple[str, ...]:
-    """Return the properties for which every source image has an exact map.
+    """Return the properties for which every source image has a ground-truth map.
 
     Args:
         images: section of the study that names the folder.

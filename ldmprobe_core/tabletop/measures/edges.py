@@ -13,13 +13,13 @@ from scipy.ndimage import binary_dilation
 
 from ldmprobe_core.study.prompt_sets import FLOOR_COLORS, RGB, WALL_COLORS
 
-_LEAST_ANGLE = 6.0  # degrees between the two colours, as vectors from black
-_LEAST_CONTRAST = 0.06  # of the two sides, in 0..1
-_NEAR, _FAR = 3, 6  # pixels from the edge: end of the blurred zone, end of the reference zone
-_SLACK = 0.5  # negligible squared error of an image; the VAE's is about 2
+_LEAST_ANGLE = 6.0  # smallest angle in degrees between two RGB vectors
+_LEAST_CONTRAST = 0.06  # smallest difference of brightness (0..1) between floor and wall
+_NEAR, _FAR = 3, 6  # distances in pixels between which an edge's sides are measured
+_SLACK = 0.5  # negligible squared error of an image; a VAE reconstruction has about 2
 _LEAST_POINTS = 16
-_TOLERANCE = 3.0  # pixels; points farther off the line belong to another edge
-_CORNER_GAIN = 0.4  # two lines must leave at most this share of one line's squared error
+_TOLERANCE = 3.0  # distance in pixels beyond which a point belongs to another edge
+_CORNER_GAIN = 0.4  # a corner's two lines leave at most this share of one line's squared error
 
 
 def edge_colors(caption: str) -> tuple[RGB, RGB] | None:
@@ -97,7 +97,7 @@ def _changes(
 
 
 def _refined_points(scan: np.ndarray, covered: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """Points (n, 2) in pixels: middle of the scan line, sub-pixel position of the edge in it."""
+    """Edge points (n, 2) in pixels: scan line, and sub-pixel position along the scan line."""
     length = len(scan)
     points = []
     for line, k in enumerate(change):
@@ -161,7 +161,7 @@ def _off_line(points: np.ndarray) -> np.ndarray:
 def edge_residuals(
     images: np.ndarray, foreground: np.ndarray, captions: list[str]
 ) -> tuple[np.ndarray, int]:
-    """`line_residual` of the images whose edge can be measured, and the number of attempts.
+    """Measure how straight the floor's edge is; images without a clear edge are skipped.
 
     Args:
         images: (n, y, x, rgb) uint8.

@@ -127,7 +127,7 @@ class Milestones:
         return next(self.model.parameters()).device
 
     def reference(self, count: int) -> tuple[np.ndarray, dict[str, float]]:
-        """Features (n, d) of decoded held-out renderings, and the figures of the renderings.
+        """Classifier features (n, d) of held-out renderings, and their measured quality.
 
         Args:
             count: number of renderings that are compared with the others, as generated images are.

@@ -40,7 +40,7 @@ def test_print_photographs_names_picture_class_and_probability():
 
 def test_print_photographs_says_how_few_words_a_classifier_knows():
     assert printed(print_photographs, photographs(12))[-1].startswith(
-        "note: this classifier knows 12 words alone"
+        "note: this classifier knows 12 classes only"
     )
 
 

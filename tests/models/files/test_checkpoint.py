@@ -213,7 +213,7 @@ def rewrite_header(path, change):
             lambda h: h["1.bias"].update(shape=[4], data_offsets=h["0.bias"]["data_offsets"]),
             "does not begin where the one before it ends",
         ),
-        (lambda h: h.update(__metadata__={"format": 5}), "its metadata are not texts"),
+        (lambda h: h.update(__metadata__={"format": 5}), "its metadata are not strings"),
     ],
 )
 def test_read_header_refuses_what_safetensors_cannot_load(tmp_path, change, words):

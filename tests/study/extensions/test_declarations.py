@@ -141,7 +141,10 @@ def test_order_of_properties_does_not_depend_on_the_order_of_registration():
         ),
         ({"sunlit": {**SUNLIT, "colour": 1}}, r"sunlit\.colour is not a key .* has: name, title"),
         ({"sunlit": {**SUNLIT, "drawing": {"map": "a"}}}, r"sunlit\.drawing has: colormap, limits"),
-        ({"sunlit": {**SUNLIT, "name": "rain"}}, "sunlit has the name 'rain'. Fix: leave name out"),
+        (
+            {"sunlit": {**SUNLIT, "name": "rain"}},
+            "sunlit declares another name, 'rain'. Fix: leave name out",
+        ),
         ({"sunlit": {**SUNLIT, "labeler": 3}}, r"labels\.sunlit is 3"),
         ({"sunlit": "mypackage.labels:sunlit"}, r"properties\.sunlit is 'mypackage"),
         ({"depth": {"kind": "mask"}}, "'depth': the name is taken. Fix: choose another"),
