@@ -38,8 +38,8 @@ from prefect.states import Cancelled
 
 from flows.checks.prefect_api import check_server
 from flows.checks.prefect_settings import without_password
+from flows.interruption import FlowWatch, begin_watch, started_servers
 from flows.run_lock import task_runs
-from flows.watch import FlowWatch, begin_watch, started_servers
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 from tasks.display import activity
@@ -184,7 +184,7 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
 
     Call this function inside `prefect_server`.  The flow stops early on Ctrl-C, on SIGTERM, if it
     is cancelled in Prefect, and if the server is lost.  Except for a lost server, it first
-    finishes the units in progress (`flows.watch`).
+    finishes the units in progress (`flows.interruption`).
 
     Args:
         flow: flow to run.

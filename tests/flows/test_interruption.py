@@ -14,7 +14,7 @@ from http_servers import http_server
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import watch
-from flows.watch import FlowWatch
+from flows.interruption import FlowWatch
 from infra.stack import free_ports
 from tasks.stopping import requested_stop, stoppable
 
