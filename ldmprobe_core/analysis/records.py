@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from ldmprobe_core.analysis.class_records import ClassesRecord
 from ldmprobe_core.analysis.controls.records import (
+    ClassMapRecord,
     ControlsRecord,
     ExactRecord,
     Record,
@@ -252,6 +253,7 @@ class Summary(Record):
         layers: number of captured layers.
         properties: results by property.
         vectors: joint results of the components of each vector property, by its name.
+        class_maps: joint results of the classes of each class map, by its name.
         classes: results of the class labeler; None if no class is labeled.
         labelers: by property, the labeler's score against the exact maps of the same test samples;
             None without exact maps.
@@ -275,6 +277,9 @@ class Summary(Record):
     layers: int
     properties: dict[str, PropertyRecord]
     vectors: dict[str, VectorRecord] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
+    class_maps: dict[str, ClassMapRecord] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
     classes: ClassesRecord | None = Field(serialization_alias="class", validation_alias="class")

@@ -12,6 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.analysis.class_curves import class_curves
+from ldmprobe_core.analysis.class_maps import class_map_records
 from ldmprobe_core.analysis.controls.ceilings import block_ceilings
 from ldmprobe_core.analysis.controls.exact_maps import exact_record
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
@@ -121,6 +122,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         layers=len(run.layers),
         properties=properties,
         vectors=vector_records(run, labels, is_test, bootstrap),
+        class_maps=class_map_records(run, labels, is_test, bootstrap),
         classes=class_curves(run) if study.labels.classes else None,
         labelers=_labeler_scores(properties),
         nonfinite=nonfinite["trained"],

@@ -12,18 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmprobe_core.analysis.controls.records import VectorExact, VectorRecord, VectorScore
-from ldmprobe_core.analysis.generalization.build import stored_probes
-from ldmprobe_core.labelers.registry import labelers_of
-from ldmprobe_core.pipeline.probe import read_cell
+from ldmprobe_core.analysis.joint import JointProbes, upsample_tokens
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.probing.metrics import mean_of_defined
-from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.probe_kinds import probe_kind
-from ldmprobe_core.study.properties import property_of, vectors_of
+from ldmprobe_core.study.properties import joint_properties
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
@@ -85,8 +80,8 @@ def vector_records(
         bootstrap: bootstrap over the test samples.
     """
     return {
-        name: _vector_record(_Vector(run, labels, is_test, parts), bootstrap)
-        for name, parts in vectors_of(run.study.labels.maps).items()
+        name: _vector_record(_Vector(JointProbes(run, labels, is_test, parts)), bootstrap)
+        for name, parts in joint_properties(run.study.labels.maps, "vector").items()
     }
 
 
@@ -108,55 +103,25 @@ class _Input:
 
 
 class _Vector:
-    """Predictions and labels of one vector property, for the held-out samples of a run.
+    """Directions of a vector property's labels, and what its probes predict of them."""
 
-    Samples without activations, which input controls have, and with non-finite ones are NaN.
-    """
-
-    def __init__(
-        self, run: Run, labels: LabelSet, is_test: np.ndarray, parts: tuple[str, ...]
-    ) -> None:
-        self.run, self.labels, self.is_test, self.parts = run, labels, is_test, parts
-        self.truth = self.directions(labels.heldout)
-        record = property_of(parts[0])
-        self.kind = next(one for one in run.study.linear_kinds if probe_kind(one).supports(record))
-
-    def directions(self, members: np.ndarray) -> np.ndarray:
-        """Directions of the labels of some samples, (n, y, x, component) unit vectors."""
-        return unit_vectors(np.stack([self.labels.maps[part][members] for part in self.parts], -1))
+    def __init__(self, probes: JointProbes) -> None:
+        self.probes = probes
+        self.truth = unit_vectors(probes.truth(probes.labels.heldout))
 
     def predicted(self, layer: str) -> _Input:
         """Predict at every step of a layer or input control, and choose the best one."""
-        probes = [stored_probes(self.run, layer, self.kind, part) for part in self.parts]
-        cosines, tokens = [], []
-        for step, of_step in enumerate(zip(*probes, strict=True), start=1):
-            tokens.append(self._of_cell(layer, step, list(of_step)))
-            cosines.append(mean_cosine(tokens[-1], self.truth))
-        cosine = np.stack(cosines)
-        means = mean_of_defined(cosine[:, ~self.is_test], axis=1, otherwise=-np.inf)
+        tokens = list(self.probes.tokens(layer))
+        cosine = np.stack([mean_cosine(of_step, self.truth) for of_step in tokens])
+        means = mean_of_defined(cosine[:, ~self.probes.is_test], axis=1, otherwise=-np.inf)
         best = int(np.argmax(means))
-        angle = mean_angle(upsample_vectors(tokens[best], self.truth.shape[1:3]), self.truth)
+        angle = mean_angle(upsample_tokens(tokens[best], self.truth.shape[1:3]), self.truth)
         return _Input(best + 1, cosine, angle, tokens[best])
-
-    def _of_cell(self, layer: str, step: int, probes: list[LinearProbe]) -> np.ndarray:
-        index, activations = read_cell(self.run, "trained", step, layer)
-        heldout, rows, _ = np.intersect1d(index, self.labels.heldout, return_indices=True)
-        features = probe_features(layer, activations[rows])
-        # Products of non-finite activations are undefined, and so is the score of their sample.
-        with np.errstate(invalid="ignore"):
-            tokens = predictions(features, probes)
-        everywhere = np.full((len(self.labels.heldout), *tokens.shape[1:]), np.nan)
-        everywhere[np.searchsorted(self.labels.heldout, heldout)] = tokens
-        return everywhere
-
-    def mean_direction(self) -> np.ndarray:
-        """Mean direction of the training samples' labels at each pixel, (y, x, component)."""
-        return np.stack([self.labels.means[part] for part in self.parts], -1)
 
 
 def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
     """Choose the best layer and step of a vector property, and score it beside the controls."""
-    run, is_test = vector.run, vector.is_test
+    run, is_test = vector.probes.run, vector.probes.is_test
     cells = {name: vector.predicted(name) for name in run.probe_inputs}
 
     def on_validation(name: str) -> float:
@@ -174,12 +139,12 @@ def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
 
     layer = max(run.layers, key=on_validation)
     angle, truth = cells[layer].angle[is_test], vector.truth[is_test]
-    mean = np.broadcast_to(vector.mean_direction(), truth.shape)
+    mean = np.broadcast_to(vector.probes.mean_map(), truth.shape)
     position = mean_angle(mean, truth)
     inputs = [name for name in cells if name not in run.layers]
     return VectorRecord(
-        components=list(vector.parts),
-        kind=vector.kind,
+        components=list(vector.probes.parts),
+        kind=vector.probes.kind,
         best=score(layer),
         steps=[bootstrap.interval(cosine[is_test]) for cosine in cells[layer].cosine],
         position=bootstrap.interval(position),
@@ -194,30 +159,15 @@ def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
 
 def _exact_scores(vector: _Vector, tokens: np.ndarray, bootstrap: Bootstrap) -> VectorExact | None:
     """Score predictions of test samples on ground-truth maps; None if the run has none of them."""
-    run, parts = vector.run, vector.parts
-    if not set(parts) <= set(run.exact_properties):
+    probes, exact = vector.probes, vector.probes.exact_maps()
+    if exact is None:
         return None
-    test = vector.labels.heldout[vector.is_test]
-    exact = [run.read("exact_maps", part, sample=test).astype(np.float64) for part in parts]
-    truth = unit_vectors(np.stack(exact, -1))
-    mean = np.broadcast_to(vector.mean_direction(), truth.shape)
-    angle = mean_angle(upsample_vectors(tokens, truth.shape[1:3]), truth)
-    labeled = None
-    if parts[0] in labelers_of(run.study):
-        labeled = bootstrap.interval(mean_angle(vector.truth[vector.is_test], truth))
+    truth = unit_vectors(exact)
+    mean = np.broadcast_to(probes.mean_map(), truth.shape)
+    angle = mean_angle(upsample_tokens(tokens, truth.shape[1:3]), truth)
+    labeled = mean_angle(vector.truth[probes.is_test], truth) if probes.has_labeler else None
     return VectorExact(
         best=bootstrap.interval(angle),
         position=bootstrap.interval(mean_angle(mean, truth)),
-        labeler=labeled,
+        labeler=None if labeled is None else bootstrap.interval(labeled),
     )
-
-
-def upsample_vectors(tokens: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Repeat each token's vector over its block of pixels, (n, *size, component).
-
-    Args:
-        tokens: vectors (n, token y, token x, component).
-        size: height and width in pixels, multiples of the token grid.
-    """
-    down, across = size[0] // tokens.shape[1], size[1] // tokens.shape[2]
-    return tokens.repeat(down, 1).repeat(across, 2)

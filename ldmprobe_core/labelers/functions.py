@@ -15,6 +15,7 @@ import numpy as np
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import LabelerEntry, no_weights
+from ldmprobe_core.study.extensions.components import Component
 from ldmprobe_core.study.probe_sections import LabelerSpec
 
 
@@ -63,41 +64,57 @@ class FunctionLabeler:
         return labels
 
 
-class VectorLabeler:
-    """Labeler of vectors that keeps its last result, separately for each thread.
+class JointLabeler:
+    """Labeler of a vector or a class map that keeps its last result, separately for each thread.
 
-    A study calls the labelers of a vector's components one after another with the same array of
-    images, and they share one call of this labeler.
+    A study calls the labelers of all components one after another with the same array of images,
+    and they share one call of this labeler.
 
     Args:
-        labeler: function from images (n, y, x, rgb) uint8 to maps (n, y, x, component) float32,
-            with an attribute ``units``.
+        labeler: function from images (n, y, x, rgb) uint8, with an attribute ``units``, to maps
+            float32: (n, y, x, component) of a vector, or (n, y, x) of a class map, whose values are
+            the indices of classes.
     """
 
     def __init__(self, labeler: Any) -> None:
         self.labeler = labeler
         self.last = threading.local()
 
-    def component(self, images: np.ndarray, index: int) -> np.ndarray:
-        """Compute maps (n, y, x) float32 of one component."""
+    def component(self, images: np.ndarray, component: Component) -> np.ndarray:
+        """Compute maps (n, y, x) float32 of one component: values, or 1 in a class and 0 elsewhere.
+
+        Raises:
+            UserError: a value of a class map is no index of a class.
+        """
         if getattr(self.last, "images", None) is not images:
             self.last.maps = self.labeler(images)
             self.last.images = images
-        return np.ascontiguousarray(self.last.maps[..., index])
+        maps = self.last.maps
+        if component.joint == "vector":
+            return np.ascontiguousarray(maps[..., component.index])
+        outside = ~np.isin(maps, np.arange(component.size))
+        if outside.any():
+            raise UserError(
+                f"labels.{component.vector}: the labeler returned {maps[outside][0]:g}, which is "
+                f"no class. Fix: return whole numbers from 0 to {component.size - 1}, the indices "
+                "of the classes in the declaration of the property"
+            )
+        return np.equal(maps, component.index).astype(np.float32)
 
 
 class ComponentLabeler:
-    """Labeler of one component of a vector property."""
+    """Labeler of one component of a vector or a class map."""
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, vectors: VectorLabeler, index: int) -> None:
-        self.vectors, self.index = vectors, index
-        self.units: str = vectors.labeler.units
+    def __init__(self, joint: JointLabeler, component: Component) -> None:
+        self.joint, self.place = joint, component
+        is_vector = component.joint == "vector"
+        self.units: str = joint.labeler.units if is_vector else "1 in the class, 0 elsewhere"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Compute maps (n, y, x) float32 of images (n, y, x, rgb) uint8."""
-        return self.vectors.component(images, self.index)
+        return self.joint.component(images, self.place)
 
 
 def takes_images(labeler: Any) -> bool:

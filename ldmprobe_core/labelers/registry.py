@@ -23,14 +23,14 @@ from ldmprobe_core.labelers import classes, depth, edges, foreground, shading, t
 from ldmprobe_core.labelers.base import Labeler, LabelerEntry, no_weights
 from ldmprobe_core.labelers.functions import (
     ComponentLabeler,
-    VectorLabeler,
+    JointLabeler,
     function_entry,
     import_labeler,
     takes_images,
 )
 from ldmprobe_core.labelers.weights import published_repository
+from ldmprobe_core.study.extensions.components import Component, component_records
 from ldmprobe_core.study.extensions.entry_points import load_entry_points
-from ldmprobe_core.study.extensions.vectors import Component, vector_components
 from ldmprobe_core.study.loading import sentence
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import (
@@ -109,10 +109,11 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
 
     Args:
         name: name of the property: lowercase letters, digits and _.
-        kind: ``mask`` or ``scalar``, see `Property`; or ``vector``, whose labeler returns maps
-            (n, y, x, component).
+        kind: ``mask`` or ``scalar``, see `Property`; ``vector``, whose labeler returns maps
+            (n, y, x, component); or ``classes``, whose labeler returns maps (n, y, x) of the
+            indices of classes, from 0.
         fields: other fields of `Property`, such as ``title``; their defaults depend on the kind.  A
-            vector also has ``components``, their names.
+            vector also has ``components``, and a class map ``classes``: their names.
 
     Raises:
         UserError: a field is wrong, or the name is taken by another property.
@@ -140,15 +141,15 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
 
 
 def _records(name: str, kind: str, fields: dict[str, Any]) -> list[Property]:
-    """Build the record of a property, or one record for each component of a vector property."""
-    if kind == "vector":
-        parts = vector_components(name, fields.get("components", ()), fields)
-        return [Property.model_validate({"name": part} | record) for part, record in parts.items()]
-    return [Property.model_validate({"name": name, "kind": kind, **fields})]
+    """Build the record of a property, or one record for each component of a joint property."""
+    parts = component_records(name, kind, fields)
+    if parts is None:
+        parts = {name: {"kind": kind, **fields}}
+    return [Property.model_validate({"name": part} | record) for part, record in parts.items()]
 
 
 def _component(prop: str) -> Component | None:
-    """Return a property's place in a vector property; None if it is not a component."""
+    """Return a property's place in a vector or class map; None if it is not a component."""
     return PROPERTIES[prop].component if prop in PROPERTIES else None
 
 
@@ -159,12 +160,13 @@ def as_entry(loader: Any, component: Component | None = None) -> LabelerEntry:
 
     Args:
         loader: labeler.
-        component: component of a vector for which the labeler is registered, if it labels a vector.
+        component: component for which the labeler of a vector or class map is registered.
     """
     if isinstance(loader, LabelerEntry):
         return loader
     if takes_images(loader):
-        return function_entry(loader, component.size if component else 0)
+        is_vector = component is not None and component.joint == "vector"
+        return function_entry(loader, component.size if component and is_vector else 0)
     return LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
 
 
@@ -273,14 +275,14 @@ def load_labeler(prop: str, spec: LabelerSpec, device: torch.device) -> Labeler:
     component = _component(prop)
     if component is None:
         return find_labeler(prop, spec.name).load(spec, device)
-    return ComponentLabeler(_vector_labeler(component.vector, spec, device), component.index)
+    return ComponentLabeler(_joint_labeler(component.vector, spec, device), component)
 
 
 @lru_cache(maxsize=4)
-def _vector_labeler(vector: str, spec: LabelerSpec, device: torch.device) -> VectorLabeler:
-    """Load the labeler of a vector property, which all its components share."""
-    entry = find_labeler(components_of(vector)[0], spec.name)
-    return VectorLabeler(entry.load(spec, device))
+def _joint_labeler(name: str, spec: LabelerSpec, device: torch.device) -> JointLabeler:
+    """Load the labeler of a vector or class map, which all its components share."""
+    entry = find_labeler(components_of(name)[0], spec.name)
+    return JointLabeler(entry.load(spec, device))
 
 
 def require_known(prop: str, spec: LabelerSpec) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ldmprobe_core.study.extensions.vectors import Component, vector_components
+from ldmprobe_core.study.extensions.components import Component, component_records
 from ldmprobe_core.study.readers.value_types import Section
 
 CLASS = "class"
@@ -268,7 +268,12 @@ def _require_one_vector(new: Property) -> None:
         new.name in vectors
         or vector in PROPERTIES
         or any(
-            new.component and (one.index == new.component.index or one.size != new.component.size)
+            new.component
+            and (
+                one.index == new.component.index
+                or one.size != new.component.size
+                or one.joint != new.component.joint
+            )
             for one in others
         )
     ):
@@ -325,11 +330,20 @@ def components_of(vector: str) -> tuple[str, ...]:
     return tuple(found[index] for index in sorted(found))
 
 
-def vectors_of(props: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Group components by vector property, for vectors of which all components are given."""
+def joint_properties(
+    props: Iterable[str], joint: Literal["vector", "classes"]
+) -> dict[str, tuple[str, ...]]:
+    """Group components by vector or class map, for those of which all components are given.
+
+    Args:
+        props: names of properties.
+        joint: ``vector`` for vectors, ``classes`` for class maps.
+    """
     present = set(props)
     names = dict.fromkeys(
-        record.component.vector for record in PROPERTIES.values() if record.component is not None
+        record.component.vector
+        for record in PROPERTIES.values()
+        if record.component is not None and record.component.joint == joint
     )
     return {name: parts for name in names if present.issuperset(parts := components_of(name))}
 
@@ -372,12 +386,13 @@ SHADING = register_property(
 )
 EDGES = register_property(Property(name="edges", kind="mask"))
 _NORMAL = {
+    "components": ("x", "y", "z"),
     "title": "surface normal",
     "drawing": Drawing(colormap="coolwarm", limits=(-1, 1)),
 }
 NORMALS = tuple(
     register_property(Property(name=name, **fields))
-    for name, fields in vector_components("normals", ("x", "y", "z"), _NORMAL).items()
+    for name, fields in (component_records("normals", "vector", _NORMAL) or {}).items()
 )
 """Components of the surface normal, in the camera's axes: right, up, towards the camera."""
 _BUILT_IN = tuple(PROPERTIES)

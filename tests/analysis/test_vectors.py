@@ -10,7 +10,7 @@ import ldmprobe as lp
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.analysis.vectors import mean_angle, mean_cosine, unit_vectors
-from ldmprobe_core.study.properties import PROPERTIES, components_of, vectors_of
+from ldmprobe_core.study.properties import PROPERTIES, components_of, joint_properties
 from ldmprobe_core.study.samples import make_samples
 
 MODULE = """
@@ -59,8 +59,9 @@ def test_mean_angle_of_rotated_vectors_is_the_rotation(degrees):
 def test_surface_normals_are_a_built_in_vector():
     names = ("normals_x", "normals_y", "normals_z")
     assert components_of("normals") == names
-    assert vectors_of(("depth", *names)) == {"normals": names}
-    assert vectors_of(names[:2]) == {}
+    assert joint_properties(("depth", *names), "vector") == {"normals": names}
+    assert joint_properties(("depth", *names), "classes") == {}
+    assert joint_properties(names[:2], "vector") == {}
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from examples import (
     compare_runs,
     first_study,
+    own_classes,
     own_labels,
     own_pipeline,
     own_property,
@@ -69,6 +70,15 @@ def test_own_property_probes_pixels_of_warm_colours(store, capsys):
     images = run.read("images", "image").astype(float)
     assert (run.read("labels", "warm") == (images[..., 0] - images[..., 2] > 20)).all()
     assert "shuffled_labels: " in capsys.readouterr().out
+
+
+def test_own_classes_are_scored_together(store, capsys):
+    run = own_classes.main(store, TINY)
+    names = [f"parts_{part}" for part in ("wall", "floor", "thing")]
+    maps = np.stack([run.read("labels", name) for name in names])
+    np.testing.assert_array_equal(maps.sum(0), 1)
+    assert list(run.summary.class_maps["parts"].best.by_class) == names
+    assert "mean IoU: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(Path(first_study.__file__).parent.glob("*.py")))

@@ -192,3 +192,59 @@ class VectorRecord(Record):
     inputs: dict[str, VectorScore]
     less_inputs: dict[str, Interval]
     exact: VectorExact | None
+
+
+class ClassMapScore(Record):
+    """Score of a cell's predictions of all classes of a class map.
+
+    Attributes:
+        mean_iou: mean over classes of the intersection over union, 0..1, over all test images.
+        by_class: intersection over union of each class, by the name of its component.
+    """
+
+    layer: str
+    step: int
+    mean_iou: Interval
+    by_class: dict[str, Interval]
+
+
+class ClassMapExact(Record):
+    """Mean IoU of predictions against ground-truth maps of the test samples.
+
+    Attributes:
+        best: mean IoU of the best cell's predictions.
+        position: mean IoU of the most frequent class at each position.
+        labeler: mean IoU of the labeler's maps; None if the labels are exact.
+    """
+
+    best: Interval
+    position: Interval
+    labeler: Interval | None
+
+
+class ClassMapRecord(Record):
+    """Results of a class map, whose classes are mask properties with records of their own.
+
+    Differences are of the same resamples of the test samples.
+
+    Attributes:
+        components: names of the classes' properties.
+        kind: kind of linear probe.
+        best: best cell, chosen on validation samples by its mean IoU.
+        steps: mean IoU of the best cell's layer at every step.
+        position: mean IoU of the most frequent class of the training samples at each position.
+        above_position: mean IoU of the best cell less that of `position`.
+        inputs: input controls by name, each in its own best cell.
+        above_inputs: mean IoU of the best cell less that of each of them.
+        exact: scores on ground-truth maps; None if the source images have none of the property.
+    """
+
+    components: list[str]
+    kind: str
+    best: ClassMapScore
+    steps: list[Interval]
+    position: Interval
+    above_position: Interval
+    inputs: dict[str, ClassMapScore]
+    above_inputs: dict[str, Interval]
+    exact: ClassMapExact | None

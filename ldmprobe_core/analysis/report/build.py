@@ -373,6 +373,7 @@ def _contents(
     sections = [
         ("exact", "results on exact maps", exact),
         ("vectors", "vectors", bool(summary.vectors)),
+        ("class_maps", "class maps", bool(summary.class_maps)),
         ("results", "results", True),
         ("controls", "best cells and controls", True),
         ("published", "published results", published.applies(study)),

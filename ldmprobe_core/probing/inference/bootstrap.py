@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -114,6 +114,24 @@ class Bootstrap:
         low, high = max(self._ends(values, error), key=_width)
         return Interval(mean=mean, low=low, high=high)
 
+    def interval_of(
+        self, values: np.ndarray, function: Callable[[np.ndarray], np.ndarray]
+    ) -> Interval:
+        """Percentile interval of a function of several means, such as a ratio of two sums.
+
+        Args:
+            values: (..., sample); NaN values are skipped.
+            function: function from means (draw, ...) to its values (draw,).
+        """
+        every = np.ones((1, values.shape[-1]))
+        mean = float(function(resampled_means(values, every))[0])
+        defined = np.isfinite(values).reshape(-1, values.shape[-1]).all(0)
+        if not np.isfinite(mean) or not self._has_interval(np.where(defined, 0.0, np.nan)):
+            return Interval(mean=mean if np.isfinite(mean) else None, low=None, high=None)
+        ends = self._ends_of(lambda counts: function(resampled_means(values, counts)), defined)
+        low, high = max(ends, key=_width)
+        return Interval(mean=mean, low=low, high=high)
+
     def p_value(self, differences: np.ndarray, error: float = 0.0) -> float | None:
         """One-sided p value of the hypothesis that the mean difference is zero or less.
 
@@ -152,13 +170,24 @@ class Bootstrap:
 
     def _ends(self, values: np.ndarray, error: float = 0.0) -> list[tuple[float, float]]:
         """Ends of the percentile interval of the mean of scores (sample,), for each clustering."""
-        defined = np.isfinite(values)
+        return self._ends_of(
+            lambda counts: resampled_means(values, counts) + error * self._standard_normal,
+            np.isfinite(values),
+        )
+
+    def _ends_of(
+        self, statistic: Callable[[np.ndarray], np.ndarray], defined: np.ndarray
+    ) -> list[tuple[float, float]]:
+        """Ends of the percentile interval of a statistic, for each clustering.
+
+        Args:
+            statistic: function from the counts of the resamples (resample, sample) to the
+                statistic's values (resample,).
+            defined: whether the statistic uses a sample, (sample,) bool.
+        """
         clusters = [len(np.unique(member[defined])) for member in self.clusterings]
         ends = [
-            np.nanquantile(
-                resampled_means(values, counts) + error * self._standard_normal,
-                expanded_tails(self.level, n),
-            )
+            np.nanquantile(statistic(counts), expanded_tails(self.level, n))
             for counts, n in zip(self.counts, clusters, strict=True)
             if n >= MINIMUM_CLUSTERS
         ]

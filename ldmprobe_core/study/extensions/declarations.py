@@ -25,8 +25,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
+from ldmprobe_core.study.extensions.components import component_records
 from ldmprobe_core.study.extensions.entry_points import PROPERTY_POINTS, load_entry_points
-from ldmprobe_core.study.extensions.vectors import vector_components
 from ldmprobe_core.study.probe_sections import Labels
 from ldmprobe_core.study.properties import (
     METRICS_OF_KIND,
@@ -72,9 +72,10 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
         if isinstance(name, str) and name not in {*PROPERTIES, *records, *_OTHER_KEYS}:
             # Importing the module registers the property, which is looked up below.
             load_entry_points(PROPERTY_POINTS, name, f"labels.{name}")
+    labels = _labels_of_components({**labelers, **labels}, records)
+    for name in labels:
         if name in PROPERTIES and not is_built_in(name) and name not in records:
             records[name] = PROPERTIES[name]
-    labels = _labels_of_components({**labelers, **labels}, records)
     changed = {"labels": labels} if labels else {}
     return {**content, **changed, "properties": records}
 
@@ -83,10 +84,9 @@ def _with_components(declared: dict[str, Any]) -> dict[str, Any]:
     """Replace the declaration of each vector property by one declaration for each component."""
     expanded: dict[str, Any] = {}
     for name, record in declared.items():
-        if isinstance(record, dict) and record.get("kind") == "vector":
-            expanded |= vector_components(name, record.get("components", ()), record)
-        else:
-            expanded[name] = record
+        kind = record.get("kind") if isinstance(record, dict) else None
+        parts = component_records(name, kind, record) if isinstance(kind, str) else None
+        expanded |= {name: record} if parts is None else parts
     return expanded
 
 

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 
+import ldmprobe as lp
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.metrics import METRICS
 from ldmprobe_core.study.loading import load_study, parse_study
@@ -186,8 +187,29 @@ def test_vector_becomes_its_components_with_one_labeler():
 
 
 @pytest.mark.parametrize(
+    ("kind", "key", "of_part"),
+    [("vector", "components", "scalar"), ("classes", "classes", "mask")],
+)
+def test_study_carries_the_components_of_a_joint_property_registered_in_python(kind, key, of_part):
+    """A process that does not import the module reads the same study from its JSON."""
+
+    @lp.property("joined", kind=kind, **{key: ["a", "b"]})
+    def joined(images):
+        return images[..., :2] if kind == "vector" else images[..., 0] > 9
+
+    study = parse_study({"labels": {"joined": f"{__name__}:joined"}})
+    for name in ("joined_a", "joined_b"):
+        assert study.properties[name].kind == of_part
+        PROPERTIES.pop(name)
+    again = parse_study(json.loads(study.to_json()))
+    assert (again, again.hash) == (study, study.hash)
+    assert again.properties["joined_b"].component.joint == kind
+
+
+@pytest.mark.parametrize(
     ("properties", "words"),
     [
+        ({"flow": {"kind": "classes", "classes": ["x", "y"]}}, "another definition"),
         ({"flow": {**FLOW, "components": ["y", "x"]}}, "the name is taken .* another definition"),
         ({"flow": {**FLOW, "components": ["x", "y", "z"]}}, "another definition"),
         ({"flow": {**FLOW, "components": ["u", "v"]}}, "another definition"),

@@ -1,0 +1,212 @@
+"""Joint scores of a class map's components: the intersection over union of its classes.
+
+Each class is a mask property of its own, with probes and controls.  Together, their probes predict
+the class of each token: the one whose probe predicts the largest value.  The scores are those of
+semantic segmentation (Everingham et al. 2010, The PASCAL Visual Object Classes Challenge, section
+4.1): of each class, the pixels in both prediction and label over those in either, summed over all
+images; and the mean over classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ldmprobe_core.analysis.controls.records import ClassMapExact, ClassMapRecord, ClassMapScore
+from ldmprobe_core.analysis.joint import JointProbes
+from ldmprobe_core.probing.block_scores import block_means
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.properties import joint_properties
+
+
+def overlap(tokens: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Measure, for each image and class, the intersection and union of prediction and label.
+
+    The class with the largest predicted value at a token is the class of all pixels of its block.
+
+    Args:
+        tokens: predicted values (n, token y, token x, class); NaN for an image without a
+            prediction.
+        truth: labels (n, y, x, class), 1 in the class and 0 elsewhere; NaN at pixels that were not
+            measured, which are left out.
+
+    Returns:
+        (2, class, n) float64, intersection and union as fractions of the image's pixels; NaN for
+        an image without a prediction.
+    """
+    grid = tokens.shape[1], tokens.shape[2]
+    known = ~np.isnan(truth).any(-1)
+    labeled = np.stack(
+        [
+            block_means(np.where(known, truth[..., part], 0.0), grid)
+            for part in range(truth.shape[-1])
+        ],
+        axis=-1,
+    )
+    measured = block_means(known.astype(np.float64), grid)[..., None]
+    chosen = tokens.argmax(-1)[..., None] == np.arange(tokens.shape[-1])
+    both = np.where(chosen, labeled, 0).mean((1, 2))
+    either = np.where(chosen, measured, labeled).mean((1, 2))
+    undefined = np.isnan(tokens).any((1, 2, 3))
+    return np.where(undefined, np.nan, np.stack([both.T, either.T]))
+
+
+def class_iou(means: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class, from mean overlaps (draw, 2, class).
+
+    Returns:
+        (draw, class) float64; NaN for a class that is in no label and in no prediction.
+    """
+    both, either = means[:, 0], means[:, 1]
+    return np.asarray(both / np.where(either > 0, either, np.nan))
+
+
+def mean_iou(means: np.ndarray) -> np.ndarray:
+    """Mean over classes of `class_iou`, (draw,) float64; classes that occur nowhere are left out.
+
+    Args:
+        means: mean overlaps, (draw, 2, class).
+    """
+    of_classes = class_iou(means)
+    occurs = ~np.isnan(of_classes)
+    n = occurs.sum(-1)
+    return np.asarray(np.where(occurs, of_classes, 0).sum(-1) / np.where(n > 0, n, np.nan))
+
+
+def class_map_records(
+    run: Run, labels: LabelSet, is_test: np.ndarray, bootstrap: Bootstrap
+) -> dict[str, ClassMapRecord]:
+    """Score the class maps of a run all of whose classes are probed, by name.
+
+    Args:
+        run: finished run.
+        labels: label maps and splits of the run.
+        is_test: whether each held-out sample is a test sample, (held-out sample,) bool.
+        bootstrap: bootstrap over the test samples.
+    """
+    return {
+        name: _class_map_record(JointProbes(run, labels, is_test, parts), bootstrap)
+        for name, parts in joint_properties(run.study.labels.maps, "classes").items()
+    }
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Overlaps of the best layer and step (on validation samples) of one layer or input control.
+
+    Attributes:
+        step: step of the cell, from 1.
+        steps: overlaps of the test samples at every step, (step, 2, class, test sample).
+        validation: mean IoU of the cell on validation samples.
+        exact: overlaps of the cell with exact maps; None without exact maps.
+    """
+
+    step: int
+    steps: np.ndarray
+    validation: float
+    exact: np.ndarray | None
+
+    @property
+    def best(self) -> np.ndarray:
+        """Overlaps of the test samples in the best cell, (2, class, test sample)."""
+        return np.asarray(self.steps[self.step - 1])
+
+
+def _predicted(
+    probes: JointProbes, layer: str, truth: np.ndarray, exact: np.ndarray | None
+) -> _Input:
+    """Predict at every step of a layer or input control, and choose the best step."""
+    is_test, best_tokens = probes.is_test, None
+    steps: list[np.ndarray] = []
+    validation: list[float] = []
+    for tokens in probes.tokens(layer):
+        overlaps = overlap(tokens, truth)
+        steps.append(overlaps[..., is_test])
+        score = _mean_iou_of(overlaps[..., ~is_test])
+        if not validation or score > max(validation):
+            best_tokens = tokens[is_test]
+        validation.append(score)
+    best = int(np.argmax(validation))
+    on_exact = None if exact is None or best_tokens is None else overlap(best_tokens, exact)
+    return _Input(best + 1, np.stack(steps), validation[best], on_exact)
+
+
+def _mean_iou_of(overlaps: np.ndarray) -> float:
+    """Mean IoU of images (2, class, n); minus infinity if it is undefined."""
+    defined = overlaps[..., np.isfinite(overlaps).all((0, 1))]
+    if not defined.shape[-1]:
+        return -np.inf
+    value = float(mean_iou(defined.mean(-1)[None])[0])
+    return value if np.isfinite(value) else -np.inf
+
+
+def _class_map_record(probes: JointProbes, bootstrap: Bootstrap) -> ClassMapRecord:
+    """Choose the best layer and step of a class map, and score it beside the controls."""
+    run, is_test = probes.run, probes.is_test
+    truth, exact = probes.truth(probes.labels.heldout).astype(np.float64), probes.exact_maps()
+    cells = {name: _predicted(probes, name, truth, exact) for name in run.probe_inputs}
+    layer = max(run.layers, key=lambda name: cells[name].validation)
+    best, inputs = cells[layer], [name for name in cells if name not in run.layers]
+    # The most frequent class of the training samples at each pixel.
+    mean = probes.mean_map()
+    position = overlap(np.broadcast_to(mean, (int(is_test.sum()), *mean.shape)), truth[is_test])
+
+    def score(name: str) -> ClassMapScore:
+        cell = cells[name]
+        return ClassMapScore(
+            layer=name,
+            step=cell.step,
+            mean_iou=bootstrap.interval_of(cell.best, mean_iou),
+            by_class={
+                part: bootstrap.interval_of(cell.best, partial(_iou_of_class, index=index))
+                for index, part in enumerate(probes.parts)
+            },
+        )
+
+    def above(other: np.ndarray) -> Interval:
+        return bootstrap.interval_of(np.stack([best.best, other]), _difference)
+
+    return ClassMapRecord(
+        components=list(probes.parts),
+        kind=probes.kind,
+        best=score(layer),
+        steps=[bootstrap.interval_of(overlaps, mean_iou) for overlaps in best.steps],
+        position=bootstrap.interval_of(position, mean_iou),
+        above_position=above(position),
+        inputs={name: score(name) for name in inputs},
+        above_inputs={name: above(cells[name].best) for name in inputs},
+        exact=_exact_scores(probes, best, truth[is_test], exact, bootstrap),
+    )
+
+
+def _iou_of_class(means: np.ndarray, index: int) -> np.ndarray:
+    """IoU of one class, (draw,), from mean overlaps (draw, 2, class)."""
+    return np.asarray(class_iou(means)[:, index])
+
+
+def _difference(means: np.ndarray) -> np.ndarray:
+    """Mean IoU of a first less that of a second, (draw,), from overlaps (draw, 2, 2, class)."""
+    return mean_iou(means[:, 0]) - mean_iou(means[:, 1])
+
+
+def _exact_scores(
+    probes: JointProbes,
+    best: _Input,
+    labels: np.ndarray,
+    exact: np.ndarray | None,
+    bootstrap: Bootstrap,
+) -> ClassMapExact | None:
+    """Score predictions of test samples on ground-truth maps; None if the run has none of them."""
+    if exact is None or best.exact is None:
+        return None
+    mean = np.broadcast_to(probes.mean_map(), exact.shape)
+    labeler = bootstrap.interval_of(overlap(labels, exact), mean_iou)
+    return ClassMapExact(
+        best=bootstrap.interval_of(best.exact, mean_iou),
+        position=bootstrap.interval_of(overlap(mean, exact), mean_iou),
+        labeler=labeler if probes.has_labeler else None,
+    )

@@ -1,0 +1,164 @@
+"""Joint scores of class maps: IoU of classes, and a study of a user's own class map."""
+
+import sys
+
+import numpy as np
+import pytest
+from run_helpers import carry_out
+from scipy import stats
+from sklearn.metrics import jaccard_score
+
+import ldmprobe as lp
+from ldmprobe_core.analysis.class_maps import class_iou, mean_iou, overlap
+from ldmprobe_core.analysis.records import load_summary
+from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
+from ldmprobe_core.study.properties import PROPERTIES, components_of, property_of
+from ldmprobe_core.study.samples import make_samples
+
+MODULE = """
+import numpy as np
+
+calls = []
+
+def tones(images):
+    calls.append(len(images))
+    grey = images.astype(np.float32).mean(-1)
+    return np.digitize(grey, np.quantile(grey, [0.3, 0.7]))
+
+def wrong(images):
+    return np.full(images.shape[:3], 3)
+"""
+
+
+def one_hot(classes, n):
+    return (classes[..., None] == np.arange(n)).astype(float)
+
+
+def test_overlap_gives_the_jaccard_scores_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(5, 2, 4, 3))
+    classes = rng.integers(3, size=(5, 6, 8))
+    predicted = tokens.argmax(-1).repeat(3, 1).repeat(2, 2)
+    overlaps = overlap(tokens, one_hot(classes, 3)).mean(-1)[None]
+    expected = jaccard_score(classes.ravel(), predicted.ravel(), average=None)
+    np.testing.assert_allclose(class_iou(overlaps)[0], expected, rtol=1e-12)
+    assert mean_iou(overlaps)[0] == pytest.approx(expected.mean(), rel=1e-12)
+
+
+def test_overlap_leaves_out_unmeasured_pixels_images_without_prediction_and_absent_classes():
+    rng = np.random.default_rng(1)
+    tokens = rng.normal(size=(4, 2, 2, 4))
+    tokens[..., 3] = -np.inf  # never predicted, and never labeled
+    classes = rng.integers(3, size=(4, 4, 4))
+    truth = one_hot(classes, 4)
+    measured = rng.random(classes.shape) < 0.7
+    truth[~measured] = np.nan
+    tokens[2] = np.nan
+    overlaps = overlap(tokens, truth)
+    assert np.isnan(overlaps[..., 2]).all()
+    kept = [0, 1, 3]
+    predicted = tokens.argmax(-1).repeat(2, 1).repeat(2, 2)
+    which = measured[kept]
+    expected = jaccard_score(classes[kept][which], predicted[kept][which], average=None)
+    means = overlaps[..., kept].mean(-1)[None]
+    np.testing.assert_allclose(class_iou(means)[0], [*expected, np.nan], rtol=1e-12)
+    assert mean_iou(means)[0] == pytest.approx(expected.mean(), rel=1e-12)
+
+
+def test_interval_of_a_ratio_is_that_of_resampled_sums():
+    rng = np.random.default_rng(2)
+    bootstrap = Bootstrap(np.arange(40), 400, 0.9, seed=0)
+    values = rng.random((2, 40))
+    given = bootstrap.interval_of(values, lambda means: means[:, 0] / means[:, 1])
+    (counts,) = bootstrap.counts
+    ratios = []
+    for drawn in counts:
+        sample = np.repeat(np.arange(40), drawn.astype(int))
+        ratios.append(values[0, sample].sum() / values[1, sample].sum())
+    assert given.mean == pytest.approx(values[0].sum() / values[1].sum())
+    # The tails are those of the expanded percentile interval of 40 prompts.
+    tail = stats.norm.cdf((40 / 39) ** 0.5 * stats.t.ppf(0.05, 39))
+    assert (given.low, given.high) == pytest.approx(np.quantile(ratios, [tail, 1 - tail]))
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "tones_of_his.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(folder)
+    yield
+    sys.modules.pop("tones_of_his", None)
+    for name in components_of("tone"):
+        PROPERTIES.pop(name)
+
+
+def tone_study(tiny_study, labeler):
+    return tiny_study(
+        properties={"tone": {"kind": "classes", "classes": ["dark", "mid", "light"],
+                             "labeler": f"tones_of_his:{labeler}"}},
+        labels={"foreground": None, "depth": None, "shading": None, "class": None},
+        probes={"kinds": ["ridge"]},
+        controls={"permuted_weights": False, "permutations": 2, "clean_pixels": False},
+    )  # fmt: skip
+
+
+def test_declared_class_map_is_probed_by_class_and_scored_together(tiny_study, tmp_path, module):
+    study = tone_study(tiny_study, "tones")
+    parts = ["tone_dark", "tone_mid", "tone_light"]
+    assert list(components_of("tone")) == parts
+    assert {property_of(part).kind for part in parts} == {"mask"}
+    run = carry_out(study, str(tmp_path / "runs"))
+    build_report(run, {})
+    # Every image was labeled once, for all three classes.
+    chosen = run.open("step_images").sizes["sample"]
+    assert sum(sys.modules["tones_of_his"].calls) == 12 + chosen * (2 + 3)
+    maps = np.stack([run.read("labels", part) for part in parts], -1)
+    np.testing.assert_array_equal(maps.sum(-1), 1)
+
+    record = load_summary(run).class_maps["tone"]
+    assert (record.components, record.kind, record.exact) == (parts, "ridge", None)
+    assert set(record.inputs) == {"latents"} == set(record.above_inputs)
+    assert len(record.steps) == 3
+
+    # By hand: the classes that the stored probes predict in the best cell, token by token.
+    best, split = record.best, [sample.split for sample in make_samples(study)]
+    activations = run.read(f"activations/{best.layer}", "activation")[:, best.step - 1]
+    probes = [lp.open_run(run.url).probe(part, best.step, best.layer) for part in parts]
+    labels, predicted, usual = [], [], []
+    counts = maps[[i for i, part in enumerate(split) if part == "train"]].sum(0)
+    for sample in (i for i, part in enumerate(split) if part == "test"):
+        tokens = activations[sample].astype(float)
+        for y, x in np.ndindex(*maps.shape[1:3]):
+            row, column = (y * len(tokens) // maps.shape[1], x * len(tokens) // maps.shape[2])
+            values = [
+                tokens[row, column] @ probe.weight
+                + np.broadcast_to(probe.offset, tokens.shape[:2])[row, column]
+                for probe in probes
+            ]
+            labels.append(maps[sample, y, x].argmax())
+            predicted.append(np.argmax(values))
+            usual.append(counts[y, x].argmax())
+    by_class = jaccard_score(labels, predicted, average=None, labels=[0, 1, 2])
+    given = [best.by_class[part].mean for part in parts]
+    np.testing.assert_allclose(given, by_class, rtol=1e-6)
+    assert best.mean_iou.mean == pytest.approx(by_class.mean(), rel=1e-6)
+    baseline = jaccard_score(labels, usual, average="macro")
+    assert record.position.mean == pytest.approx(baseline, rel=1e-6)
+    assert record.above_position.mean == pytest.approx(by_class.mean() - baseline, rel=1e-6)
+    page = run.location.read_text("report/index.html")
+    assert "tone_dark" in page
+    assert "Class maps" in page
+
+
+def test_class_map_with_values_that_are_no_classes_is_refused(tiny_study, tmp_path, module):
+    with pytest.raises(UserError, match=r"labels\.tone: .* returned 3, .* from 0 to 2"):
+        carry_out(tone_study(tiny_study, "wrong"), str(tmp_path / "runs"))
+
+
+@pytest.mark.parametrize("classes", [None, [], ["one"], ["a", "a"], "ab"])
+def test_class_map_needs_two_names(tiny_study, classes):
+    with pytest.raises(UserError, match=r"classes of tone are .*two or more classes"):
+        tiny_study(properties={"tone": {"kind": "classes", "classes": classes}})
