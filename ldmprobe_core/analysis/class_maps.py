@@ -96,7 +96,7 @@ def class_map_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Overlaps of the best layer and step (on validation samples) of one layer or input control.
+    """Overlaps at the step of one layer or input control that is best on validation samples.
 
     Attributes:
         step: step of the cell, from 1.
@@ -112,7 +112,7 @@ class _Input:
 
     @property
     def best(self) -> np.ndarray:
-        """Overlaps of the test samples in the best cell, (2, class, test sample)."""
+        """Overlaps of the test samples at the best layer and step, (2, class, test sample)."""
         return np.asarray(self.steps[self.step - 1])
 
 
@@ -189,7 +189,7 @@ def _iou_of_class(means: np.ndarray, index: int) -> np.ndarray:
 
 
 def _difference(means: np.ndarray) -> np.ndarray:
-    """Mean IoU of a first less that of a second, (draw,), from overlaps (draw, 2, 2, class)."""
+    """Difference of two mean IoUs, (draw,), from overlaps (draw, 2, 2, class)."""
     return mean_iou(means[:, 0]) - mean_iou(means[:, 1])
 
 

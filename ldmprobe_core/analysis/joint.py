@@ -42,7 +42,7 @@ class JointProbes:
         self.kind = next(one for one in run.study.linear_kinds if probe_kind(one).supports(record))
 
     def tokens(self, layer: str) -> Iterator[np.ndarray]:
-        """Predict in the cells of a layer or input control, step by step.
+        """Predict all components from one layer or input control, step by step.
 
         Yields:
             predictions (held-out sample, y, x, component) float64.  Samples without activations,
@@ -56,7 +56,7 @@ class JointProbes:
         index, activations = read_cell(self.run, "trained", step, layer)
         heldout, rows, _ = np.intersect1d(index, self.labels.heldout, return_indices=True)
         features = probe_features(layer, activations[rows])
-        # Products of non-finite activations are undefined, and so is the score of their sample.
+        # Non-finite activations give undefined predictions, so the score of their sample is NaN.
         with np.errstate(invalid="ignore"):
             tokens = predictions(features, probes)
         everywhere = np.full((len(self.labels.heldout), *tokens.shape[1:]), np.nan)

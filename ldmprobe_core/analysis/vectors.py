@@ -87,7 +87,7 @@ def vector_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Predictions of the best layer and step (on validation samples) of one layer or input control.
+    """Predictions at the step of one layer or input control that is best on validation samples.
 
     Attributes:
         step: step of the cell, from 1.

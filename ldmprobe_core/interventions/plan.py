@@ -179,7 +179,7 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
         and not is_attention_map(name)
     ]
     # The latents (the denoiser's input) are edited only if they are named, or in a causal map of
-    # all layers, in which they are one more row.
+    # all layers, which shows the latents as a further row.
     if LATENTS in globs or (spec.windows and spec.layers is None and latents):
         layers = [LATENTS, *layers]
     if not layers:

@@ -238,7 +238,7 @@ def _site_record(
     data: Any,
     bootstrap: Bootstrap,
 ) -> SiteRecord:
-    """Summarise the effects at one site and dose.
+    """Summarise the effects of edits at one site (layers and steps) with one dose.
 
     Args:
         run: run that contains the intervention.
@@ -325,7 +325,7 @@ def _readings(
     data: Any,
     bootstrap: Bootstrap,
 ) -> list[ProbeReading]:
-    """Summarise scores of the run's probes under one condition of an erasure at a site."""
+    """Summarise scores of the run's probes during an erasure or one of its null edits."""
 
     def unedited(layer: str, kind: str) -> np.ndarray:
         steps = range(site.first, site.last + 1)

@@ -101,7 +101,7 @@ def _batches(verb: str) -> Callable[[Run], list[Unit]]:
 
 
 def _accumulations(run: Run) -> list[Unit]:
-    """List the accumulation units of all accumulators."""
+    """List the units of work that sum up training samples, for all accumulators."""
     return [
         Unit(
             (accumulator, number),
@@ -114,7 +114,7 @@ def _accumulations(run: Run) -> list[Unit]:
 
 
 def _is_accumulated(run: Run, accumulator: int, number: int) -> bool:
-    """Return whether an accumulator contains its unit ``number`` (from 0)."""
+    """Return whether an accumulator's sums contain its unit ``number`` (from 0)."""
     return run.progress.count(ACCUMULATE, accumulator) > number
 
 

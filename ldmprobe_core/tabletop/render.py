@@ -138,9 +138,9 @@ class _Hit:
 
     valid: np.ndarray  # (ray,) bool
     point: np.ndarray  # (hit, 3), valid rays only
-    normal: np.ndarray  # (hit, 3), facing the ray
+    normal: np.ndarray  # surface normals (hit, 3), facing the ray
     distance: np.ndarray  # (ray,)
-    albedo: np.ndarray  # (ray, rgb)
+    albedo: np.ndarray  # surface colour at the hit of each ray, (ray, rgb)
     item: np.ndarray  # (ray,) int, which object; -1 where none
 
 

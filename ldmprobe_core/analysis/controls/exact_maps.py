@@ -56,7 +56,7 @@ def exact_record(
     )
     group = f"{ACTIVATION_GROUPS['trained']}/{layer}"
     activations = run.read(group, "activation", step=step - 1, sample=test)
-    # Products of non-finite activations are undefined, and so is the score of their sample.
+    # Non-finite activations give undefined predictions, so the score of their sample is NaN.
     with np.errstate(invalid="ignore"):
         tokens = probe.predict(activations)
     scores = scorer.scores(tokens, probe.cut if np.isfinite(probe.cut) else None)

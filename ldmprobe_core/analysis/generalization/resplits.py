@@ -107,7 +107,7 @@ class Resplits:
         return np.repeat(part, [len(block) for block in self.blocks], axis=1)
 
     def fit(self, data: RefitData) -> list[LinearProbe]:
-        """Fit the probe of every re-split to one layer and step, from the sums of its blocks.
+        """Fit one probe for each division of the prompts, at one layer and step.
 
         The weights are NaN if a part has no sample with finite activations.
         """
@@ -152,7 +152,7 @@ class Resplits:
 
 
 class ResplitScorer:
-    """Scorer of the re-splits' probes of one property, in the main metric.
+    """Scorer of probes refitted to other divisions of the prompts, in the main metric.
 
     Args:
         labels: label maps and splits of the run.
