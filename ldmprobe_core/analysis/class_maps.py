@@ -136,7 +136,7 @@ def _predicted(
 
 
 def _mean_iou_of(overlaps: np.ndarray) -> float:
-    """Mean IoU of images (2, class, n); minus infinity if it is undefined."""
+    """Mean IoU from overlaps of images (2, class, n); minus infinity if it is undefined."""
     defined = overlaps[..., np.isfinite(overlaps).all((0, 1))]
     if not defined.shape[-1]:
         return -np.inf

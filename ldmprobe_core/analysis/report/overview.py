@@ -28,7 +28,7 @@ def overview_sentences(summary: Summary) -> list[str]:
 
 
 def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
-    """Write the sentence of one property."""
+    """Write the sentence on one property: its best probe, controls, onset and leads."""
     best, onset = result.best, result.emergence.probe.relative.onset
     text = (
         f"{name.capitalize()}: {metric_title(best.metric)} {number(best.score)} at step "
