@@ -65,7 +65,8 @@ def measure(part: str, samples: int) -> dict[str, float]:
             return {"study": time.monotonic() - started, "server": 0.0}
         os.environ["PREFECT_HOME"] = f"{folder}/prefect"
         os.environ["LDMPROBE_PREFECT_PORT"] = "4999"  # a server of its own, as on a fresh machine
-        from flows.server import prefect_server, run_flow
+        from flows.run_flow import run_flow
+        from flows.server import prefect_server
         from flows.study import study_flow
 
         with prefect_server():

@@ -26,12 +26,12 @@ from flows.commands.carry_out import carry_out, with_live_line
 from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
 from flows.commands.export import export
 from flows.commands.fetch import fetch
+from flows.commands.idle_interrupts import answer_interrupts
 from flows.commands.index import index
-from flows.commands.interrupts import answer_interrupts
 from flows.commands.intervene import intervene
+from flows.commands.list_watch import Version, list_, watch
 from flows.commands.prune import prune
 from flows.commands.results import console, write
-from flows.commands.runs import Version, list_, watch
 from flows.commands.submit import submit
 from flows.commands.tables import (
     print_missing,
@@ -348,8 +348,8 @@ def main() -> None:
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     bypass_proxies_for_loopback()
     code = run_command(lambda: app(arguments), debug_requested(sys.argv[1:]))
-    if "flows.watch" in sys.modules:
-        sys.modules["flows.watch"].limit_exit(code)
+    if "flows.interruption" in sys.modules:
+        sys.modules["flows.interruption"].limit_exit(code)
     raise SystemExit(code)
 
 

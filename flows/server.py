@@ -1,4 +1,4 @@
-"""Prefect server of the command line: found or started, and used to run flows.
+"""Prefect server of the command line, which is found or started.
 
 If no server is available, this module starts a temporary one on loopback in its own process, and
 stops it after it has recorded every task run of the flow.  Prefect could also start a server inside
@@ -8,7 +8,6 @@ the flow's process, but that one may exit before it has stored all events.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import signal
 import socket
@@ -19,36 +18,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
-from prefect import Flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
 from prefect.events.worker import EventsWorker
-from prefect.exceptions import PrefectException
-from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
     get_current_settings,
     temporary_settings,
 )
-from prefect.states import Cancelled
 
 from flows.checks.prefect_api import check_server
 from flows.checks.prefect_settings import without_password
-from flows.run_lock import task_runs
-from flows.watch import FlowWatch, begin_watch, started_servers
+from flows.interruption import started_servers
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
 from tasks.display import activity
-from tasks.stopping import Stop, StoppedError, requested_stop, stoppable
 
 # A server takes 15 s of CPU time to make its tables, which on a busy machine may be minutes.
 _START_LIMIT_S = 300.0
 _EVENTS_LIMIT_S = 5.0
-_RECORD_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -179,97 +168,6 @@ def _wait_for_start(server: LocalServer, url: str) -> None:
         time.sleep(0.2)
 
 
-def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
-    """Run a flow in this process, and return its result after the server has recorded it.
-
-    Call this function inside `prefect_server`.  The flow stops early on Ctrl-C, on SIGTERM, if it
-    is cancelled in Prefect, and if the server is lost.  Except for a lost server, it first
-    finishes the units in progress (`flows.watch`).
-
-    Args:
-        flow: flow to run.
-        parameters: parameters of the flow.
-
-    Raises:
-        StoppedError: the flow was stopped early.
-        Exception: any exception that the flow raises.
-    """
-    # Copy the flow, so that the hook added below does not stay on the flow object of the caller.
-    flow = flow.with_options()
-    _quiet_console()
-    url = str(PREFECT_API_URL.value())
-    server = started_servers[-1] if started_servers else None
-    with stoppable(), FlowWatch(url, server) as watch:
-        flow.on_running_hooks.append(begin_watch)
-        try:
-            result = flow(**parameters)
-        except BaseException as error:
-            stop = requested_stop() or watch.lost_server(error)
-            if stop is None:
-                _drain(watch.flow_runs)
-                raise
-            _record_stop(watch.flow_runs, stop)
-            raise StoppedError(stop.message, stop.exit_code) from error
-        stop = requested_stop()
-        # In Prefect, a flow run that is being cancelled can end only as cancelled.  Record that
-        # end, even if the flow has completed in the meantime.
-        if stop is not None and stop.is_cancellation:
-            _record_stop(watch.flow_runs, stop)
-            raise StoppedError(stop.message, stop.exit_code)
-        _drain(watch.flow_runs)
-        return result
-
-
-def _drain(flow_runs: list[Any]) -> None:
-    """Wait until the server has recorded every task run and log line of these flow runs."""
-    try:
-        with activity("waiting for Prefect to record every task"):
-            for run_id in flow_runs:
-                wait_for_records(run_id)
-        # Send the last log lines to the server now, because it is stopped soon.
-        APILogHandler().flush()
-    except (httpx.HTTPError, PrefectException) as error:
-        logging.getLogger("prefect.flow_runs").warning("records are incomplete: %s", error)
-
-
-def _record_stop(flow_runs: list[Any], stop: Stop) -> None:
-    """Mark flow runs and their unfinished task runs as cancelled, if ``stop.cancels`` is True."""
-    if not stop.cancels:
-        return
-    state: State[Any] = Cancelled(message=stop.message)
-    try:
-        with get_client(sync_client=True) as client:
-            for run_id in flow_runs:
-                for task in task_runs(client, run_id):
-                    if not (task.state and task.state.is_final()):
-                        client.set_task_run_state(task.id, state, force=True)
-                client.set_flow_run_state(run_id, state, force=True)
-    except (httpx.HTTPError, PrefectException) as error:
-        logging.getLogger("prefect.flow_runs").warning("the stop is not recorded: %s", error)
-
-
-def wait_for_records(flow_run_id: Any) -> int:
-    """Wait until every task run of a flow run is in a final state on the server.
-
-    The wait ends early after `_RECORD_LIMIT_S`.
-
-    Returns:
-        number of task runs that the server has recorded.
-    """
-    deadline = time.monotonic() + _RECORD_LIMIT_S
-    last, quiet_since = -1, time.monotonic()
-    with get_client(sync_client=True) as client:
-        while True:
-            runs = task_runs(client, flow_run_id)
-            final = sum(bool(run.state and run.state.is_final()) for run in runs)
-            if (final, len(runs)) != (last, len(runs)):
-                last, quiet_since = final, time.monotonic()
-            settled = time.monotonic() - quiet_since > 1.5 and final == len(runs)
-            if settled or time.monotonic() > deadline:
-                return len(runs)
-            time.sleep(0.3)
-
-
 def ui_url(api_url: str) -> str:
     """Return the URL of the web UI of the Prefect server with this API."""
     return get_current_settings().ui_url or api_url.removesuffix("/api")
@@ -288,17 +186,6 @@ def _usual_port() -> int:
     if not (text.isdecimal() and 0 < int(text) < 65536):
         raise UserError(f"LDMPROBE_PREFECT_PORT is {text!r}. Fix: give a port number, such as 4200")
     return int(text)
-
-
-def _quiet_console() -> None:
-    """Hide Prefect's log from the terminal, where it would break up the progress bars.
-
-    The server still receives every log line, including tracebacks.
-    """
-    for name in ("", *logging.root.manager.loggerDict):
-        for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, PrefectConsoleHandler):
-                handler.setLevel(logging.CRITICAL)
 
 
 def _listens(port: int) -> bool:

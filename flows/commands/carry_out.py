@@ -20,7 +20,8 @@ def carry_out(flow: str, run_url: str, **parameters: Any) -> dict[str, Any]:
         parameters: parameters of the flow.
     """
     with activity("loading Prefect"):
-        from flows.server import prefect_server, run_flow, ui_url
+        from flows.run_flow import run_flow
+        from flows.server import prefect_server, ui_url
 
         function = getattr(import_module(f"flows.{flow}"), f"{flow}_flow")
     with prefect_server() as api:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from pathlib import Path
 
+import numpy as np
+
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
-from ldmprobe_core.analysis.report.downloads import scores_csv
 from ldmprobe_core.analysis.report.text import (
     control_title,
     metric_title,
@@ -27,6 +29,9 @@ _ESCAPES = str.maketrans(
     }
 )
 
+COLUMNS = ("property", "metric", "kind", "condition", "step", "layer", "mean", "samples")
+"""Columns of `scores_csv`; ``samples`` is the number of samples with a defined score."""
+
 
 def export_run_scores(run: Run, path: str | Path) -> None:
     """Write scores of a finished run to a file on this machine, in the format of its suffix.
@@ -35,7 +40,7 @@ def export_run_scores(run: Run, path: str | Path) -> None:
         run: finished run.
         path: file to write or replace.  ``.csv`` and ``.parquet`` have the mean score over the test
             samples of every cell, with one row for each property, metric, kind and condition (see
-            `downloads.COLUMNS`); ``.tex`` has the table of `latex_table`.
+            `COLUMNS`); ``.tex`` has the table of `latex_table`.
 
     Raises:
         UserError: the suffix is another one, the folder does not exist, the run is not finished,
@@ -62,16 +67,44 @@ def export_run_scores(run: Run, path: str | Path) -> None:
         _write_parquet(text, target)
 
 
+def scores_csv(run: Run, properties: list[str]) -> str:
+    """Return mean test scores as CSV, with one row for each layer, step and metric.
+
+    Args:
+        run: finished run.
+        properties: properties to list.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    test = [i for i, sample in enumerate(run.samples) if sample.split == "test"]
+    for prop in properties:
+        scores = run.open(f"scores/{prop}").score
+        scores = scores.sel(sample=scores.sample[np.isin(scores.sample, test)])
+        scores = scores.transpose("metric", "kind", "condition", "step", "layer", "sample")
+        values = scores.values
+        defined = np.isfinite(values)
+        counts = defined.sum(-1)
+        sums = np.where(defined, values, 0).sum(-1, dtype=np.float64)
+        names = [[str(v) for v in scores[dim].values] for dim in scores.dims[:-1]]
+        for index in np.argwhere(counts):
+            cell = tuple(index)
+            row = [labels[i] for labels, i in zip(names, cell, strict=True)]
+            writer.writerow([prop, *row, f"{sums[cell] / counts[cell]:.6f}", counts[cell]])
+    return text.getvalue()
+
+
 def _write_parquet(text: str, path: Path) -> None:
     """Write the rows of a CSV text as Parquet, with columns of text, integers and floats."""
     try:
-        from pyarrow import csv, parquet
+        from pyarrow import csv as arrow_csv
+        from pyarrow import parquet
     except ModuleNotFoundError:
         raise UserError(
             f"path: Parquet needs the package pyarrow ({path.name}). Fix: pip install "
             "'ldmprobe[parquet]', or end the name with .csv"
         ) from None
-    parquet.write_table(csv.read_csv(io.BytesIO(text.encode())), path)
+    parquet.write_table(arrow_csv.read_csv(io.BytesIO(text.encode())), path)
 
 
 def latex_table(summary: Summary) -> str:

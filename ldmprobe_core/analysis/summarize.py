@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -139,6 +140,12 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         notes=tuple(attributes.get("notes", ())),
     )
     return RunAnalysis(summary, curves, bootstrap, test, labels)
+
+
+def write_summary(run: Run, summary: Summary) -> None:
+    """Write ``summary.json`` into a run, which marks the run as finished."""
+    record = summary.model_dump(mode="json", by_alias=True)
+    run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def _analyse_properties(

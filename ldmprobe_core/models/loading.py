@@ -18,7 +18,7 @@ from ldmprobe_core.models.architectures.base import Architecture, default_config
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.devices import check_device
 from ldmprobe_core.models.files.checkpoint import require_weights
-from ldmprobe_core.models.files.weights import model_folder
+from ldmprobe_core.models.files.model_folder import model_folder
 from ldmprobe_core.models.timesteps import scheduler_of
 from ldmprobe_core.study.schema import Study
 

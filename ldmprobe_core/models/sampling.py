@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from ldmprobe_core.models.architectures.base import Architecture
 from ldmprobe_core.models.capture import ActivationCapture
-from ldmprobe_core.models.finite import require_finite
 from ldmprobe_core.models.host_transfer import HostTransfer
 from ldmprobe_core.models.layers import capturable_modules, match_layers, named_points
 from ldmprobe_core.models.loading import untrained_copy
+from ldmprobe_core.models.output_checks import require_finite
 from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
 from ldmprobe_core.models.token_grid import conditional_call, decoded_images, mean_embedding

@@ -9,7 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.finite import require_finite_labels, require_varied
+from ldmprobe_core.models.output_checks import require_finite_labels, require_varied
 from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS, ActivationBuffer, Activations
 from ldmprobe_core.pipeline.generate import read_source_images
 from ldmprobe_core.pipeline.groups import samples_in

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldmprobe_core.models.finite import require_finite_labels, require_varied
+from ldmprobe_core.models.output_checks import require_finite_labels, require_varied
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, step_images_in
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.storage.run import SOURCES, Run

@@ -47,9 +47,20 @@ def test_index_lists_every_page():
         assert name == "index.md" or f"({name})" in page, name
 
 
-@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
-def test_paths_of_the_code_exist(page):
-    text = re.sub(r"`(?:study|run)\.(?:yaml|json)`|`summary\.json`", "", (ROOT / page).read_text())
+@pytest.mark.parametrize(
+    ("page", "section"),
+    [
+        ("docs/architecture.md", "# Architecture\n"),
+        ("CONTRIBUTING.md", "# Contributing\n"),
+        ("README.md", "## Where to look in the code\n"),
+    ],
+)
+def test_paths_of_the_code_exist(page, section):
+    _, found, text = (ROOT / page).read_text().partition(section)
+    assert found
+    if section.startswith("## "):
+        text = text.partition("\n## ")[0]
+    text = re.sub(r"`(?:study|run)\.(?:yaml|json)`|`summary\.json`", "", text)
     for path in code_paths(text):
         if path in ("ldmprobe/", "figures.json"):  # the public API is tested by the README
             continue

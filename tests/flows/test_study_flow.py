@@ -18,7 +18,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from run_helpers import assert_same, carry_out, small_study
 
 from flows import cli
-from flows.server import prefect_server, task_runs
+from flows.run_lock import task_runs
+from flows.server import prefect_server
 from infra.stack import free_ports
 from ldmprobe_core.pipeline.planning import plan
 from ldmprobe_core.storage.lease import hold_lease

@@ -9,7 +9,7 @@ from run_helpers import small_study
 from safetensors.torch import load_file, save_file
 
 from ldmprobe_core.errors import RunError
-from ldmprobe_core.models.finite import require_finite_labels
+from ldmprobe_core.models.output_checks import require_finite_labels
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.prepare import prepare_run

@@ -14,7 +14,7 @@ from importlib import resources
 
 import jinja2
 
-from ldmprobe_core.analysis.index.heatmaps import heatmap_svg
+from ldmprobe_core.analysis.index.thumbnails import heatmap_svg
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import (
     control_title,

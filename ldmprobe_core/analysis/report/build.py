@@ -18,9 +18,10 @@ import numpy as np
 import yaml
 
 from ldmprobe_core.analysis.class_curves import stable_steps, target_classes
+from ldmprobe_core.analysis.exports import scores_csv
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
-from ldmprobe_core.analysis.report.downloads import bibtex, scores_csv
+from ldmprobe_core.analysis.report.citation import bibtex
 from ldmprobe_core.analysis.report.generalization_figures import (
     generalization_figure,
     generalization_rows,
@@ -44,7 +45,7 @@ from ldmprobe_core.analysis.report.text import (
     short_layer,
     step,
 )
-from ldmprobe_core.analysis.summarize import RunAnalysis, summarise
+from ldmprobe_core.analysis.summarize import RunAnalysis, summarise, write_summary
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import (
     completed_interventions,
@@ -83,13 +84,12 @@ def build_report(
     with ThreadPoolExecutor(1) as pool:
         viewed = pool.submit(write_samples_page, run, analysis.labels, analysis.summary)
         figure_records = _draw_figures(run, analysis, drawn)
-    record = analysis.summary.model_dump(mode="json", by_alias=True)
     page = _page(run, analysis.summary, figure_records, viewed.result())
     run.location.write_text("report/index.html", page)
     run.location.write_text("report/scores.csv", scores_csv(run, list(analysis.curves)))
     run.location.write_text("report/cite.bib", bibtex(analysis.summary))
     # Write the summary last, because a run that has a summary counts as finished.
-    run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_summary(run, analysis.summary)
     return analysis.summary
 
 

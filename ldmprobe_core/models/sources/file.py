@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.files.checkpoint import FLOATS, read_component, read_header
-from ldmprobe_core.models.files.weights import fingerprint
+from ldmprobe_core.models.files.model_folder import fingerprint
 from ldmprobe_core.models.loading import prepare_pipeline
 from ldmprobe_core.models.sources.folder import FolderSource
 from ldmprobe_core.study.readers.value_types import user_path

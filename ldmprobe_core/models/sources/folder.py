@@ -11,13 +11,13 @@ from torch import nn
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.files.components import check_components
-from ldmprobe_core.models.files.tokenization import PromptTokenizer
-from ldmprobe_core.models.files.weights import (
+from ldmprobe_core.models.files.model_folder import (
     config_folder,
     fingerprint,
     has_weights,
     model_folder,
 )
+from ldmprobe_core.models.files.tokenization import PromptTokenizer
 from ldmprobe_core.models.loading import check_weights, load_pipeline, meta_modules
 from ldmprobe_core.models.sources.base import ModelSource
 from ldmprobe_core.study.schema import Study

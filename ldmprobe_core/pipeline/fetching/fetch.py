@@ -18,7 +18,7 @@ from ldmprobe_core.labelers.registry import (
     labelers_of,
     load_labeler,
 )
-from ldmprobe_core.models.files.weights import model_repository
+from ldmprobe_core.models.files.model_folder import model_repository
 from ldmprobe_core.models.sources.file import is_file
 from ldmprobe_core.pipeline.fetching.failures import fetch_failures
 from ldmprobe_core.pipeline.fetching.hub import list_hub_file, list_repository

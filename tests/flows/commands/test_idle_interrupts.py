@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import sys, threading
 from flows.commands.errors import run_command
-from flows.commands.interrupts import answer_interrupts
+from flows.commands.idle_interrupts import answer_interrupts
 
 def command():
     try:

@@ -13,8 +13,8 @@ import pytest
 from http_servers import http_server
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import watch
-from flows.watch import FlowWatch
+from flows import interruption
+from flows.interruption import FlowWatch
 from infra.stack import free_ports
 from tasks.stopping import requested_stop, stoppable
 
@@ -37,8 +37,8 @@ def until(condition, limit_s=60):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(watch, "POLL_EVERY_S", 0.05)
+    monkeypatch.setattr(interruption, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(interruption, "POLL_EVERY_S", 0.05)
     with stoppable():
         yield
 
@@ -47,7 +47,7 @@ def quick(monkeypatch):
 def ends(monkeypatch):
     """Collect the exit codes with which the process would have ended."""
     codes = []
-    monkeypatch.setattr(watch, "end_at_once", codes.append)
+    monkeypatch.setattr(interruption, "end_at_once", codes.append)
     return codes
 
 
@@ -69,7 +69,7 @@ def test_flow_watch_first_signal_requests_a_stop_and_the_second_ends(ends, capfd
 
 
 def test_flow_watch_ends_the_process_after_the_limit(ends, monkeypatch, capfd):
-    monkeypatch.setattr(watch, "UNIT_LIMIT_S", 0.0)
+    monkeypatch.setattr(interruption, "UNIT_LIMIT_S", 0.0)
     with FlowWatch(URL):
         os.kill(os.getpid(), signal.SIGINT)
         until(lambda: ends)
@@ -88,7 +88,7 @@ def test_flow_watch_a_server_process_that_ended(ends, capfd):
 
 
 def test_flow_watch_a_server_that_answers_no_more(ends, monkeypatch, capfd):
-    monkeypatch.setattr(watch, "SILENCE_LIMIT_S", 0.2)
+    monkeypatch.setattr(interruption, "SILENCE_LIMIT_S", 0.2)
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}/api"
     with temporary_settings({PREFECT_API_URL: url}), FlowWatch(url) as flow:
@@ -124,13 +124,13 @@ def test_flow_watch_lets_a_running_flow_run(ends):
 
 HANGING = """
 import sys, threading, time
-from flows import watch
+from flows import interruption
 
-watch.ANNOUNCE_EXIT_S, watch.EXIT_LIMIT_S = 0.1, 1.5
-watch.flow_ran.set()
+interruption.ANNOUNCE_EXIT_S, interruption.EXIT_LIMIT_S = 0.1, 1.5
+interruption.flow_ran.set()
 hanging = threading.Thread(target=time.sleep, args=(600,))
 hanging.start()
-watch.limit_exit(5)
+interruption.limit_exit(5)
 if sys.argv[1] == "goes on":
     for thread in threading.enumerate():
         if isinstance(thread, threading.Timer):

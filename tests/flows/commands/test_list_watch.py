@@ -10,7 +10,7 @@ from run_helpers import small_study, statistics_study
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.commands import runs
+from flows.commands import list_watch
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.lease import hold_lease, holder_of
 
@@ -31,7 +31,7 @@ def started(tiny_model, tmp_path):
 
 
 def test_list_gives_state_and_scores_of_every_run_in_80_columns(started, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "console", Console(width=80, markup=False))
+    monkeypatch.setattr(list_watch, "console", Console(width=80, markup=False))
     folder = tmp_path / "runs" / "finished-0123456789"
     folder.mkdir()
     (folder / "study.json").write_text(json.dumps({"model": {"source": "/models/sd-v1-4"}}))
@@ -60,9 +60,9 @@ def test_list_of_a_store_without_runs_says_so(tmp_path):
 
 def test_watch_follows_a_run_until_no_process_works_on_it(started, monkeypatch):
     shown, looks = [], iter([True, True, False])
-    monkeypatch.setattr(runs, "LOOK_EVERY_S", 0.0)
-    monkeypatch.setattr(runs, "is_held", lambda run: next(looks))
-    monkeypatch.setattr(runs, "refresh", lambda activity, **values: shown.append(values))
+    monkeypatch.setattr(list_watch, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(list_watch, "is_held", lambda run: next(looks))
+    monkeypatch.setattr(list_watch, "refresh", lambda activity, **values: shown.append(values))
     result = CliRunner().invoke(cli.app, ["watch", started.url])
     assert result.exit_code == 0
     total = len(started.progress.counts("generated"))
@@ -82,7 +82,7 @@ def test_unit_counts_counts_the_units_of_every_accumulator(tiny_model, tmp_path)
     run = prepare_run(statistics_study(tiny_model, "statistics"), f"{tmp_path}/runs")
     from ldmprobe_core.pipeline.units import UNITS
 
-    assert {verb: total for verb, (_, total) in runs.unit_counts(run).items()} == {
+    assert {verb: total for verb, (_, total) in list_watch.unit_counts(run).items()} == {
         verb: len(UNITS[verb].list_units(run))
         for verb in ("generate", "label", "accumulate", "probe")
     }

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from run_helpers import carry_out
 
+from ldmprobe_core.analysis.exports import COLUMNS
 from ldmprobe_core.analysis.report.build import build_report
-from ldmprobe_core.analysis.report.downloads import COLUMNS
 
 
 @pytest.mark.slow

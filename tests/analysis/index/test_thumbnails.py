@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree
 
-from ldmprobe_core.analysis.index.heatmaps import heatmap_svg
+from ldmprobe_core.analysis.index.thumbnails import heatmap_svg
 
 MEANS = {("a_layer", 1): 0.0, ("a_layer", 3): 1.0, ("b<layer>", 1): 0.5, ("b<layer>", 3): 0.25}
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from ldmprobe_core.models.files.weights import fingerprint
+from ldmprobe_core.models.files.model_folder import fingerprint
 
 
 @pytest.fixture

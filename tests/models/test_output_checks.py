@@ -10,8 +10,8 @@ from run_helpers import generated
 
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.finite import NonFiniteError, require_finite, require_varied
 from ldmprobe_core.models.loading import load_pipeline
+from ldmprobe_core.models.output_checks import NonFiniteError, require_finite, require_varied
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.samples import make_samples

@@ -1,4 +1,4 @@
-"""Handler of Ctrl-C while no flow runs (during a flow, `flows.watch` handles it)."""
+"""Handler of Ctrl-C while no flow runs (during a flow, `flows.interruption` handles it)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _on_interrupt(number: int, _frame: FrameType | None) -> None:
     """Stop the command at the first Ctrl-C, and end the process at the second."""
     _interrupts.append(number)
     if len(_interrupts) > 1:
-        if "flows.watch" in sys.modules:
-            sys.modules["flows.watch"].end_at_once(INTERRUPTED)
+        if "flows.interruption" in sys.modules:
+            sys.modules["flows.interruption"].end_at_once(INTERRUPTED)
         show_cursor()
         os._exit(INTERRUPTED)
     say("Stopping now; what is complete is kept, and the same command goes on from there.")
