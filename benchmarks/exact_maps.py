@@ -37,8 +37,9 @@ from ldmprobe_core.pipeline.probe import probe_cell
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.extensions.joint import components_of
 from ldmprobe_core.study.loading import parse_study
-from ldmprobe_core.study.properties import components_of, property_of
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.tabletop.render import render
 from ldmprobe_core.tabletop.scenes import sample_scene
 

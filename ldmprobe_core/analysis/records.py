@@ -15,6 +15,7 @@ from ldmprobe_core.analysis.controls.records import (
     ClassMapRecord,
     ControlsRecord,
     ExactRecord,
+    NumberRecord,
     Record,
     VectorRecord,
 )
@@ -254,6 +255,7 @@ class Summary(Record):
         properties: results by property.
         vectors: joint results of the components of each vector property, by its name.
         class_maps: joint results of the classes of each class map, by its name.
+        numbers: results of each property that is one number per image, by its name.
         classes: results of the class labeler; None if no class is labeled.
         labelers: by property, the labeler's score against the exact maps of the same test samples;
             None without exact maps.
@@ -280,6 +282,9 @@ class Summary(Record):
         default_factory=dict, exclude_if=lambda value: not value
     )
     class_maps: dict[str, ClassMapRecord] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
+    numbers: dict[str, NumberRecord] = Field(
         default_factory=dict, exclude_if=lambda value: not value
     )
     classes: ClassesRecord | None = Field(serialization_alias="class", validation_alias="class")

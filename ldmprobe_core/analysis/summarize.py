@@ -12,7 +12,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.analysis.class_curves import class_curves
-from ldmprobe_core.analysis.class_maps import class_map_records
 from ldmprobe_core.analysis.controls.ceilings import block_ceilings
 from ldmprobe_core.analysis.controls.exact_maps import exact_record
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
@@ -31,10 +30,12 @@ from ldmprobe_core.analysis.generalization.build import (
     stored_probes,
 )
 from ldmprobe_core.analysis.generalization.resplits import ResplitCurves, resplit_curves
+from ldmprobe_core.analysis.joint.class_maps import class_map_records
+from ldmprobe_core.analysis.joint.vectors import vector_records
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
+from ldmprobe_core.analysis.numbers import number_records
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
-from ldmprobe_core.analysis.vectors import vector_records
 from ldmprobe_core.interventions.results import (
     completed_interventions,
     main_results,
@@ -123,6 +124,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         properties=properties,
         vectors=vector_records(run, labels, is_test, bootstrap),
         class_maps=class_map_records(run, labels, is_test, bootstrap),
+        numbers=number_records(run, bootstrap),
         classes=class_curves(run) if study.labels.classes else None,
         labelers=_labeler_scores(properties),
         nonfinite=nonfinite["trained"],

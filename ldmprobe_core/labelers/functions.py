@@ -17,6 +17,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.base import LabelerEntry, no_weights
 from ldmprobe_core.study.extensions.components import Component
 from ldmprobe_core.study.probe_sections import LabelerSpec
+from ldmprobe_core.study.properties import Property
 
 
 class FunctionLabeler:
@@ -25,18 +26,18 @@ class FunctionLabeler:
     Args:
         function: function that returns maps (n, y, x), or class probabilities (n, class) if it has
             an attribute ``classes``.  Its attribute ``units``, if any, is stored with the labels.
-        components: number of components of a vector, in which case the maps are
-            (n, y, x, component); 0 for maps of one number a pixel.
+        prop: property that it labels, or a component of it.  The function returns (n,) for one
+            number per image, and (n, y, x, component) for a vector; None stands for maps.
     """
 
-    def __init__(self, function: Callable[[np.ndarray], Any], components: int = 0) -> None:
-        self.function, self.components = function, (components,) if components else ()
+    def __init__(self, function: Callable[[np.ndarray], Any], prop: Property | None = None) -> None:
+        self.function, self.prop = function, prop
         self.name = getattr(function, "__name__", type(function).__name__)
         self.units = str(getattr(function, "units", f"as {self.name} returns"))
         self.classes = tuple(getattr(function, "classes", ()))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Compute labels (n, y, x), (n, y, x, component) or (n, class) float32 of images.
+        """Compute float32 labels of images: (n, y, x), (n, y, x, component), (n,) or (n, class).
 
         Args:
             images: (n, y, x, rgb) uint8.
@@ -45,8 +46,7 @@ class FunctionLabeler:
             UserError: the function's result is not numeric, or has another shape.
         """
         result = self.function(images)
-        expected = (len(images), len(self.classes)) if self.classes else images.shape[:3]
-        expected += self.components
+        expected = self._label_shape(images)
         try:
             labels = np.asarray(result, dtype=np.float32)
         except (TypeError, ValueError) as error:
@@ -58,10 +58,20 @@ class FunctionLabeler:
             raise UserError(
                 f"the labeler {self.name!r} returned shape {labels.shape} for images of shape "
                 f"{images.shape}. Fix: return shape {expected}, which is a map of each image's "
-                "height and width (and component of a vector), or a probability of each name in "
-                "its attribute classes"
+                "height and width (and component of a vector), one number per image, or a "
+                "probability of each name in its attribute classes"
             )
         return labels
+
+    def _label_shape(self, images: np.ndarray) -> tuple[int, ...]:
+        """Return the shape that the function's result must have for images (n, y, x, rgb)."""
+        if self.classes:
+            return len(images), len(self.classes)
+        if self.prop is not None and self.prop.kind == "number":
+            return (len(images),)
+        component = None if self.prop is None else self.prop.component
+        is_vector = component is not None and component.joint == "vector"
+        return (*images.shape[:3], component.size) if component and is_vector else images.shape[:3]
 
 
 class JointLabeler:
@@ -132,17 +142,18 @@ def takes_images(labeler: Any) -> bool:
     return len(positional) == 1 and not inspect.isclass(labeler)
 
 
-def function_entry(function: Callable[[np.ndarray], Any], components: int = 0) -> LabelerEntry:
+def function_entry(
+    function: Callable[[np.ndarray], Any], prop: Property | None = None
+) -> LabelerEntry:
     """Build the registry entry of a function of images.
 
     Args:
-        function: see `FunctionLabeler`.
-        components: number of components of the vector that it labels; 0 if it labels no vector.
+        function, prop: see `FunctionLabeler`.
 
     The hash that each run records is that of the file in which the function is defined.
     """
     return LabelerEntry(
-        lambda spec, device: FunctionLabeler(function, components), partial(_source_files, function)
+        lambda spec, device: FunctionLabeler(function, prop), partial(_source_files, function)
     )
 
 

@@ -31,12 +31,12 @@ from ldmprobe_core.labelers.functions import (
 from ldmprobe_core.labelers.weights import published_repository
 from ldmprobe_core.study.extensions.components import Component, component_records
 from ldmprobe_core.study.extensions.entry_points import load_entry_points
+from ldmprobe_core.study.extensions.joint import components_of
 from ldmprobe_core.study.loading import sentence
 from ldmprobe_core.study.probe_sections import LabelerSpec
 from ldmprobe_core.study.properties import (
     PROPERTIES,
     Property,
-    components_of,
     register_properties,
 )
 from ldmprobe_core.study.schema import Study
@@ -91,7 +91,7 @@ def register_labeler(
 
     def register(loader: Loader) -> Loader:
         for one in props:
-            _LABELERS[one, name] = as_entry(loader, _component(one))
+            _LABELERS[one, name] = as_entry(loader, PROPERTIES.get(one))
         return loader
 
     if entry is not None:
@@ -110,8 +110,8 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
     Args:
         name: name of the property: lowercase letters, digits and _.
         kind: ``mask`` or ``scalar``, see `Property`; ``vector``, whose labeler returns maps
-            (n, y, x, component); or ``classes``, whose labeler returns maps (n, y, x) of the
-            indices of classes, from 0.
+            (n, y, x, component); ``classes``, whose labeler returns maps (n, y, x) of the indices
+            of classes, from 0; or ``number``, whose labeler returns one number per image, (n,).
         fields: other fields of `Property`, such as ``title``; their defaults depend on the kind.  A
             vector also has ``components``, and a class map ``classes``: their names.
 
@@ -134,7 +134,7 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
     def register(loader: Loader) -> Loader:
         named = f"{loader.__module__}:{loader.__qualname__}"
         for record in records:
-            _LABELERS[record.name, named] = as_entry(loader, record.component)
+            _LABELERS[record.name, named] = as_entry(loader, record)
         return loader
 
     return register
@@ -153,20 +153,19 @@ def _component(prop: str) -> Component | None:
     return PROPERTIES[prop].component if prop in PROPERTIES else None
 
 
-def as_entry(loader: Any, component: Component | None = None) -> LabelerEntry:
+def as_entry(loader: Any, prop: Property | None = None) -> LabelerEntry:
     """Build the registry entry of a labeler: a class, a loading function or a function of images.
 
     An entry is returned unchanged.
 
     Args:
         loader: labeler.
-        component: component for which the labeler of a vector or class map is registered.
+        prop: property, or component of one, for which the labeler is registered.
     """
     if isinstance(loader, LabelerEntry):
         return loader
     if takes_images(loader):
-        is_vector = component is not None and component.joint == "vector"
-        return function_entry(loader, component.size if component and is_vector else 0)
+        return function_entry(loader, prop)
     return LabelerEntry(loader, getattr(loader, "locate_weights", no_weights))
 
 
@@ -251,12 +250,12 @@ def find_labeler(prop: str, name: str) -> LabelerEntry:
         UserError: the property has no labeler of this name, or its package cannot be imported.
     """
     if (prop, name) not in _LABELERS and ":" in name:
-        _LABELERS[prop, name] = as_entry(import_labeler(prop, name), _component(prop))
+        _LABELERS[prop, name] = as_entry(import_labeler(prop, name), PROPERTIES.get(prop))
     if (prop, name) not in _LABELERS:
         component = _component(prop)
         offered = f"{component.vector if component else prop}.{name}"
         for loader in load_entry_points(ENTRY_POINTS, offered, f"labels.{prop}"):
-            _LABELERS[prop, name] = as_entry(loader, component)
+            _LABELERS[prop, name] = as_entry(loader, PROPERTIES.get(prop))
     if (prop, name) not in _LABELERS:
         known = ", ".join(labeler_names(prop))
         raise UserError(
@@ -315,7 +314,8 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     """Return labeler settings by property; properties that are read from map files are left out."""
-    specs = {prop: study.labels.labeler(prop) for prop in study.labels.maps}
+    labeled = (*study.labels.maps, *study.labels.numbers)
+    specs = {prop: study.labels.labeler(prop) for prop in labeled}
     specs["class"] = study.labels.classes
     return {
         prop: spec for prop, spec in specs.items() if spec is not None and spec.name != EXACT_MAPS

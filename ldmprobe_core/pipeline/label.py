@@ -58,13 +58,16 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     return {"images": count, "seconds": time.monotonic() - started, "bytes": written}
 
 
-def _label(run: Run, images: np.ndarray, members: range) -> dict[str, np.ndarray]:
+def _label(
+    run: Run, images: np.ndarray, members: range, skipped: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
     """Label images (n, y, x, rgb) with the run's labelers, by name of the array in the store.
 
     Args:
         run: run of the labelers.
         images: images to label.
         members: indices of the batch's samples, for messages.
+        skipped: properties that are not labeled.
     """
     study = run.study
     with model_access(study):
@@ -72,6 +75,7 @@ def _label(run: Run, images: np.ndarray, members: range) -> dict[str, np.ndarray
         labels = {
             "class_score" if prop == "class" else prop: labeler(images)
             for prop, labeler in get_labelers(study, run.attributes["labeler_fingerprints"]).items()
+            if prop not in skipped
         }
     for name, values in labels.items():
         require_finite_labels(name, values, members)
@@ -91,9 +95,11 @@ def _label_steps(
     """
     unlabeled = images[:, :-1] if last and images.shape[1] > 1 else images
     flat = unlabeled.reshape(-1, *images.shape[2:])
+    # Numbers are probed in finished images only.
+    skipped = run.study.labels.numbers
     labels = {
         name: values.reshape(*unlabeled.shape[:2], *values.shape[1:])
-        for name, values in _label(run, flat, members).items()
+        for name, values in _label(run, flat, members, skipped).items()
     }
     if unlabeled.shape[1] < images.shape[1]:
         labels = {

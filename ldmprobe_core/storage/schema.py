@@ -176,6 +176,16 @@ class RunSchema(ProbeSchema):
                 f"{prop} of {source or 'the finished image'}",
                 self.units[prop],
             )
+        for prop in () if source else self.study.labels.numbers:
+            self.array(
+                group,
+                prop,
+                sizes,
+                chunks,
+                "float32",
+                f"{prop} of the finished image",
+                self.units[prop],
+            )
         if self.classes:
             self.coordinate(group, "class", list(self.classes), "class name")
             self.array(

@@ -15,6 +15,7 @@ from ldmprobe_core.study.properties import (
     CLASS,
     PROPERTIES,
     map_properties,
+    numbers_in,
     with_built_in,
 )
 from ldmprobe_core.study.readers.value_types import (
@@ -84,9 +85,15 @@ class Labels(Section):
 
     @property
     def maps(self) -> tuple[str, ...]:
-        """Names of the properties that are probed: built-in ones first, then others, sorted."""
+        """Names of the map properties: built-in ones first, then others, sorted."""
         known = with_built_in(self.model_extra or ())
         return tuple(prop for prop in known if self.labeler(prop) is not None)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Names of the properties with one number per image, sorted."""
+        names = numbers_in(self.model_extra or ())
+        return tuple(prop for prop in names if self.labeler(prop) is not None)
 
     @model_validator(mode="before")
     @classmethod
@@ -102,11 +109,13 @@ class Labels(Section):
                 f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all null. Fix: "
                 "name a labeler for at least one of these keys"
             )
-        if self.classes is not None and self.classes.name == "maps":
-            raise ValueError(
-                "class is 'maps', which reads exact maps from files, but a class is no map. Fix: "
-                "name another labeler, or null"
-            )
+        for prop in (CLASS, *self.numbers):
+            labeler = self.labeler(prop)
+            if labeler is not None and labeler.name == "maps":
+                raise ValueError(
+                    f"{prop} is 'maps', which reads exact maps from files, but it is no map. Fix: "
+                    "name another labeler, or null"
+                )
         return self
 
 

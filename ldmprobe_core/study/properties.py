@@ -74,12 +74,13 @@ class Drawing(Section):
 
 
 METRICS_OF_KIND: dict[str, tuple[str, ...]] = {
+    "number": ("spearman",),
     "mask": ("dice", "iou", "auroc", "average_precision"),
     "scalar": ("spearman", "pearson", "rmse", "spearman_partial", "pearson_partial"),
 }
 """Built-in metrics of each kind of property, the main metric first."""
 
-HEADLINES = {"mask": ("dice",), "scalar": ("spearman", "pearson")}
+HEADLINES = {"number": ("spearman",), "mask": ("dice",), "scalar": ("spearman", "pearson")}
 """Built-in metrics of each kind that may be the main metric; larger is better."""
 
 REGISTERED_METRICS: set[str] = set()
@@ -95,7 +96,7 @@ class Property(Section):
         name: key in ``labels`` of a study, and name of arrays: lowercase letters, digits and _.
         title: name of the property in text; by default its name with spaces.
         kind: ``mask`` for a map that a threshold turns into a region, which is scored; ``scalar``
-            for a map with one number per pixel.
+            for a map with one number per pixel; ``number`` for one number per image.
         metrics: names of the metrics that score predictions
             (`ldmprobe_core.probing.metrics.METRICS`); the first is the main one.  The metric
             ``<name>_partial`` first regresses the training mean map out of label and prediction,
@@ -108,7 +109,7 @@ class Property(Section):
 
     name: str
     title: str = ""
-    kind: Literal["mask", "scalar"]
+    kind: Literal["mask", "scalar", "number"]
     metrics: tuple[str, ...] = Field((), strict=False)
     map_format: MapFormat = MapFormat()
     drawing: Drawing = Drawing()
@@ -126,9 +127,9 @@ class Property(Section):
         of_kind = _DEFAULTS.get(kind, {}) if isinstance(kind, str) else {}
         metrics = content.get("metrics")
         if of_kind and isinstance(metrics, (list, tuple)):
-            edits = of_kind["intervention"]
-            present = tuple(name for name in edits.metrics if name in metrics)
-            edits = edits.model_copy(update={"metrics": present or tuple(metrics[:1])})
+            if edits := of_kind["intervention"]:
+                present = tuple(name for name in edits.metrics if name in metrics)
+                edits = edits.model_copy(update={"metrics": present or tuple(metrics[:1])})
             of_kind = of_kind | {"intervention": edits}
         return {"title": title, **of_kind, **content}
 
@@ -184,6 +185,7 @@ class Property(Section):
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
+    "number": {"metrics": METRICS_OF_KIND["number"], "intervention": None},
     "mask": {
         "metrics": METRICS_OF_KIND["mask"],
         "map_format": MapFormat(two_levels=True, resampling="nearest"),
@@ -308,44 +310,20 @@ def map_properties() -> tuple[str, ...]:
 
 
 def with_built_in(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort names of properties: built-in ones in their order, then others by name.
+    """Sort names of map properties: built-in ones in their order, then others by name.
 
     Args:
-        names: names of properties, such as those that a study declares.
+        names: names of properties, such as those that a study declares.  The built-in ones are
+            added, and numbers are left out, since they are no maps.
     """
-    return (*_BUILT_IN, *sorted({*names} - {*_BUILT_IN}))
+    return (*_BUILT_IN, *sorted({*names} - {*_BUILT_IN} - {*numbers_in(names)}))
 
 
-def components_of(vector: str) -> tuple[str, ...]:
-    """Return the names of a vector property's components, in order; empty if there is no such one.
-
-    Args:
-        vector: name of a vector property, such as ``normals``.
-    """
-    found = {
-        record.component.index: name
-        for name, record in PROPERTIES.items()
-        if record.component is not None and record.component.vector == vector
-    }
-    return tuple(found[index] for index in sorted(found))
-
-
-def joint_properties(
-    props: Iterable[str], joint: Literal["vector", "classes"]
-) -> dict[str, tuple[str, ...]]:
-    """Group components by vector or class map, for those of which all components are given.
-
-    Args:
-        props: names of properties.
-        joint: ``vector`` for vectors, ``classes`` for class maps.
-    """
-    present = set(props)
-    names = dict.fromkeys(
-        record.component.vector
-        for record in PROPERTIES.values()
-        if record.component is not None and record.component.joint == joint
+def numbers_in(names: Iterable[str]) -> tuple[str, ...]:
+    """Return those properties that are one number per image, sorted by name."""
+    return tuple(
+        sorted(one for one in names if one in PROPERTIES and PROPERTIES[one].kind == "number")
     )
-    return {name: parts for name in names if present.issuperset(parts := components_of(name))}
 
 
 def is_built_in(prop: str) -> bool:

@@ -68,6 +68,10 @@ def _texts(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, f"{name}[{i}]")
 
 
+_OF_BYTES = ("kind", "metrics", "map_format", "component")
+"""Fields of a property's record on which the bytes of a run depend."""
+
+
 class Study(Section):
     """Description of one experiment: model, prompts, sampling, layers, labels and probes."""
 
@@ -299,9 +303,9 @@ class Study(Section):
             # Titles, colours and defaults of interventions do not affect the bytes of the run, and
             # neither do declarations that have no labeler.
             content["properties"] = {
-                name: {key: record[key] for key in ("kind", "metrics", "map_format")}
+                name: {key: record[key] for key in _OF_BYTES if key in record}
                 for name, record in content["properties"].items()
-                if name in self.labels.maps
+                if name in (*self.labels.maps, *self.labels.numbers)
             }
             if not content["properties"]:
                 del content["properties"]

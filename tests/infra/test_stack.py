@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -107,6 +110,7 @@ class Stack:
         """Return the process of a service."""
         words = {
             "server": "server start", "postgres": "postgres -D", "nanny": "dask_worker",
+            "scheduler": "dask_scheduler", "store": "weed server",
         }[name]  # fmt: skip
         deadline = time.monotonic() + 60
         while True:
@@ -118,6 +122,19 @@ class Stack:
                     continue  # just killed, and soon started again
             assert time.monotonic() < deadline, f"no {name}"
             time.sleep(0.1)  # polling for its restart, bounded by the deadline
+
+    def wait_until_reachable(self) -> None:
+        """Wait until the object store and the scheduler are back after they were killed."""
+        deadline = time.monotonic() + 180
+        for url in (f"{self.env['AWS_ENDPOINT_URL']}/healthz", self.env["LDMPROBE_DASK"]):
+            address = urlsplit(url)
+            while True:
+                with suppress(OSError):
+                    socket.create_connection((address.hostname, address.port), 5).close()
+                    if address.scheme == "tcp" or httpx.get(url, timeout=5).is_success:
+                        break
+                assert time.monotonic() < deadline, f"{url} is not back"
+                time.sleep(0.2)  # polling for its restart, bounded by the deadline
 
     def environment(self, **more: str) -> dict[str, str]:
         return os.environ | self.env | {"COLUMNS": "160"} | more
@@ -414,7 +431,34 @@ def test_prepare_run_at_once_creates_one_run(connected, tiny_model):
     assert len({run.location.read_text("identity") for run in runs}) == 1
 
 
-KILLS = ["flow"] * 9 + ["worker"] * 4 + ["nanny"] * 2 + ["server"] * 3 + ["postgres"] * 2
+@pytest.mark.timeout(1200)
+def test_workers_that_leave_and_join_change_no_byte(connected, tiny_model, tmp_path):
+    """Workers are retired during a run, as an adaptive pool does; the stack starts new ones."""
+    study = small_study("adaptive", tiny_model, 22)
+    path = tmp_path / "study.yaml"
+    path.write_text(study.to_json())
+    plain = carry_out(study, str(tmp_path / "plain"))
+    run = Run(f"s3://runs/adaptive/{study.run_name}")
+    flow = command(connected, path, "s3://runs/adaptive")
+    left = set()
+    with Client(connected.env["LDMPROBE_DASK"], set_as_default=False) as client:
+        while flow.poll() is None:
+            try:
+                flow.wait(1.0)
+            except subprocess.TimeoutExpired:
+                workers = client.scheduler_info()["workers"]
+                if len(workers) == 2 and run.exists:
+                    left |= client.retire_workers([min(workers)]).keys()
+    out, _ = flow.communicate(timeout=60)
+    assert flow.returncode == 0, out[-3000:]
+    assert left
+    assert_same(plain, run)
+
+
+KILLS = [
+    *["flow"] * 12, *["worker"] * 8, *["nanny"] * 4, *["server"] * 5, *["postgres"] * 4,
+    *["store"] * 4, *["scheduler"] * 3,
+]  # fmt: skip
 
 
 def kill(stack, what, flow):
@@ -430,9 +474,10 @@ def kill(stack, what, flow):
     target.kill()
 
 
-@pytest.mark.timeout(3000)  # enough for twenty restarts on a busy machine
+@pytest.mark.timeout(3000)  # enough for forty restarts on a busy machine
 def test_kills_at_any_moment_change_no_byte(connected, tiny_model, tmp_path):
-    """Run a study again and again until twenty processes were killed; each run is completed."""
+    """Run a study again and again until forty processes were killed; each run is completed."""
+    assert len(KILLS) == 40
     lot = random.Random(20)
     kills = KILLS.copy()
     lot.shuffle(kills)
@@ -450,6 +495,7 @@ def test_kills_at_any_moment_change_no_byte(connected, tiny_model, tmp_path):
             run = Run(f"{store}/{study.run_name}")
             complete = False
             while not complete:
+                connected.wait_until_reachable()
                 before = run.progress.completed("generated") if run.exists else []
                 seen = len(record.puts)
                 flow = command(connected, path, store, AWS_ENDPOINT_URL=endpoint)
@@ -459,6 +505,7 @@ def test_kills_at_any_moment_change_no_byte(connected, tiny_model, tmp_path):
                     lambda seen=seen: any(".lease/" in key for key in record.puts[seen:]),
                 )  # fmt: skip
                 out, _ = flow.communicate(timeout=400)
+                connected.wait_until_reachable()
                 complete = run.location.has("summary.json")
                 assert complete or kills or flow.returncode, out[-3000:]
                 again = {

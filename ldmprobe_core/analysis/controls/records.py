@@ -248,3 +248,44 @@ class ClassMapRecord(Record):
     inputs: dict[str, ClassMapScore]
     above_inputs: dict[str, Interval]
     exact: ClassMapExact | None
+
+
+class NumberScore(Record):
+    """Score of a ridge probe of a number per image, from the mean activation of a cell.
+
+    Attributes:
+        spearman: rank correlation of predictions and labels over the test images.
+    """
+
+    layer: str
+    step: int
+    spearman: Interval
+
+
+class NumberRecord(Record):
+    """Results of a property that is one number per image.
+
+    Differences are of the same resamples of the test samples.
+
+    Attributes:
+        best: best cell, chosen on validation samples by its rank correlation.
+        steps: rank correlation of the best cell's layer at every step.
+        shuffled: rank correlation of the best cell for each permutation of the numbers among all
+            samples; the cell is chosen anew for each of them.
+        p: share of the permutations that do as well as the labels, counting the labels as one;
+            None without permutations.
+        inputs: input controls by name, each at its own best step.
+        above_inputs: rank correlation of the best cell less that of each of them.
+        prompt: rank correlation of a ridge regression from the prompt's embedding; None without
+            this control.
+        above_prompt: rank correlation of the best cell less that of the prompt.
+    """
+
+    best: NumberScore
+    steps: list[Interval]
+    shuffled: list[float]
+    p: float | None
+    inputs: dict[str, NumberScore]
+    above_inputs: dict[str, Interval]
+    prompt: Interval | None
+    above_prompt: Interval | None

@@ -365,15 +365,14 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any], viewed: in
     )
 
 
-def _contents(
-    study: Study, summary: Summary, figure_records: dict[str, Any]
-) -> list[tuple[str, str]]:
+def _contents(study: Study, summary: Summary, drawn: dict[str, Any]) -> list[tuple[str, str]]:
     """Return anchors and titles of the page's sections; sections without content are left out."""
     exact = any(part.exact for part in summary.properties.values())
     sections = [
         ("exact", "results on exact maps", exact),
         ("vectors", "vectors", bool(summary.vectors)),
         ("class_maps", "class maps", bool(summary.class_maps)),
+        ("numbers", "numbers per image", bool(summary.numbers)),
         ("results", "results", True),
         ("controls", "best cells and controls", True),
         ("published", "published results", published.applies(study)),
@@ -381,7 +380,7 @@ def _contents(
         ("analyses", "further analyses", True),
         ("samples", "samples", True),
         ("class", "class", summary.classes is not None),
-        ("interventions", "interventions", bool(figure_records["interventions"])),
+        ("interventions", "interventions", bool(drawn["interventions"])),
         ("warnings", "warnings", True),
         ("provenance", "provenance, numbers, citation", True),
     ]

@@ -1,4 +1,4 @@
-"""Checks of the properties that a study declares, beyond the types of their fields."""
+"""Checks of a study's properties, beyond the types of their fields."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from ldmprobe_core.study.schema import Study
 
 
 def check_declarations(study: Study) -> None:
-    """Check that the colour maps that a study names for its properties exist in Matplotlib.
+    """Check the colour maps of the declared properties, and that numbers per image can be probed.
 
     Raises:
-        UserError: matplotlib has no colour map of a name.
+        UserError: matplotlib has no colour map of a name, or a number is to be probed from a run
+            without activations of training samples.
     """
+    if study.labels.numbers and study.capture.keep == "statistics":
+        raise UserError(
+            f"labels.{study.labels.numbers[0]}: a number per image is probed from stored "
+            f"activations, which a run of sums has not (capture.keep is {study.capture.keep}). "
+            "Fix: set capture.keep to activations, or the labeler to null"
+        )
     if not study.properties:
         return
     from matplotlib import colormaps

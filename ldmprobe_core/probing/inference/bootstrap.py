@@ -123,13 +123,30 @@ class Bootstrap:
             values: (..., sample); NaN values are skipped.
             function: function from means (draw, ...) to its values (draw,).
         """
-        every = np.ones((1, values.shape[-1]))
-        mean = float(function(resampled_means(values, every))[0])
-        defined = np.isfinite(values).reshape(-1, values.shape[-1]).all(0)
-        if not np.isfinite(mean) or not self._has_interval(np.where(defined, 0.0, np.nan)):
-            return Interval(mean=mean if np.isfinite(mean) else None, low=None, high=None)
-        ends = self._ends_of(lambda counts: function(resampled_means(values, counts)), defined)
-        low, high = max(ends, key=_width)
+        return self.interval_of_statistic(
+            lambda counts: function(resampled_means(values, counts)),
+            np.isfinite(values).reshape(-1, values.shape[-1]).all(0),
+        )
+
+    def interval_of_statistic(
+        self, statistic: Callable[[np.ndarray], np.ndarray], defined: np.ndarray
+    ) -> Interval:
+        """Percentile interval of a statistic of all samples, such as a rank correlation.
+
+        Args:
+            statistic: function from the number of times that each resample contains a sample,
+                (draw, sample), to the statistic's values (draw,).
+            defined: whether the statistic uses a sample, (sample,) bool.
+
+        Returns:
+            the statistic of all samples as ``mean``, with its interval.
+        """
+        mean = float(statistic(np.ones((1, len(defined))))[0])
+        if not np.isfinite(mean):
+            return Interval(mean=None, low=None, high=None)
+        if not self._has_interval(np.where(defined, 0.0, np.nan)):
+            return Interval(mean=mean, low=None, high=None)
+        low, high = max(self._ends_of(statistic, defined), key=_width)
         return Interval(mean=mean, low=low, high=high)
 
     def p_value(self, differences: np.ndarray, error: float = 0.0) -> float | None:

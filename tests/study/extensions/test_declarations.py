@@ -128,7 +128,10 @@ def test_order_of_properties_does_not_depend_on_the_order_of_registration():
 @pytest.mark.parametrize(
     ("properties", "words"),
     [
-        ({"sunlit": {"kind": "maks"}}, r"properties\.sunlit\.kind is 'maks': .*'mask' or 'scalar'"),
+        (
+            {"sunlit": {"kind": "maks"}},
+            r"properties\.sunlit\.kind is 'maks': .*'scalar' or 'number'",
+        ),
         ({"sunlit": {"labeler": "a:b"}}, r"properties\.sunlit\.kind is .*field required"),
         ({"sunlit": {**SUNLIT, "metrics": ["dise"]}}, "has 'dise', which does not score a mask"),
         ({"sunlit": {**SUNLIT, "metrics": ["rmse"]}}, "has 'rmse', which does not score a mask"),
@@ -184,6 +187,17 @@ def test_vector_becomes_its_components_with_one_labeler():
     assert {other.labels.labeler(name).name for name in ("flow_x", "flow_y")} == {"own:flow"}
     off = parse_study({"properties": {"flow": FLOW}, "labels": {"normals": None, "flow": None}})
     assert off.hash == parse_study({}).hash
+
+
+def test_order_of_components_is_part_of_the_hash():
+    """Each order gives other labels, so a run must not be continued with another one."""
+    hashes = set()
+    for names in (["x", "y"], ["y", "x"]):
+        flow = {"kind": "vector", "components": names, "labeler": "own:flow"}
+        hashes.add(parse_study({"properties": {"flow": flow}}).hash)
+        for name in ("flow_x", "flow_y"):
+            PROPERTIES.pop(name)  # as in a new process
+    assert len(hashes) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from scipy import stats
 from sklearn.metrics import jaccard_score
 
 import ldmprobe as lp
-from ldmprobe_core.analysis.class_maps import class_iou, mean_iou, overlap
+from ldmprobe_core.analysis.joint.class_maps import class_iou, mean_iou, overlap
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
-from ldmprobe_core.study.properties import PROPERTIES, components_of, property_of
+from ldmprobe_core.study.extensions.joint import components_of
+from ldmprobe_core.study.properties import PROPERTIES, property_of
 from ldmprobe_core.study.samples import make_samples
 
 MODULE = """

@@ -7,10 +7,11 @@ import pytest
 from run_helpers import carry_out
 
 import ldmprobe as lp
+from ldmprobe_core.analysis.joint.vectors import mean_angle, mean_cosine, unit_vectors
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
-from ldmprobe_core.analysis.vectors import mean_angle, mean_cosine, unit_vectors
-from ldmprobe_core.study.properties import PROPERTIES, components_of, joint_properties
+from ldmprobe_core.study.extensions.joint import components_of, joint_properties
+from ldmprobe_core.study.properties import PROPERTIES
 from ldmprobe_core.study.samples import make_samples
 
 MODULE = """

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmprobe_core.analysis.controls.records import VectorExact, VectorRecord, VectorScore
-from ldmprobe_core.analysis.joint import JointProbes, upsample_tokens
+from ldmprobe_core.analysis.joint.probes import JointProbes, upsample_tokens
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.properties import joint_properties
+from ldmprobe_core.study.extensions.joint import joint_properties
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:

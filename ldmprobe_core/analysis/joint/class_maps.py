@@ -15,12 +15,12 @@ from functools import partial
 import numpy as np
 
 from ldmprobe_core.analysis.controls.records import ClassMapExact, ClassMapRecord, ClassMapScore
-from ldmprobe_core.analysis.joint import JointProbes
+from ldmprobe_core.analysis.joint.probes import JointProbes
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.properties import joint_properties
+from ldmprobe_core.study.extensions.joint import joint_properties
 
 
 def overlap(tokens: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Joint scores of the components of vectors and class maps."""

@@ -1,0 +1,244 @@
+"""Probes of properties that are one number per image, such as the size of the object.
+
+A number has no place in the image, so its probe reads the mean activation over all tokens: ridge
+regression from the channels of a layer at a step to the number.  The score is Spearman's rank
+correlation over the test images.  It is compared with ridge regressions from the mean latents, from
+the mean colour of the predicted clean image and from the prompt's embedding, and with the best of
+all cells for permuted numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ldmprobe_core.analysis.controls.records import NumberRecord, NumberScore
+from ldmprobe_core.pipeline.probe import read_cell
+from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.linear import predictions
+from ldmprobe_core.probing.statistics import SufficientStatistics
+from ldmprobe_core.storage.run import Run
+
+
+def rank_correlation(counts: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compute Spearman's rank correlation of two variables in each resample, (draw,) float64.
+
+    Args:
+        counts: number of times that each resample contains a sample, (draw, sample).
+        a, b: values of the samples, (sample,); samples with a NaN are left out.
+
+    Returns:
+        NaN for a resample in which one of the variables is constant.
+    """
+    defined = np.isfinite(a) & np.isfinite(b)
+    counts = counts[:, defined]
+    ranks = [_ranks(counts, values[defined]) for values in (a, b)]
+    n = counts.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = (rank - (counts * rank).sum(1, keepdims=True) / n for rank in ranks)
+        product = (counts * x * y).sum(1)
+        return np.asarray(product / np.sqrt((counts * x * x).sum(1) * (counts * y * y).sum(1)))
+
+
+def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Rank the samples of each resample, (draw, sample); equal values share their mean rank."""
+    order = np.argsort(values, kind="stable")
+    _, first, group = np.unique(values[order], return_index=True, return_inverse=True)
+    of_group = np.add.reduceat(counts[:, order], first, axis=1)
+    group = group[np.argsort(order)]
+    return np.asarray((of_group.cumsum(1) - of_group / 2 + 0.5)[:, group])
+
+
+def number_records(run: Run, bootstrap: Bootstrap) -> dict[str, NumberRecord]:
+    """Probe the numbers of a run, by name.
+
+    Args:
+        run: finished run that stores the activations of all samples.
+        bootstrap: bootstrap over the test samples.
+    """
+    names = run.study.labels.numbers
+    if not names:
+        return {}
+    split = np.array([sample.split for sample in run.samples[: run.n_stored]])
+    values = np.stack([run.read("labels", name).astype(np.float64) for name in names], -1)
+    rng = np.random.default_rng(run.study.prompts.seed)
+    controls, n = run.study.controls, len(values)
+    draws = controls.permutations if controls.enabled("shuffled_labels") else 0
+    orders = np.stack([np.arange(n), *(rng.permutation(n) for _ in range(draws))])
+    data = _Numbers(run, split, values[orders])
+    cells = {name: list(data.predictions(name)) for name in run.probe_inputs}
+    return {
+        name: _NumberResult(data, cells, index, bootstrap).record()
+        for index, name in enumerate(names)
+    }
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Numbers of the stored samples, as labeled and permuted.
+
+    Attributes:
+        split: split of each sample, (sample,).
+        targets: numbers by draw, (draw, sample, number); the first draw is not permuted.
+    """
+
+    run: Run
+    split: np.ndarray
+    targets: np.ndarray
+
+    def predictions(self, layer: str) -> list[np.ndarray]:
+        """Predict all numbers and draws from a layer or input control at every step.
+
+        Returns:
+            (draw, sample, number) for each step.
+        """
+        return [
+            self.from_features(*_mean_tokens(self.run, step, layer))
+            for step in range(1, self.run.open("progress").sizes["step"] + 1)
+        ]
+
+    def from_features(self, index: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Fit ridge regressions to training samples, and predict the numbers of all samples.
+
+        Args:
+            index: samples that have features, (n,).
+            features: (n, channel); samples with a value that is not finite are left out.
+
+        Returns:
+            (draw, sample, number) float64; NaN for samples without features.
+        """
+        finite = np.isfinite(features).all(1)
+        index, features = index[finite], features[finite]
+        draws, n, numbers = self.targets.shape
+        predicted = np.full((draws, n, numbers), np.nan)
+        split = self.split[index]
+        if not {"train", "validation"} <= set(split):
+            return predicted
+        columns = np.moveaxis(self.targets[:, index], 0, 1).reshape(len(index), -1)
+        fitted, chosen = (
+            SufficientStatistics.from_tokens(features[split == part], columns[split == part])
+            for part in ("train", "validation")
+        )
+        path = RidgePath.from_statistics(fitted)
+        probes = fit_ridge(path, chosen, self.run.study.probes.penalties)
+        values = predictions(features[:, None, None], probes)[:, 0, 0]
+        predicted[:, index] = np.moveaxis(values.reshape(-1, draws, numbers), 1, 0)
+        return predicted
+
+
+def _mean_tokens(run: Run, step: int, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Average the activations of a layer or input control over the tokens of each sample.
+
+    Returns:
+        indices of the samples that have activations, (n,), and means (n, channel) float64.
+    """
+    index, activations = read_cell(run, "trained", step, layer)
+    return index, activations.mean((1, 2), dtype=np.float64)
+
+
+class _NumberResult:
+    """Scores of one number, from the predictions of all cells.
+
+    Args:
+        data: numbers of the run.
+        cells: predictions (draw, sample, number) of every layer and input control at every step.
+        number: index of the number.
+        bootstrap: bootstrap over the test samples.
+    """
+
+    def __init__(
+        self,
+        data: _Numbers,
+        cells: dict[str, list[np.ndarray]],
+        number: int,
+        bootstrap: Bootstrap,
+    ) -> None:
+        self.data, self.bootstrap, self.number = data, bootstrap, number
+        self.test = data.split == "test"
+        self.truth = data.targets[..., number]
+        self.cells = {
+            name: np.stack([of_step[..., number] for of_step in steps])
+            for name, steps in cells.items()
+        }
+
+    def record(self) -> NumberRecord:
+        """Choose the best cell on validation samples, and score it beside its controls."""
+        run = self.data.run
+        layer, step = self._best(list(run.layers))
+        best = self.cells[layer][step - 1, 0, self.test]
+        inputs = [self._best([name]) for name in self.cells if name not in run.layers]
+        others = {name: self.cells[name][at - 1, 0, self.test] for name, at in inputs}
+        prompt = self._from_prompts()
+        shuffled = [self._best_of_draw(draw) for draw in range(1, len(self.truth))]
+        observed = self._correlation(best)
+        return NumberRecord(
+            best=NumberScore(layer=layer, step=step, spearman=self._interval(best)),
+            steps=[self._interval(of_step[0, self.test]) for of_step in self.cells[layer]],
+            shuffled=shuffled,
+            p=None
+            if not shuffled
+            else (1 + sum(one >= observed for one in shuffled)) / (1 + len(shuffled)),
+            inputs={
+                name: NumberScore(layer=name, step=at, spearman=self._interval(others[name]))
+                for name, at in inputs
+            },
+            above_inputs={name: self._difference(best, other) for name, other in others.items()},
+            prompt=None if prompt is None else self._interval(prompt),
+            above_prompt=None if prompt is None else self._difference(best, prompt),
+        )
+
+    def _best(self, layers: list[str], draw: int = 0) -> tuple[str, int]:
+        """Return the layer and step (from 1) with the largest validation score of a draw."""
+        validation = self.data.split == "validation"
+        truth = self.truth[draw, validation]
+        scores = np.array(
+            [
+                [_spearman(of_step[draw, validation], truth) for of_step in self.cells[name]]
+                for name in layers
+            ]
+        )
+        row, column = np.unravel_index(int(scores.argmax()), scores.shape)
+        return layers[row], int(column) + 1
+
+    def _best_of_draw(self, draw: int) -> float:
+        """Test score of the best cell for permuted numbers, which is chosen like the probe's."""
+        layer, step = self._best(list(self.data.run.layers), draw)
+        cell = self.cells[layer][step - 1]
+        return _spearman(cell[draw, self.test], self.truth[draw, self.test])
+
+    def _from_prompts(self) -> np.ndarray | None:
+        """Predict the test samples from the prompts' embeddings; None without this control."""
+        study = self.data.run.study
+        reads_prompts = study.controls.prompt and study.images is None
+        if not reads_prompts or not self.data.run.has_prompt_embeddings:
+            return None
+        embedding = self.data.run.read("prompts", "embedding").astype(np.float64)
+        predicted = self.data.from_features(np.arange(len(embedding)), embedding)
+        return np.asarray(predicted[0, self.test, self.number])
+
+    def _correlation(self, predicted: np.ndarray) -> float:
+        return _spearman(predicted, self.truth[0, self.test])
+
+    def _interval(self, predicted: np.ndarray) -> Interval:
+        return self._of(lambda counts: self._of_draws(counts, predicted), predicted)
+
+    def _difference(self, first: np.ndarray, second: np.ndarray) -> Interval:
+        """Interval of a correlation less another, over the samples that have both predictions."""
+        both = np.isfinite(first) & np.isfinite(second)
+        a, b = np.where(both, first, np.nan), np.where(both, second, np.nan)
+        return self._of(lambda counts: self._of_draws(counts, a) - self._of_draws(counts, b), a)
+
+    def _of_draws(self, counts: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        return rank_correlation(counts, predicted, self.truth[0, self.test])
+
+    def _of(self, statistic: Callable[[np.ndarray], np.ndarray], predicted: np.ndarray) -> Interval:
+        return self.bootstrap.interval_of_statistic(statistic, np.isfinite(predicted))
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation, over samples without NaN; minus infinity if undefined."""
+    value = float(rank_correlation(np.ones((1, len(a))), a, b)[0]) if len(a) else np.nan
+    return value if np.isfinite(value) else -np.inf
