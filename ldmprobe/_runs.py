@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
 
 
-def load_study(source: str, overrides: Mapping[str, Any] | Sequence[str] | None = None) -> Study:
+_SURROGATES = re.compile(r"\\\\|\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})")
+"""Pattern of an escaped backslash, or of the two escapes of a character beyond U+FFFF in JSON."""
+
+
+def load_study(
+    source: str | os.PathLike[str], overrides: Mapping[str, Any] | Sequence[str] | None = None
+) -> Study:
     """Load a study from a YAML file, or by name from the studies in this package.
 
     Args:
@@ -41,8 +48,38 @@ def load_study(source: str, overrides: Mapping[str, Any] | Sequence[str] | None 
         study = lp.load_study("tabletop", {"prompts.samples": 48, "sampling.steps": 8})
     """
     if isinstance(overrides, Mapping):
-        overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        overrides = [f"{key}={_yaml(key, value)}" for key, value in overrides.items()]
     return loading.load_study(source, list(overrides or ()))
+
+
+def _yaml(key: str, value: Any) -> str:
+    """Write the value of an override as YAML, in the form of JSON.
+
+    Raises:
+        UserError: the value has no such form, such as a set.
+    """
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, (np.generic, np.ndarray)):
+            return item.tolist()
+        if isinstance(item, os.PathLike):
+            return os.fspath(item)
+        raise TypeError
+
+    def escaped(pair: re.Match[str]) -> str:
+        if pair[1] is None:
+            return pair[0]
+        code = 0x10000 + (int(pair[1], 16) - 0xD800) * 0x400 + int(pair[2], 16) - 0xDC00
+        return f"\\U{code:08x}"
+
+    try:
+        # JSON writes an emoji as two escapes, which YAML does not join.
+        return _SURROGATES.sub(escaped, json.dumps(value, default=plain))
+    except (TypeError, ValueError, RecursionError):
+        raise UserError(
+            f"{key}: a study has no values of type {type(value).__name__} ({value!r:.40}). Fix: "
+            "give text, numbers, lists or mappings"
+        ) from None
 
 
 def plan(study: Study, pipeline: Any = None) -> StudyPlan:
@@ -70,7 +107,7 @@ def plan(study: Study, pipeline: Any = None) -> StudyPlan:
         return plan_study(used)
 
 
-def open_run(url: str) -> Run:
+def open_run(url: str | os.PathLike[str]) -> Run:
     """Open a stored run by its folder or S3 address, for reading.
 
     Args:
@@ -83,15 +120,32 @@ def open_run(url: str) -> Run:
 
         run = lp.open_run("runs/tabletop-d405ac198a")
     """
-    run = Run(url)
+    run = Run(_address(url))
     run.location.require_reachable()
     # Reading the study raises `UserError` if there is no run at this address.
     run.study  # noqa: B018
     return run
 
 
+def _address(url: str | os.PathLike[str]) -> str:
+    """Return a store's address as text.
+
+    Raises:
+        UserError: it is neither text nor a path.
+    """
+    if not isinstance(url, (str, os.PathLike)):
+        raise UserError(
+            f"store {url!r:.80}: not an address ({type(url).__name__}). Fix: give a local folder "
+            "or s3://bucket/prefix"
+        )
+    return os.fspath(url)
+
+
 def run_study(
-    study: Study, store: str = "runs", progress: bool = True, pipeline: Any = None
+    study: Study,
+    store: str | os.PathLike[str] = "runs",
+    progress: bool = True,
+    pipeline: Any = None,
 ) -> Run:
     """Run a study in this process, or resume it if it was interrupted.
 
@@ -121,9 +175,9 @@ def run_study(
     from ldmprobe_core.storage.filesystem import Location
 
     # A malformed store address is refused here, before time is spent on planning the study.
-    Location(store)
+    Location(address := _address(store))
     with use_pipeline(study, pipeline) as used:
-        return _run_study(used, store, progress)
+        return _run_study(used, address, progress)
 
 
 def _run_study(study: Study, store: str, progress: bool) -> Run:
@@ -210,7 +264,13 @@ def intervene(
     if shift is not None and "targets" in settings:
         raise UserError(f"shift: targets are given too ({shift}). Fix: leave out one of the two.")
     if shift is not None:
-        pairs = np.asarray(shift, dtype=float).reshape(-1, 2).tolist()
+        try:
+            pairs = np.asarray(shift, dtype=float).reshape(-1, 2).tolist()
+        except (TypeError, ValueError):
+            raise UserError(
+                f"shift: not pairs of numbers ({shift!r:.60}). Fix: give (dx, dy), or a list of "
+                "such pairs"
+            ) from None
         content["targets"] = tuple({"dx": dx, "dy": dy} for dx, dy in pairs)
     started = time.monotonic()
     with use_pipeline(run.study, pipeline):
@@ -232,7 +292,7 @@ def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
         which the run differs from the first one, such as ``sampling.steps``.
 
     Raises:
-        UserError: there are fewer than two runs, or one of them is not finished.
+        UserError: there are fewer than two runs, or one of them is not finished or is no run.
 
     Example::
 
@@ -240,6 +300,12 @@ def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
     """
     from ldmprobe_core.analysis import compare as comparison
 
+    others = [run for run in runs if not isinstance(run, StoredRun)]
+    if others:
+        raise UserError(
+            f"runs: {others[0]!r:.80} is no run ({type(others[0]).__name__}). Fix: open it with "
+            "lp.open_run"
+        )
     return comparison.compare(list(runs))
 
 

@@ -16,7 +16,7 @@ from ldmprobe_core.study.readers.yaml_files import read_yaml
 from ldmprobe_core.study.schema import Study
 
 
-def load_study(source: str, overrides: list[str] | None = None) -> Study:
+def load_study(source: str | os.PathLike[str], overrides: list[str] | None = None) -> Study:
     """Read a study from a YAML file, or by name from the studies in this package.
 
     Args:
@@ -27,6 +27,12 @@ def load_study(source: str, overrides: list[str] | None = None) -> Study:
     Raises:
         UserError: the file does not exist or is not YAML, or a key or value is invalid.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise UserError(
+            f"study {source!r:.80}: not a path ({type(source).__name__}). Fix: give a path, or the "
+            "name of a built-in study, such as tabletop"
+        )
+    source = os.fspath(source)
     path = Path(source)
     # `source` may be any string.  For a very long one, Path.is_file raises an OSError, but
     # os.path.isfile returns False.

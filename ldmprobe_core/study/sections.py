@@ -126,7 +126,8 @@ class Images(Section):
         samples: number of images to take, in the order of their names; None takes all.
         seed: seed of the first image's noise, to which each further image adds 1.
         missing: by property, the value that marks unmeasured pixels in its maps, such as
-            ``{depth: 0}``; NaN always marks them too.  Fits and scores leave these pixels out.
+            ``{depth: 0}``; NaN always marks them too, and so does the GDAL_NODATA value of a TIFF
+            file.  Fits and scores leave these pixels out.
         content_hash: hash of the files' contents, filled in when they are read.
     """
 

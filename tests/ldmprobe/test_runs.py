@@ -10,6 +10,7 @@ import zarr
 from run_helpers import HELD_OUT, assert_same, carry_out, small_study, statistics_study
 
 import ldmprobe as lp
+from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.units import GENERATE, PROBE
@@ -178,6 +179,59 @@ def test_the_plan_prints_layers_and_sizes(study):
     text = str(lp.plan(study))
     assert "12 samples, 3 steps, 2 layers, 6 cells" in text
     assert "mid_block.attentions.0.transformer_blocks.0.attn1: " in text
+
+
+@pytest.mark.parametrize(("key", "value", "read"), [
+    ("prompts.items", ["😀", "é\u2028e", "\\ud83d\\ude00"], ("😀", "é\u2028e", "\\ud83d\\ude00")),
+    ("prompts.items", np.array(["a", "b", "c"]), ("a", "b", "c")),
+    ("sampling.steps", np.int64(3), 3),
+    ("sampling.guidance", np.float32(2.5), 2.5),
+    ("controls.latents", np.bool_(False), False),
+    ("model.source", Path("/models/m"), "/models/m"),
+])  # fmt: skip
+def test_load_study_takes_values_of_python_and_numpy(key, value, read):
+    section, name = key.split(".")
+    assert getattr(getattr(lp.load_study("tabletop", {key: value}), section), name) == read
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), b"x", 1j])
+def test_load_study_refuses_a_value_that_a_study_cannot_have(value):
+    with pytest.raises(UserError, match=r"sampling\.steps: .*of type .*Fix: give text"):
+        lp.load_study("tabletop", {"sampling.steps": value})
+
+
+@pytest.mark.parametrize("shift", ["x", (0.1,), [(0.1, 0.2), (0.3,)], {"dx": 1}])
+def test_intervene_refuses_a_shift_that_is_not_pairs_of_numbers(run, shift):
+    with pytest.raises(UserError, match=r"shift: not pairs of numbers.*Fix: "):
+        lp.intervene(run, "foreground", shift=shift)
+
+
+@pytest.mark.parametrize("source", [Path("tabletop"), "tabletop"])
+def test_load_study_takes_a_path(source):
+    assert lp.load_study(source).name == "tabletop"
+
+
+@pytest.mark.parametrize("source", [None, 3, ["tabletop"]])
+def test_load_study_refuses_what_is_no_path(source):
+    with pytest.raises(UserError, match=r"study .*: not a path.*Fix: "):
+        lp.load_study(source)
+
+
+def test_open_run_takes_a_path(run):
+    assert lp.open_run(Path(run.url)).url == run.url
+
+
+@pytest.mark.parametrize("address", [None, 3, [], b"runs"])
+def test_addresses_of_other_types_are_refused(study, address):
+    with pytest.raises(UserError, match=r"store .*: not an address.*Fix: "):
+        lp.open_run(address)
+    with pytest.raises(UserError, match=r"store .*: not an address.*Fix: "):
+        lp.run_study(study, address)
+
+
+def test_compare_refuses_what_is_not_an_opened_run(run):
+    with pytest.raises(UserError, match=r"runs: .* is no run .str.*Fix: open it with lp\.open_run"):
+        lp.compare([run, run.url])
 
 
 def test_load_study_takes_overrides_as_a_mapping():

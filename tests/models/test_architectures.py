@@ -137,6 +137,8 @@ EDITS = [  # family, file, keys, the key that is refused or None
     ("sdxl", VAE, {"latents_mean": MEAN, "latents_std": STD, "scaling_factor": 0.8}, None),
     ("sdxl", VAE, {"latents_mean": MEAN}, None),
     ("sdxl", VAE, {"latents_mean": MEAN[:3], "latents_std": STD}, "latents_mean"),
+    ("sdxl", VAE, {"latents_mean": MEAN, "latents_std": [*STD[:3], float("nan")]}, "latents_std"),
+    ("sdxl", VAE, {"latents_mean": [True, *MEAN[1:]], "latents_std": STD}, "latents_mean"),
     ("sdxl", VAE, {"shift_factor": 0.4, "force_upcast": True}, None),
     ("sd1", VAE, {"shift_factor": 0.4, "latents_mean": MEAN, "latents_std": STD}, None),
     ("sd1", VAE, {"scaling_factor": 0}, "scaling_factor"),

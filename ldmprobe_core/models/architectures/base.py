@@ -319,6 +319,24 @@ class Architecture(ABC):
             if self.vae.get(key, 3) != 3:
                 self.refuse_vae(key, self.vae[key], "use a VAE of images with 3 channels")
 
+    def check_moments(self, channels: int) -> None:
+        """Check that the VAE's config has a usable mean and standard deviation for each channel.
+
+        Args:
+            channels: number of channels of the VAE's latents.
+
+        Raises:
+            UserError: ``latents_mean`` or ``latents_std`` is not a finite number for each channel,
+                or a standard deviation is 0.
+        """
+        for key in ("latents_mean", "latents_std"):
+            values = self.vae[key]
+            usable = isinstance(values, (list, tuple)) and len(values) == channels
+            if not usable or not all(map(_is_number, values)):
+                self.refuse_vae(key, values, f"give {channels} finite numbers")
+        if not all(self.vae["latents_std"]):
+            self.refuse_vae("latents_std", self.vae["latents_std"], "give numbers other than 0")
+
     def refuse_vae(self, key: str, value: Any, remedy: str) -> None:
         """Raise `UserError` for an unusable value in the VAE's config."""
         raise UserError(
@@ -365,7 +383,7 @@ def _read_json(folder: Path, component: str) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("the content of a config file is not a JSON object")
         return config
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"model: {path} cannot be read ({type(error).__name__}), so the model folder is "
             "incomplete. Fix: fetch the model again"

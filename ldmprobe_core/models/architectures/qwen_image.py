@@ -106,14 +106,7 @@ class QwenImage(Flux):
     def check_vae(self) -> None:
         """Check that the VAE's config has a mean and a nonzero standard deviation per channel."""
         super().check_vae()
-        channels = self.vae["z_dim"]
-        for key in ("latents_mean", "latents_std"):
-            values = self.vae[key]
-            usable = isinstance(values, (list, tuple)) and len(values) == channels
-            if not usable or not all(isinstance(value, (int, float)) for value in values):
-                self.refuse_vae(key, values, f"give {channels} numbers")
-        if not all(self.vae["latents_std"]):
-            self.refuse_vae("latents_std", self.vae["latents_std"], "give numbers other than 0")
+        self.check_moments(self.vae["z_dim"])
 
     def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each latent channel, (1, channel, 1, 1) each."""

@@ -76,7 +76,7 @@ def detect_architecture(folder: Path) -> Architecture:
     try:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         name = index["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"model.source: {folder / 'model_index.json'} does not name a pipeline "
             f"({type(error).__name__}). Fix: give a folder written by save_pretrained"

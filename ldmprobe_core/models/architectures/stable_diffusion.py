@@ -160,16 +160,8 @@ class StableDiffusionXL(UNetArchitecture):
         ``latents_mean`` and ``latents_std``, if given, must have one number for each channel.
         """
         super().check_vae()
-        if not self._standardised:
-            return
-        channels = self.vae["latent_channels"]
-        for key in ("latents_mean", "latents_std"):
-            values = self.vae[key]
-            usable = isinstance(values, (list, tuple)) and len(values) == channels
-            if not usable or not all(isinstance(v, (int, float)) for v in values):
-                self.refuse_vae(key, values, f"give {channels} numbers, or null")
-        if not all(self.vae["latents_std"]):
-            self.refuse_vae("latents_std", self.vae["latents_std"], "give numbers other than 0")
+        if self._standardised:
+            self.check_moments(self.vae["latent_channels"])
 
     @property
     def _standardised(self) -> bool:

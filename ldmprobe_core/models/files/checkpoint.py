@@ -32,8 +32,8 @@ FLOATS = ("F16", "BF16", "F32", "F64")
 Integers and 8-bit floats are quantized weights, whose meaning depends on scales.
 """
 
-_STEMS = ("diffusion_pytorch_model", "model")
-"""Names of the weight files that diffusers and transformers write, without ``.safetensors``."""
+_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+"""Library to the name of the weight files that it reads and writes, without ``.safetensors``."""
 
 _RENAMED = [
     (re.compile(r"\.(query|key|value)\.(weight|bias)$"), r".to_\1.\2"),
@@ -79,7 +79,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
                 raise ValueError("the header is missing or cut off")
-            header = json.loads(file.read(length))
+            # `json.loads` would also read bytes in UTF-16, or after a byte order mark.
+            header = json.loads(file.read(length).decode())
         return _tensors(header, size - 8 - length)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = type(error).__name__ if isinstance(error, OSError) else str(error)
@@ -128,13 +129,15 @@ def _tensors(header: Any, data_bytes: int) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_component(folder: Path) -> dict[str, StoredTensor]:
+def read_component(folder: Path, library: str | None = None) -> dict[str, StoredTensor]:
     """Read the names, shapes and types of all tensors of one pipeline component.
 
     The weights may be in one safetensors file or in several (shards) with an index.
 
     Args:
         folder: folder of the component, such as ``unet/``.
+        library: library that loads the weights, ``diffusers`` or ``transformers``, which looks for
+            a file name of its own; None takes the file name of either.
 
     Returns:
         tensor by name.
@@ -143,18 +146,21 @@ def read_component(folder: Path) -> dict[str, StoredTensor]:
         UserError: the folder has no safetensors weights, or only those of a variant such as
             ``fp16``; or a shard is missing or a file is incomplete.
     """
-    for stem in _STEMS:
+    stems = tuple(_STEMS.values()) if library is None else (_STEMS[library],)
+    for stem in stems:
         index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _read_shards(folder, index)
         single = folder / f"{stem}.safetensors"
+        # If a folder has both, diffusers loads the shards, and transformers the single file.
+        if index.is_file() and not (library == "transformers" and single.is_file()):
+            return _read_shards(folder, index)
         if single.is_file():
             return read_header(single)
     variants = sorted(path.name for path in folder.glob("*.safetensors"))
     if variants:
         raise UserError(
             f"model: {folder} holds only a variant of the weights ({', '.join(variants)}). Fix: "
-            "fetch the default weights, or remove the variant, such as .fp16, from the file name"
+            "fetch the default weights, or remove the variant, such as .fp16, from the file name, "
+            f"which is {' or '.join(stems)}.safetensors"
         )
     raise UserError(f"model: {folder} holds no weights (*.safetensors). Fix: fetch the weights")
 
@@ -195,7 +201,9 @@ def require_weights(folder: Path, network: nn.Module) -> None:
         UserError: a tensor is missing, has another shape than in the network or is quantized, or a
             file is missing or incomplete.
     """
-    stored = {_current_name(name): tensor for name, tensor in read_component(folder).items()}
+    library = type(network).__module__.partition(".")[0]
+    component = read_component(folder, library if library in _STEMS else None)
+    stored = {_current_name(name): tensor for name, tensor in component.items()}
     tied = _tied(network)
     missing, mismatched = [], []
     for name, value in network.state_dict().items():
@@ -205,7 +213,7 @@ def require_weights(folder: Path, network: nn.Module) -> None:
             if name not in tied and not name.endswith("position_ids"):
                 missing.append(name)
             continue
-        if tensor.shape != shape and _squeezed(tensor.shape) != _squeezed(shape):
+        if tensor.shape != shape:
             mismatched.append(f"{name} has shape {tensor.shape}, not {shape} as in its config.json")
         elif value.is_floating_point() and tensor.dtype not in FLOATS:
             raise UserError(
@@ -257,8 +265,3 @@ def _tied(network: nn.Module) -> set[str]:
         pairs = [*keys, *keys.values()] if isinstance(keys, dict) else keys
         tied |= {f"{prefix}.{key}".lstrip(".") for key in pairs}
     return tied
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Remove dimensions of size 1, so that a 1 x 1 convolution matches a linear layer."""
-    return tuple(n for n in shape if n != 1)

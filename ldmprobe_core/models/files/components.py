@@ -40,7 +40,8 @@ def check_components(folder: Path, architecture: Architecture) -> None:
         if encoder in architecture.optional_encoders and not _is_named(index.get(encoder)):
             continue
         _require_class(folder, name, index.get(name), architecture)
-    _check_text_widths(folder, text, architecture)
+    present = [name for name in text if _is_named(index.get(name))]
+    _check_text_widths(folder, present, architecture)
 
 
 def _is_named(entry: Any) -> bool:
@@ -68,7 +69,7 @@ def _check_text_widths(folder: Path, names: list[str], architecture: Architectur
     for name in names:
         try:
             config = json.loads((folder / name / "config.json").read_text("utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             # A missing or damaged config is ignored here, because `check_weights` reports it.
             continue
         if name.startswith("text_encoder") and isinstance(config, dict):

@@ -150,7 +150,7 @@ def _load(folder: Path, kind: str) -> Any:
     library = importlib.import_module("transformers")
     tokenizer: Any = getattr(library, kind, None) or library.AutoTokenizer
     try:
-        return _text_part(tokenizer.from_pretrained(folder, local_files_only=True))
+        loaded = _text_part(tokenizer.from_pretrained(folder, local_files_only=True))
     # Damaged tokenizer files make transformers raise exceptions of many types, so all are caught.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -158,6 +158,30 @@ def _load(folder: Path, kind: str) -> Any:
             f"model: {folder} holds no usable tokenizer ({reason:.100}). Fix: fetch the "
             "tokenizer again"
         ) from error
+    _require_usable(folder, loaded)
+    return loaded
+
+
+def _require_usable(folder: Path, tokenizer: Any) -> None:
+    """Check that a tokenizer has words, a padding token, and a maximum length that is a number.
+
+    Without its vocabulary file, transformers builds a tokenizer that has special tokens only and
+    reads every prompt as the same.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    length = tokenizer.model_max_length
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if isinstance(length, bool) or not isinstance(length, (int, float)):
+        problem = f"has a model_max_length that is not a number ({length!r:.40})"
+    elif tokenizer.pad_token is None:
+        problem = "has no padding token (pad_token), which pipelines need"
+    elif not any(character.isalnum() for word in words for character in word):
+        problem = "has no vocabulary, only special tokens"
+    else:
+        return
+    raise UserError(f"model: the tokenizer in {folder} {problem}. Fix: fetch its files again")
 
 
 def _text_part(tokenizer: Any) -> Any:
@@ -183,8 +207,14 @@ def _require_fitting(folder: Path, tokenizer: Any, limit: int, encoder: Path) ->
     try:
         config = json.loads(encoder.read_text("utf-8"))
         vocabulary, positions = config.get("vocab_size"), config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
+        end = config.get("eos_token_id")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return
+    if "CLIP" in type(tokenizer).__name__ and not isinstance(end, int | None):
+        # The output at this token is the pooled embedding, for which a prompt has one token.
+        raise UserError(
+            f"model: eos_token_id in {encoder} is not one token id ({end!r:.40}). Fix: correct it"
+        )
     largest = max(tokenizer.get_vocab().values(), default=0)
     if isinstance(vocabulary, int) and largest >= vocabulary:
         raise UserError(

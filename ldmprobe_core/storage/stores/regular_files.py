@@ -28,11 +28,15 @@ def require_regular(path: str) -> None:
     Raises:
         FileNotFoundError: nothing is there.
         NotRegularError: there is something else than a regular file.
-        RunError: the file's permissions forbid to read it.
+        RunError: the permissions of the file, or of a folder above it, forbid to read it.
     """
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
+        if isinstance(error, PermissionError):
+            raise RunError(
+                f"{path}: the permissions of its folder forbid to read it. Fix: correct them"
+            ) from None
         if error.errno != errno.ELOOP:
             raise
         mode = stat.S_IFLNK

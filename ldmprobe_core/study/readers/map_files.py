@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,6 +24,9 @@ _FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _ALPHA_MODES = {"RGBA", "LA", "PA", "RGBa", "La"}
 _FULL_LEVELS = (1, 255, 65535)
 """Values that are read as foreground in a mask whose pixels all have this value."""
+_NODATA = 42113
+"""Tag of TIFF files in which GDAL states the value of pixels that were not measured."""
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _MAX_NAMED = 6
 """Largest number of distinct mask values that one message lists."""
 
@@ -48,7 +52,8 @@ def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
 
     Args:
         prop: name of the property, whose `MapFormat` gives the allowed values.
-        missing: value that marks pixels that were not measured, like NaN; None if only NaN does.
+        missing: value that marks pixels that were not measured, in the file's type of numbers, like
+            NaN and the value that a TIFF file states itself (GDAL_NODATA); None if only those do.
 
     Raises:
         UserError: the file is not a complete map, its mode or channels have no meaning for the
@@ -62,8 +67,9 @@ def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
             f"{path}: boolean values are a mask, not {prop}. Fix: save 8 or 16 bits, or floats"
         )
     values = stored.astype(np.float64)
-    if missing is not None:
-        values[values == missing] = np.nan
+    for mark in (missing, _declared_missing(path)):
+        if mark is not None:
+            values[stored == _as_stored(mark, stored.dtype)] = np.nan
     if np.isinf(values).any() or (np.abs(values) > np.finfo(np.float32).max).any():
         raise UserError(
             f"{path}: values that are not finite in float32. Fix: replace them by NaN, which "
@@ -86,6 +92,31 @@ def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
             f"map, or give images.missing.{prop} if the value stands for pixels not measured"
         )
     return LoadedMap(values, encoding, level)
+
+
+def _as_stored(value: float, dtype: np.dtype) -> Any:
+    """Round a number to a file's floats, so that 0.1 equals the 0.1 of a float32 map."""
+    with np.errstate(over="ignore"):
+        return dtype.type(value) if dtype.kind == "f" else value
+
+
+def _declared_missing(path: Path) -> float | None:
+    """Return the value of pixels not measured that a TIFF file states in GDAL's tag, if it does.
+
+    Raises:
+        UserError: the tag is not a number.
+    """
+    if path.suffix not in (".tif", ".tiff"):
+        return None
+    with explained_decoding(path, "a map"), Image.open(path, formats=["TIFF"]) as image:
+        text = image.tag_v2.get(_NODATA)
+    try:
+        return None if text is None else float(str(text).strip("\0 "))
+    except ValueError:
+        raise UserError(
+            f"{path}: its tag of values not measured (GDAL_NODATA) is {text!r:.40}. Fix: save it "
+            "without this tag, or with a number"
+        ) from None
 
 
 def _mask_level(path: Path, prop: str, measured: np.ndarray) -> float | None:
@@ -233,10 +264,17 @@ def _image(path: Path) -> np.ndarray:
                 f"{path}: {image.n_frames} frames or pages. Fix: save one of them"  # type: ignore[attr-defined]
             )
         require_readable_size(path, *image.size)
+        # Pillow inverts such files of 8 bits, and not those of 16 bits.
+        inverted = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
         sixteen_bits = "16" in str(image.tile[0].args)
         require_intact(path, image.format)
         image.load()
         upright = ImageOps.exif_transpose(image)
+    if inverted:
+        raise UserError(
+            f"{path}: a TIFF in which 0 is white (PhotometricInterpretation), so its values may be "
+            "the stored numbers or their inverse. Fix: save it with 0 as black (MinIsBlack)"
+        )
     mode = upright.mode
     transparent = upright.info.get("transparency")
     if sixteen_bits and not mode.startswith("I"):

@@ -25,6 +25,10 @@ MAX_BITS = 1024
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+"""Tag of the key ``<<``, which adds the pairs of other mappings to a mapping."""
+
+
 class _StrictLoader(_Base):
     """Safe loader that refuses duplicate keys, and reads numbers as YAML 1.2 does.
 
@@ -32,25 +36,60 @@ class _StrictLoader(_Base):
     in YAML 1.2 and in JSON, as text.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping, and refuse a key that is given twice."""
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Replace the merge key ``<<`` of a mapping by the pairs that it adds.
+
+        Of equal keys the mapping's own is kept, else that of the first merged mapping.  The method
+        of the base class compares keys by the identity of their strings in memory, so which of two
+        equal keys it keeps differs from document to document.
+
+        Raises:
+            _ReadError: a key is given twice, or what is merged is not a mapping.
+        """
+        known = self._distinct_keys(node)
+        merged = []
+        for key_node, value_node in node.value:
+            if key_node.tag != _MERGE:
+                continue
+            is_list = isinstance(value_node, yaml.SequenceNode)
+            for part in value_node.value if is_list else [value_node]:
+                if not isinstance(part, yaml.MappingNode):
+                    raise _ReadError(
+                        part.start_mark.line + 1,
+                        "'<<' adds mappings, and this is none. Fix: give an alias of a mapping",
+                    )
+                self.flatten_mapping(part)
+                for key, pair in zip(self._keys(part), part.value, strict=True):
+                    if key not in known:
+                        known.add(key)
+                        merged.append(pair)
+        node.value = merged + [pair for pair in node.value if pair[0].tag != _MERGE]
+
+    def _distinct_keys(self, node: yaml.MappingNode) -> set[Any]:
+        """Return the keys of a mapping, and refuse a key that is given twice."""
         lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
+        for key, (key_node, _) in zip(self._keys(node), node.value, strict=True):
             line = key_node.start_mark.line + 1
-            if not _is_hashable(key):
-                # A key such as a list cannot be compared here.  The method of the base class, which
-                # is called below, raises an error for it.
-                continue
             if key in lines:
                 raise _ReadError(
                     line,
                     f"key {key!r:.40} is given twice (first on line {lines[key]}). Fix: remove one",
                 )
             lines[key] = line
-        return dict(super().construct_mapping(node, deep))
+        return set(lines)
+
+    def _keys(self, node: yaml.MappingNode) -> list[Any]:
+        """Return the keys of a mapping, in order.
+
+        A key such as a list, which a mapping cannot have, is replaced by its node.  The method
+        `construct_mapping` of the base class raises an error for it.
+        """
+        keys = []
+        for key_node, _ in node.value:
+            is_merge = key_node.tag == _MERGE
+            key = "<<" if is_merge else self.construct_object(key_node, deep=True)
+            keys.append(key if _is_hashable(key) else key_node)
+        return keys
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Read a whole number, and refuse forms that YAML 1.1 does not read as decimal digits."""
@@ -58,7 +97,8 @@ class _StrictLoader(_Base):
         value = int(super().construct_yaml_int(node))
         if value.bit_length() > MAX_BITS:
             raise _ReadError(
-                node.start_mark.line + 1, f"a whole number of more than {MAX_BITS} bits"
+                node.start_mark.line + 1,
+                f"a whole number of more than {MAX_BITS} bits. Fix: correct it, or quote it",
             )
         return value
 

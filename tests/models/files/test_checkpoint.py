@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -126,6 +126,41 @@ def test_read_component_joins_shards_and_names_one_that_is_missing(component):
         read_component(path)
 
 
+@pytest.mark.parametrize("stored", [(4, 3, 1, 1), (4, 1, 3), (1, 4, 3), (3, 4)])
+def test_require_weights_refuses_shapes_that_its_library_does_not_load(component, stored):
+    folder, network = component
+    state = {key: torch.zeros(value.shape) for key, value in network.state_dict().items()}
+    save_file(state | {"0.weight": torch.zeros(stored)}, folder / WEIGHTS)
+    with pytest.raises(UserError, match=r"tensor 0\.weight has shape .*, not \(4, 3\)"):
+        require_weights(folder, network)
+
+
+@pytest.mark.parametrize(
+    ("part", "own", "other"), [("unet", WEIGHTS, "model"), ("text_encoder", "model", WEIGHTS)]
+)
+def test_check_weights_takes_the_file_name_that_the_library_takes(tmp_path, part, own, other):
+    folder = tiny_models.write("sd1", tmp_path / "m") / part
+    own, other = (name.removesuffix(".safetensors") for name in (own, other))
+    whole = (folder / f"{own}.safetensors").read_bytes()
+    (folder / f"{other}.safetensors").write_bytes(whole)
+    check_weights(folder.parent)
+    (folder / f"{own}.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"variant .*{other}.*, which is {own}\.safetensors"):
+        check_weights(folder.parent)
+    # A cut file beside a whole one: diffusers takes the shards, transformers the single file.
+    (folder / f"{other}.safetensors").unlink()
+    (folder / "shard.safetensors").write_bytes(whole)
+    names = dict.fromkeys(load_file(folder / "shard.safetensors"), "shard.safetensors")
+    index = folder / f"{own}.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    (folder / f"{own}.safetensors").write_bytes(whole[:-8])
+    if part == "unet":
+        check_weights(folder.parent)
+    else:
+        with pytest.raises(UserError, match="not a complete safetensors file"):
+            check_weights(folder.parent)
+
+
 def test_read_component_names_a_variant_and_an_empty_folder(component):
     path, network = component
     (path / WEIGHTS).rename(path / "diffusion_pytorch_model.fp16.safetensors")
@@ -196,6 +231,20 @@ def rewrite_header(path, change):
     change(header)
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_read_header_refuses_encodings_that_safetensors_does_not_load(tmp_path, encoding):
+    path = tmp_path / WEIGHTS
+    save_file({"a": torch.zeros(2)}, path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].decode().encode(encoding)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(UserError, match="not a complete safetensors file"):
+        read_header(path)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ def edited(source, folder, part, changes):
     return folder
 
 
+TOKENIZER = "tokenizer/tokenizer_config.json"
+
+
 @pytest.mark.parametrize(
     ("name", "part", "changes", "words"),
     [
@@ -56,6 +59,16 @@ def edited(source, folder, part, changes):
         ("sd3", "transformer/config.json", {"patch_size": 0}, "no usable sizes"),
         ("flux", "transformer/config.json", {"pooled_projection_dim": 8}, "is 8, .* give 16"),
         ("pixart", "transformer/config.json", {"caption_channels": 8}, "is 8, .* give 16"),
+        (
+            "sdxl",
+            ENTRY,
+            {"text_encoder": [None, None], "tokenizer": [None, None]},
+            "cross_attention_dim of the unet .* is 32, and .* give 16",
+        ),
+        ("sd1", TOKENIZER, {"model_max_length": "24"}, "model_max_length that is not a number"),
+        ("sd1", TOKENIZER, {"pad_token": None}, "no padding token"),
+        ("pixart", TOKENIZER, {"pad_token": None}, "no padding token"),
+        ("sd1", "text_encoder/config.json", {"eos_token_id": [1, 2]}, "is not one token id"),
     ],
 )
 def test_check_components_refuses(model_folders, tmp_path, name, part, changes, words):
@@ -78,6 +91,34 @@ def test_check_weights_lists_configs_that_cannot_be_used(
     (missing,) = plan_study(architecture_study(folder, "sd1")).missing
     assert words in missing
     assert "Fix: " in missing
+
+
+@pytest.mark.parametrize("name", ["sd1", "pixart"])
+def test_check_components_refuses_a_tokenizer_without_its_vocabulary(model_folders, tmp_path, name):
+    folder = edited(model_folders[name], tmp_path / "m", TOKENIZER, {})
+    for path in (folder / "tokenizer").iterdir():
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+    with pytest.raises(UserError, match=r"tokenizer has no vocabulary.*Fix: "):
+        plan_study(architecture_study(folder, name))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        ENTRY, TOKENIZER, "unet/config.json", "vae/config.json", "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+    ],
+)  # fmt: skip
+def test_plan_refuses_a_config_that_nests_too_deep_for_a_reader(tiny_model, tmp_path, part):
+    folder = edited(tiny_model, tmp_path / "m", part, {})
+    (folder / part).write_text('{"a":' * 100_000)
+
+    def check():
+        plan_study(architecture_study(folder, "sd1")).require_complete()
+
+    with pytest.raises(UserError, match="Fix: "):
+        check()
 
 
 def test_check_weights_lists_a_tokenizer_without_files(model_folders, tmp_path):

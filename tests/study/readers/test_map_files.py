@@ -187,6 +187,49 @@ def test_load_map_marks_pixels_not_measured(tmp_path):
         load_map(tmp_path / "b.npy", "depth", 0)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("mark", [0.1, -9999.0, 1e-3])
+def test_load_map_finds_the_mark_of_pixels_not_measured_in_floats_of_every_width(
+    tmp_path, dtype, mark
+):
+    """The file holds the mark as its type of numbers can."""
+    np.save(tmp_path / "a.npy", np.array([[mark, 2.5], [3.5, mark]]).astype(dtype))
+    loaded = load_map(tmp_path / "a.npy", "depth", mark)
+    np.testing.assert_array_equal(loaded.values, [[np.nan, 2.5], [3.5, np.nan]])
+
+
+@pytest.mark.parametrize(("dtype", "stated", "mark"), [
+    (np.float32, "-9999", -9999), (np.uint16, "65535", 65535), (np.uint8, "0", 0),
+    (np.float32, "0.1", 0.1), (np.float32, "nan", np.nan), (np.int32, "-1 ", -1),
+])  # fmt: skip
+def test_load_map_takes_the_mark_that_a_tiff_states(tmp_path, dtype, stated, mark):
+    values = np.array([[mark, 2], [3, mark]]).astype(dtype)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={42113: stated})
+    expected = [[np.nan, 2], [3, np.nan]]
+    np.testing.assert_array_equal(load_map(tmp_path / "a.tif", "depth").values, expected)
+    assert np.isnan(load_map(tmp_path / "a.tif", "depth", 2).values[0]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, bool])
+def test_load_map_refuses_a_tiff_in_which_zero_is_white(tmp_path, dtype):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.array([[0, 1], [1, 0]]).astype(dtype)).save(path)
+    data = bytearray(path.read_bytes())
+    start = struct.unpack("<I", data[4:8])[0]
+    for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        if struct.unpack_from("<H", data, entry)[0] == 262:  # PhotometricInterpretation
+            struct.pack_into("<H", data, entry + 8, 0)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"0 is white.*Fix: "):
+        load_map(path, "foreground")
+
+
+def test_load_map_refuses_a_mark_in_a_tiff_that_is_no_number(tmp_path):
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "a.tif", tiffinfo={42113: "none"})
+    with pytest.raises(UserError, match=r"GDAL_NODATA\) is 'none'.*Fix: "):
+        load_map(tmp_path / "a.tif", "depth")
+
+
 def test_load_map_of_a_bomb_is_refused_before_it_is_decoded(tmp_path):
     """Headers that claim 81 million and 10 billion pixels, within a second each."""
     (tmp_path / "a.png").write_bytes(_png(100_000, 100_000, 8, 0, b""))

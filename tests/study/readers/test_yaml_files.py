@@ -25,6 +25,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
             r"f, line 3: key 'steps' is given twice \(first on",
         ),
         ("prompts: {items: [{a: 1, a: 2}]}", "line 1: key 'a' is given twice"),
+        ("a: {<<: {b: 1, b: 2}}", "line 1: key 'b' is given twice"),
+        ("a:\n  <<: {b: 1}\n  <<: {b: 2}", "line 3: key '<<' is given twice .first on line 2"),
+        ("a:\n  <<: [{b: 1}, 2]", "line 2: '<<' adds mappings, and this is none. Fix: give"),
         (BOMB, "aliases expand to more than"),
         ("a: &a [*a]", "an alias refers to a value that contains it"),
         ("[" * (MAX_DEPTH + 1), f"nested more than {MAX_DEPTH} levels"),
@@ -32,7 +35,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: [1,\nb: 2", "not valid YAML"),
         ("a: 2026-99-99", "cannot be read"),
         ("a: " + "9" * 5000, "cannot be read"),
-        ("a: 1\nb: 0x" + "f" * 4500, "f, line 2: a whole number of more than 1024 bits"),
+        ("a: 1\nb: 0x" + "f" * 4500, "f, line 2: a whole number of more than 1024 bits. Fix:"),
         ("a: 010", r"f, line 1: YAML does not read '010' as a decimal number\. Fix: write"),
         ("a: -007", "'-007' as a decimal number"),
         ("a: 1:30", "'1:30' as a decimal number"),
@@ -67,6 +70,17 @@ def test_read_yaml_keeps_aliases_merges_and_a_byte_order_mark():
     }
     assert read_yaml(b"", "f") is None
     assert read_yaml(b"# nothing", "f") is None
+
+
+@pytest.mark.parametrize("merged", [
+    "[{s: 3, t: 1}, {s: 4, u: 2}]", "[ {s: 3,t: 1},{s: 4,u: 2} ]", "[*a, *b]",
+    "[*a, {s: 4, <<: *b}]", "[{<<: [*a, *b]}, *b, *a]", "{<<: *a, u: 2}",
+])  # fmt: skip
+def test_read_yaml_keeps_the_first_of_equal_keys_that_are_merged(merged):
+    """As YAML's page on the merge key has it; repeated, since strings may share memory or not."""
+    for n in range(20):
+        text = f"x{n}: [&a {{s: 3, t: 1}}, &b {{s: 4, u: 2}}]\nc: {{<<: {merged}, t: {n}}}\n"
+        assert read_yaml(text.encode(), "f")["c"] == {"s": 3, "t": n, "u": 2}
 
 
 @pytest.mark.parametrize(
