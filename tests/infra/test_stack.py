@@ -37,6 +37,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
 from run_helpers import assert_same, carry_out, small_study
 
 from flows.run_lock import task_runs
@@ -429,6 +430,35 @@ def test_prepare_run_at_once_creates_one_run(connected, tiny_model):
         runs = [start.result() for start in starts]
     assert {run.url for run in runs} == {f"s3://runs/many/{study.run_name}"}
     assert len({run.location.read_text("identity") for run in runs}) == 1
+
+
+@pytest.mark.timeout(1200)
+def test_run_on_dask_workers_that_is_cancelled_in_prefect_stops_and_is_resumed(
+    connected, tiny_model, tmp_path
+):
+    study = small_study("cancelled", tiny_model, 60)
+    path = tmp_path / "study.yaml"
+    path.write_text(study.to_json())
+    run = Run(f"s3://runs/cancelled/{study.run_name}")
+    flow = command(connected, path, "s3://runs/cancelled")
+    deadline = time.monotonic() + 300
+    while not run.exists:
+        assert flow.poll() is None, flow.communicate()[0][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)  # polling for its first write, bounded by the deadline
+    with get_client(sync_client=True) as client:
+        named = FlowRunFilter(name=FlowRunFilterName(like_="study cancelled"))
+        (started,) = client.read_flow_runs(flow_run_filter=named)
+        client.set_flow_run_state(started.id, Cancelling(), force=True)
+        out, _ = flow.communicate(timeout=300)
+        assert flow.returncode == 130, out[-3000:]
+        assert f"flow run {started.id} was cancelled in Prefect" in out
+        assert client.read_flow_run(started.id).state.is_cancelled()
+    assert not run.location.has("summary.json")
+    resumed = command(connected, path, "s3://runs/cancelled")
+    out, _ = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, out[-3000:]
+    assert_same(carry_out(study, str(tmp_path / "plain")), run)
 
 
 @pytest.mark.timeout(1200)
