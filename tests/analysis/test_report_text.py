@@ -21,7 +21,14 @@ from ldmprobe_core.analysis.records import (
     UndefinedRecord,
 )
 from ldmprobe_core.analysis.report.overview import overview_sentences
-from ldmprobe_core.analysis.report.text import best_rows, headline, lead, number, step
+from ldmprobe_core.analysis.report.text import (
+    best_rows,
+    headline,
+    lead,
+    number,
+    property_title,
+    step,
+)
 from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 
@@ -215,3 +222,9 @@ def test_overview_sentences_say_score_controls_and_step():
     assert line.endswith("the step from which it can be read is not determined [1, later].")
     (line,) = overview_sentences(summary(0.3, 0.6, 0.3))
     assert "not clearly above shuffled labels" in line
+
+
+def test_sentences_begin_with_the_title_of_a_property():
+    assert property_title("depth") == "Depth"
+    assert property_title("normals_x") == "Surface normal, x"
+    assert property_title("of_another_process") == "Of another process"

@@ -14,6 +14,7 @@ from ldmprobe_core.analysis.report.text import (
     lead,
     metric_title,
     number,
+    property_title,
     short_layer,
 )
 from ldmprobe_core.analysis.summarize import RunAnalysis
@@ -31,7 +32,7 @@ def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
     """Write the sentence on one property: its best probe, controls, onset and leads."""
     best, onset = result.best, result.emergence.probe.relative.onset
     text = (
-        f"{name.capitalize()}: {metric_title(best.metric)} {number(best.score)} at step "
+        f"{property_title(name)}: {metric_title(best.metric)} {number(best.score)} at step "
         f"{best.step} of {short_layer(best.layer)}"
     )
     if best.score.low is None:

@@ -16,6 +16,7 @@ from ldmprobe_core.probing.inference.bootstrap import Interval
 from ldmprobe_core.probing.inference.emergence import Crossing, Lead
 from ldmprobe_core.study.conditions import CONDITIONS, controls
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
+from ldmprobe_core.study.properties import PROPERTIES
 
 _METRIC_TITLES = {
     "spearman": "rank correlation",
@@ -138,13 +139,22 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
     return rows
 
 
+def property_title(name: str) -> str:
+    """Return a property's title with a capital, for the start of a sentence.
+
+    If this process does not know the property, the title is the name with spaces.
+    """
+    title = PROPERTIES[name].title if name in PROPERTIES else name.replace("_", " ")
+    return title[:1].upper() + title[1:]
+
+
 def headline(summary: Summary) -> list[str]:
     """Return sentences that summarise the results: one for each property, and one on classes."""
     lines = []
     for name, result in summary.properties.items():
         best, last = result.best, result.last
         line = (
-            f"{name.capitalize()}: at the last step the best probe scores {number(last.score)} "
+            f"{property_title(name)}: at the last step the best probe scores {number(last.score)} "
             f"({metric_title(best.metric)}); the best cell, {number(best.score)}, "
             f"{_against(result)}."
         )
