@@ -47,7 +47,7 @@ class FunctionLabeler:
         expected = (len(images), len(self.classes)) if self.classes else images.shape[:3]
         expected += self.components
         try:
-            labels = np.asarray(result, dtype=np.float32)
+            labels = _real_numbers(result)
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"the labeler {self.name!r} returned {type(result).__name__}, which is no array of "
@@ -61,6 +61,24 @@ class FunctionLabeler:
                 "its attribute classes"
             )
         return labels
+
+
+def _real_numbers(result: Any) -> np.ndarray:
+    """Convert a labeler's result to float32.
+
+    Masked values become NaN, which is refused where labels are written.
+
+    Raises:
+        TypeError, ValueError: the result is not an array of real numbers, such as one of complex
+            numbers or dates, of which NumPy would keep a part.
+    """
+    detach = getattr(result, "detach", None)
+    values = np.ma.asanyarray(result if detach is None else detach().cpu())
+    if values.dtype.kind == "O":
+        values = values.astype(np.float32)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"values of type {values.dtype} are not real numbers")
+    return np.ma.filled(values.astype(np.float32), np.nan)
 
 
 class VectorLabeler:
