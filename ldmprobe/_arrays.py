@@ -177,12 +177,46 @@ def load_labeler(prop: str, name: str, weights: str | None = None, device: str =
 
     Raises:
         UserError: the labeler is unknown, or its package or weights are missing on this machine.
+            The function raises it for arrays that are not images.
 
     Example::
 
         depth = lp.load_labeler("depth", "tabletop")(captured.images)
     """
-    return registry.load_labeler(prop, LabelerSpec(name=name, weights=weights), pick_device(device))
+    for key, value in (("prop", prop), ("name", name), ("device", device)):
+        if not isinstance(value, str):
+            raise UserError(f"{key}: {value!r:.60} is not text. Fix: give a name")
+    if not isinstance(weights, str | None):
+        raise UserError(f"weights: {weights!r:.60} is not text. Fix: give a path, or a hub id")
+    spec = LabelerSpec(name=name, weights=weights)
+    return _ImageLabeler(registry.load_labeler(prop, spec, pick_device(device)))
+
+
+class _ImageLabeler:
+    """Labeler that refuses arrays which are not images, such as floats from 0 to 1.
+
+    Attributes other than `labeler` are those of the labeler.
+    """
+
+    def __init__(self, labeler: Labeler) -> None:
+        self.labeler = labeler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.labeler, name)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Compute labels of images (n, y, x, rgb) uint8, of at least one image.
+
+        Raises:
+            UserError: the images have another shape or data type.
+        """
+        array = np.asarray(images)
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
+            raise UserError(
+                f"images: not images (n, y, x, rgb) of uint8 (shape {array.shape}, type "
+                f"{array.dtype}). Fix: convert them, such as 0 to 1 to 0 to 255"
+            )
+        return self.labeler(array)
 
 
 def fit_probe(

@@ -152,6 +152,25 @@ def test_fit_probe_refuses_arrays_without_real_numbers(data, change):
             lp.fit_probe(x, change(y))
 
 
+@pytest.mark.parametrize("images", [
+    np.zeros((1, 64, 64, 3)), np.zeros((64, 64, 3), np.uint8), np.zeros((1, 64, 64, 4), np.uint8),
+    np.zeros((1, 64, 64), np.uint8), np.zeros((0, 64, 64, 3), np.uint8), [[1]], None,
+    np.zeros((1, 64, 64, 3), np.int64),
+])  # fmt: skip
+def test_a_loaded_labeler_refuses_arrays_that_are_not_images(images):
+    with pytest.raises(lp.UserError, match=r"images: not images .*Fix: convert"):
+        lp.load_labeler("depth", "tabletop", device="cpu")(images)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("depth", None), (None, "tabletop"), ("depth", "tabletop", 3), ("nope", "tabletop")],
+)
+def test_load_labeler_refuses_names_that_are_none(arguments):
+    with pytest.raises(lp.UserError, match=r"^[a-z.]+.*Fix: (give|use) "):
+        lp.load_labeler(*arguments)
+
+
 def test_load_labeler_reads_images(pipe):
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     depth = lp.load_labeler("depth", "tabletop", device="cpu")(images)
