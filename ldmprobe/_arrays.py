@@ -177,12 +177,46 @@ def load_labeler(prop: str, name: str, weights: str | None = None, device: str =
 
     Raises:
         UserError: the labeler is unknown, or its package or weights are missing on this machine.
+            The function raises it for arrays that are not images.
 
     Example::
 
         depth = lp.load_labeler("depth", "tabletop")(captured.images)
     """
-    return registry.load_labeler(prop, LabelerSpec(name=name, weights=weights), pick_device(device))
+    for key, value in (("prop", prop), ("name", name), ("device", device)):
+        if not isinstance(value, str):
+            raise UserError(f"{key}: {value!r:.60} is not text. Fix: give a name")
+    if not isinstance(weights, str | None):
+        raise UserError(f"weights: {weights!r:.60} is not text. Fix: give a path, or a hub id")
+    spec = LabelerSpec(name=name, weights=weights)
+    return _ImageLabeler(registry.load_labeler(prop, spec, pick_device(device)))
+
+
+class _ImageLabeler:
+    """Labeler that refuses arrays which are not images, such as floats from 0 to 1.
+
+    Attributes other than `labeler` are those of the labeler.
+    """
+
+    def __init__(self, labeler: Labeler) -> None:
+        self.labeler = labeler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.labeler, name)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Compute labels of images (n, y, x, rgb) uint8, of at least one image.
+
+        Raises:
+            UserError: the images have another shape or data type.
+        """
+        array = np.asarray(images)
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
+            raise UserError(
+                f"images: not images (n, y, x, rgb) of uint8 (shape {array.shape}, type "
+                f"{array.dtype}). Fix: convert them, such as 0 to 1 to 0 to 255"
+            )
+        return self.labeler(array)
 
 
 def fit_probe(
@@ -214,7 +248,8 @@ def fit_probe(
         ``cut`` has the best Dice on the training samples; NaN for ridge unless labels are boolean.
 
     Raises:
-        UserError: shapes do not match, samples are too few, or values are not finite.
+        UserError: shapes do not match, samples are too few, values are not finite, or a setting is
+            out of its range.
 
     Example::
 
@@ -223,6 +258,7 @@ def fit_probe(
     """
     x, y = np.asarray(activations), np.asarray(labels)
     _check_fit_arguments(x, y, kind)
+    _check_fit_settings(validation, penalties, seed)
     tokens = block_means(y, (x.shape[1], x.shape[2]))
     order = np.random.default_rng(seed).permutation(len(x))
     heldout = round(validation * len(x)) if len(penalties) > 1 else 0
@@ -281,6 +317,12 @@ def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str)
             f"labels: maps of {y[1]} x {y[2]} pixels do not divide evenly into {x[1]} x {x[2]} "
             "tokens. Fix: resize the labels to a multiple of the activations' size"
         )
+    for name, values in (("activations", activations), ("labels", labels)):
+        if values.dtype.kind not in "biuf" or not values.size:
+            raise UserError(
+                f"{name}: no real numbers (type {values.dtype}, shape {values.shape}). Fix: give "
+                "an array of floats that is not empty"
+            )
     if not (np.isfinite(activations).all() and np.isfinite(labels).all()):
         raise UserError(
             "activations, labels: some values are not finite. Fix: remove the samples that have "
@@ -288,3 +330,25 @@ def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str)
         )
     if kind not in ("ridge", "logistic"):
         raise UserError(f"kind: {kind!r} is not a kind of probe. Fix: use ridge or logistic")
+    if kind == "logistic" and not (labels.min() >= 0 and labels.max() <= 1):
+        raise UserError(
+            f"labels: a logistic probe predicts a mask, whose values are from 0 to 1, not from "
+            f"{labels.min():g} to {labels.max():g}. Fix: give a boolean mask, or use ridge"
+        )
+
+
+def _check_fit_settings(validation: Any, penalties: Any, seed: Any) -> None:
+    """Raise `UserError` if the settings of `fit_probe` are not numbers in their ranges."""
+    values = np.asarray(penalties)
+    if values.ndim != 1 or not values.size or values.dtype.kind not in "iuf":
+        raise UserError(f"penalties: no list of numbers ({penalties!r:.60}). Fix: give one or more")
+    if not (np.isfinite(values).all() and (values > 0).all()):
+        raise UserError(
+            f"penalties: not all are finite and above 0 ({penalties!r:.60}). Fix: correct them"
+        )
+    if not isinstance(validation, (int, float, np.number)) or not 0 <= validation <= 1:
+        raise UserError(
+            f"validation: not a fraction from 0 to 1 ({validation!r:.40}). Fix: correct it"
+        )
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise UserError(f"seed: not a whole number of at least 0 ({seed!r:.40}). Fix: correct it")

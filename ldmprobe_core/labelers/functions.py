@@ -48,7 +48,7 @@ class FunctionLabeler:
         result = self.function(images)
         expected = self._label_shape(images)
         try:
-            labels = np.asarray(result, dtype=np.float32)
+            labels = _real_numbers(result)
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"the labeler {self.name!r} returned {type(result).__name__}, which is no array of "
@@ -72,6 +72,24 @@ class FunctionLabeler:
         component = None if self.prop is None else self.prop.component
         is_vector = component is not None and component.joint == "vector"
         return (*images.shape[:3], component.size) if component and is_vector else images.shape[:3]
+
+
+def _real_numbers(result: Any) -> np.ndarray:
+    """Convert a labeler's result to float32.
+
+    Masked values become NaN, which is refused where labels are written.
+
+    Raises:
+        TypeError, ValueError: the result is not an array of real numbers, such as one of complex
+            numbers or dates, of which NumPy would keep a part.
+    """
+    detach = getattr(result, "detach", None)
+    values = np.ma.asanyarray(result if detach is None else detach().cpu())
+    if values.dtype.kind == "O":
+        values = values.astype(np.float32)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"values of type {values.dtype} are not real numbers")
+    return np.ma.filled(values.astype(np.float32), np.nan)
 
 
 class JointLabeler:

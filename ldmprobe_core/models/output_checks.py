@@ -87,6 +87,36 @@ def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
         )
 
 
+_SHARE_TOLERANCE = 0.01
+"""Distance from 0..1 that labels of a mask may have, as an interpolation may leave."""
+
+
+def require_shares(name: str, values: np.ndarray, samples: Sequence[int]) -> None:
+    """Check that a labeler's output for a mask holds shares from 0 to 1.
+
+    A mask is read by comparing with ``labels.threshold``, a share, so that logits or values from 0
+    to 255 would be read wrongly.
+
+    Args:
+        name: name of the labeled property, for the message.
+        values: float (image, ...); every sample has the same number of consecutive images.
+        samples: index in the run of each sample, for the message.
+
+    Raises:
+        RunError: a value is below 0 or above 1.
+    """
+    flat = values.reshape(len(values), -1)
+    outside = (flat < -_SHARE_TOLERANCE) | (flat > 1 + _SHARE_TOLERANCE)
+    affected = np.flatnonzero(outside.any(1))
+    if len(affected):
+        sample = samples[int(affected[0]) * len(samples) // len(values)]
+        raise RunError(
+            f"labels.{name}: the labeler computed values from {flat.min():g} to {flat.max():g} for "
+            f"a mask (first in sample {sample}). Fix: let it return shares from 0 to 1, or choose "
+            "another labeler"
+        )
+
+
 def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int]) -> None:
     """Check that a labeler's output holds neither NaN nor infinite values.
 

@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldmprobe_core.models.output_checks import require_finite_labels, require_varied
+from ldmprobe_core.models.output_checks import (
+    require_finite_labels,
+    require_shares,
+    require_varied,
+)
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, step_images_in
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.storage.units import GENERATE, LABEL
+from ldmprobe_core.study.properties import property_of
 
 
 def label_batch(url: str, batch: int) -> dict[str, Any]:
@@ -79,6 +84,8 @@ def _label(
         }
     for name, values in labels.items():
         require_finite_labels(name, values, members)
+        if name in study.labels.maps and property_of(name).is_mask:
+            require_shares(name, values, members)
     return labels
 
 

@@ -5,6 +5,7 @@ import textwrap
 
 import numpy as np
 import pytest
+import torch
 from run_helpers import carry_out
 
 from ldmprobe_core.errors import UserError
@@ -114,6 +115,30 @@ def test_registered_function_of_images_is_a_labeler():
     images = np.full((1, 2, 2, 3), 7, np.uint8)
     depth = load_labeler("depth", LabelerSpec(name="blue"), None)(images)
     np.testing.assert_array_equal(depth, np.full((1, 2, 2), 7, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (np.ma.masked_equal(np.array([[[1, 7], [7, 2]]]), 7), [[[1, np.nan], [np.nan, 2]]]),
+        (torch.tensor([[[1.0, 2], [3, 4]]], requires_grad=True), [[[1, 2], [3, 4]]]),
+        (torch.tensor([[[1.0, 2], [3, 4]]], dtype=torch.float64), [[[1, 2], [3, 4]]]),
+        (np.array([[[1, 2.5], [3, 4]]], dtype=object), [[[1, 2.5], [3, 4]]]),
+        ([[[True, False], [False, True]]], [[[1, 0], [0, 1]]]),
+    ],
+)
+def test_function_labeler_converts_results_without_loss(result, expected):
+    labels = FunctionLabeler(lambda images: result)(np.zeros((1, 2, 2, 3), np.uint8))
+    assert labels.dtype == np.float32
+    assert type(labels) is np.ndarray
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("dtype", ["c8", "c16", "M8[s]", "m8[s]", "U3", "V4"])
+def test_function_labeler_refuses_values_that_are_not_real_numbers(dtype):
+    labeler = FunctionLabeler(lambda images: np.zeros(images.shape[:3], dtype))
+    with pytest.raises(UserError, match=r"no array of numbers.*Fix: return"):
+        labeler(np.zeros((2, 4, 4, 3), np.uint8))
 
 
 @pytest.mark.parametrize(

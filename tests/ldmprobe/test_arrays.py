@@ -122,6 +122,55 @@ def test_fit_probe_refuses_what_does_not_fit(data, change, words):
         lp.fit_probe(*change(*data))
 
 
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"penalties": []}, "penalties: no list of numbers"),
+    ({"penalties": ["a"]}, "penalties: no list of numbers"),
+    ({"penalties": [1, -1]}, "penalties: not all are finite and above 0"),
+    ({"penalties": [0.1, float("nan")]}, "penalties: not all are finite and above 0"),
+    ({"validation": float("nan")}, "validation: not a fraction"),
+    ({"validation": 2}, "validation: not a fraction"),
+    ({"validation": "x"}, "validation: not a fraction"),
+    ({"seed": -1}, "seed: not a whole number"),
+    ({"seed": 0.5}, "seed: not a whole number"),
+    ({"kind": "logistic"}, "labels: a logistic probe predicts a mask"),
+])  # fmt: skip
+def test_fit_probe_refuses_settings_out_of_range(data, settings, words):
+    x, y = data
+    with pytest.raises(lp.UserError, match=rf"{words}.*Fix: "):
+        lp.fit_probe(x, 255 * y, **settings)
+
+
+@pytest.mark.parametrize("change", [
+    lambda a: a * 1j, lambda a: a.astype(object), lambda a: a[..., :0], lambda a: a.astype("U3"),
+])  # fmt: skip
+def test_fit_probe_refuses_arrays_without_real_numbers(data, change):
+    x, y = data
+    with pytest.raises(lp.UserError, match=r"activations: no real numbers.*Fix: "):
+        lp.fit_probe(change(x), y)
+    if change(y).size:
+        with pytest.raises(lp.UserError, match=r"labels: no real numbers.*Fix: "):
+            lp.fit_probe(x, change(y))
+
+
+@pytest.mark.parametrize("images", [
+    np.zeros((1, 64, 64, 3)), np.zeros((64, 64, 3), np.uint8), np.zeros((1, 64, 64, 4), np.uint8),
+    np.zeros((1, 64, 64), np.uint8), np.zeros((0, 64, 64, 3), np.uint8), [[1]], None,
+    np.zeros((1, 64, 64, 3), np.int64),
+])  # fmt: skip
+def test_a_loaded_labeler_refuses_arrays_that_are_not_images(images):
+    with pytest.raises(lp.UserError, match=r"images: not images .*Fix: convert"):
+        lp.load_labeler("depth", "tabletop", device="cpu")(images)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("depth", None), (None, "tabletop"), ("depth", "tabletop", 3), ("nope", "tabletop")],
+)
+def test_load_labeler_refuses_names_that_are_none(arguments):
+    with pytest.raises(lp.UserError, match=r"^[a-z.]+.*Fix: (give|use) "):
+        lp.load_labeler(*arguments)
+
+
 def test_load_labeler_reads_images(pipe):
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     depth = lp.load_labeler("depth", "tabletop", device="cpu")(images)

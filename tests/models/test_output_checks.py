@@ -11,7 +11,12 @@ from run_helpers import generated
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.models.architectures.registry import detect_architecture
 from ldmprobe_core.models.loading import load_pipeline
-from ldmprobe_core.models.output_checks import NonFiniteError, require_finite, require_varied
+from ldmprobe_core.models.output_checks import (
+    NonFiniteError,
+    require_finite,
+    require_shares,
+    require_varied,
+)
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.samples import make_samples
@@ -73,3 +78,13 @@ def test_one_nan_in_a_weight_fails_the_batch_and_names_the_network(name, part, t
         generated(sampler, make_samples(study)[:2])
     assert caught.value.network == expected
     assert caught.value.step == (None if part == "vae" else 1)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (-5.0, 3.0), (-1, 0), (0, 1.5)])
+def test_require_shares_names_the_sample_and_the_range(low, high):
+    """Two images of each sample; the last image of sample 21 holds the values."""
+    values = np.zeros((4, 2, 2), np.float32)
+    values[3, 0] = low, high
+    with pytest.raises(RunError, match=rf"labels\.m: .*{low:g} to {high:g} .*sample 21.*Fix: let"):
+        require_shares("m", values, [20, 21])
+    require_shares("m", np.linspace(-0.009, 1.009, 16).reshape(4, 2, 2), [20, 21])

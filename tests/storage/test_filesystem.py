@@ -209,3 +209,13 @@ def test_read_text_of_damaged_bytes_is_one_sentence(tmp_path):
     location.write_bytes("summary.json", b"\xff\xfe{")
     with pytest.raises(RunError, match=r"summary\.json is damaged, since it is not UTF-8"):
         location.read_text("summary.json")
+
+
+def test_a_folder_that_this_user_may_not_enter_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", path)
+
+    location = Location(str(tmp_path))
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(RunError, match=r"study\.json: the permissions of its folder .*Fix: "):
+        location.read_bytes("study.json")

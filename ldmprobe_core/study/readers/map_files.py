@@ -109,8 +109,7 @@ def _declared_missing(path: Path) -> float | None:
     if path.suffix not in (".tif", ".tiff"):
         return None
     with explained_decoding(path, "a map"), Image.open(path, formats=["TIFF"]) as image:
-        tags: Any = image  # Pillow types all images alike.
-        text = tags.tag_v2.get(_NODATA)
+        text = image.tag_v2.get(_NODATA)  # type: ignore[attr-defined]
     try:
         return None if text is None else float(str(text).strip("\0 "))
     except ValueError:
