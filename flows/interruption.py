@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
@@ -39,6 +41,7 @@ SILENCE_LIMIT_S = 40.0
 UNIT_LIMIT_S = 60.0
 LOST_LIMIT_S = 10.0
 EXIT_LIMIT_S = 20.0
+RECORD_LIMIT_S = 10.0
 
 ANNOUNCE_EXIT_S = 1.5
 """Seconds after which a process that does not exit yet says what it waits for."""
@@ -148,12 +151,24 @@ class FlowWatch(WatchThread):
                     if stop.is_overdue:
                         if stop.waits:
                             say(_OVERDUE.format(stop.limit_s))
-                        end_at_once(stop.exit_code)
+                        self._end_overdue(stop)
                 elif self._has_ended():
                     self._request_lost()
                 elif self.flow_runs and time.monotonic() >= next_poll:
                     self._poll()
                     next_poll = time.monotonic() + POLL_EVERY_S
+
+    def _end_overdue(self, stop: Stop) -> None:
+        """End this process, after it has recorded the cancellation in Prefect if it can."""
+        # Imported here, because the module loads the models' libraries, which a flow has loaded.
+        from flows.run_lock import record_stop
+
+        # The context holds Prefect's settings, such as the server's URL.
+        record = partial(copy_context().run, record_stop, self.flow_runs, stop)
+        recording = threading.Thread(target=record, daemon=True)
+        recording.start()
+        recording.join(RECORD_LIMIT_S)
+        end_at_once(stop.exit_code)
 
     def _poll(self) -> None:
         """Ask the server for the state of the flow run, and request a stop if it was cancelled."""

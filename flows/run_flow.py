@@ -9,16 +9,14 @@ from typing import Any
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Cancelled
 
 from flows.interruption import FlowWatch, begin_watch, started_servers
-from flows.run_lock import task_runs
+from flows.run_lock import record_stop, task_runs
 from tasks.display import activity
-from tasks.stopping import Stop, StoppedError, requested_stop, stoppable
+from tasks.stopping import StoppedError, requested_stop, stoppable
 
 _RECORD_LIMIT_S = 60.0
 
@@ -52,13 +50,13 @@ def run_flow(flow: Flow[..., Any], **parameters: Any) -> dict[str, Any]:
             if stop is None:
                 _drain(watch.flow_runs)
                 raise
-            _record_stop(watch.flow_runs, stop)
+            record_stop(watch.flow_runs, stop)
             raise StoppedError(stop.message, stop.exit_code) from error
         stop = requested_stop()
         # In Prefect, a flow run that is being cancelled can end only as cancelled.  Record that
         # end, even if the flow has completed in the meantime.
         if stop is not None and stop.is_cancellation:
-            _record_stop(watch.flow_runs, stop)
+            record_stop(watch.flow_runs, stop)
             raise StoppedError(stop.message, stop.exit_code)
         _drain(watch.flow_runs)
         return result
@@ -74,22 +72,6 @@ def _drain(flow_runs: list[Any]) -> None:
         APILogHandler().flush()
     except (httpx.HTTPError, PrefectException) as error:
         logging.getLogger("prefect.flow_runs").warning("records are incomplete: %s", error)
-
-
-def _record_stop(flow_runs: list[Any], stop: Stop) -> None:
-    """Mark flow runs and their unfinished task runs as cancelled, if ``stop.cancels`` is True."""
-    if not stop.cancels:
-        return
-    state: State[Any] = Cancelled(message=stop.message)
-    try:
-        with get_client(sync_client=True) as client:
-            for run_id in flow_runs:
-                for task in task_runs(client, run_id):
-                    if not (task.state and task.state.is_final()):
-                        client.set_task_run_state(task.id, state, force=True)
-                client.set_flow_run_state(run_id, state, force=True)
-    except (httpx.HTTPError, PrefectException) as error:
-        logging.getLogger("prefect.flow_runs").warning("the stop is not recorded: %s", error)
 
 
 def wait_for_records(flow_run_id: Any) -> int:

@@ -6,24 +6,26 @@ died without releasing the lease, the next flow marks that flow run as crashed i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import TaskRun
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import ObjectNotFound, PrefectException, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.prepare import run_in
 from ldmprobe_core.storage.lease import Lease, hold_lease
 from ldmprobe_core.study.schema import Study
-from tasks.stopping import requested_stop
+from tasks.stopping import Stop, requested_stop
 
 _WHO = "flow run "
 _PAGE = 200
@@ -109,3 +111,22 @@ def task_runs(client: SyncPrefectClient, flow_run_id: UUID) -> list[TaskRun]:
         runs += page
         if len(page) < _PAGE:
             return runs
+
+
+def record_stop(flow_runs: list[Any], stop: Stop) -> None:
+    """Mark flow runs and their unfinished task runs as cancelled, if ``stop.cancels`` is True.
+
+    A failure of the server is only logged.
+    """
+    if not stop.cancels:
+        return
+    state: State[Any] = Cancelled(message=stop.message)
+    try:
+        with get_client(sync_client=True) as client:
+            for run_id in flow_runs:
+                for task in task_runs(client, run_id):
+                    if not (task.state and task.state.is_final()):
+                        client.set_task_run_state(task.id, state, force=True)
+                client.set_flow_run_state(run_id, state, force=True)
+    except (httpx.HTTPError, PrefectException) as error:
+        logging.getLogger("prefect.flow_runs").warning("the stop is not recorded: %s", error)

@@ -13,7 +13,7 @@ import pytest
 from http_servers import http_server
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import interruption
+from flows import interruption, run_lock
 from flows.interruption import FlowWatch
 from infra.stack import free_ports
 from tasks.stopping import requested_stop, stoppable
@@ -69,12 +69,18 @@ def test_flow_watch_first_signal_requests_a_stop_and_the_second_ends(ends, capfd
 
 
 def test_flow_watch_ends_the_process_after_the_limit(ends, monkeypatch, capfd):
+    """Before that, it records in Prefect that the flow run was cancelled."""
     monkeypatch.setattr(interruption, "UNIT_LIMIT_S", 0.0)
-    with FlowWatch(URL):
+    recorded = []
+    monkeypatch.setattr(run_lock, "record_stop", lambda *given: recorded.append((given, [*ends])))
+    with FlowWatch(URL) as flow:
+        flow.begin(RUN)
         os.kill(os.getpid(), signal.SIGINT)
         until(lambda: ends)
     assert set(ends) == {130}
     assert "the next start repeats them" in capfd.readouterr().err
+    (flow_runs, stop), ended_before = recorded[0]
+    assert (flow_runs, stop.cancels, ended_before) == ([RUN], True, [])
 
 
 def test_flow_watch_a_server_process_that_ended(ends, capfd):
@@ -124,7 +130,7 @@ def test_flow_watch_lets_a_running_flow_run(ends):
 
 HANGING = """
 import sys, threading, time
-from flows import interruption
+from flows import interruption, run_lock
 
 interruption.ANNOUNCE_EXIT_S, interruption.EXIT_LIMIT_S = 0.1, 1.5
 interruption.flow_ran.set()

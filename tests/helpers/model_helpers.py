@@ -4,7 +4,7 @@ import torch
 
 from ldmprobe_core.models import loading
 from ldmprobe_core.models.architectures.registry import detect_architecture
-from ldmprobe_core.models.files import weights
+from ldmprobe_core.models.files.model_folder import model_folder
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.study.loading import parse_study
 
@@ -36,7 +36,7 @@ def architecture_study(folder, name, **parts):
 
 def load_sampler(study):
     """Sampler of a study's model, on the CPU."""
-    architecture = detect_architecture(weights.model_folder(study.model))
+    architecture = detect_architecture(model_folder(study.model))
     return PipelineSampler(loading.load_pipeline(study, CPU), architecture, study)
 
 

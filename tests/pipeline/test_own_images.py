@@ -113,11 +113,11 @@ def test_own_images_are_noised_as_the_schedule_says(scenes, tmp_path):
 
     from ldmprobe_core.models import loading
     from ldmprobe_core.models.architectures.registry import detect_architecture
-    from ldmprobe_core.models.files import weights
+    from ldmprobe_core.models.files.model_folder import model_folder
     from ldmprobe_core.models.sampling import PipelineSampler
 
     study = resolve_inputs(own_images_study(scenes[0]))
-    architecture = detect_architecture(weights.model_folder(study.model))
+    architecture = detect_architecture(model_folder(study.model))
     generator = PipelineSampler(
         loading.load_pipeline(study, torch.device("cpu")), architecture, study
     )
@@ -150,10 +150,10 @@ def test_own_images_in_half_precision(scenes):
 
     from ldmprobe_core.models import loading
     from ldmprobe_core.models.architectures.registry import detect_architecture
-    from ldmprobe_core.models.files import weights
+    from ldmprobe_core.models.files.model_folder import model_folder
     from ldmprobe_core.models.sampling import PipelineSampler
 
-    architecture = detect_architecture(weights.model_folder(study.model))
+    architecture = detect_architecture(model_folder(study.model))
     generator = PipelineSampler(
         loading.load_pipeline(study, torch.device("cpu")), architecture, study
     )
