@@ -10,6 +10,7 @@ from examples import (
     first_study,
     own_classes,
     own_labels,
+    own_number,
     own_pipeline,
     own_property,
     sparse_autoencoder,
@@ -79,6 +80,14 @@ def test_own_classes_are_scored_together(store, capsys):
     np.testing.assert_array_equal(maps.sum(0), 1)
     assert list(run.summary.class_maps["parts"].best.by_class) == names
     assert "mean IoU: " in capsys.readouterr().out
+
+
+def test_own_number_is_the_share_of_the_foreground(store, capsys):
+    run = own_number.main(store, {**TINY, "controls.permutations": 4})
+    masks = run.read("labels", "foreground") > 0.5
+    np.testing.assert_allclose(run.read("labels", "size"), masks.mean((1, 2)), rtol=1e-6)
+    assert len(run.summary.numbers["size"].shuffled) == 4
+    assert "rank correlation: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted(Path(first_study.__file__).parent.glob("*.py")))
