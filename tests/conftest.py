@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from untried import pytest_terminal_summary as pytest_terminal_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.properties import PROPERTIES
 from ldmprobe_core.study.schema import Study
 
 TINY_LAYERS = ("down_blocks.0.attentions.0.*.attn1", "mid_block.*.attn1")
@@ -53,6 +55,24 @@ def tiny_study(tiny_model: Path) -> Callable[..., Study]:
         return parse_study(content)
 
     return make
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Write modules of a user; they and the properties that they bring are forgotten afterwards."""
+    known, names, folder = {*PROPERTIES}, [], tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+
+    def write(name: str, source: str) -> None:
+        (folder / f"{name}.py").write_text(source)
+        names.append(name)
+
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)
+    for prop in PROPERTIES.keys() - known:
+        PROPERTIES.pop(prop)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.planning.plan import plan_study
-from ldmprobe_core.study.properties import PROPERTIES
 from ldmprobe_core.study.samples import make_samples
 
 MODULE = """
@@ -44,14 +43,8 @@ def test_rank_correlation_of_resamples_equals_that_of_scipy_on_repeated_samples(
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "reds_of_hers.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(folder)
-    yield
-    sys.modules.pop("reds_of_hers", None)
-    PROPERTIES.pop("redness", None)
+def module(own_module):
+    own_module("reds_of_hers", MODULE)
 
 
 def redness_study(tiny_study, labeler="redness", **more):

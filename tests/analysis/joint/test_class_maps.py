@@ -15,7 +15,7 @@ from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.study.extensions.joint import components_of
-from ldmprobe_core.study.properties import PROPERTIES, property_of
+from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.samples import make_samples
 
 MODULE = """
@@ -85,15 +85,8 @@ def test_interval_of_a_ratio_is_that_of_resampled_sums():
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "tones_of_his.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(folder)
-    yield
-    sys.modules.pop("tones_of_his", None)
-    for name in components_of("tone"):
-        PROPERTIES.pop(name)
+def module(own_module):
+    own_module("tones_of_his", MODULE)
 
 
 def tone_study(tiny_study, labeler):

@@ -11,7 +11,6 @@ from ldmprobe_core.analysis.joint.vectors import mean_angle, mean_cosine, unit_v
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.study.extensions.joint import components_of, joint_properties
-from ldmprobe_core.study.properties import PROPERTIES
 from ldmprobe_core.study.samples import make_samples
 
 MODULE = """
@@ -66,15 +65,8 @@ def test_surface_normals_are_a_built_in_vector():
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "slopes_of_hers.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(folder)
-    yield
-    sys.modules.pop("slopes_of_hers", None)
-    for name in components_of("slope"):
-        PROPERTIES.pop(name)
+def module(own_module):
+    own_module("slopes_of_hers", MODULE)
 
 
 def test_declared_vector_is_probed_by_component_and_scored_by_direction(
