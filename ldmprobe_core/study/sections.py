@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from ldmprobe_core.study.properties import PROPERTIES
+from ldmprobe_core.study.properties import PROPERTIES, map_properties
 from ldmprobe_core.study.readers.value_types import (
     EXPONENT,
     MAX_SAMPLES,
@@ -141,17 +141,16 @@ class Images(Section):
     @field_validator("missing", mode="before")
     @classmethod
     def _of_properties(cls, value: Any) -> Any:
-        """Check that every key is a registered property."""
+        """Check that every key is a registered property with maps."""
         if not isinstance(value, dict):
             raise ValueError(
                 f"{value!r:.60} has no property to apply to. Fix: give values by property, as in "
                 "{depth: 0}"
             )
         for prop in value:
-            if prop not in PROPERTIES:
-                raise ValueError(
-                    f"{prop} is not a property. Fix: use one of {', '.join(PROPERTIES)}"
-                )
+            if prop not in map_properties():
+                problem = "has no maps" if prop in PROPERTIES else "is not a property"
+                raise ValueError(f"{prop} {problem}. Fix: use one of {', '.join(map_properties())}")
         return value
 
 

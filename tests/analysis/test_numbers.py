@@ -108,6 +108,10 @@ def test_declared_number_is_probed_from_mean_activations(tiny_study, tmp_path, m
     [
         ({"capture": {"keep": "statistics"}}, r"labels\.redness: .*capture\.keep is statistics"),
         ({"labels": {"redness": "maps"}}, "redness is 'maps', .* it is no map"),
+        (
+            {"source": "images", "images": {"folder": "x", "missing": {"redness": 0}}},
+            r"images\.missing: redness has no maps\. Fix: use one of foreground",
+        ),
     ],
 )
 def test_number_that_cannot_be_probed_is_refused_before_the_run(tiny_study, module, more, words):

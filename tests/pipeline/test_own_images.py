@@ -324,9 +324,9 @@ def test_study_of_missing_values_has_its_own_hash_and_names_properties(measured_
     text = json.dumps([LAYOUT_VERSION, content], sort_keys=True)
     assert parts.hash == hashlib.sha256(text.encode()).hexdigest()[:16]  # as without the keys
     with pytest.raises(
-        UserError, match=r"images\.missing: size is not a property\. Fix: use one of fore"
+        UserError, match=r"images\.missing: mass is not a property\. Fix: use one of fore"
     ):
-        make(images={"folder": "x", "missing": {"size": 0}})
+        make(images={"folder": "x", "missing": {"mass": 0}})
     with pytest.raises(UserError, match=r"images\.missing: 0 has no property to apply to\. Fix: "):
         make(images={"folder": "x", "missing": 0})
     with pytest.raises(UserError, match=r"images\.missing\.depth is nan"):
