@@ -53,7 +53,7 @@ def load_study(
 
 
 def _yaml(key: str, value: Any) -> str:
-    """Write the value of an override as YAML, in the form of JSON.
+    """Write the value of an override as JSON, which YAML readers accept.
 
     Raises:
         UserError: the value has no such form, such as a set.

@@ -73,7 +73,7 @@ class MapNetwork(nn.Module):
         )
 
     def load_fewer(self, state: dict[str, Tensor]) -> None:
-        """Load the weights of a `MapNetwork` that has fewer outputs than this one.
+        """Load the weights of another `MapNetwork`, which has fewer outputs, into this network.
 
         The weights of the outputs that the other network lacks are not changed.
         """

@@ -115,7 +115,7 @@ def _label_steps(
         }
     for prop in run.study.labels.maps:
         if prop not in labels:
-            # Ground-truth maps exist for source images only, so the labels of step images are NaN.
+            # The user gave maps of the source images, not of the images decoded at each step.
             labels[prop] = np.full(images.shape[:4], np.nan, np.float32)
     return labels
 

@@ -88,15 +88,17 @@ class FileSource(FolderSource):
         # are caught.
         except Exception as error:
             raise UserError(
-                f"model.source: {self.path} does not hold a {kind} as in {self.folder} "
-                f"({type(error).__name__}: {error!s:.80}). Fix: give the configs of this model"
+                f"model.source: {self.path} is not the {kind} that the configs in {self.folder} "
+                f"describe ({type(error).__name__}: {error!s:.80}). Fix: set model.config to the "
+                "configs of this model"
             ) from error
         for name, value in network.state_dict().items():
             if name not in given or given[name].shape != value.shape:
                 shape = tuple(given[name].shape) if name in given else "missing"
                 raise UserError(
                     f"model.source: {self.path} does not fit the {kind} of {self.folder} ({name} "
-                    f"is {shape}, not {tuple(value.shape)}). Fix: give the configs of this model"
+                    f"is {shape}, not {tuple(value.shape)}). Fix: set model.config to the "
+                    "configs of this model"
                 )
 
     def fingerprint(self) -> str:

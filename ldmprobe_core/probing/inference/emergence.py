@@ -105,7 +105,9 @@ class Lead(BaseModel):
 
 
 def relative_margins(scores: np.ndarray, baseline: np.ndarray, share: float) -> np.ndarray:
-    """Subtract a share of the curve's own final gain from its scores, (step, sample).
+    """Compute how far a score curve lies above its relative bar, at each step and sample.
+
+    The bar is a share of the gain over the position baseline that the curve has at the last step.
 
     Args:
         scores: scores of the curve, (step, sample).

@@ -184,7 +184,7 @@ def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
 
 
 def _certificates(bundle: str) -> bytes:
-    """Read the certificates of authorities, in PEM, which the object store's TLS may be signed by.
+    """Read the CA certificates (PEM) that may sign the certificate of the object store.
 
     Raises:
         UserError: the file cannot be read, or holds no certificate.
