@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -44,6 +45,7 @@ def open_rgb(path: Path) -> Image.Image:
                 f"{path}: an animation of {frames} frames. Fix: save one frame as an image"
             )
         require_intact(path, image.format)
+        require_all_pixels(path, image)
         image.load()
         if image.format in ("JPEG", "MPO"):
             require_whole_jpeg(path, image)
@@ -141,6 +143,22 @@ def require_intact(path: Path, file_format: str | None) -> None:
                 f"{path}: the end of the file is all zeros, so its copy was interrupted. Fix: "
                 "copy it again, or remove it"
             )
+
+
+def require_all_pixels(path: Path, image: Any) -> None:
+    """Check that the strips or tiles of a TIFF cover its image; Pillow reads 0 where none is.
+
+    Raises:
+        UserError: a part of the image has no data.
+    """
+    if image.format != "TIFF":
+        return
+    covered = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in {part[1] for part in image.tile})
+    if covered < image.width * image.height:
+        raise UserError(
+            f"{path}: it has data for {covered} of {image.width * image.height} pixels. Fix: save "
+            "it again, or remove it"
+        )
 
 
 def require_readable_size(path: Path, width: int, height: int) -> None:

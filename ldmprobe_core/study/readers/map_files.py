@@ -13,6 +13,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.properties import MapFormat, property_of
 from ldmprobe_core.study.readers.image_files import (
     explained_decoding,
+    require_all_pixels,
     require_intact,
     require_readable_size,
 )
@@ -268,6 +269,7 @@ def _image(path: Path) -> np.ndarray:
         inverted = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
         sixteen_bits = "16" in str(image.tile[0].args)
         require_intact(path, image.format)
+        require_all_pixels(path, image)
         image.load()
         upright = ImageOps.exif_transpose(image)
     if inverted:

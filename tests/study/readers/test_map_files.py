@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.study.readers.image_files import open_rgb
 from ldmprobe_core.study.readers.map_files import load_map
 
 RAMP = np.array([[0, 1, 2], [3, 4, 200]])
@@ -289,6 +290,25 @@ def test_map_of_any_bytes_is_a_map_or_one_sentence(tmp_path_factory, kind, prop,
     assert not np.isinf(values).any()
     if prop == "foreground":
         assert set(np.unique(values[~np.isnan(values)])) <= {0, 1}
+
+
+@pytest.mark.parametrize("rows", [3, 12_779_522])
+def test_load_map_refuses_a_tiff_that_declares_more_rows_than_it_has(tmp_path, rows):
+    """Pillow reads 0 in the rows without data."""
+    image = _image(_ramp(np.uint16))
+    image.save(tmp_path / "a.tif")
+    whole = (tmp_path / "a.tif").read_bytes()
+    declared = np.uint32(image.height).tobytes()
+    position = whole.index(np.uint16(257).tobytes()) + 8  # ImageLength: tag, type, count, value
+    assert whole[position : position + 2] == declared[:2]
+    path = tmp_path / "b.tif"
+    # A long value in place of a short one.
+    entry = np.uint16([257, 4]).tobytes() + np.uint32([1, rows]).tobytes()
+    path.write_bytes(whole[: position - 8] + entry + whole[position + 4 :])
+    with pytest.raises(UserError, match=r"b\.tif: it has data for \d+ of \d+ pixels\. Fix: "):
+        load_map(path, "depth")
+    with pytest.raises(UserError, match="it has data for"):
+        open_rgb(path)
 
 
 @pytest.mark.parametrize("compression", ["ZIPS", "ZIP", "PXR24"])
