@@ -102,7 +102,7 @@ def test_certificates_that_cannot_be_read_are_refused(tmp_path, monkeypatch, con
 
 
 def test_keys_that_a_credential_process_rotates_are_used(tmp_path, monkeypatch):
-    """A profile may name a program that prints keys of limited life; each call asks it anew."""
+    """A profile may name a program that prints keys which expire; each call runs it again."""
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"):
         monkeypatch.delenv(f"AWS_{name}", raising=False)
     printed, script, config = (tmp_path / n for n in ("keys.json", "print.py", "config"))

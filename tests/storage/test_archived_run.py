@@ -1,7 +1,7 @@
 """A finished run that release 0.3.0 made and that was archived, as this release reads it.
 
 ``tests/data/run-of-layout-8.zip`` is a study of the embedded model (10 samples, 2 steps, 1 layer,
-foreground).  It is never made anew: a release with another layout has to read it too.
+foreground).  The file is not replaced: a release with another layout has to read it too.
 """
 
 import json

@@ -271,7 +271,7 @@ class NumberRecord(Record):
         best: best cell, chosen on validation samples by its rank correlation.
         steps: rank correlation of the best cell's layer at every step.
         shuffled: rank correlation of the best cell for each permutation of the numbers among all
-            samples; the cell is chosen anew for each of them.
+            samples; each permutation has a best cell of its own.
         p: share of the permutations that do as well as the labels, counting the labels as one;
             None without permutations.
         inputs: input controls by name, each at its own best step.
