@@ -6,7 +6,12 @@ from collections import Counter
 
 import numpy as np
 
-from ldmprobe_core.analysis.class_records import ClassesRecord, PhotographRecord, PhotographsRecord
+from ldmprobe_core.analysis.class_records import (
+    PHOTOGRAPHS,
+    ClassesRecord,
+    PhotographRecord,
+    PhotographsRecord,
+)
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers.registry import load_labeler
 from ldmprobe_core.models.devices import pick_device
@@ -17,7 +22,6 @@ from ldmprobe_core.study.readers.image_folder import list_images, read_image
 from ldmprobe_core.study.readers.value_types import user_path
 
 CONFIDENT = 0.9
-PHOTOGRAPHS = "photographs.json"
 
 
 def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:

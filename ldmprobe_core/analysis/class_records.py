@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from ldmprobe_core.probing.inference.bootstrap import Interval
 
+PHOTOGRAPHS = "photographs.json"
+"""File of a run with the record of classified photographs."""
+
 
 class _Record(BaseModel):
     """Base class of the records, which refuses unknown keys."""
