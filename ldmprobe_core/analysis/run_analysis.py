@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import ldmprobe_core
-from ldmprobe_core.analysis.class_records import PHOTOGRAPHS
+from ldmprobe_core.analysis.classes.records import PHOTOGRAPHS
 from ldmprobe_core.analysis.curves import Curves
 from ldmprobe_core.analysis.records import LayerRecord, Summary
 from ldmprobe_core.interventions.results import (

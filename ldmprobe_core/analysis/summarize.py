@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ldmprobe_core.analysis.class_curves import class_curves
+from ldmprobe_core.analysis.classes.curves import class_curves
 from ldmprobe_core.analysis.controls.ceilings import block_ceilings
 from ldmprobe_core.analysis.controls.exact_maps import exact_record
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores

@@ -25,7 +25,7 @@ from ldmprobe_core.analysis.generalization.transfer import TransferMatrix
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PropertyRecord
 from ldmprobe_core.analysis.stored_probes import stored_probes
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import Run

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from ldmprobe_core.analysis.class_curves import stable_steps, target_classes
+from ldmprobe_core.analysis.classes.curves import stable_steps, target_classes
 from ldmprobe_core.analysis.exports import scores_csv
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
