@@ -29,7 +29,7 @@ from ldmprobe_core.study.properties import property_of
 TILE = 64
 """Largest width and height of a tile in pixels; larger images are reduced by averaging."""
 _FIRST_SHOWN = 2  # column that the page shows first: step 3, if there are images of all steps
-_BATCH = 16  # number of samples whose activations are in memory at once
+_MAP_BYTES = 64 << 20  # largest size of one property's maps, in float64, that are drawn at once
 _GREY = (0.6, 0.6, 0.6, 1.0)  # colour (RGBA) of pixels without a measured label
 
 
@@ -50,8 +50,8 @@ def write_samples_page(run: Run, maps: SampleMaps, summary: Summary) -> int:
         return 0
     sheets = _Sheets(run, maps, summary)
     cards = []
-    for start in range(0, len(rows), _BATCH):
-        members = rows[start : start + _BATCH]
+    for start in range(0, len(rows), sheets.at_once):
+        members = rows[start : start + sheets.at_once]
         indices = [int(with_images[row]) for row in members]
         for index, sheet in zip(indices, sheets.draw(members, indices), strict=True):
             run.location.write_bytes(f"report/samples/{index:05d}.webp", sheet)
@@ -74,6 +74,7 @@ class _Sheets:
     Attributes:
         steps: steps with step images, counted from 1, in the order of the columns.
         tile: width and height of a tile in pixels.
+        at_once: number of samples whose maps are in memory at once.
     """
 
     def __init__(self, run: Run, maps: SampleMaps, summary: Summary) -> None:
@@ -82,6 +83,8 @@ class _Sheets:
         height, width = maps.labels.maps[next(iter(summary.properties))].shape[1:]
         self.reduction = max(1, math.ceil(max(height, width) / TILE))
         self.tile = (width // self.reduction, height // self.reduction)
+        columns = len(self.steps) + 1
+        self.at_once = max(1, _MAP_BYTES // (columns * height * width * 8))
         self.scores: dict[str, np.ndarray] = {}
         for prop, result in summary.properties.items():
             best, group = result.best, f"scores/{prop}"
