@@ -225,7 +225,8 @@ def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
         level = level_of(scheduler, timestep)
         clean = predicted_clean(scheduler, output, timestep, latents)
         result = scheduler.step(output, timestep, latents, **noise_source)
-        # LCM gives its predicted clean latents another name.
+        # LCM returns its predicted clean latents as `denoised`, other schedulers under the second
+        # name.
         expected = getattr(result, "denoised", getattr(result, "pred_original_sample", None))
         if expected is None and converted:
             expected = converted.pop()

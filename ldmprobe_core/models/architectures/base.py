@@ -1,4 +1,4 @@
-"""Base classes that describe a diffusers pipeline class and the configs of one model."""
+"""Base classes for descriptions of diffusers pipelines: components, layers, latents, guidance."""
 
 from __future__ import annotations
 
@@ -180,14 +180,14 @@ class Architecture(ABC):
         return Grid(*self.latent)
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """List the widths of text embeddings, as the denoiser expects and the text encoders return.
+        """Return expected and actual widths of the text embeddings that the denoiser receives.
 
         Args:
             encoders: config of each text encoder by its name, such as ``text_encoder_2``.
 
         Returns:
-            key of the denoiser's config, width that the denoiser expects, and width that the text
-            encoders return; widths that a config does not state are left out.
+            key of the denoiser's config, width that the denoiser expects, and actual width, which
+            the text encoders return; widths that a config does not state are left out.
         """
         return []
 
@@ -256,11 +256,11 @@ class Architecture(ABC):
         return latents
 
     def as_input(self, latents: Tensor) -> Tensor:
-        """Convert latents from the pipeline's layout to that of its call's argument ``latents``."""
+        """Convert the pipeline's inner latents to the form of its call argument ``latents``."""
         return latents
 
     def from_output(self, vae: Any, latents: Tensor) -> Tensor:
-        """Convert latents that a pipeline call returns to the layout that the scheduler uses."""
+        """Convert latents returned by a pipeline call to the layout that its scheduler uses."""
         return latents
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:

@@ -36,7 +36,12 @@ TOKENIZER = "tokenizer/tokenizer_config.json"
         ("sd3", ENTRY, {"text_encoder_2": [None, None]}, "no usable entry for text_encoder_2"),
         ("sd3", ENTRY, {"tokenizer_3": [None, None]}, "no usable entry for tokenizer_3"),
         ("flux", ENTRY, {"text_encoder_2": [None, None]}, "no usable entry for text_encoder_2"),
-        ("sd1", ENTRY, {"unet": ["diffusers", "AutoencoderKL"]}, "is no UNet2DConditionModel"),
+        (
+            "sd1",
+            ENTRY,
+            {"unet": ["diffusers", "AutoencoderKL"]},
+            "is not a subclass of UNet2DConditionModel",
+        ),
         ("sd1", ENTRY, {"unet": ["os", "system"]}, r"unet \(os\.system is unknown\)"),
         ("sd1", ENTRY, {"unet": ["diffusers", ["a"]]}, "no usable entry for unet"),
         ("sd1", ENTRY, {"vae": "x"}, "no usable entry for vae"),
@@ -68,7 +73,7 @@ TOKENIZER = "tokenizer/tokenizer_config.json"
         ("sd1", TOKENIZER, {"model_max_length": "24"}, "model_max_length that is not a number"),
         ("sd1", TOKENIZER, {"pad_token": None}, "no padding token"),
         ("pixart", TOKENIZER, {"pad_token": None}, "no padding token"),
-        ("sd1", "text_encoder/config.json", {"eos_token_id": [1, 2]}, "is not one token id"),
+        ("sd1", "text_encoder/config.json", {"eos_token_id": [1, 2]}, "is not a single token id"),
     ],
 )
 def test_check_components_refuses(model_folders, tmp_path, name, part, changes, words):
