@@ -15,9 +15,9 @@ from ldmprobe_core.study.layers import LATENTS
 
 
 def score_at_site(run: Run, spec: Intervention, kind: str, site: Site) -> Interval:
-    """Average the scores of a layer's probes over the steps of a window.
+    """Average the test scores of one layer's probes over the steps of a site.
 
-    The score is that of the run's test samples in the headline metric.
+    The scores are in the property's headline metric.
     """
     layer, steps = site.layers[0], range(site.first, site.last + 1)
     values = stored_scores(run, spec, kind, layer, steps)
