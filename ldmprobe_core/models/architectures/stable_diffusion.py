@@ -100,7 +100,7 @@ class LatentConsistency(StableDiffusion):
         return self.scheduler
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Set the timesteps of a scheduler, as the pipeline does.
+        """Set the timesteps of a scheduler, which must be of the class LCM or TCD.
 
         Raises:
             UserError: the pipeline cannot work with the scheduler.

@@ -1,4 +1,4 @@
-"""Check that a model folder has all weights, from index files and safetensors headers alone.
+"""Check for missing weights in a model folder, from index files and safetensors headers alone.
 
 If a weight tensor is missing from the files, `from_pretrained` fills it with random values and only
 logs a warning, and every worker would then use a different model.  This module therefore looks up
@@ -55,7 +55,7 @@ Transformers loads files with either form.
 
 
 class StoredTensor(NamedTuple):
-    """Shape and dtype of a tensor in a safetensors file; the dtype in its notation (``F16``)."""
+    """Shape of a tensor in a safetensors file, and its dtype as written there, such as ``F16``."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -90,7 +90,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _tensors(header: Any, data_bytes: int) -> dict[str, StoredTensor]:
-    """Read the tensors' entries in a safetensors header, and check the length of the data after it.
+    """Read the tensor entries of a safetensors header, and check that they fit the data after it.
 
     Args:
         header: the header, parsed from JSON.

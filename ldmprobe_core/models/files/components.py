@@ -79,6 +79,7 @@ def _check_text_widths(folder: Path, names: list[str], architecture: Architectur
     for key, needed, given in architecture.text_widths(encoders):
         if needed != given:
             raise UserError(
-                f"model: {key} of the {architecture.denoiser} of {folder} is {needed}, and the "
-                f"text encoders give {given}. Fix: use components of one model"
+                f"model: {key} of the {architecture.denoiser} of {folder} is {needed}, but the "
+                f"text encoders return embeddings of width {given}. Fix: use components of one "
+                "model"
             )

@@ -136,7 +136,7 @@ def _with_lengths(
 
 
 def _given(entry: Any) -> bool:
-    """Return whether an entry of ``model_index.json`` names a component, not null."""
+    """Return whether an entry of ``model_index.json`` names a component instead of null."""
     return isinstance(entry, list) and len(entry) == 2 and bool(entry[1])
 
 

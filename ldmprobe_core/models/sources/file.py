@@ -54,7 +54,7 @@ class FileSource(FolderSource):
             )
 
     def require_weights(self) -> None:
-        """Check in the file's header that it has every weight of the denoiser and the VAE.
+        """Check that the file's header lists every weight of the denoiser and the VAE.
 
         Raises:
             UserError: a weight is missing, of another shape or quantized, or the text encoders are
@@ -103,7 +103,7 @@ class FileSource(FolderSource):
                 )
 
     def fingerprint(self) -> str:
-        """Return a hash of the file, and of the configs and text encoders beside it."""
+        """Return a hash of the weight file, the configs, and the text encoders in their folder."""
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         digest.update(fingerprint(self.folder).encode())

@@ -91,7 +91,7 @@ class PipelineSource(ModelSource):
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Make `pipeline_in_use` return this source inside the block, in the calling thread.
+        """Context manager in which `pipeline_in_use` returns this source, in the calling thread.
 
         The pipeline's own progress bar is switched off meanwhile.
         """
