@@ -308,7 +308,7 @@ def parse_intervention(content: dict[str, Any]) -> Intervention:
     """
     try:
         spec = Intervention.model_validate(content)
-        # A field without effect is refused also if the user gives it its default value.
+        # Refuse a given field without effect even if its value is the default.
         spec._require_applicable([name for name, value in content.items() if value is not None])
     except ValidationError as error:
         problem = sentence(error, Intervention, "intervention")

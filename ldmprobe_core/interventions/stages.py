@@ -87,7 +87,7 @@ def _labels_and_targets(
     """Return the samples' labels (sample, y, x), and their target maps (target, sample, y, x)."""
 
     def labels_of(samples: list[int]) -> np.ndarray:
-        # A run can only be read at increasing indices without repetition, and donors may repeat.
+        # Donors may repeat, but a run is read at distinct, increasing indices.
         distinct = sorted(set(samples))
         values = run.read("labels", spec.prop, sample=distinct)
         rows = [distinct.index(sample) for sample in samples]

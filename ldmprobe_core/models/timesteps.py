@@ -105,7 +105,7 @@ def log_snr(architecture: Architecture, study: Study) -> list[float | None]:
 
 
 def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[float], str | None]:
-    """Compute the timesteps of a scheduler, and try all steps on random latents.
+    """Compute the timesteps of a scheduler, and make all of its steps on random latents.
 
     Returns:
         the timesteps, and a description of what is wrong with the schedule; None if it is usable.

@@ -205,8 +205,8 @@ def require_accumulated(run: Run) -> None:
     for accumulator, units in enumerate(run_accumulation_units(run)):
         if done[accumulator] != len(units):
             raise RuntimeError(
-                f"{run.url}: accumulator {accumulator} has {done[accumulator]} of its "
-                f"{len(units)} units. Fix: carry out its other accumulation units first."
+                f"{run.url}: accumulator {accumulator} has completed {done[accumulator]} of "
+                f"its {len(units)} units. Fix: carry out the others first."
             )
 
 

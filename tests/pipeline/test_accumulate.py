@@ -33,7 +33,7 @@ def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
         accumulate_unit(run.url, 0, 1)  # its sums are written, its mark is not
     monkeypatch.setattr(Progress, "set_count", real)
     assert Accumulator.read(run, 0, run.progress.count("accumulated", 0)).count == len(first[0])
-    with pytest.raises(RuntimeError, match="has 1 of its 2 units"):
+    with pytest.raises(RuntimeError, match="has completed 1 of its 2 units"):
         require_accumulated(run)
     assert accumulate_unit(run.url, 0, 1)["samples"] == len(second[0])
     assert accumulate_unit(run.url, 0, 1)["samples"] == 0  # again

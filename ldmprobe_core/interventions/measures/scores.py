@@ -82,7 +82,7 @@ def mask_measures(maps: np.ndarray, labels: np.ndarray, targets: np.ndarray) -> 
 
 
 def _centroids(masks: np.ndarray) -> np.ndarray:
-    """Compute the centroids (sample, 2) of masks as rows and columns; NaN for an empty mask."""
+    """Compute the centroid (row, column) of each mask, (sample, 2); NaN for an empty mask."""
     rows, columns = np.arange(masks.shape[1]), np.arange(masks.shape[2])
     with np.errstate(invalid="ignore"):
         sums = np.stack([masks.sum(2) @ rows, masks.sum(1) @ columns], axis=1)

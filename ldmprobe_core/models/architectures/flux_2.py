@@ -86,7 +86,10 @@ class Flux2(Flux):
         return vae.decode(self.unpack(self.pack(latents.to(vae.dtype)) * std + mean)).sample
 
     def encode(self, vae: Any, images: Tensor) -> Tensor:
-        """Encode images (n, rgb, y, x) in -1..1 as latents (n, channel, y, x)."""
+        """Encode images (n, rgb, y, x) in -1..1 as latents (n, channel, y, x).
+
+        The latents are modes of the VAE's posterior, normalised to the denoiser's scale.
+        """
         mean, std = self._moments(vae)
         latents = vae.encode(images.to(vae.dtype)).latent_dist.mode()
         return self.unpack((self.pack(latents) - mean) / std)
@@ -111,7 +114,7 @@ class Flux2Klein(Flux2):
 
     @classmethod
     def from_folder(cls, pipeline_name: str, folder: Path) -> Self:
-        """Describe the model in a folder; see `Architecture.from_folder`."""
+        """Build the description of a model in a folder, with its key ``is_distilled``."""
         architecture = super().from_folder(pipeline_name, folder)
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         architecture.is_distilled = bool(index.get("is_distilled"))
@@ -119,7 +122,7 @@ class Flux2Klein(Flux2):
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> Self:
-        """Describe the model of a loaded pipeline; see `Architecture.from_pipeline`."""
+        """Build the description of a loaded pipeline's model, with its key ``is_distilled``."""
         architecture = super().from_pipeline(pipeline)
         architecture.is_distilled = bool(pipeline.config.get("is_distilled"))
         return architecture

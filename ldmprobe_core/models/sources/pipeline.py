@@ -184,7 +184,7 @@ def pipeline_in_use(source: str) -> PipelineSource:
 
 def _draws(module: nn.Module) -> bool:
     """Return whether a module is an active dropout layer, whose output is random."""
-    # PyTorch publishes no common base class of its dropout layers.
+    # PyTorch publishes no common base class of its dropout layers, so check the class name.
     return module.training and "Dropout" in type(module).__name__ and getattr(module, "p", 0) > 0
 
 
