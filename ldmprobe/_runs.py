@@ -255,7 +255,7 @@ def intervene(
 
         lp.intervene(run, "foreground", shift=(0.2, 0.0), samples=8).effects["edited"].mean
     """
-    from ldmprobe_core.interventions.results import summarise_intervention
+    from ldmprobe_core.interventions.measures.summarize import summarise_intervention
     from ldmprobe_core.interventions.spec import parse_intervention
     from ldmprobe_core.interventions.stages import create_intervention, edit_batch, edit_units
     from ldmprobe_core.pipeline.model_cache import use_pipeline

@@ -17,7 +17,7 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from ldmprobe_core.analysis.class_records import ClassesRecord
+from ldmprobe_core.analysis.classes.records import ClassesRecord
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.intervention_text import effect_rows
 from ldmprobe_core.analysis.report.text import best_rows, classes_line, headline

@@ -122,7 +122,8 @@ def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
 @task(name="classify", task_run_name="classify {run.url}")
 def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
     """Summarise class scores over the steps, and classify the photographs if a folder is given."""
-    from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs
+    from ldmprobe_core.analysis.classes.curves import class_curves
+    from ldmprobe_core.analysis.classes.photographs import classify_photographs
 
     store = Run(run.url)
     if photographs is not None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldmprobe_core.analysis.controls.rivals import RECALIBRATED
-from ldmprobe_core.analysis.generalization.resplits import ResplitCurves
 from ldmprobe_core.analysis.records import (
     BarRecord,
     CurveRecord,
@@ -26,6 +25,12 @@ from ldmprobe_core.probing.inference.emergence import (
     lead_over,
     relative_margins,
 )
+
+if TYPE_CHECKING:
+    from ldmprobe_core.analysis.generalization.resplits import ResplitCurves
+
+RECALIBRATED = "_recalibrated"
+"""Suffix of the name of an image source, for scores of the recalibrated labeler."""
 
 RIVALS = {
     "decoded": "trajectory",

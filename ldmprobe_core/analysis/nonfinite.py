@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe_core.analysis.records import NonfiniteRecord
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import permuted_samples

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 
-from ldmprobe_core.analysis.class_records import ClassesRecord
+from ldmprobe_core.analysis.classes.records import ClassesRecord
 from ldmprobe_core.analysis.controls.records import (
     ClassMapRecord,
     ControlsRecord,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ldmprobe_core.analysis.class_curves import class_curves
+from ldmprobe_core.analysis.classes.curves import class_curves
 from ldmprobe_core.analysis.controls.ceilings import block_ceilings
 from ldmprobe_core.analysis.controls.exact_maps import exact_record
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
@@ -24,11 +23,7 @@ from ldmprobe_core.analysis.controls.training_size import (
     training_halves,
 )
 from ldmprobe_core.analysis.curves import Curves
-from ldmprobe_core.analysis.generalization.build import (
-    PropertyAnalyses,
-    add_analyses,
-    stored_probes,
-)
+from ldmprobe_core.analysis.generalization.build import PropertyAnalyses, add_analyses
 from ldmprobe_core.analysis.generalization.resplits import ResplitCurves, resplit_curves
 from ldmprobe_core.analysis.joint.class_maps import class_map_records
 from ldmprobe_core.analysis.joint.vectors import vector_records
@@ -36,11 +31,8 @@ from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.numbers import number_records
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
-from ldmprobe_core.interventions.results import (
-    completed_interventions,
-    main_results,
-    read_intervention_summary,
-)
+from ldmprobe_core.analysis.run_analysis import RunAnalysis, current_fields, test_bootstrap
+from ldmprobe_core.analysis.stored_probes import stored_probes
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.detection import position_cut
@@ -53,25 +45,6 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.splits import SPLITS
-
-
-@dataclass(frozen=True)
-class RunAnalysis:
-    """Results of a run: its summary, and the scores that the figures of its report show.
-
-    Attributes:
-        summary: contents of ``summary.json``.
-        curves: scores over steps by property.
-        bootstrap: resamples of the test prompts.
-        test: indices of the test samples, (test sample,).
-        labels: label maps and splits of the run.
-    """
-
-    summary: Summary
-    curves: dict[str, Curves]
-    bootstrap: Bootstrap
-    test: np.ndarray
-    labels: LabelSet
 
 
 @contextmanager
@@ -91,7 +64,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
+def summarise(run: Run, seconds: dict[str, float], labels: LabelSet | None = None) -> RunAnalysis:
     """Summarise all scores of a finished run.
 
     The best cells are chosen on validation samples, and their scores are given on test samples.
@@ -99,17 +72,15 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     Args:
         run: finished run.
         seconds: wall time by stage, which the summary reports.
+        labels: label maps and splits of the run; None reads them.
 
     Raises:
         RuntimeError: the run is not finished.
     """
     run.progress.require_complete("probed")
-    study, samples, labels = run.study, run.samples, label_set(run)
-    is_test = np.array([samples[i].split == "test" for i in labels.heldout])
-    test = labels.heldout[is_test]
-    bootstrap = Bootstrap.of_samples(
-        [samples[i] for i in test], study.bootstrap, study.prompts.seed
-    )
+    study, samples = run.study, run.samples
+    labels = labels or label_set(run)
+    bootstrap, is_test = test_bootstrap(run, labels)
     properties, curves = _analyse_properties(run, labels, is_test, bootstrap)
     attributes = run.attributes
     nonfinite, nonfinite_cells = count_nonfinite(run)
@@ -130,22 +101,11 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         nonfinite=nonfinite["trained"],
         nonfinite_permuted=nonfinite.get("permuted"),
         nonfinite_cells=nonfinite_cells,
-        interventions={
-            name: main_results(read_intervention_summary(run, name))
-            for name in completed_interventions(run)
-        },
-        seconds={name: round(value, 1) for name, value in seconds.items()},
-        bytes=run.location.size(),
         versions=attributes["versions"],
         notes=tuple(attributes.get("notes", ())),
+        **current_fields(run, seconds),
     )
-    return RunAnalysis(summary, curves, bootstrap, test, labels)
-
-
-def write_summary(run: Run, summary: Summary) -> None:
-    """Write ``summary.json`` into a run, which marks the run as finished."""
-    record = summary.model_dump(mode="json", by_alias=True)
-    run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    return RunAnalysis(summary, curves, bootstrap, labels.heldout[is_test], labels)
 
 
 def _analyse_properties(

@@ -10,9 +10,9 @@ from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.output_checks import require_finite_labels, require_varied
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS, ActivationBuffer, Activations
+from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer, Activations
 from ldmprobe_core.pipeline.generate import read_source_images
-from ldmprobe_core.pipeline.groups import samples_in
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS, samples_in
 from ldmprobe_core.pipeline.labels import as_labels
 from ldmprobe_core.pipeline.model_cache import get_labelers, get_sampler, model_access
 from ldmprobe_core.pipeline.statistics import (

@@ -11,8 +11,13 @@ import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.token_grid import pixel_tokens
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS, ActivationWriter
-from ldmprobe_core.pipeline.groups import STEP_IMAGES, permuted_rows_in, step_images_in
+from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
+from ldmprobe_core.pipeline.groups import (
+    ACTIVATION_GROUPS,
+    STEP_IMAGES,
+    permuted_rows_in,
+    step_images_in,
+)
 from ldmprobe_core.pipeline.model_cache import get_sampler, model_access
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import GENERATE

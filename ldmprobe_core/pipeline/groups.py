@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import StepImages
+
+ACTIVATION_GROUPS = {"trained": "activations", "permuted": "activations_permuted"}
+"""Name of the group in a run that holds the activations of each network.
+
+The networks are the model with its trained weights, and its copy with permuted weights.
+"""
 
 STEP_IMAGES = "step_images"
 """Name of the group of step images."""

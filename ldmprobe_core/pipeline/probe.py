@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
-from ldmprobe_core.pipeline.groups import samples_in
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS, samples_in
 from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import CellResult, probe_activations

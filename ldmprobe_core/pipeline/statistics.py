@@ -14,10 +14,10 @@ and repeated is therefore counted only once, and no two workers write the same c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldmprobe_core.pipeline.activation_sinks import Activations
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.probing.position import token_positions
@@ -33,6 +33,10 @@ from ldmprobe_core.study.batching import (
 )
 from ldmprobe_core.study.layers import CLEAN_PIXELS
 from ldmprobe_core.study.schema import Study
+
+if TYPE_CHECKING:
+    # This module loads torch, which reports do not need.
+    from ldmprobe_core.pipeline.activation_sinks import Activations
 
 
 def run_accumulation_units(run: Run) -> list[list[list[range]]]:

@@ -12,7 +12,7 @@ import numpy as np
 from ldmprobe_core.analysis.controls.records import ExactRecord
 from ldmprobe_core.analysis.generalization.refits import TestScorer
 from ldmprobe_core.labelers.registry import labelers_of
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap

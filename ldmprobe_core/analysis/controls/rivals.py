@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe_core.analysis.controls.prompt_control import control_grid
+from ldmprobe_core.analysis.curves import RECALIBRATED
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.block_scores import block_means
@@ -23,9 +24,6 @@ from ldmprobe_core.probing.metrics import HeadlineScorer
 from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.properties import property_of
-
-RECALIBRATED = "_recalibrated"
-"""Suffix of the name of an image source, for scores of the recalibrated labeler."""
 
 _MOST_TRAINING_SAMPLES = 64
 """Largest number of training samples to which a recalibration is fitted.

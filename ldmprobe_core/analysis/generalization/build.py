@@ -24,10 +24,10 @@ from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer
 from ldmprobe_core.analysis.generalization.transfer import TransferMatrix
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PropertyRecord
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.analysis.stored_probes import stored_probes
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
 
 
@@ -129,17 +129,3 @@ def add_analyses(
                 part.add(step, activations)
     for prop, part in analyses.items():
         properties[prop].analyses = part.to_record()
-
-
-def stored_probes(run: Run, layer: str, kind: str, prop: str) -> list[LinearProbe]:
-    """Read the probes of all steps of one layer, of one kind and property, in order."""
-    study = run.study
-    index = {"kind": study.linear_kinds.index(kind), "property": study.labels.maps.index(prop)}
-    names = ("weight", "bias", "penalty", "cut", "position")
-    stored = {name: run.read(f"probes/{layer}", name, **index) for name in names}
-    return [
-        LinearProbe(weight.astype(np.float64), float(bias), float(penalty), float(cut), position)
-        for weight, bias, penalty, cut, position in zip(
-            *(stored[name] for name in names), strict=True
-        )
-    ]

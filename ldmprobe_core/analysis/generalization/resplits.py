@@ -23,7 +23,7 @@ from operator import add
 import numpy as np
 
 from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer, ordered_by_prompt
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.inference.selection import choose_layer

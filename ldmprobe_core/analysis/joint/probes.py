@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ldmprobe_core.analysis.generalization.build import stored_probes
+from ldmprobe_core.analysis.stored_probes import stored_probes
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.probe import read_cell
 from ldmprobe_core.probing.label_set import LabelSet

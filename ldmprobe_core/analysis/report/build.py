@@ -14,10 +14,9 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-import numpy as np
 import yaml
 
-from ldmprobe_core.analysis.class_curves import stable_steps, target_classes
+from ldmprobe_core.analysis.classes.curves import stable_steps, target_classes
 from ldmprobe_core.analysis.exports import scores_csv
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
@@ -45,7 +44,8 @@ from ldmprobe_core.analysis.report.text import (
     short_layer,
     step,
 )
-from ldmprobe_core.analysis.summarize import RunAnalysis, summarise, write_summary
+from ldmprobe_core.analysis.run_analysis import RunAnalysis, analyse, write_summary
+from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import (
     completed_interventions,
@@ -78,12 +78,13 @@ def build_report(
         UserError: a sample is not held out, or has no step images.
         RuntimeError: the run is not finished.
     """
-    analysis = summarise(run, seconds)
+    analysis = analyse(run, seconds)
     drawn = _samples_to_draw(run, analysis, samples)
     # The sheets of samples are read and encoded, without Python's lock, while figures are drawn.
     with ThreadPoolExecutor(1) as pool:
-        viewed = pool.submit(write_samples_page, run, analysis.labels, analysis.summary)
-        figure_records = _draw_figures(run, analysis, drawn)
+        maps = SampleMaps(run, analysis.labels, analysis.summary)
+        viewed = pool.submit(write_samples_page, run, maps, analysis.summary)
+        figure_records = _draw_figures(run, analysis, maps, drawn)
     page = _page(run, analysis.summary, figure_records, viewed.result())
     run.location.write_text("report/index.html", page)
     run.location.write_text("report/scores.csv", scores_csv(run, list(analysis.curves)))
@@ -274,14 +275,15 @@ class _FigureWriter:
                 run.location.write_bytes(f"report/{name}.mp4", film)
                 animation["film"] = f"{name}.mp4"
 
-    def add_samples(self, indices: list[int]) -> None:
+    def add_samples(self, maps: SampleMaps, indices: list[int]) -> None:
         """Draw the step images, probe maps and labeler maps of the given samples."""
-        labels, steps = self.analysis.labels, _columns(self.run.read(STEP_IMAGES, "step"))
-        for index in indices:
+        steps = figures.shown_steps(maps.steps)
+        grids = figures.sample_grids(self.run, maps, self.summary.properties, indices, steps)
+        for index, figure in zip(indices, grids, strict=True):
             self._write(
                 "samples",
                 f"sample-{index:05d}",
-                figures.sample_grid(self.run, labels, self.summary, index, steps),
+                figure,
                 f"Step images, probe maps and labeler maps of sample {index}.",
                 caption=self._caption(index),
             )
@@ -309,7 +311,7 @@ class _FigureWriter:
 
 
 def _draw_figures(
-    run: Run, analysis: RunAnalysis, indices: list[int]
+    run: Run, analysis: RunAnalysis, maps: SampleMaps, indices: list[int]
 ) -> dict[str, list[dict[str, Any]]]:
     """Draw all figures, write them into the run, and return their records by section."""
     writer = _FigureWriter(run, analysis)
@@ -318,7 +320,7 @@ def _draw_figures(
     writer.add_generalization()
     for name in completed_interventions(run):
         writer.add_intervention(name)
-    writer.add_samples(indices)
+    writer.add_samples(maps, indices)
     if analysis.summary.classes is not None:
         writer.add_classes(indices)
     return writer.entries
@@ -385,15 +387,3 @@ def _contents(study: Study, summary: Summary, drawn: dict[str, Any]) -> list[tup
         ("provenance", "provenance, numbers, citation", True),
     ]
     return [(anchor, title) for anchor, title, present in sections if present]
-
-
-def _columns(decoded: np.ndarray) -> list[int]:
-    """Return the sampler steps that the step-by-step figure of a sample shows.
-
-    Most are early steps, because properties emerge there, and the last step is always included.
-
-    Args:
-        decoded: steps (from 1) with step images, (n,) ascending.
-    """
-    candidates, last = [1, 2, 3, 5, 8, 10, 12, 15], int(decoded[-1])
-    return sorted({int(step) for step in decoded if step in candidates} | {last})

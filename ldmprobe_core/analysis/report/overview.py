@@ -17,7 +17,7 @@ from ldmprobe_core.analysis.report.text import (
     property_title,
     short_layer,
 )
-from ldmprobe_core.analysis.summarize import RunAnalysis
+from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import Lead
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS

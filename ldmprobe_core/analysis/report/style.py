@@ -6,9 +6,12 @@ import io
 import re
 from collections.abc import Mapping
 from html import escape
+from typing import Literal
 
 import matplotlib
+from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 # The colours are Okabe and Ito's palette, which readers with common forms of colour blindness can
 # distinguish.
@@ -57,7 +60,7 @@ def svg(figure: Figure, titles: Mapping[str, str] | None = None) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(_SETTINGS):
         figure.savefig(
-            buffer, format="svg", dpi=IMAGE_DPI, bbox_inches="tight", transparent=True,
+            buffer, format="svg", dpi=IMAGE_DPI, bbox_inches=_tight_box(figure), transparent=True,
             metadata={"Date": None, "Creator": None},
         )  # fmt: skip
     text = buffer.getvalue().decode().replace("<defs>", f"{_style()}<defs>", 1)
@@ -68,6 +71,24 @@ def svg(figure: Figure, titles: Mapping[str, str] | None = None) -> bytes:
         return start[0] if title is None else f"{start[0]}<title>{escape(title)}</title>"
 
     return re.sub('<g id="([^"]*)">', with_title, text).encode()
+
+
+def _tight_box(figure: Figure) -> Bbox | Literal["tight"]:
+    """Return the box, in inches, to which ``bbox_inches="tight"`` would crop a figure.
+
+    Matplotlib draws the whole figure once more to find it, with the resampling of every image.  In
+    a figure without a layout engine, the box only depends on extents, which need no drawing.
+    """
+    if figure.get_layout_engine() is not None:
+        return "tight"  # such an engine moves axes while it draws
+    resolution = figure.dpi
+    figure.dpi = 72  # as in an SVG file, whose unit is a point
+    try:
+        renderer = RendererSVG(figure.bbox.width, figure.bbox.height, io.StringIO())
+        box = figure.get_tightbbox(renderer)
+        return box.padded(matplotlib.rcParams["savefig.pad_inches"])
+    finally:
+        figure.dpi = resolution
 
 
 def _style() -> str:

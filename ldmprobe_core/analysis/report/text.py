@@ -6,7 +6,7 @@ would make every command start slowly.
 
 from __future__ import annotations
 
-from ldmprobe_core.analysis.class_records import ClassesRecord
+from ldmprobe_core.analysis.classes.records import ClassesRecord
 from ldmprobe_core.analysis.records import (
     LeadsRecord,
     PropertyRecord,

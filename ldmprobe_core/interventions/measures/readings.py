@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
+from ldmprobe_core.interventions.results import ProbeReading
 from ldmprobe_core.probing.block_scores import BlockScorer
-from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.study.properties import Property
 
@@ -26,23 +26,6 @@ if TYPE_CHECKING:
     # This module loads diffusers, which reports and summaries do not need, so it is imported for
     # type checks only.
     from ldmprobe_core.interventions.editor import Change
-
-
-class ProbeReading(BaseModel):
-    """Score of one layer's probes of one kind, on activations during an erasure.
-
-    Attributes:
-        layer: name of the layer whose activations are read, after their edit if it is edited.
-        kind: kind of the probes.
-        score: score of their predictions against the sample's own label, in the property's headline
-            metric; the mean over the edited steps.
-        less_unedited: difference between this score and that of the same probes in the run.
-    """
-
-    layer: str
-    kind: str
-    score: Interval
-    less_unedited: Interval
 
 
 @dataclass

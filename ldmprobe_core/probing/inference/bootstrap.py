@@ -7,8 +7,7 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtr, stdtrit
 
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
@@ -226,7 +225,7 @@ def expanded_tails(level: float, clusters: int) -> tuple[float, float]:
         lower and upper quantile, 0..1; for many clusters (1 - level) / 2 and (1 + level) / 2.
     """
     ratio = np.sqrt(clusters / (clusters - 1))
-    tail = float(norm.cdf(ratio * student.ppf((1 - level) / 2, clusters - 1)))
+    tail = float(ndtr(ratio * stdtrit(clusters - 1, (1 - level) / 2)))
     return tail, 1 - tail
 
 

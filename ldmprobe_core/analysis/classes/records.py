@@ -6,6 +6,12 @@ from pydantic import BaseModel, ConfigDict
 
 from ldmprobe_core.probing.inference.bootstrap import Interval
 
+CONFIDENT = 0.9
+"""Probability above which the top class of an image counts as confident."""
+
+PHOTOGRAPHS = "photographs.json"
+"""File of a run with the record of classified photographs."""
+
 
 class _Record(BaseModel):
     """Base class of the records, which refuses unknown keys."""
