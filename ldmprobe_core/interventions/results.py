@@ -17,7 +17,7 @@ RECORDS = "edits"
 
 
 class ProbeReading(BaseModel):
-    """Score of the probes of one kind and layer while edited images are generated.
+    """Score of one layer's probes of one kind, on activations during an erasure.
 
     Attributes:
         layer: name of the layer whose activations are read, after their edit if it is edited.
@@ -74,7 +74,7 @@ class EffectRecord(BaseModel):
 
 
 class SiteRecord(BaseModel):
-    """Effects of edits of the same layers and steps (a site) with one dose.
+    """Effects of the edit and its null edits at one site (layers and steps) with one dose.
 
     Attributes:
         layers: names of the edited layers; ``latents`` stands for the denoiser's input.

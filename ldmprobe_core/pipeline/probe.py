@@ -128,7 +128,7 @@ def read_cell(run: Run, network: str, step: int, layer: str) -> tuple[np.ndarray
 def _stored_probes(
     study: Study, fitted: CellResult, shape: tuple[int, int, int]
 ) -> dict[str, np.ndarray]:
-    """Arrange the linear probes of one layer at one step as the arrays that are stored.
+    """Convert the fitted linear probes of one layer at one step to the arrays of the store.
 
     Args:
         study: study that gives the kinds of linear probes and the properties, in order.

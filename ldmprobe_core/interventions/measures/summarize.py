@@ -135,7 +135,8 @@ def _effect_record(
     halfway = vanished = None
     if "way" in names:
         way, area = names.index("way"), names.index("area")
-        # Unedited images have a finite ``way`` (0) exactly where this measure is defined.
+        # Take from the unedited images where ``way`` is defined: in an edited image it is also NaN
+        # if the object vanished, which counts as not halfway.
         halfway = _fraction(measured[way] > 0.5, np.isfinite(before[way]))
         vanished = _fraction(measured[area] == 0, np.isfinite(measured[area]))
     return EffectRecord(
