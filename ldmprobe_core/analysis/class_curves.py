@@ -37,7 +37,7 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """Apply `first_stable_step` to class scores that exist at some steps only.
+    """Find first stable steps (see `first_stable_step`) if only some steps were decoded to images.
 
     Args:
         scores: class scores (sample, decoded step, class).
@@ -50,7 +50,7 @@ def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -
 
 
 def target_classes(run: Run) -> tuple[np.ndarray, bool]:
-    """Choose the target class of each sample.
+    """Choose each sample's target class: its prompt's class, or the top class of its final image.
 
     If every prompt names one of the labeler's classes, the targets are the classes of the prompts.
     Otherwise, the target of every sample is the top class of its final image.
@@ -67,7 +67,7 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
 
 
 def class_curves(run: Run) -> ClassesRecord:
-    """Summarise the class scores of a labeled run over its stored samples.
+    """Summarise the class labeler's scores of a run's final images and step images.
 
     Steps and agreement refer to the samples with step images.
 
@@ -115,7 +115,7 @@ def class_curves(run: Run) -> ClassesRecord:
 
 
 def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
-    """Classify photographs with the run's class labeler, and store the record in the run.
+    """Classify photographs with the run's class labeler, and write the results into the run.
 
     Args:
         run: run to which the photographs are compared.

@@ -1,4 +1,4 @@
-"""Generalization analyses of all properties, in one pass over the activations of each layer."""
+"""Computation of all generalization analyses, with one pass over each layer's activations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ldmprobe_core.storage.run import Run
 
 
 class PropertyAnalyses:
-    """Generalization analyses of one property; its layer's activations are added step by step.
+    """Generalization analyses of one property, updated with the activations of one step at a time.
 
     Args:
         run: finished run.
@@ -65,7 +65,7 @@ class PropertyAnalyses:
         self.code_length: list[CodeLengthRecord] = []
 
     def add(self, step: int, activations: np.ndarray) -> None:
-        """Add the activations of a step (counted from 0), (sample, token, channel).
+        """Update the analyses with the activations (sample, y, x, channel) of a step, from 0.
 
         They are those of all samples in the steps of `refitted` (counted from 1), where probes are
         fitted again, and may be those of the test samples alone in the other steps.  If all
@@ -111,7 +111,7 @@ class PropertyAnalyses:
 def add_analyses(
     run: Run, properties: dict[str, PropertyRecord], analyses: dict[str, PropertyAnalyses]
 ) -> None:
-    """Compute generalization analyses from a run's activations, and set them in the records.
+    """Compute the generalization analyses of all properties, and store them in `properties`.
 
     Properties with the same layer share the reads.  Steps without refitted probes read the test
     samples only.
@@ -132,7 +132,7 @@ def add_analyses(
 
 
 def stored_probes(run: Run, layer: str, kind: str, prop: str) -> list[LinearProbe]:
-    """Read the probes of all steps of one layer, of one kind and property, in order."""
+    """Read the stored probes of one layer, kind and property, in the order of the steps."""
     study = run.study
     index = {"kind": study.linear_kinds.index(kind), "property": study.labels.maps.index(prop)}
     names = ("weight", "bias", "penalty", "cut", "position")
