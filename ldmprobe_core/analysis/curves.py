@@ -99,8 +99,8 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
             return CurveRecord(relative=undefined, absolute=undefined)
         relative, absolute = {}, {}
         for name, share in SHARES.items():
-            # Margins are linear in the scores, so `relative_margins` of deviations of scores gives
-            # the deviations of margins.
+            # The margins are linear in the scores, so `relative_margins` also turns deviations of
+            # scores into deviations of margins.
             relative[name] = crossing(
                 relative_margins(scores, position, share),
                 bootstrap,
@@ -159,7 +159,7 @@ def leads_record(emergence: EmergenceRecord, samples: int) -> LeadsRecord:
 
 
 def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:
-    """Build one record per step: the reported layer's score, and its difference to input controls.
+    """Build one record for each step: the layer's score, and its difference to each input control.
 
     Args:
         curves: scores over the steps.

@@ -90,7 +90,7 @@ class _Numbers:
     targets: np.ndarray
 
     def predictions(self, layer: str) -> list[np.ndarray]:
-        """Predict the true and permuted numbers from one layer or input control at every step.
+        """Predict the true and permuted numbers from one probe input at every step.
 
         Returns:
             (draw, sample, number) for each step.
@@ -130,7 +130,7 @@ class _Numbers:
 
 
 def _mean_tokens(run: Run, step: int, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Average the activations of a layer or input control over the tokens of each sample.
+    """Average the activations of one probe input over the tokens of each sample.
 
     Returns:
         indices of the samples that have activations, (n,), and means (n, channel) float64.

@@ -73,7 +73,7 @@ class PropertyScores:
     def read(
         cls, run: Run, prop: str, heldout: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
     ) -> PropertyScores:
-        """Read the scores of a finished run.
+        """Read one property's scores from a finished run.
 
         Args:
             run: a finished run.
@@ -147,7 +147,7 @@ class PropertyScores:
         return self.linear[int(kind)], step, int(layer)
 
     def best_of_input(self, name: str) -> tuple[int, int]:
-        """Find the kind and step of an input control with the best validation score."""
+        """Find the kind and step of an input control's probes with the best validation score."""
         choice = self._validation(self.inputs[name][self.linear, 0])
         row, step = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(row)], int(step)
@@ -181,8 +181,8 @@ class PropertyScores:
             resplits: curves of re-splits with the candidates `tied_layers`; None if there are none.
         """
         choices = resplits.choices if resplits else {}
-        # The candidates are sorted by score, so among equal numbers of choices `max` returns the
-        # candidate with the best score.
+        # The candidates are sorted by score, so `max` breaks ties in the number of re-splits by
+        # score.
         kind, layer = max(self._tied_curves, key=lambda c: choices.get(self.layers[c[1]], 0))
         name, tied = self.layers[layer], self.tied_layers
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]
@@ -281,12 +281,12 @@ class PropertyScores:
         return [candidates[i] for i in choice.tied]
 
     def _input_curve(self, name: str, metric: int) -> np.ndarray:
-        """Test scores of an input control at every step in one metric, (step, test sample)."""
+        """Test scores of probes of an input control at every step, (step, test sample)."""
         steps = range(self.inputs[name].shape[2])
         return np.stack([self._input_at(name, step)[metric] for step in steps])
 
     def _input_at(self, name: str, step: int) -> np.ndarray:
-        """Test scores of an input control at one step in all metrics, (metric, test sample).
+        """Test scores of probes of an input control at one step, (metric, test sample).
 
         The linear kind is used whose probes have the best validation score.
         """

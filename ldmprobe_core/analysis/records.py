@@ -137,7 +137,7 @@ class LeadsRecord(Record):
 
 
 class StepRecord(Record):
-    """Scores of the reported layer's probes at one step, and differences to the input controls.
+    """Scores of the reported layer's probes at one step, and differences to control probes.
 
     Attributes:
         step: sampler step, from 1.
@@ -157,7 +157,7 @@ class StepRecord(Record):
 
 
 class ClustersRecord(Record):
-    """Numbers of prompts and categories among the test samples, which the bootstrap resamples.
+    """Numbers of prompts and of categories, the clusters that the bootstrap resamples.
 
     Attributes:
         prompts: number of distinct prompts.

@@ -1,4 +1,4 @@
-"""Records of the results of controls, and of scores on ground-truth maps, in ``summary.json``."""
+"""Records of control results and of scores on ground-truth maps in ``summary.json``."""
 
 from __future__ import annotations
 

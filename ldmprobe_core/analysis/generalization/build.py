@@ -65,11 +65,15 @@ class PropertyAnalyses:
         self.code_length: list[CodeLengthRecord] = []
 
     def add(self, step: int, activations: np.ndarray) -> None:
-        """Update the analyses with the activations (sample, y, x, channel) of a step, from 0.
+        """Update the analyses with one step's activations, (sample, y, x, channel).
 
-        They are those of all samples in the steps of `refitted` (counted from 1), where probes are
-        fitted again, and may be those of the test samples alone in the other steps.  If all
-        training samples of a step have non-finite activations, no probes are fitted again for it.
+        Steps in `refitted`, where probes are fitted again, need the activations of all samples; for
+        other steps, those of the test samples are enough.  If all training samples of a step have
+        non-finite activations, no probes are fitted again for it.
+
+        Args:
+            step: step of the activations, from 0 (the steps of `refitted` count from 1).
+            activations: activations of all samples or of the test samples, as stored.
         """
         test = self.scorer.test
         of_test = activations if len(activations) == len(test) else activations[test]

@@ -81,7 +81,7 @@ def holdout_record(
     fold_of = {name: fold for fold, names in enumerate(folds) for name in names}
     of_sample = np.array([fold_of[str(sample.category)] for sample in samples])
     train, validation, n = data.train, data.validation, len(folds)
-    # For comparison, leave out random parts that are as large as the folds' training samples.
+    # For comparison, leave out random training samples, as many as each fold contains.
     prompts = np.array([samples[i].group for i in train])
     shuffled = ordered_by_prompt(train, prompts, np.random.default_rng(seed))
     sizes = [int((of_sample[train] == fold).sum()) for fold in range(n)]
@@ -116,7 +116,7 @@ def _leave_out(
     tested: list[np.ndarray],
     test: np.ndarray,
 ) -> np.ndarray:
-    """Fit a probe without each part of the training samples in turn, and predict test samples.
+    """For each part of the training samples, predict test samples with a probe fitted to the rest.
 
     Args:
         data: activations and labels.

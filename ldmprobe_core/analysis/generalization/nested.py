@@ -124,8 +124,8 @@ def code_length_record(
             for blocks, sums in zip(nested.blocks, nested.sums, strict=True)
         ]
     )
-    # In each draw, the images of the first block have no code length (NaN).  The average over the
-    # other draws gives a code length for most of these images too.
+    # In each draw, the images of the first two blocks have no code length (NaN).  The average over
+    # the other draws gives a code length for most of these images too.
     position, probe = defined_mean(lengths)
     saved = bootstrap.interval(position - probe)
     defined = np.isfinite(position - probe)

@@ -58,7 +58,7 @@ class Resplits:
 
     @classmethod
     def draw(cls, labels: LabelSet, prompts: np.ndarray, seed: int) -> Resplits | None:
-        """Draw `RESPLITS` divisions of the training and validation samples of a run.
+        """Divide the non-test samples into training and validation at random, `RESPLITS` times.
 
         All samples of a prompt are in one part.
 
@@ -176,7 +176,7 @@ class ResplitScorer:
         self._validation = resplits.holds(resplits.validation)
 
     def scores(self, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Fit and score the probes of one layer at one step.
+        """Fit and score one probe for each re-split, at one layer and step.
 
         Args:
             activations: activations of all samples, (sample, y, x, channel).
@@ -325,7 +325,7 @@ def choose_curves(
     position: np.ndarray,
     inflation: float,
 ) -> ResplitCurves:
-    """Choose for every re-split the layer that scores best on its validation samples.
+    """Choose each re-split's best layer on validation samples, and collect its test scores.
 
     Args:
         layers: names of the candidate layers.

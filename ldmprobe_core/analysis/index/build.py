@@ -80,7 +80,7 @@ def write_index(store: str) -> str:
 
 
 def read_entry(location: Location, name: str) -> RunEntry:
-    """Read what the page shows of one run; an unreadable run becomes an entry that says so."""
+    """Read a run's entry for the index page; for an unreadable run, the entry gives the reason."""
     run = Run(f"{location.url}/{name}")
     try:
         model = run.study.model.source
@@ -97,7 +97,7 @@ def read_entry(location: Location, name: str) -> RunEntry:
 
 
 def index_page(url: str, entries: list[RunEntry]) -> str:
-    """Read a run's entry for the index page; for an unreadable run, the entry gives the reason."""
+    """Return the HTML of the page that lists the runs of a store."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     properties = list(
@@ -136,7 +136,7 @@ def _heatmaps(prop: str, entries: list[RunEntry]) -> dict[str, str]:
 
 
 def _side_by_side_rows(prop: str, entries: list[RunEntry]) -> dict[str, list[str]]:
-    """Return a property's table: one row for each number, with one cell for each run."""
+    """Return a property's table: one row for each result, with one cell for each run."""
     results = [entry.summary.properties.get(prop) if entry.summary else None for entry in entries]
     columns = [_numbers(result) if result else {} for result in results]
     keys = list(dict.fromkeys(key for column in columns for key in column))
@@ -144,7 +144,7 @@ def _side_by_side_rows(prop: str, entries: list[RunEntry]) -> dict[str, list[str
 
 
 def _numbers(result: PropertyRecord) -> dict[str, str]:
-    """Return the main numbers of a property with their intervals, by heading."""
+    """Format a property's main results with their intervals, by row heading."""
     best = result.best
     return {
         "best score": f"{number(best.score)} ({metric_title(best.metric)})",

@@ -96,7 +96,7 @@ def class_map_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Overlaps of predicted and labeled classes for one layer or input control, with its best step.
+    """Overlaps of predicted and labeled classes for one probe input, with its best step.
 
     Attributes:
         step: step of the cell, from 1.
@@ -119,7 +119,7 @@ class _Input:
 def _predicted(
     probes: JointProbes, layer: str, truth: np.ndarray, exact: np.ndarray | None
 ) -> _Input:
-    """Predict classes from one layer or input control at every step, and choose the best step."""
+    """Predict classes from one probe input at every step, and choose the best step."""
     is_test, best_tokens = probes.is_test, None
     steps: list[np.ndarray] = []
     validation: list[float] = []
@@ -189,7 +189,7 @@ def _iou_of_class(means: np.ndarray, index: int) -> np.ndarray:
 
 
 def _difference(means: np.ndarray) -> np.ndarray:
-    """Subtract the second mean IoU from the first, (draw,), given overlaps (draw, 2, 2, class)."""
+    """Subtract the second mean IoU from the first, (draw,); overlaps are (draw, 2, 2, class)."""
     return mean_iou(means[:, 0]) - mean_iou(means[:, 1])
 
 

@@ -42,7 +42,7 @@ class JointProbes:
         self.kind = next(one for one in run.study.linear_kinds if probe_kind(one).supports(record))
 
     def tokens(self, layer: str) -> Iterator[np.ndarray]:
-        """Predict all components from one layer or input control, step by step.
+        """Predict all components from one probe input (a layer or an input control), step by step.
 
         Yields:
             predictions (held-out sample, y, x, component) float64.  Samples without activations,

@@ -87,7 +87,7 @@ def vector_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Predicted vectors of one layer or input control, with the step best on validation samples.
+    """Predicted vectors from one probe input, with the step that is best on validation samples.
 
     Attributes:
         step: step of the cell, from 1.
@@ -110,7 +110,7 @@ class _Vector:
         self.truth = unit_vectors(probes.truth(probes.labels.heldout))
 
     def predicted(self, layer: str) -> _Input:
-        """Predict vectors from a layer or input control at every step, and choose the best step."""
+        """Predict vectors from one probe input at every step, and choose the best step."""
         tokens = list(self.probes.tokens(layer))
         cosine = np.stack([mean_cosine(of_step, self.truth) for of_step in tokens])
         means = mean_of_defined(cosine[:, ~self.probes.is_test], axis=1, otherwise=-np.inf)
