@@ -61,7 +61,7 @@ def fit_mlp(
     inner, outer = nn.Linear(channels, channels // 2), nn.Linear(channels // 2, 1)
     for layer in (inner, outer):
         # Draw from the default distribution of torch.nn.Linear, but with a seeded generator, so
-        # that a second fit gives the same probe.
+        # that repeated fits give the same probe.
         bound = layer.in_features**-0.5
         for parameter in layer.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
