@@ -182,10 +182,10 @@ def ordered_by_prompt(
 
 
 def _label_means(sums: SufficientStatistics) -> np.ndarray:
-    """Mean label at each position, (position, label); the overall mean at unseen positions."""
+    """Mean label at each position, (position, label); the overall mean where no token is."""
     if sums.by_position is None:
         raise ValueError(
-            "by_position: no sums by position (None). Fix: give positions to from_tokens"
+            "by_position: the sums were not computed (None). Fix: pass positions to from_tokens"
         )
     count = sums.by_position[:, sums.channels, None]
     total = sums.by_position[:, sums.channels + 1 :]
