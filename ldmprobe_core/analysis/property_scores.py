@@ -36,7 +36,7 @@ _Cell = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class PropertyScores:
-    """Scores of one property at all layers and steps; the best are chosen on validation samples.
+    """Scores of one property at all layers and steps, with the best chosen on validation samples.
 
     Attributes:
         prop: the property.
@@ -135,7 +135,7 @@ class PropertyScores:
         return int(np.isnan(self.scores[0, supporting, 0]).sum()) + of_inputs
 
     def best(self, condition: int = 0) -> _Cell:
-        """Find the kind, step and layer with the best validation score, under one condition."""
+        """Find the best kind, step and layer on validation samples, for the probe or a control."""
         choice = self._validation(self.scores[condition, self.linear, 0])
         kind, step, layer = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(kind)], int(step), int(layer)
@@ -147,7 +147,7 @@ class PropertyScores:
         return self.linear[int(kind)], step, int(layer)
 
     def best_of_input(self, name: str) -> tuple[int, int]:
-        """Find the kind and step of an input control's probes with the best validation score."""
+        """Find the best kind and step for probes of latents or pixels, on validation samples."""
         choice = self._validation(self.inputs[name][self.linear, 0])
         row, step = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(row)], int(step)
@@ -281,12 +281,12 @@ class PropertyScores:
         return [candidates[i] for i in choice.tied]
 
     def _input_curve(self, name: str, metric: int) -> np.ndarray:
-        """Test scores of probes of an input control at every step, (step, test sample)."""
+        """Test scores of probes of latents or clean pixels at every step, (step, test sample)."""
         steps = range(self.inputs[name].shape[2])
         return np.stack([self._input_at(name, step)[metric] for step in steps])
 
     def _input_at(self, name: str, step: int) -> np.ndarray:
-        """Test scores of probes of an input control at one step, (metric, test sample).
+        """Test scores of probes of latents or clean pixels at one step, (metric, test sample).
 
         The linear kind is used whose probes have the best validation score.
         """

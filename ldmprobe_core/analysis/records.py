@@ -52,7 +52,7 @@ class CellRecord(Record):
 
 
 class LayerRecord(Record):
-    """Layer and kind of probe whose scores over the steps are reported.
+    """Layer and kind of probe for which the summary reports scores over all steps.
 
     Both are chosen once for all steps, by the mean validation score over the steps.  Among tied
     layers, the one that most re-splits choose is taken.
@@ -80,7 +80,7 @@ class BarRecord(Record):
 
 
 class CurveRecord(Record):
-    """Onset and settled steps of one score curve, relative to its own gain and to the probes'.
+    """Onset and settled steps of one curve, by its own final gain and by that of the probes.
 
     Attributes:
         relative: steps at which the curve reaches shares of its own final gain over position.

@@ -89,8 +89,8 @@ class SufficientStatistics:
             )
         values = np.zeros_like(self.by_position)
         values[:, self.channels + 1 :] = means
-        # The new rows are Z - P, where P repeats `values` at the tokens of each position.  Expand
-        # their Gram matrix, (Z - P)'(Z - P).
+        # Subtraction turns the rows Z into Z - P, where P repeats `values` at the tokens of each
+        # position.  The new Gram matrix is (Z - P)'(Z - P), expanded.
         cross = self.by_position.T @ values
         count = self.by_position[:, self.channels, None]
         gram = self.gram - cross - cross.T + values.T @ (count * values)

@@ -90,6 +90,6 @@ def _best_dice(shares: np.ndarray, weights: np.ndarray | None, index: int) -> fl
 
 
 def _mean_or_none(scores: np.ndarray) -> float | None:
-    """Mean of the defined scores (n,); None if there are none, because JSON has no NaN."""
+    """Average the defined scores (n,); None if there are none, because JSON has no NaN."""
     mean = float(mean_of_defined(scores))
     return mean if np.isfinite(mean) else None

@@ -79,7 +79,7 @@ def code_lengths(
 
 
 def _position_alone(probe: LinearProbe) -> LinearProbe:
-    """Return a copy of a probe with zero weights and bias, which predicts its position term."""
+    """Return a copy of a probe with zero weights and bias: it predicts only its position term."""
     return replace(probe, weight=np.zeros_like(probe.weight), bias=0.0)
 
 

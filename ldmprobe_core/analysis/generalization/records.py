@@ -151,5 +151,5 @@ class AnalysesRecord(_Record):
 
 
 def to_matrix(values: list[list[float]]) -> Matrix:
-    """Replace NaN by None in the rows of a matrix."""
+    """Convert the rows of a matrix for JSON, which has no NaN: NaN becomes None."""
     return [[None if value != value else float(value) for value in row] for row in values]

@@ -1,4 +1,4 @@
-"""Building of the web page that lists all runs of a store.
+"""Build the web page that lists all runs of a store.
 
 The page is ``index.html`` in the store's own folder or prefix.  It loads nothing, and links to the
 reports of the runs beside it.

@@ -56,7 +56,7 @@ def overlap(tokens: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def class_iou(means: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, from mean overlaps (draw, 2, class).
+    """Compute the intersection over union of each class from mean overlaps (draw, 2, class).
 
     Returns:
         (draw, class) float64; NaN for a class that is in no label and in no prediction.
@@ -66,7 +66,7 @@ def class_iou(means: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(means: np.ndarray) -> np.ndarray:
-    """Mean over classes of `class_iou`, (draw,) float64; classes that occur nowhere are left out.
+    """Average `class_iou` over the classes that occur in a label or a prediction, (draw,) float64.
 
     Args:
         means: mean overlaps, (draw, 2, class).
@@ -184,7 +184,7 @@ def _class_map_record(probes: JointProbes, bootstrap: Bootstrap) -> ClassMapReco
 
 
 def _iou_of_class(means: np.ndarray, index: int) -> np.ndarray:
-    """IoU of one class, (draw,), from mean overlaps (draw, 2, class)."""
+    """Compute the IoU of one class, (draw,), from mean overlaps (draw, 2, class)."""
     return np.asarray(class_iou(means)[:, index])
 
 

@@ -1,4 +1,4 @@
-"""Building of a run's report, a folder with an HTML page and figures.
+"""Build a run's report: a folder with an HTML page and figures.
 
 The page loads nothing from the network, so the folder can be copied and read offline.
 """

@@ -51,7 +51,7 @@ def agreement_title(summary: InterventionSummary) -> str:
 
 
 def site_layer(site: SiteRecord) -> str:
-    """Return a short name of the layer of a site that consists of a single layer."""
+    """Return a short name for the only layer of an edit site."""
     return "denoiser's input" if site.layers[0] == LATENTS else short_layer(site.layers[0])
 
 

@@ -142,7 +142,7 @@ class _Sheets:
         return [self._sheet([line[i] for line in lines]) for i in range(len(rows))]
 
     def _sheet(self, lines: list[np.ndarray]) -> bytes:
-        """Encode one sample's tiles, (column, y, x, rgb) in 0..1 for each row, as WebP."""
+        """Encode one sample's sheet as WebP, from rows of tiles (column, y, x, rgb) in 0..1."""
         width, height = self.tile
         k = self.reduction
         parts = []

@@ -21,7 +21,7 @@ class MlpProbe:
 
     @torch.no_grad()
     def predict(self, activations: np.ndarray) -> np.ndarray:
-        """Predict (n, y, x) float64 from activations (n, y, x, channel); logits for masks."""
+        """Predict maps (n, y, x) float64 from activations (n, y, x, channel); logits for masks."""
         parts = [self.network(torch.from_numpy(a.astype(np.float32)))[..., 0] for a in activations]
         return torch.stack(parts).double().numpy()
 
