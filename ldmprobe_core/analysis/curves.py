@@ -33,7 +33,7 @@ RIVALS = {
     "decoded_recalibrated": "trajectory" + RECALIBRATED,
     "clean_recalibrated": "clean" + RECALIBRATED,
 }
-"""Images that the labeler is scored on, for each name of a comparison in ``summary.json``."""
+"""Source of the labeler's images, by the name of the comparison in ``summary.json``."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks, mean_ranks
 
 _ROUNDING = 1e-9
-"""Share of a map's variance; a residual below it after the regression counts as rounding error."""
+"""Share of a map's variance below which the regression's residual counts as rounding error."""
 
 
 def position_covariates(mean_map: np.ndarray, grid: tuple[int, int] | None = None) -> np.ndarray:

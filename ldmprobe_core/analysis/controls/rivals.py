@@ -25,7 +25,7 @@ from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.properties import property_of
 
 RECALIBRATED = "_recalibrated"
-"""Suffix of the name of an image source, for scores of the recalibrated labeler."""
+"""Suffix of an image source's name that marks scores of the recalibrated labeler."""
 
 _MOST_TRAINING_SAMPLES = 64
 """Largest number of training samples to which a recalibration is fitted.

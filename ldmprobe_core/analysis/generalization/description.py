@@ -39,7 +39,7 @@ SMALLEST_VARIANCE = 1e-6
 """Smallest variance of the Gaussian noise model, relative to the variance of the labels."""
 
 SMOOTHING = 1e-3
-"""Weight of 1/2 in the average with which foreground fractions are kept away from 0 and 1.
+"""Weight with which foreground fractions are averaged with 1/2, so that none is 0 or 1.
 
 A mask without any foreground would otherwise be coded with a probability of 0.
 """

@@ -36,7 +36,7 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
 RESPLITS = 20
-"""Number of re-splits."""
+"""Number of re-splits, the random train/validation divisions of a run's prompts."""
 
 MOST_BLOCKS = 24
 """Largest number of blocks of prompts, which bounds the memory for their sums of products."""

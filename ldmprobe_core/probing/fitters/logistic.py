@@ -26,7 +26,7 @@ _SLOW = 0.25
 _MOST_STEPS = 200
 
 _WIDENED_BYTES = 1 << 27
-"""Largest size in bytes of tokens in float64 that are kept for all passes."""
+"""Largest size in bytes at which all tokens are kept in float64 between passes."""
 
 _ROUNDING = 1e-13
 """Largest difference of the objective that is treated as rounding error."""

@@ -35,7 +35,7 @@ from pydantic import BaseModel
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Bootstrap, resampled_means
 
 SHARES = {"onset": 0.5, "settled": 0.9}
-"""Share of the final gain over the position baseline that defines each step."""
+"""Shares of the final gain over the position baseline that define the two steps."""
 
 WIDEST_SHARE = 1 / 3
 """Largest share of the steps that an interval may span for its step to be determined."""
