@@ -111,7 +111,7 @@ class Run(StoredRun):
         )
 
     def activations(self, layer: str) -> xr.DataArray:
-        """Return the stored activations of a layer as a lazy Dask array.
+        """Return a layer's stored activations as a `DataArray` of lazily read Dask chunks.
 
         Values are read when they are computed, so that means and other reductions over more
         activations than fit into memory run chunk by chunk.

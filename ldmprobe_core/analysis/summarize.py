@@ -235,7 +235,7 @@ def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray
 def _scores_without_cells(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Score the controls that need no activations, (metric, test sample) by control name."""
+    """Score the controls that have no layer and step, (metric, test sample) by control name."""
     study, prop = run.study, scores.prop.name
     # Source images share one caption, so there are no prompts to predict from.
     if not study.controls.prompt or study.images is not None:

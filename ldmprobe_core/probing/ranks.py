@@ -136,7 +136,7 @@ def _rank_correlation(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndar
 
 
 def iter_chunks(flat: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield chunks of consecutive rows (n, pixel), each of which fits a CPU's cache."""
+    """Yield chunks of consecutive rows (n, pixel), small enough for a CPU's cache if possible."""
     rows = max(1, _CHUNK_PIXELS // flat.shape[1])
     for start in range(0, len(flat), rows):
         yield flat[start : start + rows]

@@ -341,7 +341,7 @@ class FitData:
         return self.cell.labels.maps[self.prop.name][self._owners]
 
     def _weights(self, members: np.ndarray) -> np.ndarray | None:
-        """Return the positive token weights of the samples ``members``; None if all are equal."""
+        """Return the positive token weights of samples; None if every pixel was measured."""
         weights = self.cell.token_weights(self.column, members)
         return None if weights is None else weights[weights > 0]
 
