@@ -99,8 +99,8 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
             return CurveRecord(relative=undefined, absolute=undefined)
         relative, absolute = {}, {}
         for name, share in SHARES.items():
-            # The margins are linear in the scores, so `relative_margins` also turns deviations of
-            # scores into deviations of margins.
+            # Margins (score minus bar) are linear in the scores, so `relative_margins` of
+            # deviations of the scores are the deviations of the margins.
             relative[name] = crossing(
                 relative_margins(scores, position, share),
                 bootstrap,

@@ -96,7 +96,7 @@ def class_map_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Overlaps of predicted and labeled classes for one probe input, with its best step.
+    """Overlap of predicted and labeled classes at every step of a probe input, and the best step.
 
     Attributes:
         step: step of the cell, from 1.
