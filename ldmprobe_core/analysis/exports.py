@@ -34,7 +34,7 @@ COLUMNS = ("property", "metric", "kind", "condition", "step", "layer", "mean", "
 
 
 def export_run_scores(run: Run, path: str | Path) -> None:
-    """Write scores of a finished run to a file on this machine, in the format of its suffix.
+    """Write a finished run's scores to a local file: CSV, Parquet or LaTeX, by the file's suffix.
 
     Args:
         run: finished run.
@@ -95,7 +95,7 @@ def scores_csv(run: Run, properties: list[str]) -> str:
 
 
 def _write_parquet(text: str, path: Path) -> None:
-    """Write the rows of a CSV text as Parquet, with columns of text, integers and floats."""
+    """Convert CSV text to a Parquet file with typed columns (text, integers, floats)."""
     try:
         from pyarrow import csv as arrow_csv
         from pyarrow import parquet

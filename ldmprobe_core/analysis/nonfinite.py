@@ -30,7 +30,7 @@ def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
         counts[network] = 0
         total = len(samples) if network == "trained" else len(permuted_samples(study, samples))
         for layer in run.layers:
-            # The array has the axes (sample, step).
+            # `stored` has the axes (sample, step).
             stored = run.read(f"{group}/{layer}", "nonfinite")
             by_step = stored.sum(0, dtype=np.int64)
             if study.capture.keep == "statistics":

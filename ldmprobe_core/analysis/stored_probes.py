@@ -17,7 +17,7 @@ from ldmprobe_core.study.properties import property_of
 
 
 def stored_probes(run: Run, layer: str, kind: str, prop: str) -> list[LinearProbe]:
-    """Read the probes of all steps of one layer, of one kind and property, in order."""
+    """Read the stored probes of one layer, kind and property, in the order of the steps."""
     study = run.study
     index = {"kind": study.linear_kinds.index(kind), "property": study.labels.maps.index(prop)}
     names = ("weight", "bias", "penalty", "cut", "position")

@@ -49,7 +49,7 @@ from ldmprobe_core.study.splits import SPLITS
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one CPU thread in this block.
+    """Limit torch and BLAS to one CPU thread inside a ``with`` block.
 
     The matrices are small.  With several threads, BLAS and torch would spend most of the time on
     waiting for each other, up to 20 times as much as on computing on a busy machine.
@@ -111,7 +111,7 @@ def summarise(run: Run, seconds: dict[str, float], labels: LabelSet | None = Non
 def _analyse_properties(
     run: Run, labels: LabelSet, is_test: np.ndarray, bootstrap: Bootstrap
 ) -> tuple[dict[str, PropertyRecord], dict[str, Curves]]:
-    """Build the record and the curves of every property.
+    """Build the summary record and the score curves of every property.
 
     Args:
         run: finished run.
@@ -159,7 +159,7 @@ def _curves(
     test: np.ndarray,
     resplits: ResplitCurves | None,
 ) -> Curves:
-    """Collect the curves of one property; `position` has the position baseline's scores."""
+    """Collect the score curves of one property; ``position`` has the position baseline's scores."""
     rivals = rival_scores(run, scores.prop.name, labels, test, scores.scores.shape[3])
     decoded = np.isin(test, samples_in(run, STEP_IMAGES))
     steps = run.read(STEP_IMAGES, "step")
@@ -184,7 +184,7 @@ def _count_samples(samples: list[Sample]) -> dict[str, int]:
 
 
 def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
-    """Score the position baseline on the test samples, (metric, test sample)."""
+    """Score the training mean map as the prediction of every test sample, (metric, test sample)."""
     maps, mean_map = labels.maps[prop], labels.means[prop]
     tuning = labels.train if len(labels.train) else labels.validation
     predicted = np.broadcast_to(mean_map, (len(test), *mean_map.shape))
@@ -195,14 +195,14 @@ def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray
 def _scores_without_cells(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Score the controls that read the prompt, not activations, (metric, test sample) by name."""
+    """Score the controls that have no layer and step, (metric, test sample) by control name."""
     study, prop = run.study, scores.prop.name
     # Source images share one caption, so there are no prompts to predict from.
     if not study.controls.prompt or study.images is not None:
         return {}
     controls = {}
-    # With ``capture.keep`` at ``statistics``, a run stores no label maps of training samples, so
-    # the control cannot be fitted.
+    # Without stored label maps of training samples (``capture.keep: statistics``), the prompt
+    # control cannot be fitted.
     if len(labels.train) > 0 and run.has_prompt_embeddings:
         embedding = run.read("prompts", "embedding")
         controls["prompt"] = prompt_scores(embedding, labels, prop, study.probes.penalties)
@@ -216,7 +216,7 @@ def _scores_without_cells(
 def _corrected_differences(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
 ) -> dict[str, CorrectedDifference]:
-    """Correct the differences to controls for the number of training samples, by name.
+    """Correct the score differences to the controls for small training sets, by control name.
 
     Differences to input controls are corrected by refits to halves of the training samples.  For a
     control of a part of the samples, the probe is fitted again to that part, so that both sides of
@@ -234,7 +234,7 @@ def _corrected_differences(
 def _corrected_difference(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray, name: str
 ) -> CorrectedDifference | None:
-    """Correct the difference to one control; None without training samples to refit to."""
+    """Correct the score difference to one control; None without training samples to refit."""
     study, prop, covered = run.study, scores.prop.name, scores.covered.get(name)
     index = np.arange(run.n_stored)
     if covered is not None:
@@ -279,7 +279,7 @@ def _corrected_difference(
 
 
 def _labeler_scores(properties: dict[str, PropertyRecord]) -> dict[str, Interval] | None:
-    """Scores of the labelers on ground-truth maps, by property; None without such maps."""
+    """Return the labelers' scores on ground-truth maps by property; None without such maps."""
     scores = {
         name: record.exact.labeler
         for name, record in properties.items()

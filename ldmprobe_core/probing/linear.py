@@ -46,7 +46,7 @@ class LinearProbe:
 
     @classmethod
     def from_dataset(cls, stored: Any) -> LinearProbe:
-        """Read a probe from the arrays of a run.
+        """Read a linear probe from the stored arrays of a run.
 
         Args:
             stored: xarray dataset of ``probes/<layer>`` at one kind, property and step.

@@ -32,7 +32,7 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """Apply `first_stable_step` to class scores that exist at some steps only.
+    """Find first stable steps (see `first_stable_step`) if only some steps were decoded to images.
 
     Args:
         scores: class scores (sample, decoded step, class).
@@ -45,7 +45,7 @@ def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -
 
 
 def target_classes(run: Run) -> tuple[np.ndarray, bool]:
-    """Choose the target class of each sample.
+    """Choose each sample's target class: its prompt's class, or the top class of its final image.
 
     If every prompt names one of the labeler's classes, the targets are the classes of the prompts.
     Otherwise, the target of every sample is the top class of its final image.
@@ -62,7 +62,7 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
 
 
 def class_curves(run: Run) -> ClassesRecord:
-    """Summarise the class scores of a labeled run over its stored samples.
+    """Summarise the class labeler's scores of a run's final images and step images.
 
     Steps and agreement refer to the samples with step images.
 

@@ -21,7 +21,7 @@ from ldmprobe_core.study.readers.value_types import user_path
 
 
 def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
-    """Classify photographs with the run's class labeler, and store the record in the run.
+    """Classify photographs with the run's class labeler, and write the results into the run.
 
     Args:
         run: run to which the photographs are compared.

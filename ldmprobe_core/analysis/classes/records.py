@@ -14,7 +14,7 @@ PHOTOGRAPHS = "photographs.json"
 
 
 class _Record(BaseModel):
-    """Base class of the records, which refuses unknown keys."""
+    """Pydantic base class of these records; an unknown key is a validation error."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,7 +34,7 @@ class PhotographRecord(_Record):
 
 
 class PhotographsRecord(_Record):
-    """Results of the class labeler on the user's photographs, for comparison.
+    """Results of the class labeler on a folder of the user's photographs.
 
     Attributes:
         count: number of photographs.

@@ -1,4 +1,4 @@
-"""Generalization analyses of all properties, in one pass over the activations of each layer."""
+"""Computation of all generalization analyses, with one pass over each layer's activations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ldmprobe_core.storage.run import Run
 
 
 class PropertyAnalyses:
-    """Generalization analyses of one property; its layer's activations are added step by step.
+    """Generalization analyses of one property, updated with the activations of one step at a time.
 
     Args:
         run: finished run.
@@ -65,11 +65,15 @@ class PropertyAnalyses:
         self.code_length: list[CodeLengthRecord] = []
 
     def add(self, step: int, activations: np.ndarray) -> None:
-        """Add the activations of a step (counted from 0), (sample, token, channel).
+        """Update the analyses with one step's activations, (sample, y, x, channel).
 
-        They are those of all samples in the steps of `refitted` (counted from 1), where probes are
-        fitted again, and may be those of the test samples alone in the other steps.  If all
-        training samples of a step have non-finite activations, no probes are fitted again for it.
+        Steps in `refitted`, where probes are fitted again, need the activations of all samples; for
+        other steps, those of the test samples are enough.  If all training samples of a step have
+        non-finite activations, no probes are fitted again for it.
+
+        Args:
+            step: step of the activations, from 0 (the steps of `refitted` count from 1).
+            activations: activations of all samples or of the test samples, as stored.
         """
         test = self.scorer.test
         of_test = activations if len(activations) == len(test) else activations[test]
@@ -111,7 +115,7 @@ class PropertyAnalyses:
 def add_analyses(
     run: Run, properties: dict[str, PropertyRecord], analyses: dict[str, PropertyAnalyses]
 ) -> None:
-    """Compute generalization analyses from a run's activations, and set them in the records.
+    """Compute the generalization analyses of all properties, and store them in `properties`.
 
     Properties with the same layer share the reads.  Steps without refitted probes read the test
     samples only.

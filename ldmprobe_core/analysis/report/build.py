@@ -1,4 +1,4 @@
-"""Building of a run's report, a folder with an HTML page and figures.
+"""Build a run's report: a folder with an HTML page and figures.
 
 The page loads nothing from the network, so the folder can be copied and read offline.
 """
@@ -80,7 +80,8 @@ def build_report(
     """
     analysis = analyse(run, seconds)
     drawn = _samples_to_draw(run, analysis, samples)
-    # The sheets of samples are read and encoded, without Python's lock, while figures are drawn.
+    # Write the samples page in a second thread while this one draws the figures: reading and
+    # encoding images releases the GIL.
     with ThreadPoolExecutor(1) as pool:
         maps = SampleMaps(run, analysis.labels, analysis.summary)
         viewed = pool.submit(write_samples_page, run, maps, analysis.summary)
@@ -174,7 +175,7 @@ class _FigureWriter:
         )
 
     def add_overview(self) -> None:
-        """Draw the figure at the top of the page: when each property is known."""
+        """Draw the figure at the top of the page: from which step each property can be read."""
         self._write(
             "overview",
             "overview",
@@ -327,7 +328,7 @@ def _draw_figures(
 
 
 def _page(run: Run, summary: Summary, figure_records: dict[str, Any], viewed: int) -> str:
-    """HTML of the report's page; ``viewed`` is the number of samples on the page of samples."""
+    """Render the report's HTML page; ``viewed`` is the number of samples on the samples page."""
     template = resources.files(__package__) / "page.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -44,12 +44,12 @@ _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicte
 
 
 def step_image_rows(run: Run, samples: list[int]) -> list[int]:
-    """Find the rows of samples, which have step images, in the groups of step images."""
+    """Find the indices of samples along the sample dimension of the stored step images."""
     return [int(row) for row in np.searchsorted(samples_in(run, STEP_IMAGES), samples)]
 
 
 def color_range(curves: Curves) -> tuple[float, float]:
-    """Return the least and largest score of probes and controls over all layers and steps.
+    """Return the lowest and highest score of probes and controls over all layers and steps.
 
     Partial scores are of another metric, and begin near 0.
     """
@@ -61,7 +61,7 @@ def color_range(curves: Curves) -> tuple[float, float]:
 def heatmap(
     prop: str, curves: Curves, layers: list[str], summary: Summary
 ) -> tuple[Figure, dict[str, str]]:
-    """Draw a heatmap of mean scores, step by layer, with a frame around the best one.
+    """Draw a heatmap of mean scores, step by layer, with a frame around the best cell.
 
     The colour bar names position alone, and the ceilings of the layers' token grids.
 
@@ -96,7 +96,7 @@ def heatmap(
 
 
 def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
-    """Mark the position baseline on a colour bar, and write its score and the ceilings above."""
+    """Mark the position baseline's score on a colour bar; write it and the ceilings above."""
     low, high = color_range(curves)
     lines = []
     if ceilings:
@@ -111,7 +111,7 @@ def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
 
 
 def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
-    """Draw the controls in the colours of `heatmap`, and partial scores in colours of their own."""
+    """Draw heatmaps of the controls, in the colour scale of `heatmap`, and of partial scores."""
     steps, shown = len(curves.cells), dict(curves.other_cells)
     if curves.partial_cells is not None:
         shown["partial score"] = curves.partial_cells
@@ -140,7 +140,7 @@ def step_ticks(steps: int) -> list[int]:
 
 
 def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summary) -> str:
-    """Say what the heatmap of a property shows, and by how much layers and steps differ."""
+    """Write a heatmap's caption: what it shows, and by how much layers and steps differ."""
     best = summary.properties[prop].best
     text = (
         f"Where {prop} can be read: mean {metric_title(best.metric)} of the {curves.kind} probe of "
@@ -161,7 +161,7 @@ def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summa
 
 
 def curves_caption(prop: str, curves: Curves, metric: str) -> str:
-    """Say what the curves of a property show, and when the labeler's score passes the probes'."""
+    """Write a curve figure's caption, with the steps at which the labelers pass the probes."""
     text = (
         f"How early {prop} can be read: {metric_title(metric)} of one layer's probes, of the "
         "labeler on the step images, and of the controls, over the steps."
@@ -170,7 +170,7 @@ def curves_caption(prop: str, curves: Curves, metric: str) -> str:
     probe = curves.probe[steps - 1][:, samples].mean(1)
     for source, title in (("trajectory", "decoded latents"), ("clean", "predicted clean image")):
         labeler = curves.sources[source][steps - 1][:, samples].mean(1)
-        # Without a labeler, or with undefined scores, there is nothing to compare.
+        # Skip a labeler that does not exist or has undefined scores.
         if not np.isfinite(labeler - probe).all():
             continue
         first = int((labeler > probe).argmax())

@@ -28,13 +28,16 @@ from ldmprobe_core.study.properties import property_of
 
 TILE = 64
 """Largest width and height of a tile in pixels; larger images are reduced by averaging."""
-_FIRST_SHOWN = 2  # column that the page shows first: step 3, if there are images of all steps
-_MAP_BYTES = 64 << 20  # largest size of one property's maps, in float64, that are drawn at once
-_GREY = (0.6, 0.6, 0.6, 1.0)  # colour (RGBA) of pixels without a measured label
+_FIRST_SHOWN = 2
+"""Index of the column that the page shows first; it is step 3 if all steps have images."""
+_MAP_BYTES = 64 << 20
+"""Largest number of bytes of one property's float64 maps that are in memory at once."""
+_GREY = (0.6, 0.6, 0.6, 1.0)
+"""Colour (RGBA) of pixels without a measured label."""
 
 
 def write_samples_page(run: Run, maps: SampleMaps, summary: Summary) -> int:
-    """Write ``report/samples.html`` and a sheet of tiles for each test sample with step images.
+    """Write ``report/samples.html``, and an image sheet for each test sample with step images.
 
     Args:
         run: finished run.
@@ -69,7 +72,7 @@ def write_samples_page(run: Run, maps: SampleMaps, summary: Summary) -> int:
 
 
 class _Sheets:
-    """Drawer of the samples' sheets of tiles.
+    """Renderer of image sheets: step images and maps of one sample as a grid of tiles.
 
     Attributes:
         steps: steps with step images, counted from 1, in the order of the columns.
@@ -94,13 +97,13 @@ class _Sheets:
             self.scores[prop] = run.read(group, "score", condition=probe, **place)
 
     def scores_of(self, prop: str, index: int) -> list[float | None]:
-        """Scores of a sample at the steps of the columns, rounded; None where undefined."""
+        """Return a sample's scores at the displayed steps, rounded; None where undefined."""
         column = np.searchsorted(self.maps.labels.heldout, index)
         values = self.scores[prop][[step - 1 for step in self.steps], column]
         return [round(float(v), 3) if np.isfinite(v) else None for v in values]
 
     def draw(self, rows: list[int], indices: list[int]) -> list[bytes]:
-        """Draw the sheets of some samples, as WebP files.
+        """Draw the sheets of the given samples, as WebP files.
 
         Args:
             rows: rows of the samples in the groups of step images.
@@ -148,7 +151,7 @@ def _index(run: Run, group: str, name: str, value: str) -> int:
 
 
 def _colored(prop: str, maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Colour maps (sample, column, y, x) by the scale of each sample's label, as RGB uint8."""
+    """Colour maps (sample, column, y, x) in the value range of each sample's label, RGB uint8."""
     drawing = property_of(prop).drawing
     colors = colormaps[drawing.colormap].with_extremes(bad=_GREY)
     colored = np.empty((*maps.shape, 3), np.uint8)
@@ -160,7 +163,7 @@ def _colored(prop: str, maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _page(summary: Summary, sheets: _Sheets, cards: list[dict[str, Any]]) -> str:
-    """HTML of the page."""
+    """Render the HTML page that shows the samples."""
     template = resources.files(__package__) / "samples.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -169,7 +172,7 @@ def _page(summary: Summary, sheets: _Sheets, cards: list[dict[str, Any]]) -> str
         prop: f"{metric_title(result.best.metric)}, {short_layer(result.best.layer)}"
         for prop, result in summary.properties.items()
     }
-    # "<" is escaped, so that no prompt can end the script element.
+    # Escape "<", so that a prompt that contains "</script>" cannot end the script element.
     data = json.dumps({"steps": sheets.steps, "cards": cards}).replace("<", "\\u003c")
     return environment.from_string(template.read_text("utf-8")).render(
         name=summary.study,

@@ -28,14 +28,16 @@ INK = "#101010"
 """Colour of text and frames on coloured cells, which look the same on light and dark pages."""
 
 _SETTINGS = {
-    "svg.fonttype": "none",  # keep text as text, so that readers can select and search it
-    "svg.hashsalt": "ldmprobe",  # otherwise identifiers inside the file are random
+    # Store text as text, not as outlines, so that readers can select and search it.
+    "svg.fonttype": "none",
+    # Without a fixed salt, Matplotlib gives the elements of the file random identifiers.
+    "svg.hashsalt": "ldmprobe",
 }
 IMAGE_DPI = 150
 """Resolution of embedded images, in pixels per inch of the figure."""
 
-# Matplotlib writes colours as hexadecimal numbers into `style` attributes.  These colours, black
-# and greys, are chosen for a light page; each has a counterpart of similar contrast for a dark one.
+# Matplotlib writes colours as hexadecimal numbers into `style` attributes.  This table maps colours
+# that suit a light page to colours of similar contrast on a dark page.
 _DARK = {
     "#000000": "#e6e6e6",
     "#4c4c4c": "#b8b8b8",
