@@ -43,7 +43,7 @@ class LayerShape(NamedTuple):
     channels: int
 
     def as_probed(self, name: str) -> LayerShape:
-        """Return the shape of the values that probes of an input read.
+        """Return the shape of what a probe reads from this layer or input control, by its name.
 
         For an input control, the channels are those of all tokens in the neighbourhood of a token.
 

@@ -50,7 +50,7 @@ PROBE_KINDS: dict[str, ProbeKind] = {}
 
 
 def register_probe_kind(kind: ProbeKind) -> ProbeKind:
-    """Register a kind of probe; `probing.fitters.registry.register_fitter` also adds its fitter.
+    """Register a kind of probe (for a kind with a fitter, call `register_fitter` instead).
 
     Raises:
         ValueError: the name is taken.

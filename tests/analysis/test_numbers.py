@@ -107,7 +107,7 @@ def test_declared_number_is_probed_from_mean_activations(tiny_study, tmp_path, m
     ("more", "words"),
     [
         ({"capture": {"keep": "statistics"}}, r"labels\.redness: .*capture\.keep is statistics"),
-        ({"labels": {"redness": "maps"}}, "redness is 'maps', .* it is no map"),
+        ({"labels": {"redness": "maps"}}, "redness is 'maps', .* redness is not a map"),
         (
             {"source": "images", "images": {"folder": "x", "missing": {"redness": 0}}},
             r"images\.missing: redness has no maps\. Fix: use one of foreground",

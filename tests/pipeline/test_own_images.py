@@ -175,7 +175,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     for i in range(3):
         rgb.save(tmp_path / f"{i}.png")
     np.save(tmp_path / "0.depth.npy", np.ones((8, 8)))
-    with pytest.raises(UserError, match=r"1\.png has no depth map beside it"):
+    with pytest.raises(UserError, match=r"1\.png has no depth map, but"):
         resolve_inputs(study(tmp_path))
     (tmp_path / "0.depth.npy").unlink()
     with pytest.raises(UserError, match=r"labels\.depth is 'maps'.*no depth maps"):
@@ -327,7 +327,7 @@ def test_study_of_missing_values_has_its_own_hash_and_names_properties(measured_
         UserError, match=r"images\.missing: mass is not a property\. Fix: use one of fore"
     ):
         make(images={"folder": "x", "missing": {"mass": 0}})
-    with pytest.raises(UserError, match=r"images\.missing: 0 has no property to apply to\. Fix: "):
+    with pytest.raises(UserError, match=r"images\.missing: 0 is not a mapping\. Fix: "):
         make(images={"folder": "x", "missing": 0})
     with pytest.raises(UserError, match=r"images\.missing\.depth is nan"):
         make(images={"folder": "x", "missing": {"depth": float("nan")}})

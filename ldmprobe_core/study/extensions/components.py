@@ -1,4 +1,4 @@
-"""Joint properties, whose labeler measures several components, each of which is a property.
+"""Joint properties, vectors and class maps, each component of which is itself a property.
 
 The components of a *vector*, such as the surface normal, are scalar maps, and those of a *class
 map* (a semantic segmentation) are the masks of its classes.
@@ -20,7 +20,7 @@ _KIND_OF_COMPONENTS = {"vector": "scalar", "classes": "mask"}
 
 
 class Component(Section):
-    """Position of a property in the vector or the class map that it is a part of.
+    """Position of a property in the vector or class map of which it is a component.
 
     Attributes:
         vector: name of the vector or of the class map.
@@ -41,7 +41,7 @@ class Component(Section):
 def component_records(
     name: str, kind: str, fields: dict[str, Any]
 ) -> dict[str, dict[str, Any]] | None:
-    """Return the fields of the records of a joint property's components, by component's name.
+    """Return the record, as a dictionary, of each component of a joint property, by name.
 
     Args:
         name: name of the joint property.
