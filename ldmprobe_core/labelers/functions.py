@@ -93,7 +93,7 @@ def _real_numbers(result: Any) -> np.ndarray:
 
 
 class JointLabeler:
-    """Labeler of a vector or a class map that keeps its last result, separately for each thread.
+    """Wrapper of the labeler of a vector or class map that caches its last result per thread.
 
     A study calls the labelers of all components one after another with the same array of images,
     and they share one call of this labeler.

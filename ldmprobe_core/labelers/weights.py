@@ -73,8 +73,8 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     folder = user_path(source)
     if folder.is_dir():
         refuse_revision(spec)
-        # A folder without these files is refused before it is searched for weights, because it may
-        # be any folder, however large.  The folder of a pipeline has model_index.json.
+        # A folder that has neither config.json nor a pipeline's model_index.json is refused here,
+        # because a search for weights would walk through all of its subfolders.
         if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
             raise UserError(
                 f"weights {source!r}: the folder holds no config.json. Fix: give a folder written "

@@ -37,7 +37,7 @@ _CRC_BYTES = 4
 
 
 class ChunkRecord:
-    """Buffer of the chunk checksums of one unit of work, until `save` writes them to a file.
+    """Buffer for the chunk checksums of one unit of work, which `save` writes to a file.
 
     Args:
         location: the run's folder or prefix.

@@ -36,7 +36,7 @@ _IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """Return fsspec options for an S3 client; they hold no credentials, which botocore finds.
+    """Return fsspec options for an S3 client, without credentials; botocore finds these itself.
 
     fsspec caches clients by these options, so endpoint and certificates are among them.  Secrets
     are not, because options may be pickled and sent to workers.

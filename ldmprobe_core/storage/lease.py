@@ -68,7 +68,7 @@ class Holder:
 
     @property
     def is_dead(self) -> bool:
-        """Flag that is True if the process has ended; for one on another machine, always False."""
+        """Flag that is True if a process of this machine has ended; False for other machines."""
         if self.host != _host():
             return False
         try:
@@ -159,7 +159,7 @@ def hold_lease(
     patience_s: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Lease]:
-    """Hold the lease of a run while a block runs; meanwhile other processes wait or fail.
+    """Hold the lease of a run during a ``with`` block; other processes wait or fail meanwhile.
 
     Args:
         url: URL of the run; the lease's files are in a folder beside the run.
@@ -288,12 +288,12 @@ def _numbers(location: Location) -> set[int]:
 
 
 def _name(number: int) -> str:
-    """Return the file name of the lease with a number."""
+    """Return the file name of the lease with the given number."""
     return f"{number:06d}"
 
 
 def _text(holder: Holder) -> str:
-    """Return the content of a lease file."""
+    """Serialise the holder of a lease as JSON, the content of the lease's file."""
     return json.dumps(asdict(holder))
 
 

@@ -87,13 +87,13 @@ class ProbeSchema(GroupBuilder):
         self.coordinate(group, "sample", values, "index of the image")
 
     def add_step_image_axes(self, group: zarr.Group) -> dict[str, int]:
-        """Add the coordinates of samples and steps of step images; return sizes by dimension."""
+        """Add coordinates for the samples and steps of step images; return the size of each."""
         self.add_sample(group, self.with_step_images)
         self.add_step(group, self.decoded_steps)
         return {"sample": len(self.with_step_images), "step": len(self.decoded_steps)}
 
     def add_step(self, group: zarr.Group, index: np.ndarray | None = None) -> None:
-        """Add the coordinates ``step`` and ``timestep`` for some steps (from 0), or for all."""
+        """Add the coordinates ``step`` and ``timestep``, for the steps in ``index`` or for all."""
         index = np.arange(self.steps) if index is None else index
         self.coordinate(group, "step", index + 1, "sampler step, from 1")
         self.coordinate(

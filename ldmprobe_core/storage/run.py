@@ -313,7 +313,7 @@ class Run:
 
     @property
     def exact_properties(self) -> list[str]:
-        """Names of the properties whose maps the user gave as files, instead of a labeler."""
+        """Names of the properties whose maps were read from the user's files, not labeled."""
         root = open_group(self.store, self.url)
         return [name for name in self.study.map_properties if f"exact_maps/{name}" in root]
 

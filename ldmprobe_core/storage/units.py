@@ -57,7 +57,7 @@ class UnitKind:
         return "int64" if self.sequential else "uint8"
 
     def writes(self, dims: tuple[str, ...]) -> bool:
-        """Return whether units of this kind write an array with these dimensions (in their groups).
+        """Return whether units of this kind write an array with the dimensions ``dims``.
 
         The arrays that units do not write are written when their group is created.
 
@@ -157,7 +157,7 @@ def register_unit_kind(kind: UnitKind) -> UnitKind:
         if kind.verb == other.verb or kind.progress == other.progress:
             raise ValueError(
                 f"unit kind {kind.verb!r}: the kind {other.verb!r} has the same verb or progress "
-                "array. Fix: choose a verb and a progress array that no kind has"
+                "array. Fix: choose a verb and a progress array that no other kind has"
             )
         if shared := set(kind.groups) & set(other.groups):
             raise ValueError(
@@ -173,7 +173,7 @@ for _kind in (GENERATE, LABEL, ACCUMULATE, PROBE, EDIT):
 
 
 def kind_of_group(path: str) -> UnitKind | None:
-    """Return the kind of the units that write a group or array; None if no unit writes it."""
+    """Return the kind of unit of work that writes a group or array; None if none does."""
     group = path.partition("/")[0]
     return next((kind for kind in UNIT_KINDS.values() if group in kind.groups), None)
 

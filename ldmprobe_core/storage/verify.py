@@ -83,7 +83,7 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
 
 
 def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkError]]:
-    """Read the checksum files of complete units and of the run's creation, by chunk key.
+    """Read the chunk checksums recorded by complete units of work and at the run's creation.
 
     Returns:
         the checksums by key, and an error for each damaged record.
@@ -217,7 +217,7 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
 
 
 def _batch_finder(run: Run) -> BatchOfChunk:
-    """Build a function that returns the batch to which the samples of a chunk belong."""
+    """Build a function that returns the batch whose samples a chunk holds."""
     batches: dict[str, list[int]] = {}
 
     def of_chunks(path: str) -> list[int]:
@@ -251,7 +251,7 @@ def unit_of_chunk(
     layers: list[str],
     batch_of: BatchOfChunk | None = None,
 ) -> tuple[UnitKind, tuple[int, ...]] | None:
-    """Find the kind and progress index of the unit that writes a chunk; None if there is none.
+    """Return the kind and index of the unit of work that writes a chunk; None if none does.
 
     All units of an accumulator share one index, since each adds to the result of the one before.
 
@@ -280,7 +280,7 @@ def unit_of_chunk(
 
 
 def _expectation(run: Run) -> _Expectation:
-    """Build a function that tells whether a chunk must exist, by the run's progress record."""
+    """Build a function that tells from the progress record whether a chunk must exist."""
     layers, batch_of = run.probe_inputs, _batch_finder(run)
     counts_by_group: dict[str, np.ndarray] = {}
 

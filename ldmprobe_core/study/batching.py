@@ -56,7 +56,7 @@ def n_positions(grid: tuple[int, int]) -> int:
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
-    """Group the samples with indices ``first`` to ``count - 1`` by accumulator, unit and batch.
+    """Divide samples ``first`` to ``count - 1`` by accumulator, then by unit and batch.
 
     If only one or two samples remain for the last batch, they are added to the batch before,
     because the shuffled-label control needs at least three images per batch to permute.
@@ -83,7 +83,7 @@ def accumulation_units(study: Study, first: int, count: int) -> list[list[list[r
 
 @dataclass(frozen=True)
 class StepImages:
-    """Samples and steps of one batch whose images are decoded from the step's latents.
+    """Samples of one batch, and sampler steps, for which images are decoded.
 
     It is false if it has no samples.
 
@@ -152,7 +152,7 @@ def step_image_steps(study: Study, steps: int) -> np.ndarray:
 
 
 def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
-    """Choose the samples on which the denoiser with permuted weights runs, as complete batches.
+    """Choose complete batches of samples on which the denoiser with permuted weights runs.
 
     Batches are added until they have as many samples as the control asks for
     (``controls.permuted_weights.samples``, or those of ``random_weights``), and samples of every

@@ -50,7 +50,7 @@ of the sample whose label it gets.
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """Labels of one property, given to samples by one draw of a label assignment.
+    """Labels of one property under one label assignment (true or shuffled) and draw.
 
     Attributes:
         assignment: name of a label assignment in `ASSIGNMENTS`.
@@ -113,7 +113,7 @@ _RESERVED = {
 def register_condition(
     new: Condition, assign: Callable[[np.ndarray, int], np.ndarray] | None = None
 ) -> Condition:
-    """Register a control by its network and its label assignment.
+    """Register a control condition: a network whose activations get a label assignment.
 
     Studies switch it on with ``controls.<name>: true``.
 

@@ -17,7 +17,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def load_study(source: str | os.PathLike[str], overrides: list[str] | None = None) -> Study:
-    """Read a study from a YAML file, or by name from the studies in this package.
+    """Read a study from a YAML file, or a built-in study by its name.
 
     Args:
         source: path of a YAML file, or name of a study in this package, such as ``tabletop``.
@@ -147,7 +147,7 @@ def sentence(error: ValidationError, model: type[BaseModel] = Study, noun: str =
 
 
 def _known_keys(location: tuple[int | str, ...], model: type[BaseModel], name_of_all: str) -> str:
-    """List the valid keys of the section in which an unknown key was given, by the key's path."""
+    """List, for a message, the valid keys of the section in which an unknown key was given."""
     part: Any = model
     # Indices of list items are skipped, because all items of a list have the same keys.
     for name in [name for name in location[:-1] if isinstance(name, str)]:

@@ -47,7 +47,7 @@ _TABLETOP = LabelerSpec(name="tabletop")
 
 
 def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> Any:
-    """Check that keys are fields or registered names; drop registered keys with value null.
+    """Check that each key is a field or a registered name; drop registered names that are null.
 
     A null key means the same as an absent one, so both must give the study the same hash.
     """
@@ -165,15 +165,17 @@ class Probes(Section):
         for name in ("kinds", "penalties"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} is {list(values)}. Fix: name each value once")
+                raise ValueError(
+                    f"{name} has a value twice ({list(values)}). Fix: name each value once"
+                )
         for kind in self.kinds:
             if kind not in PROBE_KINDS:
                 # Importing the module registers the kind, which is looked up again below.
                 load_entry_points(PROBE_KIND_POINTS, kind, "kinds")
             if kind not in PROBE_KINDS:
                 raise ValueError(
-                    f"kinds has {kind!r}. Fix: choose from {', '.join(PROBE_KINDS)}, or install "
-                    "the package that offers this kind"
+                    f"kinds has {kind!r}, which is not known. Fix: choose from "
+                    f"{', '.join(PROBE_KINDS)}, or install the package that offers this kind"
                 )
         if not any(PROBE_KINDS[kind].linear for kind in self.kinds):
             raise ValueError(f"kinds is {list(self.kinds)}, none of them linear. Fix: add ridge")
@@ -277,7 +279,7 @@ class BootstrapSettings(Section):
     @model_validator(mode="after")
     def _resolved(self) -> BootstrapSettings:
         """Check that the number of resamples suffices for the confidence level."""
-        # At each end of the interval, at least one resample must lie beyond it.
+        # At least one resample must lie beyond each end of the interval.
         least = math.ceil(round(2 / (1 - self.level), 6))
         if self.resamples < least:
             raise ValueError(

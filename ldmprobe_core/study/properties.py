@@ -119,7 +119,7 @@ class Property(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_kind(cls, content: Any) -> Any:
-        """Fill in the fields that are missing, from the title and the kind of the property."""
+        """Fill in missing fields: the title from the name, others from the kind of the property."""
         if not isinstance(content, dict):
             return content
         title = str(content.get("name")).replace("_", " ")
@@ -254,7 +254,7 @@ def register_properties(records: Iterable[Property]) -> None:
 
 
 def _require_one_vector(new: Property) -> None:
-    """Check that a vector's name is not a property's, and that its components fit together.
+    """Check that a vector's name is not a property's, and that its components are consistent.
 
     Raises:
         ValueError: it stands for something else in this process.

@@ -93,7 +93,7 @@ class Study(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_model(cls, content: Any) -> Any:
-        """Fill in the sampling keys that the study leaves out, from the record of its model."""
+        """Fill in sampling keys that the study leaves out with the defaults of its model."""
         if not isinstance(content, dict):
             return content
         model, sampling = content.get("model", Model()), content.get("sampling", {})
@@ -129,7 +129,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _scheduler_of_a_pipeline(self) -> Study:
-        """Check that the scheduler is ``pipeline`` exactly if the model is a pipeline object."""
+        """Check that the scheduler ``pipeline`` is used for pipeline objects, and only for them."""
         source, scheduler = self.model.source, self.sampling.scheduler
         if (scheduler == PIPELINE) != source.startswith(PIPELINE_PREFIX):
             raise ValueError(
@@ -141,7 +141,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _served(self) -> Study:
-        """Check that a linear kind of probe can predict every labeled property."""
+        """Check that every labeled property can be predicted by some linear kind of probe."""
         linear = [probe_kind(kind) for kind in self.linear_kinds]
         unread = [
             prop
@@ -190,7 +190,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _enough_prompts(self) -> Study:
-        """Check that ``images`` is given exactly for source images, and that 3 prompts differ."""
+        """Check that the section ``images`` agrees with ``source``, and that 3 prompts differ."""
         if (self.source == "images") != (self.images is not None):
             raise ValueError(
                 f"source is {self.source}, and images is "
@@ -239,7 +239,7 @@ class Study(Section):
 
     @property
     def input_controls(self) -> tuple[str, ...]:
-        """Names of the enabled controls that are probed like layers (`latents`, `clean_pixels`)."""
+        """Names of the enabled controls that are probed like layers: latents and clean pixels."""
         stored = self.capture.keep != "statistics" and self.trajectory.training > 0
         decoded = self.controls.clean_pixels and stored
         return ((LATENTS,) if self.controls.latents else ()) + ((CLEAN_PIXELS,) if decoded else ())

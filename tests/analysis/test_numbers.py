@@ -120,5 +120,5 @@ def test_number_that_cannot_be_probed_is_refused_before_the_run(tiny_study, modu
 
 
 def test_number_labeler_that_returns_maps_is_refused(tiny_study, tmp_path, module):
-    with pytest.raises(UserError, match=r"returned shape \(\d+, \d+, \d+\) .* one number per"):
+    with pytest.raises(UserError, match=r"returned shape \(\d+, \d+, \d+\) .* one number, or"):
         carry_out(redness_study(tiny_study, "wrong"), str(tmp_path / "runs"))

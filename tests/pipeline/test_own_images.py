@@ -192,9 +192,9 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     with pytest.raises(UserError, match=r"1\.png: not a complete image"):
         read_image(tmp_path / "1.png", (8, 8))
     for name, values, words in (
-        ("bad.npy", np.full((4, 4), np.nan), "each is NaN"),
+        ("bad.npy", np.full((4, 4), np.nan), "all are NaN"),
         ("deep.npy", np.ones((2, 4, 4, 3)), "a map has height and width"),
-        ("neg.npy", -np.ones((4, 4)), "at least 0"),
+        ("neg.npy", -np.ones((4, 4)), "shading is below 0"),
     ):
         np.save(tmp_path / name, values)
         with pytest.raises(UserError, match=words):
@@ -203,7 +203,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     numbers[1:3] = 2
     numbers[3] = 1
     Image.fromarray(numbers).save(tmp_path / "numbers.png")
-    with pytest.raises(UserError, match=r"not values 0, 1, 2\. Fix: convert a map of object"):
+    with pytest.raises(UserError, match=r"this one has 0, 1, 2\. Fix: convert a map of object"):
         read_map(tmp_path / "numbers.png", "foreground", (4, 4))
     for name, data in (("cut.exr", b"v/1\x01"), ("empty.npy", b"")):
         (tmp_path / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""Plan and deletion of the old runs of a study in a store, or of their activations only.
+"""Deletion of a study's old runs, or of their activations only, planned before it is done.
 
 A scheduled study whose seed changes leaves a new run each time.  `plan_retention` only reads.
 `apply_retention` deletes what a plan says, and checks each run again while it holds its lease.  No
@@ -133,7 +133,7 @@ def _delete(item: Retention) -> None:
 
 
 def _remove_folder(location: Location, name: str) -> None:
-    """Remove a folder and everything in it; links in it are removed, and not followed."""
+    """Remove a folder with its content; links in it are removed without being followed."""
     with suppress(FileNotFoundError):
         location.filesystem().rm(location.path(name), recursive=True)
 

@@ -184,7 +184,7 @@ def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
 
 
 def _certificates(bundle: str) -> bytes:
-    """Read the CA certificates (PEM) that may sign the certificate of the object store.
+    """Read the CA certificates (PEM) with which the object store's certificate is verified.
 
     Raises:
         UserError: the file cannot be read, or holds no certificate.
@@ -193,7 +193,7 @@ def _certificates(bundle: str) -> bytes:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
         return path.read_bytes()
-    except OSError as error:  # includes ssl.SSLError, a subclass
+    except OSError as error:  # SSLError is an OSError.
         raise UserError(
             f"AWS_CA_BUNDLE: the certificates cannot be read ({bundle}: {error.strerror}). Fix: "
             "name a file of certificates in PEM, or unset it"

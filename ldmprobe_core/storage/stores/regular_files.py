@@ -57,7 +57,7 @@ def _kind(mode: int) -> str:
 
 
 def misplaced(url: str, error: OSError) -> UserError:
-    """Build the error for a write that failed on a folder at a file's path, or the reverse."""
+    """Build the error for a path that is a folder but should be a file, or the reverse."""
     return UserError(
         f"store {url!r}: a folder is in the place of a file, or a file in that of a folder "
         f"({error.filename2 or error.filename}). Fix: move it away"

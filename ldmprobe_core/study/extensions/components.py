@@ -1,4 +1,4 @@
-"""Joint properties, vectors and class maps, each component of which is itself a property.
+"""Joint properties (vectors and class maps), whose components are properties themselves.
 
 The components of a *vector*, such as the surface normal, are scalar maps, and those of a *class
 map* (a semantic segmentation) are the masks of its classes.
@@ -75,7 +75,7 @@ def component_records(
 
 
 def _component_names(name: str, key: str, names: Any) -> Sequence[str]:
-    """Check the list of a joint property's components.
+    """Check that a joint property lists two or more distinct components, and return them.
 
     Raises:
         ValueError: it is no list of two or more distinct names.

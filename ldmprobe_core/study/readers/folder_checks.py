@@ -76,7 +76,7 @@ class _Problems:
 
 @dataclass(frozen=True)
 class _PictureFacts:
-    """Facts about one source image that its check and comparison need.
+    """Facts about one source image: hash of its pixels, and whether it is small or rotated.
 
     Attributes:
         pixels: hash of the pixels at the model's image size.
@@ -158,7 +158,7 @@ def check_folder(
 def _check_properties(
     images: Images, facts: dict[str, dict[str, _MapFacts]]
 ) -> tuple[dict[str, float], list[str]]:
-    """Check that the maps of each property have one format, and compute unmeasured shares.
+    """Check that the maps of each property have one format; return shares of unmeasured pixels.
 
     Args:
         facts: facts about each map, by property and file name.
@@ -314,7 +314,7 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
 def _picture_notes(
     folder: Path, facts: dict[str, _PictureFacts], size: tuple[int, int], props: Collection[str]
 ) -> list[str]:
-    """Return notes on enlarged images, and on images with maps whose EXIF data rotates them."""
+    """Return notes on images that are enlarged, or that EXIF data rotates unlike their maps."""
     notes = []
     small = [name for name, one in facts.items() if one.is_small]
     if small:

@@ -74,7 +74,7 @@ def is_rotated(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image for the block, and convert errors of decoders to a `UserError`."""
+    """Open an image for the ``with`` block, and convert decoders' errors to `UserError`."""
     with (
         explained_decoding(path, "a complete image"),
         Image.open(path, formats=FORMATS) as image,

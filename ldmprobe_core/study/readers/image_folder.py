@@ -68,7 +68,7 @@ def list_images(folder: str, props: Collection[str], field: str = "photographs")
 
 
 def files_in(folder: Path, props: Collection[str]) -> list[Path]:
-    """List the visible files of a folder by name, with broken links, whose reading fails later.
+    """List the visible files of a folder, sorted by name; broken links are included.
 
     Args:
         folder: path of the folder.

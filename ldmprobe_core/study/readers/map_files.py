@@ -262,7 +262,7 @@ def _image(path: Path) -> np.ndarray:
     with Image.open(path, formats=[_FORMATS[path.suffix]]) as image:
         if getattr(image, "n_frames", 1) > 1:
             raise UserError(
-                f"{path}: {image.n_frames} frames or pages. Fix: save one of them"  # type: ignore[attr-defined]
+                f"{path}: the file has {image.n_frames} frames or pages. Fix: save one of them"  # type: ignore[attr-defined]
             )
         require_readable_size(path, *image.size)
         # For a TIFF in which 0 is white, Pillow inverts 8-bit values but not 16-bit values.

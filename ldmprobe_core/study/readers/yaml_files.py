@@ -197,7 +197,7 @@ def _read(data: bytes) -> Any:
             line_number, "this is not valid YAML. Fix: correct the syntax of this line"
         ) from None
     except (ValueError, OverflowError, TypeError, RecursionError) as error:
-        # PyYAML raises exceptions of these types for values that Python cannot hold: a date such as
+        # PyYAML raises these exceptions for values that Python cannot hold: a date such as
         # 2026-99-99, a number of 5,000 digits, or a list as a key.
         reason = str(error).partition("\n")[0]
         raise _ReadError(

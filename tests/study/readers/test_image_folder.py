@@ -142,7 +142,7 @@ def _save(values, name="b.depth.npy"):
         (lambda f: (_cut(f / "b.png"), _cut(f / "d.depth.npy"), _cut(f / "c.png")),
          r"b\.png: not a .*\. Other images with problems: c\.png, d\.png"),
         (_save(np.random.default_rng(0).random((8, 16))), r"b\.depth\.npy: the map has 8 x 16"),
-        (_save(np.full((8, 8), np.inf)), r"b\.depth\.npy: values that are not finite"),
+        (_save(np.full((8, 8), np.inf)), r"b\.depth\.npy: some values are infinite"),
         (_save(np.arange(64).reshape(8, 8)), "64-bit integers, and a.depth.npy has floats, so th"),
         (lambda f: Image.fromarray(np.eye(8, dtype=np.uint8)).save(f / "b.foreground.png"),
          r"b\.foreground\.png: it has level 1, and a\.foreground\.png has level 255, so the maps"),
@@ -171,9 +171,9 @@ def test_check_folder_notes_what_is_not_read_and_not_measured(folder):
     np.save(folder / "c.depth.npy", np.ones((8, 8)))
     check = checked(folder, missing={"depth": 0.0, "foreground": 7.0})
     assert check.missing == {"foreground": 0, "depth": 0.125}
-    words = "f.heic", "g.depth.npy", "foreground, and all pixels", "12.5% of the", "c.depth.npy"
+    words = "f.heic", "g.depth.npy", "foreground, but all pixels", "12.5% of the", "c.depth.npy"
     assert [word in note for note, word in zip(check.notes, words, strict=True)] == [True] * 5
-    with pytest.raises(UserError, match=r"images\.missing has shading, and there are no shading"):
+    with pytest.raises(UserError, match=r"images\.missing has shading, but there are no shading"):
         checked(folder, missing={"shading": 0.0})
 
 

@@ -126,11 +126,11 @@ def _frames(path):
 
 REFUSED = [
     # file, property, what is saved, words of the message
-    ("a.png", "foreground", _image(THREE), "not values 0, 15, 255.*images.missing.foreground"),
-    ("a.npy", "foreground", np.array([[0, 1, 2]]), "not values 0, 1, 2"),
-    ("a.npy", "foreground", np.array([[1, 2, 1]]), "not values 1, 2"),
-    ("a.npy", "foreground", np.array([[-1, 0, 0]]), "not values -1, 0"),
-    ("a.npy", "foreground", np.array([[7, 7]]), "not values 7"),
+    ("a.png", "foreground", _image(THREE), "this one has 0, 15, 255.*images.missing.foreground"),
+    ("a.npy", "foreground", np.array([[0, 1, 2]]), "this one has 0, 1, 2"),
+    ("a.npy", "foreground", np.array([[1, 2, 1]]), "this one has 1, 2"),
+    ("a.npy", "foreground", np.array([[-1, 0, 0]]), "this one has -1, 0"),
+    ("a.npy", "foreground", np.array([[7, 7]]), "this one has 7"),
     ("a.npy", "foreground", _soft(), r"0, 0\.0434783, .* \(24 in all, to 1\).*soft mask"),
     ("a.png", "foreground", _image(COLOURED.astype(np.uint8)), "colour channels differ"),
     ("a.png", "foreground", _image(MASK.astype(np.uint8), "P", [0, 0, 0, 128, 0, 0]), "channels"),
