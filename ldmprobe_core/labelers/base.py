@@ -1,4 +1,4 @@
-"""Protocol that labelers follow, and the registry entry that tells how to check and load one."""
+"""Protocol of labelers, and their registry entry, with functions that check and load one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Labeler(Protocol):
 
 
 def nothing_published(spec: LabelerSpec) -> list[PublishedSource]:
-    """Return an empty list, for a labeler whose files are part of a package or local."""
+    """Return an empty list of files to fetch, for weights that are local or part of a package."""
     return []
 
 

@@ -80,7 +80,7 @@ def _unique(names: list[str]) -> tuple[str, ...]:
 
 
 def locate_vgg16(spec: LabelerSpec) -> list[Path]:
-    """Find the weights file of VGG-16, named in the study or else in torchvision's cache."""
+    """Find the weights file of VGG-16: the one that the study names, or torchvision's copy."""
     from torchvision.models import VGG16_Weights
 
     published = Path(VGG16_Weights.IMAGENET1K_V1.url).name

@@ -76,7 +76,7 @@ def published_midas(spec: LabelerSpec) -> list[PublishedSource]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """List a depth estimator's files; check that its type is known to give depth or its inverse."""
+    """List a depth estimator's files; raise if its output may be depth or inverse depth."""
     _is_inverse(folder)
     return files_of(folder)
 

@@ -78,7 +78,7 @@ def published_tracer(spec: LabelerSpec) -> list[PublishedSource]:
 def load_tracer(spec: LabelerSpec, device: torch.device) -> SaliencyLabeler:
     """Load TRACER with EfficientNet-B7 (Lee, Shin & Han 2022), with carvekit's weights."""
     (path,) = locate_tracer(spec)
-    # Importing carvekit seeds PyTorch's global random generators.  The fork restores their state,
+    # Importing carvekit seeds PyTorch's global random generators.  `fork_rng` restores their state,
     # so that random numbers elsewhere in the process do not depend on the labeler.
     with torch.random.fork_rng():
         from carvekit.ml.arch.tracerb7.efficientnet import EfficientEncoderB7

@@ -51,15 +51,15 @@ class FunctionLabeler:
             labels = _real_numbers(result)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"the labeler {self.name!r} returned {type(result).__name__}, which is no array of "
+                f"the labeler {self.name!r} returned {type(result).__name__}, not an array of "
                 f"numbers. Fix: return an array of shape {expected}"
             ) from error
         if labels.shape != expected:
             raise UserError(
                 f"the labeler {self.name!r} returned shape {labels.shape} for images of shape "
-                f"{images.shape}. Fix: return shape {expected}, which is a map of each image's "
-                "height and width (and component of a vector), one number per image, or a "
-                "probability of each name in its attribute classes"
+                f"{images.shape}. Fix: return shape {expected}: per image a map (y, x), a vector "
+                "map (y, x, component), one number, or a probability of each class in the "
+                "function's attribute `classes`"
             )
         return labels
 
@@ -93,7 +93,7 @@ def _real_numbers(result: Any) -> np.ndarray:
 
 
 class JointLabeler:
-    """Labeler of a vector or a class map that keeps its last result, separately for each thread.
+    """Wrapper of the labeler of a vector or class map that caches its last result per thread.
 
     A study calls the labelers of all components one after another with the same array of images,
     and they share one call of this labeler.
@@ -109,7 +109,7 @@ class JointLabeler:
         self.last = threading.local()
 
     def component(self, images: np.ndarray, component: Component) -> np.ndarray:
-        """Compute maps (n, y, x) float32 of one component: values, or 1 in a class and 0 elsewhere.
+        """Compute one component (n, y, x) float32: a vector's values, or the 0/1 mask of a class.
 
         Raises:
             UserError: a value of a class map is no index of a class.
@@ -124,8 +124,8 @@ class JointLabeler:
         if outside.any():
             raise UserError(
                 f"labels.{component.vector}: the labeler returned {maps[outside][0]:g}, which is "
-                f"no class. Fix: return whole numbers from 0 to {component.size - 1}, the indices "
-                "of the classes in the declaration of the property"
+                f"no class index. Fix: return whole numbers from 0 to {component.size - 1}, in the "
+                "order of the classes in the property's declaration"
             )
         return np.equal(maps, component.index).astype(np.float32)
 
@@ -146,10 +146,10 @@ class ComponentLabeler:
 
 
 def takes_images(labeler: Any) -> bool:
-    """Return whether a callable takes one argument, the images, instead of settings and device."""
+    """Return whether a callable takes images as its only argument, not settings and a device."""
     try:
         parameters = inspect.signature(labeler).parameters.values()
-    except (TypeError, ValueError):  # some functions written in C have no signature
+    except (TypeError, ValueError):  # Some functions written in C have no signature.
         return False
     positional = [
         parameter
@@ -192,7 +192,7 @@ def import_labeler(prop: str, name: str) -> Any:
         )
     try:
         found: Any = importlib.import_module(module_name)
-    # A module runs any code when it is imported, and may raise anything.
+    # The import runs code of the module, which may raise any exception.
     except Exception as error:
         raise import_error(
             f"its module cannot be imported on this machine ({type(error).__name__}: {error})",
@@ -213,7 +213,7 @@ def import_labeler(prop: str, name: str) -> Any:
 
 
 def _source_files(function: Any, spec: LabelerSpec) -> list[Path]:
-    """Return the file that defines a function; none if it was defined interactively.
+    """Return the file that defines a function; an empty list if it was defined interactively.
 
     Raises:
         UserError: the study gives weights, which a function does not take.

@@ -86,7 +86,7 @@ def register_labeler(
             "Fix: register the labeler under another name"
         )
 
-    # A vector property is labeled by one labeler, which the study names for each component.
+    # The labeler of a vector property is registered for each component of the vector.
     props = components_of(prop) or (prop,)
 
     def register(loader: Loader) -> Loader:
@@ -154,7 +154,7 @@ def _component(prop: str) -> Component | None:
 
 
 def as_entry(loader: Any, prop: Property | None = None) -> LabelerEntry:
-    """Build the registry entry of a labeler: a class, a loading function or a function of images.
+    """Build a labeler's registry entry from a class, a loading function or a function of images.
 
     An entry is returned unchanged.
 

@@ -109,7 +109,7 @@ class IntrinsicLabeler:
 
 
 def locate_retinex(spec: LabelerSpec) -> list[Path]:
-    """Check that the study names no weights for retinex, which needs none; return no files."""
+    """Return no files, since retinex has no weights; raise if the study names some."""
     refuse_revision(spec)
     if spec.weights is not None:
         raise UserError(

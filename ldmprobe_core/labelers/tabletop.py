@@ -52,7 +52,7 @@ class _MapNetworkCache:
 
 
 def _less_mean(maps: Tensor) -> Tensor:
-    """Subtract each image's mean, because an image does not show the absolute scale of a scene."""
+    """Subtract the mean of each map, because an image does not show a scene's absolute scale."""
     return maps - maps.mean((1, 2), keepdim=True)
 
 
@@ -124,7 +124,7 @@ def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torc
 
 
 def _folder(spec: LabelerSpec) -> Path:
-    """Return the folder of the labelers' weights, named in the study or part of this package."""
+    """Return the folder of the labelers' weights: the study's, or the one in this package."""
     return user_path(spec.weights) if spec.weights else MODEL_FOLDER
 
 
@@ -145,7 +145,7 @@ def _path(name: str, folder: Path) -> Path:
 
 
 def _map_network(device: torch.device, folder: Path) -> MapNetwork:
-    """Load the map network, with the number of outputs that its weights have."""
+    """Load the map network, whose number of outputs is read from its weights."""
     outputs = len(load_file(_path("maps", folder))["head.2.bias"])
     return _weights(MapNetwork(outputs=outputs), "maps", device, folder)
 

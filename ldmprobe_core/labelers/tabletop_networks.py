@@ -102,7 +102,7 @@ class ClassNetwork(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def features(self, image: Tensor) -> Tensor:
-        """Compute features (n, d), averaged over the image, from which the class is predicted."""
+        """Compute spatially averaged features (n, d), from which the class logits are computed."""
         last = self.encoder(image)[-1]
         return F.silu(self.norm(last)).mean((2, 3))
 

@@ -1,4 +1,4 @@
-"""Search and loading of labelers' weights, from safetensors files only.
+"""Functions that find and load the weights of labelers, from safetensors files only.
 
 Weights that are published as a pickled state dict must be converted once::
 
@@ -47,8 +47,8 @@ def refuse_revision(spec: LabelerSpec) -> None:
     """Raise `UserError` if the study gives a revision of weights that have no revisions."""
     if spec.revision is not None:
         raise UserError(
-            f"the labeler's key revision: only hub ids have revisions ({spec.revision!r:.60}). "
-            "Fix: leave revision out"
+            f"the labeler's key revision is {spec.revision!r:.60}, but only hub ids have "
+            "revisions. Fix: leave revision out"
         )
 
 
@@ -73,8 +73,8 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
     folder = user_path(source)
     if folder.is_dir():
         refuse_revision(spec)
-        # Without this check, the search for weights would walk any folder, however large.  A folder
-        # of a pipeline has model_index.json instead.
+        # A folder that has neither config.json nor a pipeline's model_index.json is refused here,
+        # because a search for weights would walk through all of its subfolders.
         if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
             raise UserError(
                 f"weights {source!r}: the folder holds no config.json. Fix: give a folder written "
@@ -104,7 +104,7 @@ def find_folder(spec: LabelerSpec, default: str | None = None) -> Path:
 
 
 def published_repository(spec: LabelerSpec, default: str | None = None) -> list[PublishedSource]:
-    """List the hub repository of a labeler's weights; empty if a folder of this machine has them.
+    """List the hub repository of a labeler's weights; empty if the study names a local folder.
 
     Args:
         spec: the study's settings of the labeler.
@@ -123,7 +123,7 @@ def published_file(
     cache: Path | None = None,
     checksum: tuple[str, str] | None = None,
 ) -> list[PublishedSource]:
-    """List the published file of a labeler's weights; empty if the weights are on this machine.
+    """List the published file of a labeler's weights; empty if it is on this machine already.
 
     Args:
         spec: the study's settings of the labeler.
@@ -236,11 +236,11 @@ def convert(path: Path) -> Path:
 
 
 def _forbid_network() -> None:
-    """Make this process raise an exception when it would open a socket or start a program."""
+    """Add an audit hook that stops this process from opening sockets or starting programs."""
 
     def refuse(event: str, _: object) -> None:
         if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn")):
-            raise PermissionError(f"the pickle asks for {event}, which weights never need")
+            raise PermissionError(f"the pickle tries {event}, which loading weights never needs")
 
     sys.addaudithook(refuse)
 

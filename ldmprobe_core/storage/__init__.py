@@ -1,1 +1,1 @@
-"""One run: a folder or bucket, its Zarr schema, checksums, lease and progress."""
+"""Storage of one run in a folder or bucket: Zarr schema, checksums, lease and progress."""

@@ -1,4 +1,4 @@
-"""JSON files beside a run's arrays that record chunk checksums and an unfinished creation.
+"""JSON files beside a run's arrays: chunk checksums, and a marker of unfinished creation.
 
 ``creating.json`` exists only while a run is being created, and lists the files that the creation
 writes.  If the creation is interrupted, this file stays.  It shows that the run is incomplete, and
@@ -37,7 +37,7 @@ _CRC_BYTES = 4
 
 
 class ChunkRecord:
-    """Collector of the checksums of chunks that a unit of work writes, until they are saved.
+    """Buffer for the chunk checksums of one unit of work, which `save` writes to a file.
 
     Args:
         location: the run's folder or prefix.
@@ -61,35 +61,35 @@ class ChunkRecord:
             self._checksums[key] = checksum_of(chunk).hex()
 
     def save(self, name: str) -> None:
-        """Write the collected checksums to the file ``name``; without any, write nothing."""
+        """Write the collected checksums to the file ``name``; if there are none, write no file."""
         chunks, self._checksums = self._checksums, {}
         if chunks:
             self._location.write_text(name, json.dumps(chunks, indent=0, sort_keys=True))
 
 
 def _progress_arrays() -> set[str]:
-    """Return the names of the arrays that record complete units."""
+    """Return the names of the Zarr arrays that record which units of work are complete."""
     return {kind.progress for kind in UNIT_KINDS.values()}
 
 
 def checksum_of(chunk: bytes) -> bytes:
-    """Return the CRC-32C of a stored chunk, which is its last four bytes."""
+    """Return the last four bytes of a stored chunk, which are its CRC-32C checksum."""
     return chunk[-_CRC_BYTES:]
 
 
 def record_name(array: str, index: tuple[int, ...]) -> str:
-    """Return the name of the file that records the checksums of one unit of work's chunks."""
+    """Return the name of the file that stores the chunk checksums of one unit of work."""
     return f"{FOLDER}/{array}/{'-'.join(map(str, index))}.json"
 
 
 def unit_of_record(name: str) -> tuple[str, tuple[int, ...]]:
-    """Return the progress array and the index that `record_name` put into a file name."""
+    """Parse the name of a checksum file: return its progress array and the unit's index."""
     array, _, index = name.removeprefix(f"{FOLDER}/").removesuffix(".json").rpartition("/")
     return array, tuple(int(part) for part in index.split("-"))
 
 
 def read_record(location: Location, name: str) -> dict[str, bytes]:
-    """Read the checksums that one unit of work recorded for its chunks, by chunk key.
+    """Read the checksum file of one unit of work: return checksums (bytes) by chunk key.
 
     Raises:
         ValueError: the file is damaged.
@@ -99,7 +99,7 @@ def read_record(location: Location, name: str) -> dict[str, bytes]:
         return {str(key): bytes.fromhex(checksum) for key, checksum in document.items()}
     except (LdmprobeError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{location.url}: the checksum record {name} is not valid JSON of keys and checksums"
+            f"{location.url}: the checksum file {name} is not a JSON object from keys to checksums"
         ) from error
 
 
@@ -111,7 +111,7 @@ def record_names(location: Location, array: str) -> Iterator[str]:
 
 
 def require_no_data(location: Location) -> None:
-    """Check that a location for a new run holds no data of a run whose study.json is lost.
+    """Check that a new run's location has no data of an older run that lost its study.json.
 
     Raises:
         UserError: the location holds groups or metadata of a run that was created completely.
@@ -142,9 +142,9 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
         created.add(key, data)
     try:
         for name in _interrupted_files(location) - files.keys():
-            # The interrupted creation may have been by another release of ldmprobe, which wrote
-            # other arrays.  Files that this creation will not overwrite are removed, because their
-            # arrays would otherwise stay in the run.
+            # Another release of ldmprobe, with other arrays, may have started the interrupted
+            # creation.  Files that this creation will not overwrite are therefore removed;
+            # otherwise their arrays would stay in the run.
             location.remove(name)
         location.write_text(CREATING, json.dumps(sorted(files)))
         location.write_many(files)
@@ -163,7 +163,7 @@ def _has_progress(location: Location) -> bool:
 
 
 def _interrupted_files(location: Location) -> set[str]:
-    """Return the names of files that an interrupted creation may have written (creating.json)."""
+    """Return the files listed in ``creating.json``, some of which may have been written."""
     if not location.has(CREATING):
         return set()
     try:

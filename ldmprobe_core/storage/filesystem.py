@@ -36,7 +36,7 @@ _IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """Return fsspec options for an S3 client, without credentials, which botocore itself finds.
+    """Return fsspec options for an S3 client, without credentials; botocore finds these itself.
 
     fsspec caches clients by these options, so endpoint and certificates are among them.  Secrets
     are not, because options may be pickled and sent to workers.
@@ -45,7 +45,7 @@ def client_options(url: str) -> dict[str, Any]:
         return {}
     bypass_proxies_for_loopback()
     options: dict[str, Any] = {
-        # Chunks that other workers write after a listing would seem to be missing.
+        # A cached listing would lack the chunks that other workers have written since.
         "use_listings_cache": False,
         "config_kwargs": _S3_CLIENT,
         "client_kwargs": {"verify": os.environ.get("AWS_CA_BUNDLE") or None},
@@ -158,7 +158,7 @@ class Location:
             self.filesystem(patient=False).info(self.path("study.json"))
         except FileNotFoundError:
             return
-        # S3 clients raise exceptions of many types for a silent store, so all are caught.
+        # S3 clients raise exceptions of many types if a store does not respond; all are caught.
         except Exception as error:
             raise UserError(
                 f"store {self.url!r} cannot be reached ({type(error).__name__}). Fix: check its "
@@ -166,7 +166,7 @@ class Location:
             ) from error
 
     def require_writable(self) -> None:
-        """Check that files can be written to this location; a test file is removed again.
+        """Check that this location is writable; on an object store, write and remove a test file.
 
         Raises:
             UserError: the location is not writable.
@@ -205,7 +205,7 @@ class Location:
             return self.read_bytes(name).decode()
         except UnicodeDecodeError:
             raise RunError(
-                f"{self.url}: {name} is damaged, since it is not UTF-8. Fix: put back a copy of it"
+                f"{self.url}: {name} is damaged (it is not UTF-8 text). Fix: put back a copy of it"
             ) from None
 
     def read_bytes(self, name: str) -> bytes:
@@ -256,7 +256,7 @@ class Location:
             self._write_bytes(name, data)
 
     def _write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file atomically; the caller explains errors."""
+        """Write a file atomically; errors are raised unchanged, for the caller to explain."""
         files, path = self.filesystem(), self.path(name)
         if self.remote:
             files.pipe_file(path, data)
@@ -270,7 +270,7 @@ class Location:
                 os.replace(part, path)
                 return
             except FileNotFoundError:
-                # Another process removed the folder, which was still empty, so try both again.
+                # Another process removed the folder while it was empty: create it and write again.
                 if not retries_left:
                     raise
             except OSError:
@@ -362,7 +362,7 @@ class Location:
         """Return the total size in bytes of all files at this location."""
         if self.remote:
             return int(self.filesystem().du(self.path("")))
-        walk = os.walk(self.url)  # ten times as fast as fsspec for tens of thousands of files
+        walk = os.walk(self.url)  # os.walk is ten times as fast as fsspec for many files
         return sum(os.path.getsize(f"{top}/{name}") for top, _, names in walk for name in names)
 
     def _listed(self, name: str, kind: str) -> list[str]:

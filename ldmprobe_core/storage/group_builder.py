@@ -68,8 +68,7 @@ class GroupBuilder:
         data = np.asarray(values)
         text = data.dtype.kind == "U"
         with warnings.catch_warnings():
-            # Zarr would warn at every array of strings that their dtype is not in the v3
-            # specification.
+            # Suppress Zarr's warning that strings are not among the dtypes of the v3 specification.
             warnings.simplefilter("ignore")
             array = group.create_array(
                 name,

@@ -1,4 +1,4 @@
-"""Lease on a run, which one process at a time holds and which expires when that process stops.
+"""Lease on a run: one process at a time holds it, and it expires when that process stops.
 
 Leases are numbered files, ``<location>.lease/000001`` and so on.  The file with the highest number
 is the valid lease.  Its holder rewrites the file with a new heartbeat every few seconds.  A process
@@ -68,7 +68,7 @@ class Holder:
 
     @property
     def is_dead(self) -> bool:
-        """Flag that is True if the process has ended; always False on another machine."""
+        """Flag that is True if a process of this machine has ended; False for other machines."""
         if self.host != _host():
             return False
         try:
@@ -112,14 +112,14 @@ class Lease:
             )
 
     def _is_mine(self) -> bool:
-        """Return whether this lease has the highest number, and its file the key of its holder."""
+        """Return whether this lease has the highest number, and this process still holds it."""
         if max(_numbers(self._location), default=0) != self._number:
             return False
         held_by = _read(self._location, self._number)
         return held_by is not None and held_by.key == self._holder.key
 
     def _keep_alive(self) -> None:
-        """Write a heartbeat at intervals until the lease is released (the thread's body)."""
+        """Run the heartbeat thread: rewrite the lease's file at intervals until it is released."""
         while not self._released.wait(HEARTBEAT_S):
             self._holder = replace(self._holder, heartbeat=self._holder.heartbeat + 1)
             # If the store cannot be reached for a moment, this heartbeat is lost.  The thread must
@@ -159,7 +159,7 @@ def hold_lease(
     patience_s: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Lease]:
-    """Hold the lease of a run while a block runs; meanwhile other processes wait or fail.
+    """Hold the lease of a run during a ``with`` block; other processes wait or fail meanwhile.
 
     Args:
         url: URL of the run; the lease's files are in a folder beside the run.
@@ -209,7 +209,7 @@ def hold_lease(
 
 
 def holder_of(url: str) -> Holder | None:
-    """Read who works on a run; None if no process does.
+    """Return the process that holds the lease of a run; None if no process does.
 
     A holder on another machine counts until it has written no heartbeat for `STALE_S` seconds, by
     the clocks of this machine and of the store.
@@ -226,7 +226,7 @@ def holder_of(url: str) -> Holder | None:
         try:
             written = location.filesystem().modified(location.path(_name(number)))
         except FileNotFoundError:
-            return None  # The holder has just released it.
+            return None  # The lease has just been released.
         now = datetime.now(written.tzinfo or UTC)
         if (now - written.replace(tzinfo=now.tzinfo)).total_seconds() > STALE_S:
             return None
@@ -288,12 +288,12 @@ def _numbers(location: Location) -> set[int]:
 
 
 def _name(number: int) -> str:
-    """Return the file name of the lease with a number."""
+    """Return the file name of the lease with the given number."""
     return f"{number:06d}"
 
 
 def _text(holder: Holder) -> str:
-    """Return the content of a lease file."""
+    """Serialise the holder of a lease as JSON, the content of the lease's file."""
     return json.dumps(asdict(holder))
 
 
@@ -306,9 +306,9 @@ def _read(location: Location, number: int) -> Holder | None:
 
 
 def _host() -> str:
-    """Return host name, boot id and process namespace, within which a process id is unique."""
+    """Return an identifier of host, boot and process namespace, in which process ids are unique."""
     parts = [socket.gethostname()]
-    # Only Linux has these two files in /proc; on other systems the host name alone is used.
+    # Only Linux gives boot id and namespace in /proc; elsewhere the host name alone is used.
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(os.stat("/proc/self/ns/pid").st_ino))

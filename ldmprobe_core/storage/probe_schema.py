@@ -56,7 +56,7 @@ class RunShape:
 
 
 class ProbeSchema(GroupBuilder):
-    """Builder of the groups of statistics, probes and scores, and of coordinates for all groups.
+    """Builder of the groups of statistics, probes and scores, with methods to add coordinates.
 
     Args:
         root: root group of the run.
@@ -82,18 +82,18 @@ class ProbeSchema(GroupBuilder):
         self.decoded_steps = step_image_steps(self.study, self.steps)
 
     def add_sample(self, group: zarr.Group, index: np.ndarray | None = None) -> None:
-        """Add the coordinate ``sample`` to a group: the given indices (n,), or all stored ones."""
+        """Add the coordinate ``sample``: the sample indices given (n,), or all that are stored."""
         values = self.stored if index is None else index
         self.coordinate(group, "sample", values, "index of the image")
 
     def add_step_image_axes(self, group: zarr.Group) -> dict[str, int]:
-        """Add coordinates of the samples and steps with step images; return counts by dimension."""
+        """Add coordinates for the samples and steps of step images; return the size of each."""
         self.add_sample(group, self.with_step_images)
         self.add_step(group, self.decoded_steps)
         return {"sample": len(self.with_step_images), "step": len(self.decoded_steps)}
 
     def add_step(self, group: zarr.Group, index: np.ndarray | None = None) -> None:
-        """Add coordinates of sampler steps to a group: the indices (from 0) given, or all steps."""
+        """Add the coordinates ``step`` and ``timestep``, for the steps in ``index`` or for all."""
         index = np.arange(self.steps) if index is None else index
         self.coordinate(group, "step", index + 1, "sampler step, from 1")
         self.coordinate(
@@ -105,7 +105,7 @@ class ProbeSchema(GroupBuilder):
         )
 
     def add_pixels(self, group: zarr.Group, y: int | None = None, x: int | None = None) -> None:
-        """Add the coordinates ``y`` and ``x`` of pixels or of tokens, in pixels, to a group.
+        """Add the coordinates ``y`` and ``x``: centres of pixels or of tokens, in pixels.
 
         Args:
             y: number of tokens down the image; None for coordinates of the image's pixels.
@@ -162,7 +162,7 @@ class ProbeSchema(GroupBuilder):
         )
 
     def add_label_sums(self) -> None:
-        """Create the arrays of sums of the label maps."""
+        """Create the arrays that hold the sums of the training samples' label maps."""
         group = self.group(
             f"{STATISTICS_GROUP}/labels", "Sums of the training samples' label maps."
         )

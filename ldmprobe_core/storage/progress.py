@@ -1,4 +1,4 @@
-"""Record, stored in Zarr arrays, of the units of work of a run that are complete."""
+"""Record of which units of work of a run are complete, stored in Zarr arrays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Progress:
         self.set_count(kind, *index, count=1)
 
     def clear(self, kind: UnitKind | str, *index: int) -> None:
-        """Record the units at one index as not complete, so that the next run repeats them."""
+        """Record the units at one index as incomplete, so that the next run repeats them."""
         self.set_count(kind, *index, count=0)
 
     def set_count(self, kind: UnitKind | str, *index: int, count: int) -> None:
@@ -64,7 +64,7 @@ class Progress:
         return bool(self.count(kind, *index))
 
     def counts(self, kind: UnitKind | str) -> np.ndarray:
-        """Read the number of complete units at each index; 0 or 1 unless `UnitKind.sequential`."""
+        """Read the number of complete units at each index; above 1 for sequential kinds only."""
         # A unit that was never recorded has no chunk in this array, and reads as the fill value 0.
         return np.asarray(self._open(kind)[...])
 
@@ -82,8 +82,8 @@ class Progress:
         if len(missing):
             name = kind if isinstance(kind, str) else kind.progress
             raise RuntimeError(
-                f"{self._url}: {len(missing)} units are not {name} yet, first the one at "
-                f"index {tuple(int(i) for i in missing[0])} of the array {self._group}/{name}. "
+                f"{self._url}: {len(missing)} units of work are not {name} yet. The first has the "
+                f"index {tuple(int(i) for i in missing[0])} in the array {self._group}/{name}. "
                 "Fix: carry out these units first"
             )
 

@@ -1,4 +1,4 @@
-"""Setting of environment variables so that requests to this machine bypass HTTP proxies."""
+"""Function that sets NO_PROXY, so that requests to this machine bypass HTTP proxies."""
 
 from __future__ import annotations
 

@@ -113,11 +113,11 @@ class Run:
         """Address of the run's folder or prefix."""
         return self.location.url
 
-    # --- the hierarchy -----------------------------------------------------------------------
+    # --- groups and arrays -------------------------------------------------------------------
 
     @property
     def store(self) -> ChecksumStore:
-        """Zarr store of the run that verifies checksums; a missing chunk reads as fill value."""
+        """Zarr store that verifies checksums; a missing chunk reads as the fill value."""
         return self.zarr_store(require_complete=False)
 
     def zarr_store(
@@ -135,7 +135,7 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Flag that is True once the run is created: study.json, its last file, exists."""
+        """Flag that is True if study.json exists, which is written last when a run is created."""
         return self.location.has("study.json")
 
     def create(self, shape: RunShape, record: dict[str, Any]) -> None:
@@ -281,7 +281,7 @@ class Run:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """Attributes of the root group, such as versions, from the creation of the run."""
+        """Attributes of the root group, such as versions, as written at the run's creation."""
         return dict(open_group(self.store, self.url).attrs)
 
     @property
@@ -313,7 +313,7 @@ class Run:
 
     @property
     def exact_properties(self) -> list[str]:
-        """Names of the properties whose true maps, not a labeler's, came with the source images."""
+        """Names of the properties whose maps were read from the user's files, not labeled."""
         root = open_group(self.store, self.url)
         return [name for name in self.study.map_properties if f"exact_maps/{name}" in root]
 
@@ -366,8 +366,8 @@ class Run:
 
 def _consolidate(store: Store) -> None:
     with warnings.catch_warnings():
-        # Zarr would warn at each call that consolidated metadata is not in the v3 specification,
-        # and that it does not recognize files such as study.json.
+        # Suppress Zarr's warnings that consolidated metadata is not in the v3 specification, and
+        # that it does not recognize files such as study.json.
         warnings.simplefilter("ignore", UserWarning)
         zarr.consolidate_metadata(store)
 
@@ -387,9 +387,9 @@ def _check_region(
         start, stop = span.start, span.stop
         if start % chunk or (stop % chunk and stop != size) or not 0 <= start < stop <= size:
             raise ValueError(
-                f"{name}: the region {start}..{stop} of dimension {dim} is not a range of complete "
-                f"chunks, which have {chunk} of its {size} elements each. Fix: begin and end the "
-                "region at chunk boundaries"
+                f"{name}: the region {start}..{stop} of dimension {dim} (size {size}) is not a "
+                f"range of complete chunks ({chunk} elements each). Fix: begin and end the region "
+                "at chunk boundaries"
             )
         expected.append(stop - start)
     if tuple(expected) != data_shape:

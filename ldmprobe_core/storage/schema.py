@@ -59,7 +59,7 @@ class RunSchema(ProbeSchema):
         self._progress()
 
     def _samples(self) -> None:
-        """Create the group ``samples`` of all samples, stored or not."""
+        """Create the group ``samples``, with the prompt, seed and split of every sample."""
         group = self.group("samples", "Who was generated.")
         self.add_sample(group, np.array([sample.index for sample in self.samples]))
         for name, description in (
@@ -158,7 +158,7 @@ class RunSchema(ProbeSchema):
         )
 
     def _labels(self, path: str, source: str | None) -> None:
-        """Create a group of labels: of step images named by ``source``, or of finished images."""
+        """Create a group of labels: of finished images, or of step images named in ``source``."""
         group = self.group(path, f"Labels of {source or 'the finished images'}.")
         if source:
             sizes, chunks = self.add_step_image_axes(group), {"sample": 1}

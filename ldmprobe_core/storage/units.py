@@ -57,7 +57,7 @@ class UnitKind:
         return "int64" if self.sequential else "uint8"
 
     def writes(self, dims: tuple[str, ...]) -> bool:
-        """Return whether units of this kind write an array, given that they write its group.
+        """Return whether units of this kind write an array with the dimensions ``dims``.
 
         The arrays that units do not write are written when their group is created.
 
@@ -72,7 +72,7 @@ class UnitKind:
     def index_of_chunk(
         self, path: str, dims: tuple[str, ...], chunk_index: tuple[int, ...], layers: list[str]
     ) -> tuple[int, ...]:
-        """Return which unit of work writes a chunk, as its index in the array of finished units.
+        """Return the index, in the progress array, of the unit of work that writes a chunk.
 
         Args:
             path: path of the data array, such as ``probes/mid_block/weight``.
@@ -90,8 +90,8 @@ class UnitKind:
             else:
                 if dim != "layer":
                     raise ValueError(
-                        f"{path}: the array has no dimension {name}, over which units of the kind "
-                        f"{self.verb!r} are numbered. Fix: correct dims of this kind"
+                        f"{path}: the array has no dimension {name}, by which units of the kind "
+                        f"{self.verb!r} are indexed. Fix: correct `dims` of this UnitKind"
                     )
                 index.append(layers.index(path.partition("/")[2].rpartition("/")[0]))
         return tuple(index)
@@ -148,7 +148,7 @@ UNIT_KINDS: dict[str, UnitKind] = {}
 
 
 def register_unit_kind(kind: UnitKind) -> UnitKind:
-    """Register a kind of unit; runs that are created afterwards have its progress array.
+    """Register a kind of unit of work; runs created afterwards contain its progress array.
 
     Raises:
         ValueError: another kind has the same verb, progress array or one of the groups.
@@ -157,7 +157,7 @@ def register_unit_kind(kind: UnitKind) -> UnitKind:
         if kind.verb == other.verb or kind.progress == other.progress:
             raise ValueError(
                 f"unit kind {kind.verb!r}: the kind {other.verb!r} has the same verb or progress "
-                "array. Fix: choose a verb and a progress array that no kind has"
+                "array. Fix: choose a verb and a progress array that no other kind has"
             )
         if shared := set(kind.groups) & set(other.groups):
             raise ValueError(
@@ -173,7 +173,7 @@ for _kind in (GENERATE, LABEL, ACCUMULATE, PROBE, EDIT):
 
 
 def kind_of_group(path: str) -> UnitKind | None:
-    """Return the kind of the units that write a group or array; None if no unit writes it."""
+    """Return the kind of unit of work that writes a group or array; None if none does."""
     group = path.partition("/")[0]
     return next((kind for kind in UNIT_KINDS.values() if group in kind.groups), None)
 

@@ -1,4 +1,4 @@
-"""Detection of corrupt chunks in a run, and repair by having their units of work repeated.
+"""Detection of corrupt chunks in a run, and repair by repeating the units that wrote them.
 
 Each chunk is written by one unit of work (`ldmprobe_core.storage.units`).  To repair a chunk, its
 unit is recorded as not complete; the next run then repeats the unit, with the same result.  A run
@@ -69,8 +69,8 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
     ]
     yield from corrupt_progress
     if corrupt_progress or any(path in unreadable for path in _arrays(laid_out, GROUP)):
-        # The progress record tells which other chunks must exist.  It is damaged itself, so the
-        # other chunks cannot be checked before its repair.
+        # The progress record, which tells what other chunks must exist, is damaged itself.  The
+        # other chunks can therefore be checked only after its repair.
         return
     is_expected = _expectation(run)
     recorded, damaged_records = _recorded_checksums(run)
@@ -83,7 +83,7 @@ def find_corrupt_chunks(run: Run, array: str = "") -> Iterator[CorruptChunkError
 
 
 def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkError]]:
-    """Read the checksums recorded for chunks that complete units or the run's creation wrote.
+    """Read the chunk checksums recorded by complete units of work and at the run's creation.
 
     Returns:
         the checksums by key, and an error for each damaged record.
@@ -144,7 +144,7 @@ def _damaged_metadata(
 
 
 def _beyond_remedy(run: Run, chunks: list[CorruptChunkError]) -> list[CorruptChunkError]:
-    """Remove pipes, links and empty folders; return the chunks that only the user can repair."""
+    """Remove pipes, links and empty folders; return the chunks that only a user can repair."""
     irregular = [chunk for chunk in chunks if chunk.reason == NOT_REGULAR]
     stuck = [chunk for chunk in irregular if not remove_irregular(run.location.path(chunk.key))]
     contradictory = [
@@ -154,7 +154,7 @@ def _beyond_remedy(run: Run, chunks: list[CorruptChunkError]) -> list[CorruptChu
 
 
 def _contradicts(run: Run, key: str) -> bool:
-    """Return whether a zarr.json is readable, so that it or its consolidated copy may be wrong."""
+    """Return whether a zarr.json is readable; then its consolidated copy may be the wrong one."""
     try:
         document = json.loads(run.location.read_bytes(key))
     except (LdmprobeError, ValueError, RecursionError):
@@ -217,7 +217,7 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
 
 
 def _batch_finder(run: Run) -> BatchOfChunk:
-    """Build a function that finds the batch of a chunk, in groups of all or of some samples."""
+    """Build a function that returns the batch whose samples a chunk holds."""
     batches: dict[str, list[int]] = {}
 
     def of_chunks(path: str) -> list[int]:
@@ -236,8 +236,8 @@ def _batch_finder(run: Run) -> BatchOfChunk:
             try:
                 batches[path] = of_chunks(path)
             except RunError:
-                # The group's list of samples or its metadata is damaged, so no batch is known here.
-                # That damage is reported when the check comes to the damaged file itself.
+                # The group's list of samples or its metadata is damaged, so the batch is unknown
+                # here.  The damaged file itself is reported when it is checked.
                 batches[path] = []
         return batches[path][chunk] if chunk < len(batches[path]) else None
 
@@ -251,7 +251,7 @@ def unit_of_chunk(
     layers: list[str],
     batch_of: BatchOfChunk | None = None,
 ) -> tuple[UnitKind, tuple[int, ...]] | None:
-    """Find the kind and progress index of the unit that writes a chunk; None if there is none.
+    """Return the kind and index of the unit of work that writes a chunk; None if none does.
 
     All units of an accumulator share one index, since each adds to the result of the one before.
 
@@ -280,7 +280,7 @@ def unit_of_chunk(
 
 
 def _expectation(run: Run) -> _Expectation:
-    """Build a predicate of the chunks that must exist according to the run's progress record."""
+    """Build a function that tells from the progress record whether a chunk must exist."""
     layers, batch_of = run.probe_inputs, _batch_finder(run)
     counts_by_group: dict[str, np.ndarray] = {}
 
@@ -304,8 +304,8 @@ def _expectation(run: Run) -> _Expectation:
                 # The batch of the chunk is unknown, because the list of the group's samples is
                 # damaged.
                 return False
-            # This is a chunk of coordinates, which must exist.  The group of an intervention is
-            # an exception until one of its units is complete: the process may have been
+            # This chunk holds coordinates, so it must exist.  An exception is the group of an
+            # intervention before one of its units is complete: the process may have been
             # interrupted while it created the group.
             return kind is None or not kind.per_group or bool(counts(kind, path).any())
         recorded = counts(unit[0], path)

@@ -1,1 +1,1 @@
-"""Description of an experiment: reads a study from YAML, then makes its samples and batches."""
+"""Description of an experiment: reader of its YAML file, its sections, samples and batches."""

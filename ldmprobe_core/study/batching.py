@@ -1,4 +1,4 @@
-"""Division of a study's samples into units of work, and choice of some samples for costly work.
+"""Division of samples into units of work, and choice of samples for step images and controls.
 
 Step images are decoded for a few samples, and the permuted denoiser runs on some of the batches.
 Both choices depend on the study alone.  Chunk sizes of arrays are decided in
@@ -34,7 +34,7 @@ MOST_POSITIONS = 16
 
 
 def summed_columns(study: Study, network: str) -> tuple[LabelColumn, ...]:
-    """Return the label columns whose sums the statistics of one network contain.
+    """Return the label columns that the Gram matrices of a network include.
 
     If activations are stored as well, the statistics hold true labels only, because controls are
     then fitted to the stored activations.
@@ -46,17 +46,17 @@ def summed_columns(study: Study, network: str) -> tuple[LabelColumn, ...]:
 
 
 def gram_width(study: Study, network: str, channels: int) -> int:
-    """Return the width of a Gram matrix of sums: channels, a constant, and label columns."""
+    """Return the width of a layer's Gram matrix: channels, one constant, and label columns."""
     return channels + 1 + len(summed_columns(study, network))
 
 
 def n_positions(grid: tuple[int, int]) -> int:
-    """Return the number of positions (blocks of tokens) of a grid, which are summed separately."""
+    """Return the number of blocks into which a grid of tokens is divided for separate sums."""
     return min(grid[0], MOST_POSITIONS) * min(grid[1], MOST_POSITIONS)
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
-    """Group the samples with indices ``first`` to ``count - 1`` by accumulator, unit and batch.
+    """Divide samples ``first`` to ``count - 1`` by accumulator, then by unit and batch.
 
     If only one or two samples remain for the last batch, they are added to the batch before,
     because the shuffled-label control needs at least three images per batch to permute.
@@ -83,7 +83,7 @@ def accumulation_units(study: Study, first: int, count: int) -> list[list[list[r
 
 @dataclass(frozen=True)
 class StepImages:
-    """Choice of the images that are decoded from the latents of the steps of one batch.
+    """Samples of one batch, and sampler steps, for which images are decoded.
 
     It is false if it has no samples.
 
@@ -100,7 +100,7 @@ class StepImages:
 
 
 def step_image_samples(study: Study, samples: list[Sample]) -> np.ndarray:
-    """Choose the samples whose step images are decoded (section ``trajectory``).
+    """Choose at random the samples for which images are decoded at sampler steps.
 
     They are drawn at random from the scored part and from the training samples.  If the study has
     the control ``clean_pixels``, validation samples are drawn in the same share as training
@@ -144,15 +144,15 @@ def step_image_steps(study: Study, steps: int) -> np.ndarray:
         return np.arange(steps)
     if not chosen or chosen[-1] != steps:
         raise UserError(
-            f"trajectory.steps: the last of them is {chosen[-1] if chosen else 'missing'}, and the "
-            f"sampler has {steps} steps. Fix: let the list end with {steps}, at which all curves "
+            f"trajectory.steps: the last step listed is {chosen[-1] if chosen else 'missing'}, but "
+            f"the sampler has {steps} steps. Fix: end the list with {steps}, where all curves "
             "end, or set it to all"
         )
     return np.array(chosen) - 1
 
 
 def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
-    """Choose the samples on which the denoiser with permuted weights runs, as complete batches.
+    """Choose complete batches of samples on which the denoiser with permuted weights runs.
 
     Batches are added until they have as many samples as the control asks for
     (``controls.permuted_weights.samples``, or those of ``random_weights``), and samples of every
@@ -181,14 +181,14 @@ def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
     total = counts.sum(0)
     wanted = min(control.samples, len(samples))
     target = total * wanted / len(samples)
-    # Batches that fit equally well are taken in a random order, since prompts may be sorted.
+    # The random order breaks ties between batches, because a list of prompts may be sorted.
     left = list(np.random.default_rng([study.prompts.seed, len(batches)]).permutation(len(batches)))
     chosen: list[int] = []
     reached = np.zeros_like(total)
     while reached.sum() < wanted or (reached[total > 0] == 0).any():
         distance = np.square(reached + counts[left] - target).sum(1)
         if reached.sum() >= wanted:
-            # Some split has no samples yet: take the batch with most samples of this split.
+            # A split has no samples yet: take the batch with the most samples of such splits.
             lacking = (total > 0) & (reached == 0)
             distance = -counts[left][:, lacking].sum(1)
         best = left.pop(int(distance.argmin()))

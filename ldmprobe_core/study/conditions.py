@@ -1,4 +1,4 @@
-"""Registry of the conditions under which probes are fitted: the proper one, and controls.
+"""Registry of the conditions under which probes are fitted: the probe itself, and controls.
 
 A condition combines a network, whose activations are probed, with an assignment of labels to
 samples.  Each cell (a sampler step and a layer) is scored under every condition of the study, and
@@ -50,7 +50,7 @@ of the sample whose label it gets.
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """Column of labels to fit: maps of one property, assigned to samples by one draw.
+    """Labels of one property under one label assignment (true or shuffled) and draw.
 
     Attributes:
         assignment: name of a label assignment in `ASSIGNMENTS`.
@@ -69,13 +69,13 @@ class LabelColumn:
             members: indices of samples, (sample,).
             seed: seed of the study, ``prompts.seed``.
         """
-        # Seeds are below 2**64, so no draw of one study repeats a draw of another.
+        # Seeds are below 2**64, so each pair of seed and draw gives a different sum.
         return ASSIGNMENTS[self.assignment](members, seed + (self.draw << 64))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """Condition of a probe: which network's activations, and which image's label for each image.
+    """Condition of a probe: the network that it reads, and the assignment of labels to images.
 
     Attributes:
         name: name on the axis ``condition`` of scores, and key in ``controls`` of a study.
@@ -113,7 +113,7 @@ _RESERVED = {
 def register_condition(
     new: Condition, assign: Callable[[np.ndarray, int], np.ndarray] | None = None
 ) -> Condition:
-    """Register a control by its network and its label assignment.
+    """Register a control condition: a network whose activations get a label assignment.
 
     Studies switch it on with ``controls.<name>: true``.
 
@@ -128,8 +128,8 @@ def register_condition(
         raise ValueError(f"condition {new.name!r}: the name is taken. Fix: choose another.")
     if assign is not None and new.assignment in ASSIGNMENTS:
         raise ValueError(
-            f"assignment {new.assignment!r}: the name is taken. Fix: choose another, or pass "
-            "no function, to use the one that has this name."
+            f"assignment {new.assignment!r}: the name is taken. Fix: choose another, or "
+            "leave out `assign`, to use the registered assignment."
         )
     if assign is None and new.assignment not in ASSIGNMENTS:
         raise ValueError(
@@ -143,7 +143,7 @@ def register_condition(
 
 
 def controls() -> tuple[Condition, ...]:
-    """Registered conditions other than the probe itself, in the order of registration."""
+    """Return the registered conditions except ``probe``, in the order of registration."""
     return tuple(condition for name, condition in CONDITIONS.items() if name != PROBE_CONDITION)
 
 

@@ -28,7 +28,7 @@ WORDS, TOKENS = "words", "tokens"
 
 
 def is_attention_map(layer: str) -> bool:
-    """Return whether a layer is a capture point of attention maps.
+    """Return whether a layer's name is that of attention maps (``@words`` or ``@tokens``).
 
     These maps are computed beside the denoiser's own, so they can be read but not edited.
     """
@@ -43,7 +43,7 @@ class LayerShape(NamedTuple):
     channels: int
 
     def as_probed(self, name: str) -> LayerShape:
-        """Return the shape of the values that probes of an input read.
+        """Return the shape of the activations that a probe of a layer or input control reads.
 
         For an input control, the channels are those of all tokens in the neighbourhood of a token.
 

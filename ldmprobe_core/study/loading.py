@@ -1,4 +1,4 @@
-"""Reader of studies, which validates a YAML file and overrides and explains the first error."""
+"""Reader of studies: it parses YAML, applies overrides, and explains the first error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def load_study(source: str | os.PathLike[str], overrides: list[str] | None = None) -> Study:
-    """Read a study from a YAML file, or by name from the studies in this package.
+    """Read a study from a YAML file, or a built-in study by its name.
 
     Args:
         source: path of a YAML file, or name of a study in this package, such as ``tabletop``.
@@ -111,7 +111,8 @@ def _set(content: dict[str, Any], override: str) -> None:
         content = below
         if not isinstance(content, dict):
             raise UserError(
-                f"--set {override!r}: {name} holds a value, not keys. Fix: name a key of a section"
+                f"--set {override!r}: {name} holds a value, so it has no keys. Fix: name a "
+                "key of a section"
             )
     content[last] = value
 
@@ -139,16 +140,16 @@ def sentence(error: ValidationError, model: type[BaseModel] = Study, noun: str =
     try:
         value = repr(first["input"])
     except (ValueError, RecursionError):
-        # Python does not print whole numbers of more than 4,300 digits.
+        # Python raises a ValueError when it converts a number of more than 4,300 digits to text.
         value = "a value that is too long to print"
     value = value if len(value) <= 60 else value[:57] + "..."
     return f"{field or noun} is {value}: {message[0].lower()}{message[1:]}. Fix: correct it"
 
 
 def _known_keys(location: tuple[int | str, ...], model: type[BaseModel], name_of_all: str) -> str:
-    """List the valid keys of the section in which an unknown key, given by its path, stands."""
+    """List, for a message, the valid keys of the section in which an unknown key was given."""
     part: Any = model
-    # A number in the path is the index of an item of a list.  The keys do not depend on it.
+    # Indices of list items are skipped, because all items of a list have the same keys.
     for name in [name for name in location[:-1] if isinstance(name, str)]:
         if get_origin(part) is dict:
             part = get_args(part)[-1]

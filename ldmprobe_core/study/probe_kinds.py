@@ -50,7 +50,7 @@ PROBE_KINDS: dict[str, ProbeKind] = {}
 
 
 def register_probe_kind(kind: ProbeKind) -> ProbeKind:
-    """Register a kind of probe; `probing.fitters.registry.register_fitter` also adds its fitter.
+    """Register a kind of probe without its fitter; `register_fitter` registers both.
 
     Raises:
         ValueError: the name is taken.

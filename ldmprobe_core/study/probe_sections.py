@@ -38,7 +38,7 @@ class LabelerSpec(Section):
 
 
 def _named(value: Any) -> Any:
-    """Convert the name of a labeler to a mapping with that name."""
+    """Convert a labeler given by its name alone to a mapping with the key ``name``."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -47,7 +47,7 @@ _TABLETOP = LabelerSpec(name="tabletop")
 
 
 def _check_extra(section: type[Section], content: Any, known: Iterable[str]) -> Any:
-    """Check that keys are fields or registered names; drop registered keys with value null.
+    """Check that each key is a field or a registered name; drop registered names that are null.
 
     A null key means the same as an absent one, so both must give the study the same hash.
     """
@@ -103,7 +103,7 @@ class Labels(Section):
 
     @model_validator(mode="after")
     def _something(self) -> Labels:
-        """Check that a map property is labeled, and that classes are not read from exact maps."""
+        """Check that some map property has a labeler, and that only maps are read from files."""
         if not self.maps:
             raise ValueError(
                 f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all null. Fix: "
@@ -113,8 +113,8 @@ class Labels(Section):
             labeler = self.labeler(prop)
             if labeler is not None and labeler.name == "maps":
                 raise ValueError(
-                    f"{prop} is 'maps', which reads exact maps from files, but it is no map. Fix: "
-                    "name another labeler, or null"
+                    f"{prop} is 'maps', the reader of map files, but {prop} is not a map property. "
+                    "Fix: name another labeler, or null"
                 )
         return self
 
@@ -165,15 +165,17 @@ class Probes(Section):
         for name in ("kinds", "penalties"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} is {list(values)}. Fix: name each value once")
+                raise ValueError(
+                    f"{name} has a value twice ({list(values)}). Fix: name each value once"
+                )
         for kind in self.kinds:
             if kind not in PROBE_KINDS:
                 # Importing the module registers the kind, which is looked up again below.
                 load_entry_points(PROBE_KIND_POINTS, kind, "kinds")
             if kind not in PROBE_KINDS:
                 raise ValueError(
-                    f"kinds has {kind!r}. Fix: choose from {', '.join(PROBE_KINDS)}, or install "
-                    "the package that offers this kind"
+                    f"kinds has {kind!r}, which is not known. Fix: choose from "
+                    f"{', '.join(PROBE_KINDS)}, or install the package that offers this kind"
                 )
         if not any(PROBE_KINDS[kind].linear for kind in self.kinds):
             raise ValueError(f"kinds is {list(self.kinds)}, none of them linear. Fix: add ridge")
@@ -192,7 +194,7 @@ class UntrainedWeights(Section):
 
 
 def _switched(value: Any) -> Any:
-    """Convert true to the default settings, and false to None."""
+    """Convert true to the default settings of the control, and false to None (off)."""
     return {True: UntrainedWeights(), False: None}[value] if isinstance(value, bool) else value
 
 
@@ -229,8 +231,8 @@ class Controls(Section):
     shuffled_labels: bool = True
     permutations: Annotated[int, Field(ge=1, le=1000)] = 20
     permuted_weights: _Untrained = UntrainedWeights()
-    # The key was added in a later release, and is left out where it is off, so that the hashes of
-    # older studies stay the same.
+    # This key was added in a later release.  If it is off, it is not exported, so that the hashes
+    # of older studies stay the same.
     random_weights: _Untrained = Field(None, exclude_if=lambda value: value is None)
     latents: bool = True
     clean_pixels: bool = True
@@ -251,8 +253,8 @@ class Controls(Section):
         """Check that at most one of the two controls with an untrained denoiser is on."""
         if self.permuted_weights and self.random_weights:
             raise ValueError(
-                "random_weights is on beside permuted_weights, but one untrained denoiser at most "
-                "runs beside the trained one. Fix: set one of them to false"
+                "random_weights and permuted_weights are both on, but a study can have only one "
+                "untrained denoiser. Fix: set one of them to false"
             )
         return self
 
@@ -262,7 +264,7 @@ class Controls(Section):
         return self.permuted_weights or self.random_weights
 
     def enabled(self, condition: str) -> bool:
-        """Return whether the study has probes of this condition; True for the probe itself."""
+        """Return whether a condition is on in this study; the condition ``probe`` always is."""
         if condition == PROBE_CONDITION:
             return True
         return bool((self.__dict__ | (self.model_extra or {})).get(condition))
@@ -277,7 +279,7 @@ class BootstrapSettings(Section):
     @model_validator(mode="after")
     def _resolved(self) -> BootstrapSettings:
         """Check that the number of resamples suffices for the confidence level."""
-        # An interval needs at least one resample beyond each of its ends.
+        # At least one resample must lie beyond each end of the interval.
         least = math.ceil(round(2 / (1 - self.level), 6))
         if self.resamples < least:
             raise ValueError(

@@ -119,7 +119,7 @@ class Property(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_kind(cls, content: Any) -> Any:
-        """Fill in the fields that are missing, from the title and the kind of the property."""
+        """Fill in missing fields: the title from the name, others from the kind of the property."""
         if not isinstance(content, dict):
             return content
         title = str(content.get("name")).replace("_", " ")
@@ -146,12 +146,12 @@ class Property(Section):
                     f"metrics has {name!r}, which does not score a {self.kind}. Fix: choose from "
                     f"{', '.join(usable)}"
                 )
-        # The best cell is the one with the largest score, and some controls need a definition
-        # for the main metric.
+        # The first metric is the main one: the best cell has its largest value, and some controls
+        # are defined only for certain main metrics.
         headlines = HEADLINES[self.kind]
         if self.metrics[0] not in headlines and self.metrics[0] not in REGISTERED_METRICS:
             raise ValueError(
-                f"metrics begins with {self.metrics[0]!r}, which is no headline metric of a "
+                f"metrics begins with {self.metrics[0]!r}, which cannot be the main metric of a "
                 f"{self.kind}. Fix: begin with {' or '.join(headlines)}"
             )
         missing = set(self.intervention.metrics if self.intervention else ()) - set(self.metrics)
@@ -169,13 +169,13 @@ class Property(Section):
 
     @property
     def partial_metric(self) -> str | None:
-        """Name of the main metric with position regressed out; None if the property lacks it."""
+        """Name of the main metric's partial form (position regressed out); None if not in use."""
         name = f"{self.metrics[0]}_partial"
         return name if name in self.metrics else None
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """Metrics in which the shuffled-label control, whose labels are of other images, is scored.
+        """Metrics by which the probe is compared with the shuffled-label control.
 
         They are the main metric, its partial form, and AUROC, if the property has them.
         """
@@ -208,7 +208,7 @@ _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 
 
 def _bytes_of(record: Property) -> tuple[object, ...]:
-    """Return the fields that affect stored results, without those for display and edits."""
+    """Return the fields that affect stored results; fields for figures and edits do not."""
     return record.kind, record.metrics, record.map_format, record.component
 
 
@@ -226,8 +226,8 @@ def register_property(new: Property) -> Property:
     if new.name in _RESERVED or (new.name in _BUILT_IN and new != taken):
         raise ValueError(f"property {new.name!r}: the name is taken. Fix: choose another.")
     if taken is not None and _bytes_of(new) != _bytes_of(taken):
-        # A process reads all runs by one registry, so a second definition would change the meaning
-        # of runs that are open.
+        # A process has one registry for all runs, so a second definition would change the meaning
+        # of runs that are already open.
         raise ValueError(
             f"property {new.name!r}: the name is taken in this process by another definition. "
             "Fix: choose another name, or start a new process."
@@ -242,7 +242,7 @@ def register_property(new: Property) -> Property:
 
 
 def register_properties(records: Iterable[Property]) -> None:
-    """Register several properties, or none of them if one is refused (`register_property`)."""
+    """Register several properties; if one of them is refused, register none."""
     before = dict(PROPERTIES)
     try:
         for record in records:
@@ -254,7 +254,7 @@ def register_properties(records: Iterable[Property]) -> None:
 
 
 def _require_one_vector(new: Property) -> None:
-    """Check that a vector's name stands for one list of components, and for no property.
+    """Check that a vector's name is not a property's, and that its components are consistent.
 
     Raises:
         ValueError: it stands for something else in this process.

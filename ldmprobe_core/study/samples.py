@@ -81,8 +81,8 @@ def resolve_inputs(study: Study) -> Study:
     count = len(read_rows(files))
     if prompts.samples not in (None, count):
         raise UserError(
-            f"prompts.samples is {prompts.samples}, and prompts.files hold {count} rows. Fix: "
-            "leave prompts.samples out, or give the matching files"
+            f"prompts.samples is {prompts.samples}, but prompts.files have {count} rows. Fix: "
+            "leave prompts.samples out, or give files with as many rows"
         )
     digest = _unchanged("prompts.files", prompts.content_hash, digest_of(files))
     update = {"files": files, "samples": count, "content_hash": digest}
@@ -107,7 +107,7 @@ def absolute_path(path: str, field: str) -> str:
 
 
 def _unchanged(field: str, before: str | None, now: str) -> str:
-    """Return a content hash, after a check that it equals the one that the study states."""
+    """Return the content hash of the current files; raise if the study states another one."""
     if before not in (None, now):
         raise UserError(
             f"{field} has changed since the study was started (content hash {before}, now {now}). "
@@ -169,7 +169,7 @@ def _drafts_of_images(images: Images, props: tuple[str, ...]) -> list[SampleDraf
 
 
 def _drafts(prompts: Prompts) -> list[SampleDraft]:
-    """List the samples of a study of prompts; only prompt files may assign splits here."""
+    """List the samples of a study of prompts; rows of prompt files may already have a split."""
     if prompts.files is not None:
         rows: list[Row] = read_rows(prompts.files)
         return [
@@ -205,7 +205,7 @@ def _drafts(prompts: Prompts) -> list[SampleDraft]:
 
 
 def n_stored_samples(samples: list[Sample], study: Study) -> int:
-    """Return the number of samples whose images are stored; they have the first indices."""
+    """Return the number of samples whose images are stored; they come first in the list."""
     if study.capture.keep != "statistics":
         return len(samples)
     return sum(sample.split != "train" for sample in samples)

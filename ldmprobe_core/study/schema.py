@@ -93,7 +93,7 @@ class Study(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_model(cls, content: Any) -> Any:
-        """Fill in the sampling keys that the study leaves out, from the record of its model."""
+        """Fill in sampling keys that the study leaves out with the defaults of its model."""
         if not isinstance(content, dict):
             return content
         model, sampling = content.get("model", Model()), content.get("sampling", {})
@@ -116,7 +116,7 @@ class Study(Section):
     @model_validator(mode="before")
     @classmethod
     def _declared(cls, content: Any) -> Any:
-        """Complete the properties that the study declares; see `declare`."""
+        """Complete the key ``properties`` and the labelers of its records with `declare`."""
         return declare(content) if isinstance(content, dict) else content
 
     @model_validator(mode="before")
@@ -129,11 +129,11 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _scheduler_of_a_pipeline(self) -> Study:
-        """Check that the scheduler is a pipeline object's if, and only if, the model is one."""
+        """Check that the scheduler ``pipeline`` is used for pipeline objects, and only for them."""
         source, scheduler = self.model.source, self.sampling.scheduler
         if (scheduler == PIPELINE) != source.startswith(PIPELINE_PREFIX):
             raise ValueError(
-                f"sampling.scheduler is {scheduler} and model.source is {source!r:.60}: the "
+                f"sampling.scheduler is {scheduler}, but model.source is {source!r:.60}: the "
                 f"scheduler {PIPELINE} belongs to pipeline objects. Fix: name a scheduler and a "
                 "model, or call lp.run_study(study, store, pipeline=pipe)"
             )
@@ -141,7 +141,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _served(self) -> Study:
-        """Check that a linear kind of probe can predict every labeled property."""
+        """Check that every labeled property can be predicted by some linear kind of probe."""
         linear = [probe_kind(kind) for kind in self.linear_kinds]
         unread = [
             prop
@@ -190,7 +190,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _enough_prompts(self) -> Study:
-        """Check that ``images`` is given if it is the source, and that prompts can be split."""
+        """Check that the section ``images`` agrees with ``source``, and that 3 prompts differ."""
         if (self.source == "images") != (self.images is not None):
             raise ValueError(
                 f"source is {self.source}, and images is "
@@ -211,14 +211,14 @@ class Study(Section):
 
     @model_serializer(mode="wrap")
     def _without_empty_declarations(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Serialise the study without an empty ``properties``, as releases before this key did."""
+        """Serialise the study; an empty ``properties`` is left out, as older releases lacked it."""
         content = handler(self)
         if not content.get("properties"):
             content.pop("properties", None)
         return content
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restore a pickled study, whose properties this process may not know yet."""
+        """Restore a pickled study, and register its properties in this process."""
         super().__setstate__(state)
         for record in self.properties.values():
             register_property(record)
@@ -230,7 +230,7 @@ class Study(Section):
 
     @property
     def map_properties(self) -> tuple[str, ...]:
-        """Names of the properties of which source images may have exact maps, in stored order.
+        """Names of the properties for which a user may give exact maps, in stored order.
 
         They are the built-in properties and those that the study declares.  Other properties that
         this process knows are not among them.
@@ -239,7 +239,7 @@ class Study(Section):
 
     @property
     def input_controls(self) -> tuple[str, ...]:
-        """Names of the controls of this study that are probed like layers."""
+        """Names of the enabled controls that are probed like layers: latents and clean pixels."""
         stored = self.capture.keep != "statistics" and self.trajectory.training > 0
         decoded = self.controls.clean_pixels and stored
         return ((LATENTS,) if self.controls.latents else ()) + ((CLEAN_PIXELS,) if decoded else ())
@@ -268,7 +268,7 @@ class Study(Section):
         )
 
     def assignments(self, network: str) -> tuple[str, ...]:
-        """Names of the label assignments for probing a network; ``true`` comes first."""
+        """Return the names of the label assignments for probing a network; ``true`` comes first."""
         names = [
             condition.assignment
             for condition in self.conditions
@@ -277,7 +277,7 @@ class Study(Section):
         return tuple(dict.fromkeys(["true", *names]))
 
     def label_columns(self, network: str) -> tuple[LabelColumn, ...]:
-        """Labels to which the probes of a network are fitted, by assignment, draw and property."""
+        """Return the columns of labels to which a network's probes are fitted."""
         repeated = {c.assignment for c in self.conditions if c.repeated}
         return tuple(
             LabelColumn(assignment, prop, draw)

@@ -83,7 +83,7 @@ class Prompts(Section):
     @field_validator("files", mode="before")
     @classmethod
     def _one_file(cls, value: Any) -> Any:
-        """Convert a single path to a mapping that uses the file for all splits."""
+        """Convert a single path to a mapping with the key ``all``, which stands for all splits."""
         return {"all": value} if isinstance(value, str) else value
 
     @property
@@ -102,8 +102,8 @@ class Prompts(Section):
             raise ValueError("content_hash is given without files. Fix: leave it out")
         if self.files is not None and set(self.files) not in ({"all"}, {"train", "test"}):
             raise ValueError(
-                f"files has paths for {', '.join(self.files)}. Fix: give one path, or a path for "
-                "each of train and test"
+                f"files has the keys {', '.join(self.files)}. Fix: give one path, or the keys "
+                "train and test, each with a path"
             )
         if self.items is not None:
             if not self.items:
@@ -141,11 +141,10 @@ class Images(Section):
     @field_validator("missing", mode="before")
     @classmethod
     def _of_properties(cls, value: Any) -> Any:
-        """Check that every key is a registered property with maps."""
+        """Check that every key of ``missing`` is a registered property with maps."""
         if not isinstance(value, dict):
             raise ValueError(
-                f"{value!r:.60} has no property to apply to. Fix: give values by property, as in "
-                "{depth: 0}"
+                f"{value!r:.60} is not a mapping. Fix: give a value by property, as in {{depth: 0}}"
             )
         for prop in value:
             if prop not in map_properties():
@@ -218,7 +217,7 @@ class Capture(Section):
     pool: Pool | None = Field(None, exclude_if=lambda value: value is None)
 
     def block_side(self, height: int, width: int) -> int:
-        """Return the side, in tokens, of the blocks that a layer of this size is averaged over."""
+        """Return the side, in tokens, of the blocks over which activations are averaged."""
         return self.pool.by if self.pool and max(height, width) > self.pool.above else 1
 
     @property
@@ -293,7 +292,7 @@ class Execution(Section):
 
     @model_validator(mode="after")
     def _of_dask(self) -> Execution:
-        """Check that keys of Dask are given only with the Dask runner, and not two clusters."""
+        """Check that Dask's keys are given only with its runner, and only one of the clusters."""
         given = [name for name in ("address", "cluster", "gpus_per_worker") if getattr(self, name)]
         if given and self.runner == "local":
             raise ValueError(
@@ -311,5 +310,5 @@ class Execution(Section):
 
     @property
     def elsewhere(self) -> bool:
-        """Flag that is True if workers may be on other machines, with devices unknown here."""
+        """Flag that is True if workers may be on other machines, whose devices are unknown here."""
         return bool(self.address or self.cluster)

@@ -42,7 +42,7 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
     loose, names_to_draw = sorted(given), list(SPLITS)
     if assigned and split.heldout is not None:
         raise UserError(
-            f"probes.split.heldout is {split.heldout}, and prompts.files name splits. Fix: leave "
+            f"probes.split.heldout is {split.heldout}, but prompts.files name splits. Fix: leave "
             "out probes.split.heldout, or the splits in the files"
         )
     # Prompt files that assign splits need not assign validation.  If no prompt is assigned to it,
@@ -73,7 +73,7 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
 
 
 def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> int:
-    """Return how many leading groups have ``samples`` samples or more together; at least two."""
+    """Return how many of the first groups make up at least ``samples`` samples; at least two."""
     count = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
     count = max(count, 2)
     if count >= len(groups):
@@ -86,7 +86,7 @@ def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> i
 
 
 def _apportion(count: int, shares: dict[str, float]) -> list[str]:
-    """Return ``count`` split names in proportion to their shares, each at least once."""
+    """Return ``count`` split names in proportion to their shares, each name at least once."""
     total, names, remaining = sum(shares.values()), list(shares), count
     apportioned: list[str] = []
     for i, name in enumerate(names):

@@ -107,7 +107,7 @@ def test_declared_number_is_probed_from_mean_activations(tiny_study, tmp_path, m
     ("more", "words"),
     [
         ({"capture": {"keep": "statistics"}}, r"labels\.redness: .*capture\.keep is statistics"),
-        ({"labels": {"redness": "maps"}}, "redness is 'maps', .* it is no map"),
+        ({"labels": {"redness": "maps"}}, "redness is 'maps', .* redness is not a map"),
         (
             {"source": "images", "images": {"folder": "x", "missing": {"redness": 0}}},
             r"images\.missing: redness has no maps\. Fix: use one of foreground",
@@ -120,5 +120,5 @@ def test_number_that_cannot_be_probed_is_refused_before_the_run(tiny_study, modu
 
 
 def test_number_labeler_that_returns_maps_is_refused(tiny_study, tmp_path, module):
-    with pytest.raises(UserError, match=r"returned shape \(\d+, \d+, \d+\) .* one number per"):
+    with pytest.raises(UserError, match=r"returned shape \(\d+, \d+, \d+\) .* one number, or"):
         carry_out(redness_study(tiny_study, "wrong"), str(tmp_path / "runs"))

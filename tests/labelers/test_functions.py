@@ -137,7 +137,7 @@ def test_function_labeler_converts_results_without_loss(result, expected):
 @pytest.mark.parametrize("dtype", ["c8", "c16", "M8[s]", "m8[s]", "U3", "V4"])
 def test_function_labeler_refuses_values_that_are_not_real_numbers(dtype):
     labeler = FunctionLabeler(lambda images: np.zeros(images.shape[:3], dtype))
-    with pytest.raises(UserError, match=r"no array of numbers.*Fix: return"):
+    with pytest.raises(UserError, match=r"not an array of numbers.*Fix: return"):
         labeler(np.zeros((2, 4, 4, 3), np.uint8))
 
 

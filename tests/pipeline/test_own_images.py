@@ -175,7 +175,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     for i in range(3):
         rgb.save(tmp_path / f"{i}.png")
     np.save(tmp_path / "0.depth.npy", np.ones((8, 8)))
-    with pytest.raises(UserError, match=r"1\.png has no depth map beside it"):
+    with pytest.raises(UserError, match=r"1\.png has no depth map, but"):
         resolve_inputs(study(tmp_path))
     (tmp_path / "0.depth.npy").unlink()
     with pytest.raises(UserError, match=r"labels\.depth is 'maps'.*no depth maps"):
@@ -192,9 +192,9 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     with pytest.raises(UserError, match=r"1\.png: not a complete image"):
         read_image(tmp_path / "1.png", (8, 8))
     for name, values, words in (
-        ("bad.npy", np.full((4, 4), np.nan), "each is NaN"),
+        ("bad.npy", np.full((4, 4), np.nan), "all are NaN"),
         ("deep.npy", np.ones((2, 4, 4, 3)), "a map has height and width"),
-        ("neg.npy", -np.ones((4, 4)), "at least 0"),
+        ("neg.npy", -np.ones((4, 4)), "shading is below 0"),
     ):
         np.save(tmp_path / name, values)
         with pytest.raises(UserError, match=words):
@@ -203,7 +203,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     numbers[1:3] = 2
     numbers[3] = 1
     Image.fromarray(numbers).save(tmp_path / "numbers.png")
-    with pytest.raises(UserError, match=r"not values 0, 1, 2\. Fix: convert a map of object"):
+    with pytest.raises(UserError, match=r"this one has 0, 1, 2\. Fix: convert a map of object"):
         read_map(tmp_path / "numbers.png", "foreground", (4, 4))
     for name, data in (("cut.exr", b"v/1\x01"), ("empty.npy", b"")):
         (tmp_path / name).write_bytes(data)
@@ -327,7 +327,7 @@ def test_study_of_missing_values_has_its_own_hash_and_names_properties(measured_
         UserError, match=r"images\.missing: mass is not a property\. Fix: use one of fore"
     ):
         make(images={"folder": "x", "missing": {"mass": 0}})
-    with pytest.raises(UserError, match=r"images\.missing: 0 has no property to apply to\. Fix: "):
+    with pytest.raises(UserError, match=r"images\.missing: 0 is not a mapping\. Fix: "):
         make(images={"folder": "x", "missing": 0})
     with pytest.raises(UserError, match=r"images\.missing\.depth is nan"):
         make(images={"folder": "x", "missing": {"depth": float("nan")}})

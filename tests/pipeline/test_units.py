@@ -121,11 +121,11 @@ def test_stages_refuse_to_start_before_the_units_that_they_read_are_done(finishe
     for batch in (0, 1, 3):
         generate_batch(run.url, batch)
         label_batch(run.url, batch)
-    with pytest.raises(RuntimeError, match=r"1 units are not labeled yet.*\(2,\)"):
+    with pytest.raises(RuntimeError, match=r"1 units of work are not labeled yet.*\(2,\)"):
         probe_cell(run.url, 1, run.layers[0])
     generate_batch(run.url, 2)
     label_batch(run.url, 2)
     probe_cell(run.url, 1, run.layers[0])
-    with pytest.raises(RuntimeError, match=r"11 units are not probed yet.*\(0, 1\)"):
+    with pytest.raises(RuntimeError, match=r"11 units of work are not probed yet.*\(0, 1\)"):
         build_report(run, {})
     assert not run.location.has("summary.json")

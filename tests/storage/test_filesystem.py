@@ -207,7 +207,7 @@ def test_failed_writes_are_one_sentence(tmp_path, monkeypatch, operation, code, 
 def test_read_text_of_damaged_bytes_is_one_sentence(tmp_path):
     location = Location(str(tmp_path))
     location.write_bytes("summary.json", b"\xff\xfe{")
-    with pytest.raises(RunError, match=r"summary\.json is damaged, since it is not UTF-8"):
+    with pytest.raises(RunError, match=r"summary\.json is damaged \(it is not UTF-8 text\)"):
         location.read_text("summary.json")
 
 

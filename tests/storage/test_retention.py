@@ -161,7 +161,7 @@ def test_activations_are_deleted_and_made_again_bit_by_bit(finished_run, tmp_pat
 @pytest.mark.parametrize(
     ("runs", "activations", "words"),
     [
-        (None, None, "keep: nothing to delete is named"),
+        (None, None, "keep: neither keep nor keep_activations is given"),
         (0, None, r"keep: less than 1 \(0\)"),
         (1, -1, r"keep_activations: negative \(-1\)"),
     ],

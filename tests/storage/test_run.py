@@ -17,7 +17,7 @@ def test_write_refuses_a_region_that_cuts_a_chunk(run):
     for start, stop in ((0, 2), (2, 6), (1, 5), (4, 12), (4, 4)):
         data = np.zeros((stop - start, 3), np.int32)
         with pytest.raises(
-            ValueError, match=f"{start}\\.\\.{stop} of dimension sample .*have 4 of"
+            ValueError, match=f"{start}\\.\\.{stop} of dimension sample .*4 elements each"
         ):
             run.write(f"activations/{LAYER}", {"nonfinite": data}, sample=slice(start, stop))
 

@@ -35,7 +35,7 @@ def test_random_weights_take_the_place_of_permuted_ones():
         "probe", "shuffled_labels", "random_weights",
     ]  # fmt: skip
     assert parse_study(json.loads(study.to_json())) == study
-    with pytest.raises(UserError, match=r"random_weights is on beside permuted_weights.* Fix: "):
+    with pytest.raises(UserError, match=r"random_weights and permuted_weights are both on.* Fix: "):
         parse_study({"controls": {"random_weights": True}})
 
 

@@ -25,7 +25,7 @@ def test_heldout_is_refused_beside_files_that_name_splits(tiny_model, tmp_path):
     content = study.model_dump(mode="json", by_alias=True)
     content["probes"]["split"]["heldout"] = 2
     with pytest.raises(
-        UserError, match=r"probes.split.heldout is 2, and prompts.files name splits"
+        UserError, match=r"probes.split.heldout is 2, but prompts.files name splits"
     ):
         make_samples(parse_study(content))
 

@@ -1,4 +1,4 @@
-"""Retention of a study's runs in a store: which runs and activations to delete, and the deletion.
+"""Deletion of a study's old runs, or of their activations only, planned before it is done.
 
 A scheduled study whose seed changes leaves a new run each time.  `plan_retention` only reads.
 `apply_retention` deletes what a plan says, and checks each run again while it holds its lease.  No
@@ -44,7 +44,7 @@ class Retention:
 def plan_retention(
     store: str, study: str, keep: int | None = None, keep_activations: int | None = None
 ) -> list[Retention]:
-    """Plan what to delete of the finished runs of one study, the newest first.
+    """Plan which old finished runs of a study to delete, and which to keep without activations.
 
     A study is known by its name, and a run's age by the time at which its study.json was written.
 
@@ -92,7 +92,7 @@ def plan_retention(
 
 
 def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
-    """Delete what a plan says, and return what was done.
+    """Delete the runs and activations that a plan names; return the plan as carried out.
 
     Args:
         plan: result of `plan_retention`.
@@ -133,13 +133,13 @@ def _delete(item: Retention) -> None:
 
 
 def _remove_folder(location: Location, name: str) -> None:
-    """Remove a folder and everything in it; links in it are removed, and not followed."""
+    """Remove a folder with its content; links in it are removed without being followed."""
     with suppress(FileNotFoundError):
         location.filesystem().rm(location.path(name), recursive=True)
 
 
 def _chunk_folders(run: Location) -> Iterator[str]:
-    """Yield the folder of chunks of each array of activations, which may be the largest ones.
+    """Yield the folder that holds the chunks of each layer's activations.
 
     Coordinates and metadata stay, so that the missing chunks can be named, and made again.
     """
@@ -150,7 +150,7 @@ def _chunk_folders(run: Location) -> Iterator[str]:
 
 
 def _hindrance(url: str, study: str) -> str:
-    """Return the reason why a run must not be deleted, other than work on it; empty if none."""
+    """Return why a run must not be deleted; empty if it may be.  Leases are not checked."""
     run = Run(url)
     if link := _link_in(run.location):
         return f"{link} is a link"
@@ -166,7 +166,7 @@ def _hindrance(url: str, study: str) -> str:
 
 
 def _link_in(run: Location) -> str:
-    """Return the path of the first symbolic link in a local run, or of the run; empty if none."""
+    """Return the path of the first symbolic link in a local run's folder; empty if none."""
     if run.remote:
         return ""
     if os.path.islink(run.url):
@@ -179,7 +179,7 @@ def _link_in(run: Location) -> str:
 
 
 def _work_on(url: str, present: list[str]) -> str:
-    """Say who works on a run or on one of its interventions; empty if no process does.
+    """Return a text on who works on a run or one of its interventions; empty if no process does.
 
     Args:
         present: names of the folders beside the run, among which are the leases.
@@ -199,7 +199,7 @@ def _own(item: Retention) -> str:
 
 
 def _has_study(location: Location, name: str, study: str) -> bool:
-    """Return whether a folder of another name holds a run of the study, which was renamed."""
+    """Return whether a folder, whatever its name, holds a run of the study."""
     try:
         return bool(Run(f"{location.url}/{name}").study.name == study)
     except LdmprobeError:
@@ -214,11 +214,12 @@ def _written(run: Location) -> datetime:
 def _check_numbers(keep: int | None, keep_activations: int | None) -> None:
     if keep is None and keep_activations is None:
         raise UserError(
-            "keep: nothing to delete is named (None). Fix: give keep or keep_activations"
+            "keep: neither keep nor keep_activations is given (None). Fix: give one of them"
         )
     if keep is not None and keep < 1:
-        raise UserError(f"keep: less than 1 ({keep}). Fix: delete single runs by hand")
+        raise UserError(f"keep: less than 1 ({keep}). Fix: give 1 or more, or delete runs by hand")
     if keep_activations is not None and keep_activations < 0:
         raise UserError(
-            f"keep_activations: negative ({keep_activations}). Fix: 0 deletes those of all runs"
+            f"keep_activations: negative ({keep_activations}). Fix: give 0 to delete "
+            "the activations of all runs, or a larger number"
         )

@@ -87,7 +87,7 @@ def fixed_metadata(document: Any) -> dict[str, Any] | None:
 
 
 def fixed_metadata_in(root: Buffer | None) -> dict[str, dict[str, Any] | None]:
-    """Return `fixed_metadata` by path from a root's zarr.json; empty if it is unreadable."""
+    """Return `fixed_metadata` of each path listed in a root's zarr.json; empty if unreadable."""
     document: Any = None if root is None else _parsed(root)
     try:
         nodes = document["consolidated_metadata"]["metadata"]
@@ -129,7 +129,7 @@ class ChecksumStore(WrapperStore[Store]):
         self._record, self._recorded = record, recorded or {}
 
     def _with_store(self, store: Store) -> ChecksumStore:
-        """Return a wrapper of another store with these settings (Zarr makes read-only copies)."""
+        """Return a wrapper like this one around another store, such as a read-only copy."""
         return type(self)(store, self.url, self.require_complete, self._record, self._recorded)
 
     async def get(
@@ -159,8 +159,8 @@ class ChecksumStore(WrapperStore[Store]):
         if google_crc32c.value(data[:-_CRC_BYTES]).to_bytes(_CRC_BYTES, "little") != checksum:
             raise CorruptChunkError(self.url, key, "changed")
         if self._recorded.get(key, checksum) != checksum:
-            # The chunk's own checksum is right, but it differs from the recorded one, so another
-            # chunk was copied over this one.
+            # The chunk matches its own checksum but not the recorded one, so another chunk was
+            # copied over this one.
             raise CorruptChunkError(self.url, key, "changed")
         return value
 

@@ -1,4 +1,4 @@
-"""Cache, in this process, of the Zarr metadata of runs, by the URL of the run."""
+"""Cache of the Zarr metadata of runs in this process; the keys are the runs' URLs."""
 
 from __future__ import annotations
 

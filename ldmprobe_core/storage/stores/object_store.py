@@ -34,9 +34,9 @@ CLIENT = "LDMPROBE_CHUNKS"
 T = TypeVar("T")
 
 RETRIES: Any = {
-    # obstore retries a failed request with exponential backoff, with these values for about as
-    # long as s3fs with the settings in `ldmprobe_core.storage.filesystem`.  After the last attempt
-    # the unit of work fails.
+    # obstore retries a failed request with exponential backoff.  With these values it gives up
+    # after about the same time as s3fs does with the settings in
+    # `ldmprobe_core.storage.filesystem`.  The unit of work then fails.
     "max_retries": 5,
     "retry_timeout": timedelta(minutes=1),
     "backoff": {
@@ -155,13 +155,13 @@ _SETTINGS = (
 
 @lru_cache(maxsize=64)
 def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
-    """Build the cached S3 client of a prefix; the values of `_identity` are part of the key."""
+    """Build the S3 client of a prefix; `_identity` only tells clients apart in the cache."""
     bypass_proxies_for_loopback()
     session = botocore.session.get_session()
     credentials = BotocoreCredentials(session)
-    # obstore reads the endpoint and region from the environment only, and no certificates.
-    # botocore also reads the profile and the section `services` of the AWS config file, so its
-    # values are passed to obstore.
+    # obstore reads the endpoint and the region from the environment only, and reads no
+    # certificates.  botocore also reads the AWS config file (profile and section `services`), so
+    # the values that botocore finds are passed to obstore.
     meta = session.create_client("s3", region_name=os.environ.get("AWS_REGION")).meta
     region = meta.region_name if meta.region_name not in (None, "aws-global") else "us-east-1"
     endpoint = None if ".amazonaws.com" in meta.endpoint_url else meta.endpoint_url
@@ -184,7 +184,7 @@ def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
 
 
 def _certificates(bundle: str) -> bytes:
-    """Read the CA certificates (PEM) that may sign the certificate of the object store.
+    """Read the CA certificates (PEM) with which the object store's certificate is verified.
 
     Raises:
         UserError: the file cannot be read, or holds no certificate.
@@ -193,7 +193,7 @@ def _certificates(bundle: str) -> bytes:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
         return path.read_bytes()
-    except OSError as error:  # SSLError is one of them.
+    except OSError as error:  # SSLError is an OSError.
         raise UserError(
             f"AWS_CA_BUNDLE: the certificates cannot be read ({bundle}: {error.strerror}). Fix: "
             "name a file of certificates in PEM, or unset it"

@@ -19,7 +19,7 @@ from ldmprobe_core.errors import RunError, UserError
 
 
 class NotRegularError(RunError):
-    """Error for a folder, pipe, device or circular link in the place of a run's file."""
+    """Error for a folder, pipe, device or circular link at the path of a run's file."""
 
 
 def require_regular(path: str) -> None:
@@ -28,14 +28,14 @@ def require_regular(path: str) -> None:
     Raises:
         FileNotFoundError: nothing is there.
         NotRegularError: there is something else than a regular file.
-        RunError: the permissions of the file, or of a folder above it, forbid to read it.
+        RunError: the permissions of the file, or of a folder above it, do not allow reading it.
     """
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
         if isinstance(error, PermissionError):
             raise RunError(
-                f"{path}: the permissions of its folder forbid to read it. Fix: correct them"
+                f"{path}: the permissions of its folder do not allow reading it. Fix: correct them"
             ) from None
         if error.errno != errno.ELOOP:
             raise
@@ -46,7 +46,7 @@ def require_regular(path: str) -> None:
             "or remove it and use `ldmprobe verify --redo`"
         )
     if not os.access(path, os.R_OK):
-        raise RunError(f"{path}: its permissions forbid to read it. Fix: correct them")
+        raise RunError(f"{path}: its permissions do not allow reading it. Fix: correct them")
 
 
 def _kind(mode: int) -> str:
@@ -57,7 +57,7 @@ def _kind(mode: int) -> str:
 
 
 def misplaced(url: str, error: OSError) -> UserError:
-    """Build the error for a write that failed because a folder and a file are interchanged."""
+    """Build the error for a path that is a folder but should be a file, or the reverse."""
     return UserError(
         f"store {url!r}: a folder is in the place of a file, or a file in that of a folder "
         f"({error.filename2 or error.filename}). Fix: move it away"
@@ -93,12 +93,12 @@ def require_writable_folder(path: str) -> None:
 
 
 def _not_a_folder(path: str) -> NotADirectoryError:
-    """Build the error for a path at which a file is in the place of a folder."""
+    """Build the error for a file at a path that should be a folder."""
     return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
 
 def remove_irregular(path: str) -> bool:
-    """Remove a pipe, link or empty folder from the place of a file; return whether it is gone."""
+    """Remove a pipe, link or empty folder at the path of a file; return False if this fails."""
     try:
         require_regular(path)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Joint properties, whose labeler measures several components, each of which is a property.
+"""Joint properties (vectors and class maps), whose components are properties themselves.
 
 The components of a *vector*, such as the surface normal, are scalar maps, and those of a *class
 map* (a semantic segmentation) are the masks of its classes.
@@ -20,7 +20,7 @@ _KIND_OF_COMPONENTS = {"vector": "scalar", "classes": "mask"}
 
 
 class Component(Section):
-    """Position of a property in the vector or the class map that it is a part of.
+    """Position of a property in the vector or class map of which it is a component.
 
     Attributes:
         vector: name of the vector or of the class map.
@@ -41,7 +41,7 @@ class Component(Section):
 def component_records(
     name: str, kind: str, fields: dict[str, Any]
 ) -> dict[str, dict[str, Any]] | None:
-    """Return the fields of the records of a joint property's components, by component's name.
+    """Return the record, as a dictionary, of each component of a joint property, by name.
 
     Args:
         name: name of the joint property.
@@ -75,7 +75,7 @@ def component_records(
 
 
 def _component_names(name: str, key: str, names: Any) -> Sequence[str]:
-    """Check the list of a joint property's components.
+    """Check that a joint property lists two or more distinct components, and return them.
 
     Raises:
         ValueError: it is no list of two or more distinct names.

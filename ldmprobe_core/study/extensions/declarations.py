@@ -42,7 +42,7 @@ _OTHER_KEYS = frozenset((f.alias or name) for name, f in Labels.model_fields.ite
 
 
 def declare(content: dict[str, Any]) -> dict[str, Any]:
-    """Move declared labelers to ``labels``, and add the records of all labeled properties.
+    """Move declared labelers to ``labels``, and add a record for each labeled property.
 
     Args:
         content: values of the study by key, unchecked; it is not changed.
@@ -66,7 +66,8 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
     for name, record in records.items():
         metrics = record.get("metrics") if isinstance(record, dict) else None
         if isinstance(metrics, list | tuple) and not _all_known(metrics):
-            # The imported module registers the metrics, also where a stored study has the record.
+            # Importing the module registers the property's metrics.  This is needed even if the
+            # study was stored with the property's record.
             load_entry_points(PROPERTY_POINTS, name, f"properties.{name}")
     for name in labels:
         if isinstance(name, str) and name not in {*PROPERTIES, *records, *_OTHER_KEYS}:
@@ -133,7 +134,7 @@ def _registered(records: dict[str, Property]) -> dict[str, Property]:
     """Register the declared properties in this process, and return them."""
     for name, record in records.items():
         if record.name != name:
-            raise ValueError(f"{name} declares another name, {record.name!r}. Fix: leave name out")
+            raise ValueError(f"{name} has another name ({record.name!r}). Fix: leave its name out")
     register_properties(records.values())
     return records
 

@@ -45,7 +45,7 @@ def load_entry_points(group: str, name: str, field: str) -> list[Any]:
     for point in entry_points(group=group, name=name):
         try:
             loaded.append(point.load())
-        # A module runs any code when it is imported, and may raise anything.
+        # The import runs code of the package, which may raise any exception.
         except Exception as error:
             raise UserError(
                 f"{field}: {name!r} is an entry point of an installed package, and {point.value} "

@@ -9,7 +9,7 @@ from ldmprobe_core.study.properties import PROPERTIES
 
 
 def components_of(vector: str) -> tuple[str, ...]:
-    """Return the names of a vector property's components, in order; empty if there is no such one.
+    """Return the names of a vector's components, in order; empty if there is no such vector.
 
     Args:
         vector: name of a vector property, such as ``normals``.
@@ -25,7 +25,7 @@ def components_of(vector: str) -> tuple[str, ...]:
 def joint_properties(
     props: Iterable[str], joint: Literal["vector", "classes"]
 ) -> dict[str, tuple[str, ...]]:
-    """Group components by vector or class map, for those of which all components are given.
+    """Group components by vector or class map; incomplete vectors and class maps are left out.
 
     Args:
         props: names of properties.

@@ -1,4 +1,4 @@
-"""Checks of a folder of source images and maps, which decode every file before a run begins."""
+"""Checks of a folder of source images and maps; every file is decoded before a run begins."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 @dataclass(frozen=True)
 class FolderCheck:
-    """Notes and statistics from the check of a folder in which every file is usable.
+    """Result of checking a folder: notes for the user, and shares of unmeasured pixels.
 
     Attributes:
         notes: warnings about problems that do not prevent a run.
@@ -59,7 +59,7 @@ class _Problems:
 
     @contextmanager
     def noted(self, name: str) -> Iterator[None]:
-        """Catch a `UserError` of the block, and record it under the name of a source image."""
+        """Record a `UserError` that the block raises as the problem of one source image."""
         try:
             yield
         except UserError as error:
@@ -76,7 +76,7 @@ class _Problems:
 
 @dataclass(frozen=True)
 class _PictureFacts:
-    """Facts about one source image.
+    """Facts about one source image: hash of its pixels, and whether it is small or rotated.
 
     Attributes:
         pixels: hash of the pixels at the model's image size.
@@ -91,7 +91,7 @@ class _PictureFacts:
 
 @dataclass(frozen=True)
 class _MapFacts:
-    """Facts about one map at the model's image size.
+    """Facts about one ground-truth map, resized to the model's image size.
 
     Attributes:
         missing: share of pixels that were not measured.
@@ -158,7 +158,7 @@ def check_folder(
 def _check_properties(
     images: Images, facts: dict[str, dict[str, _MapFacts]]
 ) -> tuple[dict[str, float], list[str]]:
-    """Check that the maps of a property agree (masks or values), and measure their missing pixels.
+    """Check that the maps of each property have one format; return shares of unmeasured pixels.
 
     Args:
         facts: facts about each map, by property and file name.
@@ -177,7 +177,7 @@ def _check_properties(
         stated = prop in images.missing
         if stated and not by_name:
             raise UserError(
-                f"images.missing has {prop}, and there are no {prop} maps in {images.folder!r}. "
+                f"images.missing has {prop}, but there are no {prop} maps in {images.folder!r}. "
                 f"Fix: remove {prop} from images.missing, or add the maps"
             )
         if by_name:
@@ -227,8 +227,8 @@ def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> _Picture
     pixels = read_image(path, size)
     if (pixels == pixels[0, 0]).all():
         raise UserError(
-            f"{path}: one colour throughout, so the image shows nothing. Fix: remove the image, or "
-            "save it again"
+            f"{path}: all pixels have the same colour, so the image shows nothing. Fix: remove the "
+            "image, or save it again"
         )
     width, height = image_size(path)
     return _PictureFacts(
@@ -239,7 +239,7 @@ def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> _Picture
 
 
 def _require_new(path: Path, pixels: bytes, names: dict[bytes, str]) -> None:
-    """Check that an image differs from all earlier ones; a copy could be in another split.
+    """Check that an image is no copy of an earlier one, which could be in another split.
 
     Args:
         pixels: hash of the image's pixels.
@@ -282,7 +282,7 @@ def _check_map(
 
 
 def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None:
-    """Check that the maps of a property have equal units, and that one or more is not constant.
+    """Check that the maps of a property have the same encoding, and are not all constant.
 
     Raises:
         UserError: masks have different levels, scalar maps have different number types, or every
@@ -290,8 +290,8 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
     """
     if all(one.constant for one in facts.values()):
         raise UserError(
-            f"{folder / next(iter(facts))}: like every other {prop} map, it has the same value in "
-            "all measured pixels, so no probe can be fitted. Fix: correct the maps, or "
+            f"{folder / next(iter(facts))}: all measured pixels have the same value, as in every "
+            f"other {prop} map, so no probe can be fitted. Fix: correct the maps, or "
             f"images.missing.{prop} if it excludes pixels that were measured"
         )
     if property_of(prop).is_mask:
@@ -314,7 +314,7 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
 def _picture_notes(
     folder: Path, facts: dict[str, _PictureFacts], size: tuple[int, int], props: Collection[str]
 ) -> list[str]:
-    """Return notes on images that are enlarged, and on rotated images with (upright) maps."""
+    """Return notes on images that are enlarged, or that EXIF data rotates unlike their maps."""
     notes = []
     small = [name for name, one in facts.items() if one.is_small]
     if small:
@@ -340,7 +340,7 @@ _ODD_SCALE = 100
 
 
 def _comparison_notes(prop: str, facts: dict[str, _MapFacts]) -> list[str]:
-    """Return notes on maps that are equal, smaller than the model's images, or of another scale."""
+    """Return notes on maps that are equal, are enlarged, or seem to have other units."""
     notes = []
     varied = {name: one for name, one in facts.items() if not one.constant}
     first: dict[bytes, str] = {}
@@ -372,7 +372,7 @@ def _comparison_notes(prop: str, facts: dict[str, _MapFacts]) -> list[str]:
 
 
 def _map_notes(prop: str, facts: dict[str, _MapFacts], missing: float, stated: bool) -> list[str]:
-    """Return notes on unmeasured pixels and on maps with one value throughout."""
+    """Return notes on maps with unmeasured pixels and on constant maps."""
     notes = []
     if missing:
         notes.append(
@@ -380,7 +380,7 @@ def _map_notes(prop: str, facts: dict[str, _MapFacts], missing: float, stated: b
             "left out of fits and scores"
         )
     elif stated:
-        notes.append(f"images.missing has {prop}, and all pixels of its maps are measured")
+        notes.append(f"images.missing has {prop}, but all pixels of its maps are measured")
     constant = [name for name, one in facts.items() if one.constant]
     if constant:
         scalar = ", so that correlations with them are undefined"

@@ -22,7 +22,7 @@ class HubRepository:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """Published file of weights, which a study names by its path on this machine.
+    """Published file of weights, and the local path under which a study names it.
 
     Attributes:
         target: path that the study names.  If its suffix is ``.safetensors`` and that of `name` is

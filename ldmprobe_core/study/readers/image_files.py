@@ -1,4 +1,4 @@
-"""Reader of image files, which converts every mode with a defined range to 8-bit RGB."""
+"""Reader of image files, converted to 8-bit RGB unless their range of values is undefined."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_rgb(path: Path) -> Image.Image:
     with _opened(path) as image:
         require_readable_size(path, *image.size)
         frames = getattr(image, "n_frames", 1)
-        # The first frame of an MPO file, which cameras write, is the photograph.
+        # MPO files, which cameras write, have several frames; the first one is the photograph.
         if frames > 1 and image.format != "MPO":
             raise UserError(
                 f"{path}: an animation of {frames} frames. Fix: save one frame as an image"
@@ -74,7 +74,7 @@ def is_rotated(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image for the block, and convert errors of decoders to a `UserError`."""
+    """Open an image for the ``with`` block, and convert decoders' errors to `UserError`."""
     with (
         explained_decoding(path, "a complete image"),
         Image.open(path, formats=FORMATS) as image,
@@ -131,7 +131,7 @@ def require_intact(path: Path, file_format: str | None) -> None:
             image.verify()
         if lacks_rows(path.read_bytes()):
             raise UserError(
-                f"{path}: its data ends before its last row, so that a part of it would be black. "
+                f"{path}: its data ends before its last row, so part of the image would be black. "
                 "Fix: save it again, or remove it"
             )
     elif file_format in ("JPEG", "MPO", "WEBP", "EXR"):
@@ -146,7 +146,7 @@ def require_intact(path: Path, file_format: str | None) -> None:
 
 
 def require_all_pixels(path: Path, image: Any) -> None:
-    """Check that the strips or tiles of a TIFF cover its image; Pillow reads 0 where none is.
+    """Check that the data of a TIFF covers all pixels; Pillow sets the others to 0.
 
     Raises:
         UserError: a part of the image has no data.
@@ -205,7 +205,7 @@ def describe_content(path: Path) -> str:
 
 
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
-    """Convert an image to 8-bit RGB; `BACKGROUND` shows through transparent pixels."""
+    """Convert an image to 8-bit RGB; transparent pixels get the colour `BACKGROUND`."""
     mode = image.mode
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -68,7 +68,7 @@ def list_images(folder: str, props: Collection[str], field: str = "photographs")
 
 
 def files_in(folder: Path, props: Collection[str]) -> list[Path]:
-    """List the visible files of a folder by name; broken links are included, to be reported.
+    """List the visible files of a folder, sorted by name; broken links are included.
 
     Args:
         folder: path of the folder.
@@ -193,7 +193,7 @@ def map_path(folder: Path, picture: str, prop: str) -> Path | None:
     present = [path for path in paths if path.is_file()]
     if len(present) > 1:
         raise UserError(
-            f"{present[0]}: {picture} has another {prop} map, {present[1].name}. Fix: remove one "
+            f"{present[0]}: {picture} has a second {prop} map, {present[1].name}. Fix: remove one "
             "of these maps"
         )
     return present[0] if present else None
@@ -220,9 +220,9 @@ def exact_map_properties(
             present.append(prop)
         elif len(missing) < len(names):
             raise UserError(
-                f"images.folder {images.folder!r}: {missing[0]} has no {prop} map beside it, as "
-                f"other images have. Fix: add {Path(missing[0]).stem}.{prop}.npy, .png, .tif or "
-                ".exr"
+                f"images.folder {images.folder!r}: {missing[0]} has no {prop} map, but "
+                f"other images have one. Fix: add {Path(missing[0]).stem}.{prop}.npy, .png, .tif "
+                "or .exr"
             )
     return tuple(present)
 

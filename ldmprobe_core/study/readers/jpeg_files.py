@@ -70,7 +70,7 @@ class _Frame:
     scans: list[_Scan] = field(default_factory=list)
 
     def blocks(self, scan: _Scan) -> int:
-        """Number of coded units of a scan, between which restart markers may be."""
+        """Number of minimum coded units (MCUs) in a scan; restart intervals are counted in MCUs."""
         across = max(h for h, _ in self.sampling.values())
         down = max(v for _, v in self.sampling.values())
         if len(scan.components) > 1:
@@ -82,7 +82,7 @@ class _Frame:
 
 
 def require_whole_jpeg(path: Path, image: Image.Image) -> None:
-    """Check that no part of a decoded JPEG image was filled in by the decoder.
+    """Check that a JPEG file is complete, so that the decoder filled in no part of the image.
 
     Args:
         path: file of the image; of a file with several images, the first is checked.
@@ -102,7 +102,7 @@ def require_whole_jpeg(path: Path, image: Image.Image) -> None:
         return
     if _lacks_scans(frame) or _lacks_data(data, frame, image):
         raise UserError(
-            f"{path}: the file ends before its image does, so that a part of it would be grey or "
+            f"{path}: the file ends before its image is complete, so a part would be grey or "
             "blurred. Fix: copy it again, or remove it"
         )
 
@@ -133,7 +133,7 @@ def _frame(data: bytes) -> _Frame | None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Iterate over marker, index of the content, and content of the segments of the first image."""
+    """Yield marker, position and content of each segment of the first image in a JPEG file."""
     position = 2
     while position < len(data):
         match = _NEXT_MARKER.search(data, position)
@@ -167,7 +167,7 @@ def _lacks_scans(frame: _Frame) -> bool:
 
 
 def _lacks_data(data: bytes, frame: _Frame, image: Image.Image) -> bool:
-    """Return whether a scan has too few restart markers, or pixels that depend on later bytes."""
+    """Return whether a scan lacks restart markers, or pixels change with the bytes after it."""
     for scan in frame.scans:
         if scan.interval and scan.restarts < math.ceil(frame.blocks(scan) / scan.interval) - 1:
             return True

@@ -34,7 +34,7 @@ _MAX_NAMED = 6
 
 @dataclass(frozen=True)
 class LoadedMap:
-    """Values of a map file, with the type of the stored numbers and a mask's foreground value.
+    """Numbers in a map file, their data type, and the value that means foreground in a mask.
 
     Attributes:
         values: (y, x) float64; 0 or 1 in a mask; NaN for pixels that were not measured.
@@ -73,13 +73,13 @@ def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
             values[stored == _as_stored(mark, stored.dtype)] = np.nan
     if np.isinf(values).any() or (np.abs(values) > np.finfo(np.float32).max).any():
         raise UserError(
-            f"{path}: values that are not finite in float32. Fix: replace them by NaN, which "
-            "stands for pixels that were not measured"
+            f"{path}: some values are infinite, or too large for float32. Fix: replace them by "
+            "NaN, which stands for pixels that were not measured"
         )
     measured = values[~np.isnan(values)]
     if not measured.size:
         raise UserError(
-            f"{path}: 0 pixels are measured, since each is NaN or equals images.missing.{prop}. "
+            f"{path}: no pixel is measured, since all are NaN or equal images.missing.{prop}. "
             "Fix: remove the image, or correct the map"
         )
     level = None
@@ -89,20 +89,20 @@ def load_map(path: Path, prop: str, missing: float | None = None) -> LoadedMap:
     minimum = record.map_format.minimum
     if minimum is not None and measured.min() < minimum:
         raise UserError(
-            f"{path}: {prop} is at least {minimum:g}, not {measured.min():g}. Fix: correct the "
-            f"map, or give images.missing.{prop} if the value stands for pixels not measured"
+            f"{path}: {prop} is below {minimum:g} (down to {measured.min():g}). Fix: correct the "
+            f"map, or give images.missing.{prop} if a value stands for pixels not measured"
         )
     return LoadedMap(values, encoding, level)
 
 
 def _as_stored(value: float, dtype: np.dtype) -> Any:
-    """Round a number to a file's floats, so that 0.1 equals the 0.1 of a float32 map."""
+    """Convert a number to the floats of a file, so that 0.1 equals the 0.1 of a float32 map."""
     with np.errstate(over="ignore"):
         return dtype.type(value) if dtype.kind == "f" else value
 
 
 def _declared_missing(path: Path) -> float | None:
-    """Return the value of pixels not measured that a TIFF file states in GDAL's tag, if it does.
+    """Return the value of unmeasured pixels from a TIFF file's tag GDAL_NODATA; None if absent.
 
     Raises:
         UserError: the tag is not a number.
@@ -115,8 +115,8 @@ def _declared_missing(path: Path) -> float | None:
         return None if text is None else float(str(text).strip("\0 "))
     except ValueError:
         raise UserError(
-            f"{path}: its tag of values not measured (GDAL_NODATA) is {text!r:.40}. Fix: save it "
-            "without this tag, or with a number"
+            f"{path}: its tag GDAL_NODATA (value of unmeasured pixels) is {text!r:.40}, not a "
+            "number. Fix: save it without this tag, or with a number"
         ) from None
 
 
@@ -134,9 +134,9 @@ def _mask_level(path: Path, prop: str, measured: np.ndarray) -> float | None:
     named = ", ".join(f"{level:g}" for level in levels[:_MAX_NAMED])
     more = f", ... ({len(levels)} in all, to {levels[-1]:g})" if len(levels) > _MAX_NAMED else ""
     raise UserError(
-        f"{path}: a mask has 0 for background and one other value, not values {named}{more}. Fix: "
-        "convert a map of object numbers or a soft mask to 0 and 255; if a value stands for pixels "
-        f"that are not known, give it as images.missing.{prop}"
+        f"{path}: a mask has 0 for background and one other value; this one has {named}{more}. "
+        "Fix: convert a map of object numbers or a soft mask to 0 and 255; if a value stands for "
+        f"unmeasured pixels, give it as images.missing.{prop}"
     )
 
 
@@ -211,7 +211,7 @@ def _npy(path: Path) -> np.ndarray:
             f"{path}: values of type {values.dtype} are not numbers. Fix: save integers or floats"
         )
     if isinstance(values, np.memmap) and path.stat().st_size > values.offset + values.nbytes:
-        raise UserError(f"{path}: more bytes than its array has. Fix: save one array as NPY")
+        raise UserError(f"{path}: the file is longer than its array. Fix: save one array as NPY")
     if values.ndim in (2, 3):
         require_readable_size(path, values.shape[1], values.shape[0])
         # The array is a view of the memory-mapped file.  A copy in memory lets the file be closed.
@@ -241,7 +241,7 @@ def _exr(path: Path) -> np.ndarray:
                 "Fix: save the image uncropped"
             )
         # Zeros at the end of a compressed file show that it was not copied completely.  In an
-        # uncompressed file they may be values of the map, so it is not checked.
+        # uncompressed file they may be values of the map, so such a file is not checked.
         if file.parts[0].compression() != OpenEXR.NO_COMPRESSION:
             require_intact(path, "EXR")
     with OpenEXR.File(str(path), separate_channels=True) as file:
@@ -262,10 +262,10 @@ def _image(path: Path) -> np.ndarray:
     with Image.open(path, formats=[_FORMATS[path.suffix]]) as image:
         if getattr(image, "n_frames", 1) > 1:
             raise UserError(
-                f"{path}: {image.n_frames} frames or pages. Fix: save one of them"  # type: ignore[attr-defined]
+                f"{path}: the file has {image.n_frames} frames or pages. Fix: save one of them"  # type: ignore[attr-defined]
             )
         require_readable_size(path, *image.size)
-        # Pillow inverts such files of 8 bits, and not those of 16 bits.
+        # For a TIFF in which 0 is white, Pillow inverts 8-bit values but not 16-bit values.
         inverted = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
         sixteen_bits = "16" in str(image.tile[0].args)
         require_intact(path, image.format)
@@ -281,8 +281,8 @@ def _image(path: Path) -> np.ndarray:
     transparent = upright.info.get("transparency")
     if sixteen_bits and not mode.startswith("I"):
         raise UserError(
-            f"{path}: 16 bits a channel in mode {mode}, of which 8 would be read. Fix: save one "
-            "16-bit channel"
+            f"{path}: it has 16 bits per channel, but only 8 of them can be read in mode {mode}. "
+            "Fix: save one 16-bit channel"
         )
     if mode in _ALPHA_MODES or (transparent is not None and mode in ("P", "RGB")):
         return np.asarray(upright.convert("RGBA"))

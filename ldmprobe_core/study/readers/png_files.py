@@ -21,7 +21,7 @@ _BLOCK = 1 << 20
 
 
 def lacks_rows(data: bytes) -> bool:
-    """Return whether a PNG file with right checksums holds fewer rows than its image.
+    """Return whether a PNG file with valid checksums holds fewer rows than its header states.
 
     Args:
         data: the file's bytes.
@@ -44,7 +44,7 @@ def lacks_rows(data: bytes) -> bool:
 def _pass_bytes(
     width: int, height: int, bits: int, left: int, top: int, across: int, down: int
 ) -> int:
-    """Number of bytes of one pass; each row has a filter byte, unless it has no pixels."""
+    """Return the size in bytes of one interlacing pass: each row has a filter byte and pixels."""
     columns = -(-(width - left) // across)
     rows = -(-(height - top) // down)
     return rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0

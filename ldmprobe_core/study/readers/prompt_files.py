@@ -1,4 +1,4 @@
-"""Reader of CSV files of prompts and seeds, also with the column names of the paper's files."""
+"""Reader of CSV files of prompts and seeds, with column names of ldmprobe or Chen et al."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def read_rows(files: Mapping[Any, str]) -> list[Row]:
 
 
 def encoding_notes(files: Mapping[Any, str]) -> tuple[str, ...]:
-    """Return a note, with an example, about each file that is read as Windows-1252, not UTF-8.
+    """Return a note on each prompt file that is not UTF-8 and is read as Windows-1252.
 
     Raises:
         UserError: a file cannot be read.
@@ -149,7 +149,7 @@ def _read(path: str, split: str | None) -> list[Row]:
     except csv.Error as error:
         raise UserError(
             f"{path}, line {reader.line_num}: not CSV ({error}). Fix: put prompts that contain "
-            "commas or quotes into quotes, and write a quote inside twice"
+            "commas or quotes into quotes, and double each quote inside them"
         ) from error
     if not rows:
         raise UserError(f"{path}: the file has no rows. Fix: add one row for each image")

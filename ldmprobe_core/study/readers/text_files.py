@@ -29,7 +29,7 @@ _NAMED = {"\ufeff": "a byte order mark inside the file", "\ufffd": "a character 
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decode a file as UTF-8, or as Windows-1252 if its bytes can be Western European words.
+    """Decode a file as UTF-8, or as Windows-1252 if that gives plausible Western European words.
 
     Spreadsheet programs write Windows-1252, which equals Latin-1 for accented letters.  A file with
     both valid and invalid multi-byte UTF-8 is refused, since either encoding would decode some of
@@ -68,7 +68,7 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def line_of(text: str, position: int) -> int:
-    """Return the line number, from 1, of a position in a text with any kind of line ends."""
+    """Return the line number, from 1, of a position in a text with any convention of line ends."""
     before = text[:position].replace("\r\n", "\n")
     return before.count("\n") + before.count("\r") + 1
 
@@ -88,7 +88,7 @@ def _windows_1252(data: bytes, invalid: int, name: str) -> str:
         )
 
     if _MULTIBYTE.search(data):
-        raise byte_error(invalid, "not UTF-8, as the rest of the file is")
+        raise byte_error(invalid, "not UTF-8, but the rest of the file is")
     other = _NOT_WESTERN.search(data)
     try:
         text = data.decode("cp1252")

@@ -1,4 +1,4 @@
-"""Base class of a study's sections, and types of names, paths and numbers with their ranges.
+"""Base class of a study's sections, and types for their names, paths and bounded numbers.
 
 Every number of a study has a largest value.  It is far above useful values, and keeps a slip of the
 pen such as 1e30 from filling the memory or from turning images into noise without a word.
@@ -66,7 +66,7 @@ def user_path(text: str) -> Path:
 
 
 def require_readable_files(folder: Path, field: str) -> None:
-    """Check that a folder of a model holds no pipes or devices, which a reader would wait for.
+    """Check that a model's folder holds no pipes or devices, at which a reader would block.
 
     Args:
         folder: folder, which is searched with its subfolders.
@@ -88,7 +88,7 @@ _MAX_PATH, _MAX_PATH_PART = 4096, 255
 
 
 def require_storable_text(name: str, text: str) -> None:
-    """Check that files and databases accept a text, and that a path is not too long.
+    """Check that a text can be stored in files and databases, and that a path is not too long.
 
     Args:
         name: dotted key of the text in a study.

@@ -56,7 +56,7 @@ class _StrictLoader(_Base):
                 if not isinstance(part, yaml.MappingNode):
                     raise _ReadError(
                         part.start_mark.line + 1,
-                        "'<<' adds mappings, and this is none. Fix: give an alias of a mapping",
+                        "'<<' needs a mapping, but this is none. Fix: give an alias of a mapping",
                     )
                 self.flatten_mapping(part)
                 for key, pair in zip(self._keys(part), part.value, strict=True):
@@ -92,7 +92,7 @@ class _StrictLoader(_Base):
         return keys
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Read a whole number, and refuse forms that YAML 1.1 does not read as decimal digits."""
+        """Read a whole number; refuse ``010`` and ``1:30``, which YAML 1.1 reads as 8 and 90."""
         _require_decimal(node)
         value = int(super().construct_yaml_int(node))
         if value.bit_length() > MAX_BITS:
@@ -167,7 +167,7 @@ def read_yaml(data: bytes, name: str) -> Any:
 
 
 def _read(data: bytes) -> Any:
-    """Parse a YAML document, and raise `_ReadError` if it is refused."""
+    """Parse a YAML document; raise `_ReadError` if it is invalid, too large or too deep."""
     if len(data) > MAX_BYTES:
         raise _ReadError(
             None, f"{len(data)} bytes are too many for a study. Fix: put prompts into a CSV file"
@@ -197,7 +197,7 @@ def _read(data: bytes) -> Any:
             line_number, "this is not valid YAML. Fix: correct the syntax of this line"
         ) from None
     except (ValueError, OverflowError, TypeError, RecursionError) as error:
-        # PyYAML raises exceptions of these types for values that Python cannot hold: a date such as
+        # PyYAML raises these exceptions for values that Python cannot hold: a date such as
         # 2026-99-99, a number of 5,000 digits, or a list as a key.
         reason = str(error).partition("\n")[0]
         raise _ReadError(

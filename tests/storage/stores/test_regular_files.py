@@ -93,9 +93,9 @@ def test_clear_progress_keeps_a_folder_that_holds_files(copy):
 
 def test_reading_a_file_without_permission_is_one_sentence(copy, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "zarr.json")
-    with pytest.raises(RunError, match=r"zarr\.json: its permissions forbid to read it\. Fix: "):
+    with pytest.raises(RunError, match=r"zarr\.json: its permissions do not allow reading it\."):
         list(find_corrupt_chunks(Run(str(copy))))
-    with pytest.raises(RunError, match=r"zarr\.json: its permissions forbid to read it\. Fix: "):
+    with pytest.raises(RunError, match=r"zarr\.json: its permissions do not allow reading it\."):
         Run(str(copy)).open("scores/depth")
 
 

@@ -85,5 +85,5 @@ def test_check_folder_refuses_a_name_with_control_characters(folder):
 def test_check_folder_refuses_an_npy_file_with_more_than_its_array(folder):
     with (folder / "b.depth.npy").open("ab") as file:
         np.save(file, np.ones((24, 24), np.float32))
-    with pytest.raises(UserError, match=r"b\.depth\.npy: more bytes than its array has\. Fix"):
+    with pytest.raises(UserError, match=r"b\.depth\.npy: the file is longer than its array\. Fix"):
         notes_of(folder)

@@ -136,23 +136,23 @@ def _save(values, name="b.depth.npy"):
         (lambda f: _end_in_zeros(f / "b.png"), r"b\.png: not a complete image .PNG"),
         (lambda f: _end_in_zeros(f / "b.foreground.png"), r"b\.foreground\.png: not a map .PNG"),
         (lambda f: (f / "b.png").write_bytes(b""), r"b\.png: not a complete image .0 bytes"),
-        (lambda f: Image.new("RGB", (8, 8)).save(f / "b.png"), r"b\.png: one colour throughout"),
+        (lambda f: Image.new("RGB", (8, 8)).save(f / "b.png"), r"b\.png: all pixels have the same"),
         (lambda f: shutil.copy(f / "b.png", f / "b0.webp"), r"b0\.webp: the same image as b\.png"),
         (lambda f: _cut(f / "b.depth.npy"), r"b\.depth\.npy: not a map .NPY, 60 bytes"),
         (lambda f: (_cut(f / "b.png"), _cut(f / "d.depth.npy"), _cut(f / "c.png")),
          r"b\.png: not a .*\. Other images with problems: c\.png, d\.png"),
         (_save(np.random.default_rng(0).random((8, 16))), r"b\.depth\.npy: the map has 8 x 16"),
-        (_save(np.full((8, 8), np.inf)), r"b\.depth\.npy: values that are not finite"),
+        (_save(np.full((8, 8), np.inf)), r"b\.depth\.npy: some values are infinite"),
         (_save(np.arange(64).reshape(8, 8)), "64-bit integers, and a.depth.npy has floats, so th"),
         (lambda f: Image.fromarray(np.eye(8, dtype=np.uint8)).save(f / "b.foreground.png"),
          r"b\.foreground\.png: it has level 1, and a\.foreground\.png has level 255, so the maps"),
         (lambda f: [np.save(f / f"{name}.depth.npy", np.full((8, 8), 3.0)) for name in "abcd"],
-         r"a\.depth\.npy: like every other depth map, it has"),
+         r"a\.depth\.npy: all measured pixels have the same value"),
         (lambda f: (f / "b.depth.npy").rename(f / "b.depth.NPY"), r"NPY: a depth map cannot"),
         (lambda f: (f / "b.depth.jpg").write_bytes(b""), r"b\.depth\.jpg: a depth map cannot"),
         (lambda f: (f / "b.Depth.png").write_bytes(b""), r"b\.Depth\.png: a depth map cannot"),
         (lambda f: (f / "c0.png").symlink_to(f / "gone.png"), r"c0\.png: cannot be read"),
-        (lambda f: (f / "b.depth.tif").write_bytes(b""), r"b\.png has another depth map, b\.depth"),
+        (lambda f: (f / "b.depth.tif").write_bytes(b""), r"b\.png has a second depth map, b"),
     ],
 )  # fmt: skip
 def test_check_folder_names_files_that_cannot_be_used(folder, damage, words):
@@ -171,9 +171,9 @@ def test_check_folder_notes_what_is_not_read_and_not_measured(folder):
     np.save(folder / "c.depth.npy", np.ones((8, 8)))
     check = checked(folder, missing={"depth": 0.0, "foreground": 7.0})
     assert check.missing == {"foreground": 0, "depth": 0.125}
-    words = "f.heic", "g.depth.npy", "foreground, and all pixels", "12.5% of the", "c.depth.npy"
+    words = "f.heic", "g.depth.npy", "foreground, but all pixels", "12.5% of the", "c.depth.npy"
     assert [word in note for note, word in zip(check.notes, words, strict=True)] == [True] * 5
-    with pytest.raises(UserError, match=r"images\.missing has shading, and there are no shading"):
+    with pytest.raises(UserError, match=r"images\.missing has shading, but there are no shading"):
         checked(folder, missing={"shading": 0.0})
 
 
@@ -200,7 +200,7 @@ def test_images_hash_and_map_path_refuse_files_in_one_sentence(folder):
         images_hash(Images(folder=str(folder)), names, PROPS)
     np.save(folder / "a.depth.npy", np.ones((8, 8)))
     (folder / "a.depth.exr").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a\.png has another depth map, a\.depth\.exr"):
+    with pytest.raises(UserError, match=r"a\.png has a second depth map, a\.depth\.exr"):
         map_path(folder, "a.png", "depth")
 
 

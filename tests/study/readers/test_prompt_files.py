@@ -117,7 +117,7 @@ def test_mistakes_of_several_prompt_files_together(tmp_path):
     test.write_text("prompt,seed,split\nd,1,test\n")
     with pytest.raises(UserError, match=r"has a column split, but .* assigns all its rows to test"):
         samples_of({"train": str(train), "test": str(test)})
-    with pytest.raises(UserError, match="give one path, or a path for each of train and test"):
+    with pytest.raises(UserError, match="give one path, or the keys train and test"):
         parse_study({"prompts": {"files": {"train": "x"}}})
     with pytest.raises(UserError, match="items and files"):
         parse_study({"prompts": {"files": "x", "items": ["a"]}})

@@ -25,7 +25,7 @@ def test_decode_text_reads_what_was_written(text, encoding):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("prompt,seed\ncafé,1\n".encode() + b"na\xefve,2\n", "line 3: byte 0xef is not UTF-8, as"),
+        ("prompt,seed\ncafé,1\n".encode() + b"na\xefve,2\n", "line 3: byte 0xef is not UTF-8, but"),
         (b"prompt,seed\na\x81b,1\n", "line 2: byte 0x81 is neither UTF-8 nor Windows-1252"),
         ("prompt,seed\n".encode("utf-16-le"), "f.csv: the file is UTF-16 without a byte order"),
         ("prompt,seed\n".encode("utf-16-be"), "f.csv: the file is UTF-16 without a byte order"),

@@ -27,7 +27,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("prompts: {items: [{a: 1, a: 2}]}", "line 1: key 'a' is given twice"),
         ("a: {<<: {b: 1, b: 2}}", "line 1: key 'b' is given twice"),
         ("a:\n  <<: {b: 1}\n  <<: {b: 2}", "line 3: key '<<' is given twice .first on line 2"),
-        ("a:\n  <<: [{b: 1}, 2]", "line 2: '<<' adds mappings, and this is none. Fix: give"),
+        ("a:\n  <<: [{b: 1}, 2]", "line 2: '<<' needs a mapping, but this is none. Fix: give"),
         (BOMB, "aliases expand to more than"),
         ("a: &a [*a]", "an alias refers to a value that contains it"),
         ("[" * (MAX_DEPTH + 1), f"nested more than {MAX_DEPTH} levels"),
