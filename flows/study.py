@@ -11,16 +11,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from prefect import flow
-from prefect.logging import get_run_logger
 
 from flows.checks.worker_memory import worker_memory_limit
 from flows.run_lock import hold_study
-from flows.scheduling.settings import Schedule, scheduled_date
+from flows.scheduling.conclusion import conclude
+from flows.scheduling.settings import Schedule, scheduled_date, summary_if_finished
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.pipeline.planning.rolling_seed import with_rolling_seed
-from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import Lease
-from ldmprobe_core.storage.lifecycle.schedule_record import write_schedule_record
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Execution
@@ -56,19 +54,19 @@ def study_flow(
         schedule: settings of scheduled runs, whose seeds follow from the date for which the flow
             run is scheduled; None carries out the study as it is.
     """
-    day = None
     if schedule is not None:
-        study = with_rolling_seed(study, day := scheduled_date())
+        study = with_rolling_seed(study, scheduled_date())
     with hold_study(study, store) as (plan, lease):
         with activity("creating the run, or reading its progress"):
             run = prepare(plan.study, store)
-            if day is not None:
-                write_schedule_record(Location(run.url), day)
-                get_run_logger().info("scheduled for %s: prompts.seed %d", day, study.prompts.seed)
-        with workers_of(study.execution, worker_memory_limit(plan)):
-            summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
+        summary = None if schedule is None else summary_if_finished(run, study)
+        if summary is None:
+            with workers_of(study.execution, worker_memory_limit(plan)):
+                summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
     with activity("sending the results to Prefect"):
         publish(summary, run.url)
+    if schedule is not None:
+        conclude(run, study.name, schedule)
     return summary
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, date
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import runtime
+from prefect.logging import get_run_logger
 from pydantic import Field
 
+from ldmprobe_core.analysis.records import load_summary
+from ldmprobe_core.storage.lifecycle.schedule_record import write_schedule_record
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.readers.value_types import Section
+from ldmprobe_core.study.schema import Study
+from tasks.references import RunRef
 
 
 class Schedule(Section):
@@ -33,3 +39,25 @@ def scheduled_date() -> date:
     that is started by hand is scheduled for the time at which it was created.
     """
     return runtime.flow_run.scheduled_start_time.astimezone(UTC).date()
+
+
+def summary_if_finished(run: RunRef, study: Study) -> dict[str, Any] | None:
+    """Record the scheduled date in a run, and return the summary if the run is finished.
+
+    A finished run is not summarised again, because retention may have deleted its activations,
+    which would all be generated again.
+
+    Args:
+        run: run of the current flow run.
+        study: study of the run, with the seeds of the scheduled date.
+
+    Returns:
+        the summary as JSON; None if the run is not finished.
+    """
+    stored, day, logger = Run(run.url), scheduled_date(), get_run_logger()
+    write_schedule_record(stored.location, day)
+    logger.info("scheduled for %s: prompts.seed is %d", day, study.prompts.seed)
+    if not stored.location.has("summary.json"):
+        return None
+    logger.info("%s is finished already", run.url)
+    return load_summary(stored).model_dump(mode="json", by_alias=True)

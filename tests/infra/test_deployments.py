@@ -52,7 +52,7 @@ def test_nightly_studies_alone_have_the_settings_of_scheduled_runs(deployments):
     assert "parameters" not in nightly["flows.classify.classify_flow"]
     parameters = nightly["flows.study.study_flow"]["parameters"]
     study_flow.validate_parameters({"study": {}} | parameters)
-    assert parameters.keys() == {"schedule"}
+    assert parameters == {"schedule": {"keep": 14, "keep_activations": 0}}
 
 
 def test_deployments_have_the_ready_study_as_parameters(deployments):
