@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from prefect import flow
 
 from flows.checks.worker_memory import worker_memory_limit
+from flows.pause_watch import with_pauses
 from flows.run_lock import hold_study
 from flows.scheduling.conclusion import conclude
 from flows.scheduling.settings import Schedule, scheduled_date, summary_if_finished
@@ -73,7 +74,8 @@ def study_flow(
 def with_repair(run: RunRef, work: Callable[[], T]) -> T:
     """Call ``work``, and call it again after a repair if it reads corrupt data.
 
-    The repair marks the units that wrote the corrupt data as not done.
+    The repair marks the units that wrote the corrupt data as not done.  If the flow run is paused
+    in Prefect, ``work`` is called again too, after the flow run is resumed.
 
     Args:
         run: run that contains the data.
@@ -85,10 +87,10 @@ def with_repair(run: RunRef, work: Callable[[], T]) -> T:
     """
     for _ in range(_REDOS):
         try:
-            return work()
+            return with_pauses(work)
         except CorruptChunkError as damage:
             redo(run, damage.array)
-    return work()
+    return with_pauses(work)
 
 
 def _run_to_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
