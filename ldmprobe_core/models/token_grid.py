@@ -47,7 +47,7 @@ def to_grid(output: Any, grid: Grid, item: int = 0) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
         shape = f" of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else ""
         raise ValueError(
-            f"the layer's output is a {type(tensor).__name__}{shape}, not tokens or a map"
+            f"the layer's output is a {type(tensor).__name__}{shape}, not tokens or a feature map"
         )
     if tensor.ndim == 4:
         return tensor.permute(0, 2, 3, 1)

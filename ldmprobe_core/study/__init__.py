@@ -1,1 +1,1 @@
-"""Description of an experiment: reader of its YAML file, its sections, samples and batches."""
+"""Description of an experiment: its YAML reader, sections, samples and batches."""

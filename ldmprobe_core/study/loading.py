@@ -155,8 +155,8 @@ def _known_keys(location: tuple[int | str, ...], model: type[BaseModel], name_of
             part = get_args(part)[-1]
             continue
         fields = {(f.alias or key): f for key, f in part.model_fields.items()}
-        # Registered properties are keys of `labels` without being fields of its class.  Their
-        # values are labelers.
+        # Keys of `labels` are fields of its class or names of registered properties.  The value of
+        # such a name is a labeler.
         field = fields.get(str(name))
         annotation = field.annotation if field else LabelerSpec
         members = () if get_origin(annotation) is dict else get_args(annotation)

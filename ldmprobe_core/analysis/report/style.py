@@ -82,7 +82,7 @@ def _tight_box(figure: Figure) -> Bbox | Literal["tight"]:
     a figure without a layout engine, the box only depends on extents, which need no drawing.
     """
     if figure.get_layout_engine() is not None:
-        return "tight"  # such an engine moves axes while it draws
+        return "tight"  # a layout engine moves axes while it draws
     resolution = figure.dpi
     figure.dpi = 72  # as in an SVG file, whose unit is a point
     try:

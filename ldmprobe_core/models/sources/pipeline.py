@@ -72,9 +72,9 @@ class PipelineSource(ModelSource):
         model = study.model
         if model.source.startswith(PIPELINE_PREFIX) and model.source != self.name:
             raise UserError(
-                f"pipeline: it is {self.name}, but the study's model is {model.source}; weights, "
-                "adapters, configs or scheduler differ. Fix: give the pipeline of the study "
-                "unchanged, or a study without a pipeline, which starts a new run"
+                f"pipeline: its weights, adapters, configs or scheduler ({self.name}) are not "
+                f"those of the study's model ({model.source}). Fix: pass the pipeline that the "
+                "study was made with, unchanged, or start a new run with a study that names none"
             )
         for key in ("attention_slicing", "cpu_offload"):
             if getattr(model, key):

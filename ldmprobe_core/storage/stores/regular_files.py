@@ -98,7 +98,7 @@ def _not_a_folder(path: str) -> NotADirectoryError:
 
 
 def remove_irregular(path: str) -> bool:
-    """Remove a pipe, link or empty folder at the path of a file; return False if this fails."""
+    """Remove a pipe, link or empty folder where a file belongs; return False if this fails."""
     try:
         require_regular(path)
     except FileNotFoundError:
