@@ -102,7 +102,7 @@ def probe_readings(
     unedited: Callable[[str, str], np.ndarray],
     bootstrap: Bootstrap,
 ) -> list[ProbeReading]:
-    """Summarise scores of probes by layer and kind.
+    """Compute mean scores with intervals for each layer and kind of probe.
 
     Args:
         scores: scores in the generation of edited images, (layer, kind, pair).
