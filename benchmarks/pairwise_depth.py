@@ -46,9 +46,9 @@ from typing import Any
 import numpy as np
 
 import ldmprobe as lp
-from ldmprobe_core.analysis.generalization.build import stored_probes
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.analysis.report.text import number
+from ldmprobe_core.analysis.stored_probes import stored_probes
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.block_scores import upsample

@@ -117,7 +117,7 @@ def classify(
     ] = None,
 ) -> None:
     """Find the step from which a classifier names the object; a later `run` continues from here."""
-    from ldmprobe_core.analysis.class_records import ClassesRecord
+    from ldmprobe_core.analysis.classes.records import ClassesRecord
     from ldmprobe_core.analysis.report.text import classes_line
     from ldmprobe_core.study.readers.image_folder import list_images
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.pause_watch import with_pauses
 from flows.run_lock import hold_run
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.interventions.spec import Intervention
@@ -31,10 +32,14 @@ def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
     with activity("planning the edits"):
         run, name = plan_edits(url, what)
     execution = Run(run.url).study.execution
-    with hold_run(f"{run.url}.{name}"), workers_of(execution):
+
+    def edit_all() -> float:
         with gpu_resources(execution):
             units = submit_units(edit, units_of(run, "edit", name))
-        seconds = follow("edit", units)
+        return follow("edit", units)
+
+    with hold_run(f"{run.url}.{name}"), workers_of(execution):
+        seconds = with_pauses(edit_all)
         with activity("summary and report"):
             summary = summarise_edits(run, name, seconds)
     with activity("sending the results to Prefect"):

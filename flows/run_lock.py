@@ -17,35 +17,54 @@ from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.exceptions import ObjectNotFound, PrefectException, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, Pause, PrefectException, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Suspended
 
+from flows.pause_watch import PauseWatch
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.prepare import run_in
-from ldmprobe_core.storage.lease import Lease, hold_lease
+from ldmprobe_core.storage.lease import Lease, hold_lease, holder_of
 from ldmprobe_core.study.schema import Study
-from tasks.stopping import Stop, requested_stop
+from tasks.stopping import Stop, StoppedError, requested_stop
 
 _WHO = "flow run "
 _PAGE = 200
+
+UNIT_PATIENCE_S = 900.0
+"""Seconds that a resumed flow run waits for the units in progress of its earlier process."""
 
 
 @contextmanager
 def hold_run(url: str) -> Iterator[Lease]:
     """Hold the lease of a run, or of one of its interventions, for the calling flow.
 
+    Meanwhile a thread watches whether the flow run is paused in Prefect.
+
     Raises:
         UserError: another flow run that is still alive holds the lease.
+        Pause: the flow run was suspended in Prefect.
     """
-    with hold_lease(url, f"{_WHO}{runtime.flow_run.id}") as lease:
+    who = f"{_WHO}{runtime.flow_run.id}"
+    earlier = holder_of(url)
+    # A flow run that is resumed soon after it was suspended starts while its earlier process still
+    # waits for the units in progress.
+    patience = UNIT_PATIENCE_S if earlier is not None and earlier.description == who else 0.0
+    with hold_lease(url, who, patience) as lease, PauseWatch(runtime.flow_run.id):
         expired = {holder.description.removeprefix(_WHO) for holder in lease.previous}
         unmarked = {run for run in expired if not _reconcile(run)}
         try:
             yield lease
+        except StoppedError as error:
+            stop = requested_stop()
+            if stop is None or not stop.suspends:
+                raise
+            # Prefect's engine expects this signal from a flow run that was suspended.  With any
+            # other exception, it would record the flow run as failed.
+            raise Pause(stop.message, state=Suspended()) from error
         finally:
             stop = requested_stop()
-            if stop is not None and not stop.cancels:
+            if stop is not None and not stop.waits:
                 # The Prefect server is lost, so the end of this flow run cannot be recorded.  Leave
                 # the lease to expire, so that the next flow run records the end.
                 lease.abandon()

@@ -39,6 +39,17 @@ from tasks.display import activity
 _START_LIMIT_S = 300.0
 _EVENTS_LIMIT_S = 5.0
 
+RECORDING = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+"""Environment variables with which a Prefect server records task runs in batches.
+
+By default, it writes each change of a task run's state in a transaction of its own.  In a burst,
+its queue of 10,000 events then fills up, and it drops further ones, so that task runs are missing
+in its records (`benchmarks/prefect_load.py`).
+"""
+
 
 @dataclass(frozen=True)
 class LocalServer:
@@ -128,7 +139,7 @@ def start_server() -> Iterator[str]:
             [sys.executable, "-m", *words],
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env=os.environ | settings,
+            env=RECORDING | os.environ | settings,
             # Start the server in a new session, so that it does not receive the terminal's Ctrl-C.
             # This process does, and it stops the server after the end of the flow is recorded.
             start_new_session=True,

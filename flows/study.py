@@ -13,8 +13,12 @@ from typing import Any, TypeVar
 from prefect import flow
 
 from flows.checks.worker_memory import worker_memory_limit
+from flows.pause_watch import with_pauses
 from flows.run_lock import hold_study
+from flows.scheduling.conclusion import conclude
+from flows.scheduling.settings import Schedule, scheduled_date, summary_if_finished
 from flows.workers import gpu_resources, submit_units, workers_of
+from ldmprobe_core.pipeline.planning.rolling_seed import with_rolling_seed
 from ldmprobe_core.storage.lease import Lease
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.study.schema import Study
@@ -37,7 +41,9 @@ The number is limited because a failing disk would corrupt the repaired data aga
 
 
 @flow(name="study", flow_run_name="study {study.name}")
-def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
+def study_flow(
+    study: Study, store: str = "runs", schedule: Schedule | None = None
+) -> dict[str, Any]:
     """Carry out a study, store its results in ``store``, and return its summary.
 
     The study's workers share the units of work.  Units that are already complete are skipped, so
@@ -46,21 +52,30 @@ def study_flow(study: Study, store: str = "runs") -> dict[str, Any]:
     Args:
         study: study to carry out; every key has a default.
         store: folder or ``s3://bucket/prefix`` that contains runs.
+        schedule: settings of scheduled runs, whose seeds follow from the date for which the flow
+            run is scheduled; None carries out the study as it is.
     """
+    if schedule is not None:
+        study = with_rolling_seed(study, scheduled_date())
     with hold_study(study, store) as (plan, lease):
         with activity("creating the run, or reading its progress"):
             run = prepare(plan.study, store)
-        with workers_of(study.execution, worker_memory_limit(plan)):
-            summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
+        summary = None if schedule is None else summary_if_finished(run, study)
+        if summary is None:
+            with workers_of(study.execution, worker_memory_limit(plan)):
+                summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
     with activity("sending the results to Prefect"):
         publish(summary, run.url)
+    if schedule is not None:
+        conclude(run, study.name, schedule)
     return summary
 
 
 def with_repair(run: RunRef, work: Callable[[], T]) -> T:
     """Call ``work``, and call it again after a repair if it reads corrupt data.
 
-    The repair marks the units that wrote the corrupt data as not done.
+    The repair marks the units that wrote the corrupt data as not done.  If the flow run is paused
+    in Prefect, ``work`` is called again too, after the flow run is resumed.
 
     Args:
         run: run that contains the data.
@@ -72,10 +87,10 @@ def with_repair(run: RunRef, work: Callable[[], T]) -> T:
     """
     for _ in range(_REDOS):
         try:
-            return work()
+            return with_pauses(work)
         except CorruptChunkError as damage:
             redo(run, damage.array)
-    return work()
+    return with_pauses(work)
 
 
 def _run_to_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:

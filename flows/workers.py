@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed import Client
 from prefect import Task
 from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -18,6 +19,7 @@ from flows.local_cluster import local_cluster
 from flows.worker_watch import WorkerWatch
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.sections import Execution
+from tasks.failures import end_units
 
 if TYPE_CHECKING:
     from tasks.references import UnitRef
@@ -53,7 +55,15 @@ def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None
         flow.model_copy(update={"task_runner": runner}),
         _watch_of(runner, execution),
     ):
-        yield
+        try:
+            yield
+        except Pause:
+            # Prefect raises this in a flow run that was suspended, wherever the flow is.  Units on
+            # Dask workers would go on after the flow has freed the lease of its run.
+            if execution.runner == "dask":
+                with suppress(OSError, TimeoutError):
+                    end_units(getattr(runner, "client"))  # noqa: B009
+            raise
 
 
 def _watch_of(runner: TaskRunner[Any], execution: Execution) -> AbstractContextManager[Any]:

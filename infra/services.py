@@ -36,6 +36,15 @@ POOL = "ldmprobe"
 QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 """Environment variables that turn off telemetry."""
 
+RECORDING = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+"""Environment variables with which a Prefect server records task runs in batches.
+
+`flows.server` sets the same ones, and says why.
+"""
+
 
 class StackError(Exception):
     """Error that keeps the stack from starting or running; the message gives the reason."""
@@ -143,6 +152,7 @@ def prefect_server(platform: Platform) -> Service:
         lambda: _answers(f"{platform.api}/health"),
         {
             **QUIET,
+            **RECORDING,
             "PREFECT_HOME": str(platform.data / "prefect"),
             # The UI runs in the user's browser, so it must send its requests to this public URL.
             "PREFECT_UI_API_URL": platform.api,

@@ -69,8 +69,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module 'ldmprobe' has no attribute {name!r}")
-    # Python calls this function only for names that the module does not have.  Storing the value as
-    # a module attribute makes later look-ups of this name fast.
+    # Python calls this function only for names that the module does not have.  Store the value as a
+    # module attribute, so that later look-ups of the name are fast.
     globals()[name] = value
     return value
 

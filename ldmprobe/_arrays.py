@@ -133,7 +133,7 @@ def _capture_study(
     guidance: float,
     negative: str | None,
 ) -> Study:
-    """Build a study, without controls, from the arguments of one call of `capture`.
+    """Build a study without controls from the arguments of `capture`.
 
     The function copies the default study instead of parsing a new one, because parsing refuses
     studies with too few prompts for a training, a validation and a test set.
@@ -193,7 +193,7 @@ def load_labeler(prop: str, name: str, weights: str | None = None, device: str =
 
 
 class _ImageLabeler:
-    """Labeler that refuses arrays which are not images, such as floats from 0 to 1.
+    """Wrapper of a labeler that raises an error for arrays that are not uint8 images.
 
     Attributes other than `labeler` are those of the labeler.
     """
@@ -205,7 +205,7 @@ class _ImageLabeler:
         return getattr(self.labeler, name)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Compute labels of images (n, y, x, rgb) uint8, of at least one image.
+        """Compute the labels of one or more images, (n, y, x, rgb) uint8.
 
         Raises:
             UserError: the images have another shape or data type.
@@ -213,8 +213,8 @@ class _ImageLabeler:
         array = np.asarray(images)
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
             raise UserError(
-                f"images: not images (n, y, x, rgb) of uint8 (shape {array.shape}, type "
-                f"{array.dtype}). Fix: convert them, such as 0 to 1 to 0 to 255"
+                f"images: not one or more images (n, y, x, rgb) of uint8 (shape {array.shape}, "
+                f"type {array.dtype}). Fix: convert them, and scale floats from 0..1 to 0..255"
             )
         return self.labeler(array)
 
@@ -267,9 +267,9 @@ def fit_probe(
             f"activations: too few samples for training and validation ({len(x)}). Fix: give more "
             "samples, or a single value in penalties"
         )
-    # Validation samples serve to choose the penalty.  A single penalty needs no choice, so all
-    # samples are used for training.  `_fit` requires validation samples nevertheless, and receives
-    # the training samples as such; they do not affect the result.
+    # Validation samples serve to choose the penalty.  With a single penalty there is no choice, so
+    # all samples are used for training.  `_fit` requires validation samples nevertheless: it gets
+    # the training samples, which do not affect the result.
     train, validation_index = order[heldout:], order[:heldout] if heldout else order
 
     def rows(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -298,7 +298,7 @@ def _fit(
 
 
 def _with_best_cut(probe: LinearProbe, activations: np.ndarray, shares: np.ndarray) -> LinearProbe:
-    """Copy a mask probe, with its threshold ``cut`` set to maximise Dice on these samples."""
+    """Return a copy of a mask probe whose threshold ``cut`` maximises Dice on these samples."""
     predicted = flatten_maps(probe.predict(activations))
     return replace(probe, cut=best_cut(predicted, flatten_maps(shares)))
 
@@ -320,8 +320,8 @@ def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str)
     for name, values in (("activations", activations), ("labels", labels)):
         if values.dtype.kind not in "biuf" or not values.size:
             raise UserError(
-                f"{name}: no real numbers (type {values.dtype}, shape {values.shape}). Fix: give "
-                "an array of floats that is not empty"
+                f"{name}: the array is empty or not of real numbers (type {values.dtype}, shape "
+                f"{values.shape}). Fix: give a non-empty array of floats"
             )
     if not (np.isfinite(activations).all() and np.isfinite(labels).all()):
         raise UserError(
@@ -332,8 +332,8 @@ def _check_fit_arguments(activations: np.ndarray, labels: np.ndarray, kind: str)
         raise UserError(f"kind: {kind!r} is not a kind of probe. Fix: use ridge or logistic")
     if kind == "logistic" and not (labels.min() >= 0 and labels.max() <= 1):
         raise UserError(
-            f"labels: a logistic probe predicts a mask, whose values are from 0 to 1, not from "
-            f"{labels.min():g} to {labels.max():g}. Fix: give a boolean mask, or use ridge"
+            f"labels: a logistic probe needs a mask with values from 0 to 1 ({labels.min():g} to "
+            f"{labels.max():g}). Fix: give a boolean mask, or use ridge"
         )
 
 
@@ -341,14 +341,20 @@ def _check_fit_settings(validation: Any, penalties: Any, seed: Any) -> None:
     """Raise `UserError` if the settings of `fit_probe` are not numbers in their ranges."""
     values = np.asarray(penalties)
     if values.ndim != 1 or not values.size or values.dtype.kind not in "iuf":
-        raise UserError(f"penalties: no list of numbers ({penalties!r:.60}). Fix: give one or more")
+        raise UserError(
+            f"penalties: not a list of numbers ({penalties!r:.60}). Fix: give one or more numbers"
+        )
     if not (np.isfinite(values).all() and (values > 0).all()):
         raise UserError(
-            f"penalties: not all are finite and above 0 ({penalties!r:.60}). Fix: correct them"
+            f"penalties: not all are finite and above 0 ({penalties!r:.60}). Fix: give finite "
+            "numbers above 0"
         )
     if not isinstance(validation, (int, float, np.number)) or not 0 <= validation <= 1:
         raise UserError(
-            f"validation: not a fraction from 0 to 1 ({validation!r:.40}). Fix: correct it"
+            f"validation: not a fraction from 0 to 1 ({validation!r:.40}). Fix: give a number in "
+            "this range"
         )
     if not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise UserError(f"seed: not a whole number of at least 0 ({seed!r:.40}). Fix: correct it")
+        raise UserError(
+            f"seed: not a whole number of at least 0 ({seed!r:.40}). Fix: give 0 or a larger number"
+        )

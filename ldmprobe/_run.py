@@ -1,4 +1,4 @@
-"""The class of runs in the public API: lazy arrays, probes, streams of tokens and exports."""
+"""Class `Run` of the public API: lazy arrays, probes, token streams and exports."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ class Run(StoredRun):
                 f"step: {step} is not in the run. Fix: choose a step from 1 to {len(group.step)}"
             )
         if self.progress.is_done("probed", step - 1, self.probe_inputs.index(layer)):
-            # The unit that fits this probe is complete, so all its chunks must exist.  This call
-            # reopens the group in the mode that raises an error for a missing chunk.
+            # The unit of work that fits this probe is complete, so all its chunks must exist.
+            # Reopen the group in the mode that raises an error for a missing chunk.
             group = self.open(f"probes/{layer}")
         kinds = [str(name) for name in group.kind.values]
         if kind is not None and kind not in kinds:
@@ -111,7 +111,7 @@ class Run(StoredRun):
         )
 
     def activations(self, layer: str) -> xr.DataArray:
-        """Return the stored activations of a layer as a Dask array of the stored chunks.
+        """Return a layer's stored activations as a `DataArray` of lazily read Dask chunks.
 
         Values are read when they are computed, so that means and other reductions over more
         activations than fit into memory run chunk by chunk.
@@ -206,7 +206,7 @@ class Run(StoredRun):
         export_run_scores(self, path)
 
     def _required_chunks(self, array: str, kind: str, *dims: int) -> Callable[[str], bool]:
-        """Return a predicate on a chunk's key: whether the chunk must exist in an undamaged run.
+        """Return a function that tells from a chunk's key whether an undamaged run has this chunk.
 
         A chunk of the array must exist if the unit that writes it is complete.
 
@@ -233,7 +233,7 @@ def _require_layer(layer: str, choices: Sequence[str]) -> None:
 
 
 def _required(array: str, done: np.ndarray, *dims: int) -> Callable[[str], bool]:
-    """Return a predicate on a chunk's key: whether the chunk must exist in an undamaged run.
+    """Return a function that tells from a chunk's key whether an undamaged run has this chunk.
 
     Args:
         array: path of an array; every chunk of other arrays must exist.

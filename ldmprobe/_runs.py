@@ -73,11 +73,11 @@ def _yaml(key: str, value: Any) -> str:
         return f"\\U{code:08x}"
 
     try:
-        # JSON writes an emoji as two escapes, which YAML does not join.
+        # JSON writes an emoji as two escapes (a surrogate pair), which YAML does not join.
         return _SURROGATES.sub(escaped, json.dumps(value, default=plain))
     except (TypeError, ValueError, RecursionError):
         raise UserError(
-            f"{key}: a study has no values of type {type(value).__name__} ({value!r:.40}). Fix: "
+            f"{key}: no key takes a value of type {type(value).__name__} ({value!r:.40}). Fix: "
             "give text, numbers, lists or mappings"
         ) from None
 
@@ -203,7 +203,7 @@ def _run_study(study: Study, store: str, progress: bool) -> Run:
 
 
 def _carry_out(run: Run, progress: bool) -> dict[str, float]:
-    """Carry out a run's unfinished units; return the seconds that each kind of unit took."""
+    """Run the units of work that are not complete; return the seconds that each kind took."""
     from rich.progress import Progress, TimeRemainingColumn
 
     from ldmprobe_core.pipeline.units import UNITS
@@ -255,14 +255,14 @@ def intervene(
 
         lp.intervene(run, "foreground", shift=(0.2, 0.0), samples=8).effects["edited"].mean
     """
-    from ldmprobe_core.interventions.results import summarise_intervention
+    from ldmprobe_core.interventions.measures.summarize import summarise_intervention
     from ldmprobe_core.interventions.spec import parse_intervention
     from ldmprobe_core.interventions.stages import create_intervention, edit_batch, edit_units
     from ldmprobe_core.pipeline.model_cache import use_pipeline
 
     content = {"prop": prop, **settings} | ({} if samples is None else {"samples": samples})
     if shift is not None and "targets" in settings:
-        raise UserError(f"shift: targets are given too ({shift}). Fix: leave out one of the two.")
+        raise UserError(f"shift: given together with targets ({shift}). Fix: leave out one.")
     if shift is not None:
         try:
             pairs = np.asarray(shift, dtype=float).reshape(-1, 2).tolist()

@@ -15,7 +15,7 @@ from ldmprobe_core.study.splits import SPLITS
 
 
 class TokenStream(IterableDataset):
-    """Batches (token, channel) float32 of a layer's stored activations, in random order.
+    """Stream of batches (token, channel) of a layer's stored activations, in random order.
 
     An epoch gives each token once.  It reads the stored chunks in random order and mixes their
     tokens in a buffer, so that memory is bounded by the buffer's size plus one chunk and one batch.
@@ -43,7 +43,8 @@ class TokenStream(IterableDataset):
     ) -> None:
         _check_sizes(batch, seed, buffer)
         self.batch, self.seed, self.buffer = batch, seed, buffer
-        # The stream is sent to the loader's workers, which open the run by its address.
+        # Each worker of the data loader gets a copy of the stream, and opens the run by its
+        # address.
         self.url, self.path = run.url, f"activations/{layer}"
         samples = _samples_of(run, split)
         array = open_array(run.store, run.url, f"{self.path}/activation")
@@ -51,16 +52,16 @@ class TokenStream(IterableDataset):
         self.height, self.width, self.channels = array.shape[2:]
         self.chunk_samples = array.chunks[0]
         _require_generated(run, samples)
-        # A sample with a value that is not finite is left out at this step, as in probes.
+        # Leave out a sample at a step if its activations are not all finite, as fits of probes do.
         finite = run.read(self.path, "nonfinite") == 0
         self.chosen = np.zeros_like(finite)
         self.chosen[np.ix_(samples, rows)] = finite[np.ix_(samples, rows)]
         self.tokens = int(self.chosen.sum()) * self.height * self.width
-        # Workers that persist over epochs read the epoch from shared memory.
+        # Workers that live for several epochs read the number of the epoch from shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the random order of the epoch that the next iteration begins."""
+        """Set the number of the epoch, which determines the random order of the next iteration."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -76,7 +77,7 @@ class TokenStream(IterableDataset):
             yield torch.from_numpy(values.astype(np.float32))
 
     def _chunks(self) -> np.ndarray:
-        """List the chunks with chosen tokens, each as (number along samples, row of the step)."""
+        """List the chunks that contain chosen tokens: (number along samples, row of the step)."""
         starts = range(0, len(self.chosen), self.chunk_samples)
         return np.argwhere(np.logical_or.reduceat(self.chosen, starts, axis=0))
 
@@ -93,7 +94,7 @@ class TokenStream(IterableDataset):
 def shuffle_in_buffer(
     chunks: Iterable[np.ndarray], buffer: int, batch: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Shuffle rows in a buffer: each arriving row replaces a random one, which leaves the buffer.
+    """Shuffle rows in a buffer: each new row replaces a random row, which is then yielded.
 
     Args:
         chunks: arrays (row, column), which are read one at a time.
@@ -123,7 +124,7 @@ def shuffle_in_buffer(
 
 
 def cut_batches(pieces: Iterable[np.ndarray], batch: int) -> Iterator[np.ndarray]:
-    """Join arrays of at most `batch` rows to arrays of exactly `batch` rows; the last has fewer."""
+    """Join arrays of at most `batch` rows into batches of `batch` rows; the last is shorter."""
     waiting: list[np.ndarray] = []
     for piece in pieces:
         waiting.append(piece)
@@ -151,19 +152,19 @@ def _samples_of(run: Run, split: str) -> list[int]:
 
 
 def _step_rows(last: int, steps: Sequence[int] | None) -> list[int]:
-    """Return the rows, along the dimension ``step``, of the chosen steps."""
+    """Return the indices of the chosen steps along the dimension ``step``."""
     every = range(1, last + 1)
     chosen = list(every if steps is None else steps)
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(every):
         raise UserError(
-            f"steps: they are not different steps of the run ({chosen}). Fix: choose from 1 to "
-            f"{last}"
+            f"steps: not a list of distinct steps of the run ({chosen}). Fix: choose steps from 1 "
+            f"to {last}"
         )
     return [step - 1 for step in chosen]
 
 
 def _check_sizes(batch: int, seed: int, buffer: int) -> None:
-    """Raise `UserError` for a batch, a seed or a buffer of no use."""
+    """Raise `UserError` if the batch, the buffer or the seed is too small."""
     if batch < 1:
         raise UserError(f"batch: it has no tokens ({batch}). Fix: give at least 1")
     if buffer < batch:
@@ -176,11 +177,11 @@ def _check_sizes(batch: int, seed: int, buffer: int) -> None:
 
 
 def _require_generated(run: Run, samples: Sequence[int]) -> None:
-    """Raise `UserError` if a sample's activations are not generated yet."""
+    """Raise `UserError` if the activations of some samples are not generated yet."""
     done = run.progress.completed("generated")
     missing = {index // run.study.sampling.batch for index in samples} - set(np.flatnonzero(done))
     if missing:
         raise UserError(
-            f"run: batches of these samples are not generated yet ({len(missing)}). Fix: resume "
-            "the run until they are"
+            f"run: activations of these samples are not generated yet ({len(missing)} batches). "
+            "Fix: resume the run until they are"
         )

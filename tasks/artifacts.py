@@ -17,11 +17,12 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from ldmprobe_core.analysis.class_records import ClassesRecord
+from ldmprobe_core.analysis.classes.records import ClassesRecord
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.intervention_text import effect_rows
 from ldmprobe_core.analysis.report.text import best_rows, classes_line, headline
 from ldmprobe_core.interventions.results import InterventionSummary
+from ldmprobe_core.storage.lifecycle.retention import Retention
 from ldmprobe_core.storage.run import Run
 
 
@@ -71,6 +72,32 @@ def publish(record: dict[str, Any], url: str) -> None:
         link_text="report",
         key=artifact_key(f"report-{name}"),
         description="The full report of the run",
+    )
+
+
+def publish_retention(study: str, actions: list[Retention], problem: str = "") -> None:
+    """Publish a table of what retention has done with each scheduled run of a study.
+
+    Args:
+        study: name of the study.
+        actions: actions on the runs, newest run first.
+        problem: why retention was not carried out; empty if it was.
+    """
+    table = [
+        {
+            "run": item.url.rpartition("/")[2],
+            "action": item.action,
+            "GB freed": round(item.size / 1e9, 3),
+            "reason": item.reason,
+        }
+        for item in actions
+    ]
+    if problem:
+        table = [{"run": "all", "action": "left alone", "GB freed": 0.0, "reason": problem}]
+    create_table_artifact(
+        table=table,
+        key=artifact_key(f"retention-{study}"),
+        description=f"Old runs of {study} in the store",
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any
 
+from distributed import Client
 from distributed import Future as DaskFuture
 from distributed.scheduler import KilledWorker, NoValidWorkerError
 from prefect.futures import PrefectFuture, PrefectWrappedFuture
+
+_LOOK_EVERY_S = 0.3
 
 
 def outcome(future: PrefectFuture[Any]) -> Any:
@@ -67,13 +71,31 @@ def cancel_waiting(futures: Sequence[PrefectFuture[Any]]) -> None:
             future.cancel()
     if on_dask:
         client = on_dask[0].client
-        running: set[Any] = set()
         # If the scheduler cannot be reached, the running units stay unknown, and the call below
         # cancels all units.
+        running: set[Any] = set()
         with suppress(OSError, TimeoutError):
-            for keys in client.run(executing_keys, on_error="ignore").values():
-                running |= set(keys)
+            running = _running(client)
         client.cancel([future for future in on_dask if future.key not in running], force=True)
+
+
+def end_units(client: Client) -> None:
+    """Cancel those units of a Dask client that no worker has started, and wait for the others.
+
+    Raises:
+        OSError: the scheduler cannot be reached.
+    """
+    own = set(client.futures)
+    waiting = own - _running(client)
+    client.cancel([DaskFuture(key, client) for key in waiting], force=True)
+    while own & _running(client):
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _running(client: Client) -> set[Any]:
+    """Return the keys of the tasks that the workers of a Dask client's scheduler are running."""
+    found = client.run(executing_keys, on_error="ignore").values()
+    return {key for keys in found for key in keys}
 
 
 def executing_keys(dask_worker: Any) -> list[Any]:

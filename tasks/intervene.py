@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import task
 
-from ldmprobe_core.interventions.results import summarise_intervention
+from ldmprobe_core.interventions.measures.summarize import summarise_intervention
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention
 from ldmprobe_core.storage.run import Run

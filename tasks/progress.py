@@ -21,7 +21,7 @@ from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from tasks.display import Activity, activity, duration, print_line, refresh
 from tasks.failures import cancel_waiting, describe_failure, outcome, remedy
-from tasks.stopping import requested_stop, require_not_stopped
+from tasks.stopping import PausedError, is_paused, requested_stop, require_not_stopped
 from tasks.time_left import TimeLeft, UnitCost
 
 _UPDATE_EVERY_S = 2.0
@@ -37,8 +37,8 @@ def follow(
 ) -> float:
     """Wait for all units of a stage to end, and show progress.
 
-    If a stop is requested, this function cancels the units that have not started, and waits for
-    those in progress.
+    If a stop or a pause is requested, this function cancels the units that have not started, and
+    waits for those in progress.
 
     Args:
         stage: name of the stage, for display.
@@ -51,6 +51,7 @@ def follow(
 
     Raises:
         StoppedError: a stop was requested.
+        PausedError: a pause was requested; units that were cancelled have to be submitted again.
         CorruptChunkError: a unit read corrupt data.
         UserError: a unit failed because of a mistake that the user can correct.
         StageError: units failed for other reasons; the message gives the number of failed units
@@ -77,6 +78,10 @@ def follow(
                 updated = now
                 artifact.show(shown)
     require_not_stopped()
+    # Fewer ended units than submitted ones mean that some were cancelled for a pause, which may be
+    # over by now.
+    if is_paused() or shown.done < len(units):
+        raise PausedError(f"{stage}: paused after {shown.done} of {len(units)} units")
     if failed:
         _raise_failure(stage, len(units), failed)
     taken = time.monotonic() - started
@@ -88,6 +93,8 @@ def _note(stage: str, left: TimeLeft) -> str:
     """Return the time left of a stage and of the flow, in words."""
     if requested_stop() is not None:
         return "stopping: waiting for the units in progress"
+    if is_paused():
+        return "paused in Prefect: waiting for the units in progress"
     now = time.monotonic()
     of_stage, of_flow = left.of_stage(stage, now), left.of_flow(now)
     if of_stage is None or of_flow is None:
@@ -99,9 +106,9 @@ def _note(stage: str, left: TimeLeft) -> str:
 def _ended(futures: list[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any] | None]:
     """Yield futures in the order in which they end, until all have ended, and None in between.
 
-    After a request to stop, the function cancels the units that have not started, waits for the
-    rest without yielding them, and returns.  If the request does not wait for units, it returns at
-    once.
+    After a request to stop or to pause, the function cancels the units that have not started, waits
+    for the rest without yielding them, and returns.  If a request to stop does not wait for units,
+    it returns at once.
     """
     ends: queue.Queue[PrefectFuture[Any]] = queue.Queue()
     for future in futures:
@@ -109,11 +116,10 @@ def _ended(futures: list[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any] | N
     remaining, stopping = len(futures), False
     while remaining:
         stop = requested_stop()
-        if stop is not None:
-            if not stop.waits:
-                return
-            if not stopping:
-                cancel_waiting(futures)
+        if stop is not None and not stop.waits:
+            return
+        if not stopping and (stop is not None or is_paused()):
+            cancel_waiting(futures)
             stopping = True
         try:
             future = ends.get(timeout=_LOOK_EVERY_S)

@@ -1,4 +1,4 @@
-"""Requests to stop a flow early, which the stages and units of the flow check for."""
+"""Requests to stop or to pause a flow, which the stages and units of the flow check for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ldmprobe_core.errors import RunError
+
+_LOOK_EVERY_S = 0.3
 
 
 class StoppedError(RunError):
@@ -27,6 +29,13 @@ class StoppedError(RunError):
         self.exit_code = exit_code
 
 
+class PausedError(RunError):
+    """Error that ends a stage early because the flow run was paused in Prefect.
+
+    `flows.pause_watch.with_pauses` waits until the flow run is resumed, and repeats the stage.
+    """
+
+
 @dataclass(frozen=True)
 class Stop:
     """Request to stop the running flow, with a message for the user and options of the stop.
@@ -35,7 +44,10 @@ class Stop:
         message: message for the user.
         exit_code: exit code of the command line.
         cancels: whether to mark the flow run as cancelled in Prefect.
-        is_cancellation: whether the request comes from a cancellation in Prefect.
+        is_cancellation: whether the flow run can end only as cancelled, since it was cancelled in
+            Prefect.
+        suspends: whether the flow run was suspended in Prefect, which starts it again, in another
+            process, when it is resumed.
         waits: whether the flow waits for units in progress before it ends.
         limit_s: seconds after the request at which the process ends in any case.
         since: time of the request on the clock of `time.monotonic`.
@@ -45,6 +57,7 @@ class Stop:
     exit_code: int
     cancels: bool = True
     is_cancellation: bool = False
+    suspends: bool = False
     waits: bool = True
     limit_s: float = 60.0
     since: float = field(default_factory=time.monotonic)
@@ -99,11 +112,46 @@ def require_not_stopped() -> None:
         raise StoppedError(stop.message, stop.exit_code)
 
 
+_resumed = threading.Event()
+_resumed.set()
+
+
+def pause(message: str) -> None:
+    """Ask the flow of this process to start no more units until `resume`, and print the message."""
+    if _resumed.is_set():
+        say(message)
+        _resumed.clear()
+
+
+def resume(message: str) -> None:
+    """Let a paused flow go on, and print the message; without effect if it is not paused."""
+    if not _resumed.is_set():
+        say(message)
+        _resumed.set()
+
+
+def is_paused() -> bool:
+    """Return whether the flow that runs in this process is paused."""
+    return not _resumed.is_set()
+
+
+def wait_until_resumed() -> None:
+    """Wait until the flow of this process is no longer paused.
+
+    Raises:
+        StoppedError: a stop was requested meanwhile.
+    """
+    while not _resumed.wait(_LOOK_EVERY_S):
+        require_not_stopped()
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Run a flow without the stop requests of earlier flows, and discard its own at the end."""
+    """Run a flow without the requests of earlier flows, and discard its own at the end."""
     _requests.clear()
+    _resumed.set()
     try:
         yield
     finally:
         _requests.clear()
+        _resumed.set()

@@ -11,6 +11,11 @@ from prefect.logging import get_run_logger
 from ldmprobe_core.models.devices import peak_memory
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.units import UNITS
+from ldmprobe_core.storage.lifecycle.retention import (
+    Retention,
+    apply_retention,
+    plan_retention,
+)
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 from ldmprobe_core.study.schema import LAYOUT_VERSION, Study
@@ -122,9 +127,29 @@ def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
 @task(name="classify", task_run_name="classify {run.url}")
 def classify(run: RunRef, photographs: str | None) -> dict[str, Any]:
     """Summarise class scores over the steps, and classify the photographs if a folder is given."""
-    from ldmprobe_core.analysis.class_curves import class_curves, classify_photographs
+    from ldmprobe_core.analysis.classes.curves import class_curves
+    from ldmprobe_core.analysis.classes.photographs import classify_photographs
 
     store = Run(run.url)
     if photographs is not None:
         classify_photographs(store, photographs)
     return class_curves(store).model_dump(mode="json")
+
+
+@task(name="retention", task_run_name="retention of {study}", persist_result=False)
+def prune_scheduled_runs(
+    run: RunRef, study: str, keep: int | None, keep_activations: int | None
+) -> list[Retention]:
+    """Delete old scheduled runs of a study, or their activations, and return what was done.
+
+    Args:
+        run: run that has just been finished, which is not deleted.
+        study: name of the study.
+        keep: number of finished scheduled runs to keep; None keeps all.
+        keep_activations: number of these runs whose activations to keep; None keeps all.
+    """
+    store = run.url.rpartition("/")[0]
+    plan = plan_retention(
+        store, study, keep, keep_activations, scheduled_only=True, protected=run.url
+    )
+    return apply_retention(plan, study)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
-from ldmprobe_core.pipeline.groups import STEP_IMAGES
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS, STEP_IMAGES
 from ldmprobe_core.pipeline.statistics import run_accumulation_units
 from ldmprobe_core.pipeline.units import UNITS
 from ldmprobe_core.storage.run import Run

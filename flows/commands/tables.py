@@ -123,7 +123,7 @@ def print_photographs(record: Mapping[str, Any] | None, console: Console) -> Non
     """Print the class and its probability for each photograph; nothing if there are none.
 
     Args:
-        record: JSON of a `ldmprobe_core.analysis.class_records.PhotographsRecord`.
+        record: JSON of a `ldmprobe_core.analysis.classes.records.PhotographsRecord`.
         console: console to print to.
     """
     if not record:

@@ -96,7 +96,7 @@ def differing_settings(first: Run, other: Run) -> dict[str, tuple[Any, Any]]:
 
 
 def _differing(first: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return the pairs of values that differ between two nested mappings, by dotted key."""
+    """Find the values that differ between two nested mappings, by dotted path of keys."""
     if not isinstance(first, dict) or not isinstance(other, dict):
         return {} if first == other else {key: (first, other)}
     differing: dict[str, tuple[Any, Any]] = {}
@@ -132,7 +132,7 @@ def _value(value: Any) -> str:
 
 
 def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple[float, Sample]]:
-    """Read the test scores of the best probes at the last step, and the scored samples.
+    """Read the test scores of a property's best probe at the last step, and the scored samples.
 
     The layer and kind of the probes are those with the best validation score at that step.
 

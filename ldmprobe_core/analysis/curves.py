@@ -1,13 +1,12 @@
-"""Score curves of one property over the steps, and the steps at which it emerges."""
+"""Score curves of one property over the sampler steps, and the steps at which it emerges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldmprobe_core.analysis.controls.rivals import RECALIBRATED
-from ldmprobe_core.analysis.generalization.resplits import ResplitCurves
 from ldmprobe_core.analysis.records import (
     BarRecord,
     CurveRecord,
@@ -27,18 +26,24 @@ from ldmprobe_core.probing.inference.emergence import (
     relative_margins,
 )
 
+if TYPE_CHECKING:
+    from ldmprobe_core.analysis.generalization.resplits import ResplitCurves
+
+RECALIBRATED = "_recalibrated"
+"""Suffix of an image source's name that marks scores of the recalibrated labeler."""
+
 RIVALS = {
     "decoded": "trajectory",
     "clean": "clean",
     "decoded_recalibrated": "trajectory" + RECALIBRATED,
     "clean_recalibrated": "clean" + RECALIBRATED,
 }
-"""Images that the labeler is scored on, for each name of a comparison in ``summary.json``."""
+"""Source of the labeler's images, by the name of the comparison in ``summary.json``."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Scores over steps of one property on the test samples, in the main metric.
+    """Test scores of one property at every step, of probes, controls and image labelers.
 
     Attributes:
         probe: scores of the probes of one layer and kind, (step, sample).
@@ -93,14 +98,14 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
         scores, deviations = scores[known - 1], deviations[:, known - 1]
         above = bootstrap.interval(scores[-1] - position).low
         if above is None or above <= 0:
-            # A curve that is not clearly above the position baseline at the last step has not
-            # emerged, so both of its steps are undefined.
+            # A curve whose score at the last step is not clearly above the position baseline has
+            # not emerged, so its onset and settled steps are undefined.
             undefined = BarRecord(onset=Crossing(), settled=Crossing())
             return CurveRecord(relative=undefined, absolute=undefined)
         relative, absolute = {}, {}
         for name, share in SHARES.items():
-            # A margin is linear in the scores, so the margin of a deviation of scores is the
-            # deviation of their margin.
+            # Margins (score minus bar) are linear in the scores, so `relative_margins` of
+            # deviations of the scores are the deviations of the margins.
             relative[name] = crossing(
                 relative_margins(scores, position, share),
                 bootstrap,
@@ -138,7 +143,7 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
 
 
 def leads_record(emergence: EmergenceRecord, samples: int) -> LeadsRecord:
-    """Count by how many steps the probes reach onset and settled before the labeler does.
+    """Compute by how many steps the probes' onset and settled steps precede the labeler's.
 
     These are the absolute bars, which have the same height for the probes and for the labeler.
 
@@ -159,7 +164,7 @@ def leads_record(emergence: EmergenceRecord, samples: int) -> LeadsRecord:
 
 
 def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:
-    """Describe the probes of the chosen layer at every step, beside the input controls.
+    """Build one record for each step: the layer's score, and its difference to each input control.
 
     Args:
         curves: scores over the steps.

@@ -34,7 +34,7 @@ COLUMNS = ("property", "metric", "kind", "condition", "step", "layer", "mean", "
 
 
 def export_run_scores(run: Run, path: str | Path) -> None:
-    """Write scores of a finished run to a file on this machine, in the format of its suffix.
+    """Write a finished run's scores to a local file: CSV, Parquet or LaTeX, by the file's suffix.
 
     Args:
         run: finished run.
@@ -79,15 +79,15 @@ def scores_csv(run: Run, properties: list[str]) -> str:
     writer.writerow(COLUMNS)
     test = [i for i, sample in enumerate(run.samples) if sample.split == "test"]
     for prop in properties:
-        scores = run.open(f"scores/{prop}").score
-        scores = scores.sel(sample=scores.sample[np.isin(scores.sample, test)])
-        scores = scores.transpose("metric", "kind", "condition", "step", "layer", "sample")
-        values = scores.values
+        group = f"scores/{prop}"
+        names = [[str(v) for v in run.read(group, axis)] for axis in COLUMNS[1:-2]]
+        values = run.read(group, "score", sample=np.isin(run.read(group, "sample"), test))
+        # Arrays are stored by condition, kind and metric; rows are in the order of the columns.
+        values = values.swapaxes(0, 2)
         defined = np.isfinite(values)
         counts = defined.sum(-1)
         sums = np.where(defined, values, 0).sum(-1, dtype=np.float64)
-        names = [[str(v) for v in scores[dim].values] for dim in scores.dims[:-1]]
-        for index in np.argwhere(counts):
+        for index in np.argwhere(counts).tolist():
             cell = tuple(index)
             row = [labels[i] for labels, i in zip(names, cell, strict=True)]
             writer.writerow([prop, *row, f"{sums[cell] / counts[cell]:.6f}", counts[cell]])
@@ -95,7 +95,7 @@ def scores_csv(run: Run, properties: list[str]) -> str:
 
 
 def _write_parquet(text: str, path: Path) -> None:
-    """Write the rows of a CSV text as Parquet, with columns of text, integers and floats."""
+    """Convert CSV text to a Parquet file with typed columns (text, integers, floats)."""
     try:
         from pyarrow import csv as arrow_csv
         from pyarrow import parquet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe_core.analysis.records import NonfiniteRecord
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.statistics import nonfinite_in
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import permuted_samples
@@ -30,7 +30,7 @@ def count_nonfinite(run: Run) -> tuple[dict[str, int], list[NonfiniteRecord]]:
         counts[network] = 0
         total = len(samples) if network == "trained" else len(permuted_samples(study, samples))
         for layer in run.layers:
-            # The array has the axes (sample, step).
+            # `stored` has the axes (sample, step).
             stored = run.read(f"{group}/{layer}", "nonfinite")
             by_step = stored.sum(0, dtype=np.int64)
             if study.capture.keep == "statistics":

@@ -44,7 +44,7 @@ def rank_correlation(counts: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.nda
 
 
 def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Rank the samples of each resample, (draw, sample); equal values share their mean rank."""
+    """Rank the samples within each resample, (draw, sample); equal values share their mean rank."""
     order = np.argsort(values, kind="stable")
     _, first, group = np.unique(values[order], return_index=True, return_inverse=True)
     of_group = np.add.reduceat(counts[:, order], first, axis=1)
@@ -53,7 +53,7 @@ def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def number_records(run: Run, bootstrap: Bootstrap) -> dict[str, NumberRecord]:
-    """Probe the numbers of a run, by name.
+    """Fit and score probes of all properties that are one number per image, by property name.
 
     Args:
         run: finished run that stores the activations of all samples.
@@ -78,7 +78,7 @@ def number_records(run: Run, bootstrap: Bootstrap) -> dict[str, NumberRecord]:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Numbers of the stored samples, as labeled and permuted.
+    """True and randomly permuted numbers of the stored samples, as targets of probes.
 
     Attributes:
         split: split of each sample, (sample,).
@@ -90,7 +90,7 @@ class _Numbers:
     targets: np.ndarray
 
     def predictions(self, layer: str) -> list[np.ndarray]:
-        """Predict all numbers and draws from a layer or input control at every step.
+        """Predict the true and permuted numbers from one probe input at every step.
 
         Returns:
             (draw, sample, number) for each step.
@@ -130,7 +130,7 @@ class _Numbers:
 
 
 def _mean_tokens(run: Run, step: int, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Average the activations of a layer or input control over the tokens of each sample.
+    """Average the activations of one probe input over the tokens of each sample.
 
     Returns:
         indices of the samples that have activations, (n,), and means (n, channel) float64.
@@ -140,7 +140,7 @@ def _mean_tokens(run: Run, step: int, layer: str) -> tuple[np.ndarray, np.ndarra
 
 
 class _NumberResult:
-    """Scores of one number, from the predictions of all cells.
+    """Scores of one property that is a number per image, from predictions at all layers and steps.
 
     Args:
         data: numbers of the run.
@@ -165,7 +165,7 @@ class _NumberResult:
         }
 
     def record(self) -> NumberRecord:
-        """Choose the best cell on validation samples, and score it beside its controls."""
+        """Choose the best layer and step on validation samples; score it beside the controls."""
         run = self.data.run
         layer, step = self._best(list(run.layers))
         best = self.cells[layer][step - 1, 0, self.test]
@@ -191,7 +191,7 @@ class _NumberResult:
         )
 
     def _best(self, layers: list[str], draw: int = 0) -> tuple[str, int]:
-        """Return the layer and step (from 1) with the largest validation score of a draw."""
+        """Find the layer and step (from 1) that score best on validation, for one permutation."""
         validation = self.data.split == "validation"
         truth = self.truth[draw, validation]
         scores = np.array(
@@ -204,13 +204,13 @@ class _NumberResult:
         return layers[row], int(column) + 1
 
     def _best_of_draw(self, draw: int) -> float:
-        """Test score of the best cell for permuted numbers, which is chosen like the probe's."""
+        """Compute the test score at the best layer and step for one permutation of the numbers."""
         layer, step = self._best(list(self.data.run.layers), draw)
         cell = self.cells[layer][step - 1]
         return _spearman(cell[draw, self.test], self.truth[draw, self.test])
 
     def _from_prompts(self) -> np.ndarray | None:
-        """Predict the test samples from the prompts' embeddings; None without this control."""
+        """Predict the test samples from prompt embeddings; None if this control is off."""
         study = self.data.run.study
         reads_prompts = study.controls.prompt and study.images is None
         if not reads_prompts or not self.data.run.has_prompt_embeddings:
@@ -226,7 +226,7 @@ class _NumberResult:
         return self._of(lambda counts: self._of_draws(counts, predicted), predicted)
 
     def _difference(self, first: np.ndarray, second: np.ndarray) -> Interval:
-        """Interval of a correlation less another, over the samples that have both predictions."""
+        """Compute the interval of a difference of two correlations, over samples that have both."""
         both = np.isfinite(first) & np.isfinite(second)
         a, b = np.where(both, first, np.nan), np.where(both, second, np.nan)
         return self._of(lambda counts: self._of_draws(counts, a) - self._of_draws(counts, b), a)
@@ -239,6 +239,6 @@ class _NumberResult:
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation, over samples without NaN; minus infinity if undefined."""
+    """Compute Spearman's rank correlation over samples without NaN; minus infinity if undefined."""
     value = float(rank_correlation(np.ones((1, len(a))), a, b)[0]) if len(a) else np.nan
     return value if np.isfinite(value) else -np.inf

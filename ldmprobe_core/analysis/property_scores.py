@@ -36,7 +36,7 @@ _Cell = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class PropertyScores:
-    """Scores of one property over layers and steps; validation samples choose the best ones.
+    """Scores of one property at all layers and steps, with the best chosen on validation samples.
 
     Attributes:
         prop: the property.
@@ -73,7 +73,7 @@ class PropertyScores:
     def read(
         cls, run: Run, prop: str, heldout: np.ndarray, is_test: np.ndarray, bootstrap: Bootstrap
     ) -> PropertyScores:
-        """Read the scores of a finished run.
+        """Read one property's scores from a finished run.
 
         Args:
             run: a finished run.
@@ -124,7 +124,7 @@ class PropertyScores:
 
     @property
     def all_undefined(self) -> int:
-        """Number of undefined scores (main metric) of linear probes of all layers and steps."""
+        """Number of undefined main-metric scores of linear probes, over all layers and steps."""
         supporting = [i for i in self.linear if probe_kind(self.kinds[i]).supports(self.prop)]
         of_inputs = 0
         for name, one in self.inputs.items():
@@ -135,7 +135,7 @@ class PropertyScores:
         return int(np.isnan(self.scores[0, supporting, 0]).sum()) + of_inputs
 
     def best(self, condition: int = 0) -> _Cell:
-        """Find the kind, step and layer with the best validation score under a condition."""
+        """Find the best kind, step and layer on validation samples, for the probe or a control."""
         choice = self._validation(self.scores[condition, self.linear, 0])
         kind, step, layer = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(kind)], int(step), int(layer)
@@ -147,7 +147,7 @@ class PropertyScores:
         return self.linear[int(kind)], step, int(layer)
 
     def best_of_input(self, name: str) -> tuple[int, int]:
-        """Find the kind and step of an input control with the best validation score."""
+        """Find the best kind and step for probes of latents or pixels, on validation samples."""
         choice = self._validation(self.inputs[name][self.linear, 0])
         row, step = np.unravel_index(choice.argmax(), choice.shape)
         return self.linear[int(row)], int(step)
@@ -181,8 +181,8 @@ class PropertyScores:
             resplits: curves of re-splits with the candidates `tied_layers`; None if there are none.
         """
         choices = resplits.choices if resplits else {}
-        # The candidates are sorted by score, so among equal numbers of choices `max` returns the
-        # candidate with the best score.
+        # The candidates are sorted by score, so `max` breaks ties in the number of re-splits by
+        # score.
         kind, layer = max(self._tied_curves, key=lambda c: choices.get(self.layers[c[1]], 0))
         name, tied = self.layers[layer], self.tied_layers
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]
@@ -237,8 +237,7 @@ class PropertyScores:
         undefined = UndefinedRecord(best=int(np.isnan(scores).sum()), any=self.all_undefined)
         if self.prop.is_mask:
             empty = ~(truth == 1).any((1, 2))
-            # Count the samples whose label and prediction are both empty.  On an empty label mask,
-            # Dice is 1 only if the prediction is empty too.
+            # Dice is 1 on an empty label mask only if the prediction is empty too.
             undefined.both_empty = int((empty & (scores == 1)).sum())
             undefined.truth_empty = int(empty.sum())
         emergence = emergence_record(curves, self.bootstrap)
@@ -269,11 +268,11 @@ class PropertyScores:
 
     @cached_property
     def _tied_curves(self) -> list[tuple[int, int]]:
-        """Kinds and layers within one standard error of the best mean validation score over steps.
+        """Kinds and layers whose mean validation score is within one standard error of the best.
 
         They are given by index, best first.
         """
-        # The axes become (step, kind and layer, validation sample).
+        # Reorder the axes to (step, kind, layer, validation sample).
         scores = self.scores[0, self.linear, 0][..., ~self.is_test].swapaxes(0, 1)
         candidates = [(kind, layer) for kind in self.linear for layer in range(len(self.layers))]
         choice = choose_layer(
@@ -282,12 +281,12 @@ class PropertyScores:
         return [candidates[i] for i in choice.tied]
 
     def _input_curve(self, name: str, metric: int) -> np.ndarray:
-        """Test scores of probes of an input control in a metric (by index), (step, test sample)."""
+        """Test scores of probes of latents or clean pixels at every step, (step, test sample)."""
         steps = range(self.inputs[name].shape[2])
         return np.stack([self._input_at(name, step)[metric] for step in steps])
 
     def _input_at(self, name: str, step: int) -> np.ndarray:
-        """Test scores of probes of an input control at a step, (metric, test sample).
+        """Test scores of probes of latents or clean pixels at one step, (metric, test sample).
 
         The linear kind is used whose probes have the best validation score.
         """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
 
-from ldmprobe_core.analysis.class_records import ClassesRecord
+from ldmprobe_core.analysis.classes.records import ClassesRecord
 from ldmprobe_core.analysis.controls.records import (
     ClassMapRecord,
     ControlsRecord,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class CellRecord(Record):
-    """Score of one layer at one step on the test samples.
+    """Test score of a probe at one layer and step.
 
     Attributes:
         step: sampler step, from 1.
@@ -52,7 +52,7 @@ class CellRecord(Record):
 
 
 class LayerRecord(Record):
-    """Layer and kind of probe whose scores over the steps are reported.
+    """Layer and kind of probe for which the summary reports scores over all steps.
 
     Both are chosen once for all steps, by the mean validation score over the steps.  Among tied
     layers, the one that most re-splits choose is taken.
@@ -80,7 +80,7 @@ class BarRecord(Record):
 
 
 class CurveRecord(Record):
-    """Emergence of a property in one curve of scores over the steps.
+    """Onset and settled steps of one curve, by its own final gain and by that of the probes.
 
     Attributes:
         relative: steps at which the curve reaches shares of its own final gain over position.
@@ -93,7 +93,7 @@ class CurveRecord(Record):
 
 
 class EmergenceRecord(Record):
-    """Emergence of a property in the probes and in the image labeler.
+    """Onset and settled steps of a property, in the curves of the probes and of the labeler.
 
     Attributes:
         probe: in the probes of the chosen layer.
@@ -114,14 +114,14 @@ class EmergenceRecord(Record):
 
 
 class LeadRecord(Record):
-    """Leads of the probes over the labeler on one kind of step images, at equal scores."""
+    """Steps by which the probes precede the labeler on one kind of step images, at equal scores."""
 
     onset: Lead
     settled: Lead
 
 
 class LeadsRecord(Record):
-    """Leads of the probes over the labeler, with the keys of `EmergenceRecord`.
+    """Steps by which the probes precede the labeler, with the keys of `EmergenceRecord`.
 
     Probes and labeler are compared on the same test samples, those with step images.
 
@@ -137,7 +137,7 @@ class LeadsRecord(Record):
 
 
 class StepRecord(Record):
-    """Scores of the chosen layer's probes at one step, beside those of the input controls.
+    """Scores of the reported layer's probes at one step, and differences to control probes.
 
     Attributes:
         step: sampler step, from 1.
@@ -157,7 +157,7 @@ class StepRecord(Record):
 
 
 class ClustersRecord(Record):
-    """Numbers of clusters of dependent test samples, over which intervals are taken.
+    """Numbers of prompts and of categories, the clusters that the bootstrap resamples.
 
     Attributes:
         prompts: number of distinct prompts.
@@ -172,7 +172,7 @@ class ClustersRecord(Record):
 
 
 class UndefinedRecord(Record):
-    """Numbers of undefined scores and of empty masks of a property, in its main metric.
+    """Counts of undefined scores and of empty masks of a property, in its main metric.
 
     Attributes:
         best: number of test samples with an undefined score in the best cell.
@@ -227,7 +227,7 @@ class PropertyRecord(Record):
 
 
 class NonfiniteRecord(Record):
-    """Activation values of one layer at one step that are not finite as stored.
+    """Share of activation values of one layer at one step that are infinite or NaN.
 
     Attributes:
         network: ``trained`` or ``permuted``.
@@ -244,7 +244,7 @@ class NonfiniteRecord(Record):
 
 
 class Summary(Record):
-    """Contents of ``summary.json``.
+    """Main results of a run: the contents of ``summary.json``.
 
     Attributes:
         samples: number of samples, in total and by split, and of groups in the test split.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ldmprobe_core.analysis.class_curves import class_curves
+from ldmprobe_core.analysis.classes.curves import class_curves
 from ldmprobe_core.analysis.controls.ceilings import block_ceilings
 from ldmprobe_core.analysis.controls.exact_maps import exact_record
 from ldmprobe_core.analysis.controls.prompt_control import prompt_scores
@@ -24,11 +23,7 @@ from ldmprobe_core.analysis.controls.training_size import (
     training_halves,
 )
 from ldmprobe_core.analysis.curves import Curves
-from ldmprobe_core.analysis.generalization.build import (
-    PropertyAnalyses,
-    add_analyses,
-    stored_probes,
-)
+from ldmprobe_core.analysis.generalization.build import PropertyAnalyses, add_analyses
 from ldmprobe_core.analysis.generalization.resplits import ResplitCurves, resplit_curves
 from ldmprobe_core.analysis.joint.class_maps import class_map_records
 from ldmprobe_core.analysis.joint.vectors import vector_records
@@ -36,11 +31,8 @@ from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.numbers import number_records
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
-from ldmprobe_core.interventions.results import (
-    completed_interventions,
-    main_results,
-    read_intervention_summary,
-)
+from ldmprobe_core.analysis.run_analysis import RunAnalysis, current_fields, test_bootstrap
+from ldmprobe_core.analysis.stored_probes import stored_probes
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.detection import position_cut
@@ -55,28 +47,9 @@ from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.splits import SPLITS
 
 
-@dataclass(frozen=True)
-class RunAnalysis:
-    """Results of a run: its summary, and the scores that the figures of its report show.
-
-    Attributes:
-        summary: contents of ``summary.json``.
-        curves: scores over steps by property.
-        bootstrap: resamples of the test prompts.
-        test: indices of the test samples, (test sample,).
-        labels: label maps and splits of the run.
-    """
-
-    summary: Summary
-    curves: dict[str, Curves]
-    bootstrap: Bootstrap
-    test: np.ndarray
-    labels: LabelSet
-
-
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one CPU thread in this block.
+    """Limit torch and BLAS to one CPU thread inside a ``with`` block.
 
     The matrices are small.  With several threads, BLAS and torch would spend most of the time on
     waiting for each other, up to 20 times as much as on computing on a busy machine.
@@ -91,7 +64,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
+def summarise(run: Run, seconds: dict[str, float], labels: LabelSet | None = None) -> RunAnalysis:
     """Summarise all scores of a finished run.
 
     The best cells are chosen on validation samples, and their scores are given on test samples.
@@ -99,17 +72,15 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     Args:
         run: finished run.
         seconds: wall time by stage, which the summary reports.
+        labels: label maps and splits of the run; None reads them.
 
     Raises:
         RuntimeError: the run is not finished.
     """
     run.progress.require_complete("probed")
-    study, samples, labels = run.study, run.samples, label_set(run)
-    is_test = np.array([samples[i].split == "test" for i in labels.heldout])
-    test = labels.heldout[is_test]
-    bootstrap = Bootstrap.of_samples(
-        [samples[i] for i in test], study.bootstrap, study.prompts.seed
-    )
+    study, samples = run.study, run.samples
+    labels = labels or label_set(run)
+    bootstrap, is_test = test_bootstrap(run, labels)
     properties, curves = _analyse_properties(run, labels, is_test, bootstrap)
     attributes = run.attributes
     nonfinite, nonfinite_cells = count_nonfinite(run)
@@ -130,28 +101,17 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
         nonfinite=nonfinite["trained"],
         nonfinite_permuted=nonfinite.get("permuted"),
         nonfinite_cells=nonfinite_cells,
-        interventions={
-            name: main_results(read_intervention_summary(run, name))
-            for name in completed_interventions(run)
-        },
-        seconds={name: round(value, 1) for name, value in seconds.items()},
-        bytes=run.location.size(),
         versions=attributes["versions"],
         notes=tuple(attributes.get("notes", ())),
+        **current_fields(run, seconds),
     )
-    return RunAnalysis(summary, curves, bootstrap, test, labels)
-
-
-def write_summary(run: Run, summary: Summary) -> None:
-    """Write ``summary.json`` into a run, which marks the run as finished."""
-    record = summary.model_dump(mode="json", by_alias=True)
-    run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    return RunAnalysis(summary, curves, bootstrap, labels.heldout[is_test], labels)
 
 
 def _analyse_properties(
     run: Run, labels: LabelSet, is_test: np.ndarray, bootstrap: Bootstrap
 ) -> tuple[dict[str, PropertyRecord], dict[str, Curves]]:
-    """Build the record and the curves of every property.
+    """Build the summary record and the score curves of every property.
 
     Args:
         run: finished run.
@@ -199,7 +159,7 @@ def _curves(
     test: np.ndarray,
     resplits: ResplitCurves | None,
 ) -> Curves:
-    """Collect the curves of one property; `position` has the position baseline's scores."""
+    """Collect the score curves of one property; ``position`` has the position baseline's scores."""
     rivals = rival_scores(run, scores.prop.name, labels, test, scores.scores.shape[3])
     decoded = np.isin(test, samples_in(run, STEP_IMAGES))
     steps = run.read(STEP_IMAGES, "step")
@@ -224,7 +184,7 @@ def _count_samples(samples: list[Sample]) -> dict[str, int]:
 
 
 def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray:
-    """Score the position baseline on the test samples, (metric, test sample)."""
+    """Score the training mean map as the prediction of every test sample, (metric, test sample)."""
     maps, mean_map = labels.maps[prop], labels.means[prop]
     tuning = labels.train if len(labels.train) else labels.validation
     predicted = np.broadcast_to(mean_map, (len(test), *mean_map.shape))
@@ -235,14 +195,14 @@ def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray
 def _scores_without_cells(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Score the controls that read the prompt, not activations, (metric, test sample) by name."""
+    """Score the controls that have no layer and step, (metric, test sample) by control name."""
     study, prop = run.study, scores.prop.name
     # Source images share one caption, so there are no prompts to predict from.
     if not study.controls.prompt or study.images is not None:
         return {}
     controls = {}
-    # With ``capture.keep`` at ``statistics``, a run stores no label maps of training samples, so
-    # the control cannot be fitted.
+    # Without stored label maps of training samples (``capture.keep: statistics``), the prompt
+    # control cannot be fitted.
     if len(labels.train) > 0 and run.has_prompt_embeddings:
         embedding = run.read("prompts", "embedding")
         controls["prompt"] = prompt_scores(embedding, labels, prop, study.probes.penalties)
@@ -256,7 +216,7 @@ def _scores_without_cells(
 def _corrected_differences(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray
 ) -> dict[str, CorrectedDifference]:
-    """Correct the differences to controls for the number of training samples, by name.
+    """Correct the score differences to the controls for small training sets, by control name.
 
     Differences to input controls are corrected by refits to halves of the training samples.  For a
     control of a part of the samples, the probe is fitted again to that part, so that both sides of
@@ -274,7 +234,7 @@ def _corrected_differences(
 def _corrected_difference(
     run: Run, scores: PropertyScores, labels: LabelSet, is_test: np.ndarray, name: str
 ) -> CorrectedDifference | None:
-    """Correct the difference to one control; None without training samples to refit to."""
+    """Correct the score difference to one control; None without training samples to refit."""
     study, prop, covered = run.study, scores.prop.name, scores.covered.get(name)
     index = np.arange(run.n_stored)
     if covered is not None:
@@ -319,7 +279,7 @@ def _corrected_difference(
 
 
 def _labeler_scores(properties: dict[str, PropertyRecord]) -> dict[str, Interval] | None:
-    """Scores of the labelers on ground-truth maps, by property; None without such maps."""
+    """Return the labelers' scores on ground-truth maps by property; None without such maps."""
     scores = {
         name: record.exact.labeler
         for name, record in properties.items()

@@ -1,4 +1,4 @@
-"""Generation and scoring of a batch of samples in all conditions of an intervention."""
+"""Generation and scoring of a batch of images with the edit and with each null edit."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class InterventionBatch:
     targets: np.ndarray
 
     def edit_in_all_conditions(self, site: Site, dose: float) -> dict[str, np.ndarray]:
-        """Generate the edited images in all conditions, label them and score them.
+        """Generate images with the edit and each null edit, label them and score them.
 
         Args:
             site: edited layers and steps.
@@ -73,7 +73,7 @@ class InterventionBatch:
         probes = self._probes_read(site)
         logs = {condition: EditLog() for condition in self.spec.conditions}
         with use_models(run) as (sampler, labelers):
-            # The first condition is the edit itself.  Null edits copy the sizes from its log.
+            # The edit proper comes first, because null edits take their norms from its log.
             for condition, log in logs.items():
                 reader = ProbeReader(probes, dtype=sampler.dtype)
                 change = reader.reading(self._change(condition, dose, logs), site.cells)
@@ -99,7 +99,7 @@ class InterventionBatch:
         return {array: np.stack(values) for array, values in results.items() if values}
 
     def _probes_read(self, site: Site) -> dict[tuple[int, str], list[LinearProbe]]:
-        """Return the probes of all layers to score at the edited steps; only erasures have any."""
+        """Return the probes to score during an erasure, by edited step and layer; else none."""
         if self.spec.method not in ERASURES:
             return {}
         identity = self.run.location.read_text("identity")
@@ -110,7 +110,7 @@ class InterventionBatch:
         }
 
     def _change(self, condition: str, dose: float, logs: dict[str, EditLog]) -> Change:
-        """Return the function that changes activations in one condition."""
+        """Return the function that changes activations in a condition: edit, null edit or donor."""
         if self.spec.method == DONOR:
             return patch_from(self._donated)
         if condition in NULLS and NULLS[condition].directions is not None:

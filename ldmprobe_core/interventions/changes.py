@@ -21,7 +21,7 @@ from ldmprobe_core.probing.block_scores import block_means
 
 @dataclass
 class EditLog:
-    """Record of the sizes of the edits of a batch, by layer and step.
+    """Record of how large a batch's edits are, in each layer and step.
 
     Attributes:
         readings: root mean square over the tokens of the change of the probe's prediction that is
@@ -46,16 +46,22 @@ class EditLog:
         self.sizes.append((size / direction.deviation).cpu())
 
     def mean_reading(self, samples: int) -> np.ndarray:
-        """Mean of `readings` over layers and steps, (sample,) float64; NaN if none is recorded."""
+        """Mean recorded change of the prediction over layers and steps, (sample,) float64.
+
+        It is NaN if no change is recorded.
+        """
         return _mean_over_cells(self.readings, samples)
 
     def mean_size(self, samples: int) -> np.ndarray:
-        """Mean of `sizes` over layers and steps, (sample,) float64; NaN if none is recorded."""
+        """Mean recorded norm of the edits over layers and steps, (sample,) float64.
+
+        It is NaN if no edit is recorded.
+        """
         return _mean_over_cells(self.sizes, samples)
 
 
 def _mean_over_cells(values: list[Tensor], samples: int) -> np.ndarray:
-    """Average values (sample,) over layers and steps; NaN for all samples if there are none."""
+    """Average a list of arrays (sample,), one per layer and step; NaN if the list is empty."""
     if not values:
         return np.full(samples, np.nan)
     return torch.stack(values).double().mean(0).numpy()
@@ -69,7 +75,7 @@ def make_change(
     dose: float = float("nan"),
     log: EditLog | None = None,
 ) -> Change:
-    """Return the function that edits one layer's activations at one step, for an `Editor`.
+    """Build the function with which an `Editor` makes the edit proper, `own_label` or an erasure.
 
     Args:
         spec: method, strength and confidence of the edit.
@@ -120,7 +126,7 @@ def make_null_change(
     edit: EditLog,
     log: EditLog,
 ) -> Change:
-    """Return the function that makes a null edit, for an `Editor`.
+    """Build the function with which an `Editor` makes a null edit along other directions.
 
     The null edit adds what the edit proper added in the same cell of its own generation, with the
     same norm and sign at every token, but in another direction.  So both generations are disturbed
@@ -145,7 +151,7 @@ def make_null_change(
 
 
 def patch_from(donors: Callable[[int, str], np.ndarray]) -> Change:
-    """Return the function that replaces activations by those of other samples, for an `Editor`.
+    """Build the function with which an `Editor` replaces activations by those of other samples.
 
     Args:
         donors: function from step and layer to the activations (n, y, x, channel) that replace

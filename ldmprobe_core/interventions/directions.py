@@ -94,7 +94,7 @@ def probe_kinds_of(run: Run, spec: Intervention) -> list[str]:
 
 @lru_cache(maxsize=64)
 def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellResult:
-    """Fit a property's probes to single latents, the denoiser's input, at one step; cached.
+    """Fit probes of a property to single latents (the denoiser's input) at one step; cached.
 
     The stored probes of latents read 5 x 5 of them, which an edit of one latent cannot use.
 
@@ -119,7 +119,7 @@ def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellR
 def probes_of_cell(
     run: Run, identity: str, spec: Intervention, step: int, layer: str
 ) -> list[LinearProbe]:
-    """Return the linear probes of one layer at one step, one for each of `probe_kinds_of`."""
+    """Return a property's linear probes of one layer at one step, one of each kind."""
     if layer == LATENTS:
         probes = single_latent_probes(run.url, identity, spec.prop, step).probes
         return [_linear(probes[kind, spec.prop]) for kind in probe_kinds_of(run, spec)]
@@ -156,7 +156,7 @@ def _permuted_direction(
 
 
 def _erasing_probe(spec: Intervention, path: RidgePath, column: int | None) -> LinearProbe:
-    """Return the linear function of activations that an erasure sets to its mean.
+    """Compute the linear function of activations that an erasure makes constant.
 
     Let c be the covariance of activation and label, the label taken less its mean map, and C the
     covariance of the activations.  LEACE (Belrose et al. 2023) subtracts from an activation h its

@@ -98,7 +98,8 @@ class EditDirection:
         if not finite or (moments is not None and not np.isfinite(deviation)):
             raise ValueError("probe: its weights, or the activations' moments, are not finite")
         if moments is not None:
-            # Rounding gives a constant prediction a variance of about 1e-16 times this square.
+            # The prediction counts as constant if its variance may be rounding error, which is
+            # about 1e-16 times the mean squared norms of activations and weights.
             square = np.trace(moments.covariance) + moments.mean @ moments.mean
             if deviation**2 <= 1e-14 * square * (probe.weight @ probe.weight):
                 raise ValueError("probe: its prediction is the same for all training activations")
@@ -119,7 +120,7 @@ class EditDirection:
         return tokens @ self.weight + self.bias
 
     def exact(self, tokens: Tensor, target: Tensor, strength: float) -> Tensor:
-        """Move the predictions to the target, or a part of the way, by the least-norm edit.
+        """Edit activations by the least norm that moves predictions to the target, or part-way.
 
         Args:
             tokens: activations (n, y, x, channel) float32.
@@ -134,7 +135,7 @@ class EditDirection:
         return tokens + (strength * gap)[..., None] * self.step
 
     def at_dose(self, target: Tensor, dose: float) -> Tensor:
-        """Scale the differences of target predictions from the mean prediction to a given size.
+        """Scale the contrast of target predictions, around the mean prediction, to a given dose.
 
         Args:
             target: target predictions (n, y, x).
@@ -149,14 +150,14 @@ class EditDirection:
         return self.mean + contrast * (dose * self.deviation / size)
 
     def field_of(self, change: Tensor) -> Tensor:
-        """Return the field of a change (n, y, x, channel): its signed norm per token, (n, y, x).
+        """Return the signed norm (n, y, x), called field, of a change (n, y, x, channel).
 
         The sign is that of the change of the probe's prediction.
         """
         return torch.sign(change @ self.weight) * change.norm(dim=-1)
 
     def null_change(self, field: Tensor, null: str, samples: list[int]) -> Tensor:
-        """Return the change of activations that a null edit makes, (n, y, x, channel).
+        """Compute the change (n, y, x, channel) that a null edit adds to activations.
 
         Args:
             field: field of the edit that the null edit is compared with, (n, y, x).

@@ -68,8 +68,8 @@ class Editor:
             if self._edits_made[step, layer] != 1:
                 raise UserError(
                     f"layers: {layer} ran {self._edits_made[step, layer]} times at step {step}, "
-                    f"and an edit needs exactly one run ({layer}). Fix: leave this layer out of "
-                    "layers."
+                    "but only layers that run once per step can be edited. Fix: leave this layer "
+                    "out of layers."
                 )
 
     @property
@@ -89,7 +89,7 @@ class Editor:
     def _begin(
         self, _denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Count the denoiser's call, and edit its input, the latents, if they are edited."""
+        """Count the denoiser call, and edit its input latents if the intervention edits them."""
         self._calls += 1
         if self.sampler.architecture.joint_block_classes:
             self._grid = replace(self._grid, text=kwargs["encoder_hidden_states"].shape[1])
@@ -97,8 +97,8 @@ class Editor:
             return None
         name = next((key for key in ("sample", "hidden_states") if key in kwargs), None)
         given = args[0] if name is None else kwargs[name]
-        # A scheduler may scale the latents to give the denoiser's input.  Probes read the latents
-        # before that, so the edit is made in their scale.
+        # Some schedulers scale the latents before the denoiser call.  Probes read unscaled latents,
+        # so the scaling is undone for the edit.
         time = kwargs["timestep"] if "timestep" in kwargs else args[1]
         one = torch.ones((), dtype=torch.float64)
         scale = getattr(self.sampler.pipeline.scheduler, "scale_model_input", lambda x, _: x)
@@ -142,9 +142,9 @@ class Editor:
         """
         edited = self.change(self._step, name, tokens)
         self._edits_made[self._step, name] += 1
-        if edited is tokens:  # these activations are only read, not edited
+        if edited is tokens:  # Probes only read these activations.
             return tokens
-        # The denoiser works in its own precision, in which a large edited value may be infinite.
+        # Check in the denoiser's dtype, such as float16, in which large values become infinite.
         dtype = next(self.sampler.denoiser.parameters()).dtype
         finite = torch.isfinite(edited.to(dtype))
         if not bool(finite.all()):

@@ -1,4 +1,4 @@
-"""Directions of null edits, the controls of interventions: changes of equal size elsewhere.
+"""Directions of null edits: control edits of equal norm, but in other directions.
 
 A null edit changes each token by as much as the edit proper changed it in its own generation (the
 same norm, and the same sign over the image), but in another direction.  What such an edit changes
@@ -46,7 +46,7 @@ class NullContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Null:
-    """Null edit: an edit of equal size that should not move an image towards the target.
+    """Null edit: a control edit of equal norm that should not move images to the target.
 
     Attributes:
         name: name on the axis ``condition`` of an intervention.

@@ -81,7 +81,7 @@ def plan_intervention(run: Run, spec: Intervention) -> InterventionPlan:
         )
     if study.capture.pool is not None:
         raise UserError(
-            f"capture.pool: {run.url} stores means of blocks of tokens, whose probes cannot edit "
+            f"capture.pool: {run.url} stores means of blocks of tokens, but edits need probes of "
             f"single tokens ({study.capture.pool.by} x {study.capture.pool.by}). Fix: use a run "
             "whose study has no capture.pool."
         )
@@ -151,7 +151,7 @@ def _sites(run: Run, spec: Intervention) -> list[Site]:
 
 
 def _layers(run: Run, spec: Intervention) -> list[str]:
-    """List the names of the edited layers; the denoiser's input is the first one if selected."""
+    """List the edited layers, beginning with the latents (the denoiser's input) if selected."""
     # Latents can be edited only if they are stored.  Stored sums are not enough: they are sums
     # over neighbourhoods of tokens, but an edit needs the statistics of single tokens.
     latents = LATENTS in run.probe_inputs and run.study.capture.keep != "statistics"
@@ -166,8 +166,9 @@ def _layers(run: Run, spec: Intervention) -> list[str]:
             raise UserError(_no_layers_match(run, glob))
         if is_attention_map(glob):
             raise UserError(
-                f"layers: attention maps cannot be edited, because the denoiser computes its own "
-                f"({glob}). Fix: edit {POINT}query of the same layer, if the run has it."
+                "layers: attention maps cannot be edited, because the captured maps are copies, "
+                f"which the denoiser does not use ({glob}). Fix: edit {POINT}query of the same "
+                "layer, if the run has it."
             )
     globs = spec.layers or ("*",)
     layers = [
@@ -203,7 +204,7 @@ def read_layers(run: Run) -> list[str]:
 
 
 def _require_probes(run: Run, cells: set[tuple[int, str]]) -> None:
-    """Check that probes exist for all layers and steps that are edited or only read.
+    """Check that the run has probes of all given pairs of step and layer.
 
     Raises:
         UserError: a cell has no probes yet.
@@ -240,7 +241,7 @@ def require_varying_predictions(run: Run, spec: Intervention, plan: Intervention
                 f"activations/{layer}", "activation", step=step - 1, sample=plan.samples[:2]
             ).astype(np.float64)
             weight = weights.sel(step=step).values.astype(np.float64)
-            with np.errstate(all="ignore"):  # Activations may be infinite.
+            with np.errstate(all="ignore"):  # Infinite activations would cause warnings.
                 scale = np.linalg.norm(weight) * np.sqrt(np.square(tokens).sum(-1).mean())
                 constant = (tokens @ weight).std() <= 1e-9 * scale
             if constant:
@@ -252,7 +253,7 @@ def require_varying_predictions(run: Run, spec: Intervention, plan: Intervention
 
 
 def _require_orthogonal_direction(run: Run, spec: Intervention, sites: list[Site]) -> None:
-    """Check that latents have a direction orthogonal to all probes, if a null edit needs one.
+    """Check that latents have channels enough for the null edit orthogonal to all probes.
 
     Latents have few channels, layers have more channels than there are kinds of probes.
 
@@ -308,7 +309,7 @@ def _kind(run: Run, spec: Intervention) -> str:
 
 
 def _default_kind(spec: Intervention, usable: list[str]) -> str:
-    """Choose among a run's kinds of probes: the property's default, or one that predicts logits."""
+    """Choose a kind of probe: the property's default, or the first that predicts logits."""
     prop = spec.edited_property
     logits = [name for name in usable if predicts_for_descent(probe_kind(name), prop)]
     if spec.defaults.kind in (logits if spec.method == "adam" else usable):

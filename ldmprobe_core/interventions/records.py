@@ -11,7 +11,7 @@ from ldmprobe_core.probing.inference.bootstrap import Interval
 
 
 class MapCell(BaseModel):
-    """One cell of a causal map: what probes read there, and whether the denoiser uses it.
+    """Probe score and effect of edits in one layer and window of steps of a causal map.
 
     Attributes:
         layer: name of the edited layer; ``latents`` stands for the denoiser's input.

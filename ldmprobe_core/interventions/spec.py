@@ -158,7 +158,7 @@ class Intervention(BaseModel):
             raise ValueError(
                 f"a sample is named twice ({repeated[0]}). Fix: name each sample once."
             )
-        # Arrays of a run are read in the order of their indices.
+        # Sort, because a run's arrays are read in increasing order of the sample index.
         return value if value is None else tuple(sorted(value))
 
     @field_validator("doses")
@@ -258,7 +258,7 @@ class Intervention(BaseModel):
 
     @property
     def dose_axis(self) -> tuple[float, ...]:
-        """Doses of the intervention, in standard deviations; NaN for a target in its own units."""
+        """Doses in standard deviations of the prediction; NaN if targets keep their own units."""
         if self.doses:
             return self.doses
         own_units = self.doses is not None or self.method != "exact"
@@ -266,7 +266,7 @@ class Intervention(BaseModel):
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """Names of the targets: `targets`, or what an erasure or a donor has in their place."""
+        """Names of the targets; "own label" for erasures, "donor's label" for donors."""
         if self.method in ERASURES:
             return ("own label",)
         return ("donor's label",) if self.method == DONOR else tuple(map(str, self.targets))
@@ -295,7 +295,7 @@ def editable_properties() -> tuple[str, ...]:
 
 
 def predicts_for_descent(kind: ProbeKind, prop: Property) -> bool:
-    """Return whether the method ``adam`` can use probes of a kind: for masks, it needs logits."""
+    """Return whether gradient descent can use a kind of probe; for masks, it needs logits."""
     return kind.supports(prop) and (not prop.is_mask or kind.mask_output == "logit")
 
 
@@ -308,7 +308,7 @@ def parse_intervention(content: dict[str, Any]) -> Intervention:
     """
     try:
         spec = Intervention.model_validate(content)
-        # A field without effect is refused also if the user gives it its default value.
+        # Refuse a given field without effect even if its value is the default.
         spec._require_applicable([name for name, value in content.items() if value is not None])
     except ValidationError as error:
         problem = sentence(error, Intervention, "intervention")

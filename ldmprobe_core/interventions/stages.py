@@ -87,7 +87,7 @@ def _labels_and_targets(
     """Return the samples' labels (sample, y, x), and their target maps (target, sample, y, x)."""
 
     def labels_of(samples: list[int]) -> np.ndarray:
-        # A run can only be read at increasing indices without repetition, and donors may repeat.
+        # Donors may repeat, but a run is read at distinct, increasing indices.
         distinct = sorted(set(samples))
         values = run.read("labels", spec.prop, sample=distinct)
         rows = [distinct.index(sample) for sample in samples]
@@ -208,7 +208,7 @@ def _require_no_results(run: Run, group: str) -> None:
 
 
 def edit_units(run: Run, name: str) -> list[tuple[int, int, int, int]]:
-    """List the units of work of an intervention by index of site, dose, target and batch."""
+    """List an intervention's units of work as indices (site, dose, target, batch)."""
     shape = run.progress_of(f"{INTERVENTIONS_GROUP}/{name}").counts(EDIT).shape
     sites, doses, targets, batches = map(range, shape)
     return list(product(sites, doses, targets, batches))

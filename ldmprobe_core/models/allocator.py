@@ -1,4 +1,4 @@
-"""Setting of the C library's memory allocator that makes large CPU tensors cheaper to create."""
+"""Configuration of glibc's memory allocator that speeds up the creation of large CPU tensors."""
 
 from __future__ import annotations
 

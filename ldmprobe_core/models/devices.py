@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_device(study: Study) -> None:
-    """Check that this machine has a study's device, and that its model settings suit the device.
+    """Check that this machine has the study's device, and that ``model.cpu_offload`` suits it.
 
     Raises:
         UserError: this machine does not have the device, or ``model.cpu_offload`` is true although
@@ -57,7 +57,7 @@ def peak_memory() -> dict[str, int]:
         ``memory``, the resident set, with libraries; and ``GPU memory``, the tensors on the current
         GPU, if this process uses one.
     """
-    # The unit is a kibibyte on Linux, and a byte on macOS.
+    # `ru_maxrss` is in kibibytes on Linux, and in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if torch.cuda.is_initialized():

@@ -1,4 +1,4 @@
-"""Search for the layers that a study captures, and for the shapes of their activations."""
+"""Selection of the layers that a study captures, and the shapes of their activations."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
     model = study.model
     folder = model_folder(model)
     architecture = detect_architecture(folder)
-    # Diffusers would draw its own progress bar over those of the command line.
+    # Turn off diffusers' progress bar, which would overwrite those of the command line.
     logging.disable_progress_bar()
     # TF32 is turned off, because only some GPUs have it and it makes float32 products less exact:
     # results would depend on the type of GPU.
@@ -101,7 +101,7 @@ def meta_modules(architecture: Architecture) -> tuple[nn.Module, nn.Module]:
             known = default_config(architecture.vae_network)
             config = {key: value for key, value in architecture.vae.items() if key in known}
             return denoiser, architecture.vae_network.from_config(config).eval()
-    # Values of a wrong type or range in a config raise errors of many types.
+    # Wrong values in a config raise exceptions of many types, so all are caught.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -128,7 +128,7 @@ def permute_weights(module: nn.Module, seed: int = 100) -> None:
 
 
 def draw_weights(network: Any, seed: int = 100) -> None:
-    """Replace all weights of a network by random initial ones of its class, in place.
+    """Replace all weights of a network by a new random initialisation, in place.
 
     Args:
         network: network of diffusers, which its class builds again from its config.
@@ -138,7 +138,7 @@ def draw_weights(network: Any, seed: int = 100) -> None:
         UserError: the network has other weights than its class.
     """
     with torch.random.fork_rng(devices=[]):
-        # `torch.manual_seed` would seed the generators of GPUs too.
+        # Seed only the CPU generator; `torch.manual_seed` would seed those of GPUs too.
         torch.random.default_generator.manual_seed(seed)
         drawn = type(network).from_config(network.config)
     _require_same_names(drawn, network)
@@ -162,13 +162,13 @@ def _require_same_names(drawn: nn.Module, network: nn.Module) -> None:
     if drawn.state_dict().keys() != network.state_dict().keys():
         raise UserError(
             f"controls.random_weights: the {type(network).__name__} has adapters or fused "
-            "projections, which its class does not build (true). Fix: set "
+            "projections, so its config does not describe all of its weights (true). Fix: set "
             "controls.permuted_weights instead"
         )
 
 
 def untrained_copy(network: nn.Module, random: bool) -> nn.Module:
-    """Copy a network with random initial weights, or else with permuted entries of its tensors."""
+    """Copy a network, with random initial weights or with its own weights permuted."""
     copied = copy.deepcopy(network)
     (draw_weights if random else permute_weights)(copied)
     return copied
@@ -195,12 +195,12 @@ def check_weights(folder: Path) -> None:
 
 
 def _require_not_quantized(folder: Path) -> None:
-    """Refuse a component whose config asks for quantized layers when it is loaded."""
+    """Check that a component's config has no ``quantization_config``."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if config.get("quantization_config") is not None:
         raise UserError(
-            f"model: {folder / 'config.json'} has a quantization_config, and quantized layers are "
-            "not those of the model. Fix: use the model before its quantization"
+            f"model: {folder / 'config.json'} has a quantization_config, but quantized models "
+            "cannot be probed. Fix: use the model before its quantization"
         )
 
 
@@ -233,7 +233,7 @@ def _meta_network(folder: Path, library: str | None, name: str | None) -> nn.Mod
             if library == "diffusers":
                 return network.from_config(network.load_config(folder))
             return network(network.config_class.from_pretrained(folder, local_files_only=True))
-    # Values of a wrong type or range in a config raise errors of many types.
+    # Wrong values in a config raise exceptions of many types, so all are caught.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

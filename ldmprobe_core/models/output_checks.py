@@ -92,7 +92,7 @@ _SHARE_TOLERANCE = 0.01
 
 
 def require_shares(name: str, values: np.ndarray, samples: Sequence[int]) -> None:
-    """Check that a labeler's output for a mask holds shares from 0 to 1.
+    """Check that a labeler's mask values are in 0..1.
 
     A mask is read by comparing with ``labels.threshold``, a share, so that logits or values from 0
     to 255 would be read wrongly.
@@ -111,9 +111,9 @@ def require_shares(name: str, values: np.ndarray, samples: Sequence[int]) -> Non
     if len(affected):
         sample = samples[int(affected[0]) * len(samples) // len(values)]
         raise RunError(
-            f"labels.{name}: the labeler computed values from {flat.min():g} to {flat.max():g} for "
-            f"a mask (first in sample {sample}). Fix: let it return shares from 0 to 1, or choose "
-            "another labeler"
+            f"labels.{name}: the labeler's mask values range from {flat.min():g} to "
+            f"{flat.max():g}, not from 0 to 1 (first in sample {sample}). Fix: let it return "
+            "values from 0 to 1, or choose another labeler"
         )
 
 

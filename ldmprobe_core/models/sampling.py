@@ -1,4 +1,4 @@
-"""Sampling of one batch of images with a diffusers pipeline, and recording of its activations.
+"""Sampling of a batch of images with a diffusers pipeline, and capture of activations.
 
 The unmodified diffusers pipeline runs the sampling loop.  Hooks on the denoiser record activations,
 and a `SchedulerTap` records the latents of each step.  Activations are passed to a sink after every
@@ -226,7 +226,7 @@ class PipelineSampler:
         return decoded, np.stack(parts, axis=1) if parts else None
 
     def _latents_sink(self, sink: ActivationSink) -> Callable[[int, Tensor], None]:
-        """Build a callback that gives the sink the latents with which each step begins.
+        """Build a callback that passes the latents at the start of each step to `sink`.
 
         The callback does nothing if ``controls.latents`` is off.
         """
@@ -241,7 +241,7 @@ class PipelineSampler:
     def _capture(
         self, network: nn.Module, batch_copies: int, captures_vae: bool
     ) -> ActivationCapture:
-        """Build the hooks on the captured layers of a denoiser, or of a VAE if ``captures_vae``."""
+        """Build the capture hooks of a denoiser's layers, or of a VAE's if ``captures_vae``."""
         modules = named_points(network)
         prefix = VAE if captures_vae else ""
         names = [name for name in self.layers if name.startswith(VAE) == captures_vae]
@@ -285,8 +285,8 @@ class PipelineSampler:
             steps.calls += 1
             text = kwargs.get("encoder_hidden_states")
             if steps.prompt_embedding is None and text is not None:
-                # A step's first call has the samples' prompts in its only copy of the batch, or in
-                # the second of two copies, after the negative prompts.
+                # The last rows of a step's first call hold the samples' prompts; negative prompts
+                # come before them, if the call has two copies of the batch.
                 mask = kwargs.get("encoder_hidden_states_mask")
                 steps.prompt_embedding = mean_embedding(text, mask)[-samples:]
             # If guidance makes two calls per step, the second is the unconditional one, whose
@@ -386,8 +386,8 @@ class PipelineSampler:
                 stack.enter_context(capture)
             for part in self.architecture.unpack(latents).split(self._decode_batch):
                 decoded = self.architecture.decode(vae, part)
-                # The copy of the VAE with permuted weights serves only for its activations.  Its
-                # images are not used, so they may hold infinite values.
+                # Images are used only if they are from the trained VAE.  Those of the VAE with
+                # permuted weights are discarded, so they may hold infinite values.
                 if vae is self.pipeline.vae:
                     require_finite(decoded, "vae")
                 images.append(decoded_images(decoded))

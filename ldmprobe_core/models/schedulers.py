@@ -265,7 +265,7 @@ def _limited(scheduler: Any, clean: Tensor) -> Tensor:
 
 
 def _implied_clean(scheduler: Any, level: Level, output: Tensor, sample: Tensor) -> Tensor:
-    """Compute clean latents by the formulas of `predicted_clean`, without clipping them."""
+    """Compute the clean latents that a denoiser output implies, without clipping them."""
     clean, noise = level
     if hasattr(scheduler, "scale_noise"):
         return sample - noise * output

@@ -105,7 +105,7 @@ def log_snr(architecture: Architecture, study: Study) -> list[float | None]:
 
 
 def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[float], str | None]:
-    """Compute the timesteps of a scheduler, and try all steps on random latents.
+    """Compute the timesteps of a scheduler, and make all of its steps on random latents.
 
     Returns:
         the timesteps, and a description of what is wrong with the schedule; None if it is usable.
@@ -225,7 +225,8 @@ def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
         level = level_of(scheduler, timestep)
         clean = predicted_clean(scheduler, output, timestep, latents)
         result = scheduler.step(output, timestep, latents, **noise_source)
-        # LCM gives its predicted clean latents another name.
+        # LCM returns its predicted clean latents as `denoised`, other schedulers under the second
+        # name.
         expected = getattr(result, "denoised", getattr(result, "pred_original_sample", None))
         if expected is None and converted:
             expected = converted.pop()

@@ -1,4 +1,4 @@
-"""Computation of one accumulation unit: statistics of a few batches of training samples."""
+"""Computation of one accumulation unit: a few batches, added to sums over training samples."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.output_checks import require_finite_labels, require_varied
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS, ActivationBuffer, Activations
+from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer, Activations
 from ldmprobe_core.pipeline.generate import read_source_images
-from ldmprobe_core.pipeline.groups import samples_in
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS, samples_in
 from ldmprobe_core.pipeline.labels import as_labels
 from ldmprobe_core.pipeline.model_cache import get_labelers, get_sampler, model_access
 from ldmprobe_core.pipeline.statistics import (
@@ -30,7 +30,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
-    """Add one accumulation unit (a few batches of training samples) to the sums of its accumulator.
+    """Add the activations and labels of a few training batches (one unit) to an accumulator.
 
     If the run stores activations, they are read; otherwise the batches are generated and labeled in
     memory.  The units of an accumulator must be run in order.
@@ -55,7 +55,8 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
     if done < number:
         raise RuntimeError(
             f"{run.url}: unit {number} of accumulator {part} cannot start, because only {done} of "
-            f"the {number} units before it are complete. Fix: submit its units in order."
+            f"the {number} units before it are complete. Fix: submit the accumulator's units in "
+            "order."
         )
     started = time.monotonic()
     # The number of BLAS threads affects the last bits of sums.  One thread makes them reproducible.
@@ -114,9 +115,8 @@ def _require_measured(labels: dict[str, np.ndarray]) -> None:
     for prop, maps in labels.items():
         if measured(maps) is not None:
             raise UserError(
-                f"labels.{prop}: some pixels of the maps have no measured value (NaN), but the "
-                "sums over pixels that capture.keep asks for need a value at every pixel. Fix: set "
-                "capture.keep to activations, which needs no sums."
+                f"labels.{prop}: some pixels of the maps have no measured value (NaN), but "
+                "capture.keep asks for sums over all pixels. Fix: set capture.keep to activations."
             )
 
 

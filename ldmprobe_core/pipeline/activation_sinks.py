@@ -11,13 +11,8 @@ from types import TracebackType
 import numpy as np
 
 from ldmprobe_core.models.host_transfer import HostTransfer
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.storage.run import Run
-
-ACTIVATION_GROUPS = {"trained": "activations", "permuted": "activations_permuted"}
-"""Name of the group in a run that holds the activations of each network.
-
-The networks are the model with its trained weights, and its copy with permuted weights.
-"""
 
 BLOCK_BYTES = 16 << 20
 """Number of bytes of activations that are collected before they are written.

@@ -11,8 +11,13 @@ import torch
 
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.models.token_grid import pixel_tokens
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS, ActivationWriter
-from ldmprobe_core.pipeline.groups import STEP_IMAGES, permuted_rows_in, step_images_in
+from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
+from ldmprobe_core.pipeline.groups import (
+    ACTIVATION_GROUPS,
+    STEP_IMAGES,
+    permuted_rows_in,
+    step_images_in,
+)
 from ldmprobe_core.pipeline.model_cache import get_sampler, model_access
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import GENERATE
@@ -75,7 +80,7 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
 
 
 def _write_clean_pixels(run: Run, clean: np.ndarray, grid: tuple[int, int], rows: slice) -> int:
-    """Write the block means of predicted clean images (sample, step, y, x, rgb).
+    """Average predicted clean images (sample, step, y, x, rgb) over blocks, and store the means.
 
     Args:
         run: run to write to.
@@ -89,7 +94,7 @@ def _write_clean_pixels(run: Run, clean: np.ndarray, grid: tuple[int, int], rows
     dtype = getattr(torch, run.study.capture.dtype)
     flat = pixel_tokens(clean.reshape(-1, *clean.shape[2:]), grid, dtype).numpy()
     tokens = flat.reshape(*clean.shape[:2], *flat.shape[1:])
-    # Averages of 8-bit pixel values are always finite.
+    # No value is counted as non-finite, because averages of 8-bit pixel values are finite.
     stored = {"activation": tokens, "nonfinite": np.zeros(clean.shape[:2], np.int32)}
     run.write(f"{ACTIVATION_GROUPS['trained']}/{CLEAN_PIXELS}", stored, sample=rows)
     return tokens.nbytes

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import StepImages
+
+ACTIVATION_GROUPS = {"trained": "activations", "permuted": "activations_permuted"}
+"""Name of the group in a run that holds the activations of each network.
+
+The networks are the model with its trained weights, and its copy with permuted weights.
+"""
 
 STEP_IMAGES = "step_images"
 """Name of the group of step images."""
@@ -18,7 +23,7 @@ def samples_in(run: Run, group: str) -> np.ndarray:
 
 
 def rows_in(run: Run, group: str, members: range) -> tuple[np.ndarray, slice]:
-    """Find which samples of a batch a group holds, and where.
+    """Find the samples of a batch that a Zarr group holds, and their rows in the group.
 
     Args:
         run: run that holds the group.
@@ -34,13 +39,13 @@ def rows_in(run: Run, group: str, members: range) -> tuple[np.ndarray, slice]:
 
 
 def step_images_in(run: Run, members: range) -> tuple[StepImages, slice]:
-    """Choose the step images of a batch, and find the rows of the Zarr group to write to."""
+    """Choose the batch's samples and steps with step images, and find their rows in the store."""
     positions, rows = rows_in(run, STEP_IMAGES, members)
     return StepImages(positions, run.read(STEP_IMAGES, "step") - 1), rows
 
 
 def permuted_rows_in(run: Run, members: range) -> slice | None:
-    """Find a batch's rows in the groups of permuted activations; None if it has no rows there."""
+    """Find the rows of a batch in the permuted network's activations; None if it has none."""
     if run.study.controls.untrained is None:
         return None
     _, rows = rows_in(run, f"{ACTIVATION_GROUPS['permuted']}/{run.layers[0]}", members)

@@ -66,7 +66,7 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
 def _label(
     run: Run, images: np.ndarray, members: range, skipped: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """Label images (n, y, x, rgb) with the run's labelers, by name of the array in the store.
+    """Apply the run's labelers to images (n, y, x, rgb); return labels by array name.
 
     Args:
         run: run of the labelers.
@@ -92,7 +92,7 @@ def _label(
 def _label_steps(
     run: Run, images: np.ndarray, last: dict[str, np.ndarray], members: range
 ) -> dict[str, np.ndarray]:
-    """Label step images (n, step, y, x, rgb), by name of the array in the store.
+    """Apply the run's labelers to step images (n, step, y, x, rgb); return labels by array name.
 
     Args:
         run: run of the labelers.
@@ -102,7 +102,7 @@ def _label_steps(
     """
     unlabeled = images[:, :-1] if last and images.shape[1] > 1 else images
     flat = unlabeled.reshape(-1, *images.shape[2:])
-    # Numbers are probed in finished images only.
+    # Skip properties with one number per image, which are labeled in finished images only.
     skipped = run.study.labels.numbers
     labels = {
         name: values.reshape(*unlabeled.shape[:2], *values.shape[1:])
@@ -115,13 +115,13 @@ def _label_steps(
         }
     for prop in run.study.labels.maps:
         if prop not in labels:
-            # The user gave maps of the source images, not of the images decoded at each step.
+            # A map from a file belongs to the source image, so step images have no label: NaN.
             labels[prop] = np.full(images.shape[:4], np.nan, np.float32)
     return labels
 
 
 def _write(run: Run, group: str, labels: dict[str, np.ndarray], rows: slice) -> int:
-    """Write labels to a group in the data types of its arrays, and return their bytes."""
+    """Write labels to a group in the data types of its arrays; return the bytes written."""
     stored = {
         name: values.astype(
             np.float32 if group == "labels" or name == "class_score" else np.float16

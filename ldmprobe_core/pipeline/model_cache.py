@@ -29,7 +29,7 @@ load_counts: Counter[str] = Counter()
 
 
 class ThreadLocalModels(threading.local):
-    """Models that only the calling thread uses, by kind of model, each with its cache key."""
+    """Cache of the calling thread's own models: kind of model to (cache key, model)."""
 
     def __init__(self) -> None:
         self.loaded: dict[str, tuple[str, Any]] = {}
@@ -78,7 +78,7 @@ def use_models(run: Run) -> Iterator[tuple[PipelineSampler, dict[str, Labeler]]]
 
 @contextmanager
 def use_pipeline(study: Study, pipeline: Any) -> Iterator[Study]:
-    """Context manager that yields a study whose model is a pipeline object, to run in the block.
+    """Context manager in which a study can run with a pipeline object as its model.
 
     Args:
         study: study whose model and scheduler are replaced by those of the pipeline.

@@ -37,7 +37,7 @@ def prepare_run(study: Study, store: str) -> Run:
     run = run_in(store, study)
     check_store(plan, run)
     if not run.exists:
-        # Determine the arrays before taking the lock, because loading labelers for it can be slow.
+        # Load the labelers, which takes long, before taking the lock.
         shape, record = _run_shape(plan)
         with run.creation_lock() as lock:
             if not run.exists:
@@ -118,7 +118,9 @@ def run_in(store: str, study: Study) -> Run:
 
 
 def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
-    """Warn if the store has runs of this study with other source images, which do not resume.
+    """Warn about runs that differ from this study only in their source images.
+
+    Such a run is not resumed, because the study's new run has another name.
 
     Args:
         plan: plan of the study.
@@ -154,13 +156,13 @@ def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
 
 
 def _without_image_set(study: Study) -> dict[str, Any]:
-    """Return the settings that affect results, without those that name the source images."""
+    """Return the settings that affect results, except those that identify the source images."""
     images = {"folder", "samples", "content_hash"}
     return study.model_dump(exclude={"execution": True, "images": images})
 
 
 def _differences(before: dict[str | None, str | None], now: dict[str | None, str | None]) -> str:
-    """Describe which files were removed, added or changed between two maps of name to hash."""
+    """Describe which files were removed, added or changed, from their hashes by file name."""
     kinds = {
         "removed": [name for name in before if name not in now],
         "added": [name for name in now if name not in before],

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
-from ldmprobe_core.pipeline.groups import samples_in
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS, samples_in
 from ldmprobe_core.pipeline.labels import cached_label_set
 from ldmprobe_core.pipeline.statistics import unstored_statistics
 from ldmprobe_core.probing.cell import CellResult, probe_activations
@@ -129,7 +128,7 @@ def read_cell(run: Run, network: str, step: int, layer: str) -> tuple[np.ndarray
 def _stored_probes(
     study: Study, fitted: CellResult, shape: tuple[int, int, int]
 ) -> dict[str, np.ndarray]:
-    """Arrange the linear probes of one layer at one step as the arrays that are stored.
+    """Convert the fitted linear probes of one layer at one step to the arrays of the store.
 
     Args:
         study: study that gives the kinds of linear probes and the properties, in order.

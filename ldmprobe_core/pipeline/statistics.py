@@ -14,10 +14,10 @@ and repeated is therefore counted only once, and no two workers write the same c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldmprobe_core.pipeline.activation_sinks import Activations
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.neighbourhood import probe_features
 from ldmprobe_core.probing.position import token_positions
@@ -34,9 +34,13 @@ from ldmprobe_core.study.batching import (
 from ldmprobe_core.study.layers import CLEAN_PIXELS
 from ldmprobe_core.study.schema import Study
 
+if TYPE_CHECKING:
+    # This module loads torch, which reports do not need.
+    from ldmprobe_core.pipeline.activation_sinks import Activations
+
 
 def run_accumulation_units(run: Run) -> list[list[list[range]]]:
-    """List the sample ranges of the batches in each unit of each accumulator.
+    """List the training batches of each accumulator, grouped into units, as sample ranges.
 
     Returns:
         for each accumulator a list of units, and for each unit a list of batches as ranges of
@@ -51,7 +55,7 @@ def run_accumulation_units(run: Run) -> list[list[list[range]]]:
 
 @dataclass
 class Accumulator:
-    """Gram matrices and label sums that one accumulator adds up over training samples, in memory.
+    """Sums over training samples, in memory: Gram matrices of activations, and label maps.
 
     Attributes:
         grams: (network, layer) to float64 (step, entry), the lower triangle of the Gram matrix of
@@ -101,7 +105,7 @@ class Accumulator:
         )
 
     def write(self, run: Run, accumulator: int, done: int) -> int:
-        """Write the sums to the inactive one of an accumulator's two buffers in the run.
+        """Write the sums to the run, into the accumulator's inactive one of two buffers.
 
         The buffer becomes active when the current unit is recorded as complete.
 
@@ -205,8 +209,8 @@ def require_accumulated(run: Run) -> None:
     for accumulator, units in enumerate(run_accumulation_units(run)):
         if done[accumulator] != len(units):
             raise RuntimeError(
-                f"{run.url}: accumulator {accumulator} has {done[accumulator]} of its "
-                f"{len(units)} units. Fix: carry out its other accumulation units first."
+                f"{run.url}: accumulator {accumulator} has completed {done[accumulator]} of "
+                f"its {len(units)} units. Fix: carry out the others first."
             )
 
 
@@ -270,12 +274,12 @@ def _merged(run: Run, group: str, name: str, **index: int) -> np.ndarray:
 
 
 def summed_networks(run: Run) -> tuple[str, ...]:
-    """Return the networks whose training activations are summed."""
+    """Return the networks for which a run keeps sums of training activations."""
     return ("trained", "permuted") if run.study.controls.untrained else ("trained",)
 
 
 def summed_inputs(run: Run, network: str) -> list[str]:
-    """Return the probe inputs whose training activations are summed.
+    """Return the probe inputs for which a run keeps sums of training activations.
 
     The clean image's pixels are left out, because few training samples have step images.
     """

@@ -89,7 +89,7 @@ def carry_out_units(run: Run) -> None:
 
 
 def _batches(verb: str) -> Callable[[Run], list[Unit]]:
-    """Return a function that lists one unit per batch; `verb` begins the units' titles."""
+    """Return a function that lists one unit per batch, with a title that begins with `verb`."""
 
     def list_units(run: Run) -> list[Unit]:
         return [
@@ -101,7 +101,7 @@ def _batches(verb: str) -> Callable[[Run], list[Unit]]:
 
 
 def _accumulations(run: Run) -> list[Unit]:
-    """List the units of work that sum up training samples, for all accumulators."""
+    """List the accumulation units of all accumulators, each a few batches to be summed."""
     return [
         Unit(
             (accumulator, number),
@@ -114,7 +114,7 @@ def _accumulations(run: Run) -> list[Unit]:
 
 
 def _is_accumulated(run: Run, accumulator: int, number: int) -> bool:
-    """Return whether an accumulator's sums contain its unit ``number`` (from 0)."""
+    """Return whether unit ``number`` (from 0) is in the sums of its accumulator."""
     return run.progress.count(ACCUMULATE, accumulator) > number
 
 
@@ -128,7 +128,7 @@ def _cells(run: Run) -> list[Unit]:
 
 
 def _is_probed(run: Run, step: int, layer: str) -> bool:
-    """Return whether the probes of a layer at a step are fitted and scored; steps count from 1."""
+    """Return whether a layer's probes at a step (from 1) are fitted and scored."""
     return run.progress.is_done(PROBE, step - 1, run.probe_inputs.index(layer))
 
 

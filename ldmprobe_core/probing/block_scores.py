@@ -179,7 +179,7 @@ class BlockScorer:
     def _whole_scores(
         self, tokens: np.ndarray, cut: float | None, metrics: tuple[str, ...] | None
     ) -> np.ndarray:
-        """Score predictions of the fully measured samples, (metric, n)."""
+        """Score predictions of samples whose labels were measured at every pixel, (metric, n)."""
         regions = cut_mask(tokens, cut) if property_of(self.prop).is_mask else tokens
         return np.stack(
             [
@@ -191,7 +191,7 @@ class BlockScorer:
         )
 
     def _score(self, name: str, tokens: np.ndarray) -> np.ndarray:
-        """Score predictions in one metric, upsampled if the metric has no form over blocks."""
+        """Score predictions in one metric, upsampled if it has no formula in block means."""
         if name in self._forms:
             return self._forms[name](tokens)
         predicted = upsample(tokens, self.size)
@@ -207,7 +207,7 @@ class BlockScorer:
         return ratio_or_one(overlap, area + truth - overlap)
 
     def _areas(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Compute the fractions (n,) of each image in the predicted mask, the label, and both."""
+        """Return the image fractions (n,) of the masks' overlap, the prediction and the label."""
         flat = flatten_maps(tokens)
         return (flat * self.means).mean(1), flat.mean(1), self.means.mean(1)
 
@@ -227,7 +227,7 @@ class BlockScorer:
 
 
 def _block_correlation(tokens: np.ndarray, means: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """Correlate, over pixels, maps that are constant on each block with full-size maps, (n,).
+    """Correlate block-constant maps with full-size maps over all pixels, (n,).
 
     Args:
         tokens: values of the block-constant maps, one for each token, (n, token).

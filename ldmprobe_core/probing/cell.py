@@ -25,7 +25,7 @@ _Fitted = dict[tuple[str, LabelColumn], Probe]
 
 @dataclass(frozen=True)
 class CellResult:
-    """Probes and scores of one layer at one step, for one label assignment.
+    """Probes and scores of one layer at one step, for one assignment of labels (true or shuffled).
 
     Attributes:
         probes: fitted probes, by (kind, property), for the first draw of a repeated assignment; the
@@ -65,7 +65,7 @@ def probe_activations(
     statistics: SufficientStatistics | None = None,
     train: np.ndarray | None = None,
 ) -> dict[str, CellResult]:
-    """Fit every probe of a layer at a step and score it on the held-out samples.
+    """Fit all probes of one layer at one step, and score them on the held-out samples.
 
     A sample with a non-finite activation is not used for fitting, and its scores are NaN.  The
     run's summary reports the number of non-finite values.
@@ -107,7 +107,7 @@ def probe_activations(
 
 
 def _fit(data: CellData, kinds: tuple[str, ...]) -> _Fitted:
-    """Fit probes of every kind to every label that the kind supports."""
+    """Fit a probe of every kind to every label that the kind supports."""
     fitted: _Fitted = {}
     for name, fitter in FITTERS.items():
         if name not in kinds:
@@ -119,7 +119,7 @@ def _fit(data: CellData, kinds: tuple[str, ...]) -> _Fitted:
 
 
 def _is_fitted(kind: ProbeKind, column: LabelColumn) -> bool:
-    """Return whether probes of a kind are fitted to a label column.
+    """Return whether probes of a kind are fitted to this assignment and draw of labels.
 
     Nonlinear kinds are controls themselves, so they are fitted to true labels only.  Draws after
     the first are fitted only by kinds that need just the sufficient statistics, because all draws
@@ -131,7 +131,7 @@ def _is_fitted(kind: ProbeKind, column: LabelColumn) -> bool:
 
 
 def _choose_cuts(data: CellData, fitted: _Fitted) -> dict[tuple[str, LabelColumn], float]:
-    """Choose the foreground threshold (cut) of every probe of a mask.
+    """Choose the foreground threshold (cut) of each probe that predicts a mask.
 
     The cut is chosen on the samples and labels that the probe was fitted to, or on the validation
     samples if the run does not store the training samples.
@@ -179,7 +179,7 @@ def _score_heldout(
     fitted: _Fitted,
     cuts: dict[tuple[str, LabelColumn], float],
 ) -> dict[tuple[str, LabelColumn], np.ndarray]:
-    """Score every probe on the held-out samples; `cuts` has the foreground thresholds.
+    """Score every probe on the held-out samples; `cuts` contains the foreground thresholds.
 
     Returns:
         (metric, held-out sample) by kind and label; NaN in metrics that are not computed.
@@ -192,8 +192,8 @@ def _score_heldout(
         column = key[1]
         record = property_of(column.prop)
         scorer = labels.scorer(column.prop, activations.shape[1:3])
-        # Shuffled labels with several draws are reported in a few metrics only.  The others are not
-        # computed, which saves time.
+        # Shuffled labels with several draws are reported in a few metrics only; skip the others to
+        # save time.
         metrics = record.compared if column.assignment in repeated else record.metrics
         values = scorer.scores(tokens, cuts.get(key), metrics)
         scores[key] = np.where(usable, values, np.nan)
@@ -208,7 +208,7 @@ def _collect(
     fitted: _Fitted,
     scores: dict[tuple[str, LabelColumn], np.ndarray],
 ) -> CellResult:
-    """Collect the results of one label assignment.
+    """Collect the probes and scores of one label assignment (such as true or shuffled labels).
 
     These are the probes of its first draw and the scores of all its draws.
     """

@@ -24,7 +24,7 @@ CANDIDATE_CUTS = 64
 
 
 def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Compute each image's AUROC from the prediction and foreground share of each pixel or token.
+    """Compute each image's AUROC from a prediction and a foreground share for each pixel or token.
 
     It is the probability that a foreground pixel is predicted above a background pixel; ties count
     half.
@@ -46,7 +46,7 @@ def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Compute each image's average precision: the sum of precision times increase of recall.
+    """Compute each image's average precision: the sum of precision times the increase in recall.
 
     Args:
         predicted, share: as in `auroc`.
@@ -58,7 +58,7 @@ def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
     scores = np.full(len(predicted), np.nan)
     for rows, sums in _sums_by_value(predicted, share):
         total = sums.positives.sum(1)
-        # Precision at a threshold counts the pixels that are predicted at its value or above.
+        # The predicted positives at a threshold are the pixels with a prediction at or above it.
         hits = total[:, None] - sums.positives_below
         false_alarms = sums.negatives[:, None] - sums.negatives_below
         scores[rows] = (sums.positives * hits / (hits + false_alarms)).sum(1) / total
@@ -67,7 +67,7 @@ def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _SumsByValue:
-    """Sums of foreground and background around each predicted value, in ascending order.
+    """Cumulative foreground and background of tokens that are sorted by predicted value.
 
     Attributes:
         positives: share of foreground of each token, (n, token).
@@ -87,7 +87,7 @@ class _SumsByValue:
 def _sums_by_value(
     predicted: np.ndarray, share: np.ndarray
 ) -> Iterator[tuple[np.ndarray, _SumsByValue]]:
-    """Yield `_SumsByValue` of a few images at a time, with the images' indices.
+    """Yield the image indices and `_SumsByValue` of a few images at a time.
 
     Images whose scores are undefined are left out.
     """
@@ -103,7 +103,7 @@ def _sums_by_value(
 
 
 def _sort_and_sum(values: np.ndarray, shares: np.ndarray) -> _SumsByValue:
-    """Compute `_SumsByValue` of images from their predicted values and shares, (n, token) each."""
+    """Sort tokens by predicted value and compute `_SumsByValue`; both arrays are (n, token)."""
     order = values.argsort(1)
     values, positives = (np.take_along_axis(rows, order, 1) for rows in (values, shares))
     index = np.broadcast_to(np.arange(values.shape[1]), values.shape)
@@ -147,7 +147,7 @@ def dice_at(
     """
     order = predicted.argsort(1)
     values = np.take_along_axis(predicted, order, 1)
-    # If there is one prediction for all images, `order` has one row, which NumPy broadcasts.
+    # If all images share one prediction, `order` has a single row, which NumPy broadcasts.
     first_above = np.stack([row.searchsorted(cuts, side="right") for row in values])
     weight = np.ones(share.shape) if weight is None else weight.astype(np.float64)
     hits = np.where(weight > 0, share, 0) * weight
@@ -157,7 +157,7 @@ def dice_at(
 
 
 def _sums_above(values: np.ndarray, order: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Sum the values of each row from several indices of its order to the end.
+    """Sum the ordered values of each row from several start indices to the end of the row.
 
     Args:
         values: (n, token).

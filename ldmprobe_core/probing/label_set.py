@@ -35,7 +35,7 @@ class LabelSet:
 
     @lru_cache(maxsize=4)  # noqa: B019  (as below)
     def subset(self, members: tuple[int, ...]) -> LabelSet:
-        """Return the labels of some samples, with the mean maps of all training samples.
+        """Return the labels of some samples, with the unchanged mean maps of all training samples.
 
         Args:
             members: indices of the samples, ascending; the new set numbers them from 0.

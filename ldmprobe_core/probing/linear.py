@@ -13,12 +13,12 @@ penalties therefore suits every layer.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 ROWS_AT_ONCE = 1 << 11
 """Number of rows that are converted and multiplied together; few enough for a CPU's cache."""
@@ -46,7 +46,7 @@ class LinearProbe:
 
     @classmethod
     def from_dataset(cls, stored: Any) -> LinearProbe:
-        """Read a probe from the arrays of a run.
+        """Read a linear probe from the stored arrays of a run.
 
         Args:
             stored: xarray dataset of ``probes/<layer>`` at one kind, property and step.
@@ -101,7 +101,17 @@ def row_blocks(
     """
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = rows[start : start + ROWS_AT_ONCE]
-        # Convert with Torch, which is several times faster than NumPy at converting float16.
         if block.dtype == np.float16:
-            block = torch.from_numpy(np.ascontiguousarray(block)).float().numpy()
+            block = _as_float32(block)
         yield block if dtype is None else block.astype(dtype, copy=False)
+
+
+def _as_float32(block: np.ndarray) -> np.ndarray:
+    """Convert float16 values to float32, which is exact."""
+    # Torch is several times faster at this than NumPy, but takes seconds to load.  It is used where
+    # a process has loaded it already, as all that generate or fit probes have.
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return block.astype(np.float32)
+    converted: np.ndarray = torch.from_numpy(np.ascontiguousarray(block)).float().numpy()
+    return converted

@@ -32,13 +32,13 @@ def partly_measured(maps: np.ndarray) -> np.ndarray | None:
 
 
 def missing_share(maps: np.ndarray) -> float:
-    """Fraction, 0..1, of the pixels of label maps that were not measured."""
+    """Compute the fraction, 0..1, of label pixels that were not measured."""
     known = measured(maps)
     return 0.0 if known is None else float(1 - known.mean())
 
 
 def mean_map(maps: np.ndarray) -> np.ndarray:
-    """Average label maps (n, y, x) at each pixel, (y, x) float64.
+    """Average label maps (n, y, x) over the images at each pixel, (y, x) float64.
 
     Only the maps in which a pixel was measured count towards its mean.  A pixel that was measured
     in no map gets the mean of all measured pixels.

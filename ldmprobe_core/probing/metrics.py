@@ -57,7 +57,7 @@ def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Metric:
-    """Metric that scores predicted maps against label maps, with the inputs that it needs.
+    """Metric function of predicted maps and label maps, with flags for the inputs that it needs.
 
     Attributes:
         function: function of predictions and labels (n, y, x) that returns scores (n,) float64.
@@ -124,7 +124,7 @@ def score_maps(
     grid: tuple[int, int] | None = None,
     cut: float | None = None,
 ) -> np.ndarray:
-    """Score maps at the image's size in every metric of a property.
+    """Score predicted maps of the image's size in every metric of a property.
 
     Args:
         prop: name of a property.
@@ -156,7 +156,7 @@ def score_maps(
 
 
 def cut_mask(predicted: np.ndarray, cut: float | None) -> np.ndarray:
-    """Convert a predicted mask to bool: True above `cut`; a prediction that is bool is unchanged.
+    """Convert a predicted mask to bool, True above `cut`; a bool prediction is unchanged.
 
     Raises:
         ValueError: the prediction is not bool, and there is no cut.
@@ -172,7 +172,7 @@ def cut_mask(predicted: np.ndarray, cut: float | None) -> np.ndarray:
 
 
 class HeadlineScorer:
-    """Scorer of many predictions against the same labels in the property's first metric.
+    """Scorer of many predictions against the same labels, in the property's main metric.
 
     The headline metric is the first that the property names.  If it is the rank correlation, the
     ranks of the labels are computed once.
@@ -217,7 +217,7 @@ def mean_of_defined(
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Correlate the rows of two arrays (n, pixel), (n,)."""
+    """Compute the Pearson correlation between the same rows of two arrays (n, pixel), (n,)."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     covariance = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
     return covariance / (deviation_or_nan(a) * deviation_or_nan(b))

@@ -1,4 +1,4 @@
-"""Neighbourhoods of tokens, which probes of the latents and of the clean image's pixels read.
+"""Neighbourhoods of tokens, the features of probes on latents and on predicted clean pixels.
 
 A layer of the denoiser sees the surroundings of a token, so probes of single latent pixels would be
 too weak a control.
@@ -12,7 +12,7 @@ from ldmprobe_core.study.layers import INPUT_CONTROLS
 
 
 def probe_features(name: str, activations: np.ndarray) -> np.ndarray:
-    """Convert stored activations to the features to which probes are fitted.
+    """Return the features that probes read: activations, or neighbourhoods of an input control.
 
     Args:
         name: name of a probe input, which is a layer or one of `INPUT_CONTROLS`.
@@ -26,7 +26,7 @@ def probe_features(name: str, activations: np.ndarray) -> np.ndarray:
 
 
 def neighbourhoods(tokens: np.ndarray, size: int) -> np.ndarray:
-    """Collect the channels of all tokens around each token; tokens beyond the edge are zero.
+    """Concatenate the channels of all tokens around each token; tokens beyond the edge are zero.
 
     Args:
         tokens: (n, y, x, channel).
@@ -38,5 +38,5 @@ def neighbourhoods(tokens: np.ndarray, size: int) -> np.ndarray:
     reach = size // 2
     padded = np.pad(tokens, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
-    # The windows are (n, y, x, channel, down, across).
+    # The axes of the windows are (n, y, x, channel, down, across).
     return windows.transpose(0, 1, 2, 4, 5, 3).reshape(*tokens.shape[:3], -1)

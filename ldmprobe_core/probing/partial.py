@@ -17,7 +17,7 @@ import numpy as np
 from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks, mean_ranks
 
 _ROUNDING = 1e-9
-"""Share of a map's variance; a residual below it after the regression counts as rounding error."""
+"""Share of a map's variance below which the regression's residual counts as rounding error."""
 
 
 def position_covariates(mean_map: np.ndarray, grid: tuple[int, int] | None = None) -> np.ndarray:
@@ -87,7 +87,7 @@ class Covariates:
         for values in rows.astype(np.float64):
             centred = values - values.mean()
             size = float(np.square(centred).sum())
-            # Orthogonalise twice, because one pass leaves a rounding error that the second removes.
+            # Orthogonalise twice: the first pass leaves a rounding error, which the second removes.
             for direction in basis * 2:
                 centred = centred - (centred @ direction) * direction
             rest = float(np.square(centred).sum())
@@ -119,7 +119,7 @@ def _rest_norm(centred: np.ndarray, parts: np.ndarray, repeats: int = 1) -> np.n
 
 
 class BlockPartialScorer:
-    """Scorer of token predictions against full-size label maps by partial correlation.
+    """Partial-correlation scorer of token predictions against full-size label maps.
 
     For each image, the score is the correlation over pixels of prediction and label, after both are
     regressed on the training mean map and its block means (`position_covariates`).  A block is the
@@ -157,7 +157,7 @@ class BlockPartialScorer:
             start += len(chunk)
 
     def scores(self, tokens: np.ndarray) -> np.ndarray:
-        """Partial correlations (n,) of predictions (n, *grid) with the labels; NaN if undefined."""
+        """Compute partial correlations (n,) of predictions (n, *grid) and labels."""
         values = self._transform(flatten_maps(tokens).astype(np.float64))
         values = values - values.mean(1, keepdims=True)
         parts = values @ self.basis_sums.T
@@ -165,12 +165,12 @@ class BlockPartialScorer:
         return cross / (_rest_norm(values, parts, self.pixels_per_block) * self.label_norm)
 
     def _transform(self, rows: np.ndarray) -> np.ndarray:
-        """Convert rows of values to ranks, if the scorer correlates ranks."""
+        """Replace the values of each row by their ranks, if the scorer correlates ranks."""
         return mean_ranks(rows) if self.ranks else rows
 
     def _block_sums(self, rows: np.ndarray) -> np.ndarray:
         """Sum each row of pixels over the pixel block of each token, (n, block)."""
         blocks = self._blocks[0] * self._blocks[2]
-        # The number of rows may be 0 (a constant mean map has no covariates).  In that case
-        # reshape cannot infer a size given as -1, so all sizes are given.
+        # If the mean map is constant, there are no covariates and no rows.  Then reshape cannot
+        # infer a size given as -1, so give all sizes.
         return rows.reshape(len(rows), *self._blocks).sum((2, 4)).reshape(len(rows), blocks)

@@ -25,7 +25,7 @@ SMALLEST_SHARE = 0.01
 
 
 def token_positions(grid: tuple[int, int]) -> np.ndarray:
-    """Index of the position of every token, (y, x) int; positions are numbered row by row.
+    """Position index of every token, (y, x) int; positions are numbered row by row.
 
     Args:
         grid: number of tokens down and across.

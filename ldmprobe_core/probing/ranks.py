@@ -36,7 +36,7 @@ def mean_ranks(flat: np.ndarray) -> np.ndarray:
 
 
 def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the ascending order of each row, and the neighbours in that order that are equal.
+    """Return the ascending order of each row, and mark values that equal their predecessor.
 
     Returns:
         order (n, pixel), and whether each value in that order, from the second on, equals the one
@@ -60,7 +60,7 @@ def _sorted_ranks(equal: np.ndarray) -> np.ndarray:
     ranks = np.tile(np.arange(1.0, count + 1), (len(equal), 1))
     tied = np.flatnonzero(equal.any(1))
     if len(tied):
-        # Equal values are neighbours from index `first` to `last`, whose ranks have this mean.
+        # The values from index `first` to `last` are equal, so they get the mean of their ranks.
         changes, edge = ~equal[tied], np.ones((len(tied), 1), bool)
         index = np.arange(count)
         first = np.where(np.hstack([edge, changes]), index, 0)
@@ -96,7 +96,7 @@ class RankedMaps:
             start += len(chunk)
 
     def correlation(self, flat: np.ndarray) -> np.ndarray:
-        """Rank-correlate each map with the same row of `flat` (n, pixel), as `metrics.spearman`."""
+        """Rank-correlate each map with the row of the same index in `flat`, (n, pixel)."""
         correlations, start = np.empty(len(flat)), 0
         for chunk in iter_chunks(flat):
             rows = slice(start, start + len(chunk))
@@ -105,7 +105,7 @@ class RankedMaps:
         return correlations
 
     def _chunk_correlation(self, flat: np.ndarray, rows: slice) -> np.ndarray:
-        """Rank-correlate a few maps with the stored maps ``rows``, (n,)."""
+        """Rank-correlate the rows of ``flat`` with the stored maps in the slice ``rows``, (n,)."""
         count = flat.shape[1]
         centred, deviation = self.centred[rows], self.deviation[rows]
         if flat.dtype == np.float16 and count >= COUNTING_SORT_PIXELS:
@@ -113,8 +113,8 @@ class RankedMaps:
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
         order, equal = _argsort_with_ties(flat)
         undefined, tied = ~np.isfinite(flat).all(1), equal.any(1)
-        # Without ties, the ascending values of `flat` have the ranks 1..count.  The stored ranks in
-        # that order are therefore enough, and the ranks of `flat` need not be computed.
+        # Without ties, the ranks of `flat` in ascending order are 1..count, so it suffices to
+        # reorder the stored ranks.
         centred_ranks = np.arange(count) - (count - 1) / 2
         covariance = np.take_along_axis(centred, order, axis=1) @ centred_ranks / count
         correlations = covariance / (np.sqrt((count**2 - 1) / 12) * deviation)
@@ -136,7 +136,7 @@ def _rank_correlation(ranks: np.ndarray, centred: np.ndarray, deviation: np.ndar
 
 
 def iter_chunks(flat: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield consecutive chunks of rows (n, pixel) that fit a CPU's cache, at least a row each."""
+    """Yield chunks of consecutive rows (n, pixel), small enough for a CPU's cache if possible."""
     rows = max(1, _CHUNK_PIXELS // flat.shape[1])
     for start in range(0, len(flat), rows):
         yield flat[start : start + rows]
@@ -151,8 +151,8 @@ def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
     ranks = np.empty(flat.shape)
     for row, keys in zip(ranks, sort_keys, strict=True):
         counts = np.bincount(keys, minlength=1 << 16)
-        # The cumulative count is the highest rank among n equal values.  Their mean rank is lower
-        # by (n - 1) / 2.
+        # The cumulative count is the highest rank among n equal values, and their mean rank is
+        # lower by (n - 1) / 2.
         row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks

@@ -13,7 +13,7 @@ from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
 
 @dataclass(frozen=True)
 class SufficientStatistics:
-    """Sums over tokens of activations, labels and their products, as linear regression needs them.
+    """Sums over tokens of activations, labels and their products, for linear regression.
 
     Adding two objects gives the statistics of both sets of tokens together.
 
@@ -38,7 +38,7 @@ class SufficientStatistics:
         positions: np.ndarray | None = None,
         n_positions: int = 0,
     ) -> SufficientStatistics:
-        """Compute the sums over tokens in float64, with one rank-k update for each block.
+        """Compute the sums over tokens in float64, with one rank-k update for each block of rows.
 
         Args:
             x: activations (token, channel).
@@ -75,7 +75,7 @@ class SufficientStatistics:
         return SufficientStatistics(self.gram + other.gram, self.channels, both)
 
     def less_positions(self, means: np.ndarray) -> SufficientStatistics:
-        """Return the statistics of labels from which a value for each position is subtracted.
+        """Subtract a value for each position from the labels, and return the new statistics.
 
         Args:
             means: value of each label at each position, (position, label).
@@ -85,12 +85,12 @@ class SufficientStatistics:
         """
         if self.by_position is None:
             raise ValueError(
-                "by_position: the sums were not computed (None). Fix: give from_tokens positions."
+                "by_position: the sums were not computed (None). Fix: pass positions to from_tokens"
             )
         values = np.zeros_like(self.by_position)
         values[:, self.channels + 1 :] = means
-        # The new rows are Z - P, where P repeats `values` at the tokens of each position.  Expand
-        # their Gram matrix, (Z - P)'(Z - P).
+        # Subtraction turns the rows Z into Z - P, where P repeats `values` at the tokens of each
+        # position.  The new Gram matrix is (Z - P)'(Z - P), expanded.
         cross = self.by_position.T @ values
         count = self.by_position[:, self.channels, None]
         gram = self.gram - cross - cross.T + values.T @ (count * values)
@@ -134,7 +134,7 @@ class SufficientStatistics:
         return self.xx / self.n - np.outer(mean, mean)
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """Mean squared error of the predictions x . weight + bias on these tokens, (label,).
+        """Compute the mean squared error of the predictions x . weight + bias, (label,).
 
         Args:
             weight: (channel, label).
@@ -148,7 +148,7 @@ class SufficientStatistics:
 def _sums_by_position(
     rows: np.ndarray, positions: np.ndarray, count: int, factor: np.ndarray | None
 ) -> np.ndarray:
-    """Sum rows (token, column), each times its token's factor, at each of ``count`` positions."""
+    """Sum the rows (token, column) of each position, weighted by `factor`, (position, column)."""
     values = np.ones(len(rows)) if factor is None else factor
     members = sparse.csr_array(
         (values, (positions, np.arange(len(rows)))), shape=(count, len(rows))

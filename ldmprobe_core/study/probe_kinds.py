@@ -103,3 +103,6 @@ ADAM = register_probe_kind(ProbeKind(name="adam", title="adam", fixed_cut=0.0))
 MLP = register_probe_kind(
     ProbeKind(name="mlp", title="a two-layer probe", linear=False, fixed_cut=0.0)
 )
+
+BUILT_IN_KINDS = frozenset(PROBE_KINDS)
+"""Names of the kinds of probes that this package fits itself."""

@@ -1,9 +1,11 @@
 """SVG files of figures, and the heatmap whose cells carry their values."""
 
+import io
 import re
 import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -35,6 +37,23 @@ def test_svg_keeps_text_and_has_equal_bytes_for_equal_figures():
     texts = [element.text for element in root.iter(f"{SVG}text")]
     assert "a < b & c" in texts
     assert "0.71" in texts
+
+
+def test_svg_is_cropped_as_matplotlib_crops_a_figure_that_it_draws_once_more():
+    figure = Figure(figsize=(4, 2))
+    left, right = figure.subplots(1, 2)
+    left.plot([1, 2], [3e5, 4e5], label="a curve")
+    left.set_ylabel("a label\nof two lines")
+    figure.colorbar(right.imshow(np.arange(4.0).reshape(2, 2)), ax=right, label="a bar")
+    right.set_aspect("equal")
+    figure.legend(loc="lower center", bbox_to_anchor=(0.5, 1.1))
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight")
+    ours, expected = ET.fromstring(svg(figure)), ET.fromstring(buffer.getvalue())
+    boxes = [[float(part) for part in root.get("viewBox").split()] for root in (ours, expected)]
+    assert boxes[0] == pytest.approx(boxes[1], abs=1e-4)
+    assert boxes[0][2:] != pytest.approx([288, 144], abs=1)  # the size without cropping
 
 
 def test_svg_titles_are_escaped_and_belong_to_their_element():

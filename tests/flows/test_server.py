@@ -6,10 +6,11 @@ import json
 import prefect
 import pytest
 from http_servers import http_server
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 
 import flows.server
-from flows.server import prefect_server
+from flows.run_flow import QUIET_S
+from flows.server import RECORDING, prefect_server
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
 
@@ -27,6 +28,14 @@ def own_server(monkeypatch):
     monkeypatch.setattr(flows.server, "start_server", start)
     with temporary_settings({PREFECT_API_URL: None}):
         yield
+
+
+def test_recording_has_settings_that_prefect_knows(monkeypatch):
+    for name, value in RECORDING.items():
+        monkeypatch.setenv(name, value)
+    recorder = Settings().server.services.task_run_recorder
+    assert recorder.batch_size == 100
+    assert recorder.flush_interval == 1 < QUIET_S
 
 
 def used(port, monkeypatch):

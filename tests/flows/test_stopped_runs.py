@@ -15,7 +15,7 @@ import pytest
 from distributed import Client, LocalCluster
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Paused
 from run_helpers import assert_same, carry_out, small_study
 
 from infra.stack import free_ports
@@ -36,7 +36,7 @@ class Started:
     def __init__(self, home: Path, study: Path, run: Run, *command: str) -> None:
         folder = home.parent
         self.run, self.log = run, folder / "output"
-        self.before = self._generated()
+        self.before = self.generated()
         environment = {
             k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_"))
         }
@@ -51,12 +51,12 @@ class Started:
                 env=environment, cwd=folder, stdout=sink, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
-    def _generated(self) -> int:
+    def generated(self) -> int:
         return int(self.run.progress.completed("generated").sum()) if self.run.exists else 0
 
     def wait_until_at_work(self) -> None:
         deadline = time.monotonic() + START_LIMIT_S
-        while self._generated() <= self.before:
+        while self.generated() <= self.before:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)  # polling for its first batch, bounded by the deadline
@@ -105,6 +105,34 @@ def start(tiny_model, tmp_path, prefect_home):
             one.process.kill()
 
 
+def pause_and_resume(started: Started) -> None:
+    """Pause a run in Prefect, and resume it after a time in which it must not have gone on."""
+
+    def complete() -> int:
+        progress = started.run.progress
+        return sum(int(progress.completed(k).sum()) for k in ("generated", "labeled", "probed"))
+
+    with (
+        temporary_settings({PREFECT_API_URL: started.api()}),
+        get_client(sync_client=True) as client,
+    ):
+        (flow_run,) = [r for r in client.read_flow_runs() if r.state.name == "Running"]
+        client.set_flow_run_state(flow_run.id, Paused(timeout_seconds=END_LIMIT_S))
+        started.wait_until_said(f"flow run {flow_run.id} is paused in Prefect")
+        deadline = time.monotonic() + END_LIMIT_S
+        at_rest, counts = 0, [-1]
+        while at_rest < 20:  # 5 seconds in which no unit ends
+            assert time.monotonic() < deadline
+            counts.append(complete())
+            at_rest = at_rest + 1 if counts[-1] == counts[-2] else 0
+            time.sleep(0.25)  # polling, bounded by the deadline
+        assert not started.run.location.has("summary.json")
+        assert Path(f"{started.run.url}.lease").exists()
+        assert started.process.poll() is None
+        client.resume_flow_run(flow_run.id)
+        started.wait_until_said(f"flow run {flow_run.id} was resumed in Prefect")
+
+
 @pytest.mark.timeout(1800)
 def test_run_stopped_by_ctrl_c_cancellation_or_loss_of_its_server_is_resumed(
     start, tiny_model, tmp_path
@@ -143,6 +171,8 @@ def test_run_stopped_by_ctrl_c_cancellation_or_loss_of_its_server_is_resumed(
     assert "the Prefect server at" in output
 
     done = start()
+    done.wait_until_at_work()
+    pause_and_resume(done)
     assert done.process.wait(END_LIMIT_S + START_LIMIT_S) == 0, done.log.read_text()
     study = small_study("stopped", tiny_model, SAMPLES)
     assert_same(carry_out(study, str(tmp_path / "plain")), done.run)

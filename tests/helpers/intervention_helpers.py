@@ -1,7 +1,7 @@
 """Interventions on a small run, carried out in this process."""
 
 from ldmprobe_core.interventions.directions import direction_of
-from ldmprobe_core.interventions.results import summarise_intervention
+from ldmprobe_core.interventions.measures.summarize import summarise_intervention
 from ldmprobe_core.interventions.stages import create_intervention, edit_batch, edit_units
 from ldmprobe_core.pipeline import model_cache
 

@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import yaml
 
+from flows.server import RECORDING
 from infra import services
 from infra.services import Platform
 
@@ -41,6 +42,17 @@ def local(tmp_path_factory):
     platform = Platform(tmp_path_factory.mktemp("stack"), ports, secrets, workers=2)
     with mock.patch.object(services, "postgres_program", lambda name: name):
         return {service.name: service for service in platform.services()}
+
+
+def test_every_prefect_server_records_task_runs_in_the_same_batches(compose, local):
+    values = yaml.safe_load((ROOT / "infra/kubernetes/prefect-server-values.yaml").read_text())
+    in_cluster = {entry["name"]: entry["value"] for entry in values["global"]["prefect"]["env"]}
+    for environment in (
+        local["prefect-server"].environment,
+        compose["prefect-server"]["environment"],
+        in_cluster,
+    ):
+        assert RECORDING.items() <= environment.items()
 
 
 def compose_accepts(folder: Path, values: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -37,7 +37,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Suspended
 from run_helpers import assert_same, carry_out, small_study
 
 from flows.run_lock import task_runs
@@ -47,8 +47,10 @@ from ldmprobe_core.interventions.results import completed_interventions, read_in
 from ldmprobe_core.pipeline import model_cache
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.lease import holder_of
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
+from tasks.failures import executing_keys
 
 pytestmark = [
     pytest.mark.slow,
@@ -433,9 +435,10 @@ def test_prepare_run_at_once_creates_one_run(connected, tiny_model):
 
 
 @pytest.mark.timeout(1200)
-def test_run_on_dask_workers_that_is_cancelled_in_prefect_stops_and_is_resumed(
+def test_run_on_dask_workers_that_is_cancelled_or_suspended_in_prefect_is_resumed(
     connected, tiny_model, tmp_path
 ):
+    """A deployment continues what a cancelled command began, and what it began itself."""
     study = small_study("cancelled", tiny_model, 60)
     path = tmp_path / "study.yaml"
     path.write_text(study.to_json())
@@ -454,11 +457,30 @@ def test_run_on_dask_workers_that_is_cancelled_in_prefect_stops_and_is_resumed(
         assert flow.returncode == 130, out[-3000:]
         assert f"flow run {started.id} was cancelled in Prefect" in out
         assert client.read_flow_run(started.id).state.is_cancelled()
-    assert not run.location.has("summary.json")
-    resumed = command(connected, path, "s3://runs/cancelled")
-    out, _ = resumed.communicate(timeout=600)
-    assert resumed.returncode == 0, out[-3000:]
+        assert not run.location.has("summary.json")
+        parameters = {"study": on_dask(study, connected), "store": "s3://runs/cancelled"}
+        deployment = client.read_deployment_by_name("study/process")
+        deployed = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        suspend(client, deployed.id, run)
+        with Client(connected.env["LDMPROBE_DASK"], set_as_default=False) as dask:
+            assert not any(dask.run(executing_keys).values())
+        assert client.read_flow_run(deployed.id).state.name == "Suspended"
+        assert not run.location.has("summary.json")
+        client.resume_flow_run(deployed.id)
+        assert finished(client, deployed.id, limit_s=600).state.is_completed()
     assert_same(carry_out(study, str(tmp_path / "plain")), run)
+
+
+def suspend(client, flow_run_id, run):
+    """Suspend a flow run after its first batch, as Prefect's UI does; wait for its run's lease."""
+    before, deadline = run.progress.completed("generated").sum(), time.monotonic() + 300
+    while run.progress.completed("generated").sum() == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # polling for its first batch, bounded by the deadline
+    client.set_flow_run_state(flow_run_id, Suspended(timeout_seconds=600))
+    while holder_of(run.url) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # polling for the end of its units, bounded by the deadline
 
 
 @pytest.mark.timeout(1200)

@@ -6,12 +6,9 @@ import xarray as xr
 from intervention_helpers import carry_out_intervention
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.interventions.measures.summarize import summarise_intervention
 from ldmprobe_core.interventions.plan import plan_intervention
-from ldmprobe_core.interventions.results import (
-    main_results,
-    read_intervention_summary,
-    summarise_intervention,
-)
+from ldmprobe_core.interventions.results import main_results, read_intervention_summary
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import edit_batch, edit_units
 from ldmprobe_core.interventions.targets import Target

@@ -8,8 +8,8 @@ from model_helpers import architecture_study
 from run_helpers import carry_out, small_study
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.interventions.measures.summarize import summarise_intervention
 from ldmprobe_core.interventions.plan import plan_intervention
-from ldmprobe_core.interventions.results import summarise_intervention
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.stages import create_intervention, edit_batch
 from ldmprobe_core.interventions.targets import Target

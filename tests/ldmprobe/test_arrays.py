@@ -123,8 +123,8 @@ def test_fit_probe_refuses_what_does_not_fit(data, change, words):
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"penalties": []}, "penalties: no list of numbers"),
-    ({"penalties": ["a"]}, "penalties: no list of numbers"),
+    ({"penalties": []}, "penalties: not a list of numbers"),
+    ({"penalties": ["a"]}, "penalties: not a list of numbers"),
     ({"penalties": [1, -1]}, "penalties: not all are finite and above 0"),
     ({"penalties": [0.1, float("nan")]}, "penalties: not all are finite and above 0"),
     ({"validation": float("nan")}, "validation: not a fraction"),
@@ -132,7 +132,7 @@ def test_fit_probe_refuses_what_does_not_fit(data, change, words):
     ({"validation": "x"}, "validation: not a fraction"),
     ({"seed": -1}, "seed: not a whole number"),
     ({"seed": 0.5}, "seed: not a whole number"),
-    ({"kind": "logistic"}, "labels: a logistic probe predicts a mask"),
+    ({"kind": "logistic"}, "labels: a logistic probe needs a mask"),
 ])  # fmt: skip
 def test_fit_probe_refuses_settings_out_of_range(data, settings, words):
     x, y = data
@@ -145,10 +145,10 @@ def test_fit_probe_refuses_settings_out_of_range(data, settings, words):
 ])  # fmt: skip
 def test_fit_probe_refuses_arrays_without_real_numbers(data, change):
     x, y = data
-    with pytest.raises(lp.UserError, match=r"activations: no real numbers.*Fix: "):
+    with pytest.raises(lp.UserError, match=r"activations: .* empty or not of real numbers.*Fix: "):
         lp.fit_probe(change(x), y)
     if change(y).size:
-        with pytest.raises(lp.UserError, match=r"labels: no real numbers.*Fix: "):
+        with pytest.raises(lp.UserError, match=r"labels: .* empty or not of real numbers.*Fix: "):
             lp.fit_probe(x, change(y))
 
 
@@ -158,7 +158,7 @@ def test_fit_probe_refuses_arrays_without_real_numbers(data, change):
     np.zeros((1, 64, 64, 3), np.int64),
 ])  # fmt: skip
 def test_a_loaded_labeler_refuses_arrays_that_are_not_images(images):
-    with pytest.raises(lp.UserError, match=r"images: not images .*Fix: convert"):
+    with pytest.raises(lp.UserError, match=r"images: not one or more images .*Fix: convert"):
         lp.load_labeler("depth", "tabletop", device="cpu")(images)
 
 

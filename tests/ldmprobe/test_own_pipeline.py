@@ -57,7 +57,9 @@ def test_run_study_resumes_the_run_of_the_same_pipeline_only(run, study, pipe):
     assert lp.run_study(run.study, store, progress=False, pipeline=pipe).url == run.url
     other = adapted_pipeline()
     other.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_v.scale = 1.0
-    with pytest.raises(lp.UserError, match=r"pipeline: it is pipeline:\w{16}, and the study is of"):
+    with pytest.raises(
+        lp.UserError, match=r"pipeline: it is pipeline:\w{16}, but the study's model is"
+    ):
         lp.run_study(run.study, store, progress=False, pipeline=other)
     planned = lp.plan(study, pipeline=other)
     assert planned.study.hash != run.study.hash

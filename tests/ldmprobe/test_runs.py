@@ -250,7 +250,7 @@ def test_intervene_scores_edits_of_test_samples(run):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"shift": (0.1, 0.0), "targets": ({"mirror": True},)}, "shift: targets are given too"),
+        ({"shift": (0.1, 0.0), "targets": ({"mirror": True},)}, "shift: given together"),
         ({"shift": (0.2, 0.0), "method": "leace"}, r"targets: the method leace does not use it"),
         ({"samples": 2, "chosen": (1,)}, "samples: it does not apply to chosen samples"),
         ({"stepps": 2}, "stepps is not a key of an intervention"),

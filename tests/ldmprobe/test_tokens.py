@@ -136,7 +136,7 @@ def test_a_lost_chunk_of_tokens_raises(copied):
 def test_tokens_that_are_not_generated_are_refused(copied):
     run, layer = copied
     run.progress.clear("generated", of_split(run, "train")[0] // 4)
-    with pytest.raises(lp.UserError, match="run: batches of these samples are not generated yet"):
+    with pytest.raises(lp.UserError, match="run: activations of these samples are not generated"):
         run.tokens(layer)
 
 
@@ -152,9 +152,9 @@ def test_training_tokens_that_are_only_summed_are_refused(tiny_model, tmp_path):
     ("arguments", "words"),
     [
         ({"layer": "latents"}, "layer: 'latents' is not in the run"),
-        ({"steps": 4}, r"steps: they are not different steps of the run \(\[4\]\)"),
-        ({"steps": [1, 1]}, "steps: they are not different"),
-        ({"steps": []}, "steps: they are not different"),
+        ({"steps": 4}, r"steps: not a list of distinct steps of the run \(\[4\]\)"),
+        ({"steps": [1, 1]}, "steps: not a list of distinct steps"),
+        ({"steps": []}, "steps: not a list of distinct steps"),
         ({"split": "training"}, r"split: there is no such split \(training\)"),
         ({"batch": 0}, "batch: it has no tokens"),
         ({"batch": 64, "buffer": 63}, "buffer: it is smaller than a batch of 64 tokens"),

@@ -85,6 +85,6 @@ def test_require_shares_names_the_sample_and_the_range(low, high):
     """Two images of each sample; the last image of sample 21 holds the values."""
     values = np.zeros((4, 2, 2), np.float32)
     values[3, 0] = low, high
-    with pytest.raises(RunError, match=rf"labels\.m: .*{low:g} to {high:g} .*sample 21.*Fix: let"):
+    with pytest.raises(RunError, match=rf"labels\.m: .*{low:g} to {high:g}, .*sample 21.*Fix: let"):
         require_shares("m", values, [20, 21])
     require_shares("m", np.linspace(-0.009, 1.009, 16).reshape(4, 2, 2), [20, 21])

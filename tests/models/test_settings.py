@@ -102,5 +102,5 @@ def test_components_with_different_latents_are_refused(model_folders):
 def test_image_sizes_that_the_pipeline_does_not_take_are_refused(model_folders):
     architecture = detect_architecture(model_folders["sd1"])
     architecture.config["sample_size"] = [8, 10]  # latents; the tiny VAE doubles them
-    with pytest.raises(UserError, match=r"multiples of 8 pixels, .* 16 x 20\. Fix"):
+    with pytest.raises(UserError, match=r"16 x 20 pixels, .* multiples of 8\. Fix"):
         check_settings(architecture, architecture_study(model_folders["sd1"], "sd1"))

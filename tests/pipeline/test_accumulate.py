@@ -33,12 +33,12 @@ def test_accumulate_unit_counts_an_interrupted_or_repeated_unit_once(
         accumulate_unit(run.url, 0, 1)  # its sums are written, its mark is not
     monkeypatch.setattr(Progress, "set_count", real)
     assert Accumulator.read(run, 0, run.progress.count("accumulated", 0)).count == len(first[0])
-    with pytest.raises(RuntimeError, match="has 1 of its 2 units"):
+    with pytest.raises(RuntimeError, match="has completed 1 of its 2 units"):
         require_accumulated(run)
     assert accumulate_unit(run.url, 0, 1)["samples"] == len(second[0])
     assert accumulate_unit(run.url, 0, 1)["samples"] == 0  # again
     assert accumulate_unit(run.url, 0, 0)["samples"] == 0
-    with pytest.raises(RuntimeError, match="submit its units in order"):
+    with pytest.raises(RuntimeError, match="submit the accumulator's units in order"):
         accumulate_unit(run.url, 1, 1)
     for number in range(len(run_accumulation_units(run)[1])):
         accumulate_unit(run.url, 1, number)

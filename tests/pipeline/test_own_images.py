@@ -180,7 +180,7 @@ def test_mistakes_of_own_images_and_maps(tmp_path, scenes):
     (tmp_path / "0.depth.npy").unlink()
     with pytest.raises(UserError, match=r"labels\.depth is 'maps'.*no depth maps"):
         plan_study(study(tmp_path, labels={"depth": "maps"}))
-    with pytest.raises(UserError, match=r"labels\.depth is 'maps'.*source must be images"):
+    with pytest.raises(UserError, match=r"labels\.depth is 'maps'.*set source to images"):
         plan_study(parse_study({"labels": {"depth": "maps"}}))
     with pytest.raises(UserError, match="class is 'maps'"):
         parse_study({"labels": {"class": "maps"}})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ldmprobe_core.pipeline.units import carry_out_units
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.lifecycle import retention
 from ldmprobe_core.storage.lifecycle.retention import DELETE, KEEP, SKIP, STRIP
+from ldmprobe_core.storage.lifecycle.schedule_record import write_schedule_record
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 from ldmprobe_core.study.loading import parse_study
@@ -108,6 +110,41 @@ def test_other_runs_are_never_deleted(store, tiny_model, tmp_path):
     gone = {name for name in before if not Path(folder, name).exists()}
     assert {name.partition("/")[0] for name in gone} == {store[0].url.rpartition("/")[2]}
     assert files(tmp_path / "elsewhere")
+
+
+def test_retention_of_scheduled_runs_follows_their_dates_and_spares_all_others(store):
+    folder = folder_of(store)
+    # By the times of their files the order would be 0, 1, 2, 3; no schedule started 1.
+    for seed, day in {0: date(2026, 2, 1), 2: date(2026, 3, 1), 3: date(2025, 12, 31)}.items():
+        write_schedule_record(store[seed].location, day)
+    plan = retention.plan_retention(folder, "tiny", keep=1, scheduled_only=True)
+    assert actions(plan, store) == {2: KEEP, 0: DELETE, 3: DELETE}
+    assert [item.url for item in plan] == [store[seed].url for seed in (2, 0, 3)]
+    plan = retention.plan_retention(
+        folder, "tiny", keep=1, scheduled_only=True, protected=store[3].url
+    )
+    assert actions(plan, store) == {2: KEEP, 0: DELETE, 3: KEEP}
+    store[0].location.write_text("schedule.json", "{")
+    assert store[0].url not in {
+        item.url for item in retention.plan_retention(folder, "tiny", 1, scheduled_only=True)
+    }
+
+
+def test_a_run_that_cannot_be_deleted_does_not_keep_the_others(store, monkeypatch):
+    folder = folder_of(store)
+    plan = retention.plan_retention(folder, "tiny", keep=2)
+    hindered = store[2].location.filesystem()
+
+    def rm(path, recursive=False):
+        if path.startswith(store[2].url):
+            raise PermissionError("not permitted")
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(hindered, "rm", rm)
+    done = retention.apply_retention(plan, "tiny")
+    assert actions(done, store) == {0: KEEP, 1: KEEP, 2: SKIP, 3: DELETE}
+    assert [item.reason for item in done if item.action == SKIP] == ["not permitted"]
+    assert (os.path.exists(store[2].url), os.path.exists(store[3].url)) == (True, False)
 
 
 @pytest.mark.parametrize("part", ["", ".move"])

@@ -1,1 +1,1 @@
-"""Controls, and labelers as competitors of the probes, scored when a run is summarised."""
+"""Scores of controls and of image labelers, which a run's summary compares with the probes."""

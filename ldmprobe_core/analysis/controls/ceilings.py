@@ -1,4 +1,4 @@
-"""Upper bounds of scores for a layer's token grid, and scores of constant predictions.
+"""Upper bounds that a token grid sets on scores, and the Dice score of an all-foreground mask.
 
 A probe predicts one value for each token, so its prediction is constant on a block of pixels, and
 even a perfect probe scores below 1.  Layers with different grids compare fairly only beside these
@@ -21,7 +21,7 @@ from ldmprobe_core.study.properties import property_of
 def block_ceilings(
     labels: LabelSet, prop: str, grids: list[tuple[int, int]], test: np.ndarray
 ) -> dict[str, float | None]:
-    """Compute the mean test score of the best block-constant predictions, for each token grid.
+    """Compute, for each token grid, the mean test score of the best block-constant predictions.
 
     Such predictions are constant on each token's block of pixels, as those of every probe are.  For
     a mask, the prediction is the share of foreground in each block, cut where the image's Dice
@@ -60,7 +60,7 @@ def block_ceilings(
 
 
 def all_foreground_score(masks: np.ndarray) -> float | None:
-    """Mean Dice of predicting foreground everywhere.
+    """Compute the mean Dice score of a prediction that marks every pixel as foreground.
 
     Args:
         masks: (n, y, x) bool, or floats with NaN at pixels that were not measured.
@@ -90,6 +90,6 @@ def _best_dice(shares: np.ndarray, weights: np.ndarray | None, index: int) -> fl
 
 
 def _mean_or_none(scores: np.ndarray) -> float | None:
-    """Mean of the defined scores (n,); None if there are none, because JSON has no NaN."""
+    """Average the defined scores (n,); None if there are none, because JSON has no NaN."""
     mean = float(mean_of_defined(scores))
     return mean if np.isfinite(mean) else None

@@ -1,4 +1,4 @@
-"""Samples on which a control was computed, for controls that use only some of the samples.
+"""Samples of the controls that were computed on only some of a run's samples.
 
 The permuted denoiser runs on some batches, and few samples have step images.  A probe is compared
 with such a control on the same test samples, and, where training activations are stored, it is

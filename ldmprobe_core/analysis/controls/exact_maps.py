@@ -1,4 +1,4 @@
-"""Scores of probes on ground-truth maps, for source images that have them.
+"""Scores of probes on the ground-truth maps that some source images come with.
 
 A probe that is fitted to a labeler's maps is scored on those maps in every other table.  Its scores
 on exact maps tell what it reads of the truth.  Where the labels are exact maps themselves, both are
@@ -12,7 +12,7 @@ import numpy as np
 from ldmprobe_core.analysis.controls.records import ExactRecord
 from ldmprobe_core.analysis.generalization.refits import TestScorer
 from ldmprobe_core.labelers.registry import labelers_of
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.detection import position_cut
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
@@ -56,7 +56,7 @@ def exact_record(
     )
     group = f"{ACTIVATION_GROUPS['trained']}/{layer}"
     activations = run.read(group, "activation", step=step - 1, sample=test)
-    # Non-finite activations give undefined predictions, so the score of their sample is NaN.
+    # Samples with non-finite activations get undefined predictions, and therefore the score NaN.
     with np.errstate(invalid="ignore"):
         tokens = probe.predict(activations)
     scores = scorer.scores(tokens, probe.cut if np.isfinite(probe.cut) else None)

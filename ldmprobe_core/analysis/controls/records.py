@@ -1,4 +1,4 @@
-"""Records of the results of controls, and of scores on ground-truth maps, in ``summary.json``."""
+"""Records of control results and of scores on ground-truth maps in ``summary.json``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ LARGEST_P = 0.05
 
 
 class Record(BaseModel):
-    """Base of the records, which refuse unknown keys."""
+    """Pydantic base class of these records; an unknown key is a validation error."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class OwnBestRecord(Record):
-    """Score of a control on the test samples, at the layer and step where it is best.
+    """Test score of a control at the layer and step where the control itself scores best.
 
     That cell is chosen on validation samples, as the probe's is.
 
@@ -65,7 +65,7 @@ class ControlRecord(Record):
 
     @property
     def exceeded(self) -> bool:
-        """Flag that is True if the probe clearly exceeds the control, each where it is best.
+        """True if the probe clearly exceeds the control, each at its own best layer and step.
 
         The interval of the paired difference must lie above zero, and p must be at most 0.05.
         """
@@ -74,7 +74,7 @@ class ControlRecord(Record):
 
 
 class ControlsRecord(Record):
-    """Results of the controls; None where a control is off.
+    """Results of all controls; None for a control that was not computed.
 
     Registered conditions and nonlinear kinds of probes that a study enables add further keys.
 
@@ -103,13 +103,13 @@ class ControlsRecord(Record):
     __pydantic_extra__: dict[str, ControlRecord] = Field(init=False)
 
     def by_name(self) -> dict[str, ControlRecord]:
-        """Records of the enabled controls by name; declared fields come first."""
+        """Return the records of the computed controls by name, built-in controls first."""
         records = {name: getattr(self, name) for name in type(self).model_fields}
         records |= self.model_extra or {}
         return {name: record for name, record in records.items() if record is not None}
 
     def not_exceeded(self) -> list[str]:
-        """Names of the controls that the probe's best layer and step does not clearly exceed.
+        """Return the names of the controls that the best probe does not clearly exceed.
 
         A nonlinear probe may read more than a linear one, so it is not among them.
         """
@@ -121,7 +121,7 @@ class ControlsRecord(Record):
 
 
 class ExactRecord(Record):
-    """Scores against the ground-truth maps of the test samples, in the main metric.
+    """Scores of probe, baseline and labeler on the ground-truth maps of the test samples.
 
     Attributes:
         best: score of the probe's best cell.
@@ -139,7 +139,7 @@ class ExactRecord(Record):
 
 
 class VectorScore(Record):
-    """Score of the predicted vectors of a vector property, at one layer and step.
+    """Score of predicted vectors (such as surface normals) at one layer and step.
 
     Attributes:
         cosine: mean cosine between predicted and labeled directions over an image's pixels.
@@ -153,7 +153,7 @@ class VectorScore(Record):
 
 
 class VectorExact(Record):
-    """Mean angles between predictions and ground-truth maps of the test samples, in degrees.
+    """Mean angles between predicted and ground-truth vectors on the test samples, in degrees.
 
     Attributes:
         best: angle of the best cell's predictions.
@@ -167,7 +167,7 @@ class VectorExact(Record):
 
 
 class VectorRecord(Record):
-    """Results of a vector property, whose components are properties with records of their own.
+    """Joint results of the components of a vector property, such as surface normals.
 
     Differences are paired over samples, in degrees; a negative one says that the probe is nearer.
 
@@ -195,7 +195,7 @@ class VectorRecord(Record):
 
 
 class ClassMapScore(Record):
-    """Score of a cell's predictions of all classes of a class map.
+    """Score of class maps predicted at one layer and step: IoU of each class, and their mean.
 
     Attributes:
         mean_iou: mean over classes of the intersection over union, 0..1, over all test images.
@@ -209,7 +209,7 @@ class ClassMapScore(Record):
 
 
 class ClassMapExact(Record):
-    """Mean IoU of predictions against ground-truth maps of the test samples.
+    """Mean IoU of predicted and ground-truth class maps on the test samples.
 
     Attributes:
         best: mean IoU of the best cell's predictions.
@@ -223,7 +223,7 @@ class ClassMapExact(Record):
 
 
 class ClassMapRecord(Record):
-    """Results of a class map, whose classes are mask properties with records of their own.
+    """Joint results of the classes of a class map, each of which is also a mask property.
 
     Differences are of the same resamples of the test samples.
 
@@ -251,7 +251,7 @@ class ClassMapRecord(Record):
 
 
 class NumberScore(Record):
-    """Score of a ridge probe of a number per image, from the mean activation of a cell.
+    """Score of ridge probes that predict a number per image, at one layer and step.
 
     Attributes:
         spearman: rank correlation of predictions and labels over the test images.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe_core.analysis.controls.prompt_control import control_grid
+from ldmprobe_core.analysis.curves import RECALIBRATED
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.block_scores import block_means
@@ -23,9 +24,6 @@ from ldmprobe_core.probing.metrics import HeadlineScorer
 from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.properties import property_of
-
-RECALIBRATED = "_recalibrated"
-"""Suffix of the name of an image source, for scores of the recalibrated labeler."""
 
 _MOST_TRAINING_SAMPLES = 64
 """Largest number of training samples to which a recalibration is fitted.
@@ -37,7 +35,7 @@ It has only three parameters, and needs training samples with step images.
 def rival_scores(
     run: Run, prop: str, labels: LabelSet, test: np.ndarray, steps: int
 ) -> dict[str, np.ndarray]:
-    """Score the labeler of a property on the images of each step, in the main metric.
+    """Score a property's labeler on the images decoded at each step, in the main metric.
 
     Args:
         run: finished run.
@@ -58,7 +56,7 @@ def rival_scores(
     scores = {}
     for source in SOURCES:
         plain, recalibrated = np.full((2, steps, len(test)), np.nan)
-        # Each chunk has all steps of one sample, so they are read at once.
+        # Read all steps at once, because a stored chunk holds all steps of one sample.
         maps, known = (
             run.read(f"labels_{source}", prop, sample=np.searchsorted(index, members))
             for members in (test[scored], train)
@@ -80,7 +78,7 @@ def _scores_at(
     train: np.ndarray,
     headline: HeadlineScorer,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Score the labeler's maps of one step's images, before and after recalibration, (n,) each.
+    """Score a labeler's maps of one step's images, as they are and recalibrated, (n,) each.
 
     Args:
         run: finished run.
@@ -105,7 +103,7 @@ def _scores_at(
 def recalibrate(
     maps: np.ndarray, known: np.ndarray, labels: LabelSet, prop: str, train: np.ndarray
 ) -> np.ndarray:
-    """Recalibrate a labeler's maps by a linear function of each map and the training mean map.
+    """Fit a linear recalibration of a labeler's maps to the labels, and apply it.
 
     The function, a * map + b * mean map + c, is fitted by least squares to the labels of training
     samples.  The fit uses block means on a grid of at most 16 x 16, because it has only three

@@ -18,7 +18,7 @@ from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.storage.run import Run
 
 MOST_PARTNERS = 4
-"""Largest number of images of the same prompt against whose labels one map is scored."""
+"""Largest number of other images against whose labels one map is scored."""
 
 
 def same_prompt_scores(

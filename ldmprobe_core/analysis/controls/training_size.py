@@ -1,4 +1,4 @@
-"""Correction of differences between probes and controls for the number of training samples.
+"""Jackknife correction of score differences (probe minus control) for small training sets.
 
 Probes of a control may have many more channels than probes of a layer: a neighbourhood of 5 x 5
 latents has 100 at four channels each.  From few training samples they are estimated less precisely,
@@ -30,7 +30,7 @@ DIVISIONS = 5
 
 @dataclass(frozen=True)
 class CorrectedDifference:
-    """Difference between a probe and a control, corrected for the number of training samples.
+    """Score difference (probe minus control), corrected for the small number of training samples.
 
     Attributes:
         values: difference of the scores of each test sample, (test sample,).
@@ -42,7 +42,7 @@ class CorrectedDifference:
 
 
 def training_halves(train: np.ndarray, prompts: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Divide training samples at random into two halves with different prompts, several times.
+    """Split training samples `DIVISIONS` times into random halves that share no prompt.
 
     Args:
         train: indices of the training samples, (n,).
@@ -70,7 +70,7 @@ def scores_of_halves(
     probe: tuple[str, str],
     halves: list[np.ndarray],
 ) -> np.ndarray:
-    """Score probes that are fitted to halves of the training samples, in the main metric.
+    """Fit a probe to each half of the training samples, and score it in the main metric.
 
     Args:
         activations: activations of all samples in a cell, (sample, y, x, channel) as stored.
@@ -98,7 +98,7 @@ def scores_of_halves(
 
 
 def corrected_difference(difference: np.ndarray, of_halves: np.ndarray) -> CorrectedDifference:
-    """Correct a score difference of probe and control for the number of training samples.
+    """Correct a score difference (probe minus control) for small training sets, by the jackknife.
 
     The loss from few samples is larger where a control has more channels, and is extrapolated from
     probes that are fitted to half of the samples.

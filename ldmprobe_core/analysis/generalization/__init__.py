@@ -1,1 +1,1 @@
-"""Tests of how far probes generalize: over steps, categories and numbers of training images."""
+"""Generalization of probes to other steps, other categories and fewer training images."""

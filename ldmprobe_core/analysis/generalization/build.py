@@ -1,4 +1,4 @@
-"""Generalization analyses of all properties, in one pass over the activations of each layer."""
+"""Computation of all generalization analyses, with one pass over each layer's activations."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer
 from ldmprobe_core.analysis.generalization.transfer import TransferMatrix
 from ldmprobe_core.analysis.property_scores import PropertyScores
 from ldmprobe_core.analysis.records import PropertyRecord
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.analysis.stored_probes import stored_probes
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
 
 
 class PropertyAnalyses:
-    """Generalization analyses of one property; its layer's activations are added step by step.
+    """Generalization analyses of one property, updated with the activations of one step at a time.
 
     Args:
         run: finished run.
@@ -65,11 +65,15 @@ class PropertyAnalyses:
         self.code_length: list[CodeLengthRecord] = []
 
     def add(self, step: int, activations: np.ndarray) -> None:
-        """Add the activations of a step (counted from 0), (sample, token, channel).
+        """Update the analyses with one step's activations, (sample, y, x, channel).
 
-        They are those of all samples in the steps of `refitted` (counted from 1), where probes are
-        fitted again, and may be those of the test samples alone in the other steps.  If all
-        training samples of a step have non-finite activations, no probes are fitted again for it.
+        Steps in `refitted`, where probes are fitted again, need the activations of all samples; for
+        other steps, those of the test samples are enough.  If all training samples of a step have
+        non-finite activations, no probes are fitted again for it.
+
+        Args:
+            step: step of the activations, from 0 (the steps of `refitted` count from 1).
+            activations: activations of all samples or of the test samples, as stored.
         """
         test = self.scorer.test
         of_test = activations if len(activations) == len(test) else activations[test]
@@ -111,7 +115,7 @@ class PropertyAnalyses:
 def add_analyses(
     run: Run, properties: dict[str, PropertyRecord], analyses: dict[str, PropertyAnalyses]
 ) -> None:
-    """Compute generalization analyses from a run's activations, and set them in the records.
+    """Compute the generalization analyses of all properties, and store them in `properties`.
 
     Properties with the same layer share the reads.  Steps without refitted probes read the test
     samples only.
@@ -129,17 +133,3 @@ def add_analyses(
                 part.add(step, activations)
     for prop, part in analyses.items():
         properties[prop].analyses = part.to_record()
-
-
-def stored_probes(run: Run, layer: str, kind: str, prop: str) -> list[LinearProbe]:
-    """Read the probes of all steps of one layer, of one kind and property, in order."""
-    study = run.study
-    index = {"kind": study.linear_kinds.index(kind), "property": study.labels.maps.index(prop)}
-    names = ("weight", "bias", "penalty", "cut", "position")
-    stored = {name: run.read(f"probes/{layer}", name, **index) for name in names}
-    return [
-        LinearProbe(weight.astype(np.float64), float(bias), float(penalty), float(cut), position)
-        for weight, bias, penalty, cut, position in zip(
-            *(stored[name] for name in names), strict=True
-        )
-    ]

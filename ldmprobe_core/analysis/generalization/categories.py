@@ -1,4 +1,4 @@
-"""Scores by category, and scores of probes on categories that they were not fitted to."""
+"""Probe scores by image category, and scores on categories left out of training."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def holdout_record(
     step: int,
     seed: int,
 ) -> HoldoutRecord:
-    """Score probes on the test samples of categories that they were not fitted to.
+    """Score probes on the test samples of categories that were left out of their training.
 
     The scores of a fold are undefined if no training or validation sample is left without it.
 
@@ -81,7 +81,7 @@ def holdout_record(
     fold_of = {name: fold for fold, names in enumerate(folds) for name in names}
     of_sample = np.array([fold_of[str(sample.category)] for sample in samples])
     train, validation, n = data.train, data.validation, len(folds)
-    # For comparison, as many training samples as each fold has are left out at random.
+    # For comparison, leave out random training samples, as many as each fold contains.
     prompts = np.array([samples[i].group for i in train])
     shuffled = ordered_by_prompt(train, prompts, np.random.default_rng(seed))
     sizes = [int((of_sample[train] == fold).sum()) for fold in range(n)]
@@ -116,7 +116,7 @@ def _leave_out(
     tested: list[np.ndarray],
     test: np.ndarray,
 ) -> np.ndarray:
-    """Predict samples with probes that are fitted to all parts of the training samples but one.
+    """For each part of the training samples, predict test samples with a probe fitted to the rest.
 
     Args:
         data: activations and labels.

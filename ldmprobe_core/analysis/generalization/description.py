@@ -39,7 +39,7 @@ SMALLEST_VARIANCE = 1e-6
 """Smallest variance of the Gaussian noise model, relative to the variance of the labels."""
 
 SMOOTHING = 1e-3
-"""Weight of 1/2 in the average with which foreground fractions are kept away from 0 and 1.
+"""Weight with which foreground fractions are averaged with 1/2, so that none is 0 or 1.
 
 A mask without any foreground would otherwise be coded with a probability of 0.
 """
@@ -53,7 +53,7 @@ _NoiseModel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def code_lengths(
     data: RefitData, blocks: list[np.ndarray], sums: list[SufficientStatistics]
 ) -> np.ndarray:
-    """Compute code lengths of labels, coding blocks of images one after the other.
+    """Compute code lengths of labels by online coding, one block of images after the other.
 
     Args:
         data: activations and labels of all samples.
@@ -79,7 +79,7 @@ def code_lengths(
 
 
 def _position_alone(probe: LinearProbe) -> LinearProbe:
-    """Return a copy of a probe that predicts its position term alone."""
+    """Return a copy of a probe with zero weights and bias: it predicts only its position term."""
     return replace(probe, weight=np.zeros_like(probe.weight), bias=0.0)
 
 
@@ -90,7 +90,7 @@ def _block_lengths(
     tuning: np.ndarray,
     block: np.ndarray,
 ) -> np.ndarray:
-    """Mean code length of the tokens of each sample of a block in bits, (n,).
+    """Compute each sample's mean code length per token, in bits, for one block of samples, (n,).
 
     Args:
         data: activations and labels.
@@ -114,7 +114,7 @@ def _block_lengths(
 
 
 def fit_gaussian(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> _NoiseModel:
-    """Fit a Gaussian density around predictions, with one variance.
+    """Fit a Gaussian noise model of labels, with the prediction as mean and a constant variance.
 
     Args:
         predicted, truth: predictions and labels of tokens, (token,).

@@ -29,7 +29,7 @@ FEWEST = 4
 
 
 def block_ends(n: int) -> list[int]:
-    """Divide n images into blocks, and return the number of images up to each end: 2, 4, ..., n."""
+    """Return the cumulative sizes 2, 4, 8, ..., n of blocks into which n images are divided."""
     return [2**k for k in range(1, max(n, 1).bit_length()) if 2**k < n] + [n]
 
 
@@ -49,12 +49,12 @@ class NestedBlocks:
 
     @property
     def ends(self) -> list[int]:
-        """Number of images up to the end of each block."""
+        """Cumulative number of images at the end of each block."""
         return block_ends(len(self.data.train))
 
     @cached_property
     def blocks(self) -> list[list[np.ndarray]]:
-        """Indices of the samples of each block, by draw; each prompt's samples are consecutive."""
+        """Sample indices by random order and block; samples of a prompt are consecutive."""
         rng, train = np.random.default_rng(self.seed), self.data.train
         prompts = np.array([self.samples[i].group for i in train])
         orders = [ordered_by_prompt(train, prompts, rng) for _ in range(DRAWS)]
@@ -62,14 +62,14 @@ class NestedBlocks:
 
     @cached_property
     def sums(self) -> list[list[SufficientStatistics]]:
-        """Sufficient statistics of each block, by draw."""
+        """Sufficient statistics by random order and block."""
         return [[self.data.sums(block) for block in blocks] for blocks in self.blocks]
 
 
 def learning_record(
     nested: NestedBlocks, scorer: TestScorer, bootstrap: Bootstrap, step: int
 ) -> LearningRecord | None:
-    """Score probes fitted to the first blocks of training images on the test samples.
+    """Fit probes to growing sets of training images, and score them on the test samples.
 
     Args:
         nested: blocks of the training images.
@@ -105,7 +105,7 @@ def learning_record(
 def code_length_record(
     nested: NestedBlocks, bootstrap: Bootstrap, step: int
 ) -> CodeLengthRecord | None:
-    """Code the labels of the training images block by block, and average the code lengths.
+    """Compute the mean code length of the training images' labels, coded block by block.
 
     Args:
         nested: blocks of the training images.
@@ -124,8 +124,8 @@ def code_length_record(
             for blocks, sums in zip(nested.blocks, nested.sums, strict=True)
         ]
     )
-    # In each draw, the images of the first block have no code length (NaN).  The average over the
-    # other draws gives a code length for most of these images too.
+    # In each draw, the images of the first two blocks have no code length (NaN).  The average over
+    # the other draws gives a code length for most of these images too.
     position, probe = defined_mean(lengths)
     saved = bootstrap.interval(position - probe)
     defined = np.isfinite(position - probe)
@@ -143,7 +143,7 @@ def code_length_record(
 
 
 def defined_mean(values: np.ndarray) -> np.ndarray:
-    """Average the values that are not NaN over the first axis; NaN where there are none."""
+    """Average the finite values over the first axis; NaN where there are none."""
     defined = np.isfinite(values)
     count = defined.sum(0)
     total = np.where(defined, values, 0).sum(0)

@@ -17,13 +17,13 @@ Matrix = list[list[float | None]]
 
 
 class _Record(BaseModel):
-    """Base class of the records, which refuses unknown keys."""
+    """Pydantic base class of these records; an unknown key is a validation error."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class TransferRecord(_Record):
-    """Scores of the probe of each step on the activations of every step, and cosines of probes.
+    """Scores of each step's probe on the activations of every step, and cosines of their weights.
 
     In the two matrices of scores, a row is the step that the probe was fitted at, and a column the
     step of the test samples' activations.  The diagonal holds the ordinary scores.  The probe keeps
@@ -57,7 +57,7 @@ class CategoryRecord(_Record):
 
 
 class HoldoutRecord(_Record):
-    """Scores of probes on categories that they were not fitted to, at one step.
+    """Scores of probes, at one step, on categories that were left out of their training.
 
     The categories are divided into folds.  For each fold, a probe is fitted without the fold's
     training and validation samples, and scored on the fold's test samples.  All scores are headline
@@ -85,7 +85,7 @@ class HoldoutRecord(_Record):
 
 
 class LearningRecord(_Record):
-    """Scores of probes fitted to growing numbers of training images, at one step.
+    """Learning curve at one step: scores of probes fitted to growing numbers of training images.
 
     The subsets of a draw are nested: its training images are ordered at random, prompt by prompt,
     and a probe is fitted to the first 4, 8, 16, ... of them and to all.  The penalty is chosen on
@@ -151,5 +151,5 @@ class AnalysesRecord(_Record):
 
 
 def to_matrix(values: list[list[float]]) -> Matrix:
-    """Replace NaN by None in the rows of a matrix."""
+    """Convert the rows of a matrix for JSON, which has no NaN: NaN becomes None."""
     return [[None if value != value else float(value) for value in row] for row in values]

@@ -1,4 +1,4 @@
-"""Ridge probes with a position term that are fitted to a part of a run's training samples."""
+"""Ridge probes with a position term, refitted to a part of a run's training samples."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class TestScorer:
     prop: str
     test: np.ndarray
     metrics: tuple[str, ...] = field(init=False)
-    __test__ = False  # Pytest would collect the class because of its name.
+    __test__ = False  # tells pytest that this class is not a test
 
     def __post_init__(self) -> None:
         record = property_of(self.prop)
-        # `LabelSet.scorer` scores the held-out samples.  In this copy, only test samples are held
-        # out, so that only these are scored.
+        # `LabelSet.scorer` scores all held-out samples.  In this copy, the test samples are the
+        # only held-out ones, so validation samples are not scored.
         self._labels = replace(self.labels, heldout=self.test)
         partial = () if record.partial_metric is None else (record.partial_metric,)
         self.metrics = (record.metrics[0], *partial)
@@ -66,7 +66,7 @@ class TestScorer:
 
 @dataclass
 class RefitData:
-    """Activations (one layer, one step) and labels of a property, to which probes are fitted.
+    """Activations at one layer and step, and labels of one property, for refitting probes.
 
     Attributes:
         activations: activations of all samples, (sample, y, x, channel) as stored.
@@ -101,7 +101,7 @@ class RefitData:
         return self.labels.validation[self.finite[self.labels.validation]]
 
     def tokens(self, members: np.ndarray) -> np.ndarray:
-        """Labels of the tokens of samples, (n, y, x); NaN where no pixel was measured."""
+        """Token labels of the given samples, (n, y, x); NaN for a token without measured pixels."""
         return self.labels.tokens(self.prop, self.grid)[members]
 
     def weights(self, members: np.ndarray) -> np.ndarray | None:
@@ -110,7 +110,7 @@ class RefitData:
         return None if counts is None else counts[members]
 
     def sums(self, members: np.ndarray) -> SufficientStatistics:
-        """Sufficient statistics of the tokens of samples, with one label.
+        """Sufficient statistics of the tokens of the given samples, with one label column.
 
         Sums of disjoint sets of samples can be added.
         """
@@ -144,7 +144,7 @@ class RefitData:
         return replace(probe, position=means[:, 0][token_positions(self.grid)])
 
     def cut(self, probe: LinearProbe, members: np.ndarray) -> float | None:
-        """Choose a mask probe's foreground threshold on its training samples; None for others."""
+        """Choose the foreground threshold of a mask's probe; None for other properties."""
         if not property_of(self.prop).is_mask:
             return None
         weights = self.weights(members)
@@ -155,7 +155,7 @@ class RefitData:
         )
 
     def predict(self, probe: LinearProbe, members: np.ndarray, cut: float | None) -> np.ndarray:
-        """Predict the tokens of samples, less the threshold of a mask if given, (n, y, x).
+        """Predict the tokens of the given samples, minus the foreground threshold `cut`, (n, y, x).
 
         The prediction of a mask is foreground where the result is positive.  A sample with
         non-finite activations gets NaN.
@@ -182,10 +182,10 @@ def ordered_by_prompt(
 
 
 def _label_means(sums: SufficientStatistics) -> np.ndarray:
-    """Mean label at each position, (position, label); the overall mean without tokens."""
+    """Mean label at each position, (position, label); the overall mean where no token is."""
     if sums.by_position is None:
         raise ValueError(
-            "by_position: no sums by position (None). Fix: give positions to from_tokens"
+            "by_position: the sums were not computed (None). Fix: pass positions to from_tokens"
         )
     count = sums.by_position[:, sums.channels, None]
     total = sums.by_position[:, sums.channels + 1 :]

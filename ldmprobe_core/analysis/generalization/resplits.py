@@ -23,7 +23,7 @@ from operator import add
 import numpy as np
 
 from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer, ordered_by_prompt
-from ldmprobe_core.pipeline.activation_sinks import ACTIVATION_GROUPS
+from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.inference.selection import choose_layer
@@ -36,7 +36,7 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
 RESPLITS = 20
-"""Number of re-splits."""
+"""Number of re-splits, the random train/validation divisions of a run's prompts."""
 
 MOST_BLOCKS = 24
 """Largest number of blocks of prompts, which bounds the memory for their sums of products."""
@@ -44,7 +44,7 @@ MOST_BLOCKS = 24
 
 @dataclass(frozen=True)
 class Resplits:
-    """Divisions of blocks of samples into training, validation and other samples.
+    """Random assignments of sample blocks to training and validation, one for each re-split.
 
     Attributes:
         blocks: indices of the samples of each block.
@@ -58,7 +58,7 @@ class Resplits:
 
     @classmethod
     def draw(cls, labels: LabelSet, prompts: np.ndarray, seed: int) -> Resplits | None:
-        """Draw `RESPLITS` divisions of the training and validation samples of a run.
+        """Divide the non-test samples into training and validation at random, `RESPLITS` times.
 
         All samples of a prompt are in one part.
 
@@ -89,7 +89,7 @@ class Resplits:
 
     @property
     def inflation(self) -> float:
-        """Factor on the deviations between re-splits, since their training sets overlap.
+        """Factor that corrects deviations between re-splits for their overlapping training sets.
 
         Training parts overlap, so they differ less than those of independent studies do.  The mean
         of n out of N prompts, drawn without replacement, varies less by the factor 1 - n / N
@@ -99,15 +99,15 @@ class Resplits:
 
     @property
     def samples(self) -> np.ndarray:
-        """Indices of the samples of all blocks, block by block, (member,)."""
+        """Indices of the samples of all blocks, concatenated block by block, (member,)."""
         return np.concatenate(self.blocks)
 
     def holds(self, part: np.ndarray) -> np.ndarray:
-        """Expand flags of blocks (re-split, block) to flags of their samples (re-split, member)."""
+        """Expand block flags (re-split, block) to the blocks' samples, (re-split, member)."""
         return np.repeat(part, [len(block) for block in self.blocks], axis=1)
 
     def fit(self, data: RefitData) -> list[LinearProbe]:
-        """Fit one probe for each division of the prompts, at one layer and step.
+        """Fit one probe for each re-split of the prompts, at one layer and step.
 
         The weights are NaN if a part has no sample with finite activations.
         """
@@ -125,7 +125,7 @@ class Resplits:
         return probes
 
     def predict(self, data: RefitData, probes: list[LinearProbe]) -> np.ndarray:
-        """Predict the tokens of all samples with each re-split's probe, less its threshold.
+        """Predict all samples with each re-split's probe, minus the probe's foreground threshold.
 
         The cut of a probe of a mask is chosen on the training samples of its re-split.
 
@@ -176,7 +176,7 @@ class ResplitScorer:
         self._validation = resplits.holds(resplits.validation)
 
     def scores(self, activations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Fit and score the probes of one layer at one step.
+        """Fit and score one probe for each re-split, at one layer and step.
 
         Args:
             activations: activations of all samples, (sample, y, x, channel).
@@ -212,7 +212,7 @@ class ResplitScorer:
         return np.stack(rows)
 
     def _validation_scores(self, predicted: np.ndarray) -> np.ndarray:
-        """Score each re-split's predictions (re-split, member, y, x) of its validation samples.
+        """Score predictions (re-split, member, y, x) on the validation samples of each re-split.
 
         A scorer scores one prediction of every member at once, so the predictions of different
         re-splits, of different members, are scored together.
@@ -231,7 +231,7 @@ class ResplitScorer:
 
 @dataclass(frozen=True)
 class ResplitCurves:
-    """Scores over the steps of one property, of the layer that each re-split chooses.
+    """Test scores of one property over the steps, at the layer that each re-split chooses.
 
     Attributes:
         layers: name of the chosen layer by re-split.
@@ -252,7 +252,7 @@ class ResplitCurves:
 
     @property
     def deviations(self) -> np.ndarray:
-        """Deviations of the scores from their mean over re-splits, times `Resplits.inflation`.
+        """Deviations of the scores from their mean over re-splits, times `inflation`.
 
         An undefined score counts as the mean.
         """
@@ -260,11 +260,11 @@ class ResplitCurves:
 
     @property
     def position_deviations(self) -> np.ndarray:
-        """Deviations of the position baselines' scores, times `Resplits.inflation`."""
+        """Deviations of position-baseline scores from their mean, times `inflation`."""
         return self._deviations(self.position)
 
     def _deviations(self, scores: np.ndarray) -> np.ndarray:
-        """Compute deviations of scores (re-split, ...) from their mean, times the inflation."""
+        """Subtract the mean over re-splits from scores (re-split, ...); multiply by `inflation`."""
         mean = mean_of_defined(np.moveaxis(scores, 0, -1))
         return self.inflation * np.nan_to_num(scores - mean)
 
@@ -272,7 +272,7 @@ class ResplitCurves:
 def resplit_curves(
     run: Run, labels: LabelSet, layers: Mapping[str, Sequence[str]], test: np.ndarray
 ) -> dict[str, ResplitCurves]:
-    """Compute the curves of re-splits from a run's activations, with one pass over each layer.
+    """Compute each property's score curves for all re-splits, with one pass over each layer.
 
     Args:
         run: finished run.
@@ -325,7 +325,7 @@ def choose_curves(
     position: np.ndarray,
     inflation: float,
 ) -> ResplitCurves:
-    """Choose for every re-split the layer that scores best on its validation samples.
+    """Choose each re-split's best layer on validation samples, and collect its test scores.
 
     Args:
         layers: names of the candidate layers.

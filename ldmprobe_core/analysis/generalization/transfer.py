@@ -10,7 +10,7 @@ from ldmprobe_core.probing.linear import LinearProbe, predictions
 
 
 class TransferMatrix:
-    """Transfer matrix of one property, which is filled one step of activations at a time.
+    """Transfer matrix of one property; each call of `add` fills the column of one step.
 
     Args:
         probes: probe of each step, in order, all of the same layer and kind.
@@ -38,7 +38,7 @@ class TransferMatrix:
         predicted = np.full((*activations.shape[:3], len(self.probes)), np.nan)
         predicted[finite] = predictions(activations[finite], self.probes)
         for i, probe in enumerate(self.probes):
-            # For properties other than masks, the threshold `cut` is NaN, and is not used.
+            # For properties other than masks, the threshold `cut` is NaN, and has no effect.
             scores = self.scorer.scores(predicted[..., i], probe.cut)
             defined = np.isfinite(scores)
             for row, values, use in zip(self.means, scores, defined, strict=True):
@@ -57,7 +57,7 @@ class TransferMatrix:
 
 
 def weight_cosines(weights: np.ndarray, deviations: np.ndarray) -> np.ndarray:
-    """Cosines between probes' weights, each multiplied by its channels' standard deviations.
+    """Cosines between the steps' probe weights, each scaled by its channel's standard deviation.
 
     Args:
         weights: weights of each step's probe, (step, channel).

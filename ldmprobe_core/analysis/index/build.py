@@ -1,4 +1,4 @@
-"""Building of the index of a store: one static page of all its runs.
+"""Build the web page that lists all runs of a store.
 
 The page is ``index.html`` in the store's own folder or prefix.  It loads nothing, and links to the
 reports of the runs beside it.
@@ -53,7 +53,7 @@ class RunEntry:
 
 
 def write_index(store: str) -> str:
-    """Write the page of all runs of a store, newest first.
+    """Write a web page (``index.html``) that lists all runs of a store, newest first.
 
     Args:
         store: folder or ``s3://bucket/prefix`` that contains runs.
@@ -80,7 +80,7 @@ def write_index(store: str) -> str:
 
 
 def read_entry(location: Location, name: str) -> RunEntry:
-    """Read what the page shows of one run; an unreadable run becomes an entry that says so."""
+    """Read a run's entry for the index page; for an unreadable run, the entry gives the reason."""
     run = Run(f"{location.url}/{name}")
     try:
         model = run.study.model.source
@@ -97,7 +97,7 @@ def read_entry(location: Location, name: str) -> RunEntry:
 
 
 def index_page(url: str, entries: list[RunEntry]) -> str:
-    """Return the HTML page of a store's runs."""
+    """Return the HTML of the page that lists the runs of a store."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     properties = list(
@@ -118,7 +118,7 @@ def index_page(url: str, entries: list[RunEntry]) -> str:
 
 
 def _heatmaps(prop: str, entries: list[RunEntry]) -> dict[str, str]:
-    """Draw one property's heatmap for each run, with one colour range for all runs per metric."""
+    """Draw one property's heatmap for each run; runs with the same metric share a colour range."""
     with_means = [
         (entry, entry.summary.properties[prop].best.metric)
         for entry in entries
@@ -136,7 +136,7 @@ def _heatmaps(prop: str, entries: list[RunEntry]) -> dict[str, str]:
 
 
 def _side_by_side_rows(prop: str, entries: list[RunEntry]) -> dict[str, list[str]]:
-    """Return the rows of a property's numbers, each with a cell for every run."""
+    """Return a property's table: one row for each result, with one cell for each run."""
     results = [entry.summary.properties.get(prop) if entry.summary else None for entry in entries]
     columns = [_numbers(result) if result else {} for result in results]
     keys = list(dict.fromkeys(key for column in columns for key in column))
@@ -144,7 +144,7 @@ def _side_by_side_rows(prop: str, entries: list[RunEntry]) -> dict[str, list[str
 
 
 def _numbers(result: PropertyRecord) -> dict[str, str]:
-    """Return the main numbers of a property with their intervals, by heading."""
+    """Format a property's main results with their intervals, by row heading."""
     best = result.best
     return {
         "best score": f"{number(best.score)} ({metric_title(best.metric)})",
@@ -158,7 +158,7 @@ def _numbers(result: PropertyRecord) -> dict[str, str]:
 
 
 def _progress(run: Run) -> str:
-    """Say how many units of an unfinished run are complete."""
+    """Describe how many units of work of an unfinished run are complete."""
     counts = []
     for kind, units in (("generated", "batches generated"), ("probed", "cells probed")):
         done = run.progress.completed(kind)
@@ -167,13 +167,13 @@ def _progress(run: Run) -> str:
 
 
 def _modified(location: Location, name: str) -> datetime:
-    """Return when a file was last modified, with a time zone."""
+    """Return the time at which a file was last modified, with a time zone."""
     modified: datetime = location.filesystem().modified(location.path(name))
     return modified if modified.tzinfo else modified.replace(tzinfo=UTC)
 
 
 def _cell_means(run: Run, summary: Summary) -> dict[str, dict[tuple[str, int], float]]:
-    """Read from the report the mean test score of each (layer, step) of the best cell's kind."""
+    """Read from the report the mean test scores of the best probe's kind, by layer and step."""
     means: dict[str, dict[tuple[str, int], float]] = {prop: {} for prop in summary.properties}
     layers = set(run.layers)
     for row in csv.DictReader(io.StringIO(run.location.read_text("report/scores.csv"))):

@@ -56,7 +56,7 @@ def overlap(tokens: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def class_iou(means: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, from mean overlaps (draw, 2, class).
+    """Compute the intersection over union of each class from mean overlaps (draw, 2, class).
 
     Returns:
         (draw, class) float64; NaN for a class that is in no label and in no prediction.
@@ -66,7 +66,7 @@ def class_iou(means: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(means: np.ndarray) -> np.ndarray:
-    """Mean over classes of `class_iou`, (draw,) float64; classes that occur nowhere are left out.
+    """Average `class_iou` over the classes that occur in a label or a prediction, (draw,) float64.
 
     Args:
         means: mean overlaps, (draw, 2, class).
@@ -80,7 +80,7 @@ def mean_iou(means: np.ndarray) -> np.ndarray:
 def class_map_records(
     run: Run, labels: LabelSet, is_test: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, ClassMapRecord]:
-    """Score the class maps of a run all of whose classes are probed, by name.
+    """Build the records of a run's class maps by name, if all their classes are probed.
 
     Args:
         run: finished run.
@@ -96,7 +96,7 @@ def class_map_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Overlaps at the step of one layer or input control that is best on validation samples.
+    """Overlap of predicted and labeled classes at every step of a probe input, and the best step.
 
     Attributes:
         step: step of the cell, from 1.
@@ -112,14 +112,14 @@ class _Input:
 
     @property
     def best(self) -> np.ndarray:
-        """Overlaps of the test samples at the best layer and step, (2, class, test sample)."""
+        """Overlaps of the test samples at the best step, (2, class, test sample)."""
         return np.asarray(self.steps[self.step - 1])
 
 
 def _predicted(
     probes: JointProbes, layer: str, truth: np.ndarray, exact: np.ndarray | None
 ) -> _Input:
-    """Predict at every step of a layer or input control, and choose the best step."""
+    """Predict classes from one probe input at every step, and choose the best step."""
     is_test, best_tokens = probes.is_test, None
     steps: list[np.ndarray] = []
     validation: list[float] = []
@@ -136,7 +136,7 @@ def _predicted(
 
 
 def _mean_iou_of(overlaps: np.ndarray) -> float:
-    """Mean IoU from overlaps of images (2, class, n); minus infinity if it is undefined."""
+    """Compute the mean IoU from overlaps (2, class, n); minus infinity if it is undefined."""
     defined = overlaps[..., np.isfinite(overlaps).all((0, 1))]
     if not defined.shape[-1]:
         return -np.inf
@@ -151,7 +151,7 @@ def _class_map_record(probes: JointProbes, bootstrap: Bootstrap) -> ClassMapReco
     cells = {name: _predicted(probes, name, truth, exact) for name in run.probe_inputs}
     layer = max(run.layers, key=lambda name: cells[name].validation)
     best, inputs = cells[layer], [name for name in cells if name not in run.layers]
-    # The most frequent class of the training samples at each pixel.
+    # The position baseline predicts the most frequent class of the training samples at each pixel.
     mean = probes.mean_map()
     position = overlap(np.broadcast_to(mean, (int(is_test.sum()), *mean.shape)), truth[is_test])
 
@@ -184,12 +184,12 @@ def _class_map_record(probes: JointProbes, bootstrap: Bootstrap) -> ClassMapReco
 
 
 def _iou_of_class(means: np.ndarray, index: int) -> np.ndarray:
-    """IoU of one class, (draw,), from mean overlaps (draw, 2, class)."""
+    """Compute the IoU of one class, (draw,), from mean overlaps (draw, 2, class)."""
     return np.asarray(class_iou(means)[:, index])
 
 
 def _difference(means: np.ndarray) -> np.ndarray:
-    """Difference of two mean IoUs, (draw,), from overlaps (draw, 2, 2, class)."""
+    """Subtract the second mean IoU from the first, (draw,); overlaps are (draw, 2, 2, class)."""
     return mean_iou(means[:, 0]) - mean_iou(means[:, 1])
 
 
@@ -200,7 +200,7 @@ def _exact_scores(
     exact: np.ndarray | None,
     bootstrap: Bootstrap,
 ) -> ClassMapExact | None:
-    """Score predictions of test samples on ground-truth maps; None if the run has none of them."""
+    """Score predictions of test samples on ground-truth maps; None if the run has no such maps."""
     if exact is None or best.exact is None:
         return None
     mean = np.broadcast_to(probes.mean_map(), exact.shape)

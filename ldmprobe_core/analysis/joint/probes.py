@@ -1,4 +1,4 @@
-"""Predictions of all components of a vector or a class map together.
+"""Joint predictions of all components of a vector property or a class map.
 
 Each component is a property of its own, with probes and controls.  The joint property is scored
 from the predictions of all of them at each token.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ldmprobe_core.analysis.generalization.build import stored_probes
+from ldmprobe_core.analysis.stored_probes import stored_probes
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.probe import read_cell
 from ldmprobe_core.probing.label_set import LabelSet
@@ -22,7 +22,7 @@ from ldmprobe_core.study.properties import property_of
 
 
 class JointProbes:
-    """Probes and labels of all components of a joint property, for the held-out samples of a run.
+    """Probes and labels of a joint property's components, for the held-out samples of a run.
 
     Args:
         run: finished run.
@@ -42,7 +42,7 @@ class JointProbes:
         self.kind = next(one for one in run.study.linear_kinds if probe_kind(one).supports(record))
 
     def tokens(self, layer: str) -> Iterator[np.ndarray]:
-        """Predict all components from one layer or input control, step by step.
+        """Predict all components from one probe input (a layer or an input control), step by step.
 
         Yields:
             predictions (held-out sample, y, x, component) float64.  Samples without activations,
@@ -56,7 +56,8 @@ class JointProbes:
         index, activations = read_cell(self.run, "trained", step, layer)
         heldout, rows, _ = np.intersect1d(index, self.labels.heldout, return_indices=True)
         features = probe_features(layer, activations[rows])
-        # Non-finite activations give undefined predictions, so the score of their sample is NaN.
+        # Samples with non-finite activations get undefined predictions, and therefore the score
+        # NaN.
         with np.errstate(invalid="ignore"):
             tokens = predictions(features, probes)
         everywhere = np.full((len(self.labels.heldout), *tokens.shape[1:]), np.nan)
@@ -64,7 +65,7 @@ class JointProbes:
         return everywhere
 
     def truth(self, members: np.ndarray) -> np.ndarray:
-        """Labels of some samples, (n, y, x, component)."""
+        """Labels of the given samples, (n, y, x, component)."""
         return np.stack([self.labels.maps[part][members] for part in self.parts], -1)
 
     def mean_map(self) -> np.ndarray:

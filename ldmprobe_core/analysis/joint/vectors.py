@@ -22,7 +22,7 @@ from ldmprobe_core.study.extensions.joint import joint_properties
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Divide vectors (..., component) by their lengths; NaN for a vector of no length."""
+    """Divide vectors (..., component) by their lengths; a vector of length zero gives NaN."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.where(length > 0, length, np.nan))
 
@@ -71,7 +71,7 @@ def mean_angle(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def vector_records(
     run: Run, labels: LabelSet, is_test: np.ndarray, bootstrap: Bootstrap
 ) -> dict[str, VectorRecord]:
-    """Score the vector properties of a run all of whose components are probed, by name.
+    """Build the records of a run's vector properties by name, if all their components are probed.
 
     Args:
         run: finished run.
@@ -87,7 +87,7 @@ def vector_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Predictions at the step of one layer or input control that is best on validation samples.
+    """Predicted vectors from one probe input, with the step that is best on validation samples.
 
     Attributes:
         step: step of the cell, from 1.
@@ -103,14 +103,14 @@ class _Input:
 
 
 class _Vector:
-    """Directions of a vector property's labels, and what its probes predict of them."""
+    """Label directions of a vector property, and predictions of them by probes."""
 
     def __init__(self, probes: JointProbes) -> None:
         self.probes = probes
         self.truth = unit_vectors(probes.truth(probes.labels.heldout))
 
     def predicted(self, layer: str) -> _Input:
-        """Predict at every step of a layer or input control, and choose the best one."""
+        """Predict vectors from one probe input at every step, and choose the best step."""
         tokens = list(self.probes.tokens(layer))
         cosine = np.stack([mean_cosine(of_step, self.truth) for of_step in tokens])
         means = mean_of_defined(cosine[:, ~self.probes.is_test], axis=1, otherwise=-np.inf)
@@ -158,7 +158,7 @@ def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
 
 
 def _exact_scores(vector: _Vector, tokens: np.ndarray, bootstrap: Bootstrap) -> VectorExact | None:
-    """Score predictions of test samples on ground-truth maps; None if the run has none of them."""
+    """Score predictions of test samples on ground-truth maps; None if the run has no such maps."""
     probes, exact = vector.probes, vector.probes.exact_maps()
     if exact is None:
         return None

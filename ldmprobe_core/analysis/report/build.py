@@ -1,4 +1,4 @@
-"""Building of a run's report, a folder with an HTML page and figures.
+"""Build a run's report: a folder with an HTML page and figures.
 
 The page loads nothing from the network, so the folder can be copied and read offline.
 """
@@ -14,10 +14,9 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-import numpy as np
 import yaml
 
-from ldmprobe_core.analysis.class_curves import stable_steps, target_classes
+from ldmprobe_core.analysis.classes.curves import stable_steps, target_classes
 from ldmprobe_core.analysis.exports import scores_csv
 from ldmprobe_core.analysis.records import Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
@@ -45,7 +44,8 @@ from ldmprobe_core.analysis.report.text import (
     short_layer,
     step,
 )
-from ldmprobe_core.analysis.summarize import RunAnalysis, summarise, write_summary
+from ldmprobe_core.analysis.run_analysis import RunAnalysis, analyse, write_summary
+from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import (
     completed_interventions,
@@ -78,12 +78,14 @@ def build_report(
         UserError: a sample is not held out, or has no step images.
         RuntimeError: the run is not finished.
     """
-    analysis = summarise(run, seconds)
+    analysis = analyse(run, seconds)
     drawn = _samples_to_draw(run, analysis, samples)
-    # The sheets of samples are read and encoded, without Python's lock, while figures are drawn.
+    # Write the samples page in a second thread while this one draws the figures: reading and
+    # encoding images releases the GIL.
     with ThreadPoolExecutor(1) as pool:
-        viewed = pool.submit(write_samples_page, run, analysis.labels, analysis.summary)
-        figure_records = _draw_figures(run, analysis, drawn)
+        maps = SampleMaps(run, analysis.labels, analysis.summary)
+        viewed = pool.submit(write_samples_page, run, maps, analysis.summary)
+        figure_records = _draw_figures(run, analysis, maps, drawn)
     page = _page(run, analysis.summary, figure_records, viewed.result())
     run.location.write_text("report/index.html", page)
     run.location.write_text("report/scores.csv", scores_csv(run, list(analysis.curves)))
@@ -173,7 +175,7 @@ class _FigureWriter:
         )
 
     def add_overview(self) -> None:
-        """Draw the figure at the top of the page: when each property is known."""
+        """Draw the figure at the top of the page: from which step each property can be read."""
         self._write(
             "overview",
             "overview",
@@ -274,14 +276,15 @@ class _FigureWriter:
                 run.location.write_bytes(f"report/{name}.mp4", film)
                 animation["film"] = f"{name}.mp4"
 
-    def add_samples(self, indices: list[int]) -> None:
+    def add_samples(self, maps: SampleMaps, indices: list[int]) -> None:
         """Draw the step images, probe maps and labeler maps of the given samples."""
-        labels, steps = self.analysis.labels, _columns(self.run.read(STEP_IMAGES, "step"))
-        for index in indices:
+        steps = figures.shown_steps(maps.steps)
+        grids = figures.sample_grids(self.run, maps, self.summary.properties, indices, steps)
+        for index, figure in zip(indices, grids, strict=True):
             self._write(
                 "samples",
                 f"sample-{index:05d}",
-                figures.sample_grid(self.run, labels, self.summary, index, steps),
+                figure,
                 f"Step images, probe maps and labeler maps of sample {index}.",
                 caption=self._caption(index),
             )
@@ -309,7 +312,7 @@ class _FigureWriter:
 
 
 def _draw_figures(
-    run: Run, analysis: RunAnalysis, indices: list[int]
+    run: Run, analysis: RunAnalysis, maps: SampleMaps, indices: list[int]
 ) -> dict[str, list[dict[str, Any]]]:
     """Draw all figures, write them into the run, and return their records by section."""
     writer = _FigureWriter(run, analysis)
@@ -318,14 +321,14 @@ def _draw_figures(
     writer.add_generalization()
     for name in completed_interventions(run):
         writer.add_intervention(name)
-    writer.add_samples(indices)
+    writer.add_samples(maps, indices)
     if analysis.summary.classes is not None:
         writer.add_classes(indices)
     return writer.entries
 
 
 def _page(run: Run, summary: Summary, figure_records: dict[str, Any], viewed: int) -> str:
-    """HTML of the report's page; ``viewed`` is the number of samples on the page of samples."""
+    """Render the report's HTML page; ``viewed`` is the number of samples on the samples page."""
     template = resources.files(__package__) / "page.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -385,15 +388,3 @@ def _contents(study: Study, summary: Summary, drawn: dict[str, Any]) -> list[tup
         ("provenance", "provenance, numbers, citation", True),
     ]
     return [(anchor, title) for anchor, title, present in sections if present]
-
-
-def _columns(decoded: np.ndarray) -> list[int]:
-    """Return the sampler steps that the step-by-step figure of a sample shows.
-
-    Most are early steps, because properties emerge there, and the last step is always included.
-
-    Args:
-        decoded: steps (from 1) with step images, (n,) ascending.
-    """
-    candidates, last = [1, 2, 3, 5, 8, 10, 12, 15], int(decoded[-1])
-    return sorted({int(step) for step in decoded if step in candidates} | {last})

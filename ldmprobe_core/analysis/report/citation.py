@@ -1,4 +1,4 @@
-"""BibTeX entries with which a report says how to cite its run."""
+"""BibTeX entries for citing a run of ldmprobe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ldmprobe_core.analysis.records import Summary
 
 
 def bibtex(summary: Summary) -> str:
-    """Return BibTeX entries of ldmprobe, with the run's hashes, and of the study it extends."""
+    """Return BibTeX entries of ldmprobe, with the run's hashes, and of Chen et al. (2023)."""
     version = summary.versions.get("ldmprobe", "")
     return f"""@software{{ldmprobe,
   title = {{ldmprobe: linear probes on every step and layer of a latent diffusion model}},

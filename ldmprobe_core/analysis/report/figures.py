@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import cycle
 
 import numpy as np
@@ -23,12 +24,9 @@ from ldmprobe_core.analysis.report.style import (
     SCORE_COLORMAP,
 )
 from ldmprobe_core.analysis.report.text import control_title, metric_title, short_layer
-from ldmprobe_core.analysis.summarize import RunAnalysis
+from ldmprobe_core.analysis.run_analysis import RunAnalysis
+from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
-from ldmprobe_core.pipeline.labels import as_label
-from ldmprobe_core.probing.block_scores import upsample
-from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.layers import LATENTS
 from ldmprobe_core.study.properties import property_of
@@ -46,12 +44,12 @@ _LABELS = {"trajectory": "labeler, decoded latents", "clean": "labeler, predicte
 
 
 def step_image_rows(run: Run, samples: list[int]) -> list[int]:
-    """Find the rows of samples, which have step images, in the groups of step images."""
+    """Find the indices of samples along the sample dimension of the stored step images."""
     return [int(row) for row in np.searchsorted(samples_in(run, STEP_IMAGES), samples)]
 
 
 def color_range(curves: Curves) -> tuple[float, float]:
-    """Return the least and largest score of probes and controls over all layers and steps.
+    """Return the lowest and highest score of probes and controls over all layers and steps.
 
     Partial scores are of another metric, and begin near 0.
     """
@@ -63,7 +61,7 @@ def color_range(curves: Curves) -> tuple[float, float]:
 def heatmap(
     prop: str, curves: Curves, layers: list[str], summary: Summary
 ) -> tuple[Figure, dict[str, str]]:
-    """Draw a heatmap of mean scores, step by layer, with a frame around the best one.
+    """Draw a heatmap of mean scores, step by layer, with a frame around the best cell.
 
     The colour bar names position alone, and the ceilings of the layers' token grids.
 
@@ -98,7 +96,7 @@ def heatmap(
 
 
 def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
-    """Mark the position baseline on a colour bar, and write its score and the ceilings above."""
+    """Mark the position baseline's score on a colour bar; write it and the ceilings above."""
     low, high = color_range(curves)
     lines = []
     if ceilings:
@@ -113,7 +111,7 @@ def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
 
 
 def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
-    """Draw the controls in the colours of `heatmap`, and partial scores in colours of their own."""
+    """Draw heatmaps of the controls, in the colour scale of `heatmap`, and of partial scores."""
     steps, shown = len(curves.cells), dict(curves.other_cells)
     if curves.partial_cells is not None:
         shown["partial score"] = curves.partial_cells
@@ -142,7 +140,7 @@ def step_ticks(steps: int) -> list[int]:
 
 
 def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summary) -> str:
-    """Say what the heatmap of a property shows, and by how much layers and steps differ."""
+    """Write a heatmap's caption: what it shows, and by how much layers and steps differ."""
     best = summary.properties[prop].best
     text = (
         f"Where {prop} can be read: mean {metric_title(best.metric)} of the {curves.kind} probe of "
@@ -163,7 +161,7 @@ def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summa
 
 
 def curves_caption(prop: str, curves: Curves, metric: str) -> str:
-    """Say what the curves of a property show, and when the labeler's score passes the probes'."""
+    """Write a curve figure's caption, with the steps at which the labelers pass the probes."""
     text = (
         f"How early {prop} can be read: {metric_title(metric)} of one layer's probes, of the "
         "labeler on the step images, and of the controls, over the steps."
@@ -172,7 +170,7 @@ def curves_caption(prop: str, curves: Curves, metric: str) -> str:
     probe = curves.probe[steps - 1][:, samples].mean(1)
     for source, title in (("trajectory", "decoded latents"), ("clean", "predicted clean image")):
         labeler = curves.sources[source][steps - 1][:, samples].mean(1)
-        # Without a labeler, or with undefined scores, there is nothing to compare.
+        # Skip a labeler that does not exist or has undefined scores.
         if not np.isfinite(labeler - probe).all():
             continue
         first = int((labeler > probe).argmax())
@@ -241,10 +239,22 @@ def add_log_snr(axes: Axes, values: list[float | None]) -> None:
         above.set_xlabel("log SNR of the latents before the step", fontsize=7)
 
 
-def sample_grid(
-    run: Run, labels: LabelSet, summary: Summary, sample: int, steps: list[int]
-) -> Figure:
-    """Draw one sample step by step, with the maps of every property by the probe and the labeler.
+def shown_steps(decoded: list[int]) -> list[int]:
+    """Return the sampler steps that the step-by-step figure of a sample shows.
+
+    Most are early steps, because properties emerge there, and the last step is always included.
+
+    Args:
+        decoded: steps (from 1) with step images, ascending.
+    """
+    candidates = {1, 2, 3, 5, 8, 10, 12, 15, decoded[-1]}
+    return [step for step in decoded if step in candidates]
+
+
+def sample_grids(
+    run: Run, maps: SampleMaps, properties: Iterable[str], samples: list[int], steps: list[int]
+) -> Iterator[Figure]:
+    """Draw samples step by step, with the maps of every property by the probe and the labeler.
 
     The columns are steps, and the last column shows the final image and its labels.  The first row
     shows the decoded latents.  The layout follows figure 4 of the capstone poster
@@ -252,36 +262,35 @@ def sample_grid(
 
     Args:
         run: finished run.
-        labels: label set of the run.
-        summary: summary of the run; the probes drawn are those of each property's best layer.
-        sample: index of a held-out sample with step images.
+        maps: maps of the run's samples.
+        properties: names of the properties to draw.
+        samples: indices of held-out samples with step images.
         steps: steps to draw, counted from 1, which have step images.
+
+    Yields:
+        one figure for each sample.
     """
-    row = step_image_rows(run, [sample])[0]
-    stored = np.searchsorted(run.read(STEP_IMAGES, "step"), steps)
-    images = list(run.read(STEP_IMAGES, "trajectory", sample=row)[stored])
-    rows = {"decoded latents": [*images, run.read("images", "image", sample=sample)]}
-    for prop, result in summary.properties.items():
-        truth = labels.maps[prop][sample].astype(float)
-        record = property_of(prop)
-        low, high = record.drawing.limits or (np.nanmin(truth), np.nanmax(truth))
-        colors = colormaps[record.drawing.colormap].with_extremes(bad=_NOT_MEASURED)
-        best = result.best
-        probes = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
-        maps = []
-        for column in (step - 1 for step in steps):
-            tokens = run.read(f"activations/{best.layer}", "activation", sample=sample, step=column)
-            probe = LinearProbe.from_dataset(probes.isel(step=column))
-            predicted = probe.predict(tokens[None])[0]
-            if record.is_mask:
-                predicted = predicted > probe.cut
-            maps.append(upsample(predicted[None], truth.shape)[0].astype(float))
-        step_maps = run.read("labels_trajectory", prop, sample=row)[stored].astype(float)
-        step_maps = as_label(run.study, prop, step_maps).astype(float)
-        for name, shown in (("probe", maps), ("labeler", step_maps)):
-            rows[f"{name} {prop}"] = [colored(one, colors, low, high) for one in [*shown, truth]]
+    rows, columns = step_image_rows(run, samples), [maps.steps.index(step) for step in steps]
+    images = run.read(STEP_IMAGES, "trajectory", sample=rows, step=columns)
+    finals = run.read("images", "image", sample=samples)
+    pictures = [{"decoded latents": [*images[i], finals[i]]} for i in range(len(samples))]
+    for prop in properties:
+        drawing = property_of(prop).drawing
+        colors = colormaps[drawing.colormap].with_extremes(bad=_NOT_MEASURED)
+        sources = {
+            "probe": maps.of_probes(prop, samples, steps),
+            "labeler": maps.of_labeler(prop, rows, steps),
+        }
+        for i, sample in enumerate(samples):
+            truth = maps.labels.maps[prop][sample].astype(float)
+            low, high = drawing.limits or (np.nanmin(truth), np.nanmax(truth))
+            for name, shown in sources.items():
+                pictures[i][f"{name} {prop}"] = [
+                    colored(one, colors, low, high) for one in [*shown[i], truth]
+                ]
     titles = [*(f"step {step}" for step in steps), "final image\nand labels"]
-    return image_grid(list(rows.values()), 0.96, titles, list(rows), fontsize=8)
+    for lines in pictures:
+        yield image_grid(list(lines.values()), 0.96, titles, list(lines), fontsize=8)
 
 
 def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure:

@@ -61,7 +61,7 @@ def generalization_figure(
 
 
 def generalization_rows(summary: Summary) -> list[dict[str, str]]:
-    """Return the rows of the table of category hold-out and description length, by heading.
+    """Build the table of category hold-out and description length, as text by column heading.
 
     There is one row for each property and refitted step; none without stored training activations.
     """

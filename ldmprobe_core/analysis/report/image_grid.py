@@ -1,4 +1,4 @@
-"""Rows of images as one picture with titles, for figures that show many images.
+"""Grids of images drawn as a single picture, for figures that show many images.
 
 Matplotlib needs about 20 ms for each axes, so a figure of a hundred images in axes of their own
 would take seconds.  Here the images are put together as an array first.
@@ -35,7 +35,7 @@ def colored(image: np.ndarray, cmap: str | Colormap, low: float, high: float) ->
 
 
 def tiles(rows: Sequence[Sequence[np.ndarray]], width: int) -> np.ndarray:
-    """Put images together in a grid with transparent gaps.
+    """Join images into a grid, with transparent gaps between them.
 
     Args:
         rows: images (y, x, rgb) uint8 of each row, of one shape up to a factor.
@@ -69,7 +69,7 @@ def draw_image_grid(
     names: Sequence[str] = (),
     **text: Any,
 ) -> None:
-    """Draw images in a grid into axes, without ticks and frames.
+    """Draw a grid of images into Matplotlib axes, without ticks and frames.
 
     Args:
         axes: axes to draw into.
@@ -97,7 +97,7 @@ def image_grid(
     names: Sequence[str] = (),
     **text: Any,
 ) -> Figure:
-    """Draw a figure of images in a grid.
+    """Draw a figure that consists of a grid of images.
 
     Args:
         rows, titles, names, text: as in `draw_image_grid`.

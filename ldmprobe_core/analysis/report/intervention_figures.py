@@ -78,7 +78,7 @@ def before_and_after(run: Run, name: str) -> Figure:
 
 
 def _in_own_range(values: np.ndarray, colormap: str) -> np.ndarray:
-    """Colour a map from its least to its largest value, (y, x) to (y, x, rgb)."""
+    """Colour a map in the range of its own values, (y, x) to (y, x, rgb)."""
     defined = values[np.isfinite(values)]
     low, high = (defined.min(), defined.max()) if len(defined) else (0.0, 1.0)
     return colored(values, colormap, float(low), float(high))
@@ -161,7 +161,7 @@ def _grid(figure: Figure, panel: Any, values: np.ndarray, title: str, how: dict[
 
 
 def dose_response(summary: InterventionSummary) -> Figure:
-    """Draw the score with the target over the dose, for the edit and every null edit."""
+    """Draw agreement with the target against dose, for the edit and for every null edit."""
     figure = Figure(figsize=(5.2, 3.2))
     axes = figure.subplots()
     doses = np.array([site.dose for site in summary.sites], float)
@@ -186,7 +186,7 @@ def dose_response(summary: InterventionSummary) -> Figure:
 
 
 def strip(run: Run, name: str) -> Figure:
-    """Draw one sample's target maps in a row, and below each the image that was edited to it."""
+    """Draw one sample's target maps in a row, and below each map the image edited towards it."""
     data = _strongest(run, name)[0].isel(sample=0).load()
     targets = [_in_own_range(one, "gray") for one in data.target_map.values]
     titles = [str(name) for name in data.target.values]

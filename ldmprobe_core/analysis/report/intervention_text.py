@@ -30,12 +30,12 @@ def intervention_title(summary: InterventionSummary) -> str:
 
 
 def has_targets(summary: InterventionSummary) -> bool:
-    """Return whether samples are edited towards targets, not erased or given a donor's values."""
+    """Return whether an intervention edits towards target maps, unlike erasures and donor edits."""
     return summary.intervention.method in PROBE_EDITS
 
 
 def effect_sign(method: str) -> int:
-    """Return the sign of an effect that shows a use of the property: -1 for erasures, else 1.
+    """Return the sign of an effect if the denoiser uses the property: -1 for erasures, else 1.
 
     An erasure is scored against the sample's own label, so a use lowers the score.
     """
@@ -51,12 +51,12 @@ def agreement_title(summary: InterventionSummary) -> str:
 
 
 def site_layer(site: SiteRecord) -> str:
-    """Return a short name of the first edited layer, for edits of a single layer."""
+    """Return a short name for the only layer of an edit site."""
     return "denoiser's input" if site.layers[0] == LATENTS else short_layer(site.layers[0])
 
 
 def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
-    """Build the table of an intervention.
+    """Build the table of an intervention's effects.
 
     A causal map has a row for each layer, with the effect in each window of steps.  Otherwise the
     table has a row for the unedited images, and one for each dose and condition.
@@ -77,17 +77,17 @@ def effect_rows(summary: InterventionSummary) -> list[dict[str, str]]:
 
 
 def _condition_title(condition: str) -> str:
-    """Return the title of the edit proper or of a null edit."""
+    """Return the title of a condition: the edit itself, or one of its null edits."""
     return condition if condition == EDITED else NULLS[condition].title
 
 
 def _details(effect: EffectRecord, method: str) -> dict[str, str]:
-    """Build the columns of a condition's row that depend on the method."""
+    """Build the columns of a table row that depend on the intervention's method."""
     row = {
         "less unedited": number(effect.less_unedited),
         "edit less this": number(effect.edit_less_this) if effect.edit_less_this else "",
     }
-    # For an erasure, the headline score is already the agreement with the sample's own label.
+    # An erasure's main score already is the agreement with the sample's own label.
     if OWN_LABEL in effect.measures and method not in ERASURES:
         row["with own label"] = number(effect.measures[OWN_LABEL])
     if effect.halfway is not None:

@@ -1,4 +1,4 @@
-"""The beginning of a report: one sentence for each property, and one figure of when it is known."""
+"""Overview at the top of a report: one sentence for each property, and a figure of their onsets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldmprobe_core.analysis.report.text import (
     property_title,
     short_layer,
 )
-from ldmprobe_core.analysis.summarize import RunAnalysis
+from ldmprobe_core.analysis.run_analysis import RunAnalysis
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import Lead
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
@@ -57,14 +57,14 @@ def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
 
 
 def _later(value: Lead) -> str:
-    """Format a lead as a number of steps by which the labeler is later than the probes."""
+    """Format a lead as text: how many steps after the probes the labeler reaches its onset."""
     if value.determined:
         return f"{lead(value)} steps later"
     return f"at a distance that is not determined ([{value.low}, {value.high}] steps later)"
 
 
 def _comparison(result: PropertyRecord) -> str:
-    """Name the controls that the best probe does not exceed, or else the nearest one."""
+    """Name the controls that the best probe does not exceed; if none, the closest control."""
     if result.not_beyond:
         return f"not clearly above {', '.join(map(control_title, result.not_beyond))}"
     differences = {
@@ -121,7 +121,7 @@ def overview_figure(analysis: RunAnalysis) -> Figure:
 def _line(
     panel: Axes, scores: np.ndarray, bootstrap: Bootstrap, color: str, style: str, label: str
 ) -> None:
-    """Draw means over samples of scores (step, sample), with their intervals as a band."""
+    """Draw the mean over samples of scores (step, sample), with its interval as a band."""
     intervals = [bootstrap.interval(row) for row in scores]
     mean, low, high = (
         np.array([getattr(interval, end) for interval in intervals], float)

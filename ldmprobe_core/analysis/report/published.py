@@ -8,7 +8,7 @@ from ldmprobe_core.study.schema import Study
 
 
 class Published(NamedTuple):
-    """Value of one measured quantity in a publication, to compare with the run's own.
+    """Published value of one measured quantity, shown beside the run's own value.
 
     Attributes:
         quantity: description of the measured quantity.

@@ -21,28 +21,28 @@ from PIL import Image
 
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.text import metric_title, short_layer
+from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
-from ldmprobe_core.pipeline.labels import as_label
-from ldmprobe_core.probing.block_scores import upsample
-from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
 TILE = 64
 """Largest width and height of a tile in pixels; larger images are reduced by averaging."""
-_FIRST_SHOWN = 2  # column that the page shows first: step 3, if there are images of all steps
-_BATCH = 16  # number of samples whose activations are in memory at once
-_GREY = (0.6, 0.6, 0.6, 1.0)  # colour (RGBA) of pixels without a measured label
+_FIRST_SHOWN = 2
+"""Index of the column that the page shows first; it is step 3 if all steps have images."""
+_MAP_BYTES = 64 << 20
+"""Largest number of bytes of one property's float64 maps that are in memory at once."""
+_GREY = (0.6, 0.6, 0.6, 1.0)
+"""Colour (RGBA) of pixels without a measured label."""
 
 
-def write_samples_page(run: Run, labels: LabelSet, summary: Summary) -> int:
-    """Write ``report/samples.html`` and a sheet of tiles for each test sample with step images.
+def write_samples_page(run: Run, maps: SampleMaps, summary: Summary) -> int:
+    """Write ``report/samples.html``, and an image sheet for each test sample with step images.
 
     Args:
         run: finished run.
-        labels: label set of the run.
-        summary: summary of the run; probes are those of each property's best layer.
+        maps: maps of the run's samples.
+        summary: summary of the run.
 
     Returns:
         number of samples on the page; the page is not written if there are none.
@@ -51,10 +51,10 @@ def write_samples_page(run: Run, labels: LabelSet, summary: Summary) -> int:
     rows = [row for row, i in enumerate(with_images) if run.samples[int(i)].split == "test"]
     if not rows:
         return 0
-    sheets = _Sheets(run, labels, summary)
+    sheets = _Sheets(run, maps, summary)
     cards = []
-    for start in range(0, len(rows), _BATCH):
-        members = rows[start : start + _BATCH]
+    for start in range(0, len(rows), sheets.at_once):
+        members = rows[start : start + sheets.at_once]
         indices = [int(with_images[row]) for row in members]
         for index, sheet in zip(indices, sheets.draw(members, indices), strict=True):
             run.location.write_bytes(f"report/samples/{index:05d}.webp", sheet)
@@ -72,101 +72,98 @@ def write_samples_page(run: Run, labels: LabelSet, summary: Summary) -> int:
 
 
 class _Sheets:
-    """Drawer of the samples' sheets of tiles.
+    """Renderer of image sheets: step images and maps of one sample as a grid of tiles.
 
     Attributes:
         steps: steps with step images, counted from 1, in the order of the columns.
         tile: width and height of a tile in pixels.
+        at_once: number of samples whose maps are in memory at once.
     """
 
-    def __init__(self, run: Run, labels: LabelSet, summary: Summary) -> None:
-        self.run, self.labels, self.summary = run, labels, summary
-        self.steps = [int(step) for step in run.read(STEP_IMAGES, "step")]
-        height, width = labels.maps[next(iter(summary.properties))].shape[1:]
+    def __init__(self, run: Run, maps: SampleMaps, summary: Summary) -> None:
+        self.run, self.maps, self.summary = run, maps, summary
+        self.steps = maps.steps
+        height, width = maps.labels.maps[next(iter(summary.properties))].shape[1:]
         self.reduction = max(1, math.ceil(max(height, width) / TILE))
         self.tile = (width // self.reduction, height // self.reduction)
-        self.probes: dict[str, list[LinearProbe]] = {}
-        self.scores: dict[str, Any] = {}
+        columns = len(self.steps) + 1
+        self.at_once = max(1, _MAP_BYTES // (columns * height * width * 8))
+        self.scores: dict[str, np.ndarray] = {}
         for prop, result in summary.properties.items():
-            best = result.best
-            stored = run.open(f"probes/{best.layer}").sel(property=prop, kind=best.kind).load()
-            self.probes[prop] = [
-                LinearProbe.from_dataset(stored.isel(step=step - 1)) for step in self.steps
-            ]
-            self.scores[prop] = (
-                run.open(f"scores/{prop}")
-                .score.sel(condition="probe", kind=best.kind, metric=best.metric, layer=best.layer)
-                .transpose("sample", "step")
-                .load()
-            )
+            best, group = result.best, f"scores/{prop}"
+            cell = {"metric": best.metric, "kind": best.kind, "layer": best.layer}
+            place = {name: _index(run, group, name, value) for name, value in cell.items()}
+            probe = _index(run, group, "condition", "probe")
+            self.scores[prop] = run.read(group, "score", condition=probe, **place)
 
     def scores_of(self, prop: str, index: int) -> list[float | None]:
-        """Scores of a sample at the steps of the columns, rounded; None where undefined."""
-        values = self.scores[prop].sel(sample=index).values[[step - 1 for step in self.steps]]
+        """Return a sample's scores at the displayed steps, rounded; None where undefined."""
+        column = np.searchsorted(self.maps.labels.heldout, index)
+        values = self.scores[prop][[step - 1 for step in self.steps], column]
         return [round(float(v), 3) if np.isfinite(v) else None for v in values]
 
     def draw(self, rows: list[int], indices: list[int]) -> list[bytes]:
-        """Draw the sheets of some samples, as WebP files.
+        """Draw the sheets of the given samples, as WebP files.
 
         Args:
             rows: rows of the samples in the groups of step images.
             indices: indices of the same samples in the run.
         """
-        run = self.run
         images = np.concatenate(
             [
-                run.read(STEP_IMAGES, "trajectory", sample=rows),
-                run.read("images", "image", sample=indices)[:, None],
+                self.run.read(STEP_IMAGES, "trajectory", sample=rows),
+                self.run.read("images", "image", sample=indices)[:, None],
             ],
             axis=1,
         )
-        lines = [images / 255.0]
-        for prop, result in self.summary.properties.items():
-            truth = self.labels.maps[prop][indices].astype(float)
-            size, best = truth.shape[1:], result.best
-            mask = property_of(prop).is_mask
-            predicted = []
-            for step, probe in zip(self.steps, self.probes[prop], strict=True):
-                tokens = run.read(
-                    f"activations/{best.layer}", "activation", sample=indices, step=step - 1
-                )
-                values = probe.predict(tokens)
-                predicted.append(upsample(values > probe.cut if mask else values, size))
-            of_images = run.read("labels_trajectory", prop, sample=rows).astype(float)
-            of_images = as_label(run.study, prop, of_images).astype(float)
-            for maps in (np.stack(predicted, 1).astype(float), of_images):
-                lines.append(_colored(prop, np.concatenate([maps, truth[:, None]], 1), truth))
-        return [self._sheet([line[i] for line in lines]) for i in range(len(rows))]
+        lines = [self._tiles(images)]
+        for prop in self.summary.properties:
+            truth = self.maps.labels.maps[prop][indices].astype(float)
+            for shown in (
+                self.maps.of_probes(prop, indices, self.steps),
+                self.maps.of_labeler(prop, rows, self.steps),
+            ):
+                colored = _colored(prop, np.concatenate([shown, truth[:, None]], 1), truth)
+                lines.append(self._tiles(colored))
+        return [_encoded([line[i] for line in lines]) for i in range(len(rows))]
 
-    def _sheet(self, lines: list[np.ndarray]) -> bytes:
-        """Encode one sample's tiles, (column, y, x, rgb) in 0..1 for each row, as WebP."""
-        width, height = self.tile
-        k = self.reduction
-        parts = []
-        for line in lines:
-            cut = line[:, : height * k, : width * k]
-            blocks = cut.reshape(len(cut), height, k, width, k, 3).mean((2, 4))
-            parts.append(np.concatenate(list(blocks), axis=1))
-        pixels = np.rint(np.clip(np.concatenate(parts), 0, 1) * 255).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "webp", quality=80, method=2)
-        return buffer.getvalue()
+    def _tiles(self, images: np.ndarray) -> np.ndarray:
+        """Reduce images (sample, column, y, x, rgb) uint8 to the size of tiles, as uint8."""
+        (width, height), k = self.tile, self.reduction
+        if k == 1:
+            return images
+        cut = images[:, :, : height * k, : width * k]
+        blocks = cut.reshape(*cut.shape[:2], height, k, width, k, 3)
+        return np.rint(blocks.mean((3, 5), dtype=np.float32)).astype(np.uint8)
+
+
+def _encoded(lines: list[np.ndarray]) -> bytes:
+    """Encode one sample's tiles, (column, y, x, rgb) uint8 for each row, as a WebP file."""
+    pixels = np.concatenate([np.concatenate(list(line), axis=1) for line in lines])
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "webp", quality=80, method=2)
+    return buffer.getvalue()
+
+
+def _index(run: Run, group: str, name: str, value: str) -> int:
+    """Find the index of a value in a coordinate of text."""
+    return [str(one) for one in run.read(group, name)].index(value)
 
 
 def _colored(prop: str, maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Colour maps (sample, column, y, x) by the scale of each sample's label, as RGB in 0..1."""
+    """Colour maps (sample, column, y, x) in the value range of each sample's label, RGB uint8."""
     drawing = property_of(prop).drawing
     colors = colormaps[drawing.colormap].with_extremes(bad=_GREY)
-    colored = np.empty((*maps.shape, 3), np.float32)
+    colored = np.empty((*maps.shape, 3), np.uint8)
     for out, values, label in zip(colored, maps, truth, strict=True):
         low, high = drawing.limits or (np.nanmin(label), np.nanmax(label))
         scale = Normalize(low, high, clip=True)
-        out[:] = colors(scale(np.ma.masked_invalid(values)))[..., :3]
+        out[:] = colors(scale(np.ma.masked_invalid(values)), bytes=True)[..., :3]
     return colored
 
 
 def _page(summary: Summary, sheets: _Sheets, cards: list[dict[str, Any]]) -> str:
-    """HTML of the page."""
+    """Render the HTML page that shows the samples."""
     template = resources.files(__package__) / "samples.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -175,7 +172,7 @@ def _page(summary: Summary, sheets: _Sheets, cards: list[dict[str, Any]]) -> str
         prop: f"{metric_title(result.best.metric)}, {short_layer(result.best.layer)}"
         for prop, result in summary.properties.items()
     }
-    # "<" is escaped, so that no prompt can end the script element.
+    # Escape "<", so that a prompt that contains "</script>" cannot end the script element.
     data = json.dumps({"steps": sheets.steps, "cards": cards}).replace("<", "\\u003c")
     return environment.from_string(template.read_text("utf-8")).render(
         name=summary.study,

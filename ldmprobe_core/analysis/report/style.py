@@ -6,9 +6,12 @@ import io
 import re
 from collections.abc import Mapping
 from html import escape
+from typing import Literal
 
 import matplotlib
+from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 # The colours are Okabe and Ito's palette, which readers with common forms of colour blindness can
 # distinguish.
@@ -25,14 +28,16 @@ INK = "#101010"
 """Colour of text and frames on coloured cells, which look the same on light and dark pages."""
 
 _SETTINGS = {
-    "svg.fonttype": "none",  # keep text as text, so that readers can select and search it
-    "svg.hashsalt": "ldmprobe",  # otherwise identifiers inside the file are random
+    # Store text as text, not as outlines, so that readers can select and search it.
+    "svg.fonttype": "none",
+    # Without a fixed salt, Matplotlib gives the elements of the file random identifiers.
+    "svg.hashsalt": "ldmprobe",
 }
 IMAGE_DPI = 150
 """Resolution of embedded images, in pixels per inch of the figure."""
 
-# Matplotlib writes colours as hexadecimal numbers into `style` attributes.  These colours, black
-# and greys, are chosen for a light page; each has a counterpart of similar contrast for a dark one.
+# Matplotlib writes colours as hexadecimal numbers into `style` attributes.  This table maps colours
+# that suit a light page to colours of similar contrast on a dark page.
 _DARK = {
     "#000000": "#e6e6e6",
     "#4c4c4c": "#b8b8b8",
@@ -57,7 +62,7 @@ def svg(figure: Figure, titles: Mapping[str, str] | None = None) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(_SETTINGS):
         figure.savefig(
-            buffer, format="svg", dpi=IMAGE_DPI, bbox_inches="tight", transparent=True,
+            buffer, format="svg", dpi=IMAGE_DPI, bbox_inches=_tight_box(figure), transparent=True,
             metadata={"Date": None, "Creator": None},
         )  # fmt: skip
     text = buffer.getvalue().decode().replace("<defs>", f"{_style()}<defs>", 1)
@@ -68,6 +73,24 @@ def svg(figure: Figure, titles: Mapping[str, str] | None = None) -> bytes:
         return start[0] if title is None else f"{start[0]}<title>{escape(title)}</title>"
 
     return re.sub('<g id="([^"]*)">', with_title, text).encode()
+
+
+def _tight_box(figure: Figure) -> Bbox | Literal["tight"]:
+    """Return the box, in inches, to which ``bbox_inches="tight"`` would crop a figure.
+
+    Matplotlib draws the whole figure once more to find it, with the resampling of every image.  In
+    a figure without a layout engine, the box only depends on extents, which need no drawing.
+    """
+    if figure.get_layout_engine() is not None:
+        return "tight"  # such an engine moves axes while it draws
+    resolution = figure.dpi
+    figure.dpi = 72  # as in an SVG file, whose unit is a point
+    try:
+        renderer = RendererSVG(figure.bbox.width, figure.bbox.height, io.StringIO())
+        box = figure.get_tightbbox(renderer)
+        return box.padded(matplotlib.rcParams["savefig.pad_inches"])
+    finally:
+        figure.dpi = resolution
 
 
 def _style() -> str:

@@ -6,7 +6,7 @@ would make every command start slowly.
 
 from __future__ import annotations
 
-from ldmprobe_core.analysis.class_records import ClassesRecord
+from ldmprobe_core.analysis.classes.records import ClassesRecord
 from ldmprobe_core.analysis.records import (
     LeadsRecord,
     PropertyRecord,
@@ -62,7 +62,7 @@ def control_columns(summary: Summary) -> dict[str, str]:
 
 
 def short_layer(layer: str) -> str:
-    """Remove from a layer's name the part that all attention layers share, for display."""
+    """Shorten a layer's name for display, by removing the part that all attention layers share."""
     return layer.replace(".transformer_blocks.0", "")
 
 
@@ -140,7 +140,7 @@ def best_rows(summary: Summary) -> list[dict[str, str]]:
 
 
 def property_title(name: str) -> str:
-    """Return a property's title with a capital, for the start of a sentence.
+    """Return a property's title with a capital first letter, for the start of a sentence.
 
     If this process does not know the property, the title is the name with spaces.
     """
@@ -225,12 +225,12 @@ def _lead_clause(leads: LeadsRecord) -> str:
 
 
 def _on(samples: dict[str, int] | None) -> str:
-    """Say on how many test images a control rests, if they are not all."""
+    """Format the number of test images that a control covers; empty if it covers all of them."""
     return "" if samples is None else f" on {samples['test']} test images"
 
 
 def _against(result: PropertyRecord) -> str:
-    """Return the clause that names the controls that the best probe exceeds, and the others.
+    """Return the clause on the controls: those that the best probe exceeds, and those it does not.
 
     Each control is given with its score in its own best cell and the paired difference.  With too
     few test prompts there is no interval, and the clause says so.
@@ -238,8 +238,8 @@ def _against(result: PropertyRecord) -> str:
     if result.best.score.low is None:
         prompts = result.clusters.prompts
         return f"has no interval ({prompts} test prompt{'s' * (prompts != 1)}) to compare by"
-    # Leave out nonlinear probes, because they are compared for capacity and may well score above
-    # the best linear probe.
+    # Leave out nonlinear probes: they show what linear probes miss, and may score above the best
+    # linear probe.
     records = {n: c for n, c in result.controls.by_name().items() if n not in PROBE_KINDS}
     cleared = [name for name in records if name not in result.not_beyond]
     missed = [name for name in records if name not in cleared]

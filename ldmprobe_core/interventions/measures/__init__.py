@@ -1,1 +1,1 @@
-"""Measures of an intervention: on edited images, and on the activations of their generation."""
+"""Scores of edited images, and scores of probes while these images are generated."""

@@ -15,9 +15,9 @@ from ldmprobe_core.study.layers import LATENTS
 
 
 def score_at_site(run: Run, spec: Intervention, kind: str, site: Site) -> Interval:
-    """Average the scores of a layer's probes over the steps of a window.
+    """Average the test scores of one layer's probes over the steps of a site.
 
-    The score is that of the run's test samples in the headline metric.
+    The scores are in the property's headline metric.
     """
     layer, steps = site.layers[0], range(site.first, site.last + 1)
     values = stored_scores(run, spec, kind, layer, steps)
@@ -30,7 +30,7 @@ def score_at_site(run: Run, spec: Intervention, kind: str, site: Site) -> Interv
 def stored_scores(
     run: Run, spec: Intervention, kind: str, layer: str, steps: range
 ) -> dict[int, float]:
-    """Return the mean score of a layer's probes over some steps, by held-out sample.
+    """Average the stored scores of a layer's probes over steps, for each held-out sample.
 
     For ``latents``, these are probes of single latents, whose scores the run does not store.
 
@@ -52,7 +52,7 @@ def stored_scores(
 
 
 def _latent_scores(run: Run, spec: Intervention, kind: str, steps: range) -> dict[int, float]:
-    """Return the mean score of probes of single latents over some steps, by held-out sample."""
+    """Average the scores of probes of single latents over steps, for each held-out sample."""
     identity = run.location.read_text("identity")
     row = run.study.kinds.index(kind), spec.edited_property.metrics.index(spec.defaults.metrics[0])
     scores = [

@@ -1,4 +1,4 @@
-"""Scores of a run's probes on the activations from which edited images are generated.
+"""Scores of a run's probes on the denoiser's activations during an erasure.
 
 After a property was erased from some cells, probes may still find it there if they are of another
 kind, and in later layers if the denoiser computes it again or passes it around the erased cells.
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
+from ldmprobe_core.interventions.results import ProbeReading
 from ldmprobe_core.probing.block_scores import BlockScorer
-from ldmprobe_core.probing.inference.bootstrap import Bootstrap, Interval
+from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.study.properties import Property
 
@@ -28,26 +28,9 @@ if TYPE_CHECKING:
     from ldmprobe_core.interventions.editor import Change
 
 
-class ProbeReading(BaseModel):
-    """Score of the probes of one kind and layer while edited images are generated.
-
-    Attributes:
-        layer: name of the layer whose activations are read, after their edit if it is edited.
-        kind: kind of the probes.
-        score: score of their predictions against the sample's own label, in the property's headline
-            metric; the mean over the edited steps.
-        less_unedited: difference between this score and that of the same probes in the run.
-    """
-
-    layer: str
-    kind: str
-    score: Interval
-    less_unedited: Interval
-
-
 @dataclass
 class ProbeReader:
-    """Recorder of the predictions of a run's probes while the images of a batch are generated.
+    """Recorder of probes' predictions while a batch of edited images is generated.
 
     Attributes:
         probes: probes of each cell that is read, one for each kind; all cells have the same kinds.
@@ -62,7 +45,7 @@ class ProbeReader:
     dtype: torch.dtype = torch.float16
 
     def reading(self, change: Change, edited: list[tuple[int, str]]) -> Change:
-        """Return a function that edits activations, and records the predictions of `probes`.
+        """Wrap a function that edits activations, so that predictions of `probes` are recorded.
 
         Args:
             change: function that changes activations.
@@ -73,7 +56,7 @@ class ProbeReader:
         def changed(step: int, layer: str, tokens: Tensor) -> Tensor:
             after = change(step, layer, tokens) if (step, layer) in cells else tokens
             if (step, layer) in self.probes:
-                # Stored scores are computed from activations that are rounded in the same way.
+                # Round as the run does, so that these scores are comparable with its stored scores.
                 values = after.to(self.dtype).cpu().numpy()
                 self.predicted[step, layer] = predictions(values, self.probes[step, layer])
             return after
@@ -83,7 +66,7 @@ class ProbeReader:
     def scores(
         self, prop: Property, metric: str, labels: np.ndarray, mean_map: np.ndarray
     ) -> np.ndarray:
-        """Score the predictions in one metric.
+        """Score the recorded predictions in one metric, averaged over the steps.
 
         Args:
             prop: property that the probes predict.

@@ -16,7 +16,7 @@ MASK_MEASURES = ("moved", "way", "ghost", "area")
 
 
 def measures_of(prop: Property) -> tuple[str, ...]:
-    """Names of the measures of an edited map of a property; the first is the main metric."""
+    """List the names of the measures of edited maps of a property, the main metric first."""
     metrics = () if prop.intervention is None else prop.intervention.metrics
     own_label = (OWN_LABEL,) if metrics else ()
     return (*metrics, *own_label, *(MASK_MEASURES if prop.is_mask else ()))
@@ -51,7 +51,7 @@ def score_edited_maps(
 
 
 def mask_measures(maps: np.ndarray, labels: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Measure where the mask of an edited image lies, between its label and its target.
+    """Measure how far an edited mask has moved from its label to its target.
 
     Args:
         maps: masks of the edited images, (sample, y, x) bool.
@@ -82,7 +82,7 @@ def mask_measures(maps: np.ndarray, labels: np.ndarray, targets: np.ndarray) -> 
 
 
 def _centroids(masks: np.ndarray) -> np.ndarray:
-    """Compute the centroids (sample, 2) of masks as rows and columns; NaN for an empty mask."""
+    """Compute the centroid (row, column) of each mask, (sample, 2); NaN for an empty mask."""
     rows, columns = np.arange(masks.shape[1]), np.arange(masks.shape[2])
     with np.errstate(invalid="ignore"):
         sums = np.stack([masks.sum(2) @ rows, masks.sum(1) @ columns], axis=1)

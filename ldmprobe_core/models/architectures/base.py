@@ -1,4 +1,4 @@
-"""Base classes that describe a diffusers pipeline class and the configs of one model."""
+"""Base classes for descriptions of diffusers pipelines: components, layers, latents, guidance."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class Architecture(ABC):
     ) -> None:
         self.pipeline_name, self.source = pipeline_name, source
         self.config = {**default_config(self.network), **read_config(self.denoiser)}
-        # `Flux.latent` distinguishes a VAE config that states ``sample_size`` from one that omits
-        # it, so the default value of this key must not be filled in.
+        # Fill in default values except that of ``sample_size``: `Flux.latent` has its own default
+        # for models whose VAE config omits this key.
         vae_defaults = {
             k: v for k, v in default_config(self.vae_network).items() if k != "sample_size"
         }
@@ -108,7 +108,7 @@ class Architecture(ABC):
 
     @classmethod
     def from_folder(cls, pipeline_name: str, folder: Path) -> Self:
-        """Describe the model in a folder, from its JSON configs alone.
+        """Build the description of a model from the JSON configs in its folder.
 
         Args:
             pipeline_name: name of the model's pipeline class.
@@ -121,7 +121,7 @@ class Architecture(ABC):
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> Self:
-        """Describe the model of a loaded diffusers pipeline, from the configs of its components."""
+        """Build the description of a loaded pipeline's model from the configs of its components."""
         name = type(pipeline).__name__
         return cls(name, lambda component: _component_config(pipeline, component), name)
 
@@ -137,7 +137,7 @@ class Architecture(ABC):
 
     @property
     def diffusers_class(self) -> Any:
-        """Pipeline class of diffusers that loads and runs the model."""
+        """Diffusers pipeline class that loads and runs the model."""
         return self.pipeline_class or getattr(diffusers, self.pipeline_name)
 
     # --- sizes --------------------------------------------------------------------------------
@@ -180,14 +180,14 @@ class Architecture(ABC):
         return Grid(*self.latent)
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """List the widths of text embeddings, as the denoiser expects and the text encoders return.
+        """Return expected and actual widths of the text embeddings that the denoiser receives.
 
         Args:
             encoders: config of each text encoder by its name, such as ``text_encoder_2``.
 
         Returns:
-            key of the denoiser's config, width that the denoiser expects, and width that the text
-            encoders return; widths that a config does not state are left out.
+            key of the denoiser's config, width that the denoiser expects, and actual width, which
+            the text encoders return; widths that a config does not state are left out.
         """
         return []
 
@@ -256,11 +256,11 @@ class Architecture(ABC):
         return latents
 
     def as_input(self, latents: Tensor) -> Tensor:
-        """Convert latents from the pipeline's layout to that of its call's argument ``latents``."""
+        """Convert the pipeline's inner latents to the form of its call argument ``latents``."""
         return latents
 
     def from_output(self, vae: Any, latents: Tensor) -> Tensor:
-        """Convert latents that a pipeline call returns to the layout that the scheduler uses."""
+        """Convert latents returned by a pipeline call to the layout that its scheduler uses."""
         return latents
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:

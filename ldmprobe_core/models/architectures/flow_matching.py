@@ -1,4 +1,4 @@
-"""Shifts of latents and timesteps that pipelines of flow-matching models have in common."""
+"""Shifts of latents and timesteps, shared by the pipelines of flow-matching models."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Flux(ShiftedLatents, TransformerArchitecture):
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width of the latents of an image of the VAE's sample size (default 1024)."""
+        """Height and width of the latents at the model's image size, by default 1024 pixels."""
         # The config of Flux's transformer states no image size, because it accepts any.  If the
         # VAE's config states none either, the size is 1024, at which Flux was trained.
         pixels = int(self.vae.get("sample_size") or 1024)
@@ -58,11 +58,11 @@ class Flux(ShiftedLatents, TransformerArchitecture):
 
     @property
     def latent_channels(self) -> int:
-        """Number of channels of the latents, a quarter of the number of channels of a token."""
+        """Number of latent channels: a quarter of a token's, which holds 2 x 2 latents."""
         return int(self.config["in_channels"]) // 4
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """See `Architecture.text_widths`."""
+        """Return expected and actual widths of CLIP's pooled and T5's token embeddings."""
         pooled = encoders.get("text_encoder", {}).get("hidden_size")
         width = encoders.get("text_encoder_2", {}).get("d_model")
         return stated_widths(

@@ -17,7 +17,7 @@ from ldmprobe_core.models.architectures.text_widths import stated_widths
 
 
 class Flux2(Flux):
-    """Flux 2, a transformer over text tokens of a language model and image tokens.
+    """Flux 2, a transformer over image tokens and the text tokens of a language model.
 
     Latents are packed into tokens as in Flux.  The guidance scale is an input of the denoiser,
     which is called once per step; the pipeline takes no negative prompt.  The scale of the latents
@@ -38,7 +38,7 @@ class Flux2(Flux):
         self.vae |= {"scaling_factor": 1.0, "shift_factor": 0.0}
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """See `Architecture.text_widths`."""
+        """Return expected and actual width of the text encoder's concatenated layer outputs."""
         config = encoders.get("text_encoder", {})
         width = config.get("text_config", config).get("hidden_size")
         needed = self.config["joint_attention_dim"]
@@ -53,8 +53,8 @@ class Flux2(Flux):
         return Guidance()
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Set a scheduler's timesteps, with a shift that depends on numbers of tokens and steps."""
-        # The import takes seconds, and only runs of this architecture need it.
+        """Set a scheduler's timesteps, shifted according to the numbers of tokens and steps."""
+        # Import here, because the import takes seconds and only Flux 2 needs it.
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
         mu = compute_empirical_mu(self.grid.height * self.grid.width, steps)
@@ -76,7 +76,7 @@ class Flux2(Flux):
         }
 
     def as_input(self, latents: Tensor) -> Tensor:
-        """Convert tokens (n, token, channel) to the map (n, channel, y, x) that the call takes."""
+        """Convert tokens (n, token, channel) to the map (n, channel, y, x) that Flux 2 takes."""
         n, _, channels = latents.shape
         return latents.mT.reshape(n, channels, self.grid.height, self.grid.width)
 
@@ -86,13 +86,16 @@ class Flux2(Flux):
         return vae.decode(self.unpack(self.pack(latents.to(vae.dtype)) * std + mean)).sample
 
     def encode(self, vae: Any, images: Tensor) -> Tensor:
-        """Encode images (n, rgb, y, x) in -1..1 as latents (n, channel, y, x), posterior modes."""
+        """Encode images (n, rgb, y, x) in -1..1 as latents (n, channel, y, x).
+
+        The latents are modes of the VAE's posterior, normalised to the denoiser's scale.
+        """
         mean, std = self._moments(vae)
         latents = vae.encode(images.to(vae.dtype)).latent_dist.mode()
         return self.unpack((self.pack(latents) - mean) / std)
 
     def _moments(self, vae: Any) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of each channel of a token of the VAE's latents."""
+        """Return mean and standard deviation of each token channel, from the VAE's batch norm."""
         return vae.bn.running_mean, (vae.bn.running_var + self.vae["batch_norm_eps"]).sqrt()
 
 
@@ -111,7 +114,7 @@ class Flux2Klein(Flux2):
 
     @classmethod
     def from_folder(cls, pipeline_name: str, folder: Path) -> Self:
-        """Describe the model in a folder; see `Architecture.from_folder`."""
+        """Build the description of a model in a folder, with its key ``is_distilled``."""
         architecture = super().from_folder(pipeline_name, folder)
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         architecture.is_distilled = bool(index.get("is_distilled"))
@@ -119,18 +122,18 @@ class Flux2Klein(Flux2):
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> Self:
-        """Describe the model of a loaded pipeline; see `Architecture.from_pipeline`."""
+        """Build the description of a loaded pipeline's model, with its key ``is_distilled``."""
         architecture = super().from_pipeline(pipeline)
         architecture.is_distilled = bool(pipeline.config.get("is_distilled"))
         return architecture
 
     def from_output(self, vae: Any, latents: Tensor) -> Tensor:
-        """Convert the map of latents at the VAE's scale, which the call returns, to tokens."""
+        """Convert latents returned by a pipeline call, at the VAE's scale, to normalised tokens."""
         mean, std = self._moments(vae)
         return (self.pack(latents) - mean) / std
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Return whether the guidance scale affects the images: not if the model was distilled."""
+        """Return whether the guidance scale affects the images; False for distilled models."""
         return not self.is_distilled
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:

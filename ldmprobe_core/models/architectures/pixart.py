@@ -25,7 +25,7 @@ class PixArt(TransformerArchitecture):
     _passes_size: ClassVar[bool] = False
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """See `Architecture.text_widths`."""
+        """Return expected and actual width of T5's token embeddings."""
         width = encoders.get("text_encoder", {}).get("d_model")
         return stated_widths([("caption_channels", self.config["caption_channels"], [width])])
 

@@ -1,4 +1,4 @@
-"""Architecture of Qwen-Image, a transformer with joint attention and a language model's text."""
+"""Architecture of Qwen-Image, a transformer with joint attention over text and image tokens."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class QwenImage(Flux):
         return side, side
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """See `Architecture.text_widths`."""
+        """Return expected and actual width of the language model's token embeddings."""
         width = encoders.get("text_encoder", {}).get("text_config", {}).get("hidden_size")
         return stated_widths([("joint_attention_dim", self.config["joint_attention_dim"], [width])])
 
@@ -85,11 +85,11 @@ class QwenImage(Flux):
         return call
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Decode latents (n, channel, y, x) as the only frame of a video."""
+        """Decode latents (n, channel, y, x) with the video VAE, each as a video of one frame."""
         return vae.decode(self.denormalise(latents.to(vae.dtype))[:, :, None]).sample[:, :, 0]
 
     def encode(self, vae: Any, images: Tensor) -> Tensor:
-        """Encode images (n, rgb, y, x) in -1..1 as the only frame of a video."""
+        """Encode images (n, rgb, y, x) in -1..1 with the video VAE, each as a one-frame video."""
         posterior = vae.encode(images.to(vae.dtype)[:, :, None]).latent_dist
         return self.normalise(posterior.mode()[:, :, 0])
 

@@ -34,7 +34,7 @@ class Sana(TransformerArchitecture):
         return int(2 ** (len(self.vae["encoder_block_out_channels"]) - 1))
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """See `Architecture.text_widths`."""
+        """Return expected and actual width of the language model's token embeddings."""
         width = encoders.get("text_encoder", {}).get("hidden_size")
         return stated_widths([("caption_channels", self.config["caption_channels"], [width])])
 

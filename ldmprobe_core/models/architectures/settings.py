@@ -34,9 +34,9 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
     height, width = architecture.size
     if height % architecture.size_multiple or width % architecture.size_multiple:
         raise UserError(
-            f"model: a {name} takes images whose sides are multiples of "
-            f"{architecture.size_multiple} pixels, and those of {architecture.source} are "
-            f"{height} x {width}. Fix: correct the sample_size of its {architecture.denoiser}"
+            f"model: the images of {architecture.source} have {height} x {width} pixels, but a "
+            f"{name} needs multiples of {architecture.size_multiple}. Fix: correct the sample_size "
+            f"of its {architecture.denoiser}"
         )
     if study.model.attention_slicing and not hasattr(architecture.network, "set_attention_slice"):
         raise UserError(
@@ -46,15 +46,15 @@ def check_settings(architecture: Architecture, study: Study) -> tuple[str, ...]:
     steps = study.sampling.steps
     if steps < architecture.min_steps:
         raise UserError(
-            f"sampling.steps is {steps}, but a {name} needs at least {architecture.min_steps} "
-            "steps, since with fewer steps it ignores a result of the scheduler. Fix: set "
-            f"sampling.steps to {architecture.min_steps} or more"
+            f"sampling.steps is {steps}, but a {name} needs at least {architecture.min_steps}, "
+            "because with fewer it does not use the result of every step. Fix: set sampling.steps "
+            f"to {architecture.min_steps} or more"
         )
     return _check_guidance(architecture, study)
 
 
 def _check_sizes(architecture: Architecture) -> None:
-    """Check that the sizes of latents, image tokens and images follow from the model's configs."""
+    """Check that the model's configs give positive sizes of latents, images and token grid."""
     try:
         sizes = (*architecture.latent, *architecture.size, architecture.latent_channels)
         grid = architecture.grid
@@ -62,7 +62,7 @@ def _check_sizes(architecture: Architecture) -> None:
         problem = f"latents of {architecture.latent}, images of {architecture.size}"
     except UserError:
         raise
-    # Values of a wrong type or range in a config raise errors of many types.
+    # Wrong values in a config raise exceptions of many types, so all are caught.
     except Exception as error:
         usable, problem = False, f"{type(error).__name__}: {error!s:.80}"
     if not usable:
@@ -101,7 +101,7 @@ def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]
 
 
 def dry_run_problem(architecture: Architecture, error: Exception) -> UserError:
-    """Build the error for a denoiser that does not accept the inputs that its pipeline passes.
+    """Build the error for a denoiser that rejects the inputs of its pipeline class.
 
     Args:
         architecture: architecture of the model.

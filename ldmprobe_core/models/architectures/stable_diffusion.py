@@ -36,7 +36,7 @@ class UNetArchitecture(Architecture):
         return super().guidance(scale, negative)
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """See `Architecture.text_widths`."""
+        """Return expected and actual width of the text encoders' concatenated embeddings."""
         if self.config.get("encoder_hid_dim_type") is not None:
             return []
         widths = [config.get("hidden_size") for config in encoders.values()]
@@ -88,11 +88,11 @@ class LatentConsistency(StableDiffusion):
     """
 
     def guidance(self, scale: float, negative: str | None) -> Guidance:
-        """Return the pattern of UNet calls: one call of one copy of the batch in each step."""
+        """Return the pattern of UNet calls: one per step, with one copy of the batch."""
         return Guidance()
 
     def uses_guidance(self, negative: str | None) -> bool:
-        """Return whether the guidance scale affects the images: if it is an input of the UNet."""
+        """Return whether the guidance scale is an input of the UNet, so that it affects images."""
         return self.config["time_cond_proj_dim"] is not None
 
     def scheduler_config(self, class_name: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class LatentConsistency(StableDiffusion):
         return self.scheduler
 
     def set_steps(self, scheduler: Any, steps: int) -> None:
-        """Set the timesteps of a scheduler, as the pipeline does.
+        """Set the timesteps of a scheduler, which must be of the class LCM or TCD.
 
         Raises:
             UserError: the pipeline cannot work with the scheduler.
@@ -120,7 +120,10 @@ class StableDiffusionXL(UNetArchitecture):
     _TIMES: ClassVar[int] = 6
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """See `Architecture.text_widths`."""
+        """Return expected and actual widths of the token embeddings and the added embedding.
+
+        The added embedding joins the pooled text embedding and those of the image size.
+        """
         pooled = encoders.get("text_encoder_2", {}).get("projection_dim")
         key = "projection_class_embeddings_input_dim"
         times = self._TIMES * self.config["addition_time_embed_dim"]

@@ -26,7 +26,10 @@ class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
     optional_encoders = ("text_encoder_3",)
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """See `Architecture.text_widths`; CLIP's embeddings are padded to the width of T5's."""
+        """Return expected and actual widths of CLIP's pooled and T5's token embeddings.
+
+        CLIP's token embeddings are padded to the width of T5's, so they need no check.
+        """
         clip = [encoders.get(name, {}) for name in ("text_encoder", "text_encoder_2")]
         pooled = [config.get("projection_dim") for config in clip]
         rows = [("pooled_projection_dim", self.config["pooled_projection_dim"], pooled)]

@@ -1,4 +1,4 @@
-"""Widths of text embeddings, as the configs of a denoiser and of its text encoders state them."""
+"""Widths of text embeddings: expected by the denoiser, and returned by the text encoders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 def stated_widths(
     rows: list[tuple[str, Any, list[Any]]],
 ) -> list[tuple[str, int, int]]:
-    """Sum the text encoders' widths in each row, and leave out rows in which a width is missing.
+    """Sum the text encoders' widths in each row; rows in which a width is missing are left out.
 
     Args:
         rows: key of the denoiser's config; its value, the width that the denoiser expects; and the

@@ -21,7 +21,7 @@ _SOFTMAX = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnPr
 
 
 def attention_points(module: Any) -> dict[str, CapturePoint]:
-    """List the capture points inside a module: none unless it is an attention layer of diffusers.
+    """List the capture points inside an attention layer of diffusers; empty for other modules.
 
     Returns:
         suffix of the layer's name to capture point: ``query``, and ``key`` and ``value`` of layers
@@ -33,16 +33,16 @@ def attention_points(module: Any) -> dict[str, CapturePoint]:
     projections = [getattr(module, f"to_{letter}", None) for letter in "qkv"]
     if not hasattr(module, "heads") or not all(isinstance(p, nn.Module) for p in projections):
         return {}
-    # The keys and values of cross-attention are those of text tokens, which have no place in the
-    # image.
+    # The keys and values of cross-attention belong to text tokens, which have no position in the
+    # image, so only its queries are capture points.
     names = ["query"] if _is_cross(module) else ["query", "key", "value"]
     points: dict[str, CapturePoint] = {name: projection(module, name) for name in names}
     out = getattr(module, "to_out", None)
     size = module.inner_dim // module.heads
     for head in range(module.heads):
         channels = slice(head * size, (head + 1) * size)
-        # A layer without an output projection, as in Flux's single blocks, returns its heads
-        # unmixed, as ranges of its output.  Else heads are ranges of the projection's input.
+        # Each head is a range of channels of the input of the output projection, which mixes the
+        # heads.  A layer without this projection, as in Flux's single blocks, returns them unmixed.
         points[f"head{head}"] = (
             ChannelRange(module, channels) if out is None else ChannelRange(out[0], channels, True)
         )
@@ -53,7 +53,9 @@ def attention_points(module: Any) -> dict[str, CapturePoint]:
 
 
 def projection(attention: Any, name: str) -> ChannelRange:
-    """Find the query, key or value of an attention layer, in separate or in fused projections.
+    """Return a capture point for the queries, keys or values of an attention layer.
+
+    Its projections may be separate or fused.
 
     Args:
         attention: attention layer of diffusers.

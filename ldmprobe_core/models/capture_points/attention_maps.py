@@ -70,7 +70,7 @@ class AttentionMaps:
 
 
 class _Handles(ExitStack):
-    """Handle of several hooks, which `remove` removes together."""
+    """Handle for several hooks; `remove` removes all of them."""
 
     def remove(self) -> None:
         """Remove all hooks."""

@@ -43,7 +43,7 @@ class ChannelRange:
     of_input: bool = False
 
     def register_forward_hook(self, hook: Callable[[nn.Module, Any, Any], Any]) -> Any:
-        """See `CapturePoint.register_forward_hook`; the other channels keep their values."""
+        """Register a hook on the values of these channels; other channels stay unchanged."""
 
         def on_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
             new = hook(module, inputs, output[..., self.channels])

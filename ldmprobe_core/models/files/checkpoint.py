@@ -1,4 +1,4 @@
-"""Check that a model folder has all weights, from index files and safetensors headers alone.
+"""Check for missing weights in a model folder, from index files and safetensors headers alone.
 
 If a weight tensor is missing from the files, `from_pretrained` fills it with random values and only
 logs a warning, and every worker would then use a different model.  This module therefore looks up
@@ -55,14 +55,14 @@ Transformers loads files with either form.
 
 
 class StoredTensor(NamedTuple):
-    """Shape of a tensor in a safetensors file, and its dtype as that file names it (``F16``)."""
+    """Shape of a tensor in a safetensors file, and its dtype as written there, such as ``F16``."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Read the names, shapes and types of the tensors in a safetensors file, not their values.
+    """Read the names, shapes and dtypes of the tensors in a safetensors file from its header.
 
     Raises:
         UserError: the file is incomplete, is a Git LFS pointer, or is not a safetensors file.
@@ -79,7 +79,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
                 raise ValueError("the header is missing or cut off")
-            # `json.loads` would also read bytes in UTF-16, or after a byte order mark.
+            # Decode as UTF-8 first; given bytes, `json.loads` would accept UTF-16 too.
             header = json.loads(file.read(length).decode())
         return _tensors(header, size - 8 - length)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -90,7 +90,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _tensors(header: Any, data_bytes: int) -> dict[str, StoredTensor]:
-    """Read the tensors' entries in a safetensors header, and check the length of the data after it.
+    """Read the tensor entries of a safetensors header, and check that they fit the data after it.
 
     Args:
         header: the header, parsed from JSON.
@@ -105,14 +105,14 @@ def _tensors(header: Any, data_bytes: int) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             if not all(isinstance(value, str) for value in entry.values()):
-                raise ValueError("its metadata are not strings")
+                raise ValueError("__metadata__ has values other than strings")
             continue
         shape, (begin, stop) = tuple(entry["shape"]), entry["data_offsets"]
         if not all(type(n) is int and n >= 0 for n in (*shape, begin, stop)) or begin > stop:
             raise ValueError(f"tensor {name:.60} has no valid shape or offsets")
         dtype = entry["dtype"]
         if dtype not in _DTYPE_BYTES:
-            raise ValueError(f"tensor {name:.60} is of an unknown type of numbers, {dtype!r:.20}")
+            raise ValueError(f"tensor {name:.60} has an unknown dtype, {dtype!r:.20}")
         if stop - begin != math.prod(shape) * _DTYPE_BYTES[dtype]:
             raise ValueError(f"tensor {name:.60} has more or fewer bytes than its shape needs")
         tensors[name] = StoredTensor(shape, dtype)
@@ -159,8 +159,7 @@ def read_component(folder: Path, library: str | None = None) -> dict[str, Stored
     if variants:
         raise UserError(
             f"model: {folder} holds only a variant of the weights ({', '.join(variants)}). Fix: "
-            "fetch the default weights, or remove the variant, such as .fp16, from the file name, "
-            f"which is {' or '.join(stems)}.safetensors"
+            f"fetch the default weights, or rename the file to {' or '.join(stems)}.safetensors"
         )
     raise UserError(f"model: {folder} holds no weights (*.safetensors). Fix: fetch the weights")
 
@@ -249,7 +248,8 @@ def _aliases(name: str) -> Iterable[str]:
     # Earlier releases of transformers saved the text part of vision-language models without the
     # prefix ``language_model.``.
     yield name.replace("language_model.", "", 1)
-    # Models of the Llava family, such as Mistral 3, are saved as a language model with its head.
+    # Checkpoints of the Llava family, such as Mistral 3, include the head of the language model,
+    # so the prefixes of names are in another order.
     yield name.replace("model.language_model.", "language_model.model.", 1)
     yield f"language_model.{name}"
 

@@ -60,11 +60,13 @@ def _require_class(folder: Path, name: str, entry: Any, architecture: Architectu
     if not isinstance(found, type):
         raise UserError(f"{problem} ({library}.{kind:.60} is unknown). {remedy}")
     if name == architecture.denoiser and not issubclass(found, architecture.network):
-        raise UserError(f"{problem} ({kind:.60} is no {architecture.network.__name__}). {remedy}")
+        raise UserError(
+            f"{problem} ({kind:.60} is not a subclass of {architecture.network.__name__}). {remedy}"
+        )
 
 
 def _check_text_widths(folder: Path, names: list[str], architecture: Architecture) -> None:
-    """Compare the widths that the denoiser takes with those that the text encoders give."""
+    """Check that the text encoders' embeddings have the widths that the denoiser expects."""
     encoders = {}
     for name in names:
         try:
@@ -77,6 +79,7 @@ def _check_text_widths(folder: Path, names: list[str], architecture: Architectur
     for key, needed, given in architecture.text_widths(encoders):
         if needed != given:
             raise UserError(
-                f"model: {key} of the {architecture.denoiser} of {folder} is {needed}, and the "
-                f"text encoders give {given}. Fix: use components of one model"
+                f"model: {key} of the {architecture.denoiser} of {folder} is {needed}, but the "
+                f"text encoders return embeddings of width {given}. Fix: use components of one "
+                "model"
             )

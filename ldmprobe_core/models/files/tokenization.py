@@ -25,7 +25,7 @@ _LEAST_TOKENS = 3
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids of one prompt, and the end of its text if a tokenizer cuts a long prompt off.
+    """Token ids of one prompt, and the text that tokenizers cut off its end, if it is too long.
 
     Attributes:
         ids: token ids by tokenizer, with special tokens, without padding, and cut to the
@@ -71,9 +71,9 @@ class PromptTokenizer:
         lengths = list(dict.fromkeys(self.lengths.values()))
         if not _takes_length(pipeline) and len(lengths) > 1:
             raise UserError(
-                f"model: the tokenizers in {folder} take {' and '.join(map(str, lengths))} tokens "
-                "(model_max_length), and their pipeline joins the encoders' outputs token by "
-                "token. Fix: correct model_max_length in their tokenizer_config.json"
+                f"model: the tokenizers in {folder} have different values of model_max_length "
+                f"({', '.join(map(str, lengths))}), but the pipeline needs equal numbers of tokens "
+                "from all text encoders. Fix: correct their tokenizer_config.json"
             )
 
     @classmethod
@@ -136,7 +136,7 @@ def _with_lengths(
 
 
 def _given(entry: Any) -> bool:
-    """Return whether an entry of ``model_index.json`` names a component, not null."""
+    """Return whether an entry of ``model_index.json`` names a component instead of null."""
     return isinstance(entry, list) and len(entry) == 2 and bool(entry[1])
 
 
@@ -163,7 +163,7 @@ def _load(folder: Path, kind: str) -> Any:
 
 
 def _require_usable(folder: Path, tokenizer: Any) -> None:
-    """Check that a tokenizer has words, a padding token, and a maximum length that is a number.
+    """Check that a tokenizer has a vocabulary, a padding token and a numeric maximum length.
 
     Without its vocabulary file, transformers builds a tokenizer that has special tokens only and
     reads every prompt as the same.
@@ -185,7 +185,7 @@ def _require_usable(folder: Path, tokenizer: Any) -> None:
 
 
 def _text_part(tokenizer: Any) -> Any:
-    """Return the tokenizer inside a processor of text and images, as Flux 2 has one."""
+    """Return the tokenizer itself, or the one inside a text and image processor (Flux 2)."""
     is_processor = isinstance(tokenizer, importlib.import_module("transformers").ProcessorMixin)
     return tokenizer.tokenizer if is_processor else tokenizer
 
@@ -211,9 +211,10 @@ def _require_fitting(folder: Path, tokenizer: Any, limit: int, encoder: Path) ->
     except (OSError, ValueError, AttributeError, RecursionError):
         return
     if "CLIP" in type(tokenizer).__name__ and not isinstance(end, int | None):
-        # The output at this token is the pooled embedding, for which a prompt has one token.
+        # CLIP's pooled embedding is its output at the end token, so there must be only one such id.
         raise UserError(
-            f"model: eos_token_id in {encoder} is not one token id ({end!r:.40}). Fix: correct it"
+            f"model: eos_token_id in {encoder} is not a single token id ({end!r:.40}). Fix: "
+            "correct it"
         )
     largest = max(tokenizer.get_vocab().values(), default=0)
     if isinstance(vocabulary, int) and largest >= vocabulary:

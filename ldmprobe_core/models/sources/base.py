@@ -15,7 +15,7 @@ from ldmprobe_core.study.schema import Study
 
 
 class ModelSource(ABC):
-    """Origin of a study's model: its configs, its tokenizers, and its weights.
+    """Source of a study's model, such as a folder: it gives configs, tokenizers and weights.
 
     Attributes:
         architecture: description of the model's pipeline class, with the configs of the model.

@@ -57,8 +57,7 @@ def _parts(pipeline: Any) -> Iterator[Any]:
             yield [component.get_vocab(), str(component.model_max_length)]
             backend = getattr(component, "backend_tokenizer", None)
             rules = json.loads(backend.to_str()) if backend is not None else {}
-            # Truncation and padding depend on the arguments of the tokenizer's last call, not on
-            # the model.
+            # Leave out truncation and padding, because the tokenizer's last call has set them.
             yield {key: rules[key] for key in rules if key not in ("truncation", "padding")}
 
 
@@ -104,6 +103,6 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
-    # Tensors that are neither parameters nor buffers are caches, which a network's first call
-    # fills, so they do not tell models apart.
+    # Leave out tensors that are neither parameters nor buffers: they are caches, which the first
+    # call of a network fills.
     return None if isinstance(value, Tensor) else _class_name(value)

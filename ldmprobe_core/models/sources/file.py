@@ -1,4 +1,4 @@
-"""Models in one safetensors file, beside a folder of configs."""
+"""Models whose weights are in one safetensors file, with configs in a separate folder."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ SUFFIX = ".safetensors"
 
 
 class FileSource(FolderSource):
-    """Model whose denoiser and VAE are in one file, with the tensor names of its authors' code.
+    """Model whose denoiser and VAE weights are in one file, under their original names.
 
-    Text encoders that the file lacks are taken from the folder of the configs.
+    The names are those of the authors' code, which differ from those of diffusers.  Text encoders
+    that the file lacks are taken from the folder of the configs.
 
     Args:
         model: section ``model`` of a study.
@@ -41,9 +42,9 @@ class FileSource(FolderSource):
         self.path = user_path(model.source)
         if self.path.suffix != SUFFIX or model.config is None:
             raise UserError(
-                f"model.config: a single file of weights ends in {SUFFIX} and needs the folder of "
-                f"its configs (model.source {model.source!r:.60}, model.config {model.config!r:.60}"
-                "). Fix: give both, or give a folder alone as model.source"
+                f"model.config: a model in a single file needs a {SUFFIX} file as model.source and "
+                f"a folder of configs as model.config ({model.source!r:.60}, {model.config!r:.60})."
+                " Fix: give both, or give a model folder alone as model.source"
             )
         super().__init__(Model(source=model.config, revision=model.revision))
         if not hasattr(self.architecture.diffusers_class, "from_single_file"):
@@ -53,7 +54,7 @@ class FileSource(FolderSource):
             )
 
     def require_weights(self) -> None:
-        """Check in the file's header that it has every weight of the denoiser and the VAE.
+        """Check that the file's header lists every weight of the denoiser and the VAE.
 
         Raises:
             UserError: a weight is missing, of another shape or quantized, or the text encoders are
@@ -102,7 +103,7 @@ class FileSource(FolderSource):
                 )
 
     def fingerprint(self) -> str:
-        """Return a hash of the file, and of the configs and text encoders beside it."""
+        """Return a hash of the weight file, the configs, and the text encoders in their folder."""
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         digest.update(fingerprint(self.folder).encode())

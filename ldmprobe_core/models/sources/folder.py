@@ -42,11 +42,11 @@ class FolderSource(ModelSource):
         self.architecture = detect_architecture(self.folder)
 
     def check(self) -> None:
-        """See `ModelSource.check`."""
+        """Check that the folder has the pipeline's components, and that they fit together."""
         check_components(self.folder, self.architecture)
 
     def require_weights(self) -> None:
-        """See `ModelSource.require_weights`."""
+        """Check that the folder has every weight tensor, without loading them."""
         if not has_weights(self.folder):
             raise UserError(
                 f"model.source {self.model.source!r}: its weights (safetensors) are not on this "
@@ -55,11 +55,11 @@ class FolderSource(ModelSource):
         check_weights(self.folder)
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
-        """See `ModelSource.networks`."""
+        """Build the denoiser and the VAE on the meta device, where tensors have no data."""
         return meta_modules(self.architecture)
 
     def tokenizer(self) -> PromptTokenizer | None:
-        """See `ModelSource.tokenizer`."""
+        """Return the model's tokenizers; None if the folder has none."""
         if not (self.folder / "tokenizer").is_dir():
             return None
         return PromptTokenizer(self.folder, self.architecture.diffusers_class)
@@ -69,5 +69,5 @@ class FolderSource(ModelSource):
         return fingerprint(model_folder(self.model))
 
     def load(self, study: Study, device: torch.device) -> Any:
-        """See `ModelSource.load`."""
+        """Load the pipeline from the folder, with the study's scheduler."""
         return load_pipeline(study, device)

@@ -1,4 +1,4 @@
-"""Look-up of the source of a study's model."""
+"""Choice of the source of a study's model: a folder, a file or a pipeline object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldmprobe_core.study.sections import PIPELINE_PREFIX, Model
 
 
 def source_of(model: Model) -> ModelSource:
-    """Return the source of a study's model.
+    """Return the source of a study's model: a folder, a file or a pipeline object.
 
     Args:
         model: section ``model`` of the study.

@@ -1,4 +1,4 @@
-"""Pipeline objects of this process as a study's model, with their adapters and scheduler."""
+"""Use of a diffusers pipeline object, loaded by the caller, as a study's model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _in_use: ContextVar[PipelineSource | None] = ContextVar("ldmprobe_pipeline", def
 
 
 class PipelineSource(ModelSource):
-    """Diffusers pipeline object as it is: its weights, adapters, dtype, device and scheduler.
+    """Model source that uses a pipeline object of this process unchanged.
+
+    Its weights, adapters, dtype, device and scheduler are kept.
 
     Args:
         pipeline: pipeline of a registered architecture.
@@ -54,9 +56,9 @@ class PipelineSource(ModelSource):
         shift = getattr(scheduler, "shift", None)
         if shift is not None and shift != scheduler.config.get("shift", shift):
             raise UserError(
-                f"pipeline: its scheduler's shift is {shift}, but a study builds a scheduler from "
-                f"its config, which says {scheduler.config['shift']}. Fix: set pipe.scheduler to "
-                f"from_config(pipe.scheduler.config, shift={shift}) of its class"
+                f"pipeline: its scheduler's shift is {shift}, but the config of this scheduler, "
+                f"from which a study builds another, says {scheduler.config['shift']}. Fix: set "
+                f"pipe.scheduler to from_config(pipe.scheduler.config, shift={shift}) of its class"
             )
         self.name = PIPELINE_PREFIX + pipeline_digest(pipeline)
 
@@ -70,15 +72,15 @@ class PipelineSource(ModelSource):
         model = study.model
         if model.source.startswith(PIPELINE_PREFIX) and model.source != self.name:
             raise UserError(
-                f"pipeline: it is {self.name}, and the study is of {model.source}; weights, "
+                f"pipeline: it is {self.name}, but the study's model is {model.source}; weights, "
                 "adapters, configs or scheduler differ. Fix: give the pipeline of the study "
                 "unchanged, or a study without a pipeline, which starts a new run"
             )
         for key in ("attention_slicing", "cpu_offload"):
             if getattr(model, key):
                 raise UserError(
-                    f"model.{key}: the pipeline is loaded already (true). Fix: leave it out; for "
-                    "slices of attention call pipe.enable_attention_slicing()"
+                    f"model.{key}: it does not apply to a pipeline that is loaded already (true). "
+                    "Fix: leave it out; to slice attention, call pipe.enable_attention_slicing()"
                 )
         if study.controls.random_weights:
             check_drawable(self._denoiser)
@@ -89,7 +91,7 @@ class PipelineSource(ModelSource):
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Make `pipeline_in_use` return this source inside the block, in the calling thread.
+        """Context manager in which `pipeline_in_use` returns this source, in the calling thread.
 
         The pipeline's own progress bar is switched off meanwhile.
         """
@@ -144,11 +146,11 @@ class PipelineSource(ModelSource):
         return _meta_copy(self._denoiser), _meta_copy(self.pipeline.vae)
 
     def tokenizer(self) -> PromptTokenizer | None:
-        """See `ModelSource.tokenizer`."""
+        """Return the pipeline's own tokenizers."""
         return PromptTokenizer.of_pipeline(self.pipeline)
 
     def fingerprint(self) -> str:
-        """Return the digest that the pipeline had when it was given."""
+        """Return the pipeline's digest, computed when this source was created."""
         return self.name.removeprefix(PIPELINE_PREFIX)
 
     def load(self, study: Study, device: torch.device) -> Any:
@@ -181,8 +183,8 @@ def pipeline_in_use(source: str) -> PipelineSource:
 
 
 def _draws(module: nn.Module) -> bool:
-    """Return whether a module is a dropout layer that draws random numbers now."""
-    # PyTorch publishes no common base class of its dropout layers.
+    """Return whether a module is an active dropout layer, whose output is random."""
+    # PyTorch publishes no common base class of its dropout layers, so check the class name.
     return module.training and "Dropout" in type(module).__name__ and getattr(module, "p", 0) > 0
 
 

@@ -15,7 +15,7 @@ from ldmprobe_core.errors import RunError, UserError
 
 
 def hash_file(path: Path, algorithm: str, prefix: bytes = b"") -> str:
-    """Return the hash of a prefix and a file's bytes, in hexadecimal digits."""
+    """Return the hash of a file's bytes, after an optional prefix, in hexadecimal digits."""
     digest = hashlib.new(algorithm, prefix)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -24,7 +24,7 @@ def hash_file(path: Path, algorithm: str, prefix: bytes = b"") -> str:
 
 
 def require_checksum(field: str, path: Path, published: str, actual: str) -> None:
-    """Compare the first digits of a file's checksum, and delete the file if they differ.
+    """Compare a file's checksum with the published one, and delete the file if they differ.
 
     Args:
         field: key of the study, for the message.
@@ -51,7 +51,7 @@ def record_of(path: Path, **origin: Any) -> dict[str, Any]:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record of checksums as JSON; the file is replaced as a whole."""
+    """Write a record of checksums as JSON; an existing file is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
@@ -59,7 +59,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def convert_pickle(field: str, pickle: Path, target: Path) -> None:
-    """Convert a pickled state dict to safetensors, or an index of pickles to one of safetensors.
+    """Convert a pickled state dict, or the index of its shards, to the safetensors format.
 
     A process of its own unpickles, with PyTorch's restricted unpickler and without network.  The
     pickle is deleted afterwards.
@@ -80,7 +80,7 @@ def convert_pickle(field: str, pickle: Path, target: Path) -> None:
         files = {name: safetensors_name(file) for name, file in index["weight_map"].items()}
         write_record(target, index | {"weight_map": files})
     else:
-        # With -P, modules in the current folder are not imported.
+        # The option -P keeps modules in the current folder from being imported.
         command = [sys.executable, "-P", "-m", "ldmprobe_core.labelers.weights", str(pickle)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
@@ -91,7 +91,7 @@ def convert_pickle(field: str, pickle: Path, target: Path) -> None:
             )
         converted = pickle.with_suffix(".safetensors")
         if converted != target:
-            # The cache may be on another file system, from which a file cannot be moved at once.
+            # Copy first: a move from a cache on another file system would not be atomic.
             part = target.with_name(target.name + ".new")
             shutil.copyfile(converted, part)
             os.replace(part, target)

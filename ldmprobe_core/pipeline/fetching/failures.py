@@ -1,4 +1,4 @@
-"""Conversion of failed downloads to messages with a remedy."""
+"""Conversion of download exceptions to error messages with a remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOGIN = "log in (hf auth login, or HF_TOKEN), and repeat the command"
 
 @contextmanager
 def fetch_failures(field: str, origin: str) -> Iterator[None]:
-    """Convert exceptions of a download to messages.
+    """Context manager that converts download exceptions to `UserError` or `RunError`.
 
     Args:
         field: key of the study that names what is fetched.
@@ -63,13 +63,13 @@ def fetch_failures(field: str, origin: str) -> Iterator[None]:
                 "or fetch into a folder on another disk; complete files are kept"
             ) from error
         raise _incomplete(field, origin, _reason(error)) from error
-    # The clients raise exceptions of many types when a connection is cut.
+    # A cut connection raises exceptions of many types, so all are caught.
     except Exception as error:
         raise _incomplete(field, origin, _reason(error)) from error
 
 
 def _incomplete(field: str, origin: str, reason: str) -> RunError:
-    """Build the error for a download that a repetition of the command may complete."""
+    """Build the error for an incomplete download, whose remedy is to repeat the command."""
     return RunError(
         f"{field}: the download was not completed ({origin!r}: {reason}). Fix: repeat the command; "
         "complete files are kept"

@@ -43,11 +43,11 @@ PAPER_FILES: Mapping[str, str] = {
 
 
 class Download(Protocol):
-    """One source of files, such as a repository."""
+    """Download of the files of one source, such as a repository."""
 
     @property
     def field(self) -> str:
-        """Key of the study that names the source."""
+        """Key in the study, such as ``model.source``, that names what is downloaded."""
         ...
 
     @property
@@ -56,12 +56,12 @@ class Download(Protocol):
         ...
 
     def run(self, advance: Callable[[int], None]) -> None:
-        """Fetch the files, and report further bytes to `advance`."""
+        """Fetch the files, and call `advance` with the number of bytes of each received part."""
 
 
 @dataclass(frozen=True)
 class PackageDownload:
-    """Weights that a labeler's own package fetches when it is loaded."""
+    """Download of a labeler's weights by its own package, started by loading the labeler."""
 
     prop: str
     spec: LabelerSpec
@@ -69,7 +69,7 @@ class PackageDownload:
 
     @property
     def field(self) -> str:
-        """Key of the study that names the labeler."""
+        """Key in the study, such as ``labels.depth``, that names the labeler."""
         return f"labels.{self.prop}"
 
     def run(self, advance: Callable[[int], None]) -> None:
@@ -96,7 +96,7 @@ def published_of(
     """
     model, field = study.model, "model.source"
     if is_file(model):
-        # The weight file is already on this machine; configs and tokenizers may be on the hub.
+        # Only configs and tokenizers are fetched, because the weight file is a local path.
         model, field = Model(source=str(model.config), revision=model.revision), "model.config"
     repository = model_repository(model)
     if repository is not None:
@@ -121,7 +121,7 @@ def prepare_fetch(study: Study, paper_files: Mapping[str, str] = PAPER_FILES) ->
     """
     if constants.is_offline_mode():
         raise UserError(
-            "HF_HUB_OFFLINE: it is set, so nothing can be fetched. Fix: unset it for this command"
+            "HF_HUB_OFFLINE: it is set, which forbids downloads. Fix: unset it for this command"
         )
     downloads: list[Download] = []
     for field, item in published_of(study, paper_files):

@@ -33,7 +33,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class HubDownload:
-    """Files of one commit of a repository that are fetched into the Hugging Face cache.
+    """Download of files of one repository commit into the Hugging Face cache.
 
     Attributes:
         field: key of the study that names the repository.
@@ -59,7 +59,7 @@ class HubDownload:
 
     @property
     def pending(self) -> list[str]:
-        """Paths of files that are not in the cache yet, and of pickles that are not converted."""
+        """Paths of the files that are neither in the cache nor converted to safetensors there."""
         return [
             name
             for name in self.listing
@@ -72,7 +72,7 @@ class HubDownload:
         return isinstance(path, str) or (Path(name).is_absolute() and Path(name).is_file())
 
     def run(self, advance: Advance) -> None:
-        """Download what is missing, verify all files, convert pickles, and write checksums.
+        """Download missing files, verify all files, convert pickles, and write checksums.
 
         Raises:
             UserError, RunError: see `fetch_failures`.
@@ -107,7 +107,7 @@ class HubDownload:
             write_record(beside, content)
 
     def _verify(self, path: Path, published: Any) -> None:
-        """Compare a file with the SHA-256 of Git LFS, or else with the hash of its Git object."""
+        """Compare a file's hash with the hub's: SHA-256 for Git LFS files, else the Git hash."""
         if published.lfs is not None:
             require_checksum(self.field, path, published.lfs.sha256, hash_file(path, "sha256"))
         elif published.blob_id is not None:
@@ -117,7 +117,7 @@ class HubDownload:
 
 
 def list_repository(field: str, repository: HubRepository) -> HubDownload:
-    """Choose the files of a model or labeler that are to be fetched.
+    """List the files of a model or labeler in a hub repository that are to be fetched.
 
     Raises:
         UserError, RunError: see `fetch_failures`; or the repository has no weights.
@@ -145,7 +145,7 @@ def list_repository(field: str, repository: HubRepository) -> HubDownload:
 
 
 def list_hub_file(field: str, file: PublishedFile) -> HubDownload:
-    """Prepare the download of one pickle of a repository.
+    """Prepare the download of one pickled weight file from a hub repository.
 
     Raises:
         UserError, RunError: see `fetch_failures`; or the repository has no such file.
@@ -170,13 +170,13 @@ def list_hub_file(field: str, file: PublishedFile) -> HubDownload:
 
 
 def _list_files(repository: HubRepository) -> tuple[str, dict[str, Any]]:
-    """Return the commit of a revision, and the hub's record of each of its files by path."""
+    """Return a repository's commit hash, and the hub's records of its files by path."""
     info = HfApi().model_info(repository.name, revision=repository.revision, files_metadata=True)
     return str(info.sha), {file.rfilename: file for file in info.siblings or []}
 
 
 def _bar_class(advance: Advance) -> type:
-    """Return a class of progress bars that draw nothing, and pass fetched bytes on.
+    """Return a progress bar class that draws nothing, and reports fetched bytes to `advance`.
 
     The client counts the same bytes on one bar or on two, so the bar that is ahead is followed.
     """

@@ -28,7 +28,7 @@ _PLAIN = {"Accept-Encoding": "identity"}
 
 @dataclass(frozen=True)
 class UrlDownload:
-    """File that is fetched from a URL.
+    """Download of one file from a URL.
 
     Attributes:
         field: key of the study that names the file.
@@ -41,7 +41,7 @@ class UrlDownload:
     size: int
 
     def run(self, advance: Callable[[int], None]) -> None:
-        """Download the file, verify it, convert a pickle, and write its checksum beside it.
+        """Download the file, verify it, convert it if it is a pickle, and record its checksum.
 
         An interrupted download is continued where it stopped.
 

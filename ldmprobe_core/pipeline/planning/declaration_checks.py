@@ -1,4 +1,4 @@
-"""Checks of a study's properties, beyond the types of their fields."""
+"""Checks of a study's declared properties: colour maps, and activations to probe numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def check_declarations(study: Study) -> None:
-    """Check the colour maps of the declared properties, and that numbers per image can be probed.
+    """Check that declared colour maps exist, and that numbers per image can be probed.
 
     Raises:
         UserError: matplotlib has no colour map of a name, or a number is to be probed from a run
@@ -16,8 +16,8 @@ def check_declarations(study: Study) -> None:
     if study.labels.numbers and study.capture.keep == "statistics":
         raise UserError(
             f"labels.{study.labels.numbers[0]}: a number per image is probed from stored "
-            f"activations, which a run of sums has not (capture.keep is {study.capture.keep}). "
-            "Fix: set capture.keep to activations, or the labeler to null"
+            f"activations, but capture.keep is {study.capture.keep}, which stores none of training "
+            "samples. Fix: set capture.keep to activations, or the labeler to null"
         )
     if not study.properties:
         return

@@ -235,7 +235,7 @@ def plan_study(study: Study) -> StudyPlan:
 
 
 class _Gaps:
-    """Collector of error messages about files, packages or devices that this machine lacks."""
+    """Collector of the messages of failed checks: files, packages or devices that are missing."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
@@ -300,15 +300,15 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
         spec = study.labels.labeler(prop)
         if spec and spec.name == EXACT_MAPS and not missing and prop not in present:
             raise UserError(
-                f"labels.{prop} is 'maps', and there are no {prop} maps beside the source images. "
-                f"Fix: add them (name.{prop}.npy, .png or .exr; source must be images), or name a "
-                "labeler"
+                f"labels.{prop} is 'maps', but there are no {prop} maps of source images. Fix: set "
+                f"source to images and put the maps beside them (name.{prop}.npy, .png or .exr), "
+                "or name a labeler"
             )
     return present
 
 
 def _permutation_notes(study: Study) -> list[str]:
-    """Warn about permutations that are too few for a significant p value."""
+    """Warn if ``controls.permutations`` is too small for any p value to be significant."""
     least = 1 / (study.controls.permutations + 1)
     if not study.controls.shuffled_labels or least <= _SIGNIFICANT:
         return []

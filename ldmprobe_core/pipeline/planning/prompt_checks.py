@@ -64,7 +64,7 @@ def check_samples(samples: Sequence[Sample], tokenize: PromptTokenizer) -> tuple
 
 
 def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tuple[str, ...]:
-    """Warn about prompts that are longer than the model's tokenizers read and are cut off.
+    """Warn about prompts that are so long that the model's tokenizers cut them off.
 
     Args:
         tokens: tokens by prompt.
@@ -90,7 +90,7 @@ def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tupl
 
 
 def _reader(names: list[str], lengths: dict[str, int]) -> str:
-    """Name what reads a text, as ``text_encoder reads`` or ``the model reads``, for a sentence.
+    """Return the words for the readers of a text: ``text_encoder reads``, ``the model reads``.
 
     Args:
         names: names of the tokenizers.
@@ -103,7 +103,7 @@ def _reader(names: list[str], lengths: dict[str, int]) -> str:
 
 
 def long_text_notes(key: str, text: str, tokenize: PromptTokenizer) -> tuple[str, ...]:
-    """Warn about a text of the study that is longer than tokenizers read, and is cut off.
+    """Warn about the end of a text, such as the negative prompt, that tokenizers cut off.
 
     Args:
         key: key of the study that gives the text, such as ``prompts.negative``.

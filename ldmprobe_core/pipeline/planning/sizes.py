@@ -23,7 +23,7 @@ from ldmprobe_core.study.schema import Study
 
 
 class StoredSamples(NamedTuple):
-    """Numbers of samples, and of steps, that the groups of a run hold.
+    """Numbers of samples and steps for which a run stores images and activations.
 
     Attributes:
         images: number of samples with images and activations.
@@ -39,7 +39,7 @@ class StoredSamples(NamedTuple):
 
 
 def stored_samples(study: Study, samples: list[Sample], n_stored: int, steps: int) -> StoredSamples:
-    """Count the samples and steps that the groups of a run hold.
+    """Count the samples and steps for which a run stores images and activations.
 
     Args:
         study: the study.
@@ -163,7 +163,7 @@ def worker_bytes(
 
 
 def pooled_shape(study: Study, name: str, shape: LayerShape) -> LayerShape:
-    """Return the shape in which a layer is stored, after the averaging that the study asks for.
+    """Return the shape of a layer's stored activations, after pooling by ``capture.pool``.
 
     Raises:
         UserError: the layer's tokens do not divide into blocks.
@@ -172,7 +172,7 @@ def pooled_shape(study: Study, name: str, shape: LayerShape) -> LayerShape:
     if shape.y % side or shape.x % side:
         raise UserError(
             f"capture.pool.by: the {shape.y} x {shape.x} tokens of {name} do not divide into "
-            f"blocks of {side} x {side} ({side}). Fix: set it to a number that divides both sides, "
-            "or raise capture.pool.above"
+            f"square blocks of this side ({side}). Fix: set it to a number that divides both sides "
+            "of the token grid, or raise capture.pool.above"
         )
     return LayerShape(shape.y // side, shape.x // side, shape.channels)

@@ -1,1 +1,1 @@
-"""Fitters, one for each kind of probe."""
+"""Fitters of probes, one for each kind, such as ridge and logistic."""

@@ -1,4 +1,4 @@
-"""Linear probes fitted as in Chen, Viégas & Wattenberg (2023), by Adam on a full-size loss."""
+"""Linear probes fitted by Adam on full-size maps, as in Chen, Viégas & Wattenberg (2023)."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def fit_adam(
         target = np.where(known, np.nan_to_num(target), _IGNORED)
     y = torch.from_numpy(target.astype(np.int64 if mask else np.float32))
     channels = x.shape[1]
-    # Draw from the default distribution of torch.nn.Linear, but with a seeded generator, so that a
-    # second fit gives the same probe.
+    # Draw from the default distribution of torch.nn.Linear, but with a seeded generator, so that
+    # repeated fits give the same probe.
     bound = channels**-0.5
     outputs = 2 if mask else 1
     weight = torch.empty(outputs, channels).uniform_(-bound, bound, generator=generator)

@@ -98,7 +98,7 @@ class CellData:
 
     @cached_property
     def complete_columns(self) -> list[int]:
-        """Indices in `columns` of the labels that were measured at every pixel.
+        """Indices of the label columns whose maps were measured at every pixel.
 
         All their tokens weigh the same, so they can share one set of sufficient statistics.
         """
@@ -120,11 +120,11 @@ class CellData:
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """Index of the position of every token, (y, x); see `ldmprobe_core.probing.position`."""
+        """Position index of every token, (y, x); see `ldmprobe_core.probing.position`."""
         return token_positions(self.grid)
 
     def position_means(self, columns: list[int]) -> np.ndarray:
-        """Training mean of the labels ``columns`` at each position, (position, column)."""
+        """Training mean of the given label columns at each position, (position, column)."""
         props = [self.columns[column].prop for column in columns]
         return np.stack(
             [position_means(self.labels.mean_tokens(prop, self.grid)) for prop in props], axis=1
@@ -133,7 +133,7 @@ class CellData:
     def without_positions(
         self, statistics: SufficientStatistics, columns: list[int]
     ) -> SufficientStatistics:
-        """Return the statistics of labels minus their training mean at the token's position.
+        """Subtract the training mean at each position from the labels in sufficient statistics.
 
         Args:
             statistics: statistics of the labels themselves.
@@ -162,17 +162,17 @@ class CellData:
         return None if weights is None else weights[self.label_owners(members, column)]
 
     def label_owners(self, members: np.ndarray, column: int) -> np.ndarray:
-        """Indices of the samples whose labels are assigned to the samples ``members``."""
+        """Return, for each of the samples ``members``, the sample whose label it gets."""
         return self.columns[column].owners(members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
-        """Return the result of `compute`, cached under `key` for fits to other labels."""
+        """Return the result of `compute`, which is called once and cached under `key`."""
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
 
     def _complete_statistics(self, x: np.ndarray, y: np.ndarray) -> SufficientStatistics:
-        """Sum tokens ``x`` and the columns of ``y`` that were measured at every pixel."""
+        """Compute statistics of the tokens ``x`` and their labels in `complete_columns`."""
         whole = len(self.complete_columns) == len(self.columns)
         return SufficientStatistics.from_tokens(
             x,
@@ -182,7 +182,7 @@ class CellData:
         )
 
     def _rows(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return activations (token, channel) and labels (token, column) of some samples."""
+        """Return activations (token, channel) and labels (token, column) of samples."""
         x = self.activations[members].reshape(-1, self.activations.shape[-1])
         y = [
             self.labels.tokens(label.prop, self.grid)[self.label_owners(members, column)].ravel()
@@ -193,7 +193,7 @@ class CellData:
 
 @dataclass(frozen=True)
 class FitData:
-    """Training and validation data of one label, at one layer and step; see `Fitter.fit`.
+    """Training and validation data for one probe: one label, at one layer and step.
 
     ``x``, ``y`` and ``weight`` contain only tokens with a measured pixel in their block.
     ``token_maps`` and ``full_maps`` have NaN where nothing was measured.
@@ -210,7 +210,7 @@ class FitData:
 
     @property
     def assignment(self) -> str:
-        """Name of the label assignment."""
+        """Name of the label assignment, such as ``true`` or ``shuffled``."""
         return self.cell.columns[self.column].assignment
 
     @property
@@ -235,7 +235,7 @@ class FitData:
 
     @property
     def weight(self) -> np.ndarray | None:
-        """Number of measured pixels of each training token, (token,) > 0; None if all were."""
+        """Measured pixels of each training token, (token,) > 0; None if all were measured."""
         return self._weights(self.cell.train)
 
     @property
@@ -250,12 +250,12 @@ class FitData:
 
     @property
     def validation_weight(self) -> np.ndarray | None:
-        """Number of measured pixels of each validation token, (token,) > 0; None if all were."""
+        """Measured pixels of each validation token, (token,) > 0; None if all were measured."""
         return self._weights(self.cell.validation)
 
     @property
     def ridge_path(self) -> tuple[RidgePath, int]:
-        """Ridge solutions for several labels, and the index of this label in them.
+        """Ridge solutions on the training tokens, and the index of this label's column in them.
 
         They are fitted to the training tokens.  If the kind of probe has a position term, they are
         fitted to the labels minus that term.
@@ -267,7 +267,7 @@ class FitData:
 
     @property
     def validation_statistics(self) -> tuple[SufficientStatistics, int]:
-        """Sufficient statistics of the validation tokens, and the index of this label's sums.
+        """Sufficient statistics of the validation tokens, and the index of this label in them.
 
         As in `ridge_path`, the labels are given minus the position term if the kind has one.
         """
@@ -302,7 +302,7 @@ class FitData:
         return self._known(np.resize(term, len(members) * term.size), members)
 
     def _statistics(self, train: bool) -> SufficientStatistics:
-        """Compute the statistics of this label alone, over tokens with measured pixels.
+        """Compute sufficient statistics of this label alone, over tokens with measured pixels.
 
         Args:
             train: whether to use the training tokens; False uses the validation tokens.
@@ -341,7 +341,7 @@ class FitData:
         return self.cell.labels.maps[self.prop.name][self._owners]
 
     def _weights(self, members: np.ndarray) -> np.ndarray | None:
-        """Return the weights of the tokens with measured pixels; None if all pixels were."""
+        """Return the positive token weights of samples; None if every pixel was measured."""
         weights = self.cell.token_weights(self.column, members)
         return None if weights is None else weights[weights > 0]
 
@@ -352,5 +352,5 @@ class FitData:
 
     @property
     def _owners(self) -> np.ndarray:
-        """Indices of the samples whose labels are assigned to the training samples."""
+        """Indices of the samples whose labels the training samples get."""
         return self.cell.label_owners(self.cell.train, self.column)

@@ -26,7 +26,7 @@ _SLOW = 0.25
 _MOST_STEPS = 200
 
 _WIDENED_BYTES = 1 << 27
-"""Largest size in bytes of tokens in float64 that are kept for all passes."""
+"""Largest size in bytes at which all tokens are kept in float64 between passes."""
 
 _ROUNDING = 1e-13
 """Largest difference of the objective that is treated as rounding error."""
@@ -55,7 +55,7 @@ class SoftLabels:
         return len(self.x) if self.weight is None else float(self.weight.sum())
 
     def logits(self, rows: np.ndarray, part: slice, weight: np.ndarray, bias: float) -> np.ndarray:
-        """Compute the logits of some tokens.
+        """Compute the logits of the tokens in the slice ``part``.
 
         Args:
             rows: activations of these tokens alone, (token, channel).
@@ -67,11 +67,11 @@ class SoftLabels:
         return logits if self.offset is None else logits + self.offset[part]
 
     def weighted_sum(self, values: np.ndarray, part: slice) -> float:
-        """Sum the values of the tokens in the slice ``part``, each times the token's weight."""
+        """Sum the values of the tokens in the slice ``part``, weighted by the tokens' weights."""
         return float(values.sum() if self.weight is None else self.weight[part] @ values)
 
     def widened(self) -> SoftLabels:
-        """Return the same tokens in float64, if they take little memory, so that passes are faster.
+        """Return the tokens in float64 if they take little memory, to speed up later passes.
 
         Otherwise every pass converts block after block.  The values are the same.
         """
@@ -99,7 +99,7 @@ def loss_and_probability(logit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def logistic_loss(labels: SoftLabels, weight: np.ndarray, bias: float) -> float:
-    """Mean cross-entropy of logits x . weight + bias + offset against soft labels.
+    """Compute the mean cross-entropy of logits x . weight + bias + offset against soft labels.
 
     Args:
         labels: tokens and their labels.
@@ -139,7 +139,7 @@ class LogisticPath:
         for rows in row_blocks(labels.x):
             sums += rows.sum(0) if weight is None else weight[start : start + len(rows)] @ rows
             start += len(rows)
-        # The solver centres channels by their means; otherwise the Hessian is ill-conditioned.
+        # Centre the channels by their means; otherwise the Hessian would be ill-conditioned.
         self.mean = sums / labels.total
         self._order = np.random.default_rng(0).permutation(len(labels.x))
         self._hessian: np.ndarray | None = None
@@ -182,14 +182,14 @@ class LogisticPath:
                     slow = True
                     continue
                 size /= 2
-                # Stop here: a shorter step would change the objective by less than its rounding
+                # Stop, because a shorter step would change the objective by less than its rounding
                 # error.
                 if size < 1e-8:
                     return self._uncentred(theta)
             else:
                 self._update_hessian(theta, tokens)
                 factor, previous_decrement, current = self._factor(penalty), np.inf, True
-                # If this Hessian gives slow steps too, the next one is computed from twice as many
+                # If steps stay slow with this Hessian, the next one is computed from twice as many
                 # tokens.
                 tokens *= 2
         return self._uncentred(theta)
@@ -199,7 +199,7 @@ class LogisticPath:
         return theta[:-1], float(theta[-1] - self.mean @ theta[:-1])
 
     def _value_and_gradient(self, theta: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-        """Return the objective and its gradient at the parameters `theta`, in one token pass."""
+        """Compute the objective and its gradient at `theta`, in one pass over the tokens."""
         self.passes += 1
         labels = self.labels
         weight, bias = self._uncentred(theta)
@@ -245,9 +245,9 @@ class LogisticPath:
         self._hessian = hessian / chosen.total
 
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
-        """Return the penalised Hessian's Cholesky factor, damped if rounding made it indefinite."""
+        """Return the penalised Hessian's Cholesky factor, damped if rounding requires it."""
         if self._hessian is None:
-            raise RuntimeError("Hessian: none to factorise. Fix: call `_update_hessian` first.")
+            raise RuntimeError("Hessian: not computed (None). Fix: call `_update_hessian` first.")
         diagonal = np.full(len(self._hessian), penalty)
         # The bias has no penalty, and no curvature if all logits are saturated.  A tiny constant
         # keeps the Hessian positive definite in that case.
@@ -282,8 +282,8 @@ def fit_logistic(
         label: column of this label in `path`.
     """
     weight, bias = path.solve(max(penalties))
-    # The logit of a share s near one half is about 4 (s - 0.5).  With offsets, the ridge solution
-    # predicts a difference of shares, so no half is subtracted.
+    # The logit of a share s near 0.5 is about 4 (s - 0.5).  With offsets, the ridge solution
+    # predicts shares minus the position term, so 0.5 is not subtracted.
     middle = 0.5 if train.offset is None else 0.0
     start = 4 * weight[:, label], 4 * (float(bias[label]) - middle)
     best: tuple[float, LinearProbe] | None = None
@@ -294,8 +294,8 @@ def fit_logistic(
         if best is None or loss < best[0]:
             best = loss, LinearProbe(start[0], start[1], penalty)
         elif loss > best[0] * 1.02:
-            # Stop: the validation loss rises because the probe overfits, and the weaker penalties
-            # that remain would overfit even more.
+            # Stop, because the validation loss rises: the probe overfits, and would overfit more at
+            # the weaker penalties that remain.
             break
     if best is None:
         raise ValueError("probes.penalties: no penalty (empty list). Fix: give at least one.")

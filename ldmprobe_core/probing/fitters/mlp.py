@@ -21,7 +21,7 @@ class MlpProbe:
 
     @torch.no_grad()
     def predict(self, activations: np.ndarray) -> np.ndarray:
-        """Predict (n, y, x) float64 from activations (n, y, x, channel); logits for masks."""
+        """Predict maps (n, y, x) float64 from activations (n, y, x, channel); logits for masks."""
         parts = [self.network(torch.from_numpy(a.astype(np.float32)))[..., 0] for a in activations]
         return torch.stack(parts).double().numpy()
 
@@ -61,7 +61,7 @@ def fit_mlp(
     inner, outer = nn.Linear(channels, channels // 2), nn.Linear(channels // 2, 1)
     for layer in (inner, outer):
         # Draw from the default distribution of torch.nn.Linear, but with a seeded generator, so
-        # that a second fit gives the same probe.
+        # that repeated fits give the same probe.
         bound = layer.in_features**-0.5
         for parameter in layer.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)

@@ -44,7 +44,7 @@ def register_fitter(fitter: Fitter) -> Fitter:
 
 
 class RidgeFitter:
-    """Fitter of ridge probes; labels of the same activations share matrix factorisations.
+    """Fitter of ridge probes; one matrix factorisation serves all labels of the activations.
 
     Args:
         kind: record of the kind of probe, with or without a position term.

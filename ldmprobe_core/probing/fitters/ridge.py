@@ -18,7 +18,7 @@ from ldmprobe_core.probing.statistics import SufficientStatistics
 
 @dataclass(frozen=True)
 class RidgePath:
-    """Ridge solutions for every penalty, from one set of sufficient statistics.
+    """Solver of ridge regression at any penalty, from one set of sufficient statistics.
 
     A solution minimises mean (y - x.w - b)² + p v |w|², where p is the relative penalty and v the
     mean variance of a channel; the bias has no penalty.  On N pixels, scikit-learn's
@@ -39,7 +39,7 @@ class RidgePath:
 
     @classmethod
     def from_statistics(cls, statistics: SufficientStatistics) -> RidgePath:
-        """Compute the means and covariances that ridge regression needs from sums over tokens.
+        """Compute the means and covariances for ridge regression from sums over tokens.
 
         Raises:
             ValueError: there are no tokens.
@@ -54,11 +54,11 @@ class RidgePath:
 
     @property
     def unit(self) -> float:
-        """Mean of the channels' variances, by which relative penalties are multiplied; 1 if 0."""
+        """Mean variance of the channels, which scales relative penalties; 1 if it is 0."""
         return max(float(self.covariance.diagonal().mean()), 0.0) or 1.0
 
     def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-        """Solve for weight (channel, label) and bias (label,) at a relative penalty > 0."""
+        """Solve for weights (channel, label) and biases (label,) at a relative penalty > 0."""
         system = self.covariance.copy()
         system.flat[:: len(system) + 1] += penalty * self.unit
         try:

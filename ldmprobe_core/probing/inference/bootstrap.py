@@ -7,8 +7,7 @@ from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtr, stdtrit
 
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
@@ -36,7 +35,7 @@ class Interval(BaseModel):
 
 
 class Bootstrap:
-    """Cluster bootstrap over prompts and, if they are known, over categories.
+    """Cluster bootstrap that resamples prompts and, if they are known, categories.
 
     Images of one prompt are not independent, and neither are images of one category, so each draw
     adds all samples of a cluster.  Of the interval over prompts and the interval over categories,
@@ -78,7 +77,7 @@ class Bootstrap:
     def of_samples(
         cls, samples: Sequence[Sample], settings: BootstrapSettings, seed: int
     ) -> Bootstrap:
-        """Build the bootstrap over samples by prompt and, if all are known, by category."""
+        """Build the bootstrap of samples, by prompt and, if all are known, by category."""
         categories = [sample.category for sample in samples]
         return cls(
             np.array([sample.group for sample in samples]),
@@ -99,7 +98,7 @@ class Bootstrap:
         return self.groups >= MINIMUM_CLUSTERS
 
     def interval(self, values: np.ndarray, error: float = 0.0) -> Interval:
-        """Mean and percentile interval of scores (sample,); NaN scores are skipped.
+        """Compute the mean of scores (sample,) and its percentile interval; NaN scores are skipped.
 
         Args:
             values: scores, (sample,).
@@ -117,7 +116,7 @@ class Bootstrap:
     def interval_of(
         self, values: np.ndarray, function: Callable[[np.ndarray], np.ndarray]
     ) -> Interval:
-        """Percentile interval of a function of several means, such as a ratio of two sums.
+        """Compute the percentile interval of a function of several means, such as a ratio.
 
         Args:
             values: (..., sample); NaN values are skipped.
@@ -131,7 +130,7 @@ class Bootstrap:
     def interval_of_statistic(
         self, statistic: Callable[[np.ndarray], np.ndarray], defined: np.ndarray
     ) -> Interval:
-        """Percentile interval of a statistic of all samples, such as a rank correlation.
+        """Compute the percentile interval of a statistic, such as a rank correlation.
 
         Args:
             statistic: function from the number of times that each resample contains a sample,
@@ -150,7 +149,7 @@ class Bootstrap:
         return Interval(mean=mean, low=low, high=high)
 
     def p_value(self, differences: np.ndarray, error: float = 0.0) -> float | None:
-        """One-sided p value of the hypothesis that the mean difference is zero or less.
+        """Compute the one-sided p value of the hypothesis that the mean difference is at most zero.
 
         Args:
             differences: (sample,); NaN differences are skipped.
@@ -171,7 +170,7 @@ class Bootstrap:
         return float(max(shares))
 
     def wider(self, values: np.ndarray) -> Literal["prompts", "categories"] | None:
-        """Return which clusters, prompts or categories, give the wider interval of the mean score.
+        """Find whether resampling prompts or categories gives the wider interval of the mean score.
 
         The result is None if there is no interval.
         """
@@ -186,7 +185,7 @@ class Bootstrap:
         return len(np.unique(self.clusterings[0][defined])) >= MINIMUM_CLUSTERS
 
     def _ends(self, values: np.ndarray, error: float = 0.0) -> list[tuple[float, float]]:
-        """Ends of the percentile interval of the mean of scores (sample,), for each clustering."""
+        """Compute the ends of a mean score's percentile interval, for each clustering."""
         return self._ends_of(
             lambda counts: resampled_means(values, counts) + error * self._standard_normal,
             np.isfinite(values),
@@ -195,7 +194,7 @@ class Bootstrap:
     def _ends_of(
         self, statistic: Callable[[np.ndarray], np.ndarray], defined: np.ndarray
     ) -> list[tuple[float, float]]:
-        """Ends of the percentile interval of a statistic, for each clustering.
+        """Compute the ends of a statistic's percentile interval, for each clustering.
 
         Args:
             statistic: function from the counts of the resamples (resample, sample) to the
@@ -212,7 +211,7 @@ class Bootstrap:
 
 
 def expanded_tails(level: float, clusters: int) -> tuple[float, float]:
-    """Quantile levels of the ends of an interval, corrected for the number of clusters.
+    """Compute the quantile levels of an interval's two ends, corrected for few clusters.
 
     Resampled means of n clusters vary too little, by a factor sqrt((n - 1) / n), and normal
     quantiles do not allow for the estimation of the spread.  The expanded percentile interval makes
@@ -226,7 +225,7 @@ def expanded_tails(level: float, clusters: int) -> tuple[float, float]:
         lower and upper quantile, 0..1; for many clusters (1 - level) / 2 and (1 + level) / 2.
     """
     ratio = np.sqrt(clusters / (clusters - 1))
-    tail = float(norm.cdf(ratio * student.ppf((1 - level) / 2, clusters - 1)))
+    tail = float(ndtr(ratio * stdtrit(clusters - 1, (1 - level) / 2)))
     return tail, 1 - tail
 
 
@@ -253,7 +252,7 @@ def _width(ends: tuple[float, float]) -> float:
 
 
 def _count(member: np.ndarray) -> int:
-    """Return the number of clusters, from the cluster's index of each sample."""
+    """Return the number of clusters; `member` is the cluster index of each sample."""
     return int(member.max(initial=-1)) + 1
 
 

@@ -35,7 +35,7 @@ from pydantic import BaseModel
 from ldmprobe_core.probing.inference.bootstrap import MINIMUM_CLUSTERS, Bootstrap, resampled_means
 
 SHARES = {"onset": 0.5, "settled": 0.9}
-"""Share of the final gain over the position baseline that defines each step."""
+"""Shares of the final gain over the position baseline that define the two steps."""
 
 WIDEST_SHARE = 1 / 3
 """Largest share of the steps that an interval may span for its step to be determined."""
@@ -61,7 +61,7 @@ class Crossing(BaseModel):
     distribution: list[float] = []
 
     def at_steps(self, numbers: np.ndarray, steps: int) -> Crossing:
-        """Convert a crossing of a curve that is known at some steps to one of all steps.
+        """Renumber a crossing that was found on some steps only, so that it refers to all steps.
 
         The curve crosses at the first known step from which it stays at or above its bar.
 
@@ -105,7 +105,7 @@ class Lead(BaseModel):
 
 
 def relative_margins(scores: np.ndarray, baseline: np.ndarray, share: float) -> np.ndarray:
-    """Compute how far a score curve lies above its relative bar, at each step and sample.
+    """Compute a curve's margin above a share of its own final gain, at each step and sample.
 
     The bar is a share of the gain over the position baseline that the curve has at the last step.
 
@@ -121,7 +121,7 @@ def relative_margins(scores: np.ndarray, baseline: np.ndarray, share: float) -> 
 def absolute_margins(
     scores: np.ndarray, reference: np.ndarray, baseline: np.ndarray, share: float
 ) -> np.ndarray:
-    """Subtract a share of another curve's final gain from a curve's scores, (step, sample).
+    """Compute a curve's margin above a share of another curve's final gain, (step, sample).
 
     Args:
         scores: scores of the curve, (step, sample).
@@ -133,7 +133,7 @@ def absolute_margins(
 
 
 def first_step_above(margins: np.ndarray) -> np.ndarray:
-    """First step (from 1) from which each row of margins (..., step) stays at or above 0.
+    """Find the first step (from 1) from which each row of margins (..., step) stays at or above 0.
 
     Returns:
         (...) int; one more than the number of steps if a row ends below 0 or is undefined there.
@@ -191,7 +191,7 @@ def lead_over(first: Crossing, other: Crossing) -> Lead:
 
 
 def _crossing(values: np.ndarray, shifts: np.ndarray, counts: np.ndarray, level: float) -> Crossing:
-    """Find the crossing of margins (step, sample), with its interval from `counts`.
+    """Find the step from which mean margins stay at or above zero, with an interval from `counts`.
 
     The counts are those of one way of clustering, (resample, sample).  The resamples are shared out
     to the re-splits in turn, and get their shifts, (re-split, step).

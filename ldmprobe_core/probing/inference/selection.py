@@ -1,4 +1,4 @@
-"""Choice of the one layer whose curve of scores over the steps is reported."""
+"""Choice of the layer whose score curve over the steps is reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Result of choosing one layer among several.
+    """Layer chosen among several, and the layers that are tied with it.
 
     Attributes:
         layer: index of the chosen layer.

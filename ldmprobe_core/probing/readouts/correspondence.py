@@ -1,4 +1,4 @@
-"""Correspondence between two images by the nearest neighbours of their tokens."""
+"""Matching of points between two images, by the nearest neighbours of their tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ldmprobe_core.errors import UserError
 
 
 def nearest_tokens(source: np.ndarray, target: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Find the point of another image that corresponds to each point, by tokens' cosine similarity.
+    """Match each point of an image to a point of another image, by the tokens' cosine similarity.
 
     Each point is represented by the token that contains it, and its match is the centre of the most
     similar token of the other image (Tang et al. 2023, "Emergent Correspondence from Image
@@ -27,7 +27,7 @@ def nearest_tokens(source: np.ndarray, target: np.ndarray, points: np.ndarray) -
     """
     if source.shape[-1] != target.shape[-1]:
         raise UserError(
-            f"target: its channels are not those of source ({target.shape[-1]}, not "
+            f"target: its number of channels is not that of source ({target.shape[-1]}, not "
             f"{source.shape[-1]}). Fix: give activations of the same layer"
         )
     places = np.asarray(points, dtype=np.float64)

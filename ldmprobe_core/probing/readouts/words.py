@@ -11,7 +11,7 @@ from ldmprobe_core.errors import UserError
 
 
 def word_positions(tokenizer: Any, prompt: str, word: str) -> list[int]:
-    """Find the tokens of a word among those of a prompt.
+    """Find the positions of a word's tokens among the tokens of a prompt.
 
     Args:
         tokenizer: the pipeline's tokenizer of transformers, such as ``pipe.tokenizer``.
@@ -30,7 +30,7 @@ def word_positions(tokenizer: Any, prompt: str, word: str) -> list[int]:
     if not starts:
         raise UserError(
             f"word: the tokens of {word!r:.40} are not among those of the prompt ({prompt!r:.80}). "
-            "Fix: give a word as it stands in the prompt, before the tokenizer cuts it off"
+            "Fix: give a word exactly as in the prompt, from the part that is not truncated"
         )
     return sorted({i for start in starts for i in range(start, start + len(part))})
 

@@ -11,11 +11,12 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from ldmprobe_core.errors import LdmprobeError, UserError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import hold_lease, holder_of
+from ldmprobe_core.storage.lifecycle.schedule_record import read_schedule_record
 from ldmprobe_core.storage.run import Run
 
 KEEP, DELETE, STRIP, SKIP = "keep", "delete", "delete activations", "left alone"
@@ -42,7 +43,12 @@ class Retention:
 
 
 def plan_retention(
-    store: str, study: str, keep: int | None = None, keep_activations: int | None = None
+    store: str,
+    study: str,
+    keep: int | None = None,
+    keep_activations: int | None = None,
+    scheduled_only: bool = False,
+    protected: str = "",
 ) -> list[Retention]:
     """Plan which old finished runs of a study to delete, and which to keep without activations.
 
@@ -53,6 +59,9 @@ def plan_retention(
         study: name of the study.
         keep: number of finished runs to keep, from 1; None keeps all.
         keep_activations: number of finished runs whose activations to keep, from 0; None keeps all.
+        scheduled_only: consider only runs that a schedule started; their age is that of the date
+            for which they were scheduled.
+        protected: URL of a run that is not deleted, whatever its age; its activations may be.
 
     Returns:
         the action for each run of the study, and for each folder that has its name but cannot be
@@ -64,24 +73,11 @@ def plan_retention(
     _check_numbers(keep, keep_activations)
     location = Location(store)
     location.require_reachable()
-    present = location.folders("")
-    skipped, finished = [], []
-    for name in present:
-        if not location.has(f"{name}/study.json"):
-            continue
-        if name.rpartition("-")[0] != study and not _has_study(location, name, study):
-            continue
-        url = f"{location.url}/{name}"
-        reason = _hindrance(url, study) or _work_on(url, present)
-        if reason:
-            skipped.append(Retention(url, SKIP, reason=reason))
-        else:
-            finished.append((_written(Location(url)), name))
-    finished.sort(reverse=True)
+    finished, skipped = _runs_of(location, study, scheduled_only)
     actions = []
-    for rank, (_, name) in enumerate(finished):
+    for rank, name in enumerate(finished):
         run = Location(f"{location.url}/{name}")
-        if keep is not None and rank >= keep:
+        if keep is not None and rank >= keep and run.url != protected:
             actions.append(Retention(run.url, DELETE, run.size()))
             continue
         size = 0
@@ -89,6 +85,31 @@ def plan_retention(
             size = sum(Location(f"{run.url}/{part}").size() for part in _chunk_folders(run))
         actions.append(Retention(run.url, STRIP if size else KEEP, size))
     return actions + skipped
+
+
+def _runs_of(
+    location: Location, study: str, scheduled_only: bool
+) -> tuple[list[str], list[Retention]]:
+    """Return the names of a study's finished runs, newest first, and the runs to leave alone."""
+    present = location.folders("")
+    skipped: list[Retention] = []
+    finished: list[tuple[date, datetime, str]] = []
+    for name in present:
+        if not location.has(f"{name}/study.json"):
+            continue
+        if name.rpartition("-")[0] != study and not _has_study(location, name, study):
+            continue
+        url = f"{location.url}/{name}"
+        record = read_schedule_record(Location(url)) if scheduled_only else None
+        if scheduled_only and record is None:
+            continue
+        reason = _hindrance(url, study) or _work_on(url, present)
+        if reason:
+            skipped.append(Retention(url, SKIP, reason=reason))
+        else:
+            day = record.scheduled_for if record else date.min
+            finished.append((day, _written(Location(url)), name))
+    return [name for *_, name in sorted(finished, reverse=True)], skipped
 
 
 def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
@@ -113,7 +134,8 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
                 reason = _hindrance(item.url, study) or _work_on(item.url, present)
                 if not reason:
                     _delete(item)
-        except UserError as error:
+        except (LdmprobeError, OSError) as error:
+            # Other runs are still dealt with, and the next call tries this one again.
             reason = str(error).partition(". Fix")[0]
         done.append(Retention(item.url, SKIP, reason=reason) if reason else item)
     return done

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ldmprobe_core.analysis.generalization.build import stored_probes
 from ldmprobe_core.analysis.generalization.transfer import weight_cosines
 from ldmprobe_core.analysis.records import load_summary
+from ldmprobe_core.analysis.stored_probes import stored_probes
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.block_scores import upsample
 from ldmprobe_core.probing.metrics import score_maps

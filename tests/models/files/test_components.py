@@ -36,7 +36,12 @@ TOKENIZER = "tokenizer/tokenizer_config.json"
         ("sd3", ENTRY, {"text_encoder_2": [None, None]}, "no usable entry for text_encoder_2"),
         ("sd3", ENTRY, {"tokenizer_3": [None, None]}, "no usable entry for tokenizer_3"),
         ("flux", ENTRY, {"text_encoder_2": [None, None]}, "no usable entry for text_encoder_2"),
-        ("sd1", ENTRY, {"unet": ["diffusers", "AutoencoderKL"]}, "is no UNet2DConditionModel"),
+        (
+            "sd1",
+            ENTRY,
+            {"unet": ["diffusers", "AutoencoderKL"]},
+            "is not a subclass of UNet2DConditionModel",
+        ),
         ("sd1", ENTRY, {"unet": ["os", "system"]}, r"unet \(os\.system is unknown\)"),
         ("sd1", ENTRY, {"unet": ["diffusers", ["a"]]}, "no usable entry for unet"),
         ("sd1", ENTRY, {"vae": "x"}, "no usable entry for vae"),
@@ -46,29 +51,29 @@ TOKENIZER = "tokenizer/tokenizer_config.json"
         ("sd1", "vae/config.json", {"latent_channels": "4"}, "latent_channels in vae"),
         ("sd1", "vae/config.json", {"norm_num_groups": 0}, "unusable config .ZeroDivisionError"),
         ("sd1", "unet/config.json", {"attention_head_dim": 0}, "ZeroDivisionError"),
-        ("sd1", "unet/config.json", {"cross_attention_dim": 32}, "is 32, and .* give 16"),
-        ("sdxl", "unet/config.json", {"cross_attention_dim": 16}, "is 16, and .* give 32"),
+        ("sd1", "unet/config.json", {"cross_attention_dim": 32}, "is 32, but .* width 16"),
+        ("sdxl", "unet/config.json", {"cross_attention_dim": 16}, "is 16, but .* width 32"),
         (
             "sdxl",
             "unet/config.json",
             {"projection_class_embeddings_input_dim": 65},
-            "projection_class_embeddings_input_dim of the unet .* is 65, and .* give 64",
+            "projection_class_embeddings_input_dim of the unet .* is 65, but .* width 64",
         ),
-        ("sd3", "transformer/config.json", {"pooled_projection_dim": 16}, "is 16, .* give 32"),
-        ("sd3", "transformer/config.json", {"joint_attention_dim": 16}, "is 16, .* give 32"),
+        ("sd3", "transformer/config.json", {"pooled_projection_dim": 16}, "is 16, .* width 32"),
+        ("sd3", "transformer/config.json", {"joint_attention_dim": 16}, "is 16, .* width 32"),
         ("sd3", "transformer/config.json", {"patch_size": 0}, "no usable sizes"),
-        ("flux", "transformer/config.json", {"pooled_projection_dim": 8}, "is 8, .* give 16"),
-        ("pixart", "transformer/config.json", {"caption_channels": 8}, "is 8, .* give 16"),
+        ("flux", "transformer/config.json", {"pooled_projection_dim": 8}, "is 8, .* width 16"),
+        ("pixart", "transformer/config.json", {"caption_channels": 8}, "is 8, .* width 16"),
         (
             "sdxl",
             ENTRY,
             {"text_encoder": [None, None], "tokenizer": [None, None]},
-            "cross_attention_dim of the unet .* is 32, and .* give 16",
+            "cross_attention_dim of the unet .* is 32, but .* width 16",
         ),
         ("sd1", TOKENIZER, {"model_max_length": "24"}, "model_max_length that is not a number"),
         ("sd1", TOKENIZER, {"pad_token": None}, "no padding token"),
         ("pixart", TOKENIZER, {"pad_token": None}, "no padding token"),
-        ("sd1", "text_encoder/config.json", {"eos_token_id": [1, 2]}, "is not one token id"),
+        ("sd1", "text_encoder/config.json", {"eos_token_id": [1, 2]}, "is not a single token id"),
     ],
 )
 def test_check_components_refuses(model_folders, tmp_path, name, part, changes, words):
@@ -134,7 +139,9 @@ def test_check_components_refuses_a_text_encoder_of_another_model(model_folders,
     config = json.loads((folder / "text_encoder" / CONFIG).read_text())
     other = CLIPTextModel(CLIPTextConfig(**{**config, "hidden_size": 32}))
     other.save_pretrained(folder / "text_encoder")
-    with pytest.raises(UserError, match=r"cross_attention_dim of the unet .* 16, .* give 32\. Fix"):
+    with pytest.raises(
+        UserError, match=r"cross_attention_dim of the unet .* 16, .* width 32\. Fix"
+    ):
         plan_study(architecture_study(folder, "sd1"))
 
 

@@ -136,7 +136,7 @@ def test_study_of_takes_model_and_scheduler_from_the_pipeline(pipe):
     other = study.model_copy(
         update={"model": study.model.model_copy(update={"source": "pipeline:0123"})}
     )
-    with pytest.raises(UserError, match=r"the study is of pipeline:0123.*Fix: "):
+    with pytest.raises(UserError, match=r"the study's model is pipeline:0123.*Fix: "):
         source.study_of(other)
     sliced = Study(model={"attention_slicing": True})
     with pytest.raises(UserError, match=r"model\.attention_slicing: .*loaded already"):

@@ -26,7 +26,7 @@ def test_nearest_tokens_is_by_angle_not_by_distance():
 
 def test_nearest_tokens_refuses_other_channels_and_points_outside():
     tokens, point = np.ones((2, 2, 3)), np.array([[0.5, 0.5]])
-    with pytest.raises(UserError, match=r"target: its channels .* \(2, not 3\)"):
+    with pytest.raises(UserError, match=r"target: its number of channels .* \(2, not 3\)"):
         nearest_tokens(tokens, tokens[..., :2], point)
     with pytest.raises(UserError, match=r"points: some are outside the image \(0\.5 to 1\.5\)"):
         nearest_tokens(tokens, tokens, np.array([[0.5, 1.5]]))

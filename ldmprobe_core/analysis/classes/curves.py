@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 
-from ldmprobe_core.analysis.class_records import ClassesRecord, PhotographRecord, PhotographsRecord
-from ldmprobe_core.errors import UserError
-from ldmprobe_core.labelers.registry import load_labeler
-from ldmprobe_core.models.devices import pick_device
+from ldmprobe_core.analysis.classes.records import (
+    CONFIDENT,
+    PHOTOGRAPHS,
+    ClassesRecord,
+    PhotographsRecord,
+)
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.storage.run import SOURCES, Run
-from ldmprobe_core.study.readers.image_folder import list_images, read_image
-from ldmprobe_core.study.readers.value_types import user_path
-
-CONFIDENT = 0.9
-PHOTOGRAPHS = "photographs.json"
 
 
 def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -37,7 +32,7 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """Apply `first_stable_step` to class scores that exist at some steps only.
+    """Find first stable steps (see `first_stable_step`) if only some steps were decoded to images.
 
     Args:
         scores: class scores (sample, decoded step, class).
@@ -50,7 +45,7 @@ def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -
 
 
 def target_classes(run: Run) -> tuple[np.ndarray, bool]:
-    """Choose the target class of each sample.
+    """Choose each sample's target class: its prompt's class, or the top class of its final image.
 
     If every prompt names one of the labeler's classes, the targets are the classes of the prompts.
     Otherwise, the target of every sample is the top class of its final image.
@@ -67,7 +62,7 @@ def target_classes(run: Run) -> tuple[np.ndarray, bool]:
 
 
 def class_curves(run: Run) -> ClassesRecord:
-    """Summarise the class scores of a labeled run over its stored samples.
+    """Summarise the class labeler's scores of a run's final images and step images.
 
     Steps and agreement refer to the samples with step images.
 
@@ -112,43 +107,3 @@ def class_curves(run: Run) -> ClassesRecord:
         agreement=agreement,
         photographs=photographs,
     )
-
-
-def classify_photographs(run: Run, folder: str) -> PhotographsRecord:
-    """Classify photographs with the run's class labeler, and store the record in the run.
-
-    Args:
-        run: run to which the photographs are compared.
-        folder: folder of PNG, JPEG or WebP files.  The photographs are cropped to the aspect ratio
-            of the run's images, and resized.
-
-    Raises:
-        UserError: the folder does not exist or contains no images.
-    """
-    study = run.study
-    names = list_images(folder, study.map_properties)
-    spec = study.labels.classes
-    if spec is None:
-        raise UserError(
-            "labels.class: the run has no class labeler (null). Fix: name one in the study, and "
-            "make a new run."
-        )
-    sizes = run.open("images").sizes
-    size = sizes["y"], sizes["x"]
-    labeler = load_labeler("class", spec, pick_device(study.execution.wanted_device))
-    photographs = np.stack([read_image(user_path(folder) / name, size) for name in names])
-    scores = labeler(photographs)
-    top = [labeler.classes[i] for i in scores.argmax(1)]
-    record = PhotographsRecord(
-        count=len(names),
-        confident=float((scores.max(1) > CONFIDENT).mean()),
-        top=float(scores.max(1).mean()),
-        classes=dict(Counter(top).most_common()),
-        known=len(labeler.classes),
-        photographs=[
-            PhotographRecord(name=name, category=category, probability=float(score))
-            for name, category, score in zip(names, top, scores.max(1), strict=True)
-        ],
-    )
-    run.location.write_text(PHOTOGRAPHS, record.model_dump_json(indent=2) + "\n")
-    return record

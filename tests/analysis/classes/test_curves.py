@@ -5,11 +5,8 @@ import pytest
 from PIL import Image
 from run_helpers import carry_out, small_study
 
-from ldmprobe_core.analysis.class_curves import (
-    class_curves,
-    classify_photographs,
-    first_stable_step,
-)
+from ldmprobe_core.analysis.classes.curves import class_curves, first_stable_step
+from ldmprobe_core.analysis.classes.photographs import classify_photographs
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import tabletop
 from ldmprobe_core.study.probe_sections import LabelerSpec

@@ -6,9 +6,15 @@ from pydantic import BaseModel, ConfigDict
 
 from ldmprobe_core.probing.inference.bootstrap import Interval
 
+CONFIDENT = 0.9
+"""Probability above which the top class of an image counts as confident."""
+
+PHOTOGRAPHS = "photographs.json"
+"""File of a run with the record of classified photographs."""
+
 
 class _Record(BaseModel):
-    """Base class of the records, which refuses unknown keys."""
+    """Pydantic base class of these records; an unknown key is a validation error."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,7 +34,7 @@ class PhotographRecord(_Record):
 
 
 class PhotographsRecord(_Record):
-    """Results of the class labeler on the user's photographs, for comparison.
+    """Results of the class labeler on a folder of the user's photographs.
 
     Attributes:
         count: number of photographs.

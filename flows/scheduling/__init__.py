@@ -1,0 +1,1 @@
+"""Scheduled runs of the study flow: rolling seed, retention and history."""

@@ -1,0 +1,51 @@
+"""A scheduled study, its run on one date, and flow runs that are scheduled for a date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.flow_engine import run_flow
+from prefect.states import AwaitingRetry, Scheduled
+from run_helpers import carry_out, small_study
+
+from flows.study import study_flow
+from ldmprobe_core.study.loading import parse_study
+
+
+@pytest.fixture(scope="session")
+def nightly_study(tiny_model) -> dict[str, Any]:
+    return small_study("nightly", tiny_model, 8).model_dump(mode="json", by_alias=True)
+
+
+@pytest.fixture(scope="session")
+def run_of_march_1(nightly_study, tmp_path_factory):
+    """All units of the study that 2026-03-01 has, by a plain loop, without a summary."""
+    # 56 years from 1970 on, of which 14 are leap years (1972 to 2024), then January and February.
+    seed = (56 * 365 + 14 + 31 + 28) * 100_000
+    content = nightly_study | {"prompts": nightly_study["prompts"] | {"seed": seed}}
+    return carry_out(parse_study(content), str(tmp_path_factory.mktemp("plain")))
+
+
+@pytest.fixture
+def scheduled(prefect_api) -> Callable[..., FlowRun]:
+    """Carry out a flow run of the study flow that is scheduled for a time, or repeat it."""
+
+    def carry_out_at(
+        time: datetime, parameters: dict[str, Any], again: FlowRun | None = None
+    ) -> FlowRun:
+        with get_client(sync_client=True) as client:
+            if again is None:
+                state = Scheduled(scheduled_time=time)
+                again = client.create_flow_run(study_flow, parameters=parameters, state=state)
+            else:
+                client.set_flow_run_state(again.id, AwaitingRetry(), force=True)
+                again = client.read_flow_run(again.id)
+            run_flow(study_flow, again, parameters, return_type="state")
+            return client.read_flow_run(again.id)
+
+    return carry_out_at

@@ -1,0 +1,90 @@
+"""Tests of what follows a scheduled run: old runs are deleted, and a failure is only reported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from datetime import UTC, date, datetime
+
+import pytest
+from prefect.client.orchestration import get_client
+
+import tasks.study
+from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.lease import hold_lease
+from ldmprobe_core.storage.lifecycle.schedule_record import write_schedule_record
+from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.loading import parse_study
+
+MARCH_1 = datetime(2026, 3, 1, 3, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(nightly_study, run_of_march_1, tmp_path):
+    """Store with the complete units of March 1, and three finished runs without data.
+
+    Those of January and February were scheduled, that of the seed 1 was not.
+    """
+    folder = tmp_path / "runs"
+    shutil.copytree(run_of_march_1.url, folder / run_of_march_1.study.run_name)
+    made = {}
+    for seed, day in {1: None, 2: date(2026, 1, 7), 3: date(2026, 2, 7)}.items():
+        content = nightly_study | {"prompts": nightly_study["prompts"] | {"seed": seed}}
+        run = prepare_run(parse_study(content), str(folder))
+        run.location.write_text("summary.json", "{}")
+        if day is not None:
+            write_schedule_record(run.location, day)
+        made[seed] = run
+    return folder, made
+
+
+def table_of(artifact: str, flow_run) -> list[dict[str, object]]:
+    with get_client(sync_client=True) as client:
+        (data,) = [
+            found.data
+            for found in client.read_artifacts()
+            if found.key == artifact and found.flow_run_id == flow_run.id
+        ]
+    return json.loads(data)
+
+
+def chunks(run: Run) -> list[str]:
+    return [name for name in os.listdir(f"{run.url}/activations/{run.layers[0]}/activation")]
+
+
+@pytest.mark.slow
+def test_old_scheduled_runs_are_deleted_after_the_study(
+    scheduled, nightly_study, run_of_march_1, store, monkeypatch
+):
+    folder, (unscheduled, january, february) = store[0], store[1].values()
+    new = Run(f"{folder}/{run_of_march_1.study.run_name}")
+    settings = {"keep": 1, "keep_activations": 0}
+    parameters = {"study": nightly_study, "store": str(folder), "schedule": settings}
+    with hold_lease(february.url, "a reader"):
+        first = scheduled(MARCH_1, parameters)
+    assert first.state.is_completed(), first.state.message
+    kept = {run.url.rpartition("/")[2] for run in (new, unscheduled, february)}
+    assert set(os.listdir(folder)) == kept
+    assert "c" not in chunks(new)
+    assert "c" in chunks(run_of_march_1)
+    rows = table_of("retention-nightly", first)
+    assert [(row["run"], row["action"], row["reason"]) for row in rows] == [
+        (new.url.rpartition("/")[2], "delete activations", ""),
+        (january.url.rpartition("/")[2], "delete", ""),
+        (february.url.rpartition("/")[2], "left alone", "a reader works on it"),
+    ]
+    summary = new.location.read_bytes("summary.json")
+
+    # The date's second flow run generates nothing again, and a failure does not fail it.
+    def no_answer(*arguments, **options):
+        raise OSError("the store does not answer")
+
+    monkeypatch.setattr(tasks.study, "plan_retention", no_answer)
+    second = scheduled(MARCH_1, parameters)
+    assert second.state.is_completed(), second.state.message
+    assert "c" not in chunks(new)
+    assert new.location.read_bytes("summary.json") == summary
+    (row,) = table_of("retention-nightly", second)
+    assert row["reason"] == "OSError: the store does not answer"
+    assert set(os.listdir(folder)) == kept
