@@ -141,7 +141,7 @@ def property(name: str, kind: str, **fields: Any) -> Callable[[Loader], Loader]:
 
 
 def _records(name: str, kind: str, fields: dict[str, Any]) -> list[Property]:
-    """Build the record of a property, or one record for each component of a joint property."""
+    """Build the record of a property, or one for each component of a vector or class map."""
     parts = component_records(name, kind, fields)
     if parts is None:
         parts = {name: {"kind": kind, **fields}}

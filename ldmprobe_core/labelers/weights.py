@@ -44,7 +44,7 @@ def require_package(module: str, install: str) -> None:
 
 
 def refuse_revision(spec: LabelerSpec) -> None:
-    """Raise `UserError` if the study gives a revision of weights that have no revisions."""
+    """Raise `UserError` if a revision is given for weights that do not come from the hub."""
     if spec.revision is not None:
         raise UserError(
             f"the labeler's key revision is {spec.revision!r:.60}, but only hub ids have "

@@ -99,12 +99,12 @@ def read_record(location: Location, name: str) -> dict[str, bytes]:
         return {str(key): bytes.fromhex(checksum) for key, checksum in document.items()}
     except (LdmprobeError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{location.url}: the checksum file {name} is not a JSON object from keys to checksums"
+            f"{location.url}: the checksum file {name} is not a JSON object of checksums by key"
         ) from error
 
 
 def record_names(location: Location, array: str) -> Iterator[str]:
-    """Yield the file names of all checksum records for the units of one progress array."""
+    """Yield the names of the checksum files of all units of work in one progress array."""
     for name in location.files(f"{FOLDER}/{array}"):
         if name.endswith(".json"):
             yield f"{FOLDER}/{array}/{name}"

@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", "Object at .* is not recognized", ZarrUserWarn
 
 @contextmanager
 def explained_metadata(url: str, path: str) -> Iterator[None]:
-    """Convert errors of the block that a missing or damaged zarr.json causes to `RunError`.
+    """Within a ``with`` block, convert errors due to a missing or damaged zarr.json to `RunError`.
 
     Raises:
         RunError: the metadata of the group or array is missing or unreadable.

@@ -117,7 +117,7 @@ class ProbeSchema(GroupBuilder):
             self.coordinate(group, dim, centers, "centre, from the image's top left", "pixel")
 
     def add_sums(self, network: str, name: str, shape: LayerShape) -> None:
-        """Create the arrays for the sufficient statistics of one layer or input control.
+        """Create the arrays of sufficient statistics of one layer, or of an input such as latents.
 
         Each accumulator has two buffers: one holds the sums of all complete units, and the next
         unit writes its sums to the other.  ``progress/accumulated`` shows which is which.
@@ -174,7 +174,7 @@ class ProbeSchema(GroupBuilder):
         self.array(group, "count", sizes, chunk, "int64", "training samples")
 
     def add_probes(self, path: str, shape: LayerShape) -> None:
-        """Create the arrays of the linear probes of one layer or input control."""
+        """Create the arrays of the linear probes of one layer, or of an input such as latents."""
         group = self.group(
             path, "Linear probes: prediction = activation . weight + bias + position."
         )

@@ -105,7 +105,7 @@ class Run:
         self.progress = Progress(self.location.url, lambda: self.store, self._record)
 
     def progress_of(self, group: str) -> Progress:
-        """Return the progress record in another group, such as that of an intervention."""
+        """Return the progress record stored in another group, such as an intervention's."""
         return Progress(self.url, lambda: self.store, self._record, group)
 
     @property

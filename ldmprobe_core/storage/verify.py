@@ -93,7 +93,7 @@ def _recorded_checksums(run: Run) -> tuple[dict[str, bytes], list[CorruptChunkEr
         groups = [f"{top}/{name}" for top in kind.groups for name in run.location.folders(top)]
         for group in groups if kind.per_group else [GROUP]:
             for name in record_names(run.location, f"{group}/{kind.progress}"):
-                # An incomplete unit that has recorded checksums is being repeated.  It may have
+                # A unit with recorded checksums that is incomplete is being repeated.  It may have
                 # overwritten some of its chunks, so these checksums no longer apply.
                 if run.progress_of(group).count(kind, *unit_of_record(name)[1]):
                     names.append(name)

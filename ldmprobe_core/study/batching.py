@@ -56,7 +56,7 @@ def n_positions(grid: tuple[int, int]) -> int:
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
-    """Divide samples ``first`` to ``count - 1`` by accumulator, then by unit and batch.
+    """Divide samples ``first`` to ``count - 1`` into batches, by accumulator and unit of work.
 
     If only one or two samples remain for the last batch, they are added to the batch before,
     because the shuffled-label control needs at least three images per batch to permute.

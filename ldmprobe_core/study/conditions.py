@@ -113,7 +113,7 @@ _RESERVED = {
 def register_condition(
     new: Condition, assign: Callable[[np.ndarray, int], np.ndarray] | None = None
 ) -> Condition:
-    """Register a control condition: a network whose activations get a label assignment.
+    """Register a control: a network, and an assignment of labels to its activations.
 
     Studies switch it on with ``controls.<name>: true``.
 

@@ -157,7 +157,7 @@ def _require_storable_seeds(drafts: list[SampleDraft], study: Study) -> None:
 
 
 def _drafts_of_images(images: Images, props: tuple[str, ...]) -> list[SampleDraft]:
-    """List the samples of a study of source images, without splits."""
+    """List the samples of a study of source images, before splits are assigned."""
     folder = user_path(images.folder)
     return [
         SampleDraft(

@@ -116,7 +116,7 @@ class Study(Section):
     @model_validator(mode="before")
     @classmethod
     def _declared(cls, content: Any) -> Any:
-        """Complete the key ``properties`` and the labelers of its records with `declare`."""
+        """Complete the declared properties and their labelers, with `declare`."""
         return declare(content) if isinstance(content, dict) else content
 
     @model_validator(mode="before")

@@ -77,7 +77,7 @@ def test_overrides_are_read_as_yaml():
             {"capture": {"layers": ["a.*", "a.*"]}},
             r"^study: capture\.layers: .* a value twice\. Fix: ",
         ),
-        ({"probes": {"kinds": ["ridge", "ridge"]}}, r"^study: probes: kinds is .*\. Fix: "),
+        ({"probes": {"kinds": ["ridge", "ridge"]}}, r"^study: probes: kinds has .*\. Fix: "),
         ({"sampling": {"steps": True}}, r"^study: sampling\.steps is True: .*\. Fix: "),
         ({"samplng": {}}, r"^study: samplng is not a key of a study; .*\. Fix: "),
         ({"prompts": {"items": ["a", "b"]}}, r"^study: prompts\.samples gives 2 .*\. Fix: "),

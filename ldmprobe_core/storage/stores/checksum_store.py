@@ -60,7 +60,7 @@ class CorruptChunkError(RunError):
 
     @property
     def is_metadata(self) -> bool:
-        """Flag that is True if the key is a zarr.json, and False if it is a chunk."""
+        """Flag that is True if the missing or changed file is a zarr.json, not a chunk."""
         return self.key.endswith("/zarr.json")
 
     @property

@@ -41,7 +41,7 @@ class Component(Section):
 def component_records(
     name: str, kind: str, fields: dict[str, Any]
 ) -> dict[str, dict[str, Any]] | None:
-    """Return the record, as a dictionary, of each component of a joint property, by name.
+    """Return the fields of a `Property` for each component of a vector or class map, by name.
 
     Args:
         name: name of the joint property.
@@ -75,7 +75,7 @@ def component_records(
 
 
 def _component_names(name: str, key: str, names: Any) -> Sequence[str]:
-    """Check that a joint property lists two or more distinct components, and return them.
+    """Check that a vector or class map lists two or more distinct components, and return them.
 
     Raises:
         ValueError: it is no list of two or more distinct names.

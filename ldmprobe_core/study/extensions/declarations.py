@@ -42,7 +42,7 @@ _OTHER_KEYS = frozenset((f.alias or name) for name, f in Labels.model_fields.ite
 
 
 def declare(content: dict[str, Any]) -> dict[str, Any]:
-    """Move declared labelers to ``labels``, and add a record for each labeled property.
+    """Move the labelers of declared properties to ``labels``, and add missing property records.
 
     Args:
         content: values of the study by key, unchecked; it is not changed.
@@ -121,7 +121,7 @@ def _without_labeler(record: Any) -> Any:
 
 
 def _named(content: Any) -> Any:
-    """Give each record the name under which it is declared."""
+    """Copy the key under which each property is declared into its record, as its name."""
     if not isinstance(content, dict):
         return content
     return {

@@ -265,7 +265,7 @@ def _check_map(
     size: tuple[int, int],
     missing: float | None,
 ) -> _MapFacts:
-    """Load a map, resize it to the model's images, and return the facts about it."""
+    """Load a map, resize it to the model's image size, and return facts such as its median."""
     loaded = load_map(path, prop, missing)
     require_same_aspect(path, loaded, picture)
     values = resize_map(path, loaded, prop, size)

@@ -98,7 +98,7 @@ def read_model_record(source: str, revision: str | None = None) -> ModelRecord:
 
 
 def _record_of_scheduler(config: Path | None) -> ModelRecord:
-    """Derive sampling defaults from a model's scheduler config, for models without a record."""
+    """Derive sampling defaults from a model's scheduler config, if it has no ``ldmprobe.json``."""
     try:
         content = json.loads(config.read_bytes()) if config else {}
         name, is_flow = str(content["_class_name"]), bool(content.get("use_flow_sigmas"))
@@ -119,8 +119,7 @@ def _find(source: str, revision: str | None, name: str) -> Path | None:
         return folder / name
     if folder.exists() or not is_hub_id(source):
         return None
-    # Only models from the Hugging Face hub need this import, which is slow, so it is not at the
-    # top.
+    # Only models from the hub need this slow import, so it is not at the top of the module.
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(source, name, revision=revision)
