@@ -18,12 +18,17 @@ from prefect.artifacts import (
 )
 
 from ldmprobe_core.analysis.classes.records import ClassesRecord
+from ldmprobe_core.analysis.index.history import HistoryEntry, history_rows
+from ldmprobe_core.analysis.index.history_chart import history_charts
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.intervention_text import effect_rows
 from ldmprobe_core.analysis.report.text import best_rows, classes_line, headline
 from ldmprobe_core.interventions.results import InterventionSummary
 from ldmprobe_core.storage.lifecycle.retention import Retention
 from ldmprobe_core.storage.run import Run
+
+HISTORY_ROWS = 100
+"""Largest number of rows of the table of a history."""
 
 
 def artifact_key(text: str) -> str:
@@ -73,6 +78,32 @@ def publish(record: dict[str, Any], url: str) -> None:
         key=artifact_key(f"report-{name}"),
         description="The full report of the run",
     )
+
+
+def publish_history(study: str, entries: list[HistoryEntry]) -> None:
+    """Publish the headline scores of a study's scheduled runs: a table, and a chart per property.
+
+    The table has the newest `HISTORY_ROWS` runs, because Prefect's UI shows tables as a whole.
+
+    Args:
+        study: name of the study.
+        entries: its history, oldest date first; at least one.
+    """
+    rows = history_rows(entries)
+    create_table_artifact(
+        table=rows[:HISTORY_ROWS],
+        key=artifact_key(f"history-{study}"),
+        description=f"Best cell of each property in {len(rows[:HISTORY_ROWS])} of {len(rows)} "
+        f"scheduled runs of {study}, with intervals over the test samples of each run",
+    )
+    for caption, chart in history_charts(entries).items():
+        prop = caption.partition(":")[0]
+        encoded = base64.b64encode(chart.encode()).decode()
+        create_image_artifact(
+            image_url=f"data:image/svg+xml;base64,{encoded}",
+            key=artifact_key(f"history-{prop}-{study}"),
+            description=f"{caption}; hollow: another study or other code than the newest run",
+        )
 
 
 def publish_retention(study: str, actions: list[Retention], problem: str = "") -> None:

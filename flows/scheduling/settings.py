@@ -10,7 +10,12 @@ from prefect.logging import get_run_logger
 from pydantic import Field
 
 from ldmprobe_core.analysis.records import load_summary
-from ldmprobe_core.storage.lifecycle.schedule_record import write_schedule_record
+from ldmprobe_core.pipeline.prepare import code_digest
+from ldmprobe_core.storage.lifecycle.schedule_record import (
+    ScheduleRecord,
+    read_schedule_record,
+    write_schedule_record,
+)
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.readers.value_types import Section
 from ldmprobe_core.study.schema import Study
@@ -55,9 +60,12 @@ def summary_if_finished(run: RunRef, study: Study) -> dict[str, Any] | None:
         the summary as JSON; None if the run is not finished.
     """
     stored, day, logger = Run(run.url), scheduled_date(), get_run_logger()
-    write_schedule_record(stored.location, day)
     logger.info("scheduled for %s: prompts.seed is %d", day, study.prompts.seed)
     if not stored.location.has("summary.json"):
+        record = ScheduleRecord(scheduled_for=day, code=code_digest())
+        write_schedule_record(stored.location, record)
         return None
+    if read_schedule_record(stored.location) is None:
+        write_schedule_record(stored.location, ScheduleRecord(scheduled_for=day))
     logger.info("%s is finished already", run.url)
     return load_summary(stored).model_dump(mode="json", by_alias=True)

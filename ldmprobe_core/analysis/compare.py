@@ -14,6 +14,7 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.conditions import PROBE_CONDITION
 from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
+from ldmprobe_core.study.schema import Study
 
 SampleKey = tuple[str, int, str | None, str | None]
 """Prompt, seed, file name of the source image, and hash of this image and its maps."""
@@ -84,24 +85,27 @@ def differing_settings(first: Run, other: Run) -> dict[str, tuple[Any, Any]]:
         values in the first and in the other run by dotted key, in the order of the study's keys; a
         key that one of them lacks has the value None there.
     """
-    ignored: Any = {"name": True, "execution": True, "prompts": {"files"}, "images": {"folder"}}
-    contents = [
-        run.study.model_dump(mode="json", by_alias=True, exclude=ignored) for run in (first, other)
-    ]
+    contents = [settings_that_affect_results(run.study) for run in (first, other)]
     weights = [run.attributes.get("model_fingerprint") for run in (first, other)]
-    differing = _differing(contents[0], contents[1])
+    differing = different_values(contents[0], contents[1])
     if weights[0] != weights[1]:
         differing["model weights"] = (weights[0], weights[1])
     return differing
 
 
-def _differing(first: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Find the values that differ between two nested mappings, by dotted path of keys."""
+def settings_that_affect_results(study: Study) -> dict[str, Any]:
+    """Return a study's settings as JSON, without its name, its workers and paths of input files."""
+    ignored: Any = {"name": True, "execution": True, "prompts": {"files"}, "images": {"folder"}}
+    return study.model_dump(mode="json", by_alias=True, exclude=ignored)
+
+
+def different_values(first: Any, other: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the pairs of values that differ between two nested mappings, by dotted key."""
     if not isinstance(first, dict) or not isinstance(other, dict):
         return {} if first == other else {key: (first, other)}
     differing: dict[str, tuple[Any, Any]] = {}
     for name in dict.fromkeys([*first, *other]):
-        differing |= _differing(first.get(name), other.get(name), f"{key}.{name}".lstrip("."))
+        differing |= different_values(first.get(name), other.get(name), f"{key}.{name}".lstrip("."))
     return differing
 
 

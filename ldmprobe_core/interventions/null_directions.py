@@ -96,8 +96,8 @@ def orthogonal_directions(cell: NullContext) -> np.ndarray:
     if probes >= channels:
         raise ValueError(
             f"null edit orthogonal: {probes} probes of the property read all {channels} channels, "
-            "so no direction is orthogonal to them. Fix: use fewer kinds of probes, or another null "
-            "edit."
+            "so no direction is orthogonal to them. Fix: use fewer kinds of probes, or another "
+            "null edit."
         )
     directions = coherent_directions(cell)
     for _ in range(2):  # The second pass removes the rounding error of the first.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
+from pathlib import Path
 from typing import Any
 
+import ldmprobe_core
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers.registry import check_labeler, labelers_of
 from ldmprobe_core.models.sources.lookup import source_of
@@ -185,3 +188,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             packages[name] = "not installed"
     return packages
+
+
+def code_digest() -> str:
+    """Return a digest, 12 hex digits, of the Python files of this package, in which results arise.
+
+    Between releases it changes with every edit, also of a comment.
+    """
+    root, digest = Path(ldmprobe_core.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:12]

@@ -4,10 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import ldmprobe_core
 from flows import cli
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.generate import generate_batch
-from ldmprobe_core.pipeline.prepare import prepare_run, run_in
+from ldmprobe_core.pipeline.prepare import code_digest, prepare_run, run_in
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
 
@@ -80,3 +81,23 @@ def test_prepare_run_refuses_a_model_with_another_fingerprint(tiny_study, tmp_pa
     path.write_text(moved.to_json())
     with pytest.raises(UserError, match="fingerprint"):
         cli.run(str(path), str(tmp_path / "runs"), None)
+
+
+def test_code_digest_changes_with_the_name_and_content_of_every_module(tmp_path, monkeypatch):
+    monkeypatch.setattr(ldmprobe_core, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "part").mkdir()
+    contents = {"__init__.py": "", "a.py": "x = 1", "part/b.py": "y = 2"}
+    changes = [{}, {"a.py": "x = 3"}, {"part/b.py": "y = 3"}, {"part/c.py": ""},
+               {"a.py": "x = 1y", "part/b.py": " = 2"}]  # fmt: skip
+    digests = []
+    for change in changes:
+        for path, text in (contents | change).items():
+            (tmp_path / path).write_text(text)
+        digests.append(code_digest())
+        (tmp_path / "part/c.py").unlink(missing_ok=True)
+    assert len(set(digests)) == len(changes)
+    (tmp_path / "a.py").write_text("x = 1")
+    (tmp_path / "part/b.py").write_text("y = 2")
+    (tmp_path / "notes.txt").write_text("no module")
+    assert code_digest() == digests[0]
+    assert len(digests[0]) == 12

@@ -17,7 +17,7 @@ from ldmprobe_core.pipeline.units import carry_out_units
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.lifecycle import retention
 from ldmprobe_core.storage.lifecycle.retention import DELETE, KEEP, SKIP, STRIP
-from ldmprobe_core.storage.lifecycle.schedule_record import write_schedule_record
+from ldmprobe_core.storage.lifecycle.schedule_record import ScheduleRecord, write_schedule_record
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 from ldmprobe_core.study.loading import parse_study
@@ -116,7 +116,7 @@ def test_retention_of_scheduled_runs_follows_their_dates_and_spares_all_others(s
     folder = folder_of(store)
     # By the times of their files the order would be 0, 1, 2, 3; no schedule started 1.
     for seed, day in {0: date(2026, 2, 1), 2: date(2026, 3, 1), 3: date(2025, 12, 31)}.items():
-        write_schedule_record(store[seed].location, day)
+        write_schedule_record(store[seed].location, ScheduleRecord(scheduled_for=day))
     plan = retention.plan_retention(folder, "tiny", keep=1, scheduled_only=True)
     assert actions(plan, store) == {2: KEEP, 0: DELETE, 3: DELETE}
     assert [item.url for item in plan] == [store[seed].url for seed in (2, 0, 3)]

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 
 import jinja2
 
+from ldmprobe_core.analysis.index.history import (
+    HistoryEntry,
+    history_rows,
+    last_modified,
+    read_history,
+    studies_with_history,
+)
+from ldmprobe_core.analysis.index.history_chart import history_charts
 from ldmprobe_core.analysis.index.thumbnails import heatmap_svg
 from ldmprobe_core.analysis.records import PropertyRecord, Summary, load_summary
 from ldmprobe_core.analysis.report.text import (
@@ -53,7 +62,7 @@ class RunEntry:
 
 
 def write_index(store: str) -> str:
-    """Write a web page (``index.html``) that lists all runs of a store, newest first.
+    """Write the page of all runs of a store, newest first, and of its scheduled studies.
 
     Args:
         store: folder or ``s3://bucket/prefix`` that contains runs.
@@ -67,7 +76,8 @@ def write_index(store: str) -> str:
     location = Location(store)
     location.require_reachable()
     names = [name for name in location.folders("") if location.has(f"{name}/study.json")]
-    if not names:
+    histories = {study: read_history(location, study) for study in studies_with_history(location)}
+    if not names and not any(histories.values()):
         raise UserError(
             f"store {location.url!r}: there is no run in it. Fix: check the address, or carry "
             "out a study there first"
@@ -75,7 +85,7 @@ def write_index(store: str) -> str:
     entries = [read_entry(location, name) for name in names]
     oldest = datetime.min.replace(tzinfo=UTC)
     entries.sort(key=lambda entry: entry.written or oldest, reverse=True)
-    location.write_text("index.html", index_page(location.url, entries))
+    location.write_text("index.html", index_page(location.url, entries, histories))
     return f"{location.url}/index.html"
 
 
@@ -86,18 +96,26 @@ def read_entry(location: Location, name: str) -> RunEntry:
         model = run.study.model.source
         if not run.location.has("summary.json"):
             state = _progress(run)
-            return RunEntry(name, state, _modified(run.location, "study.json"), model)
+            return RunEntry(name, state, last_modified(run.location, "study.json"), model)
         summary = load_summary(run)
     except (UserError, RunError) as error:
         return RunEntry(name, f"unreadable: {error}")
     has_report = run.location.has("report/index.html")
     means = _cell_means(run, summary) if run.location.has("report/scores.csv") else {}
-    written = _modified(run.location, "summary.json")
+    written = last_modified(run.location, "summary.json")
     return RunEntry(name, "finished", written, model, summary, means, has_report)
 
 
-def index_page(url: str, entries: list[RunEntry]) -> str:
-    """Return the HTML of the page that lists the runs of a store."""
+def index_page(
+    url: str, entries: list[RunEntry], histories: Mapping[str, list[HistoryEntry]] | None = None
+) -> str:
+    """Return the HTML page of a store's runs.
+
+    Args:
+        url: address of the store.
+        entries: runs in the store.
+        histories: by name of a scheduled study, its history, oldest date first.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     properties = list(
@@ -111,6 +129,12 @@ def index_page(url: str, entries: list[RunEntry]) -> str:
         properties=properties,
         heatmaps={prop: _heatmaps(prop, entries) for prop in properties},
         rows={prop: _side_by_side_rows(prop, entries) for prop in properties},
+        histories=[
+            (study, history_rows(history), history_charts(history))
+            for study, history in (histories or {}).items()
+            if history
+        ],
+        run_names=[entry.name for entry in entries if entry.has_report],
         now=datetime.now(UTC),
         number=number,
         metric_title=metric_title,
@@ -164,12 +188,6 @@ def _progress(run: Run) -> str:
         done = run.progress.completed(kind)
         counts.append(f"{int(done.sum())} of {done.size} {units}")
     return f"not finished: {', '.join(counts)}"
-
-
-def _modified(location: Location, name: str) -> datetime:
-    """Return the time at which a file was last modified, with a time zone."""
-    modified: datetime = location.filesystem().modified(location.path(name))
-    return modified if modified.tzinfo else modified.replace(tzinfo=UTC)
 
 
 def _cell_means(run: Run, summary: Summary) -> dict[str, dict[tuple[str, int], float]]:

@@ -17,16 +17,19 @@ class ScheduleRecord(BaseModel):
 
     Attributes:
         scheduled_for: date in UTC for which the run was scheduled; its seeds follow from it.
+        code: digest of this package's source files, on the machine of the flow that worked on the
+            run last; None if the run was finished before a schedule started it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     scheduled_for: date
+    code: str | None = None
 
 
-def write_schedule_record(run: Location, scheduled_for: date) -> None:
-    """Write into a run for which date it was scheduled."""
-    run.write_text(SCHEDULE_FILE, ScheduleRecord(scheduled_for=scheduled_for).model_dump_json())
+def write_schedule_record(run: Location, record: ScheduleRecord) -> None:
+    """Write into a run for which date it was scheduled, and by which code."""
+    run.write_text(SCHEDULE_FILE, record.model_dump_json())
 
 
 def read_schedule_record(run: Location) -> ScheduleRecord | None:

@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 import tasks.study
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.lease import hold_lease
-from ldmprobe_core.storage.lifecycle.schedule_record import write_schedule_record
+from ldmprobe_core.storage.lifecycle.schedule_record import ScheduleRecord, write_schedule_record
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 
@@ -34,7 +34,7 @@ def store(nightly_study, run_of_march_1, tmp_path):
         run = prepare_run(parse_study(content), str(folder))
         run.location.write_text("summary.json", "{}")
         if day is not None:
-            write_schedule_record(run.location, day)
+            write_schedule_record(run.location, ScheduleRecord(scheduled_for=day))
         made[seed] = run
     return folder, made
 
@@ -65,7 +65,7 @@ def test_old_scheduled_runs_are_deleted_after_the_study(
         first = scheduled(MARCH_1, parameters)
     assert first.state.is_completed(), first.state.message
     kept = {run.url.rpartition("/")[2] for run in (new, unscheduled, february)}
-    assert set(os.listdir(folder)) == kept
+    assert set(os.listdir(folder)) == kept | {"history", "index.html"}
     assert "c" not in chunks(new)
     assert "c" in chunks(run_of_march_1)
     rows = table_of("retention-nightly", first)
@@ -74,6 +74,10 @@ def test_old_scheduled_runs_are_deleted_after_the_study(
         (january.url.rpartition("/")[2], "delete", ""),
         (february.url.rpartition("/")[2], "left alone", "a reader works on it"),
     ]
+    (night,) = table_of("history-nightly", first)
+    assert (night["date"], night["run"]) == ("2026-03-01", new.url.rpartition("/")[2])
+    assert night["differs from the newest run in"] == ""
+    assert "Scheduled runs of nightly" in (folder / "index.html").read_text()
     summary = new.location.read_bytes("summary.json")
 
     # The date's second flow run generates nothing again, and a failure does not fail it.
@@ -87,4 +91,14 @@ def test_old_scheduled_runs_are_deleted_after_the_study(
     assert new.location.read_bytes("summary.json") == summary
     (row,) = table_of("retention-nightly", second)
     assert row["reason"] == "OSError: the store does not answer"
-    assert set(os.listdir(folder)) == kept
+    assert february.exists
+
+    # Without a history, nothing is deleted.
+    monkeypatch.undo()
+    shutil.rmtree(folder / "history")
+    (folder / "history").write_text("in the way")
+    third = scheduled(MARCH_1, parameters)
+    assert third.state.is_completed(), third.state.message
+    (row,) = table_of("retention-nightly", third)
+    assert row["reason"] == "the history was not written, so nothing is deleted"
+    assert february.exists

@@ -13,6 +13,7 @@ from run_helpers import assert_same
 import flows.study
 from flows.scheduling.settings import Schedule
 from ldmprobe_core.errors import RunError
+from ldmprobe_core.pipeline.prepare import code_digest
 from ldmprobe_core.storage.run import Run
 
 
@@ -36,9 +37,10 @@ def test_a_scheduled_run_has_the_seeds_of_its_date_and_its_retry_continues_it(
     assert not run.location.has("summary.json")
     retried = scheduled(evening, parameters, again=failed)
     assert (retried.run_count, retried.state.is_completed()) == (2, True)
-    assert os.listdir(tmp_path) == [expected.run_name]
+    assert set(os.listdir(tmp_path)) == {expected.run_name, "history", "index.html"}
     assert_same(run, run_of_march_1)
-    assert json.loads(run.location.read_text("schedule.json")) == {"scheduled_for": "2026-03-01"}
+    record = json.loads(run.location.read_text("schedule.json"))
+    assert record == {"scheduled_for": "2026-03-01", "code": code_digest()}
     assert run.study.prompts.seed == expected.prompts.seed
 
 
