@@ -52,7 +52,7 @@ class TokenStream(IterableDataset):
         self.height, self.width, self.channels = array.shape[2:]
         self.chunk_samples = array.chunks[0]
         _require_generated(run, samples)
-        # Leave out a sample at a step if its activations are not all finite, as fits of probes do.
+        # Leave out a sample at a step if its activations are not all finite, as in fits of probes.
         finite = run.read(self.path, "nonfinite") == 0
         self.chosen = np.zeros_like(finite)
         self.chosen[np.ix_(samples, rows)] = finite[np.ix_(samples, rows)]
@@ -77,7 +77,7 @@ class TokenStream(IterableDataset):
             yield torch.from_numpy(values.astype(np.float32))
 
     def _chunks(self) -> np.ndarray:
-        """List the chunks that contain chosen tokens: (number along samples, row of the step)."""
+        """List the chunks with chosen tokens: (chunk number along samples, row of the step)."""
         starts = range(0, len(self.chosen), self.chunk_samples)
         return np.argwhere(np.logical_or.reduceat(self.chosen, starts, axis=0))
 
@@ -170,7 +170,7 @@ def _check_sizes(batch: int, seed: int, buffer: int) -> None:
     if buffer < batch:
         raise UserError(
             f"buffer: it is smaller than a batch of {batch} tokens ({buffer}). Fix: give at least "
-            "a batch; ten batches and more shuffle well"
+            f"{batch}; for good shuffling, ten times as many or more"
         )
     if seed < 0:
         raise UserError(f"seed: it is negative ({seed}). Fix: give a number from 0 on")

@@ -104,8 +104,8 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
             return CurveRecord(relative=undefined, absolute=undefined)
         relative, absolute = {}, {}
         for name, share in SHARES.items():
-            # Margins (score minus bar) are linear in the scores, so `relative_margins` of
-            # deviations of the scores are the deviations of the margins.
+            # `relative_margins` is linear in the scores: if it gets deviations of the scores, it
+            # returns the deviations of the margins (score minus bar).
             relative[name] = crossing(
                 relative_margins(scores, position, share),
                 bootstrap,
@@ -164,7 +164,7 @@ def leads_record(emergence: EmergenceRecord, samples: int) -> LeadsRecord:
 
 
 def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:
-    """Build one record for each step: the layer's score, and its difference to each input control.
+    """Build a record per step: score of the reported layer, and differences to input controls.
 
     Args:
         curves: scores over the steps.

@@ -82,7 +82,8 @@ def scores_csv(run: Run, properties: list[str]) -> str:
         group = f"scores/{prop}"
         names = [[str(v) for v in run.read(group, axis)] for axis in COLUMNS[1:-2]]
         values = run.read(group, "score", sample=np.isin(run.read(group, "sample"), test))
-        # Arrays are stored by condition, kind and metric; rows are in the order of the columns.
+        # The stored axes begin with condition, kind, metric, but the columns of the table with
+        # metric, kind, condition.
         values = values.swapaxes(0, 2)
         defined = np.isfinite(values)
         counts = defined.sum(-1)

@@ -36,7 +36,7 @@ _Cell = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class PropertyScores:
-    """Scores of one property at all layers and steps, with the best chosen on validation samples.
+    """Scores of one property at all layers and steps; validation samples choose the best cell.
 
     Attributes:
         prop: the property.
@@ -181,8 +181,8 @@ class PropertyScores:
             resplits: curves of re-splits with the candidates `tied_layers`; None if there are none.
         """
         choices = resplits.choices if resplits else {}
-        # The candidates are sorted by score, so `max` breaks ties in the number of re-splits by
-        # score.
+        # `max` returns the first of equal candidates.  They are sorted by score, so ties in the
+        # number of re-splits go to the best score.
         kind, layer = max(self._tied_curves, key=lambda c: choices.get(self.layers[c[1]], 0))
         name, tied = self.layers[layer], self.tied_layers
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]

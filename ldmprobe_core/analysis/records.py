@@ -80,7 +80,7 @@ class BarRecord(Record):
 
 
 class CurveRecord(Record):
-    """Onset and settled steps of one curve, by its own final gain and by that of the probes.
+    """Onset and settled steps of one curve, relative to its own and to the probes' final gain.
 
     Attributes:
         relative: steps at which the curve reaches shares of its own final gain over position.
@@ -114,7 +114,7 @@ class EmergenceRecord(Record):
 
 
 class LeadRecord(Record):
-    """Steps by which the probes precede the labeler on one kind of step images, at equal scores."""
+    """Steps by which probes reach the same score before the labeler, on one kind of step images."""
 
     onset: Lead
     settled: Lead
@@ -172,7 +172,7 @@ class ClustersRecord(Record):
 
 
 class UndefinedRecord(Record):
-    """Counts of undefined scores and of empty masks of a property, in its main metric.
+    """Counts of a property's undefined scores (in the main metric) and of its empty masks.
 
     Attributes:
         best: number of test samples with an undefined score in the best cell.

@@ -1,4 +1,4 @@
-"""Analysis of a finished run, which its report folder keeps for the next time it is drawn.
+"""Analysis of a finished run, kept in its report folder for the next drawing of the report.
 
 The statistics of a run take longer than the figures that show them.  They are therefore kept, with
 a digest of everything that they were computed from, and are computed again when the digest differs.
@@ -78,7 +78,8 @@ def analyse(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     kept = kept_analysis(run, labels, digest, seconds)
     if kept is not None:
         return kept
-    # The libraries that compute statistics take seconds to load, and drawing needs none of them.
+    # Import here, because drawing a kept analysis does not need this module, whose libraries take
+    # seconds to load.
     from ldmprobe_core.analysis.summarize import summarise
 
     analysis = summarise(run, seconds, labels)
@@ -151,7 +152,8 @@ def keep_analysis(run: Run, analysis: RunAnalysis, digest: str | None) -> None:
     """
     if digest is None:
         return
-    # Leave out what `kept_analysis` reads from the run, so that equal statistics give equal files.
+    # Leave out the fields that `kept_analysis` reads from the run, so that equal statistics give
+    # equal files.
     summary = analysis.summary.model_copy(update={"interventions": {}, "seconds": {}, "bytes": 0})
     header: dict[str, Any] = {
         "digest": digest,
@@ -201,7 +203,7 @@ def kept_analysis(
                 return None
             summary = Summary.model_validate(header["summary"])
             curves = {prop: _curves(prop, kept, arrays) for prop, kept in header["curves"].items()}
-    except Exception:  # damage may raise any error of zipfile, zlib, NumPy, json or pydantic
+    except Exception:  # A damaged file raises errors of zipfile, zlib, NumPy, json or pydantic.
         return None
     bootstrap, is_test = test_bootstrap(run, labels)
     summary = summary.model_copy(update=current_fields(run, seconds))
@@ -221,7 +223,7 @@ def test_bootstrap(run: Run, labels: LabelSet) -> tuple[Bootstrap, np.ndarray]:
 
 
 def _curves(prop: str, kept: dict[str, Any], arrays: Any) -> Curves:
-    """Read the curves of a property from the arrays of the file."""
+    """Read the curves of a property from the arrays of a kept analysis."""
     values: dict[str, Any] = {"kind": kept["kind"], "layer": LayerRecord(**kept["layer"])}
     for field in fields(Curves):
         if field.name in kept["names"]:
@@ -245,7 +247,7 @@ def _records(run: Run) -> Iterator[str]:
 
 @cache
 def _code_digest() -> bytes:
-    """Compute the digest of this package's code, without reports, and of the libraries."""
+    """Compute the digest of this package's code, except reports, and of library versions."""
     digest = hashlib.sha256()
     root = Path(ldmprobe_core.__file__).parent
     for path in sorted(root.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Probes that a run stores, and the maps that they predict of its samples."""
+"""Probes that a run stores, and the maps that they predict for the run's samples."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stored_probes(run: Run, layer: str, kind: str, prop: str) -> list[LinearProb
 
 
 class SampleMaps:
-    """Maps of samples with step images: by probes from activations, by labelers from images.
+    """Property maps of samples with step images, predicted by probes or computed by labelers.
 
     Args:
         run: finished run.

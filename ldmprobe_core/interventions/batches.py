@@ -99,7 +99,7 @@ class InterventionBatch:
         return {array: np.stack(values) for array, values in results.items() if values}
 
     def _probes_read(self, site: Site) -> dict[tuple[int, str], list[LinearProbe]]:
-        """Return the probes to score during an erasure, by edited step and layer; else none."""
+        """Return the probes to score during an erasure, by step and layer; else an empty dict."""
         if self.spec.method not in ERASURES:
             return {}
         identity = self.run.location.read_text("identity")
@@ -110,7 +110,7 @@ class InterventionBatch:
         }
 
     def _change(self, condition: str, dose: float, logs: dict[str, EditLog]) -> Change:
-        """Return the function that changes activations in a condition: edit, null edit or donor."""
+        """Return the function that changes activations under one condition of the intervention."""
         if self.spec.method == DONOR:
             return patch_from(self._donated)
         if condition in NULLS and NULLS[condition].directions is not None:

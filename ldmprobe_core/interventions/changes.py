@@ -21,7 +21,7 @@ from ldmprobe_core.probing.block_scores import block_means
 
 @dataclass
 class EditLog:
-    """Record of how large a batch's edits are, in each layer and step.
+    """Record of the sizes of a batch's edits, for each layer and step.
 
     Attributes:
         readings: root mean square over the tokens of the change of the probe's prediction that is
@@ -75,7 +75,7 @@ def make_change(
     dose: float = float("nan"),
     log: EditLog | None = None,
 ) -> Change:
-    """Build the function with which an `Editor` makes the edit proper, `own_label` or an erasure.
+    """Build the `Editor` function for the edit proper, the null edit ``own_label`` or an erasure.
 
     Args:
         spec: method, strength and confidence of the edit.
@@ -126,7 +126,7 @@ def make_null_change(
     edit: EditLog,
     log: EditLog,
 ) -> Change:
-    """Build the function with which an `Editor` makes a null edit along other directions.
+    """Build the `Editor` function for a null edit along directions other than the edit direction.
 
     The null edit adds what the edit proper added in the same cell of its own generation, with the
     same norm and sign at every token, but in another direction.  So both generations are disturbed
@@ -151,7 +151,7 @@ def make_null_change(
 
 
 def patch_from(donors: Callable[[int, str], np.ndarray]) -> Change:
-    """Build the function with which an `Editor` replaces activations by those of other samples.
+    """Build the `Editor` function that replaces activations by those of other samples.
 
     Args:
         donors: function from step and layer to the activations (n, y, x, channel) that replace

@@ -94,7 +94,7 @@ def probe_kinds_of(run: Run, spec: Intervention) -> list[str]:
 
 @lru_cache(maxsize=64)
 def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellResult:
-    """Fit probes of a property to single latents (the denoiser's input) at one step; cached.
+    """Fit probes of a property to single latent pixels at one step, and cache the result.
 
     The stored probes of latents read 5 x 5 of them, which an edit of one latent cannot use.
 
@@ -189,7 +189,7 @@ def label_regression(
     labels: LabelSet,
     statistics: SufficientStatistics | None = None,
 ) -> tuple[RidgePath, int | None]:
-    """Compute moments of training activations, and their covariance with the labels.
+    """Compute mean and covariance of training activations, and their covariance with the labels.
 
     Samples with non-finite activations are not used.
 

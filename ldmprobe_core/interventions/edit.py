@@ -98,8 +98,9 @@ class EditDirection:
         if not finite or (moments is not None and not np.isfinite(deviation)):
             raise ValueError("probe: its weights, or the activations' moments, are not finite")
         if moments is not None:
-            # The prediction counts as constant if its variance may be rounding error, which is
-            # about 1e-16 times the mean squared norms of activations and weights.
+            # Treat the prediction as constant if its variance may be rounding error, which is about
+            # 1e-16 times the product of the mean squared norm of the activations and that of the
+            # weights.
             square = np.trace(moments.covariance) + moments.mean @ moments.mean
             if deviation**2 <= 1e-14 * square * (probe.weight @ probe.weight):
                 raise ValueError("probe: its prediction is the same for all training activations")
@@ -120,7 +121,7 @@ class EditDirection:
         return tokens @ self.weight + self.bias
 
     def exact(self, tokens: Tensor, target: Tensor, strength: float) -> Tensor:
-        """Edit activations by the least norm that moves predictions to the target, or part-way.
+        """Make the edit of least norm that moves predictions to the target, or part of the way.
 
         Args:
             tokens: activations (n, y, x, channel) float32.
@@ -135,7 +136,7 @@ class EditDirection:
         return tokens + (strength * gap)[..., None] * self.step
 
     def at_dose(self, target: Tensor, dose: float) -> Tensor:
-        """Scale the contrast of target predictions, around the mean prediction, to a given dose.
+        """Scale each sample's target predictions about the mean prediction to a given dose.
 
         Args:
             target: target predictions (n, y, x).
@@ -150,7 +151,7 @@ class EditDirection:
         return self.mean + contrast * (dose * self.deviation / size)
 
     def field_of(self, change: Tensor) -> Tensor:
-        """Return the signed norm (n, y, x), called field, of a change (n, y, x, channel).
+        """Return the field (n, y, x) of a change (n, y, x, channel), which is its norm with a sign.
 
         The sign is that of the change of the probe's prediction.
         """

@@ -78,7 +78,7 @@ class Editor:
         return (self._calls - 1) // self.sampler.guidance.calls_per_step + 1
 
     def _edits(self, name: str) -> bool:
-        """Return whether the current denoiser call edits a layer.
+        """Return whether a layer is edited in the current denoiser call.
 
         Only the conditional call is edited, because probes are fitted to its activations.  If
         guidance calls the denoiser twice in a step, the first of them is conditional.
@@ -105,7 +105,7 @@ class Editor:
         factor = float(scale(one, time.reshape(-1)[0] if isinstance(time, Tensor) else time))
 
         def change(tokens: Tensor) -> Tensor:
-            # Only the difference is scaled, so that unchanged latents stay equal to the last bit.
+            # Scale only the difference, so that unchanged latents keep their exact bits.
             latents = tokens / factor
             return tokens + (self._edit(LATENTS, latents) - latents) * factor
 
@@ -142,7 +142,7 @@ class Editor:
         """
         edited = self.change(self._step, name, tokens)
         self._edits_made[self._step, name] += 1
-        if edited is tokens:  # Probes only read these activations.
+        if edited is tokens:  # The layer is read by probes, not edited.
             return tokens
         # Check in the denoiser's dtype, such as float16, in which large values become infinite.
         dtype = next(self.sampler.denoiser.parameters()).dtype

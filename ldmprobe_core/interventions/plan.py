@@ -44,7 +44,7 @@ class Site:
 
     @property
     def cells(self) -> list[tuple[int, str]]:
-        """Edited pairs of step (from 1) and layer."""
+        """Edited cells, as pairs of a step (from 1) and a layer."""
         return [(s, layer) for s in range(self.first, self.last + 1) for layer in self.layers]
 
 
@@ -219,7 +219,7 @@ def _require_probes(run: Run, cells: set[tuple[int, str]]) -> None:
 
 
 def require_varying_predictions(run: Run, spec: Intervention, plan: InterventionPlan) -> None:
-    """Check that the predictions of the probes that an edit uses differ between tokens.
+    """Check that the predictions of each probe that an edit uses vary between tokens.
 
     The dose of an edit is in standard deviations of the prediction, so an edit of a constant
     prediction has no size.  The predictions are those for two of the edited samples, which are read
@@ -241,7 +241,7 @@ def require_varying_predictions(run: Run, spec: Intervention, plan: Intervention
                 f"activations/{layer}", "activation", step=step - 1, sample=plan.samples[:2]
             ).astype(np.float64)
             weight = weights.sel(step=step).values.astype(np.float64)
-            with np.errstate(all="ignore"):  # Infinite activations would cause warnings.
+            with np.errstate(all="ignore"):  # Hide warnings about infinite activations.
                 scale = np.linalg.norm(weight) * np.sqrt(np.square(tokens).sum(-1).mean())
                 constant = (tokens @ weight).std() <= 1e-9 * scale
             if constant:
@@ -253,7 +253,7 @@ def require_varying_predictions(run: Run, spec: Intervention, plan: Intervention
 
 
 def _require_orthogonal_direction(run: Run, spec: Intervention, sites: list[Site]) -> None:
-    """Check that latents have channels enough for the null edit orthogonal to all probes.
+    """Check that latents have enough channels for a direction orthogonal to all probes.
 
     Latents have few channels, layers have more channels than there are kinds of probes.
 
@@ -338,7 +338,7 @@ def _samples(run: Run, spec: Intervention) -> list[int]:
 
 
 def _donors(run: Run, samples: list[int]) -> list[int]:
-    """Choose a donor for each sample: the next stored sample, one of the same prompt if possible.
+    """Choose a donor for each sample: the next stored sample, with the same prompt if possible.
 
     Raises:
         UserError: the run stores one sample only.

@@ -11,7 +11,7 @@ from ldmprobe_core.probing.inference.bootstrap import Interval
 
 
 class MapCell(BaseModel):
-    """Probe score and effect of edits in one layer and window of steps of a causal map.
+    """Cell of a causal map: probe score and edit effect for one layer and one window of steps.
 
     Attributes:
         layer: name of the edited layer; ``latents`` stands for the denoiser's input.

@@ -101,7 +101,7 @@ class SiteRecord(BaseModel):
 
     @property
     def used(self) -> Interval:
-        """Effect of the edit: its score less that of the null edit, paired by sample and target.
+        """Effect of the edit: mean paired difference between its score and that of the null edit.
 
         The null edit is the one orthogonal to what probes read.  An intervention without it is
         compared with the unedited images.

@@ -238,7 +238,7 @@ class Intervention(BaseModel):
 
     @property
     def edited_property(self) -> Property:
-        """Record of the edited property."""
+        """`Property` that describes the edited property."""
         return property_of(self.prop)
 
     @property
@@ -266,7 +266,7 @@ class Intervention(BaseModel):
 
     @property
     def target_names(self) -> tuple[str, ...]:
-        """Names of the targets; "own label" for erasures, "donor's label" for donors."""
+        """Names of the targets; "own label" for erasures, "donor's label" for method ``donor``."""
         if self.method in ERASURES:
             return ("own label",)
         return ("donor's label",) if self.method == DONOR else tuple(map(str, self.targets))
@@ -295,7 +295,7 @@ def editable_properties() -> tuple[str, ...]:
 
 
 def predicts_for_descent(kind: ProbeKind, prop: Property) -> bool:
-    """Return whether gradient descent can use a kind of probe; for masks, it needs logits."""
+    """Return whether gradient descent can use a kind of probe, which must give logits for masks."""
     return kind.supports(prop) and (not prop.is_mask or kind.mask_output == "logit")
 
 
@@ -308,7 +308,7 @@ def parse_intervention(content: dict[str, Any]) -> Intervention:
     """
     try:
         spec = Intervention.model_validate(content)
-        # Refuse a given field without effect even if its value is the default.
+        # Refuse a field that is given but has no effect, even if its value is the default.
         spec._require_applicable([name for name, value in content.items() if value is not None])
     except ValidationError as error:
         problem = sentence(error, Intervention, "intervention")

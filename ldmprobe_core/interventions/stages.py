@@ -87,7 +87,7 @@ def _labels_and_targets(
     """Return the samples' labels (sample, y, x), and their target maps (target, sample, y, x)."""
 
     def labels_of(samples: list[int]) -> np.ndarray:
-        # Donors may repeat, but a run is read at distinct, increasing indices.
+        # A donor may serve several samples, but a run is read at distinct, increasing indices.
         distinct = sorted(set(samples))
         values = run.read("labels", spec.prop, sample=distinct)
         rows = [distinct.index(sample) for sample in samples]
@@ -196,8 +196,8 @@ def _require_no_results(run: Run, group: str) -> None:
     try:
         done = bool(run.progress_of(group).completed(EDIT).any())
     except RunError:
-        # The group has no readable progress array, because the attempt to create it was interrupted
-        # first.  Therefore no batch is complete.
+        # The progress array cannot be read, because the creation of the group was interrupted
+        # before the array was written.  Therefore no batch is complete.
         done = False
     if done:
         name = group.rpartition("/")[2]

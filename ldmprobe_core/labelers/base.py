@@ -1,4 +1,4 @@
-"""Protocol of labelers, and their registry entry, with functions that check and load one."""
+"""Protocol of labelers, and registry entry with functions that load one and find its weights."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Labeler(Protocol):
 
 
 def nothing_published(spec: LabelerSpec) -> list[PublishedSource]:
-    """Return an empty list of files to fetch, for weights that are local or part of a package."""
+    """Return no files to fetch, for a labeler whose weights are local or part of a package."""
     return []
 
 
 def no_weights(spec: LabelerSpec) -> list[Path]:
-    """Return an empty list, for a labeler that has no weight files."""
+    """Return no weight files, for a labeler that has none."""
     return []
 
 

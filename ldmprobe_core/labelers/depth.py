@@ -76,7 +76,7 @@ def published_midas(spec: LabelerSpec) -> list[PublishedSource]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """List a depth estimator's files; raise if its output may be depth or inverse depth."""
+    """List a depth estimator's files; raise if it is unknown whether it gives inverse depth."""
     _is_inverse(folder)
     return files_of(folder)
 

@@ -21,7 +21,7 @@ from ldmprobe_core.study.properties import Property
 
 
 class FunctionLabeler:
-    """Labeler that calls a function from images (n, y, x, rgb) uint8 to labels.
+    """Labeler that calls a function of images (n, y, x, rgb) uint8, which returns labels.
 
     Args:
         function: function that returns maps (n, y, x), or class probabilities (n, class) if it has
@@ -93,7 +93,7 @@ def _real_numbers(result: Any) -> np.ndarray:
 
 
 class JointLabeler:
-    """Wrapper of the labeler of a vector or class map that caches its last result per thread.
+    """Wrapper that caches, per thread, the last result of a labeler of a vector or class map.
 
     A study calls the labelers of all components one after another with the same array of images,
     and they share one call of this labeler.

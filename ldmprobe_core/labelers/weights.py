@@ -240,7 +240,10 @@ def _forbid_network() -> None:
 
     def refuse(event: str, _: object) -> None:
         if event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn")):
-            raise PermissionError(f"the pickle tries {event}, which loading weights never needs")
+            raise PermissionError(
+                f"the pickle tries {event}, which loading weights never needs, so it may "
+                "be harmful. Fix: use weights from a source that you trust"
+            )
 
     sys.addaudithook(refuse)
 

@@ -123,7 +123,7 @@ class ActivationCapture:
         return activations
 
     def _stored_form(self, tokens: Tensor) -> Tensor:
-        """Average large token grids over blocks, and copy the values in the run's data type."""
+        """Average tokens over blocks if the grid is large, and copy them in the run's data type."""
         side = self._form.block_side(tokens.shape[1], tokens.shape[2])
         if side > 1:
             tokens = mean_of_blocks(tokens, side)

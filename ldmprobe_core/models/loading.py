@@ -42,10 +42,10 @@ def load_pipeline(study: Study, device: torch.device) -> Any:
     model = study.model
     folder = model_folder(model)
     architecture = detect_architecture(folder)
-    # Turn off diffusers' progress bar, which would overwrite those of the command line.
+    # Turn off diffusers' progress bar, which would overwrite the bars of the command line.
     logging.disable_progress_bar()
-    # TF32 is turned off, because only some GPUs have it and it makes float32 products less exact:
-    # results would depend on the type of GPU.
+    # Turn off TF32, which makes float32 products less exact.  Only some GPUs have it, so results
+    # would depend on the type of GPU.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         pipeline: Any = architecture.load_pipeline(
@@ -138,7 +138,7 @@ def draw_weights(network: Any, seed: int = 100) -> None:
         UserError: the network has other weights than its class.
     """
     with torch.random.fork_rng(devices=[]):
-        # Seed only the CPU generator; `torch.manual_seed` would seed those of GPUs too.
+        # Seed only the CPU generator; `torch.manual_seed` would also seed the GPU generators.
         torch.random.default_generator.manual_seed(seed)
         drawn = type(network).from_config(network.config)
     _require_same_names(drawn, network)

@@ -130,8 +130,8 @@ class PipelineSampler:
                 which the architecture declares.
             NonFiniteError: a network or the scheduler computed NaN or infinite values.
         """
-        # PyTorch's setting holds for the calling thread only, and this method may be called in any
-        # thread, so the number of CPU threads is set at each call.
+        # Set PyTorch's number of CPU threads at each call, because the setting holds only for the
+        # calling thread, and this method may be called in any thread.
         torch.set_num_threads(self.study.sampling.threads)
         steps = self._run_pipeline(samples, sink, source_images, bool(step_images), permuted)
         for number, latents in enumerate(steps.after, 1):
@@ -241,7 +241,7 @@ class PipelineSampler:
     def _capture(
         self, network: nn.Module, batch_copies: int, captures_vae: bool
     ) -> ActivationCapture:
-        """Build the capture hooks of a denoiser's layers, or of a VAE's if ``captures_vae``."""
+        """Build the hooks that capture the denoiser's layers, or the VAE's if ``captures_vae``."""
         modules = named_points(network)
         prefix = VAE if captures_vae else ""
         names = [name for name in self.layers if name.startswith(VAE) == captures_vae]
@@ -285,8 +285,8 @@ class PipelineSampler:
             steps.calls += 1
             text = kwargs.get("encoder_hidden_states")
             if steps.prompt_embedding is None and text is not None:
-                # The last rows of a step's first call hold the samples' prompts; negative prompts
-                # come before them, if the call has two copies of the batch.
+                # The samples' prompts are the last rows of a step's first call.  If the call has
+                # two copies of the batch, the negative prompts are the rows before them.
                 mask = kwargs.get("encoder_hidden_states_mask")
                 steps.prompt_embedding = mean_embedding(text, mask)[-samples:]
             # If guidance makes two calls per step, the second is the unconditional one, whose
@@ -386,8 +386,8 @@ class PipelineSampler:
                 stack.enter_context(capture)
             for part in self.architecture.unpack(latents).split(self._decode_batch):
                 decoded = self.architecture.decode(vae, part)
-                # Images are used only if they are from the trained VAE.  Those of the VAE with
-                # permuted weights are discarded, so they may hold infinite values.
+                # Only images of the trained VAE are used, so only these must be finite.  Images of
+                # the VAE with permuted weights are discarded.
                 if vae is self.pipeline.vae:
                     require_finite(decoded, "vae")
                 images.append(decoded_images(decoded))

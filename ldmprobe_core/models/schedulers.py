@@ -149,7 +149,7 @@ def is_flow(config: dict[str, Any]) -> bool:
 
 
 def _training_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """Return default noise-schedule settings of the scheduler class that a model's config names.
+    """Return the default noise-schedule settings of the scheduler class in a model's config.
 
     Raises:
         UserError: the class has no schedule of betas, so that no other scheduler fits the model.
@@ -273,8 +273,8 @@ def _implied_clean(scheduler: Any, level: Level, output: Tensor, sample: Tensor)
     if kind == "epsilon":
         return (sample - noise * output) / clean
     if kind == "v_prediction":
-        # The velocity formula needs coefficients with a^2 + s^2 = 1.  Those of Euler, LMS and Heun
-        # have another scale, so latents and coefficients are divided by that scale.
+        # The velocity formula holds for coefficients with a^2 + s^2 = 1.  Euler, LMS and Heun have
+        # other coefficients, so latents and coefficients are divided by (a^2 + s^2)^0.5.
         scale = (clean**2 + noise**2) ** 0.5
         return clean / scale * sample / scale - noise / scale * output
     if kind in ("sample", "original_sample"):

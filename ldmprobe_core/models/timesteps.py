@@ -105,7 +105,7 @@ def log_snr(architecture: Architecture, study: Study) -> list[float | None]:
 
 
 def _attempt(architecture: Architecture, name: str, steps: int) -> tuple[list[float], str | None]:
-    """Compute the timesteps of a scheduler, and make all of its steps on random latents.
+    """Compute the timesteps of a scheduler, and test its steps on random latents.
 
     Returns:
         the timesteps, and a description of what is wrong with the schedule; None if it is usable.
@@ -225,8 +225,8 @@ def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
         level = level_of(scheduler, timestep)
         clean = predicted_clean(scheduler, output, timestep, latents)
         result = scheduler.step(output, timestep, latents, **noise_source)
-        # LCM returns its predicted clean latents as `denoised`, other schedulers under the second
-        # name.
+        # LCM returns its predicted clean latents as `denoised`, and other schedulers as
+        # `pred_original_sample`.
         expected = getattr(result, "denoised", getattr(result, "pred_original_sample", None))
         if expected is None and converted:
             expected = converted.pop()
@@ -258,7 +258,7 @@ def _record_conversions(scheduler: Any) -> list[Tensor]:
 
 
 def _converts_to_clean(scheduler: Any) -> bool:
-    """Return whether a multistep solver converts model outputs to clean latents (True) or noise."""
+    """Return whether a multistep solver converts outputs to clean latents, rather than to noise."""
     # The config key that chooses between clean latents and noise differs by class: UniPC has
     # `predict_x0`, DPM-Solver has `algorithm_type`.
     if "predict_x0" in default_config(type(scheduler)):

@@ -1,4 +1,4 @@
-"""Computation of one accumulation unit: a few batches, added to sums over training samples."""
+"""Computation of one accumulation unit, which adds a few batches to sums over training samples."""
 
 from __future__ import annotations
 

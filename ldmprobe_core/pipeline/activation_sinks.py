@@ -1,4 +1,4 @@
-"""Receivers of captured activations: one keeps them in memory, one writes them to the run."""
+"""Receivers of captured activations, which keep them in memory or write them to the run."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _write_clean_pixels(run: Run, clean: np.ndarray, grid: tuple[int, int], rows
     dtype = getattr(torch, run.study.capture.dtype)
     flat = pixel_tokens(clean.reshape(-1, *clean.shape[2:]), grid, dtype).numpy()
     tokens = flat.reshape(*clean.shape[:2], *flat.shape[1:])
-    # No value is counted as non-finite, because averages of 8-bit pixel values are finite.
+    # All counts of non-finite values are 0, because averages of 8-bit pixel values are finite.
     stored = {"activation": tokens, "nonfinite": np.zeros(clean.shape[:2], np.int32)}
     run.write(f"{ACTIVATION_GROUPS['trained']}/{CLEAN_PIXELS}", stored, sample=rows)
     return tokens.nbytes
@@ -103,7 +103,7 @@ def _write_clean_pixels(run: Run, clean: np.ndarray, grid: tuple[int, int], rows
 def read_source_images(
     run: Run, study: Study, samples: list[Sample]
 ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
-    """Read the source images of samples, and their exact ground-truth maps from files.
+    """Read the source images of samples and their exact ground-truth maps from their files.
 
     Returns:
         source images (sample, y, x, rgb) uint8, and maps (sample, y, x) by property; None and an

@@ -39,13 +39,13 @@ def rows_in(run: Run, group: str, members: range) -> tuple[np.ndarray, slice]:
 
 
 def step_images_in(run: Run, members: range) -> tuple[StepImages, slice]:
-    """Choose the batch's samples and steps with step images, and find their rows in the store."""
+    """Find the samples and steps of a batch that have step images, and their rows in the store."""
     positions, rows = rows_in(run, STEP_IMAGES, members)
     return StepImages(positions, run.read(STEP_IMAGES, "step") - 1), rows
 
 
 def permuted_rows_in(run: Run, members: range) -> slice | None:
-    """Find the rows of a batch in the permuted network's activations; None if it has none."""
+    """Find a batch's rows in the activations of the permuted network; None if there are none."""
     if run.study.controls.untrained is None:
         return None
     _, rows = rows_in(run, f"{ACTIVATION_GROUPS['permuted']}/{run.layers[0]}", members)

@@ -115,7 +115,7 @@ def _label_steps(
         }
     for prop in run.study.labels.maps:
         if prop not in labels:
-            # A map from a file belongs to the source image, so step images have no label: NaN.
+            # A map from a file describes the source image only, so step images get the label NaN.
             labels[prop] = np.full(images.shape[:4], np.nan, np.float32)
     return labels
 

@@ -44,7 +44,7 @@ def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
 
 
 def label_set(run: Run) -> LabelSet:
-    """Read the labels of a run's stored images, with their splits and the training means.
+    """Read labels and splits of a run's stored images, and mean maps of the training samples.
 
     Raises:
         RuntimeError: a batch is not labeled yet, or an accumulation unit is not complete yet.

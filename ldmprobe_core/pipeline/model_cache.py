@@ -29,7 +29,7 @@ load_counts: Counter[str] = Counter()
 
 
 class ThreadLocalModels(threading.local):
-    """Cache of the calling thread's own models: kind of model to (cache key, model)."""
+    """Cache of the models that the calling thread has loaded: kind to (cache key, model)."""
 
     def __init__(self) -> None:
         self.loaded: dict[str, tuple[str, Any]] = {}
@@ -95,7 +95,8 @@ def use_pipeline(study: Study, pipeline: Any) -> Iterator[Study]:
         try:
             yield source.study_of(study)
         finally:
-            # The user may change the pipeline after the block, so its sampler is not kept.
+            # The user may change the pipeline after the block, so remove its sampler from the
+            # caches.
             for cache in (shared_models, thread_local_models.loaded):
                 cache.pop("generator", None)
 

@@ -40,7 +40,7 @@ def prepare_run(study: Study, store: str) -> Run:
     run = run_in(store, study)
     check_store(plan, run)
     if not run.exists:
-        # Load the labelers, which takes long, before taking the lock.
+        # Call `_run_shape` before taking the lock, because it loads the labelers, which takes long.
         shape, record = _run_shape(plan)
         with run.creation_lock() as lock:
             if not run.exists:

@@ -104,7 +104,7 @@ def _probe_networks(
 
 
 def read_cell(run: Run, network: str, step: int, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the activations of one layer at one step, of all samples that have them.
+    """Read the activations of one layer at one step, for all samples with stored activations.
 
     Args:
         run: run with generated batches.

@@ -105,7 +105,7 @@ class Accumulator:
         )
 
     def write(self, run: Run, accumulator: int, done: int) -> int:
-        """Write the sums to the run, into the accumulator's inactive one of two buffers.
+        """Write the sums to the inactive one of the accumulator's two buffers in the run.
 
         The buffer becomes active when the current unit is recorded as complete.
 
@@ -210,7 +210,7 @@ def require_accumulated(run: Run) -> None:
         if done[accumulator] != len(units):
             raise RuntimeError(
                 f"{run.url}: accumulator {accumulator} has completed {done[accumulator]} of "
-                f"its {len(units)} units. Fix: carry out the others first."
+                f"its {len(units)} units. Fix: compute the remaining units first."
             )
 
 

@@ -64,7 +64,7 @@ UNITS: dict[str, UnitOperations] = {}
 
 
 def register_units(operations: UnitOperations) -> UnitOperations:
-    """Register a kind of unit by the functions that list, compute and check its units.
+    """Register the functions that list, compute and check the units of one kind.
 
     Raises:
         ValueError: functions for this kind are registered already.
@@ -101,7 +101,7 @@ def _batches(verb: str) -> Callable[[Run], list[Unit]]:
 
 
 def _accumulations(run: Run) -> list[Unit]:
-    """List the accumulation units of all accumulators, each a few batches to be summed."""
+    """List the units of all accumulators; each unit adds a few batches to the sums."""
     return [
         Unit(
             (accumulator, number),

@@ -191,7 +191,7 @@ class BlockScorer:
         )
 
     def _score(self, name: str, tokens: np.ndarray) -> np.ndarray:
-        """Score predictions in one metric, upsampled if it has no formula in block means."""
+        """Score predictions in one metric, from block means if possible, else after upsampling."""
         if name in self._forms:
             return self._forms[name](tokens)
         predicted = upsample(tokens, self.size)
@@ -207,7 +207,7 @@ class BlockScorer:
         return ratio_or_one(overlap, area + truth - overlap)
 
     def _areas(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the image fractions (n,) of the masks' overlap, the prediction and the label."""
+        """Return the areas (n,) of overlap, prediction and label, as fractions of the image."""
         flat = flatten_maps(tokens)
         return (flat * self.means).mean(1), flat.mean(1), self.means.mean(1)
 

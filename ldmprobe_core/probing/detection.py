@@ -67,7 +67,7 @@ def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _SumsByValue:
-    """Cumulative foreground and background of tokens that are sorted by predicted value.
+    """Cumulative sums of foreground and background over tokens sorted by predicted value.
 
     Attributes:
         positives: share of foreground of each token, (n, token).

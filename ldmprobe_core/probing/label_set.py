@@ -65,7 +65,7 @@ class LabelSet:
 
     @lru_cache(maxsize=8)  # noqa: B019  (a process keeps one label set per run)
     def _full(self, prop: str) -> FullResolutionLabels:
-        """Return ranks and moments of the fully measured held-out maps, shared by all scorers."""
+        """Return ranks and moments of fully measured held-out maps, which all scorers share."""
         heldout = self.maps[prop][self.heldout]
         partly = partly_measured(heldout)
         return FullResolutionLabels(heldout if partly is None else heldout[~partly])

@@ -108,8 +108,8 @@ def row_blocks(
 
 def _as_float32(block: np.ndarray) -> np.ndarray:
     """Convert float16 values to float32, which is exact."""
-    # Torch is several times faster at this than NumPy, but takes seconds to load.  It is used where
-    # a process has loaded it already, as all that generate or fit probes have.
+    # Torch converts several times faster than NumPy, but takes seconds to load.  It is used only if
+    # the process has loaded it already, as processes that generate images or fit probes have.
     torch = sys.modules.get("torch")
     if torch is None:
         return block.astype(np.float32)

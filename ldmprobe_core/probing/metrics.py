@@ -217,7 +217,7 @@ def mean_of_defined(
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Compute the Pearson correlation between the same rows of two arrays (n, pixel), (n,)."""
+    """Return the Pearson correlations (n,) of the rows of two arrays (n, pixel), row by row."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     covariance = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
     return covariance / (deviation_or_nan(a) * deviation_or_nan(b))

@@ -12,7 +12,7 @@ from ldmprobe_core.study.layers import INPUT_CONTROLS
 
 
 def probe_features(name: str, activations: np.ndarray) -> np.ndarray:
-    """Return the features that probes read: activations, or neighbourhoods of an input control.
+    """Return the features that probes read: activations, or token neighbourhoods of a control.
 
     Args:
         name: name of a probe input, which is a layer or one of `INPUT_CONTROLS`.

@@ -171,6 +171,6 @@ class BlockPartialScorer:
     def _block_sums(self, rows: np.ndarray) -> np.ndarray:
         """Sum each row of pixels over the pixel block of each token, (n, block)."""
         blocks = self._blocks[0] * self._blocks[2]
-        # If the mean map is constant, there are no covariates and no rows.  Then reshape cannot
-        # infer a size given as -1, so give all sizes.
+        # If the mean map is constant, there are no covariates, so `rows` is empty.  All sizes are
+        # given, because `reshape` cannot infer a size (-1) of an empty array.
         return rows.reshape(len(rows), *self._blocks).sum((2, 4)).reshape(len(rows), blocks)

@@ -151,8 +151,8 @@ def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
     ranks = np.empty(flat.shape)
     for row, keys in zip(ranks, sort_keys, strict=True):
         counts = np.bincount(keys, minlength=1 << 16)
-        # The cumulative count is the highest rank among n equal values, and their mean rank is
-        # lower by (n - 1) / 2.
+        # The cumulative count is the highest rank of a group of n equal values.  The mean rank of
+        # the group is lower by (n - 1) / 2.
         row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks

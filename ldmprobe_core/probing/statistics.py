@@ -75,7 +75,7 @@ class SufficientStatistics:
         return SufficientStatistics(self.gram + other.gram, self.channels, both)
 
     def less_positions(self, means: np.ndarray) -> SufficientStatistics:
-        """Subtract a value for each position from the labels, and return the new statistics.
+        """Return the statistics after subtracting a value for each position from the labels.
 
         Args:
             means: value of each label at each position, (position, label).

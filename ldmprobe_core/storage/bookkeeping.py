@@ -1,4 +1,4 @@
-"""JSON files beside a run's arrays: chunk checksums, and a marker of unfinished creation.
+"""JSON files beside a run's arrays: chunk checksums, and a marker that creation is unfinished.
 
 ``creating.json`` exists only while a run is being created, and lists the files that the creation
 writes.  If the creation is interrupted, this file stays.  It shows that the run is incomplete, and
@@ -142,9 +142,9 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
         created.add(key, data)
     try:
         for name in _interrupted_files(location) - files.keys():
-            # Another release of ldmprobe, with other arrays, may have started the interrupted
-            # creation.  Files that this creation will not overwrite are therefore removed;
-            # otherwise their arrays would stay in the run.
+            # Another release of ldmprobe, whose runs have other arrays, may have started the
+            # interrupted creation.  Files that this creation does not overwrite are therefore
+            # removed; otherwise their arrays would stay in the run.
             location.remove(name)
         location.write_text(CREATING, json.dumps(sorted(files)))
         location.write_many(files)
@@ -170,7 +170,7 @@ def _interrupted_files(location: Location) -> set[str]:
         names = json.loads(location.read_text(CREATING))
     except (LdmprobeError, ValueError):
         # The list of files is damaged, so it is unknown which files the interrupted creation wrote.
-        # No file is removed then.
+        # In this case no file is removed.
         return set()
     files = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
     return {name for name in files if name.partition("/")[0] in (*GROUPS, "zarr.json")

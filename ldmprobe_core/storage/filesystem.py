@@ -84,7 +84,7 @@ def explained_failures(url: str) -> Iterator[None]:
                 f"store {url!r}: no space is left ({error.strerror}). Fix: free some space, then "
                 "repeat the command, which resumes the run"
             ) from error
-        # S3 clients raise PermissionError without an errno, so the type is tested in addition.
+        # S3 clients raise PermissionError without an errno, so the exception's type is tested too.
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
             raise Location(url).unwritable(error) from error
         if isinstance(error, IsADirectoryError | NotADirectoryError):
@@ -133,7 +133,7 @@ def normal_url(url: str) -> str:
 
 
 class Location:
-    """Access to the files in a folder or below an S3 prefix, by names such as ``a/b.json``.
+    """Access to the files in a folder or below an S3 prefix, by relative paths like ``a/b.json``.
 
     Args:
         url: a local folder, or an address in a bucket; `normal_url` normalizes it.

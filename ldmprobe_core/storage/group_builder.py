@@ -20,7 +20,7 @@ class GroupBuilder:
         self.root = root
 
     def group(self, path: str, description: str) -> zarr.Group:
-        """Create a Zarr group that has its description as an attribute."""
+        """Create a Zarr group with the attribute ``description``."""
         return self.root.create_group(path, attributes={"description": description})
 
     def array(

@@ -68,7 +68,7 @@ class Holder:
 
     @property
     def is_dead(self) -> bool:
-        """Flag that is True if a process of this machine has ended; False for other machines."""
+        """Flag that is True if the holder has ended; False for a process of another machine."""
         if self.host != _host():
             return False
         try:
@@ -306,7 +306,7 @@ def _read(location: Location, number: int) -> Holder | None:
 
 
 def _host() -> str:
-    """Return an identifier of host, boot and process namespace, in which process ids are unique."""
+    """Return an identifier of the host, boot and namespace within which process ids are unique."""
     parts = [socket.gethostname()]
     # Only Linux gives boot id and namespace in /proc; elsewhere the host name alone is used.
     with suppress(OSError):

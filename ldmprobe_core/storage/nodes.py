@@ -1,4 +1,4 @@
-"""Functions that open a run's Zarr groups and arrays, with one error for damaged metadata."""
+"""Functions that open a run's Zarr groups and arrays; damaged metadata raises `RunError`."""
 
 from __future__ import annotations
 

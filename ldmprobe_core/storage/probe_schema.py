@@ -82,12 +82,12 @@ class ProbeSchema(GroupBuilder):
         self.decoded_steps = step_image_steps(self.study, self.steps)
 
     def add_sample(self, group: zarr.Group, index: np.ndarray | None = None) -> None:
-        """Add the coordinate ``sample``: the sample indices given (n,), or all that are stored."""
+        """Add the coordinate ``sample``, with the indices ``index`` (n,) or all stored samples."""
         values = self.stored if index is None else index
         self.coordinate(group, "sample", values, "index of the image")
 
     def add_step_image_axes(self, group: zarr.Group) -> dict[str, int]:
-        """Add coordinates for the samples and steps of step images; return the size of each."""
+        """Add the coordinates ``sample`` and ``step`` of step images; return both sizes."""
         self.add_sample(group, self.with_step_images)
         self.add_step(group, self.decoded_steps)
         return {"sample": len(self.with_step_images), "step": len(self.decoded_steps)}

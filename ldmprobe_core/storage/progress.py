@@ -64,7 +64,7 @@ class Progress:
         return bool(self.count(kind, *index))
 
     def counts(self, kind: UnitKind | str) -> np.ndarray:
-        """Read the number of complete units at each index; above 1 for sequential kinds only."""
+        """Read the number of complete units at each index: 0 or 1; more for sequential kinds."""
         # A unit that was never recorded has no chunk in this array, and reads as the fill value 0.
         return np.asarray(self._open(kind)[...])
 

@@ -313,7 +313,7 @@ class Run:
 
     @property
     def exact_properties(self) -> list[str]:
-        """Names of the properties whose maps were read from the user's files, not labeled."""
+        """Names of the properties whose maps come from the user's files and not from a labeler."""
         root = open_group(self.store, self.url)
         return [name for name in self.study.map_properties if f"exact_maps/{name}" in root]
 
@@ -380,7 +380,7 @@ def _check_region(
     region: dict[str, slice],
     data_shape: tuple[int, ...],
 ) -> None:
-    """Check that a region has no partial chunks, since two writers of a chunk could lose data."""
+    """Check that a region consists of whole chunks, as two writers of one chunk could lose data."""
     expected = []
     for dim, size, chunk in zip(dims, shape, chunks, strict=True):
         span = region.get(str(dim), slice(0, size))

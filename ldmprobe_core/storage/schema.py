@@ -158,7 +158,7 @@ class RunSchema(ProbeSchema):
         )
 
     def _labels(self, path: str, source: str | None) -> None:
-        """Create a group of labels: of finished images, or of step images named in ``source``."""
+        """Create a group of labels of finished images, or of step images if ``source`` is given."""
         group = self.group(path, f"Labels of {source or 'the finished images'}.")
         if source:
             sizes, chunks = self.add_step_image_axes(group), {"sample": 1}

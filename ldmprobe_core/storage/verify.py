@@ -144,7 +144,7 @@ def _damaged_metadata(
 
 
 def _beyond_remedy(run: Run, chunks: list[CorruptChunkError]) -> list[CorruptChunkError]:
-    """Remove pipes, links and empty folders; return the chunks that only a user can repair."""
+    """Remove pipes, links and empty folders at chunks' paths; return what a user must repair."""
     irregular = [chunk for chunk in chunks if chunk.reason == NOT_REGULAR]
     stuck = [chunk for chunk in irregular if not remove_irregular(run.location.path(chunk.key))]
     contradictory = [
@@ -154,7 +154,7 @@ def _beyond_remedy(run: Run, chunks: list[CorruptChunkError]) -> list[CorruptChu
 
 
 def _contradicts(run: Run, key: str) -> bool:
-    """Return whether a zarr.json is readable; then its consolidated copy may be the wrong one."""
+    """Return whether a zarr.json is readable, so that its copy may be the damaged one instead."""
     try:
         document = json.loads(run.location.read_bytes(key))
     except (LdmprobeError, ValueError, RecursionError):

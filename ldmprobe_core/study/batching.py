@@ -51,7 +51,7 @@ def gram_width(study: Study, network: str, channels: int) -> int:
 
 
 def n_positions(grid: tuple[int, int]) -> int:
-    """Return the number of blocks into which a grid of tokens is divided for separate sums."""
+    """Return the number of positions (blocks of the token grid) that have sums of their own."""
     return min(grid[0], MOST_POSITIONS) * min(grid[1], MOST_POSITIONS)
 
 
@@ -83,7 +83,7 @@ def accumulation_units(study: Study, first: int, count: int) -> list[list[list[r
 
 @dataclass(frozen=True)
 class StepImages:
-    """Samples of one batch, and sampler steps, for which images are decoded.
+    """Choice of the samples of one batch, and of the sampler steps, that have step images.
 
     It is false if it has no samples.
 
@@ -188,7 +188,7 @@ def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
     while reached.sum() < wanted or (reached[total > 0] == 0).any():
         distance = np.square(reached + counts[left] - target).sum(1)
         if reached.sum() >= wanted:
-            # A split has no samples yet: take the batch with the most samples of such splits.
+            # Some splits have no samples yet: take the batch with the most samples of these splits.
             lacking = (total > 0) & (reached == 0)
             distance = -counts[left][:, lacking].sum(1)
         best = left.pop(int(distance.argmin()))

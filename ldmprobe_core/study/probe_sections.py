@@ -103,7 +103,7 @@ class Labels(Section):
 
     @model_validator(mode="after")
     def _something(self) -> Labels:
-        """Check that some map property has a labeler, and that only maps are read from files."""
+        """Check that a map property has a labeler, and that only map properties name ``maps``."""
         if not self.maps:
             raise ValueError(
                 f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all null. Fix: "
@@ -161,7 +161,7 @@ class Probes(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Probes:
-        """Check that kinds and penalties are distinct, and that one registered kind is linear."""
+        """Check that kinds and penalties are distinct, all kinds known, and some kind linear."""
         for name in ("kinds", "penalties"):
             values = getattr(self, name)
             if len(set(values)) < len(values):

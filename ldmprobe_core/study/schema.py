@@ -158,7 +158,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _from_sums(self) -> Study:
-        """Check that probes and controls need no activations if only statistics are kept."""
+        """Check that, if only statistics are kept, they suffice for all probes and controls."""
         if self.capture.keep != "statistics":
             return self
         beyond = [kind for kind in self.kinds if not probe_kind(kind).from_statistics]
@@ -190,7 +190,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _enough_prompts(self) -> Study:
-        """Check that the section ``images`` agrees with ``source``, and that 3 prompts differ."""
+        """Check that ``images`` agrees with ``source``, and that 3 or more prompts differ."""
         if (self.source == "images") != (self.images is not None):
             raise ValueError(
                 f"source is {self.source}, and images is "

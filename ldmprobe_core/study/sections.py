@@ -292,7 +292,7 @@ class Execution(Section):
 
     @model_validator(mode="after")
     def _of_dask(self) -> Execution:
-        """Check that Dask's keys are given only with its runner, and only one of the clusters."""
+        """Check that Dask's keys are given only for its runner; refuse both address and cluster."""
         given = [name for name in ("address", "cluster", "gpus_per_worker") if getattr(self, name)]
         if given and self.runner == "local":
             raise ValueError(

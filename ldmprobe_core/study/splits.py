@@ -73,7 +73,7 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
 
 
 def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> int:
-    """Return how many of the first groups make up at least ``samples`` samples; at least two."""
+    """Return the least number, from 2 on, of first groups that hold ``samples`` samples or more."""
     count = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
     count = max(count, 2)
     if count >= len(groups):

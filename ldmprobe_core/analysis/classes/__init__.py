@@ -1,1 +1,1 @@
-"""Class probabilities of a run: over its steps, and of photographs beside them."""
+"""Class probabilities of a run's step images and final images, and of photographs."""

@@ -32,7 +32,7 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """Find first stable steps (see `first_stable_step`) if only some steps were decoded to images.
+    """Find first stable steps, as `first_stable_step` does, if only some steps have step images.
 
     Args:
         scores: class scores (sample, decoded step, class).

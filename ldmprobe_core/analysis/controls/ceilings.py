@@ -73,7 +73,7 @@ def all_foreground_score(masks: np.ndarray) -> float | None:
 
 
 def _best_dice(shares: np.ndarray, weights: np.ndarray | None, index: int) -> float:
-    """Return an image's largest Dice over all thresholds on its tokens' foreground fractions.
+    """Return an image's largest Dice for any threshold on the foreground shares of its tokens.
 
     Args:
         shares: foreground share of each token's block, (n, y, x).

@@ -1,4 +1,4 @@
-"""Samples of the controls that were computed on only some of a run's samples.
+"""Samples that a control covers, for controls computed on only some samples of a run.
 
 The permuted denoiser runs on some batches, and few samples have step images.  A probe is compared
 with such a control on the same test samples, and, where training activations are stored, it is

@@ -1,4 +1,4 @@
-"""Scores of probes on the ground-truth maps that some source images come with.
+"""Scores of probes on ground-truth maps, which a user may give with source images.
 
 A probe that is fitted to a labeler's maps is scored on those maps in every other table.  Its scores
 on exact maps tell what it reads of the truth.  Where the labels are exact maps themselves, both are

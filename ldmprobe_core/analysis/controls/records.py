@@ -65,7 +65,7 @@ class ControlRecord(Record):
 
     @property
     def exceeded(self) -> bool:
-        """True if the probe clearly exceeds the control, each at its own best layer and step.
+        """Flag that is True if the probe clearly exceeds the control, each in its own best cell.
 
         The interval of the paired difference must lie above zero, and p must be at most 0.05.
         """

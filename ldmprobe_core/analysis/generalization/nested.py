@@ -54,7 +54,7 @@ class NestedBlocks:
 
     @cached_property
     def blocks(self) -> list[list[np.ndarray]]:
-        """Sample indices by random order and block; samples of a prompt are consecutive."""
+        """Training samples (indices) by random order and block; those of a prompt are adjacent."""
         rng, train = np.random.default_rng(self.seed), self.data.train
         prompts = np.array([self.samples[i].group for i in train])
         orders = [ordered_by_prompt(train, prompts, rng) for _ in range(DRAWS)]

@@ -31,7 +31,7 @@ class TestScorer:
     prop: str
     test: np.ndarray
     metrics: tuple[str, ...] = field(init=False)
-    __test__ = False  # tells pytest that this class is not a test
+    __test__ = False  # This attribute tells pytest that the class is not a test.
 
     def __post_init__(self) -> None:
         record = property_of(self.prop)
@@ -182,7 +182,7 @@ def ordered_by_prompt(
 
 
 def _label_means(sums: SufficientStatistics) -> np.ndarray:
-    """Mean label at each position, (position, label); the overall mean where no token is."""
+    """Return mean labels (position, label); for a position without tokens, the overall mean."""
     if sums.by_position is None:
         raise ValueError(
             "by_position: the sums were not computed (None). Fix: pass positions to from_tokens"

@@ -103,7 +103,7 @@ class Resplits:
         return np.concatenate(self.blocks)
 
     def holds(self, part: np.ndarray) -> np.ndarray:
-        """Expand block flags (re-split, block) to the blocks' samples, (re-split, member)."""
+        """Repeat each block's flag (re-split, block) for its samples, (re-split, member)."""
         return np.repeat(part, [len(block) for block in self.blocks], axis=1)
 
     def fit(self, data: RefitData) -> list[LinearProbe]:
@@ -152,7 +152,7 @@ class Resplits:
 
 
 class ResplitScorer:
-    """Scorer of probes refitted to other divisions of the prompts, in the main metric.
+    """Scorer, in the main metric, of probes that are refitted for each re-split of the prompts.
 
     Args:
         labels: label maps and splits of the run.

@@ -1,1 +1,1 @@
-"""Page that lists all runs of a store and sets them side by side."""
+"""Web page that lists and compares all runs of a store."""

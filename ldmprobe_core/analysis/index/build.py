@@ -191,7 +191,7 @@ def _progress(run: Run) -> str:
 
 
 def _cell_means(run: Run, summary: Summary) -> dict[str, dict[tuple[str, int], float]]:
-    """Read from the report the mean test scores of the best probe's kind, by layer and step."""
+    """Read mean test scores of each property's best kind of probe, by layer and step."""
     means: dict[str, dict[tuple[str, int], float]] = {prop: {} for prop in summary.properties}
     layers = set(run.layers)
     for row in csv.DictReader(io.StringIO(run.location.read_text("report/scores.csv"))):

@@ -189,7 +189,7 @@ def _iou_of_class(means: np.ndarray, index: int) -> np.ndarray:
 
 
 def _difference(means: np.ndarray) -> np.ndarray:
-    """Subtract the second mean IoU from the first, (draw,); overlaps are (draw, 2, 2, class)."""
+    """Compute the first mean IoU minus the second, (draw,), from overlaps (draw, 2, 2, class)."""
     return mean_iou(means[:, 0]) - mean_iou(means[:, 1])
 
 

@@ -103,7 +103,7 @@ class _Input:
 
 
 class _Vector:
-    """Label directions of a vector property, and predictions of them by probes."""
+    """Labels of a vector property as unit vectors, and their predictions by probes."""
 
     def __init__(self, probes: JointProbes) -> None:
         self.probes = probes

@@ -175,7 +175,7 @@ class _FigureWriter:
         )
 
     def add_overview(self) -> None:
-        """Draw the figure at the top of the page: from which step each property can be read."""
+        """Draw the figure at the top of the page, which shows each property's onset step."""
         self._write(
             "overview",
             "overview",
@@ -230,7 +230,7 @@ class _FigureWriter:
                 )
 
     def add_intervention(self, name: str) -> None:
-        """Draw an intervention's effects and edited samples; with several targets, animations."""
+        """Draw an intervention's effects and edited samples; for several targets, animate them."""
         run, result = self.run, read_intervention_summary(self.run, name)
         sentence = map_sentence(result) if result.intervention.windows else None
         sentences = [text for text in (sentence, readings_sentence(result)) if text is not None]

@@ -96,7 +96,7 @@ def heatmap(
 
 
 def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
-    """Mark the position baseline's score on a colour bar; write it and the ceilings above."""
+    """Mark the position baseline's score on a colour bar, titled with it and the ceilings."""
     low, high = color_range(curves)
     lines = []
     if ceilings:
@@ -135,7 +135,7 @@ def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
 
 
 def step_ticks(steps: int) -> list[int]:
-    """Return the steps that a small plot labels: all if few, else the first and multiples of 5."""
+    """Return the steps to label in a small plot: all of up to 8, else 1 and multiples of 5."""
     return [step for step in range(1, steps + 1) if steps <= 8 or step == 1 or step % 5 == 0]
 
 

@@ -35,7 +35,7 @@ def has_targets(summary: InterventionSummary) -> bool:
 
 
 def effect_sign(method: str) -> int:
-    """Return the sign of an effect if the denoiser uses the property: -1 for erasures, else 1.
+    """Return the sign of effects on a property that the denoiser uses: -1 for erasures, else 1.
 
     An erasure is scored against the sample's own label, so a use lowers the score.
     """
@@ -51,7 +51,7 @@ def agreement_title(summary: InterventionSummary) -> str:
 
 
 def site_layer(site: SiteRecord) -> str:
-    """Return a short name for the only layer of an edit site."""
+    """Return a short name of the layer of an edit site that has one layer."""
     return "denoiser's input" if site.layers[0] == LATENTS else short_layer(site.layers[0])
 
 
@@ -87,7 +87,7 @@ def _details(effect: EffectRecord, method: str) -> dict[str, str]:
         "less unedited": number(effect.less_unedited),
         "edit less this": number(effect.edit_less_this) if effect.edit_less_this else "",
     }
-    # An erasure's main score already is the agreement with the sample's own label.
+    # Erasures need no such column: their main score is the agreement with the own label.
     if OWN_LABEL in effect.measures and method not in ERASURES:
         row["with own label"] = number(effect.measures[OWN_LABEL])
     if effect.halfway is not None:

@@ -64,7 +64,7 @@ def _later(value: Lead) -> str:
 
 
 def _comparison(result: PropertyRecord) -> str:
-    """Name the controls that the best probe does not exceed; if none, the closest control."""
+    """Name the controls that the best probe does not exceed; if it exceeds all, the closest one."""
     if result.not_beyond:
         return f"not clearly above {', '.join(map(control_title, result.not_beyond))}"
     differences = {

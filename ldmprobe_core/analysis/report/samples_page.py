@@ -128,7 +128,7 @@ class _Sheets:
         return [_encoded([line[i] for line in lines]) for i in range(len(rows))]
 
     def _tiles(self, images: np.ndarray) -> np.ndarray:
-        """Reduce images (sample, column, y, x, rgb) uint8 to the size of tiles, as uint8."""
+        """Shrink images (sample, column, y, x, rgb) uint8 to the size of tiles by block means."""
         (width, height), k = self.tile, self.reduction
         if k == 1:
             return images
@@ -146,12 +146,12 @@ def _encoded(lines: list[np.ndarray]) -> bytes:
 
 
 def _index(run: Run, group: str, name: str, value: str) -> int:
-    """Find the index of a value in a coordinate of text."""
+    """Return the index of a text along the coordinate ``name`` of a group."""
     return [str(one) for one in run.read(group, name)].index(value)
 
 
 def _colored(prop: str, maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Colour maps (sample, column, y, x) in the value range of each sample's label, RGB uint8."""
+    """Convert maps (sample, column, y, x) to RGB uint8, in the value range of each label."""
     drawing = property_of(prop).drawing
     colors = colormaps[drawing.colormap].with_extremes(bad=_GREY)
     colored = np.empty((*maps.shape, 3), np.uint8)

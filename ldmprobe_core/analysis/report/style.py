@@ -30,7 +30,7 @@ INK = "#101010"
 _SETTINGS = {
     # Store text as text, not as outlines, so that readers can select and search it.
     "svg.fonttype": "none",
-    # Without a fixed salt, Matplotlib gives the elements of the file random identifiers.
+    # With this salt, the elements of an SVG file get fixed identifiers instead of random ones.
     "svg.hashsalt": "ldmprobe",
 }
 IMAGE_DPI = 150
@@ -84,7 +84,7 @@ def _tight_box(figure: Figure) -> Bbox | Literal["tight"]:
     if figure.get_layout_engine() is not None:
         return "tight"  # a layout engine moves axes while it draws
     resolution = figure.dpi
-    figure.dpi = 72  # as in an SVG file, whose unit is a point
+    figure.dpi = 72  # The unit of an SVG file is a point, which is 1/72 inch.
     try:
         renderer = RendererSVG(figure.bbox.width, figure.bbox.height, io.StringIO())
         box = figure.get_tightbbox(renderer)

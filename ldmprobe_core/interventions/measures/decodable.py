@@ -52,7 +52,7 @@ def stored_scores(
 
 
 def _latent_scores(run: Run, spec: Intervention, kind: str, steps: range) -> dict[int, float]:
-    """Average the scores of probes of single latents over steps, for each held-out sample."""
+    """Average the scores of probes of single latent pixels over steps, for each held-out sample."""
     identity = run.location.read_text("identity")
     row = run.study.kinds.index(kind), spec.edited_property.metrics.index(spec.defaults.metrics[0])
     scores = [

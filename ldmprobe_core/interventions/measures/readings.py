@@ -23,8 +23,8 @@ from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.study.properties import Property
 
 if TYPE_CHECKING:
-    # This module loads diffusers, which reports and summaries do not need, so it is imported for
-    # type checks only.
+    # The imported module loads diffusers, which reports and summaries do not need, so it is
+    # imported for type checks only.
     from ldmprobe_core.interventions.editor import Change
 
 

@@ -135,8 +135,8 @@ def _effect_record(
     halfway = vanished = None
     if "way" in names:
         way, area = names.index("way"), names.index("area")
-        # Take from the unedited images where ``way`` is defined: in an edited image it is also NaN
-        # if the object vanished, which counts as not halfway.
+        # Count the pairs for which ``way`` of the unedited image is defined.  In an edited image,
+        # ``way`` is also NaN if the object vanished, which counts as not halfway.
         halfway = _fraction(measured[way] > 0.5, np.isfinite(before[way]))
         vanished = _fraction(measured[area] == 0, np.isfinite(measured[area]))
     return EffectRecord(

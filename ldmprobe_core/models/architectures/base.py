@@ -98,8 +98,8 @@ class Architecture(ABC):
     ) -> None:
         self.pipeline_name, self.source = pipeline_name, source
         self.config = {**default_config(self.network), **read_config(self.denoiser)}
-        # Fill in default values except that of ``sample_size``: `Flux.latent` has its own default
-        # for models whose VAE config omits this key.
+        # Fill in the default of every key except ``sample_size``.  If the VAE's config omits that
+        # key, `Flux.latent` uses a default of its own.
         vae_defaults = {
             k: v for k, v in default_config(self.vae_network).items() if k != "sample_size"
         }
@@ -144,7 +144,7 @@ class Architecture(ABC):
 
     @property
     def reduction(self) -> int:
-        """Number of image pixels per latent along each side, such as 8."""
+        """VAE downsampling factor: image pixels per latent pixel along each side, such as 8."""
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
     @property
@@ -176,11 +176,11 @@ class Architecture(ABC):
 
     @property
     def grid(self) -> Grid:
-        """Token grid of a layer at the latents' resolution: one image token for each latent."""
+        """Token grid of a layer at the latents' resolution: one image token per latent pixel."""
         return Grid(*self.latent)
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """Return expected and actual widths of the text embeddings that the denoiser receives.
+        """Return the expected and actual width of each text embedding that the denoiser receives.
 
         Args:
             encoders: config of each text encoder by its name, such as ``text_encoder_2``.
@@ -256,7 +256,7 @@ class Architecture(ABC):
         return latents
 
     def as_input(self, latents: Tensor) -> Tensor:
-        """Convert the pipeline's inner latents to the form of its call argument ``latents``."""
+        """Convert latents from the scheduler's layout to that of the call argument ``latents``."""
         return latents
 
     def from_output(self, vae: Any, latents: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shifts of latents and timesteps, shared by the pipelines of flow-matching models."""
+"""Shifts of latents and timesteps that the pipelines of flow-matching models have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShiftedLatents(Architecture):
         return super().denormalise(latents) + self.vae["shift_factor"]
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Convert latents to the denoiser's scale: subtract the shift, multiply by the factor."""
+        """Convert latents to the denoiser's scale, the inverse of `denormalise`."""
         return super().normalise(latents - self.vae["shift_factor"])
 
     def check_vae(self) -> None:

@@ -38,31 +38,31 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         "FluxTransformerBlock",
         "FluxSingleTransformerBlock",
     )
-    # This is the number of text tokens in `dummy_inputs`.  The shapes of layers do not depend on
-    # it, so any number would do.
+    # `dummy_inputs` uses this number of text tokens.  The value does not matter, because the
+    # shapes of layers do not depend on it.
     _TEXT = 77
 
     @property
     def latent(self) -> tuple[int, int]:
         """Height and width of the latents at the model's image size, by default 1024 pixels."""
-        # The config of Flux's transformer states no image size, because it accepts any.  If the
-        # VAE's config states none either, the size is 1024, at which Flux was trained.
+        # The transformer accepts any image size, so its config states none.  If the VAE's config
+        # states none either, the size is 1024, at which Flux was trained.
         pixels = int(self.vae.get("sample_size") or 1024)
         side = 2 * (pixels // (2 * self.reduction))
         return side, side
 
     @property
     def grid(self) -> Grid:
-        """Token grid of the transformer: one image token for each block of 2 x 2 latents."""
+        """Token grid of the transformer: one image token for each block of 2 x 2 latent pixels."""
         return Grid(self.latent[0] // 2, self.latent[1] // 2)
 
     @property
     def latent_channels(self) -> int:
-        """Number of latent channels: a quarter of a token's, which holds 2 x 2 latents."""
+        """Number of latent channels: a quarter of the channels of a token (2 x 2 latent pixels)."""
         return int(self.config["in_channels"]) // 4
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """Return expected and actual widths of CLIP's pooled and T5's token embeddings."""
+        """Return expected and actual widths of CLIP's pooled embedding and T5's embeddings."""
         pooled = encoders.get("text_encoder", {}).get("hidden_size")
         width = encoders.get("text_encoder_2", {}).get("d_model")
         return stated_widths(

@@ -76,7 +76,7 @@ class Flux2(Flux):
         }
 
     def as_input(self, latents: Tensor) -> Tensor:
-        """Convert tokens (n, token, channel) to the map (n, channel, y, x) that Flux 2 takes."""
+        """Convert tokens (n, token, channel) to a map (n, channel, y, x) for a pipeline call."""
         n, _, channels = latents.shape
         return latents.mT.reshape(n, channels, self.grid.height, self.grid.width)
 
@@ -114,7 +114,7 @@ class Flux2Klein(Flux2):
 
     @classmethod
     def from_folder(cls, pipeline_name: str, folder: Path) -> Self:
-        """Build the description of a model in a folder, with its key ``is_distilled``."""
+        """Build the description of a model; read ``is_distilled`` from its ``model_index.json``."""
         architecture = super().from_folder(pipeline_name, folder)
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         architecture.is_distilled = bool(index.get("is_distilled"))
@@ -122,13 +122,13 @@ class Flux2Klein(Flux2):
 
     @classmethod
     def from_pipeline(cls, pipeline: Any) -> Self:
-        """Build the description of a loaded pipeline's model, with its key ``is_distilled``."""
+        """Build the description of a loaded pipeline; read ``is_distilled`` from its config."""
         architecture = super().from_pipeline(pipeline)
         architecture.is_distilled = bool(pipeline.config.get("is_distilled"))
         return architecture
 
     def from_output(self, vae: Any, latents: Tensor) -> Tensor:
-        """Convert latents returned by a pipeline call, at the VAE's scale, to normalised tokens."""
+        """Convert a pipeline call's output latents, at the VAE's scale, to normalised tokens."""
         mean, std = self._moments(vae)
         return (self.pack(latents) - mean) / std
 

@@ -41,12 +41,12 @@ class QwenImage(Flux):
 
     @property
     def reduction(self) -> int:
-        """Number of image pixels per latent along each side, such as 8."""
+        """VAE downsampling factor: image pixels per latent pixel along each side, such as 8."""
         return int(2 ** len(self.vae["temperal_downsample"]))
 
     @property
     def latent(self) -> tuple[int, int]:
-        """Height and width of the latents, by default 128.
+        """Height and width of the latents, 128 each if no config states a size.
 
         No config of the model states an image size, because it accepts any.  The key
         ``sample_size`` may be added to the transformer's ``config.json``.
@@ -94,7 +94,7 @@ class QwenImage(Flux):
         return self.normalise(posterior.mode()[:, :, 0])
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """Convert latents to the VAE's scale, by a mean and standard deviation per channel."""
+        """Convert latents to the VAE's scale, using each channel's mean and standard deviation."""
         mean, std = self._moments(latents)
         return latents / (1 / std) + mean
 
@@ -109,6 +109,6 @@ class QwenImage(Flux):
         self.check_moments(self.vae["z_dim"])
 
     def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of each latent channel, (1, channel, 1, 1) each."""
+        """Return mean and standard deviation of the latent channels, both (1, channel, 1, 1)."""
         mean, std = (latents.new_tensor(self.vae[f"latents_{name}"]) for name in ("mean", "std"))
         return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)

@@ -65,7 +65,7 @@ register_architecture("QwenImagePipeline")(QwenImage)
 
 
 def detect_architecture(folder: Path) -> Architecture:
-    """Build the `Architecture` of a model folder for the class named in ``model_index.json``.
+    """Build the `Architecture` for the pipeline class that ``model_index.json`` of a folder names.
 
     Args:
         folder: model folder in the layout of diffusers.
@@ -101,7 +101,7 @@ def architecture_of(pipeline: Any) -> Architecture:
 
 
 def _is_registered(name: str) -> bool:
-    """Return whether a pipeline class has an architecture, built in or from an entry point."""
+    """Return whether a pipeline class has an architecture; load its entry point if needed."""
     if name not in _ARCHITECTURES:
         load_entry_points(ARCHITECTURE_POINTS, name, "model.source")
     return name in _ARCHITECTURES

@@ -30,7 +30,7 @@ class Sana(TransformerArchitecture):
 
     @property
     def reduction(self) -> int:
-        """Number of image pixels per latent along each side, such as 32."""
+        """VAE downsampling factor: image pixels per latent pixel along each side, such as 32."""
         return int(2 ** (len(self.vae["encoder_block_out_channels"]) - 1))
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:

@@ -64,7 +64,7 @@ class StableDiffusion(UNetArchitecture):
     load_arguments: ClassVar = {"safety_checker": None, "requires_safety_checker": False}
 
     def scheduler_config(self, class_name: str) -> dict[str, Any]:
-        """Return the scheduler config with the pipeline's two corrections for old configs.
+        """Return the scheduler config with the two corrections that the pipeline makes to it.
 
         The corrections are ``steps_offset`` 1 and ``clip_sample`` false.  For a scheduler class
         other than the model's own, they apply only if the config states the key.
@@ -120,9 +120,9 @@ class StableDiffusionXL(UNetArchitecture):
     _TIMES: ClassVar[int] = 6
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """Return expected and actual widths of the token embeddings and the added embedding.
+        """Return expected and actual widths of the token embeddings and of `add_embedding`'s input.
 
-        The added embedding joins the pooled text embedding and those of the image size.
+        That input concatenates the pooled text embedding and the embeddings of the image size.
         """
         pooled = encoders.get("text_encoder_2", {}).get("projection_dim")
         key = "projection_class_embeddings_input_dim"
@@ -131,7 +131,7 @@ class StableDiffusionXL(UNetArchitecture):
         return super().text_widths(encoders) + added
 
     def dummy_inputs(self) -> dict[str, Any]:
-        """Build keyword arguments for a call of the UNet, with text embedding and image size."""
+        """Build keyword arguments for a UNet call, with a pooled text embedding and image size."""
         pooled = (
             self.config["projection_class_embeddings_input_dim"]
             - self._TIMES * self.config["addition_time_embed_dim"]
@@ -172,7 +172,7 @@ class StableDiffusionXL(UNetArchitecture):
         return self.vae["latents_mean"] is not None and self.vae["latents_std"] is not None
 
     def _moments(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean and standard deviation of each latent channel, (1, channel, 1, 1) each.
+        """Return the mean and standard deviation of the latent channels, both (1, channel, 1, 1).
 
         Args:
             latents: tensor whose dtype and device the results get.

@@ -26,7 +26,7 @@ class StableDiffusion3(ShiftedLatents, TransformerArchitecture):
     optional_encoders = ("text_encoder_3",)
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
-        """Return expected and actual widths of CLIP's pooled and T5's token embeddings.
+        """Return expected and actual widths of CLIP's pooled embeddings and T5's token embeddings.
 
         CLIP's token embeddings are padded to the width of T5's, so they need no check.
         """

@@ -8,7 +8,7 @@ from typing import Any
 def stated_widths(
     rows: list[tuple[str, Any, list[Any]]],
 ) -> list[tuple[str, int, int]]:
-    """Sum the text encoders' widths in each row; rows in which a width is missing are left out.
+    """Sum the text encoders' widths for each config key; leave out keys with a missing width.
 
     Args:
         rows: key of the denoiser's config; its value, the width that the denoiser expects; and the

@@ -41,8 +41,9 @@ def attention_points(module: Any) -> dict[str, CapturePoint]:
     size = module.inner_dim // module.heads
     for head in range(module.heads):
         channels = slice(head * size, (head + 1) * size)
-        # Each head is a range of channels of the input of the output projection, which mixes the
-        # heads.  A layer without this projection, as in Flux's single blocks, returns them unmixed.
+        # The output projection mixes the heads, so a head is a range of channels of its input.  A
+        # layer without an output projection, as in Flux's single blocks, returns the heads unmixed,
+        # so a head is a range of channels of the layer's output.
         points[f"head{head}"] = (
             ChannelRange(module, channels) if out is None else ChannelRange(out[0], channels, True)
         )

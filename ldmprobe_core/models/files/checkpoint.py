@@ -90,7 +90,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _tensors(header: Any, data_bytes: int) -> dict[str, StoredTensor]:
-    """Read the tensor entries of a safetensors header, and check that they fit the data after it.
+    """Read the tensor entries of a safetensors header, and check them against the file's size.
 
     Args:
         header: the header, parsed from JSON.
@@ -249,7 +249,7 @@ def _aliases(name: str) -> Iterable[str]:
     # prefix ``language_model.``.
     yield name.replace("language_model.", "", 1)
     # Checkpoints of the Llava family, such as Mistral 3, include the head of the language model,
-    # so the prefixes of names are in another order.
+    # so their tensor names have the same prefixes in another order.
     yield name.replace("model.language_model.", "language_model.model.", 1)
     yield f"language_model.{name}"
 

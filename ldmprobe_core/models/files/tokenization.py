@@ -25,7 +25,7 @@ _LEAST_TOKENS = 3
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids of one prompt, and the text that tokenizers cut off its end, if it is too long.
+    """Token ids of one prompt, and the end of the prompt that each tokenizer cuts off, if any.
 
     Attributes:
         ids: token ids by tokenizer, with special tokens, without padding, and cut to the
@@ -59,7 +59,7 @@ class PromptTokenizer:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         loaded = {}
         for name, entry in sorted(index.items()):
-            # A pipeline without one of its text encoders does not use that encoder's tokenizer.
+            # Skip the tokenizer of a text encoder that the pipeline lacks, because it is not used.
             encoder = index.get(name.replace("tokenizer", "text_encoder"))
             if name.startswith("tokenizer") and _given(entry) and _given(encoder):
                 loaded[name] = _load(folder / name, str(entry[1])), str(entry[1])
@@ -93,7 +93,7 @@ class PromptTokenizer:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Maximum number of tokens, with special tokens, of each tokenizer, by folder name."""
+        """Maximum number of tokens, including special tokens, by name of the tokenizer's folder."""
         return {name: limit for name, (_, limit) in self._tokenizers.items()}
 
     def __call__(self, prompt: str) -> PromptTokens:
@@ -185,7 +185,7 @@ def _require_usable(folder: Path, tokenizer: Any) -> None:
 
 
 def _text_part(tokenizer: Any) -> Any:
-    """Return the tokenizer itself, or the one inside a text and image processor (Flux 2)."""
+    """Return a tokenizer as it is, or the tokenizer inside a text and image processor (Flux 2)."""
     is_processor = isinstance(tokenizer, importlib.import_module("transformers").ProcessorMixin)
     return tokenizer.tokenizer if is_processor else tokenizer
 

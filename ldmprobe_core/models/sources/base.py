@@ -15,7 +15,7 @@ from ldmprobe_core.study.schema import Study
 
 
 class ModelSource(ABC):
-    """Source of a study's model, such as a folder: it gives configs, tokenizers and weights.
+    """Source of a study's model, such as a folder, that provides configs, tokenizers and weights.
 
     Attributes:
         architecture: description of the model's pipeline class, with the configs of the model.
@@ -51,7 +51,7 @@ class ModelSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a hash of the model, 16 hexadecimal digits, which runs store to recognise it."""
+        """Return a hash of the model, 16 hexadecimal digits, by which runs recognise the model."""
 
     @abstractmethod
     def load(self, study: Study, device: torch.device) -> Any:

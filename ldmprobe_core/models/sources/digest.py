@@ -57,7 +57,7 @@ def _parts(pipeline: Any) -> Iterator[Any]:
             yield [component.get_vocab(), str(component.model_max_length)]
             backend = getattr(component, "backend_tokenizer", None)
             rules = json.loads(backend.to_str()) if backend is not None else {}
-            # Leave out truncation and padding, because the tokenizer's last call has set them.
+            # Leave out truncation and padding, because each call of the tokenizer changes them.
             yield {key: rules[key] for key in rules if key not in ("truncation", "padding")}
 
 
@@ -93,7 +93,7 @@ def _class_name(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value to plain JSON; objects other than numbers and text become class names."""
+    """Convert a value to plain JSON; replace an object of any other type by its class name."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):

@@ -25,7 +25,7 @@ SUFFIX = ".safetensors"
 
 
 class FileSource(FolderSource):
-    """Model whose denoiser and VAE weights are in one file, under their original names.
+    """Model whose denoiser and VAE weights are in one file, with the authors' tensor names.
 
     The names are those of the authors' code, which differ from those of diffusers.  Text encoders
     that the file lacks are taken from the folder of the configs.
@@ -85,8 +85,8 @@ class FileSource(FolderSource):
         convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
         try:
             given = convert(config=dict(network.config), checkpoint=dict(tensors))  # type: ignore[arg-type]
-        # If tensors are missing, the functions that rename them raise errors of many types, so all
-        # are caught.
+        # If tensors are missing, the conversion functions of diffusers raise errors of many types,
+        # so all errors are caught.
         except Exception as error:
             raise UserError(
                 f"model.source: {self.path} is not the {kind} that the configs in {self.folder} "
@@ -103,7 +103,7 @@ class FileSource(FolderSource):
                 )
 
     def fingerprint(self) -> str:
-        """Return a hash of the weight file, the configs, and the text encoders in their folder."""
+        """Return a hash of the weight file and of the config folder's configs and text encoders."""
         with self.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
         digest.update(fingerprint(self.folder).encode())

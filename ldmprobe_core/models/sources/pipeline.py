@@ -56,9 +56,10 @@ class PipelineSource(ModelSource):
         shift = getattr(scheduler, "shift", None)
         if shift is not None and shift != scheduler.config.get("shift", shift):
             raise UserError(
-                f"pipeline: its scheduler's shift is {shift}, but the config of this scheduler, "
-                f"from which a study builds another, says {scheduler.config['shift']}. Fix: set "
-                f"pipe.scheduler to from_config(pipe.scheduler.config, shift={shift}) of its class"
+                f"pipeline: its scheduler has shift {shift}, but the scheduler's config, of which "
+                f"the study uses a copy, has shift {scheduler.config['shift']}. Fix: set "
+                "pipe.scheduler to type(pipe.scheduler).from_config(pipe.scheduler.config, "
+                f"shift={shift})"
             )
         self.name = PIPELINE_PREFIX + pipeline_digest(pipeline)
 
@@ -189,7 +190,7 @@ def _draws(module: nn.Module) -> bool:
 
 
 def _meta_copy(network: nn.Module) -> nn.Module:
-    """Copy a network's modules, with tensors on the meta device instead of its weights."""
+    """Copy a network with all tensors on the meta device, so that no weight is copied."""
     memo: dict[int, Any] = {}
     for module in network.modules():
         tensors = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]

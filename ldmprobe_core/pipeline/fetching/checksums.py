@@ -40,7 +40,7 @@ def require_checksum(field: str, path: Path, published: str, actual: str) -> Non
     path.resolve().unlink()
     path.unlink(missing_ok=True)
     raise RunError(
-        f"{field}: {path.name} differs from its published checksum ({actual:.16} for "
+        f"{field}: {path.name} differs from its published checksum ({actual:.16} instead of "
         f"{published:.16}), and was deleted. Fix: repeat the command"
     )
 
@@ -91,7 +91,8 @@ def convert_pickle(field: str, pickle: Path, target: Path) -> None:
             )
         converted = pickle.with_suffix(".safetensors")
         if converted != target:
-            # Copy first: a move from a cache on another file system would not be atomic.
+            # Copy the file to the target's folder first, because a move from a cache on another
+            # file system would not be atomic.
             part = target.with_name(target.name + ".new")
             shutil.copyfile(converted, part)
             os.replace(part, target)

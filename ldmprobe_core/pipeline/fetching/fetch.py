@@ -1,4 +1,4 @@
-"""Downloads that a study needs: its model, its labelers, and the prompt files of the paper."""
+"""Downloads that a study needs: its model, its labelers, and prompt files of Chen et al. (2023)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Download(Protocol):
 
 @dataclass(frozen=True)
 class PackageDownload:
-    """Download of a labeler's weights by its own package, started by loading the labeler."""
+    """Download of a labeler's weights by the labeler's package, started by loading the labeler."""
 
     prop: str
     spec: LabelerSpec

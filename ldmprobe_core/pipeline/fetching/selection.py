@@ -33,7 +33,7 @@ class FileSelection:
 
 
 def select_files(names: Collection[str], components: Collection[str]) -> FileSelection:
-    """Choose configs and default weights; pickles only if a component has no safetensors.
+    """Choose configs and default weights; choose a component's pickles if it has no safetensors.
 
     Variants of weights (``fp16``), weights of other libraries, and files outside the components are
     left out.

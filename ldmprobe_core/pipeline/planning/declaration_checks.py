@@ -1,4 +1,4 @@
-"""Checks of a study's declared properties: colour maps, and activations to probe numbers."""
+"""Checks of a study's declared colour maps, and of its properties with one number per image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def check_declarations(study: Study) -> None:
-    """Check that declared colour maps exist, and that numbers per image can be probed.
+    """Check that colour maps exist, and that activations are stored if a number is probed.
 
     Raises:
         UserError: matplotlib has no colour map of a name, or a number is to be probed from a run

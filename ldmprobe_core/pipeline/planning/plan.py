@@ -141,7 +141,7 @@ class StudyPlan:
 
     @property
     def cells(self) -> int:
-        """Number of pairs of step and captured layer."""
+        """Number of pairs of a step and a captured layer."""
         return len(self.steps) * len(self.layers)
 
     @property
@@ -200,7 +200,7 @@ def plan_study(study: Study) -> StudyPlan:
     resolved: Study | None = gaps.attempt(lambda: resolve_inputs(study))
     count = (resolved or study).count
     if count is None:
-        # No plan is possible: an unreadable input file leaves the number of images unknown.
+        # An unreadable input file leaves the number of images unknown, so no plan is possible.
         raise UserError(gaps.sentences[-1])
     samples = make_samples(resolved) if resolved else []
     if samples:
@@ -235,7 +235,7 @@ def plan_study(study: Study) -> StudyPlan:
 
 
 class _Gaps:
-    """Collector of the messages of failed checks: files, packages or devices that are missing."""
+    """Collector of error messages about files, packages and devices that are missing."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []

@@ -90,7 +90,7 @@ def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tupl
 
 
 def _reader(names: list[str], lengths: dict[str, int]) -> str:
-    """Return the words for the readers of a text: ``text_encoder reads``, ``the model reads``.
+    """Return the part of a message that says what reads a text, such as ``the model reads``.
 
     Args:
         names: names of the tokenizers.

@@ -1,4 +1,4 @@
-"""Rolling seed of a scheduled study: every day has a range of seeds of its own."""
+"""Rolling seed of a scheduled study, which gives each day its own range of seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIRST_DAY = date(1970, 1, 1)
 
 
 def with_rolling_seed(study: Study, day: date) -> Study:
-    """Return the study of one day of a schedule, whose seeds no other day has.
+    """Return the study of one day of a schedule, with seeds that no other day uses.
 
     ``prompts.seed`` is raised by `SEEDS_A_DAY` times the number of days since 1970-01-01, and so is
     ``images.seed`` of a study of source images.  The same day always gives the same study.

@@ -79,7 +79,7 @@ class CellData:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Number of tokens down and across."""
+        """Height and width of the token grid."""
         return self.activations.shape[1], self.activations.shape[2]
 
     @cached_property
@@ -162,7 +162,7 @@ class CellData:
         return None if weights is None else weights[self.label_owners(members, column)]
 
     def label_owners(self, members: np.ndarray, column: int) -> np.ndarray:
-        """Return, for each of the samples ``members``, the sample whose label it gets."""
+        """Return the index of the sample that gives each of the samples ``members`` its label."""
         return self.columns[column].owners(members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
@@ -235,7 +235,7 @@ class FitData:
 
     @property
     def weight(self) -> np.ndarray | None:
-        """Measured pixels of each training token, (token,) > 0; None if all were measured."""
+        """Measured-pixel count per training token, (token,) > 0; None if all were measured."""
         return self._weights(self.cell.train)
 
     @property
@@ -250,12 +250,12 @@ class FitData:
 
     @property
     def validation_weight(self) -> np.ndarray | None:
-        """Measured pixels of each validation token, (token,) > 0; None if all were measured."""
+        """Measured-pixel count per validation token, (token,) > 0; None if all were measured."""
         return self._weights(self.cell.validation)
 
     @property
     def ridge_path(self) -> tuple[RidgePath, int]:
-        """Ridge solutions on the training tokens, and the index of this label's column in them.
+        """Ridge solutions on the training tokens, and this label's column in the solutions.
 
         They are fitted to the training tokens.  If the kind of probe has a position term, they are
         fitted to the labels minus that term.
@@ -267,7 +267,7 @@ class FitData:
 
     @property
     def validation_statistics(self) -> tuple[SufficientStatistics, int]:
-        """Sufficient statistics of the validation tokens, and the index of this label in them.
+        """Sufficient statistics of the validation tokens, and this label's index in the statistics.
 
         As in `ridge_path`, the labels are given minus the position term if the kind has one.
         """
@@ -352,5 +352,5 @@ class FitData:
 
     @property
     def _owners(self) -> np.ndarray:
-        """Indices of the samples whose labels the training samples get."""
+        """Indices of the samples that give the training samples their labels."""
         return self.cell.label_owners(self.cell.train, self.column)

@@ -189,7 +189,7 @@ class LogisticPath:
             else:
                 self._update_hessian(theta, tokens)
                 factor, previous_decrement, current = self._factor(penalty), np.inf, True
-                # If steps stay slow with this Hessian, the next one is computed from twice as many
+                # If steps stay slow with this Hessian, compute the next Hessian from twice as many
                 # tokens.
                 tokens *= 2
         return self._uncentred(theta)
@@ -282,8 +282,9 @@ def fit_logistic(
         label: column of this label in `path`.
     """
     weight, bias = path.solve(max(penalties))
-    # The logit of a share s near 0.5 is about 4 (s - 0.5).  With offsets, the ridge solution
-    # predicts shares minus the position term, so 0.5 is not subtracted.
+    # The logit of a share s near 0.5 is about 4 (s - 0.5), so the fit starts from the ridge
+    # solution for s - 0.5, times 4.  If there are offsets, the ridge solution is already one for
+    # shares minus the position term, so 0.5 is not subtracted.
     middle = 0.5 if train.offset is None else 0.0
     start = 4 * weight[:, label], 4 * (float(bias[label]) - middle)
     best: tuple[float, LinearProbe] | None = None

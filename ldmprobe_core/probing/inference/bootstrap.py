@@ -77,7 +77,7 @@ class Bootstrap:
     def of_samples(
         cls, samples: Sequence[Sample], settings: BootstrapSettings, seed: int
     ) -> Bootstrap:
-        """Build the bootstrap of samples, by prompt and, if all are known, by category."""
+        """Build the bootstrap of samples, clustered by prompt and, if they are known, category."""
         categories = [sample.category for sample in samples]
         return cls(
             np.array([sample.group for sample in samples]),

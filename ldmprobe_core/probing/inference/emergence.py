@@ -105,7 +105,7 @@ class Lead(BaseModel):
 
 
 def relative_margins(scores: np.ndarray, baseline: np.ndarray, share: float) -> np.ndarray:
-    """Compute a curve's margin above a share of its own final gain, at each step and sample.
+    """Compute how far a curve is above a share of its own final gain, at each step and sample.
 
     The bar is a share of the gain over the position baseline that the curve has at the last step.
 
@@ -121,7 +121,7 @@ def relative_margins(scores: np.ndarray, baseline: np.ndarray, share: float) -> 
 def absolute_margins(
     scores: np.ndarray, reference: np.ndarray, baseline: np.ndarray, share: float
 ) -> np.ndarray:
-    """Compute a curve's margin above a share of another curve's final gain, (step, sample).
+    """Compute how far a curve is above a share of another curve's final gain, (step, sample).
 
     Args:
         scores: scores of the curve, (step, sample).
@@ -191,7 +191,7 @@ def lead_over(first: Crossing, other: Crossing) -> Lead:
 
 
 def _crossing(values: np.ndarray, shifts: np.ndarray, counts: np.ndarray, level: float) -> Crossing:
-    """Find the step from which mean margins stay at or above zero, with an interval from `counts`.
+    """Find the step from which mean margins stay at or above zero; get an interval by resampling.
 
     The counts are those of one way of clustering, (resample, sample).  The resamples are shared out
     to the re-splits in turn, and get their shifts, (re-split, step).

@@ -1,4 +1,4 @@
-"""Deletion of a study's old runs, or of their activations only, planned before it is done.
+"""Deletion of a study's old runs, or of their activations only, by a plan that is then applied.
 
 A scheduled study whose seed changes leaves a new run each time.  `plan_retention` only reads.
 `apply_retention` deletes what a plan says, and checks each run again while it holds its lease.  No
@@ -90,7 +90,7 @@ def plan_retention(
 def _runs_of(
     location: Location, study: str, scheduled_only: bool
 ) -> tuple[list[str], list[Retention]]:
-    """Return the names of a study's finished runs, newest first, and the runs to leave alone."""
+    """Return the names of a study's finished runs, newest first, and the runs that are skipped."""
     present = location.folders("")
     skipped: list[Retention] = []
     finished: list[tuple[date, datetime, str]] = []
@@ -135,7 +135,7 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
                 if not reason:
                     _delete(item)
         except (LdmprobeError, OSError) as error:
-            # Other runs are still dealt with, and the next call tries this one again.
+            # Only this run is skipped.  The next call of `apply_retention` tries it again.
             reason = str(error).partition(". Fix")[0]
         done.append(Retention(item.url, SKIP, reason=reason) if reason else item)
     return done
@@ -147,8 +147,8 @@ def _delete(item: Retention) -> None:
         for folder in list(_chunk_folders(run)):
             _remove_folder(run, folder)
         return
-    # Groups are removed before the root's files: if the process ends in between, these files
-    # still say that this is a finished run of the study, and the next call continues.
+    # Remove groups before the root's files.  If the process ends in between, the root's files still
+    # identify a finished run of the study, and the next call continues the deletion.
     for folder in run.folders(""):
         _remove_folder(run, folder)
     _remove_folder(run, "")
@@ -161,7 +161,7 @@ def _remove_folder(location: Location, name: str) -> None:
 
 
 def _chunk_folders(run: Location) -> Iterator[str]:
-    """Yield the folder that holds the chunks of each layer's activations.
+    """Yield, for each layer, the folder that holds the chunks of its activations.
 
     Coordinates and metadata stay, so that the missing chunks can be named, and made again.
     """
@@ -172,7 +172,7 @@ def _chunk_folders(run: Location) -> Iterator[str]:
 
 
 def _hindrance(url: str, study: str) -> str:
-    """Return why a run must not be deleted; empty if it may be.  Leases are not checked."""
+    """Return the reason not to delete a run, or an empty text; leases are not checked."""
     run = Run(url)
     if link := _link_in(run.location):
         return f"{link} is a link"
@@ -201,7 +201,7 @@ def _link_in(run: Location) -> str:
 
 
 def _work_on(url: str, present: list[str]) -> str:
-    """Return a text on who works on a run or one of its interventions; empty if no process does.
+    """Name the process that works on a run or one of its interventions; empty if none does.
 
     Args:
         present: names of the folders beside the run, among which are the leases.

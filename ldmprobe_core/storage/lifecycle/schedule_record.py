@@ -1,4 +1,4 @@
-"""Record of a scheduled run: the file ``schedule.json``, which only runs of a schedule have."""
+"""Record ``schedule.json`` of a run that a schedule started; other runs do not have this file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_schedule_record(run: Location, record: ScheduleRecord) -> None:
 
 
 def read_schedule_record(run: Location) -> ScheduleRecord | None:
-    """Read for which date a run was scheduled; None if no schedule started it.
+    """Read the date for which a run was scheduled; None if no schedule started it.
 
     A damaged record counts as none, so that retention leaves such a run alone.
     """

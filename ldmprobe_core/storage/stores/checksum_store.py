@@ -87,7 +87,7 @@ def fixed_metadata(document: Any) -> dict[str, Any] | None:
 
 
 def fixed_metadata_in(root: Buffer | None) -> dict[str, dict[str, Any] | None]:
-    """Return `fixed_metadata` of each path listed in a root's zarr.json; empty if unreadable."""
+    """Return `fixed_metadata` by path, for the paths in a root's zarr.json; empty if damaged."""
     document: Any = None if root is None else _parsed(root)
     try:
         nodes = document["consolidated_metadata"]["metadata"]
@@ -198,7 +198,7 @@ class ChecksumStore(WrapperStore[Store]):
         if path in copies and fixed_metadata(_parsed(document)) not in (None, copies[path]):
             raise RunError(
                 f"{self.url}: {key} contradicts its copy in the run's zarr.json. Fix: put back the "
-                "correct version of the two files"
+                "original of the file that has changed"
             )
 
     async def set(self, key: str, value: Buffer) -> None:

@@ -155,7 +155,7 @@ _SETTINGS = (
 
 @lru_cache(maxsize=64)
 def _bucket(bucket: str, prefix: str, *_identity: str | None) -> S3Store:
-    """Build the S3 client of a prefix; `_identity` only tells clients apart in the cache."""
+    """Build the S3 client of a prefix; `_identity` serves only as part of the cache key."""
     bypass_proxies_for_loopback()
     session = botocore.session.get_session()
     credentials = BotocoreCredentials(session)
@@ -193,7 +193,7 @@ def _certificates(bundle: str) -> bytes:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
         return path.read_bytes()
-    except OSError as error:  # SSLError is an OSError.
+    except OSError as error:  # A file without valid certificates raises SSLError, an OSError.
         raise UserError(
             f"AWS_CA_BUNDLE: the certificates cannot be read ({bundle}: {error.strerror}). Fix: "
             "name a file of certificates in PEM, or unset it"

@@ -66,8 +66,8 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
     for name, record in records.items():
         metrics = record.get("metrics") if isinstance(record, dict) else None
         if isinstance(metrics, list | tuple) and not _all_known(metrics):
-            # Importing the module registers the property's metrics.  This is needed even if the
-            # study was stored with the property's record.
+            # The record in the study names metrics that are not registered in this process.
+            # Importing the module of the property registers them.
             load_entry_points(PROPERTY_POINTS, name, f"properties.{name}")
     for name in labels:
         if isinstance(name, str) and name not in {*PROPERTIES, *records, *_OTHER_KEYS}:
@@ -134,7 +134,10 @@ def _registered(records: dict[str, Property]) -> dict[str, Property]:
     """Register the declared properties in this process, and return them."""
     for name, record in records.items():
         if record.name != name:
-            raise ValueError(f"{name} has another name ({record.name!r}). Fix: leave its name out")
+            raise ValueError(
+                f"{name}.name is {record.name!r}, which is not the key {name}. "
+                "Fix: leave its name out"
+            )
     register_properties(records.values())
     return records
 

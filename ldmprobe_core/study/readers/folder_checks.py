@@ -59,7 +59,7 @@ class _Problems:
 
     @contextmanager
     def noted(self, name: str) -> Iterator[None]:
-        """Record a `UserError` that the block raises as the problem of one source image."""
+        """Record a `UserError` that the ``with`` block raises as a problem of one source image."""
         try:
             yield
         except UserError as error:
@@ -239,7 +239,7 @@ def _check_picture(path: Path, digest: bytes, size: tuple[int, int]) -> _Picture
 
 
 def _require_new(path: Path, pixels: bytes, names: dict[bytes, str]) -> None:
-    """Check that an image is no copy of an earlier one, which could be in another split.
+    """Check that an image is no copy of an earlier one; the copies could get into two splits.
 
     Args:
         pixels: hash of the image's pixels.
@@ -314,7 +314,7 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
 def _picture_notes(
     folder: Path, facts: dict[str, _PictureFacts], size: tuple[int, int], props: Collection[str]
 ) -> list[str]:
-    """Return notes on images that are enlarged, or that EXIF data rotates unlike their maps."""
+    """Return notes on images that are enlarged, or rotated by EXIF data but not their maps."""
     notes = []
     small = [name for name, one in facts.items() if one.is_small]
     if small:

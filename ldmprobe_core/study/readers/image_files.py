@@ -1,4 +1,4 @@
-"""Reader of image files, converted to 8-bit RGB unless their range of values is undefined."""
+"""Reader of image files as 8-bit RGB; it refuses files with an undefined brightness range."""
 
 from __future__ import annotations
 

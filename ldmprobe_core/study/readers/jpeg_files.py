@@ -82,7 +82,7 @@ class _Frame:
 
 
 def require_whole_jpeg(path: Path, image: Image.Image) -> None:
-    """Check that a JPEG file is complete, so that the decoder filled in no part of the image.
+    """Check that a JPEG file is complete; decoders fill in missing parts without an error.
 
     Args:
         path: file of the image; of a file with several images, the first is checked.
@@ -154,7 +154,7 @@ def _scan_end(data: bytes, start: int) -> int:
 
 
 def _lacks_scans(frame: _Frame) -> bool:
-    """Return whether the scans of a progressive image lack low bits of some coefficient."""
+    """Return whether the scans lack a component or, in a progressive image, coefficient bits."""
     if frame.marker != _PROGRESSIVE:
         coded = {component for scan in frame.scans for component in scan.components}
         return bool(frame.sampling.keys() - coded)
@@ -167,7 +167,7 @@ def _lacks_scans(frame: _Frame) -> bool:
 
 
 def _lacks_data(data: bytes, frame: _Frame, image: Image.Image) -> bool:
-    """Return whether a scan lacks restart markers, or pixels change with the bytes after it."""
+    """Return whether a scan lacks restart markers, or the decoder reads beyond the last scan."""
     for scan in frame.scans:
         if scan.interval and scan.restarts < math.ceil(frame.blocks(scan) / scan.interval) - 1:
             return True

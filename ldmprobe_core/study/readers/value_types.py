@@ -47,8 +47,8 @@ def _slug(value: str) -> str:
     """Check that a text can be the name of a folder."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
         raise ValueError(
-            f"{value!r:.80} must be 1 to 63 lowercase letters, digits and dashes, since it names "
-            "a folder"
+            f"{value!r:.80} cannot name a folder. Fix: use 1 to 63 lowercase letters, digits and "
+            "dashes"
         )
     return value
 

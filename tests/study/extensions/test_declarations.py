@@ -147,7 +147,7 @@ def test_order_of_properties_does_not_depend_on_the_order_of_registration():
         ({"sunlit": {**SUNLIT, "drawing": {"map": "a"}}}, r"sunlit\.drawing has: colormap, limits"),
         (
             {"sunlit": {**SUNLIT, "name": "rain"}},
-            r"sunlit has another name \('rain'\)\. Fix: leave its name out",
+            r"sunlit\.name is 'rain', which is not the key sunlit\. Fix: leave its name out",
         ),
         ({"sunlit": {**SUNLIT, "labeler": 3}}, r"labels\.sunlit is 3"),
         ({"sunlit": "mypackage.labels:sunlit"}, r"properties\.sunlit is 'mypackage"),
