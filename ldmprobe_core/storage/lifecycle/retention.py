@@ -90,7 +90,7 @@ def plan_retention(
 def _runs_of(
     location: Location, study: str, scheduled_only: bool
 ) -> tuple[list[str], list[Retention]]:
-    """Return the names of a study's finished runs, newest first, and the runs to leave alone."""
+    """Return a study's finished runs, newest first, and its runs that must not be deleted."""
     present = location.folders("")
     skipped: list[Retention] = []
     finished: list[tuple[date, datetime, str]] = []
@@ -135,7 +135,7 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
                 if not reason:
                     _delete(item)
         except (LdmprobeError, OSError) as error:
-            # Other runs are still dealt with, and the next call tries this one again.
+            # The other runs are still processed, and the next call tries this run again.
             reason = str(error).partition(". Fix")[0]
         done.append(Retention(item.url, SKIP, reason=reason) if reason else item)
     return done

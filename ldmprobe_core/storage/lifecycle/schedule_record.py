@@ -25,12 +25,12 @@ class ScheduleRecord(BaseModel):
 
 
 def write_schedule_record(run: Location, scheduled_for: date) -> None:
-    """Write into a run for which date it was scheduled."""
+    """Write the date for which a run was scheduled to the run's ``schedule.json``."""
     run.write_text(SCHEDULE_FILE, ScheduleRecord(scheduled_for=scheduled_for).model_dump_json())
 
 
 def read_schedule_record(run: Location) -> ScheduleRecord | None:
-    """Read for which date a run was scheduled; None if no schedule started it.
+    """Read the date for which a run was scheduled; None if no schedule started it.
 
     A damaged record counts as none, so that retention leaves such a run alone.
     """
