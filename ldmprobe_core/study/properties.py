@@ -208,7 +208,7 @@ _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 
 
 def _bytes_of(record: Property) -> tuple[object, ...]:
-    """Return the fields that affect stored results; fields for figures and edits do not."""
+    """Return a property's fields that affect stored results (not those for figures or edits)."""
     return record.kind, record.metrics, record.map_format, record.component
 
 
