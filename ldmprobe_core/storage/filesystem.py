@@ -213,7 +213,7 @@ class Location:
 
         Raises:
             UserError: the file does not exist.
-            RunError: it is a folder or a pipe, or its permissions forbid to read it.
+            RunError: it is a folder or a pipe, or its permissions do not allow reading it.
         """
         try:
             if not self.remote:

@@ -146,8 +146,8 @@ class Property(Section):
                     f"metrics has {name!r}, which does not score a {self.kind}. Fix: choose from "
                     f"{', '.join(usable)}"
                 )
-        # The first metric is the main one: the best cell has its largest value, and some controls
-        # are defined only for certain main metrics.
+        # The first metric selects the best cell, by its largest value.  Some controls exist for
+        # certain metrics only, so the first metric must be one of these.
         headlines = HEADLINES[self.kind]
         if self.metrics[0] not in headlines and self.metrics[0] not in REGISTERED_METRICS:
             raise ValueError(

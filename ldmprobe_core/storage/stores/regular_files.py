@@ -130,7 +130,7 @@ class RegularFileStore(LocalStore):
 
         Raises:
             NotRegularError: there is something else than a regular file.
-            RunError: the file's permissions forbid to read it.
+            RunError: the file's permissions do not allow reading it.
         """
         try:
             require_regular(str(Path(self.root) / key))
