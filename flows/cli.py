@@ -232,9 +232,11 @@ def compare(
     """Compare finished runs, paired over the samples that they share."""
     from ldmprobe_core.analysis.compare import compare as rows_of
     from ldmprobe_core.analysis.compare import difference_notes
+    from ldmprobe_core.storage.lifecycle.reading import reading
 
-    with activity("reading the scores"):
-        finished = [finished_run(run) for run in runs]
+    finished = [finished_run(run) for run in runs]
+    addresses = [run.url for run in finished]
+    with reading("ldmprobe compare", *addresses), activity("reading the scores"):
         rows = rows_of(finished)
     if json_:
         write(json.dumps(rows, indent=2))
@@ -257,13 +259,14 @@ def verify(
     ] = False,
 ) -> None:
     """Read every chunk of a run, and list those that are missing or differ from their checksum."""
+    from ldmprobe_core.storage.lifecycle.reading import reading
     from ldmprobe_core.storage.run import Run
     from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
     target = Run(run)
     target.location.require_reachable()
     target.study  # noqa: B018  (raises if there is no run)
-    with activity("reading every chunk"):
+    with reading("ldmprobe verify", target.url), activity("reading every chunk"):
         damage = list(find_corrupt_chunks(target))
     for chunk in damage:
         console.print(f"{chunk.key}: {chunk.reason}", highlight=False, markup=False, soft_wrap=True)
@@ -294,6 +297,7 @@ def report(
 ) -> None:
     """Rebuild a finished run's report without generating, labeling or probing."""
     from ldmprobe_core.analysis.report.build import rebuild_report
+    from ldmprobe_core.storage.lifecycle.reading import reading
 
     finished = finished_run(run)
     chosen = None
@@ -302,7 +306,7 @@ def report(
         if not all(part.strip().isdecimal() for part in parts):
             raise UserError(f"--samples is {samples!r}. Fix: give whole numbers, such as 3,17.")
         chosen = tuple(int(part) for part in parts)
-    with activity("drawing figures and pages"):
+    with reading("ldmprobe report", finished.url), activity("drawing figures and pages"):
         rebuild_report(finished, chosen)
     console.print(f"{finished.url}/report/index.html", highlight=False, soft_wrap=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.storage.lifecycle.reading import reading
 from ldmprobe_core.storage.run import Run as StoredRun
 from ldmprobe_core.study.layers import CLEAN_PIXELS
 
@@ -40,6 +43,22 @@ class Run(StoredRun):
         from ldmprobe_core.analysis.records import load_summary
 
         return load_summary(self)
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Build a context that keeps retention from deleting this run while it is read.
+
+        Lazy arrays are read when they are computed, so that a run which ``ldmprobe prune`` or a
+        schedule deletes meanwhile would be read in part.
+
+        Raises:
+            UserError: the run is being deleted; raised on entering the context.
+
+        Example::
+
+            with run.reading():
+                means = run.activations(run.layers[0]).mean("sample").compute()
+        """
+        return reading(f"lp.Run.reading (process {os.getpid()})", self.url)
 
     def scores(self, prop: str) -> xr.DataArray:
         """Return the scores of every probe and control on the validation and test samples.

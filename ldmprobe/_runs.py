@@ -17,6 +17,7 @@ import numpy as np
 
 from ldmprobe._run import Run
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.storage.lifecycle.reading import reading
 from ldmprobe_core.storage.run import Run as StoredRun
 from ldmprobe_core.study import loading
 from ldmprobe_core.study.schema import Study
@@ -273,7 +274,10 @@ def intervene(
             ) from None
         content["targets"] = tuple({"dx": dx, "dy": dy} for dx, dy in pairs)
     started = time.monotonic()
-    with use_pipeline(run.study, pipeline):
+    with (
+        reading(f"lp.intervene (process {os.getpid()})", run.url),
+        use_pipeline(run.study, pipeline),
+    ):
         name = create_intervention(run, parse_intervention(content))
         for unit in edit_units(run, name):
             edit_batch(run.url, name, *unit)
@@ -306,7 +310,8 @@ def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
             f"runs: {others[0]!r:.80} is no run ({type(others[0]).__name__}). Fix: open it with "
             "lp.open_run"
         )
-    return comparison.compare(list(runs))
+    with reading(f"lp.compare (process {os.getpid()})", *(run.url for run in runs)):
+        return comparison.compare(list(runs))
 
 
 def write_report(run: StoredRun) -> str:
@@ -324,5 +329,6 @@ def write_report(run: StoredRun) -> str:
     """
     from ldmprobe_core.analysis.report.build import rebuild_report
 
-    rebuild_report(run)
+    with reading(f"lp.write_report (process {os.getpid()})", run.url):
+        rebuild_report(run)
     return f"{run.url}/report/index.html"

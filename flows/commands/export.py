@@ -15,6 +15,9 @@ Target = Annotated[str, typer.Option("--to", help="file to write: .csv, .parquet
 def export(run: RunArgument, to: Target) -> None:
     """Write a finished run's scores: all as CSV or Parquet, or the main table as LaTeX."""
     from ldmprobe_core.analysis.exports import export_run_scores
+    from ldmprobe_core.storage.lifecycle.reading import reading
 
-    export_run_scores(finished_run(run), to)
+    finished = finished_run(run)
+    with reading("ldmprobe export", finished.url):
+        export_run_scores(finished, to)
     write(to)

@@ -14,8 +14,10 @@ from run_helpers import arrays, assert_same, small_study
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.pipeline.units import carry_out_units
+from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.lifecycle import retention
+from ldmprobe_core.storage.lifecycle.reading import reading
 from ldmprobe_core.storage.lifecycle.retention import DELETE, KEEP, SKIP, STRIP
 from ldmprobe_core.storage.lifecycle.schedule_record import ScheduleRecord, write_schedule_record
 from ldmprobe_core.storage.run import Run
@@ -160,6 +162,50 @@ def test_a_run_at_work_is_left_alone_before_and_after_planning(store, part):
         assert done.action == SKIP
         assert "flow run 7" in done.reason
     assert files(store[3].url) == before
+
+
+def test_a_run_is_left_alone_while_it_is_read(store):
+    folder = folder_of(store)
+    plan = retention.plan_retention(folder, "tiny", keep=3)
+    with reading("a notebook", store[3].url), reading("another", store[3].url):
+        again = retention.plan_retention(folder, "tiny", keep=3)
+        assert actions(again, store) == {0: KEEP, 1: KEEP, 2: KEEP, 3: SKIP}
+        done = retention.apply_retention(plan, "tiny")
+        (item,) = [item for item in done if item.action == SKIP]
+        assert item.url == store[3].url
+        assert item.reason in ("a notebook works on it", "another works on it")
+        # A reader that was killed, whose process number another process has now.
+        (lease, _) = sorted(Path(folder).glob("*.reading-*.lease/000001"))
+        dead = json.loads(lease.read_text()) | {"started_at": -1.0}
+        left = Path(f"{store[3].url}.reading-9.lease")
+        left.mkdir()
+        (left / "000001").write_text(json.dumps(dead))
+    assert store[3].exists
+    assert retention.apply_retention(plan, "tiny") == plan
+    assert sorted(os.listdir(folder)) == sorted(store[i].url.rpartition("/")[2] for i in (0, 1, 2))
+
+
+def test_a_run_that_is_being_deleted_is_not_read(store):
+    with (
+        hold_lease(store[0].url, "ldmprobe prune"),
+        pytest.raises(UserError, match="ldmprobe prune is deleting from this run"),
+        reading("a notebook", store[1].url, store[0].url),
+    ):
+        pytest.fail("it was read")
+    with hold_lease(store[0].url, "flow run 7"), reading("a notebook", store[0].url):
+        pass
+    assert sorted(os.listdir(folder_of(store))) == sorted(
+        run.url.rpartition("/")[2] for run in store.values()
+    )
+
+
+def test_a_run_in_a_store_that_is_read_only_is_read_without_a_lease(store, monkeypatch):
+    def create(location, name, text):
+        raise location.unwritable(PermissionError())
+
+    monkeypatch.setattr(Location, "create", create)
+    with reading("a notebook", store[0].url):
+        assert store[0].study.name == "tiny"
 
 
 def test_a_run_that_lost_its_summary_since_the_plan_is_left_alone(store):

@@ -2,7 +2,8 @@
 
 A scheduled study whose seed changes leaves a new run each time.  `plan_retention` only reads.
 `apply_retention` deletes what a plan says, and checks each run again while it holds its lease.  No
-run is touched that is unfinished, at work, renamed, unreadable, of another study, or behind a link.
+run is touched that is unfinished, at work, being read, renamed, unreadable, of another study, or
+behind a link.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from datetime import UTC, date, datetime
 from ldmprobe_core.errors import LdmprobeError, UserError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import hold_lease, holder_of
+from ldmprobe_core.storage.lifecycle.reading import PRUNER, READER_SUFFIX
 from ldmprobe_core.storage.lifecycle.schedule_record import read_schedule_record
 from ldmprobe_core.storage.run import Run
 
@@ -128,12 +130,12 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
             done.append(item)
             continue
         try:
-            with hold_lease(item.url, "ldmprobe prune"):
+            with hold_lease(item.url, PRUNER):
                 store, _, _ = item.url.rpartition("/")
                 present = [f for f in Location(store).folders("") if f"{store}/{f}" != _own(item)]
                 reason = _hindrance(item.url, study) or _work_on(item.url, present)
                 if not reason:
-                    _delete(item)
+                    _delete(item, present)
         except (LdmprobeError, OSError) as error:
             # Only this run is skipped.  The next call of `apply_retention` tries it again.
             reason = str(error).partition(". Fix")[0]
@@ -141,7 +143,13 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
     return done
 
 
-def _delete(item: Retention) -> None:
+def _delete(item: Retention, present: list[str]) -> None:
+    """Delete what an item says.
+
+    Args:
+        item: action on a run on which nobody works.
+        present: names of the folders beside the run.
+    """
     run = Location(item.url)
     if item.action == STRIP:
         for folder in list(_chunk_folders(run)):
@@ -152,6 +160,11 @@ def _delete(item: Retention) -> None:
     for folder in run.folders(""):
         _remove_folder(run, folder)
     _remove_folder(run, "")
+    # Readers whose process was killed leave their leases behind.
+    store, _, name = item.url.rpartition("/")
+    for folder in present:
+        if folder.startswith(f"{name}{READER_SUFFIX}"):
+            _remove_folder(Location(store), folder)
 
 
 def _remove_folder(location: Location, name: str) -> None:

@@ -1,0 +1,72 @@
+"""Marks of processes that read runs, so that no retention deletes these runs meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from ldmprobe_core.errors import UserError
+from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.lease import hold_lease, holder_of
+
+PRUNER = "ldmprobe prune"
+"""Name under which retention holds the lease of a run while it deletes from it."""
+
+READER_SUFFIX = ".reading-"
+"""Text between a run's name and the number of a reader in the name of the reader's lease."""
+
+_MOST_READERS = 256
+
+
+@contextmanager
+def reading(reader: str, *urls: str) -> Iterator[None]:
+    """Keep retention from deleting runs while a block of code reads them.
+
+    Each reader gets a lease of its own beside each run, ``<run>.reading-<number>.lease``, even
+    while a flow works on the run.  In a store that cannot be written to, runs are read without it.
+
+    Args:
+        reader: name of the reading process in the messages of retention.
+        urls: addresses of the runs.
+
+    Raises:
+        UserError: a run is being deleted.
+    """
+    with ExitStack() as leases:
+        for url in urls:
+            address = url.rstrip("/")
+            if not _enter_lease(leases, address, reader):
+                continue
+            # Retention first takes the run's lease, and then looks for readers.  Either it sees the
+            # lease above, or it is seen here.
+            holder = holder_of(address)
+            if holder is not None and holder.description == PRUNER:
+                raise UserError(
+                    f"{url}: {PRUNER} is deleting from this run. Fix: wait until it has ended, and "
+                    "check what is left of the run"
+                )
+        yield
+
+
+def _enter_lease(leases: ExitStack, address: str, reader: str) -> bool:
+    """Take the first reader's lease of a run that is free; return False if none can be taken.
+
+    Numbers are used again, since some object stores keep the empty folder of a released lease.
+    """
+    for number in range(1, _MOST_READERS + 1):
+        url = f"{address}{READER_SUFFIX}{number}"
+        if _taken(url):
+            continue
+        try:
+            leases.enter_context(hold_lease(url, reader, patience_s=1.0))
+            return True
+        except (UserError, OSError):
+            # Another reader was first, or the store cannot be written to.
+            if not _taken(url):
+                return False
+    return False
+
+
+def _taken(url: str) -> bool:
+    """Return whether a lease has a file, be it of a living process or of one that was killed."""
+    return bool(Location(f"{url}.lease").files())
