@@ -86,13 +86,13 @@ def read_entry(location: Location, name: str) -> RunEntry:
         model = run.study.model.source
         if not run.location.has("summary.json"):
             state = _progress(run)
-            return RunEntry(name, state, _modified(run.location, "study.json"), model)
+            return RunEntry(name, state, run.location.modified("study.json"), model)
         summary = load_summary(run)
     except (UserError, RunError) as error:
         return RunEntry(name, f"unreadable: {error}")
     has_report = run.location.has("report/index.html")
     means = _cell_means(run, summary) if run.location.has("report/scores.csv") else {}
-    written = _modified(run.location, "summary.json")
+    written = run.location.modified("summary.json")
     return RunEntry(name, "finished", written, model, summary, means, has_report)
 
 
@@ -164,12 +164,6 @@ def _progress(run: Run) -> str:
         done = run.progress.completed(kind)
         counts.append(f"{int(done.sum())} of {done.size} {units}")
     return f"not finished: {', '.join(counts)}"
-
-
-def _modified(location: Location, name: str) -> datetime:
-    """Return when a file was last modified, with a time zone."""
-    modified: datetime = location.filesystem().modified(location.path(name))
-    return modified if modified.tzinfo else modified.replace(tzinfo=UTC)
 
 
 def _cell_means(run: Run, summary: Summary) -> dict[str, dict[tuple[str, int], float]]:

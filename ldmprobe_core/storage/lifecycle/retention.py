@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from ldmprobe_core.errors import LdmprobeError, UserError
 from ldmprobe_core.storage.filesystem import Location
@@ -76,7 +74,7 @@ def plan_retention(
         if reason:
             skipped.append(Retention(url, SKIP, reason=reason))
         else:
-            finished.append((_written(Location(url)), name))
+            finished.append((Location(url).modified("study.json"), name))
     finished.sort(reverse=True)
     actions = []
     for rank, (_, name) in enumerate(finished):
@@ -123,19 +121,13 @@ def _delete(item: Retention) -> None:
     run = Location(item.url)
     if item.action == STRIP:
         for folder in list(_chunk_folders(run)):
-            _remove_folder(run, folder)
+            run.remove_folder(folder)
         return
     # Groups are removed before the root's files: if the process ends in between, these files
     # still say that this is a finished run of the study, and the next call continues.
     for folder in run.folders(""):
-        _remove_folder(run, folder)
-    _remove_folder(run, "")
-
-
-def _remove_folder(location: Location, name: str) -> None:
-    """Remove a folder and everything in it; links in it are removed, and not followed."""
-    with suppress(FileNotFoundError):
-        location.filesystem().rm(location.path(name), recursive=True)
+        run.remove_folder(folder)
+    run.remove_folder()
 
 
 def _chunk_folders(run: Location) -> Iterator[str]:
@@ -204,11 +196,6 @@ def _has_study(location: Location, name: str, study: str) -> bool:
         return bool(Run(f"{location.url}/{name}").study.name == study)
     except LdmprobeError:
         return False
-
-
-def _written(run: Location) -> datetime:
-    written: datetime = run.filesystem().modified(run.path("study.json"))
-    return written if written.tzinfo else written.replace(tzinfo=UTC)
 
 
 def _check_numbers(keep: int | None, keep_activations: int | None) -> None:
