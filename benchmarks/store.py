@@ -32,7 +32,8 @@ from benchmarks.figures import Figure, plain_study, report, without_controls
 from infra.local_store import object_store
 from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.stores.object_store import CLIENT, open_store
+from ldmprobe_core.storage.stores.object_store import open_store
+from ldmprobe_core.storage.stores.s3_client import CLIENT
 
 SHAPE = (64, 15, 16, 16, 64)  # sample, step, y, x, channel
 BATCH, ROUNDS = 16, 3

@@ -151,10 +151,7 @@ def _scores(summary: dict[str, Any]) -> str:
 
 def _age(run: Run, name: str) -> str:
     """Return how long ago a file of a run was written, such as ``5 h``."""
-    changed: datetime = run.location.filesystem().modified(run.location.path(name))
-    if changed.tzinfo is None:
-        changed = changed.replace(tzinfo=UTC)
-    hours = int((datetime.now(UTC) - changed).total_seconds() // 3600)
+    hours = int((datetime.now(UTC) - run.location.modified(name)).total_seconds() // 3600)
     return f"{hours // 24} d" if hours >= 48 else f"{hours} h" if hours else "< 1 h"
 
 

@@ -1,7 +1,8 @@
-"""File operations on a local folder or on an S3 prefix, with the same interface.
+"""File operations on a local folder or on an S3 prefix, with the same interface and messages.
 
-Credentials and endpoint of an object store come only from the environment or an AWS profile, as for
-any S3 client.  URLs and studies do not contain them.
+The clients that transfer the bytes are in `ldmprobe_core.storage.stores`.  Credentials and endpoint
+of an object store come only from the environment or an AWS profile, as for any S3 client.  URLs and
+studies do not contain them.
 """
 
 from __future__ import annotations
@@ -9,59 +10,24 @@ from __future__ import annotations
 import errno
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import TypeVar
 
-import fsspec
 from pydantic import BaseModel, ValidationError
 
-from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.storage.proxies import bypass_proxies_for_loopback
-from ldmprobe_core.storage.stores import regular_files as local
+from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.storage.stores.file_client import FileClient
+from ldmprobe_core.storage.stores.fsspec_files import FsspecFiles
+from ldmprobe_core.storage.stores.local_files import LocalFiles
+from ldmprobe_core.storage.stores.object_files import ObjectFiles
+from ldmprobe_core.storage.stores.regular_files import misplaced, require_writable_folder
+from ldmprobe_core.storage.stores.s3_client import uses_obstore
 
 M = TypeVar("M", bound=BaseModel)
 
-_S3_CLIENT = {
-    # botocore retries responses 500 and 503 and broken connections, with exponential backoff.
-    # After the last attempt the unit of work fails, and its task is retried.
-    "retries": {"mode": "standard", "max_attempts": 8},
-    "connect_timeout": 10,
-    "read_timeout": 60,
-}
-
-_IMPATIENT = {**_S3_CLIENT, "retries": {"mode": "standard", "max_attempts": 2}}
-"""Settings of the first request, with few retries, so that a wrong endpoint fails in seconds."""
-
-
-def client_options(url: str) -> dict[str, Any]:
-    """Return fsspec options for an S3 client, without credentials; botocore finds these itself.
-
-    fsspec caches clients by these options, so endpoint and certificates are among them.  Secrets
-    are not, because options may be pickled and sent to workers.
-    """
-    if not url.startswith("s3://"):
-        return {}
-    bypass_proxies_for_loopback()
-    options: dict[str, Any] = {
-        # A cached listing would lack the chunks that other workers have written since.
-        "use_listings_cache": False,
-        "config_kwargs": _S3_CLIENT,
-        "client_kwargs": {"verify": os.environ.get("AWS_CA_BUNDLE") or None},
-    }
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
-        options["endpoint_url"] = endpoint
-    return options
-
-
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-_NO_HARD_LINKS = (
-    errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV,
-    errno.EINVAL, errno.EACCES,
-)  # fmt: skip
-"""Error numbers from file systems without hard links, such as FAT and many FUSE mounts."""
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", re.IGNORECASE)
 
@@ -88,7 +54,7 @@ def explained_failures(url: str) -> Iterator[None]:
         if error.errno == errno.EROFS or isinstance(error, PermissionError):
             raise Location(url).unwritable(error) from error
         if isinstance(error, IsADirectoryError | NotADirectoryError):
-            raise local.misplaced(url, error) from error
+            raise misplaced(url, error) from error
         raise
 
 
@@ -155,13 +121,13 @@ class Location:
         if not self.remote:
             return
         try:
-            self.filesystem(patient=False).info(self.path("study.json"))
-        except FileNotFoundError:
-            return
-        # S3 clients raise exceptions of many types if a store does not respond; all are caught.
+            self.client(patient=False).exists("study.json")
+        except LdmprobeError:
+            raise
+        # S3 clients raise exceptions of many types for a silent store, so all are caught.
         except Exception as error:
             raise UserError(
-                f"store {self.url!r} cannot be reached ({type(error).__name__}). Fix: check its "
+                f"store {self.url!r} cannot be reached ({_cause(error)}). Fix: check its "
                 "endpoint and credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...)"
             ) from error
 
@@ -173,12 +139,13 @@ class Location:
         """
         if not self.remote:
             with explained_failures(self.url):
-                local.require_writable_folder(self.url)
+                require_writable_folder(self.url)
             return
         try:
-            probe = self.path("writable")
-            self.filesystem().pipe_file(probe, b"")
-            self.filesystem().rm_file(probe)
+            self.client().write("writable", b"")
+            self.client().remove("writable")
+        except LdmprobeError:
+            raise
         # S3 clients raise exceptions of many types if a write is refused, so all are caught.
         except Exception as error:
             raise self.unwritable(error) from error
@@ -186,13 +153,13 @@ class Location:
     def unwritable(self, error: Exception) -> UserError:
         """Build the error to raise after a write to this location has failed."""
         return UserError(
-            f"store {self.url!r} cannot be written to ({type(error).__name__}). Fix: choose "
+            f"store {self.url!r} cannot be written to ({_cause(error)}). Fix: choose "
             "another store, or correct its permissions or credentials"
         )
 
     def has(self, name: str) -> bool:
         """Return whether a file exists."""
-        return bool(self.filesystem().exists(self.path(name)))
+        return self.client().exists(name)
 
     def read_text(self, name: str) -> str:
         """Read a text file in UTF-8.
@@ -216,9 +183,7 @@ class Location:
             RunError: it is a folder or a pipe, or its permissions do not allow reading it.
         """
         try:
-            if not self.remote:
-                local.require_regular(self.path(name))
-            return bytes(self.filesystem().cat_file(self.path(name)))
+            return self.client().read(name)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{self.url} holds no {name}, so it is not a run, or the run is unfinished. "
@@ -253,30 +218,7 @@ class Location:
             UserError: the disk is full, or read-only.
         """
         with explained_failures(self.url):
-            self._write_bytes(name, data)
-
-    def _write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file atomically; errors are raised unchanged, for the caller to explain."""
-        files, path = self.filesystem(), self.path(name)
-        if self.remote:
-            files.pipe_file(path, data)
-            return
-        # Two processes may write the same file at once, so the temporary file has a random name.
-        part = f"{path}.{uuid.uuid4().hex}.part"
-        for retries_left in (2, 1, 0):
-            local.make_folder(path.rpartition("/")[0])
-            try:
-                files.pipe_file(part, data)
-                os.replace(part, path)
-                return
-            except FileNotFoundError:
-                # Another process removed the folder while it was empty: create it and write again.
-                if not retries_left:
-                    raise
-            except OSError:
-                with suppress(OSError):
-                    os.remove(part)
-                raise
+            self.client().write(name, data)
 
     def write_many(self, files: dict[str, bytes]) -> None:
         """Write several files concurrently; after an interruption some may be missing.
@@ -285,56 +227,23 @@ class Location:
             UserError: the disk is full, or read-only.
         """
         with explained_failures(self.url):
-            if not self.remote:
-                for folder in {os.path.dirname(self.path(name)) for name in files}:
-                    local.make_folder(folder)
-            self.filesystem().pipe({self.path(name): data for name, data in files.items()})
+            self.client().write_many(files)
 
     def create(self, name: str, text: str) -> bool:
         """Create a file if it does not exist; return whether this call created it.
 
         If several processes call this at once, exactly one succeeds.  Local files are created by a
-        hard link, and objects by a conditional PUT.  On a file system without hard links the file
-        is first created empty and then replaced, so readers may see an empty file; it stays empty
-        if this process ends in between.
+        hard link (see `LocalFiles.create`), and objects by a conditional PUT.
 
         Raises:
             UserError: the location is not writable, or its disk is full.
         """
         try:
             with explained_failures(self.url):
-                if self.remote:
-                    self.filesystem().pipe_file(self.path(name), text.encode(), mode="create")
-                else:
-                    self._create_locally(name, text)
+                created = self.client().create(name, text.encode())
         except OSError as error:
-            if not _is_taken(error):
-                raise self.unwritable(error) from error
-            return self.remote and self._is_ours(name, text)
-        return True
-
-    def _create_locally(self, name: str, text: str) -> None:
-        """Create a local file, by a hard link where the file system supports this.
-
-        Raises:
-            FileExistsError: the file exists already.
-            OSError: the file cannot be written.
-        """
-        path = self.path(name)
-        self.write_text(part := f"{name}.{uuid.uuid4().hex}", text)
-        try:
-            # A hard link to a temporary file creates the file with its complete content, so readers
-            # never see a part of it.
-            os.link(self.path(part), path)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            os.replace(self.path(part), path)
-        finally:
-            self.remove(part)
+            raise self.unwritable(error) from error
+        return created or (self.remote and self._is_ours(name, text))
 
     def _is_ours(self, name: str, text: str) -> bool:
         """Return whether an existing file has the text that this process tried to write."""
@@ -348,53 +257,63 @@ class Location:
     def remove(self, name: str) -> None:
         """Remove a file if it exists."""
         with explained_failures(self.url), suppress(FileNotFoundError):
-            self.filesystem().rm_file(self.path(name))
+            self.client().remove(name)
+
+    def remove_folder(self, name: str = "") -> None:
+        """Remove a folder and everything in it; links in it are removed, and not followed."""
+        with explained_failures(self.url), suppress(FileNotFoundError):
+            self.client().remove_folder(name)
 
     def files(self, name: str = "") -> list[str]:
         """List the names of the files in a folder, sorted; empty if there is no such folder."""
-        return self._listed(name, "file")
+        return self._entries(name)[0]
 
     def folders(self, name: str) -> list[str]:
         """List the names of the subfolders of a folder, sorted; empty if the folder is missing."""
-        return self._listed(name, "directory")
+        return self._entries(name)[1]
+
+    def modified(self, name: str) -> datetime:
+        """Return when a file was last written, with a time zone, by the store's clock.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+        """
+        return self.client().modified(name)
 
     def size(self) -> int:
         """Return the total size in bytes of all files at this location."""
-        if self.remote:
-            return int(self.filesystem().du(self.path("")))
-        walk = os.walk(self.url)  # os.walk is ten times as fast as fsspec for many files
-        return sum(os.path.getsize(f"{top}/{name}") for top, _, names in walk for name in names)
+        return self.client().size()
 
-    def _listed(self, name: str, kind: str) -> list[str]:
-        """List a folder's entries of one kind, ``file`` or ``directory``."""
+    def _entries(self, name: str) -> tuple[list[str], list[str]]:
+        """List the names of the files and of the subfolders in a folder."""
         try:
-            entries = self.filesystem().ls(self.path(name), detail=True)
+            return self.client().entries(name)
         except (FileNotFoundError, NotADirectoryError):
-            return []
-        paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
-        return sorted(path.rpartition("/")[2] for path in paths)
+            return [], []
 
-    def filesystem(self, patient: bool = True) -> Any:
-        """Return the fsspec file system that contains this location.
+    def client(self, patient: bool = True) -> FileClient:
+        """Return the client that transfers the files of this location.
 
         Args:
             patient: True retries failed requests many times, False only once or twice.
+
+        Raises:
+            UserError: there are no credentials for the object store, or its client is unknown.
         """
-        options = client_options(self.url)
-        if options and not patient:
-            options["config_kwargs"] = _IMPATIENT
-        protocol = self.url.partition("://")[0] if self.remote else "file"
-        return fsspec.filesystem(protocol, **options)
+        if not self.remote:
+            return LocalFiles(self.url)
+        return (ObjectFiles if uses_obstore(self.url) else FsspecFiles)(self.url, patient)
 
     def path(self, name: str) -> str:
-        """Return a file's path in `filesystem`; an empty name gives the path of this location."""
+        """Return a file's path, which for an object begins with its bucket.
+
+        An empty name gives the path of this location.
+        """
         base = self.url.partition("://")[2] if self.remote else self.url
         return f"{base}/{name}" if name else base
 
 
-def _is_taken(error: OSError) -> bool:
-    """Return whether creating a file failed because the file exists already."""
-    # s3fs raises a plain OSError; the error code of S3 is in the exception that caused it.
-    code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-    precondition_failed = code in {"PreconditionFailed", "ConditionalRequestConflict"}
-    return precondition_failed or isinstance(error, FileExistsError)
+def _cause(error: Exception) -> str:
+    """Describe an error in a message: the text of a client's error, or else the error's type."""
+    text, name = str(error), type(error).__name__
+    return text if text.startswith("object store: ") else name

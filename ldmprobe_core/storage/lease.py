@@ -224,11 +224,10 @@ def holder_of(url: str) -> Holder | None:
         return None
     if holder.host != _host():
         try:
-            written = location.filesystem().modified(location.path(_name(number)))
+            written = location.modified(_name(number))
         except FileNotFoundError:
-            return None  # The lease has just been released.
-        now = datetime.now(written.tzinfo or UTC)
-        if (now - written.replace(tzinfo=now.tzinfo)).total_seconds() > STALE_S:
+            return None  # The holder has just released it.
+        if (datetime.now(UTC) - written).total_seconds() > STALE_S:
             return None
     return holder
 

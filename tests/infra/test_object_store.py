@@ -1,4 +1,4 @@
-"""Both S3 clients against a real object store: certificates of one's own, and rotating keys."""
+"""Both S3 clients against a real object store: files, faults, certificates and rotating keys."""
 
 import datetime
 import ipaddress
@@ -19,8 +19,11 @@ from infra.local_store import object_store
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.pipeline.units import UNITS
+from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.storage.stores.object_store import BotocoreCredentials, open_store
+from ldmprobe_core.storage.stores.object_store import open_store
+from ldmprobe_core.storage.stores.s3_client import BotocoreCredentials
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -69,7 +72,7 @@ def test_a_certificate_of_ones_own_is_trusted_if_it_is_named(
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*certificates[1:])
     (port,) = free_ports(1)
-    monkeypatch.setenv("LDMPROBE_CHUNKS", client)
+    monkeypatch.setenv("LDMPROBE_S3_CLIENT", client)
     with object_store(tmp_path / "store") as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -77,7 +80,8 @@ def test_a_certificate_of_ones_own_is_trusted_if_it_is_named(
             assert endpoint.startswith("https://")
             monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
             study = small_study("tls", tiny_model, 4)
-            with pytest.raises(UserError, match=r"cannot be written to \(.*SSL"):
+            words = {"obstore": "invalid certificate: UnknownIssuer", "s3fs": "SSL"}[client]
+            with pytest.raises(UserError, match=rf"cannot be written to \(.*{words}"):
                 prepare_run(study, "s3://runs")
             monkeypatch.setenv("AWS_CA_BUNDLE", str(certificates[0]))
             run = prepare_run(study, "s3://runs")
@@ -130,3 +134,122 @@ def test_keys_that_a_credential_process_rotates_are_used(tmp_path, monkeypatch):
             f"key{number}", f"secret{number}", f"token{number}",
         )  # fmt: skip
         assert given["expires_at"] > datetime.datetime.now(datetime.UTC)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """Environment variables of an object store with an empty bucket ``runs``."""
+    with object_store(tmp_path_factory.mktemp("bucket") / "store") as environment:
+        yield environment
+
+
+@pytest.fixture
+def behind(running, monkeypatch):
+    """Return what a proxy before the object store does, and connect this process to the proxy."""
+    for name, value in running.items():
+        monkeypatch.setenv(name, value)
+    faults = Scripted()
+    with proxy(running["AWS_ENDPOINT_URL"], faults, free_ports(1)[0]) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        yield faults
+
+
+class Scripted(Faults):
+    """Faults of the next requests, in order; later requests pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.script = []
+
+    def next(self):
+        return self.script.pop(0) if self.script else "pass"
+
+    def count(self):
+        """Return the number of requests since the last call."""
+        count = self.done.total()
+        self.done.clear()
+        return count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", ["obstore", "s3fs"])
+def test_files_in_a_bucket(behind, monkeypatch, client):
+    monkeypatch.setenv("LDMPROBE_S3_CLIENT", client)
+    location = Location(f"s3://runs/files {client}=1")
+    other = Location(f"s3://runs/files {client}=10")  # its name begins with the other's
+    other.write_text("a.json", "untouched")
+    assert (location.files(), location.folders("")) == ([], [])
+    assert not location.has("a.json")
+    with pytest.raises(UserError, match=r"holds no a\.json"):
+        location.read_bytes("a.json")
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    location.write_text("a.json", "one")
+    assert location.create("b.json", "two")
+    assert not location.create("b.json", "other")
+    large = bytes(range(256)) * 2**15  # 8 MiB, more than obstore would send as one part
+    location.write_many({"one/c": b"12", "one/two/d": b"", "two/e f.txt": large})
+    assert (location.files(), location.folders("")) == (["a.json", "b.json"], ["one", "two"])
+    assert (location.files("one"), location.folders("one")) == (["c"], ["two"])
+    assert location.read_bytes("two/e f.txt") == large
+    assert location.read_text("b.json") == "two"
+    assert location.has("one/two/d")
+    assert location.size() == 3 + 3 + 2 + len(large)
+    after = datetime.datetime.now(datetime.UTC)
+    assert before <= location.modified("one/c") <= after
+    with pytest.raises(FileNotFoundError):
+        location.modified("one/none")
+    location.remove("one/c")
+    location.remove("one/c")
+    assert location.files("one") == []  # a folder of which SeaweedFS keeps an entry
+    location.remove_folder("one")
+    location.remove_folder("none")
+    assert location.files() == ["a.json", "b.json"]
+    location.remove_folder()
+    assert location.size() == 0
+    assert location.files() == []
+    if client == "obstore":
+        assert location.folders("") == []  # and so a run can be created here again
+    assert other.read_text("a.json") == "untouched"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("found", "ours"), [("mine", True), ("another's", False)])
+def test_a_creation_whose_answer_is_lost_is_recognized(behind, found, ours):
+    location = Location(f"s3://runs/lost-{ours}")
+    if not ours:
+        assert location.create("1", found)
+    behind.script = ["lost answer" if ours else "cut before"]
+    assert location.create("1", "mine") is ours
+    assert behind.script == []
+    assert location.read_text("1") == found
+
+
+@pytest.mark.slow
+def test_answers_that_break_off_are_asked_for_again(behind):
+    location = Location("s3://runs/broken")
+    data = bytes(range(256)) * 4096
+    behind.script = ["503", "500", "cut before", "lost answer"]
+    location.write_bytes("file", data)
+    behind.script = ["cut within", "503", "cut before"]
+    assert location.read_bytes("file") == data
+    behind.script = ["cut within"]
+    assert location.files() == ["file"]
+    assert behind.script == []
+
+
+@pytest.mark.slow
+def test_requests_of_a_run_are_few(behind, tiny_model):
+    """A run and each of its units ask an object store for no more than docs/scaling.md says."""
+    run = prepare_run(small_study("asked", tiny_model, 10), "s3://runs")
+    assert behind.count() <= 375
+    for verb, most in (("generate", 54), ("label", 55), ("probe", 43)):
+        counts = []
+        for unit in UNITS[verb].list_units(run)[:3]:
+            behind.count()
+            UNITS[verb].carry_out(run.url, *unit.index)
+            counts.append(behind.count())
+        # The first unit of a process also reads the metadata.
+        assert max(counts[1:3]) <= most, (verb, counts)
+        assert counts[0] <= 145, (verb, counts)
+    assert run.location.size() > 0
+    assert behind.count() == 1

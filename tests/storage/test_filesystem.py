@@ -33,11 +33,13 @@ def test_location_create_succeeds_for_one_of_four_threads(tmp_path):
 
 
 def test_location_has_one_client_for_each_endpoint(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     clients = []
     for endpoint in ("http://127.0.0.1:9", "http://127.0.0.1:7"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        clients.append(Run("s3://bucket/run").location.filesystem())
-    assert [client.endpoint_url for client in clients] == [
+        clients.append(Run("s3://bucket/run").location.client())
+    assert [client.store.config["endpoint"] for client in clients] == [
         "http://127.0.0.1:9",
         "http://127.0.0.1:7",
     ]
@@ -190,8 +192,8 @@ def test_failed_writes_are_one_sentence(tmp_path, monkeypatch, operation, code, 
     def refuse(*_, **__):
         raise OSError(code, os.strerror(code)) if code else PermissionError("object store: denied")
 
-    for name in ("pipe_file", "pipe", "rm_file"):
-        monkeypatch.setattr(type(location.filesystem()), name, refuse)
+    for name in ("write", "write_many", "create", "remove"):
+        monkeypatch.setattr(type(location.client()), name, refuse)
     calls = {
         "write_text": lambda: location.write_text("new", "x"),
         "write_many": lambda: location.write_many({"new": b"x"}),

@@ -249,11 +249,11 @@ def test_holder_of_a_lease_that_is_released_meanwhile_is_none(tmp_path, monkeypa
     url = str(tmp_path / "run")
     write_lease(url, 1, elsewhere())
     assert holder_of(url) is not None
-    modified = type(Location(url).filesystem()).modified
+    modified = Location.modified
 
-    def released(filesystem, path):
-        Location(f"{url}.lease").remove("000001")
-        return modified(filesystem, path)
+    def released(location, name):
+        location.remove("000001")
+        return modified(location, name)
 
-    monkeypatch.setattr(type(Location(url).filesystem()), "modified", released)
+    monkeypatch.setattr(Location, "modified", released)
     assert holder_of(url) is None

@@ -32,17 +32,19 @@ def test_bypass_proxies_reaches_a_loopback_server(monkeypatch, name):
             assert httpx.get(f"http://{host}:{port}/", timeout=20).status_code == 200
 
 
+@pytest.mark.parametrize("client", ["s3fs", "obstore"])
 @pytest.mark.parametrize(
     "open_client",
-    [lambda: Run("s3://bucket/run").location.filesystem(), lambda: open_store("s3://bucket/run")],
-    ids=["s3fs", "obstore"],
+    [lambda: Run("s3://bucket/run").location.client(), lambda: open_store("s3://bucket/run")],
+    ids=["files", "chunks"],
 )
-def test_clients_of_a_store_bypass_proxies_on_loopback(monkeypatch, open_client):
+def test_clients_of_a_store_bypass_proxies_on_loopback(monkeypatch, open_client, client):
     """A program that calls the Python API has not called the command line's `main`."""
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
         monkeypatch.setenv(f"AWS_{name}", f"proxies-{open_client}")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing listens on this port
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:7")
+    monkeypatch.setenv("LDMPROBE_S3_CLIENT", client)
     open_client()
     assert os.environ["NO_PROXY"] == "localhost,127.0.0.1,::1"
 

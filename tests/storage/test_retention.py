@@ -135,14 +135,14 @@ def test_retention_of_scheduled_runs_follows_their_dates_and_spares_all_others(s
 def test_a_run_that_cannot_be_deleted_does_not_keep_the_others(store, monkeypatch):
     folder = folder_of(store)
     plan = retention.plan_retention(folder, "tiny", keep=2)
-    hindered = store[2].location.filesystem()
+    remove_folder = Location.remove_folder
 
-    def rm(path, recursive=False):
-        if path.startswith(store[2].url):
+    def hindered(location, name=""):
+        if location.url == store[2].url:
             raise PermissionError("not permitted")
-        shutil.rmtree(path)
+        remove_folder(location, name)
 
-    monkeypatch.setattr(hindered, "rm", rm)
+    monkeypatch.setattr(Location, "remove_folder", hindered)
     done = retention.apply_retention(plan, "tiny")
     assert actions(done, store) == {0: KEEP, 1: KEEP, 2: SKIP, 3: DELETE}
     assert [item.reason for item in done if item.action == SKIP] == ["not permitted"]

@@ -18,7 +18,6 @@ import jinja2
 from ldmprobe_core.analysis.index.history import (
     HistoryEntry,
     history_rows,
-    last_modified,
     read_history,
     studies_with_history,
 )
@@ -96,13 +95,13 @@ def read_entry(location: Location, name: str) -> RunEntry:
         model = run.study.model.source
         if not run.location.has("summary.json"):
             state = _progress(run)
-            return RunEntry(name, state, last_modified(run.location, "study.json"), model)
+            return RunEntry(name, state, run.location.modified("study.json"), model)
         summary = load_summary(run)
     except (UserError, RunError) as error:
         return RunEntry(name, f"unreadable: {error}")
     has_report = run.location.has("report/index.html")
     means = _cell_means(run, summary) if run.location.has("report/scores.csv") else {}
-    written = last_modified(run.location, "summary.json")
+    written = run.location.modified("summary.json")
     return RunEntry(name, "finished", written, model, summary, means, has_report)
 
 

@@ -6,7 +6,7 @@ when retention deletes the run.
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 
 from ldmprobe_core.analysis.compare import different_values, settings_that_affect_results
@@ -137,7 +137,7 @@ def entry_of(run: Run) -> HistoryEntry | None:
     return HistoryEntry(
         run=run.url.rpartition("/")[2],
         scheduled_for=record.scheduled_for,
-        finished=last_modified(run.location, "summary.json"),
+        finished=run.location.modified("summary.json"),
         settings=settings,
         weights={
             "model": attributes.get("model_fingerprint"),
@@ -202,12 +202,6 @@ def history_rows(entries: list[HistoryEntry]) -> list[dict[str, str]]:
 def studies_with_history(location: Location) -> list[str]:
     """Return the names of the scheduled studies of which a store keeps a history."""
     return location.folders(HISTORY_FOLDER)
-
-
-def last_modified(location: Location, name: str) -> datetime:
-    """Return when a file was last modified, in UTC."""
-    modified: datetime = location.filesystem().modified(location.path(name))
-    return modified.astimezone(UTC) if modified.tzinfo else modified.replace(tzinfo=UTC)
 
 
 def _cell(score: HeadlineScore | None) -> str:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 
 from ldmprobe_core.errors import LdmprobeError, UserError
 from ldmprobe_core.storage.filesystem import Location
@@ -110,7 +109,7 @@ def _runs_of(
             skipped.append(Retention(url, SKIP, reason=reason))
         else:
             day = record.scheduled_for if record else date.min
-            finished.append((day, _written(Location(url)), name))
+            finished.append((day, Location(url).modified("study.json"), name))
     return [name for *_, name in sorted(finished, reverse=True)], skipped
 
 
@@ -153,24 +152,18 @@ def _delete(item: Retention, present: list[str]) -> None:
     run = Location(item.url)
     if item.action == STRIP:
         for folder in list(_chunk_folders(run)):
-            _remove_folder(run, folder)
+            run.remove_folder(folder)
         return
     # Remove groups before the root's files.  If the process ends in between, the root's files still
     # identify a finished run of the study, and the next call continues the deletion.
     for folder in run.folders(""):
-        _remove_folder(run, folder)
-    _remove_folder(run, "")
+        run.remove_folder(folder)
+    run.remove_folder()
     # Readers whose process was killed leave their leases behind.
     store, _, name = item.url.rpartition("/")
     for folder in present:
         if folder.startswith(f"{name}{READER_SUFFIX}"):
-            _remove_folder(Location(store), folder)
-
-
-def _remove_folder(location: Location, name: str) -> None:
-    """Remove a folder with its content; links in it are removed without being followed."""
-    with suppress(FileNotFoundError):
-        location.filesystem().rm(location.path(name), recursive=True)
+            Location(store).remove_folder(folder)
 
 
 def _chunk_folders(run: Location) -> Iterator[str]:
@@ -239,11 +232,6 @@ def _has_study(location: Location, name: str, study: str) -> bool:
         return bool(Run(f"{location.url}/{name}").study.name == study)
     except LdmprobeError:
         return False
-
-
-def _written(run: Location) -> datetime:
-    written: datetime = run.filesystem().modified(run.path("study.json"))
-    return written if written.tzinfo else written.replace(tzinfo=UTC)
 
 
 def _check_numbers(keep: int | None, keep_activations: int | None) -> None:

@@ -19,7 +19,7 @@ from ldmprobe_core.errors import RunError
 from ldmprobe_core.storage.bookkeeping import ChunkRecord
 from ldmprobe_core.storage.filesystem import explained_failures
 from ldmprobe_core.storage.stores.metadata_cache import (
-    cached_fact,
+    cached_fact_async,
     documents,
     invalidate_node,
     members,
@@ -193,8 +193,11 @@ class ChecksumStore(WrapperStore[Store]):
         path = key.removesuffix("/zarr.json")
         if path.partition("/")[0] == "interventions":
             return
-        root = await self._read("zarr.json", prototype)
-        copies = cached_fact(self.url, "fixed metadata", lambda: fixed_metadata_in(root))
+
+        async def read() -> dict[str, Any]:
+            return fixed_metadata_in(await self._read("zarr.json", prototype))
+
+        copies = await cached_fact_async(self.url, "fixed metadata", read)
         if path in copies and fixed_metadata(_parsed(document)) not in (None, copies[path]):
             raise RunError(
                 f"{self.url}: {key} contradicts its copy in the run's zarr.json. Fix: put back the "

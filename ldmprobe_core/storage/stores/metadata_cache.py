@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from zarr.core.buffer import Buffer
@@ -38,4 +38,13 @@ def cached_fact(url: str, fact: str, find: Callable[[], Any]) -> Any:
     facts = _facts.setdefault(url, {})
     if fact not in facts:
         facts[fact] = find()
+    return facts[fact]
+
+
+async def cached_fact_async(url: str, fact: str, find: Callable[[], Awaitable[Any]]) -> Any:
+    """Return a cached constant of a run; see `cached_fact`."""
+    facts = _facts.setdefault(url, {})
+    if fact not in facts:
+        found = await find()
+        facts.setdefault(fact, found)
     return facts[fact]

@@ -9,14 +9,14 @@ import pytest
 from zarr.core.buffer import default_buffer_prototype
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.storage.stores import object_store
+from ldmprobe_core.storage.stores import s3_client
 from ldmprobe_core.storage.stores.object_store import open_store
 from tasks.retries import is_transient
 
 
 def test_open_store_names_the_clients_when_it_is_given_another(monkeypatch):
-    monkeypatch.setenv("LDMPROBE_CHUNKS", "curl")
-    with pytest.raises(UserError, match=r"LDMPROBE_CHUNKS: unknown client \('curl'\)"):
+    monkeypatch.setenv("LDMPROBE_S3_CLIENT", "curl")
+    with pytest.raises(UserError, match=r"LDMPROBE_S3_CLIENT: unknown client \('curl'\)"):
         open_store("s3://bucket/prefix")
 
 
@@ -69,7 +69,8 @@ def test_http_errors_of_an_object_store_are_os_errors_and_503_is_transient(
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(object_store, "RETRIES", {"max_retries": 0})
+    monkeypatch.setattr(s3_client, "RETRIES", {"max_retries": 0})
+    monkeypatch.setattr(s3_client, "WAITS_S", (0.01,))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
