@@ -69,4 +69,5 @@ def _enter_lease(leases: ExitStack, address: str, reader: str) -> bool:
 
 def _taken(url: str) -> bool:
     """Return whether a lease has a file, be it of a living process or of one that was killed."""
-    return bool(Location(f"{url}.lease").files())
+    # Object stores that keep empty folders list such a folder as a file of itself.
+    return any(name.isdecimal() for name in Location(f"{url}.lease").files())
