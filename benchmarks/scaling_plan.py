@@ -24,6 +24,9 @@ from ldmprobe_core.study.samples import make_samples
 
 STORAGE, PUT, GET, GPU_HOUR = 0.023, 0.005 / 1000, 0.0004 / 1000, 1.20
 
+COUNTED = (600, 1000)
+"""Numbers of images for which chunks are counted, to extend them to more."""
+
 
 def chunks(name: str, images: int) -> dict[str, int]:
     """Count the chunks of each group of a run with a number of images."""
@@ -54,11 +57,25 @@ def chunks(name: str, images: int) -> dict[str, int]:
     return found
 
 
+def counts(name: str, images: int) -> dict[str, int]:
+    """Count the chunks of each group, or extend two smaller counts along a straight line.
+
+    The samples with step images and with the untrained denoiser are as many in both of these, so
+    that only what grows with the number of images is extended.
+    """
+    few, many = COUNTED
+    if images <= many:
+        return chunks(name, images)
+    small, large = chunks(name, few), chunks(name, many)
+    return {
+        group: count + round((count - small[group]) * (images - many) / (many - few))
+        for group, count in large.items()
+    }
+
+
 def main(name: str, images: int, seconds: float, gpus: int) -> None:
     """Print the estimate."""
-    sample = min(images, 600)  # counted for at most 600 images, then scaled
-    part = chunks(name, sample)
-    scale = images / sample
+    part = counts(name, images)
     by_batch = (
         "images",
         "step_images",
@@ -68,17 +85,13 @@ def main(name: str, images: int, seconds: float, gpus: int) -> None:
         "labels_trajectory",
         "labels_clean",
     )
-    puts = sum(part.get(group, 0) for group in by_batch) * scale
-    puts += part["probes"] + part["scores"]
-    gets = (
-        part["activations"] + part.get("activations_permuted", 0)
-    ) * scale  # probing reads each chunk once
-    gets += (part["images"] + part["step_images"]) * scale  # labeling reads all images
-    total = part["bytes"] * scale
+    puts = sum(part.get(group, 0) for group in by_batch) + part["probes"] + part["scores"]
+    # Probing reads each chunk of activations once, and labeling reads all images.
+    gets = part["activations"] + part.get("activations_permuted", 0)
+    gets += part["images"] + part["step_images"]
+    total = part["bytes"]
     hours = images * seconds / 3600 / gpus
-    print(
-        f"{name}: {images} images, {part['cells']} cells, {round(part['batches'] * scale)} batches"
-    )
+    print(f"{name}: {images} images, {part['cells']} cells, {part['batches']} batches")
     print(f"bytes              {total / 1e9:,.0f} GB")
     print(f"objects, PUTs      {puts:,.0f}")
     print(f"GETs               {gets:,.0f}")

@@ -3,11 +3,11 @@
     python -m benchmarks.stored_forms [FOLDER] [--images 444] [--steps 15] [--out FILE]
 
 The embedded model generates the same images from the same prompts and seeds once for every form,
-and the same kinds of probes are fitted to each.  Of 444 images, 300 are for training, 48 for
-validation, and 96 for tests.  Every form is compared with float16 without pooling, which is the
-default: the same cell (step, layer), kind of probe and metric, image by image, with the interval
-of the mean difference over prompts and over categories, whichever is wider.  The images of all
-forms must be equal, or the comparison is refused.
+and the same kinds of probes are fitted to each.  Prompts are divided such that, of 444 images,
+about 300 are for training, 48 for validation, and 96 for tests.  Every form is compared with
+float16 without pooling, which is the default: the same cell (step, layer) and metric, image by
+image, with the interval of the mean difference over prompts and over categories, whichever is
+wider.  The images of all forms must be equal, or the comparison is refused.
 
 The cell that is named is the one that validation samples choose with the default form; the layer
 of a step is chosen likewise.  Validation also chooses the kind of probe of each form and cell.
@@ -40,7 +40,6 @@ FORMS: dict[str, dict[str, str]] = {
     DEFAULT: {},
     "float32": {"capture.dtype": "float32"},
     "float16, 16 x 16 tokens averaged to 8 x 8": {"capture.pool": "{above: 8, by: 2}"},
-    "float16, all tokens averaged by 2 x 2": {"capture.pool": "{above: 1, by: 2}"},
 }
 """Settings of each form in which it differs from the default."""
 
