@@ -160,7 +160,8 @@ class FlowWatch(WatchThread):
 
     def _end_overdue(self, stop: Stop) -> None:
         """End this process, after it has recorded the cancellation in Prefect if it can."""
-        # Imported here, because the module loads the models' libraries, which a flow has loaded.
+        # Imported here, because the imported module loads the models' libraries, which a flow has
+        # loaded.
         from flows.run_lock import record_stop
 
         # The context holds Prefect's settings, such as the server's URL.

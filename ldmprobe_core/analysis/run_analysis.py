@@ -78,7 +78,7 @@ def analyse(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     kept = kept_analysis(run, labels, digest, seconds)
     if kept is not None:
         return kept
-    # Import here, because drawing a kept analysis does not need this module, whose libraries take
+    # Import here, because drawing a kept analysis does not need `summarize`, whose libraries take
     # seconds to load.
     from ldmprobe_core.analysis.summarize import summarise
 

@@ -52,9 +52,9 @@ def _shared(study: Study) -> bool:
 
 
 def model_access(study: Study) -> AbstractContextManager[Any]:
-    """Return a context manager that gives the calling thread exclusive use of its models.
+    """Return a context manager that gives the calling thread exclusive use of the loaded models.
 
-    No thread of this process loads a model while the block runs.
+    No thread of this process loads a model inside the ``with`` block.
     """
     return _device if _shared(study) else _model_lock.computing()
 
@@ -95,8 +95,8 @@ def use_pipeline(study: Study, pipeline: Any) -> Iterator[Study]:
         try:
             yield source.study_of(study)
         finally:
-            # The user may change the pipeline after the block, so remove its sampler from the
-            # caches.
+            # The user may change the pipeline after the ``with`` block, so remove its sampler from
+            # the caches.
             for cache in (shared_models, thread_local_models.loaded):
                 cache.pop("generator", None)
 

@@ -50,9 +50,9 @@ class SharedExclusiveLock:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Hold exclusive access (for loading a model) during the block.
+        """Hold exclusive access (for loading a model) during the ``with`` block.
 
-        If the calling thread has shared access, it gives that up for the duration of the block.
+        If the calling thread has shared access, it gives that up inside the ``with`` block.
         """
         suspended = int(self._is_computing)
         with self._changed:

@@ -35,7 +35,7 @@ from ldmprobe_core.study.layers import CLEAN_PIXELS
 from ldmprobe_core.study.schema import Study
 
 if TYPE_CHECKING:
-    # Import for type checks only, because this module loads torch, which reports do not need.
+    # Import for type checks only: the imported module loads torch, which reports do not need.
     from ldmprobe_core.pipeline.activation_sinks import Activations
 
 

@@ -96,7 +96,7 @@ class Covariates:
         self.basis = np.stack(basis) if basis else np.zeros((0, rows.shape[1]))
 
     def partial(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Correlate rows a and b (n, pixel) after regressing the covariates out of both, (n,)."""
+        """Return correlations (n,) of rows a and b (n, pixel) with the covariates regressed out."""
         a, b = (rows - rows.mean(1, keepdims=True) for rows in (a, b))
         a_parts, b_parts = a @ self.basis.T, b @ self.basis.T
         cross = (a * b).sum(1) - (a_parts * b_parts).sum(1)

@@ -111,8 +111,8 @@ class StudyPlan:
     def in_use(self) -> Iterator[None]:
         """Context manager in which `plan_of` returns this plan, so that a study is planned once.
 
-        This applies to the current thread and to asyncio tasks that it starts.  After the block, a
-        new plan is made, which reads the user's files again.
+        This applies to the current thread and to asyncio tasks that it starts.  After the
+        ``with`` block, a new plan is made, which reads the user's files again.
         """
         token = _in_use.set(self)
         try:

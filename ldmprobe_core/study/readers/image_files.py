@@ -84,7 +84,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def explained_decoding(path: Path, kind: str) -> Iterator[None]:
-    """Convert errors of decoders in the block to a `UserError` that names the file.
+    """Convert errors of image decoders in the ``with`` block to a `UserError` with the file's name.
 
     Args:
         kind: what the file should be, for the message, such as ``a map``.
