@@ -111,7 +111,7 @@ def shift_after_building(pipe):
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (shift_after_building, r"scheduler's shift is 3\.0, but .* says 1\.0"),
+        (shift_after_building, r"scheduler has shift 3\.0, but .* has shift 1\.0"),
         (lose_vae, "vae is missing"),
         (wrap, "one of its networks has no config"),
         (other_network, "unet is a AutoencoderKL, not a UNet2DConditionModel"),
