@@ -34,7 +34,7 @@ def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
     with hold_run(f"{run.url}.{name}"), workers_of(execution):
         with gpu_resources(execution):
             units = submit_units(edit, units_of(run, "edit", name))
-        seconds = follow("edit", units)
+        seconds = follow("edit", units).seconds
         with activity("summary and report"):
             summary = summarise_edits(run, name, seconds)
     with activity("sending the results to Prefect"):

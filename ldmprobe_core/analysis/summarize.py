@@ -35,7 +35,7 @@ from ldmprobe_core.analysis.joint.vectors import vector_records
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.numbers import number_records
 from ldmprobe_core.analysis.property_scores import PropertyScores
-from ldmprobe_core.analysis.records import PropertyRecord, Summary
+from ldmprobe_core.analysis.records import PeakRecord, PropertyRecord, Summary
 from ldmprobe_core.interventions.results import (
     completed_interventions,
     main_results,
@@ -91,7 +91,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
+def summarise(
+    run: Run, seconds: dict[str, float], memory: dict[str, PeakRecord] | None = None
+) -> RunAnalysis:
     """Summarise all scores of a finished run.
 
     The best cells are chosen on validation samples, and their scores are given on test samples.
@@ -99,6 +101,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     Args:
         run: finished run.
         seconds: wall time by stage, which the summary reports.
+        memory: planned and measured peaks of memory, which the summary reports.
 
     Raises:
         RuntimeError: the run is not finished.
@@ -135,6 +138,7 @@ def summarise(run: Run, seconds: dict[str, float]) -> RunAnalysis:
             for name in completed_interventions(run)
         },
         seconds={name: round(value, 1) for name, value in seconds.items()},
+        memory=memory or {},
         bytes=run.location.size(),
         versions=attributes["versions"],
         notes=tuple(attributes.get("notes", ())),
