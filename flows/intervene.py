@@ -36,7 +36,7 @@ def intervene_flow(url: str, what: Intervention) -> dict[str, Any]:
     def edit_all() -> float:
         with gpu_resources(execution):
             units = submit_units(edit, units_of(run, "edit", name))
-        return follow("edit", units)
+        return follow("edit", units).seconds
 
     with hold_run(f"{run.url}.{name}"), workers_of(execution):
         seconds = with_pauses(edit_all)

@@ -12,20 +12,22 @@ from typing import Any, TypeVar
 
 from prefect import flow
 
-from flows.checks.worker_memory import worker_memory_limit
+from flows.checks.worker_memory import planned_memory, worker_memory_limit
 from flows.pause_watch import with_pauses
 from flows.run_lock import hold_study
 from flows.scheduling.conclusion import conclude
 from flows.scheduling.settings import Schedule, scheduled_date, summary_if_finished
 from flows.workers import gpu_resources, submit_units, workers_of
+from ldmprobe_core.analysis.records import PeakRecord, peak_records
+from ldmprobe_core.pipeline.planning.plan import StudyPlan
 from ldmprobe_core.pipeline.planning.rolling_seed import with_rolling_seed
 from ldmprobe_core.storage.lease import Lease
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Execution
 from tasks.artifacts import publish
-from tasks.display import activity, duration, refresh
-from tasks.progress import follow
+from tasks.display import activity, duration, print_line, refresh
+from tasks.progress import follow, largest_peaks
 from tasks.references import RunRef, units_of
 from tasks.study import accumulate, generate, label, prepare, probe, redo, summarise
 from tasks.time_left import TimeLeft
@@ -63,7 +65,7 @@ def study_flow(
         summary = None if schedule is None else summary_if_finished(run, study)
         if summary is None:
             with workers_of(study.execution, worker_memory_limit(plan)):
-                summary = with_repair(run, lambda: _run_to_summary(run, study.execution, lease))
+                summary = with_repair(run, lambda: _run_to_summary(run, plan, lease))
     with activity("sending the results to Prefect"):
         publish(summary, run.url)
     if schedule is not None:
@@ -93,35 +95,61 @@ def with_repair(run: RunRef, work: Callable[[], T]) -> T:
     return with_pauses(work)
 
 
-def _run_to_summary(run: RunRef, execution: Execution, lease: Lease) -> dict[str, Any]:
+def _run_to_summary(run: RunRef, plan: StudyPlan, lease: Lease) -> dict[str, Any]:
     """Carry out all remaining units of a run, write its summary and report, return the summary."""
+    execution = plan.study.execution
     verbs = ("generate", "label", "accumulate", "probe")
     left = expect_work(run, verbs, execution.workers, CLOSING)
-    seconds = generate_and_label(run, execution, left)
+    seconds, peaks = generate_and_label(run, execution, left)
+    memory = _compared(plan, peaks)
     lease.require_held()
     seconds |= _accumulate(run, execution, left)
     lease.require_held()
-    seconds["probe"] = follow("probe", submit_units(probe, units_of(run, "probe")), left)
+    seconds["probe"] = follow("probe", submit_units(probe, units_of(run, "probe")), left).seconds
     lease.require_held()
     with activity("summary and report") as shown:
         expected = left.of_flow(time.monotonic())
         if expected:
             refresh(shown, note=f"takes about {duration(expected)}")
-        return summarise(run, seconds)
+        return summarise(run, seconds, memory)
 
 
-def generate_and_label(run: RunRef, execution: Execution, left: TimeLeft) -> dict[str, float]:
-    """Generate and label every batch, and return the seconds that each stage took.
+def _compared(plan: StudyPlan, peaks: dict[str, int]) -> dict[str, PeakRecord]:
+    """Compare the measured peaks of a worker's memory with the planned ones, and print both.
+
+    Args:
+        plan: plan of the study.
+        peaks: measured bytes by name of the memory; empty if nothing was measured.
+    """
+    planned = planned_memory(plan, on_gpu="GPU memory" in peaks) if peaks else {}
+    records = peak_records(planned, peaks)
+    for name, one in records.items():
+        print_line(
+            f"peak {name} of a worker: {one.measured / 1e9:.2f} GB, planned "
+            f"{one.planned / 1e9:.2f} GB"
+        )
+    return records
+
+
+def generate_and_label(
+    run: RunRef, execution: Execution, left: TimeLeft
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Generate and label every batch.
 
     A batch is labeled as soon as it is generated, while other batches are still in progress.
+
+    Returns:
+        the seconds that each stage took, and the largest peak memory of a worker in bytes, by name.
     """
     with gpu_resources(execution):
         generated = submit_units(generate, units_of(run, "generate"))
         labeled = submit_units(label, units_of(run, "label"), after=list(generated.values()))
-    return {
+    stages = {
         "generate": follow("generate", generated, left),
         "label": follow("label", labeled, left),
     }
+    seconds = {name: stage.seconds for name, stage in stages.items()}
+    return seconds, largest_peaks(stages["generate"].peak, stages["label"].peak)
 
 
 def _accumulate(run: RunRef, execution: Execution, left: TimeLeft) -> dict[str, float]:
@@ -135,4 +163,4 @@ def _accumulate(run: RunRef, execution: Execution, left: TimeLeft) -> dict[str, 
         return {}
     with gpu_resources(execution):
         futures = submit_units(accumulate, units)
-    return {"tally": follow("tally", futures, left)}
+    return {"tally": follow("tally", futures, left).seconds}

@@ -183,7 +183,9 @@ def run_study(
 
 def _run_study(study: Study, store: str, progress: bool) -> Run:
     """Run a study, or resume it; see `run_study`."""
+    from ldmprobe_core.analysis.records import peak_records
     from ldmprobe_core.analysis.report.build import build_report
+    from ldmprobe_core.pipeline.planning.memory import planned_bytes
     from ldmprobe_core.pipeline.planning.plan import check_store, plan_study
     from ldmprobe_core.pipeline.prepare import check_fingerprints, prepare_run, run_in
     from ldmprobe_core.storage.lease import hold_lease
@@ -198,18 +200,28 @@ def _run_study(study: Study, store: str, progress: bool) -> Run:
     check_store(planned, target)
     with planned.in_use(), hold_lease(target.url, f"run_study (process {os.getpid()})"):
         run = Run(prepare_run(planned.study, store).url)
-        seconds = _carry_out(run, progress)
-        build_report(run, seconds)
+        seconds, peaks = _carry_out(run, progress)
+        on_gpu = "GPU memory" in peaks
+        planned_peaks = planned_bytes(planned.memory, 1, on_gpu) if peaks else {}
+        build_report(run, seconds, memory=peak_records(planned_peaks, peaks))
     return run
 
 
-def _carry_out(run: Run, progress: bool) -> dict[str, float]:
-    """Run the units of work that are not complete; return the seconds that each kind took."""
+def _carry_out(run: Run, progress: bool) -> tuple[dict[str, float], dict[str, int]]:
+    """Run the units of work that are not complete.
+
+    Returns:
+        the seconds that each kind of unit took, and the peak memory of this process after images
+        were generated and labeled, in bytes by name; empty if none were.
+    """
     from rich.progress import Progress, TimeRemainingColumn
 
+    from ldmprobe_core.models.devices import peak_memory
     from ldmprobe_core.pipeline.units import UNITS
+    from ldmprobe_core.storage.units import GENERATE, LABEL
 
     seconds: dict[str, float] = {}
+    peaks: dict[str, int] = {}
     columns = (
         *Progress.get_default_columns()[:-1],
         TimeRemainingColumn(elapsed_when_finished=True),
@@ -223,8 +235,10 @@ def _carry_out(run: Run, progress: bool) -> dict[str, float]:
             for unit in bar.track(units, description=verb, total=len(units)):
                 if not operations.is_done(run, *unit.index):
                     operations.carry_out(run.url, *unit.index)
+                    if operations.kind in (GENERATE, LABEL):
+                        peaks = peak_memory()
             seconds[verb] = time.monotonic() - started
-    return seconds
+    return seconds, peaks
 
 
 def intervene(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 import httpx
@@ -28,13 +28,26 @@ _UPDATE_EVERY_S = 2.0
 _LOOK_EVERY_S = 0.3
 
 
+class StageMeasures(NamedTuple):
+    """Measures of a finished stage.
+
+    Attributes:
+        seconds: time from its begin to the end of its last unit.
+        peak: largest memory in bytes that a process had used after one of its units, by the names
+            of `peak_memory`; empty if no unit was carried out.
+    """
+
+    seconds: float
+    peak: dict[str, int]
+
+
 class StageError(RunError):
     """Error of a stage in which some units failed; its other units are complete and recorded."""
 
 
 def follow(
     stage: str, units: Mapping[str, PrefectFuture[Any]], left: TimeLeft | None = None
-) -> float:
+) -> StageMeasures:
     """Wait for all units of a stage to end, and show progress.
 
     If a stop or a pause is requested, this function cancels the units that have not started, and
@@ -47,7 +60,7 @@ def follow(
             estimates the time of this stage alone.
 
     Returns:
-        seconds until the last unit ended.
+        seconds until the last unit ended, and the largest peak memory of a worker.
 
     Raises:
         StoppedError: a stop was requested.
@@ -60,6 +73,7 @@ def follow(
     started = updated = time.monotonic()
     artifact = _ProgressArtifact(stage)
     failed: list[tuple[str, BaseException]] = []
+    peaks: dict[str, int] = {}
     left = left or TimeLeft({stage: dict.fromkeys(units, UnitCost(1.0))}, started=started)
     names = {future: name for name, future in units.items()}
     with activity(stage, len(units)) as shown:
@@ -68,7 +82,9 @@ def follow(
                 result = outcome(future)
                 if isinstance(result, BaseException):
                     failed.append((names[future], result))
-                seconds = result.get("seconds", 0.0) if isinstance(result, dict) else 0.0
+                measured = result if isinstance(result, dict) else {}
+                seconds = measured.get("seconds", 0.0)
+                peaks = largest_peaks(peaks, measured.get("peak", {}))
                 left.record(stage, names[future], seconds, time.monotonic())
                 shown.done += 1
             shown.note = _note(stage, left)
@@ -86,7 +102,12 @@ def follow(
         _raise_failure(stage, len(units), failed)
     taken = time.monotonic() - started
     print_line(f"{stage}: {len(units)} of {len(units)} in {duration(taken)}")
-    return taken
+    return StageMeasures(taken, peaks)
+
+
+def largest_peaks(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Return the larger number of bytes of two, by name of the memory."""
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
 
 
 def _note(stage: str, left: TimeLeft) -> str:

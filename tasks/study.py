@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.context import TaskRunContext
@@ -23,6 +23,9 @@ from tasks.references import RunRef, UnitRef
 from tasks.retries import RETRIES
 from tasks.stopping import require_not_stopped
 
+if TYPE_CHECKING:
+    from ldmprobe_core.analysis.records import PeakRecord
+
 
 def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
     """Return the key under which Prefect caches the result of a unit of work.
@@ -39,9 +42,10 @@ def unit_key(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:
 
 
 def carry_out(unit: UnitRef) -> dict[str, Any]:
-    """Carry out one unit, and return its result: counts, seconds and bytes.
+    """Carry out one unit, and return its result: counts, seconds, bytes and peak memory.
 
-    The result is logged, with the peak memory of this process so far.
+    The result is logged.  The peak memory is that of this process so far, by the names of
+    `peak_memory`; there is none if the unit was complete already.
     """
     require_not_stopped()
     result = UNITS[unit.verb].carry_out(unit.run.url, *unit.index)
@@ -49,9 +53,10 @@ def carry_out(unit: UnitRef) -> dict[str, Any]:
     measures = [f"{result['seconds']:.2f} s"]
     if "bytes" in result:
         measures.append(f"{result['bytes'] / 1e6:.1f} MB")
-    measures += [f"peak {name} {size / 1e9:.2f} GB" for name, size in peak_memory().items()]
+    peaks = peak_memory()
+    measures += [f"peak {name} {size / 1e9:.2f} GB" for name, size in peaks.items()]
     get_run_logger().info(", ".join(amounts + measures))
-    return result
+    return result | {"peak": peaks} if result["seconds"] else result
 
 
 _MEASURES = ("seconds", "bytes")
@@ -114,13 +119,15 @@ def redo(run: RunRef, array: str) -> None:
 
 
 @task(name="summarise", task_run_name="summarise {run.url}")
-def summarise(run: RunRef, seconds: dict[str, float]) -> dict[str, Any]:
+def summarise(
+    run: RunRef, seconds: dict[str, float], memory: dict[str, PeakRecord] | None = None
+) -> dict[str, Any]:
     """Summarise all scores, and write summary.json and the report."""
     # Dask workers import this module for the other tasks, and need neither scikit-learn nor
     # Matplotlib for them.
     from ldmprobe_core.analysis.report.build import build_report
 
-    summary = build_report(Run(run.url), seconds)
+    summary = build_report(Run(run.url), seconds, memory=memory)
     return summary.model_dump(mode="json", by_alias=True)
 
 

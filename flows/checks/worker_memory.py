@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import replace
-from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
 
 _BASE = 2 << 30
-"""Bytes that a worker process needs for libraries and their buffers before it loads a model."""
+"""Bytes added to the planned memory, for what Dask and Prefect keep in a worker process."""
 
 _MARGIN = 2
-"""Factor on the planned bytes: the plan does not count the networks' intermediate values."""
+"""Factor on the planned bytes, since probing may need more memory than the planned generation."""
 
 
-def planned_bytes(plan: StudyPlan) -> int:
-    """Return the memory, in bytes, that a worker is expected to need for the planned study.
+def planned_memory(plan: StudyPlan, on_gpu: bool) -> dict[str, int]:
+    """Return the planned memory of one process of the study's workers, in bytes.
 
-    This is the memory that the plan lists, plus the weights of the model's text encoders.
+    Threads of one process that share a GPU use the models in turn, so they count as one.
+
+    Args:
+        plan: plan of the study.
+        on_gpu: whether the networks are on a GPU.
+
+    Returns:
+        ``memory`` and, with a GPU, ``GPU memory``, as `peak_memory` measures them.
     """
-    return sum(plan.memory.values()) + _encoder_bytes(plan)
+    from ldmprobe_core.pipeline.planning.memory import planned_bytes
 
-
-def _encoder_bytes(plan: StudyPlan) -> int:
-    """Return the bytes of the text encoders' weights in ``model.dtype``; 0 if they are missing."""
-    from ldmprobe_core.errors import UserError
-    from ldmprobe_core.models.files.checkpoint import read_component
-
-    total = 0
-    for folder in plan.folder.glob("text_encoder*") if plan.folder else ():
-        with suppress(UserError):
-            total += sum(prod(tensor.shape) for tensor in read_component(folder).values())
-    return total * (4 if plan.study.model.dtype == "float32" else 2)
-
-
-def _network_bytes(plan: StudyPlan) -> int:
-    """Return the bytes of all networks' weights."""
-    return _encoder_bytes(plan) + sum(plan.memory.get(use, 0) for use in ("denoiser", "vae"))
+    execution = plan.study.execution
+    threads = execution.workers if execution.runner == "local" and not on_gpu else 1
+    return planned_bytes(plan.memory, threads, on_gpu)
 
 
 def worker_memory_limit(plan: StudyPlan) -> int:
@@ -48,7 +39,7 @@ def worker_memory_limit(plan: StudyPlan) -> int:
     Dask restarts a worker that reaches its limit.  The limit is twice the planned bytes plus
     2 GiB, but never more than the memory of the machine.
     """
-    return min(_MARGIN * planned_bytes(plan) + _BASE, machine_memory())
+    return min(_MARGIN * sum(plan.memory.values()) + _BASE, machine_memory())
 
 
 def machine_memory() -> int:
@@ -77,8 +68,8 @@ def memory_lines(plan: StudyPlan) -> list[str]:
 def memory_problems(plan: StudyPlan) -> tuple[str, ...]:
     """Return a message for each memory of this machine that cannot hold the planned study.
 
-    The plan does not count the networks' intermediate values, so a study that passes may still need
-    more.  There are no messages if the study runs on other machines.
+    Labeling and probing may need more, so a study that passes may still need more.  There are no
+    messages if the study runs on other machines.
     """
     if plan.study.execution.elsewhere:
         return ()
@@ -99,50 +90,45 @@ def memory_problems(plan: StudyPlan) -> tuple[str, ...]:
 def _machine_problem(plan: StudyPlan, device: str) -> str | None:
     """Return a message if all workers together need more memory than this machine has."""
     execution, batch = plan.study.execution, plan.study.sampling.batch
-    # Threads of one process share the models on a GPU, and use them in turn, so they need the
-    # memory of one worker.
     workers = execution.workers if execution.runner == "dask" or device == "cpu" else 1
-    need, machine = _host_bytes(plan, device), machine_memory()
-    if need * workers <= machine:
+    need, machine = _host_bytes(plan, device, workers, batch), machine_memory()
+    if need <= machine:
         return None
     remedies = []
-    if workers > 1 and need <= machine:
-        remedies.append(f"set execution.workers to {machine // need}")
+    fewer = workers - 1
+    while fewer and _host_bytes(plan, device, fewer, batch) > machine:
+        fewer -= 1
+    if fewer > 0:
+        remedies.append(f"set execution.workers to {fewer}")
     smaller = batch // 2
-    while smaller and _host_bytes(_with_batch(plan, smaller), device) * workers > machine:
+    while smaller and _host_bytes(plan, device, workers, smaller) > machine:
         smaller //= 2
     if smaller:
         remedies.append(f"set sampling.batch to {smaller}")
     remedies.append("name fewer capture.layers")
     return (
         f"sampling.batch: {workers} {'workers need' if workers > 1 else 'worker needs'} about "
-        f"{_gb(need * workers)} of memory, and this machine has {_gb(machine)} ({batch}). Fix: "
+        f"{_gb(need)} of memory, and this machine has {_gb(machine)} ({batch}). Fix: "
         f"{', or '.join(remedies)}"
     )
 
 
-def _host_bytes(plan: StudyPlan, device: str) -> int:
-    """Return the bytes of main memory that a worker needs; with a GPU, networks need none of it."""
-    return planned_bytes(plan) - (_network_bytes(plan) if device == "cuda" else 0)
+def _host_bytes(plan: StudyPlan, device: str, workers: int, batch: int) -> int:
+    """Return the bytes of main memory that a number of workers need together."""
+    from ldmprobe_core.pipeline.planning.memory import planned_bytes
 
-
-def _with_batch(plan: StudyPlan, batch: int) -> StudyPlan:
-    """Return the plan of the study with another ``sampling.batch``."""
-    from ldmprobe_core.models.sources.lookup import source_of
-    from ldmprobe_core.pipeline.planning.sizes import sum_bytes, worker_bytes
-
-    source, steps = source_of(plan.study.model), len(plan.steps)
-    sampling = plan.study.sampling.model_copy(update={"batch": batch})
-    study = plan.study.model_copy(update={"sampling": sampling})
-    sums = sum_bytes(study, plan.shapes, steps)
-    memory = worker_bytes(study, source.architecture, *source.networks(), plan.shapes, steps, sums)
-    return replace(plan, study=study, memory=memory)
+    memory = plan.worker.of_batch(batch)
+    if plan.study.execution.runner == "dask":
+        return workers * planned_bytes(memory, 1, device == "cuda")["memory"]
+    return planned_bytes(memory, workers, device == "cuda")["memory"]
 
 
 def _gpu_problem(plan: StudyPlan) -> str | None:
-    """Return a message if the networks' weights, all on the GPU at once, exceed its memory."""
-    weights, gpu = _network_bytes(plan), gpu_memory()
-    if weights <= gpu:
+    """Return a message if the networks and their intermediate values exceed the GPU's memory."""
+    from ldmprobe_core.pipeline.planning.memory import planned_bytes
+
+    need, gpu = planned_bytes(plan.memory, 1, on_gpu=True)["GPU memory"], gpu_memory()
+    if need <= gpu:
         return None
     study = plan.study
     remedies = ["set model.cpu_offload to true"]
@@ -152,7 +138,7 @@ def _gpu_problem(plan: StudyPlan) -> str | None:
         which = "permuted" if study.controls.permuted_weights else "random"
         remedies.append(f"controls.{which}_weights to false")
     return (
-        f"model.dtype: the networks' weights need {_gb(weights)}, and the GPU has {_gb(gpu)} "
+        f"model.dtype: the networks need {_gb(need)}, and the GPU has {_gb(gpu)} "
         f"({study.model.dtype}). Fix: {', or '.join(remedies)}"
     )
 

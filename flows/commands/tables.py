@@ -108,8 +108,7 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
     console.print(f"about {plan.bytes / 1e9:.2f} GB before compression", highlight=False)
     parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan.memory.items())
     console.print(
-        f"memory of a worker: about {sum(plan.memory.values()) / 1e9:.2f} GB ({parts}), plus "
-        "text encoders and intermediate values",
+        f"memory of a worker: about {sum(plan.memory.values()) / 1e9:.2f} GB ({parts})",
         highlight=False,
         soft_wrap=True,
     )

@@ -243,6 +243,26 @@ class NonfiniteRecord(Record):
     samples: int
 
 
+class PeakRecord(Record):
+    """Largest memory of a process that generates and labels images, in bytes.
+
+    Attributes:
+        planned: expected size, as ``ldmprobe check`` prints it for one worker.
+        measured: size at the end of a unit of work, of the process that had used most; it includes
+            what the process did before.
+    """
+
+    planned: int
+    measured: int
+
+
+def peak_records(planned: dict[str, int], measured: dict[str, int]) -> dict[str, PeakRecord]:
+    """Combine planned and measured bytes by name of the memory; only measured ones are kept."""
+    return {
+        name: PeakRecord(planned=planned[name], measured=size) for name, size in measured.items()
+    }
+
+
 class Summary(Record):
     """Main results of a run: the contents of ``summary.json``.
 
@@ -264,6 +284,8 @@ class Summary(Record):
         nonfinite_cells: the cells that they are in, largest share first.
         interventions: main results of the finished interventions, by name.
         seconds: wall time by stage.
+        memory: peak of ``memory``, the resident set, and of ``GPU memory``; empty for runs of
+            earlier releases, and if all images were generated and labeled before.
         bytes: size of the run's files.
         versions: versions of Python packages by name.
         notes: remarks of the plan on settings that it accepted, one sentence each, such as prompts
@@ -294,6 +316,7 @@ class Summary(Record):
     nonfinite_cells: list[NonfiniteRecord] = Field(default_factory=list)
     interventions: dict[str, InterventionRecord] = Field(default_factory=dict)
     seconds: dict[str, float]
+    memory: dict[str, PeakRecord] = Field(default_factory=dict, exclude_if=lambda value: not value)
     bytes: int
     versions: dict[str, str]
     notes: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import ldmprobe_core
 from ldmprobe_core.analysis.classes.records import PHOTOGRAPHS
 from ldmprobe_core.analysis.curves import Curves
-from ldmprobe_core.analysis.records import LayerRecord, Summary
+from ldmprobe_core.analysis.records import LayerRecord, PeakRecord, Summary
 from ldmprobe_core.interventions.results import (
     completed_interventions,
     main_results,
@@ -62,12 +62,15 @@ class RunAnalysis:
     labels: LabelSet
 
 
-def analyse(run: Run, seconds: dict[str, float]) -> RunAnalysis:
+def analyse(
+    run: Run, seconds: dict[str, float], memory: dict[str, PeakRecord] | None = None
+) -> RunAnalysis:
     """Take a run's analysis from its report folder if it is valid; otherwise compute and keep it.
 
     Args:
         run: finished run.
         seconds: wall time by stage, which the summary reports.
+        memory: planned and measured peaks of memory, which the summary reports.
 
     Raises:
         RuntimeError: the run is not finished.
@@ -75,14 +78,15 @@ def analyse(run: Run, seconds: dict[str, float]) -> RunAnalysis:
     run.progress.require_complete("probed")
     labels = label_set(run)
     digest = inputs_digest(run, labels)
-    kept = kept_analysis(run, labels, digest, seconds)
+    kept = kept_analysis(run, labels, digest)
     if kept is not None:
-        return kept
+        summary = kept.summary.model_copy(update=current_fields(run, seconds, memory))
+        return replace(kept, summary=summary)
     # Import here, because drawing a kept analysis does not need `summarize`, whose libraries take
     # seconds to load.
     from ldmprobe_core.analysis.summarize import summarise
 
-    analysis = summarise(run, seconds, labels)
+    analysis = summarise(run, seconds, labels, memory)
     keep_analysis(run, analysis, digest)
     return analysis
 
@@ -93,12 +97,15 @@ def write_summary(run: Run, summary: Summary) -> None:
     run.location.write_text("summary.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def current_fields(run: Run, seconds: dict[str, float]) -> dict[str, Any]:
+def current_fields(
+    run: Run, seconds: dict[str, float], memory: dict[str, PeakRecord] | None = None
+) -> dict[str, Any]:
     """Read the fields of a summary that change after its statistics are computed.
 
     Args:
         run: finished run.
         seconds: wall time by stage.
+        memory: planned and measured peaks of memory; None stands for none.
 
     Returns:
         values by the name of the field of `Summary`.
@@ -109,6 +116,7 @@ def current_fields(run: Run, seconds: dict[str, float]) -> dict[str, Any]:
             for name in completed_interventions(run)
         },
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "memory": memory or {},
         "bytes": run.location.size(),
     }
 
@@ -154,7 +162,9 @@ def keep_analysis(run: Run, analysis: RunAnalysis, digest: str | None) -> None:
         return
     # Leave out the fields that `kept_analysis` reads from the run, so that equal statistics give
     # equal files.
-    summary = analysis.summary.model_copy(update={"interventions": {}, "seconds": {}, "bytes": 0})
+    summary = analysis.summary.model_copy(
+        update={"interventions": {}, "seconds": {}, "memory": {}, "bytes": 0}
+    )
     header: dict[str, Any] = {
         "digest": digest,
         "summary": summary.model_dump(mode="json", by_alias=True),
@@ -180,16 +190,13 @@ def keep_analysis(run: Run, analysis: RunAnalysis, digest: str | None) -> None:
     run.location.write_bytes(KEPT, buffer.getvalue())
 
 
-def kept_analysis(
-    run: Run, labels: LabelSet, digest: str | None, seconds: dict[str, float]
-) -> RunAnalysis | None:
-    """Read the analysis that `keep_analysis` wrote, with the current interventions.
+def kept_analysis(run: Run, labels: LabelSet, digest: str | None) -> RunAnalysis | None:
+    """Read the analysis that `keep_analysis` wrote, without the values of `current_fields`.
 
     Args:
         run: finished run.
         labels: label maps and splits of the run.
         digest: result of `inputs_digest`.
-        seconds: wall time by stage.
 
     Returns:
         the analysis; None if there is none with this digest, or its file is damaged.
@@ -206,7 +213,6 @@ def kept_analysis(
     except Exception:  # A damaged file raises errors of zipfile, zlib, NumPy, json or pydantic.
         return None
     bootstrap, is_test = test_bootstrap(run, labels)
-    summary = summary.model_copy(update=current_fields(run, seconds))
     return RunAnalysis(summary, curves, bootstrap, labels.heldout[is_test], labels)
 
 

@@ -30,7 +30,7 @@ from ldmprobe_core.analysis.joint.vectors import vector_records
 from ldmprobe_core.analysis.nonfinite import count_nonfinite
 from ldmprobe_core.analysis.numbers import number_records
 from ldmprobe_core.analysis.property_scores import PropertyScores
-from ldmprobe_core.analysis.records import PropertyRecord, Summary
+from ldmprobe_core.analysis.records import PeakRecord, PropertyRecord, Summary
 from ldmprobe_core.analysis.run_analysis import RunAnalysis, current_fields, test_bootstrap
 from ldmprobe_core.analysis.stored_probes import stored_probes
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
@@ -64,7 +64,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def summarise(run: Run, seconds: dict[str, float], labels: LabelSet | None = None) -> RunAnalysis:
+def summarise(
+    run: Run,
+    seconds: dict[str, float],
+    labels: LabelSet | None = None,
+    memory: dict[str, PeakRecord] | None = None,
+) -> RunAnalysis:
     """Summarise all scores of a finished run.
 
     The best cells are chosen on validation samples, and their scores are given on test samples.
@@ -73,6 +78,7 @@ def summarise(run: Run, seconds: dict[str, float], labels: LabelSet | None = Non
         run: finished run.
         seconds: wall time by stage, which the summary reports.
         labels: label maps and splits of the run; None reads them.
+        memory: planned and measured peaks of memory, which the summary reports.
 
     Raises:
         RuntimeError: the run is not finished.
@@ -103,7 +109,7 @@ def summarise(run: Run, seconds: dict[str, float], labels: LabelSet | None = Non
         nonfinite_cells=nonfinite_cells,
         versions=attributes["versions"],
         notes=tuple(attributes.get("notes", ())),
-        **current_fields(run, seconds),
+        **current_fields(run, seconds, memory),
     )
     return RunAnalysis(summary, curves, bootstrap, labels.heldout[is_test], labels)
 

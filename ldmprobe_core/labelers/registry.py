@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
@@ -310,6 +312,18 @@ def check_labeler(prop: str, spec: LabelerSpec) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def labeler_bytes(study: Study) -> int:
+    """Return the size of the weight files of a study's labelers in bytes.
+
+    A file that several labelers share is counted once, and missing files are not counted.
+    """
+    files: set[Path] = set()
+    for prop, spec in labelers_of(study).items():
+        with suppress(UserError):
+            files |= set(find_labeler(prop, spec.name).locate_weights(spec))
+    return sum(file.stat().st_size for file in files)
 
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:

@@ -27,21 +27,16 @@ from ldmprobe_core.models.loading import untrained_copy
 from ldmprobe_core.models.output_checks import require_finite
 from ldmprobe_core.models.scheduler_tap import SchedulerTap, StepRecorder
 from ldmprobe_core.models.schedulers import noised
-from ldmprobe_core.models.token_grid import conditional_call, decoded_images, mean_embedding
+from ldmprobe_core.models.token_grid import (
+    conditional_call,
+    decoded_images,
+    images_per_decode,
+    mean_embedding,
+)
 from ldmprobe_core.study.batching import StepImages
 from ldmprobe_core.study.layers import LATENTS, VAE
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
-
-_PIXELS_PER_DECODE = 1 << 16
-"""Limit on the total number of image pixels in one call of the VAE's decoder.
-
-For example, 4 images of 128 x 128 or 16 of 64 x 64 pixels are decoded together.
-
-The limit is for speed: the intermediate values of larger calls do not fit a CPU's cache, and each
-image then takes a quarter longer.  An image with more pixels than this is decoded in a call by
-itself.
-"""
 
 ActivationSink = Callable[[str, int, HostTransfer], None]
 """Function that receives the activations of one step.
@@ -349,8 +344,7 @@ class PipelineSampler:
     @property
     def _decode_batch(self) -> int:
         """Number of images that one call of the VAE encodes or decodes."""
-        height, width = self.architecture.size
-        return max(1, _PIXELS_PER_DECODE // (height * width))
+        return images_per_decode(*self.architecture.size)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -153,6 +153,22 @@ def mean_embedding(text: Tensor, mask: Tensor | None) -> Tensor:
     return (text.float() * weight[:, :, None]).sum(1)
 
 
+_PIXELS_PER_DECODE = 1 << 16
+"""Limit on the total number of image pixels in one call of the VAE's decoder.
+
+For example, 4 images of 128 x 128 or 16 of 64 x 64 pixels are decoded together.
+
+The limit is for speed: the intermediate values of larger calls do not fit a CPU's cache, and each
+image then takes a quarter longer.  An image with more pixels than this is decoded in a call by
+itself.
+"""
+
+
+def images_per_decode(height: int, width: int) -> int:
+    """Return the number of images of a size in pixels that one call of the VAE decodes."""
+    return max(1, _PIXELS_PER_DECODE // (height * width))
+
+
 def decoded_images(tensor: Tensor) -> np.ndarray:
     """Convert float images (n, rgb, y, x) in -1..1 to uint8 (n, y, x, rgb), as diffusers does."""
     unit = (tensor / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()

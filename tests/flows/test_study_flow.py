@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from ldmprobe_core.pipeline.planning import plan
 from ldmprobe_core.storage.lease import hold_lease
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.verify import find_corrupt_chunks
-from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.loading import load_study, parse_study
 
 pytestmark = pytest.mark.slow
 
@@ -137,7 +138,11 @@ def test_run_plans_and_resolves_a_study_once(prefect_api, tiny_model, tmp_path, 
     cli.run(str(path), str(tmp_path / "runs"), None)
     assert calls == ["plan_study", "resolve_inputs"]
     (folder,) = (tmp_path / "runs").iterdir()
-    assert (folder / "summary.json").is_file()
+    memory = json.loads((folder / "summary.json").read_text())["memory"]["memory"]
+    # One worker plans what the report of `ldmprobe check` names; the process has used no less now.
+    planned = sum(plan.plan_study(load_study(str(path))).memory.values())
+    assert memory["planned"] == planned
+    assert 10**8 < memory["measured"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_run_command_keeps_statistics_on_two_dask_workers(tiny_model, tmp_path, prefect_home):

@@ -1,5 +1,6 @@
 """Tests of the Python API for studies and runs, against a plain loop and the stored arrays."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,15 @@ def test_opening_a_run_loads_neither_torch_nor_diffusers(run):
 
 def test_run_study_gives_the_bytes_of_a_plain_loop(run, study, tmp_path):
     assert_same(run, carry_out(study, str(tmp_path)))
+
+
+def test_run_study_reports_the_peak_of_memory_beside_the_plan(run, study):
+    memory = run.summary.memory["memory"]
+    assert memory.planned == sum(lp.plan(study).memory.values())
+    # The peak is that of this process so far, which has imported torch and loaded the models.
+    assert 10**8 < memory.measured <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    page = run.location.read_text("report/index.html")
+    assert f"{memory.measured / 1e9:.2f} GB, planned {memory.planned / 1e9:.2f} GB" in page
 
 
 def test_run_study_of_a_finished_run_changes_nothing(run, study):

@@ -35,6 +35,8 @@ def test_plan_of_each_architecture(model_folders, name):
     assert (shapes[0], shapes[-1], len(shapes)) == SHAPES[name]
     assert plan.size == (16, 16)
     assert not plan.missing
+    largest = max(shape.y * shape.x * shape.channels for shape in plan.shapes.values())
+    assert plan.memory["intermediate values"] >= plan.study.sampling.batch * largest * 4
 
 
 @pytest.mark.parametrize("layers", ["self-attention", "blocks", "vae"])

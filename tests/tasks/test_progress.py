@@ -67,6 +67,19 @@ def test_follow_waits_for_the_units_in_progress_alone():
         assert carried_out == [1]
 
 
+def test_follow_returns_the_largest_peak_of_the_units_that_were_carried_out():
+    results = [
+        {"seconds": 1.0, "peak": {"memory": 5}},
+        {"seconds": 2.0, "peak": {"memory": 7, "GPU memory": 1}},
+        {"seconds": 0.0},  # complete already
+        {"seconds": 1.0, "peak": {"memory": 6}},
+    ]
+    with ThreadPoolExecutor(1) as pool:
+        units = _futures(pool, [lambda r=result: r for result in results])
+        assert follow("generate", units).peak == {"memory": 7, "GPU memory": 1}
+        assert follow("generate", _futures(pool, [lambda: {"seconds": 0.0}])).peak == {}
+
+
 def test_follow_does_not_wait_where_the_stop_does_not():
     release = threading.Event()
     with ThreadPoolExecutor(1) as pool:

@@ -18,7 +18,7 @@ import yaml
 
 from ldmprobe_core.analysis.classes.curves import stable_steps, target_classes
 from ldmprobe_core.analysis.exports import scores_csv
-from ldmprobe_core.analysis.records import Summary, load_summary
+from ldmprobe_core.analysis.records import PeakRecord, Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
 from ldmprobe_core.analysis.report.citation import bibtex
 from ldmprobe_core.analysis.report.generalization_figures import (
@@ -47,10 +47,7 @@ from ldmprobe_core.analysis.report.text import (
 from ldmprobe_core.analysis.run_analysis import RunAnalysis, analyse, write_summary
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.interventions.results import (
-    completed_interventions,
-    read_intervention_summary,
-)
+from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.probe_kinds import PROBE_KINDS
@@ -61,7 +58,10 @@ GRID_SAMPLES = 4
 
 
 def build_report(
-    run: Run, seconds: dict[str, float], samples: tuple[int, ...] | None = None
+    run: Run,
+    seconds: dict[str, float],
+    samples: tuple[int, ...] | None = None,
+    memory: dict[str, PeakRecord] | None = None,
 ) -> Summary:
     """Write the HTML report with its figures, and then ``summary.json``, into a run.
 
@@ -70,6 +70,7 @@ def build_report(
         seconds: wall time by stage, which the summary reports.
         samples: indices of held-out samples to show step by step; None chooses test samples of
             different classes.  They must have step images.
+        memory: planned and measured peaks of memory, which the summary reports.
 
     Returns:
         the summary of the run.
@@ -78,7 +79,7 @@ def build_report(
         UserError: a sample is not held out, or has no step images.
         RuntimeError: the run is not finished.
     """
-    analysis = analyse(run, seconds)
+    analysis = analyse(run, seconds, memory)
     drawn = _samples_to_draw(run, analysis, samples)
     # Write the samples page in a second thread while this one draws the figures: reading and
     # encoding images releases the GIL.
@@ -98,17 +99,17 @@ def build_report(
 def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
     """Rebuild the report of a finished run from its stored scores.
 
-    A damaged ``summary.json`` is replaced.  The new one then lacks the wall time of the stages, of
-    which the damaged file had the only record.
+    A damaged ``summary.json`` is replaced.  The new one then lacks the wall time of the stages and
+    the peaks of memory, of which the damaged file had the only record.
 
     Raises:
         UserError: the run is not finished, or a sample is not held out.
     """
     try:
-        seconds = load_summary(run).seconds
+        summary = load_summary(run)
     except RunError:
-        seconds = {}
-    return build_report(run, seconds, samples)
+        return build_report(run, {}, samples)
+    return build_report(run, summary.seconds, samples, summary.memory)
 
 
 def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ldmprobe_core.models.sources.base import ModelSource
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import timesteps
 from ldmprobe_core.pipeline.planning.declaration_checks import check_declarations
+from ldmprobe_core.pipeline.planning.memory import WorkerMemory
 from ldmprobe_core.pipeline.planning.prompt_checks import (
     check_samples,
     invisible_notes,
@@ -39,7 +40,6 @@ from ldmprobe_core.pipeline.planning.sizes import (
     stored_bytes,
     stored_samples,
     sum_bytes,
-    worker_bytes,
 )
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.batching import BUFFERS
@@ -82,7 +82,7 @@ class StudyPlan:
             to statistics only.
         stored: numbers of samples with activations of the permuted denoiser and with step images.
         bytes_of: expected bytes in the store before compression, by kind of array.
-        memory: expected peak memory in bytes of a worker that generates images, by use.
+        worker: estimate of the memory of a worker that generates and labels images.
         exact_properties: properties for which every source image has an exact map.
         labelers: property to the fingerprint of its labeler's weights.
         text_channels: number of channels of prompt embeddings; 0 for models without prompts.
@@ -100,7 +100,7 @@ class StudyPlan:
     n_stored: int
     stored: StoredSamples
     bytes_of: dict[str, int]
-    memory: dict[str, int]
+    worker: WorkerMemory
     exact_properties: tuple[str, ...]
     labelers: dict[str, str]
     text_channels: int
@@ -133,6 +133,11 @@ class StudyPlan:
             *(f"missing: {sentence}" for sentence in self.missing),
         ]
         return "\n".join(lines)
+
+    @cached_property
+    def memory(self) -> dict[str, int]:
+        """Expected peak memory in bytes of a worker that generates and labels images, by use."""
+        return self.worker.of_batch(self.study.sampling.batch)
 
     @property
     def bytes(self) -> int:
@@ -225,7 +230,7 @@ def plan_study(study: Study) -> StudyPlan:
         n_stored=n_stored,
         stored=stored,
         bytes_of=bytes_of,
-        memory=worker_bytes(study, architecture, denoiser, vae, shapes, len(steps), sums),
+        worker=WorkerMemory(study, source, (denoiser, vae), shapes, len(steps), stored, sums),
         exact_properties=exact_properties,
         labelers=labelers,
         text_channels=text_channels(architecture),

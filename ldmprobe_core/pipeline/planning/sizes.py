@@ -1,14 +1,10 @@
-"""Estimates of the space that a study needs in the store and in a worker's memory."""
+"""Estimates of the space that a study needs in the store."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
-
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.models.architectures.base import Architecture
-from ldmprobe_core.pipeline.activation_sinks import peak_activation_bytes
 from ldmprobe_core.study.batching import (
     gram_width,
     n_positions,
@@ -117,49 +113,6 @@ def sum_bytes(study: Study, shapes: dict[str, LayerShape], steps: int) -> int:
                 entries += width * (width + 1) // 2
                 entries += n_positions((shape.y, shape.x)) * width
     return entries * steps * 8
-
-
-def worker_bytes(
-    study: Study,
-    architecture: Architecture,
-    denoiser: nn.Module,
-    vae: nn.Module,
-    shapes: dict[str, LayerShape],
-    steps: int,
-    sums: int,
-) -> dict[str, int]:
-    """Estimate the peak memory of a worker that generates images, in bytes by purpose.
-
-    It includes weights and the data of one batch, but not text encoders and the networks'
-    intermediate values.
-
-    Args:
-        study: the study.
-        architecture: architecture of the model.
-        denoiser, vae: networks on the meta device, which give the numbers of parameters.
-        shapes: layer name to the shape of its activations.
-        steps: number of sampler steps.
-        sums: bytes of one accumulator's sums; 0 if the study keeps no statistics.
-    """
-    size = 4 if study.model.dtype == "float32" else 2
-    copies = 2 if study.controls.untrained else 1
-    height, width = architecture.size
-    values = sum(s.y * s.x * s.channels for s in shapes.values())
-    modules = {"denoiser": denoiser, "vae": vae}
-    number = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
-    step = study.sampling.batch * values * study.capture.value_bytes * copies
-    memory = {
-        "denoiser": number["denoiser"] * size * copies,
-        "vae": number["vae"] * 4,
-        "activations": peak_activation_bytes(step, steps),
-        "images": study.sampling.batch * (1 + 2 * steps) * height * width * 3,
-    }
-    # If the study keeps statistics, the activations of all steps stay in memory until the batch is
-    # labeled.  Stacking them makes one copy, hence the factor of 2.
-    if sums:
-        memory["activations"] = 2 * step * steps
-        memory["statistics"] = sums
-    return memory
 
 
 def pooled_shape(study: Study, name: str, shape: LayerShape) -> LayerShape:

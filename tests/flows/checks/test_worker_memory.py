@@ -7,7 +7,7 @@ from flows.checks import worker_memory
 from flows.checks.worker_memory import (
     memory_lines,
     memory_problems,
-    planned_bytes,
+    planned_memory,
     worker_memory_limit,
 )
 from ldmprobe_core.pipeline.planning.plan import plan_study
@@ -32,11 +32,21 @@ def machine(monkeypatch):
 
 def test_worker_memory_limit_is_twice_the_plan_and_two_gibibytes(tiny_study, machine):
     plan = plan_study(tiny_study())
-    need = sum(plan.memory.values()) + 4 * encoder_values(plan)
-    assert planned_bytes(plan) == need
+    need = sum(plan.memory.values())
+    assert plan.memory["text encoders"] == 4 * encoder_values(plan)
     assert worker_memory_limit(plan) == 2 * need + 2 * 2**30
     machine(GB)
     assert worker_memory_limit(plan) == GB
+
+
+def test_planned_memory_is_that_of_all_threads_of_a_process(tiny_study):
+    three = {"workers": 3, "device": "cpu"}
+    threads = plan_study(tiny_study(execution={"runner": "local", **three}))
+    libraries = threads.memory["libraries"]
+    each = sum(threads.memory.values()) - libraries
+    assert planned_memory(threads, on_gpu=False) == {"memory": libraries + 3 * each}
+    processes = plan_study(tiny_study(execution={"runner": "dask", **three}))
+    assert planned_memory(processes, on_gpu=False) == {"memory": libraries + each}
 
 
 def test_memory_lines_give_the_limit_of_local_dask_workers(tiny_study, machine):
@@ -51,19 +61,23 @@ def test_memory_lines_give_the_limit_of_local_dask_workers(tiny_study, machine):
 def test_memory_problems_name_workers_and_a_batch_that_fit(tiny_study, machine, runner):
     execution = {"runner": runner, "workers": 8, "device": "cpu"}
     plan = plan_study(tiny_study(execution=execution, sampling={"batch": 12}))
-    need = planned_bytes(plan)
-    machine(8 * need)
+    each = sum(plan.memory.values())
+    # Threads share the libraries of their process.
+    need = 8 * each - (7 * plan.memory["libraries"] if runner == "local" else 0)
+    machine(need)
     assert memory_problems(plan) == ()
-    machine(8 * need - 1)
+    machine(need - 1)
     (problem,) = memory_problems(plan)
     assert problem.startswith("sampling.batch: 8 workers need about ")
     assert "(12). Fix: set execution.workers to 7, or set sampling.batch to 6, or name" in problem
     # At the tiny size all of these grow with the batch: images of 16 x 16 pixels with two for each
-    # of 3 steps, and the activations of 3 steps, which are held twice.
-    per_sample = (1 + 2 * 3) * 16 * 16 * 3 + plan.memory["activations"] // 12
-    machine(8 * (need - 9 * per_sample))
+    # of 3 steps, the activations of 3 steps, which are held twice, and intermediate values.
+    assert plan.memory["images"] == 12 * (1 + 2 * 3) * 16 * 16 * 3
+    per_sample = sum(plan.memory[use] for use in ("images", "activations", "intermediate values"))
+    per_sample //= 12
+    machine(need - 8 * 9 * per_sample)
     assert "set sampling.batch to 3," in memory_problems(plan)[0]
-    machine(8 * (need - 12 * per_sample))
+    machine(need - 8 * 12 * per_sample)
     assert "sampling.batch to" not in memory_problems(plan)[0]
 
 
@@ -73,18 +87,24 @@ def test_memory_problems_leave_other_machines_alone(tiny_study, machine):
     assert memory_problems(plan_study(tiny_study(execution=elsewhere))) == ()
 
 
-def test_memory_problems_compare_weights_with_a_gpu(tiny_study, machine, monkeypatch):
+def on_gpu(plan):
+    """Bytes of the networks and of their intermediate values."""
+    uses = ("denoiser", "vae", "text encoders", "labelers", "intermediate values")
+    return sum(plan.memory[use] for use in uses)
+
+
+def test_memory_problems_compare_networks_with_a_gpu(tiny_study, machine, monkeypatch):
     plan = plan_study(tiny_study())
-    weights = plan.memory["denoiser"] + plan.memory["vae"] + 4 * encoder_values(plan)
+    need = on_gpu(plan)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: weights)
+    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: need)
     assert memory_problems(plan) == ()
-    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: weights - 1)
+    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: need - 1)
     (problem,) = memory_problems(plan)
-    assert problem.startswith("model.dtype: the networks' weights need ")
+    assert problem.startswith("model.dtype: the networks need ")
     assert "(float32). Fix: set model.cpu_offload to true, or model.dtype to float16, or" in problem
     assert problem.endswith("or controls.permuted_weights to false")
-    machine(planned_bytes(plan) - weights)  # the networks do not count twice
+    machine(sum(plan.memory.values()) - need)  # the networks do not count twice
     assert memory_problems(plan) == (problem,)
 
 
@@ -92,10 +112,10 @@ def test_memory_problems_count_text_encoders_in_the_dtype_of_the_model(
     tiny_study, machine, monkeypatch
 ):
     plan = plan_study(tiny_study(model={"dtype": "float16"}))
-    weights = plan.memory["denoiser"] + plan.memory["vae"] + 2 * encoder_values(plan)
+    assert plan.memory["text encoders"] == 2 * encoder_values(plan)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: weights)
+    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: on_gpu(plan))
     assert memory_problems(plan) == ()
-    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: weights - 1)
+    monkeypatch.setattr(worker_memory, "gpu_memory", lambda: on_gpu(plan) - 1)
     (problem,) = memory_problems(plan)
     assert "model.dtype to" not in problem
