@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 import threading
+
+from terminals import everything_on
 
 from tasks import display
 from tasks.display import activity, duration, refresh
@@ -21,16 +22,6 @@ with activity("loading libraries"):
         print_line("a line that stays")
 print("result")
 """
-
-
-def everything_on(reader):
-    """Read a terminal to its end; one read gives at most a few kilobytes."""
-    parts = []
-    with contextlib.suppress(OSError):  # Linux raises EIO once the other side is closed.
-        while part := os.read(reader, 100_000):
-            parts.append(part)
-    os.close(reader)
-    return b"".join(parts).decode()
 
 
 def test_activity_is_a_line_of_a_terminal_that_is_removed_again():

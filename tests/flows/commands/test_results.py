@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from terminals import everything_on
 
 PRINTS = {
     "console": 'console.print("a result")',
@@ -29,8 +30,7 @@ def test_result_has_a_line_of_its_own(how):
         env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
     )  # fmt: skip
     os.close(terminal)
-    shown = os.read(reader, 100_000).decode()
-    os.close(reader)
+    shown = everything_on(reader)
     assert "ldmprobe show" in shown
     # What stands before the result on its line, since the line was last erased.
     line = re.split(r"\r|\n", shown.partition("a result")[0])[-1].rpartition("\x1b[2K")[2]
