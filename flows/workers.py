@@ -20,6 +20,7 @@ from flows.worker_watch import WorkerWatch
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.sections import Execution
 from tasks.failures import end_units
+from tasks.stopping import StoppedError, requested_stop
 
 if TYPE_CHECKING:
     from tasks.references import UnitRef
@@ -57,10 +58,12 @@ def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None
     ):
         try:
             yield
-        except Pause:
-            # Prefect raises this in a flow run that was suspended, wherever the flow is.  Units on
-            # Dask workers would go on after the flow has freed the lease of its run.
-            if execution.runner == "dask":
+        except (Pause, StoppedError):
+            # A suspended flow run ends here; Prefect raises `Pause` wherever the flow is.  Units on
+            # Dask workers, such as labels of the last batches, would go on after the flow has freed
+            # the lease of its run.
+            stop = requested_stop()
+            if execution.runner == "dask" and (stop is None or stop.suspends):
                 with suppress(OSError, TimeoutError):
                     end_units(getattr(runner, "client"))  # noqa: B009
             raise
