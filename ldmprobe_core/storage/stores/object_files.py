@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
 
 import obstore
 
-from ldmprobe_core.storage.stores.s3_client import T, connect, retried
+from ldmprobe_core.storage.stores.s3_client import T, connect, retried, wait_for
 
 _CONCURRENCY = 32
 """Number of files that are written at once."""
@@ -38,31 +38,47 @@ class ObjectFiles:
     def exists(self, name: str) -> bool:
         """Return whether an object exists."""
         try:
-            self._ask(lambda: obstore.head(self.store, self._key(name)))
+            self._ask(lambda: obstore.head_async(self.store, self._key(name)))
         except FileNotFoundError:
             return False
         return True
 
     def read(self, name: str) -> bytes:
         """Read an object's bytes."""
-        # The bytes arrive after the response begins, so both steps are repeated if either fails.
-        return self._ask(lambda: bytes(obstore.get(self.store, self._key(name)).bytes()))
+
+        async def read() -> bytes:
+            # The bytes arrive after the response begins; if either step fails, both are repeated.
+            response = await obstore.get_async(self.store, self._key(name))
+            return bytes(await response.bytes_async())
+
+        return self._ask(read)
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object by one request, however large it is."""
-        self._ask(lambda: obstore.put(self.store, self._key(name), data, use_multipart=False))
+        self._ask(lambda: obstore.put_async(self.store, self._key(name), data, use_multipart=False))
 
     def write_many(self, files: dict[str, bytes]) -> None:
         """Write several objects concurrently."""
-        with ThreadPoolExecutor(_CONCURRENCY) as pool:
-            list(pool.map(self.write, files.keys(), files.values()))
+        waiting = asyncio.Semaphore(_CONCURRENCY)
+
+        async def write(key: str, data: bytes) -> None:
+            async with waiting:
+                await retried(
+                    lambda: obstore.put_async(self.store, key, data, use_multipart=False),
+                    self._patient,
+                )
+
+        async def write_all() -> None:
+            await asyncio.gather(*(write(self._key(name), data) for name, data in files.items()))
+
+        wait_for(write_all())
 
     def create(self, name: str, data: bytes) -> bool:
         """Create an object by a conditional PUT, and return whether this call created it."""
         key = self._key(name)
         try:
             self._ask(
-                lambda: obstore.put(self.store, key, data, mode="create", use_multipart=False)
+                lambda: obstore.put_async(self.store, key, data, mode="create", use_multipart=False)
             )
         except FileExistsError:
             return False
@@ -70,7 +86,7 @@ class ObjectFiles:
 
     def remove(self, name: str) -> None:
         """Remove an object, if it exists."""
-        self._ask(lambda: obstore.delete(self.store, self._key(name)))
+        self._ask(lambda: obstore.delete_async(self.store, self._key(name)))
 
     def remove_folder(self, name: str) -> None:
         """Remove all objects below a prefix."""
@@ -78,10 +94,10 @@ class ObjectFiles:
         paths = [str(meta["path"]) for meta in self._below(key)]
         if not paths:
             return
-        self._ask(lambda: obstore.delete(self.store, paths))
+        self._ask(lambda: obstore.delete_async(self.store, paths))
         parent, _, folder = key.rpartition("/")
         _, remaining = folder_entries(
-            self._ask(lambda: obstore.list_with_delimiter(self.store, parent)), parent
+            self._ask(lambda: obstore.list_with_delimiter_async(self.store, parent)), parent
         )
         if folder in remaining:
             # Some object stores, such as SeaweedFS, have folders, which stay when they are empty.
@@ -90,16 +106,18 @@ class ObjectFiles:
             deepest_first = sorted(folders, key=lambda path: (-path.count("/"), path))
             # One request at a time, since obstore would send several of them at once.
             for part in (deepest_first[i : i + 1000] for i in range(0, len(folders), 1000)):
-                self._ask(lambda part=part: obstore.delete(self.store, part))  # type: ignore[misc]
+                self._ask(lambda part=part: obstore.delete_async(self.store, part))  # type: ignore[misc]
 
     def entries(self, name: str) -> tuple[list[str], list[str]]:
         """List the last parts of the keys and of the prefixes directly below a prefix."""
         key = self._key(name)
-        return folder_entries(self._ask(lambda: obstore.list_with_delimiter(self.store, key)), key)
+        return folder_entries(
+            self._ask(lambda: obstore.list_with_delimiter_async(self.store, key)), key
+        )
 
     def modified(self, name: str) -> datetime:
         """Return when an object was written, by the store's clock."""
-        head = self._ask(lambda: obstore.head(self.store, self._key(name)))
+        head = self._ask(lambda: obstore.head_async(self.store, self._key(name)))
         return head["last_modified"]
 
     def size(self) -> int:
@@ -108,13 +126,17 @@ class ObjectFiles:
 
     def _below(self, key: str) -> list[Any]:
         """List the metadata of all objects below a prefix."""
-        return self._ask(lambda: list(obstore.list(self.store, key).collect()))
+
+        async def collect() -> list[Any]:
+            return list(await obstore.list(self.store, key).collect_async())
+
+        return self._ask(collect)
 
     def _key(self, name: str) -> str:
         return "/".join(part for part in (self._prefix, name) if part)
 
-    def _ask(self, call: Callable[[], T]) -> T:
-        return retried(call, self._patient)
+    def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        return wait_for(retried(call, self._patient))
 
 
 def folder_entries(listing: Any, key: str) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.stores.fsspec_files import client_options
 from ldmprobe_core.storage.stores.object_files import folder_entries
 from ldmprobe_core.storage.stores.regular_files import RegularFileStore
-from ldmprobe_core.storage.stores.s3_client import connect, retried_async, uses_obstore
+from ldmprobe_core.storage.stores.s3_client import connect, retried, uses_obstore
 
 
 def require_asserts() -> None:
@@ -59,32 +59,32 @@ class Bucket(ObjectStore[S3Store]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Read the value of a key or a byte range of it; None if the key does not exist."""
-        return await retried_async(lambda: super(Bucket, self).get(key, prototype, byte_range))
+        return await retried(lambda: super(Bucket, self).get(key, prototype, byte_range))
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a value under a key."""
-        await retried_async(lambda: super(Bucket, self).set(key, value))
+        await retried(lambda: super(Bucket, self).set(key, value))
 
     async def exists(self, key: str) -> bool:
         """Return whether a key exists."""
-        return await retried_async(lambda: super(Bucket, self).exists(key))
+        return await retried(lambda: super(Bucket, self).exists(key))
 
     async def delete(self, key: str) -> None:
         """Remove a key and its value."""
-        await retried_async(lambda: super(Bucket, self).delete(key))
+        await retried(lambda: super(Bucket, self).delete(key))
 
     async def delete_dir(self, prefix: str) -> None:
         """Remove all keys below the path of a group or array."""
-        await retried_async(lambda: super(Bucket, self).delete_dir(prefix))
+        await retried(lambda: super(Bucket, self).delete_dir(prefix))
 
     async def is_empty(self, prefix: str) -> bool:
         """Return whether no key has this prefix."""
-        return await retried_async(lambda: super(Bucket, self).is_empty(prefix))
+        return await retried(lambda: super(Bucket, self).is_empty(prefix))
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:  # type: ignore[override]
         """Yield the names of a group's members."""
         key = prefix.strip("/")
-        listing = await retried_async(lambda: obstore.list_with_delimiter_async(self.store, key))
+        listing = await retried(lambda: obstore.list_with_delimiter_async(self.store, key))
         files, folders = folder_entries(listing, key)
         for name in (*folders, *files):
             yield name

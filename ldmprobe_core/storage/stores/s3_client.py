@@ -12,8 +12,8 @@ import os
 import random
 import re
 import ssl
-import time
-from collections.abc import Awaitable, Callable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -165,8 +165,8 @@ class BotocoreCredentials:
         }
 
 
-def retried(call: Callable[[], T], patient: bool = True) -> T:
-    """Return the result of a call of obstore, which is repeated if it fails for the moment.
+async def retried(call: Callable[[], Awaitable[T]], patient: bool = True) -> T:
+    """Await a call of obstore, which is repeated if it fails for the moment.
 
     obstore repeats a request that fails, but not one whose response is cut off; this function does.
 
@@ -181,24 +181,40 @@ def retried(call: Callable[[], T], patient: bool = True) -> T:
     """
     for wait in _waits() if patient else (None,):
         try:
-            return call()
-        except BaseError as error:
-            if wait is None or not _may_pass(error):
-                raise _os_error(error) from error
-            time.sleep(wait)
-    raise RuntimeError("unreachable: the last attempt returns or raises")
-
-
-async def retried_async(call: Callable[[], Awaitable[T]]) -> T:
-    """Await a call of obstore; see `retried`."""
-    for wait in _waits():
-        try:
             return await call()
         except BaseError as error:
             if wait is None or not _may_pass(error):
                 raise _os_error(error) from error
             await asyncio.sleep(wait)
     raise RuntimeError("unreachable: the last attempt returns or raises")
+
+
+def wait_for(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that awaits obstore, without blocking signals.
+
+    A synchronous call of obstore would ignore Ctrl-C until the request has ended or timed out.
+    """
+    future = asyncio.run_coroutine_threadsafe(work, _event_loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+"""Event loop of this process's thread for obstore, by process id."""
+
+_starting = threading.Lock()
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Return the running event loop of a thread of this process; the first call starts it."""
+    with _starting:
+        if os.getpid() not in _loops:
+            loop = _loops[os.getpid()] = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="object store", daemon=True).start()
+        return _loops[os.getpid()]
 
 
 def _waits() -> Iterator[float | None]:

@@ -1,12 +1,16 @@
 """Calls of obstore: which failures are repeated, and what is said of the others."""
 
-import asyncio
+import os
+import signal
+import socket
+import threading
 
 import pytest
 from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError
 
+from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.stores import s3_client
-from ldmprobe_core.storage.stores.s3_client import retried, retried_async
+from ldmprobe_core.storage.stores.s3_client import retried, wait_for
 
 
 def refusal(status: str, body: str = "") -> str:
@@ -35,30 +39,36 @@ XML = '<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>m</Message></Er
 def attempts(monkeypatch, error, succeeds_at=None, patient=True):
     """Return the number of attempts of a call, and its result or the error that it ends with."""
     monkeypatch.setattr(s3_client, "WAITS_S", (0.0, 0.0, 0.0))
-    made = []
+    made = 0
 
-    def call():
-        made.append(1)
-        if len(made) == succeeds_at:
+    async def call():
+        nonlocal made
+        made += 1
+        if made == succeeds_at:
             return "done"
         raise error
 
-    async def call_async():
-        return call()
-
     try:
-        result = retried(call, patient)
+        result = wait_for(retried(call, patient))
     except Exception as raised:
         result = raised
-    count = len(made)
-    if patient:
-        made.clear()
-        try:
-            again = asyncio.run(retried_async(call_async))
-        except Exception as raised:
-            again = raised
-        assert (len(made), type(again), str(again)) == (count, type(result), str(result))
-    return count, result
+    return made, result
+
+
+def test_ctrl_c_ends_the_wait_for_a_silent_server(monkeypatch):
+    """A synchronous call of obstore would not end before its time limit."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+        def interrupt():
+            silent.accept()  # the request has begun
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            Location("s3://bucket/run").has("study.json")
 
 
 @pytest.mark.parametrize(
