@@ -55,20 +55,21 @@ def study_flow(
         study: study to carry out; every key has a default.
         store: folder or ``s3://bucket/prefix`` that contains runs.
         schedule: settings of scheduled runs, whose seeds follow from the date for which the flow
-            run is scheduled; None carries out the study as it is.
+            run is scheduled; a flow run that is started by hand uses them only with a date.
     """
-    if schedule is not None:
-        study = with_rolling_seed(study, scheduled_date())
+    day = scheduled_date(schedule)
+    if day is not None:
+        study = with_rolling_seed(study, day)
     with hold_study(study, store) as (plan, lease):
         with activity("creating the run, or reading its progress"):
             run = prepare(plan.study, store)
-        summary = None if schedule is None else summary_if_finished(run, study)
+        summary = None if day is None else summary_if_finished(run, study, day)
         if summary is None:
             with workers_of(study.execution, worker_memory_limit(plan)):
                 summary = with_repair(run, lambda: _run_to_summary(run, plan, lease))
     with activity("sending the results to Prefect"):
         publish(summary, run.url)
-    if schedule is not None:
+    if schedule is not None and day is not None:
         conclude(run, study.name, schedule)
     return summary
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date
+import datetime
 from typing import Annotated, Any
 
-from prefect import runtime
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from pydantic import Field
 
@@ -25,28 +25,45 @@ from tasks.references import RunRef
 class Schedule(Section):
     """Settings of the scheduled runs of a study.
 
-    A flow run with these settings carries out the study with the seeds of its scheduled date (see
-    `ldmprobe_core.pipeline.planning.rolling_seed`).
+    They are parameters of the deployment, and not of its schedule, because Prefect 3.9 drops the
+    parameters of a schedule when it is switched on.  They apply to flow runs that a schedule
+    started, or whose settings name a date; other flow runs carry out the study as it is.
 
     Attributes:
+        date: date of which a flow run has the seeds, to make up for one that was missed; None takes
+            the date in UTC for which a schedule started the flow run.
         keep: number of finished scheduled runs of the study to keep in the store; None keeps all.
         keep_activations: number of these runs whose activations to keep; None keeps all.
     """
 
+    date: Annotated[datetime.date, Field(strict=False)] | None = None
     keep: Annotated[int, Field(ge=1, le=100_000)] | None = None
     keep_activations: Annotated[int, Field(ge=0, le=100_000)] | None = None
 
 
-def scheduled_date() -> date:
-    """Return the date in UTC for which the current flow run is scheduled.
+def scheduled_date(schedule: Schedule | None) -> datetime.date | None:
+    """Return the date of which the current flow run has the seeds.
 
-    A flow run keeps this date when it is late, is retried, or continues after a crash.  A flow run
-    that is started by hand is scheduled for the time at which it was created.
+    A flow run keeps this date when it is late, is retried, or continues after a crash.
+
+    Args:
+        schedule: settings of scheduled runs; None if the flow run has none.
+
+    Returns:
+        the date (see `ldmprobe_core.pipeline.planning.rolling_seed`); None if the study is carried
+        out as it is, because the flow run was started by hand and its settings name no date.
     """
-    return runtime.flow_run.scheduled_start_time.astimezone(UTC).date()
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context is not None else None
+    if schedule is None or schedule.date is not None or flow_run is None:
+        return schedule.date if schedule is not None else None
+    if not flow_run.auto_scheduled or flow_run.expected_start_time is None:
+        get_run_logger().info("schedule is not used: this flow run was started by hand")
+        return None
+    return flow_run.expected_start_time.astimezone(datetime.UTC).date()
 
 
-def summary_if_finished(run: RunRef, study: Study) -> dict[str, Any] | None:
+def summary_if_finished(run: RunRef, study: Study, day: datetime.date) -> dict[str, Any] | None:
     """Record the scheduled date in a run, and return the summary if the run is finished.
 
     A finished run is not summarised again, because retention may have deleted its activations,
@@ -55,11 +72,12 @@ def summary_if_finished(run: RunRef, study: Study) -> dict[str, Any] | None:
     Args:
         run: run of the current flow run.
         study: study of the run, with the seeds of the scheduled date.
+        day: scheduled date.
 
     Returns:
         the summary as JSON; None if the run is not finished.
     """
-    stored, day, logger = Run(run.url), scheduled_date(), get_run_logger()
+    stored, logger = Run(run.url), get_run_logger()
     logger.info("scheduled for %s: prompts.seed is %d", day, study.prompts.seed)
     if not stored.location.has("summary.json"):
         record = ScheduleRecord(scheduled_for=day, code=code_digest())

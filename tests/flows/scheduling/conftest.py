@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry, Scheduled
@@ -32,8 +33,27 @@ def run_of_march_1(nightly_study, tmp_path_factory):
 
 
 @pytest.fixture
-def scheduled(prefect_api) -> Callable[..., FlowRun]:
-    """Carry out a flow run of the study flow that is scheduled for a time, or repeat it."""
+def mark_as_scheduled(monkeypatch) -> Callable[[bool], None]:
+    """Set whether flow runs read from Prefect have the mark of a schedule.
+
+    On a server, Prefect's scheduler alone sets this mark.
+    """
+    read = SyncPrefectClient.read_flow_run
+
+    def mark(by_schedule: bool) -> None:
+        def read_marked(client: SyncPrefectClient, flow_run_id: UUID) -> FlowRun:
+            found = read(client, flow_run_id)
+            return found.model_copy(update={"auto_scheduled": by_schedule})
+
+        monkeypatch.setattr(SyncPrefectClient, "read_flow_run", read_marked)
+
+    return mark
+
+
+@pytest.fixture
+def scheduled(prefect_api, mark_as_scheduled) -> Callable[..., FlowRun]:
+    """Carry out a flow run of the study flow that a schedule starts at a time, or repeat it."""
+    mark_as_scheduled(True)
 
     def carry_out_at(
         time: datetime, parameters: dict[str, Any], again: FlowRun | None = None

@@ -84,8 +84,9 @@ def test_old_scheduled_runs_are_deleted_after_the_study(
     def no_answer(*arguments, **options):
         raise OSError("the store does not answer")
 
-    monkeypatch.setattr(tasks.study, "plan_retention", no_answer)
-    second = scheduled(MARCH_1, parameters)
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks.study, "plan_retention", no_answer)
+        second = scheduled(MARCH_1, parameters)
     assert second.state.is_completed(), second.state.message
     assert "c" not in chunks(new)
     assert new.location.read_bytes("summary.json") == summary
@@ -94,7 +95,6 @@ def test_old_scheduled_runs_are_deleted_after_the_study(
     assert february.exists
 
     # Without a history, nothing is deleted.
-    monkeypatch.undo()
     shutil.rmtree(folder / "history")
     (folder / "history").write_text("in the way")
     third = scheduled(MARCH_1, parameters)

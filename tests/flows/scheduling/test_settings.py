@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from zoneinfo import ZoneInfo
 
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
+from prefect.states import Scheduled
 from pydantic import ValidationError
 from run_helpers import assert_same
 
 import flows.study
-from flows.scheduling.settings import Schedule
+from flows.scheduling.settings import Schedule, scheduled_date
 from ldmprobe_core.errors import RunError
 from ldmprobe_core.pipeline.prepare import code_digest
 from ldmprobe_core.storage.run import Run
@@ -45,7 +50,45 @@ def test_a_scheduled_run_has_the_seeds_of_its_date_and_its_retry_continues_it(
 
 
 @pytest.mark.parametrize(
-    "content", [{"keep": 0}, {"keep_activations": -1}, {"keep": 1.5}, {"keep": 10**9}, {"days": 3}]
+    ("settings", "by_schedule", "expected"),
+    [
+        (None, True, None),
+        ({"keep": 3}, False, None),
+        ({"keep": 3}, True, date(2026, 3, 1)),
+        ({"date": "2026-02-07"}, False, date(2026, 2, 7)),
+        ({"date": "2026-02-07"}, True, date(2026, 2, 7)),
+    ],
+)
+def test_only_a_schedule_or_a_date_makes_a_flow_run_scheduled(
+    prefect_api, mark_as_scheduled, settings, by_schedule, expected
+):
+    found = []
+
+    @flow
+    def dated(schedule: Schedule | None = None) -> None:
+        found.append(scheduled_date(schedule))
+
+    # 23:40 in UTC is the next day in Berlin.
+    local = datetime(2026, 3, 2, 0, 40, tzinfo=ZoneInfo("Europe/Berlin"))
+    parameters = {"schedule": settings}
+    mark_as_scheduled(by_schedule)
+    with get_client(sync_client=True) as client:
+        state = Scheduled(scheduled_time=local)
+        made = client.create_flow_run(dated, parameters=parameters, state=state)
+    run_flow(dated, made, parameters)
+    assert found == [expected]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"date": "1st March"},
+        {"keep": 0},
+        {"keep_activations": -1},
+        {"keep": 1.5},
+        {"keep": 10**9},
+        {"days": 3},
+    ],
 )
 def test_settings_without_meaning_are_refused(content):
     with pytest.raises(ValidationError):
