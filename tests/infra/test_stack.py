@@ -211,7 +211,12 @@ def scheduled(stack, reference):
         assert nightly.schedule.cron == "0 3 * * *"
         month, soon = timedelta(days=30), datetime.now(UTC) + timedelta(seconds=15)
         schedule = IntervalSchedule(interval=month, anchor_date=soon - month)
-        parameters = {"study": on_dask(study, stack), "store": "s3://runs/scheduled"}
+        # The deployment's own settings of scheduled runs would give the run another seed.
+        parameters = {
+            "study": on_dask(study, stack),
+            "store": "s3://runs/scheduled",
+            "schedule": None,
+        }
         made = client._client.post(
             f"/deployments/{deployment.id}/schedules",
             json=[{
