@@ -247,7 +247,7 @@ class PeakRecord(Record):
     """Largest memory of a process that generates and labels images, in bytes.
 
     Attributes:
-        planned: expected size, as ``ldmprobe check`` prints it for one worker.
+        planned: expected size, for all workers of the process.
         measured: size at the end of a unit of work, of the process that had used most; it includes
             what the process did before.
     """

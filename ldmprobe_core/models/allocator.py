@@ -15,7 +15,7 @@ _LARGEST_KEPT = 32 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc reuse the freed memory of tensors below 32 MiB instead of returning it.
+    """Make glibc reuse the freed memory of tensors below 32 MiB, not return it to the kernel.
 
     By default, the memory of each large tensor is mapped when it is created and unmapped when it is
     freed.  The kernel clears newly mapped pages, which can take longer than the computation on

@@ -69,7 +69,7 @@ class ActivationCapture:
         self._hooks.clear()
 
     def _count_text(self, _network: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        """Record the number of text tokens in the network's input (a forward pre-hook)."""
+        """Record the number of text tokens in the network's input; serves as a forward pre-hook."""
         text = kwargs["encoder_hidden_states"]
         self._grid = replace(self._grid, text=text.shape[1])
 
@@ -123,7 +123,7 @@ class ActivationCapture:
         return activations
 
     def _stored_form(self, tokens: Tensor) -> Tensor:
-        """Average tokens over blocks if the grid is large, and copy them in the run's data type."""
+        """Average tokens over square blocks if the grid is large; copy them in the run's dtype."""
         side = self._form.block_side(tokens.shape[1], tokens.shape[2])
         if side > 1:
             tokens = mean_of_blocks(tokens, side)

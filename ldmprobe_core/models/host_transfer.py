@@ -75,22 +75,22 @@ def _to_pinned(values: Tensor, stream: torch.cuda.Stream) -> Tensor:
     """Start an asynchronous copy of a GPU tensor to page-locked host memory."""
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
-    # PyTorch reuses the memory of a deleted tensor at once.  This call delays the reuse until the
-    # copy of `values` on `stream` is complete.
+    # PyTorch reuses the memory of a deleted tensor at once.  `record_stream` delays the reuse until
+    # the copy of `values` on `stream` is complete.
     values.record_stream(stream)
     return host
 
 
 def _nonfinite(stored: Tensor) -> Tensor:
-    """Count the infinite and NaN values of each sample, (sample,) int32.
+    """Count the infinite and NaN values of each sample; return int32 (sample,).
 
     In float16, finite values above 65,504 count too, since the conversion has made them infinite.
 
     Args:
         stored: float16 or float32 (sample, ...).
     """
-    # Read as integers, the bits of floating-point values without the sign bit are ordered like
-    # the absolute values, so an integer comparison finds infinity and NaN.
+    # Without the sign bit, the bits of floating-point values, read as integers, have the order of
+    # the absolute values, and NaN follows infinity.  An integer comparison therefore finds both.
     integer, without_sign, infinity = _INFINITIES[stored.dtype]
     bits = stored.view(integer) & without_sign
     # Usually all values are finite.  On a CPU, comparing only the maximum of `bits` with infinity

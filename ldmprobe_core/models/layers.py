@@ -108,7 +108,7 @@ def _matches(name: str, glob: str) -> bool:
 
 
 def image_output_index(architecture: Architecture, module: nn.Module | CapturePoint) -> int:
-    """Return the index of the image tokens in the tuple that a module may return.
+    """Return the index of the image tokens in a module's output, if the output is a tuple.
 
     Joint blocks return (text, image), so the index is 1 for them and 0 for other modules.
     """

@@ -146,7 +146,7 @@ def draw_weights(network: Any, seed: int = 100) -> None:
 
 
 def check_drawable(network: Any) -> None:
-    """Check that `draw_weights` can replace all weights of a network, without drawing any.
+    """Check that `draw_weights` can replace all weights of a network; no weights are changed.
 
     Args:
         network: network of diffusers.

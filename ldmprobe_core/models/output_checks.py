@@ -22,8 +22,8 @@ class NonFiniteError(RunError):
     """
 
     def __init__(self, network: str, samples: Sequence[int], step: int | None) -> None:
-        # Worker processes pickle exceptions, and unpickling calls the class with `args`, so the
-        # base class must receive the same arguments as this method.
+        # Worker processes pickle exceptions, and unpickling calls the class with `self.args`.  The
+        # base class sets `self.args` to its own arguments, so it must receive those of this method.
         super().__init__(network, tuple(samples), step)
         self.network, self.samples, self.step = network, tuple(samples), step
 
@@ -67,7 +67,7 @@ def require_finite(
 
 
 def require_varied(images: np.ndarray, samples: Sequence[int]) -> None:
-    """Check that no image has a single colour, since its labels would be meaningless.
+    """Check that no image has a single colour, because labels of such an image are meaningless.
 
     Args:
         images: (sample, y, x, rgb) uint8.

@@ -280,8 +280,9 @@ class PipelineSampler:
             steps.calls += 1
             text = kwargs.get("encoder_hidden_states")
             if steps.prompt_embedding is None and text is not None:
-                # The samples' prompts are the last rows of a step's first call.  If the call has
-                # two copies of the batch, the negative prompts are the rows before them.
+                # In the first call of a step, the last rows of `text` belong to the samples'
+                # prompts.  If the call has two copies of the batch, the rows before them belong to
+                # the negative prompts.
                 mask = kwargs.get("encoder_hidden_states_mask")
                 steps.prompt_embedding = mean_embedding(text, mask)[-samples:]
             # If guidance makes two calls per step, the second is the unconditional one, whose

@@ -127,7 +127,7 @@ def new_scheduler(name: str, config: dict[str, Any]) -> Any:
 
 
 def own_scheduler(config: dict[str, Any]) -> Any:
-    """Build a copy of a pipeline object's scheduler, from its config.
+    """Build a copy of the scheduler of a pipeline object from the scheduler's config.
 
     Raises:
         UserError: the scheduler's class is not one of diffusers, or draws noise without a seed.
@@ -169,7 +169,7 @@ def _training_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_keys(name: str, scheduler_class: Any, config: dict[str, Any]) -> None:
-    """Check that a scheduler honours all config values and draws no noise without a seed.
+    """Check that a scheduler supports all config values and draws noise only with a seed.
 
     Raises:
         UserError: the config has such a value.

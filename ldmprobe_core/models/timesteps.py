@@ -204,7 +204,7 @@ def _noise_problem(scheduler: Any, values: list[float]) -> str | None:
 
 
 def _rehearsal_problem(scheduler: Any, channels: int) -> str | None:
-    """Step a scheduler through random latents, and describe the failure; None if there is none.
+    """Test a scheduler's steps on random latents, and describe a failure; None if all succeed.
 
     Args:
         scheduler: scheduler whose timesteps are set.  The test run changes its state, so it cannot
@@ -258,7 +258,7 @@ def _record_conversions(scheduler: Any) -> list[Tensor]:
 
 
 def _converts_to_clean(scheduler: Any) -> bool:
-    """Return whether a multistep solver converts outputs to clean latents, rather than to noise."""
+    """Return whether a multistep solver converts model outputs to clean latents, not to noise."""
     # The config key that chooses between clean latents and noise differs by class: UniPC has
     # `predict_x0`, DPM-Solver has `algorithm_type`.
     if "predict_x0" in default_config(type(scheduler)):

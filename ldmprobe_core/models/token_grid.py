@@ -165,7 +165,7 @@ itself.
 
 
 def images_per_decode(height: int, width: int) -> int:
-    """Return the number of images of a size in pixels that one call of the VAE decodes."""
+    """Return the number of images of the given pixel size that one call of the VAE decodes."""
     return max(1, _PIXELS_PER_DECODE // (height * width))
 
 

@@ -128,7 +128,7 @@ class ActivationWriter:
             self._pending.popleft().result()
 
     def _write(self, block: list[tuple[str, int, HostTransfer]]) -> None:
-        """Write the activations of one block to the run; the background thread calls this."""
+        """Write the activations of one block to the run; runs in the background thread."""
         for (network, layer), pieces in _by_layer(block).items():
             steps = slice(pieces[0][0], pieces[-1][0] + 1)
             stacked = {"activation": np.stack([values for _, values, _ in pieces], axis=1)}

@@ -18,7 +18,7 @@ STEP_IMAGES = "step_images"
 
 
 def samples_in(run: Run, group: str) -> np.ndarray:
-    """Read the indices of the samples that a group holds, (n,) ascending."""
+    """Read the indices of the samples that a group holds, in ascending order, (n,)."""
     return run.read(group, "sample")
 
 
@@ -39,13 +39,13 @@ def rows_in(run: Run, group: str, members: range) -> tuple[np.ndarray, slice]:
 
 
 def step_images_in(run: Run, members: range) -> tuple[StepImages, slice]:
-    """Find the samples and steps of a batch that have step images, and their rows in the store."""
+    """Find the samples and steps of a batch with step images, and their rows in the Zarr group."""
     positions, rows = rows_in(run, STEP_IMAGES, members)
     return StepImages(positions, run.read(STEP_IMAGES, "step") - 1), rows
 
 
 def permuted_rows_in(run: Run, members: range) -> slice | None:
-    """Find a batch's rows in the activations of the permuted network; None if there are none."""
+    """Find a batch's rows in the permuted network's activations; None if it has no rows."""
     if run.study.controls.untrained is None:
         return None
     _, rows = rows_in(run, f"{ACTIVATION_GROUPS['permuted']}/{run.layers[0]}", members)

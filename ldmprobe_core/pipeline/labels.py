@@ -44,7 +44,7 @@ def as_label(study: Study, prop: str, values: np.ndarray) -> np.ndarray:
 
 
 def label_set(run: Run) -> LabelSet:
-    """Read labels and splits of a run's stored images, and mean maps of the training samples.
+    """Read labels and splits of a run's stored images, and mean label maps of training samples.
 
     Raises:
         RuntimeError: a batch is not labeled yet, or an accumulation unit is not complete yet.
@@ -70,7 +70,7 @@ def label_set(run: Run) -> LabelSet:
 
 @lru_cache(maxsize=2)
 def cached_label_set(url: str, identity: str) -> LabelSet:
-    """Return the labels of a run from this process's cache, which fills on the first call.
+    """Return the labels of a run; the first call in a process reads them, later ones use a cache.
 
     Args:
         url: URL of the run.

@@ -29,7 +29,7 @@ load_counts: Counter[str] = Counter()
 
 
 class ThreadLocalModels(threading.local):
-    """Cache of the models that the calling thread has loaded: kind to (cache key, model)."""
+    """Cache of the models that the calling thread has loaded; maps kind to (cache key, model)."""
 
     def __init__(self) -> None:
         self.loaded: dict[str, tuple[str, Any]] = {}

@@ -107,7 +107,7 @@ def check_fingerprints(run: Run, study: Study) -> None:
 
 
 def run_in(store: str, study: Study) -> Run:
-    """Return the `Run` of a study in a store; it need not exist yet.
+    """Return the `Run` of a study in a store; the run need not exist yet.
 
     Args:
         store: path or URL of the folder that holds runs.
@@ -121,7 +121,7 @@ def run_in(store: str, study: Study) -> Run:
 
 
 def notes_on_new_run(plan: StudyPlan, run: Run) -> tuple[str, ...]:
-    """Warn about runs that differ from this study only in their source images.
+    """Warn about earlier runs that differ from this study's run only in their source images.
 
     Such a run is not resumed, because the study's new run has another name.
 
@@ -191,7 +191,7 @@ def versions() -> dict[str, str]:
 
 
 def code_digest() -> str:
-    """Return a digest, 12 hex digits, of the Python files of this package, in which results arise.
+    """Return a digest (12 hex digits) of this package's Python files, which determine results.
 
     Between releases it changes with every edit, also of a comment.
     """

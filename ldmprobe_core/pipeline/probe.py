@@ -146,7 +146,8 @@ def _stored_probes(
     bias = np.full((len(kinds), len(maps), 1), np.nan)
     penalty, cut = bias.copy(), bias.copy()
     for (kind, prop), probe in fitted.probes.items():
-        # Only linear probes are stored.  Other kinds have no weights per channel, just scores.
+        # Store linear probes only.  Probes of other kinds have no weights per channel, so only
+        # their scores are stored.
         if not (probe_kind(kind).linear and isinstance(probe, LinearProbe)):
             continue
         entry = kinds.index(kind), maps.index(prop), 0

@@ -32,7 +32,7 @@ class SharedExclusiveLock:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Hold shared access (for computation) during the block; one thread may nest blocks."""
+        """Hold shared access (to compute) during the ``with`` block; such blocks may be nested."""
         if self._is_computing:
             yield
             return
@@ -74,5 +74,5 @@ class SharedExclusiveLock:
 
     @property
     def _is_computing(self) -> bool:
-        """True if the calling thread has shared access."""
+        """Flag that is True if the calling thread has shared access."""
         return getattr(self._this_thread, "computing", False)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def run_accumulation_units(run: Run) -> list[list[list[range]]]:
-    """List the training batches of each accumulator, grouped into units, as sample ranges.
+    """List the training batches (ranges of samples) of each accumulator, grouped into units.
 
     Returns:
         for each accumulator a list of units, and for each unit a list of batches as ranges of
@@ -105,7 +105,7 @@ class Accumulator:
         )
 
     def write(self, run: Run, accumulator: int, done: int) -> int:
-        """Write the sums to the inactive one of the accumulator's two buffers in the run.
+        """Write the sums to the run, into the inactive one of the accumulator's two buffers.
 
         The buffer becomes active when the current unit is recorded as complete.
 
@@ -243,13 +243,13 @@ def unstored_statistics(
 
 
 def mean_maps(run: Run) -> dict[str, np.ndarray]:
-    """Compute the mean label map of the training samples: property to float64 (y, x)."""
+    """Compute the mean label maps of the training samples, float64 (y, x) by property."""
     count = _merged(run, f"{STATISTICS_GROUP}/labels", "count")
     return {p: _merged(run, f"{STATISTICS_GROUP}/labels", p) / count for p in run.study.labels.maps}
 
 
 def nonfinite_in(run: Run, network: str, layer: str) -> np.ndarray:
-    """Count the NaN and infinite training activations of each step, int64 (step,)."""
+    """Count the NaN and infinite training activations of each step; return int64 (step,)."""
     return _merged(run, f"{STATISTICS_GROUP}/{network}/{layer}", "nonfinite")
 
 

@@ -114,7 +114,7 @@ def _accumulations(run: Run) -> list[Unit]:
 
 
 def _is_accumulated(run: Run, accumulator: int, number: int) -> bool:
-    """Return whether unit ``number`` (from 0) is in the sums of its accumulator."""
+    """Return whether an accumulator's sums include its unit ``number`` (from 0)."""
     return run.progress.count(ACCUMULATE, accumulator) > number
 
 

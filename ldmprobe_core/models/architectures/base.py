@@ -239,7 +239,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def dummy_inputs(self) -> dict[str, Any]:
-        """Build keyword arguments for a denoiser call on one sample; only tensor shapes matter.
+        """Build keyword arguments for a denoiser call on one sample; tensor values are arbitrary.
 
         They are used on the meta device to find the shapes of layers.  Text tokens, if the denoiser
         takes any, are in ``encoder_hidden_states`` (1, token, channel).
@@ -256,7 +256,7 @@ class Architecture(ABC):
         return latents
 
     def as_input(self, latents: Tensor) -> Tensor:
-        """Convert latents from the scheduler's layout to that of the call argument ``latents``."""
+        """Convert latents from the scheduler's layout to that of a pipeline's input ``latents``."""
         return latents
 
     def from_output(self, vae: Any, latents: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shifts of latents and timesteps that the pipelines of flow-matching models have in common."""
+"""Latent shift and timestep shift that the pipelines of several flow-matching models share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ldmprobe_core.models.token_grid import Grid
 
 
 class ShiftedLatents(Architecture):
-    """Base class for pipelines that shift latents by the VAE's ``shift_factor``, then scale them.
+    """Base class for pipelines that normalise the VAE's latents by a shift and a scaling factor.
 
-    The shift and the scale are those between the VAE's latents and the denoiser's.
+    The shift is ``shift_factor`` of the VAE's config, which is subtracted before the scaling.
     """
 
     def denormalise(self, latents: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Flux(ShiftedLatents, TransformerArchitecture):
         return call
 
     def unpack(self, latents: Tensor) -> Tensor:
-        """Convert latents from the pipeline's token sequence to a map (n, channel, y, x).
+        """Convert latents from the pipeline's token sequence to a feature map (n, channel, y, x).
 
         Args:
             latents: (n, token, 4 * channel); each token holds a 2 x 2 block of the map, with its

@@ -34,7 +34,7 @@ class Flux2(Flux):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # The VAE's config lacks the keys that the base class reads, so they are added here.
+        # The base class reads these keys, which the config of this VAE class lacks.
         self.vae |= {"scaling_factor": 1.0, "shift_factor": 0.0}
 
     def text_widths(self, encoders: dict[str, dict[str, Any]]) -> list[tuple[str, int, int]]:
@@ -76,7 +76,7 @@ class Flux2(Flux):
         }
 
     def as_input(self, latents: Tensor) -> Tensor:
-        """Convert tokens (n, token, channel) to a map (n, channel, y, x) for a pipeline call."""
+        """Convert tokens (n, token, channel) to a pipeline's input map (n, channel, y, x)."""
         n, _, channels = latents.shape
         return latents.mT.reshape(n, channels, self.grid.height, self.grid.width)
 

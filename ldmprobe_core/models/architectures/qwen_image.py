@@ -15,7 +15,7 @@ from ldmprobe_core.models.architectures.text_widths import stated_widths
 
 
 class QwenImage(Flux):
-    """Qwen-Image, whose blocks return text tokens and image tokens.
+    """Qwen-Image, whose transformer blocks return text tokens and image tokens.
 
     Latents are packed into tokens as in Flux.  Classifier-free guidance needs a negative prompt:
     the pipeline then makes two calls per step, conditional, then unconditional.  The autoencoder is
@@ -35,7 +35,7 @@ class QwenImage(Flux):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        # The VAE's config lacks the keys that the base class reads, so they are added here.
+        # The base class reads these keys, which the config of this VAE class lacks.
         channels = self.vae["z_dim"]
         self.vae |= {"latent_channels": channels, "scaling_factor": 1.0, "shift_factor": 0.0}
 

@@ -101,7 +101,7 @@ def architecture_of(pipeline: Any) -> Architecture:
 
 
 def _is_registered(name: str) -> bool:
-    """Return whether a pipeline class has an architecture; load its entry point if needed."""
+    """Return whether a class has a registered architecture; load its entry point if needed."""
     if name not in _ARCHITECTURES:
         load_entry_points(ARCHITECTURE_POINTS, name, "model.source")
     return name in _ARCHITECTURES

@@ -101,7 +101,7 @@ def _check_guidance(architecture: Architecture, study: Study) -> tuple[str, ...]
 
 
 def dry_run_problem(architecture: Architecture, error: Exception) -> UserError:
-    """Build the error for a denoiser that fails when it is called as its pipeline calls it.
+    """Build the error for a denoiser that failed in a test call with the pipeline's arguments.
 
     Args:
         architecture: architecture of the model.

@@ -18,7 +18,7 @@ from ldmprobe_core.models.architectures.text_widths import stated_widths
 
 
 class UNetArchitecture(Architecture):
-    """Base class for pipelines with a text-conditional UNet, the component ``unet``."""
+    """Base class for pipelines whose denoiser, the component ``unet``, is conditioned on text."""
 
     denoiser = "unet"
     network = UNet2DConditionModel

@@ -1,4 +1,4 @@
-"""Widths of text embeddings: expected by the denoiser, and returned by the text encoders."""
+"""Text embedding widths that the denoiser expects and that the text encoders return."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 def stated_widths(
     rows: list[tuple[str, Any, list[Any]]],
 ) -> list[tuple[str, int, int]]:
-    """Sum the text encoders' widths for each config key; leave out keys with a missing width.
+    """Return expected and actual embedding width per config key; omit keys with a missing width.
 
     Args:
         rows: key of the denoiser's config; its value, the width that the denoiser expects; and the

@@ -1,4 +1,4 @@
-"""Maps of the attention that image tokens pay to tokens of the prompt, or to each other."""
+"""Attention maps: attention probabilities from image tokens to text tokens or image tokens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AttentionMaps:
     key: CapturePoint
 
     def register_forward_hook(self, hook: Callable[[nn.Module, Any, Any], Any]) -> Any:
-        """Register a hook on the maps, (n, image token, attended token), averaged over the heads.
+        """Register a hook on the head-averaged attention maps (n, image token, attended token).
 
         The attended tokens are text tokens in cross-attention, else image tokens, row by row.  The
         values that the hook returns are ignored, because the pipeline does not use the maps.
@@ -59,9 +59,9 @@ class AttentionMaps:
             mask = self.attention.prepare_attention_mask(mask, key.shape[1], len(key)).float()
             mask = mask.unflatten(0, (len(key), heads))
         total: Any = 0
-        # Heads are processed one by one, because the maps of all heads may be many times larger
-        # than the mean.  The softmax is in float32, because in float16 it would be less precise
-        # than the one inside the pipeline's fused attention.
+        # Process heads one by one to save memory: the maps of all heads together may be many times
+        # larger than their mean.  Compute the softmax in float32, because a float16 softmax here
+        # would be less precise than that of the pipeline's fused attention.
         pairs = zip(query.chunk(heads, -1), key.chunk(heads, -1), strict=True)
         for head, (q, k) in enumerate(pairs):
             chosen = None if mask is None else mask[:, head]

@@ -79,7 +79,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
                 raise ValueError("the header is missing or cut off")
-            # Decode as UTF-8 first; given bytes, `json.loads` would accept UTF-16 too.
+            # Decode as UTF-8 before parsing, because `json.loads` also accepts bytes in UTF-16.
             header = json.loads(file.read(length).decode())
         return _tensors(header, size - 8 - length)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -150,7 +150,8 @@ def read_component(folder: Path, library: str | None = None) -> dict[str, Stored
     for stem in stems:
         index = folder / f"{stem}.safetensors.index.json"
         single = folder / f"{stem}.safetensors"
-        # If a folder has both, diffusers loads the shards, and transformers the single file.
+        # If a folder has both shards and a single file, diffusers loads the shards, and
+        # transformers loads the single file.
         if index.is_file() and not (library == "transformers" and single.is_file()):
             return _read_shards(folder, index)
         if single.is_file():
@@ -248,14 +249,15 @@ def _aliases(name: str) -> Iterable[str]:
     # Earlier releases of transformers saved the text part of vision-language models without the
     # prefix ``language_model.``.
     yield name.replace("language_model.", "", 1)
-    # Checkpoints of the Llava family, such as Mistral 3, include the head of the language model,
-    # so their tensor names have the same prefixes in another order.
+    # Checkpoints of the Llava family, such as Mistral 3, include the head of the language model.
+    # Their tensor names therefore begin with ``language_model.model.`` instead of
+    # ``model.language_model.``.
     yield name.replace("model.language_model.", "language_model.model.", 1)
     yield f"language_model.{name}"
 
 
 def _tied(network: nn.Module) -> set[str]:
-    """Return the names of tensors that share their values with another tensor.
+    """Return the names of tied weights, tensors that share their values with another tensor.
 
     A weight file may omit them.
     """

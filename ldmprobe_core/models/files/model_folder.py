@@ -55,7 +55,7 @@ def model_repository(model: Model) -> HubRepository | None:
 
 
 def _not_here(model: Model) -> NoReturn:
-    """Raise `UserError` for a model that is not on this machine, with the command to fetch it."""
+    """Raise a `UserError` that names the command to fetch a model that this machine lacks."""
     revision = f" --revision {model.revision}" if model.revision else ""
     raise UserError(
         f"model.source {model.source!r:.80} is not on this machine. Fix: fetch it (ldmprobe "

@@ -25,7 +25,7 @@ _LEAST_TOKENS = 3
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Token ids of one prompt, and the end of the prompt that each tokenizer cuts off, if any.
+    """Token ids of one prompt, and the text at its end that exceeds a tokenizer's maximum length.
 
     Attributes:
         ids: token ids by tokenizer, with special tokens, without padding, and cut to the
@@ -59,7 +59,7 @@ class PromptTokenizer:
         index = json.loads((folder / "model_index.json").read_text("utf-8"))
         loaded = {}
         for name, entry in sorted(index.items()):
-            # Skip the tokenizer of a text encoder that the pipeline lacks, because it is not used.
+            # Skip a tokenizer if the pipeline lacks its text encoder, because nothing uses it then.
             encoder = index.get(name.replace("tokenizer", "text_encoder"))
             if name.startswith("tokenizer") and _given(entry) and _given(encoder):
                 loaded[name] = _load(folder / name, str(entry[1])), str(entry[1])
@@ -78,7 +78,7 @@ class PromptTokenizer:
 
     @classmethod
     def of_pipeline(cls, pipeline: Any) -> PromptTokenizer:
-        """Return the tokenizers of a loaded pipeline."""
+        """Build a `PromptTokenizer` from the tokenizers of a loaded pipeline."""
         loaded = {
             name: (_text_part(part), type(part).__name__)
             for name, part in sorted(pipeline.components.items())
@@ -100,8 +100,9 @@ class PromptTokenizer:
         """Convert a prompt to token ids, and find the text that each tokenizer cuts off."""
         ids, cuts = [], {}
         if self._preprocess is not None:
-            # There is no pipeline object yet, so `self` is None.  The method `_text_preprocessing`
-            # of diffusers uses `self` only to clean captions, which is off here.
+            # No pipeline object exists yet, so None is passed as `self`.  Diffusers' method
+            # `_text_preprocessing` uses `self` only to clean captions, which this call does not ask
+            # for.
             (prompt,) = self._preprocess(None, prompt)
         for name, (tokenizer, limit) in self._tokenizers.items():
             whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
@@ -185,7 +186,7 @@ def _require_usable(folder: Path, tokenizer: Any) -> None:
 
 
 def _text_part(tokenizer: Any) -> Any:
-    """Return a tokenizer as it is, or the tokenizer inside a text and image processor (Flux 2)."""
+    """Return the tokenizer inside a text and image processor (Flux 2); else return the argument."""
     is_processor = isinstance(tokenizer, importlib.import_module("transformers").ProcessorMixin)
     return tokenizer.tokenizer if is_processor else tokenizer
 
@@ -211,7 +212,8 @@ def _require_fitting(folder: Path, tokenizer: Any, limit: int, encoder: Path) ->
     except (OSError, ValueError, AttributeError, RecursionError):
         return
     if "CLIP" in type(tokenizer).__name__ and not isinstance(end, int | None):
-        # CLIP's pooled embedding is its output at the end token, so there must be only one such id.
+        # CLIP's pooled embedding is its output at the end token, so the config must state a single
+        # id for that token.
         raise UserError(
             f"model: eos_token_id in {encoder} is not a single token id ({end!r:.40}). Fix: "
             "correct it"

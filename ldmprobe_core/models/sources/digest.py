@@ -93,7 +93,7 @@ def _class_name(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value to plain JSON; replace an object of any other type by its class name."""
+    """Convert a value to JSON types; replace an object of another type by its class name."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, dict):

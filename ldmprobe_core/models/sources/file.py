@@ -25,7 +25,7 @@ SUFFIX = ".safetensors"
 
 
 class FileSource(FolderSource):
-    """Model whose denoiser and VAE weights are in one file, with the authors' tensor names.
+    """Model whose denoiser and VAE are in one file, under the tensor names of the original release.
 
     The names are those of the authors' code, which differ from those of diffusers.  Text encoders
     that the file lacks are taken from the folder of the configs.
@@ -80,7 +80,7 @@ class FileSource(FolderSource):
                     read_component(self.folder / name)
 
     def _require_all(self, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Check that the file's tensors, renamed by diffusers, match a network's parameters."""
+        """Check that the file's tensors, after diffusers has renamed them, match a network."""
         kind = type(network).__name__
         convert = SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"]
         try:
@@ -124,8 +124,9 @@ class FileSource(FolderSource):
         except Exception as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"model.source: {self.path} does not load ({reason:.120}). Fix: give the configs "
-                "of this model, with the text encoders that the file lacks"
+                f"model.source: {self.path} does not load ({reason:.120}). Fix: set model.config "
+                "to a folder with this model's configs and with the text encoders that the file "
+                "lacks"
             ) from error
         for name, part in pipeline.components.items():
             if not isinstance(part, nn.Module):

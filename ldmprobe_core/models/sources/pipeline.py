@@ -75,7 +75,8 @@ class PipelineSource(ModelSource):
             raise UserError(
                 f"pipeline: its weights, adapters, configs or scheduler ({self.name}) are not "
                 f"those of the study's model ({model.source}). Fix: pass the pipeline that the "
-                "study was made with, unchanged, or start a new run with a study that names none"
+                "study was made with, unchanged, or start a new run with a study that names no "
+                "pipeline object"
             )
         for key in ("attention_slicing", "cpu_offload"):
             if getattr(model, key):
@@ -155,7 +156,7 @@ class PipelineSource(ModelSource):
         return self.name.removeprefix(PIPELINE_PREFIX)
 
     def load(self, study: Study, device: torch.device) -> Any:
-        """Return the pipeline itself, on its own device."""
+        """Return the pipeline object as it is, on its present device; the arguments are ignored."""
         return self.pipeline
 
     @property
@@ -165,7 +166,7 @@ class PipelineSource(ModelSource):
 
 
 def pipeline_in_use(source: str) -> PipelineSource:
-    """Return the pipeline that `PipelineSource.in_use` provides for a study.
+    """Return the `PipelineSource` whose `in_use` context is active, for a study of its pipeline.
 
     Args:
         source: ``model.source`` of the study.

@@ -15,7 +15,7 @@ from ldmprobe_core.errors import RunError, UserError
 
 
 def hash_file(path: Path, algorithm: str, prefix: bytes = b"") -> str:
-    """Return the hash of a file's bytes, after an optional prefix, in hexadecimal digits."""
+    """Return the hash, in hexadecimal digits, of an optional prefix followed by a file's bytes."""
     digest = hashlib.new(algorithm, prefix)
     with path.open("rb") as file:
         while block := file.read(1 << 20):

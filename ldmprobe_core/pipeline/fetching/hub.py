@@ -1,4 +1,4 @@
-"""Download of files of a hub repository, by the hub's own client."""
+"""Download of a Hugging Face repository's files with the client library `huggingface_hub`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class HubDownload:
         ]
 
     def _is_here(self, name: str) -> bool:
-        """Return whether a file of the repository is in the cache, or is a local path."""
+        """Return whether a file of the repository is in the cache, or is an existing local file."""
         path = try_to_load_from_cache(self.repository.name, name, revision=self.commit)
         return isinstance(path, str) or (Path(name).is_absolute() and Path(name).is_file())
 

@@ -7,7 +7,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def check_declarations(study: Study) -> None:
-    """Check that colour maps exist, and that activations are stored if a number is probed.
+    """Check that colour maps exist, and that probes of per-image numbers have activations.
 
     Raises:
         UserError: matplotlib has no colour map of a name, or a number is to be probed from a run

@@ -30,7 +30,7 @@ from ldmprobe_core.study.schema import Study
 
 
 def peak_bytes(call: Callable[[], Any], *networks: nn.Module) -> int:
-    """Count the bytes of the tensors that a call on the meta device holds at most at one time.
+    """Compute the peak memory in bytes of the tensors that a call on the meta device holds.
 
     PyTorch's attention function is counted without its matrix of attention scores, which its fast
     implementations never hold as a whole.  A convolution is counted with a second copy of its
@@ -69,7 +69,7 @@ class WorkerMemory:
     sums: int
 
     def of_batch(self, batch: int) -> dict[str, int]:
-        """Return the expected peak memory in bytes by use, for a number of samples in a batch.
+        """Return the expected peak memory of one batch in bytes, by use, such as ``denoiser``.
 
         The labelers' intermediate values are left out: they are assumed to be no larger than those
         of the denoiser and the VAE, whose memory the labelers reuse.
@@ -100,7 +100,7 @@ class WorkerMemory:
         return {use: bytes_ for use, bytes_ in memory.items() if bytes_}
 
     def _intermediate_bytes(self, batch: int, size: int) -> int:
-        """Peak of the intermediate values of denoiser and VAE, which run one after the other.
+        """Return the peak bytes of intermediate values of denoiser or VAE, which run in turn.
 
         Args:
             batch: number of samples in a batch.
@@ -116,7 +116,7 @@ class WorkerMemory:
 
     @cached_property
     def _of_one_sample(self) -> tuple[int, int]:
-        """Peak bytes of the float32 values of a call of the denoiser, and of the VAE's decoder.
+        """Peak bytes of float32 tensors in a denoiser call and in a VAE decoder call on one sample.
 
         Both are proportional to the number of samples in a call.
         """
@@ -139,7 +139,7 @@ GPU_USES = ("denoiser", "vae", "text encoders", "labelers", "intermediate values
 
 
 def planned_bytes(memory: dict[str, int], threads: int = 1, on_gpu: bool = False) -> dict[str, int]:
-    """Add up the planned memory of one process, by the names of `peak_memory`.
+    """Add up the planned memory of one process; the result has the keys of `peak_memory`.
 
     Args:
         memory: bytes by use, from `WorkerMemory.of_batch`.
@@ -170,7 +170,7 @@ def _parameters(network: nn.Module) -> int:
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Mode in which the bytes of the tensors that exist at one time are counted.
+    """PyTorch dispatch mode that tracks the total bytes of live tensors and their peak.
 
     Args:
         known: tensors that are not counted, such as weights.
@@ -198,7 +198,7 @@ class _LiveTensors(TorchDispatchMode):
         return output
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        """Count the memory of a tensor until it is freed; views share that of their base."""
+        """Count a tensor's storage once, until it is freed; a view shares its base's storage."""
         key, size = storage._cdata, storage.nbytes()
         if key not in self._storages:
             self._storages.add(key)
@@ -211,7 +211,7 @@ class _LiveTensors(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Mode in which PyTorch's attention function creates its output alone."""
+    """PyTorch function mode in which the attention function allocates only its output."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None

@@ -90,7 +90,7 @@ def _cut_notes(tokens: dict[str, PromptTokens], lengths: dict[str, int]) -> tupl
 
 
 def _reader(names: list[str], lengths: dict[str, int]) -> str:
-    """Return the part of a message that says what reads a text, such as ``the model reads``.
+    """Return the clause of a message that names the reader of a text, as in ``the model reads``.
 
     Args:
         names: names of the tokenizers.
