@@ -149,7 +149,7 @@ def takes_images(labeler: Any) -> bool:
     """Return whether a callable takes images as its only argument, not settings and a device."""
     try:
         parameters = inspect.signature(labeler).parameters.values()
-    except (TypeError, ValueError):  # Some functions written in C have no signature.
+    except (TypeError, ValueError):  # Some C functions have no signature.
         return False
     positional = [
         parameter

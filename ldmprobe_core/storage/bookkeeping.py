@@ -163,7 +163,7 @@ def _has_progress(location: Location) -> bool:
 
 
 def _interrupted_files(location: Location) -> set[str]:
-    """Return the files listed in ``creating.json``, some of which may have been written."""
+    """Return the files in ``creating.json`` that an interrupted creation may have written."""
     if not location.has(CREATING):
         return set()
     try:

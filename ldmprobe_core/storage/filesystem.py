@@ -124,7 +124,7 @@ class Location:
             self.client(patient=False).exists("study.json")
         except LdmprobeError:
             raise
-        # S3 clients raise exceptions of many types for a silent store, so all are caught.
+        # S3 clients raise exceptions of many types if a store does not respond, so catch all.
         except Exception as error:
             raise UserError(
                 f"store {self.url!r} cannot be reached ({_cause(error)}). Fix: check its "
@@ -305,7 +305,7 @@ class Location:
         return (ObjectFiles if uses_obstore(self.url) else FsspecFiles)(self.url, patient)
 
     def path(self, name: str) -> str:
-        """Return a file's path, which for an object begins with its bucket.
+        """Return the path of a file; in an object store, it begins with the bucket's name.
 
         An empty name gives the path of this location.
         """

@@ -68,7 +68,7 @@ class Holder:
 
     @property
     def is_dead(self) -> bool:
-        """Flag that is True if the holder has ended; False for a process of another machine."""
+        """Flag that is True if the holder has ended; False for a process on another machine."""
         if self.host != _host():
             return False
         try:

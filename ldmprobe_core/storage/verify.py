@@ -144,7 +144,7 @@ def _damaged_metadata(
 
 
 def _beyond_remedy(run: Run, chunks: list[CorruptChunkError]) -> list[CorruptChunkError]:
-    """Remove pipes, links and empty folders at chunks' paths; return what a user must repair."""
+    """Remove pipes, links and empty folders at chunks' paths; return errors left to the user."""
     irregular = [chunk for chunk in chunks if chunk.reason == NOT_REGULAR]
     stuck = [chunk for chunk in irregular if not remove_irregular(run.location.path(chunk.key))]
     contradictory = [
@@ -236,8 +236,8 @@ def _batch_finder(run: Run) -> BatchOfChunk:
             try:
                 batches[path] = of_chunks(path)
             except RunError:
-                # The group's list of samples or its metadata is damaged, so the batch is unknown
-                # here.  The damaged file itself is reported when it is checked.
+                # The group's list of samples or its metadata is damaged, so the batch is
+                # unknown.  The damaged file itself is reported when it is checked.
                 batches[path] = []
         return batches[path][chunk] if chunk < len(batches[path]) else None
 

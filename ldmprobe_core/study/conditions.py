@@ -69,7 +69,7 @@ class LabelColumn:
             members: indices of samples, (sample,).
             seed: seed of the study, ``prompts.seed``.
         """
-        # Seeds are below 2**64, so each pair of seed and draw gives a different sum.
+        # Seeds are below 2**64, so each pair (seed, draw) gives a different seed.
         return ASSIGNMENTS[self.assignment](members, seed + (self.draw << 64))
 
 

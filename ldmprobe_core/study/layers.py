@@ -28,7 +28,7 @@ WORDS, TOKENS = "words", "tokens"
 
 
 def is_attention_map(layer: str) -> bool:
-    """Return whether a layer's name is that of attention maps (``@words`` or ``@tokens``).
+    """Return whether a layer name denotes attention maps (suffix ``@words`` or ``@tokens``).
 
     These maps are computed beside the denoiser's own, so they can be read but not edited.
     """

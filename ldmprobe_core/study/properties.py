@@ -208,7 +208,7 @@ _RESERVED = {CLASS, "classes", "threshold", "maps", "labeler", "count"}
 
 
 def _bytes_of(record: Property) -> tuple[object, ...]:
-    """Return the fields that affect stored results, not those for figures and interventions."""
+    """Return the fields that affect stored results; omit figure and intervention settings."""
     return record.kind, record.metrics, record.map_format, record.component
 
 

@@ -107,7 +107,7 @@ def absolute_path(path: str, field: str) -> str:
 
 
 def _unchanged(field: str, before: str | None, now: str) -> str:
-    """Return the content hash of the current files; raise if the study states another one."""
+    """Return the content hash of the current files; raise if the study has a different hash."""
     if before not in (None, now):
         raise UserError(
             f"{field} has changed since the study was started (content hash {before}, now {now}). "

@@ -190,7 +190,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _enough_prompts(self) -> Study:
-        """Check that ``images`` agrees with ``source``, and that 3 or more prompts differ."""
+        """Check that ``images`` agrees with ``source``, and that 3 prompts or more are distinct."""
         if (self.source == "images") != (self.images is not None):
             raise ValueError(
                 f"source is {self.source}, and images is "

@@ -1,4 +1,4 @@
-"""Marks of processes that read runs, so that no retention deletes these runs meanwhile."""
+"""Leases of processes that read runs, which keep retention from deleting these runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _enter_lease(leases: ExitStack, address: str, reader: str) -> bool:
             leases.enter_context(hold_lease(url, reader, patience_s=1.0))
             return True
         except (UserError, OSError):
-            # Another reader was first, or the store cannot be written to.
+            # Another reader has taken this number, or the store cannot be written to.
             if not _taken(url):
                 return False
     return False

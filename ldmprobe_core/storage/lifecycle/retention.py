@@ -1,4 +1,4 @@
-"""Deletion of a study's old runs, or of their activations only, by a plan that is then applied.
+"""Deletion of a study's old runs, or of only their activations, in two steps: plan and apply.
 
 A scheduled study whose seed changes leaves a new run each time.  `plan_retention` only reads.
 `apply_retention` deletes what a plan says, and checks each run again while it holds its lease.  No
@@ -114,7 +114,7 @@ def _runs_of(
 
 
 def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
-    """Delete the runs and activations that a plan names; return the plan as carried out.
+    """Delete the runs and activations that a plan names; return the plan with what was done.
 
     Args:
         plan: result of `plan_retention`.
@@ -143,7 +143,7 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
 
 
 def _delete(item: Retention, present: list[str]) -> None:
-    """Delete what an item says.
+    """Delete a run or its activations, as a plan's item states.
 
     Args:
         item: action on a run on which nobody works.

@@ -28,7 +28,7 @@ class ScheduleRecord(BaseModel):
 
 
 def write_schedule_record(run: Location, record: ScheduleRecord) -> None:
-    """Write into a run for which date it was scheduled, and by which code."""
+    """Write the record ``schedule.json`` of a run: its scheduled date and its code's digest."""
     run.write_text(SCHEDULE_FILE, record.model_dump_json())
 
 

@@ -1,4 +1,4 @@
-"""Interface of the clients that read and write the files of a run, whatever holds them."""
+"""Interface of the clients for a run's files, in a local folder or in an object store."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def client_options(url: str) -> dict[str, Any]:
         return {}
     bypass_proxies_for_loopback()
     options: dict[str, Any] = {
-        # Chunks that other workers write after a listing would seem to be missing.
+        # With a cached listing, chunks that other workers write later would seem missing.
         "use_listings_cache": False,
         "config_kwargs": _S3_CLIENT,
         "client_kwargs": {"verify": os.environ.get("AWS_CA_BUNDLE") or None},

@@ -42,7 +42,7 @@ def cached_fact(url: str, fact: str, find: Callable[[], Any]) -> Any:
 
 
 async def cached_fact_async(url: str, fact: str, find: Callable[[], Awaitable[Any]]) -> Any:
-    """Return a cached constant of a run; see `cached_fact`."""
+    """Return a cached constant of a run, as `cached_fact` does, but await the computation."""
     facts = _facts.setdefault(url, {})
     if fact not in facts:
         found = await find()

@@ -1,4 +1,4 @@
-"""Zarr stores of runs: of a local folder, or of a bucket by obstore or s3fs."""
+"""Zarr stores of runs in a local folder, or in a bucket accessed through obstore or s3fs."""
 
 from __future__ import annotations
 

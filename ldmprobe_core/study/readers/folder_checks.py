@@ -314,7 +314,7 @@ def _require_alike(folder: Path, prop: str, facts: dict[str, _MapFacts]) -> None
 def _picture_notes(
     folder: Path, facts: dict[str, _PictureFacts], size: tuple[int, int], props: Collection[str]
 ) -> list[str]:
-    """Return notes on images that are enlarged, or rotated by EXIF data but not their maps."""
+    """Return notes on enlarged images, and on images that EXIF rotates but not their maps."""
     notes = []
     small = [name for name, one in facts.items() if one.is_small]
     if small:

@@ -146,7 +146,7 @@ def require_intact(path: Path, file_format: str | None) -> None:
 
 
 def require_all_pixels(path: Path, image: Any) -> None:
-    """Check that the data of a TIFF covers all pixels; Pillow sets the others to 0.
+    """Check that the data of a TIFF covers all pixels; Pillow sets uncovered pixels to 0.
 
     Raises:
         UserError: a part of the image has no data.

@@ -44,7 +44,7 @@ def lacks_rows(data: bytes) -> bool:
 def _pass_bytes(
     width: int, height: int, bits: int, left: int, top: int, across: int, down: int
 ) -> int:
-    """Return the size in bytes of one interlacing pass: each row has a filter byte and pixels."""
+    """Return the size in bytes of one interlacing pass, with one filter byte per row."""
     columns = -(-(width - left) // across)
     rows = -(-(height - top) // down)
     return rows * (1 + -(-columns * bits // 8)) if columns > 0 and rows > 0 else 0
