@@ -80,7 +80,7 @@ class BarRecord(Record):
 
 
 class CurveRecord(Record):
-    """Onset and settled steps of one curve, relative to its own and to the probes' final gain.
+    """Onset and settled steps of one curve, for its own and for the probes' final gain.
 
     Attributes:
         relative: steps at which the curve reaches shares of its own final gain over position.

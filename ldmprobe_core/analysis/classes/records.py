@@ -14,7 +14,7 @@ PHOTOGRAPHS = "photographs.json"
 
 
 class _Record(BaseModel):
-    """Pydantic base class of these records; an unknown key is a validation error."""
+    """Pydantic base class of the class records; an unknown key is a validation error."""
 
     model_config = ConfigDict(extra="forbid")
 

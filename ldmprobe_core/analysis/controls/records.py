@@ -12,7 +12,7 @@ LARGEST_P = 0.05
 
 
 class Record(BaseModel):
-    """Pydantic base class of these records; an unknown key is a validation error."""
+    """Pydantic base class of the control records; an unknown key is a validation error."""
 
     model_config = ConfigDict(extra="forbid")
 

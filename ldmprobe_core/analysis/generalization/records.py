@@ -17,7 +17,7 @@ Matrix = list[list[float | None]]
 
 
 class _Record(BaseModel):
-    """Pydantic base class of these records; an unknown key is a validation error."""
+    """Pydantic base class of the analysis records; an unknown key is a validation error."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -189,7 +189,7 @@ def _iou_of_class(means: np.ndarray, index: int) -> np.ndarray:
 
 
 def _difference(means: np.ndarray) -> np.ndarray:
-    """Compute the first mean IoU minus the second, (draw,), from overlaps (draw, 2, 2, class)."""
+    """Subtract the second mean IoU from the first, (draw,), from overlaps (draw, 2, 2, class)."""
     return mean_iou(means[:, 0]) - mean_iou(means[:, 1])
 
 
