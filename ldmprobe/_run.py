@@ -45,7 +45,7 @@ class Run(StoredRun):
         return load_summary(self)
 
     def reading(self) -> AbstractContextManager[None]:
-        """Build a context that keeps retention from deleting this run while it is read.
+        """Return a context manager that keeps ``prune`` and schedules from deleting this run.
 
         Lazy arrays are read when they are computed, so that a run which ``ldmprobe prune`` or a
         schedule deletes meanwhile would be read in part.
@@ -76,9 +76,9 @@ class Run(StoredRun):
             UserError: the study does not probe the property.
         """
         self._require_property(prop)
-        # The dimensions of scores are (condition, kind, metric, step, layer, sample).  One unit of
-        # probing writes the scores of one step and one layer, so the indices at positions 3 and 4
-        # of a chunk's key identify its unit.
+        # The dimensions of scores are (condition, kind, metric, step, layer, sample).  Each unit of
+        # probing work writes the scores of one step and layer.  A chunk's indices along step and
+        # layer (dimensions 3 and 4, counted from 0) therefore identify the unit that writes it.
         required = self._required_chunks(f"scores/{prop}/score", "probed", 3, 4)
         return self.open(f"scores/{prop}", required).score
 

@@ -77,7 +77,7 @@ class TokenStream(IterableDataset):
             yield torch.from_numpy(values.astype(np.float32))
 
     def _chunks(self) -> np.ndarray:
-        """List the chunks with chosen tokens: (chunk number along samples, row of the step)."""
+        """List the chunks with chosen tokens, each as (index along samples, index along steps)."""
         starts = range(0, len(self.chosen), self.chunk_samples)
         return np.argwhere(np.logical_or.reduceat(self.chosen, starts, axis=0))
 

@@ -136,9 +136,9 @@ def _value(value: Any) -> str:
 
 
 def _last_scores(run: Run, summary: Summary, prop: str) -> dict[SampleKey, tuple[float, Sample]]:
-    """Read the test scores of a property's best probe at the last step, and the scored samples.
+    """Read each test sample and its score at the last step, from a property's best probe there.
 
-    The layer and kind of the probes are those with the best validation score at that step.
+    The best probe has the layer and kind with the best validation score at the last step.
 
     Returns:
         scores and samples by the values that identify a sample.

@@ -104,8 +104,9 @@ def emergence_record(curves: Curves, bootstrap: Bootstrap) -> EmergenceRecord:
             return CurveRecord(relative=undefined, absolute=undefined)
         relative, absolute = {}, {}
         for name, share in SHARES.items():
-            # `relative_margins` is linear in the scores: if it gets deviations of the scores, it
-            # returns the deviations of the margins (score minus bar).
+            # `relative_margins` computes margins (score minus bar) and is linear in the scores.
+            # When applied to the deviations of re-split scores from their mean, it therefore
+            # returns the deviations of the re-split margins from their mean.
             relative[name] = crossing(
                 relative_margins(scores, position, share),
                 bootstrap,
@@ -164,7 +165,7 @@ def leads_record(emergence: EmergenceRecord, samples: int) -> LeadsRecord:
 
 
 def step_records(curves: Curves, metric: str, bootstrap: Bootstrap) -> list[StepRecord]:
-    """Build a record per step: score of the reported layer, and differences to input controls.
+    """Build a record for each step from the scores of the reported layer and the input controls.
 
     Args:
         curves: scores over the steps.

@@ -24,14 +24,14 @@ from ldmprobe_core.storage.run import Run
 
 
 def rank_correlation(counts: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Compute Spearman's rank correlation of two variables in each resample, (draw,) float64.
+    """Compute Spearman's rank correlation of two variables in each bootstrap resample.
 
     Args:
         counts: number of times that each resample contains a sample, (draw, sample).
         a, b: values of the samples, (sample,); samples with a NaN are left out.
 
     Returns:
-        NaN for a resample in which one of the variables is constant.
+        (draw,) float64; NaN for a resample in which one of the variables is constant.
     """
     defined = np.isfinite(a) & np.isfinite(b)
     counts = counts[:, defined]
@@ -165,7 +165,10 @@ class _NumberResult:
         }
 
     def record(self) -> NumberRecord:
-        """Choose the best layer and step on validation samples; score it beside the controls."""
+        """Build the property's record: test scores of its best layer and step, and of controls.
+
+        The best layer and step are chosen on validation samples.
+        """
         run = self.data.run
         layer, step = self._best(list(run.layers))
         best = self.cells[layer][step - 1, 0, self.test]
@@ -191,7 +194,12 @@ class _NumberResult:
         )
 
     def _best(self, layers: list[str], draw: int = 0) -> tuple[str, int]:
-        """Find the layer and step (from 1) that score best on validation, for one permutation."""
+        """Find the layer and step (from 1) with the best validation score for one set of targets.
+
+        Args:
+            layers: names of the candidate layers.
+            draw: 0 for the true numbers; otherwise the index of a permutation of them.
+        """
         validation = self.data.split == "validation"
         truth = self.truth[draw, validation]
         scores = np.array(
@@ -204,7 +212,7 @@ class _NumberResult:
         return layers[row], int(column) + 1
 
     def _best_of_draw(self, draw: int) -> float:
-        """Compute the test score at the best layer and step for one permutation of the numbers."""
+        """Compute the test score of one permutation of the numbers, at its best layer and step."""
         layer, step = self._best(list(self.data.run.layers), draw)
         cell = self.cells[layer][step - 1]
         return _spearman(cell[draw, self.test], self.truth[draw, self.test])
@@ -226,7 +234,11 @@ class _NumberResult:
         return self._of(lambda counts: self._of_draws(counts, predicted), predicted)
 
     def _difference(self, first: np.ndarray, second: np.ndarray) -> Interval:
-        """Compute the interval of a difference of two correlations, over samples that have both."""
+        """Compute the interval of the difference between two predictions' rank correlations.
+
+        Both predictions, `first` and `second`, are correlated with the true numbers, over the test
+        samples for which both are finite.
+        """
         both = np.isfinite(first) & np.isfinite(second)
         a, b = np.where(both, first, np.nan), np.where(both, second, np.nan)
         return self._of(lambda counts: self._of_draws(counts, a) - self._of_draws(counts, b), a)

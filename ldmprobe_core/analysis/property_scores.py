@@ -181,8 +181,8 @@ class PropertyScores:
             resplits: curves of re-splits with the candidates `tied_layers`; None if there are none.
         """
         choices = resplits.choices if resplits else {}
-        # `max` returns the first of equal candidates.  They are sorted by score, so ties in the
-        # number of re-splits go to the best score.
+        # `_tied_curves` is sorted by validation score, best first, and `max` returns the first of
+        # equal candidates.  Of layers that equally many re-splits choose, the best one is taken.
         kind, layer = max(self._tied_curves, key=lambda c: choices.get(self.layers[c[1]], 0))
         name, tied = self.layers[layer], self.tied_layers
         over_steps = self.scores[:, kind, 0, :, layer][..., self.is_test]
@@ -237,7 +237,7 @@ class PropertyScores:
         undefined = UndefinedRecord(best=int(np.isnan(scores).sum()), any=self.all_undefined)
         if self.prop.is_mask:
             empty = ~(truth == 1).any((1, 2))
-            # Dice is 1 on an empty label mask only if the prediction is empty too.
+            # For an empty label mask, a Dice score of 1 means that the predicted mask is empty too.
             undefined.both_empty = int((empty & (scores == 1)).sum())
             undefined.truth_empty = int(empty.sum())
         emergence = emergence_record(curves, self.bootstrap)
@@ -268,9 +268,9 @@ class PropertyScores:
 
     @cached_property
     def _tied_curves(self) -> list[tuple[int, int]]:
-        """Kinds and layers whose mean validation score is within one standard error of the best.
+        """Index pairs (kind, layer) with a validation score within one standard error of the best.
 
-        They are given by index, best first.
+        The score of a pair is its mean over steps and prompts.  The best pair comes first.
         """
         # Reorder the axes to (step, kind, layer, validation sample).
         scores = self.scores[0, self.linear, 0][..., ~self.is_test].swapaxes(0, 1)

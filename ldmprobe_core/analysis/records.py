@@ -73,7 +73,11 @@ class LayerRecord(Record):
 
 
 class BarRecord(Record):
-    """Steps from which a curve stays at or above 50 % (onset) and 90 % (settled) of a gain."""
+    """Onset and settled steps of a score curve.
+
+    From these steps on, the curve stays at or above 50 % (onset) and 90 % (settled) of a final gain
+    over the position baseline, which is its own or that of the probes.
+    """
 
     onset: Crossing
     settled: Crossing
@@ -114,16 +118,20 @@ class EmergenceRecord(Record):
 
 
 class LeadRecord(Record):
-    """Steps by which probes reach the same score before the labeler, on one kind of step images."""
+    """Lead of the probes over the image labeler: steps by which they reach the same score earlier.
+
+    The labeler is scored on one kind of step images, with or without recalibration.
+    """
 
     onset: Lead
     settled: Lead
 
 
 class LeadsRecord(Record):
-    """Steps by which the probes precede the labeler, with the keys of `EmergenceRecord`.
+    """Leads of the probes over the image labeler, for each kind of images that the labeler reads.
 
-    Probes and labeler are compared on the same test samples, those with step images.
+    The keys are those of `EmergenceRecord`.  Probes and labeler are compared on the same test
+    samples, those with step images.
 
     Attributes:
         samples: number of these samples.
@@ -137,7 +145,7 @@ class LeadsRecord(Record):
 
 
 class StepRecord(Record):
-    """Scores of the reported layer's probes at one step, and differences to control probes.
+    """Scores of the reported layer's probe at one step, alone and relative to input controls.
 
     Attributes:
         step: sampler step, from 1.
@@ -257,7 +265,7 @@ class PeakRecord(Record):
 
 
 def peak_records(planned: dict[str, int], measured: dict[str, int]) -> dict[str, PeakRecord]:
-    """Combine planned and measured bytes by name of the memory; only measured ones are kept."""
+    """Pair the planned with the measured peak, in bytes, for each kind of memory measured."""
     return {
         name: PeakRecord(planned=planned[name], measured=size) for name, size in measured.items()
     }

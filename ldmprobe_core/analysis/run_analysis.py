@@ -1,4 +1,4 @@
-"""Analysis of a finished run, kept in its report folder for the next drawing of the report.
+"""Analysis of a finished run, stored in the run's report folder to redraw the report faster.
 
 The statistics of a run take longer than the figures that show them.  They are therefore kept, with
 a digest of everything that they were computed from, and are computed again when the digest differs.

@@ -165,7 +165,7 @@ def _curves(
     test: np.ndarray,
     resplits: ResplitCurves | None,
 ) -> Curves:
-    """Collect the score curves of one property; ``position`` has the position baseline's scores."""
+    """Collect the score curves of a property, given the position baseline's scores ``position``."""
     rivals = rival_scores(run, scores.prop.name, labels, test, scores.scores.shape[3])
     decoded = np.isin(test, samples_in(run, STEP_IMAGES))
     steps = run.read(STEP_IMAGES, "step")

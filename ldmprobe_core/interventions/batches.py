@@ -73,7 +73,8 @@ class InterventionBatch:
         probes = self._probes_read(site)
         logs = {condition: EditLog() for condition in self.spec.conditions}
         with use_models(run) as (sampler, labelers):
-            # The edit proper comes first, because null edits take their norms from its log.
+            # `logs` starts with the edit proper, because each null edit takes its norms from
+            # the log of the edit proper.
             for condition, log in logs.items():
                 reader = ProbeReader(probes, dtype=sampler.dtype)
                 change = reader.reading(self._change(condition, dose, logs), site.cells)
@@ -99,7 +100,7 @@ class InterventionBatch:
         return {array: np.stack(values) for array, values in results.items() if values}
 
     def _probes_read(self, site: Site) -> dict[tuple[int, str], list[LinearProbe]]:
-        """Return the probes to score during an erasure, by step and layer; else an empty dict."""
+        """Return the probes to score during an erasure, by step and layer; {} for other methods."""
         if self.spec.method not in ERASURES:
             return {}
         identity = self.run.location.read_text("identity")
@@ -139,7 +140,7 @@ class InterventionBatch:
 def _class_unchanged(
     run: Run, labelers: dict[str, Any], edited: np.ndarray, samples: list[int]
 ) -> np.ndarray:
-    """Compare each sample's top class before and after the edit, (sample,) float64.
+    """Return whether the edit left each sample's top class unchanged, (sample,) float64.
 
     The value is 1 for an unchanged class, 0 for a changed one, and NaN without a class labeler.
     """

@@ -119,7 +119,7 @@ def single_latent_probes(url: str, identity: str, prop: str, step: int) -> CellR
 def probes_of_cell(
     run: Run, identity: str, spec: Intervention, step: int, layer: str
 ) -> list[LinearProbe]:
-    """Return a property's linear probes of one layer at one step, one of each kind."""
+    """Return the linear probes of a property at one layer and step, one probe of each kind."""
     if layer == LATENTS:
         probes = single_latent_probes(run.url, identity, spec.prop, step).probes
         return [_linear(probes[kind, spec.prop]) for kind in probe_kinds_of(run, spec)]
@@ -131,7 +131,9 @@ def probes_of_cell(
 def _linear(probe: object) -> LinearProbe:
     """Check that a probe is linear, and return it."""
     if not isinstance(probe, LinearProbe):
-        raise TypeError(f"probe: a {type(probe).__name__} is not linear")
+        raise TypeError(
+            f"probe: it is not linear ({type(probe).__name__}). Fix: choose a linear kind of probe."
+        )
     return probe
 
 
@@ -156,7 +158,7 @@ def _permuted_direction(
 
 
 def _erasing_probe(spec: Intervention, path: RidgePath, column: int | None) -> LinearProbe:
-    """Compute the linear function of activations that an erasure makes constant.
+    """Compute the linear probe whose prediction an erasure makes the same for all activations.
 
     Let c be the covariance of activation and label, the label taken less its mean map, and C the
     covariance of the activations.  LEACE (Belrose et al. 2023) subtracts from an activation h its

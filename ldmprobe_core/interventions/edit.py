@@ -121,7 +121,7 @@ class EditDirection:
         return tokens @ self.weight + self.bias
 
     def exact(self, tokens: Tensor, target: Tensor, strength: float) -> Tensor:
-        """Make the edit of least norm that moves predictions to the target, or part of the way.
+        """Apply the least-norm edit that moves predictions all or part of the way to the target.
 
         Args:
             tokens: activations (n, y, x, channel) float32.
@@ -151,9 +151,12 @@ class EditDirection:
         return self.mean + contrast * (dose * self.deviation / size)
 
     def field_of(self, change: Tensor) -> Tensor:
-        """Return the field (n, y, x) of a change (n, y, x, channel), which is its norm with a sign.
+        """Return the field of an edit: the signed norm of the change of each token, (n, y, x).
 
         The sign is that of the change of the probe's prediction.
+
+        Args:
+            change: change of the activations, (n, y, x, channel).
         """
         return torch.sign(change @ self.weight) * change.norm(dim=-1)
 

@@ -101,7 +101,7 @@ class SiteRecord(BaseModel):
 
     @property
     def used(self) -> Interval:
-        """Effect of the edit: mean paired difference between its score and that of the null edit.
+        """Effect of the edit: mean paired difference, score of the edit minus that of a null edit.
 
         The null edit is the one orthogonal to what probes read.  An intervention without it is
         compared with the unedited images.

@@ -176,7 +176,8 @@ class Intervention(BaseModel):
                 raise ValueError(
                     f"{name!r} is not a null edit. Fix: choose from {', '.join(NULLS)}."
                 )
-        # The order of the settings does not matter, so it is not part of the intervention's name.
+        # Put the null edits in a fixed order, so that their order in the settings does not change
+        # the hash in the intervention's name.
         return value if value is None else tuple(name for name in NULLS if name in value)
 
     @model_validator(mode="after")
@@ -258,7 +259,7 @@ class Intervention(BaseModel):
 
     @property
     def dose_axis(self) -> tuple[float, ...]:
-        """Doses in standard deviations of the prediction; NaN if targets keep their own units."""
+        """Doses in standard deviations of the prediction; one NaN if targets are not scaled."""
         if self.doses:
             return self.doses
         own_units = self.doses is not None or self.method != "exact"
@@ -295,7 +296,10 @@ def editable_properties() -> tuple[str, ...]:
 
 
 def predicts_for_descent(kind: ProbeKind, prop: Property) -> bool:
-    """Return whether gradient descent can use a kind of probe, which must give logits for masks."""
+    """Return whether edits of a property by gradient descent can use a kind of probe.
+
+    If the property is a mask, the probe must predict logits.
+    """
     return kind.supports(prop) and (not prop.is_mask or kind.mask_output == "logit")
 
 

@@ -142,7 +142,8 @@ def target_map(label: np.ndarray, target: Target) -> np.ndarray:
     shift = np.array([target.dy * height, target.dx * width])
     flip = np.array([1.0, -1.0 if target.mirror else 1.0])
     middle = np.array([0.0, (width - 1) if target.mirror else 0.0])
-    # `affine_transform` needs the inverse, which gives the input pixel i of each output pixel o:
+    # `affine_transform` needs the inverse of this mapping.  The inverse gives, for each pixel o of
+    # the moved map, the pixel i of the label:
     # i = centre + (flip (o - shift - middle) - centre) / scale.
     matrix = flip / target.scale
     offset = centre - (flip * (shift + middle) + centre) / target.scale

@@ -1,4 +1,4 @@
-"""Protocol of labelers, and registry entry with functions that load one and find its weights."""
+"""Protocol of labelers, and entry that registers how to load a labeler and find its weights."""
 
 from __future__ import annotations
 

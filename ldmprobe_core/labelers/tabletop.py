@@ -52,7 +52,7 @@ class _MapNetworkCache:
 
 
 def _less_mean(maps: Tensor) -> Tensor:
-    """Subtract the mean of each map, because an image does not show a scene's absolute scale."""
+    """Subtract the mean of each log depth map, because an image does not show absolute scale."""
     return maps - maps.mean((1, 2), keepdim=True)
 
 
@@ -124,7 +124,7 @@ def _apply(network: Callable[[Tensor], Tensor], images: np.ndarray, device: torc
 
 
 def _folder(spec: LabelerSpec) -> Path:
-    """Return the folder of the labelers' weights: the study's, or the one in this package."""
+    """Return the folder with the labelers' weights that the study names, or else the package's."""
     return user_path(spec.weights) if spec.weights else MODEL_FOLDER
 
 
@@ -159,7 +159,7 @@ def _weights(network: Network, name: str, device: torch.device, folder: Path) ->
 
 @lru_cache(maxsize=1)
 def _maps(device: torch.device, folder: Path) -> _MapNetworkCache:
-    """Load the map network, which all map labelers of a device and folder share."""
+    """Load the map network once for all map labelers with the same device and weights folder."""
     return _MapNetworkCache(_map_network(device, folder), device)
 
 

@@ -11,7 +11,7 @@ MAP_CHANNELS = ("foreground", "depth", "shading", "normal x", "normal y", "norma
 
 
 class _Block(nn.Module):
-    """Residual block: two normalised 3 x 3 convolutions and a shortcut."""
+    """Residual block: group normalisation, SiLU and 3 x 3 convolution, twice, plus a shortcut."""
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()

@@ -119,7 +119,7 @@ def _fit(data: CellData, kinds: tuple[str, ...]) -> _Fitted:
 
 
 def _is_fitted(kind: ProbeKind, column: LabelColumn) -> bool:
-    """Return whether probes of a kind are fitted to the labels of an assignment and draw.
+    """Return whether a kind of probe is fitted to a label column (true labels or shuffled ones).
 
     Nonlinear kinds are controls themselves, so they are fitted to true labels only.  Draws after
     the first are fitted only by kinds that need just the sufficient statistics, because all draws
@@ -192,8 +192,8 @@ def _score_heldout(
         column = key[1]
         record = property_of(column.prop)
         scorer = labels.scorer(column.prop, activations.shape[1:3])
-        # To save time, compute only the metrics that are reported: for shuffled labels with several
-        # draws, they are a few.
+        # To save time, compute only the metrics that are reported.  For labels that are shuffled
+        # several times, these are only the metrics in `Property.compared`.
         metrics = record.compared if column.assignment in repeated else record.metrics
         values = scorer.scores(tokens, cuts.get(key), metrics)
         scores[key] = np.where(usable, values, np.nan)

@@ -147,7 +147,8 @@ def dice_at(
     """
     order = predicted.argsort(1)
     values = np.take_along_axis(predicted, order, 1)
-    # If all images share one prediction, `order` has a single row, which NumPy broadcasts.
+    # If all images share one prediction, `order` and `first_above` have one row, which
+    # `_sums_above` broadcasts to all images.
     first_above = np.stack([row.searchsorted(cuts, side="right") for row in values])
     weight = np.ones(share.shape) if weight is None else weight.astype(np.float64)
     hits = np.where(weight > 0, share, 0) * weight

@@ -12,7 +12,7 @@ from ldmprobe_core.study.layers import INPUT_CONTROLS
 
 
 def probe_features(name: str, activations: np.ndarray) -> np.ndarray:
-    """Return the features that probes read: activations, or token neighbourhoods of a control.
+    """Return features for probes: activations of a layer, or neighbourhoods for input controls.
 
     Args:
         name: name of a probe input, which is a layer or one of `INPUT_CONTROLS`.

@@ -35,7 +35,7 @@ def token_positions(grid: tuple[int, int]) -> np.ndarray:
 
 
 def position_means(tokens: np.ndarray) -> np.ndarray:
-    """Average the token values of a map over each position, which is a block of tokens.
+    """Average a map's token values within each position, where a position is a block of tokens.
 
     Args:
         tokens: values of the tokens, (y, x).

@@ -75,7 +75,7 @@ class SufficientStatistics:
         return SufficientStatistics(self.gram + other.gram, self.channels, both)
 
     def less_positions(self, means: np.ndarray) -> SufficientStatistics:
-        """Return the statistics after subtracting a value for each position from the labels.
+        """Return the statistics for the labels minus ``means``, given for each label and position.
 
         Args:
             means: value of each label at each position, (position, label).
@@ -89,8 +89,9 @@ class SufficientStatistics:
             )
         values = np.zeros_like(self.by_position)
         values[:, self.channels + 1 :] = means
-        # Subtraction turns the rows Z into Z - P, where P repeats `values` at the tokens of each
-        # position.  The new Gram matrix is (Z - P)'(Z - P), expanded.
+        # Let Z have one row for each token, and let P have, for each token, the row of `values` of
+        # the token's position.  The subtraction replaces Z by Z - P, so the new Gram matrix is
+        # (Z - P)'(Z - P) = Z'Z - Z'P - P'Z + P'P.
         cross = self.by_position.T @ values
         count = self.by_position[:, self.channels, None]
         gram = self.gram - cross - cross.T + values.T @ (count * values)

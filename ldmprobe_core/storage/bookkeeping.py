@@ -142,9 +142,9 @@ def lay_out(location: Location, files: dict[str, bytes], study: str) -> None:
         created.add(key, data)
     try:
         for name in _interrupted_files(location) - files.keys():
-            # Another release of ldmprobe, whose runs have other arrays, may have started the
-            # interrupted creation.  Files that this creation does not overwrite are therefore
-            # removed; otherwise their arrays would stay in the run.
+            # Remove the files of the interrupted creation that this creation does not overwrite.
+            # Another release of ldmprobe may have written them for arrays that this release does
+            # not create, and these arrays would otherwise stay in the run.
             location.remove(name)
         location.write_text(CREATING, json.dumps(sorted(files)))
         location.write_many(files)

@@ -314,6 +314,6 @@ class Location:
 
 
 def _cause(error: Exception) -> str:
-    """Describe an error in a message: the text of a client's error, or else the error's type."""
+    """Return the text of an object store's error, or the type name of any other error."""
     text, name = str(error), type(error).__name__
     return text if text.startswith("object store: ") else name

@@ -112,7 +112,7 @@ class Lease:
             )
 
     def _is_mine(self) -> bool:
-        """Return whether this lease has the highest number, and this process still holds it."""
+        """Return whether this lease is the newest, and its file still names this process."""
         if max(_numbers(self._location), default=0) != self._number:
             return False
         held_by = _read(self._location, self._number)
@@ -226,7 +226,7 @@ def holder_of(url: str) -> Holder | None:
         try:
             written = location.modified(_name(number))
         except FileNotFoundError:
-            return None  # The holder has just released it.
+            return None  # The holder released the lease after it was read above.
         if (datetime.now(UTC) - written).total_seconds() > STALE_S:
             return None
     return holder

@@ -87,7 +87,11 @@ class ProbeSchema(GroupBuilder):
         self.coordinate(group, "sample", values, "index of the image")
 
     def add_step_image_axes(self, group: zarr.Group) -> dict[str, int]:
-        """Add the coordinates ``sample`` and ``step`` of step images; return both sizes."""
+        """Add sample and step coordinates for images decoded at sampler steps.
+
+        Returns:
+            sizes of the dimensions ``sample`` and ``step``.
+        """
         self.add_sample(group, self.with_step_images)
         self.add_step(group, self.decoded_steps)
         return {"sample": len(self.with_step_images), "step": len(self.decoded_steps)}

@@ -64,7 +64,10 @@ class Progress:
         return bool(self.count(kind, *index))
 
     def counts(self, kind: UnitKind | str) -> np.ndarray:
-        """Read the number of complete units at each index: 0 or 1; more for sequential kinds."""
+        """Return the number of complete units of work at each index of the progress array.
+
+        The number is 0 or 1, except for sequential kinds of units, of which an index has several.
+        """
         # A unit that was never recorded has no chunk in this array, and reads as the fill value 0.
         return np.asarray(self._open(kind)[...])
 

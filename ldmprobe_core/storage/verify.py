@@ -154,7 +154,10 @@ def _beyond_remedy(run: Run, chunks: list[CorruptChunkError]) -> list[CorruptChu
 
 
 def _contradicts(run: Run, key: str) -> bool:
-    """Return whether a zarr.json is readable, so that its copy may be the damaged one instead."""
+    """Return whether a zarr.json that was reported as corrupt is readable.
+
+    If it is readable, its copy in the consolidated metadata may be the damaged one instead.
+    """
     try:
         document = json.loads(run.location.read_bytes(key))
     except (LdmprobeError, ValueError, RecursionError):
@@ -202,8 +205,8 @@ def clear_progress(run: Run, chunks: Iterable[CorruptChunkError]) -> list[Corrup
             continue
         group, _, name = chunk.array.partition("/")
         if group == GROUP and name in progress_arrays:
-            # Each chunk of a progress array holds one element, so the index of the chunk is that
-            # of the unit.
+            # Each chunk of a progress array holds one element.  The index of the chunk is therefore
+            # the index of the unit of work whose progress the chunk records.
             run.progress.set_count(name, *chunk.chunk_index, count=0)
             continue
         layers = layers or run.probe_inputs
@@ -301,12 +304,12 @@ def _expectation(run: Run) -> _Expectation:
         if unit is None:
             kind = kind_of_group(path)
             if kind is not None and not kind.per_group and kind.writes(dims):
-                # The batch of the chunk is unknown, because the list of the group's samples is
-                # damaged.
+                # A unit of work writes this chunk, but the batch of the unit cannot be determined,
+                # because the list of the group's samples is damaged.
                 return False
-            # This chunk holds coordinates, so it must exist.  An exception is the group of an
-            # intervention before one of its units is complete: the process may have been
-            # interrupted while it created the group.
+            # This chunk holds coordinates, which are written when the group is created, so it must
+            # exist.  It may be missing only in the group of an intervention of which no unit is
+            # complete, because the process may have been interrupted while it created the group.
             return kind is None or not kind.per_group or bool(counts(kind, path).any())
         recorded = counts(unit[0], path)
         if not recorded.size:

@@ -34,7 +34,7 @@ MOST_POSITIONS = 16
 
 
 def summed_columns(study: Study, network: str) -> tuple[LabelColumn, ...]:
-    """Return the label columns that the Gram matrices of a network include.
+    """Return the label columns in a network's Gram matrices, beside its activation channels.
 
     If activations are stored as well, the statistics hold true labels only, because controls are
     then fitted to the stored activations.
@@ -51,12 +51,12 @@ def gram_width(study: Study, network: str, channels: int) -> int:
 
 
 def n_positions(grid: tuple[int, int]) -> int:
-    """Return the number of positions (blocks of the token grid) that have sums of their own."""
+    """Return the number of positions, which are blocks of the token grid with separate sums."""
     return min(grid[0], MOST_POSITIONS) * min(grid[1], MOST_POSITIONS)
 
 
 def accumulation_units(study: Study, first: int, count: int) -> list[list[list[range]]]:
-    """Divide samples ``first`` to ``count - 1`` into batches, by accumulator and unit of work.
+    """Divide samples ``first`` to ``count - 1`` among accumulators, units of work and batches.
 
     If only one or two samples remain for the last batch, they are added to the batch before,
     because the shuffled-label control needs at least three images per batch to permute.
@@ -83,7 +83,7 @@ def accumulation_units(study: Study, first: int, count: int) -> list[list[list[r
 
 @dataclass(frozen=True)
 class StepImages:
-    """Choice of the samples of one batch, and of the sampler steps, that have step images.
+    """Indices of the samples of a batch and of the sampler steps for which images are decoded.
 
     It is false if it has no samples.
 
@@ -130,11 +130,14 @@ def step_image_samples(study: Study, samples: list[Sample]) -> np.ndarray:
 
 
 def step_image_steps(study: Study, steps: int) -> np.ndarray:
-    """Return the indices of the steps (from 0) whose images are decoded, (n,) ascending.
+    """Return the indices (from 0) of the sampler steps at which images are decoded.
 
     Args:
         study: the study.
         steps: number of sampler steps.
+
+    Returns:
+        indices in ascending order, (n,).
 
     Raises:
         UserError: a step does not exist, or the last step is missing.
@@ -181,14 +184,16 @@ def permuted_samples(study: Study, samples: list[Sample]) -> np.ndarray:
     total = counts.sum(0)
     wanted = min(control.samples, len(samples))
     target = total * wanted / len(samples)
-    # The random order breaks ties between batches, because a list of prompts may be sorted.
+    # Of equally good batches, the first in this random order is taken, not the first in the order
+    # of the prompts, because a list of prompts may be sorted.
     left = list(np.random.default_rng([study.prompts.seed, len(batches)]).permutation(len(batches)))
     chosen: list[int] = []
     reached = np.zeros_like(total)
     while reached.sum() < wanted or (reached[total > 0] == 0).any():
         distance = np.square(reached + counts[left] - target).sum(1)
         if reached.sum() >= wanted:
-            # Some splits have no samples yet: take the batch with the most samples of these splits.
+            # Enough samples are chosen, but some splits have none of them.  Take the batch with the
+            # most samples of these splits.
             lacking = (total > 0) & (reached == 0)
             distance = -counts[left][:, lacking].sum(1)
         best = left.pop(int(distance.argmin()))

@@ -1,4 +1,4 @@
-"""Registry of the conditions under which probes are fitted: ``probe``, and the controls.
+"""Registry of the conditions for fitting probes: ``probe`` (no control), and all controls.
 
 A condition combines a network, whose activations are probed, with an assignment of labels to
 samples.  Each cell (a sampler step and a layer) is scored under every condition of the study, and
@@ -50,7 +50,7 @@ of the sample whose label it gets.
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """Labels of one property in one draw of a label assignment (such as true or shuffled).
+    """Column of one property's labels, as assigned to samples (true or, for example, shuffled).
 
     Attributes:
         assignment: name of a label assignment in `ASSIGNMENTS`.

@@ -155,12 +155,13 @@ def _known_keys(location: tuple[int | str, ...], model: type[BaseModel], name_of
             part = get_args(part)[-1]
             continue
         fields = {(f.alias or key): f for key, f in part.model_fields.items()}
-        # Keys of `labels` are fields of its class or names of registered properties.  The value of
-        # such a name is a labeler.
+        # A name that is not a field of the section is a key of `labels`: the name of a registered
+        # property, whose value is a labeler.
         field = fields.get(str(name))
         annotation = field.annotation if field else LabelerSpec
         members = () if get_origin(annotation) is dict else get_args(annotation)
-        # Optional sections are annotated as a union with None, so the other member is the section.
+        # The type of an optional section is a union of the section's class and None, so the class
+        # is the member that is not None.
         part = next((kind for kind in members if kind is not type(None)), annotation)
     keys = ", ".join((f.alias or key) for key, f in part.model_fields.items())
     return f"{'.'.join(map(str, location[:-1])) or name_of_all} has: {keys}"

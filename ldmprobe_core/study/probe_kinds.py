@@ -50,7 +50,7 @@ PROBE_KINDS: dict[str, ProbeKind] = {}
 
 
 def register_probe_kind(kind: ProbeKind) -> ProbeKind:
-    """Register a kind of probe without its fitter; `register_fitter` registers both.
+    """Register a kind of probe but no fitter; `register_fitter` registers the kind with its fitter.
 
     Raises:
         ValueError: the name is taken.

@@ -98,12 +98,12 @@ class Labels(Section):
     @model_validator(mode="before")
     @classmethod
     def _registered(cls, content: Any) -> Any:
-        """Check that every key is a field or a registered property."""
+        """Check that every key of ``labels`` is a field or the name of a registered property."""
         return _check_extra(cls, content, PROPERTIES)
 
     @model_validator(mode="after")
     def _something(self) -> Labels:
-        """Check that a map property has a labeler, and that only map properties name ``maps``."""
+        """Check that some map property has a labeler, and that only map properties use ``maps``."""
         if not self.maps:
             raise ValueError(
                 f"{', '.join(map_properties()[:-1])} and {map_properties()[-1]} are all null. Fix: "
@@ -161,7 +161,7 @@ class Probes(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Probes:
-        """Check that kinds and penalties are distinct, all kinds known, and some kind linear."""
+        """Check that no kind or penalty repeats, every kind is known, and some kind is linear."""
         for name in ("kinds", "penalties"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
@@ -245,7 +245,7 @@ class Controls(Section):
     @model_validator(mode="before")
     @classmethod
     def _registered(cls, content: Any) -> Any:
-        """Check that every key is a field or a registered condition."""
+        """Check that every key of ``controls`` is a field or the name of a registered control."""
         return _check_extra(cls, content, [name for name in CONDITIONS if name != PROBE_CONDITION])
 
     @model_validator(mode="after")

@@ -146,8 +146,8 @@ class Property(Section):
                     f"metrics has {name!r}, which does not score a {self.kind}. Fix: choose from "
                     f"{', '.join(usable)}"
                 )
-        # The first metric selects the best cell, by its largest value.  Some controls exist for
-        # certain metrics only, so the first metric must be one of these.
+        # The first metric is the main metric: the cell with its largest value is the best cell.
+        # Some controls exist for certain metrics only, so the main metric must be one of those.
         headlines = HEADLINES[self.kind]
         if self.metrics[0] not in headlines and self.metrics[0] not in REGISTERED_METRICS:
             raise ValueError(
@@ -310,7 +310,7 @@ def map_properties() -> tuple[str, ...]:
 
 
 def with_built_in(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort names of map properties: built-in ones in their order, then others by name.
+    """Return the names of the built-in map properties, then of the given other ones, sorted.
 
     Args:
         names: names of properties, such as those that a study declares.  The built-in ones are

@@ -252,7 +252,10 @@ class Study(Section):
 
     @property
     def linear_kinds(self) -> tuple[str, ...]:
-        """Kinds of linear probes; their weights are stored, and the best probe is one of them."""
+        """Names of the study's kinds of linear probes.
+
+        Weights are stored for probes of these kinds, and the best probe is chosen among them.
+        """
         return tuple(kind for kind in self.probes.kinds if probe_kind(kind).linear)
 
     @property

@@ -292,7 +292,7 @@ class Execution(Section):
 
     @model_validator(mode="after")
     def _of_dask(self) -> Execution:
-        """Check that Dask's keys are given only for its runner; refuse both address and cluster."""
+        """Reject Dask's keys with the local runner, and ``address`` together with ``cluster``."""
         given = [name for name in ("address", "cluster", "gpus_per_worker") if getattr(self, name)]
         if given and self.runner == "local":
             raise ValueError(

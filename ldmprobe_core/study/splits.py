@@ -73,7 +73,7 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
 
 
 def _n_heldout_groups(groups: list[str], sizes: Counter[str], samples: int) -> int:
-    """Return the least number, from 2 on, of first groups that hold ``samples`` samples or more."""
+    """Return how many of the first groups are needed to hold ``samples`` samples, at least 2."""
     count = int(np.searchsorted(np.cumsum([sizes[group] for group in groups]), samples)) + 1
     count = max(count, 2)
     if count >= len(groups):

@@ -32,7 +32,9 @@ def first_stable_step(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def stable_steps(scores: np.ndarray, targets: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """Find first stable steps, as `first_stable_step` does, if only some steps have step images.
+    """Find the sampler step from which each sample's target class stays the top class to the end.
+
+    This function does the same as `first_stable_step`, but its scores cover the decoded steps only.
 
     Args:
         scores: class scores (sample, decoded step, class).

@@ -65,8 +65,9 @@ class ControlRecord(Record):
 
     @property
     def exceeded(self) -> bool:
-        """Flag that is True if the probe clearly exceeds the control, each in its own best cell.
+        """Flag that is True if the probe's score is clearly higher than the control's score.
 
+        The probe and the control are each scored in their own best cell (kind, layer and step).
         The interval of the paired difference must lie above zero, and p must be at most 0.05.
         """
         above = self.difference.low is not None and self.difference.low > 0

@@ -78,7 +78,7 @@ def _scores_at(
     train: np.ndarray,
     headline: HeadlineScorer,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Score a labeler's maps of one step's images, as they are and recalibrated, (n,) each.
+    """Score a labeler's maps of the images of one step, before and after linear recalibration.
 
     Args:
         run: finished run.
@@ -88,6 +88,9 @@ def _scores_at(
         known: its maps of training samples, (train, y, x).
         train: indices of these training samples, (train,).
         headline: scorer of the property on the same test samples.
+
+    Returns:
+        scores of the maps before and after recalibration, (n,) each; NaN if undefined.
     """
     undefined = np.full(len(maps), np.nan)
     # A study without a labeler for the property reads exact maps from files.  Such maps exist for

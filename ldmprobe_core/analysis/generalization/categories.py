@@ -17,7 +17,7 @@ FOLDS = 4
 def category_scores(
     scores: np.ndarray, samples: list[Sample], settings: BootstrapSettings, seed: int
 ) -> dict[str, CategoryRecord] | None:
-    """Average scores over the samples of each category; the intervals resample prompts.
+    """Average scores within each category, with bootstrap intervals that resample prompts.
 
     Args:
         scores: score of each sample, (sample,); NaN scores are skipped.

@@ -53,7 +53,7 @@ _NoiseModel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def code_lengths(
     data: RefitData, blocks: list[np.ndarray], sums: list[SufficientStatistics]
 ) -> np.ndarray:
-    """Compute code lengths of labels by online coding, one block of images after the other.
+    """Compute the online code length of each sample's labels, with samples coded block by block.
 
     Args:
         data: activations and labels of all samples.
@@ -126,8 +126,8 @@ def fit_gaussian(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -
     mean = np.average(truth, weights=weight)
     smallest = SMALLEST_VARIANCE * np.average(np.square(truth - mean), weights=weight)
     variance = np.average(np.square(truth - predicted), weights=weight)
-    # If all labels are equal, `variance` and `smallest` may both be 0.  The smallest positive
-    # float avoids a division by 0.
+    # If all labels are equal and predicted exactly, `variance` and `smallest` are both 0.  The
+    # third value, a tiny positive float, then prevents a division by 0 in `bits`.
     variance = max(variance, smallest, np.finfo(float).tiny)
 
     def bits(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ def fit_gaussian(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -
 
 
 def fit_bernoulli(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> _NoiseModel:
-    """Fit a logistic model of foreground: its probability is expit(a + b * prediction).
+    """Fit a logistic noise model of a mask: P(foreground) = expit(a + b * prediction).
 
     Args:
         predicted: predicted shares of foreground, (token,).

@@ -29,13 +29,13 @@ FEWEST = 4
 
 
 def block_ends(n: int) -> list[int]:
-    """Return the cumulative sizes 2, 4, 8, ..., n of blocks into which n images are divided."""
+    """Return the positions 2, 4, 8, ..., n at which the blocks of a sequence of n images end."""
     return [2**k for k in range(1, max(n, 1).bit_length()) if 2**k < n] + [n]
 
 
 @dataclass
 class NestedBlocks:
-    """Blocks of training images in random orders, with sufficient statistics of each block.
+    """Random orders of the training images, each divided into blocks with sufficient statistics.
 
     Attributes:
         data: activations and labels of all samples.
@@ -54,7 +54,10 @@ class NestedBlocks:
 
     @cached_property
     def blocks(self) -> list[list[np.ndarray]]:
-        """Training samples (indices) by random order and block; those of a prompt are adjacent."""
+        """Sample indices of each block, for each random order of the training samples.
+
+        An order keeps the samples of a prompt adjacent.
+        """
         rng, train = np.random.default_rng(self.seed), self.data.train
         prompts = np.array([self.samples[i].group for i in train])
         orders = [ordered_by_prompt(train, prompts, rng) for _ in range(DRAWS)]
@@ -124,8 +127,8 @@ def code_length_record(
             for blocks, sums in zip(nested.blocks, nested.sums, strict=True)
         ]
     )
-    # In each draw, the images of the first two blocks have no code length (NaN).  The average over
-    # the other draws gives a code length for most of these images too.
+    # The images of the first two blocks of a random order have no code length (NaN) in that order.
+    # An image that is in a later block of another order still gets a finite mean over the orders.
     position, probe = defined_mean(lengths)
     saved = bootstrap.interval(position - probe)
     defined = np.isfinite(position - probe)

@@ -23,7 +23,7 @@ class _Record(BaseModel):
 
 
 class TransferRecord(_Record):
-    """Scores of each step's probe on the activations of every step, and cosines of their weights.
+    """Scores of each step's probe on every step's activations, and cosines between probe weights.
 
     In the two matrices of scores, a row is the step that the probe was fitted at, and a column the
     step of the test samples' activations.  The diagonal holds the ordinary scores.  The probe keeps

@@ -19,7 +19,7 @@ from ldmprobe_core.study.properties import property_of
 
 @dataclass
 class TestScorer:
-    """Scorer of token predictions of one property on the test samples.
+    """Scorer of token-level predictions of one property for the test samples.
 
     Attributes:
         labels: label maps and splits of the run.
@@ -45,7 +45,7 @@ class TestScorer:
     def scores(
         self, tokens: np.ndarray, cut: float | None = None, headline_only: bool = False
     ) -> np.ndarray:
-        """Score predictions in the main metric and, if there is one, the partial metric.
+        """Score predictions in the property's main metric and, if it has one, its partial metric.
 
         Args:
             tokens: predictions, (test sample, y, x); a sample with NaN gets NaN.
@@ -182,7 +182,11 @@ def ordered_by_prompt(
 
 
 def _label_means(sums: SufficientStatistics) -> np.ndarray:
-    """Return mean labels (position, label); for a position without tokens, the overall mean."""
+    """Average the labels at each token position; a position without tokens gets the overall mean.
+
+    Returns:
+        mean labels, (position, label).
+    """
     if sums.by_position is None:
         raise ValueError(
             "by_position: the sums were not computed (None). Fix: pass positions to from_tokens"

@@ -44,7 +44,7 @@ MOST_BLOCKS = 24
 
 @dataclass(frozen=True)
 class Resplits:
-    """Random assignments of sample blocks to training and validation, one for each re-split.
+    """Random re-splits, each of which assigns blocks of samples to training or to validation.
 
     Attributes:
         blocks: indices of the samples of each block.
@@ -89,7 +89,7 @@ class Resplits:
 
     @property
     def inflation(self) -> float:
-        """Factor that corrects deviations between re-splits for their overlapping training sets.
+        """Factor that enlarges re-split deviations, which overlapping training sets make too small.
 
         Training parts overlap, so they differ less than those of independent studies do.  The mean
         of n out of N prompts, drawn without replacement, varies less by the factor 1 - n / N
@@ -99,11 +99,14 @@ class Resplits:
 
     @property
     def samples(self) -> np.ndarray:
-        """Indices of the samples of all blocks, concatenated block by block, (member,)."""
+        """Array of the sample indices of all blocks, concatenated in the order of the blocks.
+
+        Its shape is (member,): a member is a sample that belongs to one of the blocks.
+        """
         return np.concatenate(self.blocks)
 
     def holds(self, part: np.ndarray) -> np.ndarray:
-        """Repeat each block's flag (re-split, block) for its samples, (re-split, member)."""
+        """Expand flags of blocks (re-split, block) to flags of their samples (re-split, member)."""
         return np.repeat(part, [len(block) for block in self.blocks], axis=1)
 
     def fit(self, data: RefitData) -> list[LinearProbe]:

@@ -61,7 +61,7 @@ class RunEntry:
 
 
 def write_index(store: str) -> str:
-    """Write the page of all runs of a store, newest first, and of its scheduled studies.
+    """Write a store's index page: all runs, newest first, and histories of scheduled studies.
 
     Args:
         store: folder or ``s3://bucket/prefix`` that contains runs.

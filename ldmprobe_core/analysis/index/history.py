@@ -26,7 +26,7 @@ _SEEDS = {"prompts": {"seed"}, "images": {"seed"}}
 
 
 class HeadlineScore(Record):
-    """Score of a property in the best cell of one run, which is chosen on validation samples.
+    """Test score of a property in one run, at the layer and step that are best on validation.
 
     Attributes:
         metric: metric of the score.

@@ -56,7 +56,10 @@ def overlap(tokens: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def class_iou(means: np.ndarray) -> np.ndarray:
-    """Compute the intersection over union of each class from mean overlaps (draw, 2, class).
+    """Compute each class's intersection over union (IoU) from mean intersections and unions.
+
+    Args:
+        means: mean intersections and mean unions, (draw, 2, class).
 
     Returns:
         (draw, class) float64; NaN for a class that is in no label and in no prediction.
@@ -66,10 +69,13 @@ def class_iou(means: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(means: np.ndarray) -> np.ndarray:
-    """Average `class_iou` over the classes that occur in a label or a prediction, (draw,) float64.
+    """Average the IoU over the classes that occur in a label or a prediction.
 
     Args:
-        means: mean overlaps, (draw, 2, class).
+        means: mean intersections and mean unions, (draw, 2, class).
+
+    Returns:
+        (draw,) float64; NaN if no class occurs.
     """
     of_classes = class_iou(means)
     occurs = ~np.isnan(of_classes)
@@ -96,7 +102,9 @@ def class_map_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Overlap of predicted and labeled classes at every step of a probe input, and the best step.
+    """Overlaps of predicted and labeled classes at each step, for one layer or input control.
+
+    The *cell* is the step with the best mean IoU on validation samples.
 
     Attributes:
         step: step of the cell, from 1.
@@ -145,7 +153,7 @@ def _mean_iou_of(overlaps: np.ndarray) -> float:
 
 
 def _class_map_record(probes: JointProbes, bootstrap: Bootstrap) -> ClassMapRecord:
-    """Choose the best layer and step of a class map, and score it beside the controls."""
+    """Build a class map's record: test scores of its best layer and step, and of its controls."""
     run, is_test = probes.run, probes.is_test
     truth, exact = probes.truth(probes.labels.heldout).astype(np.float64), probes.exact_maps()
     cells = {name: _predicted(probes, name, truth, exact) for name in run.probe_inputs}

@@ -22,7 +22,9 @@ from ldmprobe_core.study.properties import property_of
 
 
 class JointProbes:
-    """Probes and labels of a joint property's components, for the held-out samples of a run.
+    """Probes and labels of all components of one vector property or class map.
+
+    The probes predict the held-out samples of a run.
 
     Args:
         run: finished run.

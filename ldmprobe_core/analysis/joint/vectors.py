@@ -87,7 +87,9 @@ def vector_records(
 
 @dataclass(frozen=True)
 class _Input:
-    """Predicted vectors from one probe input, with the step that is best on validation samples.
+    """Vectors predicted from one layer or input control, and their agreement with the labels.
+
+    The *cell* is the step with the best mean cosine on validation samples.
 
     Attributes:
         step: step of the cell, from 1.
@@ -103,7 +105,7 @@ class _Input:
 
 
 class _Vector:
-    """Labels of a vector property as unit vectors, and their predictions by probes."""
+    """Unit-vector labels of one vector property, and the probes that predict its vectors."""
 
     def __init__(self, probes: JointProbes) -> None:
         self.probes = probes
@@ -120,7 +122,7 @@ class _Vector:
 
 
 def _vector_record(vector: _Vector, bootstrap: Bootstrap) -> VectorRecord:
-    """Choose the best layer and step of a vector property, and score it beside the controls."""
+    """Build a vector property's record: test scores of its best layer and step, and of controls."""
     run, is_test = vector.probes.run, vector.probes.is_test
     cells = {name: vector.predicted(name) for name in run.probe_inputs}
 

@@ -231,7 +231,7 @@ class _FigureWriter:
                 )
 
     def add_intervention(self, name: str) -> None:
-        """Draw an intervention's effects and edited samples; for several targets, animate them."""
+        """Draw an intervention's effects and images; for several targets, animate the images."""
         run, result = self.run, read_intervention_summary(self.run, name)
         sentence = map_sentence(result) if result.intervention.windows else None
         sentences = [text for text in (sentence, readings_sentence(result)) if text is not None]

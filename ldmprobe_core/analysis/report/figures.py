@@ -96,7 +96,10 @@ def heatmap(
 
 
 def _name_bounds(bar: Axes, curves: Curves, ceilings: list[float]) -> None:
-    """Mark the position baseline's score on a colour bar, titled with it and the ceilings."""
+    """Mark the position baseline's score on a colour bar, and write this score above the bar.
+
+    The text above the bar also gives the range of the score ceilings.
+    """
     low, high = color_range(curves)
     lines = []
     if ceilings:
@@ -135,12 +138,15 @@ def other_heatmaps(curves: Curves, layers: list[str]) -> Figure:
 
 
 def step_ticks(steps: int) -> list[int]:
-    """Return the steps to label in a small plot: all of up to 8, else 1 and multiples of 5."""
+    """Return the numbers of the steps to label on the axis of a small plot.
+
+    All steps are labelled if there are at most 8, otherwise step 1 and multiples of 5.
+    """
     return [step for step in range(1, steps + 1) if steps <= 8 or step == 1 or step % 5 == 0]
 
 
 def heatmap_caption(prop: str, curves: Curves, layers: list[str], summary: Summary) -> str:
-    """Write a heatmap's caption: what it shows, and by how much layers and steps differ."""
+    """Write a heatmap's caption, including the ranges of scores over layers and over steps."""
     best = summary.properties[prop].best
     text = (
         f"Where {prop} can be read: mean {metric_title(best.metric)} of the {curves.kind} probe of "
@@ -254,7 +260,7 @@ def shown_steps(decoded: list[int]) -> list[int]:
 def sample_grids(
     run: Run, maps: SampleMaps, properties: Iterable[str], samples: list[int], steps: list[int]
 ) -> Iterator[Figure]:
-    """Draw samples step by step, with the maps of every property by the probe and the labeler.
+    """Draw each sample's image at each step, above the property maps of probes and labelers.
 
     The columns are steps, and the last column shows the final image and its labels.  The first row
     shows the decoded latents.  The layout follows figure 4 of the capstone poster

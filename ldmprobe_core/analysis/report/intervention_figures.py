@@ -195,7 +195,7 @@ def strip(run: Run, name: str) -> Figure:
 
 
 def _frames(run: Run, name: str) -> list[np.ndarray]:
-    """Return animation frames: the first sample's edited images, forward and back over targets.
+    """Return animation frames: the first sample's edited images in target order, then reversed.
 
     Small images are enlarged by an integer factor, to a width of at most 256 pixels.
     """

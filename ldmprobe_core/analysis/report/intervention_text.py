@@ -35,7 +35,7 @@ def has_targets(summary: InterventionSummary) -> bool:
 
 
 def effect_sign(method: str) -> int:
-    """Return the sign of effects on a property that the denoiser uses: -1 for erasures, else 1.
+    """Return an effect's sign if the denoiser uses the edited property: -1 for erasures, else 1.
 
     An erasure is scored against the sample's own label, so a use lowers the score.
     """
@@ -87,7 +87,8 @@ def _details(effect: EffectRecord, method: str) -> dict[str, str]:
         "less unedited": number(effect.less_unedited),
         "edit less this": number(effect.edit_less_this) if effect.edit_less_this else "",
     }
-    # Erasures need no such column: their main score is the agreement with the own label.
+    # For an erasure, the main score already is the agreement with the sample's own label, so the
+    # table needs no column ``with own label``.
     if OWN_LABEL in effect.measures and method not in ERASURES:
         row["with own label"] = number(effect.measures[OWN_LABEL])
     if effect.halfway is not None:
@@ -156,7 +157,7 @@ def map_sentence(summary: InterventionSummary) -> str:
 
 
 def readings_sentence(summary: InterventionSummary) -> str | None:
-    """Say what the run's probes still read after an erasure; None for other methods.
+    """Write a sentence on the scores of the run's probes after an erasure; None for other methods.
 
     Of several sites, it is about the one where the erasure lowers the score of the images most.  It
     names the probes that read most among those in the erased layers, and among those in layers that

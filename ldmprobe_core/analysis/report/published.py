@@ -42,5 +42,5 @@ STEPS = (
 
 
 def applies(study: Study) -> bool:
-    """Return whether a study is of Stable Diffusion 1.4, the model of the published results."""
+    """Return whether a study probes Stable Diffusion 1.4, as the published results do."""
     return "stable-diffusion-v1-4" in str(study.model.source)

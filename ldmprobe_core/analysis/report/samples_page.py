@@ -151,7 +151,11 @@ def _index(run: Run, group: str, name: str, value: str) -> int:
 
 
 def _colored(prop: str, maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Convert maps (sample, column, y, x) to RGB uint8, in the value range of each label."""
+    """Convert a property's maps (sample, column, y, x) to RGB images of dtype uint8.
+
+    The colours span the property's fixed limits, or the value range of the sample's label if the
+    property has no limits.
+    """
     drawing = property_of(prop).drawing
     colors = colormaps[drawing.colormap].with_extremes(bad=_GREY)
     colored = np.empty((*maps.shape, 3), np.uint8)

@@ -15,7 +15,7 @@ from ldmprobe_core.study.layers import LATENTS
 
 
 def score_at_site(run: Run, spec: Intervention, kind: str, site: Site) -> Interval:
-    """Average the test scores of one layer's probes over the steps of a site.
+    """Average the test scores of the probes of an edited layer over the edited steps.
 
     The scores are in the property's headline metric.
     """

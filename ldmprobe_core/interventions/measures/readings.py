@@ -56,7 +56,8 @@ class ProbeReader:
         def changed(step: int, layer: str, tokens: Tensor) -> Tensor:
             after = change(step, layer, tokens) if (step, layer) in cells else tokens
             if (step, layer) in self.probes:
-                # Round as the run does, so that these scores are comparable with its stored scores.
+                # Round the activations to the data type in which the run stores them, so that
+                # these scores are comparable with the run's stored scores.
                 values = after.to(self.dtype).cpu().numpy()
                 self.predicted[step, layer] = predictions(values, self.probes[step, layer])
             return after

@@ -135,8 +135,9 @@ def _effect_record(
     halfway = vanished = None
     if "way" in names:
         way, area = names.index("way"), names.index("area")
-        # Count the pairs for which ``way`` of the unedited image is defined.  In an edited image,
-        # ``way`` is also NaN if the object vanished, which counts as not halfway.
+        # ``way`` is the fraction of the distance to the target that a mask's centroid has moved.
+        # Count only pairs whose unedited image has a defined ``way``.  If the object vanished in
+        # the edited image, ``way`` of that image is NaN, and the pair counts as not halfway.
         halfway = _fraction(measured[way] > 0.5, np.isfinite(before[way]))
         vanished = _fraction(measured[area] == 0, np.isfinite(measured[area]))
     return EffectRecord(

@@ -162,7 +162,7 @@ class CellData:
         return None if weights is None else weights[self.label_owners(members, column)]
 
     def label_owners(self, members: np.ndarray, column: int) -> np.ndarray:
-        """Return the index of the sample that gives each of the samples ``members`` its label."""
+        """Return, for each sample in ``members``, the index of the sample whose label it gets."""
         return self.columns[column].owners(members, self.seed)
 
     def shared(self, key: str, compute: Callable[[], Any]) -> Any:
@@ -352,5 +352,5 @@ class FitData:
 
     @property
     def _owners(self) -> np.ndarray:
-        """Indices of the samples that give the training samples their labels."""
+        """Indices of the samples whose labels the training samples get, (training sample,)."""
         return self.cell.label_owners(self.cell.train, self.column)

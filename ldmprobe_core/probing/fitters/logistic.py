@@ -282,9 +282,10 @@ def fit_logistic(
         label: column of this label in `path`.
     """
     weight, bias = path.solve(max(penalties))
-    # The logit of a share s near 0.5 is about 4 (s - 0.5), so the fit starts from the ridge
-    # solution for s - 0.5, times 4.  If there are offsets, the ridge solution is already one for
-    # shares minus the position term, so 0.5 is not subtracted.
+    # For a foreground share s near 0.5, logit(s) is about 4 (s - 0.5).  The first fit therefore
+    # starts from 4 times the weight and bias of the ridge solution, after subtracting 0.5 from
+    # the bias.  If the labels have offsets, 0.5 is not subtracted, because the ridge solution
+    # then already predicts the shares minus the position term.
     middle = 0.5 if train.offset is None else 0.0
     start = 4 * weight[:, label], 4 * (float(bias[label]) - middle)
     best: tuple[float, LinearProbe] | None = None

@@ -54,7 +54,7 @@ class RidgePath:
 
     @property
     def unit(self) -> float:
-        """Mean variance of the channels, the factor of relative penalties; 1 if the mean is 0."""
+        """Factor of relative penalties: the channels' mean variance, or 1 if that variance is 0."""
         return max(float(self.covariance.diagonal().mean()), 0.0) or 1.0
 
     def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from ldmprobe_core.probing.metrics import mean_of_defined
 
 
 def permutation_p(probe: np.ndarray, draws: np.ndarray) -> float | None:
-    """Compute the permutation p value of the best mean score, corrected for choosing its cell.
+    """Compute the best probe's permutation p value, corrected for choosing its layer and step.
 
     In each permutation, the probes of all cells are fitted to labels of other images.  Its
     statistic is the largest mean score over all cells (the maximum statistic of Westfall & Young

@@ -37,8 +37,9 @@ def reading(reader: str, *urls: str) -> Iterator[None]:
             address = url.rstrip("/")
             if not _enter_lease(leases, address, reader):
                 continue
-            # Retention first takes the run's lease, and then looks for readers.  Either it sees the
-            # lease above, or it is seen here.
+            # Retention takes the run's lease before it looks for leases of readers.  This process
+            # has taken its reader's lease before it looks for the run's lease.  So at least one of
+            # the two processes sees the lease of the other.
             holder = holder_of(address)
             if holder is not None and holder.description == PRUNER:
                 raise UserError(
@@ -49,7 +50,7 @@ def reading(reader: str, *urls: str) -> Iterator[None]:
 
 
 def _enter_lease(leases: ExitStack, address: str, reader: str) -> bool:
-    """Take the first reader's lease of a run that is free; return False if none can be taken.
+    """Take a run's reader lease with the lowest free number; return False if none can be taken.
 
     Numbers are used again, since some object stores keep the empty folder of a released lease.
     """
@@ -68,6 +69,7 @@ def _enter_lease(leases: ExitStack, address: str, reader: str) -> bool:
 
 
 def _taken(url: str) -> bool:
-    """Return whether a lease has a file, be it of a living process or of one that was killed."""
-    # Object stores that keep empty folders list such a folder as a file of itself.
+    """Return whether a reader's lease has a file, even if the process that wrote it was killed."""
+    # The name of a lease's file is a decimal number.  Other names are ignored, because some object
+    # stores list an empty folder as if it contained itself as a file.
     return any(name.isdecimal() for name in Location(f"{url}.lease").files())

@@ -136,7 +136,8 @@ def apply_retention(plan: list[Retention], study: str) -> list[Retention]:
                 if not reason:
                     _delete(item, present)
         except (LdmprobeError, OSError) as error:
-            # Only this run is skipped.  The next call of `apply_retention` tries it again.
+            # After an error, only this run is skipped, and the loop goes on with the next run.  The
+            # next call of `apply_retention` tries again to delete from the skipped run.
             reason = str(error).partition(". Fix")[0]
         done.append(Retention(item.url, SKIP, reason=reason) if reason else item)
     return done

@@ -87,7 +87,10 @@ def fixed_metadata(document: Any) -> dict[str, Any] | None:
 
 
 def fixed_metadata_in(root: Buffer | None) -> dict[str, dict[str, Any] | None]:
-    """Return `fixed_metadata` by path, for the paths in a root's zarr.json; empty if damaged."""
+    """Return `fixed_metadata` of each node in the consolidated metadata of a root, by path.
+
+    The result is empty if the root's zarr.json is missing or damaged.
+    """
     document: Any = None if root is None else _parsed(root)
     try:
         nodes = document["consolidated_metadata"]["metadata"]

@@ -1,4 +1,4 @@
-"""Files in an object store by fsspec: by s3fs, the alternative client, or in a process's memory."""
+"""File client based on fsspec, for S3 (by s3fs, the alternative to obstore) and for memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def client_options(url: str) -> dict[str, Any]:
 
 
 class FsspecFiles:
-    """Client for the files below a URL by fsspec; see `FileClient`.
+    """Implementation of `FileClient` that uses fsspec to access the files below a URL.
 
     Args:
         url: ``s3://bucket/prefix`` or ``memory://name``.

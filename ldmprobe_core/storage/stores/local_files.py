@@ -98,7 +98,7 @@ class LocalFiles:
         return True
 
     def _replace_empty(self, part: str, path: str) -> bool:
-        """Create an empty file and move another one over it; return False if it exists already."""
+        """Create an empty file at ``path`` and move ``part`` over it; return False if it exists."""
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:

@@ -1,4 +1,4 @@
-"""Files below a prefix of a bucket, by obstore."""
+"""File client that uses obstore to access the files below a prefix of a bucket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONCURRENCY = 32
 
 
 class ObjectFiles:
-    """Client for the files of a run in an object store, by obstore; see `FileClient`.
+    """Implementation of `FileClient` that uses obstore to access a run's files in an object store.
 
     Args:
         url: ``s3://bucket/prefix`` or ``s3://bucket``.
@@ -31,7 +31,8 @@ class ObjectFiles:
 
     def __init__(self, url: str, patient: bool = True) -> None:
         bucket, _, self._prefix = url.removeprefix("s3://").partition("/")
-        # One connection serves all prefixes of a bucket, because a store may have many runs.
+        # Connect to the whole bucket, not to the prefix of one run, so that all runs in the bucket
+        # share one connection.
         self.store = connect(bucket, patient=patient)
         self._patient = patient
 
@@ -47,7 +48,8 @@ class ObjectFiles:
         """Read an object's bytes."""
 
         async def read() -> bytes:
-            # The bytes arrive after the response begins; if either step fails, both are repeated.
+            # The request and the download of the bytes are in one function, so that both are
+            # repeated if either fails.
             response = await obstore.get_async(self.store, self._key(name))
             return bytes(await response.bytes_async())
 
@@ -104,7 +106,8 @@ class ObjectFiles:
             # They are removed from the deepest one up.
             folders = {path[:end] for path in paths for end in _slashes(path) if end >= len(key)}
             deepest_first = sorted(folders, key=lambda path: (-path.count("/"), path))
-            # One request at a time, since obstore would send several of them at once.
+            # Each call of obstore deletes at most 1000 folders, which is one request.  If it were
+            # given more folders, obstore would send several requests at once.
             for part in (deepest_first[i : i + 1000] for i in range(0, len(folders), 1000)):
                 self._ask(lambda part=part: obstore.delete_async(self.store, part))  # type: ignore[misc]
 

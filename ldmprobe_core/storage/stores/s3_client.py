@@ -209,7 +209,7 @@ _starting = threading.Lock()
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:
-    """Return the running event loop of a thread of this process; the first call starts it."""
+    """Return the event loop of this process's obstore thread; the first call starts the thread."""
     with _starting:
         if os.getpid() not in _loops:
             loop = _loops[os.getpid()] = asyncio.new_event_loop()

@@ -71,7 +71,8 @@ def declare(content: dict[str, Any]) -> dict[str, Any]:
             load_entry_points(PROPERTY_POINTS, name, f"properties.{name}")
     for name in labels:
         if isinstance(name, str) and name not in {*PROPERTIES, *records, *_OTHER_KEYS}:
-            # Importing the module registers the property, which is looked up below.
+            # An installed package may offer this property.  Importing the package registers the
+            # property in `PROPERTIES`, where the code below looks it up.
             load_entry_points(PROPERTY_POINTS, name, f"labels.{name}")
     labels = _labels_of_components({**labelers, **labels}, records)
     for name in labels:
@@ -121,7 +122,7 @@ def _without_labeler(record: Any) -> Any:
 
 
 def _named(content: Any) -> Any:
-    """Copy the key under which each property is declared into its record, as its name."""
+    """Set a missing field ``name`` of each property's record to the key of the record."""
     if not isinstance(content, dict):
         return content
     return {

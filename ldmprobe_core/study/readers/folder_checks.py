@@ -340,7 +340,7 @@ _ODD_SCALE = 100
 
 
 def _comparison_notes(prop: str, facts: dict[str, _MapFacts]) -> list[str]:
-    """Return notes on maps that are equal, are enlarged, or seem to have other units."""
+    """Return notes on duplicate maps, on enlarged maps, and on maps whose scale is unusual."""
     notes = []
     varied = {name: one for name, one in facts.items() if not one.constant}
     first: dict[bytes, str] = {}

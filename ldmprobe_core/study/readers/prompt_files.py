@@ -157,7 +157,7 @@ def _read(path: str, split: str | None) -> list[Row]:
 
 
 def _check_header(path: str, header: list[str], names: list[str], split: str | None) -> None:
-    """Check the first line of a prompt file: separator, and required and repeated columns."""
+    """Check the header of a prompt file for a wrong separator and wrong or missing columns."""
     if header and header[0].lower().startswith("sep="):
         raise UserError(
             f"{path}, line 1: the line names a separator (sep=), not the columns. Fix: remove this "
