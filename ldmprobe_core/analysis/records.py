@@ -214,7 +214,7 @@ class PropertyRecord(Record):
         missing: share of the pixels of the stored samples' labels that were not measured, and are
             left out of fits and scores.
         analyses: transfer between steps, category hold-out, learning curve and description length.
-        exact: scores on exact maps; None if the source images have none of the property.
+        exact: scores on ground-truth maps; None if the source images have none of the property.
     """
 
     best: CellRecord
@@ -286,7 +286,7 @@ class Summary(Record):
         numbers: results of each property that is one number per image, by its name.
         classes: results of the class labeler; None if no class is labeled.
         labelers: by property, the labeler's score against the exact maps of the same test samples;
-            None without exact maps.
+            None without ground-truth maps.
         nonfinite, nonfinite_permuted: number of non-finite activation values of the trained and of
             the permuted denoiser.
         nonfinite_cells: the cells that they are in, largest share first.

@@ -302,8 +302,8 @@ def _kind(run: Run, spec: Intervention) -> str:
         )
     if spec.method == "adam" and not predicts_for_descent(probe_kind(kind), prop):
         raise UserError(
-            f"method: adam needs logits of masks, which probes of kind {kind} do not predict "
-            "(adam). Fix: set method to exact."
+            f"method: adam needs mask logits, which probes of kind {kind} do not predict. Fix: set "
+            "method to exact."
         )
     return kind
 

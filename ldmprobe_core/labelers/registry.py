@@ -75,7 +75,7 @@ def register_labeler(
         entry: registry entry, for use without decoration; None builds it from the decorated object.
 
     Raises:
-        UserError: the name is ``maps``, which stands for exact maps.
+        UserError: the name is ``maps``, which stands for ground-truth maps.
 
     Example::
 

@@ -13,7 +13,7 @@ Layout (dimensions in brackets)::
     activations/<layer>/       activation [sample, step, y, x, channel]; nonfinite [sample, step]
     activations_permuted/<layer>/  the same arrays for the denoiser with permuted weights
     labels/                    foreground, depth, shading [sample, y, x]; class [sample, class]
-    exact_maps/                exact maps of source images that have them [sample, y, x]
+    exact_maps/                ground-truth maps of source images that have them [sample, y, x]
     labels_trajectory/         the same labelers on the decoded latents [sample, step, ...]
     labels_clean/              the same labelers on the predicted clean images [sample, step, ...]
     probes/<layer>/            weight [kind, property, step, channel]; bias, penalty, cut

@@ -101,7 +101,7 @@ class Property(Section):
             (`ldmprobe_core.probing.metrics.METRICS`); the first is the main one.  The metric
             ``<name>_partial`` first regresses the training mean map out of label and prediction,
             so that a prediction from position alone has no score.
-        map_format: rules for exact maps that are given as files.
+        map_format: rules for ground-truth maps that are given as files.
         drawing: colour scale in figures.
         intervention: default settings of edits; None if edits are not supported.
         component: place in a vector property; None if the property is not a part of one.

@@ -230,7 +230,7 @@ class Study(Section):
 
     @property
     def map_properties(self) -> tuple[str, ...]:
-        """Names of the properties for which a user may give exact maps, in stored order.
+        """Names of the properties for which a user may give ground-truth maps, in stored order.
 
         They are the built-in properties and those that the study declares.  Other properties that
         this process knows are not among them.

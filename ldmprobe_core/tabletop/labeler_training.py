@@ -1,4 +1,4 @@
-"""Training of the labelers on the renderer's exact maps: a map network and two classifiers.
+"""Training of the labelers on the renderer's ground-truth maps: a map network and two classifiers.
 
 Half of each batch are renderings, half are VAE reconstructions, because the images to be labeled
 are decoded by the VAE.  The second classifier, the *judge*, differs in width, seed and data order.

@@ -1,4 +1,4 @@
-"""Ray caster of scenes: image and exact maps.
+"""Ray caster of scenes: image and ground-truth maps.
 
 The light is one directional lamp with hard shadows, and an ambient sky sampled in fixed directions.
 So images are free of noise, and ``rgb = albedo * shading`` holds exactly for every ray.  Rays are
@@ -37,7 +37,7 @@ _LIFT = 2e-3  # distance of secondary rays' start from the surface, so that they
 
 @dataclass(frozen=True)
 class Rendering:
-    """Image of a scene with its exact maps, all float32.
+    """Image of a scene with its ground-truth maps, all float32.
 
     Attributes:
         rgb: (y, x, rgb) display values in 0..1 (no gamma).

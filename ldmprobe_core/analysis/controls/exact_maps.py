@@ -42,7 +42,7 @@ def exact_record(
         bootstrap: bootstrap over them.
 
     Returns:
-        the scores; None if the source images have no exact maps of the property.
+        the scores; None if the source images have no ground-truth maps of the property.
     """
     if prop not in run.exact_properties:
         return None

@@ -181,7 +181,7 @@ class VectorRecord(Record):
         less_position: angle of the best cell less that of `position`.
         inputs: input controls by name, each in its own best cell.
         less_inputs: angle of the best cell less that of each of them.
-        exact: scores on exact maps; None if the source images have none of the property.
+        exact: scores on ground-truth maps; None if the source images have none of the property.
     """
 
     components: list[str]

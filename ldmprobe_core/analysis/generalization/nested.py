@@ -127,8 +127,9 @@ def code_length_record(
             for blocks, sums in zip(nested.blocks, nested.sums, strict=True)
         ]
     )
-    # The images of the first two blocks of a random order have no code length (NaN) in that order.
-    # An image that is in a later block of another order still gets a finite mean over the orders.
+    # Online coding gives the first two blocks of a random order no code length (NaN): the first
+    # probe is fitted to one and its penalty chosen on the other.  The mean over several orders is
+    # finite for an image that is in a later block of at least one order.
     position, probe = defined_mean(lengths)
     saved = bootstrap.interval(position - probe)
     defined = np.isfinite(position - probe)

@@ -110,7 +110,7 @@ class _Input:
         step: step of the cell, from 1.
         steps: overlaps of the test samples at every step, (step, 2, class, test sample).
         validation: mean IoU of the cell on validation samples.
-        exact: overlaps of the cell with exact maps; None without exact maps.
+        exact: overlaps of the cell with ground-truth maps; None without ground-truth maps.
     """
 
     step: int

@@ -84,7 +84,7 @@ class JointProbes:
 
     @property
     def has_labeler(self) -> bool:
-        """Flag that is True if the labels come from a labeler and not from exact maps."""
+        """Flag that is True if the labels come from a labeler and not from ground-truth maps."""
         return self.parts[0] in labelers_of(self.run.study)
 
 

@@ -83,7 +83,7 @@ class StudyPlan:
         stored: numbers of samples with activations of the permuted denoiser and with step images.
         bytes_of: expected bytes in the store before compression, by kind of array.
         worker: estimate of the memory of a worker that generates and labels images.
-        exact_properties: properties for which every source image has an exact map.
+        exact_properties: properties for which every source image has a ground-truth map.
         labelers: property to the fingerprint of its labeler's weights.
         text_channels: number of channels of prompt embeddings; 0 for models without prompts.
         missing: error messages about files, packages or devices that this machine lacks.
@@ -295,7 +295,7 @@ def _exact_properties(study: Study, missing: list[str]) -> tuple[str, ...]:
         missing: error messages about missing files; if there are any, no maps are looked for.
 
     Raises:
-        UserError: the study uses exact maps as labels, but they do not exist.
+        UserError: the study uses ground-truth maps as labels, but they do not exist.
     """
     present: tuple[str, ...] = ()
     if study.images is not None and not missing:

@@ -68,7 +68,7 @@ def reconstruction_figures(
 def labeler_figures(
     data: Dataset, index: np.ndarray, labelers: Mapping[str, Labeler], rebuilt: np.ndarray
 ) -> dict[str, float]:
-    """Scores of the labelers against exact maps; class accuracy also on reconstructions.
+    """Scores of the labelers against ground-truth maps; class accuracy also on reconstructions.
 
     Args:
         index: indices of held-out scenes.
