@@ -161,7 +161,7 @@ def _stored_probes(
 def _stored_scores(
     study: Study, results: dict[tuple[str, str], CellResult], prop: str
 ) -> np.ndarray:
-    """Stack one property's scores of a layer at a step into the array that the run stores.
+    """Arrange the scores of one property at one layer and step as the array that the run stores.
 
     Returns:
         (condition, kind, metric, step, layer, sample), with one step and one layer; NaN for

@@ -67,7 +67,7 @@ def assign_splits(drafts: list[SampleDraft], study: Study) -> dict[str, str]:
     if missing:
         raise UserError(
             f"prompts.files: no prompt is in the {missing[0]} split. Fix: assign some prompts to "
-            "it, or leave the column split out"
+            "it, or remove the column named split"
         )
     return assigned
 

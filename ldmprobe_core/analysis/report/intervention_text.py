@@ -43,7 +43,7 @@ def effect_sign(method: str) -> int:
 
 
 def agreement_title(summary: InterventionSummary) -> str:
-    """Name the score in the main metric, such as ``Dice with target``."""
+    """Return the main metric's title for a score with the target, such as ``Dice with target``."""
     metric, reference = metric_title(summary.metric), "target"
     if not has_targets(summary):
         reference = summary.intervention.target_names[0]

@@ -284,8 +284,8 @@ def fit_logistic(
     weight, bias = path.solve(max(penalties))
     # For a foreground share s near 0.5, logit(s) is about 4 (s - 0.5).  The first fit therefore
     # starts from 4 times the weight and bias of the ridge solution, after subtracting 0.5 from
-    # the bias.  If the labels have offsets, 0.5 is not subtracted, because the ridge solution
-    # then already predicts the shares minus the position term.
+    # the bias.  With a position term (offsets), the ridge solution predicts the shares minus that
+    # term, which are near 0 already, so 0.5 is not subtracted.
     middle = 0.5 if train.offset is None else 0.0
     start = 4 * weight[:, label], 4 * (float(bias[label]) - middle)
     best: tuple[float, LinearProbe] | None = None
