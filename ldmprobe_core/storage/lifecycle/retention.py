@@ -147,7 +147,7 @@ def _delete(item: Retention, present: list[str]) -> None:
     """Delete a run or its activations, as a plan's item states.
 
     Args:
-        item: action on a run on which nobody works.
+        item: action on a run that no process works on.
         present: names of the folders beside the run.
     """
     run = Location(item.url)
