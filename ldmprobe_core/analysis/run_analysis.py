@@ -35,7 +35,7 @@ from ldmprobe_core.storage.progress import GROUP as PROGRESS
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import UNIT_KINDS
 from ldmprobe_core.study.probe_kinds import BUILT_IN_KINDS
-from ldmprobe_core.study.properties import REGISTERED_METRICS
+from ldmprobe_core.study.properties import REGISTERED_METRICS, property_of
 
 KEPT = "report/analysis.npz"
 """File with the summary and the curves of the last report, and the digest of their inputs."""
@@ -132,7 +132,8 @@ def inputs_digest(run: Run, labels: LabelSet) -> str | None:
         outside this package, or if the run has no record of checksums.
     """
     study = run.study
-    if REGISTERED_METRICS or not set(study.probes.kinds) <= BUILT_IN_KINDS:
+    metrics = {metric for prop in study.labels.maps for metric in property_of(prop).metrics}
+    if metrics & REGISTERED_METRICS or not set(study.probes.kinds) <= BUILT_IN_KINDS:
         return None
     if not run.location.has(CREATED):
         return None

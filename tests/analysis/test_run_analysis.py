@@ -111,6 +111,6 @@ def test_analysis_depends_on_every_input(copied, monkeypatch):
 
 def test_analysis_is_not_kept_for_metrics_from_outside(copied, monkeypatch):
     monkeypatch.setattr(
-        "ldmprobe_core.analysis.run_analysis.REGISTERED_METRICS", REGISTERED_METRICS | {"own"}
+        "ldmprobe_core.analysis.run_analysis.REGISTERED_METRICS", REGISTERED_METRICS | {"dice"}
     )
     assert inputs_digest(copied, label_set(copied)) is None
