@@ -33,7 +33,7 @@ from ldmprobe_core.pipeline.prepare import prepare_run
             {"kind": "ridge", "confidence": 0.9},
             r"confidence: .* ridge probes of foreground do not \(0\.9\)",
         ),
-        ({"method": "adam", "kind": "ridge"}, "method: adam needs logits"),
+        ({"method": "adam", "kind": "ridge"}, "method: adam needs mask logits"),
         ({"chosen": (999,)}, r"chosen: sample 999 is not a test sample of this run"),
         ({"samples": 2, "targets": (Target(file="/none.png"),)}, "no such file"),
     ],
