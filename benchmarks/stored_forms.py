@@ -12,7 +12,7 @@ wider.  The images of all forms must be equal, or the comparison is refused.
 The cell that is named is the one that validation samples choose with the default form; the layer
 of a step is chosen likewise.  Validation also chooses the kind of probe of each form and cell.
 Beside it are the mean difference over all cells, and the cells with the largest loss and gain.
-Runs are kept in FOLDER, if it is given, and an interrupted measurement goes on there.
+If FOLDER is given, it keeps the runs, so that an interrupted measurement can be resumed.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def plan_retention(
         keep_activations: number of finished runs whose activations to keep, from 0; None keeps all.
         scheduled_only: consider only runs that a schedule started; their age is that of the date
             for which they were scheduled.
-        protected: URL of a run that is not deleted, whatever its age; its activations may be.
+        protected: URL of a run that is never deleted; its activations may be.
 
     Returns:
         the action for each run of the study, and for each folder that has its name but cannot be
@@ -228,7 +228,7 @@ def _own(item: Retention) -> str:
 
 
 def _has_study(location: Location, name: str, study: str) -> bool:
-    """Return whether a folder, whatever its name, holds a run of the study."""
+    """Return whether a folder of any name holds a run of the study."""
     try:
         return bool(Run(f"{location.url}/{name}").study.name == study)
     except LdmprobeError:
