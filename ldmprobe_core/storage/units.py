@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from ldmprobe_core.storage.probe_schema import ProbeSchema
 from ldmprobe_core.study.schema import Study
-
-if TYPE_CHECKING:
-    from ldmprobe_core.storage.schema import RunSchema
 
 ARRAY_DIM = {"batch": "sample"}
 """Dimension of progress arrays to the matching dimension of data arrays, where names differ.
@@ -49,7 +46,7 @@ class UnitKind:
     sequential: bool = False
     per_group: bool = False
     applies_to: Callable[[Study], bool] = lambda study: True
-    create_groups: Callable[[RunSchema], None] | None = None
+    create_groups: Callable[[ProbeSchema], None] | None = None
 
     @property
     def dtype(self) -> str:
