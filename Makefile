@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # URL of a package index with torch for CPUs alone; PyTorch's installation page names it.
 TORCH_INDEX ?=
+WATCHED = sh infra/watched.sh $(VENV)
+PIP = $(WATCHED) $(BIN)/pip install -q -c constraints.txt
 TORCH = $$(grep -E '^(torch|torchvision)==' constraints.txt)
 
 .PHONY: help demo test lint env train stack containers bench audit clean
@@ -28,15 +30,15 @@ env: $(VENV)/ready  ## one virtual environment for all of it
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "Installing about 200 packages into $(VENV): $(if $(TORCH_INDEX),4 GB with torch for CPUs,8 GB on Linux; with torch for CPUs alone 4 GB (TORCH_INDEX in docs/operations.md))."
-	@echo "This takes 3 to 6 minutes on a fast connection, and pip prints nothing meanwhile."
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "This takes 3 to 6 minutes on a fast connection."
+	test -x $(BIN)/python || $(WATCHED) $(PYTHON) -m venv $(VENV)
 	# torch and torchvision by their exact versions: everything else then finds them in place.
 	# From an index of their own they come alone, and what they need comes from pip's usual index.
-	$(if $(TORCH_INDEX),$(BIN)/pip install -q --no-deps --index-url "$(TORCH_INDEX)" $(TORCH))
-	$(BIN)/pip install -q -c constraints.txt $(TORCH)
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url "$(TORCH_INDEX)" $(TORCH))
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[dev]'
 	# TRACER's architecture; its declared dependencies would break Python (see docs/models.md).
-	$(BIN)/pip install -q -c constraints.txt --no-deps carvekit
+	$(PIP) --no-deps carvekit
 	touch $@
 
 train: env  ## make the embedded model from nothing (hours on two cores, minutes on a GPU)

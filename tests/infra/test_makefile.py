@@ -48,3 +48,27 @@ def test_env_pins_torch_and_torchvision_in_the_index_command(tmp_path):
     words = re.search(r"\$\((grep .*)\)", commands(tmp_path, "TORCH_INDEX=x")[3]).group(1)
     done = subprocess.run(["sh", "-c", words], cwd=ROOT, capture_output=True, text=True)
     assert [line.partition("==")[0] for line in done.stdout.split()] == ["torch", "torchvision"]
+
+
+def watched(folder, *command, terminal=False):
+    """Run a command under `infra/watched.sh`, with or without a terminal."""
+    words = ["sh", str(ROOT / "infra/watched.sh"), str(folder), *command]
+    if terminal:
+        words = ["script", "-qec", " ".join(words), "/dev/null"]
+    return subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def test_watched_command_keeps_its_output_and_its_exit_status(tmp_path):
+    (tmp_path / "fail").write_text("echo written; echo complaint >&2; exit 7")
+    done = watched(tmp_path, "sh", tmp_path / "fail")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "written\n", "complaint\n")
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="script is not installed")
+def test_watched_command_shows_the_size_of_the_folder_while_it_runs(tmp_path):
+    with open(tmp_path / "data", "wb") as file:
+        file.write(os.urandom(120_000_000))
+    # The command ends once its line has been renewed for the first time.
+    done = watched(tmp_path, "sleep", "4", terminal=True)
+    assert f"{tmp_path}: 0.1 GB after 2 s" in done.stdout
+    assert done.stdout.rstrip().endswith("\x1b[K")  # the line is removed at the end
