@@ -214,14 +214,38 @@ def test_overview_sentences_say_score_controls_and_step():
     """A score of 0.6, and an onset at step 3 [2, 4], or one that spans all steps."""
     (line,) = overview_sentences(summary(0.3, 0.3, 0.3))
     assert line == (
-        "Depth: rank correlation 0.60 [0.55, 0.65] at step 9 of a.attn1, above every control, "
-        "the nearest being position alone (by 0.30 [0.25, 0.35]); from step 3 [2, 4] of 15 on it "
-        "keeps at least half of its final gain over position alone."
+        "Depth: rank correlation 0.60 [0.55, 0.65] at step 9, a.attn1, above every control; the "
+        "closest, position alone, is exceeded by 0.30 [0.25, 0.35]. From step 3 [2, 4] of 15 on, "
+        "probes keep at least half of their final gain over position alone."
     )
     (line,) = overview_sentences(summary(0.3, 0.3, 0.3, onset=WIDE))
-    assert line.endswith("the step from which it can be read is not determined [1, later].")
+    assert line.endswith("The step from which it can be read is not determined [1, later].")
     (line,) = overview_sentences(summary(0.3, 0.6, 0.3))
     assert "not clearly above shuffled labels" in line
+
+
+@pytest.mark.parametrize(
+    ("steps", "low", "high", "determined", "text"),
+    [
+        (5, 3, 6, True, "5 [3, 6] steps later"),
+        (0, 0, 2, True, "not clearly earlier or later (0 [0, 2] steps)"),
+        (1, -1, 2, True, "not clearly earlier or later (1 [-1, 2] steps)"),
+        (-3, -4, -1, True, "3 [1, 4] steps earlier"),
+        (6, 3, 10, False, "later by a number of steps that is not determined [3, 10]"),
+        (0, -4, 4, False, "earlier or later by a number of steps that is not determined [-4, 4]"),
+        (-6, -9, -2, False, "earlier by a number of steps that is not determined [-9, -2]"),
+    ],
+)
+def test_overview_names_an_order_only_if_the_interval_of_the_lead_excludes_zero(
+    steps, low, high, determined, text
+):
+    made = summary(0.3, 0.3, 0.3)
+    lead = Lead(steps=steps, low=low, high=high, determined=determined)
+    made.properties["depth"].leads = LeadsRecord(
+        **dict.fromkeys(RIVALS, LeadRecord(onset=lead, settled=Lead()))
+    )
+    (line,) = overview_sentences(made)
+    assert f"The labeler reaches the same height {text} in the decoded latents" in line
 
 
 def test_sentences_begin_with_the_title_of_a_property():

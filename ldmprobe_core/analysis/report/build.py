@@ -31,7 +31,7 @@ from ldmprobe_core.analysis.report.intervention_text import (
     map_sentence,
     readings_sentence,
 )
-from ldmprobe_core.analysis.report.overview import overview_figure, overview_sentences
+from ldmprobe_core.analysis.report.overview import overview_figures
 from ldmprobe_core.analysis.report.samples_page import write_samples_page
 from ldmprobe_core.analysis.report.style import svg
 from ldmprobe_core.analysis.report.text import (
@@ -155,8 +155,8 @@ class _FigureWriter:
     def __init__(self, run: Run, analysis: RunAnalysis) -> None:
         self.run, self.analysis, self.summary = run, analysis, analysis.summary
         self.entries: dict[str, list[dict[str, Any]]] = {
-            "overview": [], "properties": [], "heatmaps": [], "generalization": [],
-            "samples": [], "classes": [], "interventions": [],
+            "overview": [], "overview_images": [], "properties": [], "heatmaps": [],
+            "generalization": [], "samples": [], "classes": [], "interventions": [],
         }  # fmt: skip
 
     def _write(
@@ -173,15 +173,6 @@ class _FigureWriter:
         hover = titles is not None
         self.entries[section].append(
             {"file": f"{name}.svg", "alt": alternative, "hover": hover, **more}
-        )
-
-    def add_overview(self) -> None:
-        """Draw the figure at the top of the page, which shows each property's onset step."""
-        self._write(
-            "overview",
-            "overview",
-            overview_figure(self.analysis),
-            " ".join(overview_sentences(self.summary)),
         )
 
     def add_properties(self) -> None:
@@ -278,14 +269,18 @@ class _FigureWriter:
                 animation["film"] = f"{name}.mp4"
 
     def add_samples(self, maps: SampleMaps, indices: list[int]) -> None:
-        """Draw the step images, probe maps and labeler maps of the given samples."""
+        """Draw the overview, and the step images and property maps of the given samples."""
         steps = figures.shown_steps(maps.steps)
-        grids = figures.sample_grids(self.run, maps, self.summary.properties, indices, steps)
-        for index, figure in zip(indices, grids, strict=True):
+        samples = figures.sample_rows(self.run, maps, self.summary.properties, indices, steps)
+        for prop, curves, strip in overview_figures(self.analysis, samples, steps):
+            self._write("overview", f"overview-{prop}", **curves)
+            if strip:
+                self._write("overview_images", f"overview-{prop}-sample", **strip)
+        for index, rows in zip(indices, samples, strict=True):
             self._write(
                 "samples",
                 f"sample-{index:05d}",
-                figure,
+                figures.sample_grid(rows, steps),
                 f"Step images, probe maps and labeler maps of sample {index}.",
                 caption=self._caption(index),
             )
@@ -317,7 +312,6 @@ def _draw_figures(
 ) -> dict[str, list[dict[str, Any]]]:
     """Draw all figures, write them into the run, and return their records by section."""
     writer = _FigureWriter(run, analysis)
-    writer.add_overview()
     writer.add_properties()
     writer.add_generalization()
     for name in completed_interventions(run):
@@ -351,7 +345,6 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any], viewed: in
         summary=summary,
         study=study,
         headline=headline(summary),
-        overview=overview_sentences(summary),
         rows=best_rows(summary),
         generalization=generalization_rows(summary),
         figures=figure_records,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import cycle
 
 import numpy as np
@@ -18,9 +18,13 @@ from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.image_grid import colored, draw_image_grid, image_grid
 from ldmprobe_core.analysis.report.style import (
     CLEAN_COLOR,
+    CLEAN_LINE,
     DECODED_COLOR,
+    DECODED_LINE,
     OTHER_COLORS,
+    POSITION_LINE,
     PROBE_COLOR,
+    PROBE_LINE,
     SCORE_COLORMAP,
 )
 from ldmprobe_core.analysis.report.text import control_title, metric_title, short_layer
@@ -205,16 +209,19 @@ def curves_figure(prop: str, analysis: RunAnalysis) -> Figure:
         axes.plot(steps, mean, style, color=color, label=label, markersize=4)
         axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
 
-    line(curves.probe, f"probe, {short_layer(curves.layer.name)}", PROBE_COLOR, "o-")
-    for source, color in (("trajectory", DECODED_COLOR), ("clean", CLEAN_COLOR)):
-        line(curves.sources[source], _LABELS[source], color, "s--")
+    line(curves.probe, f"probe, {short_layer(curves.layer.name)}", PROBE_COLOR, PROBE_LINE)
+    line(curves.sources["trajectory"], _LABELS["trajectory"], DECODED_COLOR, DECODED_LINE)
+    line(curves.sources["clean"], _LABELS["clean"], CLEAN_COLOR, CLEAN_LINE)
     for (name, values), color in zip(curves.conditions.items(), cycle(OTHER_COLORS), strict=False):
         line(values, control_title(name), color, ":")
     if LATENTS in curves.inputs:
         line(curves.inputs[LATENTS], "probe on the latents alone", "#000000", "-.")
     position = bootstrap.interval(curves.position)
     if position.mean is not None and position.low is not None and position.high is not None:
-        axes.axhline(position.mean, color="0.35", linewidth=1, label="position alone")
+        axes.axhline(
+            position.mean, color="0.35", linestyle=POSITION_LINE, linewidth=1,
+            label="position alone",
+        )  # fmt: skip
         axes.axhspan(position.low, position.high, color="0.35", alpha=0.12, linewidth=0)
     axes.set_xlabel("step")
     axes.set_ylabel(metric_title(best.metric))
@@ -257,24 +264,22 @@ def shown_steps(decoded: list[int]) -> list[int]:
     return [step for step in decoded if step in candidates]
 
 
-def sample_grids(
+def sample_rows(
     run: Run, maps: SampleMaps, properties: Iterable[str], samples: list[int], steps: list[int]
-) -> Iterator[Figure]:
-    """Draw each sample's image at each step, above the property maps of probes and labelers.
-
-    The columns are steps, and the last column shows the final image and its labels.  The first row
-    shows the decoded latents.  The layout follows figure 4 of the capstone poster
-    (`published.POSTER`).
+) -> list[dict[str, list[np.ndarray]]]:
+    """Read each sample's images at each step, and the property maps of probes and labelers.
 
     Args:
         run: finished run.
         maps: maps of the run's samples.
-        properties: names of the properties to draw.
+        properties: names of the properties to read.
         samples: indices of held-out samples with step images.
-        steps: steps to draw, counted from 1, which have step images.
+        steps: steps to read, counted from 1, which have step images.
 
-    Yields:
-        one figure for each sample.
+    Returns:
+        for each sample the row ``decoded latents``, and the rows ``probe PROPERTY`` and ``labeler
+        PROPERTY`` of each property.  A row has an image (y, x, rgb) uint8 for each step, and then
+        the final image or its label map.
     """
     rows, columns = step_image_rows(run, samples), [maps.steps.index(step) for step in steps]
     images = run.read(STEP_IMAGES, "trajectory", sample=rows, step=columns)
@@ -294,9 +299,16 @@ def sample_grids(
                 pictures[i][f"{name} {prop}"] = [
                     colored(one, colors, low, high) for one in [*shown[i], truth]
                 ]
+    return pictures
+
+
+def sample_grid(rows: dict[str, list[np.ndarray]], steps: list[int]) -> Figure:
+    """Draw the rows of a sample (`sample_rows`), with a column for each step and the final image.
+
+    The layout follows figure 4 of the capstone poster (`published.POSTER`).
+    """
     titles = [*(f"step {step}" for step in steps), "final image\nand labels"]
-    for lines in pictures:
-        yield image_grid(list(lines.values()), 0.96, titles, list(lines), fontsize=8)
+    return image_grid(list(rows.values()), 0.96, titles, list(rows), fontsize=8)
 
 
 def class_figure(run: Run, sample: int, target: int, from_step: float) -> Figure:

@@ -1,6 +1,9 @@
-"""Overview at the top of a report: one sentence for each property, and a figure of their onsets."""
+"""Overview at the top of a report: a few sentences and two small figures for each property."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,7 +11,16 @@ from matplotlib.figure import Figure
 
 from ldmprobe_core.analysis.records import PropertyRecord, Summary
 from ldmprobe_core.analysis.report.figures import step_ticks
-from ldmprobe_core.analysis.report.style import CLEAN_COLOR, DECODED_COLOR, PROBE_COLOR
+from ldmprobe_core.analysis.report.image_grid import image_grid
+from ldmprobe_core.analysis.report.style import (
+    CLEAN_COLOR,
+    CLEAN_LINE,
+    DECODED_COLOR,
+    DECODED_LINE,
+    POSITION_LINE,
+    PROBE_COLOR,
+    PROBE_LINE,
+)
 from ldmprobe_core.analysis.report.text import (
     control_title,
     lead,
@@ -24,43 +36,54 @@ from ldmprobe_core.study.probe_kinds import PROBE_KINDS
 
 
 def overview_sentences(summary: Summary) -> list[str]:
-    """Write one sentence for each property: best probe, controls, onset and leads."""
+    """Write the sentences on each property: best probe, controls, onset and leads."""
     return [_sentence(name, result, summary) for name, result in summary.properties.items()]
 
 
 def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
-    """Write the sentence on one property: its best probe, controls, onset and leads."""
+    """Write the sentences on one property: its best probe, controls, onset and leads."""
     best, onset = result.best, result.emergence.probe.relative.onset
     text = (
         f"{property_title(name)}: {metric_title(best.metric)} {number(best.score)} at step "
-        f"{best.step} of {short_layer(best.layer)}"
+        f"{best.step}, {short_layer(best.layer)}"
     )
     if best.score.low is None:
         return f"{text}; too few test prompts for intervals and comparisons."
-    text += f", {_comparison(result)}"
+    text += f", {_comparison(result)}."
     if not onset.distribution:
-        return f"{text}; when it emerges is undefined."
+        return f"{text} When it emerges is undefined."
     low, high = onset.low or "later", onset.high or "later"
     if not onset.determined:
-        return f"{text}; the step from which it can be read is not determined [{low}, {high}]."
+        return f"{text} The step from which it can be read is not determined [{low}, {high}]."
     text += (
-        f"; from step {onset.step} [{low}, {high}] of {summary.steps} on it keeps at least half of "
-        "its final gain over position alone"
+        f" From step {onset.step} [{low}, {high}] of {summary.steps} on, probes keep at least half "
+        "of their final gain over position alone."
     )
-    if result.leads.decoded.onset.low is None or result.leads.clean.onset.low is None:
-        return f"{text}."
+    decoded, clean = result.leads.decoded.onset, result.leads.clean.onset
+    if decoded.low is None or clean.low is None:
+        return text
     return (
-        f"{text}. A labeler reaches that score in the decoded latents "
-        f"{_later(result.leads.decoded.onset)}, in the predicted clean image "
-        f"{_later(result.leads.clean.onset)}."
+        f"{text} The labeler reaches the same height {_later(decoded)} in the decoded latents, and "
+        f"{_later(clean)} in the predicted clean image."
     )
 
 
 def _later(value: Lead) -> str:
-    """Format a lead as text: how many steps after the probes the labeler reaches its onset."""
-    if value.determined:
-        return f"{lead(value)} steps later"
-    return f"at a distance that is not determined ([{value.low}, {value.high}] steps later)"
+    """Say how many steps after the probes a labeler reaches their onset, or that this is open.
+
+    If the interval holds 0, the order of the two is open, so the text names neither as the first.
+    """
+    low, high = value.low, value.high
+    if low is None or high is None:
+        return "at an undefined step"
+    if not value.determined:
+        order = "later" if low > 0 else "earlier" if high < 0 else "earlier or later"
+        return f"{order} by a number of steps that is not determined [{low}, {high}]"
+    if low <= 0 <= high:
+        return f"not clearly earlier or later ({value.steps} [{low}, {high}] steps)"
+    if high < 0:
+        return f"{-(value.steps or 0)} [{-high}, {-low}] steps earlier"
+    return f"{lead(value)} steps later"
 
 
 def _comparison(result: PropertyRecord) -> str:
@@ -74,48 +97,102 @@ def _comparison(result: PropertyRecord) -> str:
     }
     nearest = min(differences, key=lambda name: differences[name].mean or 0.0)
     return (
-        f"above every control, the nearest being {control_title(nearest)} (by "
-        f"{number(differences[nearest])})"
+        f"above every control; the closest, {control_title(nearest)}, is exceeded by "
+        f"{number(differences[nearest])}"
     )
 
 
-def overview_figure(analysis: RunAnalysis) -> Figure:
-    """Draw for each property the scores of probes and labelers over steps, with the probes' onset.
+def overview_figures(
+    analysis: RunAnalysis, samples: list[dict[str, list[np.ndarray]]], steps: list[int]
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Draw each property's curves, and its maps of the first sample.
+
+    Args:
+        analysis: analysis of the run.
+        samples: rows of the samples that the report shows (`figures.sample_rows`).
+        steps: steps that the rows show, counted from 1.
+
+    Yields:
+        name of the property; figure, alternative text, title and sentences of its curves; figure
+        and alternative text of its maps, empty if there is no sample.
+    """
+    shown = ", ".join(map(str, overview_steps(steps)))
+    sentences = overview_sentences(analysis.summary)
+    for prop, sentence in zip(analysis.summary.properties, sentences, strict=True):
+        title, _, text = sentence.partition(": ")
+        curves = {
+            "figure": overview_curves(prop, analysis),
+            "alternative": f"{prop} over steps. {sentence}",
+            "title": title,
+            "text": text[:1].upper() + text[1:],
+        }
+        strip = {
+            "figure": overview_images(prop, samples[0], steps),
+            "alternative": f"One sample at steps {shown} and finished: step images, and {prop} as "
+            "the probe and the labeler find it.",
+        } if samples else {}  # fmt: skip
+        yield prop, curves, strip
+
+
+def overview_curves(prop: str, analysis: RunAnalysis) -> Figure:
+    """Draw a property's scores of probes and labelers over steps, with the onset of the probes.
 
     Bands are intervals.  The grey vertical band is the interval of the step from which the probes
     keep half of their final gain over position; a line marks that step if it is determined.
     """
-    properties = analysis.summary.properties
-    figure = Figure(figsize=(3.3 * len(properties), 2.6))
-    panels = figure.subplots(
-        1, len(properties), squeeze=False, sharey=True, gridspec_kw={"wspace": 0.06}
-    )[0]
-    for panel, (name, result) in zip(panels, properties.items(), strict=True):
-        curves = analysis.curves[name]
-        onset = result.emergence.probe.relative.onset
-        if onset.low is not None:
-            last = len(curves.probe) if onset.high is None else onset.high
-            panel.axvspan(onset.low - 0.5, last + 0.5, color="0.85", linewidth=0)
-        if onset.determined and onset.step is not None:
-            panel.axvline(onset.step, color="0.3", linewidth=1)
-        decoded, clean = curves.sources["trajectory"], curves.sources["clean"]
-        _line(panel, decoded, analysis.bootstrap, DECODED_COLOR, "s--", "labeler, decoded latents")
-        _line(panel, clean, analysis.bootstrap, CLEAN_COLOR, "^:", "labeler, predicted clean image")
-        _line(panel, curves.probe, analysis.bootstrap, PROBE_COLOR, "o-", "probe")
-        position = analysis.bootstrap.interval(curves.position).mean
-        if position is not None:
-            panel.axhline(position, color="0.35", linestyle=":", label="position alone")
-        panel.set_title(f"{name} ({metric_title(result.best.metric)})", fontsize=9)
-        panel.set_xlabel("step", fontsize=8)
-        panel.set_xlim(0.5, len(curves.probe) + 0.5)
-        panel.set_xticks(step_ticks(len(curves.probe)))
-        panel.tick_params(labelsize=8)
-    lines = panels[0].get_legend_handles_labels()
-    above = (0.5, 0.95)
-    figure.legend(
-        *lines, fontsize=8, loc="lower center", bbox_to_anchor=above, ncols=4, frameon=False
-    )
+    curves, bootstrap = analysis.curves[prop], analysis.bootstrap
+    result = analysis.summary.properties[prop]
+    figure = Figure(figsize=(4.1, 2.5))
+    panel = figure.subplots()
+    onset = result.emergence.probe.relative.onset
+    if onset.low is not None:
+        last = len(curves.probe) if onset.high is None else onset.high
+        panel.axvspan(onset.low - 0.5, last + 0.5, color="0.85", linewidth=0)
+    if onset.determined and onset.step is not None:
+        panel.axvline(onset.step, color="0.3", linewidth=1)
+    position = bootstrap.interval(curves.position).mean
+    decoded, clean = curves.sources["trajectory"], curves.sources["clean"]
+    _line(panel, curves.probe, bootstrap, PROBE_COLOR, PROBE_LINE, "probe")
+    if position is not None:
+        panel.axhline(
+            position, color="0.35", linestyle=POSITION_LINE, linewidth=1, label="position alone"
+        )
+    _line(panel, decoded, bootstrap, DECODED_COLOR, DECODED_LINE, "labeler, decoded latents")
+    _line(panel, clean, bootstrap, CLEAN_COLOR, CLEAN_LINE, "labeler, predicted clean image")
+    panel.set_xlabel("step", fontsize=9)
+    panel.set_ylabel(metric_title(result.best.metric), fontsize=9)
+    panel.set_xlim(0.5, len(curves.probe) + 0.5)
+    panel.set_xticks(step_ticks(len(curves.probe)))
+    panel.tick_params(labelsize=8.5)
+    panel.legend(
+        fontsize=8.5, loc="lower center", bbox_to_anchor=(0.45, 0.98), ncols=2, frameon=False,
+        columnspacing=1.0, handlelength=1.6,
+    )  # fmt: skip
     return figure
+
+
+def overview_images(prop: str, rows: dict[str, list[np.ndarray]], steps: list[int]) -> Figure:
+    """Draw one sample at a few steps: its step images, and a property's maps.
+
+    Args:
+        prop: name of the property.
+        rows: rows of the sample (`figures.sample_rows`).
+        steps: steps that the rows show, counted from 1; the drawn ones are `overview_steps`.
+    """
+    drawn = overview_steps(steps)
+    columns = [*(steps.index(step) for step in drawn), -1]
+    shown = [
+        [rows[name][i] for i in columns]
+        for name in ("decoded latents", f"probe {prop}", f"labeler {prop}")
+    ]
+    titles = [*(f"step {step}" for step in drawn), "final"]
+    return image_grid(shown, 0.58, titles, ["image", "probe", "labeler"], fontsize=8.5)
+
+
+def overview_steps(steps: list[int]) -> list[int]:
+    """Choose at most five of a sample's steps, among them the last, to draw in the overview."""
+    chosen = [step for step in steps if step in (1, 3, 5, 10, steps[-1])]
+    return chosen if len(chosen) > 2 else steps[:4] + steps[4:][-1:]
 
 
 def _line(

@@ -18,6 +18,9 @@ from matplotlib.transforms import Bbox
 PROBE_COLOR, DECODED_COLOR, CLEAN_COLOR = "#0072B2", "#D55E00", "#E69F00"
 """Colours of probes, and of labelers on the decoded latents and the predicted clean image."""
 
+PROBE_LINE, DECODED_LINE, CLEAN_LINE, POSITION_LINE = "o-", "s--", "^:", "-"
+"""Markers and dashes of the same curves, and of position alone, in Matplotlib's notation."""
+
 OTHER_COLORS = ("#009E73", "#CC79A7", "#F0E442")
 """Colours of further curves, such as those of controls."""
 
