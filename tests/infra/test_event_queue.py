@@ -67,3 +67,21 @@ def test_stream_goes_on_if_a_service_consumes_nothing(topic, monkeypatch):
     topic.subscribe()
     asyncio.run(send(event_queue, topic, 65))
     assert event_queue.longest_queue(topic) == 65
+
+
+def test_queues_that_another_release_keeps_elsewhere_do_not_stop_events(monkeypatch):
+    monkeypatch.setattr(event_queue, "ROOM", 1)
+    sent = []
+
+    class Elsewhere:
+        async def publish(self, message):
+            sent.append(message.data)
+
+    async def publish():
+        publisher = event_queue.Publisher("any", memory.Cache())
+        publisher.topic = Elsewhere()
+        for number in range(event_queue.STREAM_FROM + 2):
+            await publisher.publish_data(b"%d" % number, {"id": str(number)})
+
+    asyncio.run(asyncio.wait_for(publish(), 20))
+    assert len(sent) == event_queue.STREAM_FROM + 2
