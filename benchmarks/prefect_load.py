@@ -8,7 +8,9 @@ lines as fast as one process can send them: a worst case.  Meanwhile, a thread s
 the pages that Prefect's UI shows of a flow run, one after another, and measures the answers.  The
 benchmark prints rates, the server's CPU time and memory, and the response times.  With
 PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE=1 in the environment, the server records task
-runs one by one, as it does by default.
+runs one by one, as it does by default; with
+PREFECT_SERVER_EVENTS_MESSAGING_BROKER=prefect.server.utilities.messaging.memory, it drops events
+that its queues cannot hold.
 """
 
 from __future__ import annotations

@@ -35,8 +35,17 @@ LOOK_EVERY_S = 0.5
 POLL_EVERY_S = 3.0
 """Interval in seconds between two requests for the state of the flow run."""
 
+ANSWER_LIMIT_S = 10.0
+"""Seconds that one request for the state of the flow run waits for its answer."""
+
 SILENCE_LIMIT_S = 40.0
-"""Seconds without an answer after which the server counts as lost; a restart takes less."""
+"""Seconds without a server after which it counts as lost; a restart takes less."""
+
+BUSY_LIMIT_S = 300.0
+"""Seconds without an answer after which a server that accepts requests counts as lost.
+
+On a busy machine, a server with thousands of new task runs may not answer for a minute.
+"""
 
 UNIT_LIMIT_S = 60.0
 LOST_LIMIT_S = 10.0
@@ -175,15 +184,17 @@ class FlowWatch(WatchThread):
         """Ask the server for the state of the flow run, and request a stop if it was cancelled."""
         flow_run_id = self.flow_runs[-1]
         try:
-            with get_client(sync_client=True, httpx_settings={"timeout": 10.0}) as client:
+            with get_client(sync_client=True, httpx_settings={"timeout": ANSWER_LIMIT_S}) as client:
                 state = client.read_flow_run(flow_run_id).state
         except ObjectNotFound:
             # The flow run was deleted in Prefect.  The flow does not need this record of itself on
             # the server, so continue.
             self._answered_at = time.monotonic()
             return
-        except (httpx.HTTPError, PrefectException, RuntimeError, OSError):
-            if time.monotonic() - self._answered_at > SILENCE_LIMIT_S:
+        except (httpx.HTTPError, PrefectException, RuntimeError, OSError) as error:
+            # The server's machine accepts a request even while the server itself is busy.
+            limit = BUSY_LIMIT_S if isinstance(error, httpx.ReadTimeout) else SILENCE_LIMIT_S
+            if time.monotonic() - self._answered_at > limit:
                 self._request_lost()
             return
         self._answered_at = time.monotonic()

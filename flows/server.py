@@ -42,12 +42,19 @@ _EVENTS_LIMIT_S = 5.0
 RECORDING = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
 }
 """Environment variables with which a Prefect server records task runs in batches.
 
-By default, it writes each change of a task run's state in a transaction of its own.  In a burst,
-its queue of 10,000 events then fills up, and it drops further ones, so that task runs are missing
-in its records (`benchmarks/prefect_load.py`).
+By default, it writes each change of a task run's state in a transaction of its own, and events by
+twenties.  In a burst, its queues of 10,000 events then fill up, and it drops further ones, so that
+task runs are missing in its records (`benchmarks/prefect_load.py`).
+"""
+
+WAITING = {"PREFECT_SERVER_EVENTS_MESSAGING_BROKER": "infra.event_queue"}
+"""Environment variable with which a Prefect server lets clients wait instead of dropping events.
+
+The server's Python must have this package, so it is not for the image of Prefect's Helm chart.
 """
 
 
@@ -139,7 +146,7 @@ def start_server() -> Iterator[str]:
             [sys.executable, "-m", *words],
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env=RECORDING | os.environ | settings,
+            env=RECORDING | WAITING | os.environ | settings,
             # Start the server in a new session, so that it does not receive the terminal's Ctrl-C.
             # This process does, and it stops the server after the end of the flow is recorded.
             start_new_session=True,

@@ -39,11 +39,15 @@ QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 RECORDING = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
 }
 """Environment variables with which a Prefect server records task runs in batches.
 
 `flows.server` sets the same ones, and says why.
 """
+
+WAITING = {"PREFECT_SERVER_EVENTS_MESSAGING_BROKER": "infra.event_queue"}
+"""Environment variable with which a Prefect server lets clients wait instead of dropping events."""
 
 
 class StackError(Exception):
@@ -153,6 +157,7 @@ def prefect_server(platform: Platform) -> Service:
         {
             **QUIET,
             **RECORDING,
+            **WAITING,
             "PREFECT_HOME": str(platform.data / "prefect"),
             # The UI runs in the user's browser, so it must send its requests to this public URL.
             "PREFECT_UI_API_URL": platform.api,

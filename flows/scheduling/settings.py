@@ -1,4 +1,4 @@
-"""Settings of scheduled runs, which are a parameter of the study flow, and the study of a date."""
+"""Settings of scheduled runs, which are a parameter of their flow, and the study of a date."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ldmprobe_core.study.schema import Study
 from tasks.references import RunRef
 
 
-class Schedule(Section):
-    """Settings of the scheduled runs of a study.
+class RollingSeed(Section):
+    """Settings of scheduled flow runs that have the seeds of their date.
 
     They are parameters of the deployment, and not of its schedule, because Prefect 3.9 drops the
     parameters of a schedule when it is switched on.  They apply to flow runs that a schedule
@@ -32,16 +32,24 @@ class Schedule(Section):
     Attributes:
         date: date of which a flow run has the seeds, to make up for one that was missed; None takes
             the date in UTC for which a schedule started the flow run.
+    """
+
+    date: Annotated[datetime.date, Field(strict=False)] | None = None
+
+
+class Schedule(RollingSeed):
+    """Settings of the scheduled runs of a study: rolling seed and retention.
+
+    Attributes:
         keep: number of finished scheduled runs of the study to keep in the store; None keeps all.
         keep_activations: number of these runs whose activations to keep; None keeps all.
     """
 
-    date: Annotated[datetime.date, Field(strict=False)] | None = None
     keep: Annotated[int, Field(ge=1, le=100_000)] | None = None
     keep_activations: Annotated[int, Field(ge=0, le=100_000)] | None = None
 
 
-def scheduled_date(schedule: Schedule | None) -> datetime.date | None:
+def scheduled_date(schedule: RollingSeed | None) -> datetime.date | None:
     """Return the date of which the current flow run has the seeds.
 
     A flow run keeps this date when it is late, is retried, or continues after a crash.

@@ -14,67 +14,38 @@ The workers of one flow share its lease, because their units of work write diffe
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
-import psutil
-
-from ldmprobe_core.errors import LdmprobeError, RunError, UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.filesystem import Location
+from ldmprobe_core.storage.lifecycle.lease_files import (
+    UNKNOWN,
+    Holder,
+    UnreadableLeaseError,
+    lease_name,
+    lease_numbers,
+    lease_text,
+    read_holder,
+    read_holder_or_none,
+    this_host,
+    written_at,
+)
 
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
 
+READ_PATIENCE_S = 1.0
+"""Seconds for which a lease's file that cannot be read is read again, before that counts."""
+
 MOST_RACES = 30
 """Largest number of attempts to create the next lease; pauses between them grow to 2 seconds."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Record of the process that holds a lease.
-
-    Attributes:
-        key: random key that identifies one acquisition of a lease.
-        description: name of the holder for messages, such as a flow run's id.
-        host: machine, boot and process namespace, within which ``pid`` is unique.
-        pid: id of the process.
-        started_at: start time of the process, which tells it from a later process with its pid.
-        heartbeat: counter that increases while the holder is alive.
-    """
-
-    key: str
-    description: str
-    host: str
-    pid: int
-    started_at: float
-    heartbeat: int = 0
-
-    @classmethod
-    def here(cls, description: str) -> Holder:
-        """Build the holder record of the current process."""
-        return cls(
-            uuid.uuid4().hex, description, _host(), os.getpid(), _process_start_time(os.getpid())
-        )
-
-    @property
-    def is_dead(self) -> bool:
-        """Flag that is True if the holder has ended; False for a process on another machine."""
-        if self.host != _host():
-            return False
-        try:
-            return _process_start_time(self.pid) != self.started_at
-        except psutil.NoSuchProcess:
-            return True
 
 
 class Lease:
@@ -101,8 +72,9 @@ class Lease:
 
         Raises:
             RunError: another process holds the lease, or has held it in the meantime.
+            UnreadableLeaseError: the lease's file cannot be read, so its holder is not known.
         """
-        if not self._is_mine():
+        if not _patiently(self._is_mine):
             self.lost = True
         if self.lost:
             raise RunError(
@@ -112,23 +84,28 @@ class Lease:
             )
 
     def _is_mine(self) -> bool:
-        """Return whether this lease is the newest, and its file still names this process."""
-        if max(_numbers(self._location), default=0) != self._number:
+        """Return whether this lease is the newest, and its file still names this process.
+
+        Raises:
+            UnreadableLeaseError: the file cannot be read; another process may have written it.
+        """
+        if max(lease_numbers(self._location), default=0) != self._number:
             return False
-        held_by = _read(self._location, self._number)
+        held_by = read_holder(self._location, self._number)
         return held_by is not None and held_by.key == self._holder.key
 
     def _keep_alive(self) -> None:
         """Run the heartbeat thread: rewrite the lease's file at intervals until it is released."""
         while not self._released.wait(HEARTBEAT_S):
             self._holder = replace(self._holder, heartbeat=self._holder.heartbeat + 1)
-            # If the store cannot be reached for a moment, this heartbeat is lost.  The thread must
-            # not end because of that, so errors are ignored and the next heartbeat is tried.
+            # If the store cannot be reached, or the file cannot be read, for a moment, this
+            # heartbeat is lost.  The thread must not end because of that, so errors are ignored and
+            # the next heartbeat is tried.
             with suppress(Exception):
                 if not self._is_mine():
                     self.lost = True
                     return
-                self._location.write_text(_name(self._number), _text(self._holder))
+                self._location.write_text(lease_name(self._number), lease_text(self._holder))
 
     def abandon(self) -> None:
         """Stop the heartbeat but keep the lease's file, as if this process had crashed.
@@ -146,8 +123,8 @@ class Lease:
         # a lease without heartbeats expires anyway.
         with suppress(Exception):
             if not self.lost and self._is_mine():
-                for number in sorted(_numbers(self._location)):
-                    self._location.remove(_name(number))
+                for number in sorted(lease_numbers(self._location)):
+                    self._location.remove(lease_name(number))
                 if not self._location.remote:
                     os.rmdir(self._location.url)
 
@@ -173,19 +150,12 @@ def hold_lease(
     """
     location, holder_here = Location(f"{url.rstrip('/')}.lease"), Holder.here(description)
     deadline = time.monotonic() + patience_s
-    lease, unreadable, lost_races = None, (0, 0.0), 0
+    lease, lost_races = None, 0
     while lease is None:
-        number = max(_numbers(location), default=0)
-        held_by = _read(location, number) if number else None
-        if number and held_by is None:
-            # The lease's file is missing because it was just released, or it is unreadable after a
-            # power failure.  An unreadable file expires after `STALE_S` seconds, like a lease
-            # without heartbeats.
-            if unreadable[0] != number:
-                unreadable = number, time.monotonic()
-            if time.monotonic() - unreadable[1] < STALE_S:
-                sleep(0.1)
-                continue
+        number = max(lease_numbers(location), default=0)
+        held_by = read_holder_or_none(location, number) if number else None
+        if number and held_by is None and not _stays_unreadable(location, number, deadline, sleep):
+            continue
         if held_by is None or held_by.is_dead or _stopped(location, number, held_by, deadline):
             lease = take_lease(location, number + 1, holder_here, held_by)
             if lease is None:
@@ -212,24 +182,37 @@ def holder_of(url: str) -> Holder | None:
     """Return the process that holds the lease of a run; None if no process does.
 
     A holder on another machine counts until it has written no heartbeat for `STALE_S` seconds, by
-    the clocks of this machine and of the store.
+    the clocks of this machine and of the store.  So does a holder whose lease cannot be read, for
+    example because its file belongs to another user: it is returned as `UNKNOWN`.
 
     Args:
         url: URL of the run.
     """
-    location = Location(f"{url.rstrip('/')}.lease")
-    number = max(_numbers(location), default=0)
-    holder = _read(location, number) if number else None
-    if holder is None or holder.is_dead:
-        return None
-    if holder.host != _host():
+    location, deadline = Location(f"{url.rstrip('/')}.lease"), time.monotonic() + READ_PATIENCE_S
+    while number := max(lease_numbers(location), default=0):
         try:
-            written = location.modified(_name(number))
-        except FileNotFoundError:
-            return None  # The holder released the lease after it was read above.
-        if (datetime.now(UTC) - written).total_seconds() > STALE_S:
+            # A file that is missing was released after it was listed.  Another process may hold the
+            # lease by now, so the files are listed again.
+            if (holder := read_holder(location, number)) is None:
+                if time.monotonic() > deadline:
+                    return None
+                time.sleep(0.02)
+                continue
+        except UnreadableLeaseError:
+            if time.monotonic() <= deadline:
+                time.sleep(0.02)
+                continue
+            holder = UNKNOWN
+        if holder.is_dead:
             return None
-    return holder
+        if holder.host != this_host():
+            written = written_at(location, number)
+            if written is None:
+                continue
+            if (datetime.now(UTC) - written).total_seconds() > STALE_S:
+                return None
+        return holder
+    return None
 
 
 def take_lease(
@@ -245,21 +228,27 @@ def take_lease(
         the lease; None if another process was first, or if the files have changed since the
         expired lease was read.
     """
-    if not location.create(_name(number), _text(holder_here)):
+    if not location.create(lease_name(number), lease_text(holder_here)):
         return None
-    numbers = _numbers(location)
+    numbers = lease_numbers(location)
     overtaken = max(numbers, default=0) != number
-    before = _read(location, number - 1) if previous is not None else None
-    vanished = previous is not None and (before is None or before.key != previous.key)
+    before = read_holder_or_none(location, number - 1)
+    vanished = _key_of(before) != _key_of(previous)
     if overtaken or vanished:
         # Since the expired lease was read, another process has taken or released a lease.  This
         # process therefore must not hold the new lease, and removes the file that it has created.
-        location.remove(_name(number))
+        location.remove(lease_name(number))
         return None
-    holders = (_read(location, earlier) for earlier in sorted(numbers) if earlier < number)
+    holders = (
+        read_holder_or_none(location, earlier) for earlier in sorted(numbers) if earlier < number
+    )
     return Lease(
         location, number, holder_here, tuple(holder for holder in holders if holder is not None)
     )
+
+
+def _key_of(holder: Holder | None) -> str | None:
+    return None if holder is None else holder.key
 
 
 def _stopped(location: Location, number: int, holder: Holder, deadline: float) -> bool:
@@ -271,7 +260,7 @@ def _stopped(location: Location, number: int, holder: Holder, deadline: float) -
     since = time.monotonic()
     while time.monotonic() - since < STALE_S:
         time.sleep(0.2)
-        now = _read(location, number)
+        now = read_holder_or_none(location, number)
         if now is None or holder.is_dead:
             return False
         if now.heartbeat != holder.heartbeat:
@@ -281,50 +270,48 @@ def _stopped(location: Location, number: int, holder: Holder, deadline: float) -
     return True
 
 
-def _numbers(location: Location) -> set[int]:
-    """Return the numbers of all lease files."""
-    return {int(name) for name in location.files() if name.isdecimal()}
+def _stays_unreadable(
+    location: Location, number: int, deadline: float, sleep: Callable[[float], None]
+) -> bool:
+    """Watch a lease without a valid file, and return True if it stays so for `STALE_S` seconds.
 
+    The file is missing because it was just released, or it is not complete after a power failure,
+    or this user may not read it.  In the last case, heartbeats show in the times of its writes.
 
-def _name(number: int) -> str:
-    """Return the file name of the lease with the given number."""
-    return f"{number:06d}"
-
-
-def _text(holder: Holder) -> str:
-    """Serialise the holder of a lease as JSON, the content of the lease's file."""
-    return json.dumps(asdict(holder))
-
-
-def _read(location: Location, number: int) -> Holder | None:
-    """Read the holder of a numbered lease; None if the file is missing or incomplete."""
-    try:
-        return Holder(**json.loads(location.read_text(_name(number))))
-    except (LdmprobeError, ValueError, TypeError):
-        return None
-
-
-def _host() -> str:
-    """Return an identifier of the host, boot and namespace within which process ids are unique."""
-    parts = [socket.gethostname()]
-    # Only Linux gives boot id and namespace in /proc; elsewhere the host name alone is used.
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
-    return "/".join(parts)
-
-
-def _process_start_time(pid: int) -> float:
-    """Return the start time of a process in clock ticks since boot.
-
-    Unlike a time since the epoch, it does not change when the system clock is set.
-
-    On systems without /proc the unit is seconds since the epoch.
+    Returns:
+        False as soon as the file is valid, or is not the newest.
 
     Raises:
-        psutil.NoSuchProcess: no process has this id.
+        UserError: the lease has heartbeats after the deadline.
     """
-    try:
-        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except OSError:
-        return psutil.Process(pid).create_time()
+    since, written, beats = time.monotonic(), written_at(location, number), 0
+    while time.monotonic() - since < STALE_S:
+        sleep(0.1)
+        if (
+            read_holder_or_none(location, number)
+            or max(lease_numbers(location), default=0) != number
+        ):
+            return False
+        before, written = written, written_at(location, number)
+        if written != before:
+            since, beats = time.monotonic(), beats + 1
+            # The first change may be that the file of a new lease has just been completed.
+            if since >= deadline and beats > 1:
+                raise UserError(
+                    f"{location.url.removesuffix('.lease')} is being worked on by "
+                    f"{UNKNOWN.description} ({location.url}/{lease_name(number)}). Fix: wait until "
+                    "that process ends, or correct the permissions of its lease"
+                )
+    return True
+
+
+def _patiently(read: Callable[[], bool]) -> bool:
+    """Call a function until it can read a lease, for at most `READ_PATIENCE_S` seconds."""
+    deadline = time.monotonic() + READ_PATIENCE_S
+    while True:
+        try:
+            return read()
+        except UnreadableLeaseError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

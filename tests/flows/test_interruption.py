@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -100,6 +101,27 @@ def test_flow_watch_a_server_that_answers_no_more(ends, monkeypatch, capfd):
     with temporary_settings({PREFECT_API_URL: url}), FlowWatch(url) as flow:
         flow.begin(RUN)
         assert until(requested_stop).exit_code == 3
+    assert "does not answer" in capfd.readouterr().err
+
+
+def test_flow_watch_waits_longer_for_a_server_that_is_busy(ends, monkeypatch, capfd):
+    """It accepts requests and answers none, until a time limit of its own."""
+    monkeypatch.setattr(interruption, "POLL_EVERY_S", 0.1)
+    monkeypatch.setattr(interruption, "ANSWER_LIMIT_S", 0.1)
+    monkeypatch.setattr(interruption, "SILENCE_LIMIT_S", 0.2)
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        busy.settimeout(60)
+        url = f"http://127.0.0.1:{busy.getsockname()[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url}), FlowWatch(url) as flow:
+            flow.begin(RUN)
+            begun, late = time.monotonic(), 0
+            while late < 3:  # requests after the limit for a server that is not there
+                asked.append(busy.accept())
+                late += time.monotonic() - begun > 0.5
+            assert requested_stop() is None
+            monkeypatch.setattr(interruption, "BUSY_LIMIT_S", 0.3)
+            assert until(requested_stop).exit_code == 3
     assert "does not answer" in capfd.readouterr().err
 
 

@@ -10,7 +10,8 @@ from prefect.settings import PREFECT_API_URL, Settings, temporary_settings
 
 import flows.server
 from flows.run_flow import QUIET_S
-from flows.server import RECORDING, prefect_server
+from flows.server import RECORDING, WAITING, prefect_server
+from infra import event_queue
 from infra.stack import free_ports
 from ldmprobe_core.errors import UserError
 
@@ -31,11 +32,14 @@ def own_server(monkeypatch):
 
 
 def test_recording_has_settings_that_prefect_knows(monkeypatch):
-    for name, value in RECORDING.items():
+    for name, value in (RECORDING | WAITING).items():
         monkeypatch.setenv(name, value)
-    recorder = Settings().server.services.task_run_recorder
+    server = Settings().server
+    recorder = server.services.task_run_recorder
     assert recorder.batch_size == 100
     assert recorder.flush_interval == 1 < QUIET_S
+    assert server.services.event_persister.batch_size == 200
+    assert server.events.messaging_broker == event_queue.__name__
 
 
 def used(port, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.exceptions import ParameterTypeError
 
 from flows.classify import classify_flow
 from flows.intervene import intervene_flow
@@ -40,16 +41,23 @@ def test_deployments_cover_every_flow_and_kind_of_pool(deployments):
     assert len(set(pools.values())) == 3
 
 
-def test_study_deployments_alone_have_the_settings_of_scheduled_runs(deployments):
+def test_deployments_with_a_schedule_have_the_settings_of_scheduled_runs(deployments):
+    hours = {"flows.study.study_flow": 3, "flows.classify.classify_flow": 2}
     for deployment in deployments:
         for schedule in deployment.get("schedules", []):
-            assert (schedule["cron"], schedule["timezone"]) == ("0 3 * * *", "UTC")
+            hour = hours[deployment["entrypoint"]]
+            assert (schedule["cron"], schedule["timezone"]) == (f"0 {hour} * * *", "UTC")
             # Prefect 3.9 drops the parameters of a schedule when it is switched on.
             assert "parameters" not in schedule
         settings = deployment["parameters"].get("schedule")
         if deployment["entrypoint"] == "flows.study.study_flow":
             assert settings == {"keep": 14, "keep_activations": 0}
             study_flow.validate_parameters({"study": {}, "schedule": settings})
+        elif deployment["entrypoint"] == "flows.classify.classify_flow":
+            assert settings == {}
+            classify_flow.validate_parameters({"study": {}, "schedule": settings})
+            with pytest.raises(ParameterTypeError, match="keep"):  # it has no retention
+                classify_flow.validate_parameters({"study": {}, "schedule": {"keep": 14}})
         else:
             assert settings is None
 

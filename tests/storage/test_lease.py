@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,13 +17,15 @@ import pytest
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage import lease as leases
 from ldmprobe_core.storage.filesystem import Location
-from ldmprobe_core.storage.lease import Holder, hold_lease, holder_of
+from ldmprobe_core.storage.lease import hold_lease, holder_of
+from ldmprobe_core.storage.lifecycle.lease_files import UNKNOWN, Holder, UnreadableLeaseError
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(leases, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(leases, "STALE_S", 1.0)
+    monkeypatch.setattr(leases, "READ_PATIENCE_S", 0.5)
 
 
 def write_lease(url: str, number: int, holder: Holder) -> None:
@@ -257,3 +260,100 @@ def test_holder_of_a_lease_that_is_released_meanwhile_is_none(tmp_path, monkeypa
 
     monkeypatch.setattr(Location, "modified", released)
     assert holder_of(url) is None
+
+
+class Later:
+    """Replacement of a method of `Location` that runs a function before its call of that number."""
+
+    def __init__(self, method, number, function):
+        self.method, self.left, self.function = method, number, function
+
+    def __get__(self, location, _):
+        def call(*arguments):
+            self.left -= 1
+            if self.left == 0:
+                self.function()
+            return self.method(location, *arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_holder_of_waits_until_the_file_of_a_new_lease_is_complete(tmp_path, monkeypatch, content):
+    """Without hard links, a new lease is empty until its content replaces it."""
+    url = str(tmp_path / "run")
+    location = Location(f"{url}.lease")
+    location.write_text("000001", content)
+    complete = Later(
+        Location.files, 3, lambda: location.write_text("000001", json.dumps(vars(elsewhere())))
+    )
+    monkeypatch.setattr(Location, "files", complete)
+    assert holder_of(url) == elsewhere()
+    assert complete.left == 0
+
+
+def test_holder_of_finds_the_lease_that_was_taken_after_a_release(tmp_path, monkeypatch):
+    """A late process leaves number 9 for a moment, while another holds number 1."""
+    url = str(tmp_path / "run")
+    write_lease(url, 1, elsewhere())
+    write_lease(url, 9, replace(elsewhere(), key="late"))
+    client = Location.client
+    gone = Later(client, 2, lambda: Path(f"{url}.lease/000009").unlink(missing_ok=True))
+    monkeypatch.setattr(Location, "client", gone)  # between the listing and the reading
+    assert holder_of(url) == elsewhere()
+    assert gone.left <= 0
+
+
+def test_holder_of_a_lease_that_cannot_be_read_is_unknown_while_it_has_heartbeats(tmp_path):
+    url = str(tmp_path / "run")
+    path = Path(f"{url}.lease/000001")
+    Location(f"{url}.lease").write_text("000001", "{")
+    assert holder_of(url) == UNKNOWN
+    os.utime(path, (time.time() - 100, time.time() - 100))
+    assert holder_of(url) is None
+
+
+def test_lease_that_cannot_be_read_is_not_taken_over_while_it_has_heartbeats(tmp_path):
+    url, over = str(tmp_path / "run"), threading.Event()
+    location = Location(f"{url}.lease")
+    location.write_text("000001", "{")
+
+    def heartbeat() -> None:
+        while not over.wait(0.1):
+            location.write_text("000001", "{")
+
+    thread = threading.Thread(target=heartbeat)
+    thread.start()
+    try:
+        with (
+            pytest.raises(UserError, match=r"lease cannot be read \(.*/000001\)\. Fix: "),
+            hold_lease(url, "next", patience_s=1.5),
+        ):
+            pass
+    finally:
+        over.set()
+        thread.join()
+    assert location.files() == ["000001"]
+
+
+def test_lease_is_not_lost_while_its_own_file_cannot_be_read(tmp_path, monkeypatch):
+    """No other process can have the same number, unless it has written the file anew."""
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 1e6)
+    url = str(tmp_path / "run")
+    with hold_lease(url, "me") as lease:
+        location = Location(f"{url}.lease")
+        whole = location.read_text("000001")
+        location.write_text("000001", "")
+        with pytest.raises(UnreadableLeaseError, match=r"lease cannot be read .*\. Fix: correct"):
+            lease.require_held()
+        assert not lease.lost
+        location.write_text("000001", whole)
+        lease.require_held()
+    assert not Path(f"{url}.lease").exists()
+
+
+def test_take_lease_fails_if_an_unreadable_lease_has_become_valid(tmp_path):
+    location = Location(str(tmp_path / "run.lease"))
+    write_lease(str(tmp_path / "run"), 3, elsewhere())  # it was unreadable when last looked at
+    assert leases.take_lease(location, 4, Holder.here("late"), None) is None
+    assert location.files() == ["000003"]

@@ -199,6 +199,26 @@ def test_a_run_that_is_being_deleted_is_not_read(store):
     )
 
 
+def test_a_run_whose_lease_cannot_be_read_is_neither_read_nor_deleted(store):
+    """It may be the lease of retention, or that of a flow, under another user."""
+    plan = retention.plan_retention(folder_of(store), "tiny", keep=3)
+    location = Location(f"{store[3].url}.lease")
+    location.write_text("000001", "{")
+    with (
+        pytest.raises(UserError, match=r"lease cannot be read works on this run.*\. Fix: wait"),
+        reading("a notebook", store[3].url),
+    ):
+        pytest.fail("it was read")
+    again = retention.plan_retention(folder_of(store), "tiny", keep=3)
+    (item,) = [item for item in again if item.action == SKIP]
+    assert (item.url, item.reason) == (
+        store[3].url,
+        "a process whose lease cannot be read works on it",
+    )
+    location.remove_folder()
+    assert retention.plan_retention(folder_of(store), "tiny", keep=3) == plan
+
+
 def test_a_run_in_a_store_that_is_read_only_is_read_without_a_lease(store, monkeypatch):
     def create(location, name, text):
         raise location.unwritable(PermissionError())

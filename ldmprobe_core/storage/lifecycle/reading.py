@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.storage.filesystem import Location
 from ldmprobe_core.storage.lease import hold_lease, holder_of
+from ldmprobe_core.storage.lifecycle.lease_files import UNKNOWN, lease_numbers
 
 PRUNER = "ldmprobe prune"
 """Name under which retention holds the lease of a run while it deletes from it."""
@@ -30,7 +31,7 @@ def reading(reader: str, *urls: str) -> Iterator[None]:
         urls: addresses of the runs.
 
     Raises:
-        UserError: a run is being deleted.
+        UserError: a run is being deleted, or might be.
     """
     with ExitStack() as leases:
         for url in urls:
@@ -45,6 +46,12 @@ def reading(reader: str, *urls: str) -> Iterator[None]:
                 raise UserError(
                     f"{url}: {PRUNER} is deleting from this run. Fix: wait until it has ended, and "
                     "check what is left of the run"
+                )
+            if holder == UNKNOWN:
+                raise UserError(
+                    f"{url}: {holder.description} works on this run, and may be deleting it "
+                    f"({address}.lease). Fix: wait until that process ends, or correct the "
+                    "permissions of its lease"
                 )
         yield
 
@@ -70,6 +77,4 @@ def _enter_lease(leases: ExitStack, address: str, reader: str) -> bool:
 
 def _taken(url: str) -> bool:
     """Return whether a reader's lease has a file, even if the process that wrote it was killed."""
-    # The name of a lease's file is a decimal number.  Other names are ignored, because some object
-    # stores list an empty folder as if it contained itself as a file.
-    return any(name.isdecimal() for name in Location(f"{url}.lease").files())
+    return bool(lease_numbers(Location(f"{url}.lease")))

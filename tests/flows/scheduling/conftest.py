@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow
@@ -52,20 +53,23 @@ def mark_as_scheduled(monkeypatch) -> Callable[[bool], None]:
 
 @pytest.fixture
 def scheduled(prefect_api, mark_as_scheduled) -> Callable[..., FlowRun]:
-    """Carry out a flow run of the study flow that a schedule starts at a time, or repeat it."""
+    """Carry out a flow run that a schedule starts at a time, or repeat it."""
     mark_as_scheduled(True)
 
     def carry_out_at(
-        time: datetime, parameters: dict[str, Any], again: FlowRun | None = None
+        time: datetime,
+        parameters: dict[str, Any],
+        again: FlowRun | None = None,
+        flow: Flow[..., Any] = study_flow,
     ) -> FlowRun:
         with get_client(sync_client=True) as client:
             if again is None:
                 state = Scheduled(scheduled_time=time)
-                again = client.create_flow_run(study_flow, parameters=parameters, state=state)
+                again = client.create_flow_run(flow, parameters=parameters, state=state)
             else:
                 client.set_flow_run_state(again.id, AwaitingRetry(), force=True)
                 again = client.read_flow_run(again.id)
-            run_flow(study_flow, again, parameters, return_type="state")
+            run_flow(flow, again, parameters, return_type="state")
             return client.read_flow_run(again.id)
 
     return carry_out_at

@@ -1,4 +1,4 @@
-"""Tests of scheduled runs of the study flow: the seeds of their date, and their repetition."""
+"""Tests of scheduled flow runs: the seeds of their date, and their repetition."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from prefect.states import Scheduled
 from pydantic import ValidationError
 from run_helpers import assert_same
 
+import flows.classify
 import flows.study
 from flows.scheduling.settings import Schedule, scheduled_date
 from ldmprobe_core.errors import RunError
@@ -47,6 +48,35 @@ def test_a_scheduled_run_has_the_seeds_of_its_date_and_its_retry_continues_it(
     record = json.loads(run.location.read_text("schedule.json"))
     assert record == {"scheduled_for": "2026-03-01", "code": code_digest()}
     assert run.study.prompts.seed == expected.prompts.seed
+
+
+def test_a_scheduled_classify_flow_run_has_the_seeds_of_its_date(
+    scheduled, nightly_study, tmp_path, monkeypatch
+):
+    """It generates nothing if the study flow has finished the run of the date."""
+    generated, classified = [], []
+
+    def generate(run, execution, left):
+        generated.append(Run(run.url))
+
+    monkeypatch.setattr(flows.classify, "generate_and_label", generate)
+    monkeypatch.setattr(
+        flows.classify, "classify", lambda run, photographs: classified.append(run.url) or {}
+    )
+    monkeypatch.setattr(flows.classify, "publish_classes", lambda *arguments: None)
+    parameters = {"study": nightly_study, "store": str(tmp_path), "schedule": {}}
+    time = datetime(2026, 3, 1, 2, tzinfo=UTC)
+    done = scheduled(time, parameters, flow=flows.classify.classify_flow)
+    assert done.state.is_completed(), done.state.message
+    (run,) = generated
+    # 56 years from 1970 on, of which 14 are leap years, then January and February.
+    assert run.study.prompts.seed == (56 * 365 + 14 + 31 + 28) * 100_000
+    assert json.loads(run.location.read_text("schedule.json"))["scheduled_for"] == "2026-03-01"
+    monkeypatch.setattr(flows.classify, "summary_if_finished", lambda *arguments: {})
+    again = scheduled(time, parameters, flow=flows.classify.classify_flow)
+    assert again.state.is_completed(), again.state.message
+    assert generated == [run]
+    assert classified == [run.url, run.url]
 
 
 @pytest.mark.parametrize(
