@@ -10,7 +10,7 @@ import dask
 from distributed import Client
 from prefect import Task
 from prefect.context import FlowRunContext
-from prefect.exceptions import Pause
+from prefect.exceptions import Pause, TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -58,10 +58,11 @@ def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None
     ):
         try:
             yield
-        except (Pause, StoppedError):
-            # A suspended flow run ends here; Prefect raises `Pause` wherever the flow is.  Units on
-            # Dask workers, such as labels of the last batches, would go on after the flow has freed
-            # the lease of its run.
+        except (Pause, StoppedError, TerminationSignal):
+            # A suspended flow run ends here; Prefect raises `Pause` wherever the flow is.  A
+            # deployed flow run that is cancelled ends with `TerminationSignal`, because Prefect's
+            # worker sends SIGTERM, and SIGKILL 30 seconds later.  Units on Dask workers, such as
+            # labels of the last batches, would go on after the flow has freed the lease of its run.
             stop = requested_stop()
             if execution.runner == "dask" and (stop is None or stop.suspends):
                 with suppress(OSError, TimeoutError):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import signal
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from distributed import LocalCluster
 from prefect import flow, task
+from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.checks.cluster_file import cluster_spec
@@ -65,6 +70,44 @@ def test_workers_of_refuses_gpus_that_no_worker_declares(prefect_api, cluster):
     execution = Execution(runner="dask", address=cluster, gpus_per_worker=1)
     with pytest.raises(UserError, match=r'gpus_per_worker is 1.*--resources "GPU=1"'):
         asking(execution)
+
+
+@task
+def unit(folder: str, number: int) -> None:
+    """Wait for the release of the units that have begun, and leave a file at both ends."""
+    (Path(folder) / f"begun {number}").touch()
+    deadline = time.monotonic() + 60
+    while not (Path(folder) / "release").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # polling for the release, bounded by the deadline
+    (Path(folder) / f"ended {number}").touch()
+
+
+@flow
+def terminated(folder: str, execution: Execution) -> tuple[set[str], set[str]]:
+    """End like a flow run whose worker sends SIGTERM; return the units that had begun and ended."""
+
+    def numbers(what: str) -> set[str]:
+        return {path.name.split()[1] for path in Path(folder).glob(f"{what} *")}
+
+    with suppress(TerminationSignal), workers_of(execution):
+        # Dask forgets a unit whose future is not kept.
+        futures = [unit.submit(folder, number) for number in range(8)]
+        while not numbers("begun"):
+            time.sleep(0.02)  # polling, ended by the test's time limit
+        threading.Timer(1.0, (Path(folder) / "release").touch).start()
+        raise TerminationSignal(signal.SIGTERM)
+    assert len(futures) == 8
+    return numbers("begun"), numbers("ended")
+
+
+def test_workers_of_waits_for_the_units_in_progress_of_a_terminated_flow(
+    prefect_api, cluster, tmp_path
+):
+    """No unit of a cancelled flow run writes after the flow has freed the lease of its run."""
+    begun, ended = terminated(str(tmp_path), Execution(runner="dask", address=cluster))
+    assert begun == ended
+    assert 1 <= len(ended) < 8
 
 
 @pytest.mark.parametrize("cpu_workers", [1, 3])
