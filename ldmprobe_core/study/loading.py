@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -57,7 +59,7 @@ def load_study(source: str | os.PathLike[str], overrides: list[str] | None = Non
         content = {}
     if not isinstance(content, dict):
         raise UserError(
-            f"{path}: a study is a mapping of keys to values, not a {type(content).__name__}. Fix: "
+            f"{path}: a study is a mapping of keys to values, but this is {_shown(content)}. Fix: "
             "write the study as key: value lines"
         )
     for override in overrides or []:
@@ -125,25 +127,86 @@ def sentence(error: ValidationError, model: type[BaseModel] = Study, noun: str =
         model: class of the settings, whose keys the sentence lists if a key is unknown.
         noun: noun for these settings that takes the article "a" or "an", such as ``study``.
     """
-    first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    # A key in the file may contain line ends.  A message must be one line, so such a key is quoted.
-    if not field.isprintable():
-        field = repr(field)
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    field = _field(first["loc"])
     if first["type"] == "extra_forbidden":
         name = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
         known = _known_keys(first["loc"], model, name)
         return f"{field} is not a key of {name}; {known}. Fix: use one of these keys"
-    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
         return f"{field}: {message}" if field else message
+    if first["type"] == "missing":
+        return f"{field}: this key is missing. Fix: add it"
+    if first["type"] == "invalid_key":
+        return f"{field}: this key is not text. Fix: put it in quotes, or remove it"
+    # A key that takes values of several types has a problem for each of them.  The one farthest
+    # inside the value is of the type that the user meant, such as a list with a wrong item.
+    same = [one for one in problems if f"{_field(one['loc'])}.".startswith(f"{field}.")]
+    inmost = max(_field(one["loc"]).count(".") for one in same)
+    same = [one for one in same if _field(one["loc"]).count(".") == inmost]
+    words = [_in_words(one["type"], one["msg"], one.get("ctx", {})) for one in same]
+    remedies = ", or ".join(dict.fromkeys(remedy for _, remedy in words))
+    name = _field(same[0]["loc"]) or noun
+    return f"{name} is {_shown(same[0]['input'])}: {words[0][0]}. Fix: give {remedies}"
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """Return the dotted key of a place in a study."""
+    # For a key that takes several types, pydantic adds the tried type, such as ``tuple[int,...]``.
+    tried = re.compile(r"(literal|tuple|list|dict|function|constrained)[-\[].*|\[key\]", re.DOTALL)
+    field = ".".join(str(part) for part in location if not tried.fullmatch(str(part)))
+    # A key in the file may contain line ends.  A message must be one line, so such a key is quoted.
+    return field if field.isprintable() else repr(field)
+
+
+def _shown(value: Any) -> str:
+    """Return a value of a study for a message, as YAML writes it, in at most 60 characters."""
+    if value is None or isinstance(value, bool):
+        return str(json.dumps(value))
     try:
-        value = repr(first["input"])
+        text = value.isoformat() if isinstance(value, date) else repr(value)
     except (ValueError, RecursionError):
         # Python raises a ValueError when it converts a number of more than 4,300 digits to text.
-        value = "a value that is too long to print"
-    value = value if len(value) <= 60 else value[:57] + "..."
-    return f"{field or noun} is {value}: {message[0].lower()}{message[1:]}. Fix: correct it"
+        return "a value that is too long to print"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_PROBLEMS = {
+    "string_type": ("this is not text", "text, in quotes if it looks like a number or a date"),
+    "string_too_short": ("the text is too short", "at least {min_length} characters"),
+    "int_type": ("this is not a whole number", "a whole number, without quotes"),
+    "float_type": ("this is not a number", "a number, without quotes"),
+    "finite_number": ("this is not a finite number", "a finite number"),
+    "bool_type": ("this is neither true nor false", "true or false"),
+    "tuple_type": ("this is not a list", "a list, such as [a, b]"),
+    "list_type": ("this is not a list", "a list, such as [a, b]"),
+    "too_short": ("the list is too short", "at least {min_length} values"),
+    "too_long": ("the list is too long", "at most {max_length} values"),
+    "dict_type": ("this is not a mapping", "keys and values, such as {{key: value}}"),
+    "model_type": ("this is not a mapping", "keys and values, such as {{key: value}}"),
+    "greater_than_equal": ("the value is too small", "{ge} or more"),
+    "greater_than": ("the value is too small", "more than {gt}"),
+    "less_than_equal": ("the value is too large", "{le} or less"),
+    "less_than": ("the value is too large", "less than {lt}"),
+    "literal_error": ("there is no such choice", "{expected}"),
+}
+"""Problem and remedy, after the word "give", of each type of error that pydantic finds."""
+
+
+def _in_words(kind: str, message: str, context: dict[str, Any]) -> tuple[str, str]:
+    """Return the problem and the remedy of one of pydantic's errors in words of YAML.
+
+    Args:
+        kind: pydantic's name of the error, such as ``int_type``.
+        message: pydantic's message, used for an error that has no words of its own here.
+        context: limits that the error names.
+    """
+    if kind not in _PROBLEMS:
+        return f"{message[0].lower()}{message[1:]}", "another value"
+    problem, remedy = _PROBLEMS[kind]
+    return problem, remedy.format_map(context)
 
 
 def _known_keys(location: tuple[int | str, ...], model: type[BaseModel], name_of_all: str) -> str:

@@ -47,7 +47,11 @@ def complain(capfd, monkeypatch):
                 "there is no such labeler. Fix: use one of",
             ],
         ),
-        (["model.source=/no/such/folder"], ["model.source '/no/such/folder'", "model_index.json"]),
+        (
+            ["model.source=/no/such/folder"],
+            ["model.source '/no/such/folder': there is no such folder"],
+        ),
+        (["model.source=../models"], ["model.source '../models': there is no such folder"]),
         (["execution.device=cuda"], ["execution.device is 'cuda'", "auto"]),
     ],
 )

@@ -78,7 +78,7 @@ def test_overrides_are_read_as_yaml():
             r"^study: capture\.layers: .* a value twice\. Fix: ",
         ),
         ({"probes": {"kinds": ["ridge", "ridge"]}}, r"^study: probes: kinds has .*\. Fix: "),
-        ({"sampling": {"steps": True}}, r"^study: sampling\.steps is True: .*\. Fix: "),
+        ({"sampling": {"steps": True}}, r"^study: sampling\.steps is true: .*\. Fix: "),
         ({"samplng": {}}, r"^study: samplng is not a key of a study; .*\. Fix: "),
         ({"prompts": {"items": ["a", "b"]}}, r"^study: prompts\.samples gives 2 .*\. Fix: "),
     ],
@@ -86,6 +86,38 @@ def test_overrides_are_read_as_yaml():
 def test_parse_study_names_the_field_once_with_a_remedy(content, words):
     with pytest.raises(UserError, match=words):
         parse_study(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: 42", "name is 42: this is not text. Fix: give text, in quotes if"),
+        ("name: 2020-01-01", "name is 2020-01-01: this is not text"),
+        ("sampling: null", "sampling is null: this is not a mapping. Fix: give keys and values"),
+        ("sampling: {steps: .nan}", "sampling.steps is nan: this is not a whole number"),
+        ("sampling: {steps: 0}", "sampling.steps is 0: the value is too small. Fix: give 1 or"),
+        ("capture: {layers: attn1}", "capture.layers is 'attn1': this is not a list. Fix: give"),
+        ("prompts: {items: [a, yes]}", "prompts.items.1 is true: this is not text"),
+        ("trajectory: {steps: every}", "trajectory.steps is 'every': there is no such choice. "),
+        ("trajectory: {steps: every}", "Fix: give 'all', or a list"),
+        ("trajectory: {steps: [0, 3]}", "trajectory.steps.0 is 0: the value is too small. Fix"),
+        ("prompts: {files: {a: b}}", "prompts.files.a is 'a': there is no such choice. Fix: give"),
+        ("properties: {dark: {title: d}}", "properties.dark.kind: this key is missing. Fix: add"),
+        ("3: 4", "3: this key is not text. Fix: put it in quotes"),
+        ("name: a\n---\nname: b", ", line 2: this is not valid YAML (but found another document)"),
+        ("name: é\nx: a\0b", ", line 2: this is not valid YAML (character U+0000). Fix: "),
+        ("42", ": a study is a mapping of keys to values, but this is 42. Fix: "),
+    ],
+)
+def test_load_study_words_mistakes_as_yaml_does(text, message, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_study(path)
+    assert message in str(caught.value)
+    # Words of Python's type system mean nothing to somebody who writes YAML.
+    for word in ("tuple", "dictionary", "instance", "input should", "None", "literal["):
+        assert word not in str(caught.value)
 
 
 def test_load_study_of_a_file_without_permission_is_one_sentence(tmp_path, monkeypatch):

@@ -87,10 +87,13 @@ def _local_folder(model: Model) -> Path | None:
         require_readable_files(folder, "model.source")
         return folder
     if folder.exists() or not is_hub_id(model.source):
+        if folder.is_dir():
+            problem = "the folder holds no diffusers model (model_index.json is missing)"
+        else:
+            problem = "this is a file" if folder.exists() else "there is no such folder"
         raise UserError(
-            f"model.source {model.source!r:.80}: the folder holds no diffusers model "
-            "(model_index.json is missing). Fix: give 'tabletop', a folder written by "
-            "save_pretrained, or a hub id"
+            f"model.source {model.source!r:.80}: {problem}. Fix: give 'tabletop', a folder written "
+            "by save_pretrained, or a hub id"
         )
     return None
 

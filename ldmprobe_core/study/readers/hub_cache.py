@@ -43,8 +43,15 @@ PublishedSource = HubRepository | PublishedFile
 
 
 def is_hub_id(text: str) -> bool:
-    """Return whether a text has the form of a hub id, ``owner/name``."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None
+    """Return whether a text has the form of a hub id, ``owner/name``.
+
+    The rules are those of ``huggingface_hub``, whose functions raise an error for any other text;
+    ``./models`` and ``../models`` are paths.
+    """
+    part = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+    is_short = len(text.rpartition("/")[2]) <= 96
+    is_allowed = is_short and not text.endswith(".git") and not re.search(r"--|\.\.", text)
+    return is_allowed and re.fullmatch(f"{part}/{part}", text) is not None
 
 
 def cached_snapshot(name: str, revision: str | None = None) -> Path | None:

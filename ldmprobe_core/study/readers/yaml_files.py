@@ -191,11 +191,7 @@ def _read(data: bytes) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line_number = mark.line + 1 if mark is not None else None
-        raise _ReadError(
-            line_number, "this is not valid YAML. Fix: correct the syntax of this line"
-        ) from None
+        raise _syntax_error(error, text) from None
     except (ValueError, OverflowError, TypeError, RecursionError) as error:
         # PyYAML raises these exceptions for values that Python cannot hold: a date such as
         # 2026-99-99, a number of 5,000 digits, or a list as a key.
@@ -203,6 +199,20 @@ def _read(data: bytes) -> Any:
         raise _ReadError(
             None, f"a value cannot be read ({reason:.80}). Fix: correct it, or quote it as text"
         ) from None
+
+
+def _syntax_error(error: yaml.YAMLError, text: str) -> _ReadError:
+    """Return the error for text that is not YAML, with the line and the parser's own words."""
+    mark = getattr(error, "problem_mark", None)
+    line = mark.line + 1 if mark is not None else None
+    words = str(getattr(error, "problem", None) or "")
+    unprintable = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    if unprintable is not None:
+        # The parser refuses the whole text for such a character, and names no line.
+        line = text.count("\n", 0, unprintable.start()) + 1
+        words = f"character U+{ord(unprintable.group()):04X}"
+    words = f" ({words:.80})" if words.isprintable() and words else ""
+    return _ReadError(line, f"this is not valid YAML{words}. Fix: correct the syntax of this line")
 
 
 def _require_shallow(text: str) -> None:

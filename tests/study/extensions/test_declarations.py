@@ -132,7 +132,7 @@ def test_order_of_properties_does_not_depend_on_the_order_of_registration():
             {"sunlit": {"kind": "maks"}},
             r"properties\.sunlit\.kind is 'maks': .*'scalar' or 'number'",
         ),
-        ({"sunlit": {"labeler": "a:b"}}, r"properties\.sunlit\.kind is .*field required"),
+        ({"sunlit": {"labeler": "a:b"}}, r"properties\.sunlit\.kind: this key is missing\. Fix: "),
         ({"sunlit": {**SUNLIT, "metrics": ["dise"]}}, "has 'dise', which does not score a mask"),
         ({"sunlit": {**SUNLIT, "metrics": ["rmse"]}}, "has 'rmse', which does not score a mask"),
         ({"sunlit": {**SUNLIT, "metrics": []}}, r"metrics is \[\]\. Fix: choose from dice, iou"),

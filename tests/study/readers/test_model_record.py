@@ -90,5 +90,5 @@ def test_unknown_words_of_a_text():
 @pytest.mark.parametrize("path", ["~no-such-user/x", "~no-such-user", "a" * 250 + "/b/c"])
 def test_source_in_the_home_of_an_unknown_user_is_no_model(path):
     assert read_model_record(path) == ModelRecord()
-    with pytest.raises(UserError, match=r"model\.source .*no diffusers model .*Fix"):
+    with pytest.raises(UserError, match=r"model\.source .*: there is no such folder\. Fix"):
         plan_study(parse_study({"model": {"source": path}}))
