@@ -10,6 +10,7 @@ figures and page.  The report is built twice: the second time takes its statisti
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.labelers.registry import labelers_of
@@ -28,6 +30,15 @@ from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.study.samples import make_samples
 
 STEPS, LAYERS, SAMPLES = 15, 16, 617
+
+
+def regions(data: xr.Dataset) -> list[dict[str, slice]]:
+    """Divide a group of arrays along its samples, into complete chunks of all arrays."""
+    arrays = [array for array in data.data_vars.values() if array.dtype.kind in "fiu"]
+    if any(array.dims[:1] != ("sample",) for array in arrays):
+        return [{}]
+    size, count = data.sizes["sample"], math.lcm(*(array.encoding["chunks"][0] for array in arrays))
+    return [{"sample": slice(i, min(i + count, size))} for i in range(0, size, count)]
 
 
 def write(place: str, side: int) -> Run:
@@ -54,12 +65,16 @@ def write(place: str, side: int) -> Run:
 
     def fill(group: str) -> None:
         data = run.open(group)
-        values = {}
-        for name, array in data.data_vars.items():
-            if array.dtype.kind in "fiu":
-                high = 255 if array.dtype == np.uint8 else 1
-                values[str(name)] = (rng.random(array.shape) * high).astype(array.dtype)
-        run.write(group, values)
+        # Fill the chunks of one batch at a time: all images of a large size do not fit into memory.
+        for part in regions(data):
+            values = {}
+            for name, array in data.isel(part).data_vars.items():
+                if array.dtype.kind in "fiu":
+                    high = 255 if array.dtype == np.uint8 else 1
+                    values[str(name)] = (rng.random(array.shape, np.float32) * high).astype(
+                        array.dtype
+                    )
+            run.write(group, values, **part)
 
     for group in ("labels", "labels_trajectory", "labels_clean", "images", "step_images"):
         fill(group)

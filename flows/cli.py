@@ -296,18 +296,22 @@ def report(
     ] = None,
 ) -> None:
     """Rebuild a finished run's report without generating, labeling or probing."""
-    from ldmprobe_core.analysis.report.build import rebuild_report
-    from ldmprobe_core.storage.lifecycle.reading import reading
+    from ldmprobe_core.analysis.report.drawing.second_process import second_process
 
-    finished = finished_run(run)
-    chosen = None
-    if samples is not None:
-        parts = samples.split(",")
-        if not all(part.strip().isdecimal() for part in parts):
-            raise UserError(f"--samples is {samples!r}. Fix: give whole numbers, such as 3,17.")
-        chosen = tuple(int(part) for part in parts)
-    with reading("ldmprobe report", finished.url), activity("drawing figures and pages"):
-        rebuild_report(finished, chosen)
+    # Start the second process before importing other modules, so that both import side by side.
+    with second_process() as second:
+        from ldmprobe_core.analysis.report.build import rebuild_report
+        from ldmprobe_core.storage.lifecycle.reading import reading
+
+        finished = finished_run(run)
+        chosen = None
+        if samples is not None:
+            parts = samples.split(",")
+            if not all(part.strip().isdecimal() for part in parts):
+                raise UserError(f"--samples is {samples!r}. Fix: give whole numbers, such as 3,17.")
+            chosen = tuple(int(part) for part in parts)
+        with reading("ldmprobe report", finished.url), activity("drawing figures and pages"):
+            rebuild_report(finished, chosen, second)
     console.print(f"{finished.url}/report/index.html", highlight=False, soft_wrap=True)
 
 

@@ -16,11 +16,17 @@ from typing import Any
 import jinja2
 import yaml
 
-from ldmprobe_core.analysis.classes.curves import stable_steps, target_classes
 from ldmprobe_core.analysis.exports import scores_csv
 from ldmprobe_core.analysis.records import PeakRecord, Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
 from ldmprobe_core.analysis.report.citation import bibtex
+from ldmprobe_core.analysis.report.drawing.figure_writer import FigureWriter
+from ldmprobe_core.analysis.report.drawing.sample_figures import (
+    add_sample_grids,
+    class_figures,
+    draw_sample_pages,
+)
+from ldmprobe_core.analysis.report.drawing.second_process import SecondProcess
 from ldmprobe_core.analysis.report.generalization_figures import (
     generalization_figure,
     generalization_rows,
@@ -33,7 +39,6 @@ from ldmprobe_core.analysis.report.intervention_text import (
 )
 from ldmprobe_core.analysis.report.overview import overview_figures
 from ldmprobe_core.analysis.report.samples_page import write_samples_page
-from ldmprobe_core.analysis.report.style import svg
 from ldmprobe_core.analysis.report.text import (
     best_rows,
     control_columns,
@@ -62,6 +67,7 @@ def build_report(
     seconds: dict[str, float],
     samples: tuple[int, ...] | None = None,
     memory: dict[str, PeakRecord] | None = None,
+    second: SecondProcess | None = None,
 ) -> Summary:
     """Write the HTML report with its figures, and then ``summary.json``, into a run.
 
@@ -71,6 +77,7 @@ def build_report(
         samples: indices of held-out samples to show step by step; None chooses test samples of
             different classes.  They must have step images.
         memory: planned and measured peaks of memory, which the summary reports.
+        second: a second process, which draws a part of the report; None draws all in this one.
 
     Returns:
         the summary of the run.
@@ -81,13 +88,8 @@ def build_report(
     """
     analysis = analyse(run, seconds, memory)
     drawn = _samples_to_draw(run, analysis, samples)
-    # Write the samples page in a second thread while this one draws the figures: reading and
-    # encoding images releases the GIL.
-    with ThreadPoolExecutor(1) as pool:
-        maps = SampleMaps(run, analysis.labels, analysis.summary)
-        viewed = pool.submit(write_samples_page, run, maps, analysis.summary)
-        figure_records = _draw_figures(run, analysis, maps, drawn)
-    page = _page(run, analysis.summary, figure_records, viewed.result())
+    figure_records = _draw(run, analysis, drawn, second)
+    page = _page(run, analysis.summary, figure_records)
     run.location.write_text("report/index.html", page)
     run.location.write_text("report/scores.csv", scores_csv(run, list(analysis.curves)))
     run.location.write_text("report/cite.bib", bibtex(analysis.summary))
@@ -96,11 +98,17 @@ def build_report(
     return analysis.summary
 
 
-def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
+def rebuild_report(
+    run: Run, samples: tuple[int, ...] | None = None, second: SecondProcess | None = None
+) -> Summary:
     """Rebuild the report of a finished run from its stored scores.
 
     A damaged ``summary.json`` is replaced.  The new one then lacks the wall time of the stages and
     the peaks of memory, of which the damaged file had the only record.
+
+    Args:
+        run: finished run.
+        samples, second: as in `build_report`.
 
     Raises:
         UserError: the run is not finished, or a sample is not held out.
@@ -108,8 +116,8 @@ def rebuild_report(run: Run, samples: tuple[int, ...] | None = None) -> Summary:
     try:
         summary = load_summary(run)
     except RunError:
-        return build_report(run, {}, samples)
-    return build_report(run, summary.seconds, samples, summary.memory)
+        return build_report(run, {}, samples, second=second)
+    return build_report(run, summary.seconds, samples, summary.memory, second)
 
 
 def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] | None) -> list[int]:
@@ -144,36 +152,22 @@ def _samples_to_draw(run: Run, analysis: RunAnalysis, samples: tuple[int, ...] |
     return sorted(candidates[:GRID_SAMPLES])
 
 
-class _FigureWriter:
-    """Writer of figures into a run's report folder.
-
-    Attributes:
-        entries: records of the figures, by section of the page.  A record has the file name, the
-            alternative text and further fields that the section needs.
-    """
+class _ReportFigures(FigureWriter):
+    """Writer of the figures that show a run's statistics and interventions."""
 
     def __init__(self, run: Run, analysis: RunAnalysis) -> None:
-        self.run, self.analysis, self.summary = run, analysis, analysis.summary
-        self.entries: dict[str, list[dict[str, Any]]] = {
-            "overview": [], "overview_images": [], "properties": [], "heatmaps": [],
-            "generalization": [], "samples": [], "classes": [], "interventions": [],
-        }  # fmt: skip
+        super().__init__(run)
+        self.analysis, self.summary = analysis, analysis.summary
 
-    def _write(
-        self,
-        section: str,
-        name: str,
-        figure: Any,
-        alternative: str,
-        titles: dict[str, str] | None = None,
-        **more: Any,
-    ) -> None:
-        """Write a figure as SVG, and list it in a section with its alternative text."""
-        self.run.location.write_bytes(f"report/{name}.svg", svg(figure, titles))
-        hover = titles is not None
-        self.entries[section].append(
-            {"file": f"{name}.svg", "alt": alternative, "hover": hover, **more}
-        )
+    def add_samples(self, maps: SampleMaps, indices: list[int]) -> None:
+        """Draw the overview, and the step images and property maps of the given samples."""
+        steps = figures.shown_steps(maps.steps)
+        samples = figures.sample_rows(self.run, maps, self.summary.properties, indices, steps)
+        for prop, curves, strip in overview_figures(self.analysis, samples, steps):
+            self.write("overview", f"overview-{prop}", **curves)
+            if strip:
+                self.write("overview_images", f"overview-{prop}-sample", **strip)
+        add_sample_grids(self, samples, steps, indices)
 
     def add_properties(self) -> None:
         """Draw each property's score heatmap (step by layer) and its score curves over steps."""
@@ -181,7 +175,7 @@ class _FigureWriter:
         for prop, curves in self.analysis.curves.items():
             best = self.summary.properties[prop].best
             figure, titles = figures.heatmap(prop, curves, layers, self.summary)
-            self._write(
+            self.write(
                 "properties",
                 f"{prop}-heatmap",
                 figure,
@@ -189,7 +183,7 @@ class _FigureWriter:
                 titles,
                 caption=figures.heatmap_caption(prop, curves, layers, self.summary),
             )
-            self._write(
+            self.write(
                 "properties",
                 f"{prop}-curves",
                 figures.curves_figure(prop, self.analysis),
@@ -202,7 +196,7 @@ class _FigureWriter:
                 )
                 if curves.partial_cells is not None:
                     text += ", and partial scores of probes (position regressed out) in another"
-                self._write(
+                self.write(
                     "heatmaps",
                     f"{prop}-others",
                     figures.other_heatmaps(curves, layers),
@@ -214,7 +208,7 @@ class _FigureWriter:
         for prop, result in self.summary.properties.items():
             if result.analyses is not None:
                 limits = figures.color_range(self.analysis.curves[prop])
-                self._write(
+                self.write(
                     "generalization",
                     f"{prop}-generalization",
                     generalization_figure(prop, result.analyses, limits),
@@ -226,7 +220,7 @@ class _FigureWriter:
         run, result = self.run, read_intervention_summary(self.run, name)
         sentence = map_sentence(result) if result.intervention.windows else None
         sentences = [text for text in (sentence, readings_sentence(result)) if text is not None]
-        self._write(
+        self.write(
             "interventions",
             name,
             intervention_figures.before_and_after(run, name),
@@ -236,9 +230,9 @@ class _FigureWriter:
         )
         if sentence is not None:
             figure = intervention_figures.causal_map(result)
-            self._write("interventions", f"{name}-map", figure, sentence)
+            self.write("interventions", f"{name}-map", figure, sentence)
         elif len(result.sites) > 1:
-            self._write(
+            self.write(
                 "interventions",
                 f"{name}-doses",
                 intervention_figures.dose_response(result),
@@ -246,7 +240,7 @@ class _FigureWriter:
             )
         if len(result.intervention.target_names) < 2:
             return
-        self._write(
+        self.write(
             "interventions",
             f"{name}-strip",
             intervention_figures.strip(run, name),
@@ -268,62 +262,48 @@ class _FigureWriter:
                 run.location.write_bytes(f"report/{name}.mp4", film)
                 animation["film"] = f"{name}.mp4"
 
-    def add_samples(self, maps: SampleMaps, indices: list[int]) -> None:
-        """Draw the overview, and the step images and property maps of the given samples."""
-        steps = figures.shown_steps(maps.steps)
-        samples = figures.sample_rows(self.run, maps, self.summary.properties, indices, steps)
-        for prop, curves, strip in overview_figures(self.analysis, samples, steps):
-            self._write("overview", f"overview-{prop}", **curves)
-            if strip:
-                self._write("overview_images", f"overview-{prop}-sample", **strip)
-        for index, rows in zip(indices, samples, strict=True):
-            self._write(
-                "samples",
-                f"sample-{index:05d}",
-                figures.sample_grid(rows, steps),
-                f"Step images, probe maps and labeler maps of sample {index}.",
-                caption=self._caption(index),
-            )
 
-    def add_classes(self, indices: list[int]) -> None:
-        """Draw the class probabilities over steps of the given samples."""
-        targets, _ = target_classes(self.run)
-        rows = figures.step_image_rows(self.run, indices)
-        scores = self.run.read("labels_trajectory", "class_score", sample=rows)
-        decoded = self.run.read(STEP_IMAGES, "step") - 1
-        first_steps = stable_steps(scores, targets[indices], decoded)
-        for index, first_step in zip(indices, first_steps, strict=True):
-            self._write(
-                "classes",
-                f"class-{index:05d}",
-                figures.class_figure(self.run, index, int(targets[index]), float(first_step)),
-                f"Class probabilities over steps of sample {index}.",
-                caption=self._caption(index),
-            )
+def _draw(
+    run: Run, analysis: RunAnalysis, indices: list[int], second: SecondProcess | None
+) -> dict[str, Any]:
+    """Draw all figures and the page of samples, and write them into the run.
 
-    def _caption(self, index: int) -> str | None:
-        """Return a sample's prompt or, without one, the file name of its source image."""
-        sample = self.run.samples[index]
-        return sample.prompt or sample.source_image
+    Args:
+        run: finished run.
+        analysis: its analysis.
+        indices: indices of the samples to draw step by step.
+        second: as in `build_report`.
 
+    Returns:
+        records of the figures by section of the page, and as ``viewed`` the number of samples on
+        the page of samples.
+    """
+    writer = _ReportFigures(run, analysis)
+    summary, maps = analysis.summary, SampleMaps(run, analysis.labels, analysis.summary)
 
-def _draw_figures(
-    run: Run, analysis: RunAnalysis, maps: SampleMaps, indices: list[int]
-) -> dict[str, list[dict[str, Any]]]:
-    """Draw all figures, write them into the run, and return their records by section."""
-    writer = _FigureWriter(run, analysis)
-    writer.add_properties()
-    writer.add_generalization()
-    for name in completed_interventions(run):
-        writer.add_intervention(name)
-    writer.add_samples(maps, indices)
-    if analysis.summary.classes is not None:
-        writer.add_classes(indices)
-    return writer.entries
+    def draw_statistics() -> None:
+        writer.add_properties()
+        writer.add_generalization()
+        for name in completed_interventions(run):
+            writer.add_intervention(name)
+        writer.add_samples(maps, indices)
+
+    if second is not None and second.can_draw(run):
+        second.submit(run, summary, indices)
+        draw_statistics()
+        part = second.result(lambda: draw_sample_pages(run, maps, summary, indices))
+        return writer.entries | part
+    # Write the samples page in a second thread while this one draws the figures: reading and
+    # encoding images releases the GIL.  Only one thread may draw with Matplotlib.
+    with ThreadPoolExecutor(1) as pool:
+        viewed = pool.submit(write_samples_page, run, maps, summary)
+        draw_statistics()
+        classes = class_figures(run, summary, indices)
+    return writer.entries | {"classes": classes, "viewed": viewed.result()}
 
 
-def _page(run: Run, summary: Summary, figure_records: dict[str, Any], viewed: int) -> str:
-    """Render the report's HTML page; ``viewed`` is the number of samples on the samples page."""
+def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
+    """Render the report's HTML page."""
     template = resources.files(__package__) / "page.html"
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -349,7 +329,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any], viewed: in
         generalization=generalization_rows(summary),
         figures=figure_records,
         contents=_contents(study, summary, figure_records),
-        viewed=viewed,
+        viewed=figure_records["viewed"],
         columns=columns,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
         exact={name: part for name, part in summary.properties.items() if part.exact},

@@ -1,0 +1,1 @@
+"""Drawing of a report's figures and pages, shared by two processes."""

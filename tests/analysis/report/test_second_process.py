@@ -1,0 +1,95 @@
+"""Second process that draws a part of a report: same files as without it, no harm if it fails."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldmprobe_core.analysis.report.build import build_report, rebuild_report
+from ldmprobe_core.analysis.report.drawing import second_process as module
+from ldmprobe_core.analysis.report.drawing.second_process import second_process
+from ldmprobe_core.storage.run import Run
+
+
+@pytest.fixture(scope="module")
+def reported(finished_run, tmp_path_factory):
+    """Copy of a finished run with a report that one process has drawn."""
+    folder = tmp_path_factory.mktemp("reported") / "run"
+    shutil.copytree(finished_run.url, folder)
+    build_report(Run(str(folder)), {})
+    return folder
+
+
+def _files(folder):
+    """Bytes of the report's files, except the page, which names the size of the run."""
+    found = sorted(path for path in (folder / "report").rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found if p.name != "index.html"}
+
+
+def _no_fallback():
+    raise AssertionError("the second process did not draw")
+
+
+def _copy(reported, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(reported, folder)
+    for path in [*(folder / "report").glob("class-*.svg"), folder / "report" / "samples.html"]:
+        path.unlink()
+    shutil.rmtree(folder / "report" / "samples")
+    return folder
+
+
+@pytest.fixture
+def two_cpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+
+def test_two_processes_write_the_same_files_as_one(reported, tmp_path, two_cpus, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # also with a run that is named relative to the working directory
+    folder = _copy(reported, tmp_path)
+    with second_process() as second:
+        result = second.result
+        monkeypatch.setattr(second, "result", lambda _: result(_no_fallback))
+        rebuild_report(Run("run"), second=second)
+    assert _files(folder) == _files(reported)
+    assert {"report/samples.html", "report/scores.csv"} < set(_files(folder))
+
+
+def test_report_is_complete_if_the_second_process_fails(
+    reported, tmp_path, two_cpus, caplog, monkeypatch
+):
+    folder, failing = _copy(reported, tmp_path), tmp_path / "python"
+    failing.write_text("#!/bin/sh\ncat > /dev/null\nexit 3\n")
+    failing.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(failing))
+    with second_process() as second:
+        rebuild_report(Run(str(folder)), second=second)
+    assert _files(folder) == _files(reported)
+    assert "the process that drew it has failed" in caplog.text
+
+
+def test_no_process_is_left_or_started_without_need(reported, two_cpus, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), second_process() as second:
+        raise KeyboardInterrupt
+    run = Run(str(reported))
+    assert not second.can_draw(run)  # it has ended
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    with second_process() as second:
+        assert second is None
+
+
+def test_a_property_of_this_process_alone_is_not_sent(reported, two_cpus, monkeypatch):
+    run = Run(str(reported))
+    with second_process() as second:
+        assert second.can_draw(run)
+        monkeypatch.setattr("ldmprobe_core.study.properties.is_built_in", lambda p: p == "depth")
+        assert not second.can_draw(run)
+
+
+def test_module_is_light():
+    """The process starts before libraries are loaded, so its module must not load them."""
+    source = Path(module.__file__).read_text()
+    top = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
+    assert not [line for line in top if "ldmprobe" in line or "numpy" in line]
