@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ldmprobe_core.analysis.report import second_process as module
 from ldmprobe_core.analysis.report.build import build_report, rebuild_report
+from ldmprobe_core.analysis.report.drawing import second_process as module
 from ldmprobe_core.analysis.report.drawing.second_process import second_process
 from ldmprobe_core.storage.run import Run
 
