@@ -9,7 +9,6 @@ import numpy as np
 from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.pipeline.groups import STEP_IMAGES
 from ldmprobe_core.pipeline.labels import as_label
-from ldmprobe_core.probing.block_scores import upsample
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.storage.run import Run
@@ -51,18 +50,27 @@ class SampleMaps:
             for prop, part in summary.properties.items()
         }
 
-    def of_probes(self, prop: str, samples: list[int], steps: Sequence[int]) -> np.ndarray:
+    def of_probes(
+        self,
+        prop: str,
+        samples: list[int],
+        steps: Sequence[int],
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
         """Predict a property's maps from the activations at some steps.
 
         Args:
             prop: name of the property.
             samples: indices of the samples.
             steps: steps, counted from 1.
+            size: height and width of the result; None stands for those of the label maps.  They
+                are reached by repeating or skipping tokens.
 
         Returns:
-            (sample, step, y, x) float64 in the size of the label maps; 0 and 1 for a mask.
+            (sample, step, y, x) float64; 0 and 1 for a mask.
         """
-        size, layer = self.labels.maps[prop].shape[1:], self._layers[prop]
+        down, across = size or self.labels.maps[prop].shape[1:]
+        layer = self._layers[prop]
         predicted = []
         for step in steps:
             activations = self.run.read(
@@ -72,7 +80,10 @@ class SampleMaps:
             values = probe.predict(activations)
             if property_of(prop).is_mask:
                 values = values > probe.cut
-            predicted.append(upsample(values, size).astype(float))
+            y, x = (
+                np.arange(n) * m // n for n, m in zip((down, across), values.shape[1:], strict=True)
+            )
+            predicted.append(values[:, y[:, None], x].astype(float))
         return np.stack(predicted, axis=1)
 
     def of_labeler(self, prop: str, rows: list[int], steps: Sequence[int]) -> np.ndarray:

@@ -46,6 +46,9 @@ from ldmprobe_core.study.properties import property_of
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.splits import SPLITS
 
+PART_BYTES = 128 << 20
+"""Largest number of bytes of the float64 maps that `position_scores` scores at once."""
+
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
@@ -193,9 +196,17 @@ def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray
     """Score the training mean map as the prediction of every test sample, (metric, test sample)."""
     maps, mean_map = labels.maps[prop], labels.means[prop]
     tuning = labels.train if len(labels.train) else labels.validation
-    predicted = np.broadcast_to(mean_map, (len(test), *mean_map.shape))
     cut = position_cut(mean_map, maps[tuning]) if property_of(prop).is_mask else None
-    return score_maps(prop, predicted, maps[test], mean_map, cut=cut)
+    # Score large maps in parts, because metrics hold several float64 copies of all of their pixels.
+    at_once = max(1, PART_BYTES // (8 * mean_map.size))
+    scores = [
+        score_maps(
+            prop, np.broadcast_to(mean_map, (len(part), *mean_map.shape)), maps[part], mean_map,
+            cut=cut,
+        )
+        for part in np.split(test, range(at_once, len(test), at_once))
+    ]  # fmt: skip
+    return np.concatenate(scores, axis=1)
 
 
 def _scores_without_cells(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -23,6 +25,7 @@ from ldmprobe_core.analysis.records import Summary
 from ldmprobe_core.analysis.report.text import metric_title, short_layer
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, samples_in
+from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
@@ -30,8 +33,8 @@ TILE = 64
 """Largest width and height of a tile in pixels; larger images are reduced by averaging."""
 _FIRST_SHOWN = 2
 """Index of the column that the page shows first; it is step 3 if all steps have images."""
-_MAP_BYTES = 64 << 20
-"""Largest number of bytes of one property's float64 maps that are in memory at once."""
+MAP_BYTES = 64 << 20
+"""Largest number of bytes of one property's float64 maps, or tiles, in memory at once."""
 _GREY = (0.6, 0.6, 0.6, 1.0)
 """Colour (RGBA) of pixels without a measured label."""
 
@@ -77,7 +80,7 @@ class _Sheets:
     Attributes:
         steps: steps with step images, counted from 1, in the order of the columns.
         tile: width and height of a tile in pixels.
-        at_once: number of samples whose maps are in memory at once.
+        at_once: number of samples whose tiles are in memory at once.
     """
 
     def __init__(self, run: Run, maps: SampleMaps, summary: Summary) -> None:
@@ -87,7 +90,8 @@ class _Sheets:
         self.reduction = max(1, math.ceil(max(height, width) / TILE))
         self.tile = (width // self.reduction, height // self.reduction)
         columns = len(self.steps) + 1
-        self.at_once = max(1, _MAP_BYTES // (columns * height * width * 8))
+        self.at_once = max(1, MAP_BYTES // (columns * math.prod(self.tile) * 8))
+        self._read_at_once = max(1, MAP_BYTES // (columns * height * width * 8))
         self.scores: dict[str, np.ndarray] = {}
         for prop, result in summary.properties.items():
             best, group = result.best, f"scores/{prop}"
@@ -109,23 +113,47 @@ class _Sheets:
             rows: rows of the samples in the groups of step images.
             indices: indices of the same samples in the run.
         """
-        images = np.concatenate(
-            [
-                self.run.read(STEP_IMAGES, "trajectory", sample=rows),
-                self.run.read("images", "image", sample=indices)[:, None],
-            ],
-            axis=1,
-        )
-        lines = [self._tiles(images)]
+        lines = [self._images(rows, indices)]
         for prop in self.summary.properties:
-            truth = self.maps.labels.maps[prop][indices].astype(float)
-            for shown in (
-                self.maps.of_probes(prop, indices, self.steps),
-                self.maps.of_labeler(prop, rows, self.steps),
-            ):
-                colored = _colored(prop, np.concatenate([shown, truth[:, None]], 1), truth)
-                lines.append(self._tiles(colored))
+            drawn = self._map_tiles(prop, rows, indices)
+            lines += [_colored(prop, tiles, drawn.limits) for tiles in (drawn.probes, drawn.labels)]
         return [_encoded([line[i] for line in lines]) for i in range(len(rows))]
+
+    def _images(self, rows: list[int], indices: list[int]) -> np.ndarray:
+        """Read step images and final images as tiles, (sample, column, y, x, rgb)."""
+        parts = []
+        for part in self._parts(rows):
+            steps = self.run.read(STEP_IMAGES, "trajectory", sample=rows[part])
+            final = self.run.read("images", "image", sample=indices[part])[:, None]
+            parts.append(self._tiles(np.concatenate([steps, final], axis=1)))
+        return np.concatenate(parts)
+
+    def _map_tiles(self, prop: str, rows: list[int], indices: list[int]) -> _MapTiles:
+        """Compute the maps of probes and labelers of samples as tiles."""
+        size = self.tile[1], self.tile[0]
+        truth, labels, limits = self.maps.labels.maps[prop], [], []
+        for part in self._parts(rows):
+            final = truth[indices[part]].astype(float)
+            shown = self.maps.of_labeler(prop, rows[part], self.steps)
+            labels.append(self._reduced(np.concatenate([shown, final[:, None]], 1)))
+            limits += [(np.nanmin(one), np.nanmax(one)) for one in final]
+        of_labeler = np.concatenate(labels)
+        of_probes = self.maps.of_probes(prop, indices, self.steps, size)
+        of_probes = np.concatenate([of_probes, of_labeler[:, -1:]], 1)
+        return _MapTiles(of_probes, of_labeler, limits)
+
+    def _parts(self, rows: list[int]) -> Iterator[slice]:
+        """Yield slices of samples whose full-size maps of all steps are in memory at once."""
+        for start in range(0, len(rows), self._read_at_once):
+            yield slice(start, start + self._read_at_once)
+
+    def _reduced(self, maps: np.ndarray) -> np.ndarray:
+        """Shrink maps (sample, column, y, x) to the size of tiles by means of measured pixels."""
+        if self.reduction == 1:
+            return maps
+        (width, height), k = self.tile, self.reduction
+        cut = maps[..., : height * k, : width * k].reshape(-1, height * k, width * k)
+        return block_means(cut, (height, width)).reshape(*maps.shape[:2], height, width)
 
     def _tiles(self, images: np.ndarray) -> np.ndarray:
         """Shrink images (sample, column, y, x, rgb) uint8 to the size of tiles by block means."""
@@ -135,6 +163,20 @@ class _Sheets:
         cut = images[:, :, : height * k, : width * k]
         blocks = cut.reshape(*cut.shape[:2], height, k, width, k, 3)
         return np.rint(blocks.mean((3, 5), dtype=np.float32)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _MapTiles:
+    """Maps of a property in the size of tiles, with the label of the final image as last column.
+
+    Attributes:
+        probes, labels: maps of probes and of the labeler, (sample, column, y, x) float64.
+        limits: lowest and highest value of each sample's label.
+    """
+
+    probes: np.ndarray
+    labels: np.ndarray
+    limits: list[tuple[float, float]]
 
 
 def _encoded(lines: list[np.ndarray]) -> bytes:
@@ -150,7 +192,7 @@ def _index(run: Run, group: str, name: str, value: str) -> int:
     return [str(one) for one in run.read(group, name)].index(value)
 
 
-def _colored(prop: str, maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def _colored(prop: str, maps: np.ndarray, limits: list[tuple[float, float]]) -> np.ndarray:
     """Convert a property's maps (sample, column, y, x) to RGB images of dtype uint8.
 
     The colours span the property's fixed limits, or the value range of the sample's label if the
@@ -159,9 +201,8 @@ def _colored(prop: str, maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
     drawing = property_of(prop).drawing
     colors = colormaps[drawing.colormap].with_extremes(bad=_GREY)
     colored = np.empty((*maps.shape, 3), np.uint8)
-    for out, values, label in zip(colored, maps, truth, strict=True):
-        low, high = drawing.limits or (np.nanmin(label), np.nanmax(label))
-        scale = Normalize(low, high, clip=True)
+    for out, values, ends in zip(colored, maps, limits, strict=True):
+        scale = Normalize(*(drawing.limits or ends), clip=True)
         out[:] = colors(scale(np.ma.masked_invalid(values)), bytes=True)[..., :3]
     return colored
 
