@@ -15,6 +15,7 @@ from distributed import LocalCluster
 from prefect import flow, task
 from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic_core import PydanticSerializationError
 
 from flows.checks.cluster_file import cluster_spec
 from flows.workers import gpu_resources, runner_of, workers_of
@@ -84,28 +85,39 @@ def unit(folder: str, number: int) -> None:
 
 
 @flow
-def terminated(folder: str, execution: Execution) -> tuple[set[str], set[str]]:
+def terminated(
+    folder: str, execution: Execution, error: BaseException
+) -> tuple[set[str], set[str]]:
     """End like a flow run whose worker sends SIGTERM; return the units that had begun and ended."""
 
     def numbers(what: str) -> set[str]:
         return {path.name.split()[1] for path in Path(folder).glob(f"{what} *")}
 
-    with suppress(TerminationSignal), workers_of(execution):
+    with suppress(TerminationSignal, PydanticSerializationError), workers_of(execution):
         # Dask forgets a unit whose future is not kept.
         futures = [unit.submit(folder, number) for number in range(8)]
         while not numbers("begun"):
             time.sleep(0.02)  # polling, ended by the test's time limit
         threading.Timer(1.0, (Path(folder) / "release").touch).start()
-        raise TerminationSignal(signal.SIGTERM)
+        raise error
     assert len(futures) == 8
     return numbers("begun"), numbers("ended")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        TerminationSignal(signal.SIGTERM),
+        # Pydantic raises this if the signal arrives while it serializes the parameters of a unit.
+        PydanticSerializationError("Error calling function: TerminationSignal: "),
+    ],
+    ids=["signal", "replaced"],
+)
 def test_workers_of_waits_for_the_units_in_progress_of_a_terminated_flow(
-    prefect_api, cluster, tmp_path
+    prefect_api, cluster, tmp_path, error
 ):
     """No unit of a cancelled flow run writes after the flow has freed the lease of its run."""
-    begun, ended = terminated(str(tmp_path), Execution(runner="dask", address=cluster))
+    begun, ended = terminated(str(tmp_path), Execution(runner="dask", address=cluster), error)
     assert begun == ended
     assert 1 <= len(ended) < 8
 
