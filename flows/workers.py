@@ -10,7 +10,6 @@ import dask
 from distributed import Client
 from prefect import Task
 from prefect.context import FlowRunContext
-from prefect.exceptions import Pause, TerminationSignal
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
@@ -20,7 +19,7 @@ from flows.worker_watch import WorkerWatch
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.study.sections import Execution
 from tasks.failures import end_units
-from tasks.stopping import StoppedError, requested_stop
+from tasks.stopping import requested_stop
 
 if TYPE_CHECKING:
     from tasks.references import UnitRef
@@ -58,14 +57,17 @@ def workers_of(execution: Execution, memory: int | None = None) -> Iterator[None
     ):
         try:
             yield
-        except (Pause, StoppedError, TerminationSignal):
-            # A suspended flow run ends here; Prefect raises `Pause` wherever the flow is.  A
-            # deployed flow run that is cancelled ends with `TerminationSignal`, because Prefect's
-            # worker sends SIGTERM, and SIGKILL 30 seconds later.  Units on Dask workers, such as
-            # labels of the last batches, would go on after the flow has freed the lease of its run.
+        except BaseException:
+            # Units on Dask workers, such as labels of the last batches, would go on after the flow
+            # has freed the lease of its run.  That happens if the flow run was suspended, where
+            # Prefect raises `Pause`, or cancelled: its Prefect worker sends SIGTERM, and SIGKILL 30
+            # seconds later.  SIGTERM raises `TerminationSignal`, which a library in whose call it
+            # arrives may replace by an exception of its own, so this handles every exception.
             stop = requested_stop()
-            if execution.runner == "dask" and (stop is None or stop.suspends):
-                with suppress(OSError, TimeoutError):
+            if execution.runner == "dask" and (stop is None or stop.waits):
+                # The units cannot be followed if the scheduler was lost; the first exception
+                # then says why the flow ends.
+                with suppress(Exception):
                     end_units(getattr(runner, "client"))  # noqa: B009
             raise
 

@@ -85,6 +85,9 @@ def carry_out(trial: Trial, running: Engine) -> None:
     _say("the UI is served")
     trial.run_study("tabletop")
     _say("a study is complete in the bucket, and verified")
+    for sentence in trial.stop_study():
+        _say(sentence)
+    _say("a study is complete after it was cancelled, and suspended and resumed")
     for service in SERVICES:
         trial.kill(service)
         trial.wait_until_well(START_LIMIT_S, CPU_WORKERS)

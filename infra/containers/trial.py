@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -22,12 +23,19 @@ START_LIMIT_S = 1800.0
 BACK_LIMIT_S = 600.0
 """Limits in seconds; on a machine with ten times as many processes as cores, the deployments alone
 take more than ten minutes."""
-STUDY = {
+STUDY: dict[str, Any] = {
     "name": "tabletop",
     "prompts": {"set": "tabletop", "samples": 8},
     "sampling": {"steps": 2, "guidance": 3.0, "scheduler": "ddim", "batch": 4},
     "execution": {"runner": "dask", "address": SCHEDULER},
 }
+LONG_STUDY = {
+    **STUDY,
+    "name": "stopped",
+    "prompts": {"set": "tabletop", "samples": 120},
+    "sampling": {**STUDY["sampling"], "batch": 2},
+}
+"""Study whose 60 batches take long enough to stop it before it is complete."""
 SERVICES = ("postgres", "prefect-server", "seaweedfs", "dask-scheduler", "dask-worker",
             "prefect-worker")  # fmt: skip
 
@@ -130,13 +138,33 @@ class Trial:
             raise TrialError(
                 f"the study {name} did not complete:\n{done.stdout[-2000:]}\nWorker's log:\n{logs}"
             )
+        self._verify(name)
+
+    def stop_study(self) -> list[str]:
+        """Cancel a study in Prefect, suspend and resume it, and verify its run in the bucket.
+
+        Returns:
+            a sentence for each stop.
+
+        Raises:
+            TrialError: a stop leaves units or a lease behind, or the study is not completed.
+        """
+        done = self._compose(
+            "exec", "-T", "prefect-worker", "python", "-m", "infra.containers.stopping",
+            json.dumps(LONG_STUDY), limit_s=START_LIMIT_S,
+        )  # fmt: skip
+        self._verify(LONG_STUDY["name"])
+        return [line for line in done.stdout.splitlines() if " batches: " in line]
+
+    def _verify(self, name: str) -> None:
+        """Verify every chunk of the run of a study in the bucket."""
         listing = self._python(
             "prefect-worker",
             "import s3fs; print(*(p for p in s3fs.S3FileSystem().ls('runs') "
             f"if p.startswith('runs/{name}-') and not p.endswith('.lease')))",
         )
         address = f"s3://{listing.split()[-1]}"
-        self._compose(*words, "ldmprobe", "verify", address)
+        self._compose("exec", "-T", "prefect-worker", "ldmprobe", "verify", address)
 
     def kill(self, service: str) -> None:
         """Kill the processes of a service's first container, and wait until Docker restarts it.

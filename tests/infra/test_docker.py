@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from infra.containers import bases
-from infra.containers.trial import SERVICES, STUDY
+from infra.containers.trial import CPU_WORKERS, LONG_STUDY, SERVICES, STUDY
 from infra.docker.dependencies import dependencies
 from infra.docker.gpu_workers import worker
 from ldmprobe_core.study.schema import Study
@@ -147,7 +147,10 @@ def test_trial_knows_the_base_images_and_services_of_the_repository():
     assert postgres.startswith("postgres:15")
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     assert set(SERVICES) == compose.keys() - {"dask-worker-gpu"}
-    assert Study.model_validate(STUDY).execution.runner == "dask"
+    short, long = (Study.model_validate(content) for content in (STUDY, LONG_STUDY))
+    assert short.execution.runner == long.execution.runner == "dask"
+    # A study that is stopped twice must have many more batches than workers.
+    assert long.prompts.samples / long.sampling.batch >= 20 * CPU_WORKERS
 
 
 @pytest.mark.parametrize(
