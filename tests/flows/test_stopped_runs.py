@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from prefect.states import Cancelling, Paused
 from run_helpers import assert_same, carry_out, small_study
 
 from infra.stack import free_ports
+from ldmprobe_core.storage.lease import holder_of
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 
@@ -31,9 +33,11 @@ START_LIMIT_S, END_LIMIT_S = 300, 150
 
 
 class Started:
-    """The command ``ldmprobe run`` in a process of its own."""
+    """The command ``ldmprobe run`` in a process of its own, with a given server or its own."""
 
-    def __init__(self, home: Path, study: Path, run: Run, *command: str) -> None:
+    def __init__(
+        self, home: Path, study: Path, run: Run, *command: str, api: str | None = None
+    ) -> None:
         folder = home.parent
         self.run, self.log = run, folder / "output"
         self.before = self.generated()
@@ -45,6 +49,8 @@ class Started:
             "LDMPROBE_PREFECT_PORT": str(free_ports(1)[0]),
             "XDG_STATE_HOME": str(folder / "state"),
         }
+        if api is not None:
+            environment["PREFECT_API_URL"] = api
         with self.log.open("w") as sink:
             self.process = subprocess.Popen(
                 [*(command or (str(COMMAND),)), "run", str(study), "--store", str(folder / "runs")],
@@ -233,3 +239,45 @@ def test_run_whose_dask_workers_are_both_killed_ends_with_one_sentence(
     assert code == 3
     assert output.count("there has been no Dask worker for 4 s. What is complete is kept.") == 1
     assert run.progress.completed("generated").sum() < SAMPLES / study.sampling.batch
+
+
+@pytest.mark.timeout(1800)
+def test_two_studies_on_one_dask_cluster_do_not_disturb_each_other(
+    workers, tiny_model, tmp_path, prefect_api
+):
+    """Each has the bytes that it has alone, though one is cancelled while both are at work."""
+    api, started, studies = PREFECT_API_URL.value(), {}, {}
+
+    def start(name: str) -> Started:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        path = folder / "study.yaml"
+        path.write_text(studies[name].to_json())
+        run = Run(f"{folder}/runs/{studies[name].run_name}")
+        started[name] = Started(folder / "prefect", path, run, api=api)
+        return started[name]
+
+    for name, samples in (("stopped", SAMPLES), ("beside", SAMPLES - 22)):
+        content = json.loads(small_study(name, tiny_model, samples).to_json())
+        execution = {"runner": "dask", "address": workers[0]}
+        studies[name] = parse_study({**content, "execution": execution})
+    try:
+        stopped, beside = start("stopped"), start("beside")
+        stopped.wait_until_at_work()
+        beside.wait_until_at_work()
+        holders = [holder_of(one.run.url) for one in (stopped, beside)]
+        assert [holder.pid for holder in holders] == [stopped.process.pid, beside.process.pid]
+        flow_run_id = holders[0].description.removeprefix("flow run ")
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(UUID(flow_run_id), Cancelling(), force=True)
+        code, _ = stopped.end()
+        assert code == 130
+        assert stopped.generated() < SAMPLES / studies["stopped"].sampling.batch
+        start("stopped")
+        for one in started.values():
+            assert one.process.wait(END_LIMIT_S + START_LIMIT_S) == 0, one.log.read_text()
+    finally:
+        for one in started.values():
+            one.process.kill()
+    for name, one in started.items():
+        assert_same(carry_out(studies[name], str(tmp_path / "plain")), one.run)
