@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -54,6 +54,27 @@ def no_weights(spec: LabelerSpec) -> list[Path]:
     return []
 
 
+class CallMemory(NamedTuple):
+    """Memory of the intermediate values in one call of a labeler's network.
+
+    Both sizes are bytes for one image, and grow in proportion to the images of a call.
+
+    Attributes:
+        at_once: largest number of images in a call.
+        peak: bytes of the float32 tensors that exist together.
+        small: the part of these in tensors of at most 32 MiB.
+    """
+
+    at_once: int = 1
+    peak: int = 0
+    small: int = 0
+
+
+def unknown_memory(size: tuple[int, int]) -> CallMemory:
+    """Return no bytes, for a labeler whose intermediate values are not known before it runs."""
+    return CallMemory()
+
+
 @dataclass(frozen=True)
 class LabelerEntry:
     """Registry entry of a labeler: a function that loads it, and one that finds its weight files.
@@ -65,8 +86,10 @@ class LabelerEntry:
             each run.
         published: function that lists the published files that the labeler needs and this machine
             may lack; None if the labeler's own package fetches its weights when it is loaded.
+        call_memory: function from the height and width of images in pixels to the memory of a call.
     """
 
     load: Callable[[LabelerSpec, torch.device], Labeler]
     locate_weights: Callable[[LabelerSpec], list[Path]] = no_weights
     published: Callable[[LabelerSpec], list[PublishedSource]] | None = nothing_published
+    call_memory: Callable[[tuple[int, int]], CallMemory] = unknown_memory

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.base import CallMemory
 from ldmprobe_core.labelers.image_batches import in_batches, to_tensor
 from ldmprobe_core.labelers.weights import (
     files_of,
@@ -86,6 +87,11 @@ def locate_vgg16(spec: LabelerSpec) -> list[Path]:
     published = Path(VGG16_Weights.IMAGENET1K_V1.url).name
     cache = Path(torch.hub.get_dir()) / "checkpoints" / published
     return [find_file(spec, f"torchvision's {published}", cache.with_suffix(".safetensors"))]
+
+
+def vgg16_memory(size: tuple[int, int]) -> CallMemory:
+    """Return the memory of a call of VGG-16, whose input has 224 x 224 pixels for any image."""
+    return CallMemory(_BATCH, 39_140_000, 5_420_000)
 
 
 def published_vgg16(spec: LabelerSpec) -> list[PublishedSource]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.base import CallMemory
 from ldmprobe_core.labelers.image_batches import in_batches, resized
 from ldmprobe_core.labelers.weights import files_of, find_folder, published_repository
 from ldmprobe_core.study.probe_sections import LabelerSpec
@@ -21,6 +22,8 @@ _MIDAS_MEAN, _MIDAS_DEVIATION = 15.740597, 9.281932
 
 The code of the paper (Chen, Viégas & Wattenberg 2023) normalises depth with these values.
 """
+
+_BATCH = 8
 
 _INVERSE = {"dpt": True, "glpn": False}
 """Model type in transformers to True if its models give inverse depth (larger is nearer).
@@ -50,7 +53,7 @@ class DepthLabeler:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Compute depth maps (n, y, x) float32 from images; larger values mean farther."""
-        return in_batches(images, 8, self._label)
+        return in_batches(images, _BATCH, self._label)
 
     @torch.no_grad()
     def _label(self, images: np.ndarray) -> np.ndarray:
@@ -68,6 +71,11 @@ def locate_transformers_depth(spec: LabelerSpec) -> list[Path]:
 def locate_midas(spec: LabelerSpec) -> list[Path]:
     """List the weight and config files of a DPT model, by default those of DPT-Large."""
     return _files(find_folder(spec, _MIDAS))
+
+
+def midas_memory(size: tuple[int, int]) -> CallMemory:
+    """Return the memory of a call of DPT-Large, whose input has 384 x 384 pixels for any image."""
+    return CallMemory(_BATCH, 283_200_000, 84_000_000)
 
 
 def published_midas(spec: LabelerSpec) -> list[PublishedSource]:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from ldmprobe_core.labelers.base import CallMemory
 from ldmprobe_core.labelers.image_batches import IMAGENET, in_batches, normalise, resized, to_tensor
 from ldmprobe_core.labelers.weights import find_file, load_state, published_file, require_package
 from ldmprobe_core.study.probe_sections import LabelerSpec
@@ -70,6 +71,11 @@ def locate_tracer(spec: LabelerSpec) -> list[Path]:
     return [find_file(spec, "TRACER-B7's weights (tracer_b7.pth of Carve/tracer_b7)")]
 
 
+def tracer_memory(size: tuple[int, int]) -> CallMemory:
+    """Return the memory of a call of TRACER-B7 on one image, which it resizes to 640 x 640."""
+    return CallMemory(1, 300_800_000, 129_400_000)
+
+
 def published_tracer(spec: LabelerSpec) -> list[PublishedSource]:
     """List the file of TRACER's weights that carvekit publishes on the hub."""
     return published_file(spec, "tracer_b7.pth", "Carve/tracer_b7")
@@ -100,6 +106,11 @@ def locate_inspyrenet(spec: LabelerSpec) -> list[Path]:
     """
     require_package("transparent_background", "pip install 'ldmprobe[inspyrenet]'")
     return [find_file(spec, "InSPyReNet's weights (ckpt_fast.pth of transparent-background)")]
+
+
+def inspyrenet_memory(size: tuple[int, int]) -> CallMemory:
+    """Return the memory of a call of InSPyReNet on one image, which it resizes to 384 x 384."""
+    return CallMemory(1, 377_500_000, 132_800_000)
 
 
 def published_inspyrenet(spec: LabelerSpec) -> list[PublishedSource]:

@@ -172,23 +172,41 @@ def as_entry(loader: Any, prop: Property | None = None) -> LabelerEntry:
 
 
 register_labeler(
-    "foreground", "tabletop", LabelerEntry(tabletop.load_foreground, tabletop.locate_weights)
+    "foreground",
+    "tabletop",
+    LabelerEntry(
+        tabletop.load_foreground, tabletop.locate_weights, call_memory=tabletop.maps_memory
+    ),
 )
 register_labeler(
     "foreground",
     "tracer",
-    LabelerEntry(foreground.load_tracer, foreground.locate_tracer, foreground.published_tracer),
+    LabelerEntry(
+        foreground.load_tracer,
+        foreground.locate_tracer,
+        foreground.published_tracer,
+        foreground.tracer_memory,
+    ),
 )
 register_labeler(
     "foreground",
     "inspyrenet",
     LabelerEntry(
-        foreground.load_inspyrenet, foreground.locate_inspyrenet, foreground.published_inspyrenet
+        foreground.load_inspyrenet,
+        foreground.locate_inspyrenet,
+        foreground.published_inspyrenet,
+        foreground.inspyrenet_memory,
     ),
 )
-register_labeler("depth", "tabletop", LabelerEntry(tabletop.load_depth, tabletop.locate_weights))
 register_labeler(
-    "depth", "midas", LabelerEntry(depth.load_midas, depth.locate_midas, depth.published_midas)
+    "depth",
+    "tabletop",
+    LabelerEntry(tabletop.load_depth, tabletop.locate_weights, call_memory=tabletop.maps_memory),
+)
+register_labeler(
+    "depth",
+    "midas",
+    LabelerEntry(depth.load_midas, depth.locate_midas, depth.published_midas, depth.midas_memory),
 )
 _TRANSFORMERS_DEPTH = LabelerEntry(
     depth.load_transformers_depth, depth.locate_transformers_depth, published_repository
@@ -196,7 +214,9 @@ _TRANSFORMERS_DEPTH = LabelerEntry(
 register_labeler("depth", "depth-anything", _TRANSFORMERS_DEPTH)
 register_labeler("depth", "transformers", _TRANSFORMERS_DEPTH)
 register_labeler(
-    "shading", "tabletop", LabelerEntry(tabletop.load_shading, tabletop.locate_weights)
+    "shading",
+    "tabletop",
+    LabelerEntry(tabletop.load_shading, tabletop.locate_weights, call_memory=tabletop.maps_memory),
 )
 register_labeler("shading", "retinex", LabelerEntry(shading.load_retinex, shading.locate_retinex))
 register_labeler(
@@ -209,13 +229,23 @@ register_labeler(
 )
 register_labeler("edges", "gradient")(edges.gradient_edges)
 register_labeler(
-    "normals", "tabletop", LabelerEntry(tabletop.load_normals, tabletop.locate_weights)
+    "normals",
+    "tabletop",
+    LabelerEntry(tabletop.load_normals, tabletop.locate_weights, call_memory=tabletop.maps_memory),
 )
-register_labeler("class", "tabletop", LabelerEntry(tabletop.load_classes, tabletop.locate_weights))
+register_labeler(
+    "class",
+    "tabletop",
+    LabelerEntry(
+        tabletop.load_classes, tabletop.locate_weights, call_memory=tabletop.classes_memory
+    ),
+)
 register_labeler(
     "class",
     "vgg16",
-    LabelerEntry(classes.load_vgg16, classes.locate_vgg16, classes.published_vgg16),
+    LabelerEntry(
+        classes.load_vgg16, classes.locate_vgg16, classes.published_vgg16, classes.vgg16_memory
+    ),
 )
 register_labeler(
     "class",
@@ -324,6 +354,27 @@ def labeler_bytes(study: Study) -> int:
         with suppress(UserError):
             files |= set(find_labeler(prop, spec.name).locate_weights(spec))
     return sum(file.stat().st_size for file in files)
+
+
+def labeling_bytes(study: Study, images: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the memory of the intermediate values of a study's labelers, which run in turn.
+
+    A labeler whose needs are not known counts nothing.
+
+    Args:
+        study: the study.
+        images: number of images that a unit of labeling passes to a labeler.
+        size: height and width of the images in pixels.
+
+    Returns:
+        bytes of the largest labeler, and the largest number of bytes in tensors below 32 MiB.
+    """
+    peak = small = 0
+    for prop, spec in labelers_of(study).items():
+        call = find_labeler(prop, spec.name).call_memory(size)
+        count = min(images, call.at_once)
+        peak, small = max(peak, count * call.peak), max(small, count * call.small)
+    return peak, small
 
 
 def labelers_of(study: Study) -> dict[str, LabelerSpec]:

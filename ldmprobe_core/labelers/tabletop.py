@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 
 from ldmprobe_core.assets import MODEL_FOLDER
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.base import CallMemory
 from ldmprobe_core.labelers.tabletop_networks import MAP_CHANNELS, ClassNetwork, MapNetwork
 from ldmprobe_core.labelers.weights import refuse_revision
 from ldmprobe_core.study.probe_sections import LabelerSpec
@@ -110,6 +111,16 @@ class ClassLabeler:
     def features(self, images: np.ndarray) -> np.ndarray:
         """Compute penultimate-layer features (n, d) float32 of images (n, y, x, rgb) uint8."""
         return _apply(self.network.features, images, self.device).numpy()
+
+
+def maps_memory(size: tuple[int, int]) -> CallMemory:
+    """Return the memory of a call of the map network, which grows with the pixels of an image."""
+    return CallMemory(_BATCH, *(404 * size[0] * size[1],) * 2)
+
+
+def classes_memory(size: tuple[int, int]) -> CallMemory:
+    """Return the memory of a call of the class network, which grows with the pixels of an image."""
+    return CallMemory(_BATCH, *(172 * size[0] * size[1],) * 2)
 
 
 @torch.no_grad()

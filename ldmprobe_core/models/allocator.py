@@ -10,7 +10,7 @@ import platform
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**31 - 1
 
-_LARGEST_KEPT = 32 << 20
+LARGEST_KEPT = 32 << 20
 """Size in bytes from which memory is returned to the kernel; glibc allows no larger one."""
 
 
@@ -29,4 +29,4 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT) and mallopt(_TRIM_THRESHOLD, _LARGEST))
+    return bool(mallopt(_MMAP_THRESHOLD, LARGEST_KEPT) and mallopt(_TRIM_THRESHOLD, _LARGEST))

@@ -9,6 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.models.output_checks import require_finite_labels, require_varied
 from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer, Activations
 from ldmprobe_core.pipeline.generate import read_source_images
@@ -64,14 +65,14 @@ def accumulate_unit(url: str, part: int, number: int) -> dict[str, Any]:
     study = run.study
     accumulator = Accumulator.read(run, part, done)
     before = accumulator.count
-    samples = run.samples
+    samples, device = run.samples, pick_device(study.execution.wanted_device)
     load_batch = _sample_in_memory if study.capture.keep == "statistics" else _read_from_store
     for members in run_accumulation_units(run)[part][number]:
         training = [samples[i] for i in members if samples[i].split == "train"]
         if training:
             activations, labels = load_batch(run, study, training)
             _require_measured(labels)
-            accumulator.add(activations, labels, study, training[0].index)
+            accumulator.add(activations, labels, study, training[0].index, device)
     _require_unit(run, part, done)
     written = accumulator.write(run, part, done + 1)
     _require_unit(run, part, done)

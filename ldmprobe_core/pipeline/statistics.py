@@ -35,8 +35,11 @@ from ldmprobe_core.study.layers import CLEAN_PIXELS
 from ldmprobe_core.study.schema import Study
 
 if TYPE_CHECKING:
-    # Import for type checks only: the imported module loads torch, which reports do not need.
+    # Imports for type checks only: the imported modules load torch, which reports do not need.
+    import torch
+
     from ldmprobe_core.pipeline.activation_sinks import Activations
+    from ldmprobe_core.probing.sums.device_gram import DeviceGram
 
 
 def run_accumulation_units(run: Run) -> list[list[list[range]]]:
@@ -143,6 +146,7 @@ class Accumulator:
         labels: dict[str, np.ndarray],
         study: Study,
         first: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         """Add the training samples of a batch to the sums.
 
@@ -153,6 +157,7 @@ class Accumulator:
             first: index of the first sample in the study, which seeds the batch's permutations.
             labels: property to label maps (sample, y, x) at the size of the images; bool for masks.
             study: study that the samples belong to.
+            device: GPU that multiplies; None or a CPU multiplies here, with other last bits.
         """
         count = len(next(iter(labels.values())))
         tokens: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
@@ -177,13 +182,27 @@ class Accumulator:
                     x = values.reshape(-1, values.shape[-1])
                     y = np.stack(targets, axis=-1).reshape(-1, len(targets))
                     added = SufficientStatistics.from_tokens(
-                        x, y, None, np.resize(positions, len(x)), n_positions(grid)
+                        x,
+                        y,
+                        None,
+                        np.resize(positions, len(x)),
+                        n_positions(grid),
+                        _device_gram(device, x.shape[1] + 1 + y.shape[1]),
                     )
                     sums += packed(added.gram)
                     self.by_position[network, layer][step] += added.by_position
         for prop, maps in labels.items():
             self.labels[prop] += maps.sum(0, dtype=np.float64)
         self.count += count
+
+
+def _device_gram(device: torch.device | None, width: int) -> DeviceGram | None:
+    """Return a sum that multiplies on a GPU; None if there is none."""
+    if device is None or device.type == "cpu":
+        return None
+    from ldmprobe_core.probing.sums.device_gram import DeviceGram
+
+    return DeviceGram(device, width)
 
 
 def packed(gram: np.ndarray) -> np.ndarray:

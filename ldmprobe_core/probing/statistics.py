@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 from scipy.linalg.blas import dsyrk
 
 from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
+
+if TYPE_CHECKING:
+    # Import for type checks only: the imported module loads torch, which reports do not need.
+    from ldmprobe_core.probing.sums.device_gram import DeviceGram
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class SufficientStatistics:
         weight: np.ndarray | None = None,
         positions: np.ndarray | None = None,
         n_positions: int = 0,
+        device_gram: DeviceGram | None = None,
     ) -> SufficientStatistics:
         """Compute the sums over tokens in float64, with one rank-k update for each block of rows.
 
@@ -46,6 +52,7 @@ class SufficientStatistics:
             weight: number of times that each token counts, (token,); None counts each token once.
             positions: index of the position of each token, (token,); None leaves `by_position` out.
             n_positions: number of positions.
+            device_gram: sum that multiplies the rows on another device; None multiplies here.
         """
         channels, labels = x.shape[1], y.shape[1]
         width = channels + 1 + labels
@@ -64,8 +71,13 @@ class SufficientStatistics:
                 part *= root[:, None]
             if positions is not None:
                 by_position += _sums_by_position(part, positions[here], n_positions, root)
-            upper = dsyrk(1.0, part.T, beta=1.0, c=upper, overwrite_c=1)
+            if device_gram is None:
+                upper = dsyrk(1.0, part.T, beta=1.0, c=upper, overwrite_c=1)
+            else:
+                device_gram.add(part)
             start += len(block)
+        if device_gram is not None:
+            return cls(device_gram.result(), channels, by_position)
         return cls(np.triu(upper) + np.triu(upper, 1).T, channels, by_position)
 
     def __add__(self, other: SufficientStatistics) -> SufficientStatistics:

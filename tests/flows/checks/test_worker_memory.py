@@ -71,10 +71,10 @@ def test_memory_problems_name_workers_and_a_batch_that_fit(tiny_study, machine, 
     assert problem.startswith("sampling.batch: 8 workers need about ")
     assert "(12). Fix: set execution.workers to 7, or set sampling.batch to 6, or name" in problem
     # At the tiny size all of these grow with the batch: images of 16 x 16 pixels with two for each
-    # of 3 steps, the activations of 3 steps, which are held twice, and intermediate values.
+    # of 3 steps, the activations of 3 steps, which are held twice, labels, and intermediate values.
     assert plan.memory["images"] == 12 * (1 + 2 * 3) * 16 * 16 * 3
-    per_sample = sum(plan.memory[use] for use in ("images", "activations", "intermediate values"))
-    per_sample //= 12
+    uses = ("images", "labels", "activations", "intermediate values", "kept memory")
+    per_sample = sum(plan.memory[use] for use in uses) // 12
     machine(need - 8 * 9 * per_sample)
     assert "set sampling.batch to 3," in memory_problems(plan)[0]
     machine(need - 8 * 12 * per_sample)
