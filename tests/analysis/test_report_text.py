@@ -166,8 +166,37 @@ def test_lead_says_what_is_not_determined(value, text):
 
 def test_headline_says_that_an_onset_is_not_determined():
     (line,) = headline(summary(0.3, 0.2, 0.1, onset=WIDE))
-    assert "from a step that this run does not determine (not determined [1, >15])" in line
+    assert "from a step that is not determined [1, >15]" in line
     assert "from step" not in line
+
+
+@pytest.mark.parametrize(
+    ("decoded", "clean", "words"),
+    [
+        (
+            Lead(steps=3, low=2, high=5, determined=True),
+            Lead(steps=0, low=-1, high=1, determined=True),
+            "decoded latents is 3 [2, 5] steps, and over the labeler on the predicted clean image "
+            "0 [-1, 1] steps.",
+        ),
+        (
+            Lead(steps=3, low=-4, high=9),
+            Lead(),
+            "decoded latents is not determined [-4, 9], and over the labeler on the predicted "
+            "clean image undefined.",
+        ),
+    ],
+)
+def test_headline_says_which_lead_is_determined(decoded, clean, words):
+    made = summary(0.3, 0.2, 0.1)
+    result = made.properties["depth"]
+    result.emergence = result.emergence.model_copy(update={"decoded": curve(THIRD)})
+    records = {"decoded": decoded, "clean": clean}
+    result.leads = result.leads.model_copy(
+        update={name: LeadRecord(onset=one, settled=Lead()) for name, one in records.items()}
+    )
+    (line,) = headline(made)
+    assert line.endswith(f"the lead of the probes over the labeler on {words}")
 
 
 def test_headline_compares_with_a_control_in_its_own_best_cell():

@@ -46,6 +46,7 @@ def test_build_report_shows_a_causal_map_and_a_dose_response(run):
     layers = [s for s in summary.sites if s.layers != ["latents"]]
     clear = [s for s in layers if (s.effects["orthogonal"].edit_less_this.low or 0) > 0]
     assert f"In {len(clear)} of {len(layers)} cells" in map_sentence(summary)
+    assert page.count(html.escape(map_sentence(summary))) == 1
     rows = effect_rows(summary)
     assert next(row["layer"] for row in rows) == "denoiser's input"
     assert set(rows[0]) == {"layer", "steps 1-1", "steps 2-2", "steps 3-3"}
@@ -70,6 +71,7 @@ def test_map_sentence_and_figures_of_an_erasure_say_that_the_score_falls(run):
     assert sentence.startswith(
         "In 2 of 3 cells the erasure lowers the Dice with own label below that of the null edit, "
     )
+    assert "clear of zero, and in 1 it raises it (intervals are not corrected for the" in sentence
     assert "most in mid_block" in sentence
     assert "steps 2 to 2: -0.30 [-0.31, -0.29]" in sentence
     assert "the erasure there has the effect" in sentence

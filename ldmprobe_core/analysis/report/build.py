@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from ldmprobe_core.analysis.controls.records import LARGEST_P
 from ldmprobe_core.analysis.exports import scores_csv
 from ldmprobe_core.analysis.records import PeakRecord, Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
@@ -230,7 +231,12 @@ class _ReportFigures(FigureWriter):
         )
         if sentence is not None:
             figure = intervention_figures.causal_map(result)
-            self.write("interventions", f"{name}-map", figure, sentence)
+            self.write(
+                "interventions",
+                f"{name}-map",
+                figure,
+                f"Effects and scores of probes by layer and steps, of the intervention {name}.",
+            )
         elif len(result.sites) > 1:
             self.write(
                 "interventions",
@@ -331,6 +337,7 @@ def _page(run: Run, summary: Summary, figure_records: dict[str, Any]) -> str:
         contents=_contents(study, summary, figure_records),
         viewed=figure_records["viewed"],
         columns=columns,
+        largest_p=LARGEST_P,
         partial_columns=[n for n in columns if n != "position" and n not in PROBE_KINDS],
         exact={name: part for name, part in summary.properties.items() if part.exact},
         resplits=max(

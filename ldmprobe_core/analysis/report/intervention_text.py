@@ -124,20 +124,23 @@ def map_sentence(summary: InterventionSummary) -> str:
     """Say in which layers and steps of a causal map the edit has an effect, and where it has none.
 
     The effect of an erasure is a lower score, and that of other edits a higher one.
-    The intervals are not corrected for the number of cells, and the sentence says so.  The
-    denoiser's input is not a layer, so the sentence leaves it out.
+    The intervals are not corrected for the number of cells, and the sentence says so.  It also has
+    the number of cells with the opposite effect: without any effect, both numbers would be alike.
+    The denoiser's input is not a layer, so the sentence leaves it out.
     """
     against = "the null edit" if "orthogonal" in summary.sites[0].effects else "the unedited images"
     cells = [site for site in summary.sites if site.layers[0] != LATENTS]
     sign = effect_sign(summary.intervention.method)
     edit = "edit" if sign > 0 else "erasure"
-    used = [
-        site for site in cells if clear_of_zero(site.used) and sign * (site.used.mean or 0.0) > 0
-    ]
+    clear = [site for site in cells if clear_of_zero(site.used)]
+    used = [site for site in clear if sign * (site.used.mean or 0.0) > 0]
+    opposite = len(clear) - len(used)
+    raises, lowers = ("raises", "lowers") if sign > 0 else ("lowers", "raises")
     text = (
-        f"In {len(used)} of {len(cells)} cells the {edit} {'raises' if sign > 0 else 'lowers'} the "
+        f"In {len(used)} of {len(cells)} cells the {edit} {raises} the "
         f"{agreement_title(summary)} {'above' if sign > 0 else 'below'} that of {against}, with an "
-        "interval clear of zero (not corrected for the number of cells)"
+        f"interval clear of zero, and in {opposite} it {lowers} it (intervals are not corrected "
+        "for the number of cells)"
     )
     if not used:
         return text + "."

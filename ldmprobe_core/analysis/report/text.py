@@ -211,17 +211,24 @@ def _from(value: Crossing) -> str:
     """Format an onset step as ``from step 3 [2, 4]``, or say that it is not determined."""
     if value.determined:
         return f"from step {step(value)}"
-    return f"from a step that this run does not determine ({step(value)})"
+    return f"from a step that is {step(value)}"
 
 
 def _lead_clause(leads: LeadsRecord) -> str:
     """Return the clause that says by how many steps the probes' onset precedes the labeler's."""
-    decoded, clean = leads.decoded.onset, leads.clean.onset
+    decoded, clean = (_steps(lead(one.onset)) for one in (leads.decoded, leads.clean))
     return (
-        ". At half of the probes' gain, the same height for both, the lead of the probes is "
-        f"{lead(decoded)} steps over the labeler on decoded latents and {lead(clean)} over the "
-        "labeler on the predicted clean image."
-    ).replace("is – steps over", "is undefined over")
+        ". At half of the probes' gain, the same height for both, the lead of the probes over the "
+        f"labeler on decoded latents is {decoded}, and over the labeler on the predicted clean "
+        f"image {clean}."
+    )
+
+
+def _steps(lead: str) -> str:
+    """Add the unit to a formatted lead, and replace the dash of an undefined one by a word."""
+    if lead == "–":
+        return "undefined"
+    return lead if lead.startswith("not determined") else f"{lead} steps"
 
 
 def _on(samples: dict[str, int] | None) -> str:
