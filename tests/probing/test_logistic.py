@@ -78,3 +78,40 @@ def test_logistic_with_offsets_equals_a_minimiser_of_the_cross_entropy(data, wei
     np.testing.assert_allclose([*found, bias], expected, atol=1e-5)
     value = objective(np.append(found, bias)) - penalty / 2 * (found**2).sum()
     assert logistic_loss(labels, found, bias) == pytest.approx(value, rel=1e-10)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_path_of_penalties_from_warm_starts_equals_a_minimiser_at_each_penalty(weighted):
+    rng = np.random.default_rng(8)
+    x = rng.normal(0.5, 1, (3000, 12)) @ rng.normal(0, 1, (12, 12))
+    share = 1 / (1 + np.exp(-x @ rng.normal(0, 0.5, 12) - rng.normal(0, 1, 3000)))
+    weight = rng.integers(1, 7, 3000) if weighted else None
+    counts = np.ones(3000) if weight is None else weight
+    path, start = LogisticPath(SoftLabels(x, share, weight)), (np.zeros(12), 0.0)
+    for penalty in (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4):
+
+        def objective(theta, penalty=penalty):
+            logit, inner = x @ theta[:-1] + theta[-1], theta[:-1]
+            losses = np.logaddexp(0, logit) - share * logit
+            slope = counts * (1 / (1 + np.exp(-logit)) - share) / counts.sum()
+            gradient = np.append(slope @ x + penalty * inner, slope.sum())
+            return counts @ losses / counts.sum() + penalty / 2 * (inner @ inner), gradient
+
+        best = optimize.minimize(objective, np.zeros(13), jac=True, tol=1e-12)
+        start = path.solve(penalty, start)
+        assert objective(np.append(*start))[0] - best.fun < 1e-9
+        exact = path.solve(penalty, start, 1e-18)
+        np.testing.assert_allclose([*exact[0], exact[1]], best.x, atol=1e-5)
+
+
+def test_start_at_the_last_solution_costs_no_pass_over_the_tokens(data):
+    activations, mask, _ = data
+    path = LogisticPath(SoftLabels(token_rows(activations), block_means(mask, GRID).ravel()))
+    solution = path.solve(1e-2, (np.zeros(CHANNELS), 0.0))
+    passes = path.passes
+    again = path.solve(1e-2, solution)
+    assert path.passes == passes
+    np.testing.assert_array_equal(again[0], solution[0])
+    elsewhere = path.solve(1e-2, (solution[0] + 1, solution[1]))
+    assert path.passes > passes
+    np.testing.assert_allclose(elsewhere[0], solution[0], rtol=1e-3)

@@ -20,8 +20,11 @@ from ldmprobe_core.probing.linear import LinearProbe, row_blocks
 _TOKENS_A_CHANNEL = 64
 """Number of tokens for each channel in the first Hessian's subsample, for an error near 10 %."""
 
-_SLOW = 0.25
+_SLOW = 0.1
 """Recompute the Hessian if a step leaves more than this fraction of the Newton decrement."""
+
+_STEPS_KEPT = 8
+"""Number of latest steps whose changes of the gradient correct the reused Hessian."""
 
 _MOST_STEPS = 200
 
@@ -116,13 +119,35 @@ def logistic_loss(labels: SoftLabels, weight: np.ndarray, bias: float) -> float:
     return total / labels.total
 
 
+@dataclass(frozen=True)
+class _Point:
+    """Mean cross-entropy and its gradient at one vector of parameters.
+
+    Attributes:
+        theta: weight (channel,) and, as the last element, the bias for centred activations.
+        value: mean cross-entropy, without the penalty.
+        gradient: its gradient, like `theta`.
+    """
+
+    theta: np.ndarray
+    value: float
+    gradient: np.ndarray
+
+    def penalised(self, penalty: float) -> tuple[float, np.ndarray]:
+        """Return the objective and its gradient with the penalty on the weight."""
+        weight, gradient = self.theta[:-1], self.gradient.copy()
+        gradient[:-1] += penalty * weight
+        return self.value + penalty / 2 * float(weight @ weight), gradient
+
+
 class LogisticPath:
     """Solver of logistic regression for a series of penalties on the same tokens.
 
     The objective is mean cross-entropy + penalty / 2 |w|², without a penalty on the bias, as in
     scikit-learn's ``LogisticRegression(C=1 / (penalty N))`` on N pixels.  Newton's method reuses
     its Hessian between steps and between penalties (Shamanskii 1967), so that most steps cost only
-    one pass over the tokens.
+    one pass over the tokens.  The changes of the gradient in the latest steps correct the reused
+    Hessian (L-BFGS: Nocedal & Wright, Numerical Optimization, algorithm 7.4), which saves passes.
 
     Args:
         labels: training tokens and their labels.
@@ -143,6 +168,8 @@ class LogisticPath:
         self.mean = sums / labels.total
         self._order = np.random.default_rng(0).permutation(len(labels.x))
         self._hessian: np.ndarray | None = None
+        self._steps: list[tuple[np.ndarray, np.ndarray]] = []
+        self._solved: _Point | None = None
 
     def solve(
         self, penalty: float, start: tuple[np.ndarray, float], tolerance: float = 1e-9
@@ -155,27 +182,25 @@ class LogisticPath:
             tolerance: Newton decrement below which the iteration stops.  Half of the decrement
                 estimates, to second order, how far the objective is above its minimum.
         """
-        # `theta` holds the weight and, as its last element, the bias for centred activations.
-        theta = np.append(start[0], start[1] + self.mean @ start[0])
-        tokens = _TOKENS_A_CHANNEL * len(theta)
-        value, gradient = self._value_and_gradient(theta, penalty)
+        point = self._point_of(start)
+        tokens = _TOKENS_A_CHANNEL * len(point.theta)
         current = self._hessian is None
         if current:
-            self._update_hessian(theta, tokens)
-        factor = self._factor(penalty)
-        previous_decrement = np.inf
+            self._update_hessian(point.theta, tokens)
+        factor, previous_decrement = self._factor(penalty), np.inf
         for _ in range(_MOST_STEPS):
-            step = cho_solve(factor, gradient)
+            value, gradient = point.penalised(penalty)
+            step = self._newton_step(factor, gradient, penalty)
             decrement = float(gradient @ step)
             if decrement < tolerance:
                 break
             slow = decrement > _SLOW * previous_decrement
             size = 1.0
             while not slow or current:
-                trial = theta - size * step
-                trial_value, trial_gradient = self._value_and_gradient(trial, penalty)
-                if trial_value <= value - 1e-4 * size * decrement + _ROUNDING:
-                    theta, value, gradient = trial, trial_value, trial_gradient
+                trial = self._evaluate(point.theta - size * step)
+                if trial.penalised(penalty)[0] <= value - 1e-4 * size * decrement + _ROUNDING:
+                    self._keep_step(point, trial)
+                    point = trial
                     previous_decrement, current = decrement, False
                     break
                 if not current:
@@ -185,21 +210,64 @@ class LogisticPath:
                 # Stop, because a shorter step would change the objective by less than its rounding
                 # error.
                 if size < 1e-8:
-                    return self._uncentred(theta)
+                    return self._solution(point)
             else:
-                self._update_hessian(theta, tokens)
+                self._update_hessian(point.theta, tokens)
                 factor, previous_decrement, current = self._factor(penalty), np.inf, True
                 # If steps stay slow with this Hessian, compute the next Hessian from twice as many
                 # tokens.
                 tokens *= 2
-        return self._uncentred(theta)
+        return self._solution(point)
+
+    def _point_of(self, start: tuple[np.ndarray, float]) -> _Point:
+        """Evaluate the cross-entropy at a weight and bias, in a pass unless it was solved there."""
+        if self._solved is not None:
+            weight, bias = self._uncentred(self._solved.theta)
+            if bias == start[1] and np.array_equal(weight, start[0]):
+                return self._solved
+        return self._evaluate(np.append(start[0], start[1] + self.mean @ start[0]))
+
+    def _solution(self, point: _Point) -> tuple[np.ndarray, float]:
+        """Keep a point as the start of the next solution; return its weight and bias."""
+        self._solved = point
+        return self._uncentred(point.theta)
+
+    def _keep_step(self, before: _Point, after: _Point) -> None:
+        """Keep a step and its change of the gradient, if the change has positive curvature."""
+        step, change = after.theta - before.theta, after.gradient - before.gradient
+        if step @ change > 0:
+            self._steps = [*self._steps, (step, change)][-_STEPS_KEPT:]
+
+    def _newton_step(
+        self, factor: tuple[np.ndarray, bool], gradient: np.ndarray, penalty: float
+    ) -> np.ndarray:
+        """Solve for the step with the penalised Hessian, corrected by the steps that were kept.
+
+        Args:
+            factor: Cholesky factor of the penalised Hessian.
+            gradient: gradient of the penalised objective.
+            penalty: absolute penalty.
+        """
+        direction, applied = gradient.copy(), []
+        for step, change in reversed(self._steps):
+            # The kept changes are those of the cross-entropy; the penalty's own are added here.
+            change = change.copy()
+            change[:-1] += penalty * step[:-1]
+            curvature = step @ change
+            share = step @ direction / curvature
+            direction -= share * change
+            applied.append((step, change, curvature, share))
+        direction = cho_solve(factor, direction)
+        for step, change, curvature, share in reversed(applied):
+            direction += step * (share - change @ direction / curvature)
+        return direction
 
     def _uncentred(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
         """Convert the solution for centred activations to weight and bias for the original ones."""
         return theta[:-1], float(theta[-1] - self.mean @ theta[:-1])
 
-    def _value_and_gradient(self, theta: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-        """Compute the objective and its gradient at `theta`, in one pass over the tokens."""
+    def _evaluate(self, theta: np.ndarray) -> _Point:
+        """Compute the cross-entropy and its gradient at `theta`, in one pass over the tokens."""
         self.passes += 1
         labels = self.labels
         weight, bias = self._uncentred(theta)
@@ -218,9 +286,7 @@ class LogisticPath:
             gradient[-1] += slope.sum()
             start += len(rows)
         gradient[:-1] -= gradient[-1] * self.mean
-        gradient /= labels.total
-        gradient[:-1] += penalty * weight
-        return total / labels.total + penalty / 2 * float(weight @ weight), gradient
+        return _Point(theta, total / labels.total, gradient / labels.total)
 
     def _update_hessian(self, theta: np.ndarray, tokens: int) -> None:
         """Recompute the Hessian of the cross-entropy at theta from a subsample of the tokens."""
@@ -243,6 +309,8 @@ class LogisticPath:
             scaled[:, -1] = root
             hessian += scaled.T @ scaled
         self._hessian = hessian / chosen.total
+        # The kept steps correct the former Hessian.
+        self._steps = []
 
     def _factor(self, penalty: float) -> tuple[np.ndarray, bool]:
         """Return the penalised Hessian's Cholesky factor, damped if rounding requires it."""
