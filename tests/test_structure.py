@@ -1,10 +1,13 @@
-"""Sizes of files, functions and folders, and uniqueness of names, by their syntax trees alone."""
+"""Sizes of files, functions and folders, uniqueness of names, and imports without circles."""
 
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import grimp
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ldmprobe_core", "ldmprobe", "flows", "tasks", "infra")
@@ -81,6 +84,14 @@ def test_public_names_of_the_core_are_unique():
                 homes[name].append(relative(path))
     shared = {name: paths for name, paths in homes.items() if len(paths) > 1}
     assert {name: paths for name, paths in shared.items() if name not in SHARED_NAMES} == {}
+
+
+def test_modules_import_each_other_in_no_circle():
+    """Imports inside functions, which defer loading, and for types alone count too."""
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=False, cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    assert len(imports) > 300
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the modules
 
 
 def is_private(name: str) -> bool:

@@ -18,6 +18,7 @@ import yaml
 
 from ldmprobe_core.analysis.controls.records import LARGEST_P
 from ldmprobe_core.analysis.exports import scores_csv
+from ldmprobe_core.analysis.kept_analysis import analyse
 from ldmprobe_core.analysis.records import PeakRecord, Summary, load_summary
 from ldmprobe_core.analysis.report import figures, intervention_figures, published
 from ldmprobe_core.analysis.report.citation import bibtex
@@ -50,7 +51,7 @@ from ldmprobe_core.analysis.report.text import (
     short_layer,
     step,
 )
-from ldmprobe_core.analysis.run_analysis import RunAnalysis, analyse, write_summary
+from ldmprobe_core.analysis.run_analysis import RunAnalysis, write_summary
 from ldmprobe_core.analysis.stored_probes import SampleMaps
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.interventions.results import completed_interventions, read_intervention_summary

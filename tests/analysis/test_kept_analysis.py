@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ldmprobe_core.analysis import summarize
+from ldmprobe_core.analysis.kept_analysis import KEPT, analyse, inputs_digest
 from ldmprobe_core.analysis.report.build import rebuild_report
-from ldmprobe_core.analysis.run_analysis import KEPT, analyse, inputs_digest
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import REGISTERED_METRICS
@@ -111,6 +111,6 @@ def test_analysis_depends_on_every_input(copied, monkeypatch):
 
 def test_analysis_is_not_kept_for_metrics_from_outside(copied, monkeypatch):
     monkeypatch.setattr(
-        "ldmprobe_core.analysis.run_analysis.REGISTERED_METRICS", REGISTERED_METRICS | {"dice"}
+        "ldmprobe_core.analysis.kept_analysis.REGISTERED_METRICS", REGISTERED_METRICS | {"dice"}
     )
     assert inputs_digest(copied, label_set(copied)) is None
