@@ -14,7 +14,7 @@ from ldmprobe_core.probing.detection import dice_at
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.measured import measured
 from ldmprobe_core.probing.metrics import mean_of_defined
-from ldmprobe_core.probing.ranks import flatten_maps, mean_ranks
+from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks, mean_ranks
 from ldmprobe_core.study.properties import property_of
 
 
@@ -50,13 +50,25 @@ def block_ceilings(
             candidates = [tokens]
             maps = labels.maps[prop][labels.heldout]
             if measured(maps) is None:
-                ranks = mean_ranks(flatten_maps(maps).astype(np.float64)).reshape(maps.shape)
-                candidates.append(block_means(ranks, grid))
+                candidates.append(_block_means_of_ranks(maps, grid))
             metric = (property_of(prop).metrics[0],)
             scores = [scorer.scores(np.nan_to_num(c), None, metric)[0, chosen] for c in candidates]
             best = scores[int(mean_of_defined(np.stack(scores), otherwise=-np.inf).argmax())]
         ceilings[f"{grid[0]}x{grid[1]}"] = _mean_or_none(best)
     return ceilings
+
+
+def _block_means_of_ranks(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Average each label's ranks (n, y, x) over the blocks of a token grid, (n, *grid).
+
+    The ranks of a few maps at a time are in memory: they take several times as much as the maps.
+    """
+    return np.concatenate(
+        [
+            block_means(mean_ranks(chunk.astype(np.float64)).reshape(-1, *maps.shape[1:]), grid)
+            for chunk in iter_chunks(flatten_maps(maps))
+        ]
+    )
 
 
 def all_foreground_score(masks: np.ndarray) -> float | None:
