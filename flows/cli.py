@@ -34,10 +34,10 @@ from flows.commands.prune import prune
 from flows.commands.results import console, write
 from flows.commands.submit import submit
 from flows.commands.tables import (
+    print_comparison,
     print_missing,
     print_photographs,
     print_plan,
-    print_rows,
     print_summary,
 )
 from ldmprobe_core.errors import RunError, UserError
@@ -241,8 +241,7 @@ def compare(
     if json_:
         write(json.dumps(rows, indent=2))
         return
-    # The notes give these settings with their values, which would not fit into the table.
-    print_rows([{k: v for k, v in row.items() if k != "differs in"} for row in rows], console)
+    print_comparison(rows, console)
     for sentence in difference_notes(finished):
         console.print(f"note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 

@@ -48,7 +48,9 @@ def prune(
             note = f" ({item.reason})"
         console.print(f"{name}: {item.action}{note}", highlight=False, soft_wrap=True)
     freed = sum(item.size for item in plan if item.action in (DELETE, STRIP))
-    if yes:
+    if not plan:
+        sentence = f"{store} holds no run of a study {study!r}"
+    elif yes:
         sentence = f"{freed / 1e9:.3f} GB were deleted"
     elif freed:
         sentence = f"nothing was deleted; the same command with --yes frees {freed / 1e9:.3f} GB"

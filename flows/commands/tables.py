@@ -28,6 +28,24 @@ def print_rows(rows: Sequence[Mapping[str, str]], console: Console) -> None:
     console.print(table, highlight=False)
 
 
+def print_comparison(rows: Sequence[Mapping[str, str]], console: Console) -> None:
+    """Print a table for each property, with a column for each run, so that it fits on a terminal.
+
+    Args:
+        rows: rows of `ldmprobe_core.analysis.compare.compare`.  The settings that differ are left
+            out; notes give them with their values.
+        console: console to print to.
+    """
+    for prop in dict.fromkeys(row["property"] for row in rows):
+        runs = [row for row in rows if row["property"] == prop]
+        table = _table(prop, *(row["run"] for row in runs))
+        for key in runs[0]:
+            if key not in ("property", "run", "differs in"):
+                table.add_row(key, *(row[key] for row in runs))
+        console.print(table, highlight=False)
+        console.print()
+
+
 def _table(*headings: str) -> Table:
     """Build a table that breaks long names into lines where the terminal is narrow."""
     table = Table(box=None, pad_edge=False)
@@ -89,7 +107,7 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
     batches = -(-plan.count // study.sampling.batch)
     stored = f", {plan.n_stored} of them stored" if plan.n_stored < plan.count else ""
     console.print(
-        f"{plan.count} samples in {batches} batches{stored}, "
+        f"{plan.count} samples in {batches} batch{'es' * (batches != 1)}{stored}, "
         f"{len(plan.steps)} steps, {len(plan.layers)} layers, {plan.cells} cells",
         highlight=False,
     )
@@ -110,7 +128,6 @@ def print_plan(plan: StudyPlan, console: Console) -> None:
     console.print(
         f"memory of a worker: about {sum(plan.memory.values()) / 1e9:.2f} GB ({parts})",
         highlight=False,
-        soft_wrap=True,
     )
     for line in memory_lines(plan):
         console.print(line, highlight=False, soft_wrap=True)

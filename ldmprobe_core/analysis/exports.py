@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +47,8 @@ def export_run_scores(run: Run, path: str | Path) -> None:
 
     Raises:
         UserError: the suffix is another one, the folder does not exist, the run is not finished,
-            or Parquet is asked for without the package pyarrow.
+            Parquet is asked for without the package pyarrow, or the file cannot be written; a
+            former file then stays as it was.
     """
     target = Path(path)
     if target.suffix not in (".csv", ".parquet", ".tex"):
@@ -58,13 +62,12 @@ def export_run_scores(run: Run, path: str | Path) -> None:
         )
     summary = load_summary(run)
     if target.suffix == ".tex":
-        target.write_text(latex_table(summary), encoding="utf-8")
-        return
-    text = scores_csv(run, list(summary.properties))
-    if target.suffix == ".csv":
-        target.write_text(text, encoding="utf-8")
+        content = latex_table(summary).encode()
     else:
-        _write_parquet(text, target)
+        content = scores_csv(run, list(summary.properties)).encode()
+        if target.suffix == ".parquet":
+            content = _parquet(content, target.name)
+    _replace_file(target, content)
 
 
 def scores_csv(run: Run, properties: list[str]) -> str:
@@ -95,17 +98,41 @@ def scores_csv(run: Run, properties: list[str]) -> str:
     return text.getvalue()
 
 
-def _write_parquet(text: str, path: Path) -> None:
-    """Convert CSV text to a Parquet file with typed columns (text, integers, floats)."""
+def _replace_file(target: Path, content: bytes) -> None:
+    """Write a file by way of a temporary one, so that it is never there in part."""
+    # If the name is a symbolic link, the file that it points to is replaced, and the link stays.
+    target = Path(os.path.realpath(target))
+    part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, target)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise UserError(
+            f"path: the scores cannot be written there ({target}: {error.strerror}). Fix: check "
+            "the folder's permissions and free space, or name another"
+        ) from None
+
+
+def _parquet(content: bytes, name: str) -> bytes:
+    """Convert CSV to the bytes of a Parquet file with typed columns (text, integers, floats).
+
+    Args:
+        content: the CSV, in UTF-8.
+        name: name of the file, for messages.
+    """
     try:
         from pyarrow import csv as arrow_csv
         from pyarrow import parquet
     except ModuleNotFoundError:
         raise UserError(
-            f"path: Parquet needs the package pyarrow ({path.name}). Fix: pip install "
+            f"path: Parquet needs the package pyarrow ({name}). Fix: pip install "
             "'ldmprobe[parquet]', or end the name with .csv"
         ) from None
-    parquet.write_table(arrow_csv.read_csv(io.BytesIO(text.encode())), path)
+    file = io.BytesIO()
+    parquet.write_table(arrow_csv.read_csv(io.BytesIO(content)), file)
+    return file.getvalue()
 
 
 def latex_table(summary: Summary) -> str:

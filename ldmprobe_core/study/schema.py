@@ -204,8 +204,8 @@ class Study(Section):
         if distinct is not None and distinct < 3:
             field = "prompts.samples" if self.images is None else "images.samples"
             raise ValueError(
-                f"{field} gives {distinct} distinct prompts, too few for a split by prompt "
-                "into train, validation and test. Fix: give at least 3"
+                f"{field} gives {distinct} distinct prompt{'s' * (distinct != 1)}, too few for a "
+                "split by prompt into train, validation and test. Fix: give at least 3"
             )
         return self
 

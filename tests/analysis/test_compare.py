@@ -1,6 +1,7 @@
 """Runs side by side: paired differences against a loop; the commands that read finished runs."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -138,7 +139,8 @@ def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):
     assert {row["differs in"] for row in json.loads(out)} == {"", "sampling.guidance"}
     code, out, _ = call("compare", runs[0].url, runs[1].url)
     assert code == 0
-    assert "differen" in out  # the heading is cut at 80 columns
+    assert re.search(r"^difference +-?[0-9.]+ \[", out, re.MULTILINE)
+    assert max(len(line) for line in out.splitlines() if not line.startswith("note: ")) <= 80
     assert "are of different studies" in out
     assert "sampling.guidance (2.0 and 4.0)" in out
     assert "different studies" not in call("compare", runs[0].url, runs[0].url)[1]

@@ -3,6 +3,7 @@
 import csv
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import zarr
 import ldmprobe as lp
 from flows import cli
 from ldmprobe_core.analysis.records import load_summary
+from ldmprobe_core.errors import UserError
 
 
 def stored_means(run):
@@ -95,6 +97,29 @@ def test_a_path_without_format_or_folder_is_refused(finished_run, tmp_path, name
     with pytest.raises(lp.UserError, match=words):
         lp.open_run(finished_run.url).export_scores(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".tex"])
+def test_a_file_that_cannot_be_written_is_one_sentence(finished_run, tmp_path, suffix, monkeypatch):
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow.parquet")
+    run = lp.open_run(finished_run.url)
+    (tmp_path / f"folder{suffix}").mkdir()
+    with pytest.raises(UserError, match=r"cannot be written there .*Is a directory\)\. Fix: "):
+        run.export_scores(tmp_path / f"folder{suffix}")
+    former = tmp_path / f"scores{suffix}"
+    former.write_text("former")
+
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"No space left on device\)\. Fix: "):
+        run.export_scores(former)
+    assert former.read_text() == "former"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"folder{suffix}", former.name]
 
 
 def test_the_command_export_writes_the_file(finished_run, tmp_path, monkeypatch, capsys):

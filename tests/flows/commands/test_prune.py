@@ -48,3 +48,5 @@ def test_prune_shows_and_with_yes_deletes(names, tmp_path):
     assert done[-1].endswith(" GB were deleted")
     assert sorted(os.listdir(tmp_path / "runs")) == sorted([new, begun])
     assert output_of(*words)[-1] == "there is nothing to delete"
+    (line,) = output_of("other", *words[1:])
+    assert line.endswith("holds no run of a study 'other'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from flows.commands.tables import print_photographs, print_rows
+from flows.commands.tables import print_comparison, print_photographs, print_rows
 
 
 def printed(function, *arguments):
@@ -54,3 +54,21 @@ def test_print_rows_breaks_long_names_instead_of_cutting_them():
     assert heading == "layer"
     assert len(lines) == 2
     assert "".join(lines) == name
+
+
+def test_print_comparison_has_a_column_for_each_run_within_80_columns():
+    wide = "not determined [1, >15]"
+    rows = [
+        {"property": prop, "run": f"tabletop-{name * 10}", "difference": gap, "onset": wide,
+         "differs in": "sampling.guidance"}
+        for prop in ("depth", "shading")
+        for name, gap in (("a", ""), ("b", "0.02 [-0.01, 0.05]"))
+    ]  # fmt: skip
+    lines = printed(print_comparison, rows)
+    assert [line.split() for line in lines[:3]] == [
+        ["depth", "tabletop-aaaaaaaaaa", "tabletop-bbbbbbbbbb"],
+        ["difference", "0.02", "[-0.01,", "0.05]"],
+        ["onset", *wide.split(), *wide.split()],
+    ]
+    assert max(len(line) for line in lines) <= 80
+    assert not any("guidance" in line for line in lines)
