@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import TERMINAL_STATES
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectException
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect.settings import PREFECT_API_URL
@@ -74,30 +77,42 @@ def _drain(flow_runs: list[Any]) -> None:
     """Wait until the server has recorded every task run and log line of these flow runs."""
     try:
         with activity("waiting for Prefect to record every task"):
+            # A server that is busy lets this process wait before it sends further events.
+            events = EventsWorker.instance()
+            sending = threading.Thread(target=events.wait_until_empty, daemon=True)
+            sending.start()
             for run_id in flow_runs:
-                wait_for_records(run_id)
+                wait_for_records(run_id, sending.is_alive)
         # Send the last log lines to the server now, because it is stopped soon.
         APILogHandler().flush()
     except (httpx.HTTPError, PrefectException) as error:
         logging.getLogger("prefect.flow_runs").warning("records are incomplete: %s", error)
 
 
-def wait_for_records(flow_run_id: Any) -> int:
+def wait_for_records(flow_run_id: Any, sending: Callable[[], bool] = lambda: False) -> int:
     """Wait until every task run of a flow run is in a final state on the server.
 
     The wait ends early if the server records nothing new for `RECORD_LIMIT_S`.
 
+    Args:
+        flow_run_id: id of the flow run.
+        sending: function that returns whether this process still has events to send, so that
+            further task runs are expected.
+
     Returns:
         number of task runs that the server has recorded.
     """
-    last, changed_at = (-1, -1), time.monotonic()
+    last, changed_at, sent_at = (-1, -1), time.monotonic(), 0.0
     with get_client(sync_client=True) as client:
         while True:
             final, count = (_count(client, flow_run_id, which) for which in (_FINAL, {}))
             if (final, count) != last:
                 last, changed_at = (final, count), time.monotonic()
+            if sending():
+                sent_at = time.monotonic()
             quiet = time.monotonic() - changed_at
-            if (final == count and quiet > QUIET_S) or quiet > RECORD_LIMIT_S:
+            settled = min(quiet, time.monotonic() - sent_at) > QUIET_S
+            if (final == count and settled) or quiet > RECORD_LIMIT_S:
                 return count
             time.sleep(0.3)
 

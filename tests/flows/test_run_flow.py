@@ -70,6 +70,16 @@ def test_wait_for_records_goes_on_as_long_as_the_server_records():
         assert left == [(10, 10)]
 
 
+def test_wait_for_records_goes_on_as_long_as_events_are_sent():
+    """The server is quiet between its second and its third answer, and further events follow."""
+    answers = iter([True] * 4 + [False] * 100)
+    with recording_server([(2, 2), (2, 2), (2, 2), (4, 4)]) as left:
+        assert wait_for_records(FLOW_RUN, lambda: next(answers)) == 4
+        assert left == [(4, 4)]
+    with recording_server([(2, 2)]):  # events that are never sent do not keep it for ever
+        assert wait_for_records(FLOW_RUN, lambda: True) == 2
+
+
 def test_wait_for_records_gives_up_if_nothing_new_is_recorded():
     with recording_server([(3, 5)]):
         assert wait_for_records(FLOW_RUN) == 5
