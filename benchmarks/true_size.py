@@ -202,14 +202,16 @@ def time_generation(run: Run, costs: Costs, rounds: int) -> None:
             capture = ActivationCapture(layers, sampler.architecture, 2, sampler.denoiser)
             with capture, into.timed("denoising"):
                 sampler.denoiser(torch.cat([latents] * 2), timestep, words)
+            outputs = capture.calls
             with into.timed("capture"):
                 activations = capture.pop_activations(1)
                 HostTransfer(activations).result()
             batch = {name: torch.cat([values] * BATCH) for name, values in activations.items()}
             with into.timed("writing", BATCH), ActivationWriter(run, slice(0, BATCH)) as writer:
                 writer("trained", 0, HostTransfer(batch))
-            with into.timed("permuted twin"):
-                sampler.denoiser(latents, timestep, words[:1])
+            twin = ActivationCapture(layers, sampler.architecture, 1, sampler.denoiser)
+            with twin, into.timed("permuted twin"):
+                twin.run_network(sampler.denoiser, (latents, timestep, words[:1]), {}, outputs)
             with into.timed("decoding"):
                 sampler.decode(latents)
             for prop, labeler in labelers.items():

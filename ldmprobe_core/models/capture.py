@@ -20,6 +20,10 @@ from ldmprobe_core.models.token_grid import mean_of_blocks, to_grid
 from ldmprobe_core.study.sections import Capture
 
 
+class _EnoughCapturedError(Exception):
+    """Control flow: ends the forward pass of a network whose further outputs are not used."""
+
+
 class ActivationCapture:
     """Context manager that captures the outputs of modules inside its ``with`` block.
 
@@ -34,6 +38,9 @@ class ActivationCapture:
         network: network that the modules belong to, whose text input gives the number of text
             tokens.  None if no module's output includes text tokens.
         form: section ``capture`` of the study, for the data type and the pooling of activations.
+
+    Attributes:
+        calls: number of outputs captured since activations were last popped or discarded.
     """
 
     def __init__(
@@ -50,10 +57,12 @@ class ActivationCapture:
             batch_copies,
             network,
         )
+        self.calls = 0
         self._grid, self._form = architecture.grid, form or Capture()
         self._captured: dict[str, Tensor] = {}
         self._batch_sizes: dict[str, int] = {}
         self._hooks: list[Any] = []
+        self._most_calls: int | None = None
 
     def __enter__(self) -> ActivationCapture:
         if self.network is not None and self.architecture.joint_block_classes:
@@ -81,12 +90,36 @@ class ActivationCapture:
             grid = to_grid(output, self._grid, item)
             self._batch_sizes[name] = len(grid)
             self._captured[name] = grid[-(len(grid) // self.batch_copies) :].detach()
+            self.calls += 1
+            if self.calls == self._most_calls:
+                raise _EnoughCapturedError
 
         return record
 
+    def run_network(
+        self, network: nn.Module, args: Any, kwargs: dict[str, Any], calls: int
+    ) -> None:
+        """Call a network inside the ``with`` block for its captured outputs alone.
+
+        The forward pass ends after the last of them, because its result is not used.
+
+        Args:
+            network: network that the modules belong to.
+            args, kwargs: arguments of the call.
+            calls: number of outputs that a complete pass captures, such as `calls` of a capture of
+                the same modules in another network of the same class.
+        """
+        self._most_calls = calls
+        try:
+            network(*args, **kwargs)
+        except _EnoughCapturedError:
+            pass
+        finally:
+            self._most_calls = None
+
     def discard(self) -> None:
         """Discard the outputs of the network's last call, such as an unconditional call."""
-        self._captured = {}
+        self._captured, self.calls = {}, 0
 
     def pop_activations(self, samples: int) -> dict[str, Tensor]:
         """Return the activations of the network's last call, and remove them from this object.
@@ -119,7 +152,7 @@ class ActivationCapture:
         # The captured tensors are views of the conditional half of each output.  A view keeps the
         # memory of the complete output alive, so the values are copied.
         activations = {name: self._stored_form(self._captured[name]) for name in self.modules}
-        self._captured = {}
+        self.discard()
         return activations
 
     def _stored_form(self, tokens: Tensor) -> Tensor:

@@ -290,13 +290,13 @@ class PipelineSampler:
             if steps.calls > 1:
                 capture.discard()
                 return
-            step = len(steps.after)
+            step, outputs = len(steps.after), capture.calls
             sink("trained", step, HostTransfer(capture.pop_activations(samples)))
             if self.permuted_denoiser is None or permuted_capture is None:
                 return
             args, kwargs = conditional_call(args, kwargs, self.guidance.batch_copies)
             with permuted_capture:
-                self.permuted_denoiser(*args, **kwargs)
+                permuted_capture.run_network(self.permuted_denoiser, args, kwargs, outputs)
             sink("permuted", step, HostTransfer(permuted_capture.pop_activations(samples)))
 
         stack = ExitStack()

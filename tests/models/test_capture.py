@@ -66,3 +66,22 @@ def test_capture_removes_its_hooks(unet, capture_layers):
     with capture_layers([LAYER], 1):
         pass
     assert not any(module._forward_hooks for module in unet.modules())
+
+
+def test_run_network_ends_after_the_last_captured_output_with_the_same_values(unet, capture_layers):
+    inputs = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    words = torch.randn(2, 5, unet.config.cross_attention_dim)
+    arguments = (inputs, torch.tensor(3), words)
+    ends = []
+    hook = unet.conv_out.register_forward_hook(lambda *_: ends.append(1))
+    with torch.no_grad(), capture_layers([LAYER], 1) as capture:
+        unet(*arguments)
+        outputs = capture.calls
+        whole = capture.pop_activations(2)[LAYER]
+        assert (len(ends), outputs, capture.calls) == (1, 1, 0)
+        capture.run_network(unet, arguments, {}, outputs)
+        assert len(ends) == 1
+        np.testing.assert_array_equal(capture.pop_activations(2)[LAYER], whole)
+        unet(*arguments)
+    assert len(ends) == 2
+    hook.remove()

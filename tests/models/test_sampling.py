@@ -82,6 +82,27 @@ def test_permuted_denoiser_gets_the_inputs_of_the_denoiser(sampler):
         )
 
 
+def test_permuted_denoiser_ends_after_the_last_captured_layer(sampler):
+    """Its result is not used; its activations are those of complete passes."""
+    twin, layer, inputs, ends, seen = sampler.permuted_denoiser, sampler.layers[-1], [], [], []
+    before = twin.register_forward_pre_hook(
+        lambda _, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True
+    )
+    twin.conv_out.register_forward_hook(lambda *_: ends.append(1))
+    values = generated(sampler, make_samples(sampler.study)[:2]).permuted.values[layer]
+    assert (len(inputs), len(ends)) == (sampler.study.sampling.steps, 0)
+    before.remove()
+    module = dict(twin.named_modules())[layer]
+    module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.clone()))
+    with torch.no_grad():
+        for args, kwargs in inputs:
+            twin(*args, **kwargs)
+    assert len(seen) == len(ends) == len(inputs)
+    for step, output in enumerate(seen):
+        expected = output.reshape(values[:, step].shape).to(torch.float16).numpy()
+        np.testing.assert_array_equal(values[:, step], expected)
+
+
 def test_sampling_depends_on_the_seed_and_not_on_the_batch(sampler):
     samples = make_samples(sampler.study)
     together = generated(sampler, samples[:3]).image
