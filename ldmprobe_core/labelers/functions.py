@@ -209,7 +209,23 @@ def import_labeler(prop: str, name: str) -> Any:
         found = getattr(found, part)
     if not callable(found):
         raise import_error(f"{path} is a {type(found).__name__}", "name a function or a class")
+    if not (_accepts(found, 1) or _accepts(found, 2)):
+        raise import_error(
+            f"{path} cannot be called with images, nor with settings and a device",
+            "name a function of images, or a class or function that loads a labeler",
+        )
     return found
+
+
+def _accepts(function: Callable[..., Any], arguments: int) -> bool:
+    """Return whether a function can be called with a number of arguments, as far as is known."""
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError:
+        return False
+    except ValueError:  # Some C functions have no signature.
+        return True
+    return True
 
 
 def _source_files(function: Any, spec: LabelerSpec) -> list[Path]:

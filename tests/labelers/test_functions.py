@@ -85,6 +85,8 @@ def test_fingerprint_of_a_function_changes_with_its_file(module):
         ("no_such_package.labels:depth", r"cannot be imported on this machine \(ModuleNotFound"),
         ("{module}:nothing", "has no nothing. Fix: correct the name"),
         ("{module}:NUMBER", "NUMBER is a int. Fix: name a function or a class"),
+        ("os:getcwd", "getcwd cannot be called with images, nor with settings and a device"),
+        ("shutil:get_archive_formats", "get_archive_formats cannot be called with images"),
         ("{module}:", "not the name of a function"),
         ("../labels.py:depth", "not the name of a function"),
         ("os:system; rm", "not the name of a function"),
