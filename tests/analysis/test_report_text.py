@@ -244,8 +244,8 @@ def test_overview_sentences_say_score_controls_and_step():
     (line,) = overview_sentences(summary(0.3, 0.3, 0.3))
     assert line == (
         "Depth: rank correlation 0.60 [0.55, 0.65] at step 9, a.attn1, above every control; the "
-        "closest, position alone, is exceeded by 0.30 [0.25, 0.35]. From step 3 [2, 4] of 15 on, "
-        "probes keep at least half of their final gain over position alone."
+        "closest, position alone, is 0.30 [0.25, 0.35] lower. From step 3 [2, 4] of 15 on, "
+        "probes hold at least half of their last step's gain over position alone."
     )
     (line,) = overview_sentences(summary(0.3, 0.3, 0.3, onset=WIDE))
     assert line.endswith("The step from which it can be read is not determined [1, later].")
@@ -260,9 +260,9 @@ def test_overview_sentences_say_score_controls_and_step():
         (0, 0, 2, True, "not clearly earlier or later (0 [0, 2] steps)"),
         (1, -1, 2, True, "not clearly earlier or later (1 [-1, 2] steps)"),
         (-3, -4, -1, True, "3 [1, 4] steps earlier"),
-        (6, 3, 10, False, "later by a number of steps that is not determined [3, 10]"),
-        (0, -4, 4, False, "earlier or later by a number of steps that is not determined [-4, 4]"),
-        (-6, -9, -2, False, "earlier by a number of steps that is not determined [-9, -2]"),
+        (6, 3, 10, False, "3 to 10 steps later (not determined more closely)"),
+        (0, -4, 4, False, "between 4 steps earlier and 4 later (not determined more closely)"),
+        (-6, -9, -2, False, "2 to 9 steps earlier (not determined more closely)"),
     ],
 )
 def test_overview_names_an_order_only_if_the_interval_of_the_lead_excludes_zero(
@@ -274,7 +274,7 @@ def test_overview_names_an_order_only_if_the_interval_of_the_lead_excludes_zero(
         **dict.fromkeys(RIVALS, LeadRecord(onset=lead, settled=Lead()))
     )
     (line,) = overview_sentences(made)
-    assert f"The labeler reaches the same height {text} in the decoded latents" in line
+    assert f"The labeler reaches that half {text} in the decoded latents" in line
 
 
 def test_sentences_begin_with_the_title_of_a_property():

@@ -56,14 +56,14 @@ def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
     if not onset.determined:
         return f"{text} The step from which it can be read is not determined [{low}, {high}]."
     text += (
-        f" From step {onset.step} [{low}, {high}] of {summary.steps} on, probes keep at least half "
-        "of their final gain over position alone."
+        f" From step {onset.step} [{low}, {high}] of {summary.steps} on, probes hold at least half "
+        "of their last step's gain over position alone."
     )
     decoded, clean = result.leads.decoded.onset, result.leads.clean.onset
     if decoded.low is None or clean.low is None:
         return text
     return (
-        f"{text} The labeler reaches the same height {_later(decoded)} in the decoded latents, and "
+        f"{text} The labeler reaches that half {_later(decoded)} in the decoded latents, and "
         f"{_later(clean)} in the predicted clean image."
     )
 
@@ -77,8 +77,11 @@ def _later(value: Lead) -> str:
     if low is None or high is None:
         return "at an undefined step"
     if not value.determined:
-        order = "later" if low > 0 else "earlier" if high < 0 else "earlier or later"
-        return f"{order} by a number of steps that is not determined [{low}, {high}]"
+        if high < 0:
+            return f"{-high} to {-low} steps earlier (not determined more closely)"
+        if low > 0:
+            return f"{low} to {high} steps later (not determined more closely)"
+        return f"between {-low} steps earlier and {high} later (not determined more closely)"
     if low <= 0 <= high:
         return f"not clearly earlier or later ({value.steps} [{low}, {high}] steps)"
     if high < 0:
@@ -97,8 +100,8 @@ def _comparison(result: PropertyRecord) -> str:
     }
     nearest = min(differences, key=lambda name: differences[name].mean or 0.0)
     return (
-        f"above every control; the closest, {control_title(nearest)}, is exceeded by "
-        f"{number(differences[nearest])}"
+        f"above every control; the closest, {control_title(nearest)}, is "
+        f"{number(differences[nearest])} lower"
     )
 
 
