@@ -32,8 +32,6 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "Installing about 200 packages into $(VENV): $(if $(TORCH_INDEX),4 GB with torch for CPUs,8 GB on Linux; with torch for CPUs alone 4 GB (TORCH_INDEX in docs/operations.md))."
 	@echo "This takes 3 to 6 minutes on a fast connection."
 	test -x $(BIN)/python || $(WATCHED) $(PYTHON) -m venv $(VENV)
-	# The pip of some distributions, such as 23.0, takes half an hour to resolve so many packages.
-	$(PIP) --upgrade pip
 	# torch and torchvision by their exact versions: everything else then finds them in place.
 	# From an index of their own they come alone, and what they need comes from pip's usual index.
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url "$(TORCH_INDEX)" $(TORCH))

@@ -5,19 +5,29 @@
 folder=$1
 shift
 if [ -t 1 ]; then every=2 start='\r\033[K' end=''; else every=60 start='' end='\n'; fi
-"$@" &
-command=$!
-trap 'kill "$command" 2>/dev/null; exit 130' INT
-trap 'kill "$command" 2>/dev/null; exit 143' TERM
-seconds=0
-while kill -0 "$command" 2>/dev/null; do
-    sleep 1
-    seconds=$((seconds + 1))
-    if [ $((seconds % every)) = 0 ] && [ -d "$folder" ]; then
-        megabytes=$(($(du -sk "$folder" | cut -f1) / 1000))
+
+watch() {
+    began=$(date +%s) last=$(date +%s)
+    while sleep 1 >/dev/null 2>&1; do
+        now=$(date +%s)
+        [ $((now - last)) -ge "$every" ] || continue
+        last=$now
+        kibibytes=$(du -sk "$folder" 2>/dev/null | cut -f1)
+        [ -n "$kibibytes" ] || continue
+        tenths=$((kibibytes * 1024 / 100000000))
         printf "$start%s: %d.%d GB after %d s$end" \
-            "$folder" $((megabytes / 1000)) $((megabytes % 1000 / 100)) "$seconds"
-    fi
-done
+            "$folder" $((tenths / 10)) $((tenths % 10)) $((now - began))
+    done
+}
+
+# The command runs in the foreground, so that Ctrl-C ends it with all that it has started.
+watch &
+watcher=$!
+trap : INT
+trap 'kill "$watcher"; exit 143' TERM
+"$@"
+status=$?
+kill "$watcher" 2>/dev/null
+wait "$watcher" 2>/dev/null
 [ -t 1 ] && printf '\r\033[K'
-wait "$command"
+exit "$status"
