@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,17 +58,42 @@ def test_two_processes_write_the_same_files_as_one(reported, tmp_path, two_cpus,
     assert {"report/samples.html", "report/scores.csv"} < set(_files(folder))
 
 
+@pytest.mark.parametrize(("last", "code"), [("exit 3", 3), ("echo a library says hello", 0)])
 def test_report_is_complete_if_the_second_process_fails(
-    reported, tmp_path, two_cpus, caplog, monkeypatch
+    reported, tmp_path, two_cpus, caplog, monkeypatch, last, code
 ):
     folder, failing = _copy(reported, tmp_path), tmp_path / "python"
-    failing.write_text("#!/bin/sh\ncat > /dev/null\nexit 3\n")
+    failing.write_text(f"#!/bin/sh\nread job\n{last}\n")
     failing.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(failing))
     with second_process() as second:
         rebuild_report(Run(str(folder)), second=second)
     assert _files(folder) == _files(reported)
-    assert "the process that drew it has failed" in caplog.text
+    assert f"the process that drew it has failed (exit code {code})" in caplog.text
+
+
+def test_second_process_ends_in_the_midst_if_the_first_one_is_gone():
+    """The end of a process closes its pipes, as this test closes its own."""
+    script = """
+import sys, time
+from ldmprobe_core.analysis.report.drawing import sample_figures, second_process
+def draw(job):
+    print("drawing", file=sys.stderr, flush=True)
+    time.sleep(600)
+sample_figures.carry_out = draw
+second_process._main()
+"""
+    command = [sys.executable, "-c", script]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+    ) as process:
+        process.stdin.write(b"{}\n")
+        process.stdin.flush()
+        assert process.stderr.readline() == b"drawing\n"
+        process.stdin.close()
+        assert process.wait(timeout=120) == 1
+        assert (process.stderr.read(), process.stdout.read()) == (b"", b"")
 
 
 def test_no_process_is_left_or_started_without_need(reported, two_cpus, monkeypatch):

@@ -1,8 +1,9 @@
 """Second process that draws a part of a report, while the first one draws the rest.
 
-Python computes in one thread at a time, so two threads take nearly as long as one to draw a report.
-The second process is started before the first one loads its libraries, and loads its own meanwhile.
-It then waits for the summary of the run, which the first process sends.
+Python computes in one thread at a time, so a second thread would gain little.  The second process
+is started before the first one loads its libraries, and loads its own meanwhile.  It then waits for
+the summary of the run, which the first process sends.  It ends when its standard input is closed,
+and therefore never goes on without the first process, however that one ends.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -36,7 +37,7 @@ class SecondProcess:
 
     def __init__(self, process: subprocess.Popen[bytes], pool: ThreadPoolExecutor) -> None:
         self._process, self._pool = process, pool
-        self._answer: Future[tuple[bytes, bytes]]
+        self._answer: Future[bytes]
 
     def can_draw(self, run: Run) -> bool:
         """Return whether the process waits for a job, and can read the run.
@@ -61,7 +62,19 @@ class SecondProcess:
         """
         record = summary.model_dump(mode="json", by_alias=True)
         job = {"run": str(Path(run.url).absolute()), "summary": record, "samples": samples}
-        self._answer = self._pool.submit(self._process.communicate, json.dumps(job).encode())
+        self._answer = self._pool.submit(self._ask, json.dumps(job).encode() + b"\n")
+
+    def _ask(self, job: bytes) -> bytes:
+        """Send a job, which is one line, and wait for the answer; it is empty after a failure."""
+        question, answers = self._process.stdin, self._process.stdout
+        if question is None or answers is None:
+            return b""
+        with suppress(BrokenPipeError):
+            question.write(job)
+            question.flush()
+        answer = answers.read()
+        self._process.wait()
+        return answer
 
     def result(self, otherwise: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Wait for the result of the job, as `sample_figures.draw_sample_pages` returns it.
@@ -69,10 +82,15 @@ class SecondProcess:
         Args:
             otherwise: function that does the job in this process if the second one fails.
         """
-        answer, _ = self._answer.result()
-        if self._process.returncode == 0:
-            return dict(json.loads(answer))
-        _LOGGER.warning("a part of the report is drawn again: the process that drew it has failed")
+        answer, code = self._answer.result(), self._process.returncode
+        if code == 0:
+            with suppress(ValueError):
+                return dict(json.loads(answer))
+        _LOGGER.warning(
+            "a part of the report is drawn again: the process that drew it has failed (exit code "
+            "%s)",
+            code,
+        )
         return otherwise()
 
 
@@ -89,6 +107,8 @@ def second_process() -> Iterator[SecondProcess | None]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                # Ctrl-C goes to the first process alone, which then ends this one.
+                process_group=0,
             )
     if process is None:
         yield None
@@ -109,13 +129,23 @@ def _usable_cpus() -> int:
 
 def _main() -> None:
     """Load the libraries that draw, read a job from standard input, and write its result."""
-    # The first process kills this one when a user presses Ctrl-C.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whatever a library prints must not become part of the answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     from ldmprobe_core.analysis.report.drawing.sample_figures import carry_out
 
-    job = sys.stdin.buffer.read()
-    if job:
-        json.dump(carry_out(json.loads(job)), sys.stdout)
+    job = sys.stdin.buffer.readline()
+    if not job:
+        return
+    threading.Thread(target=_end_with_first_process, daemon=True).start()
+    with answers:
+        json.dump(carry_out(json.loads(job)), answers)
+
+
+def _end_with_first_process() -> None:
+    """Wait until standard input is closed, which the end of the first process does; then end."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 if __name__ == "__main__":
