@@ -44,7 +44,7 @@ SILENCE_LIMIT_S = 40.0
 BUSY_LIMIT_S = 300.0
 """Seconds without an answer after which a server that accepts requests counts as lost.
 
-On a busy machine, a server with thousands of new task runs may not answer for a minute.
+On a busy machine, a server with thousands of new task runs did not answer for 40 seconds.
 """
 
 UNIT_LIMIT_S = 60.0
@@ -95,7 +95,7 @@ class FlowWatch(WatchThread):
     def __init__(self, url: str, server: ServerProcess | None = None) -> None:
         self.flow_runs: list[Any] = []
         self._url, self._server = url, server
-        self._answered_at = time.monotonic()
+        self._answered_at = self._reached_at = time.monotonic()
         self._handlers: dict[signal.Signals, Any] = {}
         super().__init__("flow-watch")
 
@@ -189,15 +189,18 @@ class FlowWatch(WatchThread):
         except ObjectNotFound:
             # The flow run was deleted in Prefect.  The flow does not need this record of itself on
             # the server, so continue.
-            self._answered_at = time.monotonic()
+            self._answered_at = self._reached_at = time.monotonic()
             return
         except (httpx.HTTPError, PrefectException, RuntimeError, OSError) as error:
+            now = time.monotonic()
             # The server's machine accepts a request even while the server itself is busy.
-            limit = BUSY_LIMIT_S if isinstance(error, httpx.ReadTimeout) else SILENCE_LIMIT_S
-            if time.monotonic() - self._answered_at > limit:
+            if isinstance(error, httpx.ReadTimeout):
+                self._reached_at = now
+            silent, busy = now - self._reached_at, now - self._answered_at
+            if silent > SILENCE_LIMIT_S or busy > BUSY_LIMIT_S:
                 self._request_lost()
             return
-        self._answered_at = time.monotonic()
+        self._answered_at = self._reached_at = time.monotonic()
         if state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED):
             message = (
                 f"flow run {flow_run_id} was cancelled in Prefect: stopping after the units in "

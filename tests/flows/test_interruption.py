@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import contextmanager
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from http_servers import http_server
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -123,6 +125,29 @@ def test_flow_watch_waits_longer_for_a_server_that_is_busy(ends, monkeypatch, ca
             monkeypatch.setattr(interruption, "BUSY_LIMIT_S", 0.3)
             assert until(requested_stop).exit_code == 3
     assert "does not answer" in capfd.readouterr().err
+
+
+def test_flow_watch_counts_a_servers_absence_from_its_last_sign_of_life(ends, monkeypatch):
+    """Each request takes 30 s of a clock that only requests move: five answers are late, so that
+    the server is alive after 150 s; then it refuses, twice, which is 60 s without it."""
+    errors = [*[httpx.ReadTimeout("late")] * 5, *[httpx.ConnectError("refused")] * 9]
+    asked, clock = [], SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+
+    @contextmanager
+    def client(**_):
+        if requested_stop() is None:
+            clock.now += 30.0
+            asked.append(errors[len(asked)])
+        raise asked[-1]
+        yield
+
+    monkeypatch.setattr(interruption, "POLL_EVERY_S", 0.0)
+    monkeypatch.setattr(interruption, "get_client", client)
+    monkeypatch.setattr(interruption, "time", clock)
+    with FlowWatch("http://127.0.0.1:9/api") as flow:
+        flow.begin(RUN)
+        assert until(requested_stop).exit_code == 3
+    assert len(asked) == 7
 
 
 @pytest.mark.parametrize("state", ["CANCELLING", "CANCELLED"])
