@@ -36,7 +36,10 @@ room in its own queue, it would wait for ever.
 """
 
 WAIT_LIMIT_S = 60.0
-"""Longest time in seconds that one event waits for room; a service that has ended consumes none."""
+"""Longest time in seconds that a stream waits for room; a service that has ended consumes none.
+
+The stream then goes on without waiting until there is room again, and a full queue drops events.
+"""
 
 _LOOK_EVERY_S = 0.01
 
@@ -47,6 +50,7 @@ class Publisher(memory.Publisher):
     def __init__(self, topic: str, cache: memory.Cache, deduplicate_by: str | None = None) -> None:
         super().__init__(topic, cache, deduplicate_by)
         self._published = 0
+        self._gave_up = False
 
     async def publish_data(self, data: bytes, attributes: Mapping[str, str]) -> None:
         """Publish a message, in a stream as soon as every queue of the topic has room.
@@ -56,10 +60,13 @@ class Publisher(memory.Publisher):
             attributes: its attributes, among them its id.
         """
         self._published += 1
-        if self._published > STREAM_FROM:
+        if longest_queue(self.topic) < ROOM:
+            self._gave_up = False
+        elif self._published > STREAM_FROM and not self._gave_up:
             deadline = time.monotonic() + WAIT_LIMIT_S
-            while longest_queue(self.topic) >= ROOM and time.monotonic() < deadline:
+            while longest_queue(self.topic) >= ROOM and not self._gave_up:
                 await asyncio.sleep(_LOOK_EVERY_S)
+                self._gave_up = time.monotonic() >= deadline
         await super().publish_data(data, attributes)
 
 
