@@ -89,7 +89,14 @@ class Lease:
         Raises:
             UnreadableLeaseError: the file cannot be read; another process may have written it.
         """
-        if max(lease_numbers(self._location), default=0) != self._number:
+        # A process that comes late creates a higher number for a moment, and removes it when it
+        # finds that this lease is alive.
+        deadline = time.monotonic() + READ_PATIENCE_S
+        while (newest := max(lease_numbers(self._location), default=0)) > self._number:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        if newest != self._number:
             return False
         held_by = read_holder(self._location, self._number)
         return held_by is not None and held_by.key == self._holder.key
