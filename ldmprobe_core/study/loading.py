@@ -155,7 +155,10 @@ def sentence(error: ValidationError, model: type[BaseModel] = Study, noun: str =
 def _field(location: tuple[int | str, ...]) -> str:
     """Return the dotted key of a place in a study."""
     # For a key that takes several types, pydantic adds the tried type, such as ``tuple[int,...]``.
-    tried = re.compile(r"(literal|tuple|list|dict|function|constrained)[-\[].*|\[key\]", re.DOTALL)
+    tried = re.compile(
+        r"(literal|tuple|list|dict|function-(before|after|wrap|plain))\[.*\]|constrained-str|\[key\]",
+        re.DOTALL,
+    )
     field = ".".join(str(part) for part in location if not tried.fullmatch(str(part)))
     # A key in the file may contain line ends.  A message must be one line, so such a key is quoted.
     return field if field.isprintable() else repr(field)
