@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import signal
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from prefect import flow, task
 from prefect.exceptions import TerminationSignal
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -99,14 +99,24 @@ def terminated(folder: str, execution: Execution, replaced: bool) -> tuple[set[s
     def numbers(what: str) -> set[str]:
         return {path.name.split()[1] for path in Path(folder).glob(f"{what} *")}
 
-    with suppress(TerminationSignal, PydanticSerializationError), workers_of(execution):
+    cancel = Client.cancel
+
+    def cancel_and_release(*arguments: Any, **options: Any) -> None:
+        """Let the units in progress end once those that wait have been cancelled."""
+        cancel(*arguments, **options)
+        (Path(folder) / "release").touch()
+
+    with (
+        mock.patch.object(Client, "cancel", cancel_and_release),
+        suppress(TerminationSignal, PydanticSerializationError),
+        workers_of(execution),
+    ):
         # Dask forgets a unit whose future is not kept.
         futures = [unit.submit(folder, number) for number in range(8)]
         deadline = time.monotonic() + 300
         while not numbers("begun"):
             assert time.monotonic() < deadline
             time.sleep(0.02)  # polling for the first unit, bounded by the deadline
-        threading.Timer(1.0, (Path(folder) / "release").touch).start()
         raise_on_sigterm(replaced)
     assert len(futures) == 8
     return numbers("begun"), numbers("ended")
