@@ -126,8 +126,10 @@ class Stopping:
             int(batch): self._run.location.modified(f"images/image/c/{batch}/0/0/0")
             for batch in np.flatnonzero(self._run.progress.completed("generated"))
         }
-        if again := [batch for batch, written in self._written.items() if now[batch] != written]:
-            raise StopError(f"batches {again} were complete, and were repeated")
+        if again := [
+            batch for batch, written in self._written.items() if now.get(batch) != written
+        ]:
+            raise StopError(f"batches {again} were complete, and were repeated or lost")
         self._written = now
 
 

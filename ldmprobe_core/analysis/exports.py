@@ -104,11 +104,14 @@ def _replace_file(target: Path, content: bytes) -> None:
     target = Path(os.path.realpath(target))
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
-        part.write_bytes(content)
-        os.replace(part, target)
+        try:
+            part.write_bytes(content)
+            os.replace(part, target)
+        except BaseException:  # Ctrl-C too
+            with suppress(OSError):
+                part.unlink()
+            raise
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise UserError(
             f"path: the scores cannot be written there ({target}: {error.strerror}). Fix: check "
             "the folder's permissions and free space, or name another"

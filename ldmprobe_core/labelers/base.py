@@ -57,7 +57,9 @@ def no_weights(spec: LabelerSpec) -> list[Path]:
 class CallMemory(NamedTuple):
     """Memory of the intermediate values in one call of a labeler's network.
 
-    Both sizes are bytes for one image, and grow in proportion to the images of a call.
+    Both sizes are bytes for one image of a call with as many images as it takes.  The peak grows in
+    proportion to the images.  So does the small part, roughly, up to images so large that a call's
+    tensors exceed 32 MiB; beyond that, this is more than the call needs.
 
     Attributes:
         at_once: largest number of images in a call.

@@ -262,6 +262,8 @@ def test_overview_sentences_say_score_controls_and_step():
         (-3, -4, -1, True, "3 [1, 4] steps earlier"),
         (6, 3, 10, False, "3 to 10 steps later (not determined more closely)"),
         (0, -4, 4, False, "between 4 steps earlier and 4 later (not determined more closely)"),
+        (3, 0, 7, False, "0 to 7 steps later (not determined more closely)"),
+        (-4, -8, 0, False, "0 to 8 steps earlier (not determined more closely)"),
         (-6, -9, -2, False, "2 to 9 steps earlier (not determined more closely)"),
     ],
 )

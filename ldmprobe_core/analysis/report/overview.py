@@ -77,9 +77,9 @@ def _later(value: Lead) -> str:
     if low is None or high is None:
         return "at an undefined step"
     if not value.determined:
-        if high < 0:
+        if high <= 0:
             return f"{-high} to {-low} steps earlier (not determined more closely)"
-        if low > 0:
+        if low >= 0:
             return f"{low} to {high} steps later (not determined more closely)"
         return f"between {-low} steps earlier and {high} later (not determined more closely)"
     if low <= 0 <= high:
