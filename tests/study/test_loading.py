@@ -118,7 +118,7 @@ def test_load_study_words_mistakes_as_yaml_does(text, message, tmp_path):
     with pytest.raises(UserError) as caught:
         load_study(path)
     assert message in str(caught.value)
-    # Words of Python's type system mean nothing to somebody who writes YAML.
+    # Words of Python's type system mean nothing to an author of YAML.
     for word in ("tuple", "dictionary", "instance", "input should", "None", "literal["):
         assert word not in str(caught.value)
 

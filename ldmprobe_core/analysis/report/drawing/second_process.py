@@ -3,7 +3,7 @@
 Python computes in one thread at a time, so a second thread would gain little.  The second process
 is started before the first one loads its libraries, and loads its own meanwhile.  It then waits for
 the summary of the run, which the first process sends.  It ends when its standard input is closed,
-and therefore never goes on without the first process, however that one ends.
+so that it never outlives the first process, however that one ends.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _usable_cpus() -> int:
 
 def _main() -> None:
     """Load the libraries that draw, read a job from standard input, and write its result."""
-    # Whatever a library prints must not become part of the answer.
+    # Keep the prints of libraries out of the answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from ldmprobe_core.analysis.report.drawing.sample_figures import carry_out
