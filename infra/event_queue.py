@@ -38,7 +38,7 @@ room in its own queue, it would wait for ever.
 WAIT_LIMIT_S = 60.0
 """Longest time in seconds that a stream waits for room; a service that has ended consumes none.
 
-The stream then goes on without waiting until there is room again, and a full queue drops events.
+After that, the stream publishes without waiting until a queue has room; a full queue drops events.
 """
 
 _LOOK_EVERY_S = 0.01
