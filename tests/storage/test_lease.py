@@ -337,7 +337,7 @@ def test_lease_that_cannot_be_read_is_not_taken_over_while_it_has_heartbeats(tmp
 
 
 def test_lease_is_not_lost_while_its_own_file_cannot_be_read(tmp_path, monkeypatch):
-    """No other process can have the same number, unless it has written the file anew."""
+    """A file of this number stays the same process's unless another has written a new one."""
     monkeypatch.setattr(leases, "HEARTBEAT_S", 1e6)
     url = str(tmp_path / "run")
     with hold_lease(url, "me") as lease:
