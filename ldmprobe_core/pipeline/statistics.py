@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from ldmprobe_core.pipeline.activation_sinks import Activations
-    from ldmprobe_core.probing.sums.device_gram import DeviceGram
+    from ldmprobe_core.probing.sums.device_sums import DeviceSums
 
 
 def run_accumulation_units(run: Run) -> list[list[list[range]]]:
@@ -157,9 +157,10 @@ class Accumulator:
             first: index of the first sample in the study, which seeds the batch's permutations.
             labels: property to label maps (sample, y, x) at the size of the images; bool for masks.
             study: study that the samples belong to.
-            device: GPU that multiplies; None or a CPU multiplies here, with other last bits.
+            device: GPU that computes the sums; None or a CPU computes here, with other last bits.
         """
         count = len(next(iter(labels.values())))
+        on_device = _device_sums(device)
         tokens: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
         for network, captured in activations.items():
             columns = summed_columns(study, network)
@@ -187,7 +188,7 @@ class Accumulator:
                         None,
                         np.resize(positions, len(x)),
                         n_positions(grid),
-                        _device_gram(device, x.shape[1] + 1 + y.shape[1]),
+                        on_device,
                     )
                     sums += packed(added.gram)
                     self.by_position[network, layer][step] += added.by_position
@@ -196,13 +197,13 @@ class Accumulator:
         self.count += count
 
 
-def _device_gram(device: torch.device | None, width: int) -> DeviceGram | None:
-    """Return a sum that multiplies on a GPU; None if there is none."""
+def _device_sums(device: torch.device | None) -> DeviceSums | None:
+    """Return sums that a GPU computes; None if there is none."""
     if device is None or device.type == "cpu":
         return None
-    from ldmprobe_core.probing.sums.device_gram import DeviceGram
+    from ldmprobe_core.probing.sums.device_sums import DeviceSums
 
-    return DeviceGram(device, width)
+    return DeviceSums(device)
 
 
 def packed(gram: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from ldmprobe_core.probing.linear import ROWS_AT_ONCE, row_blocks
 
 if TYPE_CHECKING:
     # Import for type checks only: the imported module loads torch, which reports do not need.
-    from ldmprobe_core.probing.sums.device_gram import DeviceGram
+    from ldmprobe_core.probing.sums.device_sums import DeviceSums
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SufficientStatistics:
         weight: np.ndarray | None = None,
         positions: np.ndarray | None = None,
         n_positions: int = 0,
-        device_gram: DeviceGram | None = None,
+        device_sums: DeviceSums | None = None,
     ) -> SufficientStatistics:
         """Compute the sums over tokens in float64, with one rank-k update for each block of rows.
 
@@ -52,9 +52,13 @@ class SufficientStatistics:
             weight: number of times that each token counts, (token,); None counts each token once.
             positions: index of the position of each token, (token,); None leaves `by_position` out.
             n_positions: number of positions.
-            device_gram: sum that multiplies the rows on another device; None multiplies here.
+            device_sums: sums that another device computes; None computes here.
         """
         channels, labels = x.shape[1], y.shape[1]
+        if device_sums is not None and not device_sums.sliced:
+            square_root = None if weight is None else np.sqrt(weight.astype(np.float64))
+            gram, at_positions = device_sums.sums(x, y, square_root, positions, n_positions)
+            return cls(gram, channels, at_positions)
         width = channels + 1 + labels
         upper = np.zeros((width, width), order="F")
         by_position = None if positions is None else np.zeros((n_positions, width))
@@ -71,13 +75,11 @@ class SufficientStatistics:
                 part *= root[:, None]
             if positions is not None:
                 by_position += _sums_by_position(part, positions[here], n_positions, root)
-            if device_gram is None:
+            if device_sums is None:
                 upper = dsyrk(1.0, part.T, beta=1.0, c=upper, overwrite_c=1)
             else:
-                device_gram.add(part)
+                upper += np.triu(device_sums.sliced_gram(part))
             start += len(block)
-        if device_gram is not None:
-            return cls(device_gram.result(), channels, by_position)
         return cls(np.triu(upper) + np.triu(upper, 1).T, channels, by_position)
 
     def __add__(self, other: SufficientStatistics) -> SufficientStatistics:

@@ -1,4 +1,4 @@
-"""Gram matrices of devices against numpy in float64, and against exact rational sums."""
+"""Sums that devices compute against numpy in float64, and against exact rational sums."""
 
 from fractions import Fraction
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldmprobe_core.probing.statistics import SufficientStatistics
-from ldmprobe_core.probing.sums.device_gram import DeviceGram, sliced_gram
+from ldmprobe_core.probing.sums.device_sums import DeviceSums, sliced_gram
 
 DEVICES = [
     pytest.param("cpu", False, id="float64"),
@@ -33,29 +33,33 @@ def tokens(count):
 
 
 @pytest.mark.parametrize(("device", "sliced"), DEVICES)
-def test_device_gram_is_that_of_numpy(device, sliced):
-    x, y = tokens(5000)  # more than two blocks
+def test_gram_matrix_of_a_device_is_that_of_numpy(device, sliced):
+    x, y = tokens(40_000)  # more than two blocks of any kind
     z = np.concatenate([x.astype(np.float64), np.ones((len(x), 1)), y], 1)
-    device_gram = DeviceGram(torch.device(device), z.shape[1], sliced)
-    found = SufficientStatistics.from_tokens(x, y, device_gram=device_gram)
+    device_sums = DeviceSums(torch.device(device), sliced)
+    found = SufficientStatistics.from_tokens(x, y, device_sums=device_sums)
     expected = z.T @ z
     norm = np.sqrt(expected.diagonal())
     assert (np.abs(found.gram - expected) <= 1e-9 * np.outer(norm, norm)).all()
     assert (found.gram == found.gram.T).all()
-    assert found.n == 5000
+    assert found.n == 40_000
 
 
 @pytest.mark.parametrize(("device", "sliced"), DEVICES)
-def test_device_gram_of_weighted_tokens_and_positions(device, sliced):
+def test_sums_of_a_device_of_weighted_tokens_and_positions(device, sliced):
     x, y = tokens(300)
     rng = np.random.default_rng(0)
     weight, positions = rng.integers(0, 4, 300), rng.integers(0, 7, 300)
     plain = SufficientStatistics.from_tokens(x, y, weight, positions, 7)
-    device_gram = DeviceGram(torch.device(device), 9, sliced)
-    found = SufficientStatistics.from_tokens(x, y, weight, positions, 7, device_gram)
+    device_sums = DeviceSums(torch.device(device), sliced)
+    found = SufficientStatistics.from_tokens(x, y, weight, positions, 7, device_sums)
     norm = np.sqrt(plain.gram.diagonal())
     assert (np.abs(found.gram - plain.gram) <= 1e-9 * np.outer(norm, norm)).all()
-    np.testing.assert_array_equal(found.by_position, plain.by_position)
+    expected = np.zeros((7, 9))
+    for row, position, times in zip(np.c_[x, np.ones(300), y], positions, weight, strict=True):
+        expected[position] += times * row.astype(np.float64)
+    scale = np.abs(expected).max(0)
+    assert (np.abs(found.by_position - expected) <= 1e-12 * scale).all()
 
 
 def test_sliced_gram_is_exact_where_float32_products_are_not():
