@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ldmprobe_core.study.extensions.components import Component, component_records
 from ldmprobe_core.study.readers.value_types import Section
@@ -66,11 +66,23 @@ class Drawing(Section):
 
     Attributes:
         colormap: name of a matplotlib colour map.
-        limits: values at both ends of the scale; None takes the extremes of the label map.
+        limits: values at both ends of the scale, the lower one first; None takes the extremes of
+            the label map.
     """
 
     colormap: str = "viridis"
     limits: Annotated[tuple[float, float], Field(strict=False)] | None = None
+
+    @field_validator("limits")
+    @classmethod
+    def _ascending(cls, limits: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Reject a scale without extent, and one from high to low."""
+        if limits is not None and not limits[0] < limits[1]:
+            raise ValueError(
+                f"the first limit is not below the second ({limits[0]:g}, {limits[1]:g}). Fix: "
+                "give the lower one first, such as [0, 1]"
+            )
+        return limits
 
 
 METRICS_OF_KIND: dict[str, tuple[str, ...]] = {

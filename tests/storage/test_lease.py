@@ -357,3 +357,20 @@ def test_take_lease_fails_if_an_unreadable_lease_has_become_valid(tmp_path):
     write_lease(str(tmp_path / "run"), 3, elsewhere())  # it was unreadable when last looked at
     assert leases.take_lease(location, 4, Holder.here("late"), None) is None
     assert location.files() == ["000003"]
+
+
+def test_holder_is_not_called_absent_while_the_folder_of_the_lease_cannot_be_listed(
+    tmp_path, monkeypatch
+):
+    url = str(tmp_path / "run")
+    with hold_lease(url, "me"):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "scandir", _refuse)
+            patched.setattr(os, "listdir", _refuse)
+            with pytest.raises(UnreadableLeaseError, match=r"cannot be listed, .*\. Fix: correct"):
+                holder_of(url)
+        assert holder_of(url) is not None
+
+
+def _refuse(*_: object) -> None:
+    raise PermissionError("not for this user")

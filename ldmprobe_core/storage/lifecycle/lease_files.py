@@ -71,8 +71,18 @@ UNKNOWN = Holder("", "a process whose lease cannot be read", "", 0, 0.0)
 
 
 def lease_numbers(location: Location) -> set[int]:
-    """Return the numbers of all lease files."""
-    return {int(name) for name in location.files() if name.isdecimal()}
+    """Return the numbers of all lease files.
+
+    Raises:
+        UnreadableLeaseError: the folder of the lease must not be listed.
+    """
+    try:
+        return {int(name) for name in location.files() if name.isdecimal()}
+    except PermissionError as error:
+        raise UnreadableLeaseError(
+            f"{location.url}: the folder of the lease cannot be listed, so whether a process works "
+            "on the run is not known (PermissionError). Fix: correct the permissions of the folder"
+        ) from error
 
 
 def lease_name(number: int) -> str:

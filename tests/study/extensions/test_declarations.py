@@ -146,6 +146,11 @@ def test_order_of_properties_does_not_depend_on_the_order_of_registration():
         ({"sunlit": {**SUNLIT, "colour": 1}}, r"sunlit\.colour is not a key .* has: name, title"),
         ({"sunlit": {**SUNLIT, "drawing": {"map": "a"}}}, r"sunlit\.drawing has: colormap, limits"),
         (
+            {"sunlit": {**SUNLIT, "drawing": {"limits": [1, 1]}}},
+            r"limits: the first limit is not below the second \(1, 1\)\. Fix: give the lower one",
+        ),
+        ({"sunlit": {**SUNLIT, "drawing": {"limits": [1, -1]}}}, r"not below the second \(1, -1\)"),
+        (
             {"sunlit": {**SUNLIT, "name": "rain"}},
             r"sunlit\.name is 'rain', which is not the key sunlit\. Fix: leave its name out",
         ),
