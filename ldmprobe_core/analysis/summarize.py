@@ -200,12 +200,9 @@ def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray
     # Score large maps in parts, because metrics hold several float64 copies of all of their pixels.
     at_once = max(1, PART_BYTES // (8 * mean_map.size))
     scores = [
-        score_maps(
-            prop, np.broadcast_to(mean_map, (len(part), *mean_map.shape)), maps[part], mean_map,
-            cut=cut,
-        )
+        score_maps(prop, mean_map[None], maps[part], mean_map, cut=cut)
         for part in np.split(test, range(at_once, len(test), at_once))
-    ]  # fmt: skip
+    ]
     return np.concatenate(scores, axis=1)
 
 

@@ -30,14 +30,15 @@ def auroc(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
     half.
 
     Args:
-        predicted: predictions (n, y, x) or (n, token); bool, or values on any scale.
-        share: share of foreground, of the same shape, 0..1 or bool.
+        predicted: predictions (n, y, x) or (n, token); bool, or values on any scale.  One
+            prediction of all images may be given as (1, y, x) or (1, token).
+        share: share of foreground, (n, y, x) or (n, token), 0..1 or bool.
 
     Returns:
         (n,) float64, 0.5 for a constant prediction; NaN where a mask is empty or full, or a
         prediction is non-finite.
     """
-    scores = np.full(len(predicted), np.nan)
+    scores = np.full(len(share), np.nan)
     for rows, sums in _sums_by_value(predicted, share):
         below = sums.negatives_below + sums.negatives_tied / 2
         pairs = sums.positives.sum(1) * sums.negatives
@@ -55,7 +56,7 @@ def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
         (n,) float64; for a constant prediction, the share of foreground in the image.  NaN where a
         mask is empty or full, or a prediction is non-finite.
     """
-    scores = np.full(len(predicted), np.nan)
+    scores = np.full(len(share), np.nan)
     for rows, sums in _sums_by_value(predicted, share):
         total = sums.positives.sum(1)
         # The predicted positives at a threshold are the pixels with a prediction at or above it.
@@ -69,11 +70,13 @@ def average_precision(predicted: np.ndarray, share: np.ndarray) -> np.ndarray:
 class _SumsByValue:
     """Cumulative sums of foreground and background over tokens sorted by predicted value.
 
+    An entry is a token or, if all images share one prediction, all tokens with the same value.
+
     Attributes:
-        positives: share of foreground of each token, (n, token).
-        positives_below: sum of the foreground of all tokens with smaller values, (n, token).
-        negatives_below: the same of the background, (n, token).
-        negatives_tied: sum of the background of all tokens with the same value, (n, token).
+        positives: share of foreground of each entry, (n, entry).
+        positives_below: sum of the foreground of all tokens with smaller values, (n, entry).
+        negatives_below: the same of the background, (n, entry).
+        negatives_tied: sum of the background of all tokens with the same value, (n, entry).
         negatives: sum of the background of all tokens, (n,).
     """
 
@@ -92,14 +95,41 @@ def _sums_by_value(
     Images whose scores are undefined are left out.
     """
     values, shares = flatten_maps(predicted), flatten_maps(share)
-    start = 0
-    for chunk in iter_chunks(values):
-        part = shares[start : start + len(chunk)].astype(np.float64)
-        mean = part.mean(1)
-        defined = np.isfinite(chunk).all(1) & (mean > 0) & (mean < 1)
+    start, finite = 0, np.broadcast_to(np.isfinite(values).all(1), len(shares))
+    shared = _SharedPrediction(values[0]) if len(values) == 1 and finite.all() else None
+    for chunk in iter_chunks(shares):
+        part = chunk.astype(np.float64)
+        mean, rows = part.mean(1), slice(start, start + len(chunk))
+        defined = finite[rows] & (mean > 0) & (mean < 1)
         if defined.any():
-            yield start + np.flatnonzero(defined), _sort_and_sum(chunk[defined], part[defined])
+            of_part = part[defined]
+            sums = shared.sums(of_part) if shared else _sort_and_sum(values[rows][defined], of_part)
+            yield start + np.flatnonzero(defined), sums
         start += len(chunk)
+
+
+class _SharedPrediction:
+    """One prediction of all images, whose values are sorted once.
+
+    Args:
+        values: predicted value of each token, (token,), finite.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        _, self._group, self._size = np.unique(values, return_inverse=True, return_counts=True)
+
+    def sums(self, shares: np.ndarray) -> _SumsByValue:
+        """Compute `_SumsByValue` of shares (n, token), with one entry for each distinct value."""
+        count = len(self._size)
+        positives = np.stack([np.bincount(self._group, row, count) for row in shares])
+        negatives = self._size - positives
+        return _SumsByValue(
+            positives,
+            positives.cumsum(1) - positives,
+            negatives.cumsum(1) - negatives,
+            negatives,
+            negatives.sum(1),
+        )
 
 
 def _sort_and_sum(values: np.ndarray, shares: np.ndarray) -> _SumsByValue:
@@ -145,6 +175,8 @@ def dice_at(
     Returns:
         (cut, n) float64.
     """
+    if len(predicted) == 1 and share.dtype == bool and weight is None:
+        return _dice_of_one(predicted[0], share, cuts)
     order = predicted.argsort(1)
     values = np.take_along_axis(predicted, order, 1)
     # If all images share one prediction, `order` and `first_above` have one row, which
@@ -155,6 +187,30 @@ def dice_at(
     overlap = _sums_above(hits, order, first_above)
     both = _sums_above(weight, order, first_above) + hits.sum(1, keepdims=True)
     return np.where(both > 0, 2 * overlap / np.where(both > 0, both, 1), 1.0).T
+
+
+def _dice_of_one(predicted: np.ndarray, masks: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """Compute the Dice coefficient of one prediction with many masks at each cut, (cut, n).
+
+    The pixels between two cuts are counted together, so that the pixels are not sorted.
+
+    Args:
+        predicted: (pixel,).
+        masks: (n, pixel) bool.
+        cuts: (cut,), in any order.
+    """
+    ascending = np.argsort(cuts)
+    # `passed` is the number of cuts that a pixel's value exceeds.
+    passed = cuts[ascending].searchsorted(predicted)
+    counts = np.stack(
+        [np.bincount(passed[mask], minlength=len(cuts) + 1) for mask in masks]
+        + [np.bincount(passed, minlength=len(cuts) + 1)]
+    )
+    above = counts[:, ::-1].cumsum(1)[:, ::-1][:, 1:]
+    overlap, area = above[:-1], above[-1]
+    both = area + counts[:-1].sum(1, keepdims=True)
+    dice = np.where(both > 0, 2 * overlap / np.where(both > 0, both, 1), 1.0).T
+    return np.asarray(dice[np.argsort(ascending)])
 
 
 def _sums_above(values: np.ndarray, order: np.ndarray, first: np.ndarray) -> np.ndarray:
