@@ -7,7 +7,7 @@ import pytest
 from run_helpers import carry_out
 from scipy.stats import spearmanr
 
-from ldmprobe_core.analysis import summarize
+from ldmprobe_core.analysis.parts import property_part
 from ldmprobe_core.analysis.summarize import summarise
 from ldmprobe_core.pipeline.labels import label_set
 
@@ -83,9 +83,9 @@ def test_summarise_counts_images_of_one_prompt_as_one_group(tiny_study, tmp_path
 def test_position_is_scored_the_same_in_parts(finished_run, monkeypatch):
     labels = label_set(finished_run)
     test = labels.heldout[1:]
-    whole = summarize.position_scores("depth", labels, test)
-    monkeypatch.setattr(summarize, "PART_BYTES", 1)  # one sample at a time
-    parts = summarize.position_scores("depth", labels, test)
+    whole = property_part.position_scores("depth", labels, test)
+    monkeypatch.setattr(property_part, "PART_BYTES", 1)  # one sample at a time
+    parts = property_part.position_scores("depth", labels, test)
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-12, equal_nan=True)
     mean, maps = labels.means["depth"].ravel(), labels.maps["depth"]
     by_hand = [spearmanr(mean, maps[i].ravel().astype(float)).statistic for i in test]
