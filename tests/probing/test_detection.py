@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from ldmprobe_core.probing.detection import auroc, average_precision, best_cut, dice_at
+from ldmprobe_core.probing.detection import (
+    auroc,
+    average_precision,
+    best_cut,
+    dice_at,
+    quantiles,
+)
 
 RNG = np.random.default_rng(1)
 BLOCK = 6
@@ -120,3 +126,11 @@ def test_dice_of_one_prediction_with_masks_equals_f1_of_pixels():
     found = dice_at(predicted[:1], masks, cuts)
     np.testing.assert_allclose(found, expected, atol=1e-12)
     np.testing.assert_array_equal(found, dice_at(predicted[:1], masks.astype(float), cuts))
+
+
+@pytest.mark.parametrize("size", [1, 2, 65, 1000])
+def test_quantiles_have_the_bits_of_numpy(size):
+    values = RNG.standard_normal((size, 3)).round(2)
+    values[0] *= 1e9
+    levels = np.linspace(0, 1, 64)
+    np.testing.assert_array_equal(quantiles(values, levels), np.quantile(values, levels))

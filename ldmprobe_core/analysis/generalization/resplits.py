@@ -16,9 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import prod
-from operator import add
 
 import numpy as np
 
@@ -32,6 +30,7 @@ from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.probing.measured import mean_map
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.probing.ranks import flatten_maps
+from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
@@ -118,7 +117,8 @@ class Resplits:
         probes = []
         for parts in zip(self.train, self.validation, strict=True):
             train, validation = (
-                reduce(add, (sums[i] for i in np.flatnonzero(part))) for part in parts
+                SufficientStatistics.total([sums[i] for i in np.flatnonzero(part)])
+                for part in parts
             )
             if train.n and validation.n:
                 probes.append(data.fit(train, validation))
