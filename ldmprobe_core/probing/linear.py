@@ -115,7 +115,7 @@ def row_blocks(
     """
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = rows[start : start + ROWS_AT_ONCE]
-        if block.dtype == np.float16:
+        if block.dtype == np.float16 and (dtype != np.float64 or "torch" in sys.modules):
             block = _as_float32(block)
         yield block if dtype is None else block.astype(dtype, copy=False)
 

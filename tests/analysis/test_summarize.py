@@ -1,6 +1,8 @@
 """Summary of a run, against a loop over its scores."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -90,3 +92,20 @@ def test_position_is_scored_the_same_in_parts(finished_run, monkeypatch):
     mean, maps = labels.means["depth"].ravel(), labels.maps["depth"]
     by_hand = [spearmanr(mean, maps[i].ravel().astype(float)).statistic for i in test]
     np.testing.assert_allclose(parts[0], by_hand, atol=1e-6)
+
+
+def test_statistics_need_no_torch(finished_run):
+    """Torch takes seconds to load, in both processes of a report."""
+    script = (
+        "import sys\n"
+        "from ldmprobe_core.analysis.summarize import summarise\n"
+        "from ldmprobe_core.storage.run import Run\n"
+        "summary = summarise(Run(sys.argv[1]), {}).summary\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(summary.model_dump_json(by_alias=True, include={'properties'}))\n"
+    )
+    command = [sys.executable, "-c", script, finished_run.url]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads(finished_run.location.read_text("summary.json"))
+    assert json.loads(done.stdout)["properties"] == summary["properties"]

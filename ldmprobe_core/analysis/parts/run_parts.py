@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.analysis.generalization.build import CurveCell, layer_analyses
@@ -34,13 +34,17 @@ def one_thread() -> Iterator[None]:
     The matrices are small.  With several threads, BLAS and torch would spend most of the time on
     waiting for each other, up to 20 times as much as on computing on a busy machine.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    # Statistics need torch for a few kinds of probes alone, and it takes seconds to load.
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
     try:
         with threadpool_limits(1, user_api="blas"):
             yield
     finally:
-        torch.set_num_threads(threads)
+        if torch:
+            torch.set_num_threads(threads)
 
 
 class RunParts:

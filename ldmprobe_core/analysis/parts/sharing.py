@@ -59,7 +59,9 @@ def compute_parts(
     asked = second.start(ask)
     while (index := _next(left.pop)) is not None:
         parts[index] = compute(jobs[index])
-    asked.result()
+    # If the second process is still loading its libraries, do not wait for it.
+    if not asked.cancel():
+        asked.result()
     return [parts[i] if i in parts else compute(job) for i, job in enumerate(jobs)]
 
 

@@ -65,11 +65,19 @@ def test_two_processes_compute_the_same_statistics_as_one(
     folder, asked = _copy(reported, tmp_path), []
     (folder / KEPT).unlink()
     with second_process() as second:
-        ask = second.ask
+        ask, start = second.ask, second.start
+
+        def finish(function):
+            """Wait for the second process, so that it certainly computes all parts."""
+            future = start(function)
+            future.result()
+            return future
+
+        monkeypatch.setattr(second, "start", finish)
         monkeypatch.setattr(second, "ask", lambda job: (asked.append(job), ask(job))[1])
         rebuild_report(Run(str(folder)), second=second)
     assert _files(folder) == _files(reported)  # with the kept statistics
-    assert {"statistics", "draw"} == {job["work"] for job in asked}
+    assert {"load", "statistics", "draw"} == {job["work"] for job in asked}
     assert "failed" not in caplog.text
 
 

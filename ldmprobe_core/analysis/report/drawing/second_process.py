@@ -69,7 +69,7 @@ class SecondProcess:
         """Send the process a job, and wait for the answer.
 
         Args:
-            job: its ``work``, ``statistics`` or ``draw``, and what that work needs.
+            job: its ``work`` (``load``, ``statistics`` or ``draw``), and what that work needs.
 
         Returns:
             the record and the bytes of the arrays; None, after a warning, if the process failed.
@@ -94,6 +94,10 @@ class SecondProcess:
             self._process.wait(),
         )
         return None
+
+    def prepare(self) -> None:
+        """Have the process load the libraries that compute statistics, without waiting for it."""
+        self.start(lambda: self.ask({"work": "load"}))
 
     def submit(self, run: Run, summary: Summary, samples: list[int]) -> None:
         """Send the process the job to draw the page of samples and the classes.
@@ -167,14 +171,17 @@ def _main() -> None:
     from ldmprobe_core.analysis.report.drawing import sample_figures
 
     while True:
-        job, content = json.loads(jobs.get()), b""
+        job = json.loads(jobs.get())
+        record: dict[str, Any] = {}
+        content = b""
         if job["work"] == "draw":
             record = sample_figures.carry_out(job)
         else:
             # Import here, because drawing kept statistics does not need the libraries of this.
             from ldmprobe_core.analysis.parts import run_parts
 
-            record, content = run_parts.part_answer(job)
+            if job["work"] == "statistics":
+                record, content = run_parts.part_answer(job)
         answers.write(json.dumps({"record": record, "bytes": len(content)}).encode() + b"\n")
         answers.write(content)
         answers.flush()
