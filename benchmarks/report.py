@@ -5,6 +5,7 @@
 15 steps x 16 layers x 3 properties, about 371 of 617 samples held out, 64 x 64 pixels unless SIDE
 says otherwise.  Arrays are filled with random values: what is measured is reading, statistics,
 figures and page.  The report is built twice: the second time takes its statistics from the first.
+Two processes make it, if there are two CPUs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 from ldmprobe_core.analysis.report.build import build_report
+from ldmprobe_core.analysis.report.drawing.second_process import second_process
 from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.storage.probe_schema import RunShape
 from ldmprobe_core.storage.run import Run
@@ -28,6 +30,9 @@ from ldmprobe_core.study.layers import INPUT_CONTROLS, LayerShape
 from ldmprobe_core.study.loading import parse_study
 from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.study.samples import make_samples
+
+USAGE = {"first": resource.RUSAGE_SELF, "second": resource.RUSAGE_CHILDREN}
+"""Which usage of resources each of the two processes that make a report has."""
 
 STEPS, LAYERS, SAMPLES = 15, 16, 617
 
@@ -92,6 +97,12 @@ def write(place: str, side: int) -> Run:
     return run
 
 
+def cpu_seconds() -> float:
+    """Sum the CPU seconds of this process and of the second processes that have ended."""
+    usage = [resource.getrusage(who) for who in USAGE.values()]
+    return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
 def main() -> None:
     """Print seconds and size of the report as JSON."""
     side = int(sys.argv[1]) if len(sys.argv) > 1 else 64
@@ -99,13 +110,15 @@ def main() -> None:
         run = write(f"{place}/run", side)
         found: dict[str, object] = {"side": side}
         for name in ("first", "again"):
-            started, cpu = time.perf_counter(), time.process_time()
-            summary = build_report(run, {})
+            started, cpu = time.perf_counter(), cpu_seconds()
+            with second_process() as second:
+                summary = build_report(run, {}, second=second)
             found[f"{name}_seconds"] = round(time.perf_counter() - started, 1)
-            found[f"{name}_cpu_seconds"] = round(time.process_time() - cpu, 1)
+            found[f"{name}_cpu_seconds"] = round(cpu_seconds() - cpu, 1)
         files = (Path(run.url) / "report").rglob("*")
         found["folder_mb"] = round(sum(p.stat().st_size for p in files if p.is_file()) / 1e6, 2)
-        found["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+        for name, who in USAGE.items():
+            found[f"peak_gb_of_{name}"] = round(resource.getrusage(who).ru_maxrss / 1e6, 2)
         found["test_samples"] = summary.samples["test"]
         print(json.dumps(found))
 

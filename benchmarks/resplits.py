@@ -38,13 +38,13 @@ from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer
 from ldmprobe_core.analysis.generalization.resplits import (
     ResplitCurves,
     Resplits,
-    resplit_curves,
+    RunResplits,
 )
+from ldmprobe_core.analysis.parts.property_part import position_scores
 from ldmprobe_core.analysis.records import (
     PropertyRecord,
     load_summary,
 )
-from ldmprobe_core.analysis.summarize import position_scores
 from ldmprobe_core.pipeline.groups import samples_in
 from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
@@ -266,7 +266,8 @@ def main() -> None:
             for i, prop in enumerate(labels.maps)
         }
         tied = {prop: tied_layers(run, of_prop, split) for prop, of_prop in of_split.items()}
-        curves = resplit_curves(run, split.labels, tied, split.test)
+        of_split = RunResplits(run, split.labels, tied, split.test)
+        curves = of_split.curves({layer: of_split.scores(layer) for layer in of_split.layers})
         for prop, of_prop in of_split.items():
             conclusions[prop].append(conclude(run, prop, of_prop, split, curves[prop]))
         print(f"split {row + 1}: {time.process_time() - started:.0f} CPU seconds", file=sys.stderr)

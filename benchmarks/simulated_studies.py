@@ -46,8 +46,8 @@ from ldmprobe_core.analysis.generalization.resplits import (
     ResplitScorer,
     choose_curves,
 )
+from ldmprobe_core.analysis.parts.property_part import position_scores
 from ldmprobe_core.analysis.property_scores import PropertyScores
-from ldmprobe_core.analysis.summarize import position_scores
 from ldmprobe_core.probing.cell import CellResult, probe_activations
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import SHARES, first_step_above
@@ -304,7 +304,7 @@ def corrected_differences(
 def curves_of_resplits(
     world: World, study: Study, labels: LabelSet, scores: PropertyScores, test: np.ndarray
 ) -> ResplitCurves | None:
-    """Fit the tied layers on other divisions of the prompts, as `resplit_curves` does for a run."""
+    """Fit the tied layers on other divisions of the prompts, as `RunResplits` does for a run."""
     prompts, prop = np.array([sample.group for sample in world.samples]), scores.prop.name
     resplits = Resplits.draw(labels, prompts, study.prompts.seed)
     if resplits is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
@@ -126,8 +127,14 @@ def summarise(
     # Dask workers import this module for the other tasks, and need neither scikit-learn nor
     # Matplotlib for them.
     from ldmprobe_core.analysis.report.build import build_report
+    from ldmprobe_core.analysis.report.drawing.second_process import (
+        pays_second_process,
+        second_process,
+    )
 
-    summary = build_report(Run(run.url), seconds, memory=memory)
+    store = Run(run.url)
+    with second_process() if pays_second_process(store) else nullcontext() as second:
+        summary = build_report(store, seconds, memory=memory, second=second)
     return summary.model_dump(mode="json", by_alias=True)
 
 

@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from ldmprobe_core.storage.units import UNIT_KINDS
 from ldmprobe_core.study.probe_kinds import BUILT_IN_KINDS
 from ldmprobe_core.study.properties import REGISTERED_METRICS, property_of
 
+if TYPE_CHECKING:
+    from ldmprobe_core.analysis.report.drawing.second_process import SecondProcess
+
 KEPT = "report/analysis.npz"
 """File with the summary and the curves of the last report, and the digest of their inputs."""
 
@@ -39,7 +42,10 @@ _LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch")
 
 
 def analyse(
-    run: Run, seconds: dict[str, float], memory: dict[str, PeakRecord] | None = None
+    run: Run,
+    seconds: dict[str, float],
+    memory: dict[str, PeakRecord] | None = None,
+    second: SecondProcess | None = None,
 ) -> RunAnalysis:
     """Take a run's analysis from its report folder if it is valid; otherwise compute and keep it.
 
@@ -47,6 +53,7 @@ def analyse(
         run: finished run.
         seconds: wall time by stage, which the summary reports.
         memory: planned and measured peaks of memory, which the summary reports.
+        second: a second process, which computes a part; None computes all in this one.
 
     Raises:
         RuntimeError: the run is not finished.
@@ -58,11 +65,13 @@ def analyse(
     if kept is not None:
         summary = kept.summary.model_copy(update=current_fields(run, seconds, memory))
         return replace(kept, summary=summary)
+    if second is not None:
+        second.prepare()
     # Import here, because drawing a kept analysis does not need `summarize`, whose libraries take
     # seconds to load.
     from ldmprobe_core.analysis.summarize import summarise
 
-    analysis = summarise(run, seconds, labels, memory)
+    analysis = summarise(run, seconds, labels, memory, second)
     keep_analysis(run, analysis, digest)
     return analysis
 

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 from threadpoolctl import threadpool_limits
 
 from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS, samples_in
@@ -47,6 +46,9 @@ def probe_cell(url: str, step: int, layer: str) -> dict[str, Any]:
     # The number of BLAS threads affects the last bits of sums, so each cell uses one thread.
     # Several cells run in parallel instead.
     threadpool_limits(1, user_api="blas")
+    # Import here: summaries import this module, and torch takes seconds to load.
+    import torch
+
     torch.set_num_threads(1)
     labels = cached_label_set(url, run.location.read_text("identity"))
     results, shape, bytes_read = _probe_networks(run, step, layer, labels)

@@ -10,7 +10,7 @@ from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.fitters.base import CellData, FitData, Probe
 from ldmprobe_core.probing.fitters.registry import FITTERS
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import LinearProbe, predictions
+from ldmprobe_core.probing.linear import LinearProbe, finite_samples, predictions
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.probing.statistics import SufficientStatistics
@@ -85,7 +85,7 @@ def probe_activations(
         are no probes and all scores are NaN.
     """
     columns = columns or study.label_columns("trained")
-    finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
+    finite = finite_samples(activations)
     train = labels.train if train is None else train
     train = train[finite[train]]
     validation = labels.validation[finite[labels.validation]]

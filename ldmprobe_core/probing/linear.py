@@ -84,9 +84,23 @@ def predictions(activations: np.ndarray, probes: list[LinearProbe]) -> np.ndarra
     rows = activations.reshape(-1, activations.shape[-1])
     values = np.concatenate([block @ weight for block in row_blocks(rows)])
     values = values.reshape(*activations.shape[:-1], len(probes))
-    for column, probe in enumerate(probes):
-        values[..., column] += probe.offset
+    shape = activations.shape[1:3]
+    values += np.stack([np.broadcast_to(probe.offset, shape) for probe in probes], axis=-1)
     return values
+
+
+def finite_samples(activations: np.ndarray) -> np.ndarray:
+    """Mark the samples whose activations are all finite, (sample,) bool.
+
+    Args:
+        activations: (sample, ...), any floating dtype.
+    """
+    rows = activations.reshape(len(activations), -1)
+    if rows.dtype == np.float16:
+        # The exponent bits of infinities and NaN are all set.  NumPy tests float16 values one by
+        # one, and integers many at a time.
+        return np.asarray(((rows.view(np.uint16) & 0x7C00) != 0x7C00).all(1))
+    return np.asarray(np.isfinite(rows).all(1))
 
 
 def row_blocks(
@@ -101,7 +115,7 @@ def row_blocks(
     """
     for start in range(0, len(rows), ROWS_AT_ONCE):
         block = rows[start : start + ROWS_AT_ONCE]
-        if block.dtype == np.float16:
+        if block.dtype == np.float16 and (dtype != np.float64 or "torch" in sys.modules):
             block = _as_float32(block)
         yield block if dtype is None else block.astype(dtype, copy=False)
 

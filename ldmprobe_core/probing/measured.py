@@ -77,7 +77,8 @@ def score_measured(
     Args:
         function: metric of predictions and labels (n, y, x), such as `metrics.dice`.  A map with
             unmeasured pixels is passed to it alone, as an array (1, 1, measured pixel).
-        predicted: predictions (n, y, x); bool if the labels are masks.
+        predicted: predictions (n, y, x), or (1, y, x) for one prediction of all images; bool if the
+            labels are masks.
         truth: labels (n, y, x); bool, or floats with NaN at pixels that were not measured.
         covariates: further arguments of `function`, each (covariate, y, x), such as the maps that
             a partial metric regresses out.  They are restricted to the same pixels.
@@ -89,7 +90,8 @@ def score_measured(
     if partly is None:
         return function(predicted, truth, *covariates)
     scores = np.full(len(truth), np.nan)
-    for i, (guess, label) in enumerate(zip(predicted, truth, strict=True)):
+    every = np.broadcast_to(predicted, truth.shape)
+    for i, (guess, label) in enumerate(zip(every, truth, strict=True)):
         known = ~np.isnan(label)
         if known.any():
             dtype = bool if predicted.dtype == bool else label.dtype

@@ -1,6 +1,7 @@
 """Metrics that compare predicted maps with label maps and give one number for each image.
 
-Every metric function takes maps (n, y, x) and returns float64 (n,).  The Dice and IoU of two empty
+Every metric function takes maps (n, y, x) and returns float64 (n,).  The built-in ones also take
+one prediction (1, y, x) of all images.  The Dice and IoU of two empty
 masks are 1, because the absence of an object was predicted correctly.  A correlation with a
 constant map is undefined, and its score is NaN.  The run's summary counts both cases.
 `Metric.score` and `score_maps` ignore label pixels that are NaN, that is, not measured.  Partial
@@ -128,7 +129,8 @@ def score_maps(
 
     Args:
         prop: name of a property.
-        predicted: predictions (n, y, x); for a mask, bool or values on any scale.
+        predicted: predictions (n, y, x), or (1, y, x) for one prediction of all images, which is
+            then ranked or sorted only once; for a mask, bool or values on any scale.
         truth: labels (n, y, x); bool for a mask, else values; floats with NaN at pixels that were
             not measured.
         mean_map: mean label of the training samples, (y, x).  Partial metrics regress it out.
@@ -145,14 +147,14 @@ def score_maps(
     """
     record, covariates = property_of(prop), position_covariates(mean_map, grid)
     regions = cut_mask(predicted, cut) if record.is_mask else predicted
-    return np.stack(
-        [
-            METRICS[name].score(
-                predicted if METRICS[name].continuous else regions, truth, covariates
-            )
-            for name in record.metrics
-        ]
-    )
+    rows = []
+    for name in record.metrics:
+        maps = predicted if METRICS[name].continuous else regions
+        if name in REGISTERED_METRICS:
+            # A registered function takes one prediction for each image.
+            maps = np.broadcast_to(maps, truth.shape)
+        rows.append(METRICS[name].score(maps, truth, covariates))
+    return np.stack(rows)
 
 
 def cut_mask(predicted: np.ndarray, cut: float | None) -> np.ndarray:

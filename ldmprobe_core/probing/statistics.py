@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,6 +90,17 @@ class SufficientStatistics:
             both = self.by_position + other.by_position
         return SufficientStatistics(self.gram + other.gram, self.channels, both)
 
+    @classmethod
+    def total(cls, parts: Sequence[SufficientStatistics]) -> SufficientStatistics:
+        """Add the statistics of several sets of tokens, one after another, in new arrays."""
+        gram, first = parts[0].gram.copy(), parts[0]
+        by_position = None if first.by_position is None else first.by_position.copy()
+        for part in parts[1:]:
+            gram += part.gram
+            if by_position is not None and part.by_position is not None:
+                by_position += part.by_position
+        return cls(gram, first.channels, by_position)
+
     def less_positions(self, means: np.ndarray) -> SufficientStatistics:
         """Return the statistics for the labels minus ``means``, given for each label and position.
 
@@ -164,8 +177,26 @@ def _sums_by_position(
     rows: np.ndarray, positions: np.ndarray, count: int, factor: np.ndarray | None
 ) -> np.ndarray:
     """Sum the rows (token, column) of each position, weighted by `factor`, (position, column)."""
-    values = np.ones(len(rows)) if factor is None else factor
-    members = sparse.csr_array(
-        (values, (positions, np.arange(len(rows)))), shape=(count, len(rows))
-    )
-    return np.asarray(members @ rows)
+    if factor is None:
+        return np.asarray(_members(positions.astype(np.int32).tobytes(), count) @ rows)
+    return np.asarray(_member_matrix(positions, count, factor) @ rows)
+
+
+def _member_matrix(positions: np.ndarray, count: int, values: np.ndarray) -> sparse.csr_array:
+    """Build the matrix (position, token) with the value of each token at its position."""
+    tokens = np.arange(len(positions))
+    return sparse.csr_array((values, (positions, tokens)), shape=(count, len(positions)))
+
+
+@lru_cache(maxsize=8)
+def _members(positions: bytes, count: int) -> sparse.csr_array:
+    """Return the matrix of 0 and 1 that sums the tokens of each position, (position, token).
+
+    Building it takes as long as multiplying with it, and all blocks of images share it.
+
+    Args:
+        positions: position of each token, int32.
+        count: number of positions.
+    """
+    of_tokens = np.frombuffer(positions, np.int32)
+    return _member_matrix(of_tokens, count, np.ones(len(of_tokens)))

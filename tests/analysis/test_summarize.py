@@ -1,13 +1,15 @@
 """Summary of a run, against a loop over its scores."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from run_helpers import carry_out
 from scipy.stats import spearmanr
 
-from ldmprobe_core.analysis import summarize
+from ldmprobe_core.analysis.parts import property_part
 from ldmprobe_core.analysis.summarize import summarise
 from ldmprobe_core.pipeline.labels import label_set
 
@@ -83,10 +85,27 @@ def test_summarise_counts_images_of_one_prompt_as_one_group(tiny_study, tmp_path
 def test_position_is_scored_the_same_in_parts(finished_run, monkeypatch):
     labels = label_set(finished_run)
     test = labels.heldout[1:]
-    whole = summarize.position_scores("depth", labels, test)
-    monkeypatch.setattr(summarize, "PART_BYTES", 1)  # one sample at a time
-    parts = summarize.position_scores("depth", labels, test)
+    whole = property_part.position_scores("depth", labels, test)
+    monkeypatch.setattr(property_part, "PART_BYTES", 1)  # one sample at a time
+    parts = property_part.position_scores("depth", labels, test)
     np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-12, equal_nan=True)
     mean, maps = labels.means["depth"].ravel(), labels.maps["depth"]
     by_hand = [spearmanr(mean, maps[i].ravel().astype(float)).statistic for i in test]
     np.testing.assert_allclose(parts[0], by_hand, atol=1e-6)
+
+
+def test_statistics_need_no_torch(finished_run):
+    """Torch takes seconds to load, in both processes of a report."""
+    script = (
+        "import sys\n"
+        "from ldmprobe_core.analysis.summarize import summarise\n"
+        "from ldmprobe_core.storage.run import Run\n"
+        "summary = summarise(Run(sys.argv[1]), {}).summary\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(summary.model_dump_json(by_alias=True, include={'properties'}))\n"
+    )
+    command = [sys.executable, "-c", script, finished_run.url]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads(finished_run.location.read_text("summary.json"))
+    assert json.loads(done.stdout)["properties"] == summary["properties"]

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from ldmprobe_core.probing.detection import auroc, average_precision, best_cut, dice_at
+from ldmprobe_core.probing.detection import (
+    auroc,
+    average_precision,
+    best_cut,
+    dice_at,
+    quantiles,
+)
 
 RNG = np.random.default_rng(1)
 BLOCK = 6
@@ -91,3 +97,40 @@ def test_best_cut_can_take_everything_and_skips_what_is_not_finite():
     cut = best_cut(predicted, share)
     assert (predicted[0] > cut).all()
     assert best_cut(predicted[1:], share[1:]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(auroc, roc_auc_score), (average_precision, average_precision_score)]
+)
+@pytest.mark.parametrize("decimals", [1, 9])
+def test_one_prediction_of_all_images_is_scored_as_scikit_learn_does(ours, theirs, decimals):
+    predicted, masks, share = blocks(decimals=decimals)
+    share[2], share[4] = 0, 1
+    expected = [
+        theirs(mask.ravel(), np.repeat(predicted[0], BLOCK)) if i not in (2, 4) else np.nan
+        for i, mask in enumerate(masks)
+    ]
+    np.testing.assert_allclose(ours(predicted[:1], share), expected, atol=1e-12)
+    predicted[0, 3] = np.inf
+    assert np.isnan(ours(predicted[:1], share)).all()
+
+
+def test_dice_of_one_prediction_with_masks_equals_f1_of_pixels():
+    predicted, masks, _ = blocks(decimals=1)
+    masks = masks[..., 0]
+    masks[3] = False
+    cuts = np.array([0.9, -9.0, 0.2, 0.2, 9.0])
+    expected = [
+        [f1_score(mask, predicted[0] > cut, zero_division=1) for mask in masks] for cut in cuts
+    ]
+    found = dice_at(predicted[:1], masks, cuts)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_array_equal(found, dice_at(predicted[:1], masks.astype(float), cuts))
+
+
+@pytest.mark.parametrize("size", [1, 2, 65, 1000])
+def test_quantiles_have_the_bits_of_numpy(size):
+    values = RNG.standard_normal((size, 3)).round(2)
+    values[0] *= 1e9
+    levels = np.linspace(0, 1, 64)
+    np.testing.assert_array_equal(quantiles(values, levels), np.quantile(values, levels))

@@ -1,11 +1,22 @@
 """Predictions of a linear probe."""
 
 import numpy as np
+import pytest
 
-from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.probing.linear import LinearProbe, finite_samples
 
 
 def test_linear_probe_predict():
     probe = LinearProbe(np.array([2.0, -1.0]), 0.5, 1.0)
     activations = np.array([[[[1, 2], [3, 4]]]], dtype=np.float16)
     assert probe.predict(activations).tolist() == [[[0.5, 2.5]]]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_sample_with_one_infinite_or_nan_activation_is_not_finite(dtype):
+    limits = np.finfo(dtype)
+    values = np.zeros((6, 2, 3), dtype)
+    values[0] = [[limits.max, limits.min, limits.smallest_subnormal], [-0.0, 1, -1]]
+    values[1, 1, 2], values[3, 0, 0], values[4, 1, 0] = np.inf, np.nan, -np.inf
+    assert finite_samples(values).tolist() == [True, False, True, False, False, True]
+    assert finite_samples(values[::2]).tolist() == [True, True, False]

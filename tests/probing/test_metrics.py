@@ -81,3 +81,19 @@ def test_metrics_of_non_finite_rows_alone_are_undefined(rng):
     a[1, 2, 2] = np.nan
     for score in (metrics.pearson, metrics.spearman):
         assert np.isnan(score(a, b)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("prop", ["foreground", "depth"])
+def test_one_prediction_of_all_images_is_scored_as_a_copy_for_each(prop, missing, rng):
+    truth = rng.random((4, 8, 6))
+    truth = (truth > 0.5) if prop == "foreground" else truth.astype(np.float16)
+    if missing:
+        truth = truth.astype(np.float32)
+        truth[1, :2] = np.nan
+    one, mean_map = rng.random((1, 8, 6)).round(2), rng.random((8, 6))
+    cut = 0.4 if prop == "foreground" else None
+    copies = metrics.score_maps(prop, one.repeat(4, 0), truth, mean_map, cut=cut)
+    found = metrics.score_maps(prop, one, truth, mean_map, cut=cut)
+    np.testing.assert_allclose(found, copies, rtol=0, atol=1e-12)
+    assert np.isfinite(found).all()

@@ -42,6 +42,24 @@ def test_sufficient_statistics_add_up(data):
         RidgePath.from_statistics(SufficientStatistics.from_tokens(x[:0], y[:0]))
 
 
+def test_total_of_parts_equals_the_sums_of_all_tokens(data):
+    activations, _, depth = data
+    x, y = token_rows(activations), block_means(depth, GRID).reshape(-1, 1)
+    at = np.arange(len(x)) % 12
+    parts = [
+        SufficientStatistics.from_tokens(x[i::3], y[i::3], None, at[i::3], 12) for i in range(3)
+    ]
+    before = [part.gram.copy() for part in parts]
+    total = SufficientStatistics.total(parts)
+    rows = np.column_stack([x, np.ones(len(x)), y])
+    np.testing.assert_allclose(total.gram, rows.T @ rows, rtol=1e-12, atol=1e-12)
+    of_positions = [rows[at == position].sum(0) for position in range(12)]
+    np.testing.assert_allclose(total.by_position, of_positions, rtol=1e-12)
+    assert all(np.array_equal(p.gram, b) for p, b in zip(parts, before, strict=True))
+    alone = SufficientStatistics.total([SufficientStatistics.from_tokens(x, y)])
+    assert alone.by_position is None
+
+
 def test_sufficient_statistics_of_float16_equal_numpy():
     """More rows than go at once, in float16, with a mean far from zero."""
     rng = np.random.default_rng(1)

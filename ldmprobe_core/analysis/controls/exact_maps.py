@@ -11,7 +11,6 @@ import numpy as np
 
 from ldmprobe_core.analysis.controls.records import ExactRecord
 from ldmprobe_core.analysis.generalization.refits import TestScorer
-from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.pipeline.labels import as_label
 from ldmprobe_core.probing.detection import position_cut
@@ -46,6 +45,9 @@ def exact_record(
     """
     if prop not in run.exact_properties:
         return None
+    # Import here, because labelers load torch, which takes seconds, and few runs have exact maps.
+    from ldmprobe_core.labelers.registry import labelers_of
+
     truth = as_label(run.study, prop, run.read("exact_maps", prop, sample=test))
     mean, everything = labels.means[prop], np.arange(len(test))
     step, layer, probe = cell

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from ldmprobe_core.analysis.generalization.categories import (
@@ -23,12 +26,26 @@ from ldmprobe_core.analysis.generalization.records import (
 from ldmprobe_core.analysis.generalization.refits import RefitData, TestScorer
 from ldmprobe_core.analysis.generalization.transfer import TransferMatrix
 from ldmprobe_core.analysis.property_scores import PropertyScores
-from ldmprobe_core.analysis.records import PropertyRecord
 from ldmprobe_core.analysis.stored_probes import stored_probes
 from ldmprobe_core.pipeline.groups import ACTIVATION_GROUPS
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import Run
+
+
+@dataclass(frozen=True)
+class CurveCell:
+    """Probes of a property's score curve.
+
+    Attributes:
+        prop: name of the property.
+        kind: kind of the probes.
+        onset: onset step (from 1) of the curve; None if it is undefined.
+    """
+
+    prop: str
+    kind: str
+    onset: int | None
 
 
 class PropertyAnalyses:
@@ -37,7 +54,8 @@ class PropertyAnalyses:
     Args:
         run: finished run.
         labels: label maps and splits of the run.
-        record: record of the property; it gives the layer, the kind of probe and the onset.
+        layer: name of the layer of the property's score curve.
+        cell: kind and onset of the curve.
         scores: scores of the property in all cells.
         bootstrap: bootstrap over the test samples.
     """
@@ -46,19 +64,20 @@ class PropertyAnalyses:
         self,
         run: Run,
         labels: LabelSet,
-        record: PropertyRecord,
+        layer: str,
+        cell: CurveCell,
         scores: PropertyScores,
         bootstrap: Bootstrap,
     ) -> None:
         self.study, self.labels, self.prop = run.study, labels, scores.prop.name
-        self.layer, self.bootstrap = record.layer.name, bootstrap
+        self.bootstrap = bootstrap
         self.samples = run.samples[: run.n_stored]
         self.best_scores = scores.of(scores.best())[0]
-        probes = stored_probes(run, record.layer.name, record.layer.kind, self.prop)
+        probes = stored_probes(run, layer, cell.kind, self.prop)
         self.scorer = TestScorer(labels, self.prop, labels.heldout[scores.is_test])
         self.transfer = TransferMatrix(probes, self.scorer)
-        onset, last = record.emergence.probe.relative.onset.step, len(probes)
-        self.refitted = sorted({onset or last, last}) if len(labels.train) else []
+        last = len(probes)
+        self.refitted = sorted({cell.onset or last, last}) if len(labels.train) else []
         self.folds = category_folds(self.samples, run.study.prompts.seed)
         self.holdout: list[HoldoutRecord] = []
         self.learning: list[LearningRecord] = []
@@ -112,24 +131,40 @@ class PropertyAnalyses:
         )
 
 
-def add_analyses(
-    run: Run, properties: dict[str, PropertyRecord], analyses: dict[str, PropertyAnalyses]
-) -> None:
-    """Compute the generalization analyses of all properties, and store them in `properties`.
+def layer_analyses(
+    run: Run,
+    labels: LabelSet,
+    bootstrap: Bootstrap,
+    layer: str,
+    cells: Sequence[CurveCell],
+    scores: Sequence[PropertyScores],
+) -> dict[str, AnalysesRecord]:
+    """Compute the generalization analyses of the properties whose score curves show one layer.
 
-    Properties with the same layer share the reads.  Steps without refitted probes read the test
-    samples only.
+    The properties share the reads.  Steps without refitted probes read the test samples only.
+
+    Args:
+        run: finished run.
+        labels: label maps and splits of the run.
+        bootstrap: bootstrap over the test samples.
+        layer: name of the layer.
+        cells: kind and onset of each property's curve.
+        scores: scores of each of these properties in all cells.
+
+    Returns:
+        records by property.
     """
-    for layer in dict.fromkeys(part.layer for part in analyses.values()):
-        sharing = [part for part in analyses.values() if part.layer == layer]
-        group = f"{ACTIVATION_GROUPS['trained']}/{layer}"
-        for step in range(len(sharing[0].transfer.probes)):
-            if any(step + 1 in part.refitted for part in sharing):
-                activations = run.read(group, "activation", step=step)
-            else:
-                test = sharing[0].scorer.test
-                activations = run.read(group, "activation", step=step, sample=test)
-            for part in sharing:
-                part.add(step, activations)
-    for prop, part in analyses.items():
-        properties[prop].analyses = part.to_record()
+    analyses = [
+        PropertyAnalyses(run, labels, layer, cell, of_cell, bootstrap)
+        for cell, of_cell in zip(cells, scores, strict=True)
+    ]
+    group = f"{ACTIVATION_GROUPS['trained']}/{layer}"
+    for step in range(len(analyses[0].transfer.probes)):
+        if any(step + 1 in part.refitted for part in analyses):
+            activations = run.read(group, "activation", step=step)
+        else:
+            test = analyses[0].scorer.test
+            activations = run.read(group, "activation", step=step, sample=test)
+        for part in analyses:
+            part.add(step, activations)
+    return {part.prop: part.to_record() for part in analyses}

@@ -10,7 +10,7 @@ import numpy as np
 from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.fitters.ridge import RidgePath, fit_ridge
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.linear import LinearProbe
+from ldmprobe_core.probing.linear import LinearProbe, finite_samples
 from ldmprobe_core.probing.position import token_positions
 from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.probing.statistics import SufficientStatistics
@@ -88,7 +88,7 @@ class RefitData:
     @cached_property
     def finite(self) -> np.ndarray:
         """Flag that is True if all activations of a sample are finite, (sample,) bool."""
-        return np.isfinite(self.activations).reshape(len(self.activations), -1).all(1)
+        return finite_samples(self.activations)
 
     @property
     def train(self) -> np.ndarray:

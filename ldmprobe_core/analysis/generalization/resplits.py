@@ -16,9 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import prod
-from operator import add
 
 import numpy as np
 
@@ -32,6 +30,7 @@ from ldmprobe_core.probing.linear import LinearProbe, predictions
 from ldmprobe_core.probing.measured import mean_map
 from ldmprobe_core.probing.metrics import mean_of_defined
 from ldmprobe_core.probing.ranks import flatten_maps
+from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import property_of
 
@@ -118,7 +117,8 @@ class Resplits:
         probes = []
         for parts in zip(self.train, self.validation, strict=True):
             train, validation = (
-                reduce(add, (sums[i] for i in np.flatnonzero(part))) for part in parts
+                SufficientStatistics.total([sums[i] for i in np.flatnonzero(part)])
+                for part in parts
             )
             if train.n and validation.n:
                 probes.append(data.fit(train, validation))
@@ -272,52 +272,84 @@ class ResplitCurves:
         return self.inflation * np.nan_to_num(scores - mean)
 
 
-def resplit_curves(
-    run: Run, labels: LabelSet, layers: Mapping[str, Sequence[str]], test: np.ndarray
-) -> dict[str, ResplitCurves]:
-    """Compute each property's score curves for all re-splits, with one pass over each layer.
+class RunResplits:
+    """Re-splits of a run's prompts, scored one layer at a time and then put together.
 
     Args:
         run: finished run.
         labels: label maps and splits of the run.
-        layers: names of the candidate layers of each property.
+        candidates: names of the candidate layers of each property.
         test: indices of the test samples, (test sample,).
 
-    Returns:
-        curves by property; empty if the activations of training samples are not stored.
+    Attributes:
+        layers: names of all candidate layers; empty if the activations of training samples are not
+            stored.
     """
-    study = run.study
-    prompts = np.array([sample.group for sample in run.samples[: run.n_stored]])
-    resplits = Resplits.draw(labels, prompts, study.prompts.seed)
-    if resplits is None:
-        return {}
-    scorers = {
-        prop: ResplitScorer(labels, prop, study.probes.penalties, resplits, test) for prop in layers
-    }
-    steps = range(run.open("progress").sizes["step"])
-    scores: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
-    grids: dict[str, tuple[int, int]] = {}
-    for layer in dict.fromkeys(name for names in layers.values() for name in names):
-        sharing = [prop for prop, names in layers.items() if layer in names]
-        for step in steps:
-            activations = run.read(
-                f"{ACTIVATION_GROUPS['trained']}/{layer}", "activation", step=step
+
+    def __init__(
+        self, run: Run, labels: LabelSet, candidates: Mapping[str, Sequence[str]], test: np.ndarray
+    ) -> None:
+        self._run, self._candidates, study = run, candidates, run.study
+        self._prompts = np.array([sample.group for sample in run.samples[: run.n_stored]])
+        self._resplits = Resplits.draw(labels, self._prompts, study.prompts.seed)
+        self._scorers: dict[str, ResplitScorer] = {}
+        self.layers: list[str] = []
+        if self._resplits is None:
+            return
+        self.layers = list(dict.fromkeys(name for names in candidates.values() for name in names))
+        for prop in candidates:
+            self._scorers[prop] = ResplitScorer(
+                labels, prop, study.probes.penalties, self._resplits, test
             )
-            grids[layer] = activations.shape[1:3]
+
+    def scores(self, layer: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Score the probes of all re-splits at one layer, with one pass over its activations.
+
+        Returns:
+            scores of the test samples, (step, re-split, test sample), and of the validation
+            samples, (step, re-split, member), by property that has the layer as a candidate.
+        """
+        sharing = [prop for prop, names in self._candidates.items() if layer in names]
+        scores: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {prop: [] for prop in sharing}
+        for step in range(self._run.open("progress").sizes["step"]):
+            group = f"{ACTIVATION_GROUPS['trained']}/{layer}"
+            activations = self._run.read(group, "activation", step=step)
             for prop in sharing:
-                scores.setdefault((prop, layer), []).append(scorers[prop].scores(activations))
-    curves = {}
-    for prop, names in layers.items():
-        on_test, on_validation = (
-            np.stack([[cell[part] for cell in scores[prop, name]] for name in names])
-            for part in (0, 1)
-        )
-        position = scorers[prop].position_scores(max((grids[name] for name in names), key=prod))
-        members = prompts[resplits.samples]
-        curves[prop] = choose_curves(
-            names, on_test, on_validation, members, position, resplits.inflation
-        )
-    return curves
+                scores[prop].append(self._scorers[prop].scores(activations))
+        return {
+            prop: (np.stack([one for one, _ in cells]), np.stack([other for _, other in cells]))
+            for prop, cells in scores.items()
+        }
+
+    def curves(
+        self, scores: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+    ) -> dict[str, ResplitCurves]:
+        """Compute the score curves of all properties.
+
+        Args:
+            scores: results of the method `scores` by layer, of all `layers`.
+
+        Returns:
+            curves by property; empty without layers.
+        """
+        if self._resplits is None:
+            return {}
+        curves = {}
+        for prop, names in self._candidates.items():
+            on_test, on_validation = (
+                np.stack([scores[name][prop][part] for name in names]) for part in (0, 1)
+            )
+            sizes = [self._run.open(f"{ACTIVATION_GROUPS['trained']}/{n}").sizes for n in names]
+            grid = max(((size["y"], size["x"]) for size in sizes), key=prod)
+            curves[prop] = choose_curves(
+                names,
+                on_test,
+                on_validation,
+                self._prompts[self._resplits.samples],
+                self._scorers[prop].position_scores(grid),
+                self._resplits.inflation,
+            )
+        return curves
 
 
 def choose_curves(

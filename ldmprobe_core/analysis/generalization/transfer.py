@@ -6,7 +6,7 @@ import numpy as np
 
 from ldmprobe_core.analysis.generalization.records import TransferRecord, to_matrix
 from ldmprobe_core.analysis.generalization.refits import TestScorer
-from ldmprobe_core.probing.linear import LinearProbe, predictions
+from ldmprobe_core.probing.linear import LinearProbe, finite_samples, predictions
 
 
 class TransferMatrix:
@@ -30,7 +30,7 @@ class TransferMatrix:
             step: step of the activations, from 0.
             activations: (test sample, y, x, channel) as stored.
         """
-        finite = np.isfinite(activations).reshape(len(activations), -1).all(1)
+        finite = finite_samples(activations)
         if not finite.any():
             return
         rows = activations[finite].reshape(-1, activations.shape[-1])

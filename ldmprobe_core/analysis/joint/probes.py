@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from ldmprobe_core.analysis.stored_probes import stored_probes
-from ldmprobe_core.labelers.registry import labelers_of
 from ldmprobe_core.pipeline.probe import read_cell
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.linear import LinearProbe, predictions
@@ -85,6 +84,9 @@ class JointProbes:
     @property
     def has_labeler(self) -> bool:
         """Flag that is True if the labels come from a labeler and not from ground-truth maps."""
+        # Import here, because labelers load torch, which takes seconds.
+        from ldmprobe_core.labelers.registry import labelers_of
+
         return self.parts[0] in labelers_of(self.run.study)
 
 

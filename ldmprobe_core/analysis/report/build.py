@@ -79,7 +79,8 @@ def build_report(
         samples: indices of held-out samples to show step by step; None chooses test samples of
             different classes.  They must have step images.
         memory: planned and measured peaks of memory, which the summary reports.
-        second: a second process, which draws a part of the report; None draws all in this one.
+        second: a second process, which computes and draws a part of the report; None does all in
+            this one.
 
     Returns:
         the summary of the run.
@@ -88,7 +89,7 @@ def build_report(
         UserError: a sample is not held out, or has no step images.
         RuntimeError: the run is not finished.
     """
-    analysis = analyse(run, seconds, memory)
+    analysis = analyse(run, seconds, memory, second)
     drawn = _samples_to_draw(run, analysis, samples)
     figure_records = _draw(run, analysis, drawn, second)
     page = _page(run, analysis.summary, figure_records)
@@ -295,7 +296,7 @@ def _draw(
             writer.add_intervention(name)
         writer.add_samples(maps, indices)
 
-    if second is not None and second.can_draw(run):
+    if second is not None and second.can_read(run):
         second.submit(run, summary, indices)
         draw_statistics()
         part = second.result(lambda: draw_sample_pages(run, maps, summary, indices))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from ldmprobe_core.probing.fitters.adam import fit_adam
 from ldmprobe_core.probing.fitters.base import FitData, Fitter
 from ldmprobe_core.probing.fitters.logistic import SoftLabels, fit_logistic
-from ldmprobe_core.probing.fitters.mlp import MlpProbe, fit_mlp
 from ldmprobe_core.probing.fitters.ridge import fit_ridge
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.study.probe_kinds import (
@@ -21,6 +20,9 @@ from ldmprobe_core.study.probe_kinds import (
     ProbeKind,
     register_probe_kind,
 )
+
+if TYPE_CHECKING:
+    from ldmprobe_core.probing.fitters.mlp import MlpProbe
 
 FITTERS: dict[str, Fitter] = {}
 """Registered fitters by the name of their probe kind, in the order in which they run."""
@@ -97,6 +99,9 @@ class AdamFitter:
 
     def fit(self, data: FitData) -> LinearProbe:
         """Fit the linear probe by Adam for 30 epochs, as in Chen et al. (2023)."""
+        # Import here, because torch takes seconds to load, and summaries fit other kinds.
+        from ldmprobe_core.probing.fitters.adam import fit_adam
+
         return fit_adam(data.activations, data.full_maps, data.prop.is_mask, data.cell.seed)
 
 
@@ -107,6 +112,9 @@ class MlpFitter:
 
     def fit(self, data: FitData) -> MlpProbe:
         """Fit the nonlinear probe by Adam for 30 epochs, as in Chen et al. (2023)."""
+        # Import here, for the same reason.
+        from ldmprobe_core.probing.fitters.mlp import fit_mlp
+
         return fit_mlp(
             data.activations,
             data.token_maps,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.statistics import SufficientStatistics
@@ -61,10 +61,10 @@ class RidgePath:
         """Solve for weights (channel, label) and biases (label,) at a relative penalty > 0."""
         system = self.covariance.copy()
         system.flat[:: len(system) + 1] += penalty * self.unit
-        try:
-            factor = cho_factor(system, lower=True, overwrite_a=True, check_finite=False)
-            weight = cho_solve(factor, self.cross, check_finite=False)
-        except np.linalg.LinAlgError:
+        # Call LAPACK itself: the matrices are small, and SciPy's wrappers take as long as it does.
+        factor, failed = dpotrf(system, lower=1, clean=0, overwrite_a=1)
+        weight = dpotrs(factor, self.cross, lower=1)[0]
+        if failed:
             # Cholesky factorisation fails if rounding errors exceed the penalty.  In that case,
             # solve with only the eigenvalues that are larger than rounding errors.
             values, vectors = np.linalg.eigh(self.covariance)

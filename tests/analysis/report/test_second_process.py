@@ -1,4 +1,4 @@
-"""Second process that draws a part of a report: same files as without it, no harm if it fails."""
+"""Second process of a report: same files and numbers as without it, no harm if it fails."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ldmprobe_core.analysis.kept_analysis import KEPT
 from ldmprobe_core.analysis.report.build import build_report, rebuild_report
 from ldmprobe_core.analysis.report.drawing import second_process as module
 from ldmprobe_core.analysis.report.drawing.second_process import second_process
@@ -58,6 +59,28 @@ def test_two_processes_write_the_same_files_as_one(reported, tmp_path, two_cpus,
     assert {"report/samples.html", "report/scores.csv"} < set(_files(folder))
 
 
+def test_two_processes_compute_the_same_statistics_as_one(
+    reported, tmp_path, two_cpus, monkeypatch, caplog
+):
+    folder, asked = _copy(reported, tmp_path), []
+    (folder / KEPT).unlink()
+    with second_process() as second:
+        ask, start = second.ask, second.start
+
+        def finish(function):
+            """Wait for the second process, so that it certainly computes all parts."""
+            future = start(function)
+            future.result()
+            return future
+
+        monkeypatch.setattr(second, "start", finish)
+        monkeypatch.setattr(second, "ask", lambda job: (asked.append(job), ask(job))[1])
+        rebuild_report(Run(str(folder)), second=second)
+    assert _files(folder) == _files(reported)  # with the kept statistics
+    assert {"load", "statistics", "draw"} == {job["work"] for job in asked}
+    assert "failed" not in caplog.text
+
+
 @pytest.mark.parametrize(("last", "code"), [("exit 3", 3), ("echo a library says hello", 0)])
 def test_report_is_complete_if_the_second_process_fails(
     reported, tmp_path, two_cpus, caplog, monkeypatch, last, code
@@ -69,7 +92,7 @@ def test_report_is_complete_if_the_second_process_fails(
     with second_process() as second:
         rebuild_report(Run(str(folder)), second=second)
     assert _files(folder) == _files(reported)
-    assert f"the process that drew it has failed (exit code {code})" in caplog.text
+    assert f"the process that made it has failed (exit code {code})" in caplog.text
 
 
 def test_second_process_ends_in_the_midst_if_the_first_one_is_gone():
@@ -88,7 +111,7 @@ second_process._main()
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
     ) as process:
-        process.stdin.write(b"{}\n")
+        process.stdin.write(b'{"work": "draw"}\n')
         process.stdin.flush()
         assert process.stderr.readline() == b"drawing\n"
         process.stdin.close()
@@ -100,7 +123,7 @@ def test_no_process_is_left_or_started_without_need(reported, two_cpus, monkeypa
     with pytest.raises(KeyboardInterrupt), second_process() as second:
         raise KeyboardInterrupt
     run = Run(str(reported))
-    assert not second.can_draw(run)  # it has ended
+    assert not second.can_read(run)  # it has ended
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     with second_process() as second:
         assert second is None
@@ -109,9 +132,9 @@ def test_no_process_is_left_or_started_without_need(reported, two_cpus, monkeypa
 def test_a_property_of_this_process_alone_is_not_sent(reported, two_cpus, monkeypatch):
     run = Run(str(reported))
     with second_process() as second:
-        assert second.can_draw(run)
+        assert second.can_read(run)
         monkeypatch.setattr("ldmprobe_core.study.properties.is_built_in", lambda p: p == "depth")
-        assert not second.can_draw(run)
+        assert not second.can_read(run)
 
 
 def test_module_is_light():

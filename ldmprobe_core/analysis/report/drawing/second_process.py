@@ -1,9 +1,11 @@
-"""Second process that draws a part of a report, while the first one draws the rest.
+"""Second process that computes and draws a part of a report, while the first one does the rest.
 
 Python computes in one thread at a time, so a second thread would gain little.  The second process
-is started before the first one loads its libraries, and loads its own meanwhile.  It then waits for
-the summary of the run, which the first process sends.  It ends when its standard input is closed,
-so that it never outlives the first process, however that one ends.
+is started before the first one loads its libraries, and loads its own meanwhile.  It then carries
+out the jobs that the first process sends, one after another: parts of the statistics, and the
+pages of samples.  A job is a line of JSON.  Its answer is a line of JSON too, and arrays follow it
+in NumPy's format ``npz``, so that no numbers are rounded.  The process ends when its standard input
+is closed, so that it never outlives the first process, however that one ends.
 """
 
 from __future__ import annotations
@@ -18,17 +20,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldmprobe_core.analysis.records import Summary
     from ldmprobe_core.storage.run import Run
 
+SMALLEST_RUN = 10_000
+"""Smallest run, in images times steps times layers, for whose statistics a second process pays.
+
+Loading its libraries takes some five seconds of a CPU.
+"""
+
 _LOGGER = logging.getLogger(__name__)
 
 
 class SecondProcess:
-    """Handle of a second process, which does one job.
+    """Handle of a second process, which carries out jobs one after another.
 
     Args:
         process: process that runs this module, with pipes to its standard input and output.
@@ -37,9 +46,9 @@ class SecondProcess:
 
     def __init__(self, process: subprocess.Popen[bytes], pool: ThreadPoolExecutor) -> None:
         self._process, self._pool = process, pool
-        self._answer: Future[bytes]
+        self._drawn: Future[tuple[dict[str, Any], bytes] | None]
 
-    def can_draw(self, run: Run) -> bool:
+    def can_read(self, run: Run) -> bool:
         """Return whether the process waits for a job, and can read the run.
 
         It cannot if the run has properties that only this process knows.  Runs in buckets are left
@@ -52,46 +61,65 @@ class SecondProcess:
             return False
         return all(map(is_built_in, run.study.labels.maps))
 
-    def submit(self, run: Run, summary: Summary, samples: list[int]) -> None:
-        """Send the process its job, which is to draw the page of samples and the classes.
+    def start(self, function: Callable[[], Any]) -> Future[Any]:
+        """Call a function, which may call `ask`, in the thread that waits for answers."""
+        return self._pool.submit(function)
+
+    def ask(self, job: dict[str, Any]) -> tuple[dict[str, Any], bytes] | None:
+        """Send the process a job, and wait for the answer.
 
         Args:
-            run: finished run for which `can_draw` is True.
+            job: its ``work`` (``load``, ``statistics`` or ``draw``), and what that work needs.
+
+        Returns:
+            the record and the bytes of the arrays; None, after a warning, if the process failed.
+        """
+        question, answers = self._process.stdin, self._process.stdout
+        if question is None or answers is None or question.closed:
+            return None
+        with suppress(BrokenPipeError):
+            question.write(json.dumps(job).encode() + b"\n")
+            question.flush()
+        with suppress(ValueError, TypeError, KeyError):
+            header = json.loads(answers.readline())
+            content = answers.read(header["bytes"])
+            if len(content) == header["bytes"]:
+                return header["record"], content
+        # The end of its standard input ends the process if it still runs.
+        with suppress(BrokenPipeError):
+            question.close()
+        _LOGGER.warning(
+            "a part of the report is made again: the process that made it has failed (exit code "
+            "%s)",
+            self._process.wait(),
+        )
+        return None
+
+    def prepare(self) -> None:
+        """Have the process load the libraries that compute statistics, without waiting for it."""
+        self.start(lambda: self.ask({"work": "load"}))
+
+    def submit(self, run: Run, summary: Summary, samples: list[int]) -> None:
+        """Send the process the job to draw the page of samples and the classes.
+
+        Args:
+            run: finished run for which `can_read` is True.
             summary: summary of the run.
             samples: indices of the samples whose classes are drawn.
         """
         record = summary.model_dump(mode="json", by_alias=True)
-        job = {"run": str(Path(run.url).absolute()), "summary": record, "samples": samples}
-        self._answer = self._pool.submit(self._ask, json.dumps(job).encode() + b"\n")
-
-    def _ask(self, job: bytes) -> bytes:
-        """Send a job, which is one line, and wait for the answer; it is empty after a failure."""
-        question, answers = self._process.stdin, self._process.stdout
-        if question is None or answers is None:
-            return b""
-        with suppress(BrokenPipeError):
-            question.write(job)
-            question.flush()
-        answer = answers.read()
-        self._process.wait()
-        return answer
+        url = str(Path(run.url).absolute())
+        job = {"work": "draw", "run": url, "summary": record, "samples": samples}
+        self._drawn = self.start(lambda: self.ask(job))
 
     def result(self, otherwise: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Wait for the result of the job, as `sample_figures.draw_sample_pages` returns it.
+        """Wait for the result of the job of `submit`, as `draw_sample_pages` returns it.
 
         Args:
             otherwise: function that does the job in this process if the second one fails.
         """
-        answer, code = self._answer.result(), self._process.returncode
-        if code == 0:
-            with suppress(ValueError):
-                return dict(json.loads(answer))
-        _LOGGER.warning(
-            "a part of the report is drawn again: the process that drew it has failed (exit code "
-            "%s)",
-            code,
-        )
-        return otherwise()
+        answer = self._drawn.result()
+        return otherwise() if answer is None else answer[0]
 
 
 @contextmanager
@@ -120,6 +148,12 @@ def second_process() -> Iterator[SecondProcess | None]:
             process.kill()
 
 
+def pays_second_process(run: Run) -> bool:
+    """Return whether a second process would shorten the first report of a finished run."""
+    steps = run.open("progress").sizes["step"]
+    return not run.location.remote and run.n_stored * steps * len(run.layers) >= SMALLEST_RUN
+
+
 def _usable_cpus() -> int:
     """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -128,23 +162,35 @@ def _usable_cpus() -> int:
 
 
 def _main() -> None:
-    """Load the libraries that draw, read a job from standard input, and write its result."""
-    # Keep the prints of libraries out of the answer.
-    answers = os.fdopen(os.dup(1), "w")
+    """Load the libraries that draw, carry out jobs from standard input, and write their results."""
+    # Keep the prints of libraries out of the answers.
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    from ldmprobe_core.analysis.report.drawing.sample_figures import carry_out
+    jobs: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
+    from ldmprobe_core.analysis.report.drawing import sample_figures
 
-    job = sys.stdin.buffer.readline()
-    if not job:
-        return
-    threading.Thread(target=_end_with_first_process, daemon=True).start()
-    with answers:
-        json.dump(carry_out(json.loads(job)), answers)
+    while True:
+        job = json.loads(jobs.get())
+        record: dict[str, Any] = {}
+        content = b""
+        if job["work"] == "draw":
+            record = sample_figures.carry_out(job)
+        else:
+            # Import here, because drawing kept statistics does not need the libraries of this.
+            from ldmprobe_core.analysis.parts import run_parts
+
+            if job["work"] == "statistics":
+                record, content = run_parts.part_answer(job)
+        answers.write(json.dumps({"record": record, "bytes": len(content)}).encode() + b"\n")
+        answers.write(content)
+        answers.flush()
 
 
-def _end_with_first_process() -> None:
-    """Wait until standard input is closed, which the end of the first process does; then end."""
-    os.read(0, 1)
+def _read_jobs(jobs: SimpleQueue[bytes]) -> None:
+    """Read jobs until standard input is closed, as at the end of the first process; then end."""
+    while job := sys.stdin.buffer.readline():
+        jobs.put(job)
     os._exit(1)
 
 

@@ -1,0 +1,1 @@
+"""Statistics of a run in independent parts, which two processes can share."""

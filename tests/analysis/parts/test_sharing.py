@@ -1,0 +1,95 @@
+"""Division of statistics between two processes: every part once, and none lost if one fails."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ldmprobe_core.analysis.controls.training_size import CorrectedDifference
+from ldmprobe_core.analysis.parts.property_part import PropertyPart
+from ldmprobe_core.analysis.parts.run_parts import part_of_message, part_to_message
+from ldmprobe_core.analysis.parts.sharing import compute_parts
+
+JOBS = [{"kind": "resplits", "name": f"layer {i}"} for i in range(6)]
+
+
+def part(name):
+    rng = np.random.default_rng(int(name.split()[1]))
+    return {"depth": (rng.random((2, 3)), rng.random((2, 4)))}
+
+
+class Second:
+    """Stand-in for a second process, which answers in a thread until it fails."""
+
+    def __init__(self, answers):
+        self.answers, self.asked = answers, []
+        self._pool = ThreadPoolExecutor(1)
+
+    def can_read(self, run):
+        return True
+
+    def start(self, function):
+        future = self._pool.submit(function)
+        if self.answers:
+            # Let the second process finish first, so that what it takes is certain.
+            future.result()
+        return future
+
+    def ask(self, job):
+        if len(self.asked) == self.answers:
+            return None
+        self.asked.append(job["name"])
+        record, arrays = part_to_message(job, part(job["name"]))
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return record, buffer.getvalue()
+
+
+@pytest.mark.parametrize("answers", [0, 2, 6])
+def test_every_part_is_computed_once_in_the_order_of_the_jobs(answers):
+    study = SimpleNamespace(probes=SimpleNamespace(kinds=("ridge",)))
+    run, second, here = SimpleNamespace(study=study, url="run"), Second(answers), []
+
+    def compute(job):
+        here.append(job["name"])
+        return part(job["name"])
+
+    parts = compute_parts(run, JOBS, compute, second)
+    assert sorted(second.asked + here) == [job["name"] for job in JOBS]
+    assert len(second.asked) == answers
+    for job, found in zip(JOBS, parts, strict=True):
+        for one, other in zip(found["depth"], part(job["name"])["depth"], strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+def test_probes_of_this_process_alone_are_not_sent():
+    study = SimpleNamespace(probes=SimpleNamespace(kinds=("ridge", "a kind of the user")))
+    run, second = SimpleNamespace(study=study, url="run"), Second(6)
+    compute_parts(run, JOBS, lambda job: part(job["name"]), second)
+    assert not second.asked
+
+
+def test_a_property_part_is_unchanged_by_its_message():
+    rng = np.random.default_rng(0)
+    scores = rng.random((2, 5))
+    scores[0, 1] = np.nan
+    one = PropertyPart(
+        scores,
+        {"trajectory": rng.random((3, 5)), "clean": scores[:1]},
+        {"prompt": scores},
+        {"8x8": 1 / 3, "16x16": None},
+        {"latents": CorrectedDifference(rng.random(5), 0.1 + 0.2)},
+        0.25,
+    )
+    job = {"kind": "property", "name": "depth"}
+    other = part_of_message(job, part_to_message(job, one))
+    assert other.position.tobytes() == one.position.tobytes()
+    for name in ("rivals", "without_cells"):
+        assert list(getattr(other, name)) == list(getattr(one, name))
+        for key, values in getattr(one, name).items():
+            assert getattr(other, name)[key].tobytes() == values.tobytes()
+    assert (other.ceilings, other.missing) == (one.ceilings, one.missing)
+    assert other.corrected["latents"].error == one.corrected["latents"].error
+    assert other.corrected["latents"].values.tobytes() == one.corrected["latents"].values.tobytes()
