@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldmprobe_core.analysis.report.build import build_report, rebuild_report
+from ldmprobe_core.analysis.report.build import rebuild_report
 from ldmprobe_core.analysis.report.drawing import second_process as module
 from ldmprobe_core.analysis.report.drawing.second_process import second_process
 from ldmprobe_core.storage.run import Run
@@ -19,7 +19,6 @@ def reported(finished_run, tmp_path_factory):
     """Copy of a finished run with a report that one process has drawn."""
     folder = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(finished_run.url, folder)
-    build_report(Run(str(folder)), {})
     return folder
 
 
