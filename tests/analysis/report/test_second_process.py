@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiers import rest_slow
 
 from ldmprobe_core.analysis.report.build import rebuild_report
 from ldmprobe_core.analysis.report.drawing import second_process as module
@@ -57,7 +58,9 @@ def test_two_processes_write_the_same_files_as_one(reported, tmp_path, two_cpus,
     assert {"report/samples.html", "report/scores.csv"} < set(_files(folder))
 
 
-@pytest.mark.parametrize(("last", "code"), [("exit 3", 3), ("echo a library says hello", 0)])
+@pytest.mark.parametrize(
+    ("last", "code"), rest_slow([("exit 3", 3), ("echo a library says hello", 0)], (0,))
+)
 def test_report_is_complete_if_the_second_process_fails(
     reported, tmp_path, two_cpus, caplog, monkeypatch, last, code
 ):
