@@ -23,7 +23,7 @@ test: env lint  ## style, types, and every test that is not marked slow
 	$(TESTS) -m "not slow"
 	@echo "not tried: the containers on a Docker engine: make containers does that in half an hour"
 
-test-slow: env  ## the tests marked slow: whole studies, stacks, stops, training (25 min on two cores)
+test-slow: env  ## the tests marked slow: whole studies, stacks, stops, training (half an hour)
 	$(TESTS) -m slow
 
 lint: env  ## style, types, and the direction of imports
