@@ -8,17 +8,23 @@ WATCHED = sh infra/watched.sh $(VENV)
 PIP = $(WATCHED) $(BIN)/pip install -q -c constraints.txt
 TORCH = $$(grep -E '^(torch|torchvision)==' constraints.txt)
 
-.PHONY: help demo test lint env train stack containers bench audit clean
+# Tests, two files at a time: many wait for servers.
+TESTS = $(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile
+
+.PHONY: help demo test test-slow lint env train stack containers bench audit clean
 
 help:  ## this list
-	@grep -hE "^[a-z]+:.*##" $(MAKEFILE_LIST) | sed -E "s/:.*## /\t/" | expand -t 12
+	@grep -hE "^[a-z-]+:.*##" $(MAKEFILE_LIST) | sed -E "s/:.*## /\t/" | expand -t 12
 
 demo: env  ## the embedded study: scores, figures, report
 	$(BIN)/ldmprobe run tabletop
 
-test: env lint  ## everything that must hold
-	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile
+test: env lint  ## style, types, and every test that is not marked slow
+	$(TESTS) -m "not slow"
 	@echo "not tried: the containers on a Docker engine: make containers does that in half an hour"
+
+test-slow: env  ## the tests marked slow: whole studies, stacks, stops, training (half an hour)
+	$(TESTS) -m slow
 
 lint: env  ## style, types, and the direction of imports
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from prefect import flow
 
 from flows.checks.worker_memory import worker_memory_limit
 from flows.run_lock import hold_study
-from flows.scheduling.settings import RollingSeed, scheduled_date, summary_if_finished
+from flows.scheduling.settings import RollingSeed, scheduled_date, summary_if_finished, wait_of
 from flows.study import generate_and_label, with_repair
 from flows.workers import workers_of
 from ldmprobe_core.errors import UserError
@@ -44,7 +44,7 @@ def classify_flow(
     day = scheduled_date(schedule)
     if day is not None:
         study = with_rolling_seed(study, day)
-    with hold_study(study, store) as (plan, lease):
+    with hold_study(study, store, wait_of(schedule, day)) as (plan, lease):
         with activity("creating the run, or reading its progress"):
             run = prepare(plan.study, store)
         finished = day is not None and summary_if_finished(run, study, day) is not None

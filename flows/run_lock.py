@@ -7,7 +7,8 @@ died without releasing the lease, the next flow marks that flow run as crashed i
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -25,24 +26,36 @@ from flows.pause_watch import PauseWatch
 from ldmprobe_core.pipeline.planning.plan import StudyPlan, plan_of
 from ldmprobe_core.pipeline.prepare import run_in
 from ldmprobe_core.storage.lease import Lease, hold_lease, holder_of
+from ldmprobe_core.storage.lifecycle.lease_files import Holder
 from ldmprobe_core.study.schema import Study
-from tasks.stopping import Stop, StoppedError, requested_stop
+from tasks.stopping import Stop, StoppedError, requested_stop, require_not_stopped
 
 _WHO = "flow run "
 _PAGE = 200
+_NOTE_EVERY_S = 60.0
+_WAIT_MORE = (
+    "schedule the flow runs further apart, raise schedule.wait_minutes, or stop that process and "
+    "retry this flow run"
+)
 
 UNIT_PATIENCE_S = 900.0
 """Seconds that a resumed flow run waits for the units in progress of its earlier process."""
 
 
 @contextmanager
-def hold_run(url: str) -> Iterator[Lease]:
+def hold_run(url: str, wait_minutes: int | None = None) -> Iterator[Lease]:
     """Hold the lease of a run, or of one of its interventions, for the calling flow.
 
     Meanwhile a thread watches whether the flow run is paused in Prefect.
 
+    Args:
+        url: URL of the run or intervention.
+        wait_minutes: longest time to wait for another flow run that holds the lease, which a
+            scheduled flow run does; None does not wait.
+
     Raises:
         UserError: another flow run that is still alive holds the lease.
+        StoppedError: a stop was requested while this flow run waited.
         Pause: the flow run was suspended in Prefect.
     """
     who = f"{_WHO}{runtime.flow_run.id}"
@@ -50,7 +63,11 @@ def hold_run(url: str) -> Iterator[Lease]:
     # A flow run that is resumed soon after it was suspended starts while its earlier process still
     # waits for the units in progress.
     patience = UNIT_PATIENCE_S if earlier is not None and earlier.description == who else 0.0
-    with hold_lease(url, who, patience) as lease, PauseWatch(runtime.flow_run.id):
+    options: dict[str, Any] = {}
+    if wait_minutes is not None:
+        patience = max(patience, 60.0 * wait_minutes)
+        options = {"on_wait": waiting_notes(url, wait_minutes), "remedy": _WAIT_MORE}
+    with hold_lease(url, who, patience, **options) as lease, PauseWatch(runtime.flow_run.id):
         expired = {holder.description.removeprefix(_WHO) for holder in lease.previous}
         unmarked = {run for run in expired if not _reconcile(run)}
         try:
@@ -74,12 +91,48 @@ def hold_run(url: str) -> Iterator[Lease]:
                 _reconcile(run)
 
 
+def waiting_notes(
+    url: str, wait_minutes: int, now: Callable[[], float] = time.monotonic
+) -> Callable[[Holder], None]:
+    """Return a function that logs, at most once a minute, for whom this flow run waits.
+
+    The function raises `StoppedError` if a stop was requested.
+
+    Args:
+        url: URL of the run whose lease another process holds.
+        wait_minutes: longest time to wait, which the log names.
+        now: clock in seconds.
+    """
+    logger, started = get_run_logger(), now()
+    last: float | None = None
+
+    def note(holder: Holder) -> None:
+        nonlocal last
+        require_not_stopped()
+        if last is None or now() - last >= _NOTE_EVERY_S:
+            last = now()
+            logger.info(
+                "waiting for %s, on which %s (process %d on %s) works: %.0f of at most %d minutes",
+                url, holder.description, holder.pid, holder.host.partition("/")[0],
+                (last - started) / 60, wait_minutes,
+            )  # fmt: skip
+
+    return note
+
+
 @contextmanager
-def hold_study(study: Study, store: str) -> Iterator[tuple[StudyPlan, Lease]]:
+def hold_study(
+    study: Study, store: str, wait_minutes: int | None = None
+) -> Iterator[tuple[StudyPlan, Lease]]:
     """Plan a study and hold the lease of its run, which need not exist yet.
 
     If this process has already planned the study and still uses that plan, it is not computed
     again.
+
+    Args:
+        study: study to carry out.
+        store: folder or bucket that contains runs.
+        wait_minutes: as in `hold_run`.
 
     Raises:
         UserError: the study has a mistake, this machine lacks something that the study needs, or
@@ -87,7 +140,7 @@ def hold_study(study: Study, store: str) -> Iterator[tuple[StudyPlan, Lease]]:
     """
     plan = plan_of(study)
     plan.require_complete()
-    with plan.in_use(), hold_run(run_in(store, plan.study).url) as lease:
+    with plan.in_use(), hold_run(run_in(store, plan.study).url, wait_minutes) as lease:
         yield plan, lease
 
 

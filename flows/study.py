@@ -16,7 +16,7 @@ from flows.checks.worker_memory import planned_memory, worker_memory_limit
 from flows.pause_watch import with_pauses
 from flows.run_lock import hold_study
 from flows.scheduling.conclusion import conclude
-from flows.scheduling.settings import Schedule, scheduled_date, summary_if_finished
+from flows.scheduling.settings import Schedule, scheduled_date, summary_if_finished, wait_of
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.analysis.records import PeakRecord, peak_records
 from ldmprobe_core.pipeline.planning.plan import StudyPlan
@@ -60,7 +60,7 @@ def study_flow(
     day = scheduled_date(schedule)
     if day is not None:
         study = with_rolling_seed(study, day)
-    with hold_study(study, store) as (plan, lease):
+    with hold_study(study, store, wait_of(schedule, day)) as (plan, lease):
         with activity("creating the run, or reading its progress"):
             run = prepare(plan.study, store)
         summary = None if day is None else summary_if_finished(run, study, day)

@@ -20,7 +20,9 @@ import pytest
 from prefect_servers import connected_to, copy_database, database_in, server_on
 from run_helpers import carry_out, small_study
 from tiny_models import write_tiny_model
+from untried import pytest_deselected as pytest_deselected
 from untried import pytest_terminal_summary as pytest_terminal_summary
+from untried import pytest_testnodedown as pytest_testnodedown
 
 from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.storage.run import Run

@@ -32,9 +32,12 @@ class RollingSeed(Section):
     Attributes:
         date: date of which a flow run has the seeds, to make up for one that was missed; None takes
             the date in UTC for which a schedule started the flow run.
+        wait_minutes: longest time to wait for another flow run that works on the run of the date,
+            such as the classify flow of the same night.
     """
 
     date: Annotated[datetime.date, Field(strict=False)] | None = None
+    wait_minutes: Annotated[int, Field(ge=0, le=1440)] = 360
 
 
 class Schedule(RollingSeed):
@@ -47,6 +50,20 @@ class Schedule(RollingSeed):
 
     keep: Annotated[int, Field(ge=1, le=100_000)] | None = None
     keep_activations: Annotated[int, Field(ge=0, le=100_000)] | None = None
+
+
+def wait_of(schedule: RollingSeed | None, day: datetime.date | None) -> int | None:
+    """Return the minutes for which a flow run waits for another one that works on its run.
+
+    Args:
+        schedule: settings of scheduled runs; None if the flow run has none.
+        day: date of which the flow run has the seeds.
+
+    Returns:
+        minutes; None if the flow run was started by hand, whose user learns at once that the run
+        is held.
+    """
+    return None if schedule is None or day is None else schedule.wait_minutes
 
 
 def scheduled_date(schedule: RollingSeed | None) -> datetime.date | None:

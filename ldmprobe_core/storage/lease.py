@@ -142,6 +142,8 @@ def hold_lease(
     description: str,
     patience_s: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
+    on_wait: Callable[[Holder], None] | None = None,
+    remedy: str = "wait until that process ends, or stop it",
 ) -> Iterator[Lease]:
     """Hold the lease of a run during a ``with`` block; other processes wait or fail meanwhile.
 
@@ -150,6 +152,9 @@ def hold_lease(
         description: name of this process in the messages of other processes.
         patience_s: longest time in seconds to wait for a holder that is alive.
         sleep: function that pauses between two attempts, given seconds.
+        on_wait: function that is called at every heartbeat of a holder that is waited for; an
+            exception from it ends the wait.
+        remedy: what the message of the UserError says after ``Fix:``.
 
     Raises:
         UserError: another process that is alive holds the lease.
@@ -163,7 +168,8 @@ def hold_lease(
         held_by = read_holder_or_none(location, number) if number else None
         if number and held_by is None and not _stays_unreadable(location, number, deadline, sleep):
             continue
-        if held_by is None or held_by.is_dead or _stopped(location, number, held_by, deadline):
+        until = deadline if on_wait is None else time.monotonic()  # or the next heartbeat
+        if held_by is None or held_by.is_dead or _stopped(location, number, held_by, until):
             lease = take_lease(location, number + 1, holder_here, held_by)
             if lease is None:
                 lost_races += 1
@@ -177,8 +183,10 @@ def hold_lease(
         elif time.monotonic() >= deadline:
             raise UserError(
                 f"{url} is being worked on by {held_by.description} (process {held_by.pid} on "
-                f"{held_by.host.partition('/')[0]}). Fix: wait until that process ends, or stop it"
+                f"{held_by.host.partition('/')[0]}). Fix: {remedy}"
             )
+        elif on_wait is not None:
+            on_wait(held_by)
     try:
         yield lease
     finally:

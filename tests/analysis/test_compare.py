@@ -7,34 +7,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from run_helpers import carry_out, small_study
+from run_helpers import carry_out, conclude
 
 from flows import cli
 from ldmprobe_core.analysis.compare import compare, difference_notes, differing_settings
-from ldmprobe_core.analysis.report.build import build_report
 from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.loading import parse_study
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model, tmp_path_factory):
-    """Two settings of one study, and one of other prompts."""
+def runs(finished_run, tmp_path_factory):
+    """Two settings of one study, and one of other prompts; tests only read them."""
     place = str(tmp_path_factory.mktemp("compare"))
-    studies = [small_study("one", tiny_model, 16)]
+    made = [finished_run]
     for name, change in (
         ("two", {"sampling": {"guidance": 4.0}}),
         ("three", {"prompts": {"seed": 9}}),
     ):
-        content = json.loads(studies[0].to_json())
+        content = json.loads(finished_run.study.to_json())
         for key, parts in change.items():
             content[key] |= parts
-        studies.append(parse_study({**content, "name": name}))
-    made = []
-    for study in studies:
-        run = carry_out(study, place)
-        build_report(run, {"generate": 2.0})
-        made.append(run)
+        made.append(conclude(carry_out(parse_study({**content, "name": name}), place)))
     return made
 
 
@@ -125,7 +119,10 @@ def test_compare_pairs_source_images_by_their_content(runs, digest):
     assert ("0" in pairs) == (digest == "other")
 
 
-def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):
+def test_cli_commands_that_read_finished_runs(runs, tmp_path, capsys, monkeypatch):
+    one, two = Run(str(tmp_path / "one")), runs[1]
+    shutil.copytree(runs[0].url, one.url)
+
     def call(*words):
         monkeypatch.setattr("sys.argv", ["ldmprobe", *words])
         with pytest.raises(SystemExit) as stop:
@@ -133,38 +130,38 @@ def test_cli_commands_that_read_finished_runs(runs, capsys, monkeypatch):
         captured = capsys.readouterr()
         return stop.value.code, captured.out, captured.err
 
-    code, out, _ = call("compare", runs[0].url, runs[1].url, "--json")
+    code, out, _ = call("compare", one.url, two.url, "--json")
     assert code == 0
     assert len(json.loads(out)) == 6
     assert {row["differs in"] for row in json.loads(out)} == {"", "sampling.guidance"}
-    code, out, _ = call("compare", runs[0].url, runs[1].url)
+    code, out, _ = call("compare", one.url, two.url)
     assert code == 0
     assert re.search(r"^difference +-?[0-9.]+ \[", out, re.MULTILINE)
     assert max(len(line) for line in out.splitlines() if not line.startswith("note: ")) <= 80
     assert "are of different studies" in out
     assert "sampling.guidance (2.0 and 4.0)" in out
-    assert "different studies" not in call("compare", runs[0].url, runs[0].url)[1]
-    before = json.loads(runs[0].location.read_text("summary.json"))
-    heldout = int(runs[0].open("scores/depth").sample.values[0])
-    code, out, _ = call("report", runs[0].url, "--samples", str(heldout))
+    assert "different studies" not in call("compare", one.url, one.url)[1]
+    before = json.loads(one.location.read_text("summary.json"))
+    heldout = int(one.open("scores/depth").sample.values[0])
+    code, out, _ = call("report", one.url, "--samples", str(heldout))
     assert code == 0
-    after = json.loads(runs[0].location.read_text("summary.json"))
+    after = json.loads(one.location.read_text("summary.json"))
     assert after.pop("bytes") > 0
     del before["bytes"]
     assert after == before
-    assert f"sample-{heldout:05d}.svg" in runs[0].location.read_text("report/index.html")
+    assert f"sample-{heldout:05d}.svg" in one.location.read_text("report/index.html")
     opened = []
     monkeypatch.setattr("typer.launch", opened.append)
-    assert call("open", runs[0].url)[0] == 0
+    assert call("open", one.url)[0] == 0
     assert opened[0].startswith("file://")
     assert opened[0].endswith("report/index.html")
-    trained = int(np.flatnonzero(runs[0].open("samples").split.values == "train")[0])
+    trained = int(np.flatnonzero(one.open("samples").split.values == "train")[0])
     for words, told in (
-        (("report", runs[0].url, "--samples", str(trained)), "is not held out in this run"),
-        (("report", runs[0].url, "--samples", "three"), "--samples is 'three'"),
-        (("compare", runs[0].url), "too few to compare"),
-        (("compare", runs[0].url, runs[0].url + "-none"), "holds no summary.json"),
-        (("open", runs[0].url + "-none"), "holds no summary.json"),
+        (("report", one.url, "--samples", str(trained)), "is not held out in this run"),
+        (("report", one.url, "--samples", "three"), "--samples is 'three'"),
+        (("compare", one.url), "too few to compare"),
+        (("compare", one.url, one.url + "-none"), "holds no summary.json"),
+        (("open", one.url + "-none"), "holds no summary.json"),
     ):
         code, _, err = call(*words)
         assert code == 1

@@ -14,19 +14,10 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.properties import REGISTERED_METRICS
 
 
-@pytest.fixture(scope="module")
-def analysed_run(finished_run, tmp_path_factory):
-    """A copy of a finished run whose report keeps an analysis."""
-    folder = tmp_path_factory.mktemp("analysed") / "run"
-    shutil.copytree(finished_run.url, folder)
-    run = Run(str(folder))
-    rebuild_report(run)
-    return run
-
-
 @pytest.fixture
-def copied(analysed_run, tmp_path):
-    shutil.copytree(analysed_run.url, tmp_path / "run")
+def copied(finished_run, tmp_path):
+    """A copy of a finished run whose report keeps an analysis."""
+    shutil.copytree(finished_run.url, tmp_path / "run")
     return Run(str(tmp_path / "run"))
 
 
@@ -60,15 +51,15 @@ def test_kept_analysis_equals_one_that_is_computed_from_the_run(copied, computed
     assert kept.bootstrap.interval(values) == new.bootstrap.interval(values)
 
 
-def test_rebuilt_report_has_the_same_files_without_new_statistics(analysed_run, copied, computed):
+def test_rebuilt_report_has_the_same_files_without_new_statistics(finished_run, copied, computed):
     rebuild_report(copied)
     assert computed == []
-    for name in analysed_run.location.files("report"):
+    for name in finished_run.location.files("report"):
         if name != "index.html":  # which states the size of the run
-            before = analysed_run.location.read_bytes(f"report/{name}")
+            before = finished_run.location.read_bytes(f"report/{name}")
             assert copied.location.read_bytes(f"report/{name}") == before, name
     before, after = (
-        json.loads(run.location.read_text("summary.json")) for run in (analysed_run, copied)
+        json.loads(run.location.read_text("summary.json")) for run in (finished_run, copied)
     )
     del before["bytes"], after["bytes"]
     assert before == after

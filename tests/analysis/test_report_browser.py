@@ -8,19 +8,17 @@ import shutil
 import pytest
 from playwright.sync_api import sync_playwright
 from run_helpers import carry_out
+from tiers import rest_slow
 
 from ldmprobe_core.analysis.report.build import build_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        BROWSER is None and not os.environ.get("LDMPROBE_BROWSER_REQUIRED"),
-        reason="no Chromium on this machine; .ci/run installs one and requires it",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    BROWSER is None and not os.environ.get("LDMPROBE_BROWSER_REQUIRED"),
+    reason="no Chromium on this machine; .ci/run installs one and requires it",
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +61,7 @@ def open_page(browser, **settings):
     return page
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", rest_slow([1280, 390], (0,)))
 def test_the_page_works_at_this_width(report, browser, width):
     run, prompts = report
     page = open_page(browser, viewport={"width": width, "height": 900})
@@ -122,6 +120,7 @@ CONTRASTS = """() => {
 """Contrast ratio of every text with its background, as WCAG 2.2 defines it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_has_contrast_captions_and_contents(report, browser, scheme):
     run, _ = report
@@ -147,6 +146,7 @@ TILES = """() => [...document.querySelectorAll("article:not([hidden])")].map(car
 """Visible cards of the page of samples, in their order."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_samples_page_moves_sorts_and_filters(report, browser, width):
     run, _ = report
@@ -199,6 +199,7 @@ def build_report_best(run, prop):
     return json.loads(run.location.read_text("summary.json"))["properties"][prop]["best"]
 
 
+@pytest.mark.slow
 def test_without_scripts_the_pictures_stay(report, browser):
     run, _ = report
     page = open_page(browser, java_script_enabled=False)

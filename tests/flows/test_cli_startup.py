@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiers import rest_slow
 
 HEAVY = {"torch", "diffusers", "transformers", "matplotlib", "prefect", "distributed"}
 SCRIPT = """
@@ -117,7 +118,7 @@ def terminal(monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", rest_slow(["ascii", "latin-1"], (0,)))
 @pytest.mark.parametrize(
     ("words", "code", "shown"),
     [

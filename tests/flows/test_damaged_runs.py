@@ -64,6 +64,7 @@ def test_command_on_a_damaged_file_is_one_sentence(copy, command, capfd, monkeyp
             path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_report_and_show_of_a_damaged_summary(copy, capfd, monkeypatch):
     before = json.loads((copy / "summary.json").read_text())["properties"]
     for harm in ("cut", "noise", "list"):

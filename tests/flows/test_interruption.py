@@ -15,6 +15,7 @@ import httpx
 import pytest
 from http_servers import http_server
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from tiers import rest_slow
 
 from flows import interruption, run_lock
 from flows.interruption import FlowWatch
@@ -192,7 +193,9 @@ if sys.argv[1] == "goes on":
 """
 
 
-@pytest.mark.parametrize(("then", "output"), [("ends", ""), ("goes on", "still here\n")])
+@pytest.mark.parametrize(
+    ("then", "output"), rest_slow([("ends", ""), ("goes on", "still here\n")], (0,))
+)
 def test_limit_exit_ends_a_process_that_waits_for_threads_only(then, output):
     """A process is ended only if its main thread has finished, as pytest's has not."""
     command = [sys.executable, "-c", HANGING, then]

@@ -28,8 +28,6 @@ from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.verify import find_corrupt_chunks
 from ldmprobe_core.study.loading import load_study, parse_study
 
-pytestmark = pytest.mark.slow
-
 COMMAND = Path(sys.executable).parent / "ldmprobe"
 
 
@@ -72,6 +70,7 @@ def ldmprobe(*words: str, home: Path, **more: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_run_command_records_every_task_run(reference, tmp_path):
     path, plain = reference
     store, home = tmp_path / "runs", tmp_path / "prefect"
@@ -148,6 +147,7 @@ def test_run_plans_and_resolves_a_study_once(prefect_api, tiny_model, tmp_path, 
     assert 10**8 < memory["measured"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@pytest.mark.slow
 def test_run_command_keeps_statistics_on_two_dask_workers(tiny_model, tmp_path, prefect_home):
     """The command gives the same sums and scores as a loop, and stores only held-out samples."""
     content = small_study("sums", tiny_model, 40).model_dump(mode="json", by_alias=True)
@@ -166,6 +166,7 @@ def test_run_command_keeps_statistics_on_two_dask_workers(tiny_model, tmp_path, 
     assert list(find_corrupt_chunks(run)) == []
 
 
+@pytest.mark.slow
 def test_classify_command_precedes_run_and_shows_photographs(reference, tmp_path, prefect_home):
     path, plain = reference
     photographs = tmp_path / "photographs"
@@ -186,6 +187,7 @@ def test_classify_command_precedes_run_and_shows_photographs(reference, tmp_path
     assert "on 3 photographs" in run.location.read_text("report/index.html")
 
 
+@pytest.mark.slow
 def test_run_command_refuses_a_run_that_is_held(reference, tmp_path, prefect_home):
     path, plain = reference
     place = f"{tmp_path}/runs/{plain.study.run_name}"
@@ -197,6 +199,7 @@ def test_run_command_refuses_a_run_that_is_held(reference, tmp_path, prefect_hom
     assert not Path(place).exists()
 
 
+@pytest.mark.slow
 def test_run_command_resumes_after_kill_with_equal_bytes(
     reference, tmp_path, own_port, prefect_home
 ):

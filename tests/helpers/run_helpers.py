@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import zarr
 
+from ldmprobe_core.analysis.kept_analysis import analyse
+from ldmprobe_core.analysis.run_analysis import write_summary
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer
 from ldmprobe_core.pipeline.prepare import prepare_run
@@ -65,6 +67,12 @@ def carry_out(study: Study, store: str) -> Run:
     """Every unit of a study in a plain loop."""
     run = prepare_run(study, store)
     carry_out_units(run)
+    return run
+
+
+def conclude(run: Run) -> Run:
+    """Write a run's analysis and ``summary.json``, which mark it as finished, without figures."""
+    write_summary(run, analyse(run, {"generate": 1.0}).summary)
     return run
 
 

@@ -21,12 +21,12 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def commands(tmp_path, *words):
-    """Commands that `make env` would carry out, without carrying them out."""
+def commands(tmp_path, *words, target="env"):
+    """Commands that a target would carry out, without carrying them out."""
     # What a make that started these tests hands down would change what this one prints.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     done = subprocess.run(
-        ["make", "-n", "env", f"VENV={tmp_path}/venv", *words],
+        ["make", "-n", target, f"VENV={tmp_path}/venv", *words],
         cwd=ROOT, env=clean, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return [line.strip() for line in done.stdout.splitlines() if not line.startswith("#")]
@@ -54,6 +54,21 @@ def test_env_pins_torch_and_torchvision_in_the_index_command(tmp_path):
     words = re.search(r"\$\((grep .*)\)", "\n".join(commands(tmp_path, "TORCH_INDEX=x"))).group(1)
     done = subprocess.run(["sh", "-c", words], cwd=ROOT, capture_output=True, text=True)
     assert [line.partition("==")[0] for line in done.stdout.split()] == ["torch", "torchvision"]
+
+
+def test_two_targets_run_every_test_once_and_continuous_integration_runs_both(tmp_path):
+    def pytest_of(target):
+        (line,) = [line for line in commands(tmp_path, target=target) if "-m pytest" in line]
+        return line
+
+    assert pytest_of("test") == pytest_of("test-slow").replace("-m slow", '-m "not slow"')
+    assert "tests" not in pytest_of("test-slow").partition("-m pytest")[2]  # no folder, so all
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    assert [line for line in lines if line.startswith("make ")] == ["make test", "make test-slow"]
+
+
+def test_make_test_names_the_containers_that_it_did_not_try(tmp_path):
+    assert commands(tmp_path, target="test")[-1].startswith('echo "not tried: the containers')
 
 
 def test_pinned_versions_support_the_oldest_python_that_the_package_allows():

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from faults import Faults, proxy
 from run_helpers import small_study
+from tiers import rest_slow
 
 from infra.local_store import object_store
 from infra.stack import free_ports
@@ -171,8 +172,7 @@ class Scripted(Faults):
         return count
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("client", ["obstore", "s3fs"])
+@pytest.mark.parametrize("client", rest_slow(["obstore", "s3fs"], (0,)))
 def test_files_in_a_bucket(behind, monkeypatch, client):
     monkeypatch.setenv("LDMPROBE_S3_CLIENT", client)
     location = Location(f"s3://runs/files {client}=1")

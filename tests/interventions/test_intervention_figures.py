@@ -1,8 +1,10 @@
 """Interventions in the report of a run."""
 
 import html
+import shutil
 
 import imageio_ffmpeg
+import pytest
 import xarray as xr
 from intervention_helpers import carry_out_intervention
 
@@ -14,15 +16,33 @@ from ldmprobe_core.analysis.report.intervention_text import (
     map_sentence,
 )
 from ldmprobe_core.interventions.plan import plan_intervention
+from ldmprobe_core.interventions.results import read_intervention_summary
 from ldmprobe_core.interventions.spec import Intervention
 from ldmprobe_core.interventions.targets import Target
 from ldmprobe_core.probing.inference.bootstrap import Interval
+from ldmprobe_core.storage.run import Run
+
+SHIFTS = Intervention(samples=4, targets=(Target(dx=0.25), Target(dx=-0.25)), steps=2)
+CAUSAL = Intervention(samples=2, windows=3, controls=("orthogonal",), seed=5)
+DOSES = Intervention(samples=2, doses=(1.0, 8.0), steps=1, controls=("orthogonal",))
 
 
-def test_build_report_shows_interventions_and_xarray_opens_them(run):
-    spec = Intervention(samples=4, targets=(Target(dx=0.25), Target(dx=-0.25)), steps=2)
-    carry_out_intervention(run, spec)
-    build_report(run, {"generate": 1.0})
+@pytest.fixture(scope="module")
+def reported(unedited_run, tmp_path_factory):
+    """A run with three interventions and its report, drawn where there is no ffmpeg."""
+    folder = tmp_path_factory.mktemp("reported")
+    shutil.copytree(unedited_run.url, folder / "run")
+    run = Run(str(folder / "run"))
+    for spec in (SHIFTS, CAUSAL, DOSES):
+        carry_out_intervention(run, spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(folder / "none"))
+        build_report(run, {"generate": 1.0})
+    return run
+
+
+def test_build_report_shows_interventions_and_xarray_opens_them(reported):
+    run, spec = reported, SHIFTS
     page = run.location.read_text("report/index.html")
     assert '<h2 id="interventions">Interventions</h2>' in page
     assert "orthogonal to what probes read" in page
@@ -33,15 +53,11 @@ def test_build_report_shows_interventions_and_xarray_opens_them(run):
     assert tree[f"interventions/{spec.name}"].image.dims[0] == "condition"
 
 
-def test_build_report_shows_a_causal_map_and_a_dose_response(run):
-    causal = Intervention(samples=2, windows=3, controls=("orthogonal",), seed=5)
-    doses = Intervention(samples=2, doses=(1.0, 8.0), steps=1, controls=("orthogonal",))
-    summary = carry_out_intervention(run, causal)
-    carry_out_intervention(run, doses)
-    build_report(run, {"generate": 1.0})
-    page = run.location.read_text("report/index.html")
-    assert f"{causal.name}-map.svg" in page
-    assert f"{doses.name}-doses.svg" in page
+def test_build_report_shows_a_causal_map_and_a_dose_response(reported):
+    page = reported.location.read_text("report/index.html")
+    summary = read_intervention_summary(reported, CAUSAL.name)
+    assert f"{CAUSAL.name}-map.svg" in page
+    assert f"{DOSES.name}-doses.svg" in page
     assert html.escape(map_sentence(summary)) in page
     layers = [s for s in summary.sites if s.layers != ["latents"]]
     clear = [s for s in layers if (s.effects["orthogonal"].edit_less_this.low or 0) > 0]
@@ -104,13 +120,10 @@ def test_effect_rows_have_the_agreement_with_the_own_label_and_the_vanished_mask
     assert "with own label" not in effect_rows(erased)[0]
 
 
-def test_film_is_written_only_if_ffmpeg_exists(run, monkeypatch, tmp_path):
-    spec = Intervention(samples=2, targets=(Target(dx=0.25), Target(dx=-0.25)), steps=1)
-    carry_out_intervention(run, spec)
-    film = intervention_figures.film(run, spec.name, imageio_ffmpeg.get_ffmpeg_exe())
+def test_film_is_written_only_if_ffmpeg_exists(reported):
+    film = intervention_figures.film(reported, SHIFTS.name, imageio_ffmpeg.get_ffmpeg_exe())
     assert film[4:8] == b"ftyp"
     assert len(film) > 500
-    (tmp_path / "none").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    build_report(run, {"generate": 1.0})
-    assert f"{spec.name}.mp4" not in run.location.read_text("report/index.html")
+    page = reported.location.read_text("report/index.html")
+    assert f"{SHIFTS.name}.gif" in page
+    assert f"{SHIFTS.name}.mp4" not in page

@@ -127,12 +127,18 @@ def test_find_corrupt_chunks_finds_a_lost_chunk_of_a_causal_map(run):
     assert not list(find_corrupt_chunks(run, group))
 
 
-@pytest.mark.parametrize("layers", [("*attn1",), ("latents",)])
-def test_edit_batch_fits_probes_by_descent_while_images_are_generated(tiny_model, tmp_path, layers):
-    """The null edit of permuted labels, and edits of latents, fit probes in the hooks of a run."""
+@pytest.fixture(scope="module")
+def descended(tiny_model, tmp_path_factory):
+    """A run with probes fitted by descent; its tests add different interventions."""
     content = small_study("descent", tiny_model, 12).model_dump(mode="json", by_alias=True)
     content["probes"] = {"kinds": ["plain_ridge", "adam"]}
-    run = carry_out(parse_study(content), str(tmp_path))
+    return carry_out(parse_study(content), str(tmp_path_factory.mktemp("descended")))
+
+
+@pytest.mark.parametrize("layers", [("*attn1",), ("latents",)])
+def test_edit_batch_fits_probes_by_descent_while_images_are_generated(descended, layers):
+    """The null edit of permuted labels, and edits of latents, fit probes in the hooks of a run."""
+    run = descended
     spec = Intervention(
         samples=1, method="adam", kind="adam", iterations=2, steps=1, layers=layers,
         controls=("permuted",),

@@ -1,6 +1,7 @@
 """Tests of the Python API for studies and runs, against a plain loop and the stored arrays."""
 
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from run_helpers import HELD_OUT, assert_same, carry_out, small_study, statistic
 import ldmprobe as lp
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.units import GENERATE, PROBE
 
@@ -67,11 +69,21 @@ def test_run_study_of_a_finished_run_changes_nothing(run, study):
     assert (again.url, again.location.read_text("summary.json")) == (run.url, before)
 
 
-def test_reading_an_unfinished_run_tells_lost_chunks_from_missing_ones(study, tmp_path):
-    partial = carry_out(study, str(tmp_path))
+@pytest.fixture
+def partial(run, tmp_path):
+    """A copy of the run that is not finished, because two of its units are not marked."""
+    folder = tmp_path / Path(run.url).name
+    shutil.copytree(run.url, folder)
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "report")
+    copy = Run(str(folder))
+    copy.progress.clear(GENERATE, 1)
+    copy.progress.clear(PROBE, 2, 0)
+    return copy
+
+
+def test_reading_an_unfinished_run_tells_lost_chunks_from_missing_ones(partial):
     layer = partial.layers[0]
-    partial.progress.clear(PROBE, 2, 0)
-    partial.progress.clear(GENERATE, 1)
     for chunk in ("score/c/0/0/0/2/0/0", "score/c/0/0/0/1/1/0"):
         (Path(partial.url) / "scores/depth" / chunk).unlink()
     for chunk in ("c/1/0/0/0/0", "c/2/0/0/0/0"):
@@ -97,10 +109,7 @@ def test_reading_an_unfinished_run_tells_lost_chunks_from_missing_ones(study, tm
             lost.load()
 
 
-def test_run_study_resumes_what_is_not_marked(run, study, tmp_path):
-    partial = carry_out(study, str(tmp_path))
-    partial.progress.clear(GENERATE, 1)
-    partial.progress.clear(PROBE, 2, 0)
+def test_run_study_resumes_what_is_not_marked(run, study, partial, tmp_path):
     resumed = lp.run_study(study, str(tmp_path), progress=False)
     assert resumed.url == partial.url
     assert_same(run, resumed)

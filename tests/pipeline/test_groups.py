@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from run_helpers import assert_same, carry_out, small_study, statistics_study
+from tiers import rest_slow
 
 from ldmprobe_core.analysis.controls.rivals import rival_scores
 from ldmprobe_core.analysis.report.build import build_report
@@ -214,11 +215,14 @@ def test_plan_study_counts_the_samples_of_each_group(tiny_model, run):
 
 @pytest.mark.parametrize(
     ("keep", "name"),
-    [
-        ("statistics", "permuted_weights"),
-        ("both", "permuted_weights"),
-        ("statistics", "random_weights"),
-    ],
+    rest_slow(
+        [
+            ("statistics", "permuted_weights"),
+            ("both", "permuted_weights"),
+            ("statistics", "random_weights"),
+        ],
+        (0,),
+    ),
 )
 def test_sums_of_the_untrained_network_are_of_its_training_samples(
     tiny_model, tmp_path, keep, name

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from run_helpers import assert_same, carry_out
+from tiers import rest_slow
 
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
@@ -84,12 +85,17 @@ for deaths in sys.argv[3:]:
 """Program that starts a process for each number of writes; they share the imports of libraries."""
 
 
-@pytest.mark.slow
-def test_resume_after_sigkill_during_writes_gives_the_same_bytes(finished_run, tmp_path):
-    """Killed in the middle of writing, again and again; what is resumed ends up the same."""
+@pytest.mark.parametrize(
+    "deaths", rest_slow(["9", "2 5 9 4 17"], (0,)), ids=["once", "again and again"]
+)
+def test_resume_after_sigkill_during_writes_gives_the_same_bytes(finished_run, tmp_path, deaths):
+    """Killed in the middle of writing; what is resumed ends up the same.
+
+    Each number of ``deaths`` is the write of a new process at which that process is killed.
+    """
     path = tmp_path / "study.json"
     path.write_text(finished_run.study.to_json())
-    words = (str(path), str(tmp_path / "runs"), *["2", "5", "9", "4", "17"])
+    words = (str(path), str(tmp_path / "runs"), *deaths.split())
     done = subprocess.run(
         [sys.executable, "-c", KILLED, *words],
         cwd=ROOT,
@@ -98,6 +104,6 @@ def test_resume_after_sigkill_during_writes_gives_the_same_bytes(finished_run, t
         text=True,
     )
     codes = [int(line) for line in done.stdout.splitlines()]
-    assert codes == [-signal.SIGKILL] * 5, done.stderr
+    assert codes == [-signal.SIGKILL] * len(deaths.split()), done.stderr
     run = carry_out(finished_run.study, str(tmp_path / "runs"))
     assert_same(finished_run, run)

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_helpers import assert_same, carry_out, small_study
+from tiers import rest_slow
 from zarr.storage import LocalStore
 
 import ldmprobe as lp
 from ldmprobe_core.analysis.compare import compare
 from ldmprobe_core.analysis.records import load_summary
-from ldmprobe_core.analysis.report.build import build_report, rebuild_report
+from ldmprobe_core.analysis.report.build import rebuild_report
 from ldmprobe_core.errors import LdmprobeError, RunError, UserError
 from ldmprobe_core.interventions.results import read_intervention, read_intervention_summary
 from ldmprobe_core.pipeline.generate import generate_batch
@@ -28,14 +29,6 @@ from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.storage.verify import clear_progress, find_corrupt_chunks
 
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_model, tmp_path_factory):
-    study = small_study("whole", tiny_model, 10)
-    run = carry_out(study, str(tmp_path_factory.mktemp("whole")))
-    build_report(run, {"probe": 1.0})
-    return run
 
 
 @pytest.fixture
@@ -78,7 +71,7 @@ READERS = {
         ("progress/probed/zarr.json", "report"),
         ("scores/depth/score/zarr.json", "report"),
         ("scores/depth/score/zarr.json", "compare"),
-        ("labels/zarr.json", "report"),
+        pytest.param("labels/zarr.json", "report", marks=pytest.mark.slow),
         ("samples/prompt/zarr.json", "report"),
         ("summary.json", "show"),
         ("summary.json", "compare"),
@@ -96,7 +89,7 @@ def test_a_damaged_file_is_one_sentence(copy, harm, name, reader):
     assert "Fix: " in sentence or "unfinished" in sentence
 
 
-@pytest.mark.parametrize("harm", [cut, empty, fill_with_noise])
+@pytest.mark.parametrize("harm", rest_slow([cut, empty, fill_with_noise], (0,)))
 def test_report_writes_a_damaged_summary_again(copy, harm):
     path = Path(copy.url) / "summary.json"
     before = load_summary(copy).properties
@@ -145,13 +138,16 @@ def test_verify_misses_what_was_laid_out(copy, whole, lost):
 
 @pytest.mark.parametrize(
     "lost",
-    [
-        f"activations/{LAYER}/activation",
-        "labels/zarr.json",
-        "scores/depth/score",
-        "progress/probed",
-        "step_images/trajectory",
-    ],
+    rest_slow(
+        [
+            f"activations/{LAYER}/activation",
+            "labels/zarr.json",
+            "scores/depth/score",
+            "progress/probed",
+            "step_images/trajectory",
+        ],
+        (1, 2),
+    ),
 )
 def test_a_run_is_whole_again_after_redo(copy, whole, lost):
     remove(Path(copy.url) / lost)

@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +71,41 @@ def test_hold_lease_names_a_living_holder(tmp_path):
     assert "wait until that process ends" in str(told.value)
     with hold_lease(url, "flow run second") as lease:
         assert lease.previous == ()
+
+
+def test_hold_lease_calls_on_wait_until_the_holder_ends(tmp_path):
+    url, waited = str(tmp_path / "run"), []
+    with ExitStack() as first:
+        first.enter_context(hold_lease(url, "flow run first"))
+
+        def on_wait(holder):
+            waited.append(holder.description)
+            if len(waited) == 3:
+                first.close()
+
+        with hold_lease(url, "flow run second", patience_s=1e9, on_wait=on_wait) as lease:
+            assert lease.previous == ()
+    assert set(waited) == {"flow run first"}
+    assert len(waited) >= 3
+
+
+def test_hold_lease_that_has_waited_for_its_limit_names_holder_and_remedy(tmp_path, monkeypatch):
+    """The clock of the waiting process jumps by 1000 s whenever it has seen a heartbeat."""
+    url, late, waited = str(tmp_path / "run"), [0.0], []
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0], sleep=time.sleep)
+
+    def on_wait(holder):
+        waited.append(holder)
+        late[0] += 1000.0
+
+    with hold_lease(url, "flow run first"):
+        monkeypatch.setattr(leases, "time", clock)
+        with (
+            pytest.raises(UserError, match=r"worked on by flow run first .*Fix: wait longer$"),
+            hold_lease(url, "second", patience_s=1500, on_wait=on_wait, remedy="wait longer"),
+        ):
+            pass
+    assert len(waited) == 2
 
 
 def test_lease_of_a_process_killed_on_this_machine_is_taken_over_at_once(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from run_helpers import carry_out, small_study
 
 from flows.study import study_flow
 from ldmprobe_core.study.loading import parse_study
+from ldmprobe_core.study.schema import Study
 
 
 @pytest.fixture(scope="session")
@@ -25,12 +26,18 @@ def nightly_study(tiny_model) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def run_of_march_1(nightly_study, tmp_path_factory):
-    """All units of the study that 2026-03-01 has, by a plain loop, without a summary."""
+def study_of_march_1(nightly_study) -> Study:
+    """The study with the seeds that it has on 2026-03-01."""
     # 56 years from 1970 on, of which 14 are leap years (1972 to 2024), then January and February.
     seed = (56 * 365 + 14 + 31 + 28) * 100_000
     content = nightly_study | {"prompts": nightly_study["prompts"] | {"seed": seed}}
-    return carry_out(parse_study(content), str(tmp_path_factory.mktemp("plain")))
+    return parse_study(content)
+
+
+@pytest.fixture(scope="session")
+def run_of_march_1(study_of_march_1, tmp_path_factory):
+    """All units of the study of 2026-03-01, by a plain loop, without a summary."""
+    return carry_out(study_of_march_1, str(tmp_path_factory.mktemp("plain")))
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from run_helpers import assert_same, carry_out, small_study
+from run_helpers import assert_same, carry_out
+from tiers import rest_slow
 
 from ldmprobe_core.analysis.records import load_summary
 from ldmprobe_core.errors import LdmprobeError, RunError
@@ -26,12 +27,6 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def whole(tiny_model, tmp_path_factory):
-    study = small_study("whole", tiny_model, 10)
-    return carry_out(study, str(tmp_path_factory.mktemp("whole")))
-
-
 @pytest.fixture
 def copy(whole, tmp_path):
     target = tmp_path / "runs" / Path(whole.url).name
@@ -45,7 +40,7 @@ def _replace(path, make):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rest_slow(KINDS, (0, 1)))
 def test_verify_names_what_is_no_regular_file_and_redo_repairs_it(whole, copy, kind):
     for name in (CHUNK, ARRAY):
         _replace(copy / name, KINDS[kind])
