@@ -65,7 +65,7 @@ def _block_means_of_ranks(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray
     """
     return np.concatenate(
         [
-            block_means(mean_ranks(chunk.astype(np.float64)).reshape(-1, *maps.shape[1:]), grid)
+            block_means(mean_ranks(chunk).reshape(-1, *maps.shape[1:]), grid)
             for chunk in iter_chunks(flatten_maps(maps))
         ]
     )

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiers import rest_slow
@@ -12,7 +13,10 @@ from tiers import rest_slow
 from ldmprobe_core.analysis.kept_analysis import KEPT
 from ldmprobe_core.analysis.report.build import rebuild_report
 from ldmprobe_core.analysis.report.drawing import second_process as module
-from ldmprobe_core.analysis.report.drawing.second_process import second_process
+from ldmprobe_core.analysis.report.drawing.second_process import (
+    pays_second_process,
+    second_process,
+)
 from ldmprobe_core.storage.run import Run
 
 
@@ -137,6 +141,20 @@ def test_a_property_of_this_process_alone_is_not_sent(reported, two_cpus, monkey
         assert second.can_read(run)
         monkeypatch.setattr("ldmprobe_core.study.properties.is_built_in", lambda p: p == "depth")
         assert not second.can_read(run)
+
+
+@pytest.mark.parametrize(
+    ("images", "remote", "pays"), [(240, False, True), (90, False, False), (240, True, False)]
+)
+def test_a_second_process_pays_for_large_local_runs(images, remote, pays):
+    """The default study has 240 images, 15 steps and 7 layers."""
+    run = SimpleNamespace(
+        location=SimpleNamespace(remote=remote),
+        n_stored=images,
+        layers=["layer"] * 7,
+        open=lambda group: SimpleNamespace(sizes={"step": 15}),
+    )
+    assert pays_second_process(run) == pays
 
 
 def test_module_is_light():
