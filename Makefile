@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`.
+# `make demo` shows what the project does, and `make test` whether it still holds.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

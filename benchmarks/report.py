@@ -32,7 +32,10 @@ from ldmprobe_core.study.prompt_sets import CATEGORIES
 from ldmprobe_core.study.samples import make_samples
 
 USAGE = {"first": resource.RUSAGE_SELF, "second": resource.RUSAGE_CHILDREN}
-"""Which usage of resources each of the two processes that make a report has."""
+"""Whose use of resources counts for the first process of a report, and for its children.
+
+The peak of memory of the children is that of the largest one that has ended.
+"""
 
 STEPS, LAYERS, SAMPLES = 15, 16, 617
 

@@ -266,8 +266,8 @@ def main() -> None:
             for i, prop in enumerate(labels.maps)
         }
         tied = {prop: tied_layers(run, of_prop, split) for prop, of_prop in of_split.items()}
-        of_split = RunResplits(run, split.labels, tied, split.test)
-        curves = of_split.curves({layer: of_split.scores(layer) for layer in of_split.layers})
+        redrawn = RunResplits(run, split.labels, tied, split.test)
+        curves = redrawn.curves({layer: redrawn.scores(layer) for layer in redrawn.layers})
         for prop, of_prop in of_split.items():
             conclusions[prop].append(conclude(run, prop, of_prop, split, curves[prop]))
         print(f"split {row + 1}: {time.process_time() - started:.0f} CPU seconds", file=sys.stderr)

@@ -50,8 +50,8 @@ def hold_run(url: str, wait_minutes: int | None = None) -> Iterator[Lease]:
 
     Args:
         url: URL of the run or intervention.
-        wait_minutes: longest time to wait for another flow run that holds the lease, which a
-            scheduled flow run does; None does not wait.
+        wait_minutes: longest time to wait for another flow run that holds the lease, for a flow
+            run that a schedule started; None does not wait.
 
     Raises:
         UserError: another flow run that is still alive holds the lease.

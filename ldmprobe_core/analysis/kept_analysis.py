@@ -65,7 +65,7 @@ def analyse(
     if kept is not None:
         summary = kept.summary.model_copy(update=current_fields(run, seconds, memory))
         return replace(kept, summary=summary)
-    if second is not None:
+    if second is not None and second.can_compute(run):
         second.prepare()
     # Import here, because drawing a kept analysis does not need `summarize`, whose libraries take
     # seconds to load.

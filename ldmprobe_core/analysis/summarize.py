@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ldmprobe_core.analysis.report.drawing.second_process import SecondProcess
 
 
-@one_thread()
 def summarise(
     run: Run,
     seconds: dict[str, float],
@@ -59,8 +58,19 @@ def summarise(
         RuntimeError: the run is not finished.
     """
     run.progress.require_complete("probed")
+    with one_thread(run.study):
+        return _summarise(run, seconds, labels or label_set(run), memory, second)
+
+
+def _summarise(
+    run: Run,
+    seconds: dict[str, float],
+    labels: LabelSet,
+    memory: dict[str, PeakRecord] | None,
+    second: SecondProcess | None,
+) -> RunAnalysis:
+    """Do the work of `summarise`, which describes the arguments."""
     study, samples = run.study, run.samples
-    labels = labels or label_set(run)
     bootstrap, is_test = test_bootstrap(run, labels)
     properties, curves = _analyse_properties(run, labels, is_test, bootstrap, second)
     attributes = run.attributes

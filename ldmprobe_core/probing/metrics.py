@@ -77,7 +77,7 @@ class Metric:
         """Score each predicted map against its label on the label's measured pixels, (n,).
 
         Args:
-            predicted: predictions (n, y, x).
+            predicted: predictions (n, y, x), or (1, y, x) for one prediction of all images.
             truth: labels (n, y, x); floats with NaN at pixels that were not measured.
             covariates: maps that partial metrics regress out, (covariate, y, x), as
                 `position_covariates` returns them.

@@ -152,12 +152,13 @@ def hold_lease(
         description: name of this process in the messages of other processes.
         patience_s: longest time in seconds to wait for a holder that is alive.
         sleep: function that pauses between two attempts, given seconds.
-        on_wait: function that is called at every heartbeat of a holder that is waited for; an
-            exception from it ends the wait.
+        on_wait: function that is called at every heartbeat of a holder that is waited for, with
+            `UNKNOWN` for a holder that cannot be read; an exception from it ends the wait.
         remedy: what the message of the UserError says after ``Fix:``.
 
     Raises:
         UserError: another process that is alive holds the lease.
+        UnreadableLeaseError: this user cannot list the lease's files.
         RunError: the lease could not be created in `MOST_RACES` attempts.
     """
     location, holder_here = Location(f"{url.rstrip('/')}.lease"), Holder.here(description)
@@ -166,9 +167,13 @@ def hold_lease(
     while lease is None:
         number = max(lease_numbers(location), default=0)
         held_by = read_holder_or_none(location, number) if number else None
-        if number and held_by is None and not _stays_unreadable(location, number, deadline, sleep):
-            continue
-        until = deadline if on_wait is None else time.monotonic()  # or the next heartbeat
+        if number and held_by is None:
+            unreadable = _stays_unreadable(location, number, deadline, sleep, on_wait, remedy)
+            if not unreadable:
+                continue
+        # With a deadline that has passed, `_stopped` returns at each heartbeat, so that `on_wait`
+        # is called.
+        until = deadline if on_wait is None else time.monotonic()
         if held_by is None or held_by.is_dead or _stopped(location, number, held_by, until):
             lease = take_lease(location, number + 1, holder_here, held_by)
             if lease is None:
@@ -202,6 +207,9 @@ def holder_of(url: str) -> Holder | None:
 
     Args:
         url: URL of the run.
+
+    Raises:
+        UnreadableLeaseError: this user cannot list the lease's files.
     """
     location, deadline = Location(f"{url.rstrip('/')}.lease"), time.monotonic() + READ_PATIENCE_S
     while number := max(lease_numbers(location), default=0):
@@ -286,7 +294,12 @@ def _stopped(location: Location, number: int, holder: Holder, deadline: float) -
 
 
 def _stays_unreadable(
-    location: Location, number: int, deadline: float, sleep: Callable[[float], None]
+    location: Location,
+    number: int,
+    deadline: float,
+    sleep: Callable[[float], None],
+    on_wait: Callable[[Holder], None] | None,
+    remedy: str,
 ) -> bool:
     """Watch a lease without a valid file, and return True if it stays so for `STALE_S` seconds.
 
@@ -314,9 +327,11 @@ def _stays_unreadable(
             if since >= deadline and beats > 1:
                 raise UserError(
                     f"{location.url.removesuffix('.lease')} is being worked on by "
-                    f"{UNKNOWN.description} ({location.url}/{lease_name(number)}). Fix: wait until "
-                    "that process ends, or correct the permissions of its lease"
+                    f"{UNKNOWN.description} ({location.url}/{lease_name(number)}). Fix: {remedy}, "
+                    "or correct the permissions of its lease"
                 )
+            if on_wait is not None:
+                on_wait(UNKNOWN)
     return True
 
 

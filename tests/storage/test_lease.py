@@ -72,7 +72,8 @@ def test_hold_lease_names_a_living_holder(tmp_path):
         assert lease.previous == ()
 
 
-def test_hold_lease_calls_on_wait_until_the_holder_ends(tmp_path):
+def test_hold_lease_calls_on_wait_until_the_holder_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "STALE_S", 600.0)  # also if the holder's thread is starved
     url, waited = str(tmp_path / "run"), []
     with ExitStack() as first:
         first.enter_context(hold_lease(url, "flow run first"))
@@ -90,6 +91,7 @@ def test_hold_lease_calls_on_wait_until_the_holder_ends(tmp_path):
 
 def test_hold_lease_that_has_waited_for_its_limit_names_holder_and_remedy(tmp_path, monkeypatch):
     """The clock of the waiting process jumps by 1000 s whenever it has seen a heartbeat."""
+    monkeypatch.setattr(leases, "STALE_S", 1e6)  # longer than the jumps
     url, late, waited = str(tmp_path / "run"), [0.0], []
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0], sleep=time.sleep)
 

@@ -33,7 +33,7 @@ def test_holder_of_a_lease_that_cannot_be_read_is_unknown_while_it_has_heartbeat
 
 
 def test_lease_that_cannot_be_read_is_not_taken_over_while_it_has_heartbeats(tmp_path):
-    url, over = str(tmp_path / "run"), threading.Event()
+    url, over, waited = str(tmp_path / "run"), threading.Event(), []
     location = Location(f"{url}.lease")
     location.write_text("000001", "{")
 
@@ -46,13 +46,15 @@ def test_lease_that_cannot_be_read_is_not_taken_over_while_it_has_heartbeats(tmp
     try:
         with (
             pytest.raises(UserError, match=r"lease cannot be read \(.*/000001\)\. Fix: "),
-            hold_lease(url, "next", patience_s=1.5),
+            hold_lease(url, "next", patience_s=1.5, on_wait=waited.append),
         ):
             pass
     finally:
         over.set()
         thread.join()
     assert location.files() == ["000001"]
+    assert waited
+    assert set(waited) == {UNKNOWN}
 
 
 def test_lease_is_not_lost_while_its_own_file_cannot_be_read(tmp_path, monkeypatch):

@@ -22,29 +22,40 @@ from ldmprobe_core.pipeline.labels import label_set
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.storage.run import Run
+from ldmprobe_core.study.schema import Study
 
 Message = tuple[dict[str, Any], dict[str, np.ndarray]]
 """Record for JSON and arrays by name, which one process sends to another."""
 
 
+_TORCH_KINDS = {"adam", "mlp"}
+"""Built-in kinds of probes that torch fits."""
+
+
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread(study: Study) -> Iterator[None]:
     """Limit torch and BLAS to one CPU thread inside a ``with`` block.
 
     The matrices are small.  With several threads, BLAS and torch would spend most of the time on
     waiting for each other, up to 20 times as much as on computing on a busy machine.
+
+    Args:
+        study: study whose statistics are computed in the block.
     """
-    # Statistics need torch for a few kinds of probes alone, and it takes seconds to load.
-    torch = sys.modules.get("torch")
-    threads = torch.get_num_threads() if torch else 0
-    if torch:
-        torch.set_num_threads(1)
+    # Torch takes seconds to load, so it is loaded only for kinds of probes that need it.  A library
+    # that was loaded inside the block would not be limited.
+    if _TORCH_KINDS & set(study.probes.kinds):
+        import torch  # noqa: F401
+    torch_module = sys.modules.get("torch")
+    threads = torch_module.get_num_threads() if torch_module else 0
+    if torch_module:
+        torch_module.set_num_threads(1)
     try:
         with threadpool_limits(1, user_api="blas"):
             yield
     finally:
-        if torch:
-            torch.set_num_threads(threads)
+        if torch_module:
+            torch_module.set_num_threads(threads)
 
 
 class RunParts:
@@ -60,6 +71,7 @@ class RunParts:
         bootstrap: bootstrap over the test samples.
 
     Attributes:
+        study: study of the run.
         scores: scores in all cells by property.
         resplits: re-splits of the run's prompts.
     """
@@ -67,6 +79,7 @@ class RunParts:
     def __init__(
         self, run: Run, labels: LabelSet, is_test: np.ndarray, bootstrap: Bootstrap
     ) -> None:
+        self.study = run.study
         self._run, self._labels, self._is_test, self._bootstrap = run, labels, is_test, bootstrap
         self.scores = {
             prop: PropertyScores.read(run, prop, labels.heldout, is_test, bootstrap)
@@ -137,8 +150,9 @@ def part_answer(job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     Returns:
         record for JSON, and arrays in NumPy's format ``npz``.
     """
-    with one_thread():
-        record, arrays = part_to_message(job, _parts_of(job["run"]).compute(job))
+    parts = _parts_of(job["run"])
+    with one_thread(parts.study):
+        record, arrays = part_to_message(job, parts.compute(job))
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return record, buffer.getvalue()

@@ -12,7 +12,6 @@ import numpy as np
 
 from ldmprobe_core.analysis.parts.run_parts import part_of_message
 from ldmprobe_core.storage.run import Run
-from ldmprobe_core.study.probe_kinds import BUILT_IN_KINDS
 
 if TYPE_CHECKING:
     from ldmprobe_core.analysis.report.drawing.second_process import SecondProcess
@@ -38,11 +37,7 @@ def compute_parts(
     Returns:
         the parts, in the order of `jobs`.
     """
-    if (
-        second is None
-        or not second.can_read(run)
-        or not set(run.study.probes.kinds) <= set(BUILT_IN_KINDS)
-    ):
+    if second is None or not second.can_compute(run):
         return [compute(job) for job in jobs]
     left, parts = deque(range(len(jobs))), dict[int, Any]()
     url = str(Path(run.url).absolute())
@@ -51,6 +46,7 @@ def compute_parts(
         while (index := _next(left.popleft)) is not None:
             answer = second.ask({"work": "statistics", "run": url} | jobs[index])
             if answer is None:
+                second.warn()
                 return
             record, content = answer
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:

@@ -74,7 +74,7 @@ def lease_numbers(location: Location) -> set[int]:
     """Return the numbers of all lease files.
 
     Raises:
-        UnreadableLeaseError: the folder of the lease must not be listed.
+        UnreadableLeaseError: this user cannot list the folder of the lease.
     """
     try:
         return {int(name) for name in location.files() if name.isdecimal()}

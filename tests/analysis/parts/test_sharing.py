@@ -1,6 +1,9 @@
 """Division of statistics between two processes: every part once, and none lost if one fails."""
 
 import io
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -24,11 +27,14 @@ class Second:
     """Stand-in for a second process, which answers in a thread until it fails."""
 
     def __init__(self, answers):
-        self.answers, self.asked = answers, []
+        self.answers, self.asked, self.warned = answers, [], False
         self._pool = ThreadPoolExecutor(1)
 
-    def can_read(self, run):
+    def can_compute(self, run):
         return True
+
+    def warn(self):
+        self.warned = True
 
     def start(self, function):
         future = self._pool.submit(function)
@@ -49,8 +55,7 @@ class Second:
 
 @pytest.mark.parametrize("answers", [0, 2, 6])
 def test_every_part_is_computed_once_in_the_order_of_the_jobs(answers):
-    study = SimpleNamespace(probes=SimpleNamespace(kinds=("ridge",)))
-    run, second, here = SimpleNamespace(study=study, url="run"), Second(answers), []
+    run, second, here = SimpleNamespace(url="run"), Second(answers), []
 
     def compute(job):
         here.append(job["name"])
@@ -59,16 +64,11 @@ def test_every_part_is_computed_once_in_the_order_of_the_jobs(answers):
     parts = compute_parts(run, JOBS, compute, second)
     assert sorted(second.asked + here) == [job["name"] for job in JOBS]
     assert len(second.asked) == answers
+    if answers:
+        assert second.warned == (answers < len(JOBS))
     for job, found in zip(JOBS, parts, strict=True):
         for one, other in zip(found["depth"], part(job["name"])["depth"], strict=True):
             assert one.tobytes() == other.tobytes()
-
-
-def test_probes_of_this_process_alone_are_not_sent():
-    study = SimpleNamespace(probes=SimpleNamespace(kinds=("ridge", "a kind of the user")))
-    run, second = SimpleNamespace(study=study, url="run"), Second(6)
-    compute_parts(run, JOBS, lambda job: part(job["name"]), second)
-    assert not second.asked
 
 
 def test_a_property_part_is_unchanged_by_its_message():
@@ -93,3 +93,18 @@ def test_a_property_part_is_unchanged_by_its_message():
     assert (other.ceilings, other.missing) == (one.ceilings, one.missing)
     assert other.corrected["latents"].error == one.corrected["latents"].error
     assert other.corrected["latents"].values.tobytes() == one.corrected["latents"].values.tobytes()
+
+
+def test_torch_that_a_kind_of_probe_needs_is_limited_to_one_thread():
+    """A new process has not loaded torch before."""
+    script = (
+        "from types import SimpleNamespace as Namespace\n"
+        "from ldmprobe_core.analysis.parts.run_parts import one_thread\n"
+        "study = Namespace(probes=Namespace(kinds=('ridge', 'adam')))\n"
+        "with one_thread(study):\n"
+        "    import torch\n"
+        "    print(torch.get_num_threads())\n"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script]
+    assert subprocess.check_output(command, env=env, text=True) == "1\n"

@@ -66,6 +66,7 @@ def test_two_processes_write_the_same_files_as_one(reported, tmp_path, two_cpus,
 def test_two_processes_compute_the_same_statistics_as_one(
     reported, tmp_path, two_cpus, monkeypatch, caplog
 ):
+    monkeypatch.setattr(module, "SMALLEST_RUN", 0)
     folder, asked = _copy(reported, tmp_path), []
     (folder / KEPT).unlink()
     with second_process() as second:
@@ -101,6 +102,20 @@ def test_report_is_complete_if_the_second_process_fails(
     assert f"the process that made it has failed (exit code {code})" in caplog.text
 
 
+def test_a_job_that_fails_is_answered_without_a_traceback_and_the_next_one_is_done(
+    reported, two_cpus, capfd, caplog
+):
+    job = {"work": "statistics", "run": str(reported), "kind": "property", "name": "colour"}
+    with second_process() as second:
+        assert second.ask(job) is None
+        second.warn()
+        assert second.ask({"work": "load"}) == ({}, b"")
+    assert "the process that made it has failed (KeyError: 'colour')" in caplog.text
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    assert "Fatal" not in printed.out + printed.err
+
+
 def test_second_process_ends_in_the_midst_if_the_first_one_is_gone():
     """The end of a process closes its pipes, as this test closes its own."""
     script = """
@@ -125,9 +140,14 @@ second_process._main()
         assert (process.stderr.read(), process.stdout.read()) == (b"", b"")
 
 
-def test_no_process_is_left_or_started_without_need(reported, two_cpus, monkeypatch):
-    with pytest.raises(KeyboardInterrupt), second_process() as second:
+def test_no_process_is_left_or_started_without_need(reported, two_cpus, monkeypatch, caplog):
+    def stopped(second):
+        second.prepare()
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), second_process() as second:
+        stopped(second)
+    assert "failed" not in caplog.text  # a job was broken off, and is not done again
     run = Run(str(reported))
     assert not second.can_read(run)  # it has ended
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
@@ -141,6 +161,16 @@ def test_a_property_of_this_process_alone_is_not_sent(reported, two_cpus, monkey
         assert second.can_read(run)
         monkeypatch.setattr("ldmprobe_core.study.properties.is_built_in", lambda p: p == "depth")
         assert not second.can_read(run)
+
+
+def test_probes_of_this_process_alone_are_not_sent(reported, two_cpus, monkeypatch):
+    monkeypatch.setattr(module, "SMALLEST_RUN", 0)
+    run = Run(str(reported))
+    with second_process() as second:
+        assert second.can_compute(run)
+        kinds = SimpleNamespace(kinds=(*run.study.probes.kinds, "a kind of the user"))
+        monkeypatch.setattr(run, "study", SimpleNamespace(labels=run.study.labels, probes=kinds))
+        assert not second.can_compute(run)
 
 
 @pytest.mark.parametrize(

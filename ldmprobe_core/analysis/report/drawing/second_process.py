@@ -46,6 +46,7 @@ class SecondProcess:
 
     def __init__(self, process: subprocess.Popen[bytes], pool: ThreadPoolExecutor) -> None:
         self._process, self._pool = process, pool
+        self._failure = ""
         self._drawn: Future[tuple[dict[str, Any], bytes] | None]
 
     def can_read(self, run: Run) -> bool:
@@ -61,6 +62,14 @@ class SecondProcess:
             return False
         return all(map(is_built_in, run.study.labels.maps))
 
+    def can_compute(self, run: Run) -> bool:
+        """Return whether the process can compute a part of the run's statistics, and this pays."""
+        # Import here, as in `can_read`.
+        from ldmprobe_core.study.probe_kinds import BUILT_IN_KINDS
+
+        kinds = set(run.study.probes.kinds)
+        return self.can_read(run) and kinds <= set(BUILT_IN_KINDS) and pays_second_process(run)
+
     def start(self, function: Callable[[], Any]) -> Future[Any]:
         """Call a function, which may call `ask`, in the thread that waits for answers."""
         return self._pool.submit(function)
@@ -72,7 +81,7 @@ class SecondProcess:
             job: its ``work`` (``load``, ``statistics`` or ``draw``), and what that work needs.
 
         Returns:
-            the record and the bytes of the arrays; None, after a warning, if the process failed.
+            the record and the bytes of the arrays; None if the process failed.
         """
         question, answers = self._process.stdin, self._process.stdout
         if question is None or answers is None or question.closed:
@@ -82,18 +91,24 @@ class SecondProcess:
             question.flush()
         with suppress(ValueError, TypeError, KeyError):
             header = json.loads(answers.readline())
+            if "error" in header:
+                self._failure = header["error"]
+                return None
             content = answers.read(header["bytes"])
             if len(content) == header["bytes"]:
                 return header["record"], content
         # The end of its standard input ends the process if it still runs.
         with suppress(BrokenPipeError):
             question.close()
-        _LOGGER.warning(
-            "a part of the report is made again: the process that made it has failed (exit code "
-            "%s)",
-            self._process.wait(),
-        )
+        self._failure = f"exit code {self._process.wait()}"
         return None
+
+    def warn(self) -> None:
+        """Log that this process does a job again, because the second one failed."""
+        _LOGGER.warning(
+            "a part of the report is made again: the process that made it has failed (%s)",
+            self._failure,
+        )
 
     def prepare(self) -> None:
         """Have the process load the libraries that compute statistics, without waiting for it."""
@@ -119,7 +134,10 @@ class SecondProcess:
             otherwise: function that does the job in this process if the second one fails.
         """
         answer = self._drawn.result()
-        return otherwise() if answer is None else answer[0]
+        if answer is not None:
+            return answer[0]
+        self.warn()
+        return otherwise()
 
 
 @contextmanager
@@ -168,23 +186,32 @@ def _main() -> None:
     os.dup2(2, 1)
     jobs: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
-    from ldmprobe_core.analysis.report.drawing import sample_figures
+    # A module that cannot be loaded is an error of the first job that needs it.
+    with suppress(Exception):
+        from ldmprobe_core.analysis.report.drawing import sample_figures  # noqa: F401
 
     while True:
-        job = json.loads(jobs.get())
-        record: dict[str, Any] = {}
         content = b""
-        if job["work"] == "draw":
-            record = sample_figures.carry_out(job)
-        else:
-            # Import here, because drawing kept statistics does not need the libraries of this.
-            from ldmprobe_core.analysis.parts import run_parts
-
-            if job["work"] == "statistics":
-                record, content = run_parts.part_answer(job)
-        answers.write(json.dumps({"record": record, "bytes": len(content)}).encode() + b"\n")
-        answers.write(content)
+        try:
+            record, content = _carry_out(json.loads(jobs.get()))
+            header = {"record": record, "bytes": len(content)}
+        except Exception as error:
+            # The first process does the job again, and raises the error where its user sees it.
+            header = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(header).encode() + b"\n" + content)
         answers.flush()
+
+
+def _carry_out(job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Do a job, and return its record and the bytes of its arrays."""
+    # Import here, because drawing kept statistics does not need the libraries that compute them.
+    if job["work"] == "draw":
+        from ldmprobe_core.analysis.report.drawing import sample_figures
+
+        return sample_figures.carry_out(job), b""
+    from ldmprobe_core.analysis.parts import run_parts
+
+    return run_parts.part_answer(job) if job["work"] == "statistics" else ({}, b"")
 
 
 def _read_jobs(jobs: SimpleQueue[bytes]) -> None:
