@@ -9,7 +9,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -96,9 +95,7 @@ def _output_problem(error: Exception) -> str:
     # write no files.
     if not isinstance(error, OSError) or module.partition(".")[0] not in ("click", "rich", "typer"):
         return ""
-    # Python flushes standard output when it exits, which would fail again and print a traceback.
-    # The null device accepts the rest of the output.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _discard_output(1)
     return (
         f"standard output: it cannot be written to ({error.strerror}). Fix: free some space, or "
         "send the output to another place"
@@ -120,9 +117,7 @@ def debug_requested(arguments: list[str]) -> bool:
 
 def _report(message: str, debug: bool) -> None:
     """Print a message on standard error, with the traceback if ``debug``."""
-    # If standard error cannot be written, rich raises an OSError or a SystemExit.  The exit code
-    # is then all that tells of the failure, so it must stay.
-    with suppress(OSError, SystemExit):
+    try:
         if message:
             console = Console(stderr=True, emoji=False)
             console.print(
@@ -130,6 +125,20 @@ def _report(message: str, debug: bool) -> None:
             )
         if debug:
             traceback.print_exc()
+        sys.stderr.flush()
+    except (OSError, SystemExit):
+        # Standard error cannot be written; rich raises either error.  The exit code is then all
+        # that tells of the failure, so it must stay.
+        _discard_output(2)
+
+
+def _discard_output(number: int) -> None:
+    """Send what is left of an output, standard output (1) or standard error (2), to nowhere.
+
+    Python flushes both when it exits.  That would fail again, print a traceback for standard
+    output, and in some releases of Python 3.11 change the exit code to 120.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _unexpected(error: Exception) -> str:
