@@ -224,16 +224,17 @@ def train_denoiser(
     model: Denoiser | None = None,
     objective: Objective = Objective(),
     milestone: Callable[[int, dict[str, Tensor]], None] | None = None,
-    cpu_limit: float = math.inf,
+    time_limit: float = math.inf,
 ) -> Denoiser:
     """Train and return UNet and text encoder; resumes from a checkpoint in ``folder``.
 
     Args:
         model: model to train in place; None trains a new one.
-        milestone, cpu_limit: see `Trainer.fit`.
+        milestone: see `Trainer.fit`.
+        time_limit: see `Trainer`.
     """
     model = (model or Denoiser(tokenizer)).arrange(device)
-    trainer = Trainer(folder, "denoiser", model, recipe, device)
+    trainer = Trainer(folder, "denoiser", model, recipe, device, time_limit)
     # All latents are kept on the device (4 KiB per scene), so that no step waits for a transfer.
     latents = torch.from_numpy(np.array(latent_dataset(data, vae, folder, device))).to(device)
     if device.type == "cuda":
@@ -263,7 +264,7 @@ def train_denoiser(
             predicted.float(), clean, noise, alphas[timestep], objective.snr_clip, channels
         )
 
-    trainer.fit(len(data.train), loss, milestone, cpu_limit=cpu_limit)
+    trainer.fit(len(data.train), loss, milestone)
     return model
 
 

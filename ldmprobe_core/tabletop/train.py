@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -142,8 +143,9 @@ def _train_denoiser(
             map_labeler("foreground", cast(MapNetwork, labelers["maps"]), device),
         )
     denoiser.train_denoiser(
-        data, vae, tokenizer, args.work, device, recipe, model, milestone=milestones
-    )
+        data, vae, tokenizer, args.work, device, recipe, model, milestone=milestones,
+        time_limit=60 * args.denoiser_minutes,
+    )  # fmt: skip
     return model
 
 
@@ -179,6 +181,12 @@ def _arguments() -> argparse.Namespace:
         type=int,
         help=f"default {denoiser.DENOISER_RECIPE.samples}, "
         f"or {denoiser.DENOISER_CONTINUED.samples} more with --from",
+    )
+    parser.add_argument(
+        "--denoiser-minutes",
+        type=float,
+        default=math.inf,
+        help="end the denoiser's training after so long, with its learning rate at zero",
     )
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 0)))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))

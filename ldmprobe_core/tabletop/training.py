@@ -58,10 +58,16 @@ class Recipe:
         """Total number of optimiser steps."""
         return self.samples // self.batch
 
-    def rate(self, step: int) -> float:
-        """Learning rate at a step (from 0)."""
+    def rate(self, step: int, time_used: float = 0.0) -> float:
+        """Learning rate at a step (from 0).
+
+        Args:
+            time_used: fraction of the time limit that has passed, in 0..1; the rate falls as if
+                the same fraction of the steps were done, if fewer are.
+        """
         rise = min(1.0, (step + 1) / self.warmup)
         remaining = (self.steps - step) / max(1.0, self.decay * self.steps)
+        remaining = min(remaining, (1 - time_used) / self.decay if self.decay else math.inf)
         fall = 0.5 - 0.5 * math.cos(math.pi * min(1.0, max(0.0, remaining)))
         return self.learning_rate * rise * fall
 
@@ -74,6 +80,9 @@ class Trainer:
         name: name of the training, for files and progress lines.
         model: network with float32 parameters, the starting point unless there is a checkpoint;
             the forward pass may run in autocast.
+        time_limit: wall time in seconds at which the training ends with its learning rate at zero,
+            if the recipe would take longer; for a machine that is lent for a time.  Milestones are
+            not counted.  The steps that are done then depend on the machine.
 
     Attributes:
         average: averaged weights, as a state dict.
@@ -85,11 +94,18 @@ class Trainer:
     PROGRESS_EVERY_S = 30.0
 
     def __init__(
-        self, folder: Path, name: str, model: nn.Module, recipe: Recipe, device: torch.device
+        self,
+        folder: Path,
+        name: str,
+        model: nn.Module,
+        recipe: Recipe,
+        device: torch.device,
+        time_limit: float = math.inf,
     ) -> None:
         self.path = folder / f"{name}.safetensors"
         self.record = folder / f"{name}.json"
         self.name, self.model, self.recipe, self.device = name, model.to(device), recipe, device
+        self.time_limit = time_limit
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=recipe.learning_rate,
@@ -104,8 +120,8 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Flag that is True if all steps of the recipe are done."""
-        return self.step >= self.recipe.steps
+        """Flag that is True if all steps of the recipe are done, or the time limit is reached."""
+        return self.step >= self.recipe.steps or self.seconds >= self.time_limit
 
     @property
     def samples(self) -> int:
@@ -118,7 +134,6 @@ class Trainer:
         loss: Callable[[np.ndarray, int], Tensor],
         milestone: Callable[[int, dict[str, Tensor]], None] | None = None,
         milestones: Sequence[int] = MILESTONES,
-        cpu_limit: float = math.inf,
     ) -> None:
         """Train to the end of the recipe, from the checkpoint if there is one.
 
@@ -129,8 +144,6 @@ class Trainer:
                 after the first step at which each of ``milestones`` is reached.  After a kill,
                 the milestones since the last checkpoint are called again.
             milestones: numbers of samples, in ascending order; 0 is before the first step.
-            cpu_limit: CPU time of the process, in seconds, after which to stop early; it serves to
-                compare recipes at equal cost on a shared machine.
         """
         batches = shuffled_batches(scenes, self.recipe.batch, self.recipe.seed, self.step)
         if milestone and self.step == 0 and 0 in milestones:
@@ -140,7 +153,7 @@ class Trainer:
         saved = started = time.monotonic()
         cpu_before = self.cpu_seconds - time.process_time()
         progress = _Progress(self)
-        while not self.finished and self.cpu_seconds < cpu_limit:
+        while not self.finished:
             value = self._update(loss, next(batches))
             now = time.monotonic()
             self.seconds = seconds_before + now - started
@@ -170,7 +183,7 @@ class Trainer:
         Nothing here waits for the device, so that the next step can be queued meanwhile.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.step)
+            group["lr"] = self.recipe.rate(self.step, self.seconds / self.time_limit)
         # The seed depends on the step alone, so that a resumed training draws the same noise.
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.step)
         value = loss(batch, self.step)
@@ -266,8 +279,9 @@ class _Progress:
             return
         rate = (trainer.step - self._printed_step) * recipe.batch / elapsed
         remaining = (recipe.steps * recipe.batch - trainer.samples) / rate
+        remaining = min(remaining, trainer.time_limit - trainer.seconds)
         print(
-            f"{trainer.name}: {trainer.samples:,} of {recipe.samples:,} samples, "
+            f"{trainer.name}: {trainer.samples:,} of at most {recipe.samples:,} samples, "
             f"loss {self._loss.item():.4f}, {rate:.0f} samples/s, {remaining / 3600:.2f} h left",
             flush=True,
         )

@@ -1,14 +1,17 @@
 """Training loop: schedule, and resuming after interruptions."""
 
+import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ldmprobe_core.tabletop import training
 from ldmprobe_core.tabletop.training import Recipe, Trainer
 
 
@@ -111,3 +114,29 @@ def test_recipe_rate_rises_holds_and_falls():
     assert recipe.rate(300) == pytest.approx(2.0)
     assert recipe.rate(800) == pytest.approx(1.0)
     assert recipe.rate(999) < 0.01
+
+
+def test_training_with_a_time_limit_ends_there_with_a_learning_rate_of_zero(tmp_path, monkeypatch):
+    """On a clock that advances by a second a step, 40 seconds end a training of 1,000 steps."""
+    seconds = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: seconds[0], process_time=lambda: 0.0)
+    monkeypatch.setattr(training, "time", clock)
+    recipe = Recipe(samples=2000, batch=2, learning_rate=2.0, warmup=1, decay=0.5, average=0.9)
+    model, rates = nn.Linear(3, 1), []
+    trainer = Trainer(tmp_path, "line", model, recipe, torch.device("cpu"), time_limit=40.0)
+
+    def loss(index, step):
+        seconds[0] += 1.0
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        return model(torch.ones(len(index), 3)).square().mean()
+
+    trainer.fit(10, loss)
+    assert trainer.finished
+    assert trainer.samples == 2 * 40
+    assert rates[:21] == [2.0] * 21  # constant for half of the time
+    fall = [1 + np.cos(np.pi * (second - 20) / 20) for second in range(20, 40)]
+    np.testing.assert_allclose(rates[20:], fall, rtol=1e-12)
+    record = json.loads((tmp_path / "line.json").read_text())
+    assert (record["samples"], record["seconds"]) == (80, 40)
+    resumed = Trainer(tmp_path, "line", nn.Linear(3, 1), recipe, torch.device("cpu"), 40.0)
+    assert resumed.finished
