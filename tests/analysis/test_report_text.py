@@ -279,6 +279,38 @@ def test_overview_names_an_order_only_if_the_interval_of_the_lead_excludes_zero(
     assert f"The labeler reaches that half {text} in the decoded latents" in line
 
 
+@pytest.mark.parametrize(
+    ("recalibrated", "card", "clause"),
+    [
+        (Lead(), "decoded latents, and", "6 [3, 8] steps, and over"),
+        (
+            Lead(steps=6, low=3, high=8, determined=True),
+            "decoded latents, recalibrated to the labels too, and",
+            "6 [3, 8] steps (6 [3, 8] steps with its maps recalibrated to the labels), and over",
+        ),
+        (
+            Lead(steps=5, low=2, high=8, determined=False),
+            "decoded latents, recalibrated to the labels 2 to 8 steps later (not determined more "
+            "closely), and",
+            "6 [3, 8] steps (not determined [2, 8] with its maps recalibrated to the labels), and",
+        ),
+    ],
+)
+def test_sentences_on_leads_name_the_recalibrated_labeler_too(recalibrated, card, clause):
+    made = summary(0.3, 0.2, 0.1)
+    result = made.properties["depth"]
+    result.emergence = result.emergence.model_copy(update={"decoded": curve(THIRD)})
+    leads = dict.fromkeys(RIVALS, Lead(steps=6, low=3, high=8, determined=True))
+    leads["decoded_recalibrated"] = recalibrated
+    result.leads = LeadsRecord(
+        **{name: LeadRecord(onset=one, settled=Lead()) for name, one in leads.items()}
+    )
+    (line,) = overview_sentences(made)
+    assert f"reaches that half 6 [3, 8] steps later in the {card} " in line
+    (line,) = headline(made)
+    assert f"the labeler on decoded latents is {clause} " in line
+
+
 def test_sentences_begin_with_the_title_of_a_property():
     assert property_title("depth") == "Depth"
     assert property_title("normals_x") == "Surface normal, x"

@@ -62,10 +62,25 @@ def _sentence(name: str, result: PropertyRecord, summary: Summary) -> str:
     decoded, clean = result.leads.decoded.onset, result.leads.clean.onset
     if decoded.low is None or clean.low is None:
         return text
+    recalibrated = _recalibrated(decoded, result.leads.decoded_recalibrated.onset)
     return (
-        f"{text} The labeler reaches that half {_later(decoded)} in the decoded latents, and "
-        f"{_later(clean)} in the predicted clean image."
+        f"{text} The labeler reaches that half {_later(decoded)} in the decoded latents"
+        f"{recalibrated}, and {_later(clean)} in the predicted clean image."
     )
+
+
+def _recalibrated(plain: Lead, recalibrated: Lead) -> str:
+    """Say how many steps later a labeler is once its maps are recalibrated, as a fair rival's are.
+
+    Args:
+        plain: lead over the labeler as it is.
+        recalibrated: lead over the recalibrated labeler, undefined without training step images.
+    """
+    if recalibrated.low is None:
+        return ""
+    if _later(recalibrated) == _later(plain):
+        return ", recalibrated to the labels too"
+    return f", recalibrated to the labels {_later(recalibrated)}"
 
 
 def _later(value: Lead) -> str:

@@ -217,6 +217,9 @@ def _from(value: Crossing) -> str:
 def _lead_clause(leads: LeadsRecord) -> str:
     """Return the clause that says by how many steps the probes' onset precedes the labeler's."""
     decoded, clean = (_steps(lead(one.onset)) for one in (leads.decoded, leads.clean))
+    if leads.decoded_recalibrated.onset.low is not None:
+        recalibrated = _steps(lead(leads.decoded_recalibrated.onset))
+        decoded += f" ({recalibrated} with its maps recalibrated to the labels)"
     return (
         ". At half of the probes' gain, the same height for both, the lead of the probes over the "
         f"labeler on decoded latents is {decoded}, and over the labeler on the predicted clean "
