@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def main(url: str, count: int) -> None:
             spec = base.model_copy(update={"method": method})
             plan = plan_intervention(run, spec)
 
-            def direction(step: int, layer: str, spec: Intervention = spec):
+            def direction(step: int, layer: str, spec: Intervention = spec) -> Any:
                 return direction_of(run.url, identity, spec, step, layer)
 
             change = make_change(spec, plan.kind, direction, aim, spec.dose_axis[0])

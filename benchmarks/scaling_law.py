@@ -129,9 +129,7 @@ def _workers() -> Figure:
                          for i, w in enumerate(client.scheduler_info()["workers"])]  # fmt: skip
                 client.gather(first)  # not timed: workers read labels and import code
                 for step, name in cells:
-                    run.progress.mark_done(
-                        "probed", step - 1, run.probe_inputs.index(name), count=0
-                    )
+                    run.progress.clear("probed", step - 1, run.probe_inputs.index(name))
                 started = time.perf_counter()
                 client.gather(client.map(lambda c: probe_cell(run.url, *c), cells, pure=False))
                 seconds[workers] = time.perf_counter() - started

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ from ldmprobe_core.probing.cell import CellResult, probe_activations
 from ldmprobe_core.probing.inference.bootstrap import Bootstrap
 from ldmprobe_core.probing.inference.emergence import SHARES, first_step_above
 from ldmprobe_core.probing.label_set import LabelSet
+from ldmprobe_core.probing.linear import LinearProbe
 from ldmprobe_core.probing.measured import mean_map
 from ldmprobe_core.probing.neighbourhood import neighbourhoods, probe_features
 from ldmprobe_core.study.conditions import LabelColumn
@@ -251,7 +252,7 @@ def property_scores(
     collected = {}
     for prop in world.maps:
 
-        def scores(condition, prop=prop):
+        def scores(condition: Any, prop: str = prop) -> Any:
             rows = [
                 [c[condition.assignment].scores[prop] for c in steps]
                 for steps in cells[condition.network]
@@ -340,7 +341,7 @@ def decide(kind: str, prop: str, seed: int) -> Outcome:
     _, step, layer = scores.best()
     activations = world.layers["trained"][layer, step]
     fitted = probe_activations(activations, labels, study, study.label_columns("permuted"))
-    probe = fitted["true"].probes["ridge", prop]
+    probe = cast(LinearProbe, fitted["true"].probes["ridge", prop])
     of_others = same_prompt_scores(
         probe.predict(activations[test]), probe.cut, labels, prop, test,
         np.array([world.samples[i].group for i in test]),
