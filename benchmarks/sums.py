@@ -97,8 +97,8 @@ def projected() -> list[Figure]:
     sums = plan_study(parse_study(content)).bytes_of["statistics"]
     return [
         Figure("statistics", "SD 1.4, 617 images: activations stored", stored / 1e9, "GB"),
-        Figure("statistics", "SD 1.4, any number of images: sums, a part", sums / 1e9, "GB",
-               note="both slots of a part; so many parts as workers share the work"),
+        Figure("statistics", "SD 1.4, any number of images: sums, an accumulator", sums / 1e9, "GB",
+               note="both buffers; each worker that shares the work has an accumulator"),
     ]  # fmt: skip
 
 

@@ -111,10 +111,12 @@ def waiting_notes(
         require_not_stopped()
         if last is None or now() - last >= _NOTE_EVERY_S:
             last = now()
+            # A holder whose lease cannot be read has no known process.
+            host = holder.host.partition("/")[0]
+            process = f" (process {holder.pid} on {host})" if host else ""
             logger.info(
-                "waiting for %s, on which %s (process %d on %s) works: %.0f of at most %d minutes",
-                url, holder.description, holder.pid, holder.host.partition("/")[0],
-                (last - started) / 60, wait_minutes,
+                "waiting for %s, on which %s%s works: %.0f of at most %d minutes",
+                url, holder.description, process, (last - started) / 60, wait_minutes,
             )  # fmt: skip
 
     return note

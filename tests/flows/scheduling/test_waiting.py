@@ -13,7 +13,7 @@ import flows.study
 from flows.run_lock import waiting_notes
 from ldmprobe_core.storage import lease as leases
 from ldmprobe_core.storage.lease import hold_lease
-from ldmprobe_core.storage.lifecycle.lease_files import Holder
+from ldmprobe_core.storage.lifecycle.lease_files import UNKNOWN, Holder
 from tasks import stopping
 from tasks.stopping import Stop, StoppedError
 
@@ -107,6 +107,18 @@ def test_waiting_notes_are_a_minute_apart(prefect_api, lines):
     assert [line.rpartition("works: ")[2] for line in lines.told] == [
         f"{minutes} of at most 5 minutes" for minutes in (0, 1, 3)
     ]
+
+
+def test_waiting_note_on_a_lease_that_cannot_be_read_names_no_process(prefect_api, lines):
+    @flow
+    def waiting():
+        waiting_notes("runs/nightly-1", 5)(UNKNOWN)
+
+    waiting()
+    (line,) = lines.told
+    assert line.startswith(
+        "waiting for runs/nightly-1, on which a process whose lease cannot be read works: 0 of"
+    )
 
 
 def test_a_flow_run_that_waits_can_be_stopped(prefect_api, monkeypatch):
