@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.models.host_transfer import HostTransfer
+from ldmprobe_core.models.sampling import ActivationSink
 from ldmprobe_core.models.token_grid import pixel_tokens
 from ldmprobe_core.pipeline.activation_sinks import ActivationWriter
 from ldmprobe_core.pipeline.groups import (
@@ -18,7 +20,11 @@ from ldmprobe_core.pipeline.groups import (
     permuted_rows_in,
     step_images_in,
 )
-from ldmprobe_core.pipeline.model_cache import get_sampler, model_access
+from ldmprobe_core.pipeline.model_cache import (
+    get_sampler,
+    let_other_threads_load,
+    model_access,
+)
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import GENERATE
 from ldmprobe_core.study.layers import CLEAN_PIXELS
@@ -60,7 +66,8 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     (chosen, rows), permuted = step_images_in(run, members), permuted_rows_in(run, members)
     with ActivationWriter(run, region, permuted) as activations, model_access(study):
         sampler = get_sampler(study, run.attributes["model_fingerprint"])
-        sampled = sampler.sample(samples, activations, source_images, chosen, permuted is not None)
+        sink = _between_loads(activations)
+        sampled = sampler.sample(samples, sink, source_images, chosen, permuted is not None)
         latent_size = sampler.architecture.latent
     run.write("images", {"image": sampled.image}, sample=region)
     written = sampled.image.nbytes
@@ -77,6 +84,16 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     written += activations.bytes
     run.progress.mark_done(GENERATE, batch)
     return {"samples": len(members), "seconds": time.monotonic() - started, "bytes": written}
+
+
+def _between_loads(sink: ActivationSink) -> ActivationSink:
+    """Wrap a sink so that other threads can load their models between two of its calls."""
+
+    def receive(network: str, step: int, transfer: HostTransfer) -> None:
+        sink(network, step, transfer)
+        let_other_threads_load()
+
+    return receive
 
 
 def _write_clean_pixels(run: Run, clean: np.ndarray, grid: tuple[int, int], rows: slice) -> int:

@@ -36,7 +36,8 @@ class ThreadLocalModels(threading.local):
 
 
 thread_local_models = ThreadLocalModels()
-_model_lock = SharedExclusiveLock()
+model_lock = SharedExclusiveLock()
+"""Lock that keeps computing threads and threads that load a model apart, on a CPU."""
 shared_models: dict[str, tuple[str, Any]] = {}
 _device = threading.Lock()
 
@@ -56,7 +57,16 @@ def model_access(study: Study) -> AbstractContextManager[Any]:
 
     No thread of this process loads a model inside the ``with`` block.
     """
-    return _device if _shared(study) else _model_lock.computing()
+    return _device if _shared(study) else model_lock.computing()
+
+
+def let_other_threads_load() -> None:
+    """Let threads of this process that wait to load a model do so before this thread goes on.
+
+    Call this function between two steps of a computation inside the block of `model_access`.  The
+    second worker of a run would otherwise load its models only after the first one's batch.
+    """
+    model_lock.give_way()
 
 
 @contextmanager
@@ -112,7 +122,7 @@ def get_or_load(study: Study, kind: str, key: str, load: Callable[[], Any]) -> A
     """
     cache = shared_models if _shared(study) else thread_local_models.loaded
     if cache.get(kind, ("", None))[0] != key:
-        with _model_lock.loading():
+        with model_lock.loading():
             cache[kind] = (key, load())
             load_counts[kind] += 1
     return cache[kind][1]

@@ -72,6 +72,20 @@ class SharedExclusiveLock:
                     self._changed.wait_for(lambda: not (self._loading or self._waiting))
                     self._computing += suspended
 
+    def give_way(self) -> None:
+        """Pause a computation of the calling thread while other threads have exclusive access.
+
+        Call this method between the steps of a long computation.  Otherwise, threads that want to
+        load a model have to wait until the whole computation has ended.
+        """
+        if not (self._is_computing and self._waiting):
+            return
+        with self._changed:
+            self._computing -= 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not (self._loading or self._waiting))
+            self._computing += 1
+
     @property
     def _is_computing(self) -> bool:
         """Flag that is True if the calling thread has shared access."""

@@ -1,16 +1,17 @@
 """Models and labelers in memory: one for each CPU thread, one for a GPU, checked weights."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from ldmprobe_core.errors import UserError
-from ldmprobe_core.pipeline import model_cache
-from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline import generate, model_cache
 from ldmprobe_core.pipeline.label import label_batch
 from ldmprobe_core.pipeline.prepare import prepare_run
+from ldmprobe_core.storage.units import GENERATE
 
 
 def test_get_labelers_refuses_weights_with_another_fingerprint(finished_run, monkeypatch):
@@ -29,7 +30,7 @@ def test_cpu_threads_load_a_model_each_and_give_the_bytes_of_one_thread(finished
 
     def unit(batch):
         both.wait()
-        generate_batch(run.url, batch)
+        generate.generate_batch(run.url, batch)
         both.wait()
         label_batch(run.url, batch)
         both.wait()
@@ -49,6 +50,36 @@ def test_cpu_threads_load_a_model_each_and_give_the_bytes_of_one_thread(finished
         np.testing.assert_array_equal(
             run.read(group, name, **rest), finished_run.read(group, name, **rest)
         )
+
+
+def test_a_thread_loads_its_model_between_the_steps_of_another_thread(
+    finished_run, tmp_path, monkeypatch
+):
+    """The second thread does not wait until the first one has generated its batch."""
+    run = prepare_run(finished_run.study, str(tmp_path))
+    at_a_step, done_when_loaded = threading.Event(), []
+
+    def load():
+        done_when_loaded.append(run.progress.is_done(GENERATE, 0))
+        return "model"
+
+    def let_load():
+        at_a_step.set()
+        deadline = time.monotonic() + 60
+        while not (done_when_loaded or model_cache.model_lock.waiting):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # polling for the other thread, bounded by the deadline
+        model_cache.let_other_threads_load()
+
+    monkeypatch.setattr(generate, "let_other_threads_load", let_load)
+    with ThreadPoolExecutor(2) as pool:
+        batch = pool.submit(generate.generate_batch, run.url, 0)
+        assert at_a_step.wait(60)
+        loading = pool.submit(model_cache.get_or_load, run.study, "of a test", "key", load)
+        assert loading.result(60) == "model"
+        batch.result(60)
+    assert done_when_loaded == [False]
+    assert run.progress.is_done(GENERATE, 0)
 
 
 def test_gpu_threads_share_one_model_and_exclude_each_other(finished_run, monkeypatch):

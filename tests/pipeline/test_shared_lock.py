@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -111,3 +112,40 @@ def test_shared_lock_computing_is_reentrant_while_another_thread_waits_to_load(l
         thread.join(LIMIT_S)
     assert again.is_set()
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_shared_lock_computing_thread_gives_way_to_one_that_loads(lock):
+    computing, loaded = threading.Event(), threading.Event()
+    computing_while_loading = []
+
+    def compute():
+        with lock.computing():
+            computing.set()
+            wait_until_one_waits(lock)
+            lock.give_way()
+            # The other thread has loaded by now, although this computation has not ended.
+            assert loaded.is_set()
+            assert lock.n_computing == 1
+
+    def load():
+        with lock.loading():
+            computing_while_loading.append(lock.n_computing)
+            loaded.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        computation = pool.submit(compute)
+        assert computing.wait(LIMIT_S)
+        pool.submit(load).result(LIMIT_S)
+        computation.result(LIMIT_S)
+    assert computing_while_loading == [0]
+
+
+def test_shared_lock_gives_way_only_if_a_thread_waits_and_the_caller_computes(lock):
+    lock.give_way()
+    assert lock.n_computing == 0
+    with lock.computing():
+        lock.give_way()
+        assert lock.n_computing == 1
+    with lock.loading():
+        lock.give_way()
+    assert lock.n_computing == 0
