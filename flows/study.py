@@ -12,16 +12,18 @@ from typing import Any, TypeVar
 
 from prefect import flow
 
-from flows.checks.worker_memory import planned_memory, worker_memory_limit
+from flows.checks.worker_memory import number_with_room, planned_memory, worker_memory_limit
 from flows.pause_watch import with_pauses
 from flows.run_lock import hold_study
 from flows.scheduling.conclusion import conclude
 from flows.scheduling.settings import Schedule, scheduled_date, summary_if_finished, wait_of
 from flows.workers import gpu_resources, submit_units, workers_of
 from ldmprobe_core.analysis.records import PeakRecord, peak_records
+from ldmprobe_core.pipeline.parallel.cells import cell_helpers, helper_bytes
 from ldmprobe_core.pipeline.planning.plan import StudyPlan
 from ldmprobe_core.pipeline.planning.rolling_seed import with_rolling_seed
 from ldmprobe_core.storage.lease import Lease
+from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.stores.checksum_store import CorruptChunkError
 from ldmprobe_core.study.schema import Study
 from ldmprobe_core.study.sections import Execution
@@ -106,7 +108,7 @@ def _run_to_summary(run: RunRef, plan: StudyPlan, lease: Lease) -> dict[str, Any
     lease.require_held()
     seconds |= _accumulate(run, execution, left)
     lease.require_held()
-    seconds["probe"] = follow("probe", submit_units(probe, units_of(run, "probe")), left).seconds
+    seconds["probe"] = _probe(run, execution, left)
     lease.require_held()
     with activity("summary and report") as shown:
         expected = left.of_flow(time.monotonic())
@@ -165,3 +167,16 @@ def _accumulate(run: RunRef, execution: Execution, left: TimeLeft) -> dict[str, 
     with gpu_resources(execution):
         futures = submit_units(accumulate, units)
     return {"tally": follow("tally", futures, left).seconds}
+
+
+def _probe(run: RunRef, execution: Execution, left: TimeLeft) -> float:
+    """Train and score the probes of every cell; return the seconds taken.
+
+    Workers that are threads of this process share the work with helper processes, as far as the
+    machine's memory has room for these.  Dask workers are processes already.
+    """
+    store, helpers = Run(run.url), 0
+    if execution.runner == "local" and execution.workers > 1:
+        helpers = number_with_room(helper_bytes(store), execution.workers - 1)
+    with cell_helpers(store, helpers):
+        return follow("probe", submit_units(probe, units_of(run, "probe")), left).seconds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psutil
+
 if TYPE_CHECKING:
     from ldmprobe_core.pipeline.planning.plan import StudyPlan
 
@@ -47,6 +49,19 @@ def machine_memory() -> int:
     from distributed.system import MEMORY_LIMIT
 
     return int(MEMORY_LIMIT)
+
+
+def number_with_room(size: int, most: int) -> int:
+    """Return how many processes of a size in bytes fit into the memory that is free, up to `most`.
+
+    Args:
+        size: bytes that each process needs.
+        most: largest number that is returned.
+    """
+    free = psutil.virtual_memory().available
+    # In a container, the memory of the whole machine does not count.
+    free = min(free, machine_memory() - psutil.Process().memory_info().rss)
+    return max(0, min(most, free // size))
 
 
 def gpu_memory() -> int:

@@ -20,7 +20,7 @@ from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.models.sampling import PipelineSampler
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.sources.pipeline import PipelineSource
-from ldmprobe_core.pipeline.shared_lock import SharedExclusiveLock
+from ldmprobe_core.pipeline.parallel.shared_lock import SharedExclusiveLock
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.study.schema import Study
 

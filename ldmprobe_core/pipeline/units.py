@@ -15,7 +15,7 @@ from typing import Any
 from ldmprobe_core.pipeline.accumulate import accumulate_unit
 from ldmprobe_core.pipeline.generate import generate_batch
 from ldmprobe_core.pipeline.label import label_batch
-from ldmprobe_core.pipeline.probe import probe_cell
+from ldmprobe_core.pipeline.parallel.cells import probe_cell_in_parallel
 from ldmprobe_core.pipeline.statistics import run_accumulation_units
 from ldmprobe_core.storage.run import Run
 from ldmprobe_core.storage.units import ACCUMULATE, GENERATE, LABEL, PROBE, UnitKind
@@ -160,7 +160,7 @@ register_units(
     UnitOperations(
         kind=PROBE,
         list_units=_cells,
-        carry_out=probe_cell,
+        carry_out=probe_cell_in_parallel,
         is_done=_is_probed,
     )
 )

@@ -144,15 +144,24 @@ def _parts_of(url: str) -> RunParts:
     return RunParts(run, labels, is_test, bootstrap)
 
 
-def part_answer(job: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """Compute the part that a job of a second process describes.
+def part_answer(url: str, part: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Compute one part of a run's statistics in a second process.
+
+    Args:
+        url: folder of a finished run.
+        part: part to compute, as `RunParts.compute` takes it.
 
     Returns:
         record for JSON, and arrays in NumPy's format ``npz``.
     """
-    parts = _parts_of(job["run"])
+    parts = _parts_of(url)
     with one_thread(parts.study):
-        record, arrays = part_to_message(job, parts.compute(job))
+        record, arrays = part_to_message(part, parts.compute(part))
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return record, buffer.getvalue()
+
+
+def nothing() -> tuple[dict[str, Any], bytes]:
+    """Return an empty answer; a job of this function loads the libraries of this module."""
+    return {}, b""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldmprobe_core.analysis.parts.run_parts import part_of_message
+from ldmprobe_core.analysis.report.drawing.second_process import STATISTICS
 from ldmprobe_core.storage.run import Run
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def compute_parts(
 
     def ask() -> None:
         while (index := _next(left.popleft)) is not None:
-            answer = second.ask({"work": "statistics", "run": url} | jobs[index])
+            answer = second.ask(STATISTICS, url=url, part=jobs[index])
             if answer is None:
                 second.warn()
                 return

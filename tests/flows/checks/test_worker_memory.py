@@ -1,5 +1,8 @@
 """Tests of the memory limit of a Dask worker, and of studies that the memory cannot hold."""
 
+from types import SimpleNamespace
+
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -119,3 +122,17 @@ def test_memory_problems_count_text_encoders_in_the_dtype_of_the_model(
     monkeypatch.setattr(worker_memory, "gpu_memory", lambda: on_gpu(plan) - 1)
     (problem,) = memory_problems(plan)
     assert "model.dtype to" not in problem
+
+
+@pytest.mark.parametrize(
+    ("available", "limit", "expected"),
+    [(10, 100, 3), (6, 100, 2), (100, 7, 2), (1, 100, 0), (100, 1, 0)],
+)
+def test_processes_fit_into_the_memory_that_is_free(monkeypatch, available, limit, expected):
+    """Of at most three processes of 3 GB each; this process itself holds 1 GB."""
+    free = SimpleNamespace(available=available * 10**9)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    own = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=10**9))
+    monkeypatch.setattr(psutil, "Process", lambda: own)
+    monkeypatch.setattr(worker_memory, "machine_memory", lambda: limit * 10**9)
+    assert worker_memory.number_with_room(3 * 10**9, 3) == expected

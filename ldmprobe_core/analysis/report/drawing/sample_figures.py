@@ -78,11 +78,22 @@ def draw_sample_pages(
     return {"classes": class_figures(run, summary, indices), "viewed": viewed}
 
 
-def carry_out(job: dict[str, Any]) -> dict[str, Any]:
-    """Draw the part of a report that `second_process.SecondProcess.submit` describes."""
-    run, summary = Run(job["run"]), Summary.model_validate(job["summary"])
-    maps = SampleMaps(run, label_set(run), summary)
-    return draw_sample_pages(run, maps, summary, job["samples"])
+def draw_answer(
+    url: str, summary: dict[str, Any], samples: list[int]
+) -> tuple[dict[str, Any], bytes]:
+    """Draw in a second process what `second_process.SecondProcess.submit` describes.
+
+    Args:
+        url: folder of the finished run.
+        summary: summary of the run.
+        samples: indices of the samples whose classes are drawn.
+
+    Returns:
+        the result of `draw_sample_pages`, and no bytes.
+    """
+    run, record = Run(url), Summary.model_validate(summary)
+    maps = SampleMaps(run, label_set(run), record)
+    return draw_sample_pages(run, maps, record, samples), b""
 
 
 def _caption(run: Run, index: int) -> str | None:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ldmprobe_core.pipeline.shared_lock import SharedExclusiveLock
+from ldmprobe_core.pipeline.parallel.shared_lock import SharedExclusiveLock
 
 LIMIT_S = 30
 

@@ -1,0 +1,1 @@
+"""Threads and processes of one machine that share the work of a run."""
