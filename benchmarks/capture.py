@@ -63,7 +63,8 @@ def once(way: str, run: Run) -> float:
             elif way == "captured":
                 sampler.sample(part, Nowhere(), step_images=False)
             else:
-                with ActivationWriter(run, slice(members.start, members.stop)) as into:
+                region = slice(members.start, members.stop)
+                with ActivationWriter(run, region, steps=study.sampling.steps) as into:
                     sampler.sample(part, into, step_images=False)
         return time.perf_counter() - started
 

@@ -23,6 +23,9 @@ Many steps of small layers are thus written at once, since each write has a fixe
 _AHEAD = 2
 """Largest number of blocks that are queued or being written; at this number, generation waits."""
 
+_SMALL_WRITES = 4
+"""Number of small arrays that are written at once: with an object store, each waits for answers."""
+
 _Pieces = dict[tuple[str, str], list[tuple[int, np.ndarray, np.ndarray]]]
 
 
@@ -72,13 +75,21 @@ class ActivationWriter:
         run: run to write to.
         region: range of the batch's sample indices; it must consist of whole chunks.
         permuted: the batch's range in the groups of the permuted denoiser, if it differs.
+        steps: number of sampler steps, if it is known.  The activations of the last one are then
+            written while the images are decoded.
 
     Attributes:
         bytes: number of bytes of activations submitted for writing so far.
     """
 
-    def __init__(self, run: Run, region: slice, permuted: slice | None = None) -> None:
-        self.run = run
+    def __init__(
+        self,
+        run: Run,
+        region: slice,
+        permuted: slice | None = None,
+        steps: int | None = None,
+    ) -> None:
+        self.run, self._steps = run, steps
         self._regions = {"trained": region, "permuted": permuted or region}
         self.bytes = 0
         self._block: list[tuple[str, int, HostTransfer]] = []
@@ -99,7 +110,10 @@ class ActivationWriter:
         self._block.append((network, step, transfer))
         self._filled += transfer.nbytes
         if self._filled >= BLOCK_BYTES:
-            self._submit_block()
+            self._submit_block(_AHEAD)
+        elif step + 1 == self._steps:
+            # Do not wait here: the parts of the last block together are no larger than a block.
+            self._submit_block(None)
 
     def __exit__(
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
@@ -108,16 +122,23 @@ class ActivationWriter:
             if kind is not None:
                 self._writer.shutdown(cancel_futures=True)
                 return
-            self._submit_block()
+            self._submit_block(_AHEAD)
             self._wait_for(0)
-            for (network, layer), counts in self._bad.items():
-                stacked = {"nonfinite": np.stack(counts, axis=1)}
-                group, region = f"{ACTIVATION_GROUPS[network]}/{layer}", self._regions[network]
-                self.run.write(group, stacked, sample=region)
+            with ThreadPoolExecutor(_SMALL_WRITES) as pool:
+                for done in [pool.submit(self._write_counts, *key) for key in self._bad]:
+                    done.result()
 
-    def _submit_block(self) -> None:
-        """Queue the current block of activations for the writing thread, and start a new block."""
-        self._wait_for(_AHEAD - 1)
+    def _submit_block(self, ahead: int | None) -> None:
+        """Queue the current block of activations for the writing thread, and start a new block.
+
+        Args:
+            ahead: largest number of blocks in the queue, for which this method waits; None does not
+                wait.
+        """
+        if not self._block:
+            return
+        if ahead is not None:
+            self._wait_for(ahead - 1)
         self._pending.append(self._writer.submit(self._write, self._block))
         self.bytes += self._filled
         self._block, self._filled = [], 0
@@ -135,6 +156,12 @@ class ActivationWriter:
             group, region = f"{ACTIVATION_GROUPS[network]}/{layer}", self._regions[network]
             self.run.write(group, stacked, sample=region, step=steps)
             self._bad.setdefault((network, layer), []).extend(bad for _, _, bad in pieces)
+
+    def _write_counts(self, network: str, layer: str) -> None:
+        """Write one layer's counts of non-finite values at all steps."""
+        stacked = {"nonfinite": np.stack(self._bad[network, layer], axis=1)}
+        group, region = f"{ACTIVATION_GROUPS[network]}/{layer}", self._regions[network]
+        self.run.write(group, stacked, sample=region)
 
 
 def peak_activation_bytes(step: int, steps: int) -> int:

@@ -64,7 +64,8 @@ def generate_batch(url: str, batch: int) -> dict[str, Any]:
     source_images, maps = read_source_images(run, study, samples)
     region = slice(members.start, members.stop)
     (chosen, rows), permuted = step_images_in(run, members), permuted_rows_in(run, members)
-    with ActivationWriter(run, region, permuted) as activations, model_access(study):
+    writer = ActivationWriter(run, region, permuted, study.sampling.steps)
+    with writer as activations, model_access(study):
         sampler = get_sampler(study, run.attributes["model_fingerprint"])
         sink = _between_loads(activations)
         sampled = sampler.sample(samples, sink, source_images, chosen, permuted is not None)

@@ -68,6 +68,32 @@ def test_activation_writer_writes_every_step_of_every_layer_once(monkeypatch, bl
     assert into.bytes == sum(values.nbytes for values in expected.values())
 
 
+def test_activation_writer_writes_the_last_step_while_images_are_decoded():
+    """Blocks are larger than all activations, and the writer is still open, as during decoding."""
+    rng, run, written = np.random.default_rng(0), Recorder(), threading.Event()
+    write = run.write
+
+    def noted(group, values, **region):
+        write(group, values, **region)
+        if region.get("step") == slice(2, 3):
+            written.set()
+
+    run.write = noted
+    with ActivationWriter(run, slice(0, 2), steps=3) as into:
+        for step in range(2):
+            into("trained", step, shown(rng, ("latents",)))
+            into("trained", step, shown(rng))
+        assert not run.written
+        into("trained", 2, shown(rng, ("latents",)))
+        into("trained", 2, shown(rng))
+        assert written.wait(30)
+    steps = {}
+    for group, values, region in run.written:
+        if "activation" in values:
+            steps.setdefault(group, []).extend(range(region["step"].start, region["step"].stop))
+    assert steps == {f"activations/{name}": [0, 1, 2] for name in ("latents", "a", "b")}
+
+
 def test_activation_writer_counts_non_finite_values_by_sample_and_step():
     run = Recorder()
     values = torch.zeros(2, 4, 4, 8, dtype=torch.float16)
