@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
+from ldmprobe._capture_study import capture_study, checked_inputs
 from ldmprobe_core.errors import UserError
 from ldmprobe_core.labelers import registry
 from ldmprobe_core.labelers.base import Labeler
 from ldmprobe_core.models.architectures.registry import architecture_of
 from ldmprobe_core.models.devices import pick_device
 from ldmprobe_core.models.sampling import PipelineSampler
+from ldmprobe_core.models.sources.pipeline import require_eval
 from ldmprobe_core.pipeline.activation_sinks import ActivationBuffer
 from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut
@@ -29,7 +30,6 @@ from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.probing.statistics import SufficientStatistics
 from ldmprobe_core.study.probe_sections import LabelerSpec, Probes
 from ldmprobe_core.study.samples import Sample
-from ldmprobe_core.study.schema import Study
 
 
 @dataclass(frozen=True)
@@ -85,26 +85,23 @@ def capture(
         negative: negative prompt for all images, or None.
 
     Raises:
-        UserError: the architecture or a layer is unknown, or the number of seeds differs from the
-            number of prompts.
+        UserError: the architecture or a layer is unknown, the number of seeds differs from the
+            number of prompts, an argument is of another type or out of its range, or a network is
+            in training mode.
 
     Example::
 
         captured = lp.capture(pipe, ["a red car on a gray floor"], steps=15, seeds=[0])
         captured["mid_block.attentions.0.transformer_blocks.0.attn1"].sel(step=3)
     """
-    image_seeds = list(range(len(prompts)) if seeds is None else seeds)
-    if not prompts or len(image_seeds) != len(prompts):
-        raise UserError(
-            f"seeds: the number of seeds is {len(image_seeds)} for {len(prompts)} prompts. Fix: "
-            "give one seed for each prompt, and at least one prompt"
-        )
-    globs = (layers,) if isinstance(layers, str) else tuple(layers)
-    study = _capture_study(prompts, globs, steps, guidance, negative)
-    sampler = PipelineSampler(pipe, architecture_of(pipe), study)
+    texts, image_seeds = checked_inputs(prompts, seeds)
+    study = capture_study(texts, layers, steps, guidance, negative)
+    architecture = architecture_of(pipe)
+    require_eval(pipe)
+    sampler = PipelineSampler(pipe, architecture, study)
     samples = [
         Sample(i, prompt, seed, None, "train")
-        for i, (prompt, seed) in enumerate(zip(prompts, image_seeds, strict=True))
+        for i, (prompt, seed) in enumerate(zip(texts, image_seeds, strict=True))
     ]
     buffer = ActivationBuffer()
     batch = sampler.sample(samples, buffer, step_images=False)
@@ -124,40 +121,6 @@ def _label_axes(
         )
         for layer, values in activations.items()
     }
-
-
-def _capture_study(
-    prompts: Sequence[str],
-    layers: tuple[str, ...],
-    steps: int,
-    guidance: float,
-    negative: str | None,
-) -> Study:
-    """Build a study without controls from the arguments of `capture`.
-
-    The function copies the default study instead of parsing a new one, because parsing refuses
-    studies with too few prompts for a training, a validation and a test set.
-    """
-    default = Study()
-    return default.model_copy(
-        update={
-            "prompts": default.prompts.model_copy(
-                update={"items": tuple(prompts), "negative": negative}
-            ),
-            "sampling": default.sampling.model_copy(
-                update={
-                    "steps": steps,
-                    "guidance": float(guidance),
-                    "batch": len(prompts),
-                    "threads": torch.get_num_threads(),
-                }
-            ),
-            "capture": default.capture.model_copy(update={"layers": layers}),
-            "controls": default.controls.model_copy(
-                update={"permuted_weights": None, "latents": False}
-            ),
-        }
-    )
 
 
 def load_labeler(prop: str, name: str, weights: str | None = None, device: str = "auto") -> Labeler:
@@ -234,9 +197,9 @@ def fit_probe(
     pixels in which the prediction of a position applies to its whole block.
 
     Args:
-        activations: (sample, y, x, channel) of any floating-point type.
-        labels: (sample, Y, X), where Y and X are multiples of y and x.  A mask is boolean, or gives
-            a fraction from 0 to 1 for each pixel.
+        activations: (sample, y, x, channel) of floats; a `DataArray` may have another order.
+        labels: (sample, Y, X), where Y and X are multiples of y and x; named sample, y and x in a
+            `DataArray`.  A mask is boolean, or gives a fraction from 0 to 1 for each pixel.
         kind: ``ridge``, or ``logistic`` for masks.
         validation: fraction of the samples that is set aside to choose the penalty.  It has no
             effect if there is only one penalty.
@@ -248,15 +211,16 @@ def fit_probe(
         ``cut`` has the best Dice on the training samples; NaN for ridge unless labels are boolean.
 
     Raises:
-        UserError: shapes do not match, samples are too few, values are not finite, or a setting is
-            out of its range.
+        UserError: shapes or named samples do not match, samples are too few, values are not
+            finite, or a setting is out of its range.
 
     Example::
 
         probe = lp.fit_probe(captured[layer].sel(step=3), depth, kind="ridge")
         probe.predict(captured[layer].sel(step=3).values)
     """
-    x, y = np.asarray(activations), np.asarray(labels)
+    _require_same_samples(activations, labels)
+    x, y = _ordered(activations, "sample y x channel"), _ordered(labels, "sample y x")
     _check_fit_arguments(x, y, kind)
     _check_fit_settings(validation, penalties, seed)
     tokens = block_means(y, (x.shape[1], x.shape[2]))
@@ -278,6 +242,31 @@ def fit_probe(
     probe = _fit(*rows(train), *rows(validation_index), kind, tuple(penalties))
     is_mask = kind == "logistic" or y.dtype == bool
     return _with_best_cut(probe, x[train], tokens[train]) if is_mask else probe
+
+
+def _ordered(array: Any, dims: str) -> np.ndarray:
+    """Return the values of an array; a `DataArray` with all of these dimensions is transposed."""
+    names = dims.split()
+    is_named = isinstance(array, xr.DataArray) and set(array.dims) == set(names)
+    return np.asarray(array.transpose(*names) if is_named else array)
+
+
+def _require_same_samples(activations: Any, labels: Any) -> None:
+    """Raise `UserError` if both arrays name their samples, and the names or their order differ."""
+    pair = (activations, labels)
+    if not all(isinstance(one, xr.DataArray) and "sample" in one.coords for one in pair):
+        return
+    first, other = (np.atleast_1d(one.coords["sample"].values) for one in pair)
+    if not np.array_equal(first, other):
+        raise UserError(
+            f"labels: their samples ({_first_few(other)}) are not those of the activations "
+            f"({_first_few(first)}). Fix: select the same samples in the same order, such as "
+            "labels.sel(sample=activations.sample)"
+        )
+
+
+def _first_few(values: np.ndarray) -> str:
+    return ", ".join(map(str, values[:4])) + (", ..." if len(values) > 4 else "")
 
 
 def _fit(

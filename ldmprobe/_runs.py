@@ -50,7 +50,14 @@ def load_study(
     """
     if isinstance(overrides, Mapping):
         overrides = [f"{key}={_yaml(key, value)}" for key, value in overrides.items()]
-    return loading.load_study(source, list(overrides or ()))
+    given = [overrides] if isinstance(overrides, str) else list(overrides or ())
+    for override in given:
+        if not isinstance(override, str):
+            raise UserError(
+                f"overrides: {override!r:.60} is not text of the form key=value. Fix: write it as "
+                "in sampling.steps=20, or give a mapping of keys to values"
+            )
+    return loading.load_study(source, given)
 
 
 def _yaml(key: str, value: Any) -> str:
@@ -104,6 +111,7 @@ def plan(study: Study, pipeline: Any = None) -> StudyPlan:
     from ldmprobe_core.pipeline.model_cache import use_pipeline
     from ldmprobe_core.pipeline.planning.plan import plan_study
 
+    _require_study(study)
     with use_pipeline(study, pipeline) as used:
         return plan_study(used)
 
@@ -175,6 +183,7 @@ def run_study(
     from ldmprobe_core.pipeline.model_cache import use_pipeline
     from ldmprobe_core.storage.filesystem import Location
 
+    _require_study(study)
     # A malformed store address is refused here, before time is spent on planning the study.
     Location(address := _address(store))
     with use_pipeline(study, pipeline) as used:
@@ -275,6 +284,7 @@ def intervene(
     from ldmprobe_core.interventions.stages import create_intervention, edit_batch, edit_units
     from ldmprobe_core.pipeline.model_cache import use_pipeline
 
+    _require_runs(run)
     content = {"prop": prop, **settings} | ({} if samples is None else {"samples": samples})
     if shift is not None and "targets" in settings:
         raise UserError(f"shift: given together with targets ({shift}). Fix: leave out one.")
@@ -318,12 +328,12 @@ def compare(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
     """
     from ldmprobe_core.analysis import compare as comparison
 
-    others = [run for run in runs if not isinstance(run, StoredRun)]
-    if others:
+    if not isinstance(runs, Sequence) or isinstance(runs, str):
         raise UserError(
-            f"runs: {others[0]!r:.80} is no run ({type(others[0]).__name__}). Fix: open it with "
-            "lp.open_run"
+            f"runs: {runs!r:.80} is not a list ({type(runs).__name__}). Fix: give a list of two or "
+            "more opened runs"
         )
+    _require_runs(*runs)
     with reading(f"lp.compare (process {os.getpid()})", *(run.url for run in runs)):
         return comparison.compare(list(runs))
 
@@ -343,6 +353,25 @@ def write_report(run: StoredRun) -> str:
     """
     from ldmprobe_core.analysis.report.build import rebuild_report
 
+    _require_runs(run)
     with reading(f"lp.write_report (process {os.getpid()})", run.url):
         rebuild_report(run)
     return f"{run.url}/report/index.html"
+
+
+def _require_study(study: Any) -> None:
+    """Raise `UserError` for anything but a study, such as the name of one."""
+    if not isinstance(study, Study):
+        raise UserError(
+            f"study: {study!r:.60} is no study ({type(study).__name__}). Fix: load it with "
+            "lp.load_study"
+        )
+
+
+def _require_runs(*runs: Any) -> None:
+    """Raise `UserError` for anything but runs, such as the address of one."""
+    for run in runs:
+        if not isinstance(run, StoredRun):
+            raise UserError(
+                f"runs: {run!r:.80} is no run ({type(run).__name__}). Fix: open it with lp.open_run"
+            )

@@ -9,7 +9,7 @@ all cells for permuted numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -176,14 +176,11 @@ class _NumberResult:
         others = {name: self.cells[name][at - 1, 0, self.test] for name, at in inputs}
         prompt = self._from_prompts()
         shuffled = [self._best_of_draw(draw) for draw in range(1, len(self.truth))]
-        observed = self._correlation(best)
         return NumberRecord(
             best=NumberScore(layer=layer, step=step, spearman=self._interval(best)),
             steps=[self._interval(of_step[0, self.test]) for of_step in self.cells[layer]],
             shuffled=shuffled,
-            p=None
-            if not shuffled
-            else (1 + sum(one >= observed for one in shuffled)) / (1 + len(shuffled)),
+            p=_permutation_p(self._correlation(best), shuffled),
             inputs={
                 name: NumberScore(layer=name, step=at, spearman=self._interval(others[name]))
                 for name, at in inputs
@@ -211,11 +208,14 @@ class _NumberResult:
         row, column = np.unravel_index(int(scores.argmax()), scores.shape)
         return layers[row], int(column) + 1
 
-    def _best_of_draw(self, draw: int) -> float:
-        """Compute the test score of one permutation of the numbers, at its best layer and step."""
+    def _best_of_draw(self, draw: int) -> float | None:
+        """Compute the test score of one permutation of the numbers, at its best layer and step.
+
+        It is undefined, None, if the permutation leaves the test samples with equal numbers.
+        """
         layer, step = self._best(list(self.data.run.layers), draw)
         cell = self.cells[layer][step - 1]
-        return _spearman(cell[draw, self.test], self.truth[draw, self.test])
+        return _or_none(_spearman(cell[draw, self.test], self.truth[draw, self.test]))
 
     def _from_prompts(self) -> np.ndarray | None:
         """Predict the test samples from prompt embeddings; None if this control is off."""
@@ -227,8 +227,8 @@ class _NumberResult:
         predicted = self.data.from_features(np.arange(len(embedding)), embedding)
         return np.asarray(predicted[0, self.test, self.number])
 
-    def _correlation(self, predicted: np.ndarray) -> float:
-        return _spearman(predicted, self.truth[0, self.test])
+    def _correlation(self, predicted: np.ndarray) -> float | None:
+        return _or_none(_spearman(predicted, self.truth[0, self.test]))
 
     def _interval(self, predicted: np.ndarray) -> Interval:
         return self._of(lambda counts: self._of_draws(counts, predicted), predicted)
@@ -254,3 +254,21 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Compute Spearman's rank correlation over samples without NaN; minus infinity if undefined."""
     value = float(rank_correlation(np.ones((1, len(a))), a, b)[0]) if len(a) else np.nan
     return value if np.isfinite(value) else -np.inf
+
+
+def _or_none(correlation: float) -> float | None:
+    """Convert an undefined correlation, minus infinity, to None, which JSON can hold."""
+    return correlation if np.isfinite(correlation) else None
+
+
+def _permutation_p(observed: float | None, shuffled: Sequence[float | None]) -> float | None:
+    """Compute the p value of a correlation from those of permutations, leaving undefined ones out.
+
+    Returns:
+        the share of the permutations that do as well, counting the observed value as one; None if
+        the observed correlation, or every permuted one, is undefined.
+    """
+    defined = [one for one in shuffled if one is not None]
+    if observed is None or not defined:
+        return None
+    return (1 + sum(one >= observed for one in defined)) / (1 + len(defined))

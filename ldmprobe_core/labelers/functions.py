@@ -45,7 +45,8 @@ class FunctionLabeler:
         Raises:
             UserError: the function's result is not numeric, or has another shape.
         """
-        result = self.function(images)
+        # The same images go to other labelers, so a function that writes into them gets a copy.
+        result = self.function(images.copy())
         expected = self._label_shape(images)
         try:
             labels = _real_numbers(result)

@@ -257,6 +257,9 @@ register_labeler(
     ),
 )
 
+_IN_FLOAT16 = frozenset(_LABELERS) - {("depth", "transformers")}
+"""Labelers whose values float16 holds: the built-in ones, but that of any model of transformers."""
+
 
 def labeler_names(prop: str) -> list[str]:
     """List the names of a property's labelers, sorted; entry points are included but not loaded."""
@@ -385,3 +388,13 @@ def labelers_of(study: Study) -> dict[str, LabelerSpec]:
     return {
         prop: spec for prop, spec in specs.items() if spec is not None and spec.name != EXACT_MAPS
     }
+
+
+def wide_properties(study: Study) -> frozenset[str]:
+    """Return the scalar map properties whose labelers may give values that float16 cannot hold."""
+    return frozenset(
+        prop
+        for prop, spec in labelers_of(study).items()
+        if (prop, spec.name) not in _IN_FLOAT16 and prop in study.labels.maps
+        if not PROPERTIES[prop].is_mask
+    )

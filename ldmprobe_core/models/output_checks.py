@@ -91,16 +91,19 @@ _SHARE_TOLERANCE = 0.01
 """Distance from 0..1 that labels of a mask may have, as an interpolation may leave."""
 
 
-def require_shares(name: str, values: np.ndarray, samples: Sequence[int]) -> None:
-    """Check that a labeler's mask values are in 0..1.
+def require_shares(
+    name: str, values: np.ndarray, samples: Sequence[int], noun: str = "mask values"
+) -> None:
+    """Check that a labeler's mask values or class probabilities are in 0..1.
 
-    A mask is read by comparing with ``labels.threshold``, a share, so that logits or values from 0
-    to 255 would be read wrongly.
+    A mask is read by comparing with ``labels.threshold``, a share, and class probabilities are
+    compared with 0.9, so that logits or values from 0 to 255 would be read wrongly.
 
     Args:
         name: name of the labeled property, for the message.
         values: float (image, ...); every sample has the same number of consecutive images.
         samples: index in the run of each sample, for the message.
+        noun: what the values are, in plural, for the message.
 
     Raises:
         RunError: a value is below 0 or above 1.
@@ -111,7 +114,7 @@ def require_shares(name: str, values: np.ndarray, samples: Sequence[int]) -> Non
     if len(affected):
         sample = samples[int(affected[0]) * len(samples) // len(values)]
         raise RunError(
-            f"labels.{name}: the labeler's mask values range from {flat.min():g} to "
+            f"labels.{name}: the labeler's {noun} range from {flat.min():g} to "
             f"{flat.max():g}, not from 0 to 1 (first in sample {sample}). Fix: let it return "
             "values from 0 to 1, or choose another labeler"
         )
@@ -134,4 +137,34 @@ def require_finite_labels(name: str, values: np.ndarray, samples: Sequence[int])
         raise RunError(
             f"labels.{name}: the labeler computed NaN or infinite values for sample {sample}. "
             "Fix: check the weights of this labeler, or choose another labeler"
+        )
+
+
+_REPEATABLE = 0.01
+"""Largest mean difference of two labels of one image, as a share of the range of all labels."""
+
+
+def require_repeatable(name: str, labels: np.ndarray, alone: np.ndarray, sample: int) -> None:
+    """Check that an image's label is the same if the image is labeled without others.
+
+    A labeler that scales its maps by the largest value of a batch, or that draws random numbers,
+    would give labels that depend on ``sampling.batch``, and others each time.
+
+    Args:
+        name: name of the labeled property, for the message.
+        labels: labels of a batch, (image, ...).
+        alone: label of its first image, labeled again without the others, (1, ...).
+        sample: index in the run of this image's sample, for the message.
+
+    Raises:
+        RunError: the labels differ by more than rounding.
+    """
+    spread = float(labels.max() - labels.min())
+    difference = float(np.abs(labels[:1].astype(np.float64) - alone).mean())
+    if difference > _REPEATABLE * spread:
+        raise RunError(
+            f"labels.{name}: the labeler gives the image of sample {sample} another label when it "
+            f"labels this image alone (by {difference:.3g} on average, of a range of {spread:.3g} "
+            "in its batch). Fix: let the label of an image depend on this image alone, and give "
+            "the same label each time"
         )

@@ -8,16 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.models.output_checks import (
     require_finite_labels,
+    require_repeatable,
     require_shares,
     require_varied,
 )
 from ldmprobe_core.pipeline.groups import STEP_IMAGES, step_images_in
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
+from ldmprobe_core.storage.nodes import open_array
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.storage.units import GENERATE, LABEL
-from ldmprobe_core.study.properties import property_of
+from ldmprobe_core.study.properties import CLASS, property_of
+
+CLASS_SCORE = "class_score"
+"""Name of the array of class probabilities."""
 
 
 def label_batch(url: str, batch: int) -> dict[str, Any]:
@@ -45,6 +51,11 @@ def label_batch(url: str, batch: int) -> dict[str, Any]:
     require_varied(final, members)
     count, written = len(final), 0
     labels = _label(run, final, members)
+    if batch == 0:
+        for name, alone in _label(run, final[:1], members[:1]).items():
+            require_repeatable(
+                "class" if name == CLASS_SCORE else name, labels[name], alone, members[0]
+            )
     for prop in study.labels.maps:
         if prop not in labels:
             labels[prop] = run.read("exact_maps", prop, sample=region)
@@ -78,13 +89,15 @@ def _label(
     with model_access(study):
         torch.set_num_threads(study.sampling.threads)
         labels = {
-            "class_score" if prop == "class" else prop: labeler(images)
+            CLASS_SCORE if prop == CLASS else prop: labeler(images)
             for prop, labeler in get_labelers(study, run.attributes["labeler_fingerprints"]).items()
             if prop not in skipped
         }
     for name, values in labels.items():
         require_finite_labels(name, values, members)
-        if name in study.labels.maps and property_of(name).is_mask:
+        if name == CLASS_SCORE:
+            require_shares(CLASS, values, members, "class probabilities")
+        elif name in study.labels.maps and property_of(name).is_mask:
             require_shares(name, values, members)
     return labels
 
@@ -121,12 +134,21 @@ def _label_steps(
 
 
 def _write(run: Run, group: str, labels: dict[str, np.ndarray], rows: slice) -> int:
-    """Write labels to a group in the data types of its arrays; return the bytes written."""
-    stored = {
-        name: values.astype(
-            np.float32 if group == "labels" or name == "class_score" else np.float16
-        )
-        for name, values in labels.items()
-    }
+    """Write labels to a group in the data types of its arrays; return the bytes written.
+
+    Raises:
+        RunError: a label is too large for float16, in which most labels of step images are stored.
+    """
+    stored = {}
+    for name, values in labels.items():
+        dtype = open_array(run.store, run.url, f"{group}/{name}").dtype
+        with np.errstate(over="ignore"):
+            stored[name] = values.astype(dtype)
+        if np.isinf(stored[name]).any():
+            raise RunError(
+                f"labels.{name}: the labeler's value {np.abs(values).max():g} of a step image is "
+                "too large for float16, in which the run stores it. Fix: let the labeler return "
+                "values below 65,504, and begin a new run"
+            )
     run.write(group, stored, sample=rows)
     return sum(values.nbytes for values in stored.values())

@@ -10,7 +10,7 @@ from typing import Any
 
 import ldmprobe_core
 from ldmprobe_core.errors import RunError, UserError
-from ldmprobe_core.labelers.registry import check_labeler, labelers_of
+from ldmprobe_core.labelers.registry import check_labeler, labelers_of, wide_properties
 from ldmprobe_core.models.sources.lookup import source_of
 from ldmprobe_core.models.timesteps import log_snr
 from ldmprobe_core.pipeline.model_cache import get_labelers, model_access
@@ -70,6 +70,7 @@ def _run_shape(plan: StudyPlan) -> tuple[RunShape, dict[str, Any]]:
         units | {prop: labeler.units for prop, labeler in labelers.items()},
         plan.exact_properties,
         plan.text_channels,
+        wide_properties(study),
     )
     source = source_of(study.model)
     return shape, {

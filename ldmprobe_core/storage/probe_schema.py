@@ -42,6 +42,8 @@ class RunShape:
         exact_properties: properties for which every source image has an exact map; empty if images
             are generated.
         text_channels: number of channels of the prompts' embeddings; 0 for models without prompts.
+        wide: properties whose labels of step images are stored in float32 instead of float16,
+            because the range of their labelers' values is unknown.
     """
 
     study: Study
@@ -53,6 +55,7 @@ class RunShape:
     units: dict[str, str]
     exact_properties: tuple[str, ...] = ()
     text_channels: int = 0
+    wide: frozenset[str] = frozenset()
 
 
 class ProbeSchema(GroupBuilder):
@@ -67,7 +70,7 @@ class ProbeSchema(GroupBuilder):
         super().__init__(root)
         self.study, self.samples = shape.study, shape.samples
         self.shapes, (self.height, self.width) = shape.shapes, shape.size
-        self.exact_properties = shape.exact_properties
+        self.exact_properties, self.wide = shape.exact_properties, shape.wide
         self.timesteps, self.classes = shape.timesteps, shape.classes
         self.units, self.text_channels = shape.units, shape.text_channels
         self.stored_samples = self.samples[: n_stored_samples(self.samples, self.study)]

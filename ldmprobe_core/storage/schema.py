@@ -172,7 +172,7 @@ class RunSchema(ProbeSchema):
                 prop,
                 {**sizes, "y": self.height, "x": self.width},
                 chunks,
-                "float16" if source else "float32",
+                "float16" if source and prop not in self.wide else "float32",
                 f"{prop} of {source or 'the finished image'}",
                 self.units[prop],
             )

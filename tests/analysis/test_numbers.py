@@ -24,6 +24,9 @@ def redness(images):
     calls.append(len(images))
     return images[..., 0].mean((1, 2)) - images[..., 2].mean((1, 2))
 
+def same(images):
+    return np.full(len(images), 2.0)
+
 def wrong(images):
     return images[..., 0]
 """
@@ -57,10 +60,14 @@ def redness_study(tiny_study, labeler="redness", **more):
 
 
 def test_declared_number_is_probed_from_mean_activations(tiny_study, tmp_path, module):
-    study = redness_study(tiny_study)
+    numbers = {
+        name: {"kind": "number", "labeler": f"reds_of_hers:{name}"} for name in ("redness", "same")
+    }
+    study = redness_study(tiny_study, properties=numbers)
     run = carry_out(study, str(tmp_path / "runs"))
     build_report(run, {})
-    assert sum(sys.modules["reds_of_hers"].calls) == 12  # finished images only
+    # Finished images only, and the first one once more, alone.
+    assert sum(sys.modules["reds_of_hers"].calls) == 13
     images = run.read("images", "image").astype(float)
     values = (images[..., 0] - images[..., 2]).mean((1, 2))
     np.testing.assert_allclose(run.read("labels", "redness"), values, rtol=1e-5)
@@ -101,6 +108,12 @@ def test_declared_number_is_probed_from_mean_activations(tiny_study, tmp_path, m
     page = run.location.read_text("report/index.html")
     assert "Numbers per image" in page
     assert "redness" in page
+
+    # A number that is the same for all images has no correlation, and no p value.
+    constant = summary.numbers["same"]
+    assert constant.best.spearman.mean is None
+    assert (constant.shuffled, constant.p) == ([None] * 3, None)
+    assert "<td>same</td>" in page
 
 
 @pytest.mark.parametrize(

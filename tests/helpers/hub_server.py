@@ -26,8 +26,8 @@ class Hub:
     Attributes:
         repositories: hub id to path within the repository to content.
         files: path of a URL to content, outside any repository.
-        faults: path of a file to what its next answers do: a status, or the number of bytes after
-            which the connection is cut.
+        faults: path of a file to what its next answers do: a status, the number of bytes after
+            which the connection is cut, or -1 to answer a range with the file's beginning.
         denied: hub id to (status, headers) of every answer about this repository.
         requests: (method, path, range) of each request for a file.
     """
@@ -120,7 +120,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             start = int(span.removeprefix("bytes=").partition("-")[0]) if span else 0
             fault = hub.faults.get(name, []) if self.command == "GET" else []
             limit = fault.pop(0) if fault else None
-            if limit in (401, 403, 503):
+            if limit == -1:
+                start, limit = 0, None
+            if start >= len(data) > 0:
+                limit = 416
+            if limit in (401, 403, 416, 503):
                 self.answer(limit, b"")
                 return
             etag = _entry(name, data).get("lfs", {"oid": hashlib.sha1(data).hexdigest()})["oid"]

@@ -8,9 +8,12 @@ import pytest
 import torch
 from run_helpers import carry_out
 
-from ldmprobe_core.errors import UserError
+from ldmprobe_core.errors import RunError, UserError
 from ldmprobe_core.labelers.functions import FunctionLabeler, takes_images
 from ldmprobe_core.labelers.registry import check_labeler, load_labeler, register_labeler
+from ldmprobe_core.pipeline.generate import generate_batch
+from ldmprobe_core.pipeline.label import label_batch
+from ldmprobe_core.pipeline.prepare import prepare_run
 from ldmprobe_core.study.probe_sections import LabelerSpec
 
 MODULE = """
@@ -18,6 +21,24 @@ MODULE = """
 
     def redness(images):
         return images[..., 0] / 255
+
+    def far(images):
+        return images[..., 1].astype(np.float32) * 1000 + 100
+
+    def overwritten(images):
+        images[images < 128] = 0
+        return images[..., 0] / 255
+
+    def of_the_batch(images):
+        return images[..., 0] / (255.0 * len(images))
+
+    def drawn(images):
+        return np.random.default_rng().random(images.shape[:3])
+
+    def logits(images):
+        return np.stack([images.mean((1, 2, 3)), np.zeros(len(images))], 1)
+
+    logits.classes = ("one", "two")
 
     def classes_of(images):
         return np.full((len(images), 2), 0.5)
@@ -56,6 +77,45 @@ def test_study_names_a_function_as_labeler(tiny_study, tmp_path, module):
     np.testing.assert_array_equal(shading, (images.values[..., 0] / 255).astype(np.float32))
     assert shading.attrs["units"] == "as redness returns"
     assert np.isfinite(run.open("scores/shading").score.sel(condition="probe", metric="rmse")).any()
+
+
+def test_step_labels_of_an_own_labeler_keep_values_beyond_float16(tiny_study, tmp_path, module):
+    name, _ = module
+    labels = {"depth": f"{name}:far", "foreground": None, "shading": None, "class": None}
+    run = prepare_run(tiny_study(labels=labels), str(tmp_path))
+    generate_batch(run.url, 0)
+    label_batch(run.url, 0)
+    images = run.read("step_images", "clean", sample=slice(0, 1))
+    depth = run.read("labels_clean", "depth", sample=slice(0, 1))
+    np.testing.assert_array_equal(depth, images[..., 1] * np.float32(1000) + np.float32(100))
+    assert depth.max() > 70_000
+
+
+@pytest.mark.parametrize(
+    ("prop", "labeler", "words"),
+    [
+        ("shading", "of_the_batch", r"labels\.shading: .* another label .* depend on this image"),
+        ("shading", "drawn", r"labels\.shading: .* the same label each time"),
+        ("class", "logits", r"labels\.class: .*class probabilities range from 0 to .*, not from 0"),
+    ],
+)
+def test_labels_that_mean_something_else_are_refused_in_the_first_batch(
+    tiny_study, tmp_path, module, prop, labeler, words
+):
+    labels = {"foreground": None, "depth": None, "class": None}
+    study = tiny_study(labels=labels | {prop: f"{module[0]}:{labeler}"})
+    run = prepare_run(study, str(tmp_path))
+    generate_batch(run.url, 0)
+    with pytest.raises(RunError, match=words):
+        label_batch(run.url, 0)
+    assert not run.progress.is_done("labeled", 0)
+
+
+def test_function_labeler_that_writes_into_its_images_changes_no_other_label(module):
+    images = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3) * 5
+    before = images.copy()
+    load_labeler("shading", LabelerSpec(name=f"{module[0]}:overwritten"), None)(images)
+    np.testing.assert_array_equal(images, before)
 
 
 def test_function_labeler_gives_float32_and_its_classes(module):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+import xarray as xr
 from diffusers import StableDiffusionPipeline
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
@@ -51,6 +52,40 @@ def test_capture_refuses_seeds_that_do_not_match(pipe):
         lp.capture(pipe, PROMPTS, layers="nowhere")
 
 
+@pytest.mark.parametrize(("arguments", "words"), [
+    ({"prompts": PROMPTS[0]}, "prompts: .* is not a list"),  # not an image of each letter
+    ({"prompts": [None]}, "prompts: None is not text"),
+    ({"prompts": []}, "seeds: the number of seeds is 0 for 0 prompts"),
+    ({"seeds": 3}, "seeds: 3 is not a list"),
+    ({"seeds": [0, -1]}, "seeds: -1 is no seed"),
+    ({"seeds": [0, 2**63]}, "seeds: 9223372036854775808 is no seed"),
+    ({"seeds": [0, 0.5]}, "seeds: 0.5 is no seed"),
+    ({"steps": 0}, "steps is 0: the value is too small"),
+    ({"steps": "3"}, "steps is '3': this is not a whole number"),
+    ({"guidance": float("nan")}, "guidance is nan: this is not a finite number"),
+    ({"guidance": 0}, "guidance is 0: the value is too small"),
+    ({"layers": ()}, "layers is .*: the list is too short"),
+    ({"layers": None}, "layers is null: this is not a list"),
+    ({"negative": ["mud"]}, "negative: .* is not text"),
+    ({"negative": "mud", "guidance": 1}, "negative: it has no effect without guidance"),
+])  # fmt: skip
+def test_capture_refuses_arguments_that_it_would_take_for_others(pipe, arguments, words):
+    with pytest.raises(lp.UserError, match=rf"^{words}.*Fix: "):
+        lp.capture(pipe, **{"prompts": PROMPTS, "layers": [LAYER], "steps": 1} | arguments)
+
+
+def test_capture_refuses_a_network_with_active_dropout(pipe):
+    dropout = next(m for m in pipe.unet.modules() if isinstance(m, torch.nn.Dropout))
+    before, dropout.p = dropout.p, 0.5
+    dropout.train()
+    try:
+        with pytest.raises(lp.UserError, match=r"its unet is in training mode.*Fix: "):
+            lp.capture(pipe, PROMPTS, layers=[LAYER], steps=1)
+    finally:
+        dropout.p = before
+        dropout.eval()
+
+
 @pytest.fixture
 def data():
     rng = np.random.default_rng(0)
@@ -71,6 +106,18 @@ def test_fit_probe_ridge_equals_scikit_learn_on_pixels(data):
     expected = Ridge(alpha=alpha).fit(rows, y.ravel())
     np.testing.assert_allclose(probe.weight, expected.coef_, rtol=1e-8)
     assert probe.bias == pytest.approx(expected.intercept_, rel=1e-8)
+
+
+def test_fit_probe_reads_named_dimensions_and_samples(data):
+    x, y = data
+    expected = lp.fit_probe(x, y, penalties=[1e-2])
+    named = xr.DataArray(x, dims=("sample", "y", "x", "channel"), coords={"sample": range(12)})
+    maps = xr.DataArray(y, dims=("sample", "y", "x"), coords={"sample": range(12)})
+    turned = named.transpose("channel", "x", "sample", "y"), maps.transpose("x", "sample", "y")
+    probe = lp.fit_probe(*turned, penalties=[1e-2])
+    np.testing.assert_allclose(probe.weight, expected.weight, rtol=1e-10)
+    with pytest.raises(lp.UserError, match=r"samples .11, 10, 9, 8, .* not those of the .*Fix: "):
+        lp.fit_probe(named, maps.isel(sample=slice(None, None, -1)))
 
 
 def test_fit_probe_logistic_equals_scikit_learn_on_pixels(data):

@@ -253,6 +253,32 @@ def test_compare_refuses_what_is_not_an_opened_run(run):
         lp.compare([run, run.url])
 
 
+@pytest.mark.parametrize("call", [lp.write_report, lp.intervene, lambda url: lp.compare([url])])
+def test_functions_of_runs_refuse_an_address(run, call):
+    with pytest.raises(UserError, match=r"runs: .* is no run .str.*Fix: open it with lp\.open_run"):
+        call(run.url)
+
+
+def test_compare_refuses_a_single_run(run):
+    with pytest.raises(UserError, match=r"runs: .* is not a list .Run.*Fix: give a list of two"):
+        lp.compare(run)
+
+
+@pytest.mark.parametrize("call", [lp.plan, lp.run_study])
+@pytest.mark.parametrize("study", ["tabletop", {"name": "x"}])
+def test_functions_of_studies_refuse_a_name(call, study):
+    with pytest.raises(
+        UserError, match=r"study: .* is no study .*Fix: load it with lp\.load_study"
+    ):
+        call(study)
+
+
+def test_load_study_takes_one_override_as_text_and_refuses_other_values():
+    assert lp.load_study("tabletop", "sampling.steps=3").sampling.steps == 3
+    with pytest.raises(UserError, match=r"overrides: 3 is not text of the form key=value.*Fix: "):
+        lp.load_study("tabletop", [3])
+
+
 def test_load_study_takes_overrides_as_a_mapping():
     study = lp.load_study("tabletop", {"prompts.samples": 48, "capture.layers": ["mid_block*"]})
     assert (study.count, study.capture.layers) == (48, ("mid_block*",))

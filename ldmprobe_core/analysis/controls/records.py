@@ -272,9 +272,11 @@ class NumberRecord(Record):
         best: best cell, chosen on validation samples by its rank correlation.
         steps: rank correlation of the best cell's layer at every step.
         shuffled: rank correlation of the best cell for each permutation of the numbers among all
-            samples; each permutation has a best cell of its own.
-        p: share of the permutations that do as well as the labels, counting the labels as one;
-            None without permutations.
+            samples; each permutation has a best cell of its own.  None where it is undefined,
+            because all test samples got the same number.
+        p: share of the permutations that do as well as the labels, counting the labels as one, of
+            those with a defined correlation; None without such permutations, or if the correlation
+            of the best cell is undefined.
         inputs: input controls by name, each at its own best step.
         above_inputs: rank correlation of the best cell less that of each of them.
         prompt: rank correlation of a ridge regression from the prompt's embedding; None without
@@ -284,7 +286,7 @@ class NumberRecord(Record):
 
     best: NumberScore
     steps: list[Interval]
-    shuffled: list[float]
+    shuffled: list[float | None]
     p: float | None
     inputs: dict[str, NumberScore]
     above_inputs: dict[str, Interval]

@@ -134,11 +134,7 @@ class PipelineSource(ModelSource):
                     f"pipeline: its {name} is offloaded to another device. Fix: call "
                     "pipe.remove_all_hooks(), then pipe.to(device)"
                 )
-            if any(map(_draws, part.modules())):
-                raise UserError(
-                    f"pipeline: its {name} is in training mode, so that dropout draws from an "
-                    f"unseeded generator. Fix: call pipe.{name}.eval()"
-                )
+        require_eval(self.pipeline)
 
     def require_weights(self) -> None:
         """Do nothing, because the pipeline is loaded."""
@@ -182,6 +178,22 @@ def pipeline_in_use(source: str) -> PipelineSource:
             "function again, as in lp.run_study(study, store, pipeline=pipe)"
         )
     return used
+
+
+def require_eval(pipeline: Any) -> None:
+    """Check that no network of a diffusers pipeline draws random numbers, as dropout does.
+
+    Raises:
+        UserError: a network with dropout is in training mode.
+    """
+    for name, part in pipeline.components.items():
+        if not isinstance(part, nn.Module) or name in UNUSED_COMPONENTS:
+            continue
+        if any(map(_draws, part.modules())):
+            raise UserError(
+                f"pipeline: its {name} is in training mode, so that dropout draws from an "
+                f"unseeded generator. Fix: call pipe.{name}.eval()"
+            )
 
 
 def _draws(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from ldmprobe_core.study.readers.hub_cache import HubRepository, PublishedFile
 
 _SAFETY_CHECKER = "safety_checker"
 """Component that a run leaves out, since it would replace some images by black ones."""
+
+_FOLDER, _COMMIT = re.compile(r"\w+"), re.compile("[0-9a-f]{40,64}")
+"""Patterns of the name of a pipeline's component, and of the hash of a commit."""
 
 Advance = Callable[[int], None]
 """Callback that receives the number of bytes that were fetched since its last call."""
@@ -55,7 +59,7 @@ class HubDownload:
     @property
     def size(self) -> int:
         """Number of bytes that are not in the cache yet."""
-        return sum(int(self.listing[name].size) for name in self.pending)
+        return sum(int(self.listing[name].size or 0) for name in self.pending)
 
     @property
     def pending(self) -> list[str]:
@@ -131,7 +135,10 @@ def list_repository(field: str, repository: HubRepository) -> HubDownload:
                     hf_hub_download(repository.name, "model_index.json", revision=commit)
                 ).read_text("utf-8")
             )
-            components += [name for name in index if name != _SAFETY_CHECKER]
+            # The names are part of paths on this machine, so only names of plain folders are used.
+            components += [
+                name for name in index if name != _SAFETY_CHECKER and _FOLDER.fullmatch(name)
+            ]
         chosen = select_files(listing, components)
         if not chosen.weights and not chosen.pickles:
             raise UserError(
@@ -170,8 +177,14 @@ def list_hub_file(field: str, file: PublishedFile) -> HubDownload:
 
 
 def _list_files(repository: HubRepository) -> tuple[str, dict[str, Any]]:
-    """Return a repository's commit hash, and the hub's records of its files by path."""
+    """Return a repository's commit hash, and the hub's records of its files by path.
+
+    Raises:
+        ValueError: the hub names something else as the commit, which would become part of a path.
+    """
     info = HfApi().model_info(repository.name, revision=repository.revision, files_metadata=True)
+    if _COMMIT.fullmatch(str(info.sha)) is None:
+        raise ValueError(f"the hub names {info.sha!r:.60} as the commit")
     return str(info.sha), {file.rfilename: file for file in info.siblings or []}
 
 

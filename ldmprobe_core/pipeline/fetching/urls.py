@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from ldmprobe_core.errors import RunError
 from ldmprobe_core.pipeline.fetching.checksums import (
     convert_pickle,
     hash_file,
@@ -55,6 +56,7 @@ class UrlDownload:
         part = target.with_name(self.file.name + ".part")
         with fetch_failures(self.field, self.file.origin):
             target.parent.mkdir(parents=True, exist_ok=True)
+            is_plain = True
             start = part.stat().st_size if part.exists() else 0
             headers = _PLAIN | ({"Range": f"bytes={start}-"} if start else {})
             with httpx.stream(
@@ -63,10 +65,27 @@ class UrlDownload:
                 if not (start and response.status_code == _COMPLETE):
                     response.raise_for_status()
                     resumes = response.status_code == httpx.codes.PARTIAL_CONTENT
+                    if resumes and not _starts_at(response, start):
+                        part.unlink()
+                        raise RunError(
+                            f"{self.field}: the server continued another part of the file than was "
+                            f"asked for ({self.file.origin!r}). Fix: repeat the command, which "
+                            "begins this file again"
+                        )
+                    # Decoding of a compressed response, which was not asked for, changes its size.
+                    is_plain = "Content-Encoding" not in response.headers
                     with part.open("ab" if resumes else "wb") as out:
                         for block in response.iter_bytes():
                             out.write(block)
                             advance(len(block))
+            if self.size and is_plain and part.stat().st_size != self.size:
+                received = part.stat().st_size
+                part.unlink()
+                raise RunError(
+                    f"{self.field}: {self.file.name} has {received} bytes instead of the "
+                    f"{self.size} that the server announced ({self.file.origin!r}), and was "
+                    "deleted. Fix: repeat the command"
+                )
             if self.file.checksum is not None:
                 algorithm, digits = self.file.checksum
                 require_checksum(self.field, part, digits, hash_file(part, algorithm))
@@ -76,6 +95,11 @@ class UrlDownload:
                 convert_pickle(self.field, part, target)
             record = record_of(target, origin=self.file.origin)
             write_record(target.with_name(target.name + ".json"), record)
+
+
+def _starts_at(response: httpx.Response, start: int) -> bool:
+    """Return whether a partial response begins at the byte that was asked for."""
+    return response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
 
 
 def find_url(field: str, file: PublishedFile) -> UrlDownload:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ldmprobe_core.errors import UserError
+from ldmprobe_core.labelers.registry import wide_properties
 from ldmprobe_core.study.batching import (
     gram_width,
     n_positions,
@@ -82,12 +83,14 @@ def stored_bytes(
         if condition.repeated and study.controls.enabled(condition.name):
             scores += len(maps) * study.controls.permutations
     each = steps * study.capture.value_bytes
+    wide = wide_properties(study)
+    step_bytes = sum(4 if prop in wide else 2 for prop in maps)
     sizes = {
         "activations": count * each * values,
         "activations_permuted": stored.permuted * each * values,
         "inputs": count * each * inputs,
         "images": pixels * 3 * (count + 2 * step_images),
-        "labels": pixels * len(maps) * (4 * count + 2 * 2 * step_images),
+        "labels": pixels * (len(maps) * 4 * count + 2 * step_bytes * step_images),
         "scores": count * steps * len(shapes) * 4 * scores,
     }
     return {name: size for name, size in sizes.items() if size}

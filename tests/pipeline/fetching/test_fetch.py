@@ -218,6 +218,45 @@ def test_fetch_brings_prompt_files_and_continues_within_them(hub: Hub, tiny_stud
     assert prepare_fetch(study, **files) == []
 
 
+@pytest.mark.parametrize(
+    ("part", "fault", "words"),
+    [
+        (b"prompt,seed\n", -1, "continued another part of the file than was asked for"),
+        (b"x" * 99, None, "has 99 bytes instead of the 39 that the server announced"),
+    ],
+)
+def test_fetch_joins_no_parts_that_are_not_of_one_file(
+    hub: Hub, tiny_study, tmp_path, part, fault, words
+):
+    data = b"prompt,seed\na red ball,1\na blue cube,2\n"
+    hub.files["/raw/prompts.csv"] = data
+    hub.faults["/raw/prompts.csv"] = [] if fault is None else [fault]
+    target = tmp_path / "prompts.csv"
+    target.with_name("prompts.csv.part").write_bytes(part)
+    study = tiny_study(prompts={"files": {"all": str(target)}, "samples": 3})
+    files = {"paper_files": {"prompts.csv": f"{hub.url}/raw/prompts.csv"}}
+    with pytest.raises(RunError, match=rf"prompts\.files: .*{words}.*Fix: repeat the command"):
+        fetch(study, **files)
+    assert not target.exists()
+    fetch(study, **files)
+    assert target.read_bytes() == data
+
+
+def test_fetch_writes_nothing_outside_the_cache(hub: Hub, study, tmp_path):
+    """The names of components are those of a repository's file, and would be parts of paths."""
+    outside = "../" * 12 + str(tmp_path / "outside").lstrip("/")
+    index = json.loads(hub.repositories[MODEL]["model_index.json"])
+    index[outside] = ["diffusers", "UNet2DConditionModel"]
+    hub.repositories[MODEL] |= {
+        "model_index.json": json.dumps(index).encode(),
+        f"{outside}/config.json": b"{}",
+        f"{outside}/model.safetensors": b"x" * 9,
+    }
+    fetch(study())
+    assert not (tmp_path / "outside").exists()
+    assert cached_snapshot(MODEL) is not None
+
+
 def test_fetch_loads_a_labeler_whose_package_fetches_its_weights(hub: Hub, study):
     loads = []
     entry = LabelerEntry(lambda spec, device: loads.append(spec.name), published=None)
