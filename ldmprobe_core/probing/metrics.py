@@ -191,15 +191,23 @@ class HeadlineScorer:
         ranked = self.metric == "spearman" and measured(truth) is None
         self.ranked = RankedMaps(flatten_maps(truth)) if ranked else None
 
-    def score(self, predicted: np.ndarray) -> np.ndarray:
-        """Score predicted maps (n, y, x) in the main metric, (n,).
+    def score(self, predicted: np.ndarray, first: int = 0) -> np.ndarray:
+        """Score predicted maps in the main metric.
 
         Predictions are scored as they are, without a cut.  The scores equal the first row of
         `score_maps`.
+
+        Args:
+            predicted: predictions of consecutive labels, (n, y, x).
+            first: index of the first of these labels.
+
+        Returns:
+            (n,) float64.
         """
         if self.ranked is not None:
-            return self.ranked.correlation(flatten_maps(predicted))
-        return score_measured(METRICS[self.metric].function, predicted, self.truth)
+            return self.ranked.correlation(flatten_maps(predicted), first)
+        truth = self.truth[first : first + len(predicted)]
+        return score_measured(METRICS[self.metric].function, predicted, truth)
 
 
 def ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -136,15 +136,23 @@ class RankedMaps:
             self.deviation[rows], self.centred[rows] = deviation_or_nan(ranks), ranks - mean_rank
             start += len(chunk)
 
-    def correlation(self, flat: np.ndarray) -> np.ndarray:
-        """Rank-correlate each map with the row of the same index in `flat`, (n, pixel)."""
+    def correlation(self, flat: np.ndarray, first: int = 0) -> np.ndarray:
+        """Rank-correlate consecutive maps with as many others.
+
+        Args:
+            flat: the other maps as rows of pixels, (n, pixel).
+            first: index of the map to correlate with the first row.
+
+        Returns:
+            (n,) float64; NaN where a map is constant or has non-finite values.
+        """
         count = flat.shape[1]
         centred_ranks = np.arange(count) - (count - 1) / 2
         correlations, start = np.empty(len(flat)), 0
         for chunk in iter_chunks(flat):
-            rows = slice(start, start + len(chunk))
-            correlations[rows] = self._chunk_correlation(chunk, rows, centred_ranks)
-            start += len(chunk)
+            rows, stop = slice(first + start, first + start + len(chunk)), start + len(chunk)
+            correlations[start:stop] = self._chunk_correlation(chunk, rows, centred_ranks)
+            start = stop
         return correlations
 
     def _chunk_correlation(
