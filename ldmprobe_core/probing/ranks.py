@@ -117,24 +117,41 @@ class RankedMaps:
 
     Args:
         flat: maps as rows of pixels, (n, pixel).
+        rows: indices of the maps to rank; None ranks all.  The method `rank` ranks others later.
 
     Attributes:
-        deviation: standard deviation of the ranks, (n,); NaN if a map is constant or has
-            non-finite values.
-        centred: ranks minus their mean, (n, pixel) float32.  They are multiples of a half, which
-            float32 represents exactly for maps of up to eight million pixels.
+        deviation: standard deviation of the ranks, (n,); NaN if a map is constant, has non-finite
+            values or is not ranked yet.
+        centred: ranks minus their mean, (n, pixel) float32; arbitrary for a map that is not ranked
+            yet.  They are multiples of a half, which float32 represents exactly for maps of up to
+            eight million pixels.
     """
 
-    def __init__(self, flat: np.ndarray) -> None:
-        self.deviation = np.empty(len(flat))
+    def __init__(self, flat: np.ndarray, rows: np.ndarray | None = None) -> None:
+        self._flat, self._ranked = flat, np.zeros(len(flat), bool)
+        self.deviation = np.full(len(flat), np.nan)
+        # The system provides the memory of a row only when its ranks are written.
         self.centred: np.ndarray = np.empty(flat.shape, np.float32)
-        mean_rank = (flat.shape[1] + 1) / 2
-        start = 0
-        for chunk in iter_chunks(flat):
-            ranks = mean_ranks(chunk)
-            rows = slice(start, start + len(chunk))
-            self.deviation[rows], self.centred[rows] = deviation_or_nan(ranks), ranks - mean_rank
-            start += len(chunk)
+        self.rank(np.arange(len(flat)) if rows is None else rows)
+
+    def rank(self, rows: np.ndarray) -> None:
+        """Rank the maps with the given indices, unless this was done before."""
+        new = np.unique(rows[~self._ranked[rows]])
+        mean_rank = (self._flat.shape[1] + 1) / 2
+        for part in index_chunks(new, self._flat.shape[1]):
+            ranks = mean_ranks(self._flat[part])
+            self.deviation[part], self.centred[part] = deviation_or_nan(ranks), ranks - mean_rank
+        self._ranked[new] = True
+
+    def correlation_with_one(self, other: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Rank-correlate the maps with the given indices with one other map (pixel,), (n,)."""
+        self.rank(rows)
+        ranks = mean_ranks(other[None])
+        correlations = [
+            _rank_correlation(ranks, self.centred[part], self.deviation[part])
+            for part in index_chunks(rows, self._flat.shape[1])
+        ]
+        return np.concatenate([np.empty(0), *correlations])
 
     def correlation(self, flat: np.ndarray, first: int = 0) -> np.ndarray:
         """Rank-correlate consecutive maps with as many others.
@@ -197,6 +214,13 @@ def iter_chunks(flat: np.ndarray) -> Iterator[np.ndarray]:
     rows = max(1, _CHUNK_PIXELS // flat.shape[1])
     for start in range(0, len(flat), rows):
         yield flat[start : start + rows]
+
+
+def index_chunks(rows: np.ndarray, pixels: int) -> Iterator[np.ndarray]:
+    """Yield parts of indices (n,) of maps; the maps of a part are as many as in `iter_chunks`."""
+    at_once = max(1, _CHUNK_PIXELS // pixels)
+    for start in range(0, len(rows), at_once):
+        yield rows[start : start + at_once]
 
 
 def ranks_of_float16(flat: np.ndarray) -> np.ndarray:

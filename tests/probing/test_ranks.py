@@ -73,3 +73,14 @@ def test_correlations_of_large_float16_maps_equal_scipy(rng):
     for row in range(3):
         expected = stats.spearmanr(seen[row].astype(float), truth[row]).statistic
         assert found[row] == pytest.approx(expected, abs=1e-12)
+
+
+def test_correlations_with_one_map_equal_scipy_for_the_rows_asked_for(rng):
+    maps, other = rng.random((6, 200)).round(2), rng.random(200).round(2)
+    maps[3] = 0.5
+    ranked = ranks.RankedMaps(maps, np.array([4]))
+    for rows in ([4, 1], [3], [5, 0, 5], []):
+        found = ranked.correlation_with_one(other, np.array(rows, int))
+        expected = [np.nan if i == 3 else stats.spearmanr(maps[i], other).statistic for i in rows]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert np.isnan(ranked.deviation).tolist() == [False, False, True, True, False, False]
