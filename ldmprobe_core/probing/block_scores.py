@@ -6,6 +6,8 @@ computes the scores from block means of the labels, so that it need not upsample
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from ldmprobe_core.probing.detection import auroc, average_precision
@@ -16,7 +18,7 @@ from ldmprobe_core.probing.ranks import (
     RankedMaps,
     deviation_or_nan,
     flatten_maps,
-    iter_chunks,
+    index_chunks,
     mean_ranks,
 )
 from ldmprobe_core.study.properties import property_of
@@ -61,28 +63,64 @@ def upsample(tokens: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class FullResolutionLabels:
-    """Ranks, mean squares and standard deviations of full-size label maps.
+    """Full-size label maps of one property, with what scorers need of them.
 
-    They do not depend on the token grid, so the scorers of all grids share them.
+    Block means, ranks and moments are computed when they are first needed, and then kept, so that
+    scorers of all grids and of all parts of the samples share them.
 
     Args:
-        truth: label maps (n, y, x) of a property that is not a mask.
+        maps: label maps (sample, y, x); bool for a mask, else values; floats with NaN at pixels
+            that were not measured.
 
     Attributes:
-        ranked: ranks of the labels.
-        square, deviation: mean square and standard deviation of each label, (n,).
+        maps: the same maps.
+        ranked: their ranks; `RankedMaps.rank` computes them before they are used.
+        square, deviation: mean square and standard deviation of each map, (sample,); NaN if they
+            were not computed yet.
     """
 
-    def __init__(self, truth: np.ndarray) -> None:
-        flat = flatten_maps(truth)
-        self.ranked = RankedMaps(flat)
-        self.square, self.deviation = np.empty(len(flat)), np.empty(len(flat))
-        start = 0
-        for chunk in iter_chunks(flat):
-            rows, values = slice(start, start + len(chunk)), chunk.astype(np.float64)
-            self.square[rows] = np.square(values).mean(1)
-            self.deviation[rows] = deviation_or_nan(values)
-            start += len(chunk)
+    def __init__(self, maps: np.ndarray) -> None:
+        self.maps, self.ranked = maps, RankedMaps(flatten_maps(maps), np.arange(0))
+        self.square, self.deviation = np.full((2, len(maps)), np.nan)
+        self._tokens: dict[tuple[int, int], np.ndarray] = {}
+        self._weights: dict[tuple[int, int], np.ndarray | None] = {}
+
+    @cached_property
+    def partly(self) -> np.ndarray | None:
+        """Flag that is True for a map with unmeasured pixels, (sample,); None if there are none."""
+        return partly_measured(self.maps)
+
+    def tokens(self, grid: tuple[int, int]) -> np.ndarray:
+        """Average the maps over each token's block, as `block_means` does, (sample, *grid)."""
+        if grid not in self._tokens:
+            self._tokens[grid] = block_means(self.maps, grid)
+        return self._tokens[grid]
+
+    def token_weights(self, grid: tuple[int, int]) -> np.ndarray | None:
+        """Count each token's measured pixels, (sample, *grid); None if every pixel was measured."""
+        if grid not in self._weights:
+            counts = None if self.partly is None else block_counts(self.maps, grid)
+            self._weights[grid] = counts
+        return self._weights[grid]
+
+    def rank_tokens(self, grid: tuple[int, int], rows: np.ndarray) -> np.ndarray:
+        """Average the centred ranks of the maps with the given indices over blocks, (n, *grid)."""
+        self.ranked.rank(rows)
+        size, pixels = self.maps.shape[1:], self.ranked.centred.shape[1]
+        means = [
+            block_means(self.ranked.centred[part].reshape(-1, *size), grid)
+            for part in index_chunks(rows, pixels)
+        ]
+        return np.concatenate([np.empty((0, *grid)), *means])
+
+    def compute_moments(self, rows: np.ndarray) -> None:
+        """Compute `square` and `deviation` of the maps with the given indices."""
+        flat = flatten_maps(self.maps)
+        for part in index_chunks(rows[np.isnan(self.square[rows])], flat.shape[1]):
+            values = flat[part].astype(np.float64)
+            # The square marks a map as done, so it is last: threads share these arrays.
+            self.deviation[part] = deviation_or_nan(values)
+            self.square[part] = np.square(values).mean(1)
 
 
 class BlockScorer:
@@ -104,7 +142,8 @@ class BlockScorer:
             were not measured.
         mean_map: mean label of the training samples, (y, x).
         grid: number of tokens down and across.
-        full: statistics of the label maps without NaN, shared between grids; None computes them.
+        full: statistics of the label maps, shared between scorers; None computes them.
+        rows: indices of the label maps with which predictions are compared; None takes all.
     """
 
     def __init__(
@@ -114,36 +153,54 @@ class BlockScorer:
         mean_map: np.ndarray,
         grid: tuple[int, int],
         full: FullResolutionLabels | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
-        record = property_of(prop)
-        self.prop, self.metrics, self.grid = prop, record.metrics, grid
+        self.prop, self.metrics, self.grid = prop, property_of(prop).metrics, grid
         self.size = truth.shape[1], truth.shape[2]
-        self.partly, self.partial_truth = partly_measured(truth), truth
+        self.full = full or FullResolutionLabels(truth)
+        self.mean_map = mean_map
+        rows = np.arange(len(truth)) if rows is None else rows
+        partly = None if self.full.partly is None else self.full.partly[rows]
+        self.partly = partly if partly is not None and partly.any() else None
+        self.rows, self._partial_rows = rows, rows[:0]
         if self.partly is not None:
-            self.partial_truth, truth = truth[self.partly], truth[~self.partly]
-            truth = truth.astype(bool) if record.is_mask else truth
-        self.truth, self.mean_map = truth, mean_map
-        if not len(truth):
+            self.rows, self._partial_rows = rows[~self.partly], rows[self.partly]
+        if not len(self.rows):
             return
-        self.means = flatten_maps(block_means(truth, grid))
+        self.means = flatten_maps(self.full.tokens(grid)[self.rows])
         self._forms = {
             "dice": self._dice,
             "iou": self._iou,
             "auroc": lambda tokens: auroc(flatten_maps(tokens), self.means),
             "average_precision": lambda tokens: average_precision(flatten_maps(tokens), self.means),
         }
-        if record.is_mask:
-            return
-        self.full = full or FullResolutionLabels(truth)
-        ranks = self.full.ranked.centred.reshape(truth.shape)
-        self.rank_means = flatten_maps(block_means(ranks, grid))
-        self._forms = {"spearman": self._spearman, "pearson": self._pearson, "rmse": self._rmse}
-        if "spearman_partial" in self.metrics:
-            by_rank = BlockPartialScorer(ranks, mean_map, grid, ranks=True)
-            self._forms["spearman_partial"] = by_rank.scores
-        if "pearson_partial" in self.metrics:
-            by_value = BlockPartialScorer(truth, mean_map, grid, ranks=False)
-            self._forms["pearson_partial"] = by_value.scores
+        if not property_of(prop).is_mask:
+            self._forms = {
+                "spearman": self._spearman,
+                "pearson": self._pearson,
+                "rmse": self._rmse,
+                "spearman_partial": lambda tokens: self._by_rank.scores(tokens),
+                "pearson_partial": lambda tokens: self._by_value.scores(tokens),
+            }
+
+    @cached_property
+    def rank_means(self) -> np.ndarray:
+        """Block means of the labels' centred ranks, (n, token), without partly measured labels."""
+        return flatten_maps(self.full.rank_tokens(self.grid, self.rows))
+
+    @cached_property
+    def _by_rank(self) -> BlockPartialScorer:
+        """Scorer in partial rank correlation."""
+        self.full.ranked.rank(self.rows)
+        ranks = self.full.ranked.centred.reshape(self.full.maps.shape)
+        return BlockPartialScorer(ranks, self.mean_map, self.grid, ranks=True, rows=self.rows)
+
+    @cached_property
+    def _by_value(self) -> BlockPartialScorer:
+        """Scorer in partial linear correlation."""
+        return BlockPartialScorer(
+            self.full.maps, self.mean_map, self.grid, ranks=False, rows=self.rows
+        )
 
     def scores(
         self,
@@ -168,11 +225,11 @@ class BlockScorer:
         if self.partly is None:
             return self._whole_scores(tokens, cut, metrics)
         scores = np.empty((len(self.metrics), len(tokens)))
-        if len(self.truth):
+        if len(self.rows):
             scores[:, ~self.partly] = self._whole_scores(tokens[~self.partly], cut, metrics)
         predicted = upsample(tokens[self.partly], self.size)
         scores[:, self.partly] = score_maps(
-            self.prop, predicted, self.partial_truth, self.mean_map, self.grid, cut
+            self.prop, predicted, self.full.maps[self._partial_rows], self.mean_map, self.grid, cut
         )
         return scores
 
@@ -195,8 +252,9 @@ class BlockScorer:
         if name in self._forms:
             return self._forms[name](tokens)
         predicted = upsample(tokens, self.size)
-        covariates = position_covariates(self.mean_map, self.grid)
-        return METRICS[name].score(predicted, self.truth, covariates)
+        covariates, truth = position_covariates(self.mean_map, self.grid), self.full.maps[self.rows]
+        truth = truth.astype(bool) if property_of(self.prop).is_mask else truth
+        return METRICS[name].score(predicted, truth, covariates)
 
     def _dice(self, tokens: np.ndarray) -> np.ndarray:
         overlap, area, truth = self._areas(tokens)
@@ -212,17 +270,19 @@ class BlockScorer:
         return (flat * self.means).mean(1), flat.mean(1), self.means.mean(1)
 
     def _spearman(self, tokens: np.ndarray) -> np.ndarray:
-        ranks = mean_ranks(flatten_maps(tokens).astype(np.float64))
-        return _block_correlation(ranks, self.rank_means, self.full.ranked.deviation)
+        ranks, means = mean_ranks(flatten_maps(tokens).astype(np.float64)), self.rank_means
+        return _block_correlation(ranks, means, self.full.ranked.deviation[self.rows])
 
     def _pearson(self, tokens: np.ndarray) -> np.ndarray:
+        self.full.compute_moments(self.rows)
         flat = flatten_maps(tokens).astype(np.float64)
-        return _block_correlation(flat, self.means, self.full.deviation)
+        return _block_correlation(flat, self.means, self.full.deviation[self.rows])
 
     def _rmse(self, tokens: np.ndarray) -> np.ndarray:
+        self.full.compute_moments(self.rows)
         flat = flatten_maps(tokens).astype(np.float64)
         cross = (flat * self.means).mean(1)
-        squared = self.full.square - 2 * cross + np.square(flat).mean(1)
+        squared = self.full.square[self.rows] - 2 * cross + np.square(flat).mean(1)
         return np.sqrt(np.maximum(squared, 0))
 
 

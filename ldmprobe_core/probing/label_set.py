@@ -5,14 +5,12 @@ Layers with the same token grid share the block means and scorers of the labels,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 
 from ldmprobe_core.probing.block_scores import BlockScorer, FullResolutionLabels, block_means
-from ldmprobe_core.probing.measured import block_counts, partly_measured
-from ldmprobe_core.study.properties import property_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,8 @@ class LabelSet:
         means: mean label of the training samples by property, (y, x) float64.
         train, validation, heldout: indices of the samples, ascending; the held-out samples are
             those of the validation and test splits.
+        shared: statistics of the maps by property, computed when they are needed.  Label sets that
+            differ in the held-out samples alone (`dataclasses.replace`) share them.
     """
 
     maps: dict[str, np.ndarray]
@@ -32,6 +32,7 @@ class LabelSet:
     train: np.ndarray
     validation: np.ndarray
     heldout: np.ndarray
+    shared: dict[str, FullResolutionLabels] = field(default_factory=dict, repr=False)
 
     @lru_cache(maxsize=4)  # noqa: B019  (as below)
     def subset(self, members: tuple[int, ...]) -> LabelSet:
@@ -48,36 +49,31 @@ class LabelSet:
         maps = {prop: values[index] for prop, values in self.maps.items()}
         return LabelSet(maps, self.means, train, validation, heldout)
 
-    @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
         """Average labels over each token's block, (sample, *grid); NaN if no pixel was measured."""
-        return block_means(self.maps[prop], grid)
+        return self.full(prop).tokens(grid)
 
-    @lru_cache(maxsize=32)  # noqa: B019  (as below)
     def token_weights(self, prop: str, grid: tuple[int, int]) -> np.ndarray | None:
         """Count each token's measured pixels, (sample, *grid); None if every pixel was measured."""
-        return block_counts(self.maps[prop], grid)
+        return self.full(prop).token_weights(grid)
 
-    @lru_cache(maxsize=32)  # noqa: B019  (as above)
+    @lru_cache(maxsize=32)  # noqa: B019  (a process keeps one label set per run)
     def mean_tokens(self, prop: str, grid: tuple[int, int]) -> np.ndarray:
         """Mean label map of the training samples, averaged over each token's block, (*grid)."""
         return block_means(self.means[prop][None], grid)[0]
 
-    @lru_cache(maxsize=8)  # noqa: B019  (a process keeps one label set per run)
-    def _full(self, prop: str) -> FullResolutionLabels:
-        """Return ranks and moments of fully measured held-out maps, which all scorers share."""
-        heldout = self.maps[prop][self.heldout]
-        partly = partly_measured(heldout)
-        return FullResolutionLabels(heldout if partly is None else heldout[~partly])
+    def full(self, prop: str) -> FullResolutionLabels:
+        """Return the statistics of a property's maps, which all scorers share."""
+        found = self.shared.get(prop)
+        if found is None or found.maps is not self.maps[prop]:
+            found = self.shared[prop] = FullResolutionLabels(self.maps[prop])
+        return found
 
     @lru_cache(maxsize=32)  # noqa: B019  (as above)
     def scorer(self, prop: str, grid: tuple[int, int]) -> BlockScorer:
         """Return the scorer that compares token predictions with the held-out maps of `prop`."""
-        heldout, mean_map = self.maps[prop][self.heldout], self.means[prop]
-        partly = partly_measured(heldout)
-        if property_of(prop).is_mask or (partly is not None and partly.all()):
-            return BlockScorer(prop, heldout, mean_map, grid)
-        return BlockScorer(prop, heldout, mean_map, grid, self._full(prop))
+        full = self.full(prop)
+        return BlockScorer(prop, full.maps, self.means[prop], grid, full, self.heldout)
 
     def __hash__(self) -> int:
         return id(self)

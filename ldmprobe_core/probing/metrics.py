@@ -13,7 +13,7 @@ correlations (module `partial`) also take the maps that are regressed out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,6 +124,7 @@ def score_maps(
     mean_map: np.ndarray,
     grid: tuple[int, int] | None = None,
     cut: float | None = None,
+    known: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Score predicted maps of the image's size in every metric of a property.
 
@@ -138,6 +139,7 @@ def score_maps(
             blocks of pixels.  Partial metrics then regress out the block means of the mean map too.
         cut: value above which the prediction of a mask counts as foreground; needed unless the
             prediction is bool.
+        known: scores (n,) by metric that were computed in another way; the metric is not computed.
 
     Returns:
         (metric, n) float64.
@@ -149,6 +151,9 @@ def score_maps(
     regions = cut_mask(predicted, cut) if record.is_mask else predicted
     rows = []
     for name in record.metrics:
+        if known is not None and name in known:
+            rows.append(known[name])
+            continue
         maps = predicted if METRICS[name].continuous else regions
         if name in REGISTERED_METRICS:
             # A registered function takes one prediction for each image.
@@ -191,15 +196,23 @@ class HeadlineScorer:
         ranked = self.metric == "spearman" and measured(truth) is None
         self.ranked = RankedMaps(flatten_maps(truth)) if ranked else None
 
-    def score(self, predicted: np.ndarray) -> np.ndarray:
-        """Score predicted maps (n, y, x) in the main metric, (n,).
+    def score(self, predicted: np.ndarray, first: int = 0) -> np.ndarray:
+        """Score predicted maps in the main metric.
 
         Predictions are scored as they are, without a cut.  The scores equal the first row of
         `score_maps`.
+
+        Args:
+            predicted: predictions of consecutive labels, (n, y, x).
+            first: index of the first of these labels.
+
+        Returns:
+            (n,) float64.
         """
         if self.ranked is not None:
-            return self.ranked.correlation(flatten_maps(predicted))
-        return score_measured(METRICS[self.metric].function, predicted, self.truth)
+            return self.ranked.correlation(flatten_maps(predicted), first)
+        truth = self.truth[first : first + len(predicted)]
+        return score_measured(METRICS[self.metric].function, predicted, truth)
 
 
 def ratio_or_one(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks, mean_ranks
+from ldmprobe_core.probing.ranks import flatten_maps, index_chunks, mean_ranks
 
 _ROUNDING = 1e-9
 """Share of a map's variance below which the regression's residual counts as rounding error."""
@@ -57,7 +57,11 @@ def partial_spearman(
         (n,) float64; NaN where a map is non-finite or is determined by the covariates.
     """
     basis = Covariates(mean_ranks(flatten_maps(covariates)))
-    return basis.partial(mean_ranks(flatten_maps(predicted)), mean_ranks(flatten_maps(truth)))
+    ranks = mean_ranks(flatten_maps(predicted))
+    if not basis.leaves_rest(ranks).any():
+        # No score is defined, as for a prediction of position alone, so do not rank the labels.
+        return np.full(len(truth), np.nan)
+    return basis.partial(ranks, mean_ranks(flatten_maps(truth)))
 
 
 def partial_pearson(predicted: np.ndarray, truth: np.ndarray, covariates: np.ndarray) -> np.ndarray:
@@ -94,6 +98,11 @@ class Covariates:
             if size > 0 and rest > _ROUNDING * size:
                 basis.append(centred / np.sqrt(rest))
         self.basis = np.stack(basis) if basis else np.zeros((0, rows.shape[1]))
+
+    def leaves_rest(self, rows: np.ndarray) -> np.ndarray:
+        """Return whether the covariates leave a residual of each row (n, pixel), (n,) bool."""
+        centred = rows - rows.mean(1, keepdims=True)
+        return np.isfinite(_rest_norm(centred, centred @ self.basis.T))
 
     def partial(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return correlations (n,) of rows a and b (n, pixel) with the covariates regressed out."""
@@ -134,27 +143,34 @@ class BlockPartialScorer:
         mean_map: mean label of the training samples, (y, x).
         grid: number of tokens down and across; they divide the height and width of the maps.
         ranks: whether to correlate ranks; False correlates values.
+        rows: indices of the label maps with which predictions are compared; None takes all.
     """
 
     def __init__(
-        self, labels: np.ndarray, mean_map: np.ndarray, grid: tuple[int, int], ranks: bool
+        self,
+        labels: np.ndarray,
+        mean_map: np.ndarray,
+        grid: tuple[int, int],
+        ranks: bool,
+        rows: np.ndarray | None = None,
     ) -> None:
         self.ranks = ranks
-        n, height, width = labels.shape
+        rows = np.arange(len(labels)) if rows is None else rows
+        (_, height, width), n = labels.shape, len(rows)
         self._blocks = grid[0], height // grid[0], grid[1], width // grid[1]
         self.pixels_per_block = self._blocks[1] * self._blocks[3]
         basis = Covariates(self._transform(flatten_maps(position_covariates(mean_map, grid)))).basis
         self.basis_sums = self._block_sums(basis)
         self.label_parts, self.label_norm = np.empty((n, len(basis))), np.empty(n)
         self.label_sums = np.empty((n, grid[0] * grid[1]))
-        start = 0
-        for chunk in iter_chunks(flatten_maps(labels)):
-            rows, values = slice(start, start + len(chunk)), chunk.astype(np.float64)
+        start, flat = 0, flatten_maps(labels)
+        for part in index_chunks(rows, flat.shape[1]):
+            own, values = slice(start, start + len(part)), flat[part].astype(np.float64)
             centred = values - values.mean(1, keepdims=True)
-            self.label_parts[rows] = centred @ basis.T
-            self.label_norm[rows] = _rest_norm(centred, self.label_parts[rows])
-            self.label_sums[rows] = self._block_sums(centred)
-            start += len(chunk)
+            self.label_parts[own] = centred @ basis.T
+            self.label_norm[own] = _rest_norm(centred, self.label_parts[own])
+            self.label_sums[own] = self._block_sums(centred)
+            start += len(part)
 
     def scores(self, tokens: np.ndarray) -> np.ndarray:
         """Compute partial correlations (n,) of predictions (n, *grid) and labels."""

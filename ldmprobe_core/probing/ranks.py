@@ -13,6 +13,13 @@ COUNTING_SORT_PIXELS = 1 << 15
 """Smallest map, in pixels, for which counting float16 values is faster than sorting them."""
 
 
+_ZERO = 0x8000
+"""Key of the float16 value +0 (`_sort_keys`)."""
+
+_FINITE_KEYS = slice(0x0400, 0xFC00)
+"""Keys of finite float16 values; those of -inf, +inf and NaN lie outside."""
+
+
 def flatten_maps(maps: np.ndarray) -> np.ndarray:
     """Reshape maps (n, y, x) to rows of pixels, (n, pixel)."""
     return maps.reshape(len(maps), -1)
@@ -28,46 +35,80 @@ def mean_ranks(flat: np.ndarray) -> np.ndarray:
             return ranks_of_float16(flat)
         # Convert to float32, which NumPy sorts several times faster than float16.
         flat = flat.astype(np.float32)
-    order, equal = _argsort_with_ties(flat)
+    order, tied = _argsort_with_ties(flat)
     ranks = np.empty(flat.shape)
-    np.put_along_axis(ranks, order, _sorted_ranks(equal), axis=1)
+    ranks.ravel()[order] = _sorted_ranks(tied)
     ranks[~np.isfinite(flat).all(1)] = np.nan
     return ranks
 
 
 def _argsort_with_ties(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ascending order of each row, and mark values that equal their predecessor.
+    """Sort each row, and mark values that equal their predecessor.
+
+    Each value is scaled to an integer, the value's index is appended to it as its lowest bits, and
+    the integers are sorted.  NumPy sorts integers several times faster than it computes the order
+    of values.  A row of which different values get the same integer is sorted by its values.
 
     Returns:
-        order (n, pixel), and whether each value in that order, from the second on, equals the one
-        before, (n, pixel - 1) bool.
+        order: index into ``flat.ravel()`` of each row's values in ascending order, (n, pixel).
+        tied: whether a value in that order equals the one before it, (n, pixel) bool.
+
+        Both are arbitrary for a row with non-finite values.
     """
-    order = np.argsort(flat, axis=1)
-    ascending = np.take_along_axis(flat, order, axis=1)
-    return order, ascending[:, 1:] == ascending[:, :-1]
+    n, count = flat.shape
+    index_bits = (count - 1).bit_length()
+    least = flat.min(1, keepdims=True).astype(np.float64)
+    # The scale leaves one bit unused, because a product may be rounded up to a power of two.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale = 2.0 ** min(62 - index_bits, 51) / (flat.max(1, keepdims=True) - least)
+        scaled = flat - least
+        scaled *= scale
+    # Adding 2**52 rounds to an integer, which is then in the lowest 52 bits of the float64.  The
+    # bits above it are equal in all values, so they have no effect on the order.
+    scaled += 2.0**52
+    keys = scaled.view(np.int64)
+    keys <<= index_bits
+    keys |= np.arange(count)
+    keys.sort(axis=1)
+    order = keys & ((1 << index_bits) - 1)
+    order += count * np.arange(n)[:, None]
+    keys >>= index_bits
+    tied = np.zeros(flat.shape, bool)
+    np.equal(keys[:, 1:], keys[:, :-1], out=tied[:, 1:])
+    # Subtraction, scaling and rounding keep the order of values, so values with different
+    # integers are in order.  Values with the same integer may still differ.
+    places = np.flatnonzero(tied)
+    values, sorted_places = flat.ravel(), order.ravel()
+    differ = values[sorted_places[places]] != values[sorted_places[places - 1]]
+    by_value = ~(np.isfinite(scale[:, 0]) & (scale[:, 0] > 0))
+    by_value[places[differ] // count] = True
+    for row in np.flatnonzero(by_value):
+        own = np.argsort(flat[row])
+        order[row] = own + row * count
+        tied[row, 1:] = flat[row, own[1:]] == flat[row, own[:-1]]
+    return order, tied
 
 
-def _sorted_ranks(equal: np.ndarray) -> np.ndarray:
+def _sorted_ranks(tied: np.ndarray) -> np.ndarray:
     """Rank the values of sorted rows from 1; equal values share their mean rank.
 
     Args:
-        equal: whether each value from the second on equals the one before, (n, pixel - 1) bool.
+        tied: whether a value equals the one before it in its row, (n, pixel) bool.
 
     Returns:
         (n, pixel) float64.
     """
-    count = equal.shape[1] + 1
-    ranks = np.tile(np.arange(1.0, count + 1), (len(equal), 1))
-    tied = np.flatnonzero(equal.any(1))
-    if len(tied):
-        # The values from index `first` to `last` are equal, so they get the mean of their ranks.
-        changes, edge = ~equal[tied], np.ones((len(tied), 1), bool)
-        index = np.arange(count)
-        first = np.where(np.hstack([edge, changes]), index, 0)
-        last = np.where(np.hstack([changes, edge]), index, count)[:, ::-1]
-        first = np.maximum.accumulate(first, axis=1)
-        last = np.minimum.accumulate(last, axis=1)[:, ::-1]
-        ranks[tied] = (first + last) / 2 + 1
+    count = tied.shape[1]
+    ranks = np.tile(np.arange(1.0, count + 1), (len(tied), 1))
+    places = np.flatnonzero(tied)
+    if len(places):
+        # A group of equal values is a value that is not tied, and the tied ones that follow it.
+        begins = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+        tied_sizes = np.diff(begins, append=len(places))
+        first = places[begins] - 1
+        means = first % count + 1 + tied_sizes / 2
+        ranks.ravel()[first] = means
+        ranks.ravel()[places] = np.repeat(means, tied_sizes)
     return ranks
 
 
@@ -76,52 +117,85 @@ class RankedMaps:
 
     Args:
         flat: maps as rows of pixels, (n, pixel).
+        rows: indices of the maps to rank; None ranks all.  The method `rank` ranks others later.
 
     Attributes:
-        deviation: standard deviation of the ranks, (n,); NaN if a map is constant or has
-            non-finite values.
-        centred: ranks minus their mean, (n, pixel) float32.  They are multiples of a half, which
-            float32 represents exactly for maps of up to eight million pixels.
+        deviation: standard deviation of the ranks, (n,); NaN if a map is constant, has non-finite
+            values or is not ranked yet.
+        centred: ranks minus their mean, (n, pixel) float32; arbitrary for a map that is not ranked
+            yet.  They are multiples of a half, which float32 represents exactly for maps of up to
+            eight million pixels.
     """
 
-    def __init__(self, flat: np.ndarray) -> None:
-        self.deviation = np.empty(len(flat))
+    def __init__(self, flat: np.ndarray, rows: np.ndarray | None = None) -> None:
+        self._flat, self._ranked = flat, np.zeros(len(flat), bool)
+        self.deviation = np.full(len(flat), np.nan)
+        # The system provides the memory of a row only when its ranks are written.
         self.centred: np.ndarray = np.empty(flat.shape, np.float32)
-        mean_rank = (flat.shape[1] + 1) / 2
-        start = 0
-        for chunk in iter_chunks(flat):
-            ranks = mean_ranks(chunk)
-            rows = slice(start, start + len(chunk))
-            self.deviation[rows], self.centred[rows] = deviation_or_nan(ranks), ranks - mean_rank
-            start += len(chunk)
+        self.rank(np.arange(len(flat)) if rows is None else rows)
 
-    def correlation(self, flat: np.ndarray) -> np.ndarray:
-        """Rank-correlate each map with the row of the same index in `flat`, (n, pixel)."""
+    def rank(self, rows: np.ndarray) -> None:
+        """Rank the maps with the given indices, unless this was done before."""
+        new = np.unique(rows[~self._ranked[rows]])
+        mean_rank = (self._flat.shape[1] + 1) / 2
+        for part in index_chunks(new, self._flat.shape[1]):
+            ranks = mean_ranks(self._flat[part])
+            self.deviation[part], self.centred[part] = deviation_or_nan(ranks), ranks - mean_rank
+        self._ranked[new] = True
+
+    def correlation_with_one(self, other: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Rank-correlate the maps with the given indices with one other map (pixel,), (n,)."""
+        self.rank(rows)
+        ranks = mean_ranks(other[None])
+        correlations = [
+            _rank_correlation(ranks, self.centred[part], self.deviation[part])
+            for part in index_chunks(rows, self._flat.shape[1])
+        ]
+        return np.concatenate([np.empty(0), *correlations])
+
+    def correlation(self, flat: np.ndarray, first: int = 0) -> np.ndarray:
+        """Rank-correlate consecutive maps with as many others.
+
+        Args:
+            flat: the other maps as rows of pixels, (n, pixel).
+            first: index of the map to correlate with the first row.
+
+        Returns:
+            (n,) float64; NaN where a map is constant or has non-finite values.
+        """
+        count = flat.shape[1]
+        centred_ranks = np.arange(count) - (count - 1) / 2
         correlations, start = np.empty(len(flat)), 0
         for chunk in iter_chunks(flat):
-            rows = slice(start, start + len(chunk))
-            correlations[rows] = self._chunk_correlation(chunk, rows)
-            start += len(chunk)
+            rows, stop = slice(first + start, first + start + len(chunk)), start + len(chunk)
+            correlations[start:stop] = self._chunk_correlation(chunk, rows, centred_ranks)
+            start = stop
         return correlations
 
-    def _chunk_correlation(self, flat: np.ndarray, rows: slice) -> np.ndarray:
-        """Rank-correlate the rows of ``flat`` with the stored maps in the slice ``rows``, (n,)."""
+    def _chunk_correlation(
+        self, flat: np.ndarray, rows: slice, centred_ranks: np.ndarray
+    ) -> np.ndarray:
+        """Rank-correlate the rows of ``flat`` with the stored maps in the slice ``rows``, (n,).
+
+        Args:
+            centred_ranks: centred ranks of a sorted map without ties, (pixel,).
+        """
         count = flat.shape[1]
         centred, deviation = self.centred[rows], self.deviation[rows]
         if flat.dtype == np.float16 and count >= COUNTING_SORT_PIXELS:
-            return _rank_correlation(mean_ranks(flat), centred, deviation)
+            return _correlation_of_float16(flat, centred) / deviation
         flat = flat.astype(np.float32 if flat.dtype == np.float16 else flat.dtype, copy=False)
-        order, equal = _argsort_with_ties(flat)
-        undefined, tied = ~np.isfinite(flat).all(1), equal.any(1)
-        # Without ties, the ranks of `flat` in ascending order are 1..count, so it suffices to
-        # reorder the stored ranks.
-        centred_ranks = np.arange(count) - (count - 1) / 2
-        covariance = np.take_along_axis(centred, order, axis=1) @ centred_ranks / count
+        order, tied = _argsort_with_ties(flat)
+        undefined, with_ties = ~np.isfinite(flat).all(1), tied.any(1)
+        # Without ties, it suffices to reorder the stored ranks.
+        covariance = centred.ravel().take(order) @ centred_ranks / count
         correlations = covariance / (np.sqrt((count**2 - 1) / 12) * deviation)
-        if tied.any():
-            ranks = np.empty((int(tied.sum()), count))
-            np.put_along_axis(ranks, order[tied], _sorted_ranks(equal[tied]), axis=1)
-            correlations[tied] = _rank_correlation(ranks, centred[tied], deviation[tied])
+        if with_ties.any():
+            ranks = np.empty(flat.shape)
+            ranks.ravel()[order] = _sorted_ranks(tied)
+            correlations[with_ties] = _rank_correlation(
+                ranks[with_ties], centred[with_ties], deviation[with_ties]
+            )
         correlations[undefined] = np.nan
         return correlations
 
@@ -142,20 +216,77 @@ def iter_chunks(flat: np.ndarray) -> Iterator[np.ndarray]:
         yield flat[start : start + rows]
 
 
+def index_chunks(rows: np.ndarray, pixels: int) -> Iterator[np.ndarray]:
+    """Yield parts of indices (n,) of maps; the maps of a part are as many as in `iter_chunks`."""
+    at_once = max(1, _CHUNK_PIXELS // pixels)
+    for start in range(0, len(rows), at_once):
+        yield rows[start : start + at_once]
+
+
 def ranks_of_float16(flat: np.ndarray) -> np.ndarray:
     """Rank float16 rows as `mean_ranks` does, by counting each of the 65,536 possible values."""
-    # Adding 0 turns -0 into +0, so that both get the same bits and hence the same rank.
-    bits = (flat + np.float16(0)).view(np.uint16)
-    # Flip the bits so that the unsigned integers sort in the order of the floats.
-    sort_keys = np.where(bits >> 15, ~bits, bits | 0x8000)
     ranks = np.empty(flat.shape)
-    for row, keys in zip(ranks, sort_keys, strict=True):
-        counts = np.bincount(keys, minlength=1 << 16)
+    for out, keys in zip(ranks, _sort_keys(flat), strict=True):
+        counted = _CountedRow(keys)
+        out[:] = counted.ranks[keys] if counted.finite else np.nan
+    return ranks
+
+
+def _correlation_of_float16(flat: np.ndarray, centred: np.ndarray) -> np.ndarray:
+    """Return the covariance of ranks of float16 rows with centred ranks, over their own deviation.
+
+    Pixels of equal value have equal ranks, so sums over values take the place of sums over pixels.
+
+    Args:
+        flat: maps as rows of pixels, (n, pixel) float16.
+        centred: centred ranks of other maps, (n, pixel).
+
+    Returns:
+        (n,) float64; NaN if a map is constant or has non-finite values.
+    """
+    found = np.full(len(flat), np.nan)
+    for i, (keys, other) in enumerate(zip(_sort_keys(flat), centred, strict=True)):
+        counted = _CountedRow(keys)
+        if counted.finite and counted.counts.max() < len(keys):
+            ranks = counted.ranks - (len(keys) + 1) / 2
+            covariance = np.bincount(keys, other, minlength=1 << 16) @ ranks / len(keys)
+            found[i] = covariance / np.sqrt(counted.counts @ np.square(ranks) / len(keys))
+    return found
+
+
+def _sort_keys(flat: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield for each float16 row the integers, 0 to 65,535, that sort in the order of its values.
+
+    The keys of the numbers are `_FINITE_KEYS`, and -0 has the key before that of +0.
+    """
+    for row in flat:
+        bits = np.ascontiguousarray(row).view(np.int16)
+        # The sign bit is flipped, and the other bits of a negative number as well.
+        yield (((bits >> 15) | np.int16(-0x8000)) ^ bits).view(np.uint16).astype(np.intp)
+
+
+class _CountedRow:
+    """Ranks of the float16 values of one row, from the number of pixels of each value.
+
+    Args:
+        keys: integer of each pixel's value, as `_sort_keys` gives it, (pixel,).
+
+    Attributes:
+        counts: number of pixels of each value, by key, (65536,).
+        ranks: mean rank of the pixels of each value, by key, (65536,) float64.
+        finite: whether all values are finite.
+    """
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.counts = np.bincount(keys, minlength=1 << 16)
+        self.finite = int(self.counts[_FINITE_KEYS].sum()) == len(keys)
+        # -0 and +0 are equal, so they share one rank.
+        self.counts[_ZERO] += self.counts[_ZERO - 1]
+        self.counts[_ZERO - 1] = 0
         # The cumulative count is the highest rank of a group of n equal values.  The mean rank of
         # the group is lower by (n - 1) / 2.
-        row[:] = (np.cumsum(counts) - (counts - 1) / 2)[keys]
-    ranks[~np.isfinite(flat).all(1)] = np.nan
-    return ranks
+        self.ranks = np.cumsum(self.counts) - (self.counts - 1) / 2
+        self.ranks[_ZERO - 1] = self.ranks[_ZERO]
 
 
 def deviation_or_nan(flat: np.ndarray) -> np.ndarray:

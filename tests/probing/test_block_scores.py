@@ -1,11 +1,14 @@
 """Scores of block-constant predictions against scores at full size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 
 from ldmprobe_core.probing import block_scores, metrics
+from ldmprobe_core.probing.label_set import LabelSet
 
 
 def correlation_of_rests(a, b, covariates):
@@ -47,6 +50,37 @@ def test_block_scores_of_maps_equal_scores_at_full_size(prop, grid, rng):
         np.testing.assert_allclose(found[:, i], expected, atol=1e-12)
     at_full_size = metrics.score_maps(prop, big, truth, mean_map, grid)
     np.testing.assert_allclose(found, at_full_size, atol=1e-12)
+
+
+@pytest.mark.parametrize("prop", ["depth", "foreground"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_label_sets_with_other_heldout_samples_score_their_own(prop, missing, rng):
+    """Sets that share the statistics of label maps give the scores at full size, in any order."""
+    truth, mean_map = rng.random((9, 8, 6)).round(2), rng.random((8, 6))
+    truth = (truth > 0.5) if prop == "foreground" else truth
+    if missing:
+        truth = truth.astype(np.float32)
+        truth[4, :3] = np.nan
+    none = np.arange(0)
+    first = LabelSet({prop: truth}, {prop: mean_map}, none, none, np.array([1, 2, 4]))
+    for heldout in ([1, 2, 4], [0, 4, 8], [7], [2, 4, 5, 7], [4]):
+        labels = replace(first, heldout=np.array(heldout))
+        for grid in ((4, 3), (2, 2)):
+            tokens = rng.random((len(heldout), *grid))
+            found = labels.scorer(prop, grid).scores(tokens, 0.4)
+            big = block_scores.upsample(tokens, (8, 6))
+            own = truth[heldout]
+            if prop == "foreground" and not np.isnan(own).any():
+                own = own.astype(bool)
+            expected = metrics.score_maps(prop, big, own, mean_map, grid, 0.4)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    truth = ~truth if truth.dtype == bool else 1 - truth
+    other = replace(first, maps={prop: truth}).scorer(prop, (4, 3))
+    tokens = rng.random((3, 4, 3))
+    expected = metrics.score_maps(
+        prop, block_scores.upsample(tokens, (8, 6)), truth[[1, 2, 4]], mean_map, (4, 3), 0.4
+    )
+    np.testing.assert_allclose(other.scores(tokens, 0.4), expected, rtol=0, atol=1e-12)
 
 
 def test_block_scores_of_masks_equal_scikit_learn(rng):

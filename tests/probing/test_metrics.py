@@ -59,6 +59,17 @@ def test_spearman_of_rows_with_and_without_ties_equals_scipy(rng):
     np.testing.assert_allclose(metrics.spearman(predicted, truth), found, atol=1e-12)
 
 
+@pytest.mark.parametrize("prop", ["foreground", "depth"])
+def test_headline_scores_of_parts_are_those_of_all(prop, rng):
+    truth, predicted = rng.normal(size=(2, 5, 8, 9))
+    if prop == "foreground":
+        truth, predicted = truth > 0, predicted > 0
+    scorer = metrics.HeadlineScorer(prop, truth)
+    parts = [scorer.score(predicted[part], part.start) for part in (slice(0, 2), slice(2, 5))]
+    whole = metrics.score_maps(prop, predicted, truth, np.ones((8, 9)))[0]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=1e-12)
+
+
 def test_mask_metrics_of_empty_masks():
     empty, full = np.zeros((1, 4, 4), bool), np.ones((1, 4, 4), bool)
     for score in (metrics.dice, metrics.iou):

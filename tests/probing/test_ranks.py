@@ -36,3 +36,51 @@ def test_mean_ranks_count_large_float16_maps(rng):
     values = rng.normal(0, 1, (2, ranks.COUNTING_SORT_PIXELS)).astype(np.float16)
     expected = stats.rankdata(values.astype(np.float64), axis=1)
     np.testing.assert_array_equal(ranks.mean_ranks(values), expected)
+
+
+def test_mean_ranks_of_values_that_are_almost_equal_or_far_apart_equal_scipy(rng):
+    """Values that differ by their last bit, and ranges that overflow or underflow."""
+    near = 1 + rng.integers(0, 40, 500) * np.finfo(float).eps
+    least = np.finfo(float).smallest_subnormal
+    wide = rng.normal(0, 1, 500) * 10.0 ** rng.integers(-300, 300, 500)
+    values = np.stack([
+        near, np.append(near[:-1], 1e300), wide,
+        np.resize([-1.7e308, 1.7e308, 0.0, -0.0, 3.0], 500), rng.integers(0, 9, 500) * least,
+        np.full(500, -2.5), rng.normal(0, 1, 500), rng.integers(0, 400, 500),
+    ])  # fmt: skip
+    np.testing.assert_array_equal(ranks.mean_ranks(values), stats.rankdata(values, axis=1))
+    for bad in (np.nan, np.inf, -np.inf):
+        values[6, 499] = bad
+        assert np.isnan(ranks.mean_ranks(values)).all(1).tolist() == [False] * 6 + [True, False]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("pixels", [1, 2, 3, 64, 4097])
+def test_mean_ranks_of_any_type_and_number_of_pixels_equal_scipy(dtype, pixels, rng):
+    values = (rng.normal(0, 40, (3, pixels)) + 100).astype(dtype)
+    np.testing.assert_array_equal(ranks.mean_ranks(values), stats.rankdata(values, axis=1))
+
+
+def test_correlations_of_large_float16_maps_equal_scipy(rng):
+    count = ranks.COUNTING_SORT_PIXELS
+    truth = rng.normal(0, 1, (6, count)).round(3).astype(np.float32)
+    seen = (truth + rng.normal(0, 1, truth.shape)).astype(np.float16)
+    seen[1] = -seen[1]
+    seen[2, : count // 2] = np.resize([0.0, -0.0], count // 2)
+    seen[3], seen[4, 7], seen[5, 7] = 1.5, np.inf, np.nan
+    found = ranks.RankedMaps(truth).correlation(seen)
+    assert np.isnan(found).tolist() == [False, False, False, True, True, True]
+    for row in range(3):
+        expected = stats.spearmanr(seen[row].astype(float), truth[row]).statistic
+        assert found[row] == pytest.approx(expected, abs=1e-12)
+
+
+def test_correlations_with_one_map_equal_scipy_for_the_rows_asked_for(rng):
+    maps, other = rng.random((6, 200)).round(2), rng.random(200).round(2)
+    maps[3] = 0.5
+    ranked = ranks.RankedMaps(maps, np.array([4]))
+    for rows in ([4, 1], [3], [5, 0, 5], []):
+        found = ranked.correlation_with_one(other, np.array(rows, int))
+        expected = [np.nan if i == 3 else stats.spearmanr(maps[i], other).statistic for i in rows]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert np.isnan(ranked.deviation).tolist() == [False, False, True, True, False, False]

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import dice_at
 from ldmprobe_core.probing.label_set import LabelSet
-from ldmprobe_core.probing.measured import measured
 from ldmprobe_core.probing.metrics import mean_of_defined
-from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks, mean_ranks
+from ldmprobe_core.probing.ranks import flatten_maps
 from ldmprobe_core.study.properties import property_of
 
 
@@ -48,27 +46,13 @@ def block_ceilings(
             best = np.array([_best_dice(tokens, heldout, int(i)) for i in np.flatnonzero(chosen)])
         else:
             candidates = [tokens]
-            maps = labels.maps[prop][labels.heldout]
-            if measured(maps) is None:
-                candidates.append(_block_means_of_ranks(maps, grid))
+            if scorer.partly is None:
+                candidates.append(scorer.rank_means.reshape(tokens.shape))
             metric = (property_of(prop).metrics[0],)
             scores = [scorer.scores(np.nan_to_num(c), None, metric)[0, chosen] for c in candidates]
             best = scores[int(mean_of_defined(np.stack(scores), otherwise=-np.inf).argmax())]
         ceilings[f"{grid[0]}x{grid[1]}"] = _mean_or_none(best)
     return ceilings
-
-
-def _block_means_of_ranks(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Average each label's ranks (n, y, x) over the blocks of a token grid, (n, *grid).
-
-    The ranks of a few maps at a time are in memory: they take several times as much as the maps.
-    """
-    return np.concatenate(
-        [
-            block_means(mean_ranks(chunk).reshape(-1, *maps.shape[1:]), grid)
-            for chunk in iter_chunks(flatten_maps(maps))
-        ]
-    )
 
 
 def all_foreground_score(masks: np.ndarray) -> float | None:

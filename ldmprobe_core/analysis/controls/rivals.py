@@ -11,6 +11,8 @@ blurred images are too small or shifted.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ldmprobe_core.analysis.controls.prompt_control import control_grid
@@ -21,7 +23,7 @@ from ldmprobe_core.probing.block_scores import block_means
 from ldmprobe_core.probing.detection import best_cut
 from ldmprobe_core.probing.label_set import LabelSet
 from ldmprobe_core.probing.metrics import HeadlineScorer
-from ldmprobe_core.probing.ranks import flatten_maps
+from ldmprobe_core.probing.ranks import flatten_maps, iter_chunks
 from ldmprobe_core.storage.run import SOURCES, Run
 from ldmprobe_core.study.properties import property_of
 
@@ -92,50 +94,76 @@ def _scores_at(
     Returns:
         scores of the maps before and after recalibration, (n,) each; NaN if undefined.
     """
-    undefined = np.full(len(maps), np.nan)
+    plain, recalibrated = np.full((2, len(maps)), np.nan)
     # A study without a labeler for the property reads exact maps from files.  Such maps exist for
     # final images only, so the maps of step images are all NaN.
-    if np.isnan(maps).all():
-        return undefined, undefined
-    plain = headline.score(as_label(run.study, prop, maps))
-    if not len(train):
-        return plain, undefined
-    return plain, headline.score(recalibrate(maps, known, labels, prop, train))
+    if np.isnan(maps[:, 0, 0]).all() and np.isnan(maps).all():
+        return plain, recalibrated
+    recalibration = Recalibration.fit(known, labels, prop, train) if len(train) else None
+    start = 0
+    # Recalibrated maps are float64, so a few at a time are in memory.
+    for flat in iter_chunks(flatten_maps(maps)):
+        rows, part = slice(start, start + len(flat)), flat.reshape(-1, *maps.shape[1:])
+        plain[rows] = headline.score(as_label(run.study, prop, part), start)
+        if recalibration is not None:
+            recalibrated[rows] = headline.score(recalibration.apply(part), start)
+        start += len(flat)
+    return plain, recalibrated
 
 
-def recalibrate(
-    maps: np.ndarray, known: np.ndarray, labels: LabelSet, prop: str, train: np.ndarray
-) -> np.ndarray:
-    """Fit a linear recalibration of a labeler's maps to the labels, and apply it.
+@dataclass(frozen=True)
+class Recalibration:
+    """Linear recalibration of a labeler's maps, map x factor + offset, fitted to labels.
 
-    The function, a * map + b * mean map + c, is fitted by least squares to the labels of training
-    samples.  The fit uses block means on a grid of at most 16 x 16, because it has only three
-    parameters.
-
-    Args:
-        maps: a labeler's maps to recalibrate, (n, y, x).
-        known: the labeler's maps of the images of training samples, (train, y, x).
-        labels: label maps of the run.
-        prop: name of the property.
-        train: indices of these training samples, (train,).
-
-    Returns:
-        (n, y, x) float64; for a mask bool, at the cut with the best Dice on the training samples.
+    Attributes:
+        factor: factor of the map.
+        position: part of the offset that depends on the position, a multiple of the mean label map,
+            (y, x).
+        constant: rest of the offset.
+        cut: value above which a recalibrated pixel of a mask is foreground; None for other
+            properties.
     """
-    size = maps.shape[1], maps.shape[2]
-    grid = control_grid(size)
-    mean = labels.means[prop]
-    truth = flatten_maps(labels.tokens(prop, grid)[train])
-    blocks = flatten_maps(block_means(known.astype(np.float64), grid))
-    mean_blocks = np.broadcast_to(labels.mean_tokens(prop, grid).ravel(), blocks.shape)
-    design = np.stack([blocks, mean_blocks, np.ones_like(blocks)], axis=-1)
-    usable = np.isfinite(truth) & np.isfinite(blocks)
-    a, b, c = np.linalg.lstsq(design[usable], truth[usable], rcond=None)[0]
-    recalibrated = a * maps.astype(np.float64) + b * mean + c
-    if not property_of(prop).is_mask:
-        return np.asarray(recalibrated)
-    weights = labels.token_weights(prop, grid)
-    cut = best_cut(
-        design @ [a, b, c], truth, None if weights is None else flatten_maps(weights[train])
-    )
-    return np.asarray(recalibrated > cut)
+
+    factor: float
+    position: np.ndarray
+    constant: float
+    cut: float | None
+
+    @classmethod
+    def fit(
+        cls, known: np.ndarray, labels: LabelSet, prop: str, train: np.ndarray
+    ) -> Recalibration:
+        """Fit a recalibration to the labels of training samples, by least squares.
+
+        The fit uses block means on a grid of at most 16 x 16, because it has only three parameters.
+
+        Args:
+            known: the labeler's maps of the images of training samples, (train, y, x).
+            labels: label maps of the run.
+            prop: name of the property.
+            train: indices of these training samples, (train,).
+
+        Returns:
+            the recalibration; for a mask with the cut of the best Dice on the training samples.
+        """
+        grid = control_grid((known.shape[1], known.shape[2]))
+        truth = flatten_maps(labels.tokens(prop, grid)[train])
+        blocks = flatten_maps(block_means(known, grid))
+        mean_blocks = np.broadcast_to(labels.mean_tokens(prop, grid).ravel(), blocks.shape)
+        design = np.stack([blocks, mean_blocks, np.ones_like(blocks)], axis=-1)
+        usable = np.isfinite(truth) & np.isfinite(blocks)
+        a, b, c = np.linalg.lstsq(design[usable], truth[usable], rcond=None)[0]
+        cut = None
+        if property_of(prop).is_mask:
+            weights = labels.token_weights(prop, grid)
+            cut = best_cut(
+                design @ [a, b, c], truth, None if weights is None else flatten_maps(weights[train])
+            )
+        return cls(float(a), b * labels.means[prop], float(c), cut)
+
+    def apply(self, maps: np.ndarray) -> np.ndarray:
+        """Recalibrate maps (n, y, x); the result is float64, or bool for a mask."""
+        values = np.multiply(maps, self.factor, dtype=np.float64)
+        values += self.position
+        values += self.constant
+        return values if self.cut is None else values > self.cut

@@ -53,8 +53,14 @@ def same_prompt_scores(
         for name in names[counts > shift]:
             group = np.flatnonzero(prompts == name)
             partner[group] = np.roll(group, -shift)
-        truth = labels.maps[prop][members[partner]]
-        scorer = BlockScorer(prop, truth, labels.means[prop], predicted.shape[1:3])
+        scorer = BlockScorer(
+            prop,
+            labels.maps[prop],
+            labels.means[prop],
+            predicted.shape[1:3],
+            labels.full(prop),
+            members[partner],
+        )
         alone = partner == np.arange(len(members))
         scores.append(np.where(alone, np.nan, scorer.scores(predicted, cut)))
     return mean_of_defined(np.stack(scores), axis=0)

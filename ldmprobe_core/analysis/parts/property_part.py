@@ -107,12 +107,18 @@ def position_scores(prop: str, labels: LabelSet, test: np.ndarray) -> np.ndarray
     maps, mean_map = labels.maps[prop], labels.means[prop]
     tuning = labels.train if len(labels.train) else labels.validation
     cut = position_cut(mean_map, maps[tuning]) if property_of(prop).is_mask else None
+    known, full = {}, labels.full(prop)
+    if "spearman" in property_of(prop).metrics and full.partly is None:
+        known["spearman"] = full.ranked.correlation_with_one(mean_map.ravel(), test)
     # Score large maps in parts, because metrics hold several float64 copies of all of their pixels.
     at_once = max(1, PART_BYTES // (8 * mean_map.size))
-    scores = [
-        score_maps(prop, mean_map[None], maps[part], mean_map, cut=cut)
-        for part in np.split(test, range(at_once, len(test), at_once))
-    ]
+    scores = []
+    for start in range(0, max(1, len(test)), at_once):
+        rows = slice(start, start + at_once)
+        of_part = {name: values[rows] for name, values in known.items()}
+        scores.append(
+            score_maps(prop, mean_map[None], maps[test[rows]], mean_map, cut=cut, known=of_part)
+        )
     return np.concatenate(scores, axis=1)
 
 
