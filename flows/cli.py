@@ -20,9 +20,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 # Commands import slow modules such as torch and Prefect when they run, so that --help is fast.
-from flows.checks.environment import check_environment
 from flows.checks.finished_run import RunArgument, finished_run
-from flows.commands.carry_out import carry_out, with_live_line
+from flows.commands.carry_out import carry_out, server_ahead, with_live_line
 from flows.commands.errors import EXIT_CODES, MISTAKE, debug_requested, prepare_streams, run_command
 from flows.commands.export import export
 from flows.commands.fetch import fetch
@@ -87,22 +86,22 @@ def run(
     set_: SetOption = None,
 ) -> None:
     """Carry out a study, resume it, or show its results if it is finished."""
-    from ldmprobe_core.analysis.records import Summary, load_summary
-    from ldmprobe_core.pipeline.prepare import check_fingerprints
+    with server_ahead(study, store, set_):
+        from ldmprobe_core.analysis.records import Summary, load_summary
+        from ldmprobe_core.pipeline.prepare import check_fingerprints
 
-    plan, target = _plan(study, store, set_)
-    if target.location.has("summary.json"):
-        check_fingerprints(target, plan.study)
-        console.print(
-            f"{target.url} is finished already; these are its results.\n",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-        print_summary(load_summary(target), target.url, console)
-        return
-    _require_ready(plan, target)
-    check_environment()
-    with plan.in_use():
-        summary = carry_out("study", target.url, study=plan.study, store=store)
+        plan, target = _plan(study, store, set_)
+        if target.location.has("summary.json"):
+            check_fingerprints(target, plan.study)
+            console.print(
+                f"{target.url} is finished already; these are its results.\n",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+            print_summary(load_summary(target), target.url, console)
+            return
+        _require_ready(plan, target)
+        with plan.in_use():
+            summary = carry_out("study", target.url, study=plan.study, store=store)
     print_summary(Summary.model_validate(summary), target.url, console)
 
 
@@ -117,21 +116,23 @@ def classify(
     ] = None,
 ) -> None:
     """Find the step from which a classifier names the object; a later `run` continues from here."""
-    from ldmprobe_core.analysis.classes.records import ClassesRecord
-    from ldmprobe_core.analysis.report.text import classes_line
-    from ldmprobe_core.study.readers.image_folder import list_images
+    with server_ahead(study, store, set_):
+        from ldmprobe_core.analysis.classes.records import ClassesRecord
+        from ldmprobe_core.analysis.report.text import classes_line
+        from ldmprobe_core.study.readers.image_folder import list_images
 
-    plan, target = _plan(study, store, set_)
-    if plan.study.labels.classes is None:
-        raise UserError("labels.class is null, but classify needs it. Fix: give a class labeler.")
-    if photographs is not None:
-        list_images(photographs, plan.study.map_properties)
-    _require_ready(plan, target)
-    check_environment()
-    with plan.in_use():
-        found = carry_out(
-            "classify", target.url, study=plan.study, store=store, photographs=photographs
-        )
+        plan, target = _plan(study, store, set_)
+        if plan.study.labels.classes is None:
+            raise UserError(
+                "labels.class is null, but classify needs it. Fix: give a class labeler."
+            )
+        if photographs is not None:
+            list_images(photographs, plan.study.map_properties)
+        _require_ready(plan, target)
+        with plan.in_use():
+            found = carry_out(
+                "classify", target.url, study=plan.study, store=store, photographs=photographs
+            )
     console.print(classes_line(ClassesRecord.model_validate(found)), highlight=False)
     print_photographs(found["photographs"], console)
 
@@ -153,12 +154,13 @@ def _plan(study: str, store: str, overrides: list[str] | None) -> tuple[StudyPla
 
 
 def _plan_in(store: str, study: str, overrides: list[str] | None) -> tuple[StudyPlan, Run]:
-    from ldmprobe_core.pipeline.prepare import run_in
     from ldmprobe_core.storage.filesystem import Location
 
     # A malformed store address raises an error here, before the study is planned.
     Location(store)
     plan = _plan_alone(study, overrides)
+    from ldmprobe_core.pipeline.prepare import run_in
+
     if not plan.samples:
         # A plan has no samples if the prompts or source images cannot be read on this machine.  The
         # error that this call raises names the missing files.
@@ -176,12 +178,14 @@ def _plan_in(store: str, study: str, overrides: list[str] | None) -> tuple[Study
 
 def _plan_alone(study: str, overrides: list[str] | None) -> StudyPlan:
     """Plan a study, check the file of its Dask cluster, and compare its memory with the machine."""
-    from flows.checks.cluster_file import cluster_spec
-    from flows.checks.worker_memory import memory_problems
-    from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 
     loaded = load_study(study, overrides)
+    # Imported after the study is read, so that its mistakes are reported without delay.
+    from flows.checks.cluster_file import cluster_spec
+    from flows.checks.worker_memory import memory_problems
+    from ldmprobe_core.pipeline.planning.plan import plan_study
+
     if loaded.execution.cluster is not None:
         cluster_spec(loaded.execution)
     plan = plan_study(loaded)

@@ -57,6 +57,26 @@ def test_help_takes_half_a_second_of_cpu():
     assert seconds < max(0.5, 2 * libraries)
 
 
+@pytest.mark.parametrize("name", ["run", "check"])
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["missing.yaml"], "no such file"),
+        (["tabletop", "--set", "sampling.steps=0"], "sampling.steps is 0"),
+    ],
+)
+def test_a_mistake_in_a_study_is_reported_before_models_are_imported(name, words, problem):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(argv=["ldmprobe", name, *words])],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert problem in done.stderr
+    modules, _ = json.loads(done.stderr.splitlines()[-1])
+    assert not {name.partition(".")[0] for name in modules} & HEAVY
+
+
 def test_help_of_every_command_imports_no_library_of_the_core():
     """One process prints all help texts, and then lists every module that it imported."""
     from flows.cli import app
