@@ -303,10 +303,10 @@ def report(
 
     # Start the second process before importing other modules, so that both import side by side.
     with second_process() as second:
+        finished = finished_run(run)
         from ldmprobe_core.analysis.report.build import rebuild_report
         from ldmprobe_core.storage.lifecycle.reading import reading
 
-        finished = finished_run(run)
         chosen = None
         if samples is not None:
             parts = samples.split(",")

@@ -38,15 +38,18 @@ def fetch(study: Study, to: To = None, set_: Overrides = None) -> None:
         variables = {"HF_HUB_CACHE": str(folder / "hub"), "TORCH_HOME": str(folder / "torch")}
         # Set the variables before the imports below, at which the libraries read them.
         os.environ.update(variables)
+    from ldmprobe_core.study.loading import load_study
+
+    loaded = load_study(study, set_)
+    # Imported after the study is read, so that its mistakes are reported without delay.
     from huggingface_hub.utils import logging
 
     from ldmprobe_core.pipeline.fetching.fetch import prepare_fetch
     from ldmprobe_core.pipeline.planning.plan import plan_study
-    from ldmprobe_core.study.loading import load_study
 
     # The hub's client retries by itself, and its warnings would break up the progress bar.
     logging.set_verbosity_error()
-    downloads = prepare_fetch(load_study(study, set_))
+    downloads = prepare_fetch(loaded)
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
         TimeRemainingColumn(),

@@ -30,11 +30,13 @@ def submit(
     set_: SetOption = None,
 ) -> None:
     """Start a deployment with a study; the deployment's execution settings stay in force."""
-    from ldmprobe_core.pipeline.planning.plan import plan_study
     from ldmprobe_core.study.loading import load_study
 
     with activity("reading the study and the model's configuration"):
         loaded = load_study(study, set_)
+        # Imported after the study is read, so that its mistakes are reported without delay.
+        from ldmprobe_core.pipeline.planning.plan import plan_study
+
         plan = plan_study(loaded)
     given = loaded.execution.model_dump(mode="json", exclude_unset=True)
     for sentence in plan.missing:

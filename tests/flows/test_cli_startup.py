@@ -57,7 +57,7 @@ def test_help_takes_half_a_second_of_cpu():
     assert seconds < max(0.5, 2 * libraries)
 
 
-@pytest.mark.parametrize("name", ["run", "check"])
+@pytest.mark.parametrize("name", ["run", "check", "classify", "fetch", "submit"])
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
