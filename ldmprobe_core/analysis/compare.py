@@ -79,17 +79,25 @@ def differing_settings(first: Run, other: Run) -> dict[str, tuple[Any, Any]]:
 
     The name of a study, the settings of its workers and the paths of its input files are left out,
     because they do not change results.  ``model weights`` stands for the fingerprint of the model's
-    files, which can differ although ``model.source`` is the same.
+    files, which can differ although ``model.source`` is the same, and ``labels.depth files`` for
+    that of the weights or code of a labeler of the same name.
 
     Returns:
         values in the first and in the other run by dotted key, in the order of the study's keys; a
         key that one of them lacks has the value None there.
     """
     contents = [settings_that_affect_results(run.study) for run in (first, other)]
-    weights = [run.attributes.get("model_fingerprint") for run in (first, other)]
+    attributes = [run.attributes for run in (first, other)]
+    weights = [one.get("model_fingerprint") for one in attributes]
     differing = different_values(contents[0], contents[1])
     if weights[0] != weights[1]:
         differing["model weights"] = (weights[0], weights[1])
+    labelers, others = (one.get("labeler_fingerprints", {}) for one in attributes)
+    for prop in labelers:
+        # Labelers of other names are among the settings already.
+        known = any(f"{key}.".startswith(f"labels.{prop}.") for key in differing)
+        if prop in others and labelers[prop] != others[prop] and not known:
+            differing[f"labels.{prop} files"] = labelers[prop], others[prop]
     return differing
 
 

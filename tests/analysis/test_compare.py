@@ -87,12 +87,20 @@ def test_differing_settings_leaves_out_what_changes_no_result(runs, change, key,
 
 
 def test_differing_settings_finds_other_weights_in_the_same_folder(runs, monkeypatch):
-    attributes = iter([{"model_fingerprint": "a1"}, {"model_fingerprint": "b2"}])
+    labelers = {"shading": "c3", "class": "d4"}
+    attributes = iter(
+        [
+            {"model_fingerprint": "a1", "labeler_fingerprints": {"depth": "a1", **labelers}},
+            {"model_fingerprint": "b2", "labeler_fingerprints": {"depth": "b2", **labelers}},
+        ]
+    )
     monkeypatch.setattr(Run, "attributes", property(lambda _: next(attributes)))
     pair = [Run(runs[0].url) for _ in range(2)]
     for run in pair:
         run.study = runs[0].study
-    assert differing_settings(*pair) == {"model weights": ("a1", "b2")}
+    assert differing_settings(*pair) == {
+        "model weights": ("a1", "b2"), "labels.depth files": ("a1", "b2")
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("change", [{"step": 999}, {"layer": "nope"}])

@@ -99,10 +99,16 @@ def read_entry(location: Location, name: str) -> RunEntry:
         summary = load_summary(run)
     except (UserError, RunError) as error:
         return RunEntry(name, f"unreadable: {error}")
+    state, means = "finished", {}
+    try:
+        if run.location.has("report/scores.csv"):
+            means = _cell_means(run, summary)
+    except (UserError, RunError, KeyError, TypeError, ValueError, csv.Error):
+        # The file is only drawn here, so the results of summary.json are shown without it.
+        state = f"finished; report/scores.csv is damaged, and `ldmprobe report {run.url}` writes it"
     has_report = run.location.has("report/index.html")
-    means = _cell_means(run, summary) if run.location.has("report/scores.csv") else {}
     written = run.location.modified("summary.json")
-    return RunEntry(name, "finished", written, model, summary, means, has_report)
+    return RunEntry(name, state, written, model, summary, means, has_report)
 
 
 def index_page(
