@@ -67,6 +67,7 @@ def test_index_links_to_every_report_and_loads_nothing(store):
     assert page.loaded == []
     for header in ("run", "model", "date (UTC)", "state", "foreground", "depth", "shading"):
         assert header in page.headers
+    assert '<th scope="row">labels by</th>' in (store / "index.html").read_text()
 
 
 def test_index_states_progress_dates_and_damage(store):
@@ -92,6 +93,7 @@ def test_index_shows_a_run_whose_table_of_scores_is_damaged(finished_run, tmp_pa
     entry = read_entry(Location(str(tmp_path)), "run")
     assert entry.state.startswith("finished; report/scores.csv is damaged, and `ldmprobe report ")
     assert entry.means == {}
+    assert entry.labelers == dict.fromkeys(("foreground", "depth", "shading"), "tabletop")
     assert entry.summary == load_summary(finished_run)
 
 
