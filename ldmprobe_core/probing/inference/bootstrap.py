@@ -98,16 +98,16 @@ class Bootstrap:
         return self.groups >= MINIMUM_CLUSTERS
 
     def interval(self, values: np.ndarray, error: float = 0.0) -> Interval:
-        """Compute the mean of scores (sample,) and its percentile interval; NaN scores are skipped.
+        """Compute the mean of scores (sample,) and its percentile interval.
 
         Args:
-            values: scores, (sample,).
+            values: scores, (sample,); NaN and infinite scores are skipped.
             error: standard error of the mean from other sources than the choice of samples; a
                 normal deviate of this size is added to the mean of every resample.
         """
         if not np.isfinite(values).any():
             return Interval(mean=None, low=None, high=None)
-        mean = float(np.nanmean(values))
+        mean = float(np.nanmean(np.where(np.isfinite(values), values, np.nan)))
         if not self._has_interval(values):
             return Interval(mean=mean, low=None, high=None)
         low, high = max(self._ends(values, error), key=_width)

@@ -38,7 +38,7 @@ def test_bootstrap_interval_equals_the_normal_approximation():
 
 
 def test_bootstrap_leaves_out_undefined_samples():
-    values = np.array([1.0, 2.0, 3.0, np.nan, 2.0, np.nan, 2.0])
+    values = np.array([1.0, 2.0, 3.0, np.nan, 2.0, np.inf, 2.0])
     bootstrap = Bootstrap(np.arange(7), 500, 0.95, 0)
     found = bootstrap.interval(values)
     assert found.mean == pytest.approx(2.0)
