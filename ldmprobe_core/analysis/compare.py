@@ -16,6 +16,9 @@ from ldmprobe_core.study.probe_sections import BootstrapSettings
 from ldmprobe_core.study.samples import Sample
 from ldmprobe_core.study.schema import Study
 
+_COMPUTING = ("ldmprobe", "torch", "diffusers", "transformers", "numpy")
+"""Packages whose versions may change results."""
+
 SampleKey = tuple[str, int, str | None, str | None]
 """Prompt, seed, file name of the source image, and hash of this image and its maps."""
 
@@ -118,10 +121,11 @@ def different_values(first: Any, other: Any, key: str = "") -> dict[str, tuple[A
 
 
 def difference_notes(runs: list[Run]) -> tuple[str, ...]:
-    """Describe the settings in which runs differ from the first run in the list.
+    """Describe the settings and versions in which runs differ from the first run in the list.
 
     Returns:
-        one sentence for each run whose study differs; empty if all runs have the same settings.
+        for each run, a sentence if its study differs, and one if the packages that compute results
+        have other versions.
     """
     notes = []
     for run in runs[1:]:
@@ -133,6 +137,17 @@ def difference_notes(runs: list[Run]) -> tuple[str, ...]:
             notes.append(
                 f"{runs[0].url} and {run.url} are of different studies, so their scores may differ "
                 f"because of any of these settings: {settings}"
+            )
+        versions = [one.attributes.get("versions", {}) for one in (runs[0], run)]
+        others = [
+            f"{name} ({versions[0][name]} and {versions[1][name]})"
+            for name in _COMPUTING
+            if all(name in one for one in versions) and versions[0][name] != versions[1][name]
+        ]
+        if others:
+            notes.append(
+                f"{runs[0].url} and {run.url} were made with other versions, which may change "
+                f"results: {', '.join(others)}"
             )
     return tuple(notes)
 

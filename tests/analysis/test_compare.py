@@ -103,6 +103,18 @@ def test_differing_settings_finds_other_weights_in_the_same_folder(runs, monkeyp
     }  # fmt: skip
 
 
+def test_difference_notes_name_other_versions_of_packages_that_compute(runs, monkeypatch):
+    pair = [Run(runs[0].url) for _ in range(2)]
+    for run, torch in zip(pair, ("2.1", "2.2"), strict=True):
+        run.study, run.made_with = runs[0].study, {"torch": torch, "numpy": "2", "prefect": torch}
+    monkeypatch.setattr(Run, "attributes", property(lambda run: {"versions": run.made_with}))
+    (note,) = difference_notes(pair)
+    assert note.endswith(
+        "were made with other versions, which may change results: torch (2.1 and 2.2)"
+    )
+    assert difference_notes([pair[0], pair[0]]) == ()
+
+
 @pytest.mark.parametrize("change", [{"step": 999}, {"layer": "nope"}])
 def test_compare_refuses_a_summary_of_a_cell_without_scores(runs, tmp_path, change):
     copy = tmp_path / "run"
