@@ -57,6 +57,15 @@ def test_help_takes_half_a_second_of_cpu():
     assert seconds < max(0.5, 2 * libraries)
 
 
+def test_an_unknown_backend_of_matplotlib_ends_no_command():
+    """A notebook leaves the name of its backend to the commands that are called from it."""
+    subprocess.run(
+        [sys.executable, "-c", "import flows.cli, matplotlib"],
+        check=True,
+        env=os.environ | {"MPLBACKEND": "nothing"},
+    )
+
+
 def test_help_of_every_command_imports_no_library_of_the_core():
     """One process prints all help texts, and then lists every module that it imported."""
     from flows.cli import app
