@@ -77,14 +77,23 @@ class Bootstrap:
     def of_samples(
         cls, samples: Sequence[Sample], settings: BootstrapSettings, seed: int
     ) -> Bootstrap:
-        """Build the bootstrap of samples, clustered by prompt and, if they are known, category."""
-        categories = [sample.category for sample in samples]
+        """Build the bootstrap of samples, clustered by prompt and, if some are known, category.
+
+        A sample without a category is in a cluster with the others of its prompt, so that one such
+        sample does not leave the likeness of all categories out of the intervals.
+        """
+        known = any(sample.category is not None for sample in samples)
+        # No category begins with a NUL, so that a prompt is not taken for one.
+        categories = [
+            f"\0{sample.group}" if sample.category is None else sample.category
+            for sample in samples
+        ]
         return cls(
             np.array([sample.group for sample in samples]),
             settings.resamples,
             settings.level,
             seed,
-            None if None in categories else np.array(categories),
+            np.array(categories) if known else None,
         )
 
     @property
